@@ -1,0 +1,68 @@
+"""Where things live and the few settings that an environment may change. Reads the environment, imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+ENV_ROOT = "LLMCLOUD_ROOT"
+ENV_RUNTIME = "LLMCLOUD_RUNTIME_DIR"
+ENV_SERVER_URL = "LLMCLOUD_SERVER_URL"
+ENV_SERVER_TOKEN = "LLMCLOUD_SERVER_TOKEN"
+ENV_LEASE_S = "LLMCLOUD_LEASE_S"
+
+
+def _jupyter_dir(variable: str, *default: str) -> Path:
+    """The folder jupyter_core would name, found without importing it."""
+    if value := os.environ.get(variable):
+        return Path(value)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Jupyter" / Path(*default[1:])
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / Path(*default)
+
+
+def jupyter_runtime_dir() -> Path:
+    """Where Jupyter servers announce themselves (`jpserver-<pid>.json`)."""
+    return _jupyter_dir("JUPYTER_RUNTIME_DIR", "jupyter", "runtime")
+
+
+def root() -> Path:
+    """`<root>` of design: runs, server state. `LLMCLOUD_ROOT`, else `llmcloud/` in Jupyter's data folder."""
+    if value := os.environ.get(ENV_ROOT):
+        return Path(value).expanduser().resolve()
+    return _jupyter_dir("JUPYTER_DATA_DIR", "jupyter") / "llmcloud"
+
+
+def runtime_dir() -> Path:
+    """Sockets, pids and keys of living processes, 0700. Short, since a unix socket path holds 107 bytes."""
+    if value := os.environ.get(ENV_RUNTIME):
+        path = Path(value)
+    else:
+        base = os.environ.get("XDG_RUNTIME_DIR")
+        path = Path(base) / "llmcloud" if base else Path(tempfile.gettempdir()) / f"llmcloud-{os.getuid()}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stat = path.stat()
+    if stat.st_uid != os.getuid() or stat.st_mode & 0o077:
+        raise PermissionError(
+            f"{path} must belong to you and be closed to others (0700). "
+            f"Remove it, or set {ENV_RUNTIME} to a folder of your own."
+        )
+    return path
+
+
+def lease_s(default: float) -> float:
+    """Seconds that something without an owner is kept. `LLMCLOUD_LEASE_S` overrides every default."""
+    value = os.environ.get(ENV_LEASE_S)
+    if value is None:
+        return default
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{ENV_LEASE_S}={value!r} is not a number of seconds") from None
+
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)

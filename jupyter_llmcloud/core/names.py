@@ -1,0 +1,72 @@
+"""Names of runs and endpoints, run ids, rank lists, durations: text in, values out."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from jupyter_llmcloud.config import NAME_PATTERN
+from jupyter_llmcloud.errors import UsageError
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` when it may name a run, endpoint or cluster; raise `UsageError` otherwise."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise UsageError(
+            f"{what} {name!r} is not a valid name: use 1 to 128 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit."
+        )
+    return name
+
+
+def run_id(name: str, created: float, nonce: str) -> str:
+    """`<name>-<UTC time>-<nonce>`: sorts by name, then time; unique by the nonce."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(created))
+    return f"{name[:100]}-{stamp}-{nonce}"
+
+
+def parse_ranks(text: str, world_size: int) -> list[int]:
+    """`0,2-3` -> [0, 2, 3], sorted and without repeats; every rank must be below `world_size`."""
+    ranks: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise UsageError(f"--ranks {text!r}: {part!r} is not a rank or a range such as 2-3.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UsageError(f"--ranks {text!r}: the range {part!r} runs backwards.")
+        if last >= world_size:
+            raise UsageError(f"--ranks {text!r}: the world has ranks 0-{world_size - 1}, there is no rank {last}.")
+        ranks.update(range(first, last + 1))
+    return sorted(ranks)
+
+
+def format_ranks(ranks: list[int]) -> str:
+    """[0, 2, 3] -> `0,2-3`."""
+    parts: list[str] = []
+    for rank in sorted(set(ranks)):
+        if parts and (last := parts[-1].split("-"))[-1] == str(rank - 1):
+            parts[-1] = f"{last[0]}-{rank}"
+        else:
+            parts.append(str(rank))
+    return ",".join(parts)
+
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """`90`, `90s`, `30m`, `2h`, `1d` -> seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    if not match or float(match[1]) == 0:
+        raise UsageError(f"{text!r} is not a duration: write for example 90s, 30m or 2h.")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def parse_variables(text: str, option: str) -> list[str]:
+    """`a, b` -> ["a", "b"]; each must be a Python name."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    bad = [name for name in names if not name.isidentifier()]
+    if bad or not names:
+        raise UsageError(f"{option} {text!r}: expected names of variables separated by commas" + (f", not {bad[0]!r}." if bad else "."))
+    return names

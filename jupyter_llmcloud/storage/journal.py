@@ -1,0 +1,92 @@
+"""Append-only JSON lines, read by cursor.
+
+A journal has one writer. Each record carries `seq` (1, 2, ...) and `t` (seconds since the epoch). A reader keeps a byte
+offset; a torn last line (the writer was killed in the middle) is left alone until it is complete or for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class JournalWriter:
+    """The one writer of a journal file; makes the file at the first record."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seq = 0
+        self._fd: int | None = None
+
+    def append(self, records: list[Record]) -> list[Record]:
+        """Number, stamp and write records in one system call; returns them as written."""
+        if self._fd is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        now = time.time()
+        written = []
+        for record in records:
+            self.seq += 1
+            written.append({"seq": self.seq, "t": round(record.get("t", now), 4), **{k: v for k, v in record.items() if k != "t"}})
+        data = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in written).encode()
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        return written
+
+    def close(self) -> None:
+        """Close the file; a later append opens it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+@dataclass
+class Cursor:
+    """A place in a journal: bytes read so far and the last `seq` delivered."""
+
+    offset: int = 0
+    seq: int = 0
+
+
+def read_from(path: Path, cursor: Cursor, max_bytes: int = 1 << 22) -> list[Record]:
+    """Records after the cursor, which moves on; nothing is delivered twice."""
+    try:
+        with path.open("rb") as file:
+            file.seek(cursor.offset)
+            data = file.read(max_bytes)
+    except FileNotFoundError:
+        return []
+    end = data.rfind(b"\n") + 1
+    cursor.offset += end
+    records = [record for record in _parse(data[:end]) if record.get("seq", 0) > cursor.seq]
+    if records:
+        cursor.seq = records[-1]["seq"]
+    return records
+
+
+def read_all(path: Path) -> Iterator[Record]:
+    """Every complete record of a journal, in order."""
+    cursor = Cursor()
+    while True:
+        before = cursor.offset
+        yield from read_from(path, cursor)
+        if cursor.offset == before:
+            return
+
+
+def _parse(data: bytes) -> Iterator[Record]:
+    for line in data.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # a torn line in the middle: its writer was killed and another took over
+        if isinstance(record, dict):
+            yield record
