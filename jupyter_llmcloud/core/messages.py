@@ -110,7 +110,8 @@ class StartWorld(Message):
 
     world_id: str
     agents: list[dict[str, Any]]
-    owner_pid: int = 0
+    owner: str = ""
+    cwd: str = ""
     lease_s: float = 900.0
     env: dict[str, str] = field(default_factory=dict)
 
@@ -233,6 +234,31 @@ class RenewLease(Message):
 @dataclass(frozen=True, kw_only=True)
 class Shutdown(Message):
     """End every rank, replica and the agent itself."""
+
+
+# --- asked of a cluster's host process ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleCluster(Message):
+    """Have this many workers; or between `minimum` and `maximum`, as the load asks."""
+
+    workers: int = 0
+    minimum: int = 0
+    maximum: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptCluster(Message):
+    """The cluster belongs to this process from now on."""
+
+    owner_pid: int
+    owner_started: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopCluster(Message):
+    """End the workers, their agents and all that runs on them."""
 
 
 # --- told by an agent to those who follow a run ---------------------------------------------------------------------
@@ -364,13 +390,27 @@ class FromRank(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class HostRanks(Message):
-    """Asked of a following agent: fork these ranks of a world. -> Done(values: pids)."""
+    """Asked of a following agent: fork these ranks of a world. -> Done(values: pids, host).
+
+    `local_ranks` are their places on that agent; asked again for some of them, those are replaced.
+    """
 
     world_id: str
     ranks: list[int]
+    local_ranks: list[int]
+    local_world_size: int
     world_size: int
     store: str
+    cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillRank(Message):
+    """Asked of a following agent: SIGKILL."""
+
+    world_id: str
+    rank: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,31 @@
+"""python -m jupyter_llmcloud.agent --folder DIR --name NAME: the node agent process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.agent.agent import Agent
+
+AGENT_LEASE_S = 900.0
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    lease_s = config.lease_s(AGENT_LEASE_S)
+    await Agent(arguments.folder, arguments.name, arguments.interface, arguments.slots, lease_s).serve()
+
+
+def main() -> None:
+    """Parse and serve."""
+    parser = argparse.ArgumentParser(prog="jupyter_llmcloud.agent")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--interface", default="127.0.0.1")
+    parser.add_argument("--slots", type=int)
+    asyncio.run(_serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

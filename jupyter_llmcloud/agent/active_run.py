@@ -1,0 +1,218 @@
+"""A run that is being executed: its folder, its journals, those who follow it, and the rules that end it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.agent.connection import Connection
+from jupyter_llmcloud.core import lifecycle
+from jupyter_llmcloud.core.lifecycle import Instruction, RankDied, RankEnded, RunLifecycle, StepReported, StopPressed, Tick
+from jupyter_llmcloud.core.messages import (
+    CellEnded,
+    Execute,
+    Interrupt,
+    Journaled,
+    Measured,
+    Message,
+    Printed,
+    RankState,
+    Release,
+    RunEnded,
+    StepAsked,
+    StepTold,
+    StopAt,
+)
+from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.storage.journal import JournalWriter
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.agent.local_rank import RankLink
+
+
+class ActiveRun:
+    """Carries out what the lifecycle decides.
+
+    Args:
+        cell: what is executed; `ranks` is complete.
+        links: how to reach each of its ranks.
+        record: its first `run.json`.
+    """
+
+    def __init__(self, cell: Execute, links: dict[int, RankLink], record: RunRecord, folder: RunFolder) -> None:
+        self.cell = cell
+        self.record = record
+        self.folder = folder
+        self.followers: set[Connection] = set()
+        self.ended: asyncio.Future[lifecycle.Finish] = asyncio.get_running_loop().create_future()
+        self._links = links
+        self._rules = RunLifecycle(tuple(cell.ranks))
+        self._journals: dict[tuple[str, int], JournalWriter] = {}
+        self._errors: dict[int, dict[str, Any]] = {}
+        self._payload = b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- beginning ---
+
+    def begin(self) -> None:
+        """Send the cell to its ranks, then write the folder: the ranks need not wait for the disk."""
+        for rank in self.cell.ranks:
+            self._links[rank].send(self.cell)
+        self._change("running")
+        self.folder.create(self.record, self.cell.source or self.cell.code)
+        for rank in self.cell.ranks:
+            self.tell(RankState(run_id=self.record.run_id, rank=rank, state="running"))
+        if self.cell.timeout_s:
+            asyncio.get_running_loop().call_later(self.cell.timeout_s, self._time_out)
+
+    def _time_out(self) -> None:
+        if not self.ended.done():
+            self.record.history.append({"t": time.time(), "why": f"--timeout: {self.cell.timeout_s:g} s have passed"})
+            self.stop()
+
+    def _change(self, state: str) -> None:
+        self.record.state = state
+        self.record.history.append({"t": round(time.time(), 3), "state": state})
+
+    # --- what happens to it ---
+
+    def stop(self) -> None:
+        """Stop pressed, by whomever."""
+        if self.record.state == "running":
+            self._change("stopping")
+            self.folder.write(self.record)
+        self._handle(StopPressed())
+
+    def on_message(self, rank: int, message: Message) -> None:
+        """A rank says something."""
+        match message:
+            case Printed():
+                self.journal("logs", rank, message.records)
+            case Measured():
+                self.journal("metrics", rank, message.records)
+            case StepTold():
+                self._handle(StepReported(rank, message.step))
+            case CellEnded() if message.run_id == self.record.run_id:
+                self._rank_ended(rank, message)
+
+    def _rank_ended(self, rank: int, message: CellEnded) -> None:
+        self._links[rank].drain()
+        self._payload = message.payload or self._payload
+        self.record.artifacts.update(message.artifacts)
+        error = message.error or {}
+        if error:
+            self._errors[rank] = {"rank": rank, **error}
+        self._handle(
+            RankEnded(
+                rank,
+                ename=error.get("ename", ""),
+                evalue=error.get("evalue", ""),
+                collateral=bool(error.get("collateral")),
+                interrupted=message.interrupted,
+                in_group=message.in_group,
+            )
+        )
+
+    def rank_died(self, rank: int, name: str, reason: str) -> None:
+        """The process of one of its ranks has gone."""
+        self._errors[rank] = {"rank": rank, "ename": name, "evalue": reason, "traceback": [f"{name}: {reason}"]}
+        self._handle(RankDied(rank, reason))
+
+    def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:
+        """Write records of a rank, then ring at the followers."""
+        writer = self._journals.get((kind, rank))
+        if writer is None:
+            path = self.folder.logs(rank) if kind == "logs" else self.folder.metrics(rank)
+            writer = self._journals[(kind, rank)] = JournalWriter(path)
+        written = writer.append(records)
+        self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
+
+    def tell(self, message: Message) -> None:
+        """Send to everybody who follows this run."""
+        for follower in list(self.followers):
+            follower.send(message)
+            if follower.closed:
+                self.followers.discard(follower)
+
+    # --- carrying out ---
+
+    def _handle(self, event: lifecycle.Event) -> None:
+        loop = asyncio.get_running_loop()
+        before = {rank: self._rules.state_of(rank) for rank in self.cell.ranks}
+        instructions = self._rules.handle(event, loop.time())
+        for rank, state in before.items():
+            if (now := self._rules.state_of(rank)) != state:
+                detail = self._errors.get(rank, {}).get("ename", "")
+                self.tell(RankState(run_id=self.record.run_id, rank=rank, state=now, detail=detail))
+        for instruction in instructions:
+            self._carry_out(instruction)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._rules.wake_at is not None:
+            self._timer = loop.call_at(self._rules.wake_at, self._handle, Tick())
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case lifecycle.AskStep(ranks):
+                self._send(ranks, StepAsked())
+            case lifecycle.TellStopAt(ranks, step):
+                self._send(ranks, StopAt(step=step))
+            case lifecycle.InterruptRanks(ranks):
+                self._send(ranks, Interrupt())
+            case lifecycle.ReleaseRanks(ranks):
+                self._send(ranks, Release())
+            case lifecycle.KillRanks(ranks):
+                for rank in ranks:
+                    self._links[rank].kill()
+            case lifecycle.Finish():
+                self._finish(instruction)
+
+    def _send(self, ranks: tuple[int, ...], message: Message) -> None:
+        for rank in ranks:
+            self._links[rank].send(message)
+
+    def _finish(self, finish: lifecycle.Finish) -> None:
+        for rank in self.cell.ranks:
+            self._links[rank].drain()
+        self._change(finish.state)
+        self.record.ended = time.time()
+        self.record.errors = self._sorted_errors(finish.culprit)
+        self.folder.write(self.record)
+        self.tell(
+            RunEnded(
+                run_id=self.record.run_id,
+                state=finish.state,
+                errors=self.record.errors,
+                report=self._report(finish),
+                artifacts=self.record.artifacts,
+                payload=self._payload,
+            )
+        )
+        for writer in self._journals.values():
+            writer.close()
+        self.ended.set_result(finish)
+
+    def _sorted_errors(self, culprit: int | None) -> list[dict[str, Any]]:
+        return sorted(self._errors.values(), key=lambda error: (error["rank"] != culprit, error["rank"]))
+
+    def _report(self, finish: lifecycle.Finish) -> list[str]:
+        """What became of the ranks, one line for each kind of end."""
+        words = {
+            "done": "finished",
+            "failed": "failed",
+            "interrupted": "stopped, variables kept",
+            "died": "lost: the next cell runs on a new process without its variables",
+        }
+        groups: dict[str, list[int]] = {}
+        for rank in self.cell.ranks:
+            state = self._rules.state_of(rank)
+            error = self._errors.get(rank)
+            echo = state == "failed" and error is not None and error.get("collateral") and rank != finish.culprit
+            text = "released from a collective that could not end, variables kept" if echo else words[state]
+            if state == "failed" and not echo and error is not None:
+                text = f"{error['ename']}, variables kept"
+            groups.setdefault(text, []).append(rank)
+        return [f"rank{'s' if len(ranks) > 1 else ''} {format_ranks(ranks)}: {text}" for text, ranks in groups.items()]

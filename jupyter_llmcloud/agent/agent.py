@@ -1,0 +1,357 @@
+"""The node agent: listens on a unix socket, owns worlds and replicas, ends with its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jupyter_llmcloud.agent.connection import Connection
+from jupyter_llmcloud.agent.devices import Devices
+from jupyter_llmcloud.agent.hosted_ranks import HostedRanks
+from jupyter_llmcloud.agent.remote_ranks import RemoteRanks
+from jupyter_llmcloud.agent.replicas import Replicas
+from jupyter_llmcloud.agent.store import Store
+from jupyter_llmcloud.agent.world import World
+from jupyter_llmcloud.agent.zygote import Zygote
+from jupyter_llmcloud.core.messages import (
+    Decoder,
+    Describe,
+    DescribeReplicas,
+    DescribeWorld,
+    Done,
+    Execute,
+    FromRank,
+    HostRanks,
+    KillRank,
+    Message,
+    Names,
+    Pull,
+    Push,
+    RankExited,
+    Refused,
+    RenewLease,
+    Shutdown,
+    StartReplica,
+    StartWorld,
+    StopReplica,
+    StopRun,
+    StopWorld,
+    Subscribe,
+    ToRank,
+    encode,
+)
+from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound
+
+LEASE_CHECK_S = 1.0
+
+
+class Agent:
+    """One per Dask worker.
+
+    Args:
+        folder: where its socket, logs and `agent.json` live (0700).
+        name: of the worker.
+        interface: address on which ranks of other hosts reach this one.
+        lease_s: seconds it lives when no worker holds a connection and nothing runs.
+    """
+
+    def __init__(self, folder: Path, name: str, interface: str, num_slots: int | None, lease_s: float) -> None:
+        self.folder = folder
+        self.name = name
+        self.interface = interface
+        self.lease_s = lease_s
+        self.address = str(folder / "agent.sock")
+        self.devices = Devices(num_slots)
+        self.zygote = Zygote(folder / "zygote.log", self._on_exit)
+        self.replicas = Replicas(folder, self.devices)
+        self.worlds: dict[str, World] = {}
+        self.hosted: dict[str, HostedRanks] = {}
+        self._stores: dict[str, Store] = {}
+        self._workers: set[Connection] = set()
+        self._held_until = time.monotonic() + lease_s
+        self._finished = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- life ---
+
+    async def serve(self) -> None:
+        """Listen until shut down or until the lease has ended."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.address)
+        mask = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(self._connected, self.address, limit=1 << 20)
+        finally:
+            os.umask(mask)
+        self._announce()
+        self.zygote.warm()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._finished.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        watch = asyncio.create_task(self._watch_leases())
+        await self._finished.wait()
+        watch.cancel()
+        server.close()
+        await self._close()
+
+    def _announce(self) -> None:
+        aside = self.folder / ".agent.json"
+        me = psutil.Process()
+        aside.write_text(json.dumps({"pid": me.pid, "started": me.create_time(), **self.describe()}))
+        os.replace(aside, self.folder / "agent.json")
+
+    async def _close(self) -> None:
+        for world in self.worlds.values():
+            world.close()
+        for hosted in self.hosted.values():
+            hosted.close()
+        await self.replicas.close()
+        self.zygote.close()
+        for name in ("agent.json", "agent.sock"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / name).unlink()
+
+    async def _watch_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_CHECK_S)
+            now = time.monotonic()
+            for world in list(self.worlds.values()):
+                if world.run is None and not world.queued and not world.owners and now - world.idle_since > world.lease_s:
+                    self._end_world(world.world_id)
+            if self._workers or any(world.run is not None for world in self.worlds.values()):
+                self._held_until = now + self.lease_s
+            elif now > self._held_until:
+                self._finished.set()
+
+    def describe(self) -> dict[str, Any]:
+        """Answer to Describe."""
+        return {
+            "name": self.name,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "address": self.address,
+            "num_slots": len(self.devices.slots),
+            "free_slots": len(self.devices.free),
+            "has_gpus": self.devices.has_gpus,
+            "worlds": [
+                {"world_id": world.world_id, "owner": world.owner, "world_size": world.world_size}
+                for world in self.worlds.values()
+            ],
+            "num_replicas": self.replicas.num_running,
+            "num_runs": sum(world.run is not None for world in self.worlds.values()),
+        }
+
+    # --- what worlds need ---
+
+    async def start_store(self, world_id: str, shares: list[dict[str, Any]]) -> str:
+        """The TCPStore of a world; on loopback unless ranks on other hosts must reach it."""
+        elsewhere = any(share.get("host") not in (None, socket.gethostname()) for share in shares)
+        store = Store(f"{world_id}/store", self.folder / "store.log")
+        self._stores[world_id] = store
+        return await store.start(self.zygote, self.interface if elsewhere else "127.0.0.1")
+
+    def end_store(self, world_id: str) -> None:
+        """The world needs it no more."""
+        if store := self._stores.pop(world_id, None):
+            store.close()
+
+    def host_ranks(self, **spec: Any) -> HostedRanks:
+        """Ranks of a world on this agent."""
+        hosted = HostedRanks(self.zygote, self.devices, **spec)
+        self.hosted[spec["world_id"]] = hosted
+        return hosted
+
+    def reach_ranks(self, address: str) -> Callable[..., RemoteRanks]:
+        """Ranks of a world on the agent at `address`."""
+        return lambda **spec: RemoteRanks(address, **spec)
+
+    def _on_exit(self, name: str, status: int) -> None:
+        for hosted in list(self.hosted.values()):
+            if hosted.exited(name, status):
+                return
+
+    def _end_world(self, world_id: str) -> None:
+        world = self.worlds.pop(world_id, None)
+        if world is not None:
+            world.close()
+        if hosted := self.hosted.pop(world_id, None):
+            hosted.close()
+        if world is None and hosted is None:
+            raise NotFound(f"there is no world {world_id!r} on this worker.")
+
+    def _world(self, world_id: str) -> World:
+        if world_id not in self.worlds:
+            raise NotFound("the world has ended: its lease ran out or somebody stopped it. The next cell starts a new one.")
+        return self.worlds[world_id]
+
+    # --- connections ---
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer)
+        try:
+            async for message in connection.messages():
+                task = asyncio.create_task(self._serve(message, connection))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        except ValueError as error:
+            connection.send(Refused(reason=str(error)))
+        except asyncio.CancelledError:
+            pass  # the agent ends
+        finally:
+            self._forget(connection)
+            connection.close()
+
+    def _forget(self, connection: Connection) -> None:
+        self._workers.discard(connection)
+        for world in self.worlds.values():
+            if connection in world.owners:
+                world.owners.discard(connection)
+                world.idle_since = time.monotonic()
+            if world.run is not None:
+                world.run.followers.discard(connection)
+
+    async def _serve(self, message: Message, connection: Connection) -> None:
+        try:
+            answer = await self._handle(message, connection)
+        except LLMCloudError as error:
+            answer = Refused(error=type(error).__name__, reason=str(error))
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            answer = Refused(reason=f"the node agent failed on {type(message).__name__}: {type(error).__name__}: {error}")
+        if answer is not None:
+            connection.send(type(answer)(**{**answer.__dict__, "reply_to": message.reply_to}))
+
+    async def _handle(self, message: Message, connection: Connection) -> Message | None:
+        match message:
+            case Execute():
+                return await self._execute(message, connection)
+            case Push() | Pull() | Names():
+                return await self._ask_ranks(message)
+            case StopRun():
+                self._stop_run(message.run_id)
+            case Subscribe():
+                self._subscribe(message.run_id, connection)
+            case StartWorld():
+                return await self._start_world(message, connection)
+            case StopWorld():
+                self._end_world(message.world_id)
+            case DescribeWorld():
+                world = self._world(message.world_id)
+                world.owners.add(connection)
+                return Done(values=self._with_memory(world.describe()))
+            case Describe():
+                return Done(values=self.describe())
+            case HostRanks():
+                return await self._host_for(message, connection)
+            case ToRank():
+                self._to_rank(message)
+                return None
+            case KillRank():
+                self.hosted[message.world_id].links[message.rank].kill()
+            case StartReplica():
+                return Done(values=await self.replicas.start(message.endpoint, message.replica_id, message.spec))
+            case StopReplica():
+                await self.replicas.stop(message.replica_id)
+            case DescribeReplicas():
+                return Done(values={"replicas": self.replicas.describe()})
+            case RenewLease():
+                self._workers.add(connection)
+            case Shutdown():
+                asyncio.get_running_loop().call_later(0.05, self._finished.set)
+            case _:
+                raise LLMCloudError(f"an agent does not answer {type(message).__name__}.")
+        return Done()
+
+    # --- requests ---
+
+    async def _start_world(self, spec: StartWorld, connection: Connection) -> Message:
+        if spec.world_id in self.worlds:
+            raise NameTaken(f"there is a world {spec.world_id!r} already.")
+        world = World(self, spec)
+        self.worlds[spec.world_id] = world
+        world.owners.add(connection)
+        try:
+            await world.start()
+        except BaseException:
+            self.worlds.pop(spec.world_id, None)
+            if hosted := self.hosted.pop(spec.world_id, None):
+                hosted.close()
+            raise
+        return Done(values=world.describe())
+
+    async def _execute(self, cell: Execute, connection: Connection) -> Message | None:
+        world = self._world(cell.world_id)
+        if cell.background:
+            task = asyncio.create_task(world.execute(cell, None))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return Done(values={"run_id": cell.run_id})
+        world.owners.add(connection)
+        await world.execute(cell, connection)
+        return None
+
+    async def _ask_ranks(self, message: Push | Pull | Names) -> Message:
+        world = self._world(message.world_id)
+        if isinstance(message, Push):
+            for rank in message.ranks or range(world.world_size):
+                await world.ask(rank, message)
+            return Done()
+        return await world.ask(message.rank if isinstance(message, Pull) else 0, message)
+
+    def _stop_run(self, run_id: str) -> None:
+        for world in self.worlds.values():
+            if run_id in world.queued or (world.run is not None and world.run.record.run_id == run_id):
+                world.stop_run(run_id)
+                return
+        raise NotFound(f"run {run_id!r} has ended.")
+
+    def _subscribe(self, run_id: str, connection: Connection) -> None:
+        for world in self.worlds.values():
+            if world.run is not None and world.run.record.run_id == run_id:
+                world.run.followers.add(connection)
+                return
+        raise NotFound(f"run {run_id!r} has ended.")
+
+    async def _host_for(self, message: HostRanks, leader: Connection) -> Message:
+        hosted = self.hosted.get(message.world_id)
+        if hosted is None:
+            world_id = message.world_id
+            hosted = self.host_ranks(
+                world_id=world_id,
+                world_size=message.world_size,
+                local_world_size=message.local_world_size,
+                store=message.store,
+                cwd=message.cwd,
+                env=message.env,
+                on_message=lambda rank, inner: leader.send(
+                    FromRank(world_id=world_id, rank=rank, payload=encode(inner))
+                ),
+                on_exit=lambda rank, status: leader.send(RankExited(world_id=world_id, rank=rank, status=status)),
+            )
+        pids = await hosted.start(message.ranks, message.local_ranks)
+        return Done(values={"pids": {str(rank): pid for rank, pid in pids.items()}, "host": socket.gethostname()})
+
+    def _to_rank(self, message: ToRank) -> None:
+        hosted = self.hosted.get(message.world_id)
+        if hosted is not None:
+            for inner in Decoder().feed(message.payload):
+                hosted.links[message.rank].send(inner)
+
+    @staticmethod
+    def _with_memory(description: dict[str, Any]) -> dict[str, Any]:
+        for row in description["ranks"]:
+            with contextlib.suppress(psutil.Error):
+                row["rss"] = psutil.Process(row["pid"]).memory_info().rss
+        return description

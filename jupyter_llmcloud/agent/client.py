@@ -1,0 +1,163 @@
+"""Talking to an agent from elsewhere: a plain socket for the kernel, asyncio for the server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import select
+import socket
+import time
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+from jupyter_llmcloud import errors
+from jupyter_llmcloud.core.messages import Decoder, Done, Message, Refused, encode
+
+
+def raise_refusal(refused: Refused) -> None:
+    """Raise a Refused as the class of `errors` that it names."""
+    kind = getattr(errors, refused.error, errors.LLMCloudError)
+    raise (kind if isinstance(kind, type) and issubclass(kind, errors.LLMCloudError) else errors.LLMCloudError)(
+        refused.reason
+    )
+
+
+class AgentConnection:
+    """An asyncio client of an agent's unix socket."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
+        self.address = address
+        self._writer = writer
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._listener = asyncio.create_task(self._listen(reader))
+
+    @classmethod
+    async def open(cls, address: str, timeout_s: float = 10.0) -> AgentConnection:
+        """Connect to the agent at `address` (the path of its socket). Raises ConnectionLost."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await asyncio.open_unix_connection(address)
+        except (OSError, TimeoutError) as error:
+            raise errors.ConnectionLost(f"the node agent at {address} does not answer: {error}.") from None
+        return cls(reader, writer, address)
+
+    async def request(self, message: Message, timeout_s: float = 30.0) -> Done:
+        """Send a request and wait for its answer; a refusal is raised."""
+        number = next(self._ids)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            self._writer.write(encode(replace(message, reply_to=number)))
+            async with asyncio.timeout(timeout_s):
+                reply = await answer
+        except TimeoutError:
+            raise errors.ConnectionLost(f"the node agent at {self.address} did not answer in {timeout_s:g} s.") from None
+        finally:
+            self._waiting.pop(number, None)
+        if isinstance(reply, Refused):
+            raise_refusal(reply)
+        assert isinstance(reply, Done)
+        return reply
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        decoder = Decoder()
+        try:
+            while data := await reader.read(1 << 20):
+                for message in decoder.feed(data):
+                    waiting = self._waiting.get(message.reply_to)
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(message)
+        except (ConnectionError, ValueError):
+            pass
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(errors.ConnectionLost(f"the node agent at {self.address} has gone."))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._listener.cancel()
+        self._writer.close()
+
+    async def __aenter__(self) -> AgentConnection:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.close()
+
+
+class AgentChannel:
+    """A blocking client of an agent, for one thread. Who may be interrupted (Stop) passes a `wake_fd` to `receive`."""
+
+    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+        self.address = address
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(timeout_s)
+        try:
+            self._sock.connect(address)
+        except OSError as error:
+            self._sock.close()
+            raise errors.ConnectionLost(f"the node agent at {address} does not answer: {error}.") from None
+        self._sock.setblocking(False)
+        self._decoder = Decoder()
+        self._inbox: deque[Message] = deque()
+        self._ids = itertools.count(1)
+
+    def send(self, message: Message) -> int:
+        """Send a message with a number of its own, which its answer will carry."""
+        number = next(self._ids)
+        view = memoryview(encode(replace(message, reply_to=number)))
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                select.select([], [self._sock], [])
+            except OSError as error:
+                raise errors.ConnectionLost(f"the node agent at {self.address} has gone: {error}.") from None
+        return number
+
+    def receive(self, timeout_s: float | None = None, wake_fd: int | None = None) -> Message | None:
+        """The next message; None when none came in `timeout_s` seconds or `wake_fd` is readable. Raises ConnectionLost."""
+        watched: list[Any] = [self._sock] if wake_fd is None else [self._sock, wake_fd]
+        while not self._inbox:
+            readable, _, _ = select.select(watched, [], [], timeout_s)
+            if self._sock not in readable:
+                return None
+            try:
+                data = self._sock.recv(1 << 20)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                raise errors.ConnectionLost(f"the node agent at {self.address} has gone.")
+            self._inbox.extend(self._decoder.feed(data))
+        return self._inbox.popleft()
+
+    def request(self, message: Message, timeout_s: float = 60.0) -> Done:
+        """Send a request and wait for its answer; a refusal is raised. Other messages stay in the inbox."""
+        number = self.send(message)
+        others: list[Message] = []
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                reply = self.receive(max(0.0, deadline - time.monotonic()))
+                if reply is None:
+                    raise errors.ConnectionLost(f"the node agent at {self.address} did not answer in {timeout_s:g} s.")
+                if reply.reply_to != number:
+                    others.append(reply)
+                elif isinstance(reply, Refused):
+                    raise_refusal(reply)
+                else:
+                    assert isinstance(reply, Done)
+                    return reply
+        finally:
+            self._inbox.extendleft(reversed(others))
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._sock.close()

@@ -1,0 +1,103 @@
+"""The ranks of one world on this agent, for the world's leader wherever it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jupyter_llmcloud.agent.devices import Devices
+from jupyter_llmcloud.agent.local_rank import LocalRank
+from jupyter_llmcloud.agent.zygote import Zygote
+from jupyter_llmcloud.core.messages import Message
+
+
+class HostedRanks:
+    """Forks ranks, hears of their exits, gives their slots back.
+
+    Args:
+        store: `host:port` of the world's TCPStore.
+        on_message, on_exit: called with (rank, message) and (rank, status).
+    """
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        devices: Devices,
+        *,
+        world_id: str,
+        world_size: int,
+        local_world_size: int,
+        store: str,
+        cwd: str,
+        env: dict[str, str],
+        on_message: Callable[[int, Message], None],
+        on_exit: Callable[[int, int], None],
+    ) -> None:
+        self._zygote = zygote
+        self._devices = devices
+        self.world_id = world_id
+        self.world_size = world_size
+        self.local_world_size = local_world_size
+        self.store = store
+        self.cwd = cwd
+        self.env = env
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._forks = 0
+        self.links: dict[int, LocalRank] = {}
+        self._slots = devices.take(world_id, local_world_size)
+
+    async def start(self, ranks: Sequence[int], local_ranks: Sequence[int]) -> dict[int, int]:
+        """Fork ranks; returns their pids."""
+        for rank, local_rank in zip(ranks, local_ranks, strict=True):
+            self._forks += 1
+            link = LocalRank(rank, f"{self.world_id}/{rank}/{self._forks}", self._on_message)
+            self.links[rank] = link
+            await link.start(self._zygote, self._request(rank, local_rank))
+        return {rank: self.links[rank].pid for rank in ranks}
+
+    def _request(self, rank: int, local_rank: int) -> dict[str, Any]:
+        gpu = self._devices.has_gpus
+        host, port = self.store.rsplit(":", 1)
+        env = {
+            **self.env,
+            "RANK": rank,
+            "LOCAL_RANK": local_rank,
+            "WORLD_SIZE": self.world_size,
+            "LOCAL_WORLD_SIZE": self.local_world_size,
+            "MASTER_ADDR": host,
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": self._devices.threads_per_rank(self.local_world_size),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(self._slots)} if gpu else {"ACCELERATE_USE_CPU": "true"}
+        if host.startswith("127."):
+            env["GLOO_SOCKET_IFNAME"] = self._devices.loopback
+        return {
+            "role": "rank",
+            "rank": rank,
+            "world_size": self.world_size,
+            "store": self.store,
+            "gpu": gpu,
+            "backend": "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            "cwd": self.cwd,
+            "env": {name: str(value) for name, value in env.items()},
+        }
+
+    def exited(self, name: str, status: int) -> bool:
+        """A forked process has ended; returns whether it was one of these ranks."""
+        for rank, link in self.links.items():
+            if link.name == name:
+                link.closed()
+                self._on_exit(rank, status)
+                return True
+        return False
+
+    def close(self) -> None:
+        """End every rank and give the slots back."""
+        for link in self.links.values():
+            with contextlib.suppress(OSError):
+                link.leave()
+            link.kill()
+        self._devices.give_back(self.world_id)

@@ -1,0 +1,154 @@
+"""A rank that this agent hosts: its process, its socket, its two pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jupyter_llmcloud.agent.zygote import Zygote
+from jupyter_llmcloud.core.messages import Decoder, Exit, Message, Printed, encode
+
+
+class RankLink(Protocol):
+    """How a world reaches one of its ranks, wherever it is."""
+
+    rank: int
+
+    def send(self, message: Message) -> None:
+        """Tell the rank something."""
+
+    def kill(self) -> None:
+        """End its process now."""
+
+    def drain(self) -> None:
+        """Deliver what it has written to its file descriptors so far."""
+
+    def describe(self) -> dict[str, Any]:
+        """pid and host."""
+
+
+class LocalRank:
+    """Forked from this agent's zygote. Messages of the rank go to `on_message`."""
+
+    def __init__(self, rank: int, name: str, on_message: Callable[[int, Message], None]) -> None:
+        self.rank = rank
+        self.name = name
+        self.pid = 0
+        self.alive = False
+        self._on_message = on_message
+        self._decoder = Decoder()
+        self._sock: socket.socket | None = None
+        self._pipes: dict[int, str] = {}
+        self._outgoing = bytearray()
+
+    async def start(self, zygote: Zygote, request: dict[str, Any]) -> None:
+        """Fork it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        try:
+            self.pid = await zygote.fork(self.name, request, [theirs.fileno(), out_write, err_write])
+        finally:
+            theirs.close()
+            os.close(out_write)
+            os.close(err_write)
+        self.alive = True
+        ours.setblocking(False)
+        self._sock = ours
+        self._pipes = {out_read: "stdout", err_read: "stderr"}
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours.fileno(), self._readable)
+        for fd in self._pipes:
+            os.set_blocking(fd, False)
+            loop.add_reader(fd, self._pipe_readable, fd)
+
+    # --- to the rank ---
+
+    def send(self, message: Message) -> None:
+        if self._sock is None:
+            return
+        self._outgoing += encode(message)
+        self._writable()
+
+    def _writable(self) -> None:
+        if self._sock is None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._sock.send(self._outgoing)]
+        except BlockingIOError:
+            loop.add_writer(self._sock.fileno(), self._writable)
+            return
+        except OSError:
+            self._outgoing.clear()
+        loop.remove_writer(self._sock.fileno())
+
+    def kill(self) -> None:
+        """SIGKILL the rank and what it has started: it leads a session of its own."""
+        if self.alive:
+            for send_signal in (os.killpg, os.kill):
+                try:
+                    send_signal(self.pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    continue
+
+    def leave(self) -> None:
+        """Ask it to end."""
+        self.send(Exit())
+
+    def describe(self) -> dict[str, Any]:
+        return {"pid": self.pid, "host": socket.gethostname()}
+
+    # --- from the rank ---
+
+    def _readable(self) -> None:
+        assert self._sock is not None
+        try:
+            data = self._sock.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+            return
+        for message in self._decoder.feed(data):
+            self._on_message(self.rank, message)
+
+    def _pipe_readable(self, fd: int) -> None:
+        try:
+            data = os.read(fd, 1 << 18)
+        except BlockingIOError:
+            return
+        if data:
+            record = {"kind": self._pipes[fd], "text": data.decode("utf-8", "replace")}
+            self._on_message(self.rank, Printed(records=[record]))
+        else:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+            del self._pipes[fd]
+
+    def drain(self) -> None:
+        for fd in list(self._pipes):
+            self._pipe_readable(fd)
+
+    def closed(self) -> None:
+        """The process has gone: deliver its last words, then let go of its descriptors."""
+        self.alive = False
+        if self._sock is not None:
+            self._readable()
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._sock.fileno())
+            loop.remove_writer(self._sock.fileno())
+            self._sock.close()
+            self._sock = None
+        self.drain()
+        for fd in self._pipes:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+        self._pipes = {}

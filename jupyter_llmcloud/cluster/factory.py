@@ -1,0 +1,97 @@
+"""KIND -> a Dask cluster object."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import dask
+
+from jupyter_llmcloud.errors import UsageError
+
+KINDS = {
+    "local": "distributed:LocalCluster",
+    "cuda": "dask_cuda:LocalCUDACluster",
+    "ssh": "distributed:SSHCluster",
+    "slurm": "dask_jobqueue:SLURMCluster",
+    "pbs": "dask_jobqueue:PBSCluster",
+    "lsf": "dask_jobqueue:LSFCluster",
+    "sge": "dask_jobqueue:SGECluster",
+    "htcondor": "dask_jobqueue:HTCondorCluster",
+    "oar": "dask_jobqueue:OARCluster",
+    "kubernetes": "dask_kubernetes.operator:KubeCluster",
+}
+_PACKAGES = {"dask_cuda": "dask-cuda", "dask_jobqueue": "dask-jobqueue", "dask_kubernetes": "dask-kubernetes"}
+_LOCAL_OPTIONS = ("dashboard_address", "host", "interface", "local_directory", "scheduler_port", "silence_logs")
+
+
+def known_kinds() -> list[str]:
+    """Built-in kinds and those of Dask's configuration."""
+    return [*KINDS, *dask.config.get("llmcloud.clusters", {})]
+
+
+def make_cluster(kind: str, workers: int | None, options: dict[str, Any], security: Any) -> Any:
+    """Build the cluster object, asynchronous, not started yet. Raises UsageError for a kind or option that is none."""
+    path, defaults = _find(kind)
+    factory = _load(kind, path)
+    options = {**defaults, **options}
+    if path == KINDS["local"]:
+        options = _local_options(options, workers, security)
+    else:
+        _check_options(kind, factory, options)
+        if workers is not None:
+            options.setdefault("n_workers", workers)
+    try:
+        return factory(asynchronous=True, **options)
+    except TypeError as error:
+        raise UsageError(f"%cluster start {kind}: {error}") from None
+
+
+def _find(kind: str) -> tuple[str, dict[str, Any]]:
+    configured = dask.config.get("llmcloud.clusters", {}).get(kind)
+    if configured is not None:
+        return configured["factory"], dict(configured.get("options", {}))
+    if kind == "labextension" and (known := dask.config.get("labextension.factory", None)):
+        return f"{known['module']}:{known['class']}", dict(known.get("kwargs", {}))
+    if kind in KINDS:
+        return KINDS[kind], {}
+    if ":" in kind:
+        return kind, {}
+    raise UsageError(f"%cluster start {kind!r}: no such kind. Choose one of {', '.join(known_kinds())}, or module:Class.")
+
+
+def _load(kind: str, path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get(module.split(".")[0], error.name)
+        raise UsageError(f"%cluster start {kind}: it needs the package {package}: pip install {package}.") from None
+    except AttributeError:
+        raise UsageError(f"%cluster start {kind}: {module} has no {name}.") from None
+
+
+def _local_options(options: dict[str, Any], workers: int | None, security: Any) -> dict[str, Any]:
+    for name in options:
+        if name not in _LOCAL_OPTIONS:
+            allowed = ", ".join(["slots", *_LOCAL_OPTIONS])
+            raise UsageError(f"%cluster start local: there is no option {name}=. Allowed: {allowed}.")
+    fixed = {
+        "n_workers": workers or 1,
+        "threads_per_worker": 1,
+        "processes": True,
+        "memory_limit": 0,
+        "security": security,
+        "protocol": "tls://" if security else "tcp://",
+    }
+    return {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "silence_logs": 40, **options, **fixed}
+
+
+def _check_options(kind: str, factory: Any, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(factory).parameters
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in options:
+        if name not in parameters:
+            raise UsageError(f"%cluster start {kind}: there is no option {name}=. Allowed: {', '.join(parameters)}.")

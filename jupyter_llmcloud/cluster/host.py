@@ -1,0 +1,205 @@
+"""The host process of a cluster: holds the Dask cluster object, so that it belongs to no kernel and no server.
+
+    python -m jupyter_llmcloud.cluster.host      one JSON line on standard input: its record, workers, options, owner
+
+It writes `cluster.json` when the cluster runs (or has failed), answers on `control.sock`, and ends on request or when
+its owner has been gone for the lease and nothing runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import dask
+import psutil
+from distributed import Client, Security
+
+from jupyter_llmcloud.agent.client import AgentConnection
+from jupyter_llmcloud.agent.connection import Connection
+from jupyter_llmcloud.cluster.factory import make_cluster
+from jupyter_llmcloud.cluster.plugin import AgentPlugin, agent_info
+from jupyter_llmcloud.cluster.record import ClusterRecord, is_process
+from jupyter_llmcloud.cluster.settings import DASK_SETTINGS, TLS_SETTINGS
+from jupyter_llmcloud.core.messages import (
+    AdoptCluster,
+    Describe,
+    Done,
+    Message,
+    Refused,
+    ScaleCluster,
+    Shutdown,
+    StopCluster,
+)
+from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, UsageError
+
+WATCH_S = 1.0
+
+
+class ClusterHost:
+    """Starts, scales and ends one cluster."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.record = ClusterRecord(**spec["record"])
+        self.spec = spec
+        self.owner = (spec["owner_pid"], spec["owner_started"])
+        self.lease_s: float = spec["lease_s"]
+        self.cluster: Any = None
+        self.client: Client | None = None
+        self._finished = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Until stopped or without an owner for the lease."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._finished.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        me = psutil.Process()
+        self.record.pid, self.record.pid_started = me.pid, me.create_time()
+        try:
+            await self._start()
+        except Exception as error:
+            self.record.state = "failed"
+            self.record.reason = str(error) if isinstance(error, LLMCloudError) else f"{type(error).__name__}: {error}"
+            self.record.save()
+            await self._close()
+            return
+        mask = os.umask(0o177)
+        server = await asyncio.start_unix_server(self._connected, self.record.control)
+        os.umask(mask)
+        self.record.state = "running"
+        self.record.save()
+        watch = asyncio.create_task(self._watch_owner())
+        await self._finished.wait()
+        watch.cancel()
+        server.close()
+        await self._close()
+        self.record.forget()
+
+    async def _start(self) -> None:
+        options = dict(self.spec["options"])
+        slots = options.pop("slots", None)
+        if slots is not None and (not isinstance(slots, int) or slots < 1):
+            raise UsageError(f"slots={slots}: expected a whole number of at least 1.")
+        security = Security.temporary() if self.record.kind == "local" else None
+        self.cluster = await make_cluster(self.record.kind, self.spec["workers"], options, security)
+        security = security or getattr(self.cluster, "security", None)
+        self.client = await Client(self.cluster, asynchronous=True, set_as_default=False)
+        await self.client.register_plugin(AgentPlugin(self.record.cluster_id, slots))
+        self.record.address = self.cluster.scheduler_address
+        self.record.dashboard = self.cluster.dashboard_link or ""
+        self.record.tls = tls_of(security)
+
+    async def _close(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._shut_agents_down()
+        for part in (self.client, self.cluster):
+            if part is not None:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(part.close(), 20)
+
+    async def _agents(self) -> list[dict[str, Any]]:
+        assert self.client is not None
+        return list((await self.client.run(agent_info)).values())
+
+    async def _shut_agents_down(self) -> None:
+        if self.client is None:
+            return
+        for info in await self._agents():
+            with contextlib.suppress(ConnectionLost):
+                async with await AgentConnection.open(info["address"], 2) as connection:
+                    await connection.request(Shutdown(), 5)
+        deadline = time.monotonic() + 10
+        for info in await self._agents():
+            while is_process(info["pid"], info["started"]) and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+
+    async def _watch_owner(self) -> None:
+        gone_since: float | None = None
+        while not self._finished.is_set():
+            await asyncio.sleep(WATCH_S)
+            if is_process(*self.owner) or await self._is_busy():
+                gone_since = None
+            elif gone_since is None:
+                gone_since = time.monotonic()
+            elif time.monotonic() - gone_since > self.lease_s:
+                self._finished.set()
+
+    async def _is_busy(self) -> bool:
+        for info in await self._agents():
+            with contextlib.suppress(ConnectionLost):
+                async with await AgentConnection.open(info["address"], 2) as connection:
+                    if (await connection.request(Describe(), 5)).values["num_runs"]:
+                        return True
+        return False
+
+    # --- control ---
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer)
+        async for message in connection.messages():
+            try:
+                answer: Message = await self._handle(message)
+            except Exception as error:
+                answer = Refused(error=type(error).__name__, reason=str(error))
+            connection.send(type(answer)(**{**answer.__dict__, "reply_to": message.reply_to}))
+        connection.close()
+
+    async def _handle(self, message: Message) -> Message:
+        match message:
+            case ScaleCluster() if message.maximum:
+                self.cluster.adapt(minimum=message.minimum, maximum=message.maximum)
+            case ScaleCluster():
+                await self._scale(message.workers)
+            case AdoptCluster():
+                self.owner = (message.owner_pid, message.owner_started)
+            case StopCluster():
+                asyncio.get_running_loop().call_later(0.05, self._finished.set)
+            case _:
+                raise UsageError(f"a cluster host does not answer {type(message).__name__}.")
+        return Done(values={"record": asdict(self.record)})
+
+    async def _scale(self, workers: int) -> None:
+        assert self.client is not None
+        before = {info["address"]: info for info in await self._agents()}
+        self.cluster.scale(workers)
+        await self.cluster
+        if workers:
+            await self.client.wait_for_workers(workers, timeout=120)
+        staying = {info["address"] for info in await self._agents()} if workers else set()
+        for address in before.keys() - staying:
+            with contextlib.suppress(ConnectionLost):
+                async with await AgentConnection.open(address, 2) as connection:
+                    await connection.request(Shutdown(), 5)
+
+
+def tls_of(security: Any) -> dict[str, str]:
+    """What a client needs to connect: certificates as PEM text."""
+    if security is None or not getattr(security, "tls_client_cert", None):
+        return {}
+    return {"ca": security.tls_ca_file, "cert": security.tls_client_cert, "key": security.tls_client_key}
+
+
+def security_from(tls: dict[str, str]) -> Security | None:
+    """The Security of a client; None for a cluster without TLS."""
+    if not tls:
+        return None
+    return Security(tls_ca_file=tls["ca"], tls_client_cert=tls["cert"], tls_client_key=tls["key"], require_encryption=True)
+
+
+def main() -> None:
+    """Read the spec, serve."""
+    spec = json.loads(sys.stdin.readline())
+    secure = TLS_SETTINGS if spec["record"]["kind"] == "local" else {}
+    dask.config.set({**DASK_SETTINGS, **secure})
+    asyncio.run(ClusterHost(spec).serve())
+
+
+if __name__ == "__main__":
+    main()

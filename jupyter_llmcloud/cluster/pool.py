@@ -1,0 +1,321 @@
+"""The clusters of a server: starts and adopts their host processes, is a Dask client of each, places ranks on them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+from distributed import Client
+
+from jupyter_llmcloud.agent.client import AgentConnection
+from jupyter_llmcloud.cluster.factory import known_kinds
+from jupyter_llmcloud.cluster.host import security_from, tls_of
+from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info
+from jupyter_llmcloud.cluster.record import ClusterRecord, is_process, read_record, saved_records
+from jupyter_llmcloud.core.messages import AdoptCluster, Describe, Message, ScaleCluster, Shutdown, StopCluster
+from jupyter_llmcloud.core.names import check_name
+from jupyter_llmcloud.core.placement import AgentSlots, place
+from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
+
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 40.0
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """A node agent as the server sees it."""
+
+    name: str
+    address: str
+    host: str
+    num_slots: int
+    free_slots: int
+    has_gpus: bool
+    num_replicas: int
+
+
+class ClusterPool:
+    """Asyncio; lives in the loop of the Jupyter server.
+
+    Args:
+        owner_pid: the process to which started clusters belong.
+        lease_s: how long a cluster stays when that process has gone and nothing runs.
+    """
+
+    def __init__(self, owner_pid: int, lease_s: float) -> None:
+        self.owner_pid = owner_pid
+        self.lease_s = lease_s
+        self._records: dict[str, ClusterRecord] = {}
+        self._clients: dict[str, Client] = {}
+        self._hosts: dict[str, subprocess.Popen[bytes]] = {}
+        self._default_start = asyncio.Lock()
+
+    # --- start and adopt ---
+
+    async def restore(self) -> None:
+        """Adopt the clusters that outlived an earlier server of this user."""
+        for record in saved_records():
+            if not record.is_alive:
+                record.forget()
+            elif record.state == "running" and record.name not in self._records:
+                self._records[record.name] = record
+                if record.pid:
+                    with contextlib.suppress(ConnectionLost):
+                        await self._control(record, AdoptCluster(owner_pid=self.owner_pid, owner_started=self._started()))
+
+    def _started(self) -> float:
+        return psutil.Process(self.owner_pid).create_time()
+
+    async def start(
+        self, kind: str = "local", name: str | None = None, workers: int | None = None, options: dict[str, Any] | None = None
+    ) -> ClusterRecord:
+        """Start a cluster of `kind` and wait until it runs. Raises UsageError, NameTaken, WorldError."""
+        if ":" not in kind and kind not in known_kinds() and kind != "labextension":
+            raise UsageError(f"{kind!r} is no kind of cluster. Choose one of {', '.join(known_kinds())}, or module:Class.")
+        if workers is not None and workers < 1:
+            raise UsageError(f"--workers {workers}: a cluster is started with at least one worker.")
+        name = check_name(name, "the cluster's name") if name else self._free_name(kind)
+        if name in self._records and self._records[name].is_alive:
+            raise NameTaken(f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}.")
+        record = ClusterRecord(cluster_id=secrets.token_hex(4), name=name, kind=kind, created=time.time())
+        record.save()
+        self._records[name] = record
+        try:
+            self._records[name] = await self._run_host(record, workers, options or {})
+        except BaseException:
+            self._records.pop(name, None)
+            self._end_host(record)
+            record.forget()
+            raise
+        return await self._fresh(self._records[name])
+
+    def _free_name(self, kind: str) -> str:
+        base = kind.rsplit(":", 1)[-1].lower()
+        taken = {name for name, record in self._records.items() if record.is_alive}
+        return next(name for name in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if name not in taken)
+
+    async def _run_host(self, record: ClusterRecord, workers: int | None, options: dict[str, Any]) -> ClusterRecord:
+        spec = {
+            "record": asdict(record),
+            "workers": workers,
+            "options": options,
+            "owner_pid": self.owner_pid,
+            "owner_started": self._started(),
+            "lease_s": self.lease_s,
+        }
+        log_path = record.folder / "host.log"
+        log = os.open(log_path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jupyter_llmcloud.cluster.host"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(spec).encode() + b"\n")
+        process.stdin.close()
+        self._hosts[record.cluster_id] = process
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                known = read_record(record.folder)
+                if known is not None and known.state == "running":
+                    return known
+                if known is not None and known.state == "failed":
+                    raise UsageError(f"the cluster {record.name!r} did not start: {known.reason}")
+                if process.poll() is not None:
+                    words = log_path.read_text(errors="replace")[-2000:]
+                    raise WorldError(f"the host process of cluster {record.name!r} ended at its start:\n{words}")
+                await asyncio.sleep(0.02)
+
+    def _end_host(self, record: ClusterRecord) -> None:
+        process = self._hosts.pop(record.cluster_id, None)
+        if process is not None and process.poll() is None:
+            process.terminate()
+
+    async def connect(self, address: str, name: str | None = None) -> ClusterRecord:
+        """Use a cluster that somebody else has started. TLS as Dask's configuration says."""
+        name = check_name(name, "the cluster's name") if name else self._free_name("connected")
+        record = ClusterRecord(
+            cluster_id=secrets.token_hex(4), name=name, kind="connected", address=address, state="running", created=time.time()
+        )
+        try:
+            client = await asyncio.wait_for(Client(address, asynchronous=True, set_as_default=False), 20)
+        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+            raise ConnectionLost(f"no Dask scheduler answers at {address!r}: {error}.") from None
+        await client.register_plugin(AgentPlugin(record.cluster_id))
+        record.dashboard = client.dashboard_link or ""
+        record.tls = tls_of(client.security)
+        record.save()
+        self._records[name], self._clients[name] = record, client
+        return await self._fresh(record)
+
+    # --- look ---
+
+    async def list(self) -> list[ClusterRecord]:
+        """Every living cluster."""
+        for name, record in list(self._records.items()):
+            if not record.is_alive:
+                await self._drop(name)
+        return [await self._fresh(record) for record in list(self._records.values())]
+
+    async def _fresh(self, record: ClusterRecord) -> ClusterRecord:
+        if record.state == "running":
+            agents = await self.agents(record.name)
+            record.num_workers, record.num_slots = len(agents), sum(agent.num_slots for agent in agents)
+        return record
+
+    def _record(self, name: str | None) -> ClusterRecord:
+        """The named cluster, or the newest one."""
+        alive = [record for record in self._records.values() if record.is_alive]
+        if name is None and alive:
+            return max(alive, key=lambda record: record.created)
+        for record in alive:
+            if record.name == name:
+                return record
+        known = f" There are: {', '.join(record.name for record in alive)}." if alive else " Start one with %cluster start."
+        raise NotFound((f"there is no cluster {name!r}." if name else "there is no cluster.") + known)
+
+    async def _client(self, record: ClusterRecord) -> Client:
+        client = self._clients.get(record.name)
+        if client is None or client.status != "running":
+            security = security_from(record.tls)
+            client = await Client(record.address, security=security, asynchronous=True, set_as_default=False)
+            self._clients[record.name] = client
+        return client
+
+    async def agents(self, name: str | None = None) -> list[AgentInfo]:
+        """The node agents of a cluster as they are now."""
+        record = self._record(name)
+        client = await self._client(record)
+        rows = await client.run(agent_info)
+        found = []
+        for info in rows.values():
+            async with await AgentConnection.open(info["address"]) as connection:
+                values = (await connection.request(Describe())).values
+            found.append(AgentInfo(**{key: values[key] for key in AgentInfo.__dataclass_fields__}))
+        return found
+
+    # --- use ---
+
+    async def place(self, cluster: str | None, num_ranks: int | None) -> dict[str, Any]:
+        """Where `num_ranks` ranks go; starts a local cluster when there is none and none was named."""
+        started = False
+        async with self._default_start:
+            if cluster is None and not any(record.is_alive for record in self._records.values()):
+                await self.start()
+                started = True
+        record = self._record(cluster)
+        agents = await self.agents(record.name)
+        shares = place(
+            num_ranks, [AgentSlots(a.address, a.host, a.num_slots, a.free_slots, a.has_gpus) for a in agents]
+        )
+        return {
+            "cluster": record.name,
+            "agents": [asdict(share) for share in shares],
+            "num_ranks": sum(share.num_ranks for share in shares),
+            "started": started,
+        }
+
+    async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
+        """The agent with the fewest replicas, of the newest cluster when none is named; starts one when there is none."""
+        async with self._default_start:
+            if cluster is None and not any(record.is_alive for record in self._records.values()):
+                await self.start()
+        record = self._record(cluster)
+        agents = await self.agents(record.name)
+        if not agents:
+            raise WorldError(f"the cluster {record.name!r} has no workers: %cluster scale 1.")
+        return record.name, min(agents, key=lambda agent: (agent.num_replicas, -agent.free_slots))
+
+    async def scale(self, name: str | None, workers: int) -> ClusterRecord:
+        """Have `workers` workers."""
+        record = self._record(name)
+        if workers < 0:
+            raise UsageError(f"%cluster scale {workers}: expected 0 or more workers.")
+        self._check_ours(record, "scaled")
+        await self._control(record, ScaleCluster(workers=workers), 180)
+        return await self._fresh(record)
+
+    async def adapt(self, name: str | None, minimum: int, maximum: int) -> ClusterRecord:
+        """Have between `minimum` and `maximum` workers, as the load asks."""
+        record = self._record(name)
+        if not 0 <= minimum <= maximum or maximum < 1:
+            raise UsageError(f"%cluster adapt {minimum} {maximum}: expected 0 <= MIN <= MAX and MAX >= 1.")
+        self._check_ours(record, "scaled")
+        await self._control(record, ScaleCluster(minimum=minimum, maximum=maximum), 60)
+        return await self._fresh(record)
+
+    @staticmethod
+    def _check_ours(record: ClusterRecord, verb: str) -> None:
+        if not record.pid:
+            raise UsageError(f"the cluster {record.name!r} was only connected to: it is {verb} by whoever started it.")
+
+    async def _control(self, record: ClusterRecord, message: Message, timeout_s: float = 10.0) -> None:
+        async with await AgentConnection.open(record.control) as connection:
+            await connection.request(message, timeout_s)
+
+    # --- end ---
+
+    async def stop(self, name: str | None) -> str:
+        """End a cluster and all that runs on it; leave one that was only connected to. Returns its name."""
+        record = self._record(name)
+        if record.pid:
+            with contextlib.suppress(ConnectionLost):
+                await self._control(record, StopCluster())
+            await self._wait_for_end(record)
+        else:
+            await self._leave(record)
+        await self._drop(record.name)
+        return record.name
+
+    async def _wait_for_end(self, record: ClusterRecord) -> None:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while is_process(record.pid, record.pid_started):
+            if process := self._hosts.get(record.cluster_id):
+                process.poll()
+            if time.monotonic() > deadline:
+                psutil.Process(record.pid).kill()
+                return
+            await asyncio.sleep(0.02)
+
+    async def _leave(self, record: ClusterRecord) -> None:
+        for agent in await self.agents(record.name):
+            with contextlib.suppress(ConnectionLost):
+                async with await AgentConnection.open(agent.address) as connection:
+                    await connection.request(Shutdown())
+        await (await self._client(record)).unregister_worker_plugin(PLUGIN_NAME)
+
+    async def _drop(self, name: str) -> None:
+        record = self._records.pop(name)
+        if client := self._clients.pop(name, None):
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(client.close(), 5)
+        if process := self._hosts.pop(record.cluster_id, None):
+            process.poll()
+        record.forget()
+
+    async def release(self) -> None:
+        """Let go of the clusters without ending them: another server may adopt them within their lease."""
+        for client in self._clients.values():
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(client.close(), 5)
+        self._clients.clear()
+
+    async def close(self) -> None:
+        """End every cluster."""
+        for name in list(self._records):
+            with contextlib.suppress(NotFound):
+                await self.stop(name)

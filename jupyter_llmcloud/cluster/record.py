@@ -1,0 +1,94 @@
+"""What is known of a cluster, on disk while it lives: `<runtime>/c/<id>/cluster.json`, 0600 since it holds the TLS key."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jupyter_llmcloud import config
+
+
+@dataclass
+class ClusterRecord:
+    """One cluster. `pid` is its host process (0 when it was only connected to)."""
+
+    cluster_id: str
+    name: str
+    kind: str
+    address: str = ""
+    dashboard: str = ""
+    num_workers: int = 0
+    num_slots: int = 0
+    state: str = "starting"  # starting, running, failed
+    reason: str = ""
+    created: float = 0.0
+    pid: int = 0
+    pid_started: float = 0.0
+    tls: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def public(self) -> dict[str, Any]:
+        """Without what only a client of Dask may know."""
+        hidden = ("tls", "pid_started", "cluster_id")
+        return {name: value for name, value in asdict(self).items() if name not in hidden}
+
+    @property
+    def folder(self) -> Path:
+        return cluster_folder(self.cluster_id)
+
+    @property
+    def control(self) -> str:
+        return str(self.folder / "control.sock")
+
+    def save(self) -> None:
+        """Write it, closed to others from the first byte."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        aside = self.folder / ".cluster.json"
+        fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(asdict(self), file)
+        os.replace(aside, self.folder / "cluster.json")
+
+    def forget(self) -> None:
+        """The cluster has ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its host process lives (a connected cluster: unknown, so yes)."""
+        return self.pid == 0 or is_process(self.pid, self.pid_started)
+
+
+def cluster_folder(cluster_id: str) -> Path:
+    """Short, since sockets live below it."""
+    return config.runtime_dir() / "c" / cluster_id
+
+
+def read_record(folder: Path) -> ClusterRecord | None:
+    """The record in a folder, if there is one."""
+    try:
+        data = json.loads((folder / "cluster.json").read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return ClusterRecord(**{key: value for key, value in data.items() if key in ClusterRecord.__dataclass_fields__})
+
+
+def saved_records() -> list[ClusterRecord]:
+    """Every cluster that has a folder here."""
+    parent = config.runtime_dir() / "c"
+    folders = sorted(parent.iterdir()) if parent.is_dir() else []
+    return [record for folder in folders if (record := read_record(folder)) is not None]
+
+
+def is_process(pid: int, started: float) -> bool:
+    """Whether the process with this pid is the one that started then: pids are used again."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,308 @@
+"""The life of a run, as rules: events in, instructions out, time as an argument.
+
+A run ends when every rank has ended. Two things make ranks end early: a Stop, which climbs a ladder of four rungs, and
+the failure of one rank, after which its peers must not wait for it in a collective.
+
+    rung 1  consensus   all ranks raise KeyboardInterrupt after the same optimizer step; the group stays healthy
+    rung 2  interrupt   SIGINT to every rank: Python code, data loading
+    rung 3  release     blocked collectives are broken; namespaces are kept, the group is renewed before the next cell
+    rung 4  kill        whoever still runs is killed and replaced
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class Rung(IntEnum):
+    NONE = 0
+    CONSENSUS = 1
+    INTERRUPT = 2
+    RELEASE = 3
+    KILL = 4
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Seconds after a Stop (or a failure) at which each rung is reached when ranks still run."""
+
+    interrupt_s: float = 1.5
+    release_s: float = 2.5
+    kill_s: float = 6.0
+    failure_release_s: float = 0.3
+    failure_interrupt_s: float = 0.8
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankEnded:
+    """A rank finished the cell: well, with an error, or interrupted. `collateral`: the error is an echo of a peer's."""
+
+    rank: int
+    ename: str = ""
+    evalue: str = ""
+    collateral: bool = False
+    interrupted: bool = False
+    in_group: bool = True
+
+
+@dataclass(frozen=True)
+class RankDied:
+    """The process of a rank has gone."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StopPressed:
+    """Somebody asked for a Stop; pressed again it goes to the next rung."""
+
+
+@dataclass(frozen=True)
+class StepReported:
+    """Steps a rank has finished when asked; -1 when it takes none."""
+
+    rank: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = RankEnded | RankDied | StopPressed | StepReported | Tick
+
+
+# --- instructions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AskStep:
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TellStopAt:
+    ranks: tuple[int, ...]
+    step: int
+
+
+@dataclass(frozen=True)
+class InterruptRanks:
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ReleaseRanks:
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KillRanks:
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The run is over. `renew`: the group cannot be used again; `dead`: ranks to replace."""
+
+    state: str
+    culprit: int | None
+    renew: bool
+    dead: tuple[int, ...]
+
+
+Instruction = AskStep | TellStopAt | InterruptRanks | ReleaseRanks | KillRanks | Finish
+
+
+@dataclass
+class _Rank:
+    state: str = "running"  # done, failed, interrupted, died
+    error: str = ""
+    collateral: bool = False
+    order: int = 0
+    steps: int | None = None
+
+
+@dataclass
+class RunLifecycle:
+    """One run. `handle` takes an event and the time in seconds and says what to do; `wake_at` when to send a Tick."""
+
+    ranks: tuple[int, ...]
+    ladder: Ladder = field(default_factory=Ladder)
+    rung: Rung = Rung.NONE
+    stop_requested: bool = False
+    released: bool = False
+    ended: bool = False
+    wake_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self._ranks = {rank: _Rank() for rank in self.ranks}
+        self._since = 0.0
+        self._failed_at: float | None = None
+        self._num_ended = 0
+        self._in_group = True
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Ranks that have not ended."""
+        return tuple(rank for rank, item in self._ranks.items() if item.state == "running")
+
+    def state_of(self, rank: int) -> str:
+        return self._ranks[rank].state
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """What to do about `event`."""
+        if self.ended:
+            return []
+        match event:
+            case RankEnded():
+                out = self._rank_ended(event, now)
+            case RankDied():
+                out = self._rank_died(event, now)
+            case StopPressed():
+                out = self._stop_pressed(now)
+            case StepReported():
+                out = self._step_reported(event)
+            case Tick():
+                out = self._climb(now)
+        if not self.running:
+            return [*out, self._finish()]
+        self.wake_at = self._next_rung_at()
+        return out
+
+    # --- ranks end ---
+
+    def _rank_ended(self, event: RankEnded, now: float) -> list[Instruction]:
+        item = self._ranks.get(event.rank)
+        if item is None or item.state != "running":
+            return []
+        self._num_ended += 1
+        item.order = self._num_ended
+        item.collateral = event.collateral
+        self._in_group = self._in_group and event.in_group
+        if event.interrupted and (self.stop_requested or self._failed_at is not None):
+            item.state = "interrupted"
+        elif event.ename:
+            item.state, item.error = "failed", f"{event.ename}: {event.evalue}"
+            self._note_failure(now)
+        else:
+            item.state = "done"
+        return []
+
+    def _rank_died(self, event: RankDied, now: float) -> list[Instruction]:
+        item = self._ranks.get(event.rank)
+        if item is None or item.state != "running":
+            return []
+        self._num_ended += 1
+        item.state, item.error, item.order = "died", event.reason, self._num_ended
+        self._note_failure(now)
+        self.released = True
+        return [ReleaseRanks(self.running)] if self.running else []
+
+    def _note_failure(self, now: float) -> None:
+        if self._failed_at is None:
+            self._failed_at = now
+
+    # --- the ladder ---
+
+    def _stop_pressed(self, now: float) -> list[Instruction]:
+        if not self.stop_requested:
+            self.stop_requested = True
+            self._since = now
+            self.rung = Rung.CONSENSUS
+            return [AskStep(self.running)]
+        return self._reach(Rung(min(self.rung + 1, Rung.KILL)))
+
+    def _step_reported(self, event: StepReported) -> list[Instruction]:
+        if self.rung != Rung.CONSENSUS or event.rank not in self._ranks:
+            return []
+        self._ranks[event.rank].steps = event.step
+        steps = [self._ranks[rank].steps for rank in self.ranks]
+        known = [step for step in steps if step is not None]
+        if len(known) < len(steps):
+            return []
+        if min(known) < 0:
+            return [TellStopAt(self.running, -1), *self._reach(Rung.INTERRUPT)]
+        return [TellStopAt(self.running, max(known) + 1)]
+
+    def _climb(self, now: float) -> list[Instruction]:
+        out: list[Instruction] = []
+        if self.stop_requested:
+            elapsed = now - self._since
+            for rung, after in self._stop_times():
+                if elapsed >= after and self.rung < rung:
+                    out += self._reach(rung)
+        elif self._failed_at is not None:
+            elapsed = now - self._failed_at
+            for rung, after in self._failure_times():
+                if elapsed >= after and self.rung < rung:
+                    out += self._reach(rung)
+        return out
+
+    def _stop_times(self) -> list[tuple[Rung, float]]:
+        return [
+            (Rung.INTERRUPT, self.ladder.interrupt_s),
+            (Rung.RELEASE, self.ladder.release_s),
+            (Rung.KILL, self.ladder.kill_s),
+        ]
+
+    def _failure_times(self) -> list[tuple[Rung, float]]:
+        # A peer of a failed rank is first let out of its collective, then interrupted: RELEASE carries both.
+        return [(Rung.RELEASE, self.ladder.failure_release_s), (Rung.KILL, self.ladder.kill_s)]
+
+    def _reach(self, rung: Rung) -> list[Instruction]:
+        self.rung = max(self.rung, rung)
+        running = self.running
+        if not running:
+            return []
+        match rung:
+            case Rung.INTERRUPT:
+                return [InterruptRanks(running)]
+            case Rung.RELEASE:
+                self.released = True
+                return [InterruptRanks(running), ReleaseRanks(self.ranks)]
+            case Rung.KILL:
+                return [KillRanks(running)]
+        return []
+
+    def _next_rung_at(self) -> float | None:
+        times, start = (self._stop_times(), self._since) if self.stop_requested else (self._failure_times(), self._failed_at)
+        if start is None:
+            return None
+        return min((start + after for rung, after in times if rung > self.rung), default=None)
+
+    # --- the end ---
+
+    def _finish(self) -> Finish:
+        self.ended = True
+        self.wake_at = None
+        dead = tuple(rank for rank, item in self._ranks.items() if item.state == "died")
+        culprit = self._culprit()
+        failed = any(item.state in ("failed", "died") for item in self._ranks.values())
+        if self.stop_requested and (self.rung >= Rung.INTERRUPT or not failed or self._only_interrupted()):
+            state = "stopped"
+        else:
+            state = "failed" if failed else "finished"
+        return Finish(state, culprit, self._must_renew(failed), dead)
+
+    def _only_interrupted(self) -> bool:
+        return all(item.state != "failed" or item.collateral for item in self._ranks.values())
+
+    def _must_renew(self, failed: bool) -> bool:
+        if self.released or not self._in_group or self.rung >= Rung.INTERRUPT:
+            return True
+        # The same error everywhere leaves the group in step; anything else may have left half a collective behind.
+        errors = {item.error for item in self._ranks.values()}
+        return failed and len(errors) > 1
+
+    def _culprit(self) -> int | None:
+        """The rank that failed first; a death or an error of its own counts before an echo of a peer's."""
+        failed = [(rank, item) for rank, item in self._ranks.items() if item.state in ("failed", "died")]
+        failed.sort(key=lambda pair: (pair[1].collateral, pair[1].order))
+        return failed[0][0] if failed else None

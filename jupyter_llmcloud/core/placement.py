@@ -1,0 +1,72 @@
+"""Where ranks go: slots of agents in, an assignment out. One slot holds one rank: a GPU, or a share of a CPU host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jupyter_llmcloud.errors import CapacityError, UsageError
+
+
+@dataclass(frozen=True)
+class AgentSlots:
+    """What one node agent offers. `free` of its `total` slots hold no rank; `has_gpus` says what a slot is."""
+
+    address: str
+    host: str
+    total: int
+    free: int
+    has_gpus: bool = False
+
+
+@dataclass(frozen=True)
+class Share:
+    """`num_ranks` ranks go to the agent at `address`."""
+
+    address: str
+    host: str
+    num_ranks: int
+
+
+def default_num_ranks(agents: Sequence[AgentSlots]) -> int:
+    """One rank per GPU; without a GPU two, or as many as there are slots."""
+    gpus = sum(agent.total for agent in agents if agent.has_gpus)
+    return gpus or min(2, sum(agent.total for agent in agents))
+
+
+def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Share]:
+    """All ranks or none: fill the agent with the most free slots first, so that a world spans few hosts.
+
+    Raises CapacityError when the cluster could never hold `num_ranks`, or cannot hold it now.
+    """
+    if num_ranks is None:
+        num_ranks = default_num_ranks(agents)
+    if num_ranks < 1:
+        raise UsageError(f"-n {num_ranks}: a world has at least one rank.")
+    total = sum(agent.total for agent in agents)
+    if num_ranks > total:
+        raise CapacityError(
+            f"-n {num_ranks}: the cluster holds {total} rank{'s' if total != 1 else ''} ({_describe(agents)}). "
+            f"Choose -n {total} or less, or add workers with %cluster scale."
+        )
+    free = sum(agent.free for agent in agents)
+    if num_ranks > free:
+        raise CapacityError(
+            f"-n {num_ranks}: {free} of {total} slots are free, the others hold ranks of other worlds. "
+            "Stop one of them (%world stop), choose a smaller -n, or add workers with %cluster scale."
+        )
+    shares: list[Share] = []
+    left = num_ranks
+    for agent in sorted(agents, key=lambda agent: -agent.free):
+        take = min(left, agent.free)
+        if take:
+            shares.append(Share(agent.address, agent.host, take))
+            left -= take
+    return shares
+
+
+def _describe(agents: Sequence[AgentSlots]) -> str:
+    if not agents:
+        return "it has no workers"
+    kind = "GPUs" if any(agent.has_gpus for agent in agents) else "CPU slots"
+    return ", ".join(f"{agent.host}: {agent.total} {kind}" for agent in agents)

@@ -1,0 +1,82 @@
+"""What a run leaves: a model in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from safetensors.torch import save_model
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrapped(value: Any) -> Any:
+    """A model without its parallel or compiled wrapper; anything else as it is."""
+    if isinstance(value, torch.nn.Module):
+        return extract_model_from_parallel(value, keep_torch_compile=False)
+    return value
+
+
+def save(variables: dict[str, Any], folder: Path, writes: bool) -> dict[str, str]:
+    """Write variables to `folder`, aside first, then renamed; only the rank that `writes` touches the disk.
+
+    A `PreTrainedModel`, tokenizer or processor is saved by its own `save_pretrained` (safetensors); a
+    `tokenizers.Tokenizer` as a fast tokenizer; any other `nn.Module` as `model.safetensors`. Raises TypeError otherwise.
+    Every rank must call it: a sharded model is gathered by all.
+    """
+    if not variables:
+        return {}
+    aside = folder.with_name(folder.name + ".aside")
+    if writes:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    for name, value in variables.items():
+        _save_one(name, unwrapped(value), aside, writes)
+    if writes:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    return {"model": folder.name}
+
+
+def _save_one(name: str, value: Any, folder: Path, writes: bool) -> None:
+    if isinstance(value, torch.nn.Module):
+        _save_model(value, folder, writes)
+    elif hasattr(value, "save_pretrained"):
+        if writes:
+            value.save_pretrained(folder)
+    elif type(value).__module__.startswith("tokenizers"):
+        from transformers import PreTrainedTokenizerFast
+
+        if writes:
+            PreTrainedTokenizerFast(tokenizer_object=value).save_pretrained(folder)
+    else:
+        raise TypeError(
+            f"--save {name}: cannot save a {type(value).__name__}. Name a model (torch.nn.Module), a tokenizer, "
+            "or anything with save_pretrained()."
+        )
+
+
+def _save_model(model: torch.nn.Module, folder: Path, writes: bool) -> None:
+    state = {name: _gathered(tensor) for name, tensor in model.state_dict().items()}
+    if not writes:
+        return
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder, state_dict=state)
+    else:
+        save_model(model, str(folder / "model.safetensors"))
+
+
+def _gathered(tensor: Any) -> Any:
+    full = getattr(tensor, "full_tensor", None)
+    return full() if callable(full) else tensor
+
+
+def portable(value: Any) -> Any:
+    """A value that can leave its rank: models without their group, tensors on the CPU."""
+    if isinstance(value, DistributedDataParallel):
+        value = value.module
+    if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+        return value.detach().cpu()
+    return value

@@ -1,0 +1,302 @@
+"""A rank: the main thread is the shell, a side thread listens to the agent and is never blocked by a collective."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import faulthandler
+import os
+import queue
+import random
+import re
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from jupyter_llmcloud.core.messages import (
+    CellEnded,
+    Decoder,
+    Done,
+    Execute,
+    Exit,
+    Interrupt,
+    Join,
+    Joined,
+    Message,
+    Names,
+    Pull,
+    Push,
+    Refused,
+    Release,
+    StepAsked,
+    StepTold,
+    StopAt,
+)
+from jupyter_llmcloud.training import artifacts, process_group, tracking
+from jupyter_llmcloud.training.outlet import Outlet
+from jupyter_llmcloud.training.process_group import WorldGroup
+from jupyter_llmcloud.training.run import Run
+from jupyter_llmcloud.training.shell import RankShell, start_shell
+from jupyter_llmcloud.training.steps import Steps
+
+_ECHO_OF_A_PEER = re.compile(
+    r"connection (closed|reset|was closed)|gloo|nccl|broken pipe|socket|process group|ProcessGroup", re.IGNORECASE
+)
+
+
+def begin(request: dict[str, Any], fds: list[int]) -> int:
+    """The first thing a forked child does. Returns its exit status, if it returns."""
+    os.setsid()
+    os.dup2(fds[1], 1)
+    os.dup2(fds[2], 2)
+    for fd in fds[1:]:
+        os.close(fd)
+    os.environ.update(request["env"])
+    if request["role"] == "store":
+        return hold_store(fds[0], request)
+    return Rank(socket.socket(fileno=fds[0]), request).serve()
+
+
+def hold_store(control: int, request: dict[str, Any]) -> int:
+    """Own the world's TCPStore on the agent's listening socket until the agent closes the control socket."""
+    import torch.distributed as dist
+
+    sock = socket.socket(fileno=control)
+    _, (listener,), _, _ = socket.recv_fds(sock, 1, 1)
+    store = dist.TCPStore(
+        request["host"], request["port"], is_master=True, wait_for_workers=False, master_listen_fd=listener
+    )
+    sock.sendall(b"+")
+    sock.recv(1)
+    del store
+    return 0
+
+
+class Rank:
+    """One training process that keeps its variables between cells."""
+
+    def __init__(self, sock: socket.socket, request: dict[str, Any]) -> None:
+        faulthandler.enable()
+        signal.signal(signal.SIGINT, self._on_sigint)
+        self.sock = sock
+        self.rank: int = request["rank"]
+        self.world_size: int = request["world_size"]
+        self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.executing = False
+        self.outlet = Outlet(sock)
+        self.steps = Steps()
+        self.device = _device(request)
+        self.group = WorldGroup(request["store"], self.rank, self.world_size, request["backend"], self.device)
+        self.run = Run(self.outlet, self.rank, self.world_size)
+        self.shell: RankShell | None = None
+        self._prepare(request)
+
+    def _prepare(self, request: dict[str, Any]) -> None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        random.seed()
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()
+        if (folder := request.get("cwd")) and Path(folder).is_dir():
+            os.chdir(folder)
+            sys.path.insert(0, folder)
+        process_group.adopt(lambda: self.group)
+        register_optimizer_step_post_hook(self.steps.boundary)
+        tracking.attach(self.run)
+        builtins.input = _no_input  # type: ignore[assignment]
+
+    # --- the two threads ---
+
+    def serve(self) -> int:
+        """Work off requests until told to leave."""
+        threading.Thread(target=self._listen, name="llmcloud-control", daemon=True).start()
+        while True:
+            message = self.requests.get()
+            try:
+                self._handle(message)
+            except KeyboardInterrupt:
+                continue  # came a moment after the cell had ended
+
+    def _listen(self) -> None:
+        decoder = Decoder()
+        while data := self._receive():
+            for message in decoder.feed(data):
+                self._control(message)
+        os._exit(0)  # the agent has gone or has closed this rank
+
+    def _receive(self) -> bytes:
+        try:
+            return self.sock.recv(1 << 20)
+        except OSError:
+            return b""
+
+    def _control(self, message: Message) -> None:
+        match message:
+            case Interrupt():
+                self.run.should_stop = True
+                os.kill(os.getpid(), signal.SIGINT)
+            case Release():
+                self.group.release()
+            case StepAsked():
+                self.run.should_stop = True
+                self.outlet.send(StepTold(step=self.steps.ask()))
+            case StopAt():
+                self.steps.stop_at(message.step)
+            case Exit():
+                with contextlib.suppress(OSError):
+                    self.outlet.flush()
+                os._exit(0)
+            case _:
+                self.requests.put(message)
+
+    def _on_sigint(self, *_: Any) -> None:
+        if self.executing:
+            raise KeyboardInterrupt
+
+    # --- requests of the main thread ---
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Join():
+                self._join(message.generation)
+            case Execute():
+                self._execute(message)
+            case Push():
+                self._answer(message, self._push)
+            case Pull():
+                self._answer(message, self._pull)
+            case Names():
+                self._answer(message, self._names)
+
+    def _join(self, generation: int) -> None:
+        try:
+            self.group.join(generation)
+            self._start_shell()
+        except Exception as error:
+            self.outlet.send(Joined(generation=generation, error=f"{type(error).__name__}: {error}"))
+        else:
+            self.outlet.send(Joined(generation=generation))
+
+    def _start_shell(self) -> RankShell:
+        if self.shell is None:
+            local_rank = int(os.environ["LOCAL_RANK"])
+            self.shell = start_shell(
+                self.outlet,
+                {
+                    "rank": self.rank,
+                    "local_rank": local_rank,
+                    "world_size": self.world_size,
+                    "device": self.device,
+                    "run": self.run,
+                },
+            )
+        return self.shell
+
+    def _answer(self, message: Any, handler: Any) -> None:
+        try:
+            answer = handler(message)
+        except Exception as error:
+            answer = Refused(error="UsageError", reason=f"rank {self.rank}: {type(error).__name__}: {error}")
+        fields = {**answer.__dict__, "reply_to": message.reply_to}
+        self.outlet.send(type(answer)(**fields))
+
+    def _push(self, message: Push) -> Message:
+        self._start_shell().user_ns.update(cloudpickle.loads(message.payload))
+        return Done()
+
+    def _pull(self, message: Pull) -> Message:
+        return Done(payload=self._pickled(message.names))
+
+    def _names(self, message: Names) -> Message:
+        namespace = self._start_shell().user_ns
+        return Done(values={"missing": [name for name in message.names if name not in namespace]})
+
+    def _pickled(self, names: list[str]) -> bytes:
+        namespace = self._start_shell().user_ns
+        values = {}
+        for name in names:
+            if name not in namespace:
+                raise NameError(f"there is no variable {name!r} on rank {self.rank}")
+            values[name] = artifacts.portable(namespace[name])
+            try:
+                cloudpickle.dumps(values[name])
+            except Exception as error:
+                raise TypeError(
+                    f"{name!r} ({type(namespace[name]).__name__}) cannot be pickled: {error}"
+                ) from None
+        return cloudpickle.dumps(values)
+
+    # --- a cell ---
+
+    def _execute(self, cell: Execute) -> None:
+        self.steps.begin()
+        self.run.begin(cell.run_id, cell.name, cell.folder)
+        self.executing = True
+        ended = {"artifacts": {}, "payload": b""}
+        error: BaseException | None = None
+        shell = self._start_shell()
+        try:
+            self._set_up(cell, shell)
+            error = shell.run(cell)
+            if error is None:
+                ended = self._collect(cell, shell)
+            self.executing = False
+        except BaseException as raised:
+            self.executing = False
+            error = raised
+        self.outlet.send(
+            CellEnded(
+                run_id=cell.run_id,
+                error=self._describe(error, shell) if error is not None else None,
+                interrupted=isinstance(error, KeyboardInterrupt),
+                in_group=self.group.is_usable,
+                **ended,
+            )
+        )
+
+    def _set_up(self, cell: Execute, shell: RankShell) -> None:
+        shell.last_traceback = []
+        if cell.payload:
+            shell.user_ns.update(cloudpickle.loads(cell.payload))
+        os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
+        if cell.seed is not None:
+            from accelerate.utils import set_seed
+
+            set_seed(cell.seed)
+
+    def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
+        variables = {}
+        for name in cell.save:
+            if name not in shell.user_ns:
+                raise NameError(f"--save {name}: the cell left no variable {name!r} on rank {self.rank}")
+            variables[name] = shell.user_ns[name]
+        first = self.rank == (cell.ranks or [0])[0]
+        saved = artifacts.save(variables, Path(cell.folder) / "model", writes=first)
+        return {"artifacts": saved, "payload": self._pickled(cell.pull) if cell.pull and first else b""}
+
+    def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
+        ename, evalue = type(error).__name__, str(error)
+        echo = isinstance(error, RuntimeError) and (self.group.broken or bool(_ECHO_OF_A_PEER.search(evalue)))
+        traceback = shell.last_traceback or [f"{ename}: {evalue}"]
+        return {"ename": ename, "evalue": evalue, "traceback": traceback, "collateral": echo, "step": self.steps.count}
+
+
+def _device(request: dict[str, Any]) -> torch.device:
+    if not request["gpu"]:
+        return torch.device("cpu")
+    local_rank = int(os.environ["LOCAL_RANK"])
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _no_input(prompt: object = "") -> str:
+    raise RuntimeError(
+        "input() has no keyboard on a rank. Ask in the notebook and bring the answer with --push, "
+        "for example: answer = input() in one cell, then %%distribute --push answer."
+    )

@@ -1,0 +1,152 @@
+"""The IPython shell of a rank: a notebook cell behaves in it as in the notebook, its output goes to the outlet."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+from typing import Any
+
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Any as AnyTrait
+from traitlets import Type
+from traitlets.config import Config
+
+from jupyter_llmcloud.core.messages import Execute
+from jupyter_llmcloud.training.outlet import Outlet, StreamToOutlet
+
+
+class CellCompiler(CachingCompiler):
+    """Compiles under the notebook cell's own name, with the whole cell as source, so that line numbers agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell: Execute | None = None
+
+    def cache(self, transformed_code: str, number: int = 0, raw_code: str | None = None) -> str:
+        cell = self.cell
+        if cell is None or (raw_code is not None and raw_code.strip() != cell.code.strip()):
+            return super().cache(transformed_code, number, raw_code)
+        self._filename_map[cell.filename] = cell.execution_count
+        above = ["# " + line for line in cell.source.splitlines()[: cell.line_offset]]
+        lines = [line + "\n" for line in [*above, *transformed_code.splitlines()]]
+        linecache.cache[cell.filename] = (sum(map(len, lines)), None, lines, cell.filename)
+        return cell.filename
+
+
+class ShiftLines(ast.NodeTransformer):
+    """Moves a cell's nodes down by the lines of the notebook cell above its body."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return ast.increment_lineno(node, self.offset) if self.offset else node
+
+
+class OutletDisplayHook(DisplayHook):
+    """A last expression becomes a `result` record."""
+
+    def write_output_prompt(self) -> None:
+        pass
+
+    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
+        self.shell.outlet.record({"kind": "result", "data": _portable(format_dict), "metadata": md_dict or {}})
+
+    def finish_displayhook(self) -> None:
+        pass
+
+    def log_output(self, format_dict: dict[str, Any]) -> None:
+        pass
+
+
+class OutletDisplayPublisher(DisplayPublisher):
+    """`display()` becomes a `display` record; its update and clear_output() likewise."""
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: Any = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        record = {"kind": "display", "data": _portable(data), "metadata": metadata or {}}
+        if display_id := (transient or {}).get("display_id"):
+            record["display_id"] = display_id
+        if update:
+            record["update"] = True
+        self.shell.outlet.record(record)
+
+    def clear_output(self, wait: bool = False) -> None:
+        self.shell.outlet.record({"kind": "clear_output", "wait": wait})
+
+
+class RankShell(InteractiveShell):
+    """One per rank. `run` executes a cell and returns its error, if any."""
+
+    compiler_class = Type(CellCompiler)
+    displayhook_class = Type(OutletDisplayHook)
+    display_pub_class = Type(OutletDisplayPublisher)
+    outlet = AnyTrait()
+
+    def init_io(self) -> None:
+        pass
+
+    def init_readline(self) -> None:
+        pass
+
+    def system(self, cmd: str) -> None:
+        """`!cmd`: its output is the cell's."""
+        self.system_piped(cmd)
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        pass
+
+    def ask_exit(self) -> None:
+        raise SystemExit
+
+    def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
+        self.last_traceback = "\n".join(stb).splitlines()
+
+    def run(self, cell: Execute) -> BaseException | None:
+        """Execute the body of a notebook cell in the rank's namespace."""
+        self.compile.cell = cell
+        self.shift_lines.offset = cell.line_offset
+        self.execution_count = cell.execution_count
+        self.last_traceback: list[str] = []
+        try:
+            result = self.run_cell(cell.code, store_history=False)
+        finally:
+            self.shift_lines.offset = 0
+            self.compile.cell = None
+        return result.error_before_exec or result.error_in_exec
+
+
+def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
+    """The shell of this process; `sys.stdout` and `sys.stderr` become the outlet's."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "neutral"
+    config.InteractiveShell.cache_size = 0  # results of every cell would keep models alive
+    sys.stdout = StreamToOutlet(outlet, "stdout", 1)  # type: ignore[assignment]
+    sys.stderr = StreamToOutlet(outlet, "stderr", 2)  # type: ignore[assignment]
+    shell = RankShell.instance(config=config, outlet=outlet)
+    shell.shift_lines = ShiftLines()
+    shell.ast_transformers.append(shell.shift_lines)
+    shell.user_ns.update(namespace)
+    return shell
+
+
+def _portable(data: dict[str, Any]) -> dict[str, Any]:
+    """A mime bundle that JSON can carry: bytes (images) as base64 text."""
+    import base64
+
+    return {
+        mime: base64.b64encode(value).decode() if isinstance(value, bytes) else value for mime, value in data.items()
+    }

@@ -1,0 +1,92 @@
+"""Metrics with no code: Accelerate, Trainer and tqdm report to the run whatever else they report to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import accelerate
+from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
+from transformers import trainer as hf_trainer
+from transformers.trainer_callback import TrainerCallback
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.training.run import Run
+
+_run: Run | None = None
+
+
+class RunTracker(GeneralTracker):
+    """Accelerate's tracker interface over the run; attached to every Accelerator of a rank."""
+
+    name = "llmcloud"
+    requires_logging_directory = False
+    main_process_only = False
+
+    @property
+    def tracker(self) -> Run | None:
+        return _run
+
+    def start(self) -> None:
+        """Nothing to start: the run is there."""
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Nothing to store: the cell's source holds the configuration."""
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        if _run is not None:
+            _run.log(values, step=step)
+
+    def finish(self) -> None:
+        """The run ends with the cell."""
+
+
+class RunCallback(TrainerCallback):
+    """Trainer's logs and steps."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if _run is not None and logs:
+            _run.log(logs, step=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if _run is not None and state.max_steps > 0:
+            _run.progress(state.global_step, state.max_steps)
+
+
+def attach(run: Run) -> None:
+    """Report to `run` from now on in this process. Called once, in a rank."""
+    global _run
+    _run = run
+    _attach_to_accelerator()
+    hf_trainer.DEFAULT_CALLBACKS.append(RunCallback)
+    _attach_to_tqdm()
+
+
+def _attach_to_accelerator() -> None:
+    original = accelerate.Accelerator.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        # A cell is written like a script, which starts without state: an Accelerator of an earlier cell would
+        # otherwise forbid another precision. The old object shares the new state and stays usable.
+        if AcceleratorState._shared_state:
+            AcceleratorState._reset_state()
+        original(self, *args, **kwargs)
+        tracker = RunTracker()
+        self.log_with = [*self.log_with, tracker]
+        self.trackers = [*self.trackers, tracker]
+
+    __init__.__doc__ = original.__doc__
+    accelerate.Accelerator.__init__ = __init__
+
+
+def _attach_to_tqdm() -> None:
+    from tqdm.std import tqdm
+
+    original = tqdm.display
+
+    def display(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _run is not None and self.total and getattr(self, "pos", 0) in (0, None):
+            _run.progress(self.n, self.total, (self.desc or "").rstrip(": "))
+        return original(self, *args, **kwargs)
+
+    tqdm.display = display

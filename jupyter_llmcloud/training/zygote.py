@@ -1,0 +1,123 @@
+"""The zygote: imports what every rank needs once, then does nothing but fork.
+
+    python -m jupyter_llmcloud.training.zygote FD
+
+FD is one end of a SOCK_SEQPACKET socket pair to the agent. Each request is one packet, JSON with file descriptors
+attached (SCM_RIGHTS); the answers are {"ready": true}, {"forked": id, "pid": pid} and {"exited": id, "status": code}.
+
+Nothing here may run an OpenMP region, open a process group, touch CUDA or batch-encode text: a child of a process that
+did hangs (gloo and libgomp do not survive a fork). Imports alone are safe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends (Linux); `parent` closes the race."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def preload() -> None:
+    """Import what ranks use; model classes are what takes the time."""
+    import accelerate  # noqa: F401
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
+
+    from jupyter_llmcloud.training import rank  # noqa: F401
+
+
+class Zygote:
+    """Serves fork requests on a socket until it closes."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.children: dict[int, tuple[int, Any]] = {}  # pidfd -> (pid, id of the request)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(control, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        self.tell({"ready": True})
+        while True:
+            for key, _ in self.selector.select():
+                if key.fileobj is self.control:
+                    self.fork_on_request()
+                else:
+                    self.reap(key.fd)
+
+    def tell(self, answer: dict[str, Any]) -> None:
+        self.control.send(json.dumps(answer).encode())
+
+    def fork_on_request(self) -> None:
+        data, fds, _, _ = socket.recv_fds(self.control, 1 << 20, 8)
+        if not data:
+            os._exit(0)
+        request = json.loads(data)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self.become_child(request, fds, parent)
+        for fd in fds:
+            os.close(fd)
+        pidfd = os.pidfd_open(pid)
+        self.children[pidfd] = (pid, request["id"])
+        self.selector.register(pidfd, selectors.EVENT_READ)
+        self.tell({"forked": request["id"], "pid": pid})
+
+    def become_child(self, request: dict[str, Any], fds: list[int], parent: int) -> None:
+        status = 1
+        try:
+            die_with_parent(parent)
+            self.selector.close()
+            self.control.close()
+            for pidfd in self.children:
+                os.close(pidfd)
+            from jupyter_llmcloud.training import rank
+
+            status = rank.begin(request, fds)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def reap(self, pidfd: int) -> None:
+        pid, name = self.children.pop(pidfd)
+        self.selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self.tell({"exited": name, "status": os.waitstatus_to_exitcode(status)})
+
+
+def main() -> None:
+    """Import, then fork on request."""
+    die_with_parent(os.getppid())
+    control = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preload()
+    gc.collect()
+    gc.freeze()
+    Zygote(control).serve()
+
+
+if __name__ == "__main__":
+    main()
