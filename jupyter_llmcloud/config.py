@@ -1,4 +1,4 @@
-"""Where things live and the few settings that an environment may change. Reads the environment, imports nothing heavy."""
+"""Where things live, and the few settings that an environment may change. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """The error tree: every error a user can meet, drawn where it is defined.
 
-    LLMCloudError
-    ├── UsageError          what was typed is not possible: the option, the value seen, what is allowed
-    ├── NotFound            no such run, endpoint, cluster, key or variable
-    ├── NameTaken           the name belongs to something that is alive
-    ├── CapacityError       more ranks or replicas asked for than the cluster can hold
-    ├── ModelError          a folder that holds no model which can be served
-    ├── ConnectionLost      a process of ours cannot be reached any more
-    ├── ServerError         the Jupyter server answered with an error
-    ├── WorldError          a world could not be started or has lost its ranks
-    └── RankError           a cell failed on a rank (drawn with that rank's own traceback)
+LLMCloudError
+├── UsageError          what was typed is not possible: the option, the value seen, what is allowed
+├── NotFound            no such run, endpoint, cluster, key or variable
+├── NameTaken           the name belongs to something that is alive
+├── CapacityError       more ranks or replicas asked for than the cluster can hold
+├── ModelError          a folder that holds no model which can be served
+├── ConnectionLost      a process of ours cannot be reached any more
+├── ServerError         the Jupyter server answered with an error
+├── WorldError          a world could not be started or has lost its ranks
+└── RankError           a cell failed on a rank (drawn with that rank's own traceback)
 """
 
 from __future__ import annotations

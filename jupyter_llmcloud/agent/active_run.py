@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.core import lifecycle
-from jupyter_llmcloud.core.lifecycle import Instruction, RankDied, RankEnded, RunLifecycle, StepReported, StopPressed, Tick
+from jupyter_llmcloud.core.lifecycle import (
+    Instruction,
+    RankDied,
+    RankEnded,
+    RunLifecycle,
+    StepReported,
+    StopPressed,
+    Tick,
+)
 from jupyter_llmcloud.core.messages import (
     CellEnded,
     Execute,
@@ -117,7 +125,12 @@ class ActiveRun:
 
     def rank_died(self, rank: int, name: str, reason: str) -> None:
         """The process of one of its ranks has gone."""
-        self._errors[rank] = {"rank": rank, "ename": name, "evalue": reason, "traceback": [f"{name}: {reason}"]}
+        self._errors[rank] = {
+            "rank": rank,
+            "ename": name,
+            "evalue": reason,
+            "traceback": [f"{name}: {reason}"],
+        }
         self._handle(RankDied(rank, reason))
 
     def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:

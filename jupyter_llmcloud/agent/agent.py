@@ -52,7 +52,7 @@ from jupyter_llmcloud.core.messages import (
     ToRank,
     encode,
 )
-from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound
+from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
 
 LEASE_CHECK_S = 1.0
 
@@ -128,7 +128,12 @@ class Agent:
             await asyncio.sleep(LEASE_CHECK_S)
             now = time.monotonic()
             for world in list(self.worlds.values()):
-                if world.run is None and not world.queued and not world.owners and now - world.idle_since > world.lease_s:
+                if (
+                    world.run is None
+                    and not world.queued
+                    and not world.owners
+                    and now - world.idle_since > world.lease_s
+                ):
                     self._end_world(world.world_id)
             if self._workers or any(world.run is not None for world in self.worlds.values()):
                 self._held_until = now + self.lease_s
@@ -193,7 +198,9 @@ class Agent:
 
     def _world(self, world_id: str) -> World:
         if world_id not in self.worlds:
-            raise NotFound("the world has ended: its lease ran out or somebody stopped it. The next cell starts a new one.")
+            raise NotFound(
+                "the world has ended: its lease ran out or somebody stopped it. The next cell starts a new one."
+            )
         return self.worlds[world_id]
 
     # --- connections ---
@@ -229,7 +236,9 @@ class Agent:
             answer = Refused(error=type(error).__name__, reason=str(error))
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            answer = Refused(reason=f"the node agent failed on {type(message).__name__}: {type(error).__name__}: {error}")
+            answer = Refused(
+                reason=f"the node agent failed on {type(message).__name__}: {type(error).__name__}: {error}"
+            )
         if answer is not None:
             connection.send(type(answer)(**{**answer.__dict__, "reply_to": message.reply_to}))
 
@@ -293,6 +302,8 @@ class Agent:
 
     async def _execute(self, cell: Execute, connection: Connection) -> Message | None:
         world = self._world(cell.world_id)
+        if cell.precision in ("fp16", "fp8") and not self.devices.has_gpus:
+            raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
             task = asyncio.create_task(world.execute(cell, None))
             self._tasks.add(task)

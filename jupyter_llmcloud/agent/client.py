@@ -53,7 +53,9 @@ class AgentConnection:
             async with asyncio.timeout(timeout_s):
                 reply = await answer
         except TimeoutError:
-            raise errors.ConnectionLost(f"the node agent at {self.address} did not answer in {timeout_s:g} s.") from None
+            raise errors.ConnectionLost(
+                f"the node agent at {self.address} did not answer in {timeout_s:g} s."
+            ) from None
         finally:
             self._waiting.pop(number, None)
         if isinstance(reply, Refused):
@@ -118,7 +120,7 @@ class AgentChannel:
         return number
 
     def receive(self, timeout_s: float | None = None, wake_fd: int | None = None) -> Message | None:
-        """The next message; None when none came in `timeout_s` seconds or `wake_fd` is readable. Raises ConnectionLost."""
+        """The next message; None when none came in time or `wake_fd` is readable. Raises ConnectionLost."""
         watched: list[Any] = [self._sock] if wake_fd is None else [self._sock, wake_fd]
         while not self._inbox:
             readable, _, _ = select.select(watched, [], [], timeout_s)

@@ -35,7 +35,9 @@ class Devices:
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if num_slots is not None and num_slots < 1:
             raise UsageError(f"slots={num_slots}: a worker has at least one slot.")
-        self.slots = self.gpus if self.has_gpus else [str(i) for i in range(num_slots or max(MIN_CPU_SLOTS, self.cores))]
+        self.slots = (
+            self.gpus if self.has_gpus else [str(i) for i in range(num_slots or max(MIN_CPU_SLOTS, self.cores))]
+        )
         self._held: dict[str, list[str]] = {}
         self.loopback = "lo0" if sys.platform == "darwin" else "lo"
 

@@ -262,4 +262,3 @@ class World:
             "run_id": self.run.record.run_id if self.run else "",
             "ranks": rows,
         }
-

@@ -42,7 +42,12 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         single = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        env = {**os.environ, **single, "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        env = {
+            **os.environ,
+            **single,
+            "TOKENIZERS_PARALLELISM": "false",
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jupyter_llmcloud.training.zygote", str(theirs.fileno())],

@@ -23,7 +23,14 @@ KINDS = {
     "kubernetes": "dask_kubernetes.operator:KubeCluster",
 }
 _PACKAGES = {"dask_cuda": "dask-cuda", "dask_jobqueue": "dask-jobqueue", "dask_kubernetes": "dask-kubernetes"}
-_LOCAL_OPTIONS = ("dashboard_address", "host", "interface", "local_directory", "scheduler_port", "silence_logs")
+_LOCAL_OPTIONS = (
+    "dashboard_address",
+    "host",
+    "interface",
+    "local_directory",
+    "scheduler_port",
+    "silence_logs",
+)
 
 
 def known_kinds() -> list[str]:
@@ -58,7 +65,9 @@ def _find(kind: str) -> tuple[str, dict[str, Any]]:
         return KINDS[kind], {}
     if ":" in kind:
         return kind, {}
-    raise UsageError(f"%cluster start {kind!r}: no such kind. Choose one of {', '.join(known_kinds())}, or module:Class.")
+    raise UsageError(
+        f"%cluster start {kind!r}: no such kind. Choose one of {', '.join(known_kinds())}, or module:Class."
+    )
 
 
 def _load(kind: str, path: str) -> Any:

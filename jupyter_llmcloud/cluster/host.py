@@ -139,6 +139,11 @@ class ClusterHost:
                         return True
         return False
 
+    async def _until_workers(self, number: int) -> None:
+        assert self.client is not None
+        while len(await self._agents()) < number:
+            await asyncio.sleep(0.05)
+
     # --- control ---
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -171,7 +176,7 @@ class ClusterHost:
         self.cluster.scale(workers)
         await self.cluster
         if workers:
-            await self.client.wait_for_workers(workers, timeout=120)
+            await asyncio.wait_for(self._until_workers(workers), 120)
         staying = {info["address"] for info in await self._agents()} if workers else set()
         for address in before.keys() - staying:
             with contextlib.suppress(ConnectionLost):
@@ -190,7 +195,9 @@ def security_from(tls: dict[str, str]) -> Security | None:
     """The Security of a client; None for a cluster without TLS."""
     if not tls:
         return None
-    return Security(tls_ca_file=tls["ca"], tls_client_cert=tls["cert"], tls_client_key=tls["key"], require_encryption=True)
+    return Security(
+        tls_ca_file=tls["ca"], tls_client_cert=tls["cert"], tls_client_key=tls["key"], require_encryption=True
+    )
 
 
 def main() -> None:

@@ -60,13 +60,23 @@ class AgentPlugin(WorkerPlugin):
     async def _start(self, folder: Path, worker: Worker) -> None:
         with contextlib.suppress(FileNotFoundError):
             (folder / "agent.json").unlink()
-        command = [sys.executable, "-m", "jupyter_llmcloud.agent", "--folder", str(folder), "--name", str(worker.name)]
+        command = [
+            sys.executable,
+            "-m",
+            "jupyter_llmcloud.agent",
+            "--folder",
+            str(folder),
+            "--name",
+            str(worker.name),
+        ]
         command += ["--interface", urlparse(worker.address).hostname or "127.0.0.1"]
         if self.num_slots is not None:
             command += ["--slots", str(self.num_slots)]
         log = os.open(folder / "agent.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         finally:
             os.close(log)
         async with asyncio.timeout(START_TIMEOUT_S):
@@ -84,4 +94,6 @@ class AgentPlugin(WorkerPlugin):
 
 def agent_info(dask_worker: Worker) -> dict[str, Any]:
     """Run on a worker: what its agent said of itself."""
-    return dask_worker.plugins[PLUGIN_NAME].info
+    plugin = dask_worker.plugins[PLUGIN_NAME]
+    assert isinstance(plugin, AgentPlugin)
+    return plugin.info

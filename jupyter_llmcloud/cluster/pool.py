@@ -21,7 +21,14 @@ from jupyter_llmcloud.cluster.factory import known_kinds
 from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info
 from jupyter_llmcloud.cluster.record import ClusterRecord, is_process, read_record, saved_records
-from jupyter_llmcloud.core.messages import AdoptCluster, Describe, Message, ScaleCluster, Shutdown, StopCluster
+from jupyter_llmcloud.core.messages import (
+    AdoptCluster,
+    Describe,
+    Message,
+    ScaleCluster,
+    Shutdown,
+    StopCluster,
+)
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
@@ -70,22 +77,32 @@ class ClusterPool:
                 self._records[record.name] = record
                 if record.pid:
                     with contextlib.suppress(ConnectionLost):
-                        await self._control(record, AdoptCluster(owner_pid=self.owner_pid, owner_started=self._started()))
+                        await self._control(
+                            record, AdoptCluster(owner_pid=self.owner_pid, owner_started=self._started())
+                        )
 
     def _started(self) -> float:
         return psutil.Process(self.owner_pid).create_time()
 
     async def start(
-        self, kind: str = "local", name: str | None = None, workers: int | None = None, options: dict[str, Any] | None = None
+        self,
+        kind: str = "local",
+        name: str | None = None,
+        workers: int | None = None,
+        options: dict[str, Any] | None = None,
     ) -> ClusterRecord:
         """Start a cluster of `kind` and wait until it runs. Raises UsageError, NameTaken, WorldError."""
         if ":" not in kind and kind not in known_kinds() and kind != "labextension":
-            raise UsageError(f"{kind!r} is no kind of cluster. Choose one of {', '.join(known_kinds())}, or module:Class.")
+            raise UsageError(
+                f"{kind!r} is no kind of cluster. Choose one of {', '.join(known_kinds())}, or module:Class."
+            )
         if workers is not None and workers < 1:
             raise UsageError(f"--workers {workers}: a cluster is started with at least one worker.")
         name = check_name(name, "the cluster's name") if name else self._free_name(kind)
         if name in self._records and self._records[name].is_alive:
-            raise NameTaken(f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}.")
+            raise NameTaken(
+                f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}."
+            )
         record = ClusterRecord(cluster_id=secrets.token_hex(4), name=name, kind=kind, created=time.time())
         record.save()
         self._records[name] = record
@@ -149,7 +166,12 @@ class ClusterPool:
         """Use a cluster that somebody else has started. TLS as Dask's configuration says."""
         name = check_name(name, "the cluster's name") if name else self._free_name("connected")
         record = ClusterRecord(
-            cluster_id=secrets.token_hex(4), name=name, kind="connected", address=address, state="running", created=time.time()
+            cluster_id=secrets.token_hex(4),
+            name=name,
+            kind="connected",
+            address=address,
+            state="running",
+            created=time.time(),
         )
         try:
             client = await asyncio.wait_for(Client(address, asynchronous=True, set_as_default=False), 20)
@@ -163,13 +185,6 @@ class ClusterPool:
         return await self._fresh(record)
 
     # --- look ---
-
-    async def list(self) -> list[ClusterRecord]:
-        """Every living cluster."""
-        for name, record in list(self._records.items()):
-            if not record.is_alive:
-                await self._drop(name)
-        return [await self._fresh(record) for record in list(self._records.values())]
 
     async def _fresh(self, record: ClusterRecord) -> ClusterRecord:
         if record.state == "running":
@@ -185,7 +200,9 @@ class ClusterPool:
         for record in alive:
             if record.name == name:
                 return record
-        known = f" There are: {', '.join(record.name for record in alive)}." if alive else " Start one with %cluster start."
+        known = (
+            f" There are: {', '.join(record.name for record in alive)}." if alive else " Start one with %cluster start."
+        )
         raise NotFound((f"there is no cluster {name!r}." if name else "there is no cluster.") + known)
 
     async def _client(self, record: ClusterRecord) -> Client:
@@ -230,7 +247,7 @@ class ClusterPool:
         }
 
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
-        """The agent with the fewest replicas, of the newest cluster when none is named; starts one when there is none."""
+        """The agent with the fewest replicas; of the newest cluster, started if need be, when none is named."""
         async with self._default_start:
             if cluster is None and not any(record.is_alive for record in self._records.values()):
                 await self.start()
@@ -273,6 +290,7 @@ class ClusterPool:
         """End a cluster and all that runs on it; leave one that was only connected to. Returns its name."""
         record = self._record(name)
         if record.pid:
+            await self._close_client(record.name)
             with contextlib.suppress(ConnectionLost):
                 await self._control(record, StopCluster())
             await self._wait_for_end(record)
@@ -300,22 +318,30 @@ class ClusterPool:
 
     async def _drop(self, name: str) -> None:
         record = self._records.pop(name)
-        if client := self._clients.pop(name, None):
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(client.close(), 5)
+        await self._close_client(name)
         if process := self._hosts.pop(record.cluster_id, None):
             process.poll()
         record.forget()
 
-    async def release(self) -> None:
-        """Let go of the clusters without ending them: another server may adopt them within their lease."""
-        for client in self._clients.values():
+    async def _close_client(self, name: str) -> None:
+        if client := self._clients.pop(name, None):
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(client.close(), 5)
-        self._clients.clear()
+
+    async def release(self) -> None:
+        """Let go of the clusters without ending them: another server may adopt them within their lease."""
+        for name in list(self._clients):
+            await self._close_client(name)
 
     async def close(self) -> None:
         """End every cluster."""
         for name in list(self._records):
             with contextlib.suppress(NotFound):
                 await self.stop(name)
+
+    async def list(self) -> list[ClusterRecord]:
+        """Every living cluster."""
+        for name, record in list(self._records.items()):
+            if not record.is_alive:
+                await self._drop(name)
+        return [await self._fresh(record) for record in list(self._records.values())]

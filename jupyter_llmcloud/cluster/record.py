@@ -1,4 +1,4 @@
-"""What is known of a cluster, on disk while it lives: `<runtime>/c/<id>/cluster.json`, 0600 since it holds the TLS key."""
+"""What is known of a living cluster: `<runtime>/c/<id>/cluster.json`, 0600 since it holds the TLS key."""
 
 from __future__ import annotations
 

@@ -25,13 +25,16 @@ class Rung(IntEnum):
 
 @dataclass(frozen=True)
 class Ladder:
-    """Seconds after a Stop (or a failure) at which each rung is reached when ranks still run."""
+    """Seconds until the next rung is reached when ranks still run.
+
+    `release_s` counts from the interrupt, which comes at once in a cell without optimizer steps; the others count from
+    the Stop, or from the first failure.
+    """
 
     interrupt_s: float = 1.5
-    release_s: float = 2.5
-    kill_s: float = 6.0
+    release_s: float = 0.6
+    kill_s: float = 6.5
     failure_release_s: float = 0.3
-    failure_interrupt_s: float = 0.8
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -144,6 +147,7 @@ class RunLifecycle:
     def __post_init__(self) -> None:
         self._ranks = {rank: _Rank() for rank in self.ranks}
         self._since = 0.0
+        self._interrupted_at: float | None = None
         self._failed_at: float | None = None
         self._num_ended = 0
         self._in_group = True
@@ -168,12 +172,13 @@ class RunLifecycle:
             case StopPressed():
                 out = self._stop_pressed(now)
             case StepReported():
-                out = self._step_reported(event)
+                out = self._step_reported(event, now)
             case Tick():
                 out = self._climb(now)
         if not self.running:
             return [*out, self._finish()]
-        self.wake_at = self._next_rung_at()
+        due = self._next_rung()
+        self.wake_at = due[1] if due is not None else None
         return out
 
     # --- ranks end ---
@@ -217,9 +222,9 @@ class RunLifecycle:
             self._since = now
             self.rung = Rung.CONSENSUS
             return [AskStep(self.running)]
-        return self._reach(Rung(min(self.rung + 1, Rung.KILL)))
+        return self._reach(Rung(min(self.rung + 1, Rung.KILL)), now)
 
-    def _step_reported(self, event: StepReported) -> list[Instruction]:
+    def _step_reported(self, event: StepReported, now: float) -> list[Instruction]:
         if self.rung != Rung.CONSENSUS or event.rank not in self._ranks:
             return []
         self._ranks[event.rank].steps = event.step
@@ -228,41 +233,42 @@ class RunLifecycle:
         if len(known) < len(steps):
             return []
         if min(known) < 0:
-            return [TellStopAt(self.running, -1), *self._reach(Rung.INTERRUPT)]
+            return [TellStopAt(self.running, -1), *self._reach(Rung.INTERRUPT, now)]
         return [TellStopAt(self.running, max(known) + 1)]
 
     def _climb(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []
-        if self.stop_requested:
-            elapsed = now - self._since
-            for rung, after in self._stop_times():
-                if elapsed >= after and self.rung < rung:
-                    out += self._reach(rung)
-        elif self._failed_at is not None:
-            elapsed = now - self._failed_at
-            for rung, after in self._failure_times():
-                if elapsed >= after and self.rung < rung:
-                    out += self._reach(rung)
+        while (due := self._next_rung()) is not None and now >= due[1]:
+            out += self._reach(due[0], now)
         return out
 
-    def _stop_times(self) -> list[tuple[Rung, float]]:
-        return [
-            (Rung.INTERRUPT, self.ladder.interrupt_s),
-            (Rung.RELEASE, self.ladder.release_s),
-            (Rung.KILL, self.ladder.kill_s),
-        ]
+    def _next_rung(self) -> tuple[Rung, float] | None:
+        """The next rung and when it is due, while nothing changes."""
+        if self.stop_requested:
+            released_at = (self._interrupted_at or self._since) + self.ladder.release_s
+            rungs = [
+                (Rung.INTERRUPT, self._since + self.ladder.interrupt_s),
+                (Rung.RELEASE, released_at),
+                (Rung.KILL, self._since + self.ladder.kill_s),
+            ]
+        elif self._failed_at is not None:
+            # A peer of a failed rank is let out of its collective and interrupted at once.
+            rungs = [
+                (Rung.RELEASE, self._failed_at + self.ladder.failure_release_s),
+                (Rung.KILL, self._failed_at + self.ladder.kill_s),
+            ]
+        else:
+            return None
+        return next((item for item in rungs if item[0] > self.rung), None)
 
-    def _failure_times(self) -> list[tuple[Rung, float]]:
-        # A peer of a failed rank is first let out of its collective, then interrupted: RELEASE carries both.
-        return [(Rung.RELEASE, self.ladder.failure_release_s), (Rung.KILL, self.ladder.kill_s)]
-
-    def _reach(self, rung: Rung) -> list[Instruction]:
+    def _reach(self, rung: Rung, now: float) -> list[Instruction]:
         self.rung = max(self.rung, rung)
         running = self.running
         if not running:
             return []
         match rung:
             case Rung.INTERRUPT:
+                self._interrupted_at = now
                 return [InterruptRanks(running)]
             case Rung.RELEASE:
                 self.released = True
@@ -270,12 +276,6 @@ class RunLifecycle:
             case Rung.KILL:
                 return [KillRanks(running)]
         return []
-
-    def _next_rung_at(self) -> float | None:
-        times, start = (self._stop_times(), self._since) if self.stop_requested else (self._failure_times(), self._failed_at)
-        if start is None:
-            return None
-        return min((start + after for rung, after in times if rung > self.rung), default=None)
 
     # --- the end ---
 

@@ -68,5 +68,8 @@ def parse_variables(text: str, option: str) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
     bad = [name for name in names if not name.isidentifier()]
     if bad or not names:
-        raise UsageError(f"{option} {text!r}: expected names of variables separated by commas" + (f", not {bad[0]!r}." if bad else "."))
+        raise UsageError(
+            f"{option} {text!r}: expected names of variables separated by commas"
+            + (f", not {bad[0]!r}." if bad else ".")
+        )
     return names

@@ -34,7 +34,13 @@ class JournalWriter:
         written = []
         for record in records:
             self.seq += 1
-            written.append({"seq": self.seq, "t": round(record.get("t", now), 4), **{k: v for k, v in record.items() if k != "t"}})
+            written.append(
+                {
+                    "seq": self.seq,
+                    "t": round(record.get("t", now), 4),
+                    **{k: v for k, v in record.items() if k != "t"},
+                }
+            )
         data = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in written).encode()
         view = memoryview(data)
         while view:

@@ -1,12 +1,12 @@
 """The folder of a run: its spec and state, its journals, its artifacts.
 
-    <root>/runs/<run-id>/run.json                 spec and every state change (one writer: the leading agent)
-                         cell.py                  the source as typed
-                         metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}
-                                                  or {"seq", "t", "progress": [done, total], "desc"}
-                         logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} or
-                                                  {..., "kind": "display" | "result" | "error", ...}
-                         model/                   what --save wrote
+<root>/runs/<run-id>/run.json                 spec and every state change (one writer: the leading agent)
+                     cell.py                  the source as typed
+                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}
+                                              or {"seq", "t", "progress": [done, total], "desc"}
+                     logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} or
+                                              {..., "kind": "display" | "result" | "error", ...}
+                     model/                   what --save wrote
 """
 
 from __future__ import annotations

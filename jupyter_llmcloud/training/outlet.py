@@ -119,7 +119,7 @@ class StreamToOutlet(io.TextIOBase):
 
 def number(value: Any) -> float | None:
     """A metric's value as a float; None when it is not one number. Tensors and arrays of one element count."""
-    if isinstance(value, bool) or isinstance(value, (int, float)):
+    if isinstance(value, (bool, int, float)):
         return float(value)
     item = getattr(value, "item", None)
     if item is None or isinstance(value, str):

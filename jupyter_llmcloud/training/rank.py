@@ -47,7 +47,8 @@ from jupyter_llmcloud.training.shell import RankShell, start_shell
 from jupyter_llmcloud.training.steps import Steps
 
 _ECHO_OF_A_PEER = re.compile(
-    r"connection (closed|reset|was closed)|gloo|nccl|broken pipe|socket|process group|ProcessGroup", re.IGNORECASE
+    r"connection (closed|reset|was closed)|gloo|nccl|broken pipe|socket|process group|ProcessGroup",
+    re.IGNORECASE,
 )
 
 
@@ -70,7 +71,7 @@ def hold_store(control: int, request: dict[str, Any]) -> int:
 
     sock = socket.socket(fileno=control)
     _, (listener,), _, _ = socket.recv_fds(sock, 1, 1)
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         request["host"], request["port"], is_master=True, wait_for_workers=False, master_listen_fd=listener
     )
     sock.sendall(b"+")
@@ -109,7 +110,7 @@ class Rank:
         process_group.adopt(lambda: self.group)
         register_optimizer_step_post_hook(self.steps.boundary)
         tracking.attach(self.run)
-        builtins.input = _no_input  # type: ignore[assignment]
+        builtins.input = _no_input
 
     # --- the two threads ---
 
@@ -227,9 +228,7 @@ class Rank:
             try:
                 cloudpickle.dumps(values[name])
             except Exception as error:
-                raise TypeError(
-                    f"{name!r} ({type(namespace[name]).__name__}) cannot be pickled: {error}"
-                ) from None
+                raise TypeError(f"{name!r} ({type(namespace[name]).__name__}) cannot be pickled: {error}") from None
         return cloudpickle.dumps(values)
 
     # --- a cell ---
@@ -238,7 +237,7 @@ class Rank:
         self.steps.begin()
         self.run.begin(cell.run_id, cell.name, cell.folder)
         self.executing = True
-        ended = {"artifacts": {}, "payload": b""}
+        ended: dict[str, Any] = {}
         error: BaseException | None = None
         shell = self._start_shell()
         try:
@@ -284,7 +283,13 @@ class Rank:
         ename, evalue = type(error).__name__, str(error)
         echo = isinstance(error, RuntimeError) and (self.group.broken or bool(_ECHO_OF_A_PEER.search(evalue)))
         traceback = shell.last_traceback or [f"{ename}: {evalue}"]
-        return {"ename": ename, "evalue": evalue, "traceback": traceback, "collateral": echo, "step": self.steps.count}
+        return {
+            "ename": ename,
+            "evalue": evalue,
+            "traceback": traceback,
+            "collateral": echo,
+            "step": self.steps.count,
+        }
 
 
 def _device(request: dict[str, Any]) -> torch.device:

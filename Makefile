@@ -1,0 +1,65 @@
+# What a developer types. `make` alone lists the targets. All it needs is python3.11 or newer with venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.labextension-built
+BENCH := $(VENV)/.bench-installed
+# The build of torch depends on the machine: make setup TORCH="torch==2.11.0 --index-url ..." takes another one.
+TORCH ?= torch==2.13.0
+CONSTRAINTS := .ci/constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/torch.txt -c $(CONSTRAINTS)
+FRONT_END := $(wildcard labextension/src/*.ts labextension/style/* labextension/*.json labextension/yarn.lock)
+ARGS ?=
+
+.PHONY: help setup demo lab test bench lint chaos
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(BUILT)  ## make .venv with everything for working on the project, and Chromium where it can be installed
+	@.ci/browser
+
+demo: $(BUILT)  ## run the quickstart notebook inside a real Jupyter server and print what came of it
+	$(BIN)/python notebooks/run_quickstart.py $(ARGS)
+
+lab: $(BUILT)  ## open JupyterLab on notebooks/
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
+test: setup  ## run the tests; ARGS="-k name" for some of them
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(BENCH)  ## measure against the peers, side by side
+	$(BIN)/python -m tests.bench $(ARGS)
+
+lint: $(BUILT)  ## ruff, mypy, the import rules, the types of the front end
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd labextension && PATH="$(CURDIR)/$(BIN):$$PATH" jlpm run check
+
+chaos: $(BUILT)  ## inject the faults that the promises are about
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+# torch first and then held: a resolver that backtracks would otherwise try every build of it.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@[ -x $(BIN)/python ] || .ci/make-venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip freeze | grep '^torch==' > $(VENV)/torch.txt
+	$(INSTALL) --editable ".[test,dev]"
+	@touch $@
+
+# Installing again builds the front end where its sources are newer, and puts it where JupyterLab looks.
+$(BUILT): $(FRONT_END) | $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH): $(INSTALLED)
+	$(INSTALL) --editable ".[test,dev,bench]"
+	@touch $@

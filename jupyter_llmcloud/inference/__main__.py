@@ -1,0 +1,46 @@
+"""`python -m jupyter_llmcloud.inference`: reads a line of JSON from stdin, is that replica until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.inference.replica import Replica, ReplicaSpec
+
+
+def main() -> int:
+    """Run the replica that stdin describes; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        spec = ReplicaSpec.parse(sys.stdin.buffer.readline())
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    # Before torch and transformers are imported: they read these once.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(spec.threads)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
+    try:
+        return asyncio.run(_run(spec))
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+async def _run(spec: ReplicaSpec) -> int:
+    status = await Replica(spec).run(sys.stdin.fileno())
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread that still loads a model, or an engine stuck in a step, must not keep the process alive.
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

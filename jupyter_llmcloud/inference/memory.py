@@ -1,0 +1,99 @@
+"""How much memory the keys and values of a model may take, decided before the engine allocates any."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers.generation.continuous_batching.utils import get_device_and_memory_breakdown
+
+from jupyter_llmcloud.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+PAGE_SIZE = 32
+_SHARE_OF_FREE = {"cpu": 0.4, "cuda": 0.8}
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """The size of a paged cache.
+
+    Attributes:
+        context_length: the longest sequence that fits, at most the model's own.
+        page_size: tokens in a page.
+        num_pages: how many pages there are.
+        max_batch_tokens: tokens that one step may process.
+    """
+
+    context_length: int
+    page_size: int
+    num_pages: int
+    max_batch_tokens: int
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on `device`, given other processes and a container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    # Besides what is free on the machine: transformers knows which memory nodes this process is confined to.
+    _, total, reserved, allocated = get_device_and_memory_breakdown()
+    free = int(min(psutil.virtual_memory().available, total - max(reserved, allocated)))
+    limit, used = (_read_int(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def plan_cache(
+    config: Any, dtype: torch.dtype, *, context_length: int, max_concurrent: int, free: int, device_type: str
+) -> CachePlan:
+    """Room for `max_concurrent` sequences of full length, or for what fits into a share of the `free` bytes.
+
+    With less room than asked for, sequences still run: the engine lets some wait, or computes them again.
+    """
+    max_batch_tokens = max(256 if device_type == "cpu" else 2048, max_concurrent)
+    per_token = _bytes_per_token(config.get_text_config(), dtype, max_batch_tokens)
+    wanted = max_concurrent * (_pages(context_length) + 1)
+    affordable = int(free * _SHARE_OF_FREE.get(device_type, 0.4)) // (per_token * PAGE_SIZE)
+    num_pages = min(wanted, affordable)
+    # Two pages stay free, so that a full-length sequence never waits for a page that nobody can give back.
+    longest = min(context_length, (num_pages - 2) * PAGE_SIZE)
+    if longest < min(context_length, PAGE_SIZE):
+        raise ModelError(
+            f"{free / 2**30:.1f} GiB of free memory hold no sequence of this model: one token takes "
+            f"{per_token / 2**20:.2f} MiB. Free memory or serve a smaller model."
+        )
+    if num_pages < wanted:
+        log.warning(
+            "memory holds %d tokens of the %d that %d sequences of %d tokens could need",
+            num_pages * PAGE_SIZE,
+            wanted * PAGE_SIZE,
+            max_concurrent,
+            context_length,
+        )
+    return CachePlan(longest, PAGE_SIZE, num_pages, max_batch_tokens)
+
+
+def _pages(num_tokens: int) -> int:
+    return -(-num_tokens // PAGE_SIZE)
+
+
+def _bytes_per_token(config: Any, dtype: torch.dtype, max_batch_tokens: int) -> int:
+    """A token's keys and values in all layers, their copies while a layer reads them, its column of masks."""
+    num_heads = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    kept = 2 * config.num_hidden_layers * num_kv_heads
+    copied = 2 * num_heads + num_kv_heads
+    masks = 2 * max_batch_tokens
+    return int(((kept + copied) * head_size + masks) * dtype.itemsize + 16)

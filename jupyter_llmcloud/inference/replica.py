@@ -1,0 +1,209 @@
+"""The life of a replica: bind, load, try, ready, drain, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.inference.answers import Model
+from jupyter_llmcloud.inference.application import Application, Status
+from jupyter_llmcloud.inference.loading import LoadedModel, defaults_for_sampling, load_model
+
+log = logging.getLogger(__name__)
+
+_LINGER_S = 2.0
+_POLL_S = 0.05
+
+
+class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
+    """The line of JSON that tells a replica what to be.
+
+    Attributes:
+        endpoint: the endpoint it belongs to.
+        model: absolute path of a folder in the Hugging Face layout.
+        socket: path of the unix socket to bind.
+        token: the bearer token that requests must carry.
+        served_name: the model's name in requests and replies.
+        dtype: auto, float32, bfloat16 or float16.
+        max_concurrent: sequences in one batch.
+        num_threads: CPU threads of the engine; by default all cores but one.
+        device: cpu or cuda:N.
+        drain_s: how long a SIGTERM lets requests finish.
+    """
+
+    endpoint: str
+    model: str
+    socket: str
+    token: str
+    served_name: str
+    dtype: str = "auto"
+    max_concurrent: int = 32
+    num_threads: int | None = None
+    device: str = "cpu"
+    drain_s: float = 5.0
+
+    @classmethod
+    def parse(cls, line: str | bytes) -> ReplicaSpec:
+        """Read the line; raises `UsageError`. Names that are not known are left to whoever wrote them."""
+        try:
+            spec = msgspec.json.decode(line, type=cls)
+        except msgspec.MsgspecError as error:
+            raise UsageError(f"the spec on stdin is not valid: {error}") from None
+        if (
+            spec.max_concurrent < 1
+            or not spec.token
+            or (spec.num_threads is not None and spec.num_threads < 1)
+        ):
+            raise UsageError("the spec on stdin needs max_concurrent >= 1, num_threads >= 1 and a token.")
+        return spec
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the engine. One core is left to HTTP and to whoever else is there."""
+        return self.num_threads or max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+class Replica:
+    """Serves one model until it is told to stop, its agent is gone, or its engine has failed."""
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        self._spec = spec
+        self.status = Status(spec.endpoint, spec.served_name, spec.max_concurrent)
+        self._application = Application(self.status, spec.token)
+        self._stop = asyncio.Event()
+        self._abandoned = asyncio.Event()
+
+    async def run(self, stdin: int | None = None) -> int:
+        """Serve; returns the exit status. The end of the file `stdin` means that the agent is gone."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        if stdin is not None:
+            _on_eof(stdin, lambda: loop.call_soon_threadsafe(self._abandon))
+        runner = web.AppRunner(self._application.build(), handler_cancellation=True, access_log=None)
+        await runner.setup()
+        with _bound(Path(self._spec.socket)) as listener:
+            try:
+                await web.SockSite(runner, listener, shutdown_timeout=1.0).start()
+                return await self._serve()
+            finally:
+                await runner.cleanup()
+                Path(self._spec.socket).unlink(missing_ok=True)
+
+    async def _serve(self) -> int:
+        loading = asyncio.create_task(self._load())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            loading.cancel()  # the thread that loads goes on; the process ends without it
+            return 0
+        if error := loading.exception():
+            return await self._fail(str(error) if isinstance(error, LLMCloudError) else f"{error!r}")
+        await stopping
+        if self.status.state == "failed":
+            return await self._fail(self.status.reason)
+        await self._drain()
+        return 0
+
+    async def _load(self) -> None:
+        model = await open_model(self._spec, self._engine_failed)
+        spec, loaded = self._spec, model.loaded
+        self.status.details = {
+            "model": spec.served_name,
+            "engine": model.engine.name,
+            "context_length": model.engine.context_length,
+            "max_concurrent": spec.max_concurrent,
+            "num_parameters": loaded.num_parameters,
+            "num_threads": spec.threads,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "device": str(loaded.model.device),
+            "chat_template": "model" if getattr(loaded.tokenizer, "chat_template", None) else "plain",
+        }
+        self._application.model = model
+        self.status.state = "ready"
+        log.info("ready: %s", self.status.details)
+
+    def _engine_failed(self) -> None:
+        model = self._application.model
+        if self.status.state == "ready" and model is not None:
+            self.status.state, self.status.reason = "failed", model.engine.failure or "the engine failed"
+            self._stop.set()
+
+    def _abandon(self) -> None:
+        self._abandoned.set()
+        self._stop.set()
+
+    async def _fail(self, reason: str) -> int:
+        """Say why, long enough for the agent's next look at /readyz, and give up."""
+        log.error("cannot serve: %s", reason)
+        self.status.state, self.status.reason = "failed", reason
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._abandoned.wait(), _LINGER_S)
+        return 1
+
+    async def _drain(self) -> None:
+        self.status.state = "draining"
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._spec.drain_s
+        while self.status.num_open and not self._abandoned.is_set() and clock() < deadline:
+            await asyncio.sleep(_POLL_S)
+        if self._application.model is not None:
+            await self._application.model.engine.close()
+
+
+async def open_model(spec: ReplicaSpec, on_failure: Callable[[], None] = lambda: None) -> Model:
+    """Load the model of `spec` and open its engine; raises `ModelError`. Imports torch and transformers."""
+    loaded, defaults = await asyncio.to_thread(_load_on_thread, spec)
+    from jupyter_llmcloud.inference.engines import open_engine
+
+    engine = await open_engine(loaded, spec.max_concurrent)
+    engine.on_failure = on_failure
+    return Model(loaded, engine, spec.served_name, defaults)
+
+
+def _load_on_thread(spec: ReplicaSpec) -> tuple[LoadedModel, dict[str, float]]:
+    import torch
+
+    torch.set_num_threads(spec.threads)
+    return load_model(spec.model, dtype=spec.dtype, device=spec.device), defaults_for_sampling(spec.model)
+
+
+def _on_eof(descriptor: int, callback: Callable[[], Any]) -> None:
+    """Call back, from a thread, when nothing can be read any more."""
+
+    def watch() -> None:
+        # os.read and no file object: a buffered reader's lock would be held when the interpreter ends.
+        while os.read(descriptor, 4096):
+            pass
+        callback()
+
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
+
+
+def _bound(path: Path) -> socket.socket:
+    """A listening unix socket that only this user can open, from its first moment on."""
+    if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot bind {path}: {error}") from None
+    finally:
+        os.umask(previous)
+    return listener

@@ -1,0 +1,104 @@
+"""A notebook cell before it leaves for the ranks: its name, its lines, its syntax, the names it binds."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from jupyter_llmcloud.errors import UsageError
+
+_DYNAMIC = ("run_line_magic", "run_cell_magic", "exec", "eval", "globals", "locals")
+
+
+class CellSyntaxError(UsageError):
+    """The cell cannot be compiled; drawn like Python's own, at the notebook's line."""
+
+    def __init__(self, error: SyntaxError, where: str, line: int) -> None:
+        self.lineno = line
+        text = textwrap.dedent(error.text or "").rstrip("\n")
+        shift = len((error.text or "").rstrip("\n")) - len(text)
+        caret = " " * max(0, (error.offset or 1) - 1 - shift) + "^"
+        self.drawing = [f"  {where}, line {line}", f"    {text}", f"    {caret}", f"SyntaxError: {error.msg}"]
+        super().__init__(f"SyntaxError: {error.msg} ({where}, line {line}). Nothing was started.")
+
+    def _render_traceback_(self) -> list[str]:
+        return [*self.drawing, "", "Nothing was started."]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The body of a `%%distribute` cell and where it stands in the notebook.
+
+    Attributes:
+        code: the body as typed.
+        source: the whole cell.
+        line_offset: lines of the cell above the body.
+        filename: the notebook's own name of the cell, so that tracebacks agree.
+        number: the execution count.
+    """
+
+    code: str
+    source: str
+    line_offset: int
+    filename: str
+    number: int
+
+
+def read_cell(shell: Any, magic_line: str, body: str) -> Cell:
+    """The cell that is being executed in `shell` (an IPython shell)."""
+    source = _raw_source(shell)
+    if not body.strip() or not source.rstrip().endswith(body.rstrip()):
+        source = f"%%distribute {magic_line}".rstrip() + "\n" + body
+    code = without_leading_blank_lines(body)
+    offset = source.rstrip()[: len(source.rstrip()) - len(code.rstrip())].count("\n")
+    number = shell.execution_count
+    return Cell(code, source, offset, shell.compile.get_code_name(source, source, number), number)
+
+
+def without_leading_blank_lines(body: str) -> str:
+    """IPython drops them before it compiles; counted here, the lines below keep their numbers."""
+    lines = body.splitlines(keepends=True)
+    while lines and not lines[0].strip():
+        del lines[0]
+    return "".join(lines)
+
+
+def _raw_source(shell: Any) -> str:
+    parent = getattr(shell, "parent_header", None) or {}
+    if code := parent.get("content", {}).get("code"):
+        return str(code)
+    history = getattr(shell.history_manager, "input_hist_raw", None) or [""]
+    return str(history[-1])
+
+
+def check_syntax(shell: Any, cell: Cell) -> ast.Module | None:
+    """Compile the cell as the ranks will; raises CellSyntaxError. Returns its tree."""
+    try:
+        transformed = shell.transform_cell(cell.code)
+        tree = ast.parse(transformed)
+        compile(transformed, cell.filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except SyntaxError as error:
+        raise CellSyntaxError(error, f"Cell In[{cell.number}]", (error.lineno or 1) + cell.line_offset) from None
+    return tree
+
+
+def bound_names(tree: ast.Module) -> set[str] | None:
+    """Names that running the cell may bind at its top level; None when that cannot be told from the text."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(names=[ast.alias(name="*")]):
+                return None
+            case ast.Call(func=ast.Name(id=name)) | ast.Call(func=ast.Attribute(attr=name)) if name in _DYNAMIC:
+                return None
+            case ast.Import() | ast.ImportFrom():
+                names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.add(node.name)
+            case ast.MatchAs(name=str() as name) | ast.MatchStar(name=str() as name):
+                names.add(name)
+    return names

@@ -1,0 +1,92 @@
+"""`%load_ext jupyter_llmcloud`: registers the magics, their help and the completion of their options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_llmcloud.magics import clusters, distribute, runs, worlds
+from jupyter_llmcloud.magics.options import Syntax, complete, usage
+
+VERBS: dict[str, dict[str, Syntax]] = {
+    "%cluster": clusters.VERBS,
+    "%world": worlds.VERBS,
+    "%runs": runs.VERBS,
+}
+SINGLE: dict[str, Syntax] = {
+    "%%distribute": distribute.DISTRIBUTE,
+    "%push": distribute.PUSH,
+    "%pull": distribute.PULL,
+}
+
+
+def load(shell: Any) -> None:
+    """Register everything with an IPython shell."""
+    from jupyter_llmcloud.magics.endpoints import EndpointMagics
+
+    groups = [
+        distribute.DistributeMagics,
+        clusters.ClusterMagics,
+        worlds.WorldMagics,
+        runs.RunsMagics,
+        EndpointMagics,
+    ]
+    for group in groups:
+        shell.register_magics(group(shell))
+    _describe(shell)
+    _complete(shell)
+
+
+def unload(shell: Any) -> None:
+    """Forget the magics; worlds and clusters live on."""
+    for name in SINGLE:
+        shell.magics_manager.magics["cell" if name.startswith("%%") else "line"].pop(name.lstrip("%"), None)
+    for name in VERBS:
+        shell.magics_manager.magics["line"].pop(name.lstrip("%"), None)
+
+
+def _describe(shell: Any) -> None:
+    """`%%distribute?` shows the options."""
+    for name, syntax in SINGLE.items():
+        kind = "cell" if name.startswith("%%") else "line"
+        _set_doc(shell.magics_manager.magics[kind][name.lstrip("%")], usage(syntax))
+    for name, verbs in VERBS.items():
+        text = "\n\n".join(usage(syntax) for syntax in verbs.values())
+        _set_doc(shell.magics_manager.magics["line"][name.lstrip("%")], text)
+
+
+def _set_doc(bound: Any, text: str) -> None:
+    function = getattr(bound, "__func__", bound)
+    function.__doc__ = f"{(function.__doc__ or '').splitlines()[0]}\n\n{text}"
+
+
+def _complete(shell: Any) -> None:
+    completer = getattr(shell, "Completer", None)
+    if completer is None:
+        return
+    from IPython.core.completer import SimpleCompletion, context_matcher
+
+    @context_matcher()
+    def magic_options(context: Any) -> Any:
+        """Options of our magics and their values."""
+        found = completions(context.line_with_cursor[: context.cursor_position])
+        return {
+            "completions": [SimpleCompletion(text, type="param") for text in found],
+            "suppress": bool(found),
+        }
+
+    completer.custom_matchers = [m for m in completer.custom_matchers if m.__name__ != "magic_options"]
+    completer.custom_matchers.append(magic_options)
+
+
+def completions(line: str) -> list[str]:
+    """What can complete the last word of a line that begins with one of our magics."""
+    words = line.lstrip().split(" ")
+    if len(words) < 2:
+        return []
+    name = words[0]
+    if name in SINGLE:
+        return complete(SINGLE[name], " ".join(words[1:]))
+    verbs = VERBS.get(name, {})
+    if len(words) == 2:
+        return [verb for verb in verbs if verb.startswith(words[1])]
+    return complete(verbs[words[1]], " ".join(words[2:])) if words[1] in verbs else []

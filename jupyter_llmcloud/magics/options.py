@@ -1,0 +1,189 @@
+"""The options of a magic as data: parsed, refused in one line, completed, and shown by `?`, all from one list."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jupyter_llmcloud.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        flags: how it is written, the long form last ("-n", "--nproc").
+        help: one sentence.
+        values: the allowed values, when they are a closed set.
+        metavar: what stands for its value in the help; "" for a switch.
+        parse: text -> value; raises UsageError or ValueError.
+        repeat: may be given several times; its value is a list.
+    """
+
+    flags: tuple[str, ...]
+    help: str
+    values: tuple[str, ...] = ()
+    metavar: str = ""
+    parse: Callable[[str], Any] = str
+    repeat: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.flags[-1].lstrip("-").replace("-", "_")
+
+    @property
+    def takes_value(self) -> bool:
+        return bool(self.metavar or self.values)
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """What may follow a magic (or one verb of it)."""
+
+    magic: str
+    options: tuple[Option, ...] = ()
+    arguments: str = ""  # for example "NAME" or "A B"; "[NAME]" may be left out, "NAME..." repeats
+    help: str = ""
+
+    def option(self, flag: str) -> Option | None:
+        return next((option for option in self.options if flag in option.flags), None)
+
+
+@dataclass
+class Parsed:
+    """The result: `values` by option name (absent ones are None, False or []), and the positional arguments."""
+
+    values: dict[str, Any]
+    arguments: list[str] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """A parser for whole numbers of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise UsageError(f"expected a whole number, not {text!r}") from None
+        if value < minimum:
+            raise UsageError(f"expected at least {minimum}, not {value}")
+        return value
+
+    return parse
+
+
+def split(line: str, magic: str) -> list[str]:
+    """Words of a line; quotes hold words together."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{magic}: {error} in {line!r}.") from None
+
+
+def parse(syntax: Syntax, words: Sequence[str]) -> Parsed:
+    """Parse words by a syntax. Raises UsageError that names the option and what is allowed."""
+    values: dict[str, Any] = {
+        option.name: [] if option.repeat else (None if option.takes_value else False) for option in syntax.options
+    }
+    arguments: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") or word == "-" or _is_number(word):
+            arguments.append(word)
+            continue
+        flag, equals, given = word.partition("=")
+        option = syntax.option(flag)
+        if option is None:
+            raise UsageError(_unknown(syntax, flag))
+        if not option.takes_value:
+            if equals:
+                raise UsageError(f"{syntax.magic}: {flag} takes no value, not {given!r}.")
+            values[option.name] = True
+            continue
+        if not equals:
+            if not rest or (rest[0].startswith("-") and not _is_number(rest[0])):
+                raise UsageError(f"{syntax.magic}: {flag} needs a value: {_describe(option)}.")
+            given = rest.pop(0)
+        value = _value(syntax, option, flag, given)
+        values[option.name] = [*values[option.name], value] if option.repeat else value
+    _check_arguments(syntax, arguments)
+    return Parsed(values, arguments)
+
+
+def _is_number(word: str) -> bool:
+    return word[1:].replace(".", "", 1).isdigit()
+
+
+def _value(syntax: Syntax, option: Option, flag: str, given: str) -> Any:
+    if option.values and given not in option.values:
+        raise UsageError(f"{syntax.magic}: {flag} {given!r} is not possible. Choose one of {', '.join(option.values)}.")
+    try:
+        return option.parse(given)
+    except UsageError as error:
+        text = str(error)
+        raise UsageError(f"{syntax.magic}: " + (text if flag in text else f"{flag} {given!r}: {text}.")) from None
+    except ValueError as error:
+        raise UsageError(f"{syntax.magic}: {flag} {given!r}: {error}.") from None
+
+
+def _describe(option: Option) -> str:
+    return f"one of {', '.join(option.values)}" if option.values else option.metavar
+
+
+def _unknown(syntax: Syntax, flag: str) -> str:
+    flags = [flag for option in syntax.options for flag in option.flags]
+    close = difflib.get_close_matches(flag, flags, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    allowed = f" Allowed: {', '.join(option.flags[-1] for option in syntax.options)}." if flags else " It takes none."
+    return f"{syntax.magic}: there is no option {flag}.{hint}{allowed}"
+
+
+def _check_arguments(syntax: Syntax, arguments: list[str]) -> None:
+    expected = syntax.arguments.split()
+    if any(word.endswith("...") or word.endswith("...]") for word in expected):
+        most: float = float("inf")
+    else:
+        most = len(expected)
+    least = sum(not word.startswith("[") for word in expected)
+    if len(arguments) < least:
+        raise UsageError(f"{syntax.magic}: expected {syntax.arguments}.")
+    if len(arguments) > most:
+        what = f"expected {syntax.arguments} only" if expected else "it takes no arguments"
+        raise UsageError(f"{syntax.magic}: what does {arguments[int(most)]!r} mean? {what[0].upper()}{what[1:]}.")
+
+
+def usage(syntax: Syntax) -> str:
+    """The help text."""
+    lines = [f"{syntax.magic} {syntax.arguments}".rstrip() + (" [options]" if syntax.options else ""), ""]
+    if syntax.help:
+        lines += [syntax.help, ""]
+    for option in syntax.options:
+        value = option.metavar or "|".join(option.values)
+        lines.append(f"  {', '.join(option.flags)} {value}".rstrip())
+        lines.append(f"      {option.help}")
+    return "\n".join(lines)
+
+
+def complete(syntax: Syntax, text: str) -> list[str]:
+    """Completions of the last word of `text`, which is what follows the magic's name up to the cursor."""
+    words = text.split(" ")
+    last = words[-1]
+    if len(words) > 1 and (option := syntax.option(words[-2])) and option.takes_value:
+        return [value for value in option.values if value.startswith(last)]
+    if "=" in last and (option := syntax.option(last.partition("=")[0])):
+        head, _, start = last.partition("=")
+        return [f"{head}={value}" for value in option.values if value.startswith(start)]
+    if last.startswith("-") or not last:
+        return [option.flags[-1] for option in syntax.options if option.flags[-1].startswith(last)]
+    return []

@@ -1,0 +1,62 @@
+"""The Python twin of every magic, under the same names: what `import jupyter_llmcloud as lc` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jupyter_llmcloud import errors
+from jupyter_llmcloud.magics import clusters as cluster
+from jupyter_llmcloud.magics import endpoints, runs, session
+from jupyter_llmcloud.magics import worlds as world
+from jupyter_llmcloud.magics.cell import Cell
+from jupyter_llmcloud.magics.endpoints import Endpoint, serve
+from jupyter_llmcloud.magics.quiet_run import run
+
+__all__ = [
+    "Endpoint",
+    "cluster",
+    "distribute",
+    "endpoints",
+    "errors",
+    "pull",
+    "push",
+    "run",
+    "runs",
+    "serve",
+    "world",
+]
+
+
+def distribute(
+    code: str, *, n: int | None = None, push: Sequence[str] = (), pull: Sequence[str] = (), **options: Any
+) -> Any:
+    """Run `code` on every rank, as `%%distribute` does; returns a RunResult, or a RunHandle with background=True.
+
+    `options` are those of the magic, with underscores: name, ranks, precision, save, timeout, seed, background.
+    """
+    shell = _shell()
+    cell = Cell(code, code, 0, shell.compile.get_code_name(code, code, shell.execution_count), shell.execution_count)
+    return session.current().distribute(shell, cell, nproc=n, push=push, pull=pull, **options)
+
+
+def push(**values: Any) -> None:
+    """Copy variables to every rank: `lc.push(a=1)`."""
+    from jupyter_llmcloud.magics.distribute import push as push_names
+
+    push_names([*values], values)
+
+
+def pull(*names: str) -> Any:
+    """Bring variables back: `lc.pull("x")`, `lc.pull("x@3", "y@all")`; one value, or a dict when several are named."""
+    from jupyter_llmcloud.magics.distribute import pull as pull_names
+
+    values = pull_names([*names])
+    return next(iter(values.values())) if len(names) == 1 else values
+
+
+def _shell() -> Any:
+    from IPython.core.getipython import get_ipython
+    from IPython.core.interactiveshell import InteractiveShell
+
+    return get_ipython() or InteractiveShell.instance()

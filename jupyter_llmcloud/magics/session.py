@@ -1,0 +1,206 @@
+"""What a kernel knows: its server, its world, and how a cell becomes a run. The magics and the Python API share it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.core.messages import Execute
+from jupyter_llmcloud.core.names import check_name, format_ranks, run_id
+from jupyter_llmcloud.errors import ConnectionLost, NotFound, UsageError
+from jupyter_llmcloud.magics import cell as cells
+from jupyter_llmcloud.magics.cell import Cell
+from jupyter_llmcloud.storage.runs import RunStore
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.magics.run_handle import RunHandle
+    from jupyter_llmcloud.magics.server_client import ServerClient
+    from jupyter_llmcloud.magics.world import RunResult, World
+
+
+class Session:
+    """One per kernel.
+
+    Attributes:
+        cluster: the cluster that the next world starts on; None means the newest, or a new local one.
+        world: the world of this notebook, if one was started.
+    """
+
+    def __init__(self) -> None:
+        self.cluster: str | None = None
+        self.world: World | None = None
+        self._server: ServerClient | None = None
+
+    @property
+    def owner(self) -> str:
+        """Who owns what this kernel starts: the notebook, where the server tells its name."""
+        return os.environ.get("JPY_SESSION_NAME") or f"pid:{os.getpid()}"
+
+    @property
+    def server(self) -> ServerClient:
+        """The Jupyter server, found or started at the first use."""
+        if self._server is None:
+            from jupyter_llmcloud.magics.server_client import ServerClient
+
+            self._server = ServerClient.find_or_start()
+        return self._server
+
+    # --- worlds ---
+
+    def start_world(self, num_ranks: int | None = None, cluster: str | None = None) -> World:
+        """Start a world; there must be none."""
+        from jupyter_llmcloud.magics.world import World
+
+        if self.world is not None:
+            raise UsageError(
+                f"this notebook has a world of {self.world.world_size} ranks already: %world restart or %world stop."
+            )
+        placement = self.server.place(cluster or self.cluster, num_ranks)
+        if placement["started"]:
+            print(f"Started the cluster {placement['cluster']!r} on this machine.")
+        self.world = World.start(placement, self.owner)
+        return self.world
+
+    def stop_world(self) -> None:
+        """End this notebook's world; its variables are gone."""
+        if self.world is None:
+            raise NotFound("this notebook has no world.")
+        world, self.world = self.world, None
+        world.stop()
+
+    def ensure_world(self, num_ranks: int | None) -> World:
+        """The living world, or a new one. Raises UsageError when it has another size than asked for."""
+        if self.world is not None and not self._is_alive(self.world):
+            print("The world of this notebook has ended (its lease ran out or it was stopped): starting a new one.")
+            self.world = None
+        if self.world is None:
+            return self.start_world(num_ranks)
+        if num_ranks is not None and num_ranks != self.world.world_size:
+            raise UsageError(
+                f"-n {num_ranks}: the world of this notebook has {self.world.world_size} ranks, which hold your variables. "
+                f"Leave -n out, or start afresh with %world restart -n {num_ranks}."
+            )
+        return self.world
+
+    @staticmethod
+    def _is_alive(world: World) -> bool:
+        try:
+            world.describe()
+        except (NotFound, ConnectionLost):
+            return False
+        return True
+
+    # --- cells ---
+
+    def distribute(
+        self,
+        shell: Any,
+        cell: Cell,
+        *,
+        nproc: int | None = None,
+        ranks: str | None = None,
+        name: str | None = None,
+        push: Sequence[str] = (),
+        pull: Sequence[str] = (),
+        background: bool = False,
+        precision: str | None = None,
+        save: Sequence[str] = (),
+        timeout: float | None = None,
+        seed: int | None = None,
+    ) -> RunResult | RunHandle:
+        """Run a cell on the ranks. Everything that can be refused is refused before anything is started."""
+        name = check_name(name, "--name") if name else f"cell-{cell.number}"
+        values = pushed_values(shell.user_ns, push)
+        tree = cells.check_syntax(shell, cell)
+        if background and pull:
+            raise UsageError(
+                "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
+            )
+        world = self.ensure_world(nproc)
+        chosen = self._check_ranks(ranks, world)
+        self._check_names(world, tree, {"--save": save, "--pull": pull}, push)
+        message = self._message(world, cell, name, values, chosen)
+        from dataclasses import replace
+
+        message = replace(
+            message,
+            background=background,
+            precision=precision or "",
+            save=list(save),
+            pull=list(pull),
+            timeout_s=timeout or 0.0,
+            seed=seed,
+        )
+        if background:
+            return self._submit(world, message)
+        result = world.execute(message, chosen)
+        shell.user_ns.update(result.pulled)
+        return result
+
+    def _submit(self, world: World, message: Execute) -> RunHandle:
+        from jupyter_llmcloud.magics.run_handle import RunHandle
+
+        world.submit(message)
+        return RunHandle(message.run_id, self)
+
+    @staticmethod
+    def _check_ranks(ranks: str | None, world: World) -> list[int]:
+        from jupyter_llmcloud.core.names import parse_ranks
+
+        return parse_ranks(ranks, world.world_size) if ranks is not None else list(range(world.world_size))
+
+    @staticmethod
+    def _check_names(world: World, tree: Any, options: dict[str, Sequence[str]], pushed: Sequence[str]) -> None:
+        wanted = {name: option for option, names in options.items() for name in names}
+        bound = cells.bound_names(tree)
+        if not wanted or bound is None:
+            return
+        unbound = [name for name in wanted if name not in bound and name not in pushed]
+        for name in world.missing(unbound) if unbound else []:
+            raise UsageError(
+                f"{wanted[name]} {name}: the cell does not make a variable {name!r}, and the ranks have none. Nothing was run."
+            )
+
+    def _message(self, world: World, cell: Cell, name: str, values: bytes, ranks: list[int]) -> Execute:
+        now = time.time()
+        identity = run_id(name, now, secrets.token_hex(2))
+        return Execute(
+            world_id=world.world_id,
+            run_id=identity,
+            name=name,
+            code=cell.code,
+            source=cell.source,
+            filename=cell.filename,
+            execution_count=cell.number,
+            line_offset=cell.line_offset,
+            ranks=ranks,
+            folder=str(RunStore().folder(identity).path),
+            cluster=world.cluster,
+            owner=self.owner,
+            options={"ranks": format_ranks(ranks)},
+            payload=values,
+        )
+
+
+def pushed_values(namespace: dict[str, Any], names: Sequence[str]) -> bytes:
+    """The pickled variables that --push or %push name; raises UsageError for one that is not there."""
+    from jupyter_llmcloud.magics.world import pickled
+
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        raise UsageError(f"--push {missing[0]}: there is no variable {missing[0]!r} in this notebook.")
+    return pickled({name: namespace[name] for name in names}) if names else b""
+
+
+_session: Session | None = None
+
+
+def current() -> Session:
+    """The session of this kernel."""
+    global _session
+    if _session is None:
+        _session = Session()
+    return _session

@@ -1,0 +1,191 @@
+"""The world of this notebook: where its cells are executed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+
+from jupyter_llmcloud.agent.client import AgentChannel, raise_refusal
+from jupyter_llmcloud.core.messages import (
+    DescribeWorld,
+    Done,
+    Execute,
+    Journaled,
+    Message,
+    Names,
+    Pull,
+    Push,
+    RankState,
+    Refused,
+    RunEnded,
+    StartWorld,
+    StopRun,
+    StopWorld,
+)
+from jupyter_llmcloud.errors import RankError, UsageError
+from jupyter_llmcloud.magics.run_view import RunView
+from jupyter_llmcloud.magics.stop_signal import StopSignal
+
+WORLD_LEASE_S = 900.0
+START_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended in the foreground. `pulled` holds the variables that --pull named."""
+
+    run_id: str
+    state: str
+    report: list[str] = field(default_factory=list)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    pulled: dict[str, Any] = field(default_factory=dict)
+
+
+class World:
+    """A handle of the kernel: `start` makes one, `stop` ends its ranks."""
+
+    def __init__(self, channel: AgentChannel, world_id: str, cluster: str, world_size: int) -> None:
+        self.channel = channel
+        self.world_id = world_id
+        self.cluster = cluster
+        self.world_size = world_size
+
+    @classmethod
+    def start(cls, placement: dict[str, Any], owner: str, lease_s: float = WORLD_LEASE_S) -> World:
+        """Start ranks where the server has placed them."""
+        channel = AgentChannel(placement["agents"][0]["address"])
+        world_id = secrets.token_hex(6)
+        try:
+            request = StartWorld(
+                world_id=world_id, agents=placement["agents"], owner=owner, cwd=os.getcwd(), lease_s=lease_s
+            )
+            channel.request(request, START_TIMEOUT_S)
+        except BaseException:
+            channel.close()
+            raise
+        return cls(channel, world_id, placement["cluster"], placement["num_ranks"])
+
+    def describe(self) -> dict[str, Any]:
+        """Ranks with pid, host, memory and what each is doing."""
+        return self.channel.request(DescribeWorld(world_id=self.world_id)).values
+
+    def stop(self) -> None:
+        """End every rank; its variables are gone."""
+        try:
+            self.channel.request(StopWorld(world_id=self.world_id))
+        finally:
+            self.channel.close()
+
+    # --- variables ---
+
+    def push(self, values: dict[str, Any], ranks: Sequence[int] = ()) -> None:
+        """Set variables on ranks (all when empty)."""
+        self.channel.request(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values)), 600)
+
+    def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
+        """Variables of one rank."""
+        answer: Done = self.channel.request(Pull(world_id=self.world_id, names=list(names), rank=rank), 600)
+        values: dict[str, Any] = cloudpickle.loads(answer.payload)
+        return values
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Which of these rank 0 does not have."""
+        answer = self.channel.request(Names(world_id=self.world_id, names=list(names)))
+        return list(answer.values["missing"])
+
+    # --- cells ---
+
+    def submit(self, cell: Execute) -> None:
+        """Execute in the background."""
+        self.channel.request(cell)
+
+    def execute(self, cell: Execute, ranks: Sequence[int]) -> RunResult:
+        """Execute and show; returns when every rank has ended. Raises RankError, KeyboardInterrupt after a Stop."""
+        view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
+        with StopSignal() as stop:
+            self.channel.send(cell)
+            ended = self._follow(cell.run_id, view, stop)
+        return self._result(ended, stop.presses > 0)
+
+    def _stop_from_elsewhere(self, run_id: str) -> None:
+        # The channel belongs to the thread that follows the run; a button may press from another.
+        channel = AgentChannel(self.channel.address)
+        try:
+            channel.request(StopRun(run_id=run_id))
+        finally:
+            channel.close()
+
+    def _follow(self, run_id: str, view: RunView, stop: StopSignal) -> RunEnded:
+        pressed = 0
+        while True:
+            message = self.channel.receive(view.next_tick_s(), wake_fd=stop.fd)
+            if stop.presses > pressed:
+                stop.drain()
+                for _ in range(stop.presses - pressed):
+                    self.channel.send(StopRun(run_id=run_id))
+                pressed = stop.presses
+            ended = self._take(message, run_id, view)
+            view.tick()
+            if ended is not None:
+                view.finish(ended.state, ended.errors)
+                return ended
+
+    def _take(self, message: Message | None, run_id: str, view: RunView) -> RunEnded | None:
+        match message:
+            case Journaled(run_id=known) if known == run_id:
+                view.records(message.journal, message.rank, message.records)
+            case RankState(run_id=known, rank=-1) if known == run_id:
+                print(message.detail)
+            case RankState(run_id=known) if known == run_id:
+                view.rank_state(message.rank, message.state, message.detail)
+            case RunEnded(run_id=known) if known == run_id:
+                return message
+            case Refused() if "has ended" not in message.reason:
+                raise_refusal(message)
+        return None
+
+    def _result(self, ended: RunEnded, pressed: bool) -> RunResult:
+        if ended.state == "failed" and ended.errors:
+            first = ended.errors[0]
+            same = [error["rank"] for error in ended.errors if error["evalue"] == first["evalue"]]
+            raise RankError(
+                first["rank"],
+                first["ename"],
+                first["evalue"],
+                first["traceback"],
+                ranks=same,
+                report=ended.report,
+                run_id=ended.run_id,
+            )
+        if ended.state == "stopped":
+            raise stopped(ended.run_id, ended.report)
+        pulled = cloudpickle.loads(ended.payload) if ended.payload else {}
+        return RunResult(ended.run_id, ended.state, ended.report, ended.artifacts, pulled)
+
+
+def stopped(run_id: str, report: Sequence[str]) -> KeyboardInterrupt:
+    """What a stopped run raises: Run All ends as after any Stop, and the cell says what was kept."""
+    error = KeyboardInterrupt(f"run {run_id} was stopped")
+    error._render_traceback_ = lambda: ["KeyboardInterrupt: the run was stopped.", *report]  # type: ignore[attr-defined]
+    return error
+
+
+def pickled(values: dict[str, Any]) -> bytes:
+    """Pickle variables; raises UsageError naming the one that cannot be pickled."""
+    try:
+        return cloudpickle.dumps(values)
+    except Exception:
+        for name, value in values.items():
+            try:
+                cloudpickle.dumps(value)
+            except Exception as error:
+                raise UsageError(
+                    f"cannot push {name!r} ({type(value).__name__}): {type(error).__name__}: {error}. "
+                    "Push what it is made from, and make it on the ranks."
+                ) from None
+        raise

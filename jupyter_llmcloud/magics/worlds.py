@@ -1,0 +1,79 @@
+"""%world: the ranks of this notebook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+
+from jupyter_llmcloud.errors import NotFound, UsageError
+from jupyter_llmcloud.magics import session
+from jupyter_llmcloud.magics.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.magics.tables import Table
+
+_N = Option(("-n", "--nproc"), "Number of ranks.", metavar="N", parse=integer(1))
+_CLUSTER = Option(("--cluster",), "The cluster to start it on.", metavar="NAME")
+VERBS = {
+    "status": Syntax("%world status", (), "", "Pid, host, memory and state of each rank."),
+    "start": Syntax("%world start", (_N, _CLUSTER), "", "Start the ranks."),
+    "restart": Syntax(
+        "%world restart", (_N, _CLUSTER), "", "End the ranks and start new ones; their variables are gone."
+    ),
+    "stop": Syntax("%world stop", (), "", "End the ranks; their variables are gone."),
+}
+
+
+def status() -> Table:
+    """A row per rank."""
+    world = session.current().world
+    if world is None:
+        return Table([], [], "This notebook has no world yet: the first %%distribute cell starts one, or %world start.")
+    description = world.describe()
+    rows = [
+        (
+            row["rank"],
+            row["state"],
+            row["pid"],
+            row["host"],
+            f"{row['rss'] / 2**20:.0f} MiB" if "rss" in row else "",
+        )
+        for row in description["ranks"]
+    ]
+    return Table(["rank", "state", "pid", "host", "memory"], rows, "")
+
+
+def start(nproc: int | None = None, cluster: str | None = None) -> Table:
+    """Start the ranks of this notebook."""
+    session.current().start_world(nproc, cluster)
+    return status()
+
+
+def restart(nproc: int | None = None, cluster: str | None = None) -> Table:
+    """End the ranks and start new ones, as many as before when `nproc` is None."""
+    current = session.current()
+    if current.world is None:
+        raise NotFound("this notebook has no world to restart: %world start.")
+    size, where = current.world.world_size, current.world.cluster
+    current.stop_world()
+    current.start_world(nproc or size, cluster or where)
+    return status()
+
+
+def stop() -> None:
+    """End the ranks of this notebook."""
+    session.current().stop_world()
+
+
+@magics_class
+class WorldMagics(Magics):
+    """Registered by `%load_ext jupyter_llmcloud`."""
+
+    @line_magic
+    def world(self, line: str) -> Any:
+        """%world [status | start -n N | restart | stop]: the ranks of this notebook."""
+        words = split(line, "%world")
+        verb = words.pop(0) if words else "status"
+        if verb not in VERBS:
+            raise UsageError(f"%world {verb}: expected one of {', '.join(VERBS)}.")
+        given = parse(VERBS[verb], words)
+        return {"status": status, "start": start, "restart": restart, "stop": stop}[verb](**given.values)

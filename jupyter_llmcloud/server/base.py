@@ -1,0 +1,124 @@
+"""What every handler of `/llmcloud/api` shares: who may ask, JSON in, JSON out, errors by their class, changes told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from tornado import web
+
+from jupyter_llmcloud import errors
+from jupyter_llmcloud.errors import LLMCloudError, UsageError
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.context import ServerContext
+
+RESOURCE = "llmcloud"
+SETTING = "jupyter_llmcloud_context"
+MAX_BODY = 1 << 20
+STATUS = {
+    errors.UsageError: 400,
+    errors.NotFound: 404,
+    errors.NameTaken: 409,
+    errors.CapacityError: 409,
+    errors.ModelError: 422,
+    errors.ConnectionLost: 503,
+}
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def access(action: str) -> Callable[[Method], Method]:
+    """The access rule of a method: signed in to Jupyter, and authorized to `action` on llmcloud.
+
+    Both are always passed on: `authorized` would otherwise keep what it sees at its first call.
+    """
+
+    def decorate(method: Method) -> Method:
+        guarded: Any = web.authenticated(authorized(action, resource=RESOURCE)(method))
+        guarded.llmcloud_access = (action, RESOURCE)
+        return guarded  # type: ignore[no-any-return]
+
+    return decorate
+
+
+class LLMCloudHandler(APIHandler):
+    """Base of the JSON routes."""
+
+    @property
+    def context(self) -> ServerContext:
+        """What the handlers share."""
+        context: ServerContext = self.settings[SETTING]
+        return context
+
+    @property
+    def actor(self) -> str:
+        """Who asks, as the audit names them."""
+        user = self.current_user
+        return getattr(user, "username", None) or "unknown"
+
+    def fields(self, *allowed: str) -> dict[str, Any]:
+        """The JSON object in the body; a field that is not `allowed` is refused by name."""
+        if len(self.request.body) > MAX_BODY:
+            raise web.HTTPError(413)
+        try:
+            body = json.loads(self.request.body or b"{}")
+        except (ValueError, RecursionError):
+            raise UsageError("the body is not JSON.") from None
+        if not isinstance(body, dict):
+            raise UsageError("the body must be a JSON object.")
+        unknown = sorted(set(body) - set(allowed))
+        if unknown:
+            raise UsageError(f"field {unknown[0]!r} is not known here: {', '.join(allowed) or 'none'} are.")
+        return {key: value for key, value in body.items() if value is not None}
+
+    def number(self, name: str, default: int, most: int) -> int:
+        """A count in the query."""
+        text = self.get_query_argument(name, str(default))
+        if not text.isascii() or not text.isdigit() or not 0 <= int(text[:10]) <= most:
+            raise UsageError(f"{name}={text!r} is not a number from 0 to {most}.")
+        return int(text)
+
+    def answer(self, body: dict[str, Any], status: int = 200) -> None:
+        """Finish with JSON."""
+        self.set_status(status)
+        self.finish(json.dumps(body, default=str))
+
+    async def carry_out(self, action: str, subject: str, work: Awaitable[Any], **detail: Any) -> Any:
+        """Do something that changes the world, and tell the audit how it went."""
+        try:
+            result = await work
+        except Exception as error:
+            self.context.audit.tell(self.actor, action, subject, type(error).__name__, **detail)
+            raise
+        self.context.audit.tell(self.actor, action, subject, **detail)
+        return result
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """`{"error": <class>, "message"}`, with the status that belongs to the class."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, LLMCloudError):
+            status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+            return self.answer({"error": type(error).__name__, "message": str(error)}, status)
+        message = getattr(error, "log_message", None) or self._reason
+        self.answer({"error": "ServerError", "message": f"{message} (HTTP {status_code})"}, status_code)
+        return None
+
+    def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
+        """An answer that is an error on purpose needs no traceback in the log."""
+        if not isinstance(value, LLMCloudError):
+            super().log_exception(kind, value, trace)
+
+
+def expect(kind: type | tuple[type, ...], name: str, value: Any) -> Any:
+    """`value`, when it is of that type; a number is never taken for true or false."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in _as_tuple(kind)):
+        names = " or ".join(item.__name__ for item in _as_tuple(kind))
+        raise UsageError(f"{name} must be {names}, not {value!r:.80}.")
+    return value
+
+
+def _as_tuple(kind: type | tuple[type, ...]) -> tuple[type, ...]:
+    return kind if isinstance(kind, tuple) else (kind,)

@@ -1,0 +1,82 @@
+"""Clusters, and where a world or a replica may be placed on them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from jupyter_llmcloud.core.names import check_name
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.server.base import LLMCloudHandler, access, expect
+
+
+class ClustersHandler(LLMCloudHandler):
+    """All clusters."""
+
+    @access("read")
+    async def get(self) -> None:
+        """List them."""
+        pool = await self.context.pool()
+        self.answer({"clusters": [asdict(record) for record in await pool.list()]})
+
+    @access("execute")
+    async def post(self) -> None:
+        """Start one, or connect to one that runs elsewhere (`address`)."""
+        fields = self.fields("kind", "name", "workers", "options", "address")
+        name = check_name(expect(str, "name", fields["name"]), "cluster") if "name" in fields else None
+        pool = await self.context.pool()
+        if "address" in fields:
+            if set(fields) - {"address", "name"}:
+                raise UsageError("a cluster is connected to by address and name alone.")
+            address = expect(str, "address", fields["address"])
+            record = await self.carry_out("cluster.connect", name or address, pool.connect(address, name))
+        else:
+            kind = expect(str, "kind", fields.get("kind", "local"))
+            workers = expect(int, "workers", fields["workers"]) if "workers" in fields else None
+            options = expect(dict, "options", fields.get("options", {}))
+            work = pool.start(kind=kind, name=name, workers=workers, options=options)
+            record = await self.carry_out("cluster.start", name or kind, work, workers=workers)
+        self.answer(asdict(record), 201)
+
+
+class ClusterHandler(LLMCloudHandler):
+    """One cluster."""
+
+    @access("execute")
+    async def delete(self, name: str) -> None:
+        """Stop it."""
+        pool = await self.context.pool()
+        await self.carry_out("cluster.stop", name, pool.stop(name))
+        self.answer({"name": name, "state": "stopped"})
+
+
+class ClusterScaleHandler(LLMCloudHandler):
+    """The size of a cluster."""
+
+    @access("execute")
+    async def post(self, name: str) -> None:
+        """Change its number of workers."""
+        workers = expect(int, "workers", self.fields("workers").get("workers"))
+        if not 0 <= workers <= 10_000:
+            raise UsageError(f"workers {workers} is not possible: 0 to 10000.")
+        pool = await self.context.pool()
+        record = await self.carry_out("cluster.scale", name, pool.scale(name, workers), workers=workers)
+        self.answer(asdict(record))
+
+
+class PlacementHandler(LLMCloudHandler):
+    """Where a world's ranks go."""
+
+    @access("execute")
+    async def post(self) -> None:
+        """Choose agents for `num_ranks` ranks; with no cluster a local one is started."""
+        fields = self.fields("cluster", "num_ranks")
+        cluster = expect(str, "cluster", fields["cluster"]) if "cluster" in fields else None
+        num_ranks = expect(int, "num_ranks", fields["num_ranks"]) if "num_ranks" in fields else None
+        if num_ranks is not None and num_ranks < 1:
+            raise UsageError(f"num_ranks {num_ranks} is not possible: a world has at least one rank.")
+        pool = await self.context.pool()
+        self.answer(
+            await self.carry_out(
+                "world.place", cluster or "", pool.place(cluster, num_ranks), num_ranks=num_ranks
+            )
+        )

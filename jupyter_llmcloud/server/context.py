@@ -1,0 +1,138 @@
+"""What the handlers of one server share: state, clusters, runs, endpoints, audit."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.server.audit import Audit
+from jupyter_llmcloud.server.endpoint_keeper import EndpointKeeper
+from jupyter_llmcloud.server.open_requests import OpenRequests
+from jupyter_llmcloud.storage.runs import RunStore
+from jupyter_llmcloud.storage.server_state import ServerState
+
+if TYPE_CHECKING:
+    from logging import Logger
+    from pathlib import Path
+
+    from jupyter_events import EventLogger
+    from jupyter_llmcloud.cluster.pool import ClusterPool
+
+    from jupyter_llmcloud.agent.client import AgentConnection
+
+CLUSTER_LEASE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which server this is, and whether it goes with its kernel."""
+
+    headless: bool = False
+    owner_pid: int = 0
+
+
+async def open_agent(address: str) -> AgentConnection:
+    """A connection to a node agent; raises ConnectionLost."""
+    client = importlib.import_module("jupyter_llmcloud.agent.client")
+    connection: AgentConnection = await client.AgentConnection.open(address)
+    return connection
+
+
+class ServerContext:
+    """Everything behind the routes. Starts with the first request that needs it, or with the server's loop."""
+
+    def __init__(
+        self,
+        log: Logger,
+        event_logger: EventLogger | None = None,
+        identity: Identity | None = None,
+        root_dir: Path | None = None,
+    ) -> None:
+        self.log = log
+        self.identity = identity or Identity()
+        self.root_dir = root_dir
+        self.server_id = uuid.uuid4().hex[:16]
+        self.state = ServerState()
+        self.audit = Audit(self.state, event_logger)
+        self.runs = RunStore()
+        self.open_agent: Callable[[str], Awaitable[AgentConnection]] = open_agent
+        self.make_pool: Callable[[], Awaitable[ClusterPool]] = self._make_pool
+        self.endpoints = EndpointKeeper(self)
+        self.requests = OpenRequests(self.state, log)
+        self._pool: asyncio.Task[Any] | None = None
+        self._started: asyncio.Task[None] | None = None
+
+    async def pool(self) -> ClusterPool:
+        """The clusters of this server; what is needed for them is imported with the first call."""
+        if self._pool is None or (self._pool.done() and self._pool.exception() is not None):
+            self._pool = asyncio.ensure_future(self.make_pool())
+        pool: ClusterPool = await asyncio.shield(self._pool)
+        return pool
+
+    async def cluster_names(self) -> set[str]:
+        """The clusters there are; none before anything needed one."""
+        if self._pool is None:
+            return set()
+        return {record.name for record in await (await self.pool()).list()}
+
+    async def _make_pool(self) -> ClusterPool:
+        # distributed takes most of a second to import: not on the loop that serves notebooks.
+        module = await asyncio.to_thread(importlib.import_module, "jupyter_llmcloud.cluster.pool")
+        owner = self.identity.owner_pid or os.getpid()
+        pool: ClusterPool = module.ClusterPool(owner_pid=owner, lease_s=config.lease_s(CLUSTER_LEASE_S))
+        await pool.restore()
+        return pool
+
+    async def started(self) -> None:
+        """Wait until the endpoints that this server inherits are known again."""
+        if self._started is None:
+            self._started = asyncio.ensure_future(self._start())
+        await asyncio.shield(self._started)
+
+    async def _start(self) -> None:
+        me = psutil.Process()
+        self.state.register_server(self.server_id, me.pid, me.create_time(), self.identity.headless)
+        self._inherit()
+        await self.endpoints.start()
+
+    def _inherit(self) -> None:
+        """Take over the endpoints of servers that are gone; those of a headless server went with it."""
+        for server in self.state.servers():
+            if server["id"] == self.server_id or is_alive(server["pid"], server["started"]):
+                continue
+            if self.identity.headless and not server["headless"]:
+                continue  # left for the Jupyter server that follows it
+            if not server["headless"]:
+                self.state.adopt_endpoints(server["id"], self.server_id)
+            self.state.forget_server(server["id"])
+
+    async def close(self) -> None:
+        """The server ends: a headless one takes its endpoints and clusters along, any other leaves them running."""
+        if self._started is not None:
+            await asyncio.gather(self._started, return_exceptions=True)
+        await self.requests.close()
+        await self.endpoints.close(stop=self.identity.headless)
+        if self.identity.headless:
+            if self._pool is not None:
+                await (await self.pool()).close()
+            self.state.forget_server(self.server_id)
+        else:
+            self.state.register_server(self.server_id, 0, 0.0, headless=False)  # to be adopted
+        self.state.close()
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Is this process still the one that began then? (Pids are used again.)"""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

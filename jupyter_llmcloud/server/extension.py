@@ -1,0 +1,48 @@
+"""The Jupyter server extension."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jupyter_server.extension.application import ExtensionApp
+
+from jupyter_llmcloud.server.base import SETTING
+from jupyter_llmcloud.server.context import Identity, ServerContext
+from jupyter_llmcloud.server.routes import HANDLERS
+
+if TYPE_CHECKING:
+    from jupyter_server.serverapp import ServerApp
+
+
+class LLMCloudExtension(ExtensionApp):
+    """Clusters, runs, endpoints and keys below `/llmcloud` of a Jupyter server."""
+
+    name = "jupyter_llmcloud"
+    load_other_extensions = True
+    identity = Identity()
+    context: ServerContext | None = None
+
+    def initialize_settings(self) -> None:
+        """Make what the handlers share; nothing is started yet."""
+        assert self.serverapp is not None
+        root_dir = Path(str(self.serverapp.root_dir))
+        self.context = ServerContext(self.log, self.serverapp.event_logger, self.identity, root_dir)
+        self.settings[SETTING] = self.context
+
+    def initialize_handlers(self) -> None:
+        """Add our routes."""
+        self.handlers.extend(HANDLERS)
+
+    async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        assert self.context is not None
+        await self.context.started()
+
+    async def stop_extension(self) -> None:
+        """The server ends."""
+        if self.context is not None:
+            await self.context.close()
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    return [{"module": "jupyter_llmcloud.server.extension", "app": LLMCloudExtension}]

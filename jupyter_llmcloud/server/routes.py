@@ -1,0 +1,43 @@
+"""Every route below `/llmcloud`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_llmcloud.server.clusters import (
+    ClusterHandler,
+    ClusterScaleHandler,
+    ClustersHandler,
+    PlacementHandler,
+)
+from jupyter_llmcloud.server.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
+from jupyter_llmcloud.server.gateway import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
+from jupyter_llmcloud.server.keys import KeyHandler, KeysHandler
+from jupyter_llmcloud.server.open_requests import ROUTES
+from jupyter_llmcloud.server.runs import RunHandler, RunRecordsHandler, RunsHandler, RunStopHandler
+from jupyter_llmcloud.server.status import LivezHandler, ReadyzHandler, StatusHandler
+
+NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
+
+HANDLERS: list[tuple[Any, ...]] = [
+    (r"/llmcloud/livez", LivezHandler),
+    (r"/llmcloud/readyz", ReadyzHandler),
+    (r"/llmcloud/api/status", StatusHandler),
+    (r"/llmcloud/api/clusters", ClustersHandler),
+    (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler),
+    (rf"/llmcloud/api/clusters/{NAME}/scale", ClusterScaleHandler),
+    (r"/llmcloud/api/placement", PlacementHandler),
+    (r"/llmcloud/api/runs", RunsHandler),
+    (rf"/llmcloud/api/runs/{NAME}", RunHandler),
+    (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler),
+    (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler),
+    (r"/llmcloud/api/endpoints", EndpointsHandler),
+    (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler),
+    (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler),
+    (r"/llmcloud/api/keys", KeysHandler),
+    (rf"/llmcloud/api/keys/{NAME}", KeyHandler),
+    (r"/llmcloud/v1/models", ModelsHandler),
+    (rf"/llmcloud/v1/models/{NAME}", ModelHandler),
+    *((rf"/llmcloud/v1/{route}", InferenceHandler, {"route": route}) for route in ROUTES),
+    (r"/llmcloud/v1(?:/.*)?", UnknownPathHandler),
+]

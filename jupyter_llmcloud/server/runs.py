@@ -1,0 +1,127 @@
+"""Runs: read from their folders, stopped through the agent that leads them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.core.messages import StopRun
+from jupyter_llmcloud.errors import ConnectionLost, UsageError
+from jupyter_llmcloud.server.base import LLMCloudHandler, access
+from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+TAIL_BYTES = 1 << 16
+MAX_RECORDS = 100_000
+_SUMMARY = ("run_id", "name", "state", "created", "ended", "world_size", "ranks", "cluster", "artifacts")
+
+
+async def true_state(record: RunRecord, context: ServerContext) -> str:
+    """The state of a run; an active one whose agent is gone is lost."""
+    if not record.is_active:
+        return record.state
+    try:
+        async with await context.open_agent(record.agent):
+            return record.state
+    except ConnectionLost:
+        return "lost"
+
+
+def latest(folder: RunFolder) -> dict[str, Any]:
+    """Progress and the last value of each metric, from the end of the first rank's journal."""
+    progress: list[float] | None = None
+    values: dict[str, float] = {}
+    for record in _tail(next(iter(sorted((folder.path / "metrics").glob("rank-*.jsonl"))), None)):
+        progress = record.get("progress", progress)
+        values.update(record.get("values") or {})
+    return {"progress": progress, "metrics": values}
+
+
+def _tail(path: Path | None) -> list[Record]:
+    if path is None:
+        return []
+    start = max(0, path.stat().st_size - TAIL_BYTES)
+    return read_from(path, Cursor(offset=start), TAIL_BYTES)
+
+
+async def summary(record: RunRecord, context: ServerContext) -> dict[str, Any]:
+    """What the list of runs tells of one."""
+    told = {key: getattr(record, key) for key in _SUMMARY}
+    folder = context.runs.folder(record.run_id)
+    return {**told, "state": await true_state(record, context), **await asyncio.to_thread(latest, folder)}
+
+
+def newest(folder: RunFolder, kind: str, rank: int | None, limit: int) -> list[dict[str, Any]]:
+    """The newest records of a kind ("logs" or "metrics"), in order of time."""
+    rows = (row for row in folder.records(kind) if rank is None or row[0] == rank)
+    return [{"rank": number, **record} for number, record in deque(rows, maxlen=limit)]
+
+
+class RunsHandler(LLMCloudHandler):
+    """All runs."""
+
+    @access("read")
+    async def get(self) -> None:
+        """List them, the newest first; `?state=active` only those that go on."""
+        state = self.get_query_argument("state", "")
+        if state not in ("", "active"):
+            raise UsageError(f"state={state!r} is not possible: write active, or leave it out.")
+        limit = self.number("limit", 100, 10_000)
+        records = await asyncio.to_thread(self.context.runs.list)
+        chosen = (record for record in records if not state or record.is_active)
+        rows = await asyncio.gather(
+            *(summary(record, self.context) for record in itertools.islice(chosen, limit))
+        )
+        self.answer({"runs": [row for row in rows if not state or row["state"] != "lost"]})
+
+
+class RunHandler(LLMCloudHandler):
+    """One run, by its id or name."""
+
+    @access("read")
+    async def get(self, name: str) -> None:
+        """Everything its record holds."""
+        folder = self.context.runs.find(name)
+        record = await asyncio.to_thread(folder.read)
+        self.answer({**asdict(record), **await summary(record, self.context), "source": folder.source()})
+
+    @access("write")
+    async def delete(self, name: str) -> None:
+        """Remove a run that has ended, with everything it left."""
+        work = asyncio.to_thread(self.context.runs.delete, name)
+        self.answer({"run_id": await self.carry_out("run.delete", name, work)})
+
+
+class RunRecordsHandler(LLMCloudHandler):
+    """Logs or metrics of a run."""
+
+    @access("read")
+    async def get(self, name: str, kind: str) -> None:
+        """The newest records, `?rank=` of one rank, at most `?limit=`."""
+        rank = self.number("rank", 0, 1_000_000) if self.get_query_argument("rank", "") else None
+        limit = self.number("limit", 1000, MAX_RECORDS)
+        folder = self.context.runs.find(name)
+        self.answer({"records": await asyncio.to_thread(newest, folder, kind, rank, limit)})
+
+
+class RunStopHandler(LLMCloudHandler):
+    """The end of a run."""
+
+    @access("execute")
+    async def post(self, name: str) -> None:
+        """Ask its agent to stop it; asked again, the agent stops it harder."""
+        self.fields()
+        record = self.context.runs.find(name).read()
+        if not record.is_active:
+            raise UsageError(f"run {record.run_id!r} is not active, it is {record.state}.")
+        self.answer({"state": await self.carry_out("run.stop", record.run_id, self._stop(record))})
+
+    async def _stop(self, record: RunRecord) -> str:
+        async with await self.context.open_agent(record.agent) as connection:
+            done = await connection.request(StopRun(run_id=record.run_id))
+        return str(done.values.get("state", "stopping"))

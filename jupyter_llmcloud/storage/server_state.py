@@ -1,0 +1,223 @@
+"""What Jupyter servers remember in `<root>/server.sqlite` (WAL, 0600): endpoints, digests of keys, usage, audit.
+
+Several servers of one user share the file. An endpoint belongs to the server whose `server_id` its row carries; keys
+belong to the user. A change made by one server is seen by the others with their next read: nothing is cached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.errors import NotFound
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS servers (id TEXT PRIMARY KEY, pid INTEGER, started REAL, headless INTEGER);
+CREATE TABLE IF NOT EXISTS endpoints (
+    server_id TEXT, name TEXT, state TEXT, record TEXT, PRIMARY KEY (server_id, name));
+CREATE TABLE IF NOT EXISTS keys (
+    id TEXT PRIMARY KEY, digest TEXT NOT NULL, label TEXT, scopes TEXT NOT NULL, owner TEXT,
+    created REAL NOT NULL, expires REAL, revoked REAL);
+CREATE TABLE IF NOT EXISTS audit (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, t REAL, actor TEXT, action TEXT, subject TEXT, outcome TEXT, detail TEXT);
+CREATE TABLE IF NOT EXISTS usage (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, t REAL, request_id TEXT, actor TEXT, endpoint TEXT, replica TEXT,
+    route TEXT, status INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER,
+    first_byte_s REAL, duration_s REAL, outcome TEXT);
+CREATE INDEX IF NOT EXISTS usage_by_endpoint ON usage (endpoint, t);
+"""
+
+
+@dataclass
+class StoredEndpoint:
+    """One endpoint as it is kept. `replicas`: [{id, agent, socket, token, pid, log}]."""
+
+    name: str
+    model: str
+    target: str = ""
+    revision: str = ""
+    state: str = "starting"
+    reason: str = ""
+    created: float = 0.0
+    num_replicas: int = 1
+    dtype: str = "auto"
+    cluster: str | None = None
+    replicas: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StoredKey:
+    """One key as it is kept: never its secret."""
+
+    id: str
+    digest: str
+    label: str
+    scopes: list[str]
+    owner: str
+    created: float
+    expires: float | None
+    revoked: float | None
+
+    def is_valid(self, now: float) -> bool:
+        """Neither revoked nor expired."""
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One request to an endpoint, as it ended."""
+
+    request_id: str
+    actor: str
+    endpoint: str
+    route: str
+    status: int
+    duration_s: float
+    replica: str = ""
+    first_byte_s: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    outcome: str = "done"
+    t: float = 0.0
+
+
+class ServerState:
+    """The file, open. Safe to use from several threads; each call is one short transaction."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or config.root() / "server.sqlite"
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SQLite gives its -wal and -shm files the mode of the file itself.
+        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        os.chmod(self.path, 0o600)
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
+        self._database.row_factory = sqlite3.Row
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000"):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+    def _change(self, statement: str, *values: Any) -> int:
+        with self._lock:
+            return self._database.execute(statement, values).rowcount
+
+    def _rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._database.execute(statement, values).fetchall()
+
+    # --- servers and their endpoints ---
+
+    def register_server(self, server_id: str, pid: int, started: float, headless: bool) -> None:
+        """A server has begun; `started` tells it from another process that later gets its pid."""
+        self._change(
+            "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?)", server_id, pid, started, int(headless)
+        )
+
+    def servers(self) -> list[dict[str, Any]]:
+        """[{id, pid, started, headless}] of every server that has ever begun and not been forgotten."""
+        return [dict(row) for row in self._rows("SELECT * FROM servers")]
+
+    def forget_server(self, server_id: str) -> None:
+        """A server is gone, and so are the endpoints which nobody has adopted."""
+        self._change("DELETE FROM endpoints WHERE server_id = ?", server_id)
+        self._change("DELETE FROM servers WHERE id = ?", server_id)
+
+    def save_endpoint(self, server_id: str, endpoint: StoredEndpoint) -> None:
+        """Keep an endpoint, replacing what was known of it."""
+        record = json.dumps(asdict(endpoint), separators=(",", ":"))
+        self._change(
+            "INSERT OR REPLACE INTO endpoints VALUES (?, ?, ?, ?)",
+            server_id,
+            endpoint.name,
+            endpoint.state,
+            record,
+        )
+
+    def endpoints(self, server_id: str) -> list[StoredEndpoint]:
+        """The endpoints of a server."""
+        rows = self._rows("SELECT record FROM endpoints WHERE server_id = ? ORDER BY name", server_id)
+        known = StoredEndpoint.__dataclass_fields__
+        records = [json.loads(row["record"]) for row in rows]
+        return [StoredEndpoint(**{k: v for k, v in record.items() if k in known}) for record in records]
+
+    def adopt_endpoints(self, old_server_id: str, server_id: str) -> None:
+        """Give the endpoints of a server that is gone to another; of two with one name the new owner's stays."""
+        self._change(
+            "UPDATE OR IGNORE endpoints SET server_id = ? WHERE server_id = ?", server_id, old_server_id
+        )
+
+    def delete_endpoint(self, server_id: str, name: str) -> None:
+        """Keep an endpoint no longer."""
+        self._change("DELETE FROM endpoints WHERE server_id = ? AND name = ?", server_id, name)
+
+    # --- keys ---
+
+    def add_key(self, key: StoredKey) -> None:
+        """Keep a new key."""
+        self._change(
+            "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            key.id, key.digest, key.label, json.dumps(key.scopes), key.owner, key.created, key.expires, key.revoked,
+        )  # fmt: skip
+
+    def key(self, key_id: str) -> StoredKey | None:
+        """The key with this id, valid or not."""
+        rows = self._rows("SELECT * FROM keys WHERE id = ?", key_id)
+        return _stored_key(rows[0]) if rows else None
+
+    def keys(self) -> list[StoredKey]:
+        """Every key, the newest first."""
+        return [_stored_key(row) for row in self._rows("SELECT * FROM keys ORDER BY created DESC, id")]
+
+    def revoke_key(self, key_id: str, now: float) -> None:
+        """End a key; raises NotFound when there is none."""
+        if not self._change("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE id = ?", now, key_id):
+            raise NotFound(f"there is no key {key_id!r}: %endpoints keys list shows their ids.")
+
+    # --- what happened ---
+
+    def add_audit(self, actor: str, action: str, subject: str, outcome: str, detail: dict[str, Any]) -> None:
+        """Append to the audit."""
+        self._change(
+            "INSERT INTO audit (t, actor, action, subject, outcome, detail) VALUES (?, ?, ?, ?, ?, ?)",
+            time.time(), actor, action, subject, outcome, json.dumps(detail, default=str),
+        )  # fmt: skip
+
+    def audit(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest rows of the audit, newest first."""
+        rows = self._rows("SELECT * FROM audit ORDER BY seq DESC LIMIT ?", limit)
+        return [{**dict(row), "detail": json.loads(row["detail"])} for row in rows]
+
+    def add_usage(self, usages: list[Usage]) -> None:
+        """Append requests in one transaction."""
+        names = list(Usage.__dataclass_fields__)
+        statement = (
+            f"INSERT INTO usage ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
+        )
+        with self._lock:
+            self._database.execute("BEGIN")
+            try:
+                self._database.executemany(statement, [asdict(usage) for usage in usages])
+            except sqlite3.Error:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def usage(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest requests, newest first."""
+        return [dict(row) for row in self._rows("SELECT * FROM usage ORDER BY seq DESC LIMIT ?", limit)]
+
+
+def _stored_key(row: sqlite3.Row) -> StoredKey:
+    return StoredKey(**{**dict(row), "scopes": json.loads(row["scopes"])})

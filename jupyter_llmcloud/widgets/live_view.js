@@ -1,0 +1,487 @@
+// The live view of a run. One ES module: no bundler, nothing from outside, text only through textContent.
+// The traits of LiveWidget (live_widget.py) are the whole contract; hover and log scale are state of this page only.
+
+const SVG = "http://www.w3.org/2000/svg";
+const ACTIVE_WORDS = { queued: "queued", starting: "starting", running: "running", stopping: "stopping" };
+const HEIGHT = 132;
+const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
+
+// --- numbers as people read them (the same rules as numerals.py) ---
+
+export function formatNumber(value, digits = 4) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return "not finite";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1e7 || size < 1e-4) {
+    const [mantissa, exponent] = value.toExponential(digits - 2).split("e");
+    const short = mantissa.includes(".") ? mantissa.replace(/\.?0+$/, "") : mantissa;
+    return `${short}e${Number(exponent)}`;
+  }
+  const decimals = Number.isInteger(value) ? 0 : Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
+  return value.toLocaleString("en-US", { maximumFractionDigits: decimals });
+}
+
+export function formatDuration(seconds) {
+  if (seconds < 9.95) return `${Math.max(0, seconds).toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  for (const [size, unit, smaller, name] of [[86400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]]) {
+    if (whole >= size) {
+      const rest = Math.floor((whole % size) / smaller);
+      return `${Math.floor(whole / size)} ${unit}${rest ? ` ${rest} ${name}` : ""}`;
+    }
+  }
+  return `${whole} s`;
+}
+
+export function ticks(low, high, count) {
+  if (!(high > low)) return [low];
+  const raw = (high - low) / Math.max(1, count);
+  const size = 10 ** Math.floor(Math.log10(raw));
+  const step = size * [1, 2, 2.5, 5, 10].find((factor) => size * factor >= raw * 0.999);
+  const values = [];
+  for (let n = Math.ceil(low / step - 1e-9); n <= Math.floor(high / step + 1e-9); n += 1) values.push(n * step);
+  return values;
+}
+
+function logTicks(low, high) {
+  const first = Math.ceil(Math.log10(low) - 1e-9);
+  const last = Math.floor(Math.log10(high) + 1e-9);
+  if (last - first < 1) return ticks(low, high, 3).filter((value) => value > 0);
+  const every = Math.ceil((last - first) / 4);
+  const values = [];
+  for (let n = first; n <= last; n += every) values.push(10 ** n);
+  return values;
+}
+
+// --- elements ---
+
+function node(parent, tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  parent?.append(element);
+  return element;
+}
+
+function draw(parent, tag, attributes) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
+  parent.append(element);
+  return element;
+}
+
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// --- stopping ---
+
+function pageConfig() {
+  const element = document.getElementById("jupyter-config-data");
+  if (!element) return null;
+  try {
+    return JSON.parse(element.textContent);
+  } catch {
+    return null;
+  }
+}
+
+function cookie(name) {
+  const found = document.cookie.split("; ").find((part) => part.startsWith(`${name}=`));
+  return found ? decodeURIComponent(found.slice(name.length + 1)) : "";
+}
+
+async function postStop(runId) {
+  const config = pageConfig();
+  if (!config) return false;
+  const base = (config.baseUrl || "/").replace(/\/?$/, "/");
+  const headers = { "Content-Type": "application/json" };
+  const xsrf = cookie("_xsrf");
+  if (xsrf) headers["X-XSRFToken"] = xsrf;
+  if (config.token) headers.Authorization = `token ${config.token}`;
+  try {
+    const url = `${base}llmcloud/api/runs/${encodeURIComponent(runId)}/stop`;
+    const answer = await fetch(url, { method: "POST", headers, body: "{}", credentials: "same-origin" });
+    return answer.ok;
+  } catch {
+    return false;
+  }
+}
+
+function stopButton(model, parent, hint) {
+  const button = node(parent, "button", "llmc-stop", "Stop");
+  button.type = "button";
+  let presses = 0;
+  const show = () => {
+    const run = model.get("run");
+    if (!run.active) presses = 0;
+    button.disabled = !run.active;
+    button.hidden = !run.active;
+    const stopping = presses > 0 || run.state === "stopping";
+    setText(button, stopping ? (presses > 1 ? "Forcing…" : "Stopping…") : "Stop");
+    const label = stopping ? `Stopping ${run.name}; press again to force it` : `Stop ${run.name}`;
+    button.title = label;
+    button.setAttribute("aria-label", label);
+    button.classList.toggle("llmc-stopping", stopping);
+  };
+  button.addEventListener("click", async () => {
+    presses += 1;
+    show();
+    const reached = await postStop(model.get("run").id);
+    if (!reached) {
+      model.send({ type: "stop" });
+      setText(hint, "Asked the kernel to stop. If nothing happens, use the notebook's own Stop button.");
+    }
+  });
+  return show;
+}
+
+// --- header, progress, ranks ---
+
+function header(model, card) {
+  const row = node(card, "div", "llmc-header");
+  const dot = node(row, "span", "llmc-dot");
+  const name = node(row, "span", "llmc-name");
+  const state = node(row, "span", "llmc-state");
+  state.setAttribute("role", "status");
+  const clock = node(row, "span", "llmc-clock");
+  const hint = node(card, "div", "llmc-hint");
+  const showStop = stopButton(model, row, hint);
+  let heard = { elapsed: model.get("elapsed"), at: performance.now() };
+  const tick = () => {
+    const since = model.get("run").active ? (performance.now() - heard.at) / 1000 : 0;
+    const elapsed = heard.elapsed + since;
+    setText(clock, elapsed < 9.95 ? `${Math.floor(elapsed)} s` : formatDuration(elapsed));
+  };
+  return {
+    tick,
+    hear() {
+      heard = { elapsed: model.get("elapsed"), at: performance.now() };
+      tick();
+    },
+    show() {
+      const run = model.get("run");
+      setText(name, run.name);
+      setText(state, ACTIVE_WORDS[run.state] ?? run.state);
+      dot.dataset.state = run.state;
+      if (!run.active) setText(hint, "");
+      showStop();
+      tick();
+    },
+  };
+}
+
+function barWords(bar) {
+  const words = [];
+  const done = formatNumber(bar.done);
+  words.push(bar.total ? `${done} of ${formatNumber(bar.total)}` : done);
+  if (bar.rate) words.push(bar.rate >= 1 ? `${formatNumber(bar.rate, 3)} per s` : `${formatNumber(1 / bar.rate, 3)} s each`);
+  if (bar.eta !== null && bar.fraction < 1) words.push(`${formatDuration(Math.round(bar.eta))} left`);
+  return words.join(" · ").replace(".0 s left", " s left");
+}
+
+function progress(model, card) {
+  const host = node(card, "div", "llmc-progress");
+  const rows = [];
+  const addRow = () => {
+    const row = node(host, "div", "llmc-bar-row");
+    const words = node(row, "div", "llmc-bar-words");
+    const percent = node(words, "span", "llmc-percent");
+    const desc = node(words, "span", "llmc-desc");
+    const facts = node(words, "span", "llmc-facts");
+    const track = node(row, "div", "llmc-track");
+    track.setAttribute("role", "progressbar");
+    track.setAttribute("aria-valuemin", "0");
+    track.setAttribute("aria-valuemax", "100");
+    return { row, percent, desc, facts, track, fill: node(track, "div", "llmc-fill") };
+  };
+  return () => {
+    const bars = model.get("progress");
+    while (rows.length < bars.length) rows.push(addRow());
+    while (rows.length > bars.length) rows.pop().row.remove();
+    bars.forEach((bar, at) => {
+      const { percent, desc, facts, track, fill } = rows[at];
+      const share = bar.fraction === null ? null : bar.fraction * 100;
+      setText(percent, share === null ? "" : `${Math.floor(share)} %`);
+      setText(desc, bar.desc);
+      setText(facts, barWords(bar));
+      track.setAttribute("aria-label", bar.desc || "progress");
+      if (share === null) track.removeAttribute("aria-valuenow");
+      else track.setAttribute("aria-valuenow", share.toFixed(0));
+      track.classList.toggle("llmc-unknown", share === null);
+      fill.style.width = share === null ? "" : `${share}%`;
+    });
+  };
+}
+
+function ranks(model, card) {
+  const host = node(card, "ul", "llmc-ranks");
+  host.setAttribute("aria-label", "ranks");
+  return () => {
+    const chips = model.get("ranks").map((rank) => {
+      const chip = node(null, "li", "llmc-chip");
+      chip.dataset.state = rank.state;
+      node(chip, "span", "llmc-chip-dot");
+      node(chip, "span", "", rank.label);
+      node(chip, "span", "llmc-chip-state", rank.state);
+      if (rank.detail) chip.title = rank.detail;
+      return chip;
+    });
+    host.replaceChildren(...chips);
+  };
+}
+
+// --- a chart ---
+
+class Chart {
+  constructor(host, name, color, shared) {
+    this.shared = shared;
+    this.name = name;
+    this.color = color;
+    this.points = [];
+    this.isLog = false;
+    this.card = node(host, "figure", "llmc-chart");
+    this.card.style.setProperty("--llmc-color", color);
+    const head = node(this.card, "figcaption", "llmc-chart-head");
+    node(head, "span", "llmc-chart-name", name).title = name;
+    this.warning = node(head, "span", "llmc-warning");
+    this.toggle = node(head, "button", "llmc-log", "log");
+    this.toggle.type = "button";
+    this.toggle.setAttribute("aria-label", `logarithmic scale for ${name}`);
+    this.readout = node(head, "span", "llmc-readout");
+    this.value = node(head, "span", "llmc-value");
+    this.svg = draw(this.card, "svg", { class: "llmc-plot", height: HEIGHT, role: "img" });
+    this.grid = draw(this.svg, "g", { class: "llmc-grid" });
+    this.data = draw(this.svg, "g", {});
+    this.cursor = draw(this.svg, "g", { class: "llmc-cursor" });
+    this.listen();
+  }
+
+  listen() {
+    this.aborter = new AbortController();
+    const { signal } = this.aborter;
+    this.toggle.addEventListener("click", () => {
+      this.isLog = !this.isLog;
+      this.draw();
+    }, { signal });
+    this.svg.addEventListener("pointermove", (event) => this.hover(event), { signal });
+    this.svg.addEventListener("pointerleave", () => this.shared.point(null), { signal });
+    this.observer = new ResizeObserver(() => this.draw());
+    this.observer.observe(this.svg);
+  }
+
+  remove() {
+    this.aborter.abort();
+    this.observer.disconnect();
+    this.card.remove();
+  }
+
+  setData(chart) {
+    this.points = chart.points;
+    setText(this.warning, chart.bad ? `${chart.bad} not finite` : "");
+    this.draw();
+  }
+
+  setLatest(latest) {
+    this.latest = latest;
+    setText(this.value, latest ? formatNumber(latest.value) : "");
+    this.svg.setAttribute("aria-label", this.words());
+  }
+
+  words() {
+    const means = this.points.map((point) => point[1]).filter((mean) => mean !== null);
+    if (!means.length || !this.latest) return this.name;
+    const low = formatNumber(Math.min(...means));
+    const high = formatNumber(Math.max(...means));
+    return `${this.name}: ${formatNumber(this.latest.value)} at step ${formatNumber(this.latest.step)}, from ${low} to ${high}`;
+  }
+
+  frame() {
+    const width = this.svg.clientWidth;
+    const steps = this.points.map((point) => point[0]);
+    const canLog = this.points.every((point) => point[1] === null || (point[2] ?? point[1]) > 0);
+    const log = this.isLog && canLog;
+    const scale = log ? Math.log10 : (value) => value;
+    let low = Infinity;
+    let high = -Infinity;
+    for (const [, mean, least, most] of this.points) {
+      if (mean === null) continue;
+      low = Math.min(low, scale(least ?? mean));
+      high = Math.max(high, scale(most ?? mean));
+    }
+    if (!(low <= high)) [low, high] = [0, 1];
+    const room = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1;
+    [low, high] = [low - room, high + room];
+    let [left, right] = [steps[0], steps[steps.length - 1]];
+    if (left === right) [left, right] = [left - 1, right + 1];
+    const across = width - MARGIN.left - MARGIN.right;
+    const down = HEIGHT - MARGIN.top - MARGIN.bottom;
+    return {
+      width, log, canLog, left, right,
+      bounds: log ? [10 ** low, 10 ** high] : [low, high],
+      x: (step) => MARGIN.left + (across * (step - left)) / (right - left),
+      y: (value) => MARGIN.top + down * (1 - (scale(value) - low) / (high - low)),
+      step: (x) => left + ((x - MARGIN.left) / across) * (right - left),
+    };
+  }
+
+  draw() {
+    if (!this.points.length || !this.svg.clientWidth) return;
+    const frame = this.frame();
+    this.current = frame;
+    this.toggle.disabled = !frame.canLog;
+    this.toggle.setAttribute("aria-pressed", String(frame.log));
+    this.drawGrid(frame);
+    this.drawData(frame);
+    this.showCursor();
+    this.svg.setAttribute("aria-label", this.words());
+  }
+
+  drawGrid(frame) {
+    this.grid.replaceChildren();
+    const [low, high] = frame.bounds;
+    for (const value of frame.log ? logTicks(low, high) : ticks(low, high, 4)) {
+      const y = Math.round(frame.y(value)) + 0.5;
+      draw(this.grid, "line", { x1: MARGIN.left, x2: frame.width - MARGIN.right, y1: y, y2: y });
+      draw(this.grid, "text", { x: MARGIN.left - 7, y: y + 3.5, "text-anchor": "end" }).textContent = formatNumber(value, 3);
+    }
+    for (const step of ticks(frame.left, frame.right, Math.max(2, Math.floor(frame.width / 90)))) {
+      const text = draw(this.grid, "text", { x: frame.x(step), y: HEIGHT - 5, "text-anchor": "middle" });
+      text.textContent = formatNumber(step);
+    }
+  }
+
+  drawData(frame) {
+    this.data.replaceChildren();
+    const at = (step, value) => `${frame.x(step).toFixed(1)},${frame.y(value).toFixed(1)}`;
+    for (const run of stretches(this.points)) {
+      if (run.some((point) => point.length > 2)) {
+        const upper = run.map(([step, mean, , most]) => at(step, most ?? mean));
+        const lower = run.map(([step, mean, least]) => at(step, least ?? mean)).reverse();
+        draw(this.data, "path", { class: "llmc-band", d: `M${upper.join("L")}L${lower.join("L")}Z` });
+      }
+      if (run.length === 1) {
+        draw(this.data, "circle", { class: "llmc-lone", cx: frame.x(run[0][0]), cy: frame.y(run[0][1]), r: 2.5 });
+      } else {
+        draw(this.data, "path", { class: "llmc-line", d: `M${run.map(([step, mean]) => at(step, mean)).join("L")}` });
+      }
+    }
+    for (const [step, mean] of this.points) {
+      if (mean !== null) continue;
+      const x = frame.x(step);
+      draw(this.data, "line", { class: "llmc-gap", x1: x, x2: x, y1: HEIGHT - MARGIN.bottom - 7, y2: HEIGHT - MARGIN.bottom });
+    }
+  }
+
+  hover(event) {
+    if (!this.current) return;
+    const box = this.svg.getBoundingClientRect();
+    this.shared.point(this.current.step(event.clientX - box.left));
+  }
+
+  showCursor() {
+    this.cursor.replaceChildren();
+    const { step } = this.shared;
+    this.card.classList.toggle("llmc-hovered", step !== null);
+    if (step === null || !this.current || !this.points.length) {
+      setText(this.readout, "");
+      return;
+    }
+    const point = nearest(this.points, step);
+    const [where, mean, low, high] = point;
+    const x = Math.round(this.current.x(where)) + 0.5;
+    draw(this.cursor, "line", { x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom });
+    if (mean !== null) draw(this.cursor, "circle", { cx: x, cy: this.current.y(mean), r: 3.5 });
+    const spread = low === undefined ? "" : ` (${formatNumber(low)} to ${formatNumber(high)})`;
+    const shownStep = Number.isInteger(this.points[0][0]) ? Math.round(where) : where;
+    setText(this.readout, `step ${formatNumber(shownStep)}: ${formatNumber(mean)}${spread}`);
+  }
+}
+
+function stretches(points) {
+  const runs = [[]];
+  for (const point of points) {
+    if (point[1] === null) runs.push([]);
+    else runs[runs.length - 1].push(point);
+  }
+  return runs.filter((run) => run.length);
+}
+
+function nearest(points, step) {
+  let low = 0;
+  let high = points.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (points[middle][0] <= step) low = middle;
+    else high = middle;
+  }
+  return Math.abs(points[low][0] - step) <= Math.abs(points[high][0] - step) ? points[low] : points[high];
+}
+
+function charts(model, card) {
+  const host = node(card, "div", "llmc-charts");
+  const shown = new Map();
+  const shared = {
+    step: null,
+    point(step) {
+      shared.step = step;
+      for (const chart of shown.values()) chart.showCursor();
+    },
+  };
+  return {
+    showLatest() {
+      const latest = model.get("latest");
+      for (const [name, chart] of shown) chart.setLatest(latest[name]);
+    },
+    show() {
+      const wanted = model.get("charts");
+      const names = new Set(wanted.map((chart) => chart.name));
+      for (const [name, chart] of shown) {
+        if (names.has(name)) continue;
+        chart.remove();
+        shown.delete(name);
+      }
+      for (const chart of wanted) {
+        if (!shown.has(chart.name)) shown.set(chart.name, new Chart(host, chart.name, chart.color, shared));
+        shown.get(chart.name).setData(chart);
+      }
+      this.showLatest();
+    },
+    remove() {
+      for (const chart of shown.values()) chart.remove();
+      shown.clear();
+    },
+  };
+}
+
+// --- the widget ---
+
+function render({ model, el }) {
+  const card = node(el, "section", "llmc-card");
+  card.setAttribute("aria-label", `run ${model.get("run").name}`);
+  const top = header(model, card);
+  const showProgress = progress(model, card);
+  const plots = charts(model, card);
+  const showRanks = ranks(model, card);
+  const listeners = {
+    "change:run": () => top.show(),
+    "change:elapsed": () => top.hear(),
+    "change:progress": showProgress,
+    "change:ranks": showRanks,
+    "change:charts": () => plots.show(),
+    "change:latest": () => plots.showLatest(),
+  };
+  for (const [event, listener] of Object.entries(listeners)) {
+    model.on(event, listener);
+    listener();
+  }
+  const clock = setInterval(top.tick, 1000);
+  return () => {
+    clearInterval(clock);
+    for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
+    plots.remove();
+    card.remove();
+  };
+}
+
+export default { render };

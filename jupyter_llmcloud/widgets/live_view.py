@@ -1,0 +1,259 @@
+"""The live view of a run in its cell: a widget while it runs, static HTML and text once it has ended.
+
+Nothing is imported or shown until there is something worth showing, so a short cell without metrics stays as
+quiet as in an ordinary notebook. Where no widget can live (a terminal, a script) the view is text.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.core.series import Point
+from jupyter_llmcloud.widgets import static_view
+from jupyter_llmcloud.widgets.chart import PALETTE
+from jupyter_llmcloud.widgets.static_view import MAX_CHARTS
+from jupyter_llmcloud.widgets.view_state import ViewState, chips, name_ranks, short
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.widgets.live_widget import LiveWidget
+
+UPDATE_EVERY_S = 0.2
+SHOW_AFTER_S = 1.0
+_COST_SHARE = 10  # at most a tenth of the kernel's time goes into showing
+_POINTS = 160  # what a chart of this size can show
+_CHARTS_EVERY_S = 2.0
+_DIGITS = 6
+
+
+class LiveView:
+    """Shows one run. Called from the kernel's main thread; `now` is `time.time()`."""
+
+    def __init__(
+        self,
+        run_id: str,
+        name: str,
+        ranks: Iterable[int],
+        stop: Callable[[], None],
+        *,
+        started: float | None = None,
+        show_after_s: float = SHOW_AFTER_S,
+    ) -> None:
+        self.state = ViewState(run_id, name, ranks={rank: ("starting", "") for rank in ranks})
+        self.is_shown = False
+        self._stop = stop
+        self._started = time.time() if started is None else started
+        self._show_after_s = show_after_s
+        self._display_id = f"llmcloud-{uuid.uuid4().hex[:12]}"
+        self._widget: LiveWidget | None = None
+        self._next = 0.0
+        self._is_new = True
+        self._charts = _ChartTrait()
+
+    def handle_metrics(self, rank: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take in metric and progress records of a rank; shown at the next `refresh`."""
+        self._is_new |= self.state.metrics.feed(rank, records)
+
+    def handle_rank_state(self, rank: int, state: str, detail: str = "") -> None:
+        """A rank is starting, running, done, failed, stopped or exited."""
+        self.state.ranks[rank] = (state, detail)
+        self._is_new = True
+
+    def handle_state(self, state: str) -> None:
+        """The run itself changed its state, to "stopping" for instance."""
+        self.state.state = state
+        self._is_new = True
+
+    def show(self) -> None:
+        """Display the view now, once. `refresh` does so when there is data or the run takes longer."""
+        if self.is_shown:
+            return
+        self.is_shown = True
+        if _in_kernel():
+            self._widget = self._make_widget()
+            data = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
+            self._publish(data | _widget_mime(self._widget))
+        else:
+            print(self._line(), flush=True)
+
+    def refresh(self, now: float) -> None:
+        """Bring the view up to date; cheap to call often: at most five times a second does it do anything."""
+        if now < self._next or not self._is_new:
+            return
+        self.state.elapsed_s = max(0.0, now - self._started)
+        if not self.is_shown:
+            if not (self.state.has_data or self.state.elapsed_s >= self._show_after_s):
+                return
+            self.show()
+        began = time.perf_counter()
+        self._is_new = False
+        if self._widget is not None:
+            self._send(self._widget, now)
+        self._next = now + max(UPDATE_EVERY_S, _COST_SHARE * (time.perf_counter() - began))
+
+    def next_deadline(self) -> float | None:
+        """When `refresh` will have something to do, None when nothing has changed."""
+        if not self._is_new:
+            return None
+        if not self.is_shown and not self.state.has_data:
+            return self._started + self._show_after_s
+        return self._next
+
+    def finish(self, state: str, now: float, errors: Sequence[Mapping[str, Any]] = ()) -> None:
+        """The run has ended: put the static view in place of the widget.
+
+        A run that was never shown and has nothing to draw leaves nothing behind.
+        """
+        self.state.state = state
+        self.state.errors = errors
+        self.state.elapsed_s = max(0.0, now - self._started)
+        if not self.is_shown and not self.state.metrics.series:
+            return
+        if _in_kernel():
+            self._publish(bundle(self.state), update=self.is_shown)
+        else:
+            print(static_view.text(self.state), flush=True)
+        self.is_shown = True
+        self._close()
+
+    def _line(self) -> str:
+        return f"{self.state.name} · {self.state.state} on {name_ranks(self.state.ranks)}"
+
+    def _make_widget(self) -> LiveWidget:
+        from jupyter_llmcloud.widgets.live_widget import LiveWidget
+
+        return LiveWidget(self._stop, **self._traits(), charts=self._charts.build(self.state, 0.0))
+
+    def _traits(self) -> dict[str, Any]:
+        state = self.state
+        return {
+            "run": {"id": state.run_id, "name": state.name, "state": state.state, "active": state.is_active},
+            "elapsed": state.elapsed_s,
+            "progress": _bars(state),
+            "ranks": [vars(chip) for chip in chips(state.ranks)],
+            "latest": _latest(state),
+        }
+
+    def _send(self, widget: LiveWidget, now: float) -> None:
+        with widget.hold_sync():
+            for name, value in self._traits().items():
+                setattr(widget, name, value)
+            if self._charts.is_due(self.state, now):
+                widget.charts = self._charts.build(self.state, now)
+            else:
+                self._is_new |= self._charts.lags
+
+    def _publish(self, data: dict[str, Any], update: bool = False) -> None:
+        from IPython.display import publish_display_data
+
+        publish: Callable[..., None] = publish_display_data
+        publish(data, transient={"display_id": self._display_id}, update=update)
+
+    def _close(self) -> None:
+        widget, self._widget = self._widget, None
+        if widget is not None:
+            widget.charts = []  # front ends that store widget states must not store this one's data
+            widget.close()
+
+
+def bundle(state: ViewState) -> dict[str, str]:
+    """The static view as a mime bundle."""
+    return {"text/html": static_view.html(state), "text/plain": static_view.text(state)}
+
+
+class _ChartTrait:
+    """Decides when the charts are worth sending again: a new pixel, a new metric, or two seconds.
+
+    `lags` says whether the front end lacks values that were not worth it yet.
+    """
+
+    def __init__(self) -> None:
+        self.lags = False
+        self._sent_at = 0.0
+        self._sent: dict[str, tuple[int, float]] = {}  # values and last step of each metric
+
+    def is_due(self, state: ViewState, now: float) -> bool:
+        """Is it time to send?"""
+        self.lags = False
+        for name, series in state.metrics.series.items():
+            sent_values, sent_step = self._sent.get(name, (0, 0.0))
+            if series.num_values == sent_values:
+                continue
+            self.lags = True
+            ends = series.ends
+            if not sent_values or now - self._sent_at >= _CHARTS_EVERY_S:
+                return True
+            if ends and ends[1] - sent_step >= (ends[1] - ends[0]) / _POINTS:
+                return True
+        return False
+
+    def build(self, state: ViewState, now: float) -> list[dict[str, Any]]:
+        """The value of the trait; remembers what was sent."""
+        self._sent_at = now
+        self.lags = False
+        self._sent = {
+            name: (series.num_values, series.ends[1] if series.ends else 0.0)
+            for name, series in state.metrics.series.items()
+        }
+        return [
+            {
+                "name": name,
+                "color": PALETTE[number % len(PALETTE)],
+                "points": [_packed(point) for point in series.points(_POINTS)],
+                "bad": series.num_not_finite,
+            }
+            for number, (name, series) in enumerate(list(state.metrics.series.items())[:MAX_CHARTS])
+        ]
+
+
+def _packed(point: Point) -> list[float | None]:
+    if point.mean is None or point.low is None or point.high is None:
+        return [point.step, None]
+    if point.low == point.high:
+        return [point.step, _rounded(point.mean)]
+    return [point.step, _rounded(point.mean), _rounded(point.low), _rounded(point.high)]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _latest(state: ViewState) -> dict[str, dict[str, float | None]]:
+    latest = {}
+    for name, series in list(state.metrics.series.items())[:MAX_CHARTS]:
+        if series.last:
+            mean = series.last.mean
+            latest[name] = {"step": series.last.step, "value": None if mean is None else _rounded(mean)}
+    return latest
+
+
+def _bars(state: ViewState) -> list[dict[str, Any]]:
+    return [
+        {
+            "desc": short(bar.desc),
+            "done": bar.done,
+            "total": bar.total,
+            "fraction": bar.fraction,
+            "rate": bar.rate,
+            "eta": bar.eta(bar.updated),
+        }
+        for bar in state.metrics.progress.shown()
+    ]
+
+
+def _in_kernel() -> bool:
+    """Is there a front end that takes displays? False in a terminal and in a plain script."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    shell = get_ipython()
+    return shell is not None and getattr(shell, "kernel", None) is not None
+
+
+def _widget_mime(widget: LiveWidget) -> dict[str, Any]:
+    found = widget._repr_mimebundle_()
+    data = found[0] if isinstance(found, tuple) else found or {}
+    return {key: value for key, value in data.items() if key.startswith("application/")}

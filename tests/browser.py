@@ -1,0 +1,71 @@
+"""Notebooks in a browser: written, opened in JupyterLab, run cell by cell, looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Locator, Page
+
+_RUN = """async (index) => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    panel.content.activeCellIndex = index;
+    panel.content.deselectAll();
+    await window.jupyterapp.commands.execute("notebook:run-cell");
+}"""
+_START = _RUN.replace("await window.jupyterapp.commands", "void window.jupyterapp.commands")
+_IS_DONE = """(index) => {
+    const cell = window.jupyterapp.shell.currentWidget.content.widgets[index];
+    return cell.model.executionState === "idle" && cell.model.executionCount !== null;
+}"""
+LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
+
+
+def write_notebook(path: Path, cells: Sequence[str]) -> Path:
+    """A notebook with these code cells, for the kernel of this Python."""
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new_notebook(cells=[new_code_cell(source) for source in cells], metadata={"kernelspec": spec})
+    nbformat.write(notebook, path)
+    return path
+
+
+def start_cell(page: Page, index: int) -> None:
+    """Run a cell and return at once."""
+    page.evaluate(_START, index)
+
+
+def run_cell(page: Page, index: int, timeout_s: float = 20) -> Locator:
+    """Run a cell until it has ended; returns its output."""
+    page.evaluate(_RUN, index)
+    return wait_for_cell(page, index, timeout_s)
+
+
+def wait_for_cell(page: Page, index: int, timeout_s: float = 20) -> Locator:
+    """Wait until a started cell has ended; returns its output."""
+    try:
+        page.wait_for_function(_IS_DONE, arg=index, timeout=timeout_s * 1000)
+    except Exception:
+        page.screenshot(path="/tmp/wdbg.png"); print(page.evaluate("(i) => { const c = window.jupyterapp.shell.currentWidget.content.widgets[i].model; return [c.executionState, c.executionCount]}", index)); raise
+    return output_of(page, index)
+
+
+def output_of(page: Page, index: int) -> Locator:
+    """The output area of a cell."""
+    return page.locator(f".jp-Notebook .jp-Cell[data-windowed-list-index='{index}'] .jp-OutputArea-output")
+
+
+def save(page: Page) -> None:
+    """Save the notebook that is open."""
+    page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.context.save(); }")
+
+
+def set_theme(page: Page, theme: str) -> None:
+    """Change JupyterLab's theme and wait until it is on."""
+    page.evaluate(
+        "async (theme) => { await window.jupyterapp.commands.execute('apputils:change-theme', { theme }); }",
+        theme,
+    )
+    page.wait_for_function("(theme) => document.body.dataset.jpThemeName === theme", arg=theme)
+    page.wait_for_function("() => document.getElementById('jupyterlab-splash') === null")

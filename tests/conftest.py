@@ -1,0 +1,129 @@
+"""What every test gets: folders and settings of its own, and a look at what it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests import lab, leaks
+
+pytest_plugins = ["pytest_jupyter.jupyter_server"]
+
+LEASE_S = 2.0
+GRACE_S = LEASE_S + 8.0
+SESSION = f"{uuid.uuid4().hex[:12]}:"
+FOREIGN_VARIABLES = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "LLMCLOUD_SERVER_URL", "LLMCLOUD_SERVER_TOKEN")
+
+_folder = pytest.StashKey[Path]()
+_variables = pytest.StashKey[dict[str, str]]()
+
+
+def _settings(folder: Path) -> dict[str, str]:
+    """The environment of the tests: nothing of the user's own, nothing from outside this machine."""
+    return {
+        leaks.MARK: f"{SESSION}session",
+        "HOME": str(folder / "home"),
+        "LLMCLOUD_ROOT": str(folder / "root"),
+        "LLMCLOUD_RUNTIME_DIR": str(folder / "run"),
+        "LLMCLOUD_LEASE_S": str(LEASE_S),
+        "JUPYTER_CONFIG_DIR": str(folder / "jupyter/config"),
+        "JUPYTER_DATA_DIR": str(folder / "jupyter/data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "jupyter/runtime"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "MPLCONFIGDIR": str(folder / "matplotlib"),
+        "MPLBACKEND": "agg",
+        "HF_HOME": str(folder / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settle the environment before any test module is imported."""
+    # Short, since a unix socket's path holds 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="llmc-", dir="/tmp" if os.path.isdir("/tmp") else None))
+    (folder / "home").mkdir()
+    config.stash[_folder] = folder
+    config.stash[_variables] = dict(os.environ)
+    for name in FOREIGN_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(_settings(folder))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give the environment back and remove the session's folder."""
+    os.environ.clear()
+    os.environ.update(config.stash[_variables])
+    shutil.rmtree(config.stash[_folder], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_by_the_session() -> Iterator[None]:
+    yield
+    left = leaks.settle(lambda: leaks.marked_processes(SESSION), GRACE_S)
+    lines = [leaks.describe(process) for process in left]
+    leaks.end(left)
+    if lines:
+        pytest.fail("the tests left behind:\n  " + "\n  ".join(lines), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_by_the_test(_nothing_is_left_by_the_session: None) -> Iterator[None]:
+    mark = f"{SESSION}{uuid.uuid4().hex[:8]}"
+    before = leaks.Snapshot(mark)
+    with leaks.marked(mark):
+        yield
+    if lines := before.leaks(GRACE_S):
+        pytest.fail("the test left behind:\n  " + "\n  ".join(lines), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def for_the_session() -> Callable[[], AbstractContextManager[None]]:
+    """Processes started inside `with for_the_session():` may live until the session ends.
+
+    Fixtures of a wider scope than a test need it only when a test asks for them by `request.getfixturevalue`.
+    """
+    return lambda: leaks.marked(f"{SESSION}session")
+
+
+@pytest.fixture
+def own_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A root and a runtime folder that no other test sees; returns the root."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="own-", dir=_session_folder())))
+        monkeypatch.setenv("LLMCLOUD_ROOT", str(folder / "root"))
+        monkeypatch.setenv("LLMCLOUD_RUNTIME_DIR", str(folder / "run"))
+        yield folder / "root"
+
+
+def _session_folder() -> Path:
+    return Path(os.environ["LLMCLOUD_ROOT"]).parent
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Path:
+    """Where browser tests keep their screenshots, to be looked at afterwards."""
+    folder = leaks.REPOSITORY / "test-output"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def chromium(pictures: Path) -> Iterator[Browser]:
+    """A headless browser; without one the test is skipped, under continuous integration it fails."""
+    path = lab.browser_path()
+    if path is None:
+        say = pytest.fail if os.environ.get("CI") else pytest.skip
+        say("there is no Chromium on this machine: make setup installs it where it can")
+    with lab.running_browser(path) as browser:
+        yield browser

@@ -1,0 +1,133 @@
+"""A real JupyterLab in a process of its own, and a headless browser that looks at it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# Nothing that reaches out of the machine, nothing that needs a display or a sandbox of its own.
+BROWSER_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where a running JupyterLab is, and what it opens with."""
+
+    url: str
+    token: str
+    log: Path
+
+    def page_url(self, notebook: str = "") -> str:
+        tree = f"/tree/{notebook}" if notebook else ""
+        return f"{self.url}lab{tree}?token={self.token}"
+
+
+def browser_path() -> str | None:
+    """The browser on this machine, if there is one."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+@contextlib.contextmanager
+def running_lab(folder: Path, config: dict[str, Any] | None = None) -> Iterator[Lab]:
+    """JupyterLab on `folder`, its settings, runtime files and log beside it; `config` is the server's."""
+    token = secrets.token_hex(16)
+    home = folder.parent / "lab"
+    settings = home / "config" / "labconfig"
+    settings.mkdir(parents=True)
+    (settings / "default_setting_overrides.json").write_text(json.dumps(QUIET), encoding="utf-8")
+    (home / "config" / "jupyter_server_config.json").write_text(json.dumps(config or {}), encoding="utf-8")
+    own = {
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTER_TOKEN": token,
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
+    command += [f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    with (home / "log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            url = _announced_url(process, home / "runtime", home / "log")
+            yield Lab(url=url, token=token, log=home / "log")
+        finally:
+            _end(process)
+
+
+def _announced_url(process: subprocess.Popen[bytes], runtime: Path, log: Path, timeout_s: float = 60) -> str:
+    """The URL that the server tells in its runtime folder once it listens."""
+    announcement = runtime / f"jpserver-{process.pid}.json"
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return str(json.loads(announcement.read_text(encoding="utf-8"))["url"])
+        time.sleep(0.05)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')[-3000:]}")
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float = 20) -> None:
+    process.terminate()
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)
+
+
+@contextlib.contextmanager
+def running_browser(path: str) -> Iterator[Browser]:
+    """Headless Chromium. One a test: while it runs, this thread can run no event loop of its own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=BROWSER_OPTIONS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def open_lab(browser: Browser | BrowserContext, lab: Lab, notebook: str = "") -> Page:
+    """A page with JupyterLab restored and, if one is named, the notebook open and its kernel ready."""
+    page = browser.new_page()
+    page.set_viewport_size({"width": 1280, "height": 860})
+    page.goto(lab.page_url(notebook))
+    page.wait_for_function("() => window.jupyterapp !== undefined", timeout=60_000)
+    page.evaluate("async () => { await window.jupyterapp.restored; }")
+    if notebook:
+        page.wait_for_function("() => window.jupyterapp.shell.currentWidget?.sessionContext !== undefined")
+        page.evaluate(
+            """async () => {
+                const context = window.jupyterapp.shell.currentWidget.sessionContext;
+                await context.ready;
+                await context.session.kernel.info;
+            }"""
+        )
+    return page

@@ -1,0 +1,225 @@
+"""The live view as people see it: in JupyterLab while a cell runs, in the saved notebook afterwards."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+
+from tests import browser
+from tests.lab import Lab, open_lab, running_lab
+
+pytestmark = pytest.mark.browser
+
+STOP_ROUTE = re.compile(r"/llmcloud/api/runs/[^/]+/stop$")
+CARD = ".llmc-card"
+CHART = f"{CARD} .llmc-chart"
+LINE = f"{CHART} .llmc-line"
+
+FEED = """
+import math, pathlib, random, time
+from jupyter_llmcloud.widgets.live_view import LiveView
+
+TOTAL = 3000
+
+def feed(view, step, now):
+    noise = random.Random(step)
+    for rank in (0, 1):
+        loss = 0.9 + 4 * math.exp(-step / 500) + noise.gauss(0, 0.06) * (1 + rank)
+        grad_norm = abs(noise.gauss(1.2, 0.2)) + 3 / (1 + step / 80)
+        values = {"loss": math.nan if 600 < step < 640 else loss, "grad_norm": grad_norm}
+        if rank == 0:
+            decay = 0.5 + 0.5 * math.cos(math.pi * step / TOTAL)
+            values["learning_rate"] = 3e-4 * min(1, step / 300) * decay
+        records = [{"seq": 2 * step + 1, "t": now, "step": step, "values": values},
+                   {"seq": 2 * step + 2, "t": now, "progress": [step + 1, TOTAL], "desc": "training"}]
+        view.handle_metrics(rank, records)
+"""
+UNTIL_STOPPED = """
+view = LiveView("demo-20260101-000000-abc", "pydoc-gpt", [0, 1], lambda: None)
+for rank in (0, 1):
+    view.handle_rank_state(rank, "running")
+flag, step = pathlib.Path("stop-flag"), 0
+while not flag.exists() and step < TOTAL:
+    for _ in range(20):
+        feed(view, step, time.time())
+        step += 1
+    view.refresh(time.time())
+    time.sleep(0.1)  # a training step
+for rank in (0, 1):
+    view.handle_rank_state(rank, "stopped")
+view.finish("stopped", time.time())
+"""
+IN_BACKGROUND = """
+view = LiveView("bg-1", "in-background", [0, 1], lambda: view.finish("stopped", time.time()))
+for step in range(50):
+    feed(view, step, time.time())
+view.refresh(time.time())
+"""
+HOSTILE = """
+name = "<img src=x onerror=window.broken=1>"
+view = LiveView("hostile-1", name, [0, 1], lambda: None)
+view.handle_rank_state(1, "failed", name)
+for seq in (1, 2):
+    view.handle_metrics(0, [{"seq": seq, "t": 0.0, "step": seq, "values": {name: 1.0 * seq}}])
+view.refresh(time.time())
+"""
+HOSTILE_END = """
+view.finish("failed", time.time(), errors=[{"rank": 1, "ename": "ValueError", "evalue": name}])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("live") / "notebooks"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(folder: Path) -> Iterator[Lab]:
+    """One JupyterLab for this module."""
+    with running_lab(folder) as running:
+        yield running
+
+
+Opened = Callable[..., Page]
+
+
+@pytest.fixture
+def opened(chromium: Browser, lab: Lab, folder: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """Opens a notebook with these cells, its kernel ended afterwards; `stop` answers the stop route."""
+    pages: list[Page] = []
+
+    def open_cells(*cells: str, stop: Callable[[Route], None]) -> Page:
+        path = browser.write_notebook(folder / f"{request.node.name}.ipynb", cells)
+        context: BrowserContext = chromium.new_context()
+        context.route(STOP_ROUTE, stop)
+        pages.append(open_lab(context, lab, path.name))
+        return pages[-1]
+
+    yield open_cells
+    for page in pages:
+        page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.shutdown(); }")
+
+
+def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
+    opened: Opened, folder: Path, pictures: Path
+) -> None:
+    asked: list[dict[str, str]] = []
+
+    def stop(route: Route) -> None:
+        asked.append(route.request.headers)
+        if len(asked) == 2:
+            (folder / "stop-flag").touch()
+        route.fulfill(json={"state": "stopping"})
+
+    page = opened(FEED, UNTIL_STOPPED, stop=stop)
+    browser.run_cell(page, 0)
+    browser.start_cell(page, 1)
+    expect(page.locator(CHART)).to_have_count(3, timeout=30_000)
+    short = len(page.locator(LINE).first.get_attribute("d") or "")
+    page.wait_for_function(
+        "([line, short]) => document.querySelector(line).getAttribute('d').length > 2 * short",
+        arg=[LINE, short],
+    )
+    expect(page.locator(f"{CARD} [role=progressbar]")).to_have_attribute("aria-valuenow", re.compile(r"^[1-9]"))
+    expect(page.locator(f"{CARD} .llmc-chip").first).to_have_text("rank 0running")
+    page.wait_for_function("(gap) => document.querySelector(gap) !== null", arg=f"{CHART} .llmc-gap")
+    look(page, pictures)
+    button = page.get_by_role("button", name="Stop pydoc-gpt")
+    button.click()
+    again = page.get_by_role("button", name="Stopping pydoc-gpt; press again to force it")
+    expect(again).to_have_text("Stopping…")
+    again.click()
+    output = browser.wait_for_cell(page, 1)
+    assert [headers.get("x-xsrftoken", "") != "" for headers in asked] == [True, True]
+    expect(page.locator(CARD)).to_have_count(0)
+    expect(output.locator("img")).to_have_count(3)
+    expect(output.locator("table")).to_contain_text("learning_rate")
+    expect(output).to_contain_text("stopped after")
+    for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
+        browser.set_theme(page, theme)
+        page.screenshot(path=pictures / f"static-view-{name}.png")
+
+
+def look(page: Page, pictures: Path) -> None:
+    """Hover, change a scale, and keep pictures in both themes."""
+    card = page.locator(CARD)
+    for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
+        browser.set_theme(page, theme)
+        page.mouse.move(5, 5)
+        card.screenshot(path=pictures / f"live-view-{name}.png")
+        page.locator(f"{CHART} svg").first.hover()
+        expect(page.locator(f"{CHART} .llmc-readout").nth(1)).to_contain_text("step")
+        page.screenshot(path=pictures / f"live-view-hover-{name}.png")
+    toggle = page.get_by_role("button", name="logarithmic scale for grad_norm")
+    toggle.click()
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+
+
+def test_the_saved_notebook_shows_the_run_without_a_kernel(
+    opened: Opened, folder: Path, chromium: Browser, pictures: Path
+) -> None:
+    (folder / "stop-flag").unlink(missing_ok=True)
+    once = UNTIL_STOPPED.replace("TOTAL:", "800:").replace('"stopped"', '"finished"')
+    page = opened(FEED, once, stop=lambda route: route.abort())
+    browser.run_cell(page, 0)
+    browser.run_cell(page, 1)
+    path = folder / "test_the_saved_notebook_shows_the_run_without_a_kernel.ipynb"
+    browser.save(page)
+    saved = nbformat.read(path, as_version=4)
+    (output,) = saved.cells[1].outputs
+    assert set(output.data) == {"text/html", "text/plain"}
+    assert (
+        "widgets" not in saved.metadata
+        or not saved.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    )
+    saved.metadata.pop("widgets", None)
+    nbformat.write(saved, path)
+    command = [
+        sys.executable,
+        "-m",
+        "nbconvert",
+        "--to",
+        "html",
+        "--template",
+        "lab",
+        "--sanitize-html",
+        str(path),
+    ]
+    for sanitize, name in ((True, "sanitized"), (False, "plain")):
+        chosen = command if sanitize else [part for part in command if part != "--sanitize-html"]
+        subprocess.run([*chosen, "--output", name], check=True, capture_output=True)
+        shown = chromium.new_page()
+        shown.route(re.compile(r"^https?://"), lambda route: route.abort())
+        shown.goto((folder / f"{name}.html").as_uri())
+        expect(shown.locator("body")).to_contain_text("learning_rate")
+        expect(shown.locator("body")).to_contain_text("finished in")
+        shown.screenshot(path=pictures / f"nbconvert-{name}.png", full_page=True)
+
+
+def test_stop_goes_through_the_kernel_where_the_server_has_no_route(opened: Opened) -> None:
+    page = opened(FEED, IN_BACKGROUND, stop=lambda route: route.fulfill(status=404, body="no such route"))
+    browser.run_cell(page, 0)
+    browser.run_cell(page, 1)
+    page.get_by_role("button", name="Stop in-background").click()
+    expect(browser.output_of(page, 1)).to_contain_text("stopped after")
+    expect(page.locator(CARD)).to_have_count(0)
+
+
+def test_whatever_a_name_contains_is_shown_as_text(opened: Opened) -> None:
+    page = opened(FEED, HOSTILE, HOSTILE_END, stop=lambda route: route.abort())
+    for index in range(3):
+        browser.run_cell(page, index)
+        if index == 1:
+            expect(page.locator(f"{CARD} .llmc-name")).to_have_text("<img src=x onerror=window.broken=1>")
+            expect(page.locator(f"{CHART} .llmc-chart-name")).to_contain_text("<img")
+    expect(browser.output_of(page, 1)).to_contain_text("ValueError: <img src=x")
+    assert page.evaluate("() => window.broken") is None
