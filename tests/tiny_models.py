@@ -1,4 +1,4 @@
-"""Tiny models with random weights, and tokenizers trained on a few sentences, as real Hugging Face folders."""
+"""Tiny models with random weights and tokenizers trained on a few sentences, as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ CHAT_TEMPLATE = (
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch with one thread: with more, a busy neighbour on this machine makes tiny steps many times slower."""
+    """Torch with one thread: with more, a busy neighbour makes tiny steps many times slower."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def byte_level_tokenizer(
     size: int = 384, *, chat_template: str | None = None, text: Iterable[str] = TEXT
 ) -> Any:
-    """A byte-level BPE tokenizer with `<s>` and `</s>`; every text can be encoded."""
+    """A byte-level BPE tokenizer with `<s>` and `</s>`; it can encode every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -53,7 +55,7 @@ def byte_level_tokenizer(
 
 
 def tiny_llama(vocabulary: int, *, context_length: int = 256, seed: int = 0, **options: Any) -> Any:
-    """A Llama of two layers whose random weights are large enough to make its next token depend on all before."""
+    """A Llama of two layers; its weights are large enough that a token depends on all before it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

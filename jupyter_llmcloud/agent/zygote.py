@@ -99,10 +99,11 @@ class Zygote:
         status = self.process.wait()
         tail = self.log.read_text(errors="replace")[-2000:].strip()
         error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{tail}")
-        for future in [self._ready, *self._forks.values()]:
+        waiting: list[asyncio.Future[Any]] = [self._ready, *self._forks.values()]
+        for future in waiting:
             if not future.done():
                 future.set_exception(error)
-                future.exception()
+                future.exception()  # seen: who still waits for it is told, nobody else is warned
         self._forks.clear()
         self._ready = None
 

@@ -67,7 +67,7 @@ def show(name: str) -> Table:
     """One run."""
     handle = get(name)
     record = handle.record
-    rows: list[tuple[str, object]] = [
+    rows: Any = [
         ("run", record.run_id),
         ("state", record.state),
         ("ranks", format_ranks(record.ranks)),

@@ -80,8 +80,8 @@ class Session:
             return self.start_world(num_ranks)
         if num_ranks is not None and num_ranks != self.world.world_size:
             raise UsageError(
-                f"-n {num_ranks}: the world of this notebook has {self.world.world_size} ranks, which hold your variables. "
-                f"Leave -n out, or start afresh with %world restart -n {num_ranks}."
+                f"-n {num_ranks}: the world of this notebook has {self.world.world_size} ranks, "
+                f"which hold your variables. Leave -n out, or start afresh with %world restart -n {num_ranks}."
             )
         return self.world
 
@@ -161,7 +161,8 @@ class Session:
         unbound = [name for name in wanted if name not in bound and name not in pushed]
         for name in world.missing(unbound) if unbound else []:
             raise UsageError(
-                f"{wanted[name]} {name}: the cell does not make a variable {name!r}, and the ranks have none. Nothing was run."
+                f"{wanted[name]} {name}: the cell does not make a variable {name!r}, "
+                "and the ranks have none. Nothing was run."
             )
 
     def _message(self, world: World, cell: Cell, name: str, values: bytes, ranks: list[int]) -> Execute:

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 
 
 class StopSignal:
-    """Within the block SIGINT makes `fd` readable and is counted in `presses`; outside the main thread it does nothing."""
+    """Within the block SIGINT makes `fd` readable and is counted in `presses`. Works in the main thread only."""
 
     def __init__(self) -> None:
         self.presses = 0

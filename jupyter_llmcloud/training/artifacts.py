@@ -23,8 +23,8 @@ def save(variables: dict[str, Any], folder: Path, writes: bool) -> dict[str, str
     """Write variables to `folder`, aside first, then renamed; only the rank that `writes` touches the disk.
 
     A `PreTrainedModel`, tokenizer or processor is saved by its own `save_pretrained` (safetensors); a
-    `tokenizers.Tokenizer` as a fast tokenizer; any other `nn.Module` as `model.safetensors`. Raises TypeError otherwise.
-    Every rank must call it: a sharded model is gathered by all.
+    `tokenizers.Tokenizer` as a fast tokenizer; any other `nn.Module` as `model.safetensors`. Raises TypeError
+    otherwise. Every rank must call it: a sharded model is gathered by all.
     """
     if not variables:
         return {}
@@ -58,7 +58,7 @@ def _save_one(name: str, value: Any, folder: Path, writes: bool) -> None:
         )
 
 
-def _save_model(model: torch.nn.Module, folder: Path, writes: bool) -> None:
+def _save_model(model: Any, folder: Path, writes: bool) -> None:
     state = {name: _gathered(tensor) for name, tensor in model.state_dict().items()}
     if not writes:
         return

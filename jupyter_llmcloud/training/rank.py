@@ -71,7 +71,7 @@ def hold_store(control: int, request: dict[str, Any]) -> int:
 
     sock = socket.socket(fileno=control)
     _, (listener,), _, _ = socket.recv_fds(sock, 1, 1)
-    store = dist.TCPStore(  # type: ignore[attr-defined]
+    store = dist.TCPStore(
         request["host"], request["port"], is_master=True, wait_for_workers=False, master_listen_fd=listener
     )
     sock.sendall(b"+")

@@ -50,6 +50,8 @@ class ShiftLines(ast.NodeTransformer):
 class OutletDisplayHook(DisplayHook):
     """A last expression becomes a `result` record."""
 
+    shell: RankShell
+
     def write_output_prompt(self) -> None:
         pass
 
@@ -76,7 +78,7 @@ class OutletDisplayPublisher(DisplayPublisher):
         update: bool = False,
         **kwargs: Any,
     ) -> None:
-        record = {"kind": "display", "data": _portable(data), "metadata": metadata or {}}
+        record: dict[str, Any] = {"kind": "display", "data": _portable(data), "metadata": metadata or {}}
         if display_id := (transient or {}).get("display_id"):
             record["display_id"] = display_id
         if update:
@@ -94,6 +96,9 @@ class RankShell(InteractiveShell):
     displayhook_class = Type(OutletDisplayHook)
     display_pub_class = Type(OutletDisplayPublisher)
     outlet = AnyTrait()
+    compile: CellCompiler
+    shift_lines: ShiftLines
+    last_traceback: list[str]
 
     def init_io(self) -> None:
         pass
@@ -119,7 +124,7 @@ class RankShell(InteractiveShell):
         self.compile.cell = cell
         self.shift_lines.offset = cell.line_offset
         self.execution_count = cell.execution_count
-        self.last_traceback: list[str] = []
+        self.last_traceback = []
         try:
             result = self.run_cell(cell.code, store_history=False)
         finally:
@@ -134,8 +139,8 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "neutral"
     config.InteractiveShell.cache_size = 0  # results of every cell would keep models alive
-    sys.stdout = StreamToOutlet(outlet, "stdout", 1)  # type: ignore[assignment]
-    sys.stderr = StreamToOutlet(outlet, "stderr", 2)  # type: ignore[assignment]
+    sys.stdout = StreamToOutlet(outlet, "stdout", 1)
+    sys.stderr = StreamToOutlet(outlet, "stderr", 2)
     shell = RankShell.instance(config=config, outlet=outlet)
     shell.shift_lines = ShiftLines()
     shell.ast_transformers.append(shell.shift_lines)

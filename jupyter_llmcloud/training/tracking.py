@@ -58,7 +58,8 @@ def attach(run: Run) -> None:
     global _run
     _run = run
     _attach_to_accelerator()
-    hf_trainer.DEFAULT_CALLBACKS.append(RunCallback)
+    callbacks: list[Any] = hf_trainer.DEFAULT_CALLBACKS
+    callbacks.append(RunCallback)
     _attach_to_tqdm()
 
 

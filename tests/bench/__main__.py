@@ -1,0 +1,56 @@
+"""`python -m tests.bench [axis...]`: measure, print the table, keep the samples in test-output/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench import dispatch, start, throughput
+from tests.bench.measured import Row, table
+from tests.bench.shell import REPOSITORY
+
+AXES: dict[str, Callable[[Path], list[Row]]] = {
+    "dispatch": dispatch.measure,
+    "start": start.measure,
+    "throughput": throughput.measure,
+}
+
+
+def main() -> int:
+    """0 when every goal was reached."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The product beside its peers.")
+    parser.add_argument("axes", nargs="*", metavar="axis", help=f"{', '.join(AXES)} (default: all)")
+    axes = parser.parse_args().axes or list(AXES)
+    if unknown := [axis for axis in axes if axis not in AXES]:
+        parser.error(f"unknown axis {unknown[0]!r}: expected one of {', '.join(AXES)}")
+    rows: list[Row] = []
+    # Short, since a unix socket's path holds 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for axis in axes:
+            print(f"measuring {axis} ...", file=sys.stderr, flush=True)
+            began = time.monotonic()
+            rows += AXES[axis](Path(folder) / axis)
+            print(f"  {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    print(table(rows))
+    print(f"\nsamples: {_keep(rows).relative_to(REPOSITORY)}")
+    return 1 if any(row.reached is False for row in rows) else 0
+
+
+def _keep(rows: list[Row]) -> Path:
+    path = REPOSITORY / "test-output" / "bench.json"
+    path.parent.mkdir(exist_ok=True)
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()}
+    document = {"machine": machine, "rows": [row.as_json() for row in rows]}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
