@@ -36,18 +36,15 @@ def start_cell(page: Page, index: int) -> None:
     page.evaluate(_START, index)
 
 
-def run_cell(page: Page, index: int, timeout_s: float = 20) -> Locator:
+def run_cell(page: Page, index: int, timeout_s: float = 60) -> Locator:
     """Run a cell until it has ended; returns its output."""
     page.evaluate(_RUN, index)
     return wait_for_cell(page, index, timeout_s)
 
 
-def wait_for_cell(page: Page, index: int, timeout_s: float = 20) -> Locator:
+def wait_for_cell(page: Page, index: int, timeout_s: float = 60) -> Locator:
     """Wait until a started cell has ended; returns its output."""
-    try:
-        page.wait_for_function(_IS_DONE, arg=index, timeout=timeout_s * 1000)
-    except Exception:
-        page.screenshot(path="/tmp/wdbg.png"); print(page.evaluate("(i) => { const c = window.jupyterapp.shell.currentWidget.content.widgets[i].model; return [c.executionState, c.executionCount]}", index)); raise
+    page.wait_for_function(_IS_DONE, arg=index, timeout=timeout_s * 1000)
     return output_of(page, index)
 
 
@@ -69,3 +66,8 @@ def set_theme(page: Page, theme: str) -> None:
     )
     page.wait_for_function("(theme) => document.body.dataset.jpThemeName === theme", arg=theme)
     page.wait_for_function("() => document.getElementById('jupyterlab-splash') === null")
+
+
+def end_kernel(page: Page) -> None:
+    """End the kernel of the notebook that is open."""
+    page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.shutdown(); }")

@@ -42,7 +42,8 @@ class Lab:
 
     def page_url(self, notebook: str = "") -> str:
         tree = f"/tree/{notebook}" if notebook else ""
-        return f"{self.url}lab{tree}?token={self.token}"
+        # Without what an earlier page had open: commands go to the notebook used last.
+        return f"{self.url}lab{tree}?token={self.token}&reset"
 
 
 def browser_path() -> str | None:

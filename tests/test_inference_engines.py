@@ -61,9 +61,7 @@ def prompts(loaded: LoadedModel) -> list[list[int]]:
 
 def generated_alone(loaded: LoadedModel, prompt: list[int], count: int) -> list[int]:
     ids = torch.tensor([prompt])
-    output = loaded.model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False
-    )
+    output = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
     return output[0, len(prompt) :].tolist()
 
 
@@ -294,9 +292,7 @@ def test_an_engine_that_disagrees_with_the_model_is_not_used(
     assert "log probabilities are off" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("free", "context", "pages"), [(2**34, 256, 8 * 9), (2**21, 256, 20), (2**20, 256, 10)]
-)
+@pytest.mark.parametrize(("free", "context", "pages"), [(2**34, 256, 8 * 9), (2**21, 256, 20), (2**20, 256, 10)])
 def test_the_cache_holds_every_sequence_or_what_memory_allows(
     loaded: LoadedModel, free: int, context: int, pages: int
 ) -> None:

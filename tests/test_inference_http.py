@@ -298,9 +298,7 @@ def test_a_chat_answer_may_fill_the_rest_of_the_context(held: Model) -> None:
     ("fields", "param"),
     [({"prompt": [1, 999]}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": []}, "prompt")],
 )
-def test_tokens_that_the_model_does_not_know_are_refused(
-    real: Model, fields: dict[str, Any], param: str
-) -> None:
+def test_tokens_that_the_model_does_not_know_are_refused(real: Model, fields: dict[str, Any], param: str) -> None:
     async def body(client: Client, status: Status) -> None:
         response = await client.post("/v1/completions", **ask(**fields))
         assert (response.status, (await response.json())["error"]["param"]) == (400, param)

@@ -88,9 +88,7 @@ def test_a_completion_parameter_that_cannot_be_honoured_is_a_400_that_names_it(
         ({"prompt": "p"}, "prompt"),
     ],
 )
-def test_a_chat_parameter_that_cannot_be_honoured_is_a_400_that_names_it(
-    fields: dict[str, Any], param: str
-) -> None:
+def test_a_chat_parameter_that_cannot_be_honoured_is_a_400_that_names_it(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as caught:
         chat(**fields)
     assert (caught.value.status, (caught.value.param or "").split("[")[0].split(".")[0]) == (400, param)

@@ -47,10 +47,7 @@ def test_top_p_keeps_the_smallest_set_that_holds_p() -> None:
 
 def test_a_seed_gives_the_same_token_alone_and_in_any_batch() -> None:
     sampler, seeded = Sampler(LOGITS.device), Sampling(seed=7)
-    alone = [
-        int(sampler.scores(LOGITS.unsqueeze(0), [Row(seeded, [0] * position)]).argmax())
-        for position in range(40)
-    ]
+    alone = [int(sampler.scores(LOGITS.unsqueeze(0), [Row(seeded, [0] * position)]).argmax()) for position in range(40)]
     company = [Row(Sampling()), Row(Sampling(temperature=0.0)), Row(Sampling(seed=8, top_p=0.5))]
     together = [
         int(sampler.scores(LOGITS.repeat(4, 1), [*company, Row(seeded, [0] * position)]).argmax(dim=1)[3])

@@ -106,7 +106,7 @@ def opened(chromium: Browser, lab: Lab, folder: Path, request: pytest.FixtureReq
 
     yield open_cells
     for page in pages:
-        page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.shutdown(); }")
+        browser.end_kernel(page)
 
 
 def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(

@@ -32,9 +32,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def byte_level_tokenizer(
-    size: int = 384, *, chat_template: str | None = None, text: Iterable[str] = TEXT
-) -> Any:
+def byte_level_tokenizer(size: int = 384, *, chat_template: str | None = None, text: Iterable[str] = TEXT) -> Any:
     """A byte-level BPE tokenizer with `<s>` and `</s>`; it can encode every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

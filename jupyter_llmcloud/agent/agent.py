@@ -135,7 +135,7 @@ class Agent:
                     and now - world.idle_since > world.lease_s
                 ):
                     self._end_world(world.world_id)
-            if self._workers or any(world.run is not None for world in self.worlds.values()):
+            if self._workers or self.worlds:  # a world has a lease of its own
                 self._held_until = now + self.lease_s
             elif now > self._held_until:
                 self._finished.set()

@@ -188,9 +188,7 @@ class Application:
     def _admitted(self, ask: Ask) -> Iterator[None]:
         status, wanted = self.status, ask.num_sequences
         if wanted > status.max_sequences:
-            message = (
-                f"{wanted} sequences in one request: at most {status.max_sequences}. Send several requests."
-            )
+            message = f"{wanted} sequences in one request: at most {status.max_sequences}. Send several requests."
             raise ApiError(400, message, param="prompt", code="invalid_value")
         if status.num_sequences + wanted > status.max_sequences:
             status.num_refused += 1

@@ -107,9 +107,7 @@ class TokenStream:
         """Whether the engine will add nothing more."""
         return self._ended
 
-    def push(
-        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], finish_reason: FinishReason | None
-    ) -> None:
+    def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], finish_reason: FinishReason | None) -> None:
         """Called by the engine: add what a step gave."""
         if self._ended:
             return

@@ -234,9 +234,7 @@ def _wrong_shape(message: str) -> ApiError:
         return ApiError(400, text, param=param, code="unknown_parameter")
     if missing := _MISSING.search(message):
         param = f"{path}.{missing.group(1)}".lstrip(".")
-        return ApiError(
-            400, f"Parameter {param!r} is missing.", param=param, code="missing_required_parameter"
-        )
+        return ApiError(400, f"Parameter {param!r} is missing.", param=param, code="missing_required_parameter")
     return ApiError(400, f"{message}.", param=path or None, code="invalid_type")
 
 

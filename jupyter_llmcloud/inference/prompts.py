@@ -44,9 +44,7 @@ def plain_template(messages: Sequence[ChatMessage]) -> str:
     return "\n".join(message.text for message in messages)
 
 
-def room_for_answer(
-    prompts: Sequence[Sequence[int]], limit: tuple[str, int | None], context_length: int
-) -> list[int]:
+def room_for_answer(prompts: Sequence[Sequence[int]], limit: tuple[str, int | None], context_length: int) -> list[int]:
     """How many tokens each answer may have; raises `ApiError` 400 when a prompt and its answer do not fit."""
     param, asked = limit
     return [_room(len(prompt), param, asked, context_length) for prompt in prompts]

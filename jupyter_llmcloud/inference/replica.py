@@ -62,11 +62,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
             spec = msgspec.json.decode(line, type=cls)
         except msgspec.MsgspecError as error:
             raise UsageError(f"the spec on stdin is not valid: {error}") from None
-        if (
-            spec.max_concurrent < 1
-            or not spec.token
-            or (spec.num_threads is not None and spec.num_threads < 1)
-        ):
+        if spec.max_concurrent < 1 or not spec.token or (spec.num_threads is not None and spec.num_threads < 1):
             raise UsageError("the spec on stdin needs max_concurrent >= 1, num_threads >= 1 and a token.")
         return spec
 

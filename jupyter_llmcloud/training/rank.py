@@ -39,7 +39,7 @@ from jupyter_llmcloud.core.messages import (
     StepTold,
     StopAt,
 )
-from jupyter_llmcloud.training import artifacts, process_group, tracking
+from jupyter_llmcloud.training import artifacts, process_group, tracking, wrapped_models
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.process_group import WorldGroup
 from jupyter_llmcloud.training.run import Run
@@ -108,6 +108,7 @@ class Rank:
             os.chdir(folder)
             sys.path.insert(0, folder)
         process_group.adopt(lambda: self.group)
+        wrapped_models.remember_wrappers()
         register_optimizer_step_post_hook(self.steps.boundary)
         tracking.attach(self.run)
         builtins.input = _no_input
@@ -178,6 +179,8 @@ class Rank:
     def _join(self, generation: int) -> None:
         try:
             self.group.join(generation)
+            if generation:
+                wrapped_models.wrap_again()
             self._start_shell()
         except Exception as error:
             self.outlet.send(Joined(generation=generation, error=f"{type(error).__name__}: {error}"))
