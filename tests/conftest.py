@@ -16,7 +16,7 @@ from playwright.sync_api import Browser
 
 from tests import lab, leaks
 
-pytest_plugins = ["pytest_jupyter.jupyter_server"]
+pytest_plugins = ["pytest_jupyter.jupyter_server", "tests.worlds"]
 
 LEASE_S = 2.0
 GRACE_S = LEASE_S + 8.0

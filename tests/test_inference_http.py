@@ -262,6 +262,7 @@ def test_a_seed_repeats_an_answer_and_tells_choices_apart(real: Model) -> None:
     ("path", "fields", "param"),
     [
         ("completions", {"prompt": "x" * 600}, "prompt"),
+        ("completions", {"prompt": "x" * 200_000}, "prompt"),
         ("completions", {"prompt": "x", "max_tokens": 256}, "max_tokens"),
         ("chat/completions", {"messages": said("x" * 600)}, "prompt"),
         ("chat/completions", {"messages": said("x"), "max_completion_tokens": 256}, "max_completion_tokens"),

@@ -1,4 +1,4 @@
-"""Scoped keys: their written form, and what their scopes allow. Bytes and text in, values out; nobody is asked the time.
+"""Scoped keys: their written form, and what their scopes allow. Bytes and text in, values out.
 
 sk-llmc-<id>-<secret>-<crc>     id: 8 letters, names the key in lists and logs
                                 secret: 256 bits in base 62, known to its holder alone
@@ -92,9 +92,7 @@ def check_scopes(scopes: Iterable[str]) -> list[str]:
 def may_infer(scopes: Iterable[str], endpoint: str) -> bool:
     """Do the scopes allow asking this endpoint?"""
     globs = (scope.removeprefix("infer:") for scope in scopes if scope.startswith("infer:"))
-    return bool(NAME_PATTERN.fullmatch(endpoint)) and any(
-        fnmatch.fnmatchcase(endpoint, glob) for glob in globs
-    )
+    return bool(NAME_PATTERN.fullmatch(endpoint)) and any(fnmatch.fnmatchcase(endpoint, glob) for glob in globs)
 
 
 def may_read_models(scopes: Iterable[str]) -> bool:

@@ -22,6 +22,7 @@ from jupyter_llmcloud.inference.openai_replies import encode, event
 log = logging.getLogger(__name__)
 
 MAX_BODY = 16 * 2**20
+_LONG_BODY = 2**16
 _QUEUE_FACTOR = 4
 _RETRY_AFTER_S = 1.0
 
@@ -163,7 +164,9 @@ class Application:
     async def _answer(self, request: web.Request, route: str) -> web.StreamResponse:
         model = self._ready_model()
         body = await request.read()
-        ask: Ask = getattr(model, route)(body)
+        check: Callable[[bytes], Ask] = model.chat if route == "chat" else model.completion
+        # Tokenising a long prompt takes a while, which the streams of others must not feel.
+        ask = await asyncio.to_thread(check, body) if len(body) > _LONG_BODY else check(body)
         with self._admitted(ask):
             answer = Answer(model, ask)
             try:

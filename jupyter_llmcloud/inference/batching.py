@@ -201,8 +201,6 @@ def _manager(loaded: LoadedModel, plan: CachePlan, max_concurrent: int) -> Conti
         allow_block_sharing=True,
     )
     # Not the checkpoint's own: it may ask for processors that the library drops with a warning.
-    generation = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, eos_token_id=sorted(loaded.eos) or -1, pad_token_id=0
-    )
+    generation = GenerationConfig(do_sample=False, eos_token_id=sorted(loaded.eos) or -1, pad_token_id=0)
     manager: ContinuousBatchingManager = loaded.model.init_continuous_batching(generation, config)
     return manager

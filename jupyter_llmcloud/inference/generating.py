@@ -162,7 +162,7 @@ class GenerateEngine:
 def _plain_configuration(loaded: LoadedModel) -> GenerationConfig:
     """What the architecture needs to start and end a sequence, and none of the checkpoint's sampling."""
     own: Any = loaded.model.generation_config
-    return GenerationConfig(  # type: ignore[no-untyped-call]
+    return GenerationConfig(
         do_sample=False,
         eos_token_id=sorted(loaded.eos) or None,
         pad_token_id=own.pad_token_id if own.pad_token_id is not None else min(loaded.eos, default=0),

@@ -1,4 +1,4 @@
-"""An endpoint as a notebook has it: its URL, a key of its own, and how to ask it. The key is never part of what is shown."""
+"""An endpoint as a notebook has it: its URL, a key, and how to ask it. What is shown never holds the key."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ READ_TIMEOUT_S = 600.0
 _ERRORS: dict[int, type[LLMCloudError]] = {
     400: UsageError, 404: NotFound, 413: UsageError, 422: UsageError, 429: CapacityError,
 }  # fmt: skip
+_PRE = "margin:2px 0 6px;white-space:pre-wrap"
 _STYLE = "border:1px solid #8884;border-radius:6px;padding:8px 12px;max-width:56em"
 
 
@@ -138,7 +139,7 @@ class Endpoint:
         """How to ask it from elsewhere; the key stands there by name only."""
         request = json.dumps({"model": self.name, "prompt": "Hello", "max_tokens": 32})
         curl = (
-            f"curl {self.base_url}/completions -H \"Authorization: Bearer $LLMCLOUD_API_KEY\" "
+            f'curl {self.base_url}/completions -H "Authorization: Bearer $LLMCLOUD_API_KEY" '
             f"-H 'Content-Type: application/json' -d '{request}'"
         )
         python = (
@@ -149,18 +150,21 @@ class Endpoint:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<div><small>{title}</small><pre style='margin:2px 0 6px;white-space:pre-wrap'>{html.escape(text)}</pre></div>"
+            f"<div><small>{title}</small><pre style='{_PRE}'>{html.escape(text)}</pre></div>"
             for title, text in self.snippets().items()
         )
         name, url = html.escape(self.name), html.escape(self.base_url)
         return f"<div style='{_STYLE}'><b>{name}</b> &middot; <code>{url}</code>{rows}</div>"
 
-    def show(self) -> None:
-        """Display the card in this cell; as the value of the same cell it is not displayed again."""
+    def show(self, handle: Any = None) -> None:
+        """Display the card, in place of what `handle` shows; as the value of the same cell it is not shown again."""
         from IPython.core.getipython import get_ipython
         from IPython.display import publish_display_data
 
-        publish_display_data(self._bundle())
+        if handle is not None:
+            handle.update(self._bundle(), raw=True)
+        else:
+            publish_display_data(self._bundle())
         shell = get_ipython()
         self._shown_at = shell.execution_count if shell is not None else None
 
@@ -180,7 +184,8 @@ class Endpoint:
             return bundle
         from jupyter_llmcloud.magics.endpoint_card import make_card
 
-        return {**(make_card(self)._repr_mimebundle_() or {}), **bundle}
+        live: Any = make_card(self)._repr_mimebundle_()
+        return {**(live[0] if isinstance(live, tuple) else live), **bundle}
 
 
 def _refusal(response: httpx.Response) -> LLMCloudError:

@@ -34,7 +34,12 @@ SERVE = Syntax(
 )
 _LIMIT = Option(("--limit",), "At most this many lines of each replica.", metavar="N", parse=integer(1))
 _KEY_OPTIONS = (
-    Option(("--scope",), "infer:NAME (NAME may hold * and ?) or models:read; may be repeated.", metavar="SCOPE", repeat=True),
+    Option(
+        ("--scope",),
+        "infer:NAME (NAME may hold * and ?) or models:read; may be repeated.",
+        metavar="SCOPE",
+        repeat=True,
+    ),
     Option(("--expires",), "How long the key is valid, for example 12h or 30d.", metavar="TIME", parse=parse_duration),
     Option(("--label",), "What the key is for.", metavar="TEXT"),
 )
@@ -186,8 +191,7 @@ class EndpointMagics(Magics):
         except KeyboardInterrupt:
             line_of_progress.tell("Not waiting any longer; the endpoint goes on starting: %endpoints shows it.")
             raise
-        line_of_progress.clear()
-        endpoint.show()
+        endpoint.show(line_of_progress.handle)
         return endpoint
 
     @line_magic
@@ -219,28 +223,32 @@ class EndpointMagics(Magics):
         if verb == "list":
             return key_table()
         if verb == "revoke":
-            return revoke_key(rest[0])
-        told = session.current().server.create_key(given.scope or ["infer:*", "models:read"], given.expires, given.label)
+            revoke_key(rest[0])
+            return None
+        told = session.current().server.create_key(
+            given.scope or ["infer:*", "models:read"], given.expires, given.label
+        )
         return NewKey(told["key"], told["id"], told["scopes"])
 
 
 class _Progress:
-    """One line of text in the cell that is replaced, and taken away at the end."""
+    """A line of text in the cell, replaced as it goes on and by the endpoint's card in the end."""
 
     def __init__(self) -> None:
-        self._handle: Any = None
+        self.handle: Any = None
 
     def tell(self, text: str) -> None:
-        """Show `text` in place of what was shown before."""
+        """Show `text` in place of what was shown before; a terminal cannot replace, and gets the first one."""
+        from IPython.core.getipython import get_ipython
         from IPython.display import display
 
         data = {"text/plain": text}
-        if self._handle is None:
-            self._handle = display(data, raw=True, display_id=True)
-        else:
-            self._handle.update(data, raw=True)
+        if self.handle is not None:
+            self.handle.update(data, raw=True)
+        elif getattr(get_ipython(), "kernel", None) is not None:
+            self.handle = display(data, raw=True, display_id=True)
+        elif not self._said:
+            self._said = True
+            print(text)
 
-    def clear(self) -> None:
-        """Leave no trace."""
-        if self._handle is not None:
-            self._handle.update({"text/plain": ""}, raw=True)
+    _said = False

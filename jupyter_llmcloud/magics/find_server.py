@@ -1,4 +1,4 @@
-"""Finds the server of this kernel: named by the environment, its parent Jupyter server, or a headless one of its own."""
+"""Finds the server of this kernel: the one the environment names, its parent, or a headless one of its own."""
 
 from __future__ import annotations
 
@@ -65,12 +65,9 @@ def headless_server() -> ServerClient:
     path = config.runtime_dir() / f"headless-{pid}-{round(started * 100)}.json"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # threads of this kernel may ask at the same time
-        try:
-            told = _read(path)
-            known = _answering(ServerClient(told["url"], told["token"])) if told else None
-            return known or _start(path, pid, started)
-        finally:
-            path.with_suffix(".lock").unlink(missing_ok=True)
+        told = _read(path)
+        known = _answering(ServerClient(told["url"], told["token"])) if told else None
+        return known or _start(path, pid, started)
 
 
 def _start(path: Path, pid: int, started: float) -> ServerClient:

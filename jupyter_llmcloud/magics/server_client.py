@@ -72,7 +72,9 @@ class ServerClient:
         try:
             response = self.http().request(method, url, json=fields, params=params, timeout=timeout_s)
         except httpx.TransportError as error:
-            raise ConnectionLost(f"the Jupyter server at {self.url} does not answer: {error or type(error).__name__}.") from None
+            raise ConnectionLost(
+                f"the Jupyter server at {self.url} does not answer: {error or type(error).__name__}."
+            ) from None
         return read(response)
 
     # --- routes ---
@@ -189,7 +191,9 @@ def read(response: httpx.Response) -> dict[str, Any]:
     kind = getattr(errors, str(told.get("error")), ServerError)
     if not (isinstance(kind, type) and issubclass(kind, LLMCloudError)) or kind is errors.RankError:
         kind = ServerError
-    raise kind(str(told.get("message") or f"the Jupyter server answered {response.url} with status {response.status_code}."))
+    raise kind(
+        str(told.get("message") or f"the Jupyter server answered {response.url} with status {response.status_code}.")
+    )
 
 
 def is_loopback(url: str) -> bool:

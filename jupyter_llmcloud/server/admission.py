@@ -80,6 +80,4 @@ class Admission:
             if free:
                 place.set_result(self._take(min(free, key=lambda replica: replica.num_in_flight)))
             else:
-                place.set_exception(
-                    NotAdmitted(503, "its last replica was lost while the request waited.", 2)
-                )
+                place.set_exception(NotAdmitted(503, "its last replica was lost while the request waited.", 2))

@@ -39,7 +39,7 @@ def access(action: str) -> Callable[[Method], Method]:
     def decorate(method: Method) -> Method:
         guarded: Any = web.authenticated(authorized(action, resource=RESOURCE)(method))
         guarded.llmcloud_access = (action, RESOURCE)
-        return guarded  # type: ignore[no-any-return]
+        return guarded
 
     return decorate
 

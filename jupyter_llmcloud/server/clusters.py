@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.server.base import LLMCloudHandler, access, expect
+
+MAX_WORKERS = 10_000
 
 
 class ClustersHandler(LLMCloudHandler):
@@ -16,7 +16,7 @@ class ClustersHandler(LLMCloudHandler):
     async def get(self) -> None:
         """List them."""
         pool = await self.context.pool()
-        self.answer({"clusters": [asdict(record) for record in await pool.list()]})
+        self.answer({"clusters": [record.public() for record in await pool.list()]})
 
     @access("execute")
     async def post(self) -> None:
@@ -35,7 +35,7 @@ class ClustersHandler(LLMCloudHandler):
             options = expect(dict, "options", fields.get("options", {}))
             work = pool.start(kind=kind, name=name, workers=workers, options=options)
             record = await self.carry_out("cluster.start", name or kind, work, workers=workers)
-        self.answer(asdict(record), 201)
+        self.answer(record.public(), 201)
 
 
 class ClusterHandler(LLMCloudHandler):
@@ -54,13 +54,20 @@ class ClusterScaleHandler(LLMCloudHandler):
 
     @access("execute")
     async def post(self, name: str) -> None:
-        """Change its number of workers."""
-        workers = expect(int, "workers", self.fields("workers").get("workers"))
-        if not 0 <= workers <= 10_000:
-            raise UsageError(f"workers {workers} is not possible: 0 to 10000.")
+        """Change its number of workers, or the bounds between which the load decides."""
+        fields = self.fields("workers", "minimum", "maximum")
+        for field, value in fields.items():
+            if not 0 <= expect(int, field, value) <= MAX_WORKERS:
+                raise UsageError(f"{field} {value} is not possible: 0 to {MAX_WORKERS}.")
         pool = await self.context.pool()
-        record = await self.carry_out("cluster.scale", name, pool.scale(name, workers), workers=workers)
-        self.answer(asdict(record))
+        if set(fields) == {"workers"}:
+            work = pool.scale(name, fields["workers"])
+        elif set(fields) == {"minimum", "maximum"}:
+            work = pool.adapt(name, fields["minimum"], fields["maximum"])
+        else:
+            raise UsageError("a cluster is scaled to workers, or between minimum and maximum.")
+        record = await self.carry_out("cluster.scale", name, work, **fields)
+        self.answer(record.public())
 
 
 class PlacementHandler(LLMCloudHandler):
@@ -76,7 +83,5 @@ class PlacementHandler(LLMCloudHandler):
             raise UsageError(f"num_ranks {num_ranks} is not possible: a world has at least one rank.")
         pool = await self.context.pool()
         self.answer(
-            await self.carry_out(
-                "world.place", cluster or "", pool.place(cluster, num_ranks), num_ranks=num_ranks
-            )
+            await self.carry_out("world.place", cluster or "", pool.place(cluster, num_ranks), num_ranks=num_ranks)
         )

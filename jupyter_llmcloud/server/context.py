@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jupyter_events import EventLogger
-    from jupyter_llmcloud.cluster.pool import ClusterPool
 
     from jupyter_llmcloud.agent.client import AgentConnection
+    from jupyter_llmcloud.cluster.pool import ClusterPool
 
-CLUSTER_LEASE_S = 60.0
+CLUSTER_LEASE_S = 300.0  # for a Jupyter server that is restarted; a headless one has its own
+
+HEADLESS_LEASE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,11 @@ class ServerContext:
         # distributed takes most of a second to import: not on the loop that serves notebooks.
         module = await asyncio.to_thread(importlib.import_module, "jupyter_llmcloud.cluster.pool")
         owner = self.identity.owner_pid or os.getpid()
-        pool: ClusterPool = module.ClusterPool(owner_pid=owner, lease_s=config.lease_s(CLUSTER_LEASE_S))
-        await pool.restore()
+        pool: ClusterPool = module.ClusterPool(
+            owner_pid=owner, lease_s=config.lease_s(HEADLESS_LEASE_S if self.identity.headless else CLUSTER_LEASE_S)
+        )
+        if not self.identity.headless:  # which ends its clusters with itself, so none that is not its own
+            await pool.restore()
         return pool
 
     async def started(self) -> None:
@@ -125,6 +130,8 @@ class ServerContext:
                 await (await self.pool()).close()
             self.state.forget_server(self.server_id)
         else:
+            if self._pool is not None:
+                await (await self.pool()).release()
             self.state.register_server(self.server_id, 0, 0.0, headless=False)  # to be adopted
         self.state.close()
 

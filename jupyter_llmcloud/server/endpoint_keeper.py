@@ -66,8 +66,7 @@ class EndpointKeeper:
         if (endpoint := self._endpoints.get(name)) is None:
             known = ", ".join(sorted(self._endpoints)[:8])
             raise NotFound(
-                f"there is no endpoint {name!r}. "
-                + (f"There is: {known}." if known else "There are none yet.")
+                f"there is no endpoint {name!r}. " + (f"There is: {known}." if known else "There are none yet.")
             )
         return endpoint
 

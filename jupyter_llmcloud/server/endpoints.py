@@ -45,9 +45,7 @@ class EndpointsHandler(_EndpointHandler):
             dtype=expect(str, "dtype", fields.get("dtype", "auto")),
             cluster=expect(str, "cluster", fields["cluster"]) if "cluster" in fields else None,
         )
-        endpoint = await self.carry_out(
-            "endpoint.start", fields.get("name", target)[:128], work, target=target
-        )
+        endpoint = await self.carry_out("endpoint.start", fields.get("name", target)[:128], work, target=target)
         self.answer(self.told(endpoint), 201)
 
 

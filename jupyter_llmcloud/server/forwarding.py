@@ -160,9 +160,7 @@ class Forwarding:
         flushed = handler.flush()
         handler.note_streaming()
         try:
-            await asyncio.wait_for(
-                flushed, SLOW_READER_S
-            )  # the next chunk is read when the client has taken this one
+            await asyncio.wait_for(flushed, SLOW_READER_S)  # the next chunk is read when the client has taken this one
         except TimeoutError:
             handler.cut_because = "hung up"
             handler.request.connection.stream.close()  # type: ignore[union-attr]

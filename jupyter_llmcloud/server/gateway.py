@@ -174,6 +174,4 @@ class UnknownPathHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Answer."""
         await super().prepare()
-        raise ApiError(
-            404, f"{self.request.method} {self.request.path} does not exist here.", code="unknown_url"
-        )
+        raise ApiError(404, f"{self.request.method} {self.request.path} does not exist here.", code="unknown_url")

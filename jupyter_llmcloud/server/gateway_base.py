@@ -37,7 +37,7 @@ def gateway_access(action: str) -> Callable[[Method], Method]:
 
         guarded: Any = web.authenticated(admitted)
         guarded.llmcloud_access = (action, RESOURCE)
-        return guarded  # type: ignore[no-any-return]
+        return guarded
 
     return decorate
 
@@ -121,18 +121,16 @@ class GatewayHandler(APIHandler):
         """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none."""
         if not self.may_ask(name):
             assert self.key is not None
-            message = f"key {self.key.id} may not ask model {name[:128]!r}: its scopes are {', '.join(self.key.scopes)}."
+            message = (
+                f"key {self.key.id} may not ask model {name[:128]!r}: its scopes are {', '.join(self.key.scopes)}."
+            )
             raise ApiError(403, message, param="model", code="scope_missing")
         try:
             endpoint = self.context.endpoints.get(name)
         except NotFound:
             endpoint = None
         if endpoint is None or not endpoint.is_active:
-            known = [
-                live.name
-                for live in self.context.endpoints.list()
-                if live.is_active and self.may_ask(live.name)
-            ]
+            known = [live.name for live in self.context.endpoints.list() if live.is_active and self.may_ask(live.name)]
             hint = f" There is: {', '.join(known[:8])}." if known else ""
             message = f"there is no model {name[:128]!r} here.{hint}"
             raise ApiError(404, message, param="model", code="model_not_found")

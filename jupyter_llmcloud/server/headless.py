@@ -25,11 +25,10 @@ from traitlets.config import Config
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.server.base import SETTING
-from jupyter_llmcloud.server.context import Identity, ServerContext, is_alive
+from jupyter_llmcloud.server.context import HEADLESS_LEASE_S, Identity, ServerContext, is_alive
 from jupyter_llmcloud.server.extension import LLMCloudExtension
 from jupyter_llmcloud.server.runs import true_state
 
-LEASE_S = 15.0
 POLL_S = 1.0
 ADDRESS = "127.0.0.1"
 
@@ -37,9 +36,9 @@ ADDRESS = "127.0.0.1"
 class HeadlessServerApp(ServerApp):
     """A Jupyter server without kernels, files, terminals, other extensions, and without the user's configuration."""
 
-    default_services = ("auth", "security", "shutdown")
+    default_services: Any = ("auth", "security", "shutdown")
 
-    def load_config_file(self, *_: Any, **__: Any) -> None:  # type: ignore[override]
+    def load_config_file(self, *_: Any, **__: Any) -> None:
         """The user's configuration is for the user's server: it could open this one to others."""
 
     def write_server_info_file(self) -> None:
@@ -125,7 +124,7 @@ async def end_with_owner(app: ServerApp, pid: int, started: float) -> None:
     try:
         await owner_gone(pid, started)
         app.log.info("the owner (pid %s) has gone", pid)
-        await asyncio.sleep(config.lease_s(LEASE_S))
+        await asyncio.sleep(config.lease_s(HEADLESS_LEASE_S))
         while await has_active_runs(context_of(app)):
             await asyncio.sleep(POLL_S)
         app.log.info("the lease is over")
@@ -160,7 +159,8 @@ def main() -> None:
     try:
         app.start()
     finally:
-        path.unlink(missing_ok=True)
+        for suffix in (".json", ".lock", ".log"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
         remove_folder(app)
 
 

@@ -39,7 +39,7 @@ class KeysHandler(LLMCloudHandler):
     @access("read")
     async def get(self) -> None:
         """List them."""
-        self.answer({"keys": [told(key) for key in self.context.state.keys()]})
+        self.answer({"keys": [told(key) for key in self.context.state.list_keys()]})
 
     @access("execute")
     async def post(self) -> None:

@@ -1,4 +1,4 @@
-"""One endpoint while it lives: a task per replica that starts it, waits until it is ready, and replaces it when it dies."""
+"""One endpoint while it lives: a task per replica that starts it, waits until it is ready, replaces it when it dies."""
 
 from __future__ import annotations
 
@@ -192,9 +192,7 @@ class LiveEndpoint:
                     replica.state = "ready"
                     self.admission.admit()
             elif health.state != "silent" or num_silent >= MAX_SILENT_PROBES:
-                raise ReplicaLost(
-                    f"replica {replica.id} (pid {replica.pid}) is gone: {health.reason or health.state}"
-                )
+                raise ReplicaLost(f"replica {replica.id} (pid {replica.pid}) is gone: {health.reason or health.state}")
 
     async def _next_probe(self) -> None:
         try:

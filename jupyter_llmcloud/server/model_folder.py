@@ -61,9 +61,7 @@ def check_folder(path: Path, name: str) -> ModelFolder:
     try:
         json.loads((path / "config.json").read_bytes())
     except FileNotFoundError:
-        raise ModelError(
-            f"{path} has no config.json: it is not a model in the Hugging Face layout."
-        ) from None
+        raise ModelError(f"{path} has no config.json: it is not a model in the Hugging Face layout.") from None
     except ValueError as error:
         raise ModelError(f"{path}/config.json is not JSON ({error}).") from None
     weights = sorted(path.glob("*.safetensors"))

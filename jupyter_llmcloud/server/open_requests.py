@@ -22,9 +22,7 @@ WRITE_EVERY_S = 0.5
 ROUTES = ("completions", "chat/completions")
 IN_FLIGHT = Gauge("llmcloud_requests_in_flight", "Requests to endpoints that are being answered")
 REQUESTS = Counter("llmcloud_requests_total", "Requests to endpoints", ["route", "status"])
-FIRST_BYTE = Histogram(
-    "llmcloud_first_byte_seconds", "From a request to the first byte of its answer", ["route"]
-)
+FIRST_BYTE = Histogram("llmcloud_first_byte_seconds", "From a request to the first byte of its answer", ["route"])
 _STATUSES = (200, 400, 401, 403, 404, 413, 429, 499, 500, 503)
 
 

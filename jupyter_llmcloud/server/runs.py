@@ -74,9 +74,7 @@ class RunsHandler(LLMCloudHandler):
         limit = self.number("limit", 100, 10_000)
         records = await asyncio.to_thread(self.context.runs.list)
         chosen = (record for record in records if not state or record.is_active)
-        rows = await asyncio.gather(
-            *(summary(record, self.context) for record in itertools.islice(chosen, limit))
-        )
+        rows = await asyncio.gather(*(summary(record, self.context) for record in itertools.islice(chosen, limit)))
         self.answer({"runs": [row for row in rows if not state or row["state"] != "lost"]})
 
 

@@ -121,9 +121,7 @@ class ServerState:
 
     def register_server(self, server_id: str, pid: int, started: float, headless: bool) -> None:
         """A server has begun; `started` tells it from another process that later gets its pid."""
-        self._change(
-            "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?)", server_id, pid, started, int(headless)
-        )
+        self._change("INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?)", server_id, pid, started, int(headless))
 
     def servers(self) -> list[dict[str, Any]]:
         """[{id, pid, started, headless}] of every server that has ever begun and not been forgotten."""
@@ -154,9 +152,7 @@ class ServerState:
 
     def adopt_endpoints(self, old_server_id: str, server_id: str) -> None:
         """Give the endpoints of a server that is gone to another; of two with one name the new owner's stays."""
-        self._change(
-            "UPDATE OR IGNORE endpoints SET server_id = ? WHERE server_id = ?", server_id, old_server_id
-        )
+        self._change("UPDATE OR IGNORE endpoints SET server_id = ? WHERE server_id = ?", server_id, old_server_id)
 
     def delete_endpoint(self, server_id: str, name: str) -> None:
         """Keep an endpoint no longer."""
@@ -176,7 +172,7 @@ class ServerState:
         rows = self._rows("SELECT * FROM keys WHERE id = ?", key_id)
         return _stored_key(rows[0]) if rows else None
 
-    def keys(self) -> list[StoredKey]:
+    def list_keys(self) -> list[StoredKey]:
         """Every key, the newest first."""
         return [_stored_key(row) for row in self._rows("SELECT * FROM keys ORDER BY created DESC, id")]
 
@@ -202,9 +198,7 @@ class ServerState:
     def add_usage(self, usages: list[Usage]) -> None:
         """Append requests in one transaction."""
         names = list(Usage.__dataclass_fields__)
-        statement = (
-            f"INSERT INTO usage ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
-        )
+        statement = f"INSERT INTO usage ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
         with self._lock:
             self._database.execute("BEGIN")
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save_model
 from torch.nn.parallel import DistributedDataParallel
+from transformers.utils import logging as hf_logging
 
 
 def unwrapped(value: Any) -> Any:
@@ -63,9 +66,22 @@ def _save_model(model: Any, folder: Path, writes: bool) -> None:
     if not writes:
         return
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder, state_dict=state)
+        with _no_progress_bars():
+            model.save_pretrained(folder, state_dict=state)
     else:
         save_model(model, str(folder / "model.safetensors"))
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    # A bar for writing the shards would be taken for the run's own progress.
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _gathered(tensor: Any) -> Any:
