@@ -5,6 +5,7 @@ LLMCloudError
 ├── NotFound            no such run, endpoint, cluster, key or variable
 ├── NameTaken           the name belongs to something that is alive
 ├── CapacityError       more ranks or replicas asked for than the cluster can hold
+│   └── Busy            it could hold them, but others hold the slots now
 ├── ModelError          a folder that holds no model which can be served
 ├── ConnectionLost      a process of ours cannot be reached any more
 ├── ServerError         the Jupyter server answered with an error
@@ -39,6 +40,10 @@ class NameTaken(LLMCloudError):
 
 class CapacityError(LLMCloudError):
     """More ranks or replicas were asked for than the cluster can hold."""
+
+
+class Busy(CapacityError):
+    """The cluster could hold what was asked for, but not now: others hold the slots."""
 
 
 class ModelError(LLMCloudError):

@@ -45,12 +45,13 @@ def made_up_text(seed: int = SEED, num_sentences: int = 3000) -> list[str]:
 def made_up_data(num_steps: int = NUM_STEPS) -> dict[str, Any]:
     """What the training cell gets by --push: train_tokens, valid_windows, bpe, num_steps."""
     import numpy as np
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     characters = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary = {"<|end|>": 0, **{character: index + 1 for character, index in characters.items()}}
     bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     tokens = np.array(bpe.encode(" ".join(made_up_text())).ids)
     valid, train = tokens[: 32 * WINDOW], tokens[32 * WINDOW :]
     return {"train_tokens": train, "valid_windows": valid.reshape(-1, WINDOW), "bpe": bpe, "num_steps": num_steps}

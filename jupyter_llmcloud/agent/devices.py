@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from jupyter_llmcloud.errors import CapacityError, UsageError
+from jupyter_llmcloud.errors import Busy, UsageError
 
 MIN_CPU_SLOTS = 8  # more ranks than cores are slow but useful: to try a cell that will run on eight GPUs
 
@@ -47,10 +47,10 @@ class Devices:
         return [slot for slot in self.slots if slot not in held]
 
     def take(self, world_id: str, number: int) -> list[str]:
-        """Slots for a world: all of them or CapacityError."""
+        """Slots for a world: all of them, or Busy."""
         free = self.free
         if len(free) < number:
-            raise CapacityError(f"{number} slots asked for, {len(free)} of {len(self.slots)} are free on this worker.")
+            raise Busy(f"{number} slots asked for, {len(free)} of {len(self.slots)} are free on this worker.")
         self._held[world_id] = free[:number]
         return self._held[world_id]
 

@@ -16,11 +16,13 @@ from jupyter_llmcloud.agent.remote_ranks import RemoteRanks
 from jupyter_llmcloud.core.exits import describe_exit
 from jupyter_llmcloud.core.lifecycle import Finish
 from jupyter_llmcloud.core.messages import (
+    CellEnded,
     Done,
     Execute,
     Join,
     Joined,
     Message,
+    Names,
     Printed,
     RankState,
     Refused,
@@ -63,6 +65,8 @@ class World:
         self._num_requests = 0
         self._last_words: dict[int, str] = {}
         self._stopped_in_queue: set[str] = set()
+        self._definitions: list[Execute] = []
+        self._notes: list[str] = []
 
     # --- start and end ---
 
@@ -164,10 +168,15 @@ class World:
         if connection is not None:
             self.run.followers.add(connection)
         self.run.begin()
-        self._after(await self.run.ended)
+        for note in self._notes:
+            self.run.tell(RankState(run_id=cell.run_id, rank=-1, state="note", detail=note))
+        self._notes.clear()
+        self._after(cell, await self.run.ended)
 
-    def _after(self, finish: Finish) -> None:
+    def _after(self, cell: Execute, finish: Finish) -> None:
         self._renew = self._renew or finish.renew
+        if cell.is_definition and finish.state == "finished" and len(self._links) == len(cell.ranks or self._links):
+            self._definitions.append(cell)
 
     async def _heal(self) -> None:
         """Replace ranks that have died, and renew the group when it cannot be used."""
@@ -175,12 +184,28 @@ class World:
             raise WorldError("the world has been stopped.")
         if not self._dead and not self._renew:
             return
-        for rank in sorted(self._dead):
+        replaced = sorted(self._dead)
+        for rank in replaced:
             host = next(host for host in self._hosts if rank in host.links)
             await host.start([rank], [list(host.links).index(rank)])
             self._links[rank] = host.links[rank]
         self._dead.clear()
         await self._join_all(self.generation + 1)
+        for rank in replaced:
+            self._notes.append(await self._restore(rank, replaced))
+
+    async def _restore(self, rank: int, replaced: list[int]) -> str:
+        """Run the definition cells on a rank that was replaced; says what could not be restored."""
+        for cell in self._definitions:
+            await self._ask(rank, replace(cell, ranks=[rank], save=[], pull=[]))
+        number = len(self._definitions)
+        note = f"rank {rank} was replaced by a new process; {number} definition cells were run on it again."
+        survivors = [other for other in self._links if other not in replaced]
+        if not survivors:
+            return note
+        names = (await self._ask(survivors[0], Names(world_id=self.world_id, names=[]))).values["own"]
+        missing = (await self._ask(rank, Names(world_id=self.world_id, names=names))).values["missing"]
+        return note + (f" Not restored: {', '.join(missing)}." if missing else " Nothing is missing.")
 
     def stop_run(self, run_id: str) -> None:
         """Stop pressed for a run that is executed or queued here."""
@@ -199,16 +224,18 @@ class World:
             raise UsageError(f"there is no rank {rank}: the world has ranks 0-{self.world_size - 1}.")
         async with self._turn:
             await self._heal()
-            self._num_requests += 1
-            number = self._num_requests
-            answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-            self._answers[(rank, number)] = answer
-            self._links[rank].send(replace(message, reply_to=number))
-            reply = await answer
+            reply = await self._ask(rank, message)
         if isinstance(reply, Refused):
             raise UsageError(reply.reason)
-        assert isinstance(reply, Done)
         return reply
+
+    async def _ask(self, rank: int, message: Any) -> Any:
+        self._num_requests += 1
+        number = self._num_requests
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._answers[(rank, number)] = answer
+        self._links[rank].send(replace(message, reply_to=number))
+        return await answer
 
     # --- what ranks say ---
 
@@ -217,7 +244,7 @@ class World:
             waiting = self._joining.get(rank)
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
-        elif isinstance(message, Done | Refused):
+        elif isinstance(message, Done | Refused | CellEnded) and message.reply_to:
             answer = self._answers.pop((rank, message.reply_to), None)
             if answer is not None and not answer.done():
                 answer.set_result(message)

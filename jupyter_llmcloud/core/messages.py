@@ -156,7 +156,7 @@ class Execute(Message):
     cluster: str = ""
     owner: str = ""
     options: dict[str, Any] = field(default_factory=dict)
-    generation: int = 0
+    is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
     timeout_s: float = 0.0
     seed: int | None = None
 
@@ -180,10 +180,11 @@ class Pull(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Names(Message):
-    """Which of `names` does rank 0 have? -> Done(values: missing, known)."""
+    """Which of `names` does a rank not have? -> Done(values: missing, own: the user's own variables)."""
 
     world_id: str
     names: list[str]
+    rank: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +364,7 @@ class Measured(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class CellEnded(Message):
-    """A rank has finished its cell. `error`: {ename, evalue, traceback, collateral, step}; payload: pulled variables."""
+    """A rank has finished its cell. `error`: {ename, evalue, traceback, collateral, step}; payload: what was pulled."""
 
     run_id: str
     error: dict[str, Any] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jupyter_llmcloud.errors import CapacityError, UsageError
+from jupyter_llmcloud.errors import Busy, CapacityError, UsageError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def default_num_ranks(agents: Sequence[AgentSlots]) -> int:
 def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Share]:
     """All ranks or none: fill the agent with the most free slots first, so that a world spans few hosts.
 
-    Raises CapacityError when the cluster could never hold `num_ranks`, or cannot hold it now.
+    Raises CapacityError when the cluster could never hold `num_ranks`, Busy when it cannot hold them now.
     """
     if num_ranks is None:
         num_ranks = default_num_ranks(agents)
@@ -51,7 +51,7 @@ def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Share]:
         )
     free = sum(agent.free for agent in agents)
     if num_ranks > free:
-        raise CapacityError(
+        raise Busy(
             f"-n {num_ranks}: {free} of {total} slots are free, the others hold ranks of other worlds. "
             "Stop one of them (%world stop), choose a smaller -n, or add workers with %cluster scale."
         )

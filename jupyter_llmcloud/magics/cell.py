@@ -84,6 +84,21 @@ def check_syntax(shell: Any, cell: Cell) -> ast.Module | None:
     return tree
 
 
+def is_definition(tree: ast.Module) -> bool:
+    """Whether the cell only imports, defines and names constants, so that it can be run again at any time."""
+    return all(_is_definition(node) for node in tree.body)
+
+
+def _is_definition(node: ast.stmt) -> bool:
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return True
+        case ast.Assign(value=value) | ast.AnnAssign(value=value) | ast.Expr(value=value):
+            moving = (ast.Call, ast.Name, ast.Await)
+            return value is None or not any(isinstance(part, moving) for part in ast.walk(value))
+    return isinstance(node, ast.Pass)
+
+
 def bound_names(tree: ast.Module) -> set[str] | None:
     """Names that running the cell may bind at its top level; None when that cannot be told from the text."""
     names: set[str] = set()

@@ -43,6 +43,7 @@ DISTRIBUTE = Syntax(
             metavar="model,tokenizer",
             parse=_names("--save"),
         ),
+        Option(("--no-replay",), "Do not run this cell again on a rank that replaces a lost one."),
         Option(
             ("--timeout",),
             "Stop the run after this time: 90s, 30m, 2h.",
@@ -96,7 +97,7 @@ class DistributeMagics(Magics):
 
 
 def _world() -> Any:
-    world = session.current().world
+    world = session.current().attach_world()
     if world is None:
         raise UsageError("this notebook has no world yet: the first %%distribute cell starts one, or %world start.")
     return world

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.messages import Execute
 from jupyter_llmcloud.core.names import check_name, format_ranks, run_id
-from jupyter_llmcloud.errors import ConnectionLost, NotFound, UsageError
+from jupyter_llmcloud.errors import Busy, ConnectionLost, NotFound, UsageError
 from jupyter_llmcloud.magics import cell as cells
 from jupyter_llmcloud.magics.cell import Cell
+from jupyter_llmcloud.magics.known_worlds import forget, recall, remember
 from jupyter_llmcloud.storage.runs import RunStore
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.run_handle import RunHandle
     from jupyter_llmcloud.magics.server_client import ServerClient
     from jupyter_llmcloud.magics.world import RunResult, World
+
+WAIT_S = 0.25  # how often a world that waits for slots asks again
 
 
 class Session:
@@ -58,21 +61,44 @@ class Session:
             raise UsageError(
                 f"this notebook has a world of {self.world.world_size} ranks already: %world restart or %world stop."
             )
-        placement = self.server.place(cluster or self.cluster, num_ranks)
-        if placement["started"]:
-            print(f"Started the cluster {placement['cluster']!r} on this machine.")
-        self.world = World.start(placement, self.owner)
+        said = ""
+        while self.world is None:
+            try:
+                placement = self.server.place(cluster or self.cluster, num_ranks)
+                if placement["started"]:
+                    print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
+                self.world = World.start(placement, self.owner)
+            except Busy as busy:
+                # All or nothing: nothing is held while we wait, so two worlds cannot wait for each other.
+                if str(busy) != said:
+                    print(f"Waiting for free slots. {busy}", flush=True)
+                    said = str(busy)
+                time.sleep(WAIT_S)
+        remember(self.owner, self.world)
+        return self.world
+
+    def attach_world(self) -> World | None:
+        """The world that this notebook has, also from before its kernel was restarted."""
+        if self.world is None and (known := recall(self.owner)) is not None:
+            self.world = known
+            print(
+                f"This notebook's world of {known.world_size} ranks was still there, with its variables "
+                "(%world restart starts afresh)."
+            )
         return self.world
 
     def stop_world(self) -> None:
         """End this notebook's world; its variables are gone."""
-        if self.world is None:
+        world = self.attach_world()
+        if world is None:
             raise NotFound("this notebook has no world.")
-        world, self.world = self.world, None
+        self.world = None
+        forget(self.owner)
         world.stop()
 
     def ensure_world(self, num_ranks: int | None) -> World:
         """The living world, or a new one. Raises UsageError when it has another size than asked for."""
+        self.attach_world()
         if self.world is not None and not self._is_alive(self.world):
             print("The world of this notebook has ended (its lease ran out or it was stopped): starting a new one.")
             self.world = None
@@ -108,6 +134,7 @@ class Session:
         background: bool = False,
         precision: str | None = None,
         save: Sequence[str] = (),
+        no_replay: bool = False,
         timeout: float | None = None,
         seed: int | None = None,
     ) -> RunResult | RunHandle:
@@ -128,6 +155,7 @@ class Session:
         message = replace(
             message,
             background=background,
+            is_definition=tree is not None and not no_replay and cells.is_definition(tree),
             precision=precision or "",
             save=list(save),
             pull=list(pull),

@@ -140,7 +140,7 @@ class World:
             case Journaled(run_id=known) if known == run_id:
                 view.records(message.journal, message.rank, message.records)
             case RankState(run_id=known, rank=-1) if known == run_id:
-                print(message.detail)
+                print(message.detail, flush=True)
             case RankState(run_id=known) if known == run_id:
                 view.rank_state(message.rank, message.state, message.detail)
             case RunEnded(run_id=known) if known == run_id:

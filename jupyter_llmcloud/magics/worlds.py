@@ -25,7 +25,7 @@ VERBS = {
 
 def status() -> Table:
     """A row per rank."""
-    world = session.current().world
+    world = session.current().attach_world()
     if world is None:
         return Table([], [], "This notebook has no world yet: the first %%distribute cell starts one, or %world start.")
     description = world.describe()
@@ -51,7 +51,7 @@ def start(nproc: int | None = None, cluster: str | None = None) -> Table:
 def restart(nproc: int | None = None, cluster: str | None = None) -> Table:
     """End the ranks and start new ones, as many as before when `nproc` is None."""
     current = session.current()
-    if current.world is None:
+    if current.attach_world() is None or current.world is None:
         raise NotFound("this notebook has no world to restart: %world start.")
     size, where = current.world.world_size, current.world.cluster
     current.stop_world()

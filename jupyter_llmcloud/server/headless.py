@@ -48,14 +48,14 @@ class HeadlessServerApp(ServerApp):
         """Nobody opens it in a browser."""
 
 
-def make_app(identity: Identity, token: str, port: int = 0) -> HeadlessServerApp:
+def make_app(identity: Identity, token: str, port: int = 0, log_level: str = "INFO") -> HeadlessServerApp:
     """The server, bound to loopback and ready to start."""
     root_dir = tempfile.mkdtemp(prefix="empty-", dir=config.runtime_dir())
     settings = Config()
     settings.ServerApp = Config(
         ip=ADDRESS, port=port, open_browser=False, root_dir=root_dir, allow_root=True, answer_yes=True,
         terminals_enabled=False, allow_unauthenticated_access=False, cookie_secret=secrets.token_bytes(32),
-        jpserver_extensions={LLMCloudExtension.__module__: True}, log_level="INFO",
+        jpserver_extensions={LLMCloudExtension.__module__: True}, log_level=log_level,
     )  # fmt: skip
     settings.IdentityProvider.token = token
     LLMCloudExtension.identity = identity

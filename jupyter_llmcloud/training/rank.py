@@ -97,6 +97,7 @@ class Rank:
         self.group = WorldGroup(request["store"], self.rank, self.world_size, request["backend"], self.device)
         self.run = Run(self.outlet, self.rank, self.world_size)
         self.shell: RankShell | None = None
+        self._given: set[str] = set()  # names that every namespace starts with
         self._prepare(request)
 
     def _prepare(self, request: dict[str, Any]) -> None:
@@ -200,6 +201,7 @@ class Rank:
                     "run": self.run,
                 },
             )
+            self._given = set(self.shell.user_ns)
         return self.shell
 
     def _answer(self, message: Any, handler: Any) -> None:
@@ -219,7 +221,9 @@ class Rank:
 
     def _names(self, message: Names) -> Message:
         namespace = self._start_shell().user_ns
-        return Done(values={"missing": [name for name in message.names if name not in namespace]})
+        missing = [name for name in message.names if name not in namespace]
+        own = [name for name in namespace if name not in self._given and not name.startswith("_")]
+        return Done(values={"missing": missing, "own": own})
 
     def _pickled(self, names: list[str]) -> bytes:
         namespace = self._start_shell().user_ns
@@ -258,6 +262,7 @@ class Rank:
                 error=self._describe(error, shell) if error is not None else None,
                 interrupted=isinstance(error, KeyboardInterrupt),
                 in_group=self.group.is_usable,
+                reply_to=cell.reply_to,
                 **ended,
             )
         )

@@ -17,6 +17,7 @@ _SCALE = 2  # coordinates are whole numbers in a box twice as large: half a pixe
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 312, 34, 130
 _MAX_GAP_MARKS = 12
 _MIN_BAND = 0.004
+_LARGEST = 1e300  # beyond it the arithmetic of axes overflows
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class _Frame:
         return round(_SCALE * (_LEFT + (_RIGHT - _LEFT) * (step - self.x_low) / (self.x_high - self.x_low)))
 
     def y(self, value: float) -> int:
-        return round(_SCALE * (_BOTTOM - (_BOTTOM - _TOP) * (value - self.y_low) / (self.y_high - self.y_low)))
+        share = (_bounded(value) - self.y_low) / (self.y_high - self.y_low)
+        return round(_SCALE * (_BOTTOM - (_BOTTOM - _TOP) * share))
 
 
 def svg(name: str, points: Sequence[Point], last: Point | None, color: str = PALETTE[0]) -> str:
@@ -55,27 +57,29 @@ def svg(name: str, points: Sequence[Point], last: Point | None, color: str = PAL
 
 def _frame(points: Sequence[Point]) -> _Frame:
     steps = [point.step for point in points] or [0.0]
-    lows = [point.low for point in points if point.low is not None] or [0.0]
-    highs = [point.high for point in points if point.high is not None] or [1.0]
+    lows = [_bounded(point.low) for point in points if point.low is not None] or [0.0]
+    highs = [_bounded(point.high) for point in points if point.high is not None] or [1.0]
     x_low, x_high, y_low, y_high = min(steps), max(steps), min(lows), max(highs)
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
     margin = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
-    if not y_low - margin < y_high + margin:  # the ends of what a float can hold
-        margin = 0.0
-    return _Frame(x_low, x_high, y_low - margin, y_high + margin if y_high + margin > y_low else y_low + 1.0)
+    return _Frame(x_low, x_high, y_low - margin, y_high + margin)
+
+
+def _bounded(value: float) -> float:
+    return max(-_LARGEST, min(_LARGEST, value))
 
 
 def _axes(frame: _Frame) -> list[str]:
-    parts = []
-    for value in ticks(frame.y_low, frame.y_high, 4):
-        y = frame.y(value)
-        parts.append(f'<path d="M{2 * _LEFT} {y}H{2 * _RIGHT}" stroke="{_GREY}" stroke-opacity=".22"/>')
-        parts.append(f'<text x="{2 * _LEFT - 10}" y="{y + 7}" text-anchor="end">{format_number(value, 3)}</text>')
-    for step in ticks(frame.x_low, frame.x_high, 4):
-        x = frame.x(step)
-        parts.append(f'<text x="{x}" y="{2 * _BOTTOM + 28}" text-anchor="middle">{format_number(step)}</text>')
-    return parts
+    rows = {frame.y(value): format_number(value, 3) for value in ticks(frame.y_low, frame.y_high, 4)}
+    columns = {frame.x(step): format_number(step) for step in ticks(frame.x_low, frame.x_high, 4)}
+    lines = "".join(f"M{2 * _LEFT} {y}H{2 * _RIGHT}" for y in rows)
+    left = "".join(f'<text x="{2 * _LEFT - 10}" y="{y + 7}">{text}</text>' for y, text in rows.items())
+    below = "".join(f'<text x="{x}" y="{2 * _BOTTOM + 28}">{text}</text>' for x, text in columns.items())
+    return [
+        f'<path d="{lines}" stroke="{_GREY}" stroke-opacity=".22"/>',
+        f'<g text-anchor="end">{left}</g><g text-anchor="middle">{below}</g>',
+    ]
 
 
 def _band(points: Sequence[Point], frame: _Frame, color: str) -> list[str]:

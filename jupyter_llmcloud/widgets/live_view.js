@@ -4,6 +4,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const ACTIVE_WORDS = { queued: "queued", starting: "starting", running: "running", stopping: "stopping" };
 const HEIGHT = 132;
+const LARGEST = 1e300; // beyond it the arithmetic of axes overflows
 const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
 
 // --- numbers as people read them (the same rules as numerals.py) ---
@@ -37,7 +38,7 @@ export function ticks(low, high, count) {
   if (!(high > low)) return [low];
   const raw = (high - low) / Math.max(1, count);
   const size = 10 ** Math.floor(Math.log10(raw));
-  const step = size * [1, 2, 2.5, 5, 10].find((factor) => size * factor >= raw * 0.999);
+  const step = size * [1, 2, 2.5, 5, 10].find((factor) => size * factor >= raw * 0.75);
   const values = [];
   for (let n = Math.ceil(low / step - 1e-9); n <= Math.floor(high / step + 1e-9); n += 1) values.push(n * step);
   return values;
@@ -284,7 +285,7 @@ class Chart {
 
   setLatest(latest) {
     this.latest = latest;
-    setText(this.value, latest ? formatNumber(latest.value) : "");
+    if (this.shared.step === null) setText(this.value, latest ? formatNumber(latest.value) : "");
     this.svg.setAttribute("aria-label", this.words());
   }
 
@@ -301,7 +302,7 @@ class Chart {
     const steps = this.points.map((point) => point[0]);
     const canLog = this.points.every((point) => point[1] === null || (point[2] ?? point[1]) > 0);
     const log = this.isLog && canLog;
-    const scale = log ? Math.log10 : (value) => value;
+    const scale = log ? Math.log10 : (value) => Math.max(-LARGEST, Math.min(LARGEST, value));
     let low = Infinity;
     let high = -Infinity;
     for (const [, mean, least, most] of this.points) {
@@ -382,9 +383,9 @@ class Chart {
   showCursor() {
     this.cursor.replaceChildren();
     const { step } = this.shared;
-    this.card.classList.toggle("llmc-hovered", step !== null);
     if (step === null || !this.current || !this.points.length) {
       setText(this.readout, "");
+      this.setLatest(this.latest);
       return;
     }
     const point = nearest(this.points, step);
@@ -392,9 +393,13 @@ class Chart {
     const x = Math.round(this.current.x(where)) + 0.5;
     draw(this.cursor, "line", { x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom });
     if (mean !== null) draw(this.cursor, "circle", { cx: x, cy: this.current.y(mean), r: 3.5 });
-    const spread = low === undefined ? "" : ` (${formatNumber(low)} to ${formatNumber(high)})`;
     const shownStep = Number.isInteger(this.points[0][0]) ? Math.round(where) : where;
-    setText(this.readout, `step ${formatNumber(shownStep)}: ${formatNumber(mean)}${spread}`);
+    setText(this.readout, `step ${formatNumber(shownStep)}`);
+    setText(this.value, formatNumber(mean));
+    if (low === undefined) return;
+    const corner = { x: this.current.width - MARGIN.right, y: MARGIN.top + 5, "text-anchor": "end" };
+    const spread = draw(this.cursor, "text", corner);
+    spread.textContent = `${formatNumber(low)} to ${formatNumber(high)}`;
   }
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.core.series import Point
 from jupyter_llmcloud.widgets import static_view
 from jupyter_llmcloud.widgets.chart import PALETTE
+from jupyter_llmcloud.widgets.front_end import FrontEnd, find_front_end
 from jupyter_llmcloud.widgets.static_view import MAX_CHARTS
 from jupyter_llmcloud.widgets.view_state import ViewState, chips, name_ranks, short
 
@@ -40,12 +41,14 @@ class LiveView:
         *,
         started: float | None = None,
         show_after_s: float = SHOW_AFTER_S,
+        front_end: FrontEnd | None = None,
     ) -> None:
         self.state = ViewState(run_id, name, ranks={rank: ("starting", "") for rank in ranks})
         self.is_shown = False
         self._stop = stop
         self._started = time.time() if started is None else started
         self._show_after_s = show_after_s
+        self._front_end = front_end or find_front_end()
         self._display_id = f"llmcloud-{uuid.uuid4().hex[:12]}"
         self._widget: LiveWidget | None = None
         self._next = 0.0
@@ -71,12 +74,11 @@ class LiveView:
         if self.is_shown:
             return
         self.is_shown = True
-        if _in_kernel():
+        data = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
+        if self._front_end.takes_widgets:
             self._widget = self._make_widget()
-            data = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
-            self._publish(data | _widget_mime(self._widget))
-        else:
-            print(self._line(), flush=True)
+            data |= _widget_mime(self._widget)
+        self._front_end.show(data, self._display_id, update=False)
 
     def refresh(self, now: float) -> None:
         """Bring the view up to date; cheap to call often: at most five times a second does it do anything."""
@@ -111,10 +113,7 @@ class LiveView:
         self.state.elapsed_s = max(0.0, now - self._started)
         if not self.is_shown and not self.state.metrics.series:
             return
-        if _in_kernel():
-            self._publish(bundle(self.state), update=self.is_shown)
-        else:
-            print(static_view.text(self.state), flush=True)
+        self._front_end.show(bundle(self.state), self._display_id, update=self.is_shown)
         self.is_shown = True
         self._close()
 
@@ -124,7 +123,7 @@ class LiveView:
     def _make_widget(self) -> LiveWidget:
         from jupyter_llmcloud.widgets.live_widget import LiveWidget
 
-        return LiveWidget(self._stop, **self._traits(), charts=self._charts.build(self.state, 0.0))
+        return LiveWidget(self._stop, **self._traits(), charts=self._charts.build(self.state))
 
     def _traits(self) -> dict[str, Any]:
         state = self.state
@@ -144,12 +143,6 @@ class LiveView:
                 widget.charts = self._charts.build(self.state, now)
             else:
                 self._is_new |= self._charts.lags
-
-    def _publish(self, data: dict[str, Any], update: bool = False) -> None:
-        from IPython.display import publish_display_data
-
-        publish: Callable[..., None] = publish_display_data
-        publish(data, transient={"display_id": self._display_id}, update=update)
 
     def _close(self) -> None:
         widget, self._widget = self._widget, None
@@ -171,12 +164,14 @@ class _ChartTrait:
 
     def __init__(self) -> None:
         self.lags = False
-        self._sent_at = 0.0
+        self._sent_at: float | None = None
         self._sent: dict[str, tuple[int, float]] = {}  # values and last step of each metric
 
     def is_due(self, state: ViewState, now: float) -> bool:
         """Is it time to send?"""
         self.lags = False
+        if self._sent_at is None:
+            self._sent_at = now
         for name, series in state.metrics.series.items():
             sent_values, sent_step = self._sent.get(name, (0, 0.0))
             if series.num_values == sent_values:
@@ -189,7 +184,7 @@ class _ChartTrait:
                 return True
         return False
 
-    def build(self, state: ViewState, now: float) -> list[dict[str, Any]]:
+    def build(self, state: ViewState, now: float | None = None) -> list[dict[str, Any]]:
         """The value of the trait; remembers what was sent."""
         self._sent_at = now
         self.lags = False
@@ -241,16 +236,6 @@ def _bars(state: ViewState) -> list[dict[str, Any]]:
         }
         for bar in state.metrics.progress.shown()
     ]
-
-
-def _in_kernel() -> bool:
-    """Is there a front end that takes displays? False in a terminal and in a plain script."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    shell = get_ipython()
-    return shell is not None and getattr(shell, "kernel", None) is not None
 
 
 def _widget_mime(widget: LiveWidget) -> dict[str, Any]:

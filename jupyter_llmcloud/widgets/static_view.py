@@ -18,9 +18,9 @@ from jupyter_llmcloud.widgets.numerals import format_duration, format_number, sp
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, grouped, name_ranks, short
 
 MAX_CHARTS = 20
-MAX_ROWS = 40
+MAX_ROWS = 30
 MAX_ERRORS = 8
-_POINTS_IN_ALL = 900
+_POINTS_IN_ALL = 700
 _COLUMNS = {"metric": "left", "trend": "left", "last": "right", "lowest": "right", "highest": "right"}
 _MARKS = {
     "finished": ("✓", "#2fa98c"),

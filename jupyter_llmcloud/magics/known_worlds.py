@@ -1,0 +1,58 @@
+"""Which world belongs to which notebook, so that a restarted kernel finds it again: `<runtime>/worlds/<hash>.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.errors import ConnectionLost, NotFound
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.magics.world import World
+
+
+def _path(owner: str) -> Path:
+    return config.runtime_dir() / "worlds" / f"{hashlib.sha256(owner.encode()).hexdigest()[:24]}.json"
+
+
+def remember(owner: str, world: World) -> None:
+    """The world belongs to this notebook."""
+    path = _path(owner)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    about = {
+        "address": world.channel.address,
+        "world_id": world.world_id,
+        "cluster": world.cluster,
+        "world_size": world.world_size,
+    }
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(about))
+    os.replace(aside, path)
+
+
+def forget(owner: str) -> None:
+    """This notebook has no world any more."""
+    _path(owner).unlink(missing_ok=True)
+
+
+def recall(owner: str) -> World | None:
+    """The living world of this notebook, if there is one."""
+    from jupyter_llmcloud.agent.client import AgentChannel
+    from jupyter_llmcloud.magics.world import World
+
+    try:
+        known = json.loads(_path(owner).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    try:
+        channel = AgentChannel(known["address"], timeout_s=2)
+        world = World(channel, known["world_id"], known["cluster"], known["world_size"])
+        world.world_size = world.describe()["world_size"]
+    except (ConnectionLost, NotFound):
+        forget(owner)
+        return None
+    return world

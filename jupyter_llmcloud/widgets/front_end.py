@@ -1,0 +1,46 @@
+"""Where a view is shown: a notebook that takes displays and widgets, or a terminal that takes text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+
+class FrontEnd(Protocol):
+    """Shows mime bundles."""
+
+    takes_widgets: bool
+
+    def show(self, data: Mapping[str, Any], display_id: str, update: bool) -> None:
+        """Show a bundle; with `update`, in place of the one shown under the same id."""
+
+
+class Notebook:
+    """The front ends of a Jupyter kernel."""
+
+    takes_widgets = True
+
+    def show(self, data: Mapping[str, Any], display_id: str, update: bool) -> None:
+        from IPython.display import publish_display_data
+
+        publish: Callable[..., None] = publish_display_data
+        publish(dict(data), transient={"display_id": display_id}, update=update)
+
+
+class Terminal:
+    """IPython in a terminal, or a plain script: text, one after the other."""
+
+    takes_widgets = False
+
+    def show(self, data: Mapping[str, Any], display_id: str, update: bool) -> None:
+        print(data["text/plain"], flush=True)
+
+
+def find_front_end() -> FrontEnd:
+    """What this process shows its output in."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return Terminal()
+    shell = get_ipython()
+    return Notebook() if getattr(shell, "kernel", None) is not None else Terminal()

@@ -1,0 +1,119 @@
+"""What ranks write reaches the notebook and the run's folder, whatever way it was written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tests.worlds import Ranks, until
+
+
+def test_prints_are_labelled_with_their_rank_and_stream(world: Ranks) -> None:
+    outcome = world.ok("import sys\nprint('out', rank)\nprint('err', rank, file=sys.stderr)")
+    assert (outcome.text(0), outcome.text(1)) == ("out 0\n", "out 1\n")
+    assert (outcome.text(0, "stderr"), outcome.text(1, "stderr")) == ("err 0\n", "err 1\n")
+
+
+def test_output_comes_while_the_cell_runs(world: Ranks, tmp_path) -> None:
+    flag = tmp_path / "go on"
+    running = world.send(f"import os, time\nprint('begun')\nwhile not os.path.exists({str(flag)!r}): time.sleep(0.01)")
+    running.wait_for("begun", times=2)
+    flag.touch()
+    assert running.end().state == "finished"
+
+
+def test_what_a_subprocess_and_low_level_code_write_is_the_cells(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import ctypes, os, subprocess, sys
+        os.write(1, b"by os.write\\n")
+        os.system("echo by os.system")
+        subprocess.run([sys.executable, "-c", "import sys; print('by a subprocess', file=sys.stderr)"], check=True)
+        libc = ctypes.CDLL(None)
+        libc.puts(b"by puts")
+        libc.fflush(None)
+        """
+    )
+    for rank in (0, 1):
+        assert {"by os.write", "by os.system", "by puts"} <= set(outcome.text(rank).splitlines())
+        assert outcome.text(rank, "stderr") == "by a subprocess\n"
+
+
+def test_a_warning_is_shown_with_its_line(world: Ranks) -> None:
+    outcome = world.ok("import warnings\nwarnings.warn('mind the gap')", ranks=[0])
+    assert "UserWarning: mind the gap" in outcome.text(kind="stderr")
+
+
+def test_logging_writes_to_the_cell(world: Ranks) -> None:
+    outcome = world.ok("import logging\nlogging.getLogger('mine').warning('logged by %d', rank)", ranks=[1])
+    assert "logged by 1" in outcome.text(kind="stderr")
+
+
+def test_a_progress_bar_moves_the_runs_progress(world: Ranks) -> None:
+    outcome = world.ok("from tqdm.auto import tqdm\nfor _ in tqdm(range(5), desc='work'): pass", ranks=[0])
+    progress = [r for _, r in outcome.metrics if "progress" in r]
+    assert progress[-1]["progress"] == [5, 5]
+    assert progress[-1]["desc"] == "work"
+
+
+def test_numbers_are_logged_and_what_is_no_number_is_left_out(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import torch
+        run.log(loss=torch.tensor(0.5, requires_grad=True), name="no number", many=torch.ones(2), step=3)
+        run.log({"nan": float("nan"), "inf": float("inf")})
+        run.log(nothing="x")
+        run.progress(1, 4, "quarter")
+        """,
+        ranks=[0],
+    )
+    first, second, third = (r for _, r in outcome.metrics)
+    assert (first["step"], first["values"]) == (3, {"loss": 0.5})
+    assert second["values"] == {"nan": "nan", "inf": "inf"}
+    assert (third["progress"], third["desc"]) == ([1, 4], "quarter")
+
+
+def test_strange_text_arrives_as_it_was_written(world: Ranks) -> None:
+    outcome = world.ok("print('äß€😀', '\\x1b[31mred\\x1b[0m', '\\udc80', 'a\\rb', '\\u2028')", ranks=[0])
+    assert outcome.text().startswith("äß€😀 \x1b[31mred\x1b[0m ")
+    assert outcome.text().endswith("a\rb \u2028\n")
+    assert "".join(r["text"] for _, r in outcome.folder.records("logs")) == outcome.text()
+
+
+def test_bytes_that_are_no_text_do_not_hurt(world: Ranks) -> None:
+    outcome = world.ok("import os\nos.write(1, b'\\xff\\xfe\\x00 bytes\\n')", ranks=[0])
+    assert outcome.text().endswith(" bytes\n")
+
+
+def test_a_flood_of_output_is_complete_and_in_order(world: Ranks) -> None:
+    outcome = world.ok("for i in range(40_000): print(i)", ranks=[0])
+    assert outcome.text() == "".join(f"{i}\n" for i in range(40_000))
+    assert "".join(r["text"] for _, r in outcome.folder.records("logs")) == outcome.text()
+
+
+def test_one_huge_write_is_complete_on_disk_too(world: Ranks) -> None:
+    outcome = world.ok("print('x' * 9_000_000)\nprint('after')", ranks=[0])
+    assert len(outcome.text()) == 9_000_007
+    assert sum(len(r["text"]) for _, r in outcome.folder.records("logs")) == 9_000_007
+
+
+def test_threads_of_a_cell_may_print(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: print(f"line {i}"), range(200)))
+        """,
+        ranks=[0],
+    )
+    assert sorted(outcome.text().replace("line", "").split(), key=int) == [str(i) for i in range(200)]
+
+
+def test_a_cell_ends_while_nobody_reads(new_world: Callable[..., Ranks]) -> None:
+    ranks = new_world(1)
+    running = ranks.send("for i in range(30_000): print('a line that nobody reads', i)")
+    began = time.monotonic()
+    until(lambda: running.outcome.folder.path.joinpath("run.json").exists(), "the run has a folder")
+    until(lambda: not running.outcome.folder.read().is_active, "the run ends though its follower does not read")
+    assert time.monotonic() - began < 15
+    assert running.end().text().count("\n") == 30_000
