@@ -10,6 +10,7 @@ status is 1 when a cell fails.
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import contextlib
 import json
@@ -110,10 +111,23 @@ class Kernel:
     async def execute(self, code: str, **options: Any) -> AsyncIterator[dict[str, Any]]:
         """Execute code; yields every message about it, the reply last, after all output."""
         identity = uuid.uuid4().hex
-        header = {"msg_id": identity, "msg_type": "execute_request", "username": "", "session": identity, "version": "5.4"}
+        header = {
+            "msg_id": identity,
+            "msg_type": "execute_request",
+            "username": "",
+            "session": identity,
+            "version": "5.4",
+        }
         content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False, **options}
         await self._socket.send_json(
-            {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell", "buffers": []}
+            {
+                "header": header,
+                "parent_header": {},
+                "metadata": {},
+                "content": content,
+                "channel": "shell",
+                "buffers": [],
+            }
         )
         reply, idle = None, False
         while reply is None or not idle:
@@ -135,7 +149,9 @@ class Kernel:
                 return dict(json.loads(received.data))
             case aiohttp.WSMsgType.BINARY:  # a message with buffers: its JSON part begins where the first offset says
                 num_parts = int.from_bytes(received.data[:4], "big")
-                begin, *rest = (int.from_bytes(received.data[4 * i : 4 * i + 4], "big") for i in range(1, num_parts + 1))
+                begin, *rest = (
+                    int.from_bytes(received.data[4 * i : 4 * i + 4], "big") for i in range(1, num_parts + 1)
+                )
                 return dict(json.loads(received.data[begin : rest[0] if rest else None]))
         raise CellError(f"the connection to the kernel has closed ({received.type.name})")
 
@@ -217,7 +233,7 @@ async def execute(notebook: NotebookNode, kernel: Kernel) -> dict[str, Any]:
     expressions = {name: name for name in RESULTS}
     async for message in kernel.execute("", silent=True, store_history=False, user_expressions=expressions):
         results = message["content"].get("user_expressions", results)
-    return {name: value["data"]["text/plain"] for name, value in results.items()}
+    return {name: ast.literal_eval(value["data"]["text/plain"]) for name, value in results.items()}
 
 
 async def _execute_cell(cell: NotebookNode, kernel: Kernel, outputs: Outputs) -> None:
@@ -285,8 +301,8 @@ def main() -> int:
 
 
 def _report(results: dict[str, Any]) -> None:
-    print(f"Validation loss:       {float(results['valid_loss']):.3f}")
-    print(f"of the bigram model:   {float(re.sub('[^0-9.]', '', results['bigram_loss'].replace('float64', ''))):.3f}")
+    print(f"Validation loss:       {results['valid_loss']:.3f}")
+    print(f"of the bigram model:   {results['bigram_loss']:.3f}")
     print(f"The endpoint's answer: The for statement{results['answer']}")
 
 

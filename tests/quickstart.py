@@ -59,9 +59,7 @@ def made_up_data(num_steps: int = NUM_STEPS) -> dict[str, Any]:
 
 def losses_of(records: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Training losses by step and validation losses of logged dicts, in their order."""
-    return {
-        name: [round(record[name], 6) for record in records if name in record] for name in ("loss", "valid_loss")
-    }
+    return {name: [round(record[name], 6) for record in records if name in record] for name in ("loss", "valid_loss")}
 
 
 def _train(out: Path) -> None:

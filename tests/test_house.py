@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_llmcloud.magics import endpoints, extension
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOP_LEVEL = {
     *("pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
@@ -114,6 +116,15 @@ def test_one_version_is_told_everywhere() -> None:
 def test_every_make_target_is_explained_in_the_documents(target: str) -> None:
     documents = [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")]
     assert any(f"`make {target}`" in text or f"make {target}\n" in text for text in documents)
+
+
+def test_every_magic_and_its_verbs_are_in_the_readme() -> None:
+    rows = re.findall(r"^\| `%.*$", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = {name: row for row in rows for name in re.findall(r"`(%+\w+)", row)}
+    verbs = {**extension.VERBS, "%endpoints": endpoints.VERBS, "%serve": {}}
+    missing = [f"{name} {verb}" for name in verbs for verb in verbs[name] if f"`{verb}" not in told.get(name, "")]
+    missing += [name for name in (*extension.SINGLE, *verbs) if name not in told]
+    assert missing == []
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "jupyter_llmcloud/README.md"])

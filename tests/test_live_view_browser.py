@@ -169,6 +169,8 @@ def look(page: Page, pictures: Path) -> None:
     toggle = page.get_by_role("button", name="logarithmic scale for grad_norm")
     toggle.click()
     expect(toggle).to_have_attribute("aria-pressed", "true")
+    page.locator(f"{CHART} svg").nth(1).hover()
+    page.locator(CARD).screenshot(path=pictures / "live-view-log.png")
 
 
 def test_the_saved_notebook_shows_the_run_without_a_kernel(

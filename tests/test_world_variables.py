@@ -102,10 +102,7 @@ def test_a_world_that_has_ended_says_so(world: Ranks) -> None:
     stranger = Ranks(world.agent, 1)
     stranger.end()
     with pytest.raises(LLMCloudError, match="has ended"):
-        Ranks.run(_moved(world, stranger.world_id), "1")
-
-
-def _moved(world: Ranks, world_id: str) -> Ranks:
-    other = object.__new__(Ranks)
-    other.__dict__.update(world.__dict__, world_id=world_id)
-    return other
+        lost = world.beside()
+        lost.world_id = stranger.world_id
+        lost.run("1")
+    lost.channel.close()

@@ -175,6 +175,14 @@ class Running:
                 pytest.fail(f"the cell ended before its ranks wrote {text!r}: {self.outcome}")
         return self
 
+    def wait_for_state(self, state: str, timeout_s: float = DEADLINE_S) -> RankState:
+        """Until a rank (or, as -1, the whole run) is said to be in a state."""
+        deadline = time.monotonic() + timeout_s
+        while not (found := [row for row in self.outcome.states if row.state == state]):
+            if self._take(deadline, f"a rank is {state}"):
+                pytest.fail(f"the cell ended before it was {state}: {self.outcome}")
+        return found[0]
+
     def stop(self, presses: int = 1) -> Running:
         """Press Stop."""
         self.stopped_at = self.stopped_at or time.monotonic()
@@ -243,9 +251,15 @@ class Ranks:
         )
         return Running(self, cell, self.channel.send(cell))
 
-    def run(self, code: str, timeout_s: float = DEADLINE_S, **options: Any) -> Outcome:
+    def run(self, code: str, **options: Any) -> Outcome:
         """Send a cell and wait for its end."""
-        return self.send(code, **options).end(timeout_s)
+        return self.send(code, **options).end()
+
+    def beside(self) -> Ranks:
+        """The same world over another connection, as another notebook would see it."""
+        other = object.__new__(Ranks)
+        other.__dict__.update(self.__dict__, channel=self.agent.channel())
+        return other
 
     def ok(self, code: str, **options: Any) -> Outcome:
         """A cell that must finish."""

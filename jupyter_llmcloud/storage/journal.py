@@ -68,6 +68,8 @@ def read_from(path: Path, cursor: Cursor, max_bytes: int = 1 << 22) -> list[Reco
         with path.open("rb") as file:
             file.seek(cursor.offset)
             data = file.read(max_bytes)
+            while data and b"\n" not in data and (more := file.read(max_bytes)):
+                data += more  # a record longer than that
     except FileNotFoundError:
         return []
     end = data.rfind(b"\n") + 1

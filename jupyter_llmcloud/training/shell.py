@@ -52,6 +52,11 @@ class OutletDisplayHook(DisplayHook):
 
     shell: RankShell
 
+    def quiet(self) -> bool:
+        """Whether the cell ends with a semicolon; without a history IPython cannot tell."""
+        cell = self.shell.compile.cell
+        return cell is not None and self.semicolon_at_end_of_expression(self.shell.transform_cell(cell.code))
+
     def write_output_prompt(self) -> None:
         pass
 

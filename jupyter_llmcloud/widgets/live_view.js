@@ -246,12 +246,12 @@ class Chart {
     const head = node(this.card, "figcaption", "llmc-chart-head");
     node(head, "span", "llmc-chart-name", name).title = name;
     this.warning = node(head, "span", "llmc-warning");
-    this.toggle = node(head, "button", "llmc-log", "log");
-    this.toggle.type = "button";
-    this.toggle.setAttribute("aria-label", `logarithmic scale for ${name}`);
     this.readout = node(head, "span", "llmc-readout");
     this.value = node(head, "span", "llmc-value");
     this.svg = draw(this.card, "svg", { class: "llmc-plot", height: HEIGHT, role: "img" });
+    this.toggle = node(this.card, "button", "llmc-log", "log");
+    this.toggle.type = "button";
+    this.toggle.setAttribute("aria-label", `logarithmic scale for ${name}`);
     this.grid = draw(this.svg, "g", { class: "llmc-grid" });
     this.data = draw(this.svg, "g", {});
     this.cursor = draw(this.svg, "g", { class: "llmc-cursor" });
@@ -397,9 +397,11 @@ class Chart {
     setText(this.readout, `step ${formatNumber(shownStep)}`);
     setText(this.value, formatNumber(mean));
     if (low === undefined) return;
+    const [least, most] = [formatNumber(low, 3), formatNumber(high, 3)];
+    if (least === most) return;
     const corner = { x: this.current.width - MARGIN.right, y: MARGIN.top + 5, "text-anchor": "end" };
     const spread = draw(this.cursor, "text", corner);
-    spread.textContent = `${formatNumber(low)} to ${formatNumber(high)}`;
+    spread.textContent = `${least} to ${most}`;
   }
 }
 

@@ -39,7 +39,16 @@ def command(peer: str, body: Path, num_ranks: int) -> list[str]:
         case "accelerate launch":
             # --cpu --num_processes 2 would start one process only: more of them want mpirun.
             flags = ["--multi_gpu", "--num_processes", str(num_ranks), "--num_machines", "1", "--mixed_precision", "no"]
-            return [f"{scripts}/accelerate", "launch", *flags, "--dynamo_backend", "no", "--main_process_port", port, str(body)]
+            return [
+                f"{scripts}/accelerate",
+                "launch",
+                *flags,
+                "--dynamo_backend",
+                "no",
+                "--main_process_port",
+                port,
+                str(body),
+            ]
         case "notebook_launcher":
             return [sys.executable, "-c", _NOTEBOOK, str(body), str(num_ranks), port]
     raise ValueError(f"unknown peer {peer!r}")
@@ -83,7 +92,9 @@ def meet(folder: Path, num_ranks: int) -> list[dict[str, float]]:
         time.sleep(0.02)
     log = folder / "log.txt"
     said = log.read_text()[-2000:] if log.exists() else ""
-    raise TimeoutError(f"only {len(told)} of {num_ranks} ranks came to their first collective in {DEADLINE_S} s.\n{said}")
+    raise TimeoutError(
+        f"only {len(told)} of {num_ranks} ranks came to their first collective in {DEADLINE_S} s.\n{said}"
+    )
 
 
 def pss_mib(pids: set[int]) -> float:

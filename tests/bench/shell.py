@@ -115,7 +115,9 @@ def product(folder: Path) -> Iterator[Shell]:
         try:
             yield shell
         finally:
-            shell.run("try:\n    get_ipython().run_line_magic('cluster', 'stop')\nexcept Exception as error:\n    print(error)")
+            shell.run(
+                "try:\n    get_ipython().run_line_magic('cluster', 'stop')\nexcept Exception as error:\n    print(error)"
+            )
 
 
 if __name__ == "__main__":

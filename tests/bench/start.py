@@ -37,7 +37,10 @@ def measure(folder: Path) -> list[Row]:
 
 def _start_rows(samples: dict[str, list[Sample]]) -> list[Row]:
     goals = {("warm", "accelerate launch"): 0.015, ("cold", "accelerate launch"): 0.8}
-    titles = {"warm": "start to first collective, warm, 2 ranks", "cold": "start to first collective, from nothing, 2 ranks"}
+    titles = {
+        "warm": "start to first collective, warm, 2 ranks",
+        "cold": "start to first collective, from nothing, 2 ranks",
+    }
     return [
         Row("start", titles[ours], "s", peer, _first(samples[ours]), _first(samples[peer]), goals.get((ours, peer)))
         for ours in titles

@@ -53,4 +53,6 @@ with tempfile.TemporaryDirectory() as folder:
     result = trainer.train()
     metrics = trainer.evaluate()
 
-print(f"rank {trainer.args.process_index} of {trainer.args.world_size}: {result.global_step} steps, eval_loss {metrics['eval_loss']:.3f}")
+print(
+    f"rank {trainer.args.process_index} of {trainer.args.world_size}: {result.global_step} steps, eval_loss {metrics['eval_loss']:.3f}"
+)

@@ -1,0 +1,116 @@
+"""A replica without a model: answers as one does, and misbehaves on request.
+
+Started like a replica, with its spec as one line of JSON on standard input. The prompt tells it what to do:
+`count N` streams N pieces, `wait` never answers, `endless` streams for ever, `die` ends the process before it answers,
+`die after N` does so in the middle of a stream, `busy` is a 503. All else is echoed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import web
+
+
+class StandIn:
+    """One process, one socket."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.num_cancelled = 0
+        self.num_asked = 0
+        self.num_active = 0
+        self.is_ready = asyncio.Event()
+
+    @web.middleware
+    async def check(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Nobody without the token."""
+        if request.headers.get("Authorization") != f"Bearer {self.spec['token']}":
+            return web.json_response({}, status=401)
+        return await handler(request)
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """As the model folder says: a file `broken` in it cannot be loaded."""
+        if os.path.exists(os.path.join(self.spec["model"], "broken")):
+            asyncio.get_running_loop().call_later(1, os._exit, 1)
+            return web.json_response({"state": "failed", "reason": "the weights are of another shape"}, status=500)
+        if os.path.exists(os.path.join(self.spec["model"], "slow")):
+            return web.json_response({"state": "loading"}, status=503)
+        return web.json_response({"state": "ready", "max_concurrent": self.spec.get("max_concurrent", 32)})
+
+    async def stats(self, _: web.Request) -> web.Response:
+        """What happened so far."""
+        told = {"cancelled": self.num_cancelled, "asked": self.num_asked, "active": self.num_active}
+        return web.json_response({**told, "pid": os.getpid()})
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """Do what the prompt says."""
+        body = await request.json()
+        self.num_asked += 1
+        self.num_active += 1
+        try:
+            return await self._answer(request, body)
+        except (asyncio.CancelledError, ConnectionError):
+            self.num_cancelled += 1
+            raise
+        finally:
+            self.num_active -= 1
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        prompt = body.get("prompt") or body["messages"][-1]["content"]
+        if prompt == "die":
+            os._exit(9)
+        if prompt == "wait":
+            await asyncio.Event().wait()
+        if prompt == "busy":
+            return web.json_response({"error": {"message": "busy"}}, status=503, headers={"Retry-After": "7"})
+        if body.get("stream"):
+            return await self._stream(request, prompt)
+        usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+        choice = {"index": 0, "text": f"{prompt}!", "message": {"role": "assistant", "content": f"{prompt}!"}}
+        return web.json_response({"id": "cmpl-1", "choices": [choice], "usage": usage, "model": body["model"]})
+
+    async def _stream(self, request: web.Request, prompt: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        async for piece in _pieces(prompt):
+            event = {"choices": [{"index": 0, "delta": {"content": piece}, "text": piece}]}
+            await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+async def _pieces(prompt: str) -> AsyncIterator[str]:
+    words = prompt.split()
+    number = 0
+    while words[0] in ("endless", "die") or number < int(words[1]):
+        if words[0] == "die" and number == int(words[2]):
+            os._exit(9)
+        yield f"{number} "
+        number += 1
+        await asyncio.sleep(0.01)
+
+
+async def main() -> None:
+    """Serve until standard input ends."""
+    stand_in = StandIn(json.loads(sys.stdin.readline()))
+    application = web.Application(middlewares=[stand_in.check])
+    application.router.add_get("/readyz", stand_in.readyz)
+    application.router.add_get("/stats", stand_in.stats)
+    application.router.add_post("/v1/completions", stand_in.complete)
+    application.router.add_post("/v1/chat/completions", stand_in.complete)
+    runner = web.AppRunner(application, handler_cancellation=True)
+    await runner.setup()
+    await web.UnixSite(runner, stand_in.spec["socket"]).start()
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
