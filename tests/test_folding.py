@@ -118,9 +118,7 @@ def test_lines_of_a_rank_that_has_fallen_silent_are_not_waited_for_longer_than_t
 
 def test_stdout_and_stderr_are_kept_apart_and_in_the_order_of_the_rank():
     folder = OutputFolder([0, 1])
-    events = [
-        (0.0, rank, text, kind) for rank in (0, 1) for text, kind in (("x\n", "stdout"), ("x\n", "stderr"))
-    ]
+    events = [(0.0, rank, text, kind) for rank in (0, 1) for text, kind in (("x\n", "stdout"), ("x\n", "stderr"))]
     blocks = run(folder, *events)
     assert [(block.kind, block.text) for block in blocks] == [
         ("stdout", "[0-1] x\n"),
@@ -251,9 +249,7 @@ def test_a_line_longer_than_the_cell_is_cut():
 
 @pytest.mark.parametrize("chunk", [64, 4096, 1 << 20], ids=str)
 def test_ten_megabytes_cost_well_under_a_second(chunk):
-    text = "".join(f"step {n} loss {n / 7:.6f} some more words to fill the line\n" for n in range(1 << 18))[
-        : 10 << 20
-    ]
+    text = "".join(f"step {n} loss {n / 7:.6f} some more words to fill the line\n" for n in range(1 << 18))[: 10 << 20]
     chunks = [text[at : at + chunk] for at in range(0, len(text), chunk)]
     folder = OutputFolder([0, 1])
     began = time.process_time()

@@ -231,7 +231,5 @@ def test_a_bar_without_a_total_counts_without_a_fraction():
 
 def test_malformed_progress_is_ignored():
     collector = MetricCollector()
-    collector.feed(
-        0, [progress(1, math.nan, 10, 0.0), progress(2, None, 10, 0.0), {"seq": 3, "progress": []}]
-    )
+    collector.feed(0, [progress(1, math.nan, 10, 0.0), progress(2, None, 10, 0.0), {"seq": 3, "progress": []}])
     assert collector.progress.shown() == []

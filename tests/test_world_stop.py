@@ -175,7 +175,7 @@ def test_a_loop_that_swallows_the_interrupt_is_ended_by_force_and_said(new_world
 
 def test_pressing_again_ends_sooner(new_world: Callable[..., Ranks]) -> None:
     world = new_world()
-    running = world.send("import ctypes\nprint('in it')\nctypes.PyDLL(None).sleep(1000)")
+    running = world.send("import ctypes, os\nos.write(1, b'in it\\n')\nctypes.PyDLL(None).sleep(1000)")
     outcome = running.wait_for("in it", times=2).stop(presses=4).end()
     assert outcome.state == "stopped"
     assert outcome.seconds < COOPERATIVE_S

@@ -49,9 +49,7 @@ class _Item:
 
     __slots__ = ("arrived", "key", "rank", "record", "shown")
 
-    def __init__(
-        self, rank: int, key: tuple[str, str], arrived: float, record: Mapping[str, Any] | None
-    ) -> None:
+    def __init__(self, rank: int, key: tuple[str, str], arrived: float, record: Mapping[str, Any] | None) -> None:
         self.rank = rank
         self.key = key
         self.arrived = arrived
@@ -265,9 +263,7 @@ class OutputFolder:
             self._passing.erase(blocks)
         blocks.add(kind, text + "\n", ranks)
 
-    def _show_rich(
-        self, blocks: _Joiner, ranks: tuple[int, ...], label: str, record: Mapping[str, Any]
-    ) -> None:
+    def _show_rich(self, blocks: _Joiner, ranks: tuple[int, ...], label: str, record: Mapping[str, Any]) -> None:
         kind = str(record.get("kind", "display"))
         size = sum(len(str(value)) for value in (record.get("data") or {}).values())
         if kind != "error":

@@ -56,6 +56,10 @@ class RunView:
         """A rank's state has changed."""
         self.live.handle_rank_state(rank, state, detail)
 
+    def stopping(self) -> None:
+        """Stop was pressed."""
+        self.live.handle_state("stopping")
+
     def tick(self) -> None:
         """Show what has waited long enough."""
         now = time.monotonic()
@@ -87,11 +91,18 @@ class RunView:
     # --- showing ---
 
     def _show(self, blocks: Sequence[Block]) -> None:
+        stream = sys.stdout
         for block in blocks:
+            following = sys.stderr if block.kind == "stderr" else sys.stdout
+            if following is not stream or block.record is not None:
+                stream.flush()  # each stream has a buffer of its own: their order is kept by us
+            stream = following
             if block.record is None:
-                (sys.stderr if block.kind == "stderr" else sys.stdout).write(block.text)
+                stream.write(block.text)
             else:
                 self._show_rich(block)
+        if blocks:
+            stream.flush()
 
     def _show_rich(self, block: Block) -> None:
         record = block.record or {}

@@ -129,6 +129,7 @@ class World:
                 for _ in range(stop.presses - pressed):
                     self.channel.send(StopRun(run_id=run_id))
                 pressed = stop.presses
+                view.stopping()
             ended = self._take(message, run_id, view)
             view.tick()
             if ended is not None:

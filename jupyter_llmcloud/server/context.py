@@ -71,6 +71,7 @@ class ServerContext:
         self.requests = OpenRequests(self.state, log)
         self._pool: asyncio.Task[Any] | None = None
         self._started: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def pool(self) -> ClusterPool:
         """The clusters of this server; what is needed for them is imported with the first call."""
@@ -121,6 +122,9 @@ class ServerContext:
 
     async def close(self) -> None:
         """The server ends: a headless one takes its endpoints and clusters along, any other leaves them running."""
+        if self._closed:
+            return
+        self._closed = True
         if self._started is not None:
             await asyncio.gather(self._started, return_exceptions=True)
         await self.requests.close()

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ class HeadlessServerApp(ServerApp):
 
     def write_server_info_file(self) -> None:
         """It is announced in its own file, not among the servers that a browser may be sent to."""
+
+    def init_signal(self) -> None:
+        """Ctrl-C and SIGTERM end it with all that it started, and ask nothing."""
+        signal.signal(signal.SIGINT, self._signal_stop)
+        signal.signal(signal.SIGTERM, self._signal_stop)
 
     def write_browser_open_files(self) -> None:
         """Nobody opens it in a browser."""

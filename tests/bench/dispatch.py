@@ -23,6 +23,7 @@ def measure(folder: Path) -> list[Row]:
     """`pass` on two ranks: rounds of both contenders in turn."""
     ours: list[float] = []
     theirs: list[float] = []
+    (folder / "ipyparallel").mkdir(parents=True)
     with product(folder / "ours") as product_shell, Shell({"IPYTHONDIR": str(folder / "ipyparallel")}) as peer_shell:
         product_shell.run("%load_ext jupyter_llmcloud")
         product_shell.run("%%distribute -n 2\npass")

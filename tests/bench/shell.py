@@ -1,7 +1,7 @@
 """An IPython shell in a fresh process that executes cells and tells how long each took.
 
-`Shell` is the parent's side; `python -m tests.bench.shell` is the process. They speak JSON lines over a pipe of their own,
-so that what cells print does not get in between.
+`Shell` is the parent's side; `python -m tests.bench.shell` is the process. They speak JSON lines over a pipe of
+their own, so that what cells print does not get in between.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from pathlib import Path
 from typing import Any, Self
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+_STOP = """\
+try:
+    get_ipython().run_line_magic("cluster", "stop")
+except Exception as error:
+    print(error)  # there may be none
+"""
 
 
 class CellFailed(Exception):
@@ -111,13 +119,12 @@ def product(folder: Path) -> Iterator[Shell]:
         "LLMCLOUD_LEASE_S": "5",
         "IPYTHONDIR": str(folder / "ipython"),
     }
+    (folder / "ipython").mkdir(parents=True)
     with Shell(env) as shell:
         try:
             yield shell
         finally:
-            shell.run(
-                "try:\n    get_ipython().run_line_magic('cluster', 'stop')\nexcept Exception as error:\n    print(error)"
-            )
+            shell.run(_STOP)
 
 
 if __name__ == "__main__":
