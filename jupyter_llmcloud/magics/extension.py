@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from jupyter_llmcloud.magics import clusters, distribute, runs, worlds
+from jupyter_llmcloud.magics import clusters, distribute, endpoints, runs, worlds
 from jupyter_llmcloud.magics.options import Syntax, complete, usage
 
 VERBS: dict[str, dict[str, Syntax]] = {
     "%cluster": clusters.VERBS,
     "%world": worlds.VERBS,
     "%runs": runs.VERBS,
+    "%endpoints": endpoints.VERBS,
 }
 SINGLE: dict[str, Syntax] = {
     "%%distribute": distribute.DISTRIBUTE,
     "%push": distribute.PUSH,
     "%pull": distribute.PULL,
+    "%serve": endpoints.SERVE,
 }
 
 
 def load(shell: Any) -> None:
     """Register everything with an IPython shell."""
-    from jupyter_llmcloud.magics.endpoints import EndpointMagics
-
     groups = [
         distribute.DistributeMagics,
         clusters.ClusterMagics,
         worlds.WorldMagics,
         runs.RunsMagics,
-        EndpointMagics,
+        endpoints.EndpointMagics,
     ]
     for group in groups:
         shell.register_magics(group(shell))

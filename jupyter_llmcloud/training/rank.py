@@ -159,7 +159,7 @@ class Rank:
                 self.requests.put(message)
 
     def _on_sigint(self, *_: Any) -> None:
-        if self.executing:
+        if self.executing and not (self.shell is not None and self.shell.is_drawing):
             raise KeyboardInterrupt
 
     # --- requests of the main thread ---

@@ -104,6 +104,7 @@ class RankShell(InteractiveShell):
     compile: CellCompiler
     shift_lines: ShiftLines
     last_traceback: list[str]
+    is_drawing = False  # a Stop that comes while a traceback is drawn has been obeyed already
 
     def init_io(self) -> None:
         pass
@@ -120,6 +121,14 @@ class RankShell(InteractiveShell):
 
     def ask_exit(self) -> None:
         raise SystemExit
+
+    def showtraceback(self, *args: Any, **kwargs: Any) -> None:
+        """Draw the traceback of the exception that was just caught."""
+        self.is_drawing = True
+        try:
+            super().showtraceback(*args, **kwargs)
+        finally:
+            self.is_drawing = False
 
     def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
         self.last_traceback = "\n".join(stb).splitlines()
