@@ -165,7 +165,7 @@ async def test_a_body_over_one_mebibyte_is_413_said_in_its_length_or_not(server:
             yield b" " * (1 << 16)
 
     assert error_of(await server.client.post(url, content=chunks(), headers=headers), 413)["code"] == "request_too_large"
-    head = f"POST {httpx.URL(url).path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {headers['Authorization']}\r\n"
+    head = f"POST {httpx.URL(url).raw_path.decode()} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {headers['Authorization']}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
     writer.write(f"{head}Content-Length: 60000000\r\n\r\n".encode())
     assert b" 413 " in await asyncio.wait_for(reader.readline(), 10)  # without waiting for the body

@@ -117,3 +117,44 @@ def test_a_cell_ends_while_nobody_reads(new_world: Callable[..., Ranks]) -> None
     until(lambda: not running.outcome.folder.read().is_active, "the run ends though its follower does not read")
     assert time.monotonic() - began < 15
     assert running.end().text().count("\n") == 30_000
+
+
+def test_workers_of_a_loader_may_print_and_log(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import logging
+        import torch
+        from torch.utils.data import DataLoader
+
+        shout = logging.getLogger("worker")
+        shout.addHandler(logging.StreamHandler())
+
+        class Talking(torch.utils.data.Dataset):
+            def __len__(self): return 40
+            def __getitem__(self, index):
+                print(f"item {index}")
+                shout.warning("at %d", index)
+                return index
+
+        for _ in range(3):
+            print("mine", sum(len(batch) for batch in DataLoader(Talking(), batch_size=4, num_workers=2)))
+        """
+    )
+    for rank in (0, 1):
+        assert outcome.text(rank).count("item ") == 120
+        assert outcome.text(rank, "stderr").count("at ") == 120
+        assert outcome.text(rank).count("mine 40") == 3
+
+
+def test_a_forked_child_may_print_a_flood(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import multiprocessing
+        child = multiprocessing.get_context("fork").Process(target=lambda: [print("y" * 1000) for _ in range(500)])
+        child.start()
+        for _ in range(500): print("x" * 1000)
+        child.join()
+        """,
+        ranks=[1],
+    )
+    assert (outcome.text().count("x"), outcome.text().count("y")) == (500_000, 500_000)

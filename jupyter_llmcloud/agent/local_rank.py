@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
+
 from jupyter_llmcloud.agent.zygote import Zygote
-from jupyter_llmcloud.core.messages import Decoder, Exit, Message, Printed, encode
+from jupyter_llmcloud.core.messages import CellEnded, Decoder, Exit, Measured, Message, Printed, encode
+from jupyter_llmcloud.storage.ring import RingReader, create_ring
 
 
 class RankLink(Protocol):
@@ -44,15 +48,19 @@ class LocalRank:
         self._sock: socket.socket | None = None
         self._pipes: dict[int, str] = {}
         self._outgoing = bytearray()
+        self._ring: RingReader | None = None
 
     async def start(self, zygote: Zygote, request: dict[str, Any]) -> None:
         """Fork it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ring = create_ring()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         try:
-            self.pid = await zygote.fork(self.name, request, [theirs.fileno(), out_write, err_write])
+            self.pid = await zygote.fork(self.name, request, [theirs.fileno(), out_write, err_write, ring])
         finally:
+            self._ring = RingReader(ring)
+            os.close(ring)
             theirs.close()
             os.close(out_write)
             os.close(err_write)
@@ -118,7 +126,14 @@ class LocalRank:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             return
         for message in self._decoder.feed(data):
-            self._on_message(self.rank, message)
+            if isinstance(message, Measured | CellEnded):
+                self._read_metrics()
+            if not isinstance(message, Measured):
+                self._on_message(self.rank, message)
+
+    def _read_metrics(self) -> None:
+        if self._ring is not None and (records := [_metric_record(data) for data in self._ring.read()]):
+            self._on_message(self.rank, Measured(records=records))
 
     def _pipe_readable(self, fd: int) -> None:
         try:
@@ -147,8 +162,22 @@ class LocalRank:
             loop.remove_writer(self._sock.fileno())
             self._sock.close()
             self._sock = None
+        self._read_metrics()
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
         self.drain()
         for fd in self._pipes:
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
         self._pipes = {}
+
+
+def _metric_record(data: bytes) -> dict[str, Any]:
+    """What a rank wrote to its ring, as a journal has it; JSON has no NaN or infinity, so they go on as text."""
+    kind, now, first, second, third = msgspec.msgpack.decode(data)
+    if kind == "progress":
+        return {"t": now, "progress": [first, second], "desc": third}
+    if not all(map(math.isfinite, second.values())):
+        second = {name: value if math.isfinite(value) else str(value) for name, value in second.items()}
+    return {"t": now, "step": first, "values": second}

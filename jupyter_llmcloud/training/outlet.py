@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import io
-import math
+import os
 import socket
 import threading
 import time
 from typing import Any
 
+import msgspec
+
 from jupyter_llmcloud.core.messages import Measured, Message, Printed, encode
+from jupyter_llmcloud.storage.ring import RingWriter
 
 BATCH_S = 0.03  # a reader's eye does not see less
 MAX_PENDING = 64 << 10  # characters; more is sent at once, so that printing is held back by a slow reader
 
 
 class Outlet:
-    """The only writer of the rank's socket. Records are batched; `flush` sends what is pending."""
+    """The only writer of the rank's socket and of its ring of metrics.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Text and displays are batched; `flush` sends what is pending. Metrics are in shared memory at once, so that a rank
+    that is killed has lost none; an empty message tells the agent to look. A cell's main thread never
+    writes to the socket itself: an interrupt would leave half a frame behind.
+    """
+
+    def __init__(self, sock: socket.socket, ring: RingWriter) -> None:
+        self.forked = False  # in a child of the rank, which has neither the threads nor the right to the socket
         self._sock = sock
+        self._ring = ring
+        self._encode = msgspec.msgpack.Encoder().encode
         self._lock = threading.RLock()
+        self._sent = threading.Condition(self._lock)
         self._logs: list[dict[str, Any]] = []
-        self._metrics: list[dict[str, Any]] = []
+        self._has_metrics = False
         self._size = 0
         self._wake = threading.Event()
+        self._full = threading.Event()
+        os.register_at_fork(after_in_child=self._note_fork)
         threading.Thread(target=self._pump, name="llmcloud-outlet", daemon=True).start()
+
+    def _note_fork(self) -> None:
+        self.forked = True
 
     def send(self, message: Message) -> None:
         """Flush, then send a message, so that it comes after everything printed before."""
@@ -42,39 +59,47 @@ class Outlet:
             else:
                 self._logs.append({"kind": kind, "t": time.time(), "parts": [text]})
             self._size += len(text)
+            self._wake.set()
             if self._size > MAX_PENDING:
-                self.flush()
-        self._wake.set()
+                self._full.set()
+                self._sent.wait_for(lambda: self._size <= MAX_PENDING)
 
     def record(self, record: dict[str, Any]) -> None:
         """A display, a result or an error."""
+        if self.forked:
+            return
         with self._lock:
             self._logs.append({"t": time.time(), **record})
         self._wake.set()
 
-    def measure(self, record: dict[str, Any]) -> None:
-        """A metric or progress record; costs an append."""
-        record["t"] = time.time()
-        self._metrics.append(record)
-        self._wake.set()
+    def measure(self, kind: str, first: Any, second: Any, third: Any = None) -> None:
+        """A record of kind "values" (step, {name: float}) or "progress" (done, total, desc); costs a copy."""
+        if self.forked:
+            return
+        self._ring.write(self._encode((kind, time.time(), first, second, third)))
+        if not self._has_metrics:
+            self._has_metrics = True
+            self._wake.set()
 
     def flush(self) -> None:
         """Send what is pending."""
         with self._lock:
             logs, self._logs, self._size = self._logs, [], 0
-            metrics, self._metrics = self._metrics, []
+            has_metrics, self._has_metrics = self._has_metrics, False
             for record in logs:
                 if "parts" in record:
                     record["text"] = "".join(record.pop("parts"))
             if logs:
                 self._sock.sendall(encode(Printed(records=logs)))
-            if metrics:
-                self._sock.sendall(encode(Measured(records=metrics)))
+            if has_metrics:
+                self._sock.sendall(encode(Measured(records=[])))
+            self._sent.notify_all()
 
     def _pump(self) -> None:
         while True:
             self._wake.wait()
-            time.sleep(BATCH_S)
+            self._full.wait(BATCH_S)
+            self._full.clear()
             self._wake.clear()
             try:
                 self.flush()
@@ -96,7 +121,9 @@ class StreamToOutlet(io.TextIOBase):
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if text:
+        if self._outlet.forked:
+            os.write(self._fd, text.encode("utf-8", "replace"))
+        elif text:
             self._outlet.text(self._kind, text)
         return len(text)
 
@@ -128,8 +155,3 @@ def number(value: Any) -> float | None:
         return float(item())
     except (TypeError, ValueError, RuntimeError):
         return None
-
-
-def json_safe(value: float) -> float | str:
-    """JSON has no NaN or infinity: they travel as text."""
-    return value if math.isfinite(value) else str(value)

@@ -39,6 +39,7 @@ from jupyter_llmcloud.core.messages import (
     StepTold,
     StopAt,
 )
+from jupyter_llmcloud.storage.ring import RingWriter
 from jupyter_llmcloud.training import artifacts, process_group, tracking, wrapped_models
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.process_group import WorldGroup
@@ -57,12 +58,12 @@ def begin(request: dict[str, Any], fds: list[int]) -> int:
     os.setsid()
     os.dup2(fds[1], 1)
     os.dup2(fds[2], 2)
-    for fd in fds[1:]:
+    for fd in fds[1:3]:
         os.close(fd)
     os.environ.update(request["env"])
     if request["role"] == "store":
         return hold_store(fds[0], request)
-    return Rank(socket.socket(fileno=fds[0]), request).serve()
+    return Rank(socket.socket(fileno=fds[0]), RingWriter(fds[3]), request).serve()
 
 
 def hold_store(control: int, request: dict[str, Any]) -> int:
@@ -83,7 +84,7 @@ def hold_store(control: int, request: dict[str, Any]) -> int:
 class Rank:
     """One training process that keeps its variables between cells."""
 
-    def __init__(self, sock: socket.socket, request: dict[str, Any]) -> None:
+    def __init__(self, sock: socket.socket, ring: RingWriter, request: dict[str, Any]) -> None:
         faulthandler.enable()
         signal.signal(signal.SIGINT, self._on_sigint)
         self.sock = sock
@@ -91,7 +92,7 @@ class Rank:
         self.world_size: int = request["world_size"]
         self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.executing = False
-        self.outlet = Outlet(sock)
+        self.outlet = Outlet(sock, ring)
         self.steps = Steps()
         self.device = _device(request)
         self.group = WorldGroup(request["store"], self.rank, self.world_size, request["backend"], self.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.training.outlet import Outlet, json_safe, number
+from jupyter_llmcloud.training.outlet import Outlet, number
 
 
 class Run:
@@ -35,16 +35,25 @@ class Run:
 
     def log(self, values: Mapping[str, Any] | None = None, /, *, step: int | None = None, **metrics: Any) -> None:
         """Log numbers: `run.log(loss=0.3)` or `run.log({"loss": 0.3}, step=7)`. What is not one number is left out."""
-        numbers = {}
-        for name, value in {**(values or {}), **metrics}.items():
-            if (converted := number(value)) is not None:
-                numbers[str(name)] = json_safe(converted)
-        if numbers:
-            self._outlet.measure({"step": step, "values": numbers})
+        if metrics:
+            values = {**(values or {}), **metrics}
+        if not values:
+            return
+        for value in values.values():
+            if type(value) is not float:
+                values = _numbers(values)
+                break
+        if values:
+            self._outlet.measure("values", step, values)
 
     def progress(self, step: float, total: float | None = None, desc: str = "") -> None:
         """Move the progress bar: `step` of `total` is done."""
-        self._outlet.measure({"progress": [step, total], "desc": desc})
+        self._outlet.measure("progress", step, total, desc)
 
     def __repr__(self) -> str:
         return f"<run {self.id or 'none'}: rank {self.rank} of {self.world_size}, pid {os.getpid()}>"
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    converted = {str(name): number(value) for name, value in values.items()}
+    return {name: value for name, value in converted.items() if value is not None}
