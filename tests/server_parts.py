@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,9 @@ class Server:
         self.context = context
         self.agent = agent
         self.pool = pool
-        self.client = httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False)
+        # It keeps no cookie: Jupyter signs in whoever comes with its token, and a later request shall not profit.
+        jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        self.client = httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False, cookies=jar)
 
     async def ask(self, method: str, path: str, body: Any = None, key: str | None = None, **options: Any) -> httpx.Response:
         """A request with the Jupyter token, or with a scoped key."""

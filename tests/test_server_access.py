@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from jupyter_server.auth import Authorizer
 from jupyter_server.utils import JupyterServerAuthWarning
@@ -108,15 +109,16 @@ async def test_a_key_in_the_query_is_not_taken(server: Server) -> None:
 
 
 async def test_a_change_by_cookie_needs_the_xsrf_token(server: Server) -> None:
-    await server.client.get(f"{server.url}/llmcloud/api/status?token={server.token}")  # signs in: sets the cookie
-    assert server.client.cookies
     url = f"{server.url}/llmcloud/api/keys"
     body = {"scopes": ["models:read"]}
-    assert (await server.client.post(url, json=body)).status_code == 403
-    assert (await server.client.post(url, content='{"scopes": ["models:read"]}')).status_code == 403
-    await server.client.get(f"{server.url}/login")
-    xsrf = server.client.cookies.get("_xsrf")
-    assert (await server.client.post(url, json=body, headers={"X-XSRFToken": xsrf or ""})).status_code == 201
+    async with httpx.AsyncClient(trust_env=False) as browser:
+        await browser.get(f"{server.url}/llmcloud/api/status?token={server.token}")  # signs in: sets the cookie
+        assert (await browser.get(url)).status_code == 403  # a read from nowhere: no referer
+        assert (await browser.get(url, headers={"Referer": server.url})).status_code == 200
+        assert (await browser.post(url, json=body)).status_code == 403
+        await browser.get(f"{server.url}/nothing")  # a page sets the other cookie
+        headers = {"X-XSRFToken": browser.cookies["_xsrf"]}
+        assert (await browser.post(url, json=body, headers=headers)).status_code == 201
 
 
 class ReadOnly(Authorizer):

@@ -42,6 +42,7 @@ from jupyter_llmcloud.core.messages import (
     RankExited,
     Refused,
     RenewLease,
+    ResizeWorld,
     Shutdown,
     StartReplica,
     StartWorld,
@@ -183,15 +184,18 @@ class Agent:
         return lambda **spec: RemoteRanks(address, **spec)
 
     def _on_exit(self, name: str, status: int) -> None:
-        for hosted in list(self.hosted.values()):
+        for key, hosted in list(self.hosted.items()):
             if hosted.exited(name, status):
+                if hosted.is_over:
+                    del self.hosted[key]
                 return
 
     def _end_world(self, world_id: str) -> None:
         world = self.worlds.pop(world_id, None)
         if world is not None:
             world.close()
-        if hosted := self.hosted.pop(world_id, None):
+        hosted = self.hosted.get(world_id)
+        if hosted is not None:
             hosted.close()
         if world is None and hosted is None:
             raise NotFound(f"there is no world {world_id!r} on this worker.")
@@ -254,6 +258,10 @@ class Agent:
                 self._subscribe(message.run_id, connection)
             case StartWorld():
                 return await self._start_world(message, connection)
+            case ResizeWorld():
+                world = self._world(message.world_id)
+                await world.resize(message.num_ranks, message.agents)
+                return Done(values=world.describe())
             case StopWorld():
                 self._end_world(message.world_id)
             case DescribeWorld():
@@ -295,8 +303,6 @@ class Agent:
             await world.start()
         except BaseException:
             self.worlds.pop(spec.world_id, None)
-            if hosted := self.hosted.pop(spec.world_id, None):
-                hosted.close()
             raise
         return Done(values=world.describe())
 

@@ -54,9 +54,11 @@ class Devices:
         self._held[world_id] = free[:number]
         return self._held[world_id]
 
-    def give_back(self, world_id: str) -> None:
-        """The world holds nothing any more."""
-        self._held.pop(world_id, None)
+    def give_back(self, world_id: str, keep: int = 0) -> None:
+        """The world holds nothing any more, or only its first `keep` slots."""
+        held = self._held.pop(world_id, [])
+        if held[:keep]:
+            self._held[world_id] = held[:keep]
 
     def threads_per_rank(self, num_ranks: int) -> int:
         """Cores shared evenly, at least one."""

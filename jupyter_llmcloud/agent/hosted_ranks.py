@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jupyter_llmcloud.agent.devices import Devices
@@ -46,6 +45,7 @@ class HostedRanks:
         self._on_exit = on_exit
         self._forks = 0
         self.links: dict[int, LocalRank] = {}
+        self._leaving: list[LocalRank] = []
         self._slots = devices.take(world_id, local_world_size)
 
     async def start(self, ranks: Sequence[int], local_ranks: Sequence[int]) -> dict[int, int]:
@@ -92,12 +92,27 @@ class HostedRanks:
                 link.closed()
                 self._on_exit(rank, status)
                 return True
+        for link in self._leaving:
+            if link.name == name:
+                link.closed()
+                self._leaving.remove(link)
+                return True
         return False
+
+    @property
+    def is_over(self) -> bool:
+        """No rank is left here."""
+        return not self.links and not self._leaving
+
+    def drop(self, ranks: Iterable[int]) -> None:
+        """End some ranks, the highest, and give their slots back."""
+        for rank in ranks:
+            link = self.links.pop(rank)
+            link.leave()
+            link.kill()
+            self._leaving.append(link)
+        self._devices.give_back(self.world_id, keep=len(self.links))
 
     def close(self) -> None:
         """End every rank and give the slots back."""
-        for link in self.links.values():
-            with contextlib.suppress(OSError):
-                link.leave()
-            link.kill()
-        self._devices.give_back(self.world_id)
+        self.drop(list(self.links))

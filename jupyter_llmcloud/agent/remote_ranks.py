@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jupyter_llmcloud.core.messages import (
@@ -108,6 +108,14 @@ class RemoteRanks:
             case Done() | Refused():
                 if self._answer is not None and not self._answer.done():
                     self._answer.set_result(message)
+
+    def drop(self, ranks: Iterable[int]) -> None:
+        """End some ranks."""
+        for rank in ranks:
+            self.kill(rank)
+            del self.links[rank]
+        if not self.links:
+            self.close()
 
     def close(self) -> None:
         """End every rank there."""

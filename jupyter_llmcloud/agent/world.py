@@ -55,6 +55,7 @@ class World:
         self.queued: list[str] = []
         self.closed = False
         self._spec = spec
+        self._store = ""
         self._hosts: list[HostedRanks | RemoteRanks] = []
         self._links: dict[int, RankLink] = {}
         self._dead: set[int] = set()
@@ -72,26 +73,42 @@ class World:
 
     async def start(self) -> None:
         """Fork the ranks on every agent and join them to one process group."""
-        store = await self.agent.start_store(self.world_id, self._spec.agents)
-        first = 0
+        self._store = await self.agent.start_store(self.world_id, self._spec.agents)
         try:
-            for share in self._spec.agents:
-                ranks = list(range(first, first + share["num_ranks"]))
-                first += share["num_ranks"]
-                await self._start_share(share["address"], ranks, store)
+            await self._start_shares(self._spec.agents)
             await self._join_all(0)
         except BaseException:
             self.close()
             raise
 
-    async def _start_share(self, address: str, ranks: list[int], store: str) -> None:
+    async def _start_shares(self, shares: list[dict[str, Any]]) -> None:
+        for share in shares:
+            first = len(self._links)
+            await self._start_share(share["address"], list(range(first, first + share["num_ranks"])))
+
+    async def resize(self, num_ranks: int, shares: list[dict[str, Any]]) -> None:
+        """Have `num_ranks` ranks: the highest end, or more are started on `shares`. The others keep their variables."""
+        async with self._turn:
+            await self._heal()
+            before, self.world_size = self.world_size, num_ranks
+            if num_ranks < before:
+                for host in self._hosts:
+                    host.drop([rank for rank in sorted(host.links, reverse=True) if rank >= num_ranks])
+                self._links = {rank: link for rank, link in self._links.items() if rank < num_ranks}
+            else:
+                await self._start_shares(shares)
+            await self._join_all(self.generation + 1)
+            for rank in range(before, num_ranks):
+                self._notes.append(await self._restore(rank, list(range(before, num_ranks))))
+
+    async def _start_share(self, address: str, ranks: list[int]) -> None:
         kind: Callable[..., HostedRanks | RemoteRanks]
         kind = self.agent.host_ranks if address == self.agent.address else self.agent.reach_ranks(address)
         host = kind(
-            world_id=self.world_id,
+            world_id=f"{self.world_id}#{len(self._hosts)}",
             world_size=self.world_size,
             local_world_size=len(ranks),
-            store=store,
+            store=self._store,
             cwd=self._spec.cwd,
             env=self._spec.env,
             on_message=self._on_message,
@@ -105,7 +122,7 @@ class World:
         loop = asyncio.get_running_loop()
         self._joining = {rank: loop.create_future() for rank in range(self.world_size)}
         for link in self._links.values():
-            link.send(Join(generation=generation))
+            link.send(Join(generation=generation, world_size=self.world_size))
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
                 joined = await asyncio.gather(*self._joining.values())
@@ -199,7 +216,7 @@ class World:
         for cell in self._definitions:
             await self._ask(rank, replace(cell, ranks=[rank], save=[], pull=[]))
         number = len(self._definitions)
-        note = f"rank {rank} was replaced by a new process; {number} definition cells were run on it again."
+        note = f"rank {rank} is a new process; {number} definition cells were run on it again."
         survivors = [other for other in self._links if other not in replaced]
         if not survivors:
             return note

@@ -124,6 +124,15 @@ class StopWorld(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResizeWorld(Message):
+    """Have `num_ranks` ranks; more go to `agents`, as in StartWorld. -> Done(values: as DescribeWorld)."""
+
+    world_id: str
+    num_ranks: int
+    agents: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DescribeWorld(Message):
     """-> Done(values: ranks: [{rank, local_rank, pid, host, device, state, rss}], generation, run_id)."""
 
@@ -301,9 +310,10 @@ class RunEnded(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Join(Message):
-    """Join the process group of a generation; answered by Joined."""
+    """Join the process group of a generation, of `world_size` ranks; answered by Joined."""
 
     generation: int
+    world_size: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from jupyter_llmcloud.core.messages import (
     Push,
     RankState,
     Refused,
+    ResizeWorld,
     RunEnded,
     StartWorld,
     StopRun,
@@ -73,6 +74,12 @@ class World:
     def describe(self) -> dict[str, Any]:
         """Ranks with pid, host, memory and what each is doing."""
         return self.channel.request(DescribeWorld(world_id=self.world_id)).values
+
+    def resize(self, num_ranks: int, placement: dict[str, Any] | None = None) -> None:
+        """Have `num_ranks` ranks; more go where the server has placed them."""
+        agents = placement["agents"] if placement else []
+        request = ResizeWorld(world_id=self.world_id, num_ranks=num_ranks, agents=agents)
+        self.world_size = self.channel.request(request, START_TIMEOUT_S).values["world_size"]
 
     def stop(self) -> None:
         """End every rank; its variables are gone."""

@@ -19,6 +19,9 @@ VERBS = {
     "restart": Syntax(
         "%world restart", (_N, _CLUSTER), "", "End the ranks and start new ones; their variables are gone."
     ),
+    "resize": Syntax(
+        "%world resize", (), "N", "Have N ranks; those that stay keep their variables, models must be prepared again."
+    ),
     "stop": Syntax("%world stop", (), "", "End the ranks; their variables are gone."),
 }
 
@@ -59,6 +62,17 @@ def restart(nproc: int | None = None, cluster: str | None = None) -> Table:
     return status()
 
 
+def resize(num_ranks: int) -> Table:
+    """Have this many ranks: the highest end, or new ones start; those that stay keep their variables."""
+    current = session.current()
+    world = current.attach_world()
+    if world is None:
+        raise NotFound("this notebook has no world to resize: %world start.")
+    more = num_ranks - world.world_size
+    world.resize(num_ranks, current.server.place(world.cluster, more) if more > 0 else None)
+    return status()
+
+
 def stop() -> None:
     """End the ranks of this notebook."""
     session.current().stop_world()
@@ -76,4 +90,6 @@ class WorldMagics(Magics):
         if verb not in VERBS:
             raise UsageError(f"%world {verb}: expected one of {', '.join(VERBS)}.")
         given = parse(VERBS[verb], words)
+        if verb == "resize":
+            return resize(integer(1)(given.arguments[0]))
         return {"status": status, "start": start, "restart": restart, "stop": stop}[verb](**given.values)

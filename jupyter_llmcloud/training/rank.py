@@ -18,6 +18,7 @@ from typing import Any
 
 import cloudpickle
 import torch
+from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from jupyter_llmcloud.core.messages import (
@@ -168,7 +169,7 @@ class Rank:
     def _handle(self, message: Message) -> None:
         match message:
             case Join():
-                self._join(message.generation)
+                self._join(message)
             case Execute():
                 self._execute(message)
             case Push():
@@ -178,16 +179,24 @@ class Rank:
             case Names():
                 self._answer(message, self._names)
 
-    def _join(self, generation: int) -> None:
+    def _join(self, wanted: Join) -> None:
         try:
-            self.group.join(generation)
-            if generation:
+            if wanted.world_size != self.world_size:
+                self._resize(wanted.world_size)
+            self.group.join(wanted.generation)
+            if wanted.generation:
                 wrapped_models.wrap_again()
             self._start_shell()
         except Exception as error:
-            self.outlet.send(Joined(generation=generation, error=f"{type(error).__name__}: {error}"))
+            self.outlet.send(Joined(generation=wanted.generation, error=f"{type(error).__name__}: {error}"))
         else:
-            self.outlet.send(Joined(generation=generation))
+            self.outlet.send(Joined(generation=wanted.generation))
+
+    def _resize(self, world_size: int) -> None:
+        self.world_size = self.group.world_size = self.run.world_size = world_size
+        os.environ["WORLD_SIZE"] = str(world_size)
+        self._start_shell().user_ns["world_size"] = world_size
+        AcceleratorState._reset_state(reset_partial_state=True)  # the next Accelerator() sees the new size
 
     def _start_shell(self) -> RankShell:
         if self.shell is None:
