@@ -1,6 +1,6 @@
 """The host process of a cluster: holds the Dask cluster object, so that it belongs to no kernel and no server.
 
-    python -m jupyter_llmcloud.cluster.host      one JSON line on standard input: its record, workers, options, owner
+    python -m jupyter_llmcloud.cluster.host      one JSON line on standard input: its record and its lease
 
 It writes `cluster.json` when the cluster runs (or has failed), answers on `control.sock`, and ends on request or when
 its owner has been gone for the lease and nothing runs.
@@ -48,8 +48,6 @@ class ClusterHost:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.record = ClusterRecord(**spec["record"])
-        self.spec = spec
-        self.owner = (spec["owner_pid"], spec["owner_started"])
         self.lease_s: float = spec["lease_s"]
         self.cluster: Any = None
         self.client: Client | None = None
@@ -83,12 +81,12 @@ class ClusterHost:
         self.record.forget()
 
     async def _start(self) -> None:
-        options = dict(self.spec["options"])
+        options = dict(self.record.options)
         slots = options.pop("slots", None)
         if slots is not None and (not isinstance(slots, int) or slots < 1):
             raise UsageError(f"slots={slots}: expected a whole number of at least 1.")
         security = Security.temporary() if self.record.kind == "local" else None
-        self.cluster = await make_cluster(self.record.kind, self.spec["workers"], options, security)
+        self.cluster = await make_cluster(self.record.kind, self.record.workers, options, security)
         security = security or getattr(self.cluster, "security", None)
         self.client = await Client(self.cluster, asynchronous=True, set_as_default=False)
         await self.client.register_plugin(AgentPlugin(self.record.cluster_id, slots))
@@ -124,7 +122,7 @@ class ClusterHost:
         gone_since: float | None = None
         while not self._finished.is_set():
             await asyncio.sleep(WATCH_S)
-            if is_process(*self.owner) or await self._is_busy():
+            if self.record.has_owner or await self._is_busy():
                 gone_since = None
             elif gone_since is None:
                 gone_since = time.monotonic()
@@ -163,7 +161,8 @@ class ClusterHost:
             case ScaleCluster():
                 await self._scale(message.workers)
             case AdoptCluster():
-                self.owner = (message.owner_pid, message.owner_started)
+                self.record.owner_pid, self.record.owner_started = message.owner_pid, message.owner_started
+                self.record.save()
             case StopCluster():
                 asyncio.get_running_loop().call_later(0.05, self._finished.set)
             case _:

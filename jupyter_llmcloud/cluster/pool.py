@@ -65,21 +65,23 @@ class ClusterPool:
         self._clients: dict[str, Client] = {}
         self._hosts: dict[str, subprocess.Popen[bytes]] = {}
         self._default_start = asyncio.Lock()
+        self._reviving = asyncio.Lock()
 
     # --- start and adopt ---
 
     async def restore(self) -> None:
         """Adopt the clusters that outlived an earlier server of this user."""
         for record in saved_records():
-            if not record.is_alive:
+            if record.has_owner or record.name in self._records:
+                continue  # of another server that lives
+            if not record.is_alive and not record.has_agents:
                 record.forget()
-            elif record.state == "running" and record.name not in self._records:
+            elif record.state == "running":
                 self._records[record.name] = record
-                if record.pid:
+                if record.is_alive and record.pid:
                     with contextlib.suppress(ConnectionLost):
-                        await self._control(
-                            record, AdoptCluster(owner_pid=self.owner_pid, owner_started=self._started())
-                        )
+                        adopt = AdoptCluster(owner_pid=self.owner_pid, owner_started=self._started())
+                        await self._control(record, adopt)
 
     def _started(self) -> float:
         return psutil.Process(self.owner_pid).create_time()
@@ -103,11 +105,20 @@ class ClusterPool:
             raise NameTaken(
                 f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}."
             )
-        record = ClusterRecord(cluster_id=secrets.token_hex(4), name=name, kind=kind, created=time.time())
+        record = ClusterRecord(
+            cluster_id=secrets.token_hex(4),
+            name=name,
+            kind=kind,
+            created=time.time(),
+            owner_pid=self.owner_pid,
+            owner_started=self._started(),
+            workers=workers,
+            options=options or {},
+        )
         record.save()
         self._records[name] = record
         try:
-            self._records[name] = await self._run_host(record, workers, options or {})
+            self._records[name] = await self._run_host(record)
         except BaseException:
             self._records.pop(name, None)
             self._end_host(record)
@@ -120,15 +131,8 @@ class ClusterPool:
         taken = {name for name, record in self._records.items() if record.is_alive}
         return next(name for name in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if name not in taken)
 
-    async def _run_host(self, record: ClusterRecord, workers: int | None, options: dict[str, Any]) -> ClusterRecord:
-        spec = {
-            "record": asdict(record),
-            "workers": workers,
-            "options": options,
-            "owner_pid": self.owner_pid,
-            "owner_started": self._started(),
-            "lease_s": self.lease_s,
-        }
+    async def _run_host(self, record: ClusterRecord) -> ClusterRecord:
+        spec = {"record": asdict(record), "lease_s": self.lease_s}
         log_path = record.folder / "host.log"
         log = os.open(log_path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         try:
@@ -192,9 +196,24 @@ class ClusterPool:
             record.num_workers, record.num_slots = len(agents), sum(agent.num_slots for agent in agents)
         return record
 
+    async def _revived(self, record: ClusterRecord) -> ClusterRecord:
+        """The cluster with a living host process: when that (and so the scheduler) was killed, another takes its place.
+
+        Its node agents and what runs on them live on meanwhile; the new workers adopt them.
+        """
+        async with self._reviving:
+            record = self._records[record.name]
+            if record.is_alive or record.state != "running":
+                return record
+            await self._close_client(record.name)
+            record.owner_pid, record.owner_started, record.state = self.owner_pid, self._started(), "starting"
+            record.save()
+            self._records[record.name] = await self._run_host(record)
+            return self._records[record.name]
+
     def _record(self, name: str | None) -> ClusterRecord:
         """The named cluster, or the newest one."""
-        alive = [record for record in self._records.values() if record.is_alive]
+        alive = [record for record in self._records.values() if record.is_alive or record.has_agents]
         if name is None and alive:
             return max(alive, key=lambda record: record.created)
         for record in alive:
@@ -204,6 +223,9 @@ class ClusterPool:
             f" There are: {', '.join(record.name for record in alive)}." if alive else " Start one with %cluster start."
         )
         raise NotFound((f"there is no cluster {name!r}." if name else "there is no cluster.") + known)
+
+    def _has_any(self) -> bool:
+        return any(record.is_alive or record.has_agents for record in self._records.values())
 
     async def _client(self, record: ClusterRecord) -> Client:
         client = self._clients.get(record.name)
@@ -215,7 +237,7 @@ class ClusterPool:
 
     async def agents(self, name: str | None = None) -> list[AgentInfo]:
         """The node agents of a cluster as they are now."""
-        record = self._record(name)
+        record = await self._revived(self._record(name))
         client = await self._client(record)
         rows = await client.run(agent_info)
         found = []
@@ -231,7 +253,7 @@ class ClusterPool:
         """Where `num_ranks` ranks go; starts a local cluster when there is none and none was named."""
         started = False
         async with self._default_start:
-            if cluster is None and not any(record.is_alive for record in self._records.values()):
+            if cluster is None and not self._has_any():
                 await self.start()
                 started = True
         record = self._record(cluster)
@@ -249,7 +271,7 @@ class ClusterPool:
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
         """The agent with the fewest replicas; of the newest cluster, started if need be, when none is named."""
         async with self._default_start:
-            if cluster is None and not any(record.is_alive for record in self._records.values()):
+            if cluster is None and not self._has_any():
                 await self.start()
         record = self._record(cluster)
         agents = await self.agents(record.name)
@@ -263,6 +285,7 @@ class ClusterPool:
         if workers < 0:
             raise UsageError(f"%cluster scale {workers}: expected 0 or more workers.")
         self._check_ours(record, "scaled")
+        record = await self._revived(record)
         await self._control(record, ScaleCluster(workers=workers), 180)
         return await self._fresh(record)
 
@@ -272,6 +295,7 @@ class ClusterPool:
         if not 0 <= minimum <= maximum or maximum < 1:
             raise UsageError(f"%cluster adapt {minimum} {maximum}: expected 0 <= MIN <= MAX and MAX >= 1.")
         self._check_ours(record, "scaled")
+        record = await self._revived(record)
         await self._control(record, ScaleCluster(minimum=minimum, maximum=maximum), 60)
         return await self._fresh(record)
 
@@ -342,6 +366,6 @@ class ClusterPool:
     async def list(self) -> list[ClusterRecord]:
         """Every living cluster."""
         for name, record in list(self._records.items()):
-            if not record.is_alive:
+            if not record.is_alive and not record.has_agents:
                 await self._drop(name)
-        return [await self._fresh(record) for record in list(self._records.values())]
+        return [await self._fresh(await self._revived(record)) for record in list(self._records.values())]

@@ -30,11 +30,15 @@ class ClusterRecord:
     created: float = 0.0
     pid: int = 0
     pid_started: float = 0.0
+    owner_pid: int = 0
+    owner_started: float = 0.0
+    workers: int | None = None  # as asked for
+    options: dict[str, Any] = field(default_factory=dict)
     tls: dict[str, str] = field(default_factory=dict, repr=False)
 
     def public(self) -> dict[str, Any]:
         """Without what only a client of Dask may know."""
-        hidden = ("tls", "pid_started", "cluster_id")
+        hidden = ("tls", "pid_started", "cluster_id", "owner_pid", "owner_started", "workers", "options")
         return {name: value for name, value in asdict(self).items() if name not in hidden}
 
     @property
@@ -62,6 +66,23 @@ class ClusterRecord:
     def is_alive(self) -> bool:
         """Whether its host process lives (a connected cluster: unknown, so yes)."""
         return self.pid == 0 or is_process(self.pid, self.pid_started)
+
+    @property
+    def has_owner(self) -> bool:
+        """Whether the process it belongs to lives."""
+        return bool(self.owner_pid) and is_process(self.owner_pid, self.owner_started)
+
+    @property
+    def has_agents(self) -> bool:
+        """Whether a node agent of it lives on this host."""
+        for path in self.folder.glob("a*/agent.json"):
+            try:
+                known = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if is_process(known["pid"], known["started"]):
+                return True
+        return False
 
 
 def cluster_folder(cluster_id: str) -> Path:
