@@ -15,7 +15,7 @@ LLMCloudError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class LLMCloudError(Exception):
@@ -72,6 +72,7 @@ class RankError(LLMCloudError):
         ranks: every rank that failed with the same error.
         report: what happened to the other ranks, one line each.
         run_id: the run that failed.
+        place: the notebook line that failed on the culprit; locals: its local variables as short texts, by name.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class RankError(LLMCloudError):
         ranks: Sequence[int] = (),
         report: Sequence[str] = (),
         run_id: str = "",
+        place: str = "",
+        local_variables: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(f"rank {rank}: {ename}: {evalue}")
         self.rank = rank
@@ -93,6 +96,8 @@ class RankError(LLMCloudError):
         self.ranks = list(ranks) or [rank]
         self.report = list(report)
         self.run_id = run_id
+        self.place = place
+        self.locals = dict(local_variables or {})
 
     def _render_traceback_(self) -> list[str]:
         lines = list(self.traceback) or [f"{self.ename}: {self.evalue}"]

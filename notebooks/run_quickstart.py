@@ -2,9 +2,9 @@
 
     python notebooks/run_quickstart.py [--steps N] [--output FILE]
 
-It starts `jupyter server` on a random port of the loopback interface, opens a notebook session through the server's REST API,
-executes the cells one by one over the kernel's websocket as a browser would, and ends everything it has started. The exit
-status is 1 when a cell fails.
+It starts `jupyter server` on a random port of the loopback interface, opens a notebook session through the server's
+REST API, executes the cells one by one over the kernel's websocket as a browser would, and ends everything it has
+started. The exit status is 1 when a cell fails.
 """
 
 from __future__ import annotations
@@ -286,10 +286,12 @@ def main() -> int:
     began = time.monotonic()
     try:
         # Short, since a unix socket's path holds 107 bytes.
-        with tempfile.TemporaryDirectory(prefix="demo-", ignore_cleanup_errors=True) as home:
-            with running_server(Path(home), token) as url:
-                print(f"Running {NOTEBOOK.name} on {url}")
-                results = asyncio.run(run(url, token, notebook))
+        with (
+            tempfile.TemporaryDirectory(prefix="demo-", ignore_cleanup_errors=True) as home,
+            running_server(Path(home), token) as url,
+        ):
+            print(f"Running {NOTEBOOK.name} on {url}")
+            results = asyncio.run(run(url, token, notebook))
     except CellError as error:
         print(error, file=sys.stderr)
         return 1

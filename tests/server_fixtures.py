@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 from traitlets.config import Config
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.server.base import SETTING
 from tests.server_parts import Server, StandInAgent, StandInPool, make_model
+
+HEADLESS_DEADLINE_S = 60
 
 
 @pytest.fixture
@@ -55,6 +59,24 @@ def server(
     server = jp_asyncio_loop.run_until_complete(make())
     yield server
     jp_asyncio_loop.run_until_complete(server.client.aclose())
+
+
+@pytest.fixture(scope="session")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says nothing of sense, in a folder that can be served."""
+    from tests.tiny_models import save_tiny_llama
+
+    return save_tiny_llama(tmp_path_factory.mktemp("real") / "model")
+
+
+@pytest.fixture
+def headless_root(own_root: Path) -> Iterator[Path]:
+    """A root of its own; waits in the end until the headless servers that were started there have ended."""
+    yield own_root
+    deadline = time.monotonic() + HEADLESS_DEADLINE_S
+    while announced := list(config.runtime_dir().glob("headless-*.json")):
+        assert time.monotonic() < deadline, f"{announced} stays"
+        time.sleep(0.05)
 
 
 @pytest.fixture

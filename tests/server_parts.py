@@ -139,7 +139,9 @@ class StandInPool:
     async def list(self) -> list[Cluster]:
         return list(self.clusters.values())
 
-    async def start(self, kind: str = "local", name: str | None = None, workers: int | None = None, options: Any = None):
+    async def start(
+        self, kind: str = "local", name: str | None = None, workers: int | None = None, options: Any = None
+    ):
         from jupyter_llmcloud.errors import NameTaken
 
         name = name or kind
@@ -199,7 +201,9 @@ class Server:
         jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         self.client = httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False, cookies=jar)
 
-    async def ask(self, method: str, path: str, body: Any = None, key: str | None = None, **options: Any) -> httpx.Response:
+    async def ask(
+        self, method: str, path: str, body: Any = None, key: str | None = None, **options: Any
+    ) -> httpx.Response:
         """A request with the Jupyter token, or with a scoped key."""
         credential = f"Bearer {key}" if key else f"token {self.token}"
         headers = {"Authorization": credential, **options.pop("headers", {})}

@@ -164,8 +164,11 @@ async def test_a_body_over_one_mebibyte_is_413_said_in_its_length_or_not(server:
         for _ in range(20):
             yield b" " * (1 << 16)
 
-    assert error_of(await server.client.post(url, content=chunks(), headers=headers), 413)["code"] == "request_too_large"
-    head = f"POST {httpx.URL(url).raw_path.decode()} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {headers['Authorization']}\r\n"
+    assert (
+        error_of(await server.client.post(url, content=chunks(), headers=headers), 413)["code"] == "request_too_large"
+    )
+    path = httpx.URL(url).raw_path.decode()
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {headers['Authorization']}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
     writer.write(f"{head}Content-Length: 60000000\r\n\r\n".encode())
     assert b" 413 " in await asyncio.wait_for(reader.readline(), 10)  # without waiting for the body
@@ -267,7 +270,9 @@ async def test_a_revoked_key_ends_its_open_stream_within_a_second(server: Server
     await until(lambda: _counted(server, active=0), "the replica stops")
 
 
-async def test_a_key_revoked_by_another_server_ends_its_open_stream_within_a_second(server: Server, model: Path) -> None:
+async def test_a_key_revoked_by_another_server_ends_its_open_stream_within_a_second(
+    server: Server, model: Path
+) -> None:
     from jupyter_llmcloud.storage.server_state import ServerState
 
     await server.serve(model)
@@ -295,7 +300,9 @@ async def test_a_replica_that_dies_before_it_answers_is_tried_again_on_another(s
     assert first.pid not in [replica.pid for replica in server.context.endpoints.get("tiny").ready_replicas()]
 
 
-async def test_a_replica_that_dies_in_a_stream_fails_that_stream_with_an_error_event(server: Server, model: Path) -> None:
+async def test_a_replica_that_dies_in_a_stream_fails_that_stream_with_an_error_event(
+    server: Server, model: Path
+) -> None:
     await server.serve(model, replicas=2)
     await until(lambda: len(server.context.endpoints.get("tiny").ready_replicas()) == 2, "both replicas are ready")
     key = await server.key()

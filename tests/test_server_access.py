@@ -100,7 +100,9 @@ async def test_a_scoped_key_sets_no_cookie_and_is_never_logged(
     assert secret not in caplog.text
     assert all(secret not in str(row) for row in server.context.state.audit())
     await server.context.requests.write()
-    assert secret.encode() not in b"".join(file.read_bytes() for file in server.context.state.path.parent.glob("*sqlite*"))
+    assert secret.encode() not in b"".join(
+        file.read_bytes() for file in server.context.state.path.parent.glob("*sqlite*")
+    )
 
 
 async def test_a_key_in_the_query_is_not_taken(server: Server) -> None:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -61,7 +60,9 @@ def test_a_kernel_without_a_jupyter_server_gets_a_headless_one_that_goes_with_it
     token = json.loads(path.read_text())["token"]
     assert all(token not in argument for argument in server.cmdline())
     assert os.getsid(server.pid) == server.pid
-    assert {connection.laddr.ip for connection in server.net_connections() if connection.status == "LISTEN"} == {"127.0.0.1"}
+    assert {connection.laddr.ip for connection in server.net_connections() if connection.status == "LISTEN"} == {
+        "127.0.0.1"
+    }
     owner.kill()
     wait_until_gone(server.pid)
     assert list(config.runtime_dir().glob("headless-*")) == []
@@ -184,7 +185,12 @@ async def test_every_route_has_a_method(server: Server, model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "local"),
-    [("http://127.0.0.1:1/", True), ("http://[::1]:1/", True), ("http://localhost/x", True), ("https://hub.org/", False)],
+    [
+        ("http://127.0.0.1:1/", True),
+        ("http://[::1]:1/", True),
+        ("http://localhost/x", True),
+        ("https://hub.org/", False),
+    ],
 )
 def test_only_a_server_elsewhere_is_asked_through_a_proxy(url: str, local: bool) -> None:
     assert is_loopback(url) is local

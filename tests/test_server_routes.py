@@ -85,7 +85,9 @@ async def test_a_body_that_is_no_json_object_is_refused(server: Server, content:
 
 async def test_ranks_are_placed_or_it_is_said_why_not(server: Server) -> None:
     assert (await server.ask("POST", "llmcloud/api/placement", {"num_ranks": 2})).json()["num_ranks"] == 2
-    assert "4 ranks" in refusal(await server.ask("POST", "llmcloud/api/placement", {"num_ranks": 9}), 409, "CapacityError")
+    assert "4 ranks" in refusal(
+        await server.ask("POST", "llmcloud/api/placement", {"num_ranks": 9}), 409, "CapacityError"
+    )
 
 
 async def test_runs_are_listed_with_their_progress_and_last_values(server: Server) -> None:
@@ -150,12 +152,17 @@ async def test_a_run_that_saved_nothing_cannot_be_served(server: Server) -> None
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pytorch_model.bin is not"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "pytorch_model.bin is not",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 20), "not a safetensors file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "not a safetensors file"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (
-            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "b.safetensors"}}'
+            ),
             "b.safetensors",
         ),
     ],

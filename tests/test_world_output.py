@@ -158,3 +158,9 @@ def test_a_forked_child_may_print_a_flood(world: Ranks) -> None:
         ranks=[1],
     )
     assert (outcome.text().count("x"), outcome.text().count("y")) == (500_000, 500_000)
+
+
+def test_text_of_a_subprocess_is_not_cut_inside_a_letter(world: Ranks) -> None:
+    code = "import os\ntext = ('x' + '€' * 99_999).encode()\nwhile text: text = text[os.write(1, text):]"
+    outcome = world.ok(code, ranks=[0])
+    assert outcome.text() == "x" + "€" * 99_999

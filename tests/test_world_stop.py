@@ -19,7 +19,9 @@ kept = rank
 PLACES = {
     "a pure Python loop": "print('in it')\nwhile True: pass",
     "sleep": "print('in it')\ntime.sleep(100)",
-    "all_reduce without its peer": "print('in it')\nif rank == 0: dist.all_reduce(torch.ones(1))\nelse: time.sleep(100)",
+    "all_reduce without its peer": (
+        "print('in it')\nif rank == 0: dist.all_reduce(torch.ones(1))\nelse: time.sleep(100)"
+    ),
     "barrier without its peer": "print('in it')\nif rank == 0: dist.barrier()\nwhile True: pass",
     "recv": "print('in it')\nif rank == 0: dist.recv(torch.ones(1), src=1)\nelse: time.sleep(100)",
     "a group of some ranks": (
@@ -185,11 +187,25 @@ def test_pressing_again_ends_sooner(new_world: Callable[..., Ranks]) -> None:
 def test_stop_of_a_cell_in_c_code_that_ignores_signals_kills_only_that_rank(new_world: Callable[..., Ranks]) -> None:
     world = new_world()
     world.ok("kept = rank")
-    running = world.send("import ctypes, time\nprint('in it')\nif rank: ctypes.CDLL(None).pause()\ntime.sleep(100)")
+    running = world.send(
+        """
+        import ctypes, time
+        libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        print("in it")
+        if rank == 1:
+            libc.pthread_mutex_lock(mutex)
+            libc.pthread_mutex_lock(mutex)
+        time.sleep(100)
+        """
+    )
     outcome = running.wait_for("in it", times=2).stop().end()
     assert outcome.state == "stopped"
     assert outcome.seconds < WORST_S
-    assert world.ok("'kept' in globals()").results()[0] == "True"
+    assert outcome.report.splitlines() == [
+        "rank 0: stopped, variables kept",
+        "rank 1: lost: the next cell runs on a new process without its variables",
+    ]
+    assert world.ok("'kept' in globals()").results() == ["True", "False"]
 
 
 def test_stop_of_some_ranks_leaves_the_others_alone(world: Ranks) -> None:
@@ -245,3 +261,23 @@ def test_a_queued_run_can_be_stopped_before_it_begins(world: Ranks) -> None:
     assert first.stop().end().state == "stopped"
     assert world.ok("'never' in globals()").results() == ["False", "False"]
     other.channel.close()
+
+
+def test_a_stopped_loader_with_workers_lets_go_of_them(world: Ranks) -> None:
+    running = world.send(
+        """
+        import gc, time, torch
+        kept = rank
+        class Slow(torch.utils.data.Dataset):
+            def __len__(self): return 10_000
+            def __getitem__(self, index):
+                time.sleep(0.01)
+                return index
+        print("in it")
+        for batch in torch.utils.data.DataLoader(Slow(), batch_size=4, num_workers=2): pass
+        """
+    )
+    running.wait_for("in it", times=2).stop().end()
+    outcome = world.ok("import multiprocessing\ngc.collect()\nmultiprocessing.active_children()")
+    assert outcome.results() == ["[]", "[]"]
+    assert outcome.seconds < COOPERATIVE_S

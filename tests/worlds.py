@@ -38,6 +38,7 @@ from jupyter_llmcloud.core.messages import (
     StopRun,
     StopWorld,
 )
+from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 DEADLINE_S = 60.0
@@ -187,8 +188,10 @@ class Running:
         """Press Stop."""
         self.stopped_at = self.stopped_at or time.monotonic()
         with contextlib.closing(self.ranks.agent.channel()) as other:
-            for _ in range(presses):
-                other.request(StopRun(run_id=self.run_id))
+            other.request(StopRun(run_id=self.run_id))
+            with contextlib.suppress(NotFound):  # ended by an earlier press
+                for _ in range(presses - 1):
+                    other.request(StopRun(run_id=self.run_id))
         return self
 
     def end(self, timeout_s: float = DEADLINE_S) -> Outcome:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.connection import Connection
+from jupyter_llmcloud.agent.hang_watch import HangWatch
+from jupyter_llmcloud.agent.run_checkpoints import RunCheckpoints
 from jupyter_llmcloud.core import lifecycle
 from jupyter_llmcloud.core.lifecycle import (
     Instruction,
@@ -19,12 +22,15 @@ from jupyter_llmcloud.core.lifecycle import (
 )
 from jupyter_llmcloud.core.messages import (
     CellEnded,
+    CheckpointPart,
     Execute,
+    Heartbeat,
     Interrupt,
     Journaled,
     Measured,
     Message,
     Printed,
+    RankLooked,
     RankState,
     Release,
     RunEnded,
@@ -33,6 +39,8 @@ from jupyter_llmcloud.core.messages import (
     StopAt,
 )
 from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.core.restarts import Again, Broken, GiveUp, RestartPolicy
+from jupyter_llmcloud.storage.checkpoints import Checkpoint
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
@@ -55,12 +63,27 @@ class ActiveRun:
         self.folder = folder
         self.followers: set[Connection] = set()
         self.ended: asyncio.Future[lifecycle.Finish] = asyncio.get_running_loop().create_future()
+        self.attempt: asyncio.Future[lifecycle.Finish] = asyncio.get_running_loop().create_future()
+        self.again: Again | None = None  # decided, not begun yet
+        self.checkpoints = RunCheckpoints(folder.path, cell.ranks, cell.keep_checkpoints, self._note)
+        self._restarts = RestartPolicy(cell.max_restarts)
+        self._why = ""
+        self._sweeping: asyncio.Task[None] | None = None
         self._links = links
         self._rules = RunLifecycle(tuple(cell.ranks))
         self._journals: dict[tuple[str, int], JournalWriter] = {}
         self._errors: dict[int, dict[str, Any]] = {}
         self._payload = b""
         self._timer: asyncio.TimerHandle | None = None
+        self._hangs = self._watch()
+
+    def _watch(self) -> HangWatch:
+        return HangWatch(
+            self.cell,
+            self._links,
+            lambda rank, record: self.journal("logs", rank, [record]),
+            lambda: self._rules.is_ending,
+        )
 
     # --- beginning ---
 
@@ -72,8 +95,35 @@ class ActiveRun:
         self.folder.create(self.record, self.cell.source or self.cell.code)
         for rank in self.cell.ranks:
             self.tell(RankState(run_id=self.record.run_id, rank=rank, state="running"))
+        self._hangs.begin()
         if self.cell.timeout_s:
             asyncio.get_running_loop().call_later(self.cell.timeout_s, self._time_out)
+
+    def begin_again(self, checkpoint: Checkpoint | None, notes: list[str]) -> None:
+        """Send the cell once more, with the checkpoint that it is to be led back to."""
+        assert self.again is not None
+        again, self.again = self.again, None
+        self.attempt = asyncio.get_running_loop().create_future()
+        resume = {"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {}
+        self.cell = replace(self.cell, attempt=again.number, resume=resume)
+        self.checkpoints.new_attempt(again.number)
+        self._rules = RunLifecycle(tuple(self.cell.ranks))
+        self._errors.clear()
+        self._payload = b""
+        self._hangs = self._watch()
+        where = f"resumed from step {checkpoint.step}" if checkpoint else "executed again from its start"
+        for note in [*notes, f"{self._why}; {where} (restart {again.number} of {self.cell.max_restarts})"]:
+            self._note(note)
+        for rank in self.cell.ranks:
+            self._links[rank].send(self.cell)
+            self.tell(RankState(run_id=self.record.run_id, rank=rank, state="running"))
+        self.folder.write(self.record)
+        self._hangs.begin()
+
+    def _note(self, text: str) -> None:
+        """A word for who follows the run, and for its record."""
+        self.record.history.append({"t": round(time.time(), 3), "why": text})
+        self.tell(RankState(run_id=self.record.run_id, rank=-1, state="note", detail=text))
 
     def _time_out(self) -> None:
         if not self.ended.done():
@@ -91,7 +141,10 @@ class ActiveRun:
         if self.record.state == "running":
             self._change("stopping")
             self.folder.write(self.record)
-        self._handle(StopPressed())
+        if self.again is not None:
+            self._end(lifecycle.Finish("stopped", None, False, ()))
+        else:
+            self._handle(StopPressed())
 
     def on_message(self, rank: int, message: Message) -> None:
         """A rank says something."""
@@ -100,12 +153,19 @@ class ActiveRun:
                 self.journal("logs", rank, message.records)
             case Measured():
                 self.journal("metrics", rank, message.records)
+            case Heartbeat():
+                self._hangs.heard(rank, message)
+            case RankLooked():
+                self._hangs.looked(rank, message)
+            case CheckpointPart() if message.run_id == self.record.run_id:
+                self.checkpoints.part(rank, message)
             case StepTold():
                 self._handle(StepReported(rank, message.step))
             case CellEnded() if message.run_id == self.record.run_id:
                 self._rank_ended(rank, message)
 
     def _rank_ended(self, rank: int, message: CellEnded) -> None:
+        self._hangs.ended(rank, message.groups)
         self._links[rank].drain()
         self._payload = message.payload or self._payload
         self.record.artifacts.update(message.artifacts)
@@ -188,8 +248,56 @@ class ActiveRun:
             self._links[rank].send(message)
 
     def _finish(self, finish: lifecycle.Finish) -> None:
+        self._hangs.close()
         for rank in self.cell.ranks:
             self._links[rank].drain()
+        if (commit := self.checkpoints.busy) is not None:
+            commit.add_done_callback(lambda _: self._conclude(finish))
+        else:
+            self._conclude(finish)
+
+    def _conclude(self, finish: lifecycle.Finish) -> None:
+        """An attempt is over: the run is too, unless it is executed again."""
+        decision = self._decide(finish)
+        if isinstance(decision, Again):
+            self.again = decision
+        else:
+            if decision.why:
+                self._note(f"not executed again: {decision.why}")
+            self._end(finish)
+        self.attempt.set_result(finish)
+
+    def _decide(self, finish: lifecycle.Finish) -> Again | GiveUp:
+        if finish.state != "failed" or finish.culprit is None or self.record.state == "stopping":
+            return GiveUp()
+        error = self._errors.get(finish.culprit, {})
+        died = self._rules.state_of(finish.culprit) == "died"
+        broken = Broken(
+            "death" if died else "echo" if error.get("collateral") else "error",
+            finish.culprit,
+            error.get("ename", ""),
+            max((other.get("step", 0) for other in self._errors.values()), default=0),
+            bool(error.get("replaying")),
+        )
+        return self.break_again(broken)
+
+    def break_again(self, broken: Broken) -> Again | GiveUp:
+        """What the policy says of an attempt that broke; a restart that fails is one, too."""
+        self._why = broken.words
+        return self._restarts.handle(broken)
+
+    def cannot_restart(self, error: Exception) -> None:
+        """The world could not be healed: the next restart tries again, or the run has failed."""
+        decision = self.break_again(Broken("death", step=-1))
+        if isinstance(decision, Again):
+            self.again = decision
+            return
+        self._note(f"not executed again: {error}")
+        self._end(lifecycle.Finish("failed", None, True, ()))
+
+    def _end(self, finish: lifecycle.Finish) -> None:
+        if self.ended.done():
+            return
         self._change(finish.state)
         self.record.ended = time.time()
         self.record.errors = self._sorted_errors(finish.culprit)
@@ -206,6 +314,8 @@ class ActiveRun:
         )
         for writer in self._journals.values():
             writer.close()
+        self.again = None
+        self._sweeping = asyncio.ensure_future(self.checkpoints.sweep())
         self.ended.set_result(finish)
 
     def _sorted_errors(self, culprit: int | None) -> list[dict[str, Any]]:

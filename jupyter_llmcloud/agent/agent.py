@@ -31,10 +31,12 @@ from jupyter_llmcloud.core.messages import (
     DescribeReplicas,
     DescribeWorld,
     Done,
+    DumpStacks,
     Execute,
     FromRank,
     HostRanks,
     KillRank,
+    LookAtRank,
     Message,
     Names,
     Pull,
@@ -80,6 +82,7 @@ class Agent:
         self.worlds: dict[str, World] = {}
         self.hosted: dict[str, HostedRanks] = {}
         self._stores: dict[str, Store] = {}
+        self._leaders: dict[str, Connection] = {}  # of worlds that another agent leads: their ranks end with it
         self._workers: set[Connection] = set()
         self._held_until = time.monotonic() + lease_s
         self._finished = asyncio.Event()
@@ -184,6 +187,9 @@ class Agent:
         return lambda **spec: RemoteRanks(address, **spec)
 
     def _on_exit(self, name: str, status: int) -> None:
+        world_id, _, part = name.rpartition("/")
+        if part == "store" and world_id in self.worlds:
+            self.worlds[world_id].has_store = False
         for key, hosted in list(self.hosted.items()):
             if hosted.exited(name, status):
                 if hosted.is_over:
@@ -232,6 +238,10 @@ class Agent:
                 world.idle_since = time.monotonic()
             if world.run is not None:
                 world.run.followers.discard(connection)
+        for world_id in [key for key, leader in self._leaders.items() if leader is connection]:
+            del self._leaders[world_id]
+            if hosted := self.hosted.pop(world_id, None):
+                hosted.close()
 
     async def _serve(self, message: Message, connection: Connection) -> None:
         try:
@@ -277,6 +287,11 @@ class Agent:
                 return None
             case KillRank():
                 self.hosted[message.world_id].links[message.rank].kill()
+            case LookAtRank():
+                self.hosted[message.world_id].links[message.rank].look(message.dump)
+                return None
+            case DumpStacks():
+                return Done(values=await self._world(message.world_id).stacks())
             case StartReplica():
                 return Done(values=await self.replicas.start(message.endpoint, message.replica_id, message.spec))
             case StopReplica():
@@ -355,8 +370,11 @@ class Agent:
                 on_message=lambda rank, inner: leader.send(
                     FromRank(world_id=world_id, rank=rank, payload=encode(inner))
                 ),
-                on_exit=lambda rank, status: leader.send(RankExited(world_id=world_id, rank=rank, status=status)),
+                on_exit=lambda rank, status, evidence: leader.send(
+                    RankExited(world_id=world_id, rank=rank, status=status, evidence=evidence)
+                ),
             )
+            self._leaders[world_id] = leader
         pids = await hosted.start(message.ranks, message.local_ranks)
         return Done(values={"pids": {str(rank): pid for rank, pid in pids.items()}, "host": socket.gethostname()})
 

@@ -16,7 +16,7 @@ class HostedRanks:
 
     Args:
         store: `host:port` of the world's TCPStore.
-        on_message, on_exit: called with (rank, message) and (rank, status).
+        on_message, on_exit: called with (rank, message) and (rank, status, evidence).
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class HostedRanks:
         cwd: str,
         env: dict[str, str],
         on_message: Callable[[int, Message], None],
-        on_exit: Callable[[int, int], None],
+        on_exit: Callable[[int, int, str], None],
     ) -> None:
         self._zygote = zygote
         self._devices = devices
@@ -90,7 +90,7 @@ class HostedRanks:
         for rank, link in self.links.items():
             if link.name == name:
                 link.closed()
-                self._on_exit(rank, status)
+                self._on_exit(rank, status, link.evidence(status))
                 return True
         for link in self._leaving:
             if link.name == name:

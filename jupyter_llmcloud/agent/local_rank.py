@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import math
 import os
 import signal
@@ -12,9 +13,23 @@ from typing import Any, Protocol
 
 import msgspec
 
+from jupyter_llmcloud.agent import rank_process
+from jupyter_llmcloud.agent.rank_process import MemoryEvidence, StackDump
 from jupyter_llmcloud.agent.zygote import Zygote
-from jupyter_llmcloud.core.messages import CellEnded, Decoder, Exit, Measured, Message, Printed, encode
+from jupyter_llmcloud.core.messages import (
+    CellEnded,
+    Decoder,
+    Exit,
+    Heartbeat,
+    Measured,
+    Message,
+    Printed,
+    RankLooked,
+    encode,
+)
 from jupyter_llmcloud.storage.ring import RingReader, create_ring
+
+DUMP_S = 0.3  # a signal's handler has run by then
 
 
 class RankLink(Protocol):
@@ -27,6 +42,9 @@ class RankLink(Protocol):
 
     def kill(self) -> None:
         """End its process now."""
+
+    def look(self, dump: bool = False) -> None:
+        """Look at its process from outside; a RankLooked of it follows, with its stacks if `dump`."""
 
     def drain(self) -> None:
         """Deliver what it has written to its file descriptors so far."""
@@ -47,8 +65,10 @@ class LocalRank:
         self._decoder = Decoder()
         self._sock: socket.socket | None = None
         self._pipes: dict[int, str] = {}
+        self._letters: dict[int, codecs.IncrementalDecoder] = {}  # one may come in two pieces
         self._outgoing = bytearray()
         self._ring: RingReader | None = None
+        self._memory: MemoryEvidence | None = None
 
     async def start(self, zygote: Zygote, request: dict[str, Any]) -> None:
         """Fork it."""
@@ -65,9 +85,11 @@ class LocalRank:
             os.close(out_write)
             os.close(err_write)
         self.alive = True
+        self._memory = MemoryEvidence(self.pid)
         ours.setblocking(False)
         self._sock = ours
         self._pipes = {out_read: "stdout", err_read: "stderr"}
+        self._letters = {fd: codecs.getincrementaldecoder("utf-8")("replace") for fd in self._pipes}
         loop = asyncio.get_running_loop()
         loop.add_reader(ours.fileno(), self._readable)
         for fd in self._pipes:
@@ -109,6 +131,24 @@ class LocalRank:
         """Ask it to end."""
         self.send(Exit())
 
+    def look(self, dump: bool = False) -> None:
+        if not dump:
+            state, cpu_s = rank_process.state(self.pid)
+            self._on_message(self.rank, RankLooked(state=state, cpu_s=cpu_s))
+            return
+        asking = StackDump(self.pid)
+        asyncio.get_running_loop().call_later(DUMP_S, self._tell_dump, asking)
+
+    def _tell_dump(self, asking: StackDump) -> None:
+        state, cpu_s = rank_process.state(self.pid)
+        busy = cpu_s - asking.cpu_s > DUMP_S / 4
+        looked = RankLooked(state=state, cpu_s=cpu_s, busy=busy, dump=asking.read(), dumped=True)
+        self._on_message(self.rank, looked)
+
+    def evidence(self, status: int) -> str:
+        """What speaks for a lack of memory as the cause of its end."""
+        return self._memory.of_death(status) if self._memory is not None else ""
+
     def describe(self) -> dict[str, Any]:
         return {"pid": self.pid, "host": socket.gethostname()}
 
@@ -128,6 +168,9 @@ class LocalRank:
         for message in self._decoder.feed(data):
             if isinstance(message, Measured | CellEnded):
                 self._read_metrics()
+                self.drain()
+            if isinstance(message, Heartbeat) and self._memory is not None:
+                self._memory.rss = message.rss
             if not isinstance(message, Measured):
                 self._on_message(self.rank, message)
 
@@ -141,8 +184,8 @@ class LocalRank:
         except BlockingIOError:
             return
         if data:
-            record = {"kind": self._pipes[fd], "text": data.decode("utf-8", "replace")}
-            self._on_message(self.rank, Printed(records=[record]))
+            if text := self._letters[fd].decode(data):
+                self._on_message(self.rank, Printed(records=[{"kind": self._pipes[fd], "text": text}]))
         else:
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)

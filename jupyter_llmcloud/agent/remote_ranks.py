@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from jupyter_llmcloud.agent.client import raise_refusal
 from jupyter_llmcloud.core.messages import (
     Decoder,
     Done,
     FromRank,
     HostRanks,
     KillRank,
+    LookAtRank,
     Message,
     RankExited,
     Refused,
@@ -19,7 +22,7 @@ from jupyter_llmcloud.core.messages import (
     ToRank,
     encode,
 )
-from jupyter_llmcloud.errors import ConnectionLost, WorldError
+from jupyter_llmcloud.errors import ConnectionLost
 
 
 class RemoteRanks:
@@ -36,7 +39,7 @@ class RemoteRanks:
         cwd: str,
         env: dict[str, str],
         on_message: Callable[[int, Message], None],
-        on_exit: Callable[[int, int], None],
+        on_exit: Callable[[int, int, str], None],
     ) -> None:
         self.address = address
         self.links: dict[int, RemoteRank] = {}
@@ -67,7 +70,7 @@ class RemoteRanks:
         self.write(HostRanks(ranks=list(ranks), local_ranks=list(local_ranks), reply_to=1, **self._spec))  # type: ignore[arg-type]
         answer = await self._answer
         if isinstance(answer, Refused):
-            raise WorldError(answer.reason)
+            raise_refusal(answer)
         assert isinstance(answer, Done)
         pids = {int(rank): pid for rank, pid in answer.values["pids"].items()}
         for rank in ranks:
@@ -87,6 +90,10 @@ class RemoteRanks:
         """End one of its ranks now."""
         self.write(KillRank(world_id=self._world_id, rank=rank))
 
+    def look(self, rank: int, dump: bool) -> None:
+        """Look at the process of one of its ranks."""
+        self.write(LookAtRank(world_id=self._world_id, rank=rank, dump=dump))
+
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         decoder = Decoder()
         try:
@@ -95,8 +102,11 @@ class RemoteRanks:
                     self._dispatch(message)
         except ConnectionError:
             pass
+        gone = f"The node agent at {self.address} has gone."
+        self._writer = None
+        self._dispatch(Refused(error="ConnectionLost", reason=gone))  # who waits for its answer
         for rank in self.links:
-            self._on_exit(rank, 0)
+            self._on_exit(rank, -signal.SIGKILL, gone)
 
     def _dispatch(self, message: Message) -> None:
         match message:
@@ -104,7 +114,7 @@ class RemoteRanks:
                 for inner in Decoder().feed(message.payload):
                     self._on_message(message.rank, inner)
             case RankExited():
-                self._on_exit(message.rank, message.status)
+                self._on_exit(message.rank, message.status, message.evidence)
             case Done() | Refused():
                 if self._answer is not None and not self._answer.done():
                     self._answer.set_result(message)
@@ -140,6 +150,9 @@ class RemoteRank:
 
     def kill(self) -> None:
         self._host.kill(self.rank)
+
+    def look(self, dump: bool = False) -> None:
+        self._host.look(self.rank, dump)
 
     def drain(self) -> None:
         pass  # its agent forwards in order

@@ -18,18 +18,20 @@ from jupyter_llmcloud.core.lifecycle import Finish
 from jupyter_llmcloud.core.messages import (
     CellEnded,
     Done,
+    DumpStacks,
     Execute,
     Join,
     Joined,
     Message,
     Names,
     Printed,
+    RankLooked,
     RankState,
     Refused,
     RunEnded,
     StartWorld,
 )
-from jupyter_llmcloud.errors import NotFound, UsageError, WorldError
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.agent.local_rank import RankLink
 
 JOIN_TIMEOUT_S = 120.0
+STACKS_TIMEOUT_S = 2.0
 
 
 class World:
@@ -54,6 +57,7 @@ class World:
         self.run: ActiveRun | None = None
         self.queued: list[str] = []
         self.closed = False
+        self.has_store = True
         self._spec = spec
         self._store = ""
         self._hosts: list[HostedRanks | RemoteRanks] = []
@@ -65,9 +69,11 @@ class World:
         self._answers: dict[tuple[int, int], asyncio.Future[Message]] = {}
         self._num_requests = 0
         self._last_words: dict[int, str] = {}
-        self._stopped_in_queue: set[str] = set()
+        self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
         self._definitions: list[Execute] = []
         self._notes: list[str] = []
+        self._cells: dict[str, int] = {}  # execution counts by the files of notebook cells
+        self._looks: dict[int, asyncio.Future[RankLooked]] = {}
 
     # --- start and end ---
 
@@ -120,6 +126,7 @@ class World:
 
     async def _join_all(self, generation: int) -> None:
         loop = asyncio.get_running_loop()
+        self.generation = generation  # also when it fails: what was said in the store would confuse the next
         self._joining = {rank: loop.create_future() for rank in range(self.world_size)}
         for link in self._links.values():
             link.send(Join(generation=generation, world_size=self.world_size))
@@ -132,7 +139,6 @@ class World:
         for rank, answer in enumerate(joined):
             if answer.error:
                 raise WorldError(f"rank {rank} could not join the process group: {answer.error}")
-        self.generation = generation
         self._renew = False
 
     def close(self) -> None:
@@ -142,6 +148,9 @@ class World:
             self.run.stop()
         for host in self._hosts:
             host.close()
+        if self.run is not None:
+            for rank in self.run.cell.ranks:
+                self.run.rank_died(rank, "WorldError", "the world was stopped.")
         self.agent.end_store(self.world_id)
 
     # --- runs ---
@@ -152,28 +161,49 @@ class World:
         if connection is not None and (self.run is not None or self._turn.locked()):
             ahead = self.run.record.run_id if self.run else "another run"
             connection.send(RankState(run_id=cell.run_id, rank=-1, state="queued", detail=f"waits for {ahead} to end"))
-        async with self._turn:
+        turn = self._waiting[cell.run_id] = asyncio.ensure_future(self._turn.acquire())
+        try:
+            await asyncio.wait([turn])
+        finally:
+            turn.cancel()  # no effect when it has come
             self.queued.remove(cell.run_id)
-            if cell.run_id in self._stopped_in_queue:
-                self._stopped_in_queue.discard(cell.run_id)
-                if connection is not None:
-                    connection.send(RunEnded(run_id=cell.run_id, state="stopped"))
-                return
+            del self._waiting[cell.run_id]
+        if turn.cancelled():
+            self._never_began(cell, connection, "stopped")
+            return
+        try:
             await self._heal()
-            try:
-                await self._execute(cell, connection)
-            finally:
-                self.run = None
-                self.idle_since = time.monotonic()
+            await self._execute(cell, connection)
+        except LLMCloudError as error:
+            if connection is not None:
+                raise
+            self._never_began(cell, None, "failed", error)  # there is nobody to refuse it to
+        finally:
+            self.run = None
+            self.idle_since = time.monotonic()
+            self._turn.release()
 
-    async def _execute(self, cell: Execute, connection: Connection | None) -> None:
-        ranks = cell.ranks or list(range(self.world_size))
-        folder = RunFolder(Path(cell.folder))
-        record = RunRecord(
+    def _never_began(
+        self, cell: Execute, connection: Connection | None, state: str, error: Exception | None = None
+    ) -> None:
+        """The end of a run that was stopped in the queue, or found no ranks."""
+        record = self._record(cell)
+        record.state, record.ended = state, time.time()
+        if error is not None:
+            ename, evalue = type(error).__name__, str(error)
+            record.errors = [
+                {"rank": record.ranks[0], "ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
+            ]
+        RunFolder(Path(cell.folder)).create(record, cell.source or cell.code)
+        if connection is not None:
+            connection.send(RunEnded(run_id=cell.run_id, state=state, errors=record.errors))
+
+    def _record(self, cell: Execute) -> RunRecord:
+        return RunRecord(
             run_id=cell.run_id,
             name=cell.name,
             created=time.time(),
-            ranks=ranks,
+            ranks=cell.ranks or list(range(self.world_size)),
             world_size=self.world_size,
             world_id=self.world_id,
             cluster=cell.cluster,
@@ -181,14 +211,40 @@ class World:
             owner=cell.owner,
             options=cell.options,
         )
-        self.run = ActiveRun(replace(cell, ranks=ranks, reply_to=0), self._links, record, folder)
+
+    async def _execute(self, cell: Execute, connection: Connection | None) -> None:
+        self._cells[cell.filename] = cell.execution_count
+        record = self._record(cell)
+        folder = RunFolder(Path(cell.folder))
+        self.run = ActiveRun(replace(cell, ranks=record.ranks, reply_to=0), self._links, record, folder)
         if connection is not None:
             self.run.followers.add(connection)
         self.run.begin()
         for note in self._notes:
             self.run.tell(RankState(run_id=cell.run_id, rank=-1, state="note", detail=note))
         self._notes.clear()
-        self._after(cell, await self.run.ended)
+        await self._see_through(self.run)
+        self._after(cell, self.run.ended.result())
+
+    async def _see_through(self, run: ActiveRun) -> None:
+        """Wait for the end of a run; as long as it may be executed again, heal the world and do so."""
+        finish = await run.attempt
+        while (again := run.again) is not None:
+            self._renew = self._renew or finish.renew
+            await asyncio.wait([run.ended], timeout=again.delay_s)
+            try:
+                await self._heal()
+                checkpoint = None if again.from_start else await run.checkpoints.newest()
+            except (LLMCloudError, OSError) as error:
+                if run.again is not None:
+                    run.cannot_restart(error)
+                continue
+            if run.again is None:
+                break  # stopped meanwhile
+            run.begin_again(checkpoint, self._notes)
+            self._notes.clear()
+            finish = await run.attempt
+        await run.ended
 
     def _after(self, cell: Execute, finish: Finish) -> None:
         self._renew = self._renew or finish.renew
@@ -199,6 +255,8 @@ class World:
         """Replace ranks that have died, and renew the group when it cannot be used."""
         if self.closed:
             raise WorldError("the world has been stopped.")
+        if not self.has_store and (self._dead or self._renew):
+            raise WorldError("the process that holds the world's store has ended: start new ranks with %world restart.")
         if not self._dead and not self._renew:
             return
         replaced = sorted(self._dead)
@@ -228,8 +286,8 @@ class World:
         """Stop pressed for a run that is executed or queued here."""
         if self.run is not None and self.run.record.run_id == run_id:
             self.run.stop()
-        elif run_id in self.queued:
-            self._stopped_in_queue.add(run_id)
+        elif run_id in self._waiting:
+            self._waiting[run_id].cancel()
         else:
             raise NotFound(f"run {run_id!r} has ended.")
 
@@ -254,6 +312,32 @@ class World:
         self._links[rank].send(replace(message, reply_to=number))
         return await answer
 
+    async def stacks(self) -> dict[str, Any]:
+        """What every thread of every rank is doing now, also while a run goes on; silent ranks are looked at."""
+        ranks = sorted(self._links)
+        rows = await asyncio.gather(*map(self._stack_of, ranks))
+        return {"ranks": {str(rank): row for rank, row in zip(ranks, rows, strict=True)}, "cells": self._cells}
+
+    async def _stack_of(self, rank: int) -> dict[str, Any]:
+        if rank in self._dead:
+            return {"state": ""}
+        try:
+            async with asyncio.timeout(STACKS_TIMEOUT_S):
+                answer = await self._ask(rank, DumpStacks(world_id=self.world_id))
+            return answer.values if isinstance(answer, Done) else {"state": ""}
+        except TimeoutError:
+            return await self._look_at(rank)
+
+    async def _look_at(self, rank: int) -> dict[str, Any]:
+        looked = self._looks[rank] = self._looks.get(rank) or asyncio.get_running_loop().create_future()
+        self._links[rank].look(dump=True)
+        try:
+            async with asyncio.timeout(STACKS_TIMEOUT_S):
+                look = await asyncio.shield(looked)
+        except TimeoutError:
+            return {"state": ""}
+        return {"state": look.state, "busy": look.busy, "dump": look.dump}
+
     # --- what ranks say ---
 
     def _on_message(self, rank: int, message: Message) -> None:
@@ -266,17 +350,19 @@ class World:
             if answer is not None and not answer.done():
                 answer.set_result(message)
         else:
+            if isinstance(message, RankLooked) and message.dumped and (looked := self._looks.pop(rank, None)):
+                looked.set_result(message)
             if isinstance(message, Printed):
                 text = "".join(record.get("text", "") for record in message.records if record["kind"] == "stderr")
                 self._last_words[rank] = (self._last_words.get(rank, "") + text)[-2000:]
             if self.run is not None:
                 self.run.on_message(rank, message)
 
-    def _on_exit(self, rank: int, status: int) -> None:
-        name, reason = describe_exit(status)
+    def _on_exit(self, rank: int, status: int, evidence: str) -> None:
+        name, reason = describe_exit(status, evidence)
         if self.run is None and (words := self._last_words.get(rank, "").strip()):
             reason += f" Its last words:\n{words}"
-        if self.closed:
+        if self.closed or rank >= self.world_size:
             return
         self._dead.add(rank)
         waiting = self._joining.get(rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ class Zygote:
         self._sock: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
         self._forks: dict[str, asyncio.Future[int]] = {}
+        self._alive: set[str] = set()
 
     def warm(self) -> asyncio.Future[None]:
         """Start importing, if that has not begun; the future is done when forks are instant."""
@@ -88,8 +90,10 @@ class Zygote:
             assert self._ready is not None
             self._ready.set_result(None)
         elif "forked" in answer:
+            self._alive.add(answer["forked"])
             self._forks.pop(answer["forked"]).set_result(answer["pid"])
         else:
+            self._alive.discard(answer["exited"])
             self.on_exit(answer["exited"], answer["status"])
 
     def _lost(self) -> None:
@@ -106,6 +110,9 @@ class Zygote:
                 future.exception()  # seen: who still waits for it is told, nobody else is warned
         self._forks.clear()
         self._ready = None
+        alive, self._alive = self._alive, set()
+        for name in alive:  # its children end with it, and nobody else is told of that
+            self.on_exit(name, -signal.SIGKILL)
 
     def close(self) -> None:
         """End the zygote and with it whatever was forked from it."""

@@ -110,9 +110,12 @@ class ClusterHost:
         if self.client is None:
             return
         for info in await self._agents():
-            with contextlib.suppress(ConnectionLost):
+            try:
                 async with await AgentConnection.open(info["address"], 2) as connection:
                     await connection.request(Shutdown(), 5)
+            except ConnectionLost:
+                if is_process(info["pid"], info["started"]):
+                    os.kill(info["pid"], signal.SIGTERM)
         deadline = time.monotonic() + 10
         for info in await self._agents():
             while is_process(info["pid"], info["started"]) and time.monotonic() < deadline:

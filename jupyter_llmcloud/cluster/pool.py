@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -315,8 +316,11 @@ class ClusterPool:
         record = self._record(name)
         if record.pid:
             await self._close_client(record.name)
-            with contextlib.suppress(ConnectionLost):
+            try:
                 await self._control(record, StopCluster())
+            except ConnectionLost:  # its socket has gone, by a clean-up of the temporary folder for instance
+                if is_process(record.pid, record.pid_started):
+                    os.kill(record.pid, signal.SIGTERM)
             await self._wait_for_end(record)
         else:
             await self._leave(record)

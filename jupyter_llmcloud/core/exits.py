@@ -13,6 +13,24 @@ _ADVICE = {
 }
 
 
+_LESS_MEMORY = "Use a smaller batch (with gradient accumulation), fewer ranks on this host, or a host with more memory."
+_OOM = "The kernel's out-of-memory killer ended it"
+
+
+def oom_evidence(kills_before: int, kills_now: int, kernel_line: str, rss: int) -> str:
+    """What speaks for the out-of-memory killer: its count in the memory cgroup, the kernel's log. "" if nothing."""
+    signs = []
+    if kills_now > kills_before:
+        signs.append(f"oom_kill of its memory cgroup went from {kills_before} to {kills_now}")
+    if kernel_line:
+        signs.append(f"the kernel's log says {kernel_line!r}")
+    if not signs:
+        return ""
+    if rss:
+        signs.append(f"its memory was last seen at {rss / 2**30:.2f} GiB")
+    return f"{_OOM}: {', '.join(signs)}."
+
+
 def describe_exit(status: int, evidence: str = "") -> tuple[str, str]:
     """(short name, sentence) for a status as from `os.waitstatus_to_exitcode`: negative is minus a signal's number."""
     if status >= 0:
@@ -22,5 +40,7 @@ def describe_exit(status: int, evidence: str = "") -> tuple[str, str]:
         name, advice = number.name, _ADVICE.get(number, "")
     except ValueError:
         name, advice = f"signal {-status}", ""
+    if evidence.startswith(_OOM):
+        return "RankOutOfMemory", f"the process was ended by {name} ({-status}). {evidence} {_LESS_MEMORY}"
     words = f"the process was ended by {name} ({-status})."
     return "RankKilled", " ".join(part for part in (words, evidence, advice) if part)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jupyter_llmcloud.core.names import format_ranks
 
@@ -24,7 +24,6 @@ FACTOR = 5.0
 PATIENT = ("data", "checkpoint", "evaluation")  # phases in which one rank may well work alone
 PATIENCE = 6.0  # times the floor, for a rank that visibly works in one of them
 REMEMBERED = 200  # waits, per phase and place
-SHORTEST_WAIT_S = 0.5  # shorter ones teach nothing
 SILENT_BEATS = 2.5  # heartbeats missed until a rank counts as silent
 
 
@@ -87,7 +86,7 @@ class Report:
 class _Rank:
     sample: Sample = field(default_factory=Sample)
     heard_at: float = 0.0
-    heard: bool = False
+    phase_since: float = 0.0
     ended: bool = False
     look: Look | None = None
 
@@ -109,7 +108,15 @@ class _Wait:
         return f"{self.op} #{self.number}" if self.number else self.op
 
 
-_Key = tuple[str, str]  # phase of the late rank, place of the waiting one
+_Key = tuple[str, str]  # phase of the late rank ("" for all of the wait), place of the waiting one
+
+
+@dataclass
+class _Episode:
+    """A wait that goes on: how long it has lasted by key, and whether that should become normal."""
+
+    lasted: dict[_Key, float] = field(default_factory=dict)
+    teaches: bool = True
 
 
 @dataclass
@@ -119,16 +126,18 @@ class HangRule:
     Args:
         ranks: that take part in the run.
         world_size: of the world, whose groups may have other members.
+        began: when the run began.
     """
 
     ranks: tuple[int, ...]
     world_size: int
+    began: float
     floor_s: float = FLOOR_S
 
     def __post_init__(self) -> None:
-        self._ranks = {rank: _Rank() for rank in self.ranks}
+        self._ranks = {rank: _Rank(heard_at=self.began) for rank in self.ranks}
         self._lasted: dict[_Key, deque[float]] = {}
-        self._episodes: dict[tuple[str, int, str], tuple[frozenset[_Key], float, bool]] = {}
+        self._episodes: dict[tuple[str, int, str], _Episode] = {}
         self._alarm: Report | None = None
         self._alarm_at = 0.0
 
@@ -137,27 +146,30 @@ class HangRule:
     def heard(self, rank: int, sample: Sample, now: float) -> None:
         """A rank's side thread has published."""
         item = self._ranks[rank]
-        item.sample, item.heard_at, item.heard, item.look = sample, now, True, None
+        if sample.phase != item.sample.phase:
+            item.phase_since = now
+        item.sample, item.heard_at, item.look = sample, now, None
 
-    def looked(self, rank: int, state: str, cpu_s: float) -> None:
-        """The process of a silent rank was looked at from outside."""
+    def looked(self, rank: int, state: str, cpu_s: float, place: str = "") -> None:
+        """The process of a silent rank was looked at from outside; `place` as in Sample, if that was found out."""
         item = self._ranks[rank]
         before = item.look
+        if place:
+            item.sample = replace(item.sample, place=place, doing="")
         busy = before is not None and (cpu_s - before.cpu_s > 0.05 or (before.busy and cpu_s == before.cpu_s))
         item.look = Look(state, cpu_s, busy)
 
-    def ended(self, rank: int) -> None:
-        """A rank has finished the cell."""
-        self._ranks[rank].ended = True
+    def ended(self, rank: int, groups: Mapping[str, GroupState] | None = None) -> None:
+        """A rank has finished the cell, with these collectives."""
+        item = self._ranks[rank]
+        item.ended = True
+        if groups:
+            item.sample = replace(item.sample, groups=groups, op="")
 
     def silent(self, now: float) -> list[int]:
         """Ranks that should have said something by now."""
         limit = SILENT_BEATS * heartbeat_s(self.floor_s)
-        return [
-            rank
-            for rank, item in self._ranks.items()
-            if item.heard and not item.ended and now - item.heard_at > limit
-        ]
+        return [rank for rank, item in self._ranks.items() if not item.ended and now - item.heard_at > limit]
 
     # --- the rule ---
 
@@ -167,19 +179,17 @@ class HangRule:
         waits = self._waits(now, silent)
         late = self._late(waits, now, silent)
         blocked = [wait for wait in waits.values() if wait.missing]
-        self._learn(waits, late)
+        self._learn(waits, late, now)
         if late:
             return self._tell(self._report_late(late, waits, silent), now)
-        if blocked and not self._somebody_moves(waits, silent) and self._overdue(blocked):
-            return self._tell(self._report_deadlock(blocked), now)
+        if blocked and not self._somebody_moves(waits, silent) and self._all_overdue(blocked):
+            return self._tell(self._report_deadlock(list(waits.values())), now)
         return self._recover(waits, silent, now)
 
     def _waits(self, now: float, silent: set[int]) -> dict[int, _Wait]:
         """Who is blocked in a collective."""
         blocked = {
-            rank: item
-            for rank, item in self._ranks.items()
-            if item.sample.op and not item.ended and rank not in silent
+            rank: item for rank, item in self._ranks.items() if item.sample.op and not item.ended and rank not in silent
         }
         waits = {}
         for rank, item in blocked.items():
@@ -232,7 +242,7 @@ class HangRule:
         late = {}
         for rank, by in awaited.items():
             longest = max(by, key=lambda wait: wait.lasts_s)
-            if longest.lasts_s >= self._budget(rank, longest, silent):
+            if self._is_overdue(rank, longest, silent, now):
                 late[rank] = longest.lasts_s
         for rank in silent - set(late):
             lasts = now - self._ranks[rank].heard_at
@@ -249,13 +259,18 @@ class HangRule:
             return True
         return look.state == "S" and not look.busy and any(other not in silent for other in self._running())
 
-    def _budget(self, rank: int, wait: _Wait, silent: set[int]) -> float:
+    def _is_overdue(self, rank: int, wait: _Wait, silent: set[int], now: float) -> bool:
         item = self._ranks.get(rank)
-        if item is None or item.ended or not item.heard or rank in silent:
-            return self.floor_s
-        sample = item.sample
-        base = self.floor_s * (PATIENCE if sample.phase in PATIENT and sample.working else 1)
-        return max(base, FACTOR * _p99(self._lasted.get((sample.phase, wait.place), ())))
+        if item is None or item.ended or rank in silent:
+            return wait.lasts_s >= self.floor_s
+        phase, patience = item.sample.phase, self.floor_s * PATIENCE
+        base = patience if phase in PATIENT and item.sample.working else self.floor_s
+        in_phase = min(wait.lasts_s, now - item.phase_since)
+        # Who goes from phase to phase without ever arriving is late as well.
+        return in_phase >= self._budget(base, phase, wait) or wait.lasts_s >= self._budget(patience, "", wait)
+
+    def _budget(self, base: float, phase: str, wait: _Wait) -> float:
+        return max(base, FACTOR * _p99(self._lasted.get((phase, wait.place), ())))
 
     def _running(self) -> list[int]:
         return [rank for rank, item in self._ranks.items() if not item.ended]
@@ -263,25 +278,27 @@ class HangRule:
     def _somebody_moves(self, waits: dict[int, _Wait], silent: set[int]) -> bool:
         return any(rank not in waits for rank in self._running()) or bool(silent)
 
-    def _overdue(self, blocked: Sequence[_Wait]) -> bool:
+    def _all_overdue(self, blocked: Sequence[_Wait]) -> bool:
         return min(wait.lasts_s for wait in blocked) >= self.floor_s
 
     # --- what is normal here ---
 
-    def _learn(self, waits: dict[int, _Wait], late: Mapping[int, float]) -> None:
+    def _learn(self, waits: dict[int, _Wait], late: Mapping[int, float], now: float) -> None:
         """Remember how long waits that ended have lasted, but not those for a rank that stood still."""
-        present = {}
+        present: dict[tuple[str, int, str], _Episode] = {}
         for wait in waits.values():
-            episode = (wait.group, wait.number, wait.place)
-            keys = frozenset(
-                (self._ranks[rank].sample.phase, wait.place) for rank in wait.missing - set(waits) if rank in self._ranks
-            )
-            known, longest, taught = self._episodes.get(episode, (frozenset(), 0.0, True))
-            stood = any(rank in late and not self._visibly_works(rank) for rank in wait.missing)
-            present[episode] = (known | keys, max(longest, wait.lasts_s), taught and not stood)
-        for episode, (keys, lasted, teaches) in self._episodes.items():
-            if episode not in present and teaches and lasted >= SHORTEST_WAIT_S:
-                for key in keys:
+            known = self._episodes.get((wait.group, wait.number, wait.place), _Episode())
+            present[(wait.group, wait.number, wait.place)] = known
+            for rank in wait.missing - set(waits):
+                known.teaches = known.teaches and (rank not in late or self._visibly_works(rank))
+                if (item := self._ranks.get(rank)) is not None:
+                    spell = min(wait.lasts_s, now - item.phase_since)
+                    for phase, lasts in ((item.sample.phase, spell), ("", wait.lasts_s)):
+                        key = (phase, wait.place)
+                        known.lasted[key] = max(known.lasted.get(key, 0.0), lasts)
+        for name, episode in self._episodes.items():
+            if name not in present and episode.teaches:
+                for key, lasted in episode.lasted.items():
                     self._lasted.setdefault(key, deque(maxlen=REMEMBERED)).append(lasted)
         self._episodes = present
 
@@ -315,29 +332,25 @@ class HangRule:
     def _report_late(self, late: Mapping[int, float], waits: dict[int, _Wait], silent: set[int]) -> Report:
         clauses: dict[str, list[int]] = {}
         for rank in sorted(late):
-            clauses.setdefault(self._where(rank, silent), []).append(rank)
-        lasts = max(late.values())
-        words = [
-            f"{_ranks(ranks)} {_verb(ranks, 'is', 'are')} late: {where} for {lasts:.0f} s"
-            for where, ranks in clauses.items()
-        ]
+            clauses.setdefault(self._where(rank, late[rank], silent), []).append(rank)
+        words = [f"{_ranks(ranks)} {_verb(ranks, 'is', 'are')} late: {where}" for where, ranks in clauses.items()]
         waiting = [wait for wait in waits.values() if wait.missing]
         words += _waiting_words(waiting)
         text = "; ".join(words) + ". Press Stop to interrupt, or wait."
         return Report(text, tuple(sorted(late)), tuple(sorted(wait.rank for wait in waiting)))
 
-    def _where(self, rank: int, silent: set[int]) -> str:
+    def _where(self, rank: int, lasts_s: float, silent: set[int]) -> str:
         item = self._ranks.get(rank)
         if item is None:
-            return "takes no part in this cell (--ranks),"
+            return f"it takes no part in this cell (--ranks), yet others have waited {lasts_s:.0f} s for it"
         if item.ended:
-            return "has finished the cell and is waited for"
+            return f"it has reached the end of the cell, yet others have waited {lasts_s:.0f} s for it"
         sample = item.sample
         if rank in silent:
-            last = f", last seen at {sample.place}" if sample.place else ""
-            return f"{_state_words(item.look)}{last}, silent"
+            last = f", last seen at {sample.place}," if sample.place else ""
+            return f"{state_words(item.look)}{last} for {lasts_s:.0f} s"
         doing = f" ({sample.doing})" if sample.doing else ""
-        return f"at {sample.place or 'an unknown place'}{doing}"
+        return f"at {sample.place or 'an unknown place'}{doing} for {lasts_s:.0f} s"
 
     def _report_deadlock(self, blocked: Sequence[_Wait]) -> Report:
         words = "; ".join(_waiting_words(blocked))
@@ -353,7 +366,8 @@ def _waiting_words(waits: Sequence[_Wait]) -> list[str]:
     return [f"{_ranks(ranks)} {_verb(ranks, 'waits', 'wait')} {where}" for where, ranks in folded.items()]
 
 
-def _state_words(look: Look | None) -> str:
+def state_words(look: Look | None) -> str:
+    """What a process is doing that does not answer."""
     if look is None:
         return "does not answer"
     if look.state in ("T", "t"):

@@ -67,7 +67,7 @@ class StopPressed:
 
 @dataclass(frozen=True)
 class StepReported:
-    """Steps a rank has finished when asked; -1 when it takes none."""
+    """Steps a rank has finished when asked. A cell in which no rank has finished one is taken to have none."""
 
     rank: int
     step: int
@@ -157,6 +157,11 @@ class RunLifecycle:
         """Ranks that have not ended."""
         return tuple(rank for rank, item in self._ranks.items() if item.state == "running")
 
+    @property
+    def is_ending(self) -> bool:
+        """A Stop was pressed or a rank has failed: the ranks are being let go."""
+        return self.stop_requested or self._failed_at is not None
+
     def state_of(self, rank: int) -> str:
         return self._ranks[rank].state
 
@@ -228,11 +233,11 @@ class RunLifecycle:
         if self.rung != Rung.CONSENSUS or event.rank not in self._ranks:
             return []
         self._ranks[event.rank].steps = event.step
-        steps = [self._ranks[rank].steps for rank in self.ranks]
+        steps = [item.steps for item in self._ranks.values() if item.state == "running" or item.steps is not None]
         known = [step for step in steps if step is not None]
         if len(known) < len(steps):
             return []
-        if min(known) < 0:
+        if max(known) <= 0:
             return [TellStopAt(self.running, -1), *self._reach(Rung.INTERRUPT, now)]
         return [TellStopAt(self.running, max(known) + 1)]
 

@@ -71,11 +71,14 @@ class Decoder:
 
 def _decode(header: bytes, payload: bytes) -> Message:
     body = json.loads(header)
-    kind = Message.kinds.get(body.pop("type", None))
+    kind = Message.kinds.get(str(body.get("type"))) if isinstance(body, dict) else None
     if kind is None:
         raise ValueError("an unknown message: the two ends run different versions of jupyter-llmcloud")
     known = {item.name for item in fields(kind)}
-    return kind(**{key: value for key, value in body.items() if key in known}, payload=payload)
+    try:
+        return kind(**{**{key: value for key, value in body.items() if key in known}, "payload": payload})
+    except TypeError as error:
+        raise ValueError(f"a message that is not complete: {error}") from None
 
 
 # --- any request may be refused -------------------------------------------------------------------------------------
@@ -168,6 +171,12 @@ class Execute(Message):
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
     timeout_s: float = 0.0
     seed: int | None = None
+    checkpoint_every: int = 0  # optimizer steps
+    keep_checkpoints: int = 2
+    max_restarts: int = 0
+    attempt: int = 0  # how often the run was restarted before
+    resume: dict[str, Any] = field(default_factory=dict)  # {"folder", "step"} of the checkpoint to be led back to
+    hang_after_s: float = 10.0  # a rank that others wait for is called late after this, or later where that is normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +345,7 @@ class StepAsked(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class StepTold(Message):
-    """Steps finished so far; -1 when the cell has no steps."""
+    """Steps finished so far."""
 
     step: int
 
@@ -381,6 +390,74 @@ class CellEnded(Message):
     interrupted: bool = False
     in_group: bool = True
     artifacts: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, list[Any]] = field(default_factory=dict)  # as in Heartbeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat(Message):
+    """What a rank's side thread sees while a cell runs; the fields are those of core.hang.Sample.
+
+    `groups`: name -> [ranks, collectives begun, collectives finished]; `rss` in bytes.
+    """
+
+    run_id: str
+    phase: str = "unknown"
+    op: str = ""
+    groups: dict[str, list[Any]] = field(default_factory=dict)
+    step: int = 0
+    place: str = ""
+    doing: str = ""
+    still_s: float = 0.0
+    working: bool = False
+    rss: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAtRank(Message):
+    """Asked of a following agent: look at a rank's process from outside; answered by RankLooked from that rank.
+
+    `dump`: have it write its stacks as well, which works without its interpreter's lock.
+    """
+
+    world_id: str
+    rank: int
+    dump: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankLooked(Message):
+    """A rank's process as its agent sees it: state as in /proc ("" when gone), processor seconds, stacks."""
+
+    state: str = ""
+    cpu_s: float = 0.0
+    busy: bool = False
+    dump: str = ""
+    dumped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpStacks(Message):
+    """What is every thread doing? To an agent: -> Done(values: ranks: {rank: ...}); to a rank: -> Done(values)."""
+
+    world_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPart(Message):
+    """A rank's part of a checkpoint is written; or `error` says why not, `not_finite` what must not be kept.
+
+    `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here.
+    """
+
+    run_id: str
+    step: int
+    attempt: int = 0
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    error: str = ""
+    not_finite: str = ""
+    metric: float | None = None
+    mode: str = "min"
+    resumable: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

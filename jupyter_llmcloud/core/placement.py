@@ -31,7 +31,7 @@ class Share:
 def default_num_ranks(agents: Sequence[AgentSlots]) -> int:
     """One rank per GPU; without a GPU two, or as many as there are slots."""
     gpus = sum(agent.total for agent in agents if agent.has_gpus)
-    return gpus or min(2, sum(agent.total for agent in agents))
+    return gpus or max(1, min(2, sum(agent.total for agent in agents)))
 
 
 def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Share]:
@@ -44,6 +44,8 @@ def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Share]:
     if num_ranks < 1:
         raise UsageError(f"-n {num_ranks}: a world has at least one rank.")
     total = sum(agent.total for agent in agents)
+    if not total:
+        raise CapacityError("the cluster has no workers: add some with %cluster scale.")
     if num_ranks > total:
         raise CapacityError(
             f"-n {num_ranks}: the cluster holds {total} rank{'s' if total != 1 else ''} ({_describe(agents)}). "
@@ -66,7 +68,5 @@ def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Share]:
 
 
 def _describe(agents: Sequence[AgentSlots]) -> str:
-    if not agents:
-        return "it has no workers"
     kind = "GPUs" if any(agent.has_gpus for agent in agents) else "CPU slots"
     return ", ".join(f"{agent.host}: {agent.total} {kind}" for agent in agents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ def _is_definition(node: ast.stmt) -> bool:
 def bound_names(tree: ast.Module) -> set[str] | None:
     """Names that running the cell may bind at its top level; None when that cannot be told from the text."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _top_level(tree):
         match node:
             case ast.ImportFrom(names=[ast.alias(name="*")]):
                 return None
@@ -116,4 +117,18 @@ def bound_names(tree: ast.Module) -> set[str] | None:
                 names.add(node.name)
             case ast.MatchAs(name=str() as name) | ast.MatchStar(name=str() as name):
                 names.add(name)
+            case ast.MatchMapping(rest=str() as name):
+                names.add(name)
+            case ast.Global(names=declared):
+                names.update(declared)
     return names
+
+
+def _top_level(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below that runs in the cell's own scope, and what functions declare global."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            yield from (part for part in ast.walk(child) if isinstance(part, ast.Global))
+        else:
+            yield from _top_level(child)

@@ -50,6 +50,12 @@ DISTRIBUTE = Syntax(
             metavar="TIME",
             parse=parse_duration,
         ),
+        Option(
+            ("--hang-after",),
+            "Report a rank that others have waited for this long (10s), or longer where that is normal.",
+            metavar="TIME",
+            parse=parse_duration,
+        ),
         Option(("--seed",), "Seed Python, NumPy and torch alike on every rank.", metavar="N", parse=integer(0)),
     ),
     help="Run the cell on every rank of the world as if it ran in the notebook.",

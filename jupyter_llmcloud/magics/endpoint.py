@@ -161,12 +161,15 @@ class Endpoint:
         from IPython.core.getipython import get_ipython
         from IPython.display import publish_display_data
 
+        shell = get_ipython()
+        if shell is None:  # plain Python: asking for a display would start a shell
+            print(repr(self))
+            return
         if handle is not None:
             handle.update(self._bundle(), raw=True)
         else:
             publish_display_data(self._bundle())
-        shell = get_ipython()
-        self._shown_at = shell.execution_count if shell is not None else None
+        self._shown_at = shell.execution_count
 
     def _ipython_display_(self) -> None:
         from IPython.core.getipython import get_ipython

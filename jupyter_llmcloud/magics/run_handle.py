@@ -57,7 +57,15 @@ class RunHandle:
         record = self.record
         if record.state == "failed" and record.errors:
             first = record.errors[0]
-            raise RankError(first["rank"], first["ename"], first["evalue"], first["traceback"], run_id=self.run_id)
+            raise RankError(
+                first["rank"],
+                first["ename"],
+                first["evalue"],
+                first["traceback"],
+                run_id=self.run_id,
+                place=first.get("place", ""),
+                local_variables=first.get("locals"),
+            )
         return record
 
     def __await__(self) -> Generator[Any, None, RunRecord]:

@@ -51,6 +51,9 @@ class RunView:
                 self._show(self.folder.feed(rank, record["kind"], record["text"], now))
             elif record["kind"] in ("display", "result"):
                 self._show(self.folder.feed_rich(rank, record, now))
+            elif record["kind"] == "report":
+                self._show(self.folder.flush(now, final=True))
+                sys.stdout.write(record["text"])
 
     def rank_state(self, rank: int, state: str, detail: str = "") -> None:
         """A rank's state has changed."""

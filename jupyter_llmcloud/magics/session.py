@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.magics.server_client import ServerClient
     from jupyter_llmcloud.magics.world import RunResult, World
 
+HANG_AFTER_S = 10.0
 WAIT_S = 0.25  # how often a world that waits for slots asks again
 
 
@@ -136,6 +137,7 @@ class Session:
         save: Sequence[str] = (),
         no_replay: bool = False,
         timeout: float | None = None,
+        hang_after: float | None = None,
         seed: int | None = None,
     ) -> RunResult | RunHandle:
         """Run a cell on the ranks. Everything that can be refused is refused before anything is started."""
@@ -160,6 +162,7 @@ class Session:
             save=list(save),
             pull=list(pull),
             timeout_s=timeout or 0.0,
+            hang_after_s=hang_after or HANG_AFTER_S,
             seed=seed,
         )
         if background:

@@ -14,6 +14,7 @@ from jupyter_llmcloud.agent.client import AgentChannel, raise_refusal
 from jupyter_llmcloud.core.messages import (
     DescribeWorld,
     Done,
+    DumpStacks,
     Execute,
     Journaled,
     Message,
@@ -28,6 +29,7 @@ from jupyter_llmcloud.core.messages import (
     StopRun,
     StopWorld,
 )
+from jupyter_llmcloud.core.stacks import fold_stacks
 from jupyter_llmcloud.errors import RankError, UsageError
 from jupyter_llmcloud.magics.run_view import RunView
 from jupyter_llmcloud.magics.stop_signal import StopSignal
@@ -55,6 +57,7 @@ class World:
         self.world_id = world_id
         self.cluster = cluster
         self.world_size = world_size
+        self.last_error: RankError | None = None
 
     @classmethod
     def start(cls, placement: dict[str, Any], owner: str, lease_s: float = WORLD_LEASE_S) -> World:
@@ -80,6 +83,15 @@ class World:
         agents = placement["agents"] if placement else []
         request = ResizeWorld(world_id=self.world_id, num_ranks=num_ranks, agents=agents)
         self.world_size = self.channel.request(request, START_TIMEOUT_S).values["world_size"]
+
+    def stacks(self) -> list[str]:
+        """What every rank is doing now, as lines; what is equal is said once. Works while a run goes on."""
+        channel = AgentChannel(self.channel.address)  # the world's own belongs to the thread that follows a run
+        try:
+            values = channel.request(DumpStacks(world_id=self.world_id)).values
+        finally:
+            channel.close()
+        return fold_stacks({int(rank): row for rank, row in values["ranks"].items()}, values["cells"])
 
     def stop(self) -> None:
         """End every rank; its variables are gone."""
@@ -161,7 +173,7 @@ class World:
         if ended.state == "failed" and ended.errors:
             first = ended.errors[0]
             same = [error["rank"] for error in ended.errors if error["evalue"] == first["evalue"]]
-            raise RankError(
+            self.last_error = RankError(
                 first["rank"],
                 first["ename"],
                 first["evalue"],
@@ -169,7 +181,10 @@ class World:
                 ranks=same,
                 report=ended.report,
                 run_id=ended.run_id,
+                place=first.get("place", ""),
+                local_variables=first.get("locals"),
             )
+            raise self.last_error
         if ended.state == "stopped":
             raise stopped(ended.run_id, ended.report)
         pulled = cloudpickle.loads(ended.payload) if ended.payload else {}

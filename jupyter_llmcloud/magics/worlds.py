@@ -22,6 +22,10 @@ VERBS = {
     "resize": Syntax(
         "%world resize", (), "N", "Have N ranks; those that stay keep their variables, models must be prepared again."
     ),
+    "stacks": Syntax(
+        "%world stacks", (), "", "What every rank is doing now, also while a run goes on; what is equal is said once."
+    ),
+    "locals": Syntax("%world locals", (), "", "The local variables of the line at which the last cell failed."),
     "stop": Syntax("%world stop", (), "", "End the ranks; their variables are gone."),
 }
 
@@ -73,6 +77,31 @@ def resize(num_ranks: int) -> Table:
     return status()
 
 
+class Stacks(list[str]):
+    """Lines that IPython shows as they are."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self)
+
+
+def stacks() -> Stacks:
+    """What every rank is doing now, at which notebook line; works while a run goes on."""
+    world = session.current().attach_world()
+    if world is None:
+        raise NotFound("this notebook has no world: %world start.")
+    return Stacks(world.stacks())
+
+
+def local_variables() -> Table:
+    """The local variables of the notebook line at which the last cell failed, on the rank that failed first."""
+    world = session.current().attach_world()
+    error = world.last_error if world is not None else None
+    if error is None:
+        return Table([], [], "No cell of this world has failed since the kernel started.")
+    heading = f"value at {error.place or 'an unknown line'} on rank {error.rank}"
+    return Table(["name", heading], [*error.locals.items()], "The failed line has no variables of its own.")
+
+
 def stop() -> None:
     """End the ranks of this notebook."""
     session.current().stop_world()
@@ -84,7 +113,7 @@ class WorldMagics(Magics):
 
     @line_magic
     def world(self, line: str) -> Any:
-        """%world [status | start -n N | restart | stop]: the ranks of this notebook."""
+        """%world [status | start -n N | restart | stacks | locals | stop]: the ranks of this notebook."""
         words = split(line, "%world")
         verb = words.pop(0) if words else "status"
         if verb not in VERBS:
@@ -92,4 +121,5 @@ class WorldMagics(Magics):
         given = parse(VERBS[verb], words)
         if verb == "resize":
             return resize(integer(1)(given.arguments[0]))
-        return {"status": status, "start": start, "restart": restart, "stop": stop}[verb](**given.values)
+        calls = {"status": status, "start": start, "restart": restart, "stop": stop}
+        return {**calls, "stacks": stacks, "locals": local_variables}[verb](**given.values)

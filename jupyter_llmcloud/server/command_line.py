@@ -96,6 +96,9 @@ def _add_start_cluster(verbs: Any) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from jupyter_llmcloud.server.headless import skip_slow_imports
+
+    skip_slow_imports()
     from jupyter_llmcloud.server.foreground import serve
 
     return serve(arguments.target, arguments.name, arguments.port, arguments.replicas, arguments.dtype)

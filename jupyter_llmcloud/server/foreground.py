@@ -10,7 +10,14 @@ import sys
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.server.context import Identity
-from jupyter_llmcloud.server.headless import HeadlessServerApp, announce, base_url, context_of, make_app, remove_folder
+from jupyter_llmcloud.server.headless_app import (
+    HeadlessServerApp,
+    announce,
+    base_url,
+    context_of,
+    make_app,
+    remove_folder,
+)
 from jupyter_llmcloud.server.keys import mint
 
 WAIT_S = 3600.0

@@ -74,7 +74,7 @@ class Forwarding:
         except NotAdmitted as error:
             code = "queue_full" if error.status == 429 else "model_not_ready"
             message = f"model {self._endpoint.name!r} cannot answer now: {error} {self._state()}".rstrip()
-            await self.tell(ApiError(error.status, message, code=code, retry_after_s=error.retry_after_s))
+            self.tell(ApiError(error.status, message, code=code, retry_after_s=error.retry_after_s))
 
     def _state(self) -> str:
         stored = self._endpoint.stored
@@ -149,7 +149,7 @@ class Forwarding:
         except (aiohttp.ClientError, OSError):
             self._outcome = "replica lost"
             message = "the replica was lost in the middle of its answer: ask again."
-            await self.tell(ApiError(503, message, code="replica_lost"))
+            self.tell(ApiError(503, message, code="replica_lost"))
             return
         self._note_stream_tokens(last)
         handler.finish(set_content_type="text/event-stream")
@@ -159,6 +159,8 @@ class Forwarding:
         handler.write(chunk)
         flushed = handler.flush()
         handler.note_streaming()
+        if flushed.done():
+            return
         try:
             await asyncio.wait_for(flushed, SLOW_READER_S)  # the next chunk is read when the client has taken this one
         except TimeoutError:
@@ -172,7 +174,7 @@ class Forwarding:
                 self._note_tokens(event.removeprefix(b"data:").strip())
                 return
 
-    async def tell(self, error: ApiError) -> None:
+    def tell(self, error: ApiError) -> None:
         """Tell the client: as the answer, or as the last event of a stream, which then has no [DONE]."""
         handler = self._handler
         self._status = self._status or (error.status if not self._streams else 200)

@@ -86,7 +86,7 @@ class InferenceHandler(GatewayHandler):
         self.route = route
         self._chunks: list[bytes] = []
         self._num_bytes = 0
-        self._answering: asyncio.Task[None] | None = None
+        self._answering: asyncio.Task[Any] | None = None
         self.cut_because = ""
 
     async def prepare(self) -> None:  # type: ignore[override]
@@ -129,19 +129,22 @@ class InferenceHandler(GatewayHandler):
             self.context.requests.end(request, forwarding.usage())
 
     async def _answer(self, forwarding: Forwarding) -> None:
-        self._answering = asyncio.ensure_future(forwarding.run())
-        if self.cut_because:
-            self._answering.cancel()
+        answering = self._answering = asyncio.current_task()
         try:
-            await self._answering
+            if not self.cut_because:
+                await forwarding.run()
         except asyncio.CancelledError:
             if not self.cut_because:
                 raise
+            assert answering is not None
+            answering.uncancel()
+        finally:
+            self._answering = None
+        if self.cut_because:
             forwarding.note_cut(self.cut_because)
             if self.cut_because != "hung up":
-                await forwarding.tell(
-                    ApiError(401, "the key of this request is not valid any more.", code="invalid_api_key")
-                )
+                message = "the key of this request is not valid any more."
+                forwarding.tell(ApiError(401, message, code="invalid_api_key"))
 
     def on_connection_close(self) -> None:
         """The client has gone: nobody needs the rest of the answer."""

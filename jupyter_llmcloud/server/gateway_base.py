@@ -155,6 +155,11 @@ class GatewayHandler(APIHandler):
         error = kwargs.get("exc_info", (None, None, None))[1]
         super().send_error(error.status if isinstance(error, ApiError) else status_code, **kwargs)
 
+    def _log(self) -> None:
+        # A line per answered question would say nothing that the table of usage does not.
+        if self.get_status() >= 400:
+            super()._log()
+
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """An answer that is an error on purpose needs no traceback in the log."""
         if not isinstance(value, ApiError):

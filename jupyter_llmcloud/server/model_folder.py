@@ -39,7 +39,7 @@ def resolve_target(target: str, runs: RunStore, root_dir: Path | None) -> ModelF
     path = Path(target).expanduser()
     path = path if path.is_absolute() else (root_dir or Path.cwd()) / path
     if not path.is_dir():
-        raise NotFound(f"{not_a_run} There is no folder {path} either.")
+        raise NotFound(f"{not_a_run} Nor is there a folder {target!r}: a folder is best named by its whole path.")
     return check_folder(path.resolve(), path.name)
 
 

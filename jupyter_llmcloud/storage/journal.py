@@ -28,8 +28,7 @@ class JournalWriter:
     def append(self, records: list[Record]) -> list[Record]:
         """Number, stamp and write records in one system call; returns them as written."""
         if self._fd is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            self._fd = self._open()
         now = time.time()
         written = []
         for record in records:
@@ -46,6 +45,19 @@ class JournalWriter:
         while view:
             view = view[os.write(self._fd, view) :]
         return written
+
+    def _open(self) -> int:
+        """Go on after the last record that is there; a line that was torn by a crash is ended."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        size = os.fstat(fd).st_size
+        if size == 0 or self.seq:
+            return fd
+        for record in read_all(self.path):
+            self.seq = max(self.seq, record.get("seq", 0))
+        if os.pread(fd, 1, size - 1) != b"\n":
+            os.write(fd, b"\n")
+        return fd
 
     def close(self) -> None:
         """Close the file; a later append opens it again."""

@@ -27,6 +27,7 @@ class Outlet:
     """
 
     def __init__(self, sock: socket.socket, ring: RingWriter) -> None:
+        self.muted = False  # while a restarted cell is led back to its resume point: all this was said before
         self.forked = False  # in a child of the rank, which has neither the threads nor the right to the socket
         self._sock = sock
         self._ring = ring
@@ -52,6 +53,8 @@ class Outlet:
 
     def text(self, kind: str, text: str) -> None:
         """Text written to stdout or stderr."""
+        if self.muted:
+            return
         with self._lock:
             last = self._logs[-1] if self._logs else None
             if last is not None and last["kind"] == kind:
@@ -66,7 +69,7 @@ class Outlet:
 
     def record(self, record: dict[str, Any]) -> None:
         """A display, a result or an error."""
-        if self.forked:
+        if self.forked or self.muted:
             return
         with self._lock:
             self._logs.append({"t": time.time(), **record})
@@ -74,7 +77,7 @@ class Outlet:
 
     def measure(self, kind: str, first: Any, second: Any, third: Any = None) -> None:
         """A record of kind "values" (step, {name: float}) or "progress" (done, total, desc); costs a copy."""
-        if self.forked:
+        if self.forked or self.muted:
             return
         self._ring.write(self._encode((kind, time.time(), first, second, third)))
         if not self._has_metrics:

@@ -12,6 +12,8 @@ from types import FrameType
 
 import torch
 
+from jupyter_llmcloud.core.stacks import short_path
+
 MAX_FRAMES = 300
 MAX_LINE = 60
 
@@ -43,13 +45,13 @@ class Position:
     """Of the main thread.
 
     Attributes:
-        print: changes whenever the thread has moved.
-        phase: data, compute, collective, checkpoint, evaluation or unknown.
-        op: the collective it is in, if its frames tell; "backward" in autograd.
+        mark: changes whenever the thread has moved.
+        phase: data, compute, checkpoint, evaluation or unknown.
+        op: the function of torch.distributed it is in; "backward" in autograd, "ddp" in DistributedDataParallel.
         place: the innermost notebook line; doing: what it does there.
     """
 
-    print: int = 0
+    mark: int = 0
     phase: str = "unknown"
     op: str = ""
     place: str = ""
@@ -106,14 +108,10 @@ def locate(frame: FrameType | None, cell_number: CellNumber, *, closely: bool = 
         innermost = innermost or item
         if kind == "collective" and name != "wrapper" and not place:
             op = name
-        elif kind == "backward" and not op:
-            op = "backward"
-        elif kind == "ddp" and not op:
-            op = "DDP's exchange of buffers"
+        elif kind in ("backward", "ddp") and not op:
+            op = kind
         _note_phase(item, name, kind, closely, phases)
     phase = next((phase for phase in _RANKED if phase in phases), "")
-    if op not in ("", "backward") and _kind(innermost.f_code.co_filename if innermost else "") in ("collective", "ddp"):
-        phase = "collective"
     return Position(fingerprint(frame), phase or ("compute" if place else "unknown"), op, place, doing)
 
 
@@ -144,18 +142,12 @@ def line_text(frame: FrameType) -> str:
     return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
 
 
-def short_path(filename: str) -> str:
-    """`.../site-packages/torch/x.py` -> `torch/x.py`."""
-    for folder in ("/site-packages/", "/dist-packages/"):
-        if folder in filename:
-            return filename.rpartition(folder)[2]
-    return re.sub(r"^.*/lib/python3\.\d+/", "", filename)
-
-
 def stack(frame: FrameType | None, cell_number: CellNumber) -> list[str]:
     """A thread's frames as lines, outermost first, below the shell that runs the cell."""
     lines = []
     for item in _frames(frame):
+        if item.f_code.co_filename.endswith("torch/distributed/c10d_logger.py"):
+            continue  # wraps every collective
         number = cell_number(item.f_code.co_filename)
         name = item.f_code.co_name
         within = "" if name == "<module>" else f" in {name}"

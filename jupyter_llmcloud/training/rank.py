@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jupyter_llmcloud.core.messages import (
     CellEnded,
     Decoder,
     Done,
+    DumpStacks,
     Execute,
     Exit,
     Interrupt,
@@ -41,12 +43,14 @@ from jupyter_llmcloud.core.messages import (
     StopAt,
 )
 from jupyter_llmcloud.storage.ring import RingWriter
-from jupyter_llmcloud.training import artifacts, process_group, tracking, wrapped_models
+from jupyter_llmcloud.training import artifacts, local_variables, process_group, tracking, wrapped_models
+from jupyter_llmcloud.training.checkpoints import Checkpoints
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.process_group import WorldGroup
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import RankShell, start_shell
 from jupyter_llmcloud.training.steps import Steps
+from jupyter_llmcloud.training.watchdog import Watchdog
 
 _ECHO_OF_A_PEER = re.compile(
     r"connection (closed|reset|was closed)|gloo|nccl|broken pipe|socket|process group|ProcessGroup",
@@ -98,6 +102,8 @@ class Rank:
         self.device = _device(request)
         self.group = WorldGroup(request["store"], self.rank, self.world_size, request["backend"], self.device)
         self.run = Run(self.outlet, self.rank, self.world_size)
+        self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
+        self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.rank)
         self.shell: RankShell | None = None
         self._given: set[str] = set()  # names that every namespace starts with
         self._prepare(request)
@@ -111,8 +117,10 @@ class Rank:
             os.chdir(folder)
             sys.path.insert(0, folder)
         process_group.adopt(lambda: self.group)
+        self.watchdog.start()
         wrapped_models.remember_wrappers()
         register_optimizer_step_post_hook(self.steps.boundary)
+        self.checkpoints.install()
         tracking.attach(self.run)
         builtins.input = _no_input
 
@@ -141,8 +149,13 @@ class Rank:
         except OSError:
             return b""
 
+    def _cell_number(self, filename: str) -> int | None:
+        return self.shell.compile.cell_number(filename) if self.shell is not None else None
+
     def _control(self, message: Message) -> None:
         match message:
+            case DumpStacks():
+                self.outlet.send(Done(values=self.watchdog.stacks(), reply_to=message.reply_to))
             case Interrupt():
                 self.run.should_stop = True
                 os.kill(os.getpid(), signal.SIGINT)
@@ -253,29 +266,36 @@ class Rank:
     def _execute(self, cell: Execute) -> None:
         self.steps.begin()
         self.run.begin(cell.run_id, cell.name, cell.folder)
-        self.executing = True
         ended: dict[str, Any] = {}
         error: BaseException | None = None
         shell = self._start_shell()
         try:
+            self.executing = True
+            self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
+            shell.wrap_loops.active = self.checkpoints.begin(cell, shell.user_ns, self._given)
             error = shell.run(cell)
+            self.checkpoints.end(error)
             if error is None:
                 ended = self._collect(cell, shell)
             self.executing = False
         except BaseException as raised:
             self.executing = False
             error = raised
+        self.checkpoints.close()
+        self.watchdog.end()
         self.outlet.send(
             CellEnded(
                 run_id=cell.run_id,
                 error=self._describe(error, shell) if error is not None else None,
                 interrupted=isinstance(error, KeyboardInterrupt),
                 in_group=self.group.is_usable,
+                groups=self.watchdog.collectives.state(),
                 reply_to=cell.reply_to,
                 **ended,
             )
         )
+        _empty_frames(error)
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
@@ -300,14 +320,30 @@ class Rank:
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
         ename, evalue = type(error).__name__, str(error)
         echo = isinstance(error, RuntimeError) and (self.group.broken or bool(_ECHO_OF_A_PEER.search(evalue)))
-        traceback = shell.last_traceback or [f"{ename}: {evalue}"]
+        drawing = shell.last_traceback or [f"{ename}: {evalue}"]
+        place, variables = local_variables.of_failure(error, self._cell_number, self._given)
         return {
+            "place": place,
+            "locals": variables,
             "ename": ename,
             "evalue": evalue,
-            "traceback": traceback,
+            "traceback": drawing,
             "collateral": echo,
             "step": self.steps.count,
+            "replaying": self.checkpoints.replaying,
         }
+
+
+def _empty_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of a traceback hold: batches, activations, a loader with its workers.
+
+    Left to the garbage collector, a `DataLoader` makes some later cell wait five seconds for its workers.
+    """
+    seen: list[BaseException] = []  # `raise e from e` makes a circle
+    while error is not None and error not in seen:
+        traceback.clear_frames(error.__traceback__)
+        seen.append(error)
+        error = error.__cause__ or error.__context__
 
 
 def _device(request: dict[str, Any]) -> torch.device:

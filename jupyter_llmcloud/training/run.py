@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jupyter_llmcloud.training.outlet import Outlet, number
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.training.checkpoints import Checkpoints
 
 
 class Run:
@@ -27,6 +30,7 @@ class Run:
         self.name = ""
         self.folder = Path()
         self.should_stop = False
+        self.checkpoints: Checkpoints | None = None
 
     def begin(self, run_id: str, name: str, folder: str) -> None:
         """A new cell."""
@@ -45,10 +49,33 @@ class Run:
                 break
         if values:
             self._outlet.measure("values", step, values)
+            if self.checkpoints is not None and self.checkpoints.follows:
+                self.checkpoints.note_metrics(values)
 
     def progress(self, step: float, total: float | None = None, desc: str = "") -> None:
         """Move the progress bar: `step` of `total` is done."""
         self._outlet.measure("progress", step, total, desc)
+
+    @property
+    def resumed_step(self) -> int:
+        """The optimizer step from which this cell was resumed; 0 when it runs from its start."""
+        return self.checkpoints.resumed_step if self.checkpoints is not None else 0
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Count from 0 to `total`; a cell that is resumed goes on where it was: `for step in run.steps(1000):`."""
+        return iter(range(total)) if self.checkpoints is None else self.checkpoints.count_steps(total)
+
+    def checkpoint(self, *, metric: Any = None, mode: Literal["min", "max"] = "min", **objects: Any) -> None:
+        """Save a checkpoint at the end of this turn of the training loop (`--checkpoint-every` does so by itself).
+
+        What an Accelerator has prepared, and what an optimizer trains, is saved anyway. Hand over by name what else
+        belongs to it: `run.checkpoint(ema=ema, metric=loss)`, anything with state_dict(). The checkpoint with the
+        best `metric` is kept besides the last ones.
+        """
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode!r}: say 'min' when a lower metric is better, 'max' when a higher one is.")
+        if self.checkpoints is not None:
+            self.checkpoints.ask(objects, number(metric) if metric is not None else None, mode)
 
     def __repr__(self) -> str:
         return f"<run {self.id or 'none'}: rank {self.rank} of {self.world_size}, pid {os.getpid()}>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import linecache
 import sys
+import traceback
 from typing import Any
 
 from IPython.core.compilerop import CachingCompiler
@@ -16,6 +17,7 @@ from traitlets import Type
 from traitlets.config import Config
 
 from jupyter_llmcloud.core.messages import Execute
+from jupyter_llmcloud.training.loops import WrapLoops
 from jupyter_llmcloud.training.outlet import Outlet, StreamToOutlet
 
 
@@ -25,6 +27,10 @@ class CellCompiler(CachingCompiler):
     def __init__(self) -> None:
         super().__init__()
         self.cell: Execute | None = None
+
+    def cell_number(self, filename: str) -> int | None:
+        """The execution count of the notebook cell that was compiled under this name."""
+        return self._filename_map.get(filename)
 
     def cache(self, transformed_code: str, number: int = 0, raw_code: str | None = None) -> str:
         cell = self.cell
@@ -103,6 +109,7 @@ class RankShell(InteractiveShell):
     outlet = AnyTrait()
     compile: CellCompiler
     shift_lines: ShiftLines
+    wrap_loops: WrapLoops
     last_traceback: list[str]
     is_drawing = False  # a Stop that comes while a traceback is drawn has been obeyed already
 
@@ -123,10 +130,13 @@ class RankShell(InteractiveShell):
         raise SystemExit
 
     def showtraceback(self, *args: Any, **kwargs: Any) -> None:
-        """Draw the traceback of the exception that was just caught."""
+        """Draw the traceback of the exception that was just caught; plainly, hence at once, after a Stop."""
         self.is_drawing = True
         try:
-            super().showtraceback(*args, **kwargs)
+            if isinstance(error := sys.exception(), KeyboardInterrupt):
+                self._showtraceback(type(error), error, traceback.format_exception(error))
+            else:
+                super().showtraceback(*args, **kwargs)
         finally:
             self.is_drawing = False
 
@@ -157,7 +167,8 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
     sys.stderr = StreamToOutlet(outlet, "stderr", 2)
     shell = RankShell.instance(config=config, outlet=outlet)
     shell.shift_lines = ShiftLines()
-    shell.ast_transformers.append(shell.shift_lines)
+    shell.wrap_loops = WrapLoops()
+    shell.ast_transformers += [shell.wrap_loops, shell.shift_lines]
     shell.user_ns.update(namespace)
     return shell
 

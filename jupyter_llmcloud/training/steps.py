@@ -28,10 +28,8 @@ class Steps:
             self._limit: int | None = None
 
     def ask(self) -> int:
-        """Steps finished so far (-1: none yet); the next boundary waits for `stop_at`."""
+        """Steps finished so far; the next boundary waits for `stop_at`."""
         with self._changed:
-            if self.count == 0:
-                return -1
             self._asked = True
             return self.count
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import accelerate
@@ -75,9 +76,25 @@ def _attach_to_accelerator() -> None:
         tracker = RunTracker()
         self.log_with = [*self.log_with, tracker]
         self.trackers = [*self.trackers, tracker]
+        if _run is not None and _run.checkpoints is not None:
+            _run.checkpoints.note_accelerator(self)
 
     __init__.__doc__ = original.__doc__
     accelerate.Accelerator.__init__ = __init__
+    _attach_to_log()
+
+
+def _attach_to_log() -> None:
+    original = accelerate.Accelerator.log
+
+    @functools.wraps(original)
+    def log(self: Any, values: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        # Accelerate keeps the trackers of the other ranks silent; the run shows where ranks differ.
+        original(self, values, *args, **kwargs)
+        if not self.is_main_process:
+            RunTracker().log(values, step=args[0] if args else kwargs.get("step"))
+
+    accelerate.Accelerator.log = log
 
 
 def _attach_to_tqdm() -> None:

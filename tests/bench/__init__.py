@@ -1,7 +1,7 @@
 """The product beside its peers, in one run: `python -m tests.bench [axis...]`.
 
-Every axis starts the real thing (an IPython shell with the extension loaded) and the peers a user would take instead, takes
-turns between them, and compares medians. Read the ratios: the seconds belong to the machine.
+Every axis starts the real thing (an IPython shell with the extension loaded) and the peers a user would take instead,
+takes turns between them, and compares medians. Read the ratios: the seconds belong to the machine.
 
 __main__     which axes, the table, the JSON
 measured     one row of the table

@@ -1,7 +1,7 @@
 """From asking for a world to its first collective, everything imported; and the memory the world then holds.
 
-A peer starts from nothing: a process, its imports, its process group. Ours is measured twice: from nothing (a fresh IPython
-with no server, cluster or zygote anywhere) and warm (the second world of a notebook).
+A peer starts from nothing: a process, its imports, its process group. Ours is measured twice: from nothing (a fresh
+IPython with no server, cluster or zygote anywhere) and warm (the second world of a notebook).
 """
 
 from __future__ import annotations

@@ -39,9 +39,14 @@ def measure(folder: Path) -> list[Row]:
                 theirs.append(train_under_torchrun(place))
             if abs(ours[-1].loss - theirs[-1].loss) > 1e-4:
                 raise AssertionError(f"the losses differ, {ours[-1]} and {theirs[-1]}: not the same training")
-    speed, cpu = [[r.speed for r in both] for both in (ours, theirs)], [[r.cpu_ms for r in both] for both in (ours, theirs)]
+    speed, cpu = (
+        [[r.speed for r in both] for both in (ours, theirs)],
+        [[r.cpu_ms for r in both] for both in (ours, theirs)],
+    )
     return [
-        Row("throughput", "training, 3.9 M parameters, 2 ranks", "tokens/s", "torchrun", *speed, goal=1.0, at_least=True),
+        Row(
+            "throughput", "training, 3.9 M parameters, 2 ranks", "tokens/s", "torchrun", *speed, goal=1.0, at_least=True
+        ),
         Row("throughput", "CPU of a rank per step, with its supervision", "ms", "torchrun", *cpu),
     ]
 

@@ -41,9 +41,9 @@ for epoch in range(8):
     for points, labels in eval_loader:
         with torch.no_grad():
             predictions = model(points).argmax(dim=-1)
-        predictions, labels = accelerator.gather_for_metrics((predictions, labels))
-        num_correct += (predictions == labels).sum().item()
-        num_seen += len(labels)
+        all_predictions, all_labels = accelerator.gather_for_metrics((predictions, labels))
+        num_correct += (all_predictions == all_labels).sum().item()
+        num_seen += len(all_labels)
     accuracy = num_correct / num_seen
     accelerator.log({"loss": loss.item(), "accuracy": accuracy}, step=epoch)
     accelerator.print(f"epoch {epoch}: accuracy {accuracy:.3f} over {num_seen} points")

@@ -53,6 +53,5 @@ with tempfile.TemporaryDirectory() as folder:
     result = trainer.train()
     metrics = trainer.evaluate()
 
-print(
-    f"rank {trainer.args.process_index} of {trainer.args.world_size}: {result.global_step} steps, eval_loss {metrics['eval_loss']:.3f}"
-)
+rank, num_ranks = trainer.args.process_index, trainer.args.world_size
+print(f"rank {rank} of {num_ranks}: {result.global_step} steps, eval_loss {metrics['eval_loss']:.3f}")

@@ -1,0 +1,113 @@
+"""Whether a run that broke is executed again, as rules: what happened in, a decision out.
+
+A rank that died, or a group that fell apart, is nobody's mistake: the run is executed again while it has restarts
+left, at once the first time and later and later while it makes no progress. An error of the cell itself is tried
+once more (a bad read, a full GPU), but the same error at the same step would only come again. A cell that fails while
+it is being led back to its resume point cannot be led there: from then on it is executed from its start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FIRST_DELAY_S = 1.0
+MAX_DELAY_S = 60.0
+OUT_OF_MEMORY = "RankOutOfMemory"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An attempt has ended badly.
+
+    Attributes:
+        kind: "death" a process has gone, "echo" only collective errors, "error" the cell raised.
+        rank: the culprit.
+        ename: type of the error.
+        step: optimizer steps finished by then.
+        replaying: the cell had not reached its resume point yet.
+    """
+
+    kind: str
+    rank: int | None = None
+    ename: str = ""
+    step: int = 0
+    replaying: bool = False
+
+    @property
+    def words(self) -> str:
+        """What happened, for a note."""
+        who = f"rank {self.rank}" if self.rank is not None else "the group"
+        lost = "was killed" if self.ename == "RankKilled" else "was lost"
+        what = {"death": lost, "echo": "lost its connection", "error": f"raised {self.ename}"}[self.kind]
+        return f"{who} {what} at step {self.step}"
+
+
+@dataclass(frozen=True)
+class Again:
+    """Execute the run again, the `number`-th time, after `delay_s`; `from_start`: without a checkpoint."""
+
+    number: int
+    delay_s: float
+    from_start: bool = False
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The run has failed; `why` it is not executed again ("" when that was never asked for)."""
+
+    why: str = ""
+
+
+@dataclass
+class RestartPolicy:
+    """The restarts of one run."""
+
+    max_restarts: int = 0
+    num_restarts: int = 0
+    from_start: bool = False
+    _errors: set[tuple[str, int]] = field(default_factory=set)
+    _num_stuck: int = 0
+    _out_of_memory: bool = False
+    _furthest: int = -1
+
+    def handle(self, event: Broken) -> Again | GiveUp:
+        """What to do about a broken attempt."""
+        if self.max_restarts <= 0:
+            return GiveUp()
+        if refusal := self._refusal(event):
+            return GiveUp(refusal)
+        if self.num_restarts >= self.max_restarts:
+            return GiveUp(f"all {self.max_restarts} restarts are used up.")
+        self._note_progress(event)
+        self.num_restarts += 1
+        return Again(self.num_restarts, self._delay(), self.from_start)
+
+    def _refusal(self, event: Broken) -> str:
+        if event.ename == OUT_OF_MEMORY:
+            if self._out_of_memory:
+                return "the machine ran out of memory again."
+            self._out_of_memory = True
+        if event.kind != "error":
+            return ""
+        if event.replaying:
+            if self.from_start:
+                return f"{event.ename} came again when the cell was executed from its start."
+            self.from_start = True
+            return ""
+        if event.step <= 0:
+            return f"{event.ename} came before the first step: it would come again."
+        if (event.ename, event.step) in self._errors:
+            return f"{event.ename} came again at step {event.step}."
+        self._errors.add((event.ename, event.step))
+        return ""
+
+    def _note_progress(self, event: Broken) -> None:
+        if event.step > self._furthest:
+            self._furthest, self._num_stuck = event.step, 0
+        else:
+            self._num_stuck += 1
+
+    def _delay(self) -> float:
+        if self._num_stuck == 0:
+            return 0.0
+        return float(min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (self._num_stuck - 1)))

@@ -1,0 +1,200 @@
+"""Checkpoints on disk: a folder is either complete or does not count.
+
+<run>/checkpoints/step-40/              committed: every file is named in the manifest with its size and hash
+                          manifest.json {"version", "step", "created", "files", "sha256", and what the run says of it}
+                  .step-60.1.aside/     being written by attempt 1 of the run, not committed yet
+                  .step-20.gone/        being deleted
+
+A checkpoint is written aside, each file fsynced and hashed, and committed by one rename. Whatever is found later is
+verified before it is trusted: sizes first, then hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+VERSION = 1
+_COMMITTED = re.compile(r"step-(\d+)")
+_LEFT_OVER = re.compile(r"\.step-\d+\..*")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint; `manifest` as verified."""
+
+    path: Path
+    step: int
+    manifest: dict[str, Any]
+
+
+class CorruptCheckpoint(Exception):
+    """What is wrong with a folder, in words."""
+
+
+def seal(path: Path) -> dict[str, Any]:
+    """Make a written file durable; returns its size and hash as the manifest wants them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+class CheckpointFolder:
+    """The checkpoints of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def aside(self, step: int, attempt: int) -> Path:
+        """Where an attempt of the run writes the checkpoint of a step; made if it is not there."""
+        folder = self.aside_path(step, attempt)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    def aside_path(self, step: int, attempt: int) -> Path:
+        """The name of that folder."""
+        return self.path / f".step-{step}.{attempt}.aside"
+
+    def commit(self, aside: Path, step: int, files: dict[str, dict[str, Any]], **about: Any) -> Checkpoint:
+        """Write the manifest and rename: from then on the checkpoint counts. Raises OSError when it cannot."""
+        for name, entry in files.items():
+            if (aside / name).stat().st_size != entry["size"]:
+                raise OSError(f"{aside / name} has not the size that was written")
+        manifest = {"version": VERSION, "step": step, "created": round(time.time(), 3), **about, "files": files}
+        manifest["sha256"] = _digest(manifest)
+        with (aside / MANIFEST).open("w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(aside)
+        target = self.path / f"step-{step}"
+        if target.exists():
+            self._remove(target)
+        os.rename(aside, target)
+        _sync_folder(self.path)
+        return Checkpoint(target, step, manifest)
+
+    def newest(self, resumable: bool = False) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is complete, and a word on each newer one that had to be skipped.
+
+        With `resumable` only those count from which a run can go on.
+        """
+        words: list[str] = []
+        for path in self._committed():
+            try:
+                found = verify(path)
+                if found.manifest.get("resumable", True) or not resumable:
+                    return found, words
+            except CorruptCheckpoint as error:
+                words.append(f"{path.name} was skipped: {error}")
+        return None, words
+
+    def retain(self, keep: int) -> list[int]:
+        """Delete all but the last `keep` and the best by metric; returns the steps that were deleted."""
+        folders = self._committed()
+        kept = set(folders[: max(1, keep)])
+        if (best := _best(folders)) is not None:
+            kept.add(best)
+        gone = [path for path in folders if path not in kept]
+        for path in gone:
+            self._remove(path)
+        return [_step_of(path) for path in gone]
+
+    def sweep(self, keep: Iterable[Path] = ()) -> None:
+        """Remove what crashes have left behind, but for the folders to `keep`."""
+        spared = set(keep)
+        if self.path.is_dir():
+            for path in self.path.iterdir():
+                if _LEFT_OVER.fullmatch(path.name) and path not in spared:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _committed(self) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        return sorted(filter(_is_committed, self.path.iterdir()), key=_step_of, reverse=True)
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: a half-deleted folder never looks like a checkpoint.
+        gone = self.path / f".{path.name}.{time.time_ns()}.gone"
+        os.rename(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def verify(path: Path) -> Checkpoint:
+    """A committed checkpoint whose every byte is as it was written; raises CorruptCheckpoint."""
+    manifest = _read_manifest(path)
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    for name, entry in files.items():
+        if "/" in name or name.startswith("."):
+            raise CorruptCheckpoint(f"its manifest names a file {name!r}")
+        try:
+            size = (path / name).stat().st_size
+        except OSError:
+            raise CorruptCheckpoint(f"{name} is missing") from None
+        if size != entry["size"]:
+            raise CorruptCheckpoint(f"{name} has {size} bytes, not {entry['size']}")
+    for name, entry in files.items():
+        with (path / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                raise CorruptCheckpoint(f"{name} does not hold what was written")
+    return Checkpoint(path, manifest["step"], manifest)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        digest = manifest.pop("sha256")
+        right = digest == _digest(manifest) and manifest["step"] == _step_of(path)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CorruptCheckpoint(f"its manifest cannot be read ({type(error).__name__})") from None
+    if not right:
+        raise CorruptCheckpoint("its manifest is not as it was written")
+    if manifest["version"] != VERSION:
+        raise CorruptCheckpoint(f"it is of version {manifest['version']}, not {VERSION}")
+    return dict(manifest)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _is_committed(path: Path) -> bool:
+    return _COMMITTED.fullmatch(path.name) is not None
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _best(folders: list[Path]) -> Path | None:
+    """The folder with the best metric; of equal ones the newest."""
+    best: tuple[float, Path] | None = None
+    for path in folders:
+        try:
+            manifest = _read_manifest(path)
+        except CorruptCheckpoint:
+            continue
+        if (metric := manifest.get("metric")) is None:
+            continue
+        rank = -metric if manifest.get("mode") == "max" else metric
+        if best is None or rank < best[0]:
+            best = (rank, path)
+    return best[1] if best else None
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

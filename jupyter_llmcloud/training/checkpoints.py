@@ -1,0 +1,355 @@
+"""Checkpoints as a rank sees them: due at a step, taken at the end of the loop's turn, written by a thread.
+
+What is saved is copied while the cell waits, which is all that it waits for; a thread writes the copy. There is never
+more than one being written: a periodic checkpoint that comes due meanwhile is left out, one that the cell asks for by
+`run.checkpoint` waits. The leading agent commits a checkpoint when every rank has said that its part is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from jupyter_llmcloud.core.messages import CheckpointPart, Execute
+from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
+from jupyter_llmcloud.training import loops, randomness, resuming, saved_state
+from jupyter_llmcloud.training.outlet import Outlet
+from jupyter_llmcloud.training.resuming import Place, Position, ResumeMissed, StepCount
+from jupyter_llmcloud.training.saved_state import Found
+from jupyter_llmcloud.training.steps import Steps
+
+_WRITER_NICE = 10  # the training goes first
+_THREAD = "llmcloud-checkpoint"
+_ASKS = re.compile(r"\brun\s*\.\s*(checkpoint|steps)\b")
+
+
+@dataclass
+class Wanted:
+    """A checkpoint that is to be saved at the end of the present turn."""
+
+    waits: bool = False  # for the one before to be written; else it is left out
+    metric: float | None = None
+    mode: str = "min"
+
+
+class Checkpoints:
+    """The checkpoints of the cell that a rank executes."""
+
+    def __init__(self, outlet: Outlet, steps: Steps, rank: int) -> None:
+        self.outlet = outlet
+        self.steps = steps
+        self.place = Place()
+        self.rank = rank
+        self.cell: Execute | None = None
+        self.follows = False  # whether the present cell can be resumed
+        self.replaying = False  # it has not come to its resume point yet
+        self.resumed_step = 0
+        self._writer: threading.Thread | None = None
+        self._clear()
+        self.place.save, self.place.restore, self.place.soon = self._save, self._restore, self._is_soon
+
+    def install(self) -> None:
+        """Look at optimizers, loaders and loops from now on. Called once, in a rank."""
+        register_optimizer_step_post_hook(self.after_step)
+        resuming.install(self.place)
+        loops.install(self.place)
+
+    def _clear(self) -> None:
+        self._accelerators_made: list[weakref.ref[Any]] = []
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._first_variables: dict[str, Any] | None = None
+        self._losses: dict[str, float] = {}  # the last value of each metric that is called a loss
+        self._namespace: dict[str, Any] = {}
+        self._objects: dict[str, Any] = {}
+        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._refused = False
+        self._saved: dict[str, Any] | None = None
+        self._wanted: Wanted | None = None
+
+    # --- the cell ---
+
+    def begin(self, cell: Execute, namespace: dict[str, Any], given: set[str]) -> bool:
+        """A new cell; with `cell.resume` it is led back to a checkpoint. Returns whether its loops are followed."""
+        self._wait()
+        self._clear()
+        self.cell = cell
+        self._namespace = namespace
+        self._given = given
+        self._asks = bool(_ASKS.search(cell.code))
+        self.resumed_step = 0
+        self.follows = bool(cell.checkpoint_every or cell.max_restarts or self._asks or cell.resume)
+        self.replaying = bool(cell.resume)
+        self._saved = self._load(cell) if cell.resume else None
+        self.place.begin_cell(self.follows, self._saved["position"] if self._saved else None)
+        self.outlet.muted = self.replaying
+        return self.follows
+
+    def end(self, error: BaseException | None) -> None:
+        """The cell has ended. Raises ResumeMissed when it should have been resumed on the way."""
+        self.outlet.muted = False
+        if error is None and self.follows:
+            self.place.end_cell()
+            if self._wanted is not None and self._wanted.waits:
+                self._save({"kind": "end"})
+            self._wait()
+
+    def close(self) -> None:
+        """Let go of the cell, however it has ended."""
+        self.outlet.muted = self.follows = self.place.follows = self.place.replaying = False
+        self._clear()
+
+    def note_accelerator(self, accelerator: Any) -> None:
+        """An Accelerator was made."""
+        self._accelerators_made.append(weakref.ref(accelerator))
+
+    def note_metrics(self, values: Mapping[str, float]) -> None:
+        """Metrics were logged."""
+        self._losses.update((name, value) for name, value in values.items() if "loss" in name.lower())
+
+    def count_steps(self, total: int) -> Iterator[int]:
+        """`run.steps(total)`."""
+        return StepCount(self.place, total) if self.place.follows else iter(range(total))
+
+    # --- when ---
+
+    def after_step(self, optimizer: Any, *_: Any) -> None:
+        """An optimizer has stepped."""
+        if not self.place.follows or threading.current_thread() is not threading.main_thread():
+            return
+        assert self.cell is not None
+        self._optimizers.add(optimizer)
+        self.place.note_step()
+        if self._first_variables is None:
+            self._first_variables = saved_state.variables(saved_state.user_frames(self._namespace), self._given)
+        every = self.cell.checkpoint_every
+        if every and self.steps.count % every == 0 and not self.place.replaying and self._wanted is None:
+            self._wanted = Wanted() if self.place.want_save() else None
+
+    def _is_soon(self) -> bool:
+        every = self.cell.checkpoint_every if self.cell else 0
+        return self._asks or bool(every and (self.steps.count + 1) % every == 0)
+
+    def ask(self, objects: dict[str, Any], metric: float | None, mode: str) -> None:
+        """`run.checkpoint(...)`: at the end of the present turn of the loop, or now when there is no loop."""
+        if self.cell is None or not self.follows or self.place.replaying:
+            return
+        self._objects.update(objects)
+        table = saved_state.addresses(saved_state.user_frames(self._namespace), self._accelerators())
+        saved_state.find(table, (), objects)  # what cannot be saved is refused here, where it was asked for
+        self._wanted = Wanted(True, metric, mode)
+        if not self.place.want_save():
+            self._save({"kind": "end"})
+
+    # --- saving ---
+
+    def _save(self, position: Position) -> None:
+        wanted, self._wanted = self._wanted, None
+        if wanted is None or self._refused or (self._is_writing and not wanted.waits):
+            return
+        self._wait()
+        assert self.cell is not None
+        part = CheckpointPart(
+            run_id=self.cell.run_id,
+            step=self.steps.count,
+            attempt=self.cell.attempt,
+            metric=wanted.metric,
+            mode=wanted.mode,
+            resumable=position["kind"] != "end",
+        )
+        try:
+            shared, own = self._take(position)
+            bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
+            writes = _Write(part, f"rank-{self.rank:04d}.pt", self._aside(part.step), shared, own, bad_loss).parts
+        except Exception as error:
+            self._refused = True
+            refusal = _with(part, error=f"{type(error).__name__}: {error}")
+            writes = lambda: refusal  # noqa: E731
+        # Also a refusal leaves through a thread: an interrupt must not tear a frame on the rank's socket.
+        self._writer = threading.Thread(target=_report, args=(self.outlet, part, writes), name=_THREAD, daemon=True)
+        self._writer.start()
+
+    @property
+    def _is_writing(self) -> bool:
+        return self._writer is not None and self._writer.is_alive()
+
+    def _aside(self, step: int) -> Callable[[], Path]:
+        assert self.cell is not None
+        folder, attempt = Path(self.cell.folder) / "checkpoints", self.cell.attempt
+        return lambda: CheckpointFolder(folder).aside(step, attempt)
+
+    def _take(self, position: Position) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        if saved_state.trainer_runs():
+            raise RuntimeError(
+                "transformers' Trainer keeps its own state: set save_strategy and resume_from_checkpoint; "
+                "after a restart the cell runs from its start"
+            )
+        assert self.cell is not None
+        alone = len(self.cell.ranks) == 1
+        frames = saved_state.user_frames(self._namespace)
+        accelerators = self._accelerators()
+        found = saved_state.find(
+            saved_state.addresses(frames, accelerators), list(self._optimizers), self._objects, alone
+        )
+        variables = saved_state.variables(frames, self._given)
+        own = {
+            "position": position,
+            "rng": randomness.snapshot(),
+            "frames": saved_state.names_of(frames),
+            "variables": variables,
+            "changed": saved_state.changed(variables, self._first_variables or {}),
+            "steps": self.steps.count,
+            "world_size": len(self.cell.ranks),
+            "accelerators": [(item.step, item.gradient_state.sync_gradients) for item in accelerators],
+            "objects": saved_state.take([item for item in found if not item.shared], self._copy),
+        }
+        return self._take_shared([item for item in found if item.shared]), own
+
+    def _take_shared(self, found: list[Found]) -> dict[str, Any] | None:
+        return saved_state.take(found, self._copy) if self._is_first else None
+
+    @property
+    def _is_first(self) -> bool:
+        return self.cell is not None and self.rank == self.cell.ranks[0]
+
+    def _accelerators(self) -> list[Any]:
+        made = [item for ref in self._accelerators_made if (item := ref()) is not None]
+        if made:
+            return made
+        from accelerate import Accelerator
+
+        return [value for value in self._namespace.values() if isinstance(value, Accelerator)]
+
+    def _copy(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in memory that is kept for the next checkpoint: fresh pages would cost most of the time."""
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            pin = tensor.device.type == "cuda"
+            buffer = self._buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
+        return buffer.copy_(tensor.detach())
+
+    def _wait(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    # --- coming back ---
+
+    def _load(self, cell: Execute) -> dict[str, Any]:
+        folder = Path(cell.resume["folder"])
+        own_file, first_file = folder / f"rank-{self.rank:04d}.pt", folder / f"rank-{cell.ranks[0]:04d}.pt"
+        is_new = not own_file.exists()
+        saved: dict[str, Any] = _read(first_file if is_new else own_file)
+        saved["is_new"] = is_new
+        saved["shared"] = _read(folder / "shared.pt")
+        return saved
+
+    def _restore(self) -> None:
+        saved, cell = self._saved, self.cell
+        assert saved is not None and cell is not None
+        self._saved = None
+        frames = saved_state.user_frames(self._namespace)
+        if saved_state.names_of(frames) != saved["frames"]:
+            raise ResumeMissed("the saved place was in other functions than the cell is in now.")
+        accelerators = self._accelerators()
+        table = saved_state.addresses(frames, accelerators)
+        folder = Path(cell.resume["folder"])
+        shared = {address: _with_tensors(state, folder) for address, state in saved["shared"].items()}
+        saved_state.put({**shared, **saved["objects"]}, table)
+        # Another world has other settings (a batch per rank, say): there only what the training has changed goes on.
+        same_world = saved["world_size"] == len(cell.ranks)
+        wanted = saved["variables"] if same_world else {name: saved["variables"][name] for name in saved["changed"]}
+        saved_state.set_variables(frames, wanted)
+        for accelerator, (step, sync_gradients) in zip(accelerators, saved["accelerators"], strict=True):
+            accelerator.step = step
+            accelerator.gradient_state._set_sync_gradients(sync_gradients)
+        self.steps.count = self.resumed_step = saved["steps"]
+        self.replaying = self.outlet.muted = False
+        if saved["is_new"]:
+            randomness.restore_for_new_rank(saved["rng"], self.rank)
+        else:
+            randomness.restore(saved["rng"])
+
+
+@dataclass
+class _Write:
+    """What a rank writes of one checkpoint."""
+
+    part: CheckpointPart
+    name: str
+    aside: Callable[[], Path]
+    shared: dict[str, Any] | None
+    own: dict[str, Any]
+    bad_loss: str
+
+    def parts(self) -> CheckpointPart:
+        """Check, write, make durable; returns what to tell the agent."""
+        states = {**(self.shared or {}), **self.own["objects"]}
+        if reason := saved_state.not_finite(states) or (self.bad_loss and f"{self.bad_loss} is not finite"):
+            return _with(self.part, not_finite=reason)
+        aside = self.aside()
+        names = [self.name]
+        if self.shared is not None:
+            names += _write_shared(self.shared, aside)
+        torch.save(self.own, aside / self.name)
+        return _with(self.part, files={name: seal(aside / name) for name in names})
+
+
+def _report(outlet: Outlet, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITER_NICE)
+    try:
+        part = write()
+    except Exception as error:
+        part = _with(part, error=_in_words(error))
+    with contextlib.suppress(OSError):  # the agent has gone, and this process ends with it
+        outlet.send(part)
+
+
+def _write_shared(shared: dict[str, Any], aside: Path) -> list[str]:
+    """Models as safetensors, which other programs read too; the rest beside them."""
+    names, rest = ["shared.pt"], {}
+    for address, state in shared.items():
+        if state["kind"] != "module":
+            rest[address] = state
+            continue
+        tensors = {name: value for name, value in state["state"].items() if isinstance(value, torch.Tensor)}
+        name = "model.safetensors" if len(names) == 1 else f"model-{len(names)}.safetensors"
+        save_file(tensors, str(aside / name))
+        others = {key: value for key, value in state["state"].items() if key not in tensors}
+        rest[address] = {**state, "state": others, "file": name}
+        names.append(name)
+    torch.save(rest, aside / "shared.pt")
+    return names
+
+
+def _with_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if "file" not in state:
+        return state
+    return {**state, "state": {**state["state"], **load_file(str(folder / state["file"]))}}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Only data is read: `weights_only` runs no code of a file. The agent has verified it by its manifest."""
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def _with(part: CheckpointPart, **fields: Any) -> CheckpointPart:
+    return CheckpointPart(**{**part.__dict__, **fields})
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"

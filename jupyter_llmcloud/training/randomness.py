@@ -1,0 +1,66 @@
+"""The random number generators of a rank: taken as a value, put back."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import torch
+
+
+def snapshot() -> dict[str, Any]:
+    """The states of Python's, NumPy's, torch's and the current GPU's generators, in types that load without pickle."""
+    version, numbers, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "python": (version, torch.tensor(numbers), gauss),
+        "torch": torch.get_rng_state(),
+    }
+    if (numpy := sys.modules.get("numpy")) is not None:
+        name, keys, *rest = numpy.random.get_state()
+        state["numpy"] = (name, torch.from_numpy(keys.astype("int64")), *rest)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Put back what `snapshot` took."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    torch.set_rng_state(state["torch"])
+    if "numpy" in state:
+        import numpy
+
+        name, keys, *rest = state["numpy"]
+        numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def restore_for_new_rank(state: dict[str, Any], rank: int) -> None:
+    """Generators for a rank that the saved world did not have: derived from another's, yet different."""
+    restore(state)
+    seed = (int(torch.randint(2**31, ())) + rank) % 2**31
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The generators that decide the order of a loader, outermost first."""
+    found: list[torch.Generator] = []
+    pending: list[Any] = [loader]
+    seen: set[int] = set()
+    while pending and len(seen) < 20:
+        item = pending.pop(0)
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        for name in ("generator", "synchronized_generator"):
+            generator = getattr(item, name, None)
+            if isinstance(generator, torch.Generator) and all(generator is not other for other in found):
+                found.append(generator)
+        pending += [getattr(item, name, None) for name in ("base_dataloader", "batch_sampler", "sampler")]
+    return found

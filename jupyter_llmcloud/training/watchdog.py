@@ -1,0 +1,191 @@
+"""A side thread that says what the main thread of a rank is doing, also while that is blocked in C++.
+
+While a cell runs it looks four times a second, and tells the agent when something has changed, at least every two
+seconds. It holds no lock while it looks and wakes for nothing between cells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jupyter_llmcloud.core.hang import heartbeat_s
+from jupyter_llmcloud.core.messages import Heartbeat
+from jupyter_llmcloud.training import position
+from jupyter_llmcloud.training.collectives import Collectives, GroupRow
+from jupyter_llmcloud.training.outlet import Outlet
+from jupyter_llmcloud.training.position import CellNumber, Position
+
+TICK_S = 0.25
+SPACING_S = 0.5  # a rank that moves is not worth more messages than this
+BUSY_SHARE = 0.1  # of a core: the process works
+MOVED_S = 2.0  # a rank that moved so recently works
+CLOSE_S = 1.0  # one that stands still for so long is looked at closely
+DUMP_NAME = "llmcloud-stacks"  # of the memory file into which SIGUSR1 writes, with the thread that gets the signal
+
+_NAMED = {"backward": "the gradient all_reduce of backward", "ddp": "DDP's exchange of buffers"}
+
+
+class Watchdog:
+    """One per rank.
+
+    Args:
+        num_steps: how many optimizer steps the cell has finished.
+        cell_number: the execution count of a notebook cell, by the name of its file.
+    """
+
+    def __init__(self, outlet: Outlet, num_steps: Callable[[], int], cell_number: CellNumber) -> None:
+        self.collectives = Collectives()
+        self._outlet = outlet
+        self._num_steps = num_steps
+        self._cell_number = cell_number
+        self._active = threading.Event()
+        self._run_id = ""
+        self._heartbeat_s = 2.0
+        self._forget()
+
+    def start(self) -> None:
+        """Begin to watch; groups made from now on are counted."""
+        self.collectives.watch()
+        threading.Thread(target=self._watch, name="llmcloud-watchdog", daemon=True).start()
+
+    def begin(self, run_id: str, floor_s: float) -> None:
+        """A cell begins; `floor_s` is when a rank may first be called late."""
+        self._run_id = run_id
+        self._heartbeat_s = heartbeat_s(floor_s)
+        self._forget()
+        self._active.set()
+
+    def end(self) -> None:
+        """The cell has ended."""
+        self._active.clear()
+
+    def _forget(self) -> None:
+        self._mark: Any = None
+        self._moved_at = time.monotonic()
+        self._cpu = (time.monotonic(), time.process_time(), 0.0)
+        self._said: dict[str, Any] = {}
+        self._said_at = 0.0
+
+    # --- looking ---
+
+    def _watch(self) -> None:
+        self._dump = _open_dump()
+        while True:
+            self._active.wait()
+            time.sleep(min(TICK_S, self._heartbeat_s / 2))
+            if not self._active.is_set():
+                continue
+            try:
+                self._say(self.look())
+            except OSError:
+                return  # the agent has gone; the control thread ends this process
+
+    def look(self) -> Heartbeat:
+        """What the main thread is doing now."""
+        now = time.monotonic()
+        groups = self.collectives.state()
+        frame = position.main_frame()
+        still_s = self._still(now, (position.fingerprint(frame), self._num_steps(), groups))
+        at = position.locate(frame, self._cell_number, closely=still_s > CLOSE_S)
+        del frame
+        op = _operation(at, groups, still_s)
+        return Heartbeat(
+            run_id=self._run_id,
+            phase="collective" if op else at.phase,
+            op=op,
+            groups=groups,
+            step=self._num_steps(),
+            place=at.place,
+            doing=at.doing,
+            still_s=round(still_s, 2),
+            working=still_s < MOVED_S or self._share(now, at) > BUSY_SHARE,
+        )
+
+    def _still(self, now: float, mark: Any) -> float:
+        if mark != self._mark:
+            self._mark, self._moved_at = mark, now
+        return now - self._moved_at
+
+    def _share(self, now: float, at: Position) -> float:
+        """How much of a core this process has used of late; for data, its children as well."""
+        began, used, share = self._cpu
+        if now - began > CLOSE_S:
+            total = time.process_time() + (_children_cpu() if at.phase == "data" else 0.0)
+            share = (total - used) / (now - began)
+            self._cpu = (now, total, share)
+        return share
+
+    def _say(self, beat: Heartbeat) -> None:
+        now = time.monotonic()
+        news = {name: value for name, value in beat.__dict__.items() if name != "still_s"}
+        silent_s = now - self._said_at
+        if silent_s >= self._heartbeat_s or (news != self._said and silent_s >= min(SPACING_S, self._heartbeat_s)):
+            self._said, self._said_at = news, now
+            self._outlet.send(Heartbeat(**{**beat.__dict__, "rss": _rss()}))
+
+    # --- stacks ---
+
+    def stacks(self) -> dict[str, Any]:
+        """Every thread but our own: {"main": lines, "threads": {name: lines}, "op": the collective of the main one}."""
+        beat = self.look()
+        number = next((f" #{row[1]}" for row in beat.groups.values() if row[1] > row[2]), "") if beat.op else ""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        found: dict[str, list[str]] = {}
+        for ident, frame in sys._current_frames().items():
+            name = names.get(ident, f"thread {ident}")
+            if not name.startswith("llmcloud-") and name != "MainThread":
+                found[name] = position.stack(frame, self._cell_number)
+        main = position.stack(position.main_frame(), self._cell_number) if self._active.is_set() else []
+        return {"main": main, "threads": found, "op": beat.op + number}
+
+
+def _operation(at: Position, groups: dict[str, GroupRow], still_s: float) -> str:
+    """The collective that the main thread is blocked in; "" for none."""
+    in_flight = any(begun > finished for _, begun, finished in groups.values())
+    if at.op and at.op not in _NAMED:
+        return at.op
+    if not in_flight or still_s < CLOSE_S / 2:
+        return ""  # autograd computes, or an asynchronous collective goes on beside the main thread
+    return _NAMED.get(at.op, "a collective")
+
+
+def _rss() -> int:
+    """Resident memory of this process in bytes; 0 where that cannot be told."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _children_cpu() -> float:
+    """Seconds that living children (workers of a DataLoader) have used."""
+    ticks = 0
+    with contextlib.suppress(OSError):
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+                children = file.read().split()
+            for pid in children:
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+                    ticks += sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _open_dump() -> Any:
+    """Have SIGUSR1 write all stacks into a memory file, also while native code holds the interpreter's lock.
+
+    Called in the thread that is to get the signal.
+    """
+    if not hasattr(os, "memfd_create"):
+        return None
+    file = os.fdopen(os.memfd_create(f"{DUMP_NAME}-{threading.get_native_id()}"), "wb", buffering=0)
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+    return file

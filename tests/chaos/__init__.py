@@ -1,0 +1,1 @@
+"""Faults in numbers: `python -m tests.chaos [stops] [kills] [saves] [starts] [soak]`. Too long for every test run."""

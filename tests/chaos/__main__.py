@@ -1,0 +1,31 @@
+"""Run the drivers named on the command line, or all of them; exit status 1 when a promise did not hold."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+DRIVERS = ("stops", "starts", "checkpoints", "soak")
+
+
+def main(names: list[str]) -> int:
+    """Each driver prints its own line."""
+    folder = Path(tempfile.mkdtemp(prefix="llmc-"))
+    os.environ.update(LLMCLOUD_ROOT=str(folder / "root"), LLMCLOUD_RUNTIME_DIR=str(folder / "run"), HF_HUB_OFFLINE="1")
+    broken = []
+    for name in names or DRIVERS:
+        began = time.monotonic()
+        if not importlib.import_module(f"tests.chaos.{name}").main():
+            broken.append(name)
+        print(f"  ({name} took {time.monotonic() - began:.0f} s)", flush=True)
+    if broken:
+        print(f"broken promises: {', '.join(broken)}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""The quickstart: its model learns what it always learned, on any number of ranks, and the notebook runs as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests import quickstart
+from tests.leaks import REPOSITORY
+from tests.worlds import Ranks
+
+GOLDEN = Path(__file__).parent / "golden" / "quickstart_losses.json"
+# Between processors and versions of the libraries, float32 sums differ in their last digits; a changed model or recipe
+# moves the losses by more than this.
+GOLDEN_TOLERANCE = 1e-3
+# One process and two add the same numbers up in another order.
+RANKS_TOLERANCE = 1e-4
+
+
+def mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)
+
+
+def test_the_quickstart_s_model_learns_as_the_golden_losses_say(tmp_path: Path) -> None:
+    """One process, without launcher and without this package, on a text that the test makes."""
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.quickstart", str(tmp_path / "losses.json")]
+    subprocess.run(command, cwd=REPOSITORY, env=env, check=True, capture_output=True, timeout=120)
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    golden = json.loads(GOLDEN.read_text())
+    assert losses["loss"] == pytest.approx(golden["loss"], abs=GOLDEN_TOLERANCE)
+    assert losses["valid_loss"] == pytest.approx(golden["valid_loss"], abs=GOLDEN_TOLERANCE)
+
+
+def test_two_ranks_give_the_losses_of_one_rank_with_the_doubled_batch(new_world: Callable[..., Ranks]) -> None:
+    """The cell splits each global batch of 16 over the ranks: two train on 8 each, one on all 16."""
+    _, body = quickstart.training_cell()
+    by_size = {}
+    for size in (1, 2):
+        world = new_world(size)
+        world.ok("import torch; torch.set_num_threads(1)")
+        world.push(**quickstart.made_up_data(num_steps=6))
+        outcome = world.ok(body)
+        of_ranks = [outcome.values("loss", rank) for rank in range(size)]
+        by_size[size] = [mean(row) for row in zip(*of_ranks, strict=True)] + outcome.values("valid_loss")
+    assert len(by_size[1]) == 7
+    assert by_size[2] == pytest.approx(by_size[1], abs=RANKS_TOLERANCE)
+
+
+def test_the_training_cell_is_an_ordinary_script() -> None:
+    """Nothing in it comes from this package, and nothing launches it."""
+    line, body = quickstart.training_cell()
+    assert line.startswith("%%distribute -n 2 --name pydoc-gpt ")
+    assert "llmcloud" not in body
+    assert "launch" not in body
+
+
+def test_the_notebook_is_saved_without_outputs() -> None:
+    notebook = nbformat.read(quickstart.NOTEBOOK, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.source for cell in cells if cell.outputs or cell.execution_count] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_notebook_runs_in_a_real_server_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    """Shortened: from the text to the endpoint's answers; what it started has ended when it returns."""
+    saved = tmp_path / "saved.ipynb"
+    command = [sys.executable, "notebooks/run_quickstart.py", "--steps", "6", "--output", str(saved)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in ("Validation loss:", "of the bigram model:", "The endpoint's answer: The for statement"):
+        assert line in done.stdout
+    assert str(saved) in done.stdout
+    text = saved.read_text()
+    assert "sk-llmc-" not in text
+    train = next(cell for cell in nbformat.reads(text, as_version=4).cells if cell.id == "train")
+    shown = [output.data for output in train.outputs if output.output_type == "display_data"]
+    assert any("image/svg+xml" in data.get("text/html", "") and "valid_loss" in data["text/plain"] for data in shown)
+
+
+def test_a_failing_cell_ends_the_script_with_an_error(tmp_path: Path) -> None:
+    """A step number that is none: the cell raises on the ranks or before, and the script says which."""
+    saved = tmp_path / "saved.ipynb"
+    command = [sys.executable, "notebooks/run_quickstart.py", "--steps", "-1", "--output", str(saved)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "failed" in done.stderr
+    assert saved.exists()
