@@ -78,8 +78,9 @@ def test_the_quickstart_trains_stops_serves_and_answers(
     page.screenshot(path=str(pictures / "quickstart-stopped.png"))
 
     page.evaluate(
-        "([index, few]) => { const cell = window.jupyterapp.shell.currentWidget.content.widgets[index];"
-        " cell.model.sharedModel.setSource(cell.model.sharedModel.source.replace(/num_steps = \\d+/, `num_steps = ${few}`)); }",
+        "([index, few]) => { const cell = window.jupyterapp.shell.currentWidget.content.widgets[index].model;"
+        " const source = cell.sharedModel.source.replace(/num_steps = \\d+/, `num_steps = ${few}`);"
+        " cell.sharedModel.setSource(source); }",
         [_index("num_steps ="), FEW],
     )
     _run(page, _index("num_steps ="))

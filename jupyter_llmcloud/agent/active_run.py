@@ -88,7 +88,8 @@ class ActiveRun:
     # --- beginning ---
 
     def begin(self) -> None:
-        """Send the cell to its ranks, then write the folder: the ranks need not wait for the disk."""
+        """Make the folder, send the cell to its ranks, then write the record: the ranks need not wait for that."""
+        self.folder.path.mkdir(mode=0o700, parents=True)
         for rank in self.cell.ranks:
             self._links[rank].send(self.cell)
         self._change("running")

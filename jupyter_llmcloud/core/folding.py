@@ -22,6 +22,7 @@ MAX_RICH_CHARS = 4_000_000  # figures are what a cell is run for: a budget of th
 MAX_PASSING_WIDTH = 120
 _PASSING_EVERY_S = 0.1
 _SLOWDOWN = 0.02  # after t seconds it is rewritten every t/50: a few hundred times however long the run
+_RICH_PATIENCE = 10  # ranks draw the same figure at moments further apart than they print the same line
 _LOOK_AHEAD = 32  # how many lines of a rank may be pulled forward to reach one that can be folded
 _CUT_WIDTH = 2_000
 
@@ -136,9 +137,9 @@ class OutputFolder:
     def next_deadline(self) -> float | None:
         """When `flush` will have something to show, None when nothing waits."""
         starts = [screen.settling_since for screen in self._settling.values()]
-        if (head := self._head()) is not None:
-            starts.append(head.arrived)
         times = [start + self.hold_s for start in starts if start is not None]
+        if (head := self._head()) is not None:
+            times.append(head.arrived + self._hold_s(head))
         if not self._is_full and (due := self._passing.due) is not None:
             times.append(due)
         return min(times, default=None)
@@ -186,11 +187,14 @@ class OutputFolder:
             self._arrivals.popleft()
         return self._arrivals[0] if self._arrivals else None
 
+    def _hold_s(self, item: _Item) -> float:
+        return self.hold_s if item.record is None else self.hold_s * _RICH_PATIENCE
+
     def _ready(self, now: float, final: bool) -> Iterator[tuple[tuple[int, ...], _Item]]:
         """Items to show, in order, with the ranks they are shown for."""
         while (item := self._head()) is not None:
             everywhere = len(self._waiting[item.key]) == len(self._ranks) and self._heads_all(item.key)
-            if not (everywhere or final or now - item.arrived >= self.hold_s):
+            if not (everywhere or final or now - item.arrived >= self._hold_s(item)):
                 return
             yield from self._fold(item)
 

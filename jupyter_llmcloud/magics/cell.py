@@ -103,12 +103,10 @@ def _is_definition(node: ast.stmt) -> bool:
 def bound_names(tree: ast.Module) -> set[str] | None:
     """Names that running the cell may bind at its top level; None when that cannot be told from the text."""
     names: set[str] = set()
+    if any(_binds_anything(node) for node in ast.walk(tree)):
+        return None
     for node in _top_level(tree):
         match node:
-            case ast.ImportFrom(names=[ast.alias(name="*")]):
-                return None
-            case ast.Call(func=ast.Name(id=name)) | ast.Call(func=ast.Attribute(attr=name)) if name in _DYNAMIC:
-                return None
             case ast.Import() | ast.ImportFrom():
                 names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
             case ast.Name(id=name, ctx=ast.Store()):
@@ -122,6 +120,15 @@ def bound_names(tree: ast.Module) -> set[str] | None:
             case ast.Global(names=declared):
                 names.update(declared)
     return names
+
+
+def _binds_anything(node: ast.AST) -> bool:
+    match node:
+        case ast.ImportFrom(names=[ast.alias(name="*")]):
+            return True
+        case ast.Call(func=ast.Name(id=name)) | ast.Call(func=ast.Attribute(attr=name)):
+            return name in _DYNAMIC
+    return False
 
 
 def _top_level(node: ast.AST) -> Iterator[ast.AST]:

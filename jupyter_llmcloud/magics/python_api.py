@@ -9,7 +9,7 @@ from jupyter_llmcloud import errors
 from jupyter_llmcloud.magics import clusters as cluster
 from jupyter_llmcloud.magics import endpoints, runs, session
 from jupyter_llmcloud.magics import worlds as world
-from jupyter_llmcloud.magics.cell import Cell
+from jupyter_llmcloud.magics.cell import Cell, without_leading_blank_lines
 from jupyter_llmcloud.magics.endpoints import Endpoint, serve
 from jupyter_llmcloud.magics.quiet_run import run
 
@@ -36,7 +36,10 @@ def distribute(
     `options` are those of the magic, with underscores: name, ranks, precision, save, timeout, seed, background.
     """
     shell = _shell()
-    cell = Cell(code, code, 0, shell.compile.get_code_name(code, code, shell.execution_count), shell.execution_count)
+    number = shell.execution_count
+    body = without_leading_blank_lines(code)
+    above = code[: len(code) - len(body)].count("\n")
+    cell = Cell(body, code, above, shell.compile.get_code_name(code, code, number), number)
     return session.current().distribute(shell, cell, nproc=n, push=push, pull=pull, **options)
 
 

@@ -74,7 +74,7 @@ class RunFolder:
 
     def create(self, record: RunRecord, source: str) -> None:
         """Make the folder; the record is written last, so that a folder with a record is complete."""
-        self.path.mkdir(mode=0o700, parents=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.path / "cell.py").write_text(source, encoding="utf-8")
         self.write(record)
 

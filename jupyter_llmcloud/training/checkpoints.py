@@ -27,7 +27,6 @@ from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
 from jupyter_llmcloud.training import loops, randomness, resuming, saved_state
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.resuming import Place, Position, ResumeMissed, StepCount
-from jupyter_llmcloud.training.saved_state import Found
 from jupyter_llmcloud.training.steps import Steps
 
 _WRITER_NICE = 10  # the training goes first
@@ -212,12 +211,9 @@ class Checkpoints:
             "steps": self.steps.count,
             "world_size": len(self.cell.ranks),
             "accelerators": [(item.step, item.gradient_state.sync_gradients) for item in accelerators],
-            "objects": saved_state.take([item for item in found if not item.shared], self._copy),
+            "objects": saved_state.take(found, False, self._copy),
         }
-        return self._take_shared([item for item in found if item.shared]), own
-
-    def _take_shared(self, found: list[Found]) -> dict[str, Any] | None:
-        return saved_state.take(found, self._copy) if self._is_first else None
+        return saved_state.take(found, True, self._copy) if self._is_first else None, own
 
     @property
     def _is_first(self) -> bool:

@@ -123,6 +123,7 @@ class Rank:
         self.checkpoints.install()
         tracking.attach(self.run)
         builtins.input = _no_input
+        sys.breakpointhook = _no_debugger
 
     # --- the two threads ---
 
@@ -358,4 +359,11 @@ def _no_input(prompt: object = "") -> str:
     raise RuntimeError(
         "input() has no keyboard on a rank. Ask in the notebook and bring the answer with --push, "
         "for example: answer = input() in one cell, then %%distribute --push answer."
+    )
+
+
+def _no_debugger(*_: object, **__: object) -> None:
+    raise RuntimeError(
+        "breakpoint() has no keyboard on a rank. Print what you would look at, bring it with %pull, "
+        "or look where every rank is with %world stacks."
     )

@@ -9,6 +9,7 @@ everything saved is restored, and the next batch is the one that would have come
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -415,7 +416,7 @@ class Place:
         if loop.delivered or depth == len(path) or not self._matches(loop, path[depth]):
             return
         self._matched.append(weakref.ref(loop))
-        self.begun = path[depth]["loaders"]
+        self.begun = self._begun_at(path[depth])
         is_last = depth == len(path) - 1 and self._saved["kind"] == "loop"
         self._swallowing = True
         try:
@@ -424,6 +425,15 @@ class Place:
             self._swallowing = False
         if is_last:
             self._arrive()
+
+    def _begun_at(self, element: Position) -> dict[str, int]:
+        """Passes begun when the saved item was; one that was under way then and later will begin anew."""
+        assert self._saved is not None
+        passes = self._saved["passes"]
+        return {
+            key: min(number, passes[key]["ordinal"]) if key in passes else number
+            for key, number in element["loaders"].items()
+        }
 
     def _matches(self, loop: Loop, wanted: Position) -> bool:
         parent = self._matched[-1]() if self._matched else None
@@ -521,7 +531,15 @@ def _draws_in_this_process(loader: Any) -> bool:
 
 def install(place: Place) -> None:
     """Follow every loader of this process while a cell is followed. Called once, in a rank."""
-    original_init = DataLoader.__init__
+    original_init, original_backward = DataLoader.__init__, torch.autograd.backward
+
+    @functools.wraps(original_backward)
+    def backward(*args: Any, **kwargs: Any) -> None:
+        if place.follows:
+            place.loops.note_backward()
+        original_backward(*args, **kwargs)
+
+    torch.autograd.backward = backward
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original_init(self, *args, **kwargs)

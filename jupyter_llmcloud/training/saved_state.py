@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import FrameType, SimpleNamespace
@@ -22,6 +23,7 @@ from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.plain_values import CopyTensor, NotPlain, encode, encode_variable, put_back
 from jupyter_llmcloud.training.resuming import ResumeMissed
 
+SAME_AS = "__llmcloud_same_as__"
 _LISTS = ("_models", "_optimizers", "_schedulers", "_custom_objects")
 
 
@@ -73,16 +75,26 @@ def trainer_runs() -> bool:
 
 
 def variables(frames: list[FrameType], given: set[str]) -> dict[str, Any]:
-    """The small plain variables by address; `given` are names that a rank's namespace starts with."""
-    found = {}
+    """The small plain variables by address; `given` are names that a rank's namespace starts with.
+
+    Of several names for one list, only the first holds its items.
+    """
+    found: dict[str, Any] = {}
+    first_names: dict[int, str] = {}
     for depth, frame in enumerate(frames):
         for name, value in list(frame.f_locals.items()):
             if name.startswith("_") or name in given or isinstance(value, type) or callable(value):
                 continue
+            address = f"{depth} {name}"
+            if id(value) in first_names:
+                found[address] = {SAME_AS: first_names[id(value)]}
+                continue
             try:
-                found[f"{depth} {name}"] = encode_variable(value)
+                found[address] = encode_variable(value)
             except NotPlain:
                 continue
+            if isinstance(value, list | dict | set | deque | torch.Tensor):
+                first_names[id(value)] = address
     return found
 
 
@@ -101,15 +113,20 @@ def _equal(one: Any, other: Any) -> bool:
 def set_variables(frames: list[FrameType], saved: dict[str, Any]) -> None:
     """Put variables back into the frames that run now."""
     filled: set[int] = set()
+    restored: dict[str, Any] = {}
     for depth, frame in enumerate(frames):
         present = frame.f_locals
         bound = {}
         for address, value in saved.items():
             at, _, name = address.partition(" ")
-            if int(at) == depth:
-                anew, restored = put_back(value, present.get(name), filled)
-                if anew:
-                    bound[name] = restored
+            if int(at) != depth:
+                continue
+            if isinstance(value, dict) and value.get(SAME_AS) in restored:
+                bound[name] = restored[address] = restored[value[SAME_AS]]
+                continue
+            anew, restored[address] = put_back(value, present.get(name), filled)
+            if anew:
+                bound[name] = restored[address]
         _bind(frame, bound)
 
 
@@ -226,10 +243,10 @@ def _all_in(parameters: Iterable[torch.Tensor], common: set[int]) -> bool:
 # --- their state ----------------------------------------------------------------------------------------------------
 
 
-def take(found: list[Found], copy: CopyTensor) -> dict[str, dict[str, Any]]:
-    """The states of objects by address, every tensor copied."""
+def take(found: list[Found], shared: bool, copy: CopyTensor) -> dict[str, dict[str, Any]]:
+    """The states of those objects that are `shared`, or of those that are not, by address; every tensor copied."""
     covered = {id(p) for item in found if item.is_module for p in item.value.parameters()}
-    return {item.address: _state_of(item, covered, copy) for item in found}
+    return {item.address: _state_of(item, covered, copy) for item in found if item.shared == shared}
 
 
 def _state_of(item: Found, covered: set[int], copy: CopyTensor) -> dict[str, Any]:

@@ -73,9 +73,7 @@ def _attach_to_accelerator() -> None:
         if AcceleratorState._shared_state:
             AcceleratorState._reset_state()
         original(self, *args, **kwargs)
-        tracker = RunTracker()
-        self.log_with = [*self.log_with, tracker]
-        self.trackers = [*self.trackers, tracker]
+        self.trackers = [*self.trackers, RunTracker()]  # init_trackers() adds those of log_with to it
         if _run is not None and _run.checkpoints is not None:
             _run.checkpoints.note_accelerator(self)
 
