@@ -24,6 +24,7 @@ FREE_VARIABLES = {
     "KMP_INIT_AT_FORK",
     "KMP_DUPLICATE_LIB_OK",
     "PYDEVD_USE_FRAME_EVAL",
+    "TORCHINDUCTOR_CACHE_DIR",
 }
 # One per Python process by design; it ends with that process.
 FREE_COMMANDS = ("multiprocessing.resource_tracker",)

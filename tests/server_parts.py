@@ -174,6 +174,9 @@ class StandInPool:
             self._find(cluster)
         return cluster or "local", AgentInfo(self.agent.address)
 
+    async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
+        return path
+
     def _find(self, name: str) -> Cluster:
         from jupyter_llmcloud.errors import NotFound
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.worlds import Outcome, Ranks
 
@@ -36,8 +37,6 @@ def model_of(outcome: Outcome) -> Path:
 
 def loads_like(world: Ranks, folder: Path) -> None:
     """Transformers reads the folder back, with the weights of the rank."""
-    from transformers import AutoModelForCausalLM
-
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     state = world.pull("state")
     assert loaded.state_dict().keys() == state.keys()
@@ -52,8 +51,6 @@ def test_a_model_and_its_tokenizer_are_saved_together(world: Ranks) -> None:
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
     loads_like(world, folder)
     assert json.loads((folder / "config.json").read_text())["hidden_size"] == 16
-    from transformers import AutoTokenizer
-
     assert AutoTokenizer.from_pretrained(folder)("the for")["input_ids"] == [1, 2]
 
 

@@ -76,7 +76,7 @@ class Agent:
         self.interface = interface
         self.lease_s = lease_s
         self.address = str(folder / "agent.sock")
-        self.devices = Devices(num_slots)
+        self.devices = Devices(num_slots, interface)
         self.zygote = Zygote(folder / "zygote.log", self._on_exit)
         self.replicas = Replicas(folder, self.devices)
         self.worlds: dict[str, World] = {}

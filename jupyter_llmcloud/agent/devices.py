@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import psutil
+
 from jupyter_llmcloud.errors import Busy, UsageError
 
 MIN_CPU_SLOTS = 8  # more ranks than cores are slow but useful: to try a cell that will run on eight GPUs
@@ -27,9 +29,9 @@ def visible_gpus() -> list[str]:
 
 
 class Devices:
-    """Slots of this agent and who holds them."""
+    """Slots of this agent and who holds them; `address` is where ranks of other hosts reach this one."""
 
-    def __init__(self, num_slots: int | None = None) -> None:
+    def __init__(self, num_slots: int | None = None, address: str = "127.0.0.1") -> None:
         self.gpus = visible_gpus()
         self.has_gpus = bool(self.gpus) and num_slots is None
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -40,6 +42,7 @@ class Devices:
         )
         self._held: dict[str, list[str]] = {}
         self.loopback = "lo0" if sys.platform == "darwin" else "lo"
+        self.address = address
 
     @property
     def free(self) -> list[str]:
@@ -59,6 +62,14 @@ class Devices:
         held = self._held.pop(world_id, [])
         if held[:keep]:
             self._held[world_id] = held[:keep]
+
+    @staticmethod
+    def interface_with(address: str) -> str:
+        """Name of the network interface that has this address, for gloo and NCCL; "" when none has."""
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(item.address == address for item in addresses):
+                return name
+        return ""
 
     def threads_per_rank(self, num_ranks: int) -> int:
         """Cores shared evenly, at least one."""

@@ -74,6 +74,8 @@ class HostedRanks:
         env |= {"CUDA_VISIBLE_DEVICES": ",".join(self._slots)} if gpu else {"ACCELERATE_USE_CPU": "true"}
         if host.startswith("127."):
             env["GLOO_SOCKET_IFNAME"] = self._devices.loopback
+        elif interface := self._devices.interface_with(self._devices.address):
+            env |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
         return {
             "role": "rank",
             "rank": rank,

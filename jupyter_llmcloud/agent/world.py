@@ -90,7 +90,7 @@ class World:
     async def _start_shares(self, shares: list[dict[str, Any]]) -> None:
         for share in shares:
             first = len(self._links)
-            await self._start_share(share["address"], list(range(first, first + share["num_ranks"])))
+            await self._start_share(share.get("home", share["address"]), list(range(first, first + share["num_ranks"])))
 
     async def resize(self, num_ranks: int, shares: list[dict[str, Any]]) -> None:
         """Have `num_ranks` ranks: the highest end, or more are started on `shares`. The others keep their variables."""
@@ -207,7 +207,7 @@ class World:
             world_size=self.world_size,
             world_id=self.world_id,
             cluster=cell.cluster,
-            agent=self.agent.address,
+            agent=cell.agent or self.agent.address,
             owner=cell.owner,
             options=cell.options,
         )

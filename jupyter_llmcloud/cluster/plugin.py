@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from distributed import Worker, WorkerPlugin
+from distributed import Status, Worker, WorkerPlugin
+from distributed.comm.core import Comm
 
 from jupyter_llmcloud.agent.client import AgentConnection
+from jupyter_llmcloud.cluster.bridge import TUNNEL, Bridge, answer_tunnel
 from jupyter_llmcloud.cluster.record import cluster_folder, is_process
 from jupyter_llmcloud.core.messages import RenewLease
 from jupyter_llmcloud.errors import WorldError
@@ -40,6 +42,8 @@ class AgentPlugin(WorkerPlugin):
         self.num_slots = num_slots
         self.info: dict[str, Any] = {}
         self._connection: AgentConnection | None = None
+        self._folder = Path()
+        self._bridges: list[Bridge] = []
 
     async def setup(self, worker: Worker) -> None:
         """Called by Dask when the worker starts."""
@@ -47,7 +51,9 @@ class AgentPlugin(WorkerPlugin):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._is_alive(folder):
             await self._start(folder, worker)
-        self.info = json.loads((folder / "agent.json").read_text())
+        self.info = {**json.loads((folder / "agent.json").read_text()), "worker": worker.address}
+        self._folder = folder
+        worker.handlers[TUNNEL] = self._answer_tunnel
         self._connection = await AgentConnection.open(self.info["address"])
         await self._connection.request(RenewLease())  # held for as long as this connection is open
 
@@ -86,10 +92,28 @@ class AgentPlugin(WorkerPlugin):
                     raise WorldError(f"the node agent of worker {worker.name} ended at its start:\n{words}")
                 await asyncio.sleep(0.02)
 
+    async def _answer_tunnel(self, comm: Comm, target: str) -> Status:
+        return await answer_tunnel(comm, self._folder, target)
+
+    async def bridge_to(self, worker: Worker, target_worker: str, target: str) -> str:
+        """A socket on this worker's host that stands for another host's agent."""
+        bridge = Bridge(self._folder, target_worker, target, worker.security.get_connection_args("worker"))
+        self._bridges.append(bridge)
+        return await bridge.start()
+
     async def teardown(self, worker: Worker) -> None:
         """The worker ends, the agent stays for its lease: the next worker of that name adopts it."""
+        for bridge in self._bridges:
+            bridge.close()
         if self._connection is not None:
             await self._connection.close()
+
+
+async def open_bridge(target_worker: str, target: str, dask_worker: Worker) -> str:
+    """Run on a worker: have a socket there that stands for the agent beside another worker; returns its path."""
+    plugin = dask_worker.plugins[PLUGIN_NAME]
+    assert isinstance(plugin, AgentPlugin)
+    return await plugin.bridge_to(dask_worker, target_worker, target)
 
 
 def agent_info(dask_worker: Worker) -> dict[str, Any]:

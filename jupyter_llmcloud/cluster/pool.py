@@ -8,19 +8,23 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 from distributed import Client
 
 from jupyter_llmcloud.agent.client import AgentConnection
+from jupyter_llmcloud.cluster.bridge import Bridge
 from jupyter_llmcloud.cluster.factory import known_kinds
 from jupyter_llmcloud.cluster.host import security_from, tls_of
-from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info
+from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info, open_bridge
 from jupyter_llmcloud.cluster.record import ClusterRecord, is_process, read_record, saved_records
 from jupyter_llmcloud.core.messages import (
     AdoptCluster,
@@ -49,6 +53,8 @@ class AgentInfo:
     free_slots: int
     has_gpus: bool
     num_replicas: int
+    worker: str  # address of the Dask worker beside it
+    home: str  # its socket on its own host; `address` is what is connected to from here
 
 
 class ClusterPool:
@@ -57,9 +63,12 @@ class ClusterPool:
     Args:
         owner_pid: the process to which started clusters belong.
         lease_s: how long a cluster stays when that process has gone and nothing runs.
+        always_tunnel: reach agents through Dask also where their sockets are on this host.
     """
 
-    def __init__(self, owner_pid: int, lease_s: float) -> None:
+    def __init__(self, owner_pid: int, lease_s: float, *, always_tunnel: bool = False) -> None:
+        self.always_tunnel = always_tunnel
+        self._bridges: dict[tuple[str, str], Bridge] = {}
         self.owner_pid = owner_pid
         self.lease_s = lease_s
         self._records: dict[str, ClusterRecord] = {}
@@ -243,10 +252,30 @@ class ClusterPool:
         rows = await client.run(agent_info)
         found = []
         for info in rows.values():
-            async with await AgentConnection.open(info["address"]) as connection:
+            address = await self._reach(record, info)
+            async with await AgentConnection.open(address) as connection:
                 values = (await connection.request(Describe())).values
-            found.append(AgentInfo(**{key: values[key] for key in AgentInfo.__dataclass_fields__}))
+            known = {**values, "address": address, "worker": info["worker"], "home": info["address"]}
+            found.append(AgentInfo(**{key: known[key] for key in AgentInfo.__dataclass_fields__}))
         return found
+
+    async def _reach(self, record: ClusterRecord, info: dict[str, Any], target: str | None = None) -> str:
+        """A socket on this host for the agent (or the socket `target` beside it): its own, or a bridge to it."""
+        target = target or info["address"]
+        if info["host"] == socket.gethostname() and not self.always_tunnel:
+            return target
+        key = (info["worker"], target)
+        if key not in self._bridges:
+            args = (await self._client(record)).security.get_connection_args("client")
+            bridge = Bridge(record.folder, info["worker"], target, args)
+            await bridge.start()
+            self._bridges[key] = bridge
+        return self._bridges[key].path
+
+    async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
+        """A socket on this host for a replica's socket beside an agent."""
+        info = {"host": agent.host, "worker": agent.worker, "address": agent.home}
+        return await self._reach(self._record(cluster), info, path)
 
     # --- use ---
 
@@ -264,10 +293,25 @@ class ClusterPool:
         )
         return {
             "cluster": record.name,
-            "agents": [asdict(share) for share in shares],
+            "agents": await self._for_leader(record, agents, [asdict(share) for share in shares]),
             "num_ranks": sum(share.num_ranks for share in shares),
             "started": started,
         }
+
+    async def _for_leader(
+        self, record: ClusterRecord, agents: Sequence[AgentInfo], shares: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Shares with `home` added: how the first agent, the leader, reaches each of them from its own host."""
+        by_address = {agent.address: agent for agent in agents}
+        leader = by_address[shares[0]["address"]]
+        client = await self._client(record)
+        for share in shares:
+            agent = by_address[share["address"]]
+            share["home"] = agent.home
+            if agent is not leader and (agent.host != leader.host or self.always_tunnel):
+                reached = await client.run(open_bridge, agent.worker, agent.home, workers=[leader.worker])
+                share["home"] = reached[leader.worker]
+        return shares
 
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
         """The agent with the fewest replicas; of the newest cluster, started if need be, when none is named."""
@@ -347,9 +391,16 @@ class ClusterPool:
     async def _drop(self, name: str) -> None:
         record = self._records.pop(name)
         await self._close_client(name)
+        self._close_bridges(record)
         if process := self._hosts.pop(record.cluster_id, None):
             process.poll()
         record.forget()
+
+    def _close_bridges(self, record: ClusterRecord) -> None:
+        for key, bridge in list(self._bridges.items()):
+            if Path(bridge.path).parent == record.folder:
+                bridge.close()
+                del self._bridges[key]
 
     async def _close_client(self, name: str) -> None:
         if client := self._clients.pop(name, None):

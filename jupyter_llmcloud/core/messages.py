@@ -109,7 +109,10 @@ class Describe(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class StartWorld(Message):
-    """Start `num_ranks` ranks on `agents` (first = this one, the leader): [{"address", "num_ranks"}]."""
+    """Start ranks on `agents`: [{"home", "num_ranks", "host"}], the first is this one, the leader.
+
+    `home` is the socket by which the leader reaches each of them from its own host.
+    """
 
     world_id: str
     agents: list[dict[str, Any]]
@@ -165,6 +168,7 @@ class Execute(Message):
     pull: list[str] = field(default_factory=list)
     background: bool = False
     folder: str = ""
+    agent: str = ""  # where the sender reaches the leading agent, for whoever wants to stop the run
     cluster: str = ""
     owner: str = ""
     options: dict[str, Any] = field(default_factory=dict)

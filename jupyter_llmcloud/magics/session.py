@@ -210,6 +210,7 @@ class Session:
             line_offset=cell.line_offset,
             ranks=ranks,
             folder=str(RunStore().folder(identity).path),
+            agent=world.channel.address,
             cluster=world.cluster,
             owner=self.owner,
             options={"ranks": format_ranks(ranks)},

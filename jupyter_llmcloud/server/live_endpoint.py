@@ -148,7 +148,7 @@ class LiveEndpoint:
 
     async def _start(self) -> Replica:
         pool = await self._context.pool()
-        _cluster, agent = await pool.agent_for_replica(self.stored.cluster)
+        cluster, agent = await pool.agent_for_replica(self.stored.cluster)
         replica = Replica(
             id=f"{self.name[:40]}-{secrets.token_hex(4)}",
             agent=agent.address,
@@ -162,7 +162,8 @@ class LiveEndpoint:
         async with await self._context.open_agent(agent.address) as connection:
             message = StartReplica(endpoint=self.name, replica_id=replica.id, spec=spec)
             values = (await connection.request(message, timeout_s=START_TIMEOUT_S)).values
-        replica.pid, replica.socket, replica.log = values["pid"], values["socket"], values.get("log", "")
+        replica.pid, replica.log = values["pid"], values.get("log", "")
+        replica.socket = await pool.reach_replica(cluster, agent, values["socket"])
         self._save()
         return replica
 

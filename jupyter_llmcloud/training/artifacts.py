@@ -66,8 +66,12 @@ def _save_model(model: Any, folder: Path, writes: bool) -> None:
     if not writes:
         return
     if hasattr(model, "save_pretrained"):
-        with _no_progress_bars():
-            model.save_pretrained(folder, state_dict=state)
+        model.__dict__["should_save_on_this_rank"] = lambda _: True  # transformers lets only rank 0 write
+        try:
+            with _no_progress_bars():
+                model.save_pretrained(folder, state_dict=state)
+        finally:
+            del model.__dict__["should_save_on_this_rank"]
     else:
         save_model(model, str(folder / "model.safetensors"))
 

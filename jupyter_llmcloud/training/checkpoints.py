@@ -57,7 +57,8 @@ class Checkpoints:
         self.resumed_step = 0
         self._writer: threading.Thread | None = None
         self._clear()
-        self.place.save, self.place.restore, self.place.soon = self._save, self._restore, self._is_soon
+        self.place.save, self.place.restore = self._save, self._restore
+        self.place.soon, self.place.went_on = self._is_soon, self._went_on
 
     def install(self) -> None:
         """Look at optimizers, loaders and loops from now on. Called once, in a rank."""
@@ -74,6 +75,7 @@ class Checkpoints:
         self._objects: dict[str, Any] = {}
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._refused = False
+        self._suspended: dict[str, dict[str, Any]] = {}
         self._saved: dict[str, Any] | None = None
         self._wanted: Wanted | None = None
 
@@ -197,6 +199,12 @@ class Checkpoints:
         assert self.cell is not None
         alone = len(self.cell.ranks) == 1
         frames = saved_state.user_frames(self._namespace)
+        values = [value for frame in frames for value in list(frame.f_locals.values())]
+        if any(map(saved_state.keeps_batches, [*values, *(loop.source for loop in self.place.loops.nest())])):
+            raise RuntimeError(
+                "itertools.cycle repeats the batches of its first pass, which are not saved; write "
+                "`while True: yield from loader` instead. After a restart the cell runs from its start"
+            )
         accelerators = self._accelerators()
         found = saved_state.find(
             saved_state.addresses(frames, accelerators), list(self._optimizers), self._objects, alone
@@ -208,6 +216,7 @@ class Checkpoints:
             "frames": saved_state.names_of(frames),
             "variables": variables,
             "changed": saved_state.changed(variables, self._first_variables or {}),
+            "suspended": saved_state.suspended(frames, self._given),
             "steps": self.steps.count,
             "world_size": len(self.cell.ranks),
             "accelerators": [(item.step, item.gradient_state.sync_gradients) for item in accelerators],
@@ -267,6 +276,7 @@ class Checkpoints:
         same_world = saved["world_size"] == len(cell.ranks)
         wanted = saved["variables"] if same_world else {name: saved["variables"][name] for name in saved["changed"]}
         saved_state.set_variables(frames, wanted)
+        self._suspended = saved["suspended"] if same_world else {}
         for accelerator, (step, sync_gradients) in zip(accelerators, saved["accelerators"], strict=True):
             accelerator.step = step
             accelerator.gradient_state._set_sync_gradients(sync_gradients)
@@ -276,6 +286,10 @@ class Checkpoints:
             randomness.restore_for_new_rank(saved["rng"], self.rank)
         else:
             randomness.restore(saved["rng"])
+
+    def _went_on(self) -> None:
+        if self._suspended:
+            saved_state.resume_suspended(saved_state.user_frames(self._namespace), self._suspended)
 
 
 @dataclass

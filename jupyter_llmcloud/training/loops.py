@@ -80,6 +80,11 @@ class Loop:
         self.loaders_at_body = self._place.begun
         return item
 
+    @property
+    def source(self) -> Iterator[Any]:
+        """What it iterates over."""
+        return self._source
+
     def skip(self, number: int) -> None:
         """Throw away this many items; raises StopIteration when there are fewer."""
         for _ in range(number):

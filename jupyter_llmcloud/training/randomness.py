@@ -48,19 +48,24 @@ def restore_for_new_rank(state: dict[str, Any], rank: int) -> None:
         sys.modules["numpy"].random.seed(seed)
 
 
+def parts_of(loader: Any) -> list[Any]:
+    """A loader, its inner loader, its samplers, and theirs; outermost first."""
+    parts: list[Any] = []
+    pending: list[Any] = [loader]
+    while pending and len(parts) < 20:
+        item = pending.pop(0)
+        if item is not None and all(item is not part for part in parts):
+            parts.append(item)
+            pending += [getattr(item, name, None) for name in ("base_dataloader", "batch_sampler", "sampler")]
+    return parts
+
+
 def generators_of(loader: Any) -> list[torch.Generator]:
     """The generators that decide the order of a loader, outermost first."""
     found: list[torch.Generator] = []
-    pending: list[Any] = [loader]
-    seen: set[int] = set()
-    while pending and len(seen) < 20:
-        item = pending.pop(0)
-        if item is None or id(item) in seen:
-            continue
-        seen.add(id(item))
+    for part in parts_of(loader):
         for name in ("generator", "synchronized_generator"):
-            generator = getattr(item, name, None)
+            generator = getattr(part, name, None)
             if isinstance(generator, torch.Generator) and all(generator is not other for other in found):
                 found.append(generator)
-        pending += [getattr(item, name, None) for name in ("base_dataloader", "batch_sampler", "sampler")]
     return found

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from jupyter_llmcloud.training import randomness
 from jupyter_llmcloud.training.loops import Loop, Loops
@@ -62,6 +62,7 @@ class Iteration:
             return self._stand_in
         if self.forward_to is not None:
             self._forward(self.forward_to)
+            self.place.went_on()
         if self._ended:
             raise StopIteration
         self.place.before_batch(self)
@@ -90,6 +91,8 @@ class Iteration:
             saved = self.place.saved_pass(self.key)
             self._forward(saved)
             self._stand_ins = number
+            if not self.place.replaying:
+                self.place.went_on()
         else:
             self._begin_source()
 
@@ -101,7 +104,7 @@ class Iteration:
 
     def _begin_source(self) -> None:
         with self.place.drawing(self):
-            self._source = iter(self._original(self.loader))
+            self._source = iter(self.place.advanced(self.loader, self._original(self.loader)))
 
     def _draw(self) -> Any:
         assert self._source is not None
@@ -198,6 +201,7 @@ class Place:
         replaying: on the way to the saved place.
         save, restore: called at the place itself; set by who knows what to save.
         soon: whether the place may be saved at the end of this turn.
+        went_on: called when a pass that was under way beside the place is drawn from again.
     """
 
     def __init__(self) -> None:
@@ -208,6 +212,7 @@ class Place:
         self.save: Callable[[Position], None] = lambda position: None
         self.restore: Callable[[], None] = lambda: None
         self.soon: Callable[[], bool] = lambda: False
+        self.went_on: Callable[[], None] = lambda: None
         self._num_cells = 0
         self._num_loaders = 0
         self._drawing: list[Iteration] = []
@@ -496,7 +501,8 @@ def _position(iteration: Iteration) -> Position:
 def order_of(loader: Any) -> dict[str, Any]:
     """The epoch and the generators of a loader."""
     generators = [generator.get_state() for generator in randomness.generators_of(loader)]
-    return {"iteration": getattr(loader, "iteration", None), "generators": generators}
+    epochs = [sampler.epoch for sampler in _with_epoch(loader)]
+    return {"iteration": getattr(loader, "iteration", None), "generators": generators, "epochs": epochs}
 
 
 def set_loader(loader: Any, state: dict[str, Any]) -> None:
@@ -505,6 +511,14 @@ def set_loader(loader: Any, state: dict[str, Any]) -> None:
         loader.iteration = state["iteration"]
     for generator, value in zip(randomness.generators_of(loader), state.get("generators", ()), strict=False):
         generator.set_state(value)
+    for sampler, epoch in zip(_with_epoch(loader), state.get("epochs", ()), strict=False):
+        sampler.epoch = epoch
+
+
+def _with_epoch(loader: Any) -> list[Any]:
+    """Samplers that are told the epoch, like DistributedSampler."""
+    parts = randomness.parts_of(loader)
+    return [part for part in parts if isinstance(part, Sampler) and isinstance(getattr(part, "epoch", None), int)]
 
 
 def batch_size(loader: Any) -> int:

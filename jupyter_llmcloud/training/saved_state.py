@@ -8,11 +8,14 @@ order of an Accelerator and its lists, or the depth of a function and the name o
 from __future__ import annotations
 
 import ctypes
+import gc
+import inspect
+import itertools
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import FrameType, SimpleNamespace
+from types import FrameType, GeneratorType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.plain_values import CopyTensor, NotPlain, encode, encode_variable, put_back
 from jupyter_llmcloud.training.resuming import ResumeMissed
 
+_ITERATORS = (enumerate, zip, map, filter, itertools.islice, itertools.chain, itertools.starmap)
 SAME_AS = "__llmcloud_same_as__"
 _LISTS = ("_models", "_optimizers", "_schedulers", "_custom_objects")
 
@@ -121,8 +125,9 @@ def set_variables(frames: list[FrameType], saved: dict[str, Any]) -> None:
             at, _, name = address.partition(" ")
             if int(at) != depth:
                 continue
-            if isinstance(value, dict) and value.get(SAME_AS) in restored:
-                bound[name] = restored[address] = restored[value[SAME_AS]]
+            if isinstance(value, dict) and SAME_AS in value:
+                if value[SAME_AS] in restored:
+                    bound[name] = restored[address] = restored[value[SAME_AS]]
                 continue
             anew, restored[address] = put_back(value, present.get(name), filled)
             if anew:
@@ -132,8 +137,40 @@ def set_variables(frames: list[FrameType], saved: dict[str, Any]) -> None:
 
 def _bind(frame: FrameType, values: dict[str, Any]) -> None:
     frame.f_locals.update(values)
-    if sys.version_info < (3, 13) and frame.f_code.co_flags & 0x2:  # a function keeps its variables elsewhere
+    # A function keeps its variables elsewhere.
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
         ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+
+
+# --- iterators that are not running now ------------------------------------------------------------------------------
+
+
+def suspended(frames: list[FrameType], given: set[str]) -> dict[str, dict[str, Any]]:
+    """The variables of the cell's generators that wait in a variable, by function name."""
+    found: dict[str, dict[str, Any]] = {}
+    pending = [value for frame in frames for value in list(frame.f_locals.values())]
+    while pending:
+        value = pending.pop()
+        waits = isinstance(value, GeneratorType) and value.gi_frame is not None and not value.gi_running
+        if waits and value.gi_frame.f_globals is frames[0].f_globals and value.gi_code.co_name not in found:
+            found[value.gi_code.co_name] = variables([value.gi_frame], given)
+            pending += [*value.gi_frame.f_locals.values()]
+    return found
+
+
+def resume_suspended(frames: list[FrameType], saved: dict[str, dict[str, Any]]) -> None:
+    """A generator runs again and is about to deliver: its variables are those it had; each is taken from `saved`."""
+    for frame in frames:
+        if frame.f_code.co_flags & inspect.CO_GENERATOR and frame.f_code.co_name in saved:
+            set_variables([frame], saved.pop(frame.f_code.co_name))
+
+
+def keeps_batches(value: Any, depth: int = 0) -> bool:
+    """Whether `itertools.cycle` is inside an iterator: it repeats what it has seen, which is not saved."""
+    if isinstance(value, itertools.cycle):
+        return True
+    nests = isinstance(value, _ITERATORS) or (depth > 0 and isinstance(value, tuple))
+    return nests and depth < 6 and any(keeps_batches(item, depth + 1) for item in gc.get_referents(value))
 
 
 # --- trained objects ------------------------------------------------------------------------------------------------
