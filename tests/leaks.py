@@ -50,9 +50,7 @@ def _is_of_interest(process: psutil.Process) -> bool:
 def marked_processes(prefix: str) -> list[psutil.Process]:
     """Living processes whose mark begins with `prefix`, this one excepted."""
     others = (process for process in psutil.process_iter() if process.pid != os.getpid())
-    return [
-        process for process in others if _mark_of(process).startswith(prefix) and _is_of_interest(process)
-    ]
+    return [process for process in others if _mark_of(process).startswith(prefix) and _is_of_interest(process)]
 
 
 def unmarked_children() -> set[psutil.Process]:
@@ -140,9 +138,7 @@ class Snapshot:
 
     def _changed_variables(self) -> list[str]:
         now = environment()
-        names = sorted(
-            name for name in self.variables.keys() | now.keys() if self.variables.get(name) != now.get(name)
-        )
+        names = sorted(name for name in self.variables.keys() | now.keys() if self.variables.get(name) != now.get(name))
         os.environ.update(self.variables)
         for name in now.keys() - self.variables.keys():
             del os.environ[name]

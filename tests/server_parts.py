@@ -14,17 +14,8 @@ from typing import Any
 
 import httpx
 
-from jupyter_llmcloud.core.messages import (
-    Decoder,
-    DescribeReplicas,
-    Done,
-    Message,
-    Refused,
-    StartReplica,
-    StopReplica,
-    StopRun,
-    encode,
-)
+from jupyter_llmcloud.core.frames import Decoder, Message, encode
+from jupyter_llmcloud.core.messages import DescribeReplicas, Done, Refused, StartReplica, StopReplica, StopRun
 from jupyter_llmcloud.server.context import ServerContext
 
 STAND_IN = Path(__file__).parent / "stand_in_replica.py"

@@ -148,6 +148,8 @@ def test_the_names_a_cell_may_bind_are_known(code: str, expected: set[str]) -> N
     assert names(code) == expected
 
 
-@pytest.mark.parametrize("code", ["from a import *", "exec('x = 1')", "%time x = 1", "def f():\n  globals()['x'] = 1\nf()"])
+@pytest.mark.parametrize(
+    "code", ["from a import *", "exec('x = 1')", "%time x = 1", "def f():\n  globals()['x'] = 1\nf()"]
+)
 def test_names_that_cannot_be_told_are_not_guessed(code: str) -> None:
     assert names(code) is None

@@ -152,9 +152,7 @@ def test_a_server_that_does_not_answer_is_said_and_asked_again(
 
 
 def test_runs_on_disk_are_listed_by_the_real_server(chromium: Browser, lab: Lab) -> None:
-    ended = RunRecord(
-        "ended-1", "ended-run", "finished", created=time.time() - 10, ended=time.time(), world_size=2
-    )
+    ended = RunRecord("ended-1", "ended-run", "finished", created=time.time() - 10, ended=time.time(), world_size=2)
     RunStore().folder(ended.run_id).create(ended, "1 + 1")
     page = open_lab(chromium, lab)
     expect(page.locator(STATUS)).to_have_text("no runs")
@@ -162,9 +160,7 @@ def test_runs_on_disk_are_listed_by_the_real_server(chromium: Browser, lab: Lab)
     expect(page.locator(f"{LIST} .llmc-Run").filter(has_text="ended-run")).to_contain_text("finished")
 
 
-def test_a_server_without_the_extension_is_explained(
-    chromium: Browser, tmp_path: Path, pictures: Path
-) -> None:
+def test_a_server_without_the_extension_is_explained(chromium: Browser, tmp_path: Path, pictures: Path) -> None:
     folder = tmp_path / "notebooks"
     folder.mkdir()
     off = {"ServerApp": {"jpserver_extensions": {"jupyter_llmcloud": False}}}

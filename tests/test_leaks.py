@@ -70,9 +70,7 @@ def test_a_listening_port_is_found(snapshot: leaks.Snapshot) -> None:
         assert snapshot.leaks(0.0) == [f"listening port 127.0.0.1:{port}"]
 
 
-def test_changed_variables_are_found_and_put_back(
-    snapshot: leaks.Snapshot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_variables_are_found_and_put_back(snapshot: leaks.Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMCLOUD_LEASE_S", "1000")
     monkeypatch.setenv("A_NEW_VARIABLE", "x")
     found = snapshot.leaks(0.0)

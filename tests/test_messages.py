@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import struct
 
 import pytest
 
-from jupyter_llmcloud.core import messages
-from jupyter_llmcloud.core.messages import Decoder, Done, Execute, Message, Printed, Pull, Refused, encode
+from jupyter_llmcloud.core.frames import Decoder, Message, encode
+from jupyter_llmcloud.core.messages import Done, Execute, Pull, Refused
+from jupyter_llmcloud.core.rank_messages import Printed
 
 SOME: list[Message] = [
     Done(reply_to=3, values={"a": [1, {"b": None}], "ä": "€\u2028"}),
@@ -26,13 +28,12 @@ def test_a_message_comes_out_as_it_went_in() -> None:
 
 
 def test_every_kind_makes_the_round_trip_with_its_defaults() -> None:
-    for kind in messages.Message.kinds.values():
+    for kind in Message.kinds.values():
         values = {"str": "x", "int": 1, "float": 0.5, "bool": True, "list": [1], "dict": {"k": 1}}
         needed = {
             item.name: values[str(item.type).partition("[")[0]]
-            for item in messages.fields(kind)
-            if item.default is messages.fields.__globals__["MISSING"]
-            and item.default_factory is messages.fields.__globals__["MISSING"]
+            for item in dataclasses.fields(kind)
+            if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         }
         message = kind(**needed)  # type: ignore[arg-type]
         assert Decoder().feed(encode(message)) == [message]

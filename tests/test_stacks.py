@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.core.exits import describe_exit, oom_evidence
-from jupyter_llmcloud.core.messages import DumpStacks
+from jupyter_llmcloud.core.rank_messages import DumpStacks
 from jupyter_llmcloud.core.stacks import fold_stacks, parse_dump
 from tests.worlds import Ranks, Running, until
 
@@ -78,11 +78,9 @@ def cell_of(running: Running) -> int:
     return int(running.run_id.removeprefix("run-"))
 
 
-@pytest.fixture(scope="module")
-def three(agent) -> Any:
-    ranks = Ranks(agent, 3)
-    yield ranks
-    ranks.end()
+@pytest.fixture
+def three(new_world) -> Ranks:
+    return new_world(3)
 
 
 def test_stacks_show_who_waits_where_while_a_cell_runs(three: Ranks) -> None:
@@ -260,8 +258,8 @@ def small_cgroup() -> Any:
         folder.rmdir()
 
 
-def test_a_rank_that_the_kernel_kills_for_memory_is_reported_as_that(agent, small_cgroup: Path, monkeypatch) -> None:
-    world = Ranks(agent, 2)
+def test_a_rank_that_the_kernel_kills_for_memory_is_reported_as_that(node_agent, small_cgroup: Path, monkeypatch) -> None:
+    world = Ranks(node_agent, 2)
     try:
         (small_cgroup / "cgroup.procs").write_text(str(world.pids()[1]))
         outcome = world.run(

@@ -11,7 +11,8 @@ import pytest
 
 from jupyter_llmcloud.agent.client import AgentChannel
 from jupyter_llmcloud.cluster.pool import ClusterPool
-from jupyter_llmcloud.core.messages import Execute, Journaled, Message, RunEnded, StartWorld, StopWorld
+from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.core.messages import Execute, Journaled, RunEnded, StartWorld, StopWorld
 from jupyter_llmcloud.storage.runs import RunStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_root")]

@@ -161,9 +161,9 @@ def test_a_missing_keyboard_is_explained(world: Ranks) -> None:
     assert "--push" in outcome.error["evalue"]
 
 
-def test_modules_beside_the_notebook_can_be_imported(agent: AgentProcess, tmp_path: Path) -> None:
+def test_modules_beside_the_notebook_can_be_imported(node_agent: AgentProcess, tmp_path: Path) -> None:
     (tmp_path / "beside_the_notebook.py").write_text("answer = 42\n")
-    ranks = Ranks(agent, 1, cwd=str(tmp_path))
+    ranks = Ranks(node_agent, 1, cwd=str(tmp_path))
     try:
         assert ranks.ok("import beside_the_notebook, os\nbeside_the_notebook.answer").results() == ["42"]
         assert ranks.ok("os.getcwd()").results() == [repr(str(tmp_path))]

@@ -67,8 +67,8 @@ def test_what_is_heard_is_what_is_on_disk(world: Ranks) -> None:
     assert outcome.values("i", 1) == [float(i) for i in range(300)]
 
 
-def test_a_background_run_goes_on_while_nobody_is_connected(agent: AgentProcess) -> None:
-    ranks = Ranks(agent)
+def test_a_background_run_goes_on_while_nobody_is_connected(node_agent: AgentProcess) -> None:
+    ranks = Ranks(node_agent)
     running = ranks.send("import time\nfor i in range(20):\n    run.log(i=i)\n    time.sleep(0.01)", background=True)
     assert isinstance(ranks.channel.receive(5), Done)
     ranks.channel.close()
@@ -76,13 +76,13 @@ def test_a_background_run_goes_on_while_nobody_is_connected(agent: AgentProcess)
     until(lambda: (folder.path / "run.json").exists() and not folder.read().is_active, "the run has ended")
     assert folder.read().state == "finished"
     assert len(list(folder.records("metrics"))) == 40
-    with contextlib.closing(agent.channel()) as other:
+    with contextlib.closing(node_agent.channel()) as other:
         other.request(StopWorld(world_id=ranks.world_id))
 
 
-def test_a_foreground_run_goes_on_when_its_kernel_dies(agent: AgentProcess, tmp_path: Path) -> None:
+def test_a_foreground_run_goes_on_when_its_kernel_dies(node_agent: AgentProcess, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
-    ranks = Ranks(agent)
+    ranks = Ranks(node_agent)
     running = ranks.send(f"import os, time\nprint('begun')\nwhile not os.path.exists({str(flag)!r}): time.sleep(0.01)")
     running.wait_for("begun", times=2)
     ranks.channel.close()
@@ -90,7 +90,7 @@ def test_a_foreground_run_goes_on_when_its_kernel_dies(agent: AgentProcess, tmp_
     folder = running.outcome.folder
     until(lambda: not folder.read().is_active, "the run has ended")
     assert folder.read().state == "finished"
-    with contextlib.closing(agent.channel()) as other:
+    with contextlib.closing(node_agent.channel()) as other:
         other.request(StopWorld(world_id=ranks.world_id))
 
 
@@ -161,20 +161,20 @@ def test_a_part_of_the_ranks_runs_a_cell_alone(new_world: Callable[..., Ranks]) 
     assert world.ok("'part' in globals()").results() == ["False", "True", "False", "True"]
 
 
-def test_more_ranks_than_slots_are_refused_and_nothing_is_held(agent: AgentProcess) -> None:
-    free = _free(agent)
+def test_more_ranks_than_slots_are_refused_and_nothing_is_held(node_agent: AgentProcess) -> None:
+    free = _free(node_agent)
     with pytest.raises(CapacityError, match="9"):
-        Ranks(agent, 9)
-    assert _free(agent) == free
+        Ranks(node_agent, 9)
+    assert _free(node_agent) == free
 
 
-def test_a_world_gives_its_slots_back(agent: AgentProcess) -> None:
-    free = _free(agent)
-    ranks = Ranks(agent, 2)
+def test_a_world_gives_its_slots_back(node_agent: AgentProcess) -> None:
+    free = _free(node_agent)
+    ranks = Ranks(node_agent, 2)
     pids = ranks.pids()
-    assert _free(agent) == free - 2
+    assert _free(node_agent) == free - 2
     ranks.end()
-    assert _free(agent) == free
+    assert _free(node_agent) == free
     until(lambda: not any(map(alive, pids)), "the ranks have ended", 5)
 
 
@@ -186,8 +186,8 @@ def test_the_name_of_a_world_is_taken_once(world: Ranks) -> None:
     world.ok("1")
 
 
-def test_a_world_ended_under_a_running_cell_ends_the_run(agent: AgentProcess) -> None:
-    ranks = Ranks(agent)
+def test_a_world_ended_under_a_running_cell_ends_the_run(node_agent: AgentProcess) -> None:
+    ranks = Ranks(node_agent)
     running = ranks.send("import time\nprint('in it')\ntime.sleep(100)").wait_for("in it", times=2)
     ranks.beside().channel.request(StopWorld(world_id=ranks.world_id))
     assert running.end(10).state == "stopped"
@@ -195,15 +195,15 @@ def test_a_world_ended_under_a_running_cell_ends_the_run(agent: AgentProcess) ->
     ranks.channel.close()
 
 
-def test_a_world_without_an_owner_ends_with_its_lease(agent: AgentProcess) -> None:
-    ranks = Ranks(agent, 1, lease_s=0.5)
+def test_a_world_without_an_owner_ends_with_its_lease(node_agent: AgentProcess) -> None:
+    ranks = Ranks(node_agent, 1, lease_s=0.5)
     [pid] = ranks.pids()
     ranks.channel.close()
     until(lambda: not alive(pid), "the lease ends the world", 8)
 
 
-def test_a_world_whose_owner_lives_outlasts_its_lease(agent: AgentProcess) -> None:
-    ranks, other = Ranks(agent, 1, lease_s=0.1), Ranks(agent, 1, lease_s=0.1)
+def test_a_world_whose_owner_lives_outlasts_its_lease(node_agent: AgentProcess) -> None:
+    ranks, other = Ranks(node_agent, 1, lease_s=0.1), Ranks(node_agent, 1, lease_s=0.1)
     [pid] = other.pids()
     other.channel.close()
     until(lambda: not alive(pid), "a lease of a world that was made later has ended", 8)
@@ -214,16 +214,16 @@ def test_a_world_whose_owner_lives_outlasts_its_lease(agent: AgentProcess) -> No
 # --- the agent ---
 
 
-def test_the_agent_listens_for_its_user_only(agent: AgentProcess) -> None:
-    mode = stat.S_IMODE(os.stat(agent.address).st_mode)
+def test_the_agent_listens_for_its_user_only(node_agent: AgentProcess) -> None:
+    mode = stat.S_IMODE(os.stat(node_agent.address).st_mode)
     assert mode & 0o077 == 0
-    for pid in family(agent.process.pid):
+    for pid in family(node_agent.process.pid):
         for row in psutil.Process(pid).net_connections("inet"):
             assert row.laddr.ip.removeprefix("::ffff:") in ("127.0.0.1", "::1"), row
 
 
-def test_the_agent_has_no_torch(agent: AgentProcess) -> None:
-    maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
+def test_the_agent_has_no_torch(node_agent: AgentProcess) -> None:
+    maps = Path(f"/proc/{node_agent.process.pid}/maps").read_text()
     assert "libtorch" not in maps
 
 
@@ -291,7 +291,12 @@ def test_a_killed_zygote_fails_the_cell_and_the_next_world_works(own_agent: Call
 
 
 def test_garbage_on_the_socket_hurts_nobody(world: Ranks) -> None:
-    for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b"\0\0\0\x02\0\0\0\0[]", b"\0\0\0\x09\0\0\0\0" + b'{"type":1'):
+    for garbage in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 64,
+        b"\0\0\0\x02\0\0\0\0[]",
+        b"\0\0\0\x09\0\0\0\0" + b'{"type":1',
+    ):
         channel = AgentChannel(world.agent.address)
         channel._sock.sendall(garbage + b"\0" * 64)
         channel.close()
@@ -308,11 +313,11 @@ def test_a_precision_the_ranks_cannot_do_is_refused(world: Ranks) -> None:
         world.run("1", precision="fp16")
 
 
-def test_the_agent_announces_where_it_is(agent: AgentProcess) -> None:
-    told = json.loads((agent.folder / "agent.json").read_text())
-    assert told["pid"] == agent.process.pid
+def test_the_agent_announces_where_it_is(node_agent: AgentProcess) -> None:
+    told = json.loads((node_agent.folder / "agent.json").read_text())
+    assert told["pid"] == node_agent.process.pid
     assert told["num_slots"] == 8
-    assert stat.S_IMODE(agent.folder.stat().st_mode) & 0o077 == 0
+    assert stat.S_IMODE(node_agent.folder.stat().st_mode) & 0o077 == 0
 
 
 def _free(agent: AgentProcess) -> int:

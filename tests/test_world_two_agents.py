@@ -24,9 +24,9 @@ def follower() -> Iterator[AgentProcess]:
 
 
 @pytest.fixture(scope="module")
-def wide(agent: AgentProcess, follower: AgentProcess) -> Iterator[Ranks]:
-    """Two ranks on the leading agent, one on the following."""
-    ranks = Ranks(agent, 3, shares=[(agent, 2), (follower, 1)])
+def wide(node_agent: AgentProcess, follower: AgentProcess) -> Iterator[Ranks]:
+    """Two ranks on the leading node_agent, one on the following."""
+    ranks = Ranks(node_agent, 3, shares=[(node_agent, 2), (follower, 1)])
     yield ranks
     ranks.end()
 
@@ -91,17 +91,17 @@ def test_a_rank_that_must_be_killed_is_killed_there_too(wide: Ranks) -> None:
     assert wide.ok(SUM).results() == ["3"] * 3
 
 
-def test_the_ranks_of_the_follower_end_with_the_world(agent: AgentProcess, follower: AgentProcess) -> None:
-    ranks = Ranks(agent, 2, shares=[(agent, 1), (follower, 1)])
+def test_the_ranks_of_the_follower_end_with_the_world(node_agent: AgentProcess, follower: AgentProcess) -> None:
+    ranks = Ranks(node_agent, 2, shares=[(node_agent, 1), (follower, 1)])
     pids = ranks.pids()
     ranks.end()
     until(lambda: not any(map(alive, pids)), "both ranks have ended", 5)
 
 
-def test_a_killed_follower_fails_the_cell_and_does_not_block_the_next(agent: AgentProcess) -> None:
+def test_a_killed_follower_fails_the_cell_and_does_not_block_the_next(node_agent: AgentProcess) -> None:
     other = AgentProcess()
     try:
-        ranks = Ranks(agent, 2, shares=[(agent, 1), (other, 1)])
+        ranks = Ranks(node_agent, 2, shares=[(node_agent, 1), (other, 1)])
         running = ranks.send("import time\nprint('in it')\nif rank: time.sleep(100)\n" + SUM)
         running.wait_for("in it", times=2)
         os.kill(other.process.pid, signal.SIGKILL)

@@ -22,11 +22,11 @@ import psutil
 import pytest
 
 from jupyter_llmcloud.agent.client import AgentChannel, raise_refusal
+from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import (
     DescribeWorld,
     Execute,
     Journaled,
-    Message,
     Pull,
     Push,
     RankState,
@@ -157,6 +157,16 @@ class AgentProcess:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class AgentElsewhere:
+    """An agent that a cluster has started."""
+
+    address: str
+
+    def channel(self) -> AgentChannel:
+        return AgentChannel(self.address)
+
+
 class Running:
     """A cell that was sent: follow it, stop it."""
 
@@ -224,14 +234,18 @@ class Ranks:
     """A world and a connection that owns it."""
 
     def __init__(
-        self, agent: AgentProcess, size: int = 2, shares: Sequence[tuple[AgentProcess, int]] = (), **spec: Any
+        self,
+        agent: AgentProcess | AgentElsewhere,
+        size: int = 2,
+        shares: Sequence[tuple[AgentProcess | AgentElsewhere, int]] = (),
+        **spec: Any,
     ) -> None:
         self.agent = agent
         self.size = size
         self.world_id = f"w{next(_numbers)}"
         self.channel = agent.channel()
         places = [{"address": a.address, "num_ranks": n} for a, n in shares or [(agent, size)]]
-        self.channel.request(StartWorld(world_id=self.world_id, agents=places, **spec), DEADLINE_S)
+        self.channel.request(StartWorld(**{"world_id": self.world_id, "agents": places, **spec}), DEADLINE_S)
 
     def send(self, code: str, magic: str = "%%distribute", **options: Any) -> Running:
         """Send a cell and return at once."""
@@ -290,7 +304,7 @@ class Ranks:
 
 
 @pytest.fixture(scope="session")
-def agent() -> Iterator[AgentProcess]:
+def node_agent() -> Iterator[AgentProcess]:
     """An agent for the whole session: its imports take seconds, a world on it a tenth of one."""
     process = AgentProcess()
     yield process
@@ -300,20 +314,20 @@ def agent() -> Iterator[AgentProcess]:
 
 
 @pytest.fixture(scope="module")
-def world(agent: AgentProcess) -> Iterator[Ranks]:
+def world(node_agent: AgentProcess) -> Iterator[Ranks]:
     """Two ranks, shared by the tests of a module."""
-    ranks = Ranks(agent)
+    ranks = Ranks(node_agent)
     yield ranks
     ranks.end()
 
 
 @pytest.fixture
-def new_world(agent: AgentProcess) -> Iterator[Callable[..., Ranks]]:
+def new_world(node_agent: AgentProcess) -> Iterator[Callable[..., Ranks]]:
     """Makes worlds that end with the test."""
     worlds: list[Ranks] = []
 
     def make(size: int = 2, **spec: Any) -> Ranks:
-        worlds.append(Ranks(agent, size, **spec))
+        worlds.append(Ranks(node_agent, size, **spec))
         return worlds[-1]
 
     yield make

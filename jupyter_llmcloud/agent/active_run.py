@@ -11,6 +11,7 @@ from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.agent.hang_watch import HangWatch
 from jupyter_llmcloud.agent.run_checkpoints import RunCheckpoints
 from jupyter_llmcloud.core import lifecycle
+from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.lifecycle import (
     Instruction,
     RankDied,
@@ -20,25 +21,21 @@ from jupyter_llmcloud.core.lifecycle import (
     StopPressed,
     Tick,
 )
-from jupyter_llmcloud.core.messages import (
+from jupyter_llmcloud.core.messages import Execute, Journaled, RankState, RunEnded
+from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.core.rank_messages import (
     CellEnded,
     CheckpointPart,
-    Execute,
     Heartbeat,
     Interrupt,
-    Journaled,
     Measured,
-    Message,
     Printed,
     RankLooked,
-    RankState,
     Release,
-    RunEnded,
     StepAsked,
     StepTold,
     StopAt,
 )
-from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.core.restarts import Again, Broken, GiveUp, RestartPolicy
 from jupyter_llmcloud.storage.checkpoints import Checkpoint
 from jupyter_llmcloud.storage.journal import JournalWriter
@@ -68,6 +65,7 @@ class ActiveRun:
         self.checkpoints = RunCheckpoints(folder.path, cell.ranks, cell.keep_checkpoints, self._note)
         self._restarts = RestartPolicy(cell.max_restarts)
         self._why = ""
+        self._cannot = ""
         self._sweeping: asyncio.Task[None] | None = None
         self._links = links
         self._rules = RunLifecycle(tuple(cell.ranks))
@@ -93,7 +91,12 @@ class ActiveRun:
         for rank in self.cell.ranks:
             self._links[rank].send(self.cell)
         self._change("running")
-        self.folder.create(self.record, self.cell.source or self.cell.code)
+        try:
+            self.folder.create(self.record, self.cell.source or self.cell.code)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            self._cannot_write(error)
         for rank in self.cell.ranks:
             self.tell(RankState(run_id=self.record.run_id, rank=rank, state="running"))
         self._hangs.begin()
@@ -118,7 +121,7 @@ class ActiveRun:
         for rank in self.cell.ranks:
             self._links[rank].send(self.cell)
             self.tell(RankState(run_id=self.record.run_id, rank=rank, state="running"))
-        self.folder.write(self.record)
+        self._write_record()
         self._hangs.begin()
 
     def _note(self, text: str) -> None:
@@ -141,7 +144,7 @@ class ActiveRun:
         """Stop pressed, by whomever."""
         if self.record.state == "running":
             self._change("stopping")
-            self.folder.write(self.record)
+            self._write_record()
         if self.again is not None:
             self._end(lifecycle.Finish("stopped", None, False, ()))
         else:
@@ -201,7 +204,21 @@ class ActiveRun:
             path = self.folder.logs(rank) if kind == "logs" else self.folder.metrics(rank)
             writer = self._journals[(kind, rank)] = JournalWriter(path)
         written = writer.append(records)
+        if writer.error is not None:
+            self._cannot_write(writer.error)
         self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
+
+    def _write_record(self) -> None:
+        try:
+            self.folder.write(self.record)
+        except OSError as error:
+            self._cannot_write(error)
+
+    def _cannot_write(self, error: OSError) -> None:
+        """The run goes on; what is missing from its folder is said once, to those who follow it now."""
+        if not self._cannot:
+            self._cannot = f"the folder of the run is not complete: {error.strerror or error}. {self.folder.path}"
+            self._note(self._cannot)
 
     def tell(self, message: Message) -> None:
         """Send to everybody who follows this run."""
@@ -302,7 +319,7 @@ class ActiveRun:
         self._change(finish.state)
         self.record.ended = time.time()
         self.record.errors = self._sorted_errors(finish.culprit)
-        self.folder.write(self.record)
+        self._write_record()
         self.tell(
             RunEnded(
                 run_id=self.record.run_id,

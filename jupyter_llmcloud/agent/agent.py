@@ -25,23 +25,16 @@ from jupyter_llmcloud.agent.replicas import Replicas
 from jupyter_llmcloud.agent.store import Store
 from jupyter_llmcloud.agent.world import World
 from jupyter_llmcloud.agent.zygote import Zygote
+from jupyter_llmcloud.core.frames import Decoder, Message, encode
 from jupyter_llmcloud.core.messages import (
-    Decoder,
     Describe,
     DescribeReplicas,
     DescribeWorld,
     Done,
-    DumpStacks,
     Execute,
-    FromRank,
-    HostRanks,
-    KillRank,
-    LookAtRank,
-    Message,
     Names,
     Pull,
     Push,
-    RankExited,
     Refused,
     RenewLease,
     ResizeWorld,
@@ -52,8 +45,15 @@ from jupyter_llmcloud.core.messages import (
     StopRun,
     StopWorld,
     Subscribe,
+)
+from jupyter_llmcloud.core.rank_messages import (
+    DumpStacks,
+    FromRank,
+    HostRanks,
+    KillRank,
+    LookAtRank,
+    RankExited,
     ToRank,
-    encode,
 )
 from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from jupyter_llmcloud import errors
-from jupyter_llmcloud.core.messages import Decoder, Done, Message, Refused, encode
+from jupyter_llmcloud.core.frames import Decoder, Message, encode
+from jupyter_llmcloud.core.messages import Done, Refused
 
 
 def raise_refusal(refused: Refused) -> None:

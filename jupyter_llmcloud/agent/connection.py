@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from jupyter_llmcloud.core.messages import Decoder, Message, encode
+from jupyter_llmcloud.core.frames import Decoder, Message, encode
 
 MAX_BUFFERED = 256 << 20  # bytes waiting for a reader that does not read; beyond it is cut off and can attach again
 

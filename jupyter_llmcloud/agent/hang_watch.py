@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.hang import GroupState, HangRule, Report, Sample
-from jupyter_llmcloud.core.messages import Execute, Heartbeat, RankLooked
+from jupyter_llmcloud.core.messages import Execute
+from jupyter_llmcloud.core.rank_messages import Heartbeat, RankLooked
 from jupyter_llmcloud.core.stacks import parse_dump
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 from jupyter_llmcloud.agent.devices import Devices
 from jupyter_llmcloud.agent.local_rank import LocalRank
 from jupyter_llmcloud.agent.zygote import Zygote
-from jupyter_llmcloud.core.messages import Message
+from jupyter_llmcloud.core.frames import Message
 
 
 class HostedRanks:

@@ -16,17 +16,8 @@ import msgspec
 from jupyter_llmcloud.agent import rank_process
 from jupyter_llmcloud.agent.rank_process import MemoryEvidence, StackDump
 from jupyter_llmcloud.agent.zygote import Zygote
-from jupyter_llmcloud.core.messages import (
-    CellEnded,
-    Decoder,
-    Exit,
-    Heartbeat,
-    Measured,
-    Message,
-    Printed,
-    RankLooked,
-    encode,
-)
+from jupyter_llmcloud.core.frames import Decoder, Message, encode
+from jupyter_llmcloud.core.rank_messages import CellEnded, Exit, Heartbeat, Measured, Printed, RankLooked
 from jupyter_llmcloud.storage.ring import RingReader, create_ring
 
 DUMP_S = 0.3  # a signal's handler has run by then

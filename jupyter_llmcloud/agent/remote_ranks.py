@@ -8,20 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jupyter_llmcloud.agent.client import raise_refusal
-from jupyter_llmcloud.core.messages import (
-    Decoder,
-    Done,
-    FromRank,
-    HostRanks,
-    KillRank,
-    LookAtRank,
-    Message,
-    RankExited,
-    Refused,
-    StopWorld,
-    ToRank,
-    encode,
-)
+from jupyter_llmcloud.core.frames import Decoder, Message, encode
+from jupyter_llmcloud.core.messages import Done, Refused, StopWorld
+from jupyter_llmcloud.core.rank_messages import FromRank, HostRanks, KillRank, LookAtRank, RankExited, ToRank
 from jupyter_llmcloud.errors import ConnectionLost
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.core.messages import CheckpointPart
+from jupyter_llmcloud.core.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import Checkpoint, CheckpointFolder
 
 FOLDER = "checkpoints"

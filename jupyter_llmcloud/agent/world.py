@@ -14,23 +14,10 @@ from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.agent.hosted_ranks import HostedRanks
 from jupyter_llmcloud.agent.remote_ranks import RemoteRanks
 from jupyter_llmcloud.core.exits import describe_exit
+from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.lifecycle import Finish
-from jupyter_llmcloud.core.messages import (
-    CellEnded,
-    Done,
-    DumpStacks,
-    Execute,
-    Join,
-    Joined,
-    Message,
-    Names,
-    Printed,
-    RankLooked,
-    RankState,
-    Refused,
-    RunEnded,
-    StartWorld,
-)
+from jupyter_llmcloud.core.messages import Done, Execute, Names, RankState, Refused, RunEnded, StartWorld
+from jupyter_llmcloud.core.rank_messages import CellEnded, DumpStacks, Join, Joined, Printed, RankLooked
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 

@@ -28,16 +28,8 @@ from jupyter_llmcloud.cluster.factory import make_cluster
 from jupyter_llmcloud.cluster.plugin import AgentPlugin, agent_info
 from jupyter_llmcloud.cluster.record import ClusterRecord, is_process
 from jupyter_llmcloud.cluster.settings import DASK_SETTINGS, TLS_SETTINGS
-from jupyter_llmcloud.core.messages import (
-    AdoptCluster,
-    Describe,
-    Done,
-    Message,
-    Refused,
-    ScaleCluster,
-    Shutdown,
-    StopCluster,
-)
+from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.core.messages import AdoptCluster, Describe, Done, Refused, ScaleCluster, Shutdown, StopCluster
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, UsageError
 
 WATCH_S = 1.0

@@ -26,20 +26,15 @@ from jupyter_llmcloud.cluster.factory import known_kinds
 from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info, open_bridge
 from jupyter_llmcloud.cluster.record import ClusterRecord, is_process, read_record, saved_records
-from jupyter_llmcloud.core.messages import (
-    AdoptCluster,
-    Describe,
-    Message,
-    ScaleCluster,
-    Shutdown,
-    StopCluster,
-)
+from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.core.messages import AdoptCluster, Describe, ScaleCluster, Shutdown, StopCluster
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 40.0
+CONNECT_TIMEOUT_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,7 @@ class ClusterPool:
             created=time.time(),
         )
         try:
-            client = await asyncio.wait_for(Client(address, asynchronous=True, set_as_default=False), 20)
+            client = await _open_client(address)
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise ConnectionLost(f"no Dask scheduler answers at {address!r}: {error}.") from None
         await client.register_plugin(AgentPlugin(record.cluster_id))
@@ -249,9 +244,11 @@ class ClusterPool:
         """The node agents of a cluster as they are now."""
         record = await self._revived(self._record(name))
         client = await self._client(record)
-        rows = await client.run(agent_info)
+        rows = await client.run(agent_info, on_error="return")
         found = []
         for info in rows.values():
+            if isinstance(info, BaseException):
+                continue  # a worker that is ending or starting
             address = await self._reach(record, info)
             async with await AgentConnection.open(address) as connection:
                 values = (await connection.request(Describe())).values
@@ -424,3 +421,14 @@ class ClusterPool:
             if not record.is_alive and not record.has_agents:
                 await self._drop(name)
         return [await self._fresh(await self._revived(record)) for record in list(self._records.values())]
+
+
+async def _open_client(address: str) -> Client:
+    client = Client(address, asynchronous=True, set_as_default=False)
+    try:
+        await asyncio.wait_for(client, CONNECT_TIMEOUT_S)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            await client.close()
+        raise
+    return client

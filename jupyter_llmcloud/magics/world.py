@@ -11,13 +11,12 @@ from typing import Any
 import cloudpickle
 
 from jupyter_llmcloud.agent.client import AgentChannel, raise_refusal
+from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import (
     DescribeWorld,
     Done,
-    DumpStacks,
     Execute,
     Journaled,
-    Message,
     Names,
     Pull,
     Push,
@@ -29,6 +28,7 @@ from jupyter_llmcloud.core.messages import (
     StopRun,
     StopWorld,
 )
+from jupyter_llmcloud.core.rank_messages import DumpStacks
 from jupyter_llmcloud.core.stacks import fold_stacks
 from jupyter_llmcloud.errors import RankError, UsageError
 from jupyter_llmcloud.magics.run_view import RunView

@@ -23,12 +23,33 @@ class JournalWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seq = 0
+        self.error: OSError | None = None  # why the last records could not be written
         self._fd: int | None = None
+        self._torn = False
 
     def append(self, records: list[Record]) -> list[Record]:
-        """Number, stamp and write records in one system call; returns them as written."""
-        if self._fd is None:
-            self._fd = self._open()
+        """Number, stamp and write records in one system call; returns them as written.
+
+        A full disk must not end the run whose log this is: `error` then holds what went wrong.
+        """
+        self.error = None
+        try:
+            fd = self._fd = self._open() if self._fd is None else self._fd
+        except OSError as error:
+            self.error = error
+        written = self._numbered(records)
+        data = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in written).encode()
+        view = memoryview(b"\n" + data if self._torn else data)
+        try:
+            while view and self.error is None:
+                view = view[os.write(fd, view) :]
+            self._torn = self._torn and self.error is not None
+        except OSError as error:
+            self.error = error
+            self._torn = True
+        return written
+
+    def _numbered(self, records: list[Record]) -> list[Record]:
         now = time.time()
         written = []
         for record in records:
@@ -40,10 +61,6 @@ class JournalWriter:
                     **{k: v for k, v in record.items() if k != "t"},
                 }
             )
-        data = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in written).encode()
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
         return written
 
     def _open(self) -> int:

@@ -1,8 +1,9 @@
 """Checkpoints as a rank sees them: due at a step, taken at the end of the loop's turn, written by a thread.
 
-What is saved is copied while the cell waits, which is all that it waits for; a thread writes the copy. There is never
-more than one being written: a periodic checkpoint that comes due meanwhile is left out, one that the cell asks for by
-`run.checkpoint` waits. The leading agent commits a checkpoint when every rank has said that its part is written.
+Weights are copied while the cell waits; a thread copies the state of the optimizers, which nothing touches before the
+next step, and writes it all. There is never more than one being written: a periodic checkpoint that comes due meanwhile
+is left out, one that the cell asks for by `run.checkpoint` waits. The leading agent commits a checkpoint when every
+rank has said that its part is written.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from jupyter_llmcloud.core.messages import CheckpointPart, Execute
+from jupyter_llmcloud.core.messages import Execute
+from jupyter_llmcloud.core.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
 from jupyter_llmcloud.training import loops, randomness, resuming, saved_state
 from jupyter_llmcloud.training.outlet import Outlet
@@ -30,6 +32,7 @@ from jupyter_llmcloud.training.resuming import Place, Position, ResumeMissed, St
 from jupyter_llmcloud.training.steps import Steps
 
 _WRITER_NICE = 10  # the training goes first
+_SMALL = 4096  # elements: copied at once
 _THREAD = "llmcloud-checkpoint"
 _ASKS = re.compile(r"\brun\s*\.\s*(checkpoint|steps)\b")
 
@@ -56,12 +59,15 @@ class Checkpoints:
         self.replaying = False  # it has not come to its resume point yet
         self.resumed_step = 0
         self._writer: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._copied.set()
         self._clear()
         self.place.save, self.place.restore = self._save, self._restore
         self.place.soon, self.place.went_on = self._is_soon, self._went_on
 
     def install(self) -> None:
         """Look at optimizers, loaders and loops from now on. Called once, in a rank."""
+        register_optimizer_step_pre_hook(self.before_step)
         register_optimizer_step_post_hook(self.after_step)
         resuming.install(self.place)
         loops.install(self.place)
@@ -69,6 +75,7 @@ class Checkpoints:
     def _clear(self) -> None:
         self._accelerators_made: list[weakref.ref[Any]] = []
         self._buffers: dict[str, torch.Tensor] = {}
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._first_variables: dict[str, Any] | None = None
         self._losses: dict[str, float] = {}  # the last value of each metric that is called a loss
         self._namespace: dict[str, Any] = {}
@@ -125,6 +132,11 @@ class Checkpoints:
 
     # --- when ---
 
+    def before_step(self, *_: Any) -> None:
+        """An optimizer is about to step: what it changes must have been copied."""
+        if not self._copied.is_set():
+            self._copied.wait()
+
     def after_step(self, optimizer: Any, *_: Any) -> None:
         """An optimizer has stepped."""
         if not self.place.follows or threading.current_thread() is not threading.main_thread():
@@ -172,7 +184,9 @@ class Checkpoints:
         try:
             shared, own = self._take(position)
             bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
-            writes = _Write(part, f"rank-{self.rank:04d}.pt", self._aside(part.step), shared, own, bad_loss).parts
+            name, copies, self._copies = f"rank-{self.rank:04d}.pt", self._copies, []
+            self._copied.clear()
+            writes = _Write(part, name, self._aside(part.step), shared, own, bad_loss, copies, self._copied).parts
         except Exception as error:
             self._refused = True
             refusal = _with(part, error=f"{type(error).__name__}: {error}")
@@ -220,9 +234,11 @@ class Checkpoints:
             "steps": self.steps.count,
             "world_size": len(self.cell.ranks),
             "accelerators": [(item.step, item.gradient_state.sync_gradients) for item in accelerators],
-            "objects": saved_state.take(found, False, self._copy),
+            "objects": saved_state.take(found, False, self._copy, self._copy_later),
         }
-        return saved_state.take(found, True, self._copy) if self._is_first else None, own
+        if not self._is_first:
+            return None, own
+        return saved_state.take(found, True, self._copy, self._copy_later), own
 
     @property
     def _is_first(self) -> bool:
@@ -238,11 +254,20 @@ class Checkpoints:
 
     def _copy(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in memory that is kept for the next checkpoint: fresh pages would cost most of the time."""
+        return self._buffer(key, tensor).copy_(tensor.detach())
+
+    def _copy_later(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() < _SMALL:
+            return self._copy(key, tensor)
+        self._copies.append((self._buffer(key, tensor), tensor.detach()))
+        return self._copies[-1][0]
+
+    def _buffer(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             pin = tensor.device.type == "cuda"
             buffer = self._buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
-        return buffer.copy_(tensor.detach())
+        return buffer
 
     def _wait(self) -> None:
         if self._writer is not None:
@@ -302,9 +327,18 @@ class _Write:
     shared: dict[str, Any] | None
     own: dict[str, Any]
     bad_loss: str
+    copies: list[tuple[torch.Tensor, torch.Tensor]]
+    copied: threading.Event
 
     def parts(self) -> CheckpointPart:
-        """Check, write, make durable; returns what to tell the agent."""
+        """Copy what is left, check, write, make durable; returns what to tell the agent."""
+        try:
+            for buffer, tensor in self.copies:
+                buffer.copy_(tensor)
+            self.copies.clear()
+        finally:
+            self.copied.set()
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITER_NICE)
         states = {**(self.shared or {}), **self.own["objects"]}
         if reason := saved_state.not_finite(states) or (self.bad_loss and f"{self.bad_loss} is not finite"):
             return _with(self.part, not_finite=reason)
@@ -317,7 +351,6 @@ class _Write:
 
 
 def _report(outlet: Outlet, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITER_NICE)
     try:
         part = write()
     except Exception as error:

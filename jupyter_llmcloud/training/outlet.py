@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from jupyter_llmcloud.core.messages import Measured, Message, Printed, encode
+from jupyter_llmcloud.core.frames import Message, encode
+from jupyter_llmcloud.core.rank_messages import Measured, Printed
 from jupyter_llmcloud.storage.ring import RingWriter
 
 BATCH_S = 0.03  # a reader's eye does not see less

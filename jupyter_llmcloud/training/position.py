@@ -45,13 +45,11 @@ class Position:
     """Of the main thread.
 
     Attributes:
-        mark: changes whenever the thread has moved.
         phase: data, compute, checkpoint, evaluation or unknown.
         op: the function of torch.distributed it is in; "backward" in autograd, "ddp" in DistributedDataParallel.
         place: the innermost notebook line; doing: what it does there.
     """
 
-    mark: int = 0
     phase: str = "unknown"
     op: str = ""
     place: str = ""
@@ -85,13 +83,13 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 
 def fingerprint(frame: FrameType | None) -> int:
     """A number that differs when the thread has moved; cheap enough for a look several times a second."""
-    mark = 0
+    marks: list[int] = []
     for _ in range(MAX_FRAMES):
         if frame is None:
             break
-        mark = hash((mark, id(frame.f_code), frame.f_lasti))
+        marks += (id(frame.f_code), frame.f_lasti)
         frame = frame.f_back
-    return mark
+    return hash(tuple(marks))
 
 
 def locate(frame: FrameType | None, cell_number: CellNumber, *, closely: bool = False) -> Position:
@@ -112,7 +110,7 @@ def locate(frame: FrameType | None, cell_number: CellNumber, *, closely: bool = 
             op = kind
         _note_phase(item, name, kind, closely, phases)
     phase = next((phase for phase in _RANKED if phase in phases), "")
-    return Position(fingerprint(frame), phase or ("compute" if place else "unknown"), op, place, doing)
+    return Position(phase or ("compute" if place else "unknown"), op, place, doing)
 
 
 def _note_phase(frame: FrameType, name: str, kind: str, closely: bool, phases: set[str]) -> None:

@@ -22,21 +22,15 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from jupyter_llmcloud.core.messages import (
+from jupyter_llmcloud.core.frames import Decoder, Message
+from jupyter_llmcloud.core.messages import Done, Execute, Names, Pull, Push, Refused
+from jupyter_llmcloud.core.rank_messages import (
     CellEnded,
-    Decoder,
-    Done,
     DumpStacks,
-    Execute,
     Exit,
     Interrupt,
     Join,
     Joined,
-    Message,
-    Names,
-    Pull,
-    Push,
-    Refused,
     Release,
     StepAsked,
     StepTold,

@@ -280,15 +280,19 @@ def _all_in(parameters: Iterable[torch.Tensor], common: set[int]) -> bool:
 # --- their state ----------------------------------------------------------------------------------------------------
 
 
-def take(found: list[Found], shared: bool, copy: CopyTensor) -> dict[str, dict[str, Any]]:
-    """The states of those objects that are `shared`, or of those that are not, by address; every tensor copied."""
+def take(found: list[Found], shared: bool, copy: CopyTensor, copy_later: CopyTensor) -> dict[str, dict[str, Any]]:
+    """The states of those objects that are `shared`, or of those that are not, by address; every tensor copied.
+
+    What only an optimizer's step changes may be copied later, as long as it is before the next step.
+    """
     covered = {id(p) for item in found if item.is_module for p in item.value.parameters()}
-    return {item.address: _state_of(item, covered, copy) for item in found if item.shared == shared}
+    return {item.address: _state_of(item, covered, copy, copy_later) for item in found if item.shared == shared}
 
 
-def _state_of(item: Found, covered: set[int], copy: CopyTensor) -> dict[str, Any]:
+def _state_of(item: Found, covered: set[int], copy: CopyTensor, copy_later: CopyTensor) -> dict[str, Any]:
     value, at = _inner(item.value), item.address
-    state: dict[str, Any] = {"kind": "other", "state": encode(value.state_dict(), copy, at)}
+    copy_state = copy_later if _is_optimizer(value) else copy
+    state: dict[str, Any] = {"kind": "other", "state": encode(value.state_dict(), copy_state, at)}
     if item.is_module:
         state["kind"] = "module"
         state["trainable"] = [name for name, p in value.named_parameters() if p.requires_grad]

@@ -1,7 +1,7 @@
 """A side thread that says what the main thread of a rank is doing, also while that is blocked in C++.
 
-While a cell runs it looks four times a second, and tells the agent when something has changed, at least every two
-seconds. It holds no lock while it looks and wakes for nothing between cells.
+While a cell runs it looks twice a second, and tells the agent when something has changed, at least every two seconds.
+It holds no lock while it looks and wakes for nothing between cells.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from jupyter_llmcloud.core.hang import heartbeat_s
-from jupyter_llmcloud.core.messages import Heartbeat
+from jupyter_llmcloud.core.rank_messages import Heartbeat
 from jupyter_llmcloud.training import position
 from jupyter_llmcloud.training.collectives import Collectives, GroupRow
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.position import CellNumber, Position
 
-TICK_S = 0.25
-SPACING_S = 0.5  # a rank that moves is not worth more messages than this
+TICK_S = 0.5
+SPACING_S = 1.0  # a rank that moves is not worth more messages than this
 BUSY_SHARE = 0.1  # of a core: the process works
 MOVED_S = 2.0  # a rank that moved so recently works
 CLOSE_S = 1.0  # one that stands still for so long is looked at closely
@@ -71,7 +72,6 @@ class Watchdog:
         self._mark: Any = None
         self._moved_at = time.monotonic()
         self._cpu = (time.monotonic(), time.process_time(), 0.0)
-        self._said: dict[str, Any] = {}
         self._said_at = 0.0
 
     # --- looking ---
@@ -83,19 +83,27 @@ class Watchdog:
             time.sleep(min(TICK_S, self._heartbeat_s / 2))
             if not self._active.is_set():
                 continue
-            try:
-                self._say(self.look())
-            except OSError:
-                return  # the agent has gone; the control thread ends this process
+            now = time.monotonic()
+            if self._is_due(now, self._still(now, self.collectives.state())):
+                try:
+                    self._say(self.look())
+                except OSError:
+                    return  # the agent has gone; the control thread ends this process
+
+    def _is_due(self, now: float, still_s: float) -> bool:
+        """Whether to say something: the thread has moved, has just come to rest, or it is time for a sign of life."""
+        silent_s = now - self._said_at
+        if silent_s >= self._heartbeat_s:
+            return True
+        came_to_rest = still_s >= CLOSE_S > self._said_at - self._moved_at
+        return silent_s >= SPACING_S and (still_s < silent_s or came_to_rest)
 
     def look(self) -> Heartbeat:
         """What the main thread is doing now."""
         now = time.monotonic()
         groups = self.collectives.state()
-        frame = position.main_frame()
-        still_s = self._still(now, (position.fingerprint(frame), self._num_steps(), groups))
-        at = position.locate(frame, self._cell_number, closely=still_s > CLOSE_S)
-        del frame
+        still_s = self._still(now, groups)
+        at = position.locate(position.main_frame(), self._cell_number, closely=still_s > CLOSE_S)
         op = _operation(at, groups, still_s)
         return Heartbeat(
             run_id=self._run_id,
@@ -109,7 +117,9 @@ class Watchdog:
             working=still_s < MOVED_S or self._share(now, at) > BUSY_SHARE,
         )
 
-    def _still(self, now: float, mark: Any) -> float:
+    def _still(self, now: float, groups: dict[str, GroupRow]) -> float:
+        """Seconds since the main thread moved, as far as was seen."""
+        mark = (position.fingerprint(position.main_frame()), self._num_steps(), groups)
         if mark != self._mark:
             self._mark, self._moved_at = mark, now
         return now - self._moved_at
@@ -124,12 +134,8 @@ class Watchdog:
         return share
 
     def _say(self, beat: Heartbeat) -> None:
-        now = time.monotonic()
-        news = {name: value for name, value in beat.__dict__.items() if name != "still_s"}
-        silent_s = now - self._said_at
-        if silent_s >= self._heartbeat_s or (news != self._said and silent_s >= min(SPACING_S, self._heartbeat_s)):
-            self._said, self._said_at = news, now
-            self._outlet.send(Heartbeat(**{**beat.__dict__, "rss": _rss()}))
+        self._said_at = time.monotonic()
+        self._outlet.send(replace(beat, rss=_rss()))
 
     # --- stacks ---
 

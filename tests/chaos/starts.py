@@ -51,5 +51,7 @@ def main(starts: int = 1000, seed: int = 0) -> bool:
     last.end()
     for agent in agents:
         agent.end()
-    print(f"starts: {len(times) - 1} of {starts} by {OWNERS} owners, refused and tried again {refused[0]}; {seconds(times)}")
+    print(
+        f"starts: {len(times) - 1} of {starts} by {OWNERS} owners, refused and tried again {refused[0]}; {seconds(times)}"
+    )
     return len(times) - 1 == starts

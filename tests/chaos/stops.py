@@ -64,7 +64,9 @@ def main(stops: int = 100, seed: int = 0) -> bool:
             outcome = running.stop().end(30)
             times.append(outcome.seconds)
             ends[outcome.state] += 1
-            after = world.run("assert kept == rank + 1\nt = torch.ones(1)\ndist.all_reduce(t)\nassert t.item() == world_size")
+            after = world.run(
+                "assert kept == rank + 1\nt = torch.ones(1)\ndist.all_reduce(t)\nassert t.item() == world_size"
+            )
             if after.state != "finished":
                 lost[name] += 1
                 print(f"  {name}: {outcome.seconds:.2f} s, {outcome.report}; then {after.error['evalue'][:300]}")
@@ -73,5 +75,7 @@ def main(stops: int = 100, seed: int = 0) -> bool:
         world.end()
         agent.end()
     kept = stops - sum(lost.values())
-    print(f"stops: {stops}, {counts(ends)}; back after {seconds(times)}; variables kept {kept} of {stops} {dict(lost) or ''}")
+    print(
+        f"stops: {stops}, {counts(ends)}; back after {seconds(times)}; variables kept {kept} of {stops} {dict(lost) or ''}"
+    )
     return max(times) < 8 and kept == stops

@@ -1,0 +1,81 @@
+"""Messages as bytes: small frozen types, one tagged union, framed.
+
+A frame is `u32 header length, u32 payload length, header, payload` (big endian). The header is JSON
+`{"type": <class name>, ...fields}`; the payload is what only the two ends understand (a pickle, never opened between).
+Encoding and decoding are pure: who owns a socket feeds the `Decoder`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+_HEAD = struct.Struct("!II")
+MAX_HEADER = 64 << 20
+MAX_PAYLOAD = (1 << 32) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """Base of all messages. `reply_to` matches an answer to its request; `payload` travels as raw bytes."""
+
+    kinds: ClassVar[dict[str, type[Message]]] = {}
+    reply_to: int = 0
+    payload: bytes = b""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        Message.kinds[cls.__name__] = cls
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message."""
+    body: dict[str, Any] = {"type": type(message).__name__}
+    for item in fields(message):
+        if item.name != "payload":
+            value = getattr(message, item.name)
+            if value != item.default:
+                body[item.name] = value
+    header = json.dumps(body, separators=(",", ":")).encode()
+    return _HEAD.pack(len(header), len(message.payload)) + header + message.payload
+
+
+class Decoder:
+    """Bytes in, messages out; keeps what is not complete yet."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Every message completed by `data`. Raises ValueError on a frame that cannot be ours."""
+        self._buffer += data
+        messages: list[Message] = []
+        start = 0
+        while len(self._buffer) - start >= _HEAD.size:
+            header_size, payload_size = _HEAD.unpack_from(self._buffer, start)
+            if header_size > MAX_HEADER:
+                raise ValueError(f"a frame header of {header_size} bytes: the other end does not speak our protocol")
+            body = start + _HEAD.size
+            end = body + header_size + payload_size
+            if len(self._buffer) < end:
+                break
+            header = bytes(self._buffer[body : body + header_size])
+            payload = bytes(self._buffer[body + header_size : end])
+            messages.append(_decode(header, payload))
+            start = end
+        del self._buffer[:start]
+        return messages
+
+
+def _decode(header: bytes, payload: bytes) -> Message:
+    body = json.loads(header)
+    kind = Message.kinds.get(str(body.get("type"))) if isinstance(body, dict) else None
+    if kind is None:
+        raise ValueError("an unknown message: the two ends run different versions of jupyter-llmcloud")
+    known = {item.name for item in fields(kind)}
+    try:
+        return kind(**{**{key: value for key, value in body.items() if key in known}, "payload": payload})
+    except TypeError as error:
+        raise ValueError(f"a message that is not complete: {error}") from None
