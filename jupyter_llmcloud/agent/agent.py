@@ -139,7 +139,7 @@ class Agent:
                     and now - world.idle_since > world.lease_s
                 ):
                     self._end_world(world.world_id)
-            if self._workers or self.worlds:  # a world has a lease of its own
+            if self._workers or self.worlds or self.hosted:  # a world has a lease of its own, on its leader
                 self._held_until = now + self.lease_s
             elif now > self._held_until:
                 self._finished.set()
@@ -240,7 +240,7 @@ class Agent:
                 world.run.followers.discard(connection)
         for world_id in [key for key, leader in self._leaders.items() if leader is connection]:
             del self._leaders[world_id]
-            if hosted := self.hosted.pop(world_id, None):
+            if hosted := self.hosted.get(world_id):
                 hosted.close()
 
     async def _serve(self, message: Message, connection: Connection) -> None:

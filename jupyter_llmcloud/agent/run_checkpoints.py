@@ -42,7 +42,6 @@ class RunCheckpoints:
         parts = self._parts.setdefault(part.step, {})
         parts[rank] = part
         if set(parts) >= self._ranks:
-            # Ranks skip a checkpoint while they still write one: what is older was left out by some of them.
             self._parts = {step: other for step, other in self._parts.items() if step > part.step}
             before = self._work
             self._work = asyncio.ensure_future(self._settle(before, part.step, parts))

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from jupyter_llmcloud.training.resuming import Place, Position, ResumeMissed, St
 from jupyter_llmcloud.training.steps import Steps
 
 _WRITER_NICE = 10  # the training goes first
+_PATIENCE_S = 5.0
 _SMALL = 4096  # elements: copied at once
 _THREAD = "llmcloud-checkpoint"
 _ASKS = re.compile(r"\brun\s*\.\s*(checkpoint|steps)\b")
@@ -49,9 +51,10 @@ class Wanted:
 class Checkpoints:
     """The checkpoints of the cell that a rank executes."""
 
-    def __init__(self, outlet: Outlet, steps: Steps, rank: int) -> None:
+    def __init__(self, outlet: Outlet, steps: Steps, store: Any, rank: int) -> None:
         self.outlet = outlet
         self.steps = steps
+        self.store = store
         self.place = Place()
         self.rank = rank
         self.cell: Execute | None = None
@@ -169,10 +172,10 @@ class Checkpoints:
 
     def _save(self, position: Position) -> None:
         wanted, self._wanted = self._wanted, None
-        if wanted is None or self._refused or (self._is_writing and not wanted.waits):
+        assert self.cell is not None
+        if wanted is None or self._refused or not (wanted.waits or self._all_save()):
             return
         self._wait()
-        assert self.cell is not None
         part = CheckpointPart(
             run_id=self.cell.run_id,
             step=self.steps.count,
@@ -194,6 +197,25 @@ class Checkpoints:
         # Also a refusal leaves through a thread: an interrupt must not tear a frame on the rank's socket.
         self._writer = threading.Thread(target=_report, args=(self.outlet, part, writes), name=_THREAD, daemon=True)
         self._writer.start()
+
+    def _all_save(self) -> bool:
+        """Whether a periodic checkpoint is saved or left out: the first rank says so, for a part alone is worth nothing.
+
+        Ranks that train together are at the same step; one that is not waits for the first in vain, once.
+        """
+        assert self.cell is not None
+        key = f"checkpoint/{self.cell.run_id}/{self.cell.attempt}/{self.steps.count}"
+        if self._is_first:
+            saves = not self._is_writing
+            self.store.set(key, str(saves))
+            return saves
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self.store.check([key]):
+            if time.monotonic() > deadline:
+                self._refused = True
+                return False
+            time.sleep(0.001)
+        return bool(self.store.get(key) == b"True")
 
     @property
     def _is_writing(self) -> bool:

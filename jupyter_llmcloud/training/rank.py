@@ -97,7 +97,7 @@ class Rank:
         self.group = WorldGroup(request["store"], self.rank, self.world_size, request["backend"], self.device)
         self.run = Run(self.outlet, self.rank, self.world_size)
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
-        self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.rank)
+        self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.group.store, self.rank)
         self.shell: RankShell | None = None
         self._given: set[str] = set()  # names that every namespace starts with
         self._prepare(request)
