@@ -22,6 +22,8 @@ from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NameTaken, NotFound, UsageError
 from tests.worlds import AgentElsewhere, Ranks, alive, until
 
+pytestmark = pytest.mark.slow
+
 SUM = "import torch, torch.distributed as dist\nt = torch.ones(1)\ndist.all_reduce(t)\nint(t)"
 WORKS_UNTIL = """
 import os, time

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,8 @@ from jupyter_client.manager import KernelManager, start_new_kernel
 
 from jupyter_llmcloud.storage.runs import RunStore
 from tests.worlds import until
+
+pytestmark = pytest.mark.slow
 
 
 @dataclass
@@ -200,7 +201,7 @@ def test_a_killed_rank_is_named_and_the_next_cell_says_what_is_missing(notebook:
     assert "rank 1" in shown.error
     assert "SIGKILL" in shown.error
     text = notebook.ok("%%distribute\nprint('alive')").text
-    assert re.search(r"rank 1 was replaced.*Not restored: .*kept", text)
+    assert re.search(r"rank 1 .*new process.*Not restored: .*kept", text)
 
 
 def test_a_world_can_be_ended_and_begun_again(notebook: Notebook) -> None:
@@ -210,17 +211,6 @@ def test_a_world_can_be_ended_and_begun_again(notebook: Notebook) -> None:
     notebook.ok("%%distribute -n 2\nprint('back', rank)")
     notebook.ok("%world stop")
     assert "no world yet" in str(notebook.ok("%world"))
-
-
-def test_a_cell_saved_by_a_browser_that_is_gone_is_still_a_run(notebook: Notebook, tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
-    notebook.ok(f"flag = {str(flag)!r}")
-    notebook.client.execute(
-        "%%distribute -n 2 --name quiet --push flag\nimport os, time\nwhile not os.path.exists(flag): time.sleep(0.01)"
-    )
-    until(lambda: any(record.name == "quiet" for record in RunStore().list()), "it runs", 30)
-    flag.touch()
-    assert notebook.client.get_shell_msg(timeout=30)["content"]["status"] == "ok"
 
 
 def _printed(name: str, text: str) -> bool:

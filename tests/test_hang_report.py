@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.core.messages import Journaled
-from tests.worlds import Ranks, Running
+from tests.worlds import AgentProcess, Ranks, Running
 
 AFTER_S = 2.0  # of a real world: ten seconds
 IN_TIME_S = AFTER_S + 3.0
@@ -210,3 +210,23 @@ def test_a_report_is_a_record_of_the_journal_like_any_other(three: Ranks) -> Non
     assert heard[0].rank == 1
     assert heard[0].records[0]["seq"] >= 1
     running.stop().end()
+
+
+def test_ranks_of_another_agent_are_watched_and_looked_at_as_well(node_agent) -> None:
+    other = AgentProcess()
+    world = Ranks(node_agent, 2, shares=[(node_agent, 1), (other, 1)])
+    try:
+        running = send(world, "while True:\n    dist.barrier()\n    time.sleep(0.001)")
+        running.wait_for_state("running")
+        pid = world.pids()[1]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            record = report_of(running)[1]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert record["late"] == [1]
+        assert "its process is stopped (SIGSTOP" in record["text"]
+        assert running.stop().end().state == "stopped"
+    finally:
+        world.end()
+        other.end()

@@ -258,7 +258,7 @@ def small_cgroup() -> Any:
         folder.rmdir()
 
 
-def test_a_rank_that_the_kernel_kills_for_memory_is_reported_as_that(node_agent, small_cgroup: Path, monkeypatch) -> None:
+def test_a_rank_that_the_kernel_kills_for_memory_is_reported_as_that(node_agent, small_cgroup: Path) -> None:
     world = Ranks(node_agent, 2)
     try:
         (small_cgroup / "cgroup.procs").write_text(str(world.pids()[1]))

@@ -129,8 +129,17 @@ def test_an_error_in_a_function_of_an_earlier_cell_shows_that_cells_line(world: 
 
 def test_an_error_under_time_names_the_line_of_the_notebook(world: Ranks) -> None:
     text = traceback_of(world.run("%%time\nfine = 1\n1 / 0"))
-    assert "line 4" in text
-    assert "line 3" not in text
+    assert re.search(r"<timed exec>:4|<timed exec>, line 4|line 4", text)
+    assert "1 / 0" in text
+
+
+def test_an_error_under_capture_names_the_line_of_the_notebook(world: Ranks) -> None:
+    outcome = world.run("%%capture out\nfine = 1\n\n1 / 0", ranks=[0])
+    text = re.sub(r"\x1b\[[\d;]*m", "", outcome.text(kind="stderr"))
+    assert outcome.state == "finished"  # as in the notebook: %%capture goes on
+    assert "line 5" in text
+    assert "----> 5 1 / 0" in text
+    assert "line 4" in traceback_of(world.run("fine = 2\n\n1 / 0"))
 
 
 def test_a_cell_that_is_only_a_comment_finishes(world: Ranks) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from jupyter_llmcloud.agent.client import AgentChannel
 from jupyter_llmcloud.core.messages import Describe, Done, RunEnded, StartWorld, StopRun, StopWorld, Subscribe
-from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NameTaken, NotFound, UsageError
-from tests.worlds import AgentProcess, Ranks, alive, until
+from jupyter_llmcloud.errors import CapacityError, LLMCloudError, NameTaken, NotFound, UsageError
+from tests.worlds import AgentProcess, Ranks, alive, family, until
 
 
 @pytest.fixture
@@ -32,11 +32,6 @@ def own_agent() -> Iterator[Callable[..., AgentProcess]]:
     yield make
     for agent in agents:
         agent.end()
-
-
-def family(pid: int) -> list[int]:
-    """A process and everything below it."""
-    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
 # --- runs ---
@@ -227,30 +222,6 @@ def test_the_agent_has_no_torch(node_agent: AgentProcess) -> None:
     assert "libtorch" not in maps
 
 
-def test_no_rank_outlives_a_killed_agent(own_agent: Callable[..., AgentProcess]) -> None:
-    agent = own_agent()
-    ranks = Ranks(agent)
-    running = ranks.send("import time\nprint('in it')\ntime.sleep(100)")
-    running.wait_for("in it", times=2)
-    everybody = family(agent.process.pid)
-    agent.process.kill()
-    agent.process.wait()
-    with pytest.raises(ConnectionLost):
-        running.end(10)
-    until(lambda: not any(map(alive, everybody)), "all its processes have ended", 5)
-    ranks.channel.close()
-
-
-def test_an_agent_asked_to_end_leaves_nothing(own_agent: Callable[..., AgentProcess]) -> None:
-    agent = own_agent()
-    Ranks(agent).ok("1")
-    everybody = family(agent.process.pid)
-    agent.process.send_signal(signal.SIGTERM)
-    assert agent.process.wait(10) == 0
-    until(lambda: not any(map(alive, everybody)), "all its processes have ended", 5)
-    assert not (agent.folder / "agent.sock").exists()
-
-
 def test_an_agent_without_worker_and_work_ends_with_its_lease(own_agent: Callable[..., AgentProcess]) -> None:
     agent = own_agent(env={"LLMCLOUD_LEASE_S": "0.5"})
     agent.let_go()
@@ -274,6 +245,7 @@ def test_an_agent_that_works_outlasts_its_worker(own_agent: Callable[..., AgentP
 
 
 def test_a_killed_zygote_fails_the_cell_and_the_next_world_works(own_agent: Callable[..., AgentProcess]) -> None:
+    """And asked to end, the agent leaves nothing."""
     agent = own_agent()
     ranks = Ranks(agent)
     running = ranks.send("import time\nprint('in it')\ntime.sleep(100)").wait_for("in it", times=2)
@@ -287,7 +259,12 @@ def test_a_killed_zygote_fails_the_cell_and_the_next_world_works(own_agent: Call
     ranks.end()
     again = Ranks(agent)
     assert again.ok("rank").results() == ["0", "1"]
-    again.end()
+    everybody = family(agent.process.pid)
+    agent.process.send_signal(signal.SIGTERM)
+    assert agent.process.wait(10) == 0
+    until(lambda: not any(map(alive, everybody)), "all its processes have ended", 5)
+    assert not (agent.folder / "agent.sock").exists()
+    again.channel.close()
 
 
 def test_garbage_on_the_socket_hurts_nobody(world: Ranks) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from jupyter_llmcloud.errors import LLMCloudError
-from tests.worlds import AgentProcess, Ranks, alive, until
+from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError
+from tests.worlds import AgentProcess, Ranks, alive, family, until
 
 SUM = "import torch, torch.distributed as dist\nt = torch.ones(1)\ndist.all_reduce(t)\nint(t)"
 
@@ -115,14 +115,17 @@ def test_a_killed_follower_fails_the_cell_and_does_not_block_the_next(node_agent
         other.end()
 
 
-def test_ranks_of_the_follower_end_when_their_leader_is_killed(follower: AgentProcess) -> None:
+def test_no_rank_outlives_a_killed_leader_here_or_on_the_follower(follower: AgentProcess) -> None:
     leader = AgentProcess()
     try:
         ranks = Ranks(leader, 2, shares=[(leader, 1), (follower, 1)])
-        pids = ranks.pids()
-        ranks.send("import time\nprint('in it')\ntime.sleep(100)").wait_for("in it", times=2)
+        running = ranks.send("import time\nprint('in it')\ntime.sleep(100)").wait_for("in it", times=2)
+        everybody = {*family(leader.process.pid), *ranks.pids()}
         os.kill(leader.process.pid, signal.SIGKILL)
-        until(lambda: not any(map(alive, pids)), "no rank is left", 5)
+        leader.process.wait()
+        with pytest.raises(ConnectionLost):
+            running.end(10)
+        until(lambda: not any(map(alive, everybody)), "no process is left", 5)
         ranks.channel.close()
     finally:
         leader.end()

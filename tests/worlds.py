@@ -62,6 +62,11 @@ def alive(pid: int) -> bool:
     return False
 
 
+def family(pid: int) -> list[int]:
+    """A process and everything below it."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
 @dataclass
 class Outcome:
     """How a cell ended and everything that was heard of it."""

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import secrets
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,16 +19,14 @@ from jupyter_llmcloud.agent.client import AgentConnection
 from jupyter_llmcloud.cluster.bridge import Bridge
 from jupyter_llmcloud.cluster.factory import known_kinds
 from jupyter_llmcloud.cluster.host import security_from, tls_of
+from jupyter_llmcloud.cluster.host_processes import HostProcesses
 from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info, open_bridge
-from jupyter_llmcloud.cluster.record import ClusterRecord, is_process, read_record, saved_records
-from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import AdoptCluster, Describe, ScaleCluster, Shutdown, StopCluster
+from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
+from jupyter_llmcloud.core.messages import AdoptCluster, Describe, ScaleCluster, Shutdown
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
 
-START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 40.0
 CONNECT_TIMEOUT_S = 8.0
 
 
@@ -68,7 +61,7 @@ class ClusterPool:
         self.lease_s = lease_s
         self._records: dict[str, ClusterRecord] = {}
         self._clients: dict[str, Client] = {}
-        self._hosts: dict[str, subprocess.Popen[bytes]] = {}
+        self._hosts = HostProcesses(lease_s)
         self._default_start = asyncio.Lock()
         self._reviving = asyncio.Lock()
 
@@ -86,7 +79,7 @@ class ClusterPool:
                 if record.is_alive and record.pid:
                     with contextlib.suppress(ConnectionLost):
                         adopt = AdoptCluster(owner_pid=self.owner_pid, owner_started=self._started())
-                        await self._control(record, adopt)
+                        await self._hosts.ask(record, adopt)
 
     def _started(self) -> float:
         return psutil.Process(self.owner_pid).create_time()
@@ -123,10 +116,10 @@ class ClusterPool:
         record.save()
         self._records[name] = record
         try:
-            self._records[name] = await self._run_host(record)
+            self._records[name] = await self._hosts.start(record)
         except BaseException:
             self._records.pop(name, None)
-            self._end_host(record)
+            self._hosts.abandon(record)
             record.forget()
             raise
         return await self._fresh(self._records[name])
@@ -135,41 +128,6 @@ class ClusterPool:
         base = kind.rsplit(":", 1)[-1].lower()
         taken = {name for name, record in self._records.items() if record.is_alive}
         return next(name for name in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if name not in taken)
-
-    async def _run_host(self, record: ClusterRecord) -> ClusterRecord:
-        spec = {"record": asdict(record), "lease_s": self.lease_s}
-        log_path = record.folder / "host.log"
-        log = os.open(log_path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_llmcloud.cluster.host"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        finally:
-            os.close(log)
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(spec).encode() + b"\n")
-        process.stdin.close()
-        self._hosts[record.cluster_id] = process
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while True:
-                known = read_record(record.folder)
-                if known is not None and known.state == "running":
-                    return known
-                if known is not None and known.state == "failed":
-                    raise UsageError(f"the cluster {record.name!r} did not start: {known.reason}")
-                if process.poll() is not None:
-                    words = log_path.read_text(errors="replace")[-2000:]
-                    raise WorldError(f"the host process of cluster {record.name!r} ended at its start:\n{words}")
-                await asyncio.sleep(0.02)
-
-    def _end_host(self, record: ClusterRecord) -> None:
-        process = self._hosts.pop(record.cluster_id, None)
-        if process is not None and process.poll() is None:
-            process.terminate()
 
     async def connect(self, address: str, name: str | None = None) -> ClusterRecord:
         """Use a cluster that somebody else has started. TLS as Dask's configuration says."""
@@ -213,7 +171,7 @@ class ClusterPool:
             await self._close_client(record.name)
             record.owner_pid, record.owner_started, record.state = self.owner_pid, self._started(), "starting"
             record.save()
-            self._records[record.name] = await self._run_host(record)
+            self._records[record.name] = await self._hosts.start(record)
             return self._records[record.name]
 
     def _record(self, name: str | None) -> ClusterRecord:
@@ -328,7 +286,7 @@ class ClusterPool:
             raise UsageError(f"%cluster scale {workers}: expected 0 or more workers.")
         self._check_ours(record, "scaled")
         record = await self._revived(record)
-        await self._control(record, ScaleCluster(workers=workers), 180)
+        await self._hosts.ask(record, ScaleCluster(workers=workers), 180)
         return await self._fresh(record)
 
     async def adapt(self, name: str | None, minimum: int, maximum: int) -> ClusterRecord:
@@ -338,17 +296,13 @@ class ClusterPool:
             raise UsageError(f"%cluster adapt {minimum} {maximum}: expected 0 <= MIN <= MAX and MAX >= 1.")
         self._check_ours(record, "scaled")
         record = await self._revived(record)
-        await self._control(record, ScaleCluster(minimum=minimum, maximum=maximum), 60)
+        await self._hosts.ask(record, ScaleCluster(minimum=minimum, maximum=maximum), 60)
         return await self._fresh(record)
 
     @staticmethod
     def _check_ours(record: ClusterRecord, verb: str) -> None:
         if not record.pid:
             raise UsageError(f"the cluster {record.name!r} was only connected to: it is {verb} by whoever started it.")
-
-    async def _control(self, record: ClusterRecord, message: Message, timeout_s: float = 10.0) -> None:
-        async with await AgentConnection.open(record.control) as connection:
-            await connection.request(message, timeout_s)
 
     # --- end ---
 
@@ -357,26 +311,11 @@ class ClusterPool:
         record = self._record(name)
         if record.pid:
             await self._close_client(record.name)
-            try:
-                await self._control(record, StopCluster())
-            except ConnectionLost:  # its socket has gone, by a clean-up of the temporary folder for instance
-                if is_process(record.pid, record.pid_started):
-                    os.kill(record.pid, signal.SIGTERM)
-            await self._wait_for_end(record)
+            await self._hosts.stop(record)
         else:
             await self._leave(record)
         await self._drop(record.name)
         return record.name
-
-    async def _wait_for_end(self, record: ClusterRecord) -> None:
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while is_process(record.pid, record.pid_started):
-            if process := self._hosts.get(record.cluster_id):
-                process.poll()
-            if time.monotonic() > deadline:
-                psutil.Process(record.pid).kill()
-                return
-            await asyncio.sleep(0.02)
 
     async def _leave(self, record: ClusterRecord) -> None:
         for agent in await self.agents(record.name):
@@ -389,8 +328,7 @@ class ClusterPool:
         record = self._records.pop(name)
         await self._close_client(name)
         self._close_bridges(record)
-        if process := self._hosts.pop(record.cluster_id, None):
-            process.poll()
+        self._hosts.forget(record)
         record.forget()
 
     def _close_bridges(self, record: ClusterRecord) -> None:

@@ -54,8 +54,14 @@ def read_cell(shell: Any, magic_line: str, body: str) -> Cell:
         source = f"%%distribute {magic_line}".rstrip() + "\n" + body
     code = without_leading_blank_lines(body)
     offset = source.rstrip()[: len(source.rstrip()) - len(code.rstrip())].count("\n")
-    number = shell.execution_count
+    number = current_number(shell)
     return Cell(code, source, offset, shell.compile.get_code_name(source, source, number), number)
+
+
+def current_number(shell: Any) -> int:
+    """The n of the In [n] that is being executed: newer shells count on before they execute, older ones afterwards."""
+    stored = getattr(shell.history_manager, "input_hist_raw", None) or [""]
+    return min(shell.execution_count, len(stored) - 1) or shell.execution_count
 
 
 def without_leading_blank_lines(body: str) -> str:

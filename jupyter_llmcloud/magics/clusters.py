@@ -24,6 +24,7 @@ VERBS = {
     ),
     "connect": Syntax("%cluster connect", (_NAME,), "ADDRESS", "Use a Dask cluster that somebody else has started."),
     "scale": Syntax("%cluster scale", (_WHICH,), "N", "Have N workers."),
+    "adapt": Syntax("%cluster adapt", (_WHICH,), "MIN MAX", "Have between MIN and MAX workers, as the load asks."),
     "stop": Syntax("%cluster stop", (), "[NAME]", "End a cluster and all that runs on it."),
 }
 
@@ -69,6 +70,11 @@ def connect(address: str, name: str | None = None) -> dict[str, Any]:
 def scale(workers: int, name: str | None = None) -> dict[str, Any]:
     """Have this many workers."""
     return session.current().server.scale_cluster(_which(name), workers)
+
+
+def adapt(minimum: int, maximum: int, name: str | None = None) -> dict[str, Any]:
+    """Have between `minimum` and `maximum` workers, as the load asks."""
+    return session.current().server.adapt_cluster(_which(name), minimum, maximum)
 
 
 def stop(name: str | None = None) -> None:
@@ -120,6 +126,11 @@ class ClusterMagics(Magics):
 
     def _scale(self, given: Any) -> Table:
         scale(integer(0)(given.arguments[0]), given.name)
+        return table()
+
+    def _adapt(self, given: Any) -> Table:
+        minimum, maximum = (integer(0)(text) for text in given.arguments)
+        adapt(minimum, maximum, given.name)
         return table()
 
     def _stop(self, given: Any) -> None:

@@ -33,10 +33,11 @@ def distribute(
 ) -> Any:
     """Run `code` on every rank, as `%%distribute` does; returns a RunResult, or a RunHandle with background=True.
 
-    `options` are those of the magic, with underscores: name, ranks, precision, save, timeout, seed, background.
+    `options` are those of the magic, with underscores: name, ranks, precision, save, timeout, seed, background,
+    checkpoint_every, keep_checkpoints, max_restarts, resume.
     """
     shell = _shell()
-    number = shell.execution_count
+    number = current_number(shell)
     body = without_leading_blank_lines(code)
     above = code[: len(code) - len(body)].count("\n")
     cell = Cell(body, code, above, shell.compile.get_code_name(code, code, number), number)

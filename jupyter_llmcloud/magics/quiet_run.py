@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ class QuietRun:
     rank = 0
     world_size = 1
     should_stop = False
+    resumed_step = 0
 
     @property
     def folder(self) -> Path:
@@ -25,6 +26,13 @@ class QuietRun:
 
     def progress(self, step: float, total: float | None = None, desc: str = "") -> None:
         """No progress bar outside a run."""
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Count from 0 to `total`."""
+        return iter(range(total))
+
+    def checkpoint(self, *, metric: Any = None, mode: str = "min", **objects: Any) -> None:
+        """No checkpoints outside a run."""
 
     def __repr__(self) -> str:
         return "<no run: this is not a rank>"

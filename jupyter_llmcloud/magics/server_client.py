@@ -106,6 +106,10 @@ class ServerClient:
         """Change its number of workers."""
         return self.ask("POST", f"clusters/{_name(name)}/scale", {"workers": workers}, START_TIMEOUT_S)
 
+    def adapt_cluster(self, name: str, minimum: int, maximum: int) -> dict[str, Any]:
+        """Have between `minimum` and `maximum` workers, as the load asks."""
+        return self.ask("POST", f"clusters/{_name(name)}/scale", {"minimum": minimum, "maximum": maximum})
+
     def stop_cluster(self, name: str) -> None:
         """End a cluster."""
         self.ask("DELETE", f"clusters/{_name(name)}", timeout_s=START_TIMEOUT_S)

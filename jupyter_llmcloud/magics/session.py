@@ -14,6 +14,7 @@ from jupyter_llmcloud.errors import Busy, ConnectionLost, NotFound, UsageError
 from jupyter_llmcloud.magics import cell as cells
 from jupyter_llmcloud.magics.cell import Cell
 from jupyter_llmcloud.magics.known_worlds import forget, recall, remember
+from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.runs import RunStore
 
 if TYPE_CHECKING:
@@ -139,6 +140,10 @@ class Session:
         timeout: float | None = None,
         hang_after: float | None = None,
         seed: int | None = None,
+        checkpoint_every: int = 0,
+        keep_checkpoints: int = 2,
+        max_restarts: int = 0,
+        resume: str | None = None,
     ) -> RunResult | RunHandle:
         """Run a cell on the ranks. Everything that can be refused is refused before anything is started."""
         name = check_name(name, "--name") if name else f"cell-{cell.number}"
@@ -148,6 +153,7 @@ class Session:
             raise UsageError(
                 "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
             )
+        checkpoint = newest_checkpoint(resume) if resume else {}
         world = self.ensure_world(nproc)
         chosen = self._check_ranks(ranks, world)
         self._check_names(world, tree, {"--save": save, "--pull": pull}, push)
@@ -164,6 +170,10 @@ class Session:
             timeout_s=timeout or 0.0,
             hang_after_s=hang_after or HANG_AFTER_S,
             seed=seed,
+            checkpoint_every=checkpoint_every or 0,
+            keep_checkpoints=keep_checkpoints or 2,
+            max_restarts=max_restarts or 0,
+            resume=checkpoint,
         )
         if background:
             return self._submit(world, message)
@@ -216,6 +226,20 @@ class Session:
             options={"ranks": format_ranks(ranks)},
             payload=values,
         )
+
+
+def newest_checkpoint(run: str) -> dict[str, Any]:
+    """The checkpoint that --resume names, verified; raises UsageError when the run has left none."""
+    folder = RunStore().find(run)
+    found, skipped = CheckpointFolder(folder.path / "checkpoints").newest(resumable=True)
+    if found is None:
+        words = f" ({'; '.join(skipped)})" if skipped else ""
+        raise UsageError(
+            f"--resume {run}: {folder.run_id} has left no complete checkpoint{words}. "
+            "Leave --resume out; with --checkpoint-every N a run saves them."
+        )
+    print(f"Resuming from step {found.step} of {folder.run_id}.", *skipped, sep="\n", flush=True)
+    return {"folder": str(found.path), "step": found.step}
 
 
 def pushed_values(namespace: dict[str, Any], names: Sequence[str]) -> bytes:

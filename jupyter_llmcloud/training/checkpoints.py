@@ -8,31 +8,28 @@ rank has said that its part is written.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from jupyter_llmcloud.core.messages import Execute
 from jupyter_llmcloud.core.rank_messages import CheckpointPart
-from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
-from jupyter_llmcloud.training import loops, randomness, resuming, saved_state
+from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
+from jupyter_llmcloud.training import checkpoint_files, loops, randomness, resuming, saved_state
 from jupyter_llmcloud.training.outlet import Outlet
-from jupyter_llmcloud.training.resuming import Place, Position, ResumeMissed, StepCount
+from jupyter_llmcloud.training.passes import Position, ResumeMissed, StepCount
+from jupyter_llmcloud.training.resuming import Place
 from jupyter_llmcloud.training.steps import Steps
 
-_WRITER_NICE = 10  # the training goes first
 _PATIENCE_S = 5.0
 _SMALL = 4096  # elements: copied at once
 _THREAD = "llmcloud-checkpoint"
@@ -189,17 +186,21 @@ class Checkpoints:
             bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
             name, copies, self._copies = f"rank-{self.rank:04d}.pt", self._copies, []
             self._copied.clear()
-            writes = _Write(part, name, self._aside(part.step), shared, own, bad_loss, copies, self._copied).parts
+            writes = checkpoint_files.Write(
+                part, name, self._aside(part.step), shared, own, bad_loss, copies, self._copied
+            ).parts
         except Exception as error:
             self._refused = True
-            refusal = _with(part, error=f"{type(error).__name__}: {error}")
+            refusal = checkpoint_files.changed(part, error=f"{type(error).__name__}: {error}")
             writes = lambda: refusal  # noqa: E731
         # Also a refusal leaves through a thread: an interrupt must not tear a frame on the rank's socket.
-        self._writer = threading.Thread(target=_report, args=(self.outlet, part, writes), name=_THREAD, daemon=True)
+        self._writer = threading.Thread(
+            target=checkpoint_files.report, args=(self.outlet, part, writes), name=_THREAD, daemon=True
+        )
         self._writer.start()
 
     def _all_save(self) -> bool:
-        """Whether a periodic checkpoint is saved or left out: the first rank says so, for a part alone is worth nothing.
+        """Whether a periodic checkpoint is saved or left out: the first rank says so, since a part alone is of no use.
 
         Ranks that train together are at the same step; one that is not waits for the first in vain, once.
         """
@@ -255,7 +256,9 @@ class Checkpoints:
             "suspended": saved_state.suspended(frames, self._given),
             "steps": self.steps.count,
             "world_size": len(self.cell.ranks),
-            "accelerators": [(item.step, item.gradient_state.sync_gradients) for item in accelerators],
+            "accelerators": {
+                name: (item.step, item.gradient_state.sync_gradients) for name, item in accelerators.items()
+            },
             "objects": saved_state.take(found, False, self._copy, self._copy_later),
         }
         if not self._is_first:
@@ -266,13 +269,22 @@ class Checkpoints:
     def _is_first(self) -> bool:
         return self.cell is not None and self.rank == self.cell.ranks[0]
 
-    def _accelerators(self) -> list[Any]:
+    def _accelerators(self) -> dict[str, Any]:
+        """The Accelerators of the cell by name: those it has made, else those of earlier cells that it trains with."""
         made = [item for ref in self._accelerators_made if (item := ref()) is not None]
         if made:
-            return made
+            return {str(number): item for number, item in enumerate(made)}
         from accelerate import Accelerator
 
-        return [value for value in self._namespace.values() if isinstance(value, Accelerator)]
+        known = {name: value for name, value in self._namespace.items() if isinstance(value, Accelerator)}
+        return {name: value for name, value in known.items() if self._trains_with(value)}
+
+    def _trains_with(self, accelerator: Any) -> bool:
+        return any(getattr(item, "optimizer", item) in self._optimizers for item in accelerator._optimizers)
+
+    def _accelerators_of(self, saved: Iterable[str]) -> dict[str, Any]:
+        made = self._accelerators()
+        return {name: item for name in saved if (item := made.get(name) or self._namespace.get(name)) is not None}
 
     def _copy(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in memory that is kept for the next checkpoint: fresh pages would cost most of the time."""
@@ -302,9 +314,9 @@ class Checkpoints:
         folder = Path(cell.resume["folder"])
         own_file, first_file = folder / f"rank-{self.rank:04d}.pt", folder / f"rank-{cell.ranks[0]:04d}.pt"
         is_new = not own_file.exists()
-        saved: dict[str, Any] = _read(first_file if is_new else own_file)
+        saved: dict[str, Any] = checkpoint_files.read(first_file if is_new else own_file)
         saved["is_new"] = is_new
-        saved["shared"] = _read(folder / "shared.pt")
+        saved["shared"] = checkpoint_files.read(folder / "shared.pt")
         return saved
 
     def _restore(self) -> None:
@@ -314,18 +326,18 @@ class Checkpoints:
         frames = saved_state.user_frames(self._namespace)
         if saved_state.names_of(frames) != saved["frames"]:
             raise ResumeMissed("the saved place was in other functions than the cell is in now.")
-        accelerators = self._accelerators()
+        accelerators = self._accelerators_of(saved["accelerators"])
         table = saved_state.addresses(frames, accelerators)
         folder = Path(cell.resume["folder"])
-        shared = {address: _with_tensors(state, folder) for address, state in saved["shared"].items()}
+        shared = {address: checkpoint_files.with_tensors(state, folder) for address, state in saved["shared"].items()}
         saved_state.put({**shared, **saved["objects"]}, table)
         # Another world has other settings (a batch per rank, say): there only what the training has changed goes on.
         same_world = saved["world_size"] == len(cell.ranks)
         wanted = saved["variables"] if same_world else {name: saved["variables"][name] for name in saved["changed"]}
         saved_state.set_variables(frames, wanted)
         self._suspended = saved["suspended"] if same_world else {}
-        for accelerator, (step, sync_gradients) in zip(accelerators, saved["accelerators"], strict=True):
-            accelerator.step = step
+        for name, accelerator in accelerators.items():
+            accelerator.step, sync_gradients = saved["accelerators"][name]
             accelerator.gradient_state._set_sync_gradients(sync_gradients)
         self.steps.count = self.resumed_step = saved["steps"]
         self.replaying = self.outlet.muted = False
@@ -337,84 +349,3 @@ class Checkpoints:
     def _went_on(self) -> None:
         if self._suspended:
             saved_state.resume_suspended(saved_state.user_frames(self._namespace), self._suspended)
-
-
-@dataclass
-class _Write:
-    """What a rank writes of one checkpoint."""
-
-    part: CheckpointPart
-    name: str
-    aside: Callable[[], Path]
-    shared: dict[str, Any] | None
-    own: dict[str, Any]
-    bad_loss: str
-    copies: list[tuple[torch.Tensor, torch.Tensor]]
-    copied: threading.Event
-
-    def parts(self) -> CheckpointPart:
-        """Copy what is left, check, write, make durable; returns what to tell the agent."""
-        try:
-            for buffer, tensor in self.copies:
-                buffer.copy_(tensor)
-            self.copies.clear()
-        finally:
-            self.copied.set()
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITER_NICE)
-        states = {**(self.shared or {}), **self.own["objects"]}
-        if reason := saved_state.not_finite(states) or (self.bad_loss and f"{self.bad_loss} is not finite"):
-            return _with(self.part, not_finite=reason)
-        aside = self.aside()
-        names = [self.name]
-        if self.shared is not None:
-            names += _write_shared(self.shared, aside)
-        torch.save(self.own, aside / self.name)
-        return _with(self.part, files={name: seal(aside / name) for name in names})
-
-
-def _report(outlet: Outlet, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:
-    try:
-        part = write()
-    except Exception as error:
-        part = _with(part, error=_in_words(error))
-    with contextlib.suppress(OSError):  # the agent has gone, and this process ends with it
-        outlet.send(part)
-
-
-def _write_shared(shared: dict[str, Any], aside: Path) -> list[str]:
-    """Models as safetensors, which other programs read too; the rest beside them."""
-    names, rest = ["shared.pt"], {}
-    for address, state in shared.items():
-        if state["kind"] != "module":
-            rest[address] = state
-            continue
-        tensors = {name: value for name, value in state["state"].items() if isinstance(value, torch.Tensor)}
-        name = "model.safetensors" if len(names) == 1 else f"model-{len(names)}.safetensors"
-        save_file(tensors, str(aside / name))
-        others = {key: value for key, value in state["state"].items() if key not in tensors}
-        rest[address] = {**state, "state": others, "file": name}
-        names.append(name)
-    torch.save(rest, aside / "shared.pt")
-    return names
-
-
-def _with_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    if "file" not in state:
-        return state
-    return {**state, "state": {**state["state"], **load_file(str(folder / state["file"]))}}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Only data is read: `weights_only` runs no code of a file. The agent has verified it by its manifest."""
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return loaded
-
-
-def _with(part: CheckpointPart, **fields: Any) -> CheckpointPart:
-    return CheckpointPart(**{**part.__dict__, **fields})
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{type(error).__name__}: {error}"

@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from jupyter_llmcloud.training import artifacts
-from jupyter_llmcloud.training.plain_values import CopyTensor, NotPlain, encode, encode_variable, put_back
-from jupyter_llmcloud.training.resuming import ResumeMissed
+from jupyter_llmcloud.training.passes import ResumeMissed
+from jupyter_llmcloud.training.plain_values import CopyTensor, NotPlain, decode, encode, encode_variable, put_back
 
 _ITERATORS = (enumerate, zip, map, filter, itertools.islice, itertools.chain, itertools.starmap)
 SAME_AS = "__llmcloud_same_as__"
@@ -176,10 +176,10 @@ def keeps_batches(value: Any, depth: int = 0) -> bool:
 # --- trained objects ------------------------------------------------------------------------------------------------
 
 
-def addresses(frames: list[FrameType], accelerators: list[Any]) -> dict[str, Any]:
+def addresses(frames: list[FrameType], accelerators: dict[str, Any]) -> dict[str, Any]:
     """Everything that could be saved, by address."""
     table: dict[str, Any] = {}
-    for at, accelerator in enumerate(accelerators):
+    for at, accelerator in accelerators.items():
         for name in _LISTS:
             for number, value in enumerate(getattr(accelerator, name, ())):
                 table[f"accelerator {at} {name} {number}"] = value
@@ -337,8 +337,6 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 def put(states: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
     """Restore objects; raises ResumeMissed when one is not there any more."""
-    from jupyter_llmcloud.training.plain_values import decode
-
     for address, state in states.items():
         if address not in table:
             raise ResumeMissed(f"the checkpoint holds a state for {address!r}, but the cell has made no such object.")

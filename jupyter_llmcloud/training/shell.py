@@ -22,22 +22,40 @@ from jupyter_llmcloud.training.outlet import Outlet, StreamToOutlet
 
 
 class CellCompiler(CachingCompiler):
-    """Compiles under the notebook cell's own name, with the whole cell as source, so that line numbers agree."""
+    """Compiles under the notebook cell's own name, with the whole cell as source, so that line numbers agree.
+
+    `offset` is the number of lines of the notebook cell above the code that is being compiled.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.cell: Execute | None = None
+        self.offset = 0
+
+    def begin(self, cell: Execute) -> None:
+        """The code of this cell comes next."""
+        self.cell, self.offset = cell, cell.line_offset
+        source = [line + "\n" for line in cell.source.splitlines()]
+        linecache.cache["<timed exec>"] = (sum(map(len, source)), None, source, "<timed exec>")  # of %%time
+
+    def end(self) -> None:
+        self.cell, self.offset = None, 0
 
     def cell_number(self, filename: str) -> int | None:
         """The execution count of the notebook cell that was compiled under this name."""
+        if filename == "<timed exec>" and self.cell is not None:
+            return self.cell.execution_count
         return self._filename_map.get(filename)
 
     def cache(self, transformed_code: str, number: int = 0, raw_code: str | None = None) -> str:
-        cell = self.cell
-        if cell is None or (raw_code is not None and raw_code.strip() != cell.code.strip()):
+        cell, raw = self.cell, (raw_code or "").rstrip()
+        if cell is None or not raw or not cell.code.rstrip().endswith(raw):
+            self.offset = 0
             return super().cache(transformed_code, number, raw_code)
+        # The whole body, or the part of it below a cell magic.
+        self.offset = cell.line_offset + cell.code.rstrip()[: -len(raw)].count("\n")
         self._filename_map[cell.filename] = cell.execution_count
-        above = ["# " + line for line in cell.source.splitlines()[: cell.line_offset]]
+        above = ["# " + line for line in cell.source.splitlines()[: self.offset]]
         lines = [line + "\n" for line in [*above, *transformed_code.splitlines()]]
         linecache.cache[cell.filename] = (sum(map(len, lines)), None, lines, cell.filename)
         return cell.filename
@@ -46,11 +64,11 @@ class CellCompiler(CachingCompiler):
 class ShiftLines(ast.NodeTransformer):
     """Moves a cell's nodes down by the lines of the notebook cell above its body."""
 
-    def __init__(self) -> None:
-        self.offset = 0
+    def __init__(self, compiler: CellCompiler) -> None:
+        self.compiler = compiler
 
     def visit(self, node: ast.AST) -> ast.AST:
-        return ast.increment_lineno(node, self.offset) if self.offset else node
+        return ast.increment_lineno(node, self.compiler.offset) if self.compiler.offset else node
 
 
 class OutletDisplayHook(DisplayHook):
@@ -108,7 +126,6 @@ class RankShell(InteractiveShell):
     display_pub_class = Type(OutletDisplayPublisher)
     outlet = AnyTrait()
     compile: CellCompiler
-    shift_lines: ShiftLines
     wrap_loops: WrapLoops
     last_traceback: list[str]
     is_drawing = False  # a Stop that comes while a traceback is drawn has been obeyed already
@@ -143,18 +160,24 @@ class RankShell(InteractiveShell):
     def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
         self.last_traceback = "\n".join(stb).splitlines()
 
+    def run_cell_magic(self, magic_name: str, line: str, cell: str) -> Any:
+        """Its body stands one line below it."""
+        self.compile.offset += 1
+        return super().run_cell_magic(magic_name, line, cell)
+
     def run(self, cell: Execute) -> BaseException | None:
         """Execute the body of a notebook cell in the rank's namespace."""
-        self.compile.cell = cell
-        self.shift_lines.offset = cell.line_offset
+        self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
         try:
             result = self.run_cell(cell.code, store_history=False)
         finally:
-            self.shift_lines.offset = 0
-            self.compile.cell = None
-        return result.error_before_exec or result.error_in_exec
+            self.compile.end()
+        error: BaseException | None = result.error_before_exec or result.error_in_exec
+        if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
+            self.outlet.text("stderr", "\n".join(self.last_traceback) + "\n")
+        return error
 
 
 def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
@@ -166,9 +189,8 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
     sys.stdout = StreamToOutlet(outlet, "stdout", 1)
     sys.stderr = StreamToOutlet(outlet, "stderr", 2)
     shell = RankShell.instance(config=config, outlet=outlet)
-    shell.shift_lines = ShiftLines()
     shell.wrap_loops = WrapLoops()
-    shell.ast_transformers += [shell.wrap_loops, shell.shift_lines]
+    shell.ast_transformers += [shell.wrap_loops, ShiftLines(shell.compile)]
     shell.user_ns.update(namespace)
     return shell
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -162,7 +163,7 @@ def _how(notes: list[str]) -> str:
 def _pause(metrics: list[tuple[int, dict]]) -> list[float]:
     """The longest time between two records of rank 0, if the cell logs any."""
     moments = [record["t"] for rank, record in metrics if rank == 0]
-    gaps = [after - before for before, after in zip(moments, moments[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(moments)]
     return [max(gaps)] if gaps else []
 
 
