@@ -155,12 +155,40 @@ tell(model.module, samples, step, weight.item())
 # Samples made by worker processes.
 WORKERS = ACCELERATE.replace("batch_size=BATCH, shuffle=True", "batch_size=BATCH, shuffle=True, num_workers=1")
 
+# Batches read by one rank for all; and samples without an index, made as they are asked for.
+DISPATCHED = ACCELERATE.replace(
+    "Accelerator(gradient_accumulation_steps=2)",
+    "Accelerator(gradient_accumulation_steps=2, dataloader_config=DataLoaderConfiguration(dispatch_batches=True))",
+).replace("DataLoader(Noisy(), batch_size=BATCH", "DataLoader(Quiet(), batch_size=BATCH")
+DISPATCHED = (
+    """
+from accelerate.utils import DataLoaderConfiguration
+
+class Quiet(Noisy):
+    def __getitem__(self, i): return i, self.x[i], self.y[i]
+"""
+    + DISPATCHED
+)
+STREAM = """
+from torch.utils.data import IterableDataset
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        source = torch.Generator().manual_seed(5)
+        for i in range(90):
+            yield i, torch.randn(8, generator=source), torch.randn(1, generator=source)
+""" + ACCELERATE.replace(
+    "DataLoader(Noisy(), batch_size=BATCH, shuffle=True)", "DataLoader(Stream(), batch_size=BATCH)"
+)
+
 CELLS = {
     "accelerate": ACCELERATE,
     "functions": FUNCTIONS,
     "plain torch": PLAIN_TORCH,
     "run.steps": STEPS,
     "workers": WORKERS,
+    "dispatched": DISPATCHED,
+    "stream": STREAM,
 }
 
 

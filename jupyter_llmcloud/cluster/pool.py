@@ -28,6 +28,8 @@ from jupyter_llmcloud.core.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
 
 CONNECT_TIMEOUT_S = 8.0
+ASK_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class ClusterPool:
     async def _fresh(self, record: ClusterRecord) -> ClusterRecord:
         if record.state == "running":
             agents = await self.agents(record.name)
+            record = self._records[record.name]  # another one, when the cluster was revived on the way
             record.num_workers, record.num_slots = len(agents), sum(agent.num_slots for agent in agents)
         return record
 
@@ -200,9 +203,7 @@ class ClusterPool:
 
     async def agents(self, name: str | None = None) -> list[AgentInfo]:
         """The node agents of a cluster as they are now."""
-        record = await self._revived(self._record(name))
-        client = await self._client(record)
-        rows = await client.run(agent_info, on_error="return")
+        record, rows = await self._ask_workers(name)
         found = []
         for info in rows.values():
             if isinstance(info, BaseException):
@@ -213,6 +214,20 @@ class ClusterPool:
             known = {**values, "address": address, "worker": info["worker"], "home": info["address"]}
             found.append(AgentInfo(**{key: known[key] for key in AgentInfo.__dataclass_fields__}))
         return found
+
+    async def _ask_workers(self, name: str | None) -> tuple[ClusterRecord, dict[str, Any]]:
+        """What each worker's plugin says of its agent; goes on when the scheduler is killed meanwhile."""
+        deadline = time.monotonic() + ASK_TIMEOUT_S
+        while True:
+            record = await self._revived(self._record(name))
+            try:
+                client = await self._client(record)
+                return record, await client.run(agent_info, on_error="return")
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise ConnectionLost(f"the scheduler of cluster {record.name!r} does not answer: {error}.") from None
+                await self._close_client(record.name)
+                await asyncio.sleep(0.1)
 
     async def _reach(self, record: ClusterRecord, info: dict[str, Any], target: str | None = None) -> str:
         """A socket on this host for the agent (or the socket `target` beside it): its own, or a bridge to it."""
@@ -340,7 +355,7 @@ class ClusterPool:
     async def _close_client(self, name: str) -> None:
         if client := self._clients.pop(name, None):
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(client.close(), 5)
+                await asyncio.wait_for(client.close(), CLOSE_TIMEOUT_S)
 
     async def release(self) -> None:
         """Let go of the clusters without ending them: another server may adopt them within their lease."""

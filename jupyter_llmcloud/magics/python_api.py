@@ -9,7 +9,7 @@ from jupyter_llmcloud import errors
 from jupyter_llmcloud.magics import clusters as cluster
 from jupyter_llmcloud.magics import endpoints, runs, session
 from jupyter_llmcloud.magics import worlds as world
-from jupyter_llmcloud.magics.cell import Cell, without_leading_blank_lines
+from jupyter_llmcloud.magics.cell import Cell, current_number, without_leading_blank_lines
 from jupyter_llmcloud.magics.endpoints import Endpoint, serve
 from jupyter_llmcloud.magics.quiet_run import run
 

@@ -31,6 +31,7 @@ from jupyter_llmcloud.training.resuming import Place
 from jupyter_llmcloud.training.steps import Steps
 
 _PATIENCE_S = 5.0
+_LOOK_S = 0.1
 _SMALL = 4096  # elements: copied at once
 _THREAD = "llmcloud-checkpoint"
 _ASKS = re.compile(r"\brun\s*\.\s*(checkpoint|steps)\b")
@@ -134,8 +135,9 @@ class Checkpoints:
 
     def before_step(self, *_: Any) -> None:
         """An optimizer is about to step: what it changes must have been copied."""
-        if not self._copied.is_set():
-            self._copied.wait()
+        while not self._copied.wait(_LOOK_S):
+            if not self._is_writing:
+                self._copied.set()  # an interrupt came before the thread could begin
 
     def after_step(self, optimizer: Any, *_: Any) -> None:
         """An optimizer has stepped."""
@@ -170,9 +172,8 @@ class Checkpoints:
     def _save(self, position: Position) -> None:
         wanted, self._wanted = self._wanted, None
         assert self.cell is not None
-        if wanted is None or self._refused or not (wanted.waits or self._all_save()):
+        if wanted is None or self._refused:
             return
-        self._wait()
         part = CheckpointPart(
             run_id=self.cell.run_id,
             step=self.steps.count,
@@ -182,28 +183,30 @@ class Checkpoints:
             resumable=position["kind"] != "end",
         )
         try:
-            shared, own = self._take(position)
-            bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
-            name, copies, self._copies = f"rank-{self.rank:04d}.pt", self._copies, []
-            self._copied.clear()
-            writes = checkpoint_files.Write(
-                part, name, self._aside(part.step), shared, own, bad_loss, copies, self._copied
-            ).parts
+            if not (wanted.waits or self._all_save()):
+                return
+            self._wait()
+            write = self._write(part, position)
         except Exception as error:
             self._refused = True
+            self._copies = []
             refusal = checkpoint_files.changed(part, error=f"{type(error).__name__}: {error}")
-            writes = lambda: refusal  # noqa: E731
+            write = lambda: refusal  # noqa: E731
         # Also a refusal leaves through a thread: an interrupt must not tear a frame on the rank's socket.
-        self._writer = threading.Thread(
-            target=checkpoint_files.report, args=(self.outlet, part, writes), name=_THREAD, daemon=True
-        )
+        work = (self.outlet, part, write)
+        self._writer = threading.Thread(target=checkpoint_files.report, args=work, name=_THREAD, daemon=True)
         self._writer.start()
 
-    def _all_save(self) -> bool:
-        """Whether a periodic checkpoint is saved or left out: the first rank says so, since a part alone is of no use.
+    def _write(self, part: CheckpointPart, position: Position) -> Callable[[], CheckpointPart]:
+        shared, own = self._take(position)
+        bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
+        name, aside = f"rank-{self.rank:04d}.pt", self._aside(part.step)
+        copies, self._copies = self._copies, []
+        self._copied.clear()
+        return checkpoint_files.Write(part, name, aside, shared, own, bad_loss, copies, self._copied).parts
 
-        Ranks that train together are at the same step; one that is not waits for the first in vain, once.
-        """
+    def _all_save(self) -> bool:
+        """Whether a periodic checkpoint is saved or left out: the first rank says so, a part alone is of no use."""
         assert self.cell is not None
         key = f"checkpoint/{self.cell.run_id}/{self.cell.attempt}/{self.steps.count}"
         if self._is_first:
@@ -213,8 +216,11 @@ class Checkpoints:
         deadline = time.monotonic() + _PATIENCE_S
         while not self.store.check([key]):
             if time.monotonic() > deadline:
-                self._refused = True
-                return False
+                first = self.cell.ranks[0]
+                raise TimeoutError(
+                    f"rank {first} did not come to the end of step {self.steps.count} in {_PATIENCE_S:g} s. "
+                    "Ranks that do not train in step can save by run.checkpoint() at places which all of them pass"
+                )
             time.sleep(0.001)
         return bool(self.store.get(key) == b"True")
 
@@ -236,8 +242,8 @@ class Checkpoints:
         assert self.cell is not None
         alone = len(self.cell.ranks) == 1
         frames = saved_state.user_frames(self._namespace)
-        values = [value for frame in frames for value in list(frame.f_locals.values())]
-        if any(map(saved_state.keeps_batches, [*values, *(loop.source for loop in self.place.loops.nest())])):
+        iterators = [*saved_state.used_values(frames), *(loop.source for loop in self.place.loops.nest())]
+        if any(map(saved_state.keeps_batches, iterators)):
             raise RuntimeError(
                 "itertools.cycle repeats the batches of its first pass, which are not saved; write "
                 "`while True: yield from loader` instead. After a restart the cell runs from its start"

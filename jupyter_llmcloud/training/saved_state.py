@@ -142,6 +142,18 @@ def _bind(frame: FrameType, values: dict[str, Any]) -> None:
         ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
 
 
+def used_values(frames: list[FrameType]) -> list[Any]:
+    """The values of the variables that the code which runs now mentions; a namespace holds those of other cells too."""
+    return [value for frame in frames for name, value in list(frame.f_locals.items()) if name in _mentioned(frame)]
+
+
+def _mentioned(frame: FrameType) -> set[str]:
+    code = frame.f_code
+    if not hasattr(code, "co_names"):
+        return set()  # the cell has ended
+    return {*code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars}
+
+
 # --- iterators that are not running now ------------------------------------------------------------------------------
 
 
@@ -187,7 +199,8 @@ def addresses(frames: list[FrameType], accelerators: dict[str, Any]) -> dict[str
             table[f"accelerator {at} scaler"] = accelerator.scaler
     for depth, frame in enumerate(frames):
         for name, value in list(frame.f_locals.items()):
-            if not name.startswith("_") and callable(getattr(type(value), "state_dict", None)):
+            stale = isinstance(value, torch.amp.GradScaler) and name not in _mentioned(frame)
+            if not name.startswith("_") and not stale and callable(getattr(type(value), "state_dict", None)):
                 table[f"variable {depth} {name}"] = value
     return table
 
