@@ -175,7 +175,7 @@ from torch.utils.data import IterableDataset
 class Stream(IterableDataset):
     def __iter__(self):
         source = torch.Generator().manual_seed(5)
-        for i in range(90):
+        for i in range(96):
             yield i, torch.randn(8, generator=source), torch.randn(1, generator=source)
 """ + ACCELERATE.replace(
     "DataLoader(Noisy(), batch_size=BATCH, shuffle=True)", "DataLoader(Stream(), batch_size=BATCH)"

@@ -44,6 +44,8 @@ from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 if TYPE_CHECKING:
     from jupyter_llmcloud.agent.local_rank import RankLink
 
+RECORD_AFTER_S = 0.05
+
 
 class ActiveRun:
     """Carries out what the lifecycle decides.
@@ -73,6 +75,7 @@ class ActiveRun:
         self._errors: dict[int, dict[str, Any]] = {}
         self._payload = b""
         self._timer: asyncio.TimerHandle | None = None
+        self._late: asyncio.TimerHandle | None = None
         self._hangs = self._watch()
 
     def _watch(self) -> HangWatch:
@@ -86,22 +89,34 @@ class ActiveRun:
     # --- beginning ---
 
     def begin(self) -> None:
-        """Make the folder, send the cell to its ranks, then write the record: the ranks need not wait for that."""
+        """Make the folder and send the cell to its ranks.
+
+        The record is written with the first output or a moment later: a short quiet cell has ended by then and its
+        record is written once.
+        """
         self.folder.path.mkdir(mode=0o700, parents=True)
         for rank in self.cell.ranks:
             self._links[rank].send(self.cell)
         self._change("running")
-        try:
-            self.folder.create(self.record, self.cell.source or self.cell.code)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            self._cannot_write(error)
-        for rank in self.cell.ranks:
-            self.tell(RankState(run_id=self.record.run_id, rank=rank, state="running"))
+        self._late = asyncio.get_running_loop().call_later(RECORD_AFTER_S, self._tell_begun)
+        if self.cell.background:
+            self._tell_begun()
         self._hangs.begin()
         if self.cell.timeout_s:
             asyncio.get_running_loop().call_later(self.cell.timeout_s, self._time_out)
+
+    def _tell_begun(self) -> None:
+        if self._late is None:
+            return
+        self._late.cancel()
+        self._late = None
+        try:
+            self.folder.create(self.record, self.cell.source or self.cell.code)
+        except OSError as error:
+            self._cannot_write(error)
+        for rank in self.cell.ranks:
+            if self._rules.state_of(rank) == "running":
+                self.tell(RankState(run_id=self.record.run_id, rank=rank, state="running"))
 
     def begin_again(self, checkpoint: Checkpoint | None, notes: list[str]) -> None:
         """Send the cell once more, with the checkpoint that it is to be led back to."""
@@ -199,6 +214,7 @@ class ActiveRun:
 
     def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:
         """Write records of a rank, then ring at the followers."""
+        self._tell_begun()
         writer = self._journals.get((kind, rank))
         if writer is None:
             path = self.folder.logs(rank) if kind == "logs" else self.folder.metrics(rank)
@@ -209,6 +225,9 @@ class ActiveRun:
         self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
 
     def _write_record(self) -> None:
+        if self._late is not None:
+            self._tell_begun()
+            return
         try:
             self.folder.write(self.record)
         except OSError as error:
@@ -333,7 +352,8 @@ class ActiveRun:
         for writer in self._journals.values():
             writer.close()
         self.again = None
-        self._sweeping = asyncio.ensure_future(self.checkpoints.sweep())
+        if (self.folder.path / "checkpoints").is_dir():
+            self._sweeping = asyncio.ensure_future(self.checkpoints.sweep())
         self.ended.set_result(finish)
 
     def _sorted_errors(self, culprit: int | None) -> list[dict[str, Any]]:

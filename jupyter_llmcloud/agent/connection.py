@@ -17,12 +17,22 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self.closed = False
+        self._pending: list[bytes] = []
 
     def send(self, message: Message) -> None:
-        """Queue a message."""
+        """Queue a message; what is queued in one turn of the loop leaves in one piece, and wakes the reader once."""
         if self.closed:
             return
-        self._writer.write(encode(message))
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pending.append(encode(message))
+
+    def _flush(self) -> None:
+        data = b"".join(self._pending)
+        self._pending.clear()
+        if self.closed:
+            return
+        self._writer.write(data)
         if self._writer.transport.get_write_buffer_size() > MAX_BUFFERED:
             self.close()
 
@@ -37,7 +47,10 @@ class Connection:
             return
 
     def close(self) -> None:
-        """Close this end."""
+        """Close this end; what was queued is sent."""
         if not self.closed:
+            if self._pending:
+                self._writer.write(b"".join(self._pending))
+                self._pending.clear()
             self.closed = True
             self._writer.close()

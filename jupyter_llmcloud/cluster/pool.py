@@ -225,7 +225,8 @@ class ClusterPool:
                 return record, await client.run(agent_info, on_error="return")
             except OSError as error:
                 if time.monotonic() > deadline:
-                    raise ConnectionLost(f"the scheduler of cluster {record.name!r} does not answer: {error}.") from None
+                    silent = f"the scheduler of cluster {record.name!r} does not answer"
+                    raise ConnectionLost(f"{silent}: {error}.") from None
                 await self._close_client(record.name)
                 await asyncio.sleep(0.1)
 

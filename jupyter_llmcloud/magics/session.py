@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.magics.world import RunResult, World
 
 HANG_AFTER_S = 10.0
+FRESH_S = 5.0  # a world that was heard so recently is not asked whether it lives
 WAIT_S = 0.25  # how often a world that waits for slots asks again
 
 
@@ -115,6 +116,8 @@ class Session:
 
     @staticmethod
     def _is_alive(world: World) -> bool:
+        if time.monotonic() - world.heard_at < FRESH_S:
+            return True
         try:
             world.describe()
         except (NotFound, ConnectionLost):
@@ -208,7 +211,7 @@ class Session:
 
     def _message(self, world: World, cell: Cell, name: str, values: bytes, ranks: list[int]) -> Execute:
         now = time.time()
-        identity = run_id(name, now, secrets.token_hex(2))
+        identity = run_id(name, now, secrets.token_hex(4))
         return Execute(
             world_id=world.world_id,
             run_id=identity,

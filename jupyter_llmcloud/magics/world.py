@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,7 @@ class World:
         self.world_id = world_id
         self.cluster = cluster
         self.world_size = world_size
+        self.heard_at = 0.0  # on the monotonic clock
         self.last_error: RankError | None = None
 
     @classmethod
@@ -152,6 +154,7 @@ class World:
             ended = self._take(message, run_id, view)
             view.tick()
             if ended is not None:
+                self.heard_at = time.monotonic()
                 view.finish(ended.state, ended.errors)
                 return ended
 

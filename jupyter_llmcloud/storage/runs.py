@@ -7,6 +7,7 @@
                      logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} or
                                               {..., "kind": "display" | "result" | "error", ...}
                      model/                   what --save wrote
+                     checkpoints/step-<n>/    complete training states (see storage.checkpoints)
 """
 
 from __future__ import annotations
