@@ -28,7 +28,7 @@ class Notebook:
     def __init__(self, source: str, number: int = 4) -> None:
         self.parent_header = {"content": {"code": source}}
         self.execution_count = number
-        self.history_manager = SimpleNamespace(input_hist_raw=["", source])
+        self.history_manager = SimpleNamespace(input_hist_raw=[""] * number + [source])
         self.compile = SHELL.compile
         self.transform_cell = SHELL.transform_cell
 

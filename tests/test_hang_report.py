@@ -154,7 +154,14 @@ def test_native_code_that_keeps_the_interpreters_lock_is_found_with_its_line(thr
 
 
 def test_native_code_that_computes_with_the_interpreters_lock_is_called_busy(three: Ranks) -> None:
-    running = send(three, "if rank == 1:\n    busy = sum(range(150_000_000))\ndist.barrier()")
+    running = send(
+        three,
+        "if rank == 1:\n"
+        "    began = time.monotonic()\n"
+        "    sum(range(10_000_000))  # how fast this machine is now\n"
+        "    sum(range(int(10_000_000 * 8 / (time.monotonic() - began))))\n"
+        "dist.barrier()",
+    )
     _, record = report_of(running)
     assert "busy in native code that does not release the GIL" in record["text"]
     assert running.end().state == "finished"
@@ -230,3 +237,22 @@ def test_ranks_of_another_agent_are_watched_and_looked_at_as_well(node_agent) ->
     finally:
         world.end()
         other.end()
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        "def evaluate():\n    for _ in range(70):\n        model(x).sum().item()\n        time.sleep(0.05)\n"
+        "if rank == 0: evaluate()\n",
+        "if rank == 0:\n    with torch.no_grad():\n        for _ in range(70):\n            model(x).sum().item()\n"
+        "            time.sleep(0.05)\n",
+        "def save_checkpoint():\n    for _ in range(70):\n        torch.save(model.state_dict(), '/dev/null')\n"
+        "        time.sleep(0.05)\nif rank == 0: save_checkpoint()\n",
+    ],
+    ids=["evaluation by its name", "evaluation without gradients", "checkpoint"],
+)
+def test_what_one_rank_does_alone_is_no_hang_while_it_works(three: Ranks, alone: str) -> None:
+    setup = "model, x = torch.nn.Linear(512, 512), torch.randn(256, 512)\n"
+    outcome = send(three, setup + alone + "dist.barrier()").end()
+    assert outcome.state == "finished"
+    assert [record["text"] for _, record in outcome.logs if record["kind"] == "report"] == []

@@ -21,12 +21,14 @@ from jupyter_llmcloud.core.hang import heartbeat_s
 from jupyter_llmcloud.core.rank_messages import Heartbeat
 from jupyter_llmcloud.training import position
 from jupyter_llmcloud.training.collectives import Collectives, GroupRow
+from jupyter_llmcloud.training.evaluating import WithoutGradients
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.position import CellNumber, Position
 
 TICK_S = 0.5
 SPACING_S = 1.0  # a rank that moves is not worth more messages than this
-BUSY_SHARE = 0.1  # of a core: the process works
+BUSY_SHARE = 0.01  # of a core: the process works; one that only polls uses less
+BUSY_BYTES = 100_000  # read or written in a second: it works as well
 MOVED_S = 2.0  # a rank that moved so recently works
 CLOSE_S = 1.0  # one that stands still for so long is looked at closely
 DUMP_NAME = "llmcloud-stacks"  # of the memory file into which SIGUSR1 writes, with the thread that gets the signal
@@ -44,6 +46,7 @@ class Watchdog:
 
     def __init__(self, outlet: Outlet, num_steps: Callable[[], int], cell_number: CellNumber) -> None:
         self.collectives = Collectives()
+        self._without_gradients = WithoutGradients()
         self._outlet = outlet
         self._num_steps = num_steps
         self._cell_number = cell_number
@@ -55,6 +58,7 @@ class Watchdog:
     def start(self) -> None:
         """Begin to watch; groups made from now on are counted."""
         self.collectives.watch()
+        self._without_gradients.watch()
         threading.Thread(target=self._watch, name="llmcloud-watchdog", daemon=True).start()
 
     def begin(self, run_id: str, floor_s: float) -> None:
@@ -71,7 +75,9 @@ class Watchdog:
     def _forget(self) -> None:
         self._mark: Any = None
         self._moved_at = time.monotonic()
-        self._cpu = (time.monotonic(), time.process_time(), 0.0)
+        self._without_gradients.depth = 0
+        self._used = (time.monotonic(), time.process_time(), _bytes_moved())
+        self._busy = False
         self._said_at = 0.0
 
     # --- looking ---
@@ -107,14 +113,14 @@ class Watchdog:
         op = _operation(at, groups, still_s)
         return Heartbeat(
             run_id=self._run_id,
-            phase="collective" if op else at.phase,
+            phase="collective" if op else self._phase(at),
             op=op,
             groups=groups,
             step=self._num_steps(),
             place=at.place,
             doing=at.doing,
             still_s=round(still_s, 2),
-            working=still_s < MOVED_S or self._share(now, at) > BUSY_SHARE,
+            working=still_s < MOVED_S or self._is_busy(now, at),
         )
 
     def _still(self, now: float, groups: dict[str, GroupRow]) -> float:
@@ -124,14 +130,19 @@ class Watchdog:
             self._mark, self._moved_at = mark, now
         return now - self._moved_at
 
-    def _share(self, now: float, at: Position) -> float:
-        """How much of a core this process has used of late; for data, its children as well."""
-        began, used, share = self._cpu
+    def _phase(self, at: Position) -> str:
+        in_step = at.op in _NAMED
+        return "evaluation" if at.phase == "compute" and self._without_gradients.depth and not in_step else at.phase
+
+    def _is_busy(self, now: float, at: Position) -> bool:
+        """Whether this process has computed, read or written of late; for data, its children as well."""
+        began, cpu_s, moved = self._used
         if now - began > CLOSE_S:
-            total = time.process_time() + (_children_cpu() if at.phase == "data" else 0.0)
-            share = (total - used) / (now - began)
-            self._cpu = (now, total, share)
-        return share
+            used_s = time.process_time() + (_children_cpu() if at.phase == "data" else 0.0)
+            self._used = (now, used_s, _bytes_moved())
+            span_s = now - began
+            self._busy = used_s - cpu_s > BUSY_SHARE * span_s or self._used[2] - moved > BUSY_BYTES * span_s
+        return self._busy
 
     def _say(self, beat: Heartbeat) -> None:
         self._said_at = time.monotonic()
@@ -168,6 +179,15 @@ def _rss() -> int:
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _bytes_moved() -> int:
+    """What this process has read and written so far."""
+    try:
+        with open("/proc/self/io", encoding="ascii") as file:
+            return int(file.readline().split()[1]) + int(file.readline().split()[1])
     except OSError:
         return 0
 
