@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -24,9 +25,17 @@ def snapshot(request: pytest.FixtureRequest) -> leaks.Snapshot:
     return leaks.Snapshot(uuid.uuid4().hex)
 
 
+def _until_seen(snapshot: leaks.Snapshot) -> None:
+    """A process that has just begun has no environment yet for others to read."""
+    deadline = time.monotonic() + 10
+    while not leaks.marked_processes(snapshot.mark):
+        assert time.monotonic() < deadline, "the process never showed its mark"
+
+
 def test_a_process_in_a_session_of_its_own_is_found_and_ended(snapshot: leaks.Snapshot) -> None:
     with leaks.marked(snapshot.mark):
         process = subprocess.Popen(WAIT, start_new_session=True)
+    _until_seen(snapshot)
     assert [line.split(":")[0] for line in snapshot.leaks(0.0)] == [f"process {process.pid}"]
     process.wait(5)
 
@@ -35,6 +44,7 @@ def test_a_process_whose_parent_is_gone_is_found(snapshot: leaks.Snapshot) -> No
     program = f"import subprocess; subprocess.Popen({WAIT!r}, start_new_session=True, stdout=-3, stderr=-3)"
     with leaks.marked(snapshot.mark):
         subprocess.run([sys.executable, "-c", program], check=True)
+    _until_seen(snapshot)
     assert len(snapshot.leaks(0.0)) == 1
     assert leaks.marked_processes(snapshot.mark) == []
 
