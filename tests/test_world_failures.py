@@ -147,7 +147,7 @@ def test_a_rank_of_four_fails_while_three_wait(new_world: Callable[..., Ranks]) 
 def test_a_peer_in_plain_python_is_interrupted(world: Ranks) -> None:
     outcome = world.run("import time\nif rank == 1: raise KeyError('one')\nwhile True: time.sleep(0.01)")
     assert outcome.error["rank"] == 1
-    assert "rank 0: stopped, variables kept" in outcome.report
+    assert "rank 0: released, variables kept" in outcome.report
     assert outcome.seconds < PROMISED_S
 
 

@@ -364,7 +364,7 @@ class ActiveRun:
         words = {
             "done": "finished",
             "failed": "failed",
-            "interrupted": "stopped, variables kept",
+            "interrupted": f"{'stopped' if self._rules.stop_requested else 'released'}, variables kept",
             "died": "lost: the next cell runs on a new process without its variables",
         }
         groups: dict[str, list[int]] = {}
