@@ -33,7 +33,7 @@ def jupyter_runtime_dir() -> Path:
 def root() -> Path:
     """`<root>` of design: runs, server state. `LLMCLOUD_ROOT`, else `llmcloud/` in Jupyter's data folder."""
     if value := os.environ.get(ENV_ROOT):
-        return Path(value).expanduser().resolve()
+        return Path(os.path.abspath(os.path.expanduser(value)))
     return _jupyter_dir("JUPYTER_DATA_DIR", "jupyter") / "llmcloud"
 
 

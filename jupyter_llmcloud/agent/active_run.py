@@ -239,10 +239,10 @@ class ActiveRun:
             self._cannot = f"the folder of the run is not complete: {error.strerror or error}. {self.folder.path}"
             self._note(self._cannot)
 
-    def tell(self, message: Message) -> None:
+    def tell(self, message: Message, *, hurry: bool = True) -> None:
         """Send to everybody who follows this run."""
         for follower in list(self.followers):
-            follower.send(message)
+            follower.send(message, hurry=hurry)
             if follower.closed:
                 self.followers.discard(follower)
 
@@ -255,7 +255,7 @@ class ActiveRun:
         for rank, state in before.items():
             if (now := self._rules.state_of(rank)) != state:
                 detail = self._errors.get(rank, {}).get("ename", "")
-                self.tell(RankState(run_id=self.record.run_id, rank=rank, state=now, detail=detail))
+                self.tell(RankState(run_id=self.record.run_id, rank=rank, state=now, detail=detail), hurry=False)
         for instruction in instructions:
             self._carry_out(instruction)
         if self._timer is not None:

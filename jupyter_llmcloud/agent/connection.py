@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from jupyter_llmcloud.core.frames import Decoder, Message, encode
 
 MAX_BUFFERED = 256 << 20  # bytes waiting for a reader that does not read; beyond it is cut off and can attach again
+UNHURRIED_S = 0.02
 
 
 class Connection:
@@ -18,19 +19,31 @@ class Connection:
         self._writer = writer
         self.closed = False
         self._pending: list[bytes] = []
+        self._leaving: asyncio.Handle | None = None
+        self._hurries = False
 
-    def send(self, message: Message) -> None:
-        """Queue a message; what is queued in one turn of the loop leaves in one piece, and wakes the reader once."""
+    def send(self, message: Message, *, hurry: bool = True) -> None:
+        """Queue a message; what is queued in one turn of the loop leaves in one piece, and wakes the reader once.
+
+        Without `hurry` it may leave a moment later, with one that does.
+        """
         if self.closed:
             return
-        if not self._pending:
-            asyncio.get_running_loop().call_soon(self._flush)
         self._pending.append(encode(message))
+        loop = asyncio.get_running_loop()
+        if hurry and not self._hurries:
+            self._hurries = True
+            if self._leaving is not None:
+                self._leaving.cancel()
+            self._leaving = loop.call_soon(self._flush)
+        elif self._leaving is None:
+            self._leaving = loop.call_later(UNHURRIED_S, self._flush)
 
     def _flush(self) -> None:
+        self._leaving, self._hurries = None, False
         data = b"".join(self._pending)
         self._pending.clear()
-        if self.closed:
+        if self.closed or not data:
             return
         self._writer.write(data)
         if self._writer.transport.get_write_buffer_size() > MAX_BUFFERED:

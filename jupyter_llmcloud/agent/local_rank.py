@@ -92,22 +92,26 @@ class LocalRank:
     def send(self, message: Message) -> None:
         if self._sock is None:
             return
+        waiting = bool(self._outgoing)
         self._outgoing += encode(message)
-        self._writable()
+        if not waiting and not self._write():
+            asyncio.get_running_loop().add_writer(self._sock.fileno(), self._writable)
 
-    def _writable(self) -> None:
-        if self._sock is None:
-            return
-        loop = asyncio.get_running_loop()
+    def _write(self) -> bool:
+        """Hand over what is to be sent; whether that was all."""
+        assert self._sock is not None
         try:
             while self._outgoing:
                 del self._outgoing[: self._sock.send(self._outgoing)]
         except BlockingIOError:
-            loop.add_writer(self._sock.fileno(), self._writable)
-            return
+            return False
         except OSError:
             self._outgoing.clear()
-        loop.remove_writer(self._sock.fileno())
+        return True
+
+    def _writable(self) -> None:
+        if self._sock is not None and self._write():
+            asyncio.get_running_loop().remove_writer(self._sock.fileno())
 
     def kill(self) -> None:
         """SIGKILL the rank and what it has started: it leads a session of its own."""

@@ -144,18 +144,7 @@ class World:
 
     async def execute(self, cell: Execute, connection: Connection | None) -> None:
         """Execute a cell when it is its turn; `connection` follows it."""
-        self.queued.append(cell.run_id)
-        if connection is not None and (self.run is not None or self._turn.locked()):
-            ahead = self.run.record.run_id if self.run else "another run"
-            connection.send(RankState(run_id=cell.run_id, rank=-1, state="queued", detail=f"waits for {ahead} to end"))
-        turn = self._waiting[cell.run_id] = asyncio.ensure_future(self._turn.acquire())
-        try:
-            await asyncio.wait([turn])
-        finally:
-            turn.cancel()  # no effect when it has come
-            self.queued.remove(cell.run_id)
-            del self._waiting[cell.run_id]
-        if turn.cancelled():
+        if not await self._take_turn(cell.run_id, connection):
             self._never_began(cell, connection, "stopped")
             return
         try:
@@ -169,6 +158,23 @@ class World:
             self.run = None
             self.idle_since = time.monotonic()
             self._turn.release()
+
+    async def _take_turn(self, run_id: str, connection: Connection | None) -> bool:
+        """Wait until no other run is under way; False when the run was stopped meanwhile."""
+        if not self._turn.locked() and not self._waiting:
+            return await self._turn.acquire()
+        if connection is not None:
+            ahead = self.run.record.run_id if self.run else "another run"
+            connection.send(RankState(run_id=run_id, rank=-1, state="queued", detail=f"waits for {ahead} to end"))
+        self.queued.append(run_id)
+        turn = self._waiting[run_id] = asyncio.ensure_future(self._turn.acquire())
+        try:
+            await asyncio.wait([turn])
+        finally:
+            turn.cancel()  # no effect when it has come
+            self.queued.remove(run_id)
+            del self._waiting[run_id]
+        return not turn.cancelled()
 
     def _never_began(
         self, cell: Execute, connection: Connection | None, state: str, error: Exception | None = None

@@ -7,12 +7,14 @@ Encoding and decoding are pure: who owns a socket feeds the `Decoder`.
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 _HEAD = struct.Struct("!II")
+_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 MAX_HEADER = 64 << 20
 MAX_PAYLOAD = (1 << 32) - 1
 
@@ -30,15 +32,21 @@ class Message:
         Message.kinds[cls.__name__] = cls
 
 
+@functools.cache
+def _defaults(kind: type[Message]) -> dict[str, Any]:
+    """What is left out of a header, by the names of a message's fields."""
+    return {item.name: item.default for item in fields(kind) if item.name != "payload"}
+
+
 def encode(message: Message) -> bytes:
     """The frame of a message."""
-    body: dict[str, Any] = {"type": type(message).__name__}
-    for item in fields(message):
-        if item.name != "payload":
-            value = getattr(message, item.name)
-            if value != item.default:
-                body[item.name] = value
-    header = json.dumps(body, separators=(",", ":")).encode()
+    kind = type(message)
+    values = message.__dict__
+    body: dict[str, Any] = {"type": kind.__name__}
+    for name, default in _defaults(kind).items():
+        if (value := values[name]) != default:
+            body[name] = value
+    header = _JSON.encode(body).encode()
     return _HEAD.pack(len(header), len(message.payload)) + header + message.payload
 
 
@@ -71,11 +79,11 @@ class Decoder:
 
 def _decode(header: bytes, payload: bytes) -> Message:
     body = json.loads(header)
-    kind = Message.kinds.get(str(body.get("type"))) if isinstance(body, dict) else None
+    kind = Message.kinds.get(str(body.pop("type", ""))) if isinstance(body, dict) else None
     if kind is None:
         raise ValueError("an unknown message: the two ends run different versions of jupyter-llmcloud")
-    known = {item.name for item in fields(kind)}
+    known = _defaults(kind)
     try:
-        return kind(**{**{key: value for key, value in body.items() if key in known}, "payload": payload})
+        return kind(**{key: value for key, value in body.items() if key in known}, payload=payload)
     except TypeError as error:
         raise ValueError(f"a message that is not complete: {error}") from None

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class RunFolder:
     def write(self, record: RunRecord) -> None:
         """Replace `run.json` in one rename."""
         aside = self.path / ".run.json.aside"
-        aside.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+        aside.write_text(json.dumps(vars(record)), encoding="utf-8")
         os.replace(aside, self.path / "run.json")
 
     def read(self) -> RunRecord:

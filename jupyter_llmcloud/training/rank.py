@@ -303,6 +303,8 @@ class Rank:
             set_seed(cell.seed)
 
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
+        if not cell.save and not cell.pull:
+            return {}
         variables = {}
         for name in cell.save:
             if name not in shell.user_ns:
