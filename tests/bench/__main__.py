@@ -1,4 +1,4 @@
-"""`python -m tests.bench [axis...]`: measure, print the table, keep the samples in test-output/."""
+"""`python -m tests.bench [axis...]`: measure, print the table, keep it with its samples in test-output/."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import dispatch, start, throughput
+from tests.bench import dispatch, logs, start, throughput
 from tests.bench.measured import Row, table
 from tests.bench.shell import REPOSITORY
 
 AXES: dict[str, Callable[[Path], list[Row]]] = {
     "dispatch": dispatch.measure,
     "start": start.measure,
+    "logging": logs.measure,
     "throughput": throughput.measure,
 }
 

@@ -20,7 +20,7 @@ from tests.bench.shell import REPOSITORY
 BODIES = Path(__file__).parent / "bodies"
 DEADLINE_S = 180.0
 # What makes Accelerate distributed on a CPU, with as many threads per rank as ours get.
-_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _NOTEBOOK = """\
 import runpy, sys
 from accelerate import notebook_launcher
@@ -32,7 +32,7 @@ notebook_launcher(train, num_processes=int(sys.argv[2]), use_port=sys.argv[3])
 
 def command(peer: str, body: Path, num_ranks: int) -> list[str]:
     """What a user types for `peer`."""
-    scripts, port = Path(sys.executable).parent, str(_free_port())
+    scripts, port = Path(sys.executable).parent, str(free_port())
     match peer:
         case "torchrun":
             return [f"{scripts}/torchrun", "--nproc_per_node", str(num_ranks), "--master_port", port, str(body)]
@@ -54,7 +54,8 @@ def command(peer: str, body: Path, num_ranks: int) -> list[str]:
     raise ValueError(f"unknown peer {peer!r}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
     # The launchers want a number; that another takes it in between is their users' risk too.
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -64,12 +65,17 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def started(peer: str, body: Path, num_ranks: int, folder: Path) -> Iterator[float]:
     """Run a body under a peer's launcher; yields the time of the start and ends whatever is left."""
-    env = {**os.environ, **_CPU, "BENCH_FOLDER": str(folder), "PYTHONPATH": str(REPOSITORY)}
+    env = {**os.environ, **CPU, "BENCH_FOLDER": str(folder), "BENCH_FAMILY": str(folder), "PYTHONPATH": str(REPOSITORY)}
     log = folder / "log.txt"
     with log.open("w") as output:
         began = time.time()
         process = subprocess.Popen(
-            command(peer, body, num_ranks), cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True
+            [*command(peer, body, num_ranks), str(folder)],
+            cwd=folder,
+            env=env,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
         try:
             yield began

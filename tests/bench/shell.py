@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+LEAVE_S = 5.0  # what a peer has started gets so long to end by itself
 
-
-_STOP = """\
+# Ends the cluster of a notebook, if there is one.
+STOP = """\
 try:
     get_ipython().run_line_magic("cluster", "stop")
 except Exception as error:
@@ -34,15 +37,17 @@ class CellFailed(Exception):
 class Shell:
     """A shell in a process of its own; `with` ends it.
 
+    Args:
+        env: besides this process's own; BENCH_FAMILY is what all processes of this contender are known by.
+        python: which interpreter; the bench's own when None.
+
     Attributes:
         pid: of the process.
-        started: seconds since the epoch when its process was asked for.
     """
 
-    def __init__(self, env: dict[str, str]) -> None:
-        self.started = time.time()
+    def __init__(self, env: dict[str, str], python: Path | None = None) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.shell"],
+            [python or sys.executable, "-m", "tests.bench.shell", env.get("BENCH_FAMILY", "")],
             cwd=REPOSITORY,
             env={**os.environ, **env},
             stdin=subprocess.PIPE,
@@ -103,28 +108,54 @@ def _execute(shell: Any, cell: str, times: int) -> dict[str, Any]:
     began = time.time()
     for _ in range(times):
         start = time.perf_counter()
-        error = shell.run_cell(cell, store_history=True).error_in_exec
+        done = shell.run_cell(cell, store_history=True)
         seconds.append(time.perf_counter() - start)
+        error = done.error_before_exec or done.error_in_exec
         if error is not None:
             return {"error": f"{type(error).__name__}: {error}"}
     return {"error": None, "began": began, "seconds": seconds}
 
 
 @contextlib.contextmanager
+def peer_shell(folder: Path, python: Path | None = None, env: dict[str, str] | None = None) -> Iterator[Shell]:
+    """A shell for a peer, with an IPython folder of its own; what it has started and left running is ended."""
+    (folder / "ipython").mkdir(parents=True, exist_ok=True)
+    started: list[psutil.Process] = []
+    try:
+        with Shell(
+            {"IPYTHONDIR": str(folder / "ipython"), "BENCH_FAMILY": str(folder), **(env or {})}, python
+        ) as shell:
+            try:
+                yield shell
+            finally:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    started = psutil.Process(shell.pid).children(recursive=True)
+    finally:
+        for process in psutil.wait_procs(started, timeout=LEAVE_S)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@contextlib.contextmanager
 def product(folder: Path) -> Iterator[Shell]:
     """A shell for our magics, with a root of its own; its cluster and server go with it."""
-    env = {
+    with Shell(product_env(folder)) as shell:
+        try:
+            yield shell
+        finally:
+            shell.run(STOP)
+
+
+def product_env(folder: Path) -> dict[str, str]:
+    """What keeps everything of ours below `folder`, and lets nothing live longer than the shell."""
+    (folder / "ipython").mkdir(parents=True)
+    return {
         "LLMCLOUD_ROOT": str(folder / "root"),
         "LLMCLOUD_RUNTIME_DIR": str(folder / "run"),
         "LLMCLOUD_LEASE_S": "5",
         "IPYTHONDIR": str(folder / "ipython"),
+        "BENCH_FAMILY": str(folder),
     }
-    (folder / "ipython").mkdir(parents=True)
-    with Shell(env) as shell:
-        try:
-            yield shell
-        finally:
-            shell.run(_STOP)
 
 
 if __name__ == "__main__":

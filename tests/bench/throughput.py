@@ -1,4 +1,7 @@
-"""Tokens per second of the same training loop on two ranks, logging and printing every step, against torchrun."""
+"""Tokens per second of the same training loop on two ranks, logging and printing every step, under four launchers.
+
+What supervision costs of it is measured by the CPU, not by the clock: see `supervision`.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +9,92 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from tests.bench import launch
+from tests.bench import launch, supervision
 from tests.bench.measured import Row
+from tests.bench.notebooks import IPYPARALLEL
 from tests.bench.shell import Shell, product
 from tests.bench.start import fresh
 
 ROUNDS = 5
-WARM_UP = 8
+LAUNCHERS = ("torchrun", "notebook_launcher")
+PEERS = (*LAUNCHERS, IPYPARALLEL.name)
 BODY = launch.BODIES / "train.py"
 
 
 @dataclass(frozen=True)
-class Report:
-    """What one training told: tokens per second, CPU milliseconds of rank 0 per step, the last loss."""
+class Training:
+    """What the ranks of one training told, in order; see bodies/train.py."""
 
-    speed: float
-    cpu_ms: float
-    loss: float
+    ranks: list[dict[str, Any]]
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self.ranks[0]["tokens_per_step"] / self._median("seconds")
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU of the main thread of rank 0 per step."""
+        return 1000 * self._median("cpu_seconds")
+
+    def _median(self, name: str) -> float:
+        return median(self.ranks[0][name][self.ranks[0]["warm_up"] :])
 
 
 def measure(folder: Path) -> list[Row]:
-    """Rounds of both in turn; the first steps of each are left out, and both must end with the same loss."""
-    ours: list[Report] = []
-    theirs: list[Report] = []
-    with product(folder / "ours") as shell:
+    """Rounds of all in turn; the first steps of each are left out, and all must end with the same loss."""
+    trainings: dict[str, list[Training]] = {name: [] for name in ("ours", *PEERS)}
+    with product(folder / "ours") as shell, IPYPARALLEL.shell(folder / "ipyparallel") as peer_shell:
         shell.run("%load_ext jupyter_llmcloud")
+        shell.run("%%distribute -n 2\npass")
+        IPYPARALLEL.begin(peer_shell)
         for number in range(ROUNDS):
-            with fresh(folder / f"ours-{number}") as place:
-                ours.append(train_here(shell, place))
-            with fresh(folder / f"peer-{number}") as place:
-                theirs.append(train_under_torchrun(place))
-            if abs(ours[-1].loss - theirs[-1].loss) > 1e-4:
-                raise AssertionError(f"the losses differ, {ours[-1]} and {theirs[-1]}: not the same training")
-    speed, cpu = (
-        [[r.speed for r in both] for both in (ours, theirs)],
-        [[r.cpu_ms for r in both] for both in (ours, theirs)],
-    )
+            with fresh(folder / f"round-{number}") as place:
+                trainings["ours"].append(train_in(shell, "%%distribute --name throughput\n", place / "ours"))
+                for peer in LAUNCHERS:
+                    trainings[peer].append(train_under(peer, place / peer))
+                trainings[IPYPARALLEL.name].append(train_in(peer_shell, IPYPARALLEL.heading, place / "ipyparallel"))
+            _check_losses({name: done[-1] for name, done in trainings.items()})
+    return _rows(trainings)
+
+
+def _check_losses(last: dict[str, Training]) -> None:
+    losses = {name: training.ranks[0]["loss"] for name, training in last.items()}
+    if max(losses.values()) - min(losses.values()) > 1e-4:
+        raise AssertionError(f"the losses differ: {losses}. Not the same training")
+
+
+def _rows(trainings: dict[str, list[Training]]) -> list[Row]:
+    speeds = {name: [training.speed for training in done] for name, done in trainings.items()}
+    cpu = {name: [training.cpu_ms for training in done] for name, done in trainings.items()}
+    what = "training, 3.9 M parameters, 2 ranks"
+    goals = {"torchrun": 1.0}
     return [
-        Row(
-            "throughput", "training, 3.9 M parameters, 2 ranks", "tokens/s", "torchrun", *speed, goal=1.0, at_least=True
+        *(
+            Row("throughput", what, "tokens/s", peer, speeds["ours"], speeds[peer], goals.get(peer), at_least=True)
+            for peer in PEERS
         ),
-        Row("throughput", "CPU of a rank per step, with its supervision", "ms", "torchrun", *cpu),
+        Row("throughput", "CPU of a rank's main thread per step", "ms", "torchrun", cpu["ours"], cpu["torchrun"]),
+        *supervision.rows(*([done.ranks for done in trainings[name]] for name in ("ours", "torchrun"))),
     ]
 
 
-def train_here(shell: Shell, place: Path) -> Report:
-    """The body as a cell of ours."""
-    shell.run(f"BENCH_FOLDER = {str(place)!r}")
-    shell.run(f"%%distribute -n 2 --name throughput --push BENCH_FOLDER\n{BODY.read_text()}")
-    return _report(place)
+def train_in(shell: Shell, heading: str, place: Path) -> Training:
+    """The body as a cell of a notebook."""
+    place.mkdir()
+    shell.run(f"{heading}BENCH_FOLDER = {str(place)!r}\n{BODY.read_text()}")
+    return _told(place)
 
 
-def train_under_torchrun(place: Path) -> Report:
+def train_under(peer: str, place: Path) -> Training:
     """The body as a script."""
-    with launch.started("torchrun", BODY, 2, place):
+    place.mkdir()
+    with launch.started(peer, BODY, 2, place):
         pass
-    return _report(place)
+    return _told(place)
 
 
-def _report(place: Path) -> Report:
-    told = json.loads((place / "report.json").read_text())
-    seconds, cpu_seconds = (median(told[name][WARM_UP:]) for name in ("seconds", "cpu_seconds"))
-    return Report(told["tokens_per_step"] / seconds, 1000 * cpu_seconds, told["loss"])
+def _told(place: Path) -> Training:
+    return Training([json.loads((place / f"report-{rank}.json").read_text()) for rank in range(2)])
