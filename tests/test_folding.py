@@ -335,3 +335,161 @@ def test_a_rank_that_joins_later_is_folded_too():
     folder = OutputFolder([0])
     blocks = run(folder, (0.0, 1, "a\n"), (0.0, 0, "a\n"))
     assert text_of(blocks) == "[0-1] a\n"
+
+
+# --- what terminals can ---
+
+
+def test_rows_are_final_only_when_a_hidden_cursor_is_shown_again():
+    """As rich draws: two bars, rewritten from below a few times a second."""
+    folder = OutputFolder([0])
+    blocks = folder.feed(0, "stdout", "\x1b[?25l", 0.0)
+    for step in range(4):
+        back = "\r\x1b[2K\x1b[1A\x1b[2K" if step else ""
+        blocks += folder.feed(0, "stdout", f"{back}a {step}/3\nb {step}/3", step * 0.5)
+    blocks += folder.feed(0, "stdout", "\n\x1b[?25h", 2.0) + folder.flush(3.0)
+    blocks += folder.feed(0, "stdout", "after\n", 3.5) + folder.flush(4.0, final=True)
+    assert [line for line in on_screen(blocks) if line] == ["a 3/3", "b 3/3", "after"]
+
+
+def test_a_cursor_that_stays_hidden_loses_nothing():
+    folder = OutputFolder([0])
+    blocks = run(folder, (0.0, 0, "\x1b[?25l" + "".join(f"line {n}\n" for n in range(200))))
+    assert [line for line in on_screen(blocks) if line] == [f"line {n}" for n in range(200)]
+
+
+def test_backspaces_and_erased_lines_are_carried_out():
+    folder = OutputFolder([0])
+    blocks = run(
+        folder,
+        (0.0, 0, "step 1" + "\b" * 6 + "step 2\n"),
+        (0.1, 0, "1/2 [=>..]\r2/2 [====]\x1b[K\n"),
+        (0.2, 0, "gone\x1b[2K\rend\n"),
+    )
+    assert [line for line in on_screen(blocks) if line] == ["step 2", "2/2 [====]", "end"]
+
+
+def test_an_escape_sequence_in_two_pieces_is_one():
+    folder = OutputFolder([0])
+    assert (
+        text_of(run(folder, (0.0, 0, "a\nb\n\x1b["), (0.01, 0, "31mred\x1b"), (0.02, 0, "[0m\n")))
+        == "a\nb\n\x1b[31mred\x1b[0m\n"
+    )
+
+
+def test_a_color_ends_with_the_line_of_its_rank():
+    folder = OutputFolder([0, 1])
+    blocks = run(folder, (0.0, 0, "\x1b[31mred\nplain\n"), (0.0, 1, "mine\n"))
+    assert "[0] \x1b[31mred\x1b[0m\n" in text_of(blocks)
+
+
+def test_control_characters_do_not_reach_the_notebook():
+    text = text_of(run(OutputFolder([0]), (0.0, 0, "a\x00b\x07\x1bc\td \u202e\U0001f600\n")))
+    assert text == "a\ufffdb\ufffd\ufffdc\td \u202e\U0001f600\n"
+
+
+def test_lines_in_passing_may_be_left_out():
+    folder = OutputFolder([0])
+    folder.shows_passing = False
+    assert folder.feed(0, "stderr", "\r50%", 0.0) + folder.flush(5.0) == []
+    assert folder.next_deadline() is None
+    folder.shows_passing = True
+    assert on_screen(folder.flush(5.0)) == ["50%"]
+
+
+# --- warnings ---
+
+
+def test_a_warning_is_shown_once_however_far_apart_the_ranks_say_it():
+    folder = OutputFolder([0, 1, 2])
+    text = 'cell.py:3: UserWarning: mind\nthe gap\n  warn("mind\\nthe gap")\n'
+    blocks = []
+    for rank, now in ((1, 0.0), (0, 1.0), (2, 9.0)):
+        blocks += folder.feed_warning(rank, "stderr", text, now) + folder.flush(now + 0.5)
+    assert text_of(blocks, "stderr") == "".join(f"[1] {line}\n" for line in text.splitlines())
+
+
+def test_a_warning_that_a_rank_says_again_is_shown_again_once():
+    folder = OutputFolder([0, 1])
+    blocks = []
+    for now in range(3):
+        for rank in (0, 1):
+            blocks += folder.feed_warning(rank, "stderr", "again\n", now + rank * 0.5) + folder.flush(
+                now + rank * 0.5 + 0.4
+            )
+    assert text_of(blocks) == "[0] again\n" * 3
+
+
+def test_warnings_that_come_together_name_all_their_ranks():
+    folder = OutputFolder([0, 1])
+    blocks = folder.feed_warning(0, "stderr", "once\n", 0.0) + folder.feed_warning(1, "stderr", "once\n", 0.1)
+    assert text_of(blocks) == "[0-1] once\n"
+
+
+def test_warnings_of_native_code_are_equal_whenever_and_by_whomever_they_were_written():
+    folder = OutputFolder([0, 1])
+    blocks = []
+    for rank, now in ((0, 0.0), (1, 5.0)):
+        line = f"[rank{rank}]:[W1122 11:03:0{rank}.5{rank}1 Group.cpp:512] Warning: slow\n"
+        blocks += folder.feed(rank, "stderr", line, now) + folder.flush(now + 1)
+    assert text_of(blocks) == "[0] [W1122 11:03:00.501 Group.cpp:512] Warning: slow\n"
+
+
+def test_lines_that_differ_in_their_time_only_are_folded():
+    folder = OutputFolder([0, 1])
+    blocks = run(
+        folder,
+        (0.0, 0, "2026-11-22 11:03:00,123 INFO ready\n", "stderr"),
+        (0.0, 1, "2026-11-22 11:03:00,456 INFO ready\n", "stderr"),
+    )
+    assert text_of(blocks) == "[0-1] 2026-11-22 11:03:00,123 INFO ready\n"
+
+
+# --- taking back ---
+
+
+def clear(wait=True):
+    return {"kind": "clear_output", "wait": wait}
+
+
+def test_ranks_that_clear_together_are_one_block():
+    folder = OutputFolder([0, 1])
+    assert folder.feed_rich(0, clear(), 0.0) == []
+    (block,) = folder.feed_rich(1, clear(), 0.1)
+    assert (block.kind, block.ranks, block.record["wait"]) == ("clear_output", (0, 1), True)
+
+
+def test_what_was_taken_back_leaves_room_for_more():
+    folder = OutputFolder([0], max_chars=1_000, name="demo")
+    blocks = []
+    for number in range(100):
+        blocks += folder.feed_rich(0, clear(), number)
+        blocks += folder.feed(0, "stdout", f"{number} " + "x" * 800 + "\n", number)
+        blocks += folder.feed_rich(0, display({"image/png": "A" * 1_000_000}), number)
+    assert folder.num_dropped_lines == folder.num_dropped_rich == 0
+    assert "full log" not in text_of(blocks)
+
+
+def test_room_comes_back_when_a_full_cell_is_cleared():
+    folder = OutputFolder([0, 1], max_chars=1_000)
+    folder.feed(0, "stdout", "x\n" * 1_000, 0.0)
+    assert "full log" in text_of(folder.flush(1.0))
+    for rank in (0, 1):
+        folder.feed_rich(rank, clear(), 2.0)
+    assert text_of(run(folder, (3.0, 0, "again\n"))) == "[0] again\n"
+
+
+def test_what_one_rank_clears_does_not_make_room_for_what_others_said():
+    folder = OutputFolder([0, 1], max_chars=1_000)
+    folder.feed(1, "stdout", "y\n" * 30, 0.0)
+    folder.flush(1.0)
+    folder.feed_rich(0, clear(), 2.0)
+    assert "full log" in text_of(run(folder, (5.0, 0, "x\n" * 20)))
+
+
+def test_displays_that_will_be_updated_are_folded_and_tell_the_id_of_each_rank():
+    folder = OutputFolder([0, 1])
+    for update in ({}, {"update": True}):
+        folder.feed_rich(0, display({"text/plain": f"{update}"}, display_id="aaa", **update), 0.0)
+        (block,) = folder.feed_rich(1, display({"text/plain": f"{update}"}, display_id="bbb", **update), 0.0)
+        assert (block.ranks, block.display_ids) == ((0, 1), {0: "aaa", 1: "bbb"})

@@ -21,9 +21,9 @@ STOP_ROUTE = re.compile(r"/llmcloud/api/runs/[^/]+/stop$")
 LIVE_VIEW = Path(live_view.__file__).with_suffix(".js")
 ASK_JAVASCRIPT = """async ([source, values, durations, spans]) => {
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-    const { formatNumber, formatDuration, ticks } = await import(url);
+    const { formatNumber, formatDuration, formatTick, ticks } = await import(url);
     return [values.map((value) => formatNumber(value)), durations.map(formatDuration),
-            spans.map(([low, high]) => ticks(low, high, 4))];
+            spans.map(([low, high]) => ticks(low, high, 4)), values.map(formatTick)];
 }"""
 CARD = ".llmc-card"
 CHART = f"{CARD} .llmc-chart"
@@ -68,6 +68,42 @@ view = LiveView("bg-1", "in-background", [0, 1], lambda: view.finish("stopped", 
 for step in range(50):
     feed(view, step, time.time())
 view.refresh(time.time())
+"""
+OUTPUT = """
+import pathlib, time
+from jupyter_llmcloud.magics.run_view import RunView
+
+view = RunView("shown-1", "shown", [0, 1], lambda: None)
+seq = 0
+
+def log(rank, kind, text="", **more):
+    global seq
+    seq += 1
+    view.records("logs", rank, [{"seq": seq, "t": time.time(), "kind": kind, "text": text, **more}])
+
+def go_on(seconds, until=lambda: False):
+    end = time.time() + seconds
+    while time.time() < end and not until():
+        view.tick()
+        time.sleep(min(0.05, view.next_tick_s()))
+"""
+SHOWN = """
+for step in range(20):
+    view.records("metrics", 0, [{"seq": step + 1, "t": time.time(), "step": step, "values": {"loss": 1 / (step + 1)}}])
+log(0, "stdout", "kept\\n")
+go_on(0.5)
+log(1, "stderr", "\\rbar 50%")
+go_on(0.5)
+log(1, "stdout", "over the bar\\n")
+log(0, "report", "rank 1 is late: <b>here</b>.\\n")
+go_on(60, until=pathlib.Path("seen-flag").exists)
+log(0, "report", "rank 1 goes on.\\n", recovered=True)
+for number in range(30):
+    log(1, "clear_output", wait=True)
+    log(1, "stdout", f"number {number}\\n")
+    go_on(0.02)
+log(1, "stderr", "\\rbar 100%\\n")
+view.finish("finished")
 """
 HOSTILE = """
 name = "<img src=x onerror=window.broken=1>"
@@ -203,13 +239,58 @@ def test_the_saved_notebook_shows_the_run_without_a_kernel(
     shown.screenshot(path=pictures / "nbconvert.png", full_page=True)
 
 
+def test_late_ranks_are_told_in_the_view_and_what_a_rank_clears_goes(
+    opened: Opened, folder: Path, pictures: Path
+) -> None:
+    page = opened(OUTPUT, SHOWN, stop=lambda route: route.abort())
+    browser.run_cell(page, 0)
+    browser.start_cell(page, 1)
+    notice = page.locator(f"{CARD} .llmc-notice")
+    expect(notice).to_have_text("⚠ rank 1 is late: <b>here</b>.", timeout=30_000)
+    for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
+        browser.set_theme(page, theme)
+        page.screenshot(path=pictures / f"notice-{name}.png")
+    (folder / "seen-flag").touch()
+    output = browser.wait_for_cell(page, 1)
+    expect(output.first).to_contain_text("finished in")
+    expect(output.first).to_contain_text("⚠ rank 1 is late: <b>here</b>.")
+    written = [line.rstrip() for text in output.all_inner_texts()[1:] for line in text.split("\n") if line.strip()]
+    assert written == [
+        "[0] kept",
+        "rank 1 is late: <b>here</b>.",
+        "rank 1 goes on.",
+        "[1] number 29",
+        "[1] bar 100%",
+    ]
+
+
 def test_numbers_read_the_same_live_and_saved(chromium: Browser) -> None:
     page = chromium.new_page()
-    values = [0, 1, -3, 12800, 2.3412345, 0.00031, 3.1e-5, 1.5e9, 99.999, 1234.5678, 0.1, 1e7, -0.05]
+    values = [
+        0.00025,
+        -0.00125,
+        1_250_000,
+        -123456,
+        0,
+        1,
+        -3,
+        12800,
+        2.3412345,
+        0.00031,
+        3.1e-5,
+        1.5e9,
+        99.999,
+        1234.5678,
+        0.1,
+        1e7,
+        -0.05,
+    ]
     durations = [0.0, 0.44, 9.9, 9.97, 47, 60, 72.4, 3600, 7512, 90000]
     spans = [(0, 1), (1.7, 5.3), (0.0, 3e-4), (-12, 30), (0, 2999), (5, 5)]
     told = page.evaluate(ASK_JAVASCRIPT, [LIVE_VIEW.read_text(encoding="utf-8"), values, durations, spans])
     assert told[0] == [numerals.format_number(value) for value in values]
+    assert told[3] == [numerals.format_tick(value) for value in values]
+    assert max(map(len, told[3])) <= 8
     assert told[1] == [numerals.format_duration(value) for value in durations]
     assert told[2] == [pytest.approx(numerals.ticks(*span)) for span in spans]
 

@@ -16,9 +16,10 @@ import pytest
 from nbclient import NotebookClient
 
 from jupyter_llmcloud.core.series import Point
+from jupyter_llmcloud.magics.run_view import own_errors
 from jupyter_llmcloud.widgets import chart, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
-from jupyter_llmcloud.widgets.numerals import format_duration, format_number, sparkline, ticks
+from jupyter_llmcloud.widgets.numerals import format_duration, format_number, format_tick, sparkline, ticks
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -167,6 +168,34 @@ def test_a_failed_run_names_the_rank_and_its_error():
     assert "rank 0: stopped · rank 1: failed (ValueError)" in static_view.html(state)
 
 
+def test_late_ranks_and_what_became_of_them_are_told():
+    state = ended(1)
+    state.reports = [("rank 1 is late at <b>", False), ("rank 1 goes on", True)] + [("again", False)] * 20
+    text = static_view.html(state)
+    assert "⚠ rank 1 is late at &lt;b&gt;" in text and "✓ rank 1 goes on" in text
+    assert text.count("again") < 8 and "more reports" in text
+    assert state.alarm == "again"
+    state.state, state.report = "stopped", ["--timeout: 1 s have passed.", "ranks 0-1: stopped, <variables> kept"]
+    shown = static_view.html(state)
+    assert "--timeout: 1 s have passed · ranks 0-1: stopped, &lt;variables&gt; kept" in shown
+
+
+def test_only_errors_of_their_own_are_shown_when_a_run_fails():
+    echo = {"rank": 0, "ename": "RuntimeError", "evalue": "Connection closed by peer", "collateral": True}
+    released = {"rank": 2, "ename": "KeyboardInterrupt", "evalue": ""}
+    own = {"rank": 1, "ename": "ValueError", "evalue": "no"}
+    assert own_errors([own, echo, released]) == [own]
+    assert own_errors([released]) == [released]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.00025, "0.00025"), (12_500, "12,500"), (1_250_000, "1.25e6"), (-0.0125, "-0.0125"), (-123_456.0, "-1.23e5")],
+)
+def test_numbers_beside_an_axis_fit(value, text):
+    assert format_tick(value) == text
+
+
 def test_a_run_without_metrics_is_one_line():
     state = ViewState("r", "quiet", "finished", 3.2, {0: ("done", ""), 1: ("done", "")})
     assert static_view.text(state) == static_view.summary(state) == "✓ quiet · finished in 3.2 s · ranks 0-1"
@@ -214,6 +243,28 @@ def updates(view: LiveView) -> list[str]:
     seen: list[str] = []
     view._widget.observe(lambda change: seen.append(change["name"]))
     return seen
+
+
+def test_a_view_that_was_cleared_is_shown_again_as_it_is(view, front_end):
+    view.handle_metrics(0, records(1, 3, loss=2.0))
+    view.show()
+    view.show_again()
+    view.finish("finished", 105.0)
+    view.show_again()
+    first, again, _, last = [data for data, _, _ in front_end.shown]
+    assert again[WIDGET] == first[WIDGET]
+    assert WIDGET not in last and "finished in 5.0 s" in last["text/plain"]
+    assert len({display_id for _, display_id, _ in front_end.shown}) == 1
+
+
+def test_a_late_rank_is_in_the_widget_until_it_goes_on(view):
+    view.show()
+    view.handle_report({"text": "rank 1 is late.\n"})
+    view.refresh(101.0)
+    assert view._widget.notice == "rank 1 is late."
+    view.handle_report({"text": "rank 1 goes on.\n", "recovered": True})
+    view.refresh(102.0)
+    assert view._widget.notice == ""
 
 
 def test_a_short_run_without_metrics_leaves_nothing_behind(view, front_end):

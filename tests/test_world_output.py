@@ -164,3 +164,67 @@ def test_text_of_a_subprocess_is_not_cut_inside_a_letter(world: Ranks) -> None:
     code = "import os\ntext = ('x' + '€' * 99_999).encode()\nwhile text: text = text[os.write(1, text):]"
     outcome = world.ok(code, ranks=[0])
     assert outcome.text() == "x" + "€" * 99_999
+
+
+def test_whoever_asks_for_a_person_is_answered_at_once(world: Ranks) -> None:
+    for code in (
+        "input('name? ')",
+        "import getpass; getpass.getpass()",
+        "breakpoint()",
+        "import pdb; pdb.set_trace()",
+        "from IPython.core.debugger import set_trace; set_trace()",
+        "import code; code.interact()",
+        "%debug",
+    ):
+        outcome = world.run(code)
+        assert outcome.state == "failed", code
+        assert "has no keyboard on a rank" in outcome.error["evalue"], (code, outcome.error)
+        assert "--push" in outcome.error["evalue"] or "%world locals" in outcome.error["evalue"]
+
+
+def test_a_debugger_that_is_on_does_not_hide_the_error(world: Ranks) -> None:
+    outcome = world.run("%pdb on\n1 / 0")
+    assert outcome.error["ename"] == "ZeroDivisionError"
+    world.ok("%pdb off")
+
+
+def test_a_command_that_asks_finds_that_there_is_nothing_to_read(world: Ranks) -> None:
+    outcome = world.ok("cmd = 'a b'\n!cat; echo {cmd}\nlines = !cat\nprint(lines, _exit_code)", ranks=[0])
+    assert outcome.text().splitlines() == ["a b", "[] 0"]
+
+
+def test_bars_made_for_notebooks_are_text_on_a_rank(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import tqdm.notebook
+        from tqdm.notebook import tqdm as bar, trange
+        for _ in bar(range(5), desc="work", ncols="80%"): pass
+        for _ in trange(3, display=False): pass
+        for _ in tqdm.notebook.tqdm(range(2)): pass
+        """,
+        ranks=[0],
+    )
+    assert "work: 100%" in outcome.text(kind="stderr")
+    assert not outcome.shown("display")
+    assert outcome.metrics[-1][1]["progress"] == [2, 2]
+
+
+def test_warnings_are_told_as_such_and_other_text_is_not(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import logging, sys, warnings
+        warnings.warn("mind\\nthe gap")
+        own = logging.getLogger("own")
+        own.addHandler(logging.StreamHandler(sys.stdout))
+        own.propagate = False
+        own.warning("logged")
+        own.error("an error")
+        print("text", file=sys.stderr)
+        """,
+        ranks=[0],
+    )
+    told = [record["text"] for _, record in outcome.logs if record.get("warning")]
+    assert len(told) == 2
+    assert told[0].endswith('UserWarning: mind\nthe gap\n  warnings.warn("mind\\nthe gap")\n')
+    assert told[1] == "logged\n"
+    assert (outcome.text(), outcome.text(kind="stderr")) == ("logged\nan error\n", told[0] + "text\n")

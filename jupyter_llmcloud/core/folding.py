@@ -9,52 +9,56 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.core.blocks import Block, Joiner, as_text, label_of
+from jupyter_llmcloud.core.budget import Budget
+from jupyter_llmcloud.core.passing_line import PassingLine
 from jupyter_llmcloud.core.screen import Screen
 
-MAX_CHARS = 150_000
+MAX_CHARS = 130_000  # as saved, in bytes; with the live view's static version that makes 200 kB
 MAX_RICH_CHARS = 4_000_000  # figures are what a cell is run for: a budget of their own
-MAX_PASSING_WIDTH = 120
-_PASSING_EVERY_S = 0.1
-_SLOWDOWN = 0.02  # after t seconds it is rewritten every t/50: a few hundred times however long the run
 _RICH_PATIENCE = 10  # ranks draw the same figure at moments further apart than they print the same line
 _LOOK_AHEAD = 32  # how many lines of a rank may be pulled forward to reach one that can be folded
 _CUT_WIDTH = 2_000
+_SAVED_LINE = 15  # indentation, quotes, comma
+_SAVED_BLOCK = 120  # the names and brackets of an output
+_STDERR_PATIENCE = 2  # a warning comes when a rank gets there, which depends on how fast it loads
+_UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]|\x1b(?!\[)")
+_COLORS = re.compile(r"\x1b\[[\d;:]*m")
+_RESET = "\x1b[0m"
+_OWN_RANK = re.compile(r"\[rank\d+\]:\s?")  # torch's own label
+_NATIVE_WARNING = re.compile(r"\[?W\d{4} \d\d:\d\d:\d\d[.\d]*( \d+)?")
+_STAMP = re.compile(  # when and by which process a line was written: what differs where all says the same
+    r"\[?[IWEF]\d{4} \d\d:\d\d:\d\d[.\d]*( \d+)?|\[?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d([.,]\d+)?\]?"
+)
+
+_BAR_TIMES = re.compile(r"\d\d:\d\d(:\d\d)?<\d\d:\d\d(:\d\d)?, +[\d.]+[^\s,\]]*")  # of a bar that has ended
 
 
-@dataclass(frozen=True)
-class Block:
-    """Something to show, in order.
-
-    `kind` is "stdout" or "stderr" (write `text` as it is to that stream), or the kind of a rich record:
-    "display", "result", "error". Then `record` is to be shown, under `label` when that is not empty, and
-    `text` stands in for it where only text can be shown. A `passing` block rewrites itself with carriage
-    returns.
-    """
-
-    kind: str
-    text: str
-    ranks: tuple[int, ...] = ()
-    label: str = ""
-    record: Mapping[str, Any] | None = None
-    passing: bool = False
+def saved_size(line: str) -> int:
+    """Bytes that a line takes in a notebook's file."""
+    size = len(line) if line.isascii() else len(line.encode("utf-8", "replace"))
+    return size + _SAVED_LINE + 5 * line.count("\x1b") + line.count('"') + line.count("\\")
 
 
 class _Item:
     """A complete line or a rich record of one rank, waiting."""
 
-    __slots__ = ("arrived", "key", "rank", "record", "shown")
+    __slots__ = ("arrived", "key", "line", "rank", "record", "shown")
 
-    def __init__(self, rank: int, key: tuple[str, str], arrived: float, record: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, rank: int, key: tuple[str, str], arrived: float, record: Mapping[str, Any] | None, line: str = ""
+    ) -> None:
         self.rank = rank
         self.key = key
         self.arrived = arrived
         self.record = record
+        self.line = line
         self.shown = False
 
 
@@ -65,33 +69,42 @@ class _Rank:
     queue: deque[_Item] = field(default_factory=deque)
     screens: dict[str, Screen] = field(default_factory=dict)
     num_chars: int = 0
+    displays: dict[str, int] = field(default_factory=dict)  # by id, in the order of their first appearance
+    num_warned: dict[str, int] = field(default_factory=dict)
 
 
 class OutputFolder:
     """Text and rich records of ranks in, blocks to show out. Time is an argument: any clock going forward.
 
+    Args:
+        where: where the full log is, said when something is left out.
+
     Attributes:
+        shows_passing: whether lines that are still being written are shown.
         num_dropped_lines: lines that are in the full log only, because the cell has had `max_chars`.
         num_dropped_rich: displays that are in the full log only.
     """
 
     def __init__(
-        self, ranks: Iterable[int], hold_s: float = 0.08, max_chars: int = MAX_CHARS, *, name: str = ""
+        self, ranks: Iterable[int], hold_s: float = 0.08, max_chars: int = MAX_CHARS, *, name: str = "", where: str = ""
     ) -> None:
         self.ranks = tuple(sorted(set(ranks)))
         self.hold_s = hold_s
         self.max_chars = max_chars
-        self.name = name
+        self.where = where or f"%runs logs {name}".rstrip()
+        self.shows_passing = True
         self.num_dropped_lines = 0
         self.num_dropped_rich = 0
         self._ranks = {rank: _Rank() for rank in self.ranks}
         self._arrivals: deque[_Item] = deque()
         self._waiting: dict[tuple[str, str], dict[int, int]] = {}
-        self._num_chars = 0
-        self._num_rich_chars = 0
+        self._text = Budget(max_chars)
+        self._rich = Budget(MAX_RICH_CHARS)
+        self._warned: dict[str, int] = {}
         self._is_full = False
+        self._last_kind = ""
         self._settling: dict[tuple[int, str], Screen] = {}
-        self._passing = _PassingLine(hold_s, max_chars // 3)
+        self._passing = PassingLine(hold_s, max_chars // 3)
 
     def feed(self, rank: int, kind: str, text: str, now: float) -> list[Block]:
         """Take in text that a rank wrote to `kind` ("stdout" or "stderr"); return what can be shown now."""
@@ -108,15 +121,34 @@ class OutputFolder:
             self._passing.touch((rank, kind), screen, now)
         return self.flush(now)
 
+    def feed_warning(self, rank: int, kind: str, text: str, now: float) -> list[Block]:
+        """Take in a warning, of one line or several; it is shown once, however far apart the ranks say it."""
+        if not self._is_full:
+            state = self._state(rank)
+            self._close_lines(state, rank, now)
+            self._take_warning(state, rank, kind, text.removesuffix("\n"), now)
+        return self.flush(now)
+
     def feed_rich(self, rank: int, record: Mapping[str, Any], now: float) -> list[Block]:
-        """Take in a display, result or error record of a rank; return what can be shown now."""
+        """Take in a display, result, error or clear_output record of a rank; return what can be shown now."""
         state = self._state(rank)
         self._close_lines(state, rank, now)
         kind = str(record.get("kind", "display"))
         content = {name: value for name, value in record.items() if name not in ("seq", "t")}
+        if "display_id" in content:  # made up by each rank for itself
+            content["display_id"] = state.displays.setdefault(str(content["display_id"]), len(state.displays))
+        if kind == "clear_output":
+            state.num_chars = 0
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
         self._wait(_Item(rank, (kind, digest), now, record), state)
         return self.flush(now)
+
+    def note(self, text: str, now: float) -> list[Block]:
+        """A line of nobody's in particular, to be shown now."""
+        blocks = Joiner()
+        self._passing.erase(blocks)
+        blocks.add("stdout", text.rstrip("\n") + "\n", ())
+        return self.flush(now) + blocks.finish()
 
     def flush(self, now: float, final: bool = False) -> list[Block]:
         """What can be shown at `now`; with `final`, everything."""
@@ -125,14 +157,19 @@ class OutputFolder:
         if final:
             for rank, state in self._ranks.items():
                 self._close_lines(state, rank, now)
-        blocks = _Joiner()
-        for ranks, item in self._ready(now, final):
-            self._show(blocks, ranks, item)
+        blocks = Joiner()
+        for items in self._ready(now, final):
+            self._show(blocks, items)
         if final:
             self._passing.erase(blocks)
-        elif not self._is_full:
-            self._num_chars += self._passing.show(blocks, self.label, now)
+        elif self.shows_passing and not self._is_full:
+            self._text.take((), self._passing.show(blocks, self.label, now))
         return blocks.finish()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether text or displays are left out, for want of room."""
+        return self._is_full
 
     def next_deadline(self) -> float | None:
         """When `flush` will have something to show, None when nothing waits."""
@@ -140,7 +177,7 @@ class OutputFolder:
         times = [start + self.hold_s for start in starts if start is not None]
         if (head := self._head()) is not None:
             times.append(head.arrived + self._hold_s(head))
-        if not self._is_full and (due := self._passing.due) is not None:
+        if self.shows_passing and not self._is_full and (due := self._passing.due) is not None:
             times.append(due)
         return min(times, default=None)
 
@@ -156,8 +193,28 @@ class OutputFolder:
         if state.num_chars > self.max_chars:
             self.num_dropped_lines += 1
             return
+        key = _BAR_TIMES.sub("", line) if "<" in line and "|" in line else line
+        if kind == "stderr" and line:
+            line = _OWN_RANK.sub("", line, count=1) if line.startswith("[rank") else line
+            if line[0] in "[WIEF2" and (stamp := _STAMP.match(line)):
+                key = line[stamp.end() :]
+                if _NATIVE_WARNING.match(line):
+                    self._take_warning(state, rank, kind, line, now, key)
+                    return
         state.num_chars += len(line) + 1
-        self._wait(_Item(rank, (kind, line), now, None), state)
+        self._wait(_Item(rank, (kind, key), now, None, line), state)
+
+    def _take_warning(
+        self, state: _Rank, rank: int, kind: str, text: str, now: float, content: str | None = None
+    ) -> None:
+        content = text if content is None else content
+        number = state.num_warned[content] = state.num_warned.get(content, 0) + 1
+        key = (kind, f"\0{number}\0{content}")
+        if number <= self._warned.get(content, 0) and key not in self._waiting:
+            return  # another rank has said it
+        self._warned[content] = max(number, self._warned.get(content, 0))
+        state.num_chars += len(text) + 1
+        self._wait(_Item(rank, key, now, None, text), state)
 
     def _wait(self, item: _Item, state: _Rank) -> None:
         state.queue.append(item)
@@ -188,10 +245,12 @@ class OutputFolder:
         return self._arrivals[0] if self._arrivals else None
 
     def _hold_s(self, item: _Item) -> float:
-        return self.hold_s if item.record is None else self.hold_s * _RICH_PATIENCE
+        if item.record is not None:
+            return self.hold_s * _RICH_PATIENCE
+        return self.hold_s * _STDERR_PATIENCE if item.key[0] == "stderr" else self.hold_s
 
-    def _ready(self, now: float, final: bool) -> Iterator[tuple[tuple[int, ...], _Item]]:
-        """Items to show, in order, with the ranks they are shown for."""
+    def _ready(self, now: float, final: bool) -> Iterator[list[_Item]]:
+        """What to show, in order: the equal items of one or several ranks, that of the lowest rank first."""
         while (item := self._head()) is not None:
             everywhere = len(self._waiting[item.key]) == len(self._ranks) and self._heads_all(item.key)
             if not (everywhere or final or now - item.arrived >= self._hold_s(item)):
@@ -201,7 +260,7 @@ class OutputFolder:
     def _heads_all(self, key: tuple[str, str]) -> bool:
         return all(state.queue and state.queue[0].key == key for state in self._ranks.values())
 
-    def _fold(self, item: _Item) -> Iterator[tuple[tuple[int, ...], _Item]]:
+    def _fold(self, item: _Item) -> Iterator[list[_Item]]:
         """Show `item` for every rank that has it waiting where nothing else of another rank is in the way."""
         together = []
         for rank in sorted(self._waiting[item.key]):
@@ -210,13 +269,9 @@ class OutputFolder:
                 if before is None:
                     continue
                 for _ in range(before):
-                    other = self._ranks[rank].queue[0]
-                    self._leave(rank)
-                    yield (rank,), other
+                    yield [self._leave(rank)]
             together.append(rank)
-        for rank in together:
-            self._leave(rank)
-        yield tuple(together), item
+        yield [self._leave(rank) for rank in together]
 
     def _in_the_way(self, rank: int, key: tuple[str, str]) -> int | None:
         """How many of the rank's lines come before `key`; None when one of them may yet be folded itself."""
@@ -227,7 +282,7 @@ class OutputFolder:
                 return None
         return None
 
-    def _leave(self, rank: int) -> None:
+    def _leave(self, rank: int) -> _Item:
         item = self._ranks[rank].queue.popleft()
         item.shown = True
         ranks = self._waiting[item.key]
@@ -236,158 +291,83 @@ class OutputFolder:
             del ranks[rank]
             if not ranks:
                 del self._waiting[item.key]
+        return item
 
     # --- showing -------------------------------------------------------------------------------------------
 
     def label(self, ranks: tuple[int, ...]) -> str:
         """`[0-1]`, or nothing when the run has one rank only."""
-        return f"[{format_ranks(list(ranks))}]" if len(self._ranks) > 1 else ""
+        return label_of(ranks) if len(self._ranks) > 1 else ""
 
-    def _show(self, blocks: _Joiner, ranks: tuple[int, ...], item: _Item) -> None:
-        kind, line = item.key
-        label = self.label(ranks)
-        if item.record is not None:
-            self._show_rich(blocks, ranks, label, item.record)
-            return
-        text = f"{label} {line}" if label and line else label + line
-        room = self.max_chars - self._num_chars
-        if not self._is_full and len(text) < room:
-            self._show_line(blocks, ranks, kind, text)
+    def _show(self, blocks: Joiner, items: list[_Item]) -> None:
+        ranks = tuple(item.rank for item in items)
+        item = items[0]
+        if item.key[0] == "clear_output":
+            self._clear(blocks, ranks, item)
+        elif item.record is not None:
+            self._show_rich(blocks, ranks, items)
+        else:
+            for line in item.line.split("\n"):
+                self._show_line(blocks, ranks, item.key[0], line)
+
+    def _show_line(self, blocks: Joiner, ranks: tuple[int, ...], kind: str, line: str) -> None:
+        text = self._labelled(ranks, _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", line))
+        room = self._text.room
+        if not self._is_full and saved_size(text) < room:
+            self._put_line(blocks, ranks, kind, text)
             return
         self.num_dropped_lines += len(ranks)
         if not self._is_full and min(room, len(text)) > _CUT_WIDTH:
-            self._show_line(blocks, ranks, kind, text[: room - 2] + "…")
+            share = room / saved_size(text)
+            self._put_line(blocks, ranks, kind, text[: int(share * len(text)) - 2] + "…")
         self._say_full(blocks)
 
-    def _show_line(self, blocks: _Joiner, ranks: tuple[int, ...], kind: str, text: str) -> None:
-        self._num_chars += len(text) + 1
+    def _labelled(self, ranks: tuple[int, ...], line: str) -> str:
+        label = self.label(ranks)
+        if not label:
+            return line
+        if "\x1b" in line and (colors := _COLORS.findall(line)) and colors[-1] not in (_RESET, "\x1b[m"):
+            line += _RESET  # the next line is another rank's
+        return f"{label} {line}" if line else label
+
+    def _put_line(self, blocks: Joiner, ranks: tuple[int, ...], kind: str, text: str) -> None:
+        self._text.take(ranks, saved_size(text) + (_SAVED_BLOCK if kind != self._last_kind else 0))
+        self._last_kind = kind
         if kind == "stdout":
             text = self._passing.over(text)
         else:
             self._passing.erase(blocks)
         blocks.add(kind, text + "\n", ranks)
 
-    def _show_rich(self, blocks: _Joiner, ranks: tuple[int, ...], label: str, record: Mapping[str, Any]) -> None:
+    def _show_rich(self, blocks: Joiner, ranks: tuple[int, ...], items: list[_Item]) -> None:
+        record = items[0].record or {}
         kind = str(record.get("kind", "display"))
         size = sum(len(str(value)) for value in (record.get("data") or {}).values())
         if kind != "error":
-            if self._num_rich_chars + size > MAX_RICH_CHARS:
+            if size > self._rich.room:
                 self.num_dropped_rich += 1
                 self._say_full(blocks)
                 return
             if not record.get("update"):  # an update replaces what was there: the cell does not grow
-                self._num_rich_chars += size
+                self._rich.take(ranks, size)
         self._passing.erase(blocks)
-        blocks.add_rich(Block(kind, _as_text(label, record), ranks, label, record))
+        self._last_kind = ""
+        ids = {
+            item.rank: str(item.record["display_id"]) for item in items if item.record and "display_id" in item.record
+        }
+        label = self.label(ranks)
+        blocks.add_rich(Block(kind, as_text(label, record), ranks, label, record, display_ids=ids))
 
-    def _say_full(self, blocks: _Joiner) -> None:
+    def _clear(self, blocks: Joiner, ranks: tuple[int, ...], item: _Item) -> None:
+        self._passing.erase(blocks)
+        for budget in (self._text, self._rich):
+            budget.clear(set(ranks))
+        if self._text.used < self.max_chars / 2 and self._rich.used < MAX_RICH_CHARS / 2:
+            self._is_full = False
+        blocks.add_rich(Block("clear_output", "", ranks, record=item.record))
+
+    def _say_full(self, blocks: Joiner) -> None:
         if not self._is_full:
             self._is_full = True
             self._passing.erase(blocks)
-            where = f"%runs logs {self.name}".rstrip()
-            blocks.add("stdout", f"… further output is in the full log: {where}\n", ())
-
-
-class _PassingLine:
-    """The one line that is rewritten in place: the newest state of what one rank is still writing.
-
-    It is written to stdout whatever the rank wrote it to: front ends give stderr a colour of alarm, and a
-    line that comes and goes must not break that stream in pieces.
-    """
-
-    def __init__(self, hold_s: float, budget: int) -> None:
-        self._hold_s = hold_s
-        self._budget = budget
-        self._writer: tuple[int, str] | None = None
-        self._screen: Screen | None = None
-        self._began: float | None = None
-        self._shown_at: float | None = None
-        self._shown = ""
-        self._is_new = False
-
-    def touch(self, writer: tuple[int, str], screen: Screen, now: float) -> None:
-        """A rank's unfinished text has changed; the lowest rank that writes is followed."""
-        if self._began is None:
-            self._began = now
-        if self._live() is None or self._writer is None or writer <= self._writer:
-            self._writer, self._screen = writer, screen
-        if self._writer == writer:
-            self._is_new = True
-
-    @property
-    def due(self) -> float | None:
-        """When the newest state may be shown."""
-        screen = self._live()
-        if not self._is_new or screen is None or self._budget <= 0 or self._began is None:
-            return None
-        ripe = screen.live_since + (0.0 if screen.is_rewritten else 3 * self._hold_s)
-        if self._shown_at is None:
-            return ripe
-        return max(ripe, self._shown_at + max(_PASSING_EVERY_S, (self._shown_at - self._began) * _SLOWDOWN))
-
-    def show(self, blocks: _Joiner, label: Callable[[tuple[int, ...]], str], now: float) -> int:
-        """Rewrite the line when its time has come; how many characters that took."""
-        due, screen = self.due, self._live()
-        if due is None or now < due or screen is None or self._writer is None:
-            return 0
-        ranks = (self._writer[0],)
-        text = f"{label(ranks)} {screen.current[-MAX_PASSING_WIDTH:]}".lstrip()
-        written = "\r" + text.ljust(len(self._shown))
-        self._budget -= len(written)
-        self._shown, self._shown_at, self._is_new = text, now, False
-        blocks.add("stdout", written, ranks, passing=True)
-        return len(written)
-
-    def erase(self, blocks: _Joiner) -> None:
-        """Take the line away."""
-        if self._shown:
-            blocks.add("stdout", "\r" + " " * len(self._shown) + "\r", (), passing=True)
-            self._shown = ""
-            self._is_new = True
-
-    def over(self, text: str) -> str:
-        """`text` for stdout, written over the line that is shown, if any."""
-        if self._shown:
-            text, self._shown = "\r" + text.ljust(len(self._shown)), ""
-            self._is_new = True
-        return text
-
-    def _live(self) -> Screen | None:
-        return self._screen if self._screen is not None and self._screen.is_live else None
-
-
-class _Joiner:
-    """Joins neighbouring text of the same stream and ranks to one block."""
-
-    def __init__(self) -> None:
-        self._blocks: list[Block] = []
-        self._head: tuple[str, tuple[int, ...], bool] | None = None
-        self._parts: list[str] = []
-
-    def add(self, kind: str, text: str, ranks: tuple[int, ...], passing: bool = False) -> None:
-        head = (kind, ranks, passing)
-        if head != self._head:
-            self._end()
-            self._head = head
-        self._parts.append(text)
-
-    def add_rich(self, block: Block) -> None:
-        self._end()
-        self._blocks.append(block)
-
-    def finish(self) -> list[Block]:
-        self._end()
-        return self._blocks
-
-    def _end(self) -> None:
-        if self._head is not None:
-            kind, ranks, passing = self._head
-            self._blocks.append(Block(kind, "".join(self._parts), ranks, passing=passing))
-        self._head, self._parts = None, []
-
-
-def _as_text(label: str, record: Mapping[str, Any]) -> str:
-    text = str((record.get("data") or {}).get("text/plain", ""))
-    if not text:
-        return ""
-    return "".join(f"{label} {line}\n" if label else f"{line}\n" for line in text.split("\n"))
+            blocks.add("stdout", f"… further output is in the full log: {self.where}\n", self.ranks)

@@ -1,15 +1,18 @@
-"""What a stream of text looks like on a terminal, as far as progress bars go: carriage return, cursor up.
+"""What a stream of text looks like on a terminal, as far as progress bars go: back, up, erase.
 
 Plain text passes through at the cost of one split. Once a line rewrites itself the screen keeps its rows
-open: a line end between two nested bars is followed by a "cursor up"; only without one are they final.
+open: a line end between two nested bars is followed by a "cursor up"; only without one are they final. Who
+hides the cursor comes back to its rows later: they are open until the cursor is shown again.
 """
 
 from __future__ import annotations
 
 import re
 
-_CONTROL = re.compile(r"(\r\n|\n|\r|\x1b\[\d*A)")
-_REWRITES = re.compile(r"\r(?!\n)|\x1b\[\d*A")
+_CONTROL = re.compile(r"(\r\n|\n|\r|\x08+|\x1b\[\??[\d;]*[A-HJKSTfhl])")
+_REWRITES = re.compile(r"\r(?!\n)|\x08|\x1b\[\??[\d;]*[A-HJKSTfhl]")
+_BEGUN = re.compile(r"(\r|\x1b(\[\??[\d;]{0,8})?)$")  # the first part of a sequence, perhaps
+_HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 _MAX_ROWS = 64
 _MAX_ROW_CHARS = 10_000
 
@@ -22,12 +25,13 @@ class Screen:
         self.settling_since: float | None = None
         self.live_since = 0.0
         self.is_rewritten = False
-        self._return_held = ""
+        self._held = ""
         self._parts: list[str] = []
         self._num_chars = 0
         self._rows: list[str] = [""]
         self._row = 0
         self._returned = False
+        self._is_hidden = False
 
     @property
     def is_live(self) -> bool:
@@ -43,9 +47,10 @@ class Screen:
 
     def write(self, text: str, now: float) -> list[str]:
         """Lines that `text` completes."""
-        text = self._return_held + text
-        self._return_held = "\r" if text.endswith("\r") else ""  # the first half of "\r\n", perhaps
-        text = text.removesuffix("\r")
+        text = self._held + text
+        begun = _BEGUN.search(text, max(0, len(text) - 12))
+        self._held = begun[0] if begun else ""
+        text = text.removesuffix(self._held)
         if not self.is_rewritten:
             if not _REWRITES.search(text):
                 return self._write_plain(text, now)
@@ -61,7 +66,7 @@ class Screen:
 
     def close(self) -> list[str]:
         """Everything, complete or not."""
-        self._return_held = ""
+        self._held = ""
         if not self.is_rewritten:
             lines = ["".join(self._parts)] if self._num_chars else []
             self._parts, self._num_chars = [], 0
@@ -69,6 +74,7 @@ class Screen:
         rows = self._rows
         while rows and not rows[-1]:
             rows = rows[:-1]
+        self._is_hidden = False
         self._end_rewriting()
         return rows
 
@@ -103,17 +109,38 @@ class Screen:
                 lines += self._line_end()
             elif piece == "\r":
                 self._returned = True
-            elif piece.startswith("\x1b[") and piece.endswith("A"):
-                self._row = max(0, self._row - int(piece[2:-1] or 1))
+            elif piece.startswith("\x08"):
+                self._back(len(piece))
+            elif _CONTROL.fullmatch(piece):
+                self._control(piece)
             elif piece:
                 self._put(piece)
-        if self._row:
+        if self._is_hidden:
+            self.settling_since = None
+        elif self._row:
             self.settling_since = now if self.settling_since is None else self.settling_since
         else:
             self.settling_since = None
             if self._rows == [""]:
                 self._end_rewriting()
         return lines
+
+    def _control(self, sequence: str) -> None:
+        """Obey an escape sequence; one that only moves about within a line is left out."""
+        kind, number = sequence[-1], sequence[2:-1]
+        if sequence in (_HIDE, _SHOW):
+            self._is_hidden = sequence == _HIDE
+        elif kind in "AF":
+            self._row = max(0, self._row - (int(number) if number.isdigit() else 1))
+            self._returned = self._returned or kind == "F"
+        elif kind == "K" and (number == "2" or self._returned):
+            self._rows[self._row] = ""
+        elif kind == "G":
+            self._returned = True
+
+    def _back(self, count: int) -> None:
+        row = self._rows[self._row]
+        self._rows[self._row] = row[: max(0, len(row) - count)]
 
     def _leave_rows(self) -> list[str]:
         lines, self._rows = self._rows[: self._row], self._rows[self._row :]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.errors import NotFound, RankError
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError
 from jupyter_llmcloud.magics.stop_signal import StopSignal
-from jupyter_llmcloud.storage.journal import Cursor, read_from
+from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 
 if TYPE_CHECKING:
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.magics.session import Session
 
 POLL_S = 0.05
+CHUNK_BYTES = 1 << 18
+BREATH_S = 0.002
+ALIVE_S = 2.0  # how often the server is asked whether the agent of a run that goes on is there
 
 
 class RunHandle:
@@ -27,6 +33,8 @@ class RunHandle:
         self.run_id = run_id
         self.folder: RunFolder = RunStore().folder(run_id)
         self._session = session
+        self._is_lost = False
+        self._asked_at = time.monotonic()
 
     @property
     def record(self) -> RunRecord:
@@ -38,11 +46,23 @@ class RunHandle:
 
     @property
     def state(self) -> str:
-        return self.record.state
+        return "lost" if self._is_lost else self.record.state
 
     def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
-        return not self.record.is_active
+        """Whether it has ended, in whatever way; it has, too, when its agent is gone."""
+        return self._has_ended(self.record)
+
+    def _has_ended(self, record: RunRecord) -> bool:
+        if not record.is_active:
+            return True
+        if record.agent and time.monotonic() > self._asked_at + ALIVE_S:
+            try:
+                told = self._session.server.ask("GET", f"runs/{self.run_id}", timeout_s=ALIVE_S)
+                self._is_lost = told["state"] == "lost"
+            except LLMCloudError:
+                pass  # the server is being started again: the next time
+            self._asked_at = time.monotonic()
+        return self._is_lost
 
     def result(self, timeout: float | None = None) -> RunRecord:
         """Wait for the end. Raises RankError when it failed, TimeoutError after `timeout` seconds."""
@@ -86,14 +106,10 @@ class RunHandle:
     def _press_stop(self) -> None:
         self.cancel()
 
-    def logs(self, rank: int | None = None) -> str:
-        """What the ranks (or one of them) have written so far, each line labelled with its rank."""
-        lines = []
-        for number, record in self.folder.records("logs"):
-            if rank is None or rank == number:
-                text = record.get("text") or record.get("data", {}).get("text/plain", "")
-                lines += [f"[{number}] {line}" for line in text.splitlines()]
-        return "\n".join(lines)
+    def logs(self, rank: int | None = None, tail: int | None = None) -> str:
+        """What the ranks (or one of them) have written so far, each line labelled with its rank; the last `tail`."""
+        found = log_text.lines(self.folder, rank)
+        return "\n".join(found if tail is None else deque(found, maxlen=tail))
 
     def metrics(self) -> pandas.DataFrame:
         """A row per logged dict: rank, step, time and the values. Needs pandas."""
@@ -110,25 +126,83 @@ class RunHandle:
 
     def attach(self) -> None:
         """Show everything since the first step in this cell, then follow live. Stop leaves the run alone."""
+        self._follow(has_live=True)
+
+    def follow_logs(self, rank: int | None = None) -> None:
+        """Show what the ranks (or one of them) write, from the first line on, until the run ends or Stop is pressed."""
+        self._follow(has_live=False, rank=rank)
+
+    def _follow(self, has_live: bool, rank: int | None = None) -> None:
         from jupyter_llmcloud.magics.run_view import RunView
 
         record = self.record
-        view = RunView(self.run_id, record.name, record.ranks, stop=self._press_stop)
-        cursors = {(journal, rank): Cursor() for journal in ("metrics", "logs") for rank in record.ranks}
+        ranks = [number for number in record.ranks if rank in (None, number)]
+        view = RunView(
+            self.run_id, record.name, ranks, stop=self._press_stop, since=record.created or None, has_live=has_live
+        )
+        journals = _Journals(self.folder, ranks)
+        states: dict[int, tuple[str, str]] = {}
+        ended = False
         with StopSignal() as stop:
             while not stop.presses:
                 record = self.record
-                for (journal, rank), cursor in cursors.items():
-                    path = self.folder.logs(rank) if journal == "logs" else self.folder.metrics(rank)
-                    while records := read_from(path, cursor):
-                        view.records(journal, rank, records)
+                ended = self._has_ended(record)
+                for number in ranks:
+                    if (state_now := _state_of(number, record)) != states.get(number):
+                        states[number] = state_now
+                        view.rank_state(number, *state_now)
+                for number, records in journals.metrics() if has_live else ():
+                    view.records("metrics", number, records)
+                view.past(journals.logs())
                 view.tick()
-                if not record.is_active:
-                    view.finish(record.state, record.errors)
-                    return
+                if ended:
+                    break
                 time.sleep(POLL_S)
-        view.finish(record.state)
-        print(f"Detached. The run goes on: %runs attach {self.run_id}")
+        state = "lost" if self._is_lost else record.state
+        view.finish(state, record.errors, _whys(record), record.ended)
+        if not ended:
+            print(f"Detached. The run goes on: %runs attach {self.run_id}")
+        elif state == "lost":
+            print(f"Run {self.run_id} is lost: its agent has gone. What it wrote until then is above.")
 
     def __repr__(self) -> str:
         return f"<run {self.run_id}: {self.state}>"
+
+
+class _Journals:
+    """The journals of a run, read from the beginning and on."""
+
+    def __init__(self, folder: RunFolder, ranks: list[int]) -> None:
+        self._folder = folder
+        self._metrics = {rank: Cursor() for rank in ranks}
+        self._logs = {rank: Cursor() for rank in ranks}
+
+    def metrics(self) -> Iterator[tuple[int, list[Record]]]:
+        """What is new, rank by rank."""
+        for rank, cursor in self._metrics.items():
+            while records := read_from(self._folder.metrics(rank), cursor):
+                yield rank, records
+
+    def logs(self) -> Iterator[tuple[int, Record]]:
+        """What is new, in order of time."""
+        return heapq.merge(*(self._log(rank) for rank in self._logs), key=lambda row: row[1]["t"])
+
+    def _log(self, rank: int) -> Iterator[tuple[int, Record]]:
+        while records := read_from(self._folder.logs(rank), self._logs[rank], CHUNK_BYTES):
+            yield from ((rank, record) for record in records)
+            time.sleep(BREATH_S)  # in a thread: the kernel answers meanwhile
+
+
+def _whys(record: RunRecord) -> list[str]:
+    """What was noted on the way."""
+    return [str(entry["why"]) for entry in record.history if "why" in entry]
+
+
+def _state_of(rank: int, record: RunRecord) -> tuple[str, str]:
+    """The state of a rank and a detail, as far as the record of its run tells."""
+    for error in record.errors:
+        if error["rank"] == rank:
+            return "failed", str(error.get("ename", ""))
+    if record.is_active:
+        return "running", ""
+    return {"finished": "done", "failed": "stopped"}.get(record.state, record.state), ""

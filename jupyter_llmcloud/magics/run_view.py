@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from IPython.display import display, publish_display_data, update_display
+from IPython.display import clear_output, publish_display_data
 
-from jupyter_llmcloud.core.folding import Block, OutputFolder
+from jupyter_llmcloud.core.blocks import Block
+from jupyter_llmcloud.core.folding import OutputFolder
+from jupyter_llmcloud.magics.page import Page
+from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.runs import RunStore
+from jupyter_llmcloud.widgets.front_end import find_front_end
 from jupyter_llmcloud.widgets.live_view import LiveView
 
 LIVE_AFTER_S = 2.0  # a cell that is done by then and logs nothing needs no live view
 REFRESH_S = 0.2
+HOLD_S = 0.08  # how long a line waits for the same line of another rank
+READ_HOLD_S = 0.3  # where journals are read in turns
+
+
+class Cell:
+    """The output of the cell that is being executed, as the paper of a page."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+
+    def write(self, kind: str, text: str) -> None:
+        """Text; each stream has a buffer of its own, their order is kept here."""
+        stream = sys.stderr if kind == "stderr" else sys.stdout
+        if stream is not self._stream:
+            self._stream.flush()
+            self._stream = stream
+        stream.write(text)
+
+    def flush(self) -> None:
+        """Have it on its way."""
+        self._stream.flush()
+
+    def show(self, data: Mapping[str, Any], metadata: Mapping[str, Any], display_id: str, update: bool) -> None:
+        """A display that can be replaced."""
+        self.flush()
+        publish: Callable[..., None] = publish_display_data
+        publish(dict(data), dict(metadata), transient={"display_id": display_id}, update=update)
+
+    def clear(self, wait: bool) -> None:
+        """Everything below the cell."""
+        self.flush()
+        clear_output(wait=wait)
 
 
 class RunView:
@@ -21,16 +61,47 @@ class RunView:
 
     Args:
         stop: what the Stop button of the live view does.
+        since: when the run began, for one that is shown afterwards: its records then carry the time.
+        has_live: whether there is a live view beside the output.
     """
 
-    def __init__(self, run_id: str, name: str, ranks: Sequence[int], stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        name: str,
+        ranks: Sequence[int],
+        stop: Callable[[], None],
+        *,
+        since: float | None = None,
+        has_live: bool = True,
+    ) -> None:
         self.run_id = run_id
-        self.live = LiveView(run_id, name, list(ranks), stop)
-        self.folder = OutputFolder(ranks, name=name)
+        front_end = find_front_end()
+        self.live = LiveView(run_id, name, list(ranks), stop, started=since, front_end=front_end)
+        path = log_text.path(RunStore().folder(run_id))
+        hold_s = HOLD_S if since is None else READ_HOLD_S
+        self.folder = OutputFolder(ranks, hold_s, name=name, where=f"%runs logs {name} · {path}")
+        self.folder.shows_passing = not has_live
+        self._cell = Cell()
+        self._page = Page(
+            f"{run_id}/{uuid.uuid4().hex[:8]}",  # the same run may be shown in another cell
+            self._cell,
+            self.live.show_again,
+            has_labels=len(ranks) > 1,
+            can_clear=front_end.takes_widgets,
+        )
         self._seen: dict[tuple[str, int], int] = {}
-        self._began = time.monotonic()
+        self._is_replayed = since is not None
+        self._now = 0.0
+        self._began = self._clock() if since is None else since
+        self._has_live = has_live
         self._is_live = False
-        self._displays: set[str] = set()
+        self._has_log_text = False
+
+    def _clock(self) -> float:
+        """Never backwards, though clocks of hosts differ and records of the past come with their own time."""
+        self._now = max(self._now, time.time() if self._is_replayed else time.monotonic())
+        return self._now
 
     # --- what happens ---
 
@@ -45,15 +116,32 @@ class RunView:
             self.live.handle_metrics(rank, fresh)
             self._go_live()
             return
-        now = time.monotonic()
+        now = self._clock()
         for record in fresh:
-            if record["kind"] in ("stdout", "stderr"):
-                self._show(self.folder.feed(rank, record["kind"], record["text"], now))
-            elif record["kind"] in ("display", "result"):
-                self._show(self.folder.feed_rich(rank, record, now))
-            elif record["kind"] == "report":
-                self._show(self.folder.flush(now, final=True))
-                sys.stdout.write(record["text"])
+            self._record(rank, record, now)
+
+    def past(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        """Log records of all ranks in order of time, folded as they would have been then."""
+        for rank, record in rows:
+            if record["seq"] > self._seen.get(("logs", rank), 0):
+                self._seen["logs", rank] = record["seq"]
+                self._now = max(self._now, record["t"])
+                self._record(rank, record, self._now)
+
+    def _record(self, rank: int, record: Mapping[str, Any], now: float) -> None:
+        kind = record["kind"]
+        if kind in ("stdout", "stderr"):
+            feed = self.folder.feed_warning if record.get("warning") else self.folder.feed
+            self._show(feed(rank, kind, record["text"], now), now)
+        elif kind in ("display", "result", "clear_output"):
+            self._show(self.folder.feed_rich(rank, record, now), now)
+        elif kind == "report":
+            self.live.handle_report(record)
+            self.note(record["text"])
+
+    def note(self, text: str) -> None:
+        """A word on the run."""
+        self._show(self.folder.note(text, self._now), self._now)
 
     def rank_state(self, rank: int, state: str, detail: str = "") -> None:
         """A rank's state has changed."""
@@ -65,67 +153,65 @@ class RunView:
 
     def tick(self) -> None:
         """Show what has waited long enough."""
-        now = time.monotonic()
-        self._show(self.folder.flush(now))
+        now = self._clock()
+        self._show(self.folder.flush(now), now)
+        self._page.tick(now)
         if now - self._began > LIVE_AFTER_S:
             self._go_live()
         if self._is_live:
+            self.folder.shows_passing = True  # below the view, which then has its place
             self.live.refresh(time.time())
 
     def next_tick_s(self) -> float:
         """Seconds until `tick` has something to do."""
-        now = time.monotonic()
+        now = self._clock()
         times = [REFRESH_S if self._is_live else max(0.0, self._began + LIVE_AFTER_S - now)]
-        if (deadline := self.folder.next_deadline()) is not None:
-            times.append(max(0.0, deadline - now))
+        for deadline in (self.folder.next_deadline(), self._page.next_deadline()):
+            if deadline is not None:
+                times.append(max(0.0, deadline - now))
         return min(times)
 
-    def finish(self, state: str, errors: Sequence[dict[str, Any]] = ()) -> None:
+    def finish(
+        self,
+        state: str,
+        errors: Sequence[dict[str, Any]] = (),
+        report: Sequence[str] = (),
+        ended: float | None = None,
+    ) -> None:
         """The run is over: what waits is shown, the live view becomes its static version."""
-        self._show(self.folder.flush(time.monotonic(), final=True))
+        now = self._clock()
+        self._show(self.folder.flush(now, final=True), now)
+        self._page.finish(now)
+        self._cell.flush()
         if self._is_live:
-            self.live.finish(state, time.time(), errors=list(errors) if state == "failed" else [])
+            shown = own_errors(errors) if state == "failed" else []
+            self.live.finish(state, time.time() if ended is None else ended, errors=shown, report=report)
+        if self.folder.is_full:
+            threading.Thread(target=self._write_log_text, name="llmcloud-log", daemon=True).start()
 
     def _go_live(self) -> None:
-        if not self._is_live:
+        if self._has_live and not self._is_live:
             self._is_live = True
+            self._cell.flush()
             self.live.show()
+            self._page.add_view()
 
     # --- showing ---
 
-    def _show(self, blocks: Sequence[Block]) -> None:
-        stream = sys.stdout
-        for block in blocks:
-            following = sys.stderr if block.kind == "stderr" else sys.stdout
-            if following is not stream or block.record is not None:
-                stream.flush()  # each stream has a buffer of its own: their order is kept by us
-            stream = following
-            if block.record is None:
-                stream.write(block.text)
-            else:
-                self._show_rich(block)
+    def _show(self, blocks: Sequence[Block], now: float) -> None:
         if blocks:
-            stream.flush()
+            self._page.add(blocks, now)
+            self._cell.flush()
+        if self.folder.is_full and not self._has_log_text:
+            self._has_log_text = True
+            self._write_log_text()
 
-    def _show_rich(self, block: Block) -> None:
-        record = block.record or {}
-        data, metadata = dict(record["data"]), dict(record.get("metadata") or {})
-        if set(data) == {"text/plain"} and record["kind"] == "result":
-            label = f"Out{block.label}" if block.label else "Out"
-            text = data["text/plain"]
-            sys.stdout.write(f"{label}: {text}\n" if "\n" not in text else f"{label}:\n{text}\n")
-            return
-        display_id = record.get("display_id")
-        if display_id:
-            display_id = f"{self.run_id}/{block.ranks[0] if block.ranks else 0}/{display_id}"
-            if record.get("update"):
-                if display_id in self._displays:
-                    update_display(data, raw=True, metadata=metadata, display_id=display_id)
-                return
-            self._displays.add(display_id)
-        if block.label:
-            sys.stdout.write(f"{block.label}\n")
-        if display_id:
-            display(data, raw=True, metadata=metadata, display_id=display_id)
-        else:
-            publish_display_data(data, metadata)
+    def _write_log_text(self) -> None:
+        with contextlib.suppress(OSError):  # the run has been deleted, or the disk is full
+            log_text.write(RunStore().folder(self.run_id))
+
+
+def own_errors(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The errors without the echoes of others' and without ranks that were merely released."""
+    own = [error for error in errors if not error.get("collateral") and error.get("ename") != "KeyboardInterrupt"]
+    return own or list(errors)

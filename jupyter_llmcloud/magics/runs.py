@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from jupyter_llmcloud.core.folding import MAX_CHARS, saved_size
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import session
 from jupyter_llmcloud.magics.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.run_handle import RunHandle
 from jupyter_llmcloud.magics.tables import Table, ago, span
+from jupyter_llmcloud.storage import log_text
 
+MAX_LINE = MAX_CHARS // 2
 VERBS = {
     "list": Syntax(
         "%runs list",
@@ -25,9 +29,13 @@ VERBS = {
     "attach": Syntax("%runs attach", (), "NAME", "Show all of a run in this cell, then follow it."),
     "logs": Syntax(
         "%runs logs",
-        (Option(("--rank",), "Of one rank.", metavar="R", parse=integer(0)),),
+        (
+            Option(("--rank",), "Of one rank.", metavar="R", parse=integer(0)),
+            Option(("--tail",), "The last N lines; else as many as a cell holds.", metavar="N", parse=integer(1)),
+            Option(("--follow",), "Show it as it is written, until the run ends or Stop is pressed."),
+        ),
         "NAME",
-        "All it has written.",
+        "What it has written, and the file that holds all of it.",
     ),
     "stop": Syntax("%runs stop", (), "NAME", "Stop a run; again while it stops: harder."),
     "delete": Syntax("%runs delete", (), "NAME", "Remove a run that has ended, with its model."),
@@ -44,7 +52,7 @@ def table(limit: int | None = None) -> Table:
     """Runs, the newest first."""
     rows = []
     for run in session.current().server.runs(limit=limit or 20):
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in [*(run.get("metrics") or {}).items()][:3])
+        metrics = ", ".join(f"{name} {_short(value)}" for name, value in [*(run.get("metrics") or {}).items()][:3])
         lasted = span((run["ended"] or time.time()) - run["created"])
         kept = ", ".join(run.get("artifacts") or {})
         rows.append(
@@ -63,6 +71,10 @@ def table(limit: int | None = None) -> Table:
     return Table(headings, rows, "There are no runs yet.")
 
 
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)  # JSON has no NaN: those are text
+
+
 def show(name: str) -> Table:
     """One run."""
     handle = get(name)
@@ -75,9 +87,31 @@ def show(name: str) -> Table:
         ("began", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))),
         ("took", span((record.ended or time.time()) - record.created)),
     ]
+    rows += [("note", entry["why"]) for entry in record.history if "why" in entry][-5:]
     rows += [("saved", str(handle.folder.path / path)) for path in record.artifacts.values()]
     rows += [(f"error on rank {error['rank']}", f"{error['ename']}: {error['evalue']}") for error in record.errors[:3]]
     return Table(["", ""], rows, "")
+
+
+def logs(name: str, rank: int | None = None, tail: int | None = None, follow: bool = False) -> None:
+    """Print what a run has written: the end of it, when it is more than a cell holds."""
+    handle = get(name)
+    if rank is not None and rank not in handle.record.ranks:
+        raise UsageError(f"--rank {rank}: the run has ranks {format_ranks(handle.record.ranks)}.")
+    if follow:
+        handle.follow_logs(rank)
+        return
+    shown: deque[str] = deque()
+    size = num_lines = 0
+    for line in log_text.lines(handle.folder, rank):
+        num_lines += 1
+        shown.append(line if saved_size(line) < MAX_LINE else line[: MAX_LINE // 8] + "…")
+        size += saved_size(shown[-1])
+        while size > MAX_CHARS or (tail is not None and len(shown) > tail):
+            size -= saved_size(shown.popleft())
+    if left := num_lines - len(shown):
+        print(f"… {left:,} lines before these: {log_text.write(handle.folder)}")
+    print("\n".join(shown))
 
 
 def stop(name: str) -> str:
@@ -110,7 +144,7 @@ class RunsMagics(Magics):
             case "attach":
                 return get(given.arguments[0]).attach()
             case "logs":
-                print(get(given.arguments[0]).logs(given.rank))
+                logs(given.arguments[0], given.rank, given.tail, given.follow)
             case "stop":
                 print(f"{given.arguments[0]}: {stop(given.arguments[0])}")
             case "delete":

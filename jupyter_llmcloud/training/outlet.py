@@ -58,7 +58,7 @@ class Outlet:
             return
         with self._lock:
             last = self._logs[-1] if self._logs else None
-            if last is not None and last["kind"] == kind:
+            if last is not None and last["kind"] == kind and "parts" in last:
                 last["parts"].append(text)
             else:
                 self._logs.append({"kind": kind, "t": time.time(), "parts": [text]})
@@ -75,6 +75,10 @@ class Outlet:
         with self._lock:
             self._logs.append({"t": time.time(), **record})
         self._wake.set()
+
+    def warning(self, kind: str, text: str) -> None:
+        """Text that says the same on every rank: shown once."""
+        self.record({"kind": kind, "text": text, "warning": True})
 
     def measure(self, kind: str, first: Any, second: Any, third: Any = None) -> None:
         """A record of kind "values" (step, {name: float}) or "progress" (done, total, desc); costs a copy."""
@@ -111,6 +115,24 @@ class Outlet:
                 return  # the agent has gone; the control thread ends this process
 
 
+class Bytes(io.RawIOBase):
+    """`sys.stdout.buffer` of a rank."""
+
+    def __init__(self, text: StreamToOutlet) -> None:
+        self._text = text
+
+    def write(self, data: Any) -> int:
+        taken = bytes(data)
+        self._text.write(taken.decode(self._text.encoding, "replace"))
+        return len(taken)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._text.fileno()
+
+
 class StreamToOutlet(io.TextIOBase):
     """`sys.stdout` or `sys.stderr` of a rank."""
 
@@ -119,7 +141,7 @@ class StreamToOutlet(io.TextIOBase):
 
     def __init__(self, outlet: Outlet, kind: str, fd: int) -> None:
         self._outlet = outlet
-        self._kind = kind
+        self.kind = kind
         self._fd = fd
 
     def write(self, text: str) -> int:
@@ -128,8 +150,16 @@ class StreamToOutlet(io.TextIOBase):
         if self._outlet.forked:
             os.write(self._fd, text.encode("utf-8", "replace"))
         elif text:
-            self._outlet.text(self._kind, text)
+            self._outlet.text(self.kind, text)
         return len(text)
+
+    @property
+    def buffer(self) -> Bytes:
+        """For what is written as bytes."""
+        return Bytes(self)
+
+    def reconfigure(self, **_: Any) -> None:
+        """What a script asks of its terminal makes no difference here."""
 
     def flush(self) -> None:
         pass  # the outlet sends within BATCH_S; a flush per line would cost a wake-up per line
@@ -145,7 +175,7 @@ class StreamToOutlet(io.TextIOBase):
 
     @property
     def name(self) -> str:
-        return f"<{self._kind}>"
+        return f"<{self.kind}>"
 
 
 def number(value: Any) -> float | None:

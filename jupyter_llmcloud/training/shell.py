@@ -5,20 +5,23 @@ from __future__ import annotations
 import ast
 import linecache
 import sys
-import traceback
 from typing import Any
 
+from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.process import system
 from traitlets import Any as AnyTrait
 from traitlets import Type
 from traitlets.config import Config
 
 from jupyter_llmcloud.core.messages import Execute
 from jupyter_llmcloud.training.loops import WrapLoops
+from jupyter_llmcloud.training.no_keyboard import no_debugger
 from jupyter_llmcloud.training.outlet import Outlet, StreamToOutlet
+from jupyter_llmcloud.training.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
 
 class CellCompiler(CachingCompiler):
@@ -126,8 +129,8 @@ class RankShell(InteractiveShell):
     display_pub_class = Type(OutletDisplayPublisher)
     outlet = AnyTrait()
     compile: CellCompiler
-    wrap_loops: WrapLoops
     last_traceback: list[str]
+    given: dict[str, Any]  # what every namespace has
     is_drawing = False  # a Stop that comes while a traceback is drawn has been obeyed already
 
     def init_io(self) -> None:
@@ -137,8 +140,16 @@ class RankShell(InteractiveShell):
         pass
 
     def system(self, cmd: str) -> None:
-        """`!cmd`: its output is the cell's."""
-        self.system_piped(cmd)
+        """`!cmd`: its output is the cell's; it cannot ask, and would wait for an answer for ever."""
+        if cmd.rstrip().endswith("&"):
+            raise OSError("Background processes are not supported: start it with subprocess.Popen.")
+        self.user_ns["_exit_code"] = system("exec </dev/null; " + self.var_expand(cmd, depth=1))
+
+    call_pdb = property(lambda _: False, lambda _, __: None)  # `%pdb on` would hide the error itself
+
+    def debugger(self, force: bool = False) -> None:
+        """`%debug`."""
+        no_debugger("the debugger")
 
     def enable_gui(self, gui: str | None = None) -> None:
         pass
@@ -146,14 +157,24 @@ class RankShell(InteractiveShell):
     def ask_exit(self) -> None:
         raise SystemExit
 
-    def showtraceback(self, *args: Any, **kwargs: Any) -> None:
+    def showtraceback(
+        self,
+        exc_tuple: tuple[type[BaseException], BaseException, Any] | None = None,
+        filename: str | None = None,
+        tb_offset: int | None = None,
+        exception_only: bool = False,
+        running_compiled_code: bool = False,
+    ) -> None:
         """Draw the traceback of the exception that was just caught; plainly, hence at once, after a Stop."""
         self.is_drawing = True
         try:
-            if isinstance(error := sys.exception(), KeyboardInterrupt):
-                self._showtraceback(type(error), error, traceback.format_exception(error))
+            error = exc_tuple[1] if exc_tuple else sys.exception()
+            if error is not None and (isinstance(error, KeyboardInterrupt) or holds_group(error) or is_deep(error)):
+                self._showtraceback(type(error), error, draw_plainly(error, self.compile.cell_number))
             else:
-                super().showtraceback(*args, **kwargs)
+                # Of a SystemExit IPython would draw the exception only, and refer to %tb.
+                only = exception_only and not isinstance(error, SystemExit)
+                super().showtraceback(exc_tuple, filename, tb_offset, only, running_compiled_code)
         finally:
             self.is_drawing = False
 
@@ -165,8 +186,15 @@ class RankShell(InteractiveShell):
         self.compile.offset += 1
         return super().run_cell_magic(magic_name, line, cell)
 
+    def give(self, **values: Any) -> None:
+        """Variables that every cell finds."""
+        self.given = {**getattr(self, "given", {}), **values}
+        self.user_ns.update(values)
+
     def run(self, cell: Execute) -> BaseException | None:
         """Execute the body of a notebook cell in the rank's namespace."""
+        for name, value in self.given.items():
+            self.user_ns.setdefault(name, value)  # %reset or del may have taken it
         self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
@@ -188,17 +216,30 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
     config.InteractiveShell.cache_size = 0  # results of every cell would keep models alive
     sys.stdout = StreamToOutlet(outlet, "stdout", 1)
     sys.stderr = StreamToOutlet(outlet, "stderr", 2)
+    point_at_the_failing_line()
+    _do_not_advise_on_exit()
     shell = RankShell.instance(config=config, outlet=outlet)
-    shell.wrap_loops = WrapLoops()
-    shell.ast_transformers += [shell.wrap_loops, ShiftLines(shell.compile)]
-    shell.user_ns.update(namespace)
+    shell.ast_transformers += [WrapLoops(), ShiftLines(shell.compile)]
+    shell.give(**namespace)
     return shell
 
 
+def _do_not_advise_on_exit() -> None:
+    warn = interactiveshell.warn
+
+    def warn_unless_exit(message: Any, *args: Any, **kwargs: Any) -> None:
+        if not str(message).startswith("To exit:"):
+            warn(message, *args, **kwargs)
+
+    interactiveshell.warn = warn_unless_exit
+
+
 def _portable(data: dict[str, Any]) -> dict[str, Any]:
-    """A mime bundle that JSON can carry: bytes (images) as base64 text."""
+    """A mime bundle that JSON can carry: bytes (images) as base64 text. Of a widget, whose model is here, the text."""
     import base64
 
     return {
-        mime: base64.b64encode(value).decode() if isinstance(value, bytes) else value for mime, value in data.items()
+        mime: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for mime, value in data.items()
+        if mime != "application/vnd.jupyter.widget-view+json"
     }

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from html import escape
 
 from jupyter_llmcloud.core.series import Point
-from jupyter_llmcloud.widgets.numerals import format_number, ticks
+from jupyter_llmcloud.widgets.numerals import format_number, format_tick, ticks
 
 PALETTE = ("#4c86e8", "#2fa98c", "#a06bdc", "#d9903d", "#d7649a", "#3aa3c4")
 _GREY = "#7f8894"  # readable on white and on black: the image cannot know the theme around it
 _RED = "#d9534f"
 WIDTH, HEIGHT = 320, 150
 _SCALE = 2  # coordinates are whole numbers in a box twice as large: half a pixel is exact enough, and short
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 312, 34, 130
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 312, 34, 130
 _MAX_GAP_MARKS = 12
 _MIN_BAND = 0.004
 _LARGEST = 1e300  # beyond it the arithmetic of axes overflows
@@ -71,8 +71,8 @@ def _bounded(value: float) -> float:
 
 
 def _axes(frame: _Frame) -> list[str]:
-    rows = {frame.y(value): format_number(value, 3) for value in ticks(frame.y_low, frame.y_high, 4)}
-    columns = {frame.x(step): format_number(step) for step in ticks(frame.x_low, frame.x_high, 4)}
+    rows = {frame.y(value): format_tick(value) for value in ticks(frame.y_low, frame.y_high, 4)}
+    columns = {frame.x(step): format_tick(step) for step in ticks(frame.x_low, frame.x_high, 4)}
     lines = "".join(f"M{2 * _LEFT} {y}H{2 * _RIGHT}" for y in rows)
     left = "".join(f'<text x="{2 * _LEFT - 10}" y="{y + 7}">{text}</text>' for y, text in rows.items())
     below = "".join(f'<text x="{x}" y="{2 * _BOTTOM + 28}">{text}</text>' for x, text in columns.items())

@@ -5,7 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const ACTIVE_WORDS = { queued: "queued", starting: "starting", running: "running", stopping: "stopping" };
 const HEIGHT = 132;
 const LARGEST = 1e300; // beyond it the arithmetic of axes overflows
-const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
+const MARGIN = { left: 54, right: 10, top: 8, bottom: 20 };
 
 // --- numbers as people read them (the same rules as numerals.py) ---
 
@@ -20,6 +20,13 @@ export function formatNumber(value, digits = 4) {
   }
   const decimals = Number.isInteger(value) ? 0 : Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
   return value.toLocaleString("en-US", { maximumFractionDigits: decimals });
+}
+
+export function formatTick(value) {
+  const text = formatNumber(value, 3);
+  if (text.length <= 7) return text;
+  const [mantissa, exponent] = value.toExponential(2).split("e");
+  return `${mantissa.replace(/\.?0+$/, "")}e${Number(exponent)}`;
 }
 
 export function formatDuration(seconds) {
@@ -169,6 +176,16 @@ function header(model, card) {
       showStop();
       tick();
     },
+  };
+}
+
+function notice(model, card) {
+  const line = node(card, "div", "llmc-notice");
+  line.setAttribute("role", "alert");
+  return () => {
+    const text = model.get("notice");
+    setText(line, text ? `⚠ ${text}` : "");
+    line.hidden = !text;
   };
 }
 
@@ -344,11 +361,11 @@ class Chart {
     for (const value of frame.log ? logTicks(low, high) : ticks(low, high, 4)) {
       const y = Math.round(frame.y(value)) + 0.5;
       draw(this.grid, "line", { x1: MARGIN.left, x2: frame.width - MARGIN.right, y1: y, y2: y });
-      draw(this.grid, "text", { x: MARGIN.left - 7, y: y + 3.5, "text-anchor": "end" }).textContent = formatNumber(value, 3);
+      draw(this.grid, "text", { x: MARGIN.left - 7, y: y + 3.5, "text-anchor": "end" }).textContent = formatTick(value);
     }
     for (const step of ticks(frame.left, frame.right, Math.max(2, Math.floor(frame.width / 90)))) {
       const text = draw(this.grid, "text", { x: frame.x(step), y: HEIGHT - 5, "text-anchor": "middle" });
-      text.textContent = formatNumber(step);
+      text.textContent = formatTick(step);
     }
   }
 
@@ -467,6 +484,7 @@ function render({ model, el }) {
   const card = node(el, "section", "llmc-card");
   card.setAttribute("aria-label", `run ${model.get("run").name}`);
   const top = header(model, card);
+  const showNotice = notice(model, card);
   const showProgress = progress(model, card);
   const plots = charts(model, card);
   const showRanks = ranks(model, card);
@@ -477,6 +495,7 @@ function render({ model, el }) {
     "change:ranks": showRanks,
     "change:charts": () => plots.show(),
     "change:latest": () => plots.showLatest(),
+    "change:notice": showNotice,
   };
   for (const [event, listener] of Object.entries(listeners)) {
     model.on(event, listener);

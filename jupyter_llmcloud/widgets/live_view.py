@@ -69,16 +69,28 @@ class LiveView:
         self.state.state = state
         self._is_new = True
 
+    def handle_report(self, record: Mapping[str, Any]) -> None:
+        """The ranks are late, or go on."""
+        self.state.reports.append((str(record.get("text", "")).strip(), bool(record.get("recovered"))))
+        self._is_new = True
+
+    def show_again(self) -> None:
+        """Display the view once more, because the cell was cleared."""
+        data = bundle(self.state) if not self.state.is_active else self._live_data()
+        self._front_end.show(data, self._display_id, update=False)
+
     def show(self) -> None:
         """Display the view now, once. `refresh` does so when there is data or the run takes longer."""
         if self.is_shown:
             return
         self.is_shown = True
-        data = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
         if self._front_end.takes_widgets:
             self._widget = self._make_widget()
-            data |= _widget_mime(self._widget)
-        self._front_end.show(data, self._display_id, update=False)
+        self._front_end.show(self._live_data(), self._display_id, update=False)
+
+    def _live_data(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
+        return data | _widget_mime(self._widget) if self._widget is not None else data
 
     def refresh(self, now: float) -> None:
         """Bring the view up to date; cheap to call often: at most five times a second does it do anything."""
@@ -103,13 +115,16 @@ class LiveView:
             return self._started + self._show_after_s
         return self._next
 
-    def finish(self, state: str, now: float, errors: Sequence[Mapping[str, Any]] = ()) -> None:
-        """The run has ended: put the static view in place of the widget.
+    def finish(
+        self, state: str, now: float, errors: Sequence[Mapping[str, Any]] = (), report: Sequence[str] = ()
+    ) -> None:
+        """The run has ended: put the static view in place of the widget; `report` says what became of the ranks.
 
         A run that was never shown and has nothing to draw leaves nothing behind.
         """
         self.state.state = state
         self.state.errors = errors
+        self.state.report = report
         self.state.elapsed_s = max(0.0, now - self._started)
         if not self.is_shown and not self.state.metrics.series:
             return
@@ -133,6 +148,7 @@ class LiveView:
             "progress": _bars(state),
             "ranks": [vars(chip) for chip in chips(state.ranks)],
             "latest": _latest(state),
+            "notice": state.alarm,
         }
 
     def _send(self, widget: LiveWidget, now: float) -> None:

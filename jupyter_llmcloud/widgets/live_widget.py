@@ -22,6 +22,7 @@ class LiveWidget(anywidget.AnyWidget):
         ranks: [{"label", "state", "detail"}].
         charts: [{"name", "color", "points": [[step, mean, low?, high?], ...], "bad"}], mean None in a gap.
         latest: {metric: {"step", "value"}}, sent more often than the charts.
+        notice: what hinders the run now, "" when nothing does.
     Message from the front end: {"type": "stop"}, when the REST route cannot be reached.
     """
 
@@ -34,6 +35,7 @@ class LiveWidget(anywidget.AnyWidget):
     ranks: Any = traitlets.List().tag(sync=True)
     charts: Any = traitlets.List().tag(sync=True)
     latest = traitlets.Dict().tag(sync=True)
+    notice = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, stop: Callable[[], None], **traits: Any) -> None:
         super().__init__(**traits)

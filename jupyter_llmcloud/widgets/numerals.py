@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+MAX_TICK = 7
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -21,6 +22,15 @@ def format_number(value: float | None, digits: int = 4) -> str:
     decimals = 0 if float(value).is_integer() else max(0, digits - 1 - math.floor(math.log10(size)))
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_tick(value: float) -> str:
+    """A number beside an axis, at most 8 characters: `0.00025`, `12,800`, `1.25e6`."""
+    text = format_number(value, 3)
+    if len(text) <= MAX_TICK:
+        return text
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def format_duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from jupyter_llmcloud.widgets.view_state import Chip, ViewState, grouped, name_r
 MAX_CHARTS = 20
 MAX_ROWS = 30
 MAX_ERRORS = 8
+MAX_REPORTS = 8
 _POINTS_IN_ALL = 700
 _COLUMNS = {"metric": "left", "trend": "left", "last": "right", "lowest": "right", "highest": "right"}
 _MARKS = {
@@ -33,14 +34,14 @@ _RUNNING = ("●", "#4c86e8")
 
 def html(state: ViewState) -> str:
     """The run as HTML."""
-    parts = [_title(state), *_errors(state), _charts(state), _table(state), _ranks(state)]
+    parts = [_title(state), *_errors(state), *_reports(state), _charts(state), _table(state), _ranks(state)]
     return f"<div>{''.join(part for part in parts if part)}</div>"
 
 
 def text(state: ViewState) -> str:
     """The run as plain text: a line on how it went, a line for each metric."""
     lines = [summary(state)]
-    lines += [f"  {line}" for line in _error_lines(state)]
+    lines += [f"  {line}" for line in [*_error_lines(state), *_report_lines(state)]]
     shown = list(state.metrics.series.values())[:MAX_ROWS]
     names = [short(series.name) for series in shown]
     width = max(map(len, names), default=0)
@@ -81,7 +82,7 @@ def _error_lines(state: ViewState) -> list[str]:
     for error in state.errors[:MAX_ERRORS]:
         who = f"rank {error['rank']}: " if error.get("rank") is not None else ""
         first = str(error.get("evalue", "")).strip().split("\n")[0]
-        lines.append(short(f"{who}{error.get('ename', 'error')}: {first}", 300))
+        lines.append(short(f"{who}{error.get('ename', 'error')}{': ' if first else ''}{first}", 300))
     if len(state.errors) > MAX_ERRORS:
         lines.append(f"… and {len(state.errors) - MAX_ERRORS} more errors")
     return lines
@@ -90,6 +91,17 @@ def _error_lines(state: ViewState) -> list[str]:
 def _errors(state: ViewState) -> list[str]:
     color = _MARKS["failed"][1]
     return [f'<p style="color:{color}">{escape(line)}</p>' for line in _error_lines(state)]
+
+
+def _report_lines(state: ViewState) -> list[str]:
+    more = len(state.reports) - MAX_REPORTS
+    lines = [f"{'✓' if recovered else '⚠'} {short(text, 400)}" for text, recovered in state.reports[:MAX_REPORTS]]
+    return [*lines, f"… and {more} more reports"] if more > 0 else lines
+
+
+def _reports(state: ViewState) -> list[str]:
+    color = _MARKS["stopped"][1]
+    return [f'<p style="color:{color}">{escape(line)}</p>' for line in _report_lines(state)]
 
 
 def _charts(state: ViewState) -> str:
@@ -161,6 +173,8 @@ def _rest(state: ViewState) -> str:
 
 
 def _ranks(state: ViewState) -> str:
+    if state.report and state.state != "finished":
+        return f"<p>{escape(' · '.join(short(line.rstrip('.'), 200) for line in state.report[:12]))}</p>"
     groups = grouped(state.ranks)
     if len(groups) == 1 and groups[0].state == "done":
         return ""

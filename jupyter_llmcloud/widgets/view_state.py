@@ -25,6 +25,13 @@ class ViewState:
     ranks: dict[int, tuple[str, str]] = field(default_factory=dict)
     metrics: MetricCollector = field(default_factory=MetricCollector)
     errors: Sequence[Mapping[str, Any]] = ()
+    report: Sequence[str] = ()  # what became of the ranks, in words
+    reports: list[tuple[str, bool]] = field(default_factory=list)  # (text, whether all goes on again)
+
+    @property
+    def alarm(self) -> str:
+        """The newest report, until the ranks go on."""
+        return self.reports[-1][0] if self.reports and not self.reports[-1][1] else ""
 
     @property
     def is_active(self) -> bool:

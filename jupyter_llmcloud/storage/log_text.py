@@ -1,0 +1,76 @@
+"""Everything the ranks of a run have written, as one text file that any editor opens."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jupyter_llmcloud.storage.journal import Record, read_all
+from jupyter_llmcloud.storage.runs import RunFolder
+
+NAME = "log.txt"
+_AT_A_TIME = 1_000
+_BREATH_S = 0.001
+
+
+def in_order(folder: RunFolder, rank: int | None = None) -> Iterator[tuple[int, Record]]:
+    """(rank, log record) in order of time, read as it is asked for."""
+    paths = {int(path.stem.removeprefix("rank-")): path for path in sorted((folder.path / "logs").glob("rank-*.jsonl"))}
+    journals = [_of(number, path) for number, path in paths.items() if rank in (None, number)]
+    return heapq.merge(*journals, key=lambda row: row[1]["t"])
+
+
+def _of(rank: int, path: Path) -> Iterator[tuple[int, Record]]:
+    return ((rank, record) for record in read_all(path))
+
+
+def lines(folder: RunFolder, rank: int | None = None) -> Iterator[str]:
+    """Every complete line, labelled with its rank; of what is no text, the text that stands in for it."""
+    begun: dict[tuple[int, str], list[str]] = {}
+    for number, record in in_order(folder, rank):
+        kind = str(record["kind"])
+        text = record.get("text")
+        if text is None:
+            plain = (record.get("data") or {}).get("text/plain", "")
+            text = f"{plain}\n" if plain else ""
+        whole = kind not in ("stdout", "stderr")
+        for at, line in enumerate(text.split("\n")):
+            part = begun.setdefault((number, kind), [])
+            if at:
+                yield f"[{number}] {''.join(part)}"
+                part.clear()
+            if line:
+                part.append(line)
+        if whole and (part := begun.pop((number, kind), [])):
+            yield f"[{number}] {''.join(part)}"
+    for (number, _), part in begun.items():
+        if part:
+            yield f"[{number}] {''.join(part)}"
+
+
+def path(folder: RunFolder) -> Path:
+    """Where `write` leaves the file."""
+    return folder.path / NAME
+
+
+def write(folder: RunFolder) -> Path:
+    """Write the file as far as the run has come, unless that has been done."""
+    done = path(folder)
+    journals = [journal.stat().st_mtime for journal in (folder.path / "logs").glob("rank-*.jsonl")]
+    if done.exists() and done.stat().st_mtime > max(journals, default=0.0):
+        return done
+    began = time.time()
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", errors="replace", dir=folder.path, prefix=f".{NAME}.", delete=False
+    ) as file:
+        for number, line in enumerate(lines(folder)):
+            file.write(line + "\n")
+            if number % _AT_A_TIME == 0:
+                time.sleep(_BREATH_S)  # written in a thread of the kernel, which is to answer meanwhile
+    os.utime(file.name, (began, began))  # what came meanwhile is not in it, perhaps
+    os.replace(file.name, done)
+    return done
