@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from jupyter_llmcloud.core.exits import describe_exit, oom_evidence
+from jupyter_llmcloud.core.exits import LOST_AGENT, describe_exit, oom_evidence
 
 
 def test_an_exit_code_is_told_as_an_exit() -> None:
@@ -39,6 +39,14 @@ def test_without_evidence_nothing_is_claimed() -> None:
 
 
 def test_other_evidence_is_told_beside_the_signal() -> None:
-    name, words = describe_exit(-9, "The node agent has gone.")
+    name, words = describe_exit(-9, "Its parent has gone.")
     assert name == "RankKilled"
-    assert "The node agent has gone." in words
+    assert "Its parent has gone." in words
+
+
+def test_a_rank_whose_agent_has_gone_is_lost_not_killed() -> None:
+    name, words = describe_exit(-9, f"{LOST_AGENT} at /a/agent.sock has gone.")
+    assert name == "RankLost"
+    assert "/a/agent.sock has gone." in words
+    assert "memory" not in words
+    assert "--max-restarts" in words

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError
+from jupyter_llmcloud.errors import ConnectionLost, WorldError
 from tests.worlds import AgentProcess, Ranks, alive, family, until
 
 SUM = "import torch, torch.distributed as dist\nt = torch.ones(1)\ndist.all_reduce(t)\nint(t)"
@@ -98,7 +99,7 @@ def test_the_ranks_of_the_follower_end_with_the_world(node_agent: AgentProcess, 
     until(lambda: not any(map(alive, pids)), "both ranks have ended", 5)
 
 
-def test_a_killed_follower_fails_the_cell_and_does_not_block_the_next(node_agent: AgentProcess) -> None:
+def test_a_killed_follower_fails_the_cell_and_the_next_finds_its_rank_elsewhere(node_agent: AgentProcess) -> None:
     other = AgentProcess()
     try:
         ranks = Ranks(node_agent, 2, shares=[(node_agent, 1), (other, 1)])
@@ -108,11 +109,20 @@ def test_a_killed_follower_fails_the_cell_and_does_not_block_the_next(node_agent
         outcome = running.end(10)
         assert (outcome.state, outcome.error["rank"]) == ("failed", 1)
         assert "agent" in outcome.error["evalue"]
-        with pytest.raises(LLMCloudError, match="agent"):
-            ranks.run("1")
+        outcome = ranks.ok(SUM)
+        assert outcome.results() == ["2", "2"]
+        assert any("rank 1 moved to" in row.detail for row in outcome.states)
+        assert [row["state"] for row in ranks.describe()["ranks"]] == ["idle", "idle"]
         ranks.end()
     finally:
         other.end()
+
+
+def test_a_rank_that_ends_before_it_has_joined_fails_the_start_at_once(node_agent: AgentProcess) -> None:
+    began = time.monotonic()
+    with pytest.raises(WorldError, match="could not join"):
+        Ranks(node_agent, 2, env={"NO_ENVIRONMENT": "can hold \0"})
+    assert time.monotonic() - began < 20
 
 
 def test_no_rank_outlives_a_killed_leader_here_or_on_the_follower(follower: AgentProcess) -> None:

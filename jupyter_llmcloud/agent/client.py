@@ -8,12 +8,13 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from jupyter_llmcloud import errors
 from jupyter_llmcloud.core.frames import Decoder, Message, encode
-from jupyter_llmcloud.core.messages import Done, Refused
+from jupyter_llmcloud.core.messages import Done, FindRoom, Refused
 
 
 def raise_refusal(refused: Refused) -> None:
@@ -25,7 +26,11 @@ def raise_refusal(refused: Refused) -> None:
 
 
 class AgentConnection:
-    """An asyncio client of an agent's unix socket."""
+    """An asyncio client of an agent's unix socket.
+
+    Attributes:
+        answer: carries out what the agent asks of this end.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
         self.address = address
@@ -33,6 +38,8 @@ class AgentConnection:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._listener = asyncio.create_task(self._listen(reader))
+        self.answer: Callable[[Message], Awaitable[Message]] | None = None
+        self._answering: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, address: str, timeout_s: float = 10.0) -> AgentConnection:
@@ -66,9 +73,17 @@ class AgentConnection:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         decoder = Decoder()
+        gone = Refused(error="ConnectionLost", reason=f"the node agent at {self.address} has gone.")
         try:
             while data := await reader.read(1 << 20):
                 for message in decoder.feed(data):
+                    if isinstance(message, Refused) and not message.reply_to:
+                        gone = message  # a bridge says why it leads nowhere
+                    if isinstance(message, FindRoom):
+                        task = asyncio.create_task(self._serve(message))
+                        self._answering.add(task)
+                        task.add_done_callback(self._answering.discard)
+                        continue
                     waiting = self._waiting.get(message.reply_to)
                     if waiting is not None and not waiting.done():
                         waiting.set_result(message)
@@ -76,7 +91,18 @@ class AgentConnection:
             pass
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(errors.ConnectionLost(f"the node agent at {self.address} has gone."))
+                waiting.set_result(gone)
+
+    async def _serve(self, message: Message) -> None:
+        try:
+            if self.answer is None:
+                raise errors.UsageError(f"nobody answers {type(message).__name__} here.")
+            reply = await self.answer(message)
+        except errors.LLMCloudError as error:
+            reply = Refused(error=type(error).__name__, reason=str(error))
+        except Exception as error:
+            reply = Refused(reason=f"{type(error).__name__}: {error}")
+        self._writer.write(encode(replace(reply, reply_to=message.reply_to)))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -139,11 +165,14 @@ class AgentChannel:
         return self._inbox.popleft()
 
     def request(self, message: Message, timeout_s: float = 60.0) -> Done:
-        """Send a request and wait for its answer; a refusal is raised. Other messages stay in the inbox."""
-        number = self.send(message)
+        """Send a request and wait for its answer; a refusal is raised. Other messages stay in the inbox.
+
+        A KeyboardInterrupt closes the channel: it may have come in the middle of a message.
+        """
         others: list[Message] = []
         deadline = time.monotonic() + timeout_s
         try:
+            number = self.send(message)
             while True:
                 reply = self.receive(max(0.0, deadline - time.monotonic()))
                 if reply is None:
@@ -155,8 +184,15 @@ class AgentChannel:
                 else:
                     assert isinstance(reply, Done)
                     return reply
+        except KeyboardInterrupt:
+            self.close()
+            raise
         finally:
             self._inbox.extendleft(reversed(others))
+
+    @property
+    def closed(self) -> bool:
+        return self._sock.fileno() < 0
 
     def fileno(self) -> int:
         return self._sock.fileno()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from jupyter_llmcloud.core.frames import Decoder, Message, encode
 
+AGENT_SOCKET = "agent.sock"
 MAX_BUFFERED = 256 << 20  # bytes waiting for a reader that does not read; beyond it is cut off and can attach again
 UNHURRIED_S = 0.02
 
@@ -21,6 +22,7 @@ class Connection:
         self._pending: list[bytes] = []
         self._leaving: asyncio.Handle | None = None
         self._hurries = False
+        self._asked_for = 0  # bytes of payloads, which the reader has asked for: their size is no sign of its slowness
 
     def send(self, message: Message, *, hurry: bool = True) -> None:
         """Queue a message; what is queued in one turn of the loop leaves in one piece, and wakes the reader once.
@@ -30,6 +32,7 @@ class Connection:
         if self.closed:
             return
         self._pending.append(encode(message))
+        self._asked_for += len(message.payload)
         loop = asyncio.get_running_loop()
         if hurry and not self._hurries:
             self._hurries = True
@@ -46,7 +49,10 @@ class Connection:
         if self.closed or not data:
             return
         self._writer.write(data)
-        if self._writer.transport.get_write_buffer_size() > MAX_BUFFERED:
+        waiting = self._writer.transport.get_write_buffer_size()
+        if not waiting:
+            self._asked_for = 0
+        elif waiting > MAX_BUFFERED + self._asked_for:
             self.close()
 
     async def messages(self) -> AsyncIterator[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ class HostedRanks:
         self.env = env
         self._on_message = on_message
         self._on_exit = on_exit
+        self.gone = ""  # as of RemoteRanks
+        self.until: float | None = None  # as of LiveUntil, for ranks whose leader is elsewhere
         self._forks = 0
         self.links: dict[int, LocalRank] = {}
         self._leaving: list[LocalRank] = []
@@ -50,6 +53,7 @@ class HostedRanks:
 
     async def start(self, ranks: Sequence[int], local_ranks: Sequence[int]) -> dict[int, int]:
         """Fork ranks; returns their pids."""
+        await asyncio.shield(self._zygote.warm())  # it takes seconds at first, and `until` is of this moment
         for rank, local_rank in zip(ranks, local_ranks, strict=True):
             self._forks += 1
             link = LocalRank(rank, f"{self.world_id}/{rank}/{self._forks}", self._on_message)
@@ -81,6 +85,7 @@ class HostedRanks:
             "rank": rank,
             "world_size": self.world_size,
             "store": self.store,
+            "until": self.until,
             "gpu": gpu,
             "backend": "cpu:gloo,cuda:nccl" if gpu else "gloo",
             "cwd": self.cwd,

@@ -25,11 +25,12 @@ from distributed import Client, Security
 from jupyter_llmcloud.agent.client import AgentConnection
 from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.cluster.factory import make_cluster
-from jupyter_llmcloud.cluster.plugin import AgentPlugin, agent_info
-from jupyter_llmcloud.cluster.record import ClusterRecord, is_process
+from jupyter_llmcloud.cluster.plugin import AgentPlugin, agent_info, end_agent, is_agent_busy
+from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.settings import DASK_SETTINGS, TLS_SETTINGS
+from jupyter_llmcloud.cluster.ways import RelayPlugin
 from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import AdoptCluster, Describe, Done, Refused, ScaleCluster, Shutdown, StopCluster
+from jupyter_llmcloud.core.messages import AdoptCluster, Done, Refused, ScaleCluster, Shutdown, StopCluster
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, UsageError
 
 WATCH_S = 1.0
@@ -81,6 +82,8 @@ class ClusterHost:
         self.cluster = await make_cluster(self.record.kind, self.record.workers, options, security)
         security = security or getattr(self.cluster, "security", None)
         self.client = await Client(self.cluster, asynchronous=True, set_as_default=False)
+        with contextlib.suppress(Exception):  # without this package there: workers are reached directly or not
+            await self.client.register_plugin(RelayPlugin())
         await self.client.register_plugin(AgentPlugin(self.record.cluster_id, slots))
         self.record.address = self.cluster.scheduler_address
         self.record.dashboard = self.cluster.dashboard_link or ""
@@ -101,17 +104,7 @@ class ClusterHost:
     async def _shut_agents_down(self) -> None:
         if self.client is None:
             return
-        for info in await self._agents():
-            try:
-                async with await AgentConnection.open(info["address"], 2) as connection:
-                    await connection.request(Shutdown(), 5)
-            except ConnectionLost:
-                if is_process(info["pid"], info["started"]):
-                    os.kill(info["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        for info in await self._agents():
-            while is_process(info["pid"], info["started"]) and time.monotonic() < deadline:
-                await asyncio.sleep(0.02)
+        await self.client.run(end_agent, on_error="ignore")
 
     async def _watch_owner(self) -> None:
         gone_since: float | None = None
@@ -125,12 +118,9 @@ class ClusterHost:
                 self._finished.set()
 
     async def _is_busy(self) -> bool:
-        for info in await self._agents():
-            with contextlib.suppress(ConnectionLost):
-                async with await AgentConnection.open(info["address"], 2) as connection:
-                    if (await connection.request(Describe(), 5)).values["num_runs"]:
-                        return True
-        return False
+        assert self.client is not None
+        busy = await self.client.run(is_agent_busy, on_error="return")
+        return any(row is True for row in busy.values())
 
     async def _until_workers(self, number: int) -> None:
         assert self.client is not None

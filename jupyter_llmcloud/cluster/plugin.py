@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from distributed import Status, Worker, WorkerPlugin
+from distributed import Worker, WorkerPlugin
 from distributed.comm.core import Comm
+from distributed.core import Status
 
 from jupyter_llmcloud.agent.client import AgentConnection
-from jupyter_llmcloud.cluster.bridge import TUNNEL, Bridge, answer_tunnel
+from jupyter_llmcloud.cluster.bridge import Bridges, is_here
 from jupyter_llmcloud.cluster.record import cluster_folder, is_process
-from jupyter_llmcloud.core.messages import RenewLease
-from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.cluster.ways import TUNNEL, Ways, answer_tunnel
+from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.core.messages import Describe, Done, FindRoom, RenewLease, Shutdown
+from jupyter_llmcloud.core.placement import AgentSlots, place
+from jupyter_llmcloud.errors import ConnectionLost, WorldError
 
 START_TIMEOUT_S = 60.0
+DESCRIBE_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 10.0
+DESCRIBE = "llmcloud_describe"  # an operation of a worker
 PLUGIN_NAME = "llmcloud-agent"
 
 
@@ -43,19 +53,37 @@ class AgentPlugin(WorkerPlugin):
         self.info: dict[str, Any] = {}
         self._connection: AgentConnection | None = None
         self._folder = Path()
-        self._bridges: list[Bridge] = []
+        self._bridges: Bridges | None = None
+        self._holding = asyncio.Lock()
 
     async def setup(self, worker: Worker) -> None:
         """Called by Dask when the worker starts."""
-        folder = cluster_folder(self.cluster_id) / ("a" + re.sub(r"[^\w.-]", "_", str(worker.name))[-24:])
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._is_alive(folder):
-            await self._start(folder, worker)
-        self.info = {**json.loads((folder / "agent.json").read_text()), "worker": worker.address}
-        self._folder = folder
+        self._folder = cluster_folder(self.cluster_id) / ("a" + re.sub(r"[^\w.-]", "_", str(worker.name))[-24:])
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        args = worker.security.get_connection_args("worker")
+        self._bridges = Bridges(self._folder, Ways(lambda: str(worker.scheduler.address), lambda: args))
+
+        async def describe() -> dict[str, Any]:
+            return await self.describe(worker)
+
         worker.handlers[TUNNEL] = self._answer_tunnel
-        self._connection = await AgentConnection.open(self.info["address"])
-        await self._connection.request(RenewLease())  # held for as long as this connection is open
+        worker.handlers[DESCRIBE] = describe
+        await self.hold(worker)
+        await self._bridges.restore()  # the agent's own leader or followers may still speak through them
+
+    async def hold(self, worker: Worker) -> dict[str, Any]:
+        """See to it that there is an agent and that it has a worker; returns what it said of itself."""
+        async with self._holding:
+            if not self.info or not self._is_alive(self._folder):
+                if not self._is_alive(self._folder):
+                    await self._start(self._folder, worker)
+                self.info = {**json.loads((self._folder / "agent.json").read_text()), "worker": worker.address}
+                if self._connection is not None:
+                    await self._connection.close()
+                self._connection = await AgentConnection.open(self.info["address"])
+                self._connection.answer = functools.partial(self._answer_agent, worker)
+                await self._connection.request(RenewLease(finds_room=True))  # held while this connection is open
+        return self.info
 
     def _is_alive(self, folder: Path) -> bool:
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -75,7 +103,7 @@ class AgentPlugin(WorkerPlugin):
             "--name",
             str(worker.name),
         ]
-        command += ["--interface", urlparse(worker.address).hostname or "127.0.0.1"]
+        command += ["--interface", _interface(worker)]
         if self.num_slots is not None:
             command += ["--slots", str(self.num_slots)]
         log = os.open(folder / "agent.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
@@ -95,29 +123,98 @@ class AgentPlugin(WorkerPlugin):
     async def _answer_tunnel(self, comm: Comm, target: str) -> Status:
         return await answer_tunnel(comm, self._folder, target)
 
-    async def bridge_to(self, worker: Worker, target_worker: str, target: str) -> str:
-        """A socket on this worker's host that stands for another host's agent."""
-        bridge = Bridge(self._folder, target_worker, target, worker.security.get_connection_args("worker"))
-        self._bridges.append(bridge)
-        return await bridge.start()
+    async def describe(self, worker: Worker) -> dict[str, Any]:
+        """What the agent says of itself now."""
+        info = await self.hold(worker)
+        assert self._connection is not None
+        return {**info, **(await self._connection.request(Describe(), DESCRIBE_TIMEOUT_S)).values}
+
+    async def bridge_to(self, info: dict[str, Any], always: bool = False) -> str:
+        """A socket on this worker's host by which its agent reaches another one: that one's own, or a bridge."""
+        target = str(info["address"])
+        if is_here(info["host"], target) and not always:
+            return target
+        assert self._bridges is not None
+        return await self._bridges.reach(info["worker"], info["name"], target)
+
+    async def _answer_agent(self, worker: Worker, message: Message) -> Message:
+        """Room for ranks of a world that this agent leads: on any agent that its worker's scheduler knows."""
+        assert isinstance(message, FindRoom)
+        known = (await worker.scheduler.identity())["workers"]
+        rows = await asyncio.gather(*(_ask_worker(worker, address) for address in known))
+        agents = {row["worker"]: row for row in rows if row is not None}
+        slots = [
+            AgentSlots(key, row["host"], row["num_slots"], row["free_slots"], row["has_gpus"])
+            for key, row in agents.items()
+        ]
+        found = []
+        for share in place(message.num_ranks, slots):
+            home = await self.bridge_to(agents[share.address])
+            found.append({"address": home, "home": home, "host": share.host, "num_ranks": share.num_ranks})
+        return Done(values={"agents": found})
+
+    async def end(self) -> None:
+        """End the agent, and wait until it has."""
+        pid, started = self.info["pid"], self.info["started"]
+        try:
+            async with await AgentConnection.open(self.info["address"], 2) as connection:
+                await connection.request(Shutdown(), 5)
+        except ConnectionLost:
+            if is_process(pid, started):
+                os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT_S):
+                while is_process(pid, started):
+                    await asyncio.sleep(0.02)
 
     async def teardown(self, worker: Worker) -> None:
         """The worker ends, the agent stays for its lease: the next worker of that name adopts it."""
-        for bridge in self._bridges:
-            bridge.close()
+        if self._bridges is not None:
+            self._bridges.close()
         if self._connection is not None:
             await self._connection.close()
 
 
-async def open_bridge(target_worker: str, target: str, dask_worker: Worker) -> str:
-    """Run on a worker: have a socket there that stands for the agent beside another worker; returns its path."""
-    plugin = dask_worker.plugins[PLUGIN_NAME]
-    assert isinstance(plugin, AgentPlugin)
-    return await plugin.bridge_to(dask_worker, target_worker, target)
+async def open_bridge(info: dict[str, Any], always: bool, dask_worker: Worker) -> str:
+    """Run on a worker: a socket there that stands for the agent beside another worker; returns its path."""
+    return await _plugin(dask_worker).bridge_to(info, always)
 
 
-def agent_info(dask_worker: Worker) -> dict[str, Any]:
-    """Run on a worker: what its agent said of itself."""
-    plugin = dask_worker.plugins[PLUGIN_NAME]
+async def agent_info(dask_worker: Worker) -> dict[str, Any]:
+    """Run on a worker: what its agent said of itself; one that was killed is replaced first."""
+    return await _plugin(dask_worker).hold(dask_worker)
+
+
+async def is_agent_busy(dask_worker: Worker) -> bool:
+    """Run on a worker: whether its agent executes runs."""
+    return bool((await _plugin(dask_worker).describe(dask_worker))["num_runs"])
+
+
+async def end_agent(dask_worker: Worker) -> None:
+    """Run on a worker: end its agent with all that runs there; returns when it has ended."""
+    await _plugin(dask_worker).end()
+
+
+async def _ask_worker(worker: Worker, address: str) -> dict[str, Any] | None:
+    """What an agent says of itself now; None when it or its worker does not answer."""
+    try:
+        async with asyncio.timeout(DESCRIBE_TIMEOUT_S + 1):
+            asked = worker.scheduler.broadcast(msg={"op": DESCRIBE}, workers=[address], on_error="ignore")
+            row = (await asked).get(address)
+    except (OSError, TimeoutError):
+        return None
+    return row if isinstance(row, dict) and "free_slots" in row else None
+
+
+def _interface(worker: Worker) -> str:
+    """The address of this host by which others reach the worker; a name is resolved, since gloo wants an interface."""
+    host = urlparse(worker.address).hostname or "127.0.0.1"
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(host)
+    return host
+
+
+def _plugin(worker: Worker) -> AgentPlugin:
+    plugin = worker.plugins[PLUGIN_NAME]
     assert isinstance(plugin, AgentPlugin)
-    return plugin.info
+    return plugin

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 from distributed import Client
 
 from jupyter_llmcloud.agent.client import AgentConnection
-from jupyter_llmcloud.cluster.bridge import Bridge
 from jupyter_llmcloud.cluster.factory import known_kinds
 from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.host_processes import HostProcesses
 from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info, open_bridge
+from jupyter_llmcloud.cluster.reach import Reach
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
+from jupyter_llmcloud.cluster.ways import RelayPlugin
 from jupyter_llmcloud.core.messages import AdoptCluster, Describe, ScaleCluster, Shutdown
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.placement import AgentSlots, place
@@ -29,6 +28,7 @@ from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageEr
 
 CONNECT_TIMEOUT_S = 8.0
 ASK_TIMEOUT_S = 30.0
+DESCRIBE_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 1.0
 
 
@@ -57,11 +57,10 @@ class ClusterPool:
     """
 
     def __init__(self, owner_pid: int, lease_s: float, *, always_tunnel: bool = False) -> None:
-        self.always_tunnel = always_tunnel
-        self._bridges: dict[tuple[str, str], Bridge] = {}
         self.owner_pid = owner_pid
         self.lease_s = lease_s
         self._records: dict[str, ClusterRecord] = {}
+        self._reach = Reach(lambda name: self._records[name], always_tunnel)
         self._clients: dict[str, Client] = {}
         self._hosts = HostProcesses(lease_s)
         self._default_start = asyncio.Lock()
@@ -82,6 +81,7 @@ class ClusterPool:
                     with contextlib.suppress(ConnectionLost):
                         adopt = AdoptCluster(owner_pid=self.owner_pid, owner_started=self._started())
                         await self._hosts.ask(record, adopt)
+                await self._reach.restore(record)
 
     def _started(self) -> float:
         return psutil.Process(self.owner_pid).create_time()
@@ -131,7 +131,7 @@ class ClusterPool:
         taken = {name for name, record in self._records.items() if record.is_alive}
         return next(name for name in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if name not in taken)
 
-    async def connect(self, address: str, name: str | None = None) -> ClusterRecord:
+    async def connect(self, address: str, name: str | None = None, num_slots: int | None = None) -> ClusterRecord:
         """Use a cluster that somebody else has started. TLS as Dask's configuration says."""
         name = check_name(name, "the cluster's name") if name else self._free_name("connected")
         record = ClusterRecord(
@@ -141,12 +141,13 @@ class ClusterPool:
             address=address,
             state="running",
             created=time.time(),
+            options={"slots": num_slots},
         )
         try:
             client = await _open_client(address)
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise ConnectionLost(f"no Dask scheduler answers at {address!r}: {error}.") from None
-        await client.register_plugin(AgentPlugin(record.cluster_id))
+        await _install(client, record)
         record.dashboard = client.dashboard_link or ""
         record.tls = tls_of(client.security)
         record.save()
@@ -204,16 +205,20 @@ class ClusterPool:
     async def agents(self, name: str | None = None) -> list[AgentInfo]:
         """The node agents of a cluster as they are now."""
         record, rows = await self._ask_workers(name)
-        found = []
-        for info in rows.values():
-            if isinstance(info, BaseException):
-                continue  # a worker that is ending or starting
-            address = await self._reach(record, info)
-            async with await AgentConnection.open(address) as connection:
-                values = (await connection.request(Describe())).values
-            known = {**values, "address": address, "worker": info["worker"], "home": info["address"]}
-            found.append(AgentInfo(**{key: known[key] for key in AgentInfo.__dataclass_fields__}))
-        return found
+        infos = [info for info in rows.values() if not isinstance(info, BaseException)]  # others end or start
+        found = await asyncio.gather(*(self._ask_agent(record, info) for info in infos), return_exceptions=True)
+        silent = [agent for agent in found if isinstance(agent, ConnectionLost | NotFound)]
+        for agent in found:
+            if isinstance(agent, BaseException) and (agent not in silent or len(silent) == len(found)):
+                raise agent
+        return [agent for agent in found if isinstance(agent, AgentInfo)]
+
+    async def _ask_agent(self, record: ClusterRecord, info: dict[str, Any]) -> AgentInfo:
+        address = await self._reach.to(record, info, info["address"])
+        async with await AgentConnection.open(address) as connection:
+            values = (await connection.request(Describe(), DESCRIBE_TIMEOUT_S)).values
+        known = {**values, "address": address, "worker": info["worker"], "home": info["address"]}
+        return AgentInfo(**{key: known[key] for key in AgentInfo.__dataclass_fields__})
 
     async def _ask_workers(self, name: str | None) -> tuple[ClusterRecord, dict[str, Any]]:
         """What each worker's plugin says of its agent; goes on when the scheduler is killed meanwhile."""
@@ -222,7 +227,11 @@ class ClusterPool:
             record = await self._revived(self._record(name))
             try:
                 client = await self._client(record)
-                return record, await client.run(agent_info, on_error="return")
+                rows = await client.run(agent_info, on_error="return")
+                if not record.pid and any(isinstance(row, KeyError) for row in rows.values()):
+                    await _install(client, record)  # its scheduler was started again and knows nothing of us
+                    rows = await client.run(agent_info, on_error="return")
+                return record, rows
             except OSError as error:
                 if time.monotonic() > deadline:
                     silent = f"the scheduler of cluster {record.name!r} does not answer"
@@ -230,23 +239,10 @@ class ClusterPool:
                 await self._close_client(record.name)
                 await asyncio.sleep(0.1)
 
-    async def _reach(self, record: ClusterRecord, info: dict[str, Any], target: str | None = None) -> str:
-        """A socket on this host for the agent (or the socket `target` beside it): its own, or a bridge to it."""
-        target = target or info["address"]
-        if info["host"] == socket.gethostname() and not self.always_tunnel:
-            return target
-        key = (info["worker"], target)
-        if key not in self._bridges:
-            args = (await self._client(record)).security.get_connection_args("client")
-            bridge = Bridge(record.folder, info["worker"], target, args)
-            await bridge.start()
-            self._bridges[key] = bridge
-        return self._bridges[key].path
-
     async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
         """A socket on this host for a replica's socket beside an agent."""
-        info = {"host": agent.host, "worker": agent.worker, "address": agent.home}
-        return await self._reach(self._record(cluster), info, path)
+        info = {"host": agent.host, "worker": agent.worker, "name": agent.name}
+        return await self._reach.to(self._record(cluster), info, path)
 
     # --- use ---
 
@@ -279,9 +275,10 @@ class ClusterPool:
         for share in shares:
             agent = by_address[share["address"]]
             share["home"] = agent.home
-            if agent is not leader and (agent.host != leader.host or self.always_tunnel):
-                reached = await client.run(open_bridge, agent.worker, agent.home, workers=[leader.worker])
-                share["home"] = reached[leader.worker]
+            if agent is not leader:
+                info = {"host": agent.host, "worker": agent.worker, "name": agent.name, "address": agent.home}
+                beside, always = [leader.worker], self._reach.always_tunnel
+                share["home"] = (await client.run(open_bridge, info, always, workers=beside))[leader.worker]
         return shares
 
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
@@ -338,20 +335,17 @@ class ClusterPool:
             with contextlib.suppress(ConnectionLost):
                 async with await AgentConnection.open(agent.address) as connection:
                     await connection.request(Shutdown())
-        await (await self._client(record)).unregister_worker_plugin(PLUGIN_NAME)
+        client = await self._client(record)
+        await client.unregister_worker_plugin(PLUGIN_NAME)
+        with contextlib.suppress(Exception):  # it may have had none
+            await client.unregister_scheduler_plugin(RelayPlugin.name)
 
     async def _drop(self, name: str) -> None:
         record = self._records.pop(name)
         await self._close_client(name)
-        self._close_bridges(record)
+        self._reach.forget(name)
         self._hosts.forget(record)
         record.forget()
-
-    def _close_bridges(self, record: ClusterRecord) -> None:
-        for key, bridge in list(self._bridges.items()):
-            if Path(bridge.path).parent == record.folder:
-                bridge.close()
-                del self._bridges[key]
 
     async def _close_client(self, name: str) -> None:
         if client := self._clients.pop(name, None):
@@ -360,6 +354,7 @@ class ClusterPool:
 
     async def release(self) -> None:
         """Let go of the clusters without ending them: another server may adopt them within their lease."""
+        self._reach.release()
         for name in list(self._clients):
             await self._close_client(name)
 
@@ -375,6 +370,13 @@ class ClusterPool:
             if not record.is_alive and not record.has_agents:
                 await self._drop(name)
         return [await self._fresh(await self._revived(record)) for record in list(self._records.values())]
+
+
+async def _install(client: Client, record: ClusterRecord) -> None:
+    """Have agents beside the workers of a cluster that somebody else has started."""
+    with contextlib.suppress(Exception):  # a scheduler that allows no plugins: workers are reached directly or not
+        await client.register_plugin(RelayPlugin())
+    await client.register_plugin(AgentPlugin(record.cluster_id, record.options.get("slots")))
 
 
 async def _open_client(address: str) -> Client:

@@ -14,6 +14,8 @@ _ADVICE = {
 
 
 _LESS_MEMORY = "Use a smaller batch (with gradient accumulation), fewer ranks on this host, or a host with more memory."
+LOST_AGENT = "The node agent"
+_LOST = "Its rank has ended with it. With --max-restarts K such a run goes on elsewhere from its last checkpoint."
 _OOM = "The kernel's out-of-memory killer ended it"
 
 
@@ -35,6 +37,8 @@ def describe_exit(status: int, evidence: str = "") -> tuple[str, str]:
     """(short name, sentence) for a status as from `os.waitstatus_to_exitcode`: negative is minus a signal's number."""
     if status >= 0:
         return "RankExited", f"the process ended by itself with exit code {status}."
+    if evidence.startswith(LOST_AGENT):
+        return "RankLost", f"{evidence} {_LOST}"
     try:
         number = signal.Signals(-status)
         name, advice = number.name, _ADVICE.get(number, "")

@@ -45,6 +45,7 @@ class StartWorld(Message):
     owner: str = ""
     cwd: str = ""
     lease_s: float = 900.0
+    link_lease_s: float = 24.0  # ranks of another agent end when the leader has not heard it for so long
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -175,14 +176,25 @@ class DescribeReplicas(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class RenewLease(Message):
-    """The owner is alive."""
+    """The owner is alive; one that `finds_room` answers FindRoom."""
 
     world_id: str = ""
+    finds_room: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shutdown(Message):
     """End every rank, replica and the agent itself."""
+
+
+# --- asked by an agent of the worker that holds it ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindRoom(Message):
+    """Where can this agent start so many ranks? -> Done(values: agents: as in StartWorld, by this agent's paths)."""
+
+    num_ranks: int
 
 
 # --- asked of a cluster's host process ------------------------------------------------------------------------------

@@ -10,10 +10,15 @@ from jupyter_llmcloud.core.frames import Message
 
 @dataclass(frozen=True, kw_only=True)
 class Join(Message):
-    """Join the process group of a generation, of `world_size` ranks; answered by Joined."""
+    """Join the process group of a generation, of `world_size` ranks; answered by Joined.
+
+    `store`: where the world's TCPStore is now, and `interface` the one to use, when they have changed.
+    """
 
     generation: int
     world_size: int
+    store: str = ""
+    interface: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +142,51 @@ class DumpStacks(Message):
 class CheckpointPart(Message):
     """A rank's part of a checkpoint is written; or `error` says why not, `not_finite` what must not be kept.
 
-    `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here.
+    `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here; `serial` counts the
+    checkpoints of an attempt, of which several may be of one step.
     """
 
     run_id: str
     step: int
     attempt: int = 0
+    serial: int = 0
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: str = ""
     not_finite: str = ""
     metric: float | None = None
     mode: str = "min"
     resumable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveUntil(Message):
+    """This rank ends at this time of its host's monotonic clock, unless it is told a later one."""
+
+    until: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Follow(Message):
+    """Asked of an agent by a leader, the first time or on another connection: speak with me by a core.link.Link.
+
+    -> Done(values: received), or Refused when the link has ended there and its ranks with it. `direct`: the leader is
+    on this host, so that the end of the connection is the leader's own.
+    """
+
+    link_id: str
+    lease_s: float
+    received: int = 0
+    direct: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said(Message):
+    """A word of a link (payload: the inner frame, or nothing) with the fields of its core.link.Stamp."""
+
+    number: int
+    received: int
+    at: float
+    echo: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ class ServerContext:
         self.state = ServerState()
         self.audit = Audit(self.state, event_logger)
         self.runs = RunStore()
+        self.silent_since: dict[str, float] = {}  # agents that are not reached, by their address
         self.open_agent: Callable[[str], Awaitable[AgentConnection]] = open_agent
         self.make_pool: Callable[[], Awaitable[ClusterPool]] = self._make_pool
         self.endpoints = EndpointKeeper(self)

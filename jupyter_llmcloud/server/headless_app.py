@@ -21,7 +21,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.server.base import SETTING
 from jupyter_llmcloud.server.context import HEADLESS_LEASE_S, Identity, ServerContext, is_alive
 from jupyter_llmcloud.server.extension import LLMCloudExtension
-from jupyter_llmcloud.server.runs import true_state
+from jupyter_llmcloud.server.run_states import true_state
 
 POLL_S = 1.0
 ADDRESS = "127.0.0.1"

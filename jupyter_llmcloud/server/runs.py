@@ -10,26 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.core.messages import StopRun
-from jupyter_llmcloud.errors import ConnectionLost, UsageError
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.server.base import LLMCloudHandler, access
 from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.server.run_states import true_state
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 TAIL_BYTES = 1 << 16
 MAX_RECORDS = 100_000
 _SUMMARY = ("run_id", "name", "state", "created", "ended", "world_size", "ranks", "cluster", "artifacts")
-
-
-async def true_state(record: RunRecord, context: ServerContext) -> str:
-    """The state of a run; an active one whose agent is gone is lost."""
-    if not record.is_active:
-        return record.state
-    try:
-        async with await context.open_agent(record.agent):
-            return record.state
-    except ConnectionLost:
-        return "lost"
 
 
 def latest(folder: RunFolder) -> dict[str, Any]:

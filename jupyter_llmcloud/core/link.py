@@ -1,0 +1,101 @@
+"""What two agents say to each other outlives their connections, but not their leases; as rules by values.
+
+A leader and an agent that follows it may speak through workers and a scheduler that are killed and replaced meanwhile.
+So what they say is numbered, kept until the other end has it, and said again on the next connection. And each end must
+know for how long the other one still counts on it: every word carries the time at which it was said and the newest time
+heard from the other end. What comes back of one's own times proves until when one was heard. The follower's ranks live
+for `lease_s` after the newest time that its leader has proven to have heard; the leader gives the follower up when it
+has heard nothing for longer than that. When it does, the follower's ranks have ended: no two copies ever train, and no
+clocks are compared.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+PATIENCE = 1.25  # times the lease: clocks may run by this much apart
+MAX_KEPT = 256 << 20  # bytes said to an end that cannot be reached; beyond it is given up
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What accompanies every word: its number (0: nothing but the stamp), and what the speaker has heard so far."""
+
+    number: int
+    received: int
+    at: float
+    echo: float
+
+
+@dataclass
+class Link:
+    """One end. Times are seconds of this end's own monotonic clock."""
+
+    lease_s: float
+    began: float
+    over: bool = False
+    _heard_at: float = 0.0
+    _proven: float = 0.0
+    _their_at: float = 0.0
+    _said: int = 0
+    _received: int = 0
+    _kept: deque[tuple[int, bytes]] = field(default_factory=deque)
+    _kept_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._heard_at = self._proven = self.began
+
+    @property
+    def received(self) -> int:
+        """The number of the newest word that has come."""
+        return self._received
+
+    @property
+    def expires_at(self) -> float:
+        """Until when the other end surely has not given this one up."""
+        return self._proven + self.lease_s
+
+    def check(self, now: float) -> bool:
+        """Whether the link still holds for the end that others count on (the follower's); once over, for ever."""
+        self.over = self.over or now >= self.expires_at
+        return not self.over
+
+    def is_given_up(self, now: float) -> bool:
+        """Whether the other end has been silent for longer than its lease lasts (the leader's question)."""
+        silent = now - self._heard_at > PATIENCE * self.lease_s
+        self.over = self.over or silent or self._kept_bytes > MAX_KEPT
+        return self.over
+
+    def say(self, word: bytes, now: float) -> Stamp:
+        """Keep a word until the other end has it; returns the stamp to send with it."""
+        self._said += 1
+        self._kept.append((self._said, word))
+        self._kept_bytes += len(word)
+        return self.stamp(now, self._said)
+
+    def stamp(self, now: float, number: int = 0) -> Stamp:
+        """The stamp of a word, or a word of its own that says nothing but: I am here."""
+        return Stamp(number, self._received, now, self._their_at)
+
+    def hear(self, stamp: Stamp, now: float) -> bool:
+        """Something has come; returns whether its word is new. A silence that was too long is not made up for."""
+        if self.is_given_up(now):
+            return False
+        self._heard_at = now
+        self._their_at = max(self._their_at, stamp.at)
+        self._proven = max(self._proven, min(stamp.echo, now)) if stamp.echo else self._proven
+        self._forget(stamp.received)
+        if stamp.number != self._received + 1:
+            return False  # nothing but a stamp, or said again
+        self._received = stamp.number
+        return True
+
+    def again(self, received: int, now: float) -> list[tuple[Stamp, bytes]]:
+        """What the other end lacks, to be said again on a new connection."""
+        self._forget(received)
+        return [(self.stamp(now, number), word) for number, word in self._kept]
+
+    def _forget(self, received: int) -> None:
+        while self._kept and self._kept[0][0] <= received:
+            self._kept_bytes -= len(self._kept.popleft()[1])

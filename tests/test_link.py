@@ -1,0 +1,86 @@
+"""What a leader and a follower say to each other outlives connections, not leases: by values."""
+
+from __future__ import annotations
+
+import random
+
+from jupyter_llmcloud.core.link import MAX_KEPT, PATIENCE, Link, Stamp
+
+LEASE_S = 10.0
+
+
+def test_words_are_said_again_until_they_are_heard_and_heard_once() -> None:
+    here, there = Link(LEASE_S, 0.0), Link(LEASE_S, 0.0)
+    said = [(here.say(word, 1.0), word) for word in (b"a", b"b", b"c")]
+    assert there.hear(said[0][0], 1.0)
+    again = here.again(there.received, 2.0)
+    assert [word for _, word in again] == [b"b", b"c"]
+    assert [there.hear(stamp, 2.0) for stamp, _ in again] == [True, True]
+    assert not there.hear(said[1][0], 2.0)
+    here.hear(there.stamp(3.0), 3.0)
+    assert here.again(there.received, 4.0) == []
+
+
+def test_a_follower_counts_on_what_was_proven_not_on_what_has_come() -> None:
+    leader, follower = Link(LEASE_S, 0.0), Link(LEASE_S, 100.0)
+    leader.hear(follower.stamp(104.0), 4.0)
+    follower.hear(leader.stamp(5.0), 105.0)
+    assert follower.expires_at == 114.0
+    for now in range(6, 13):  # only this direction works: the leader has heard nothing since
+        follower.hear(leader.stamp(float(now)), 100.0 + now)
+    assert follower.expires_at == 114.0
+    assert follower.check(113.9)
+    assert not follower.check(114.0)
+    assert not follower.check(100.0), "once over, for ever"
+
+
+def test_a_leader_gives_up_only_after_a_silence() -> None:
+    leader = Link(LEASE_S, 0.0)
+    assert not leader.is_given_up(PATIENCE * LEASE_S)
+    assert leader.is_given_up(PATIENCE * LEASE_S + 0.1)
+    assert not leader.hear(Stamp(1, 0, 1.0, 0.0), 13.0), "words that come later are not heard"
+
+
+def test_one_that_was_itself_asleep_does_not_go_on_with_what_had_queued() -> None:
+    follower = Link(LEASE_S, 0.0)
+    late = [Stamp(0, 0, float(now), 0.0) for now in range(1, 20)]
+    heard = [follower.hear(stamp, 50.0) for stamp in late]
+    assert not any(heard)
+    assert not follower.check(50.0)
+
+
+def test_too_many_words_for_one_that_cannot_be_reached_end_the_link() -> None:
+    leader = Link(LEASE_S, 0.0)
+    for _ in range(MAX_KEPT // (16 << 20) + 1):
+        leader.say(bytes(16 << 20), 1.0)
+    assert leader.is_given_up(1.0)
+
+
+def test_whatever_the_network_does_the_follower_has_ended_when_the_leader_gives_up() -> None:
+    """Two ends, 400 times, whose stamps are delayed, lost and reordered, with clocks of their own."""
+    num_given_up = 0
+    for seed in range(400):
+        draw = random.Random(seed)
+        offset, drift = draw.uniform(-1e6, 1e6), draw.uniform(0.9, 1.1)
+        leader, follower = Link(LEASE_S, 0.0), Link(LEASE_S, offset)
+        under_way: list[tuple[float, Link, Stamp]] = []
+        loss = [draw.uniform(0, 1), draw.uniform(0, 1)]
+        gave_up = ended = None
+        for now in range(50):
+            if now > draw.randrange(5, 40):
+                loss = [draw.choice([0.0, 0.5, 1.0]), draw.choice([0.0, 0.5, 1.0])]
+            theirs = offset + drift * now
+            if gave_up is None and leader.is_given_up(now):
+                gave_up = now
+            if ended is None and not follower.check(theirs):
+                ended = now
+            for end, other, clock, chance in ((leader, follower, now, loss[0]), (follower, leader, theirs, loss[1])):
+                if not end.over and draw.random() > chance:
+                    under_way.append((now + draw.expovariate(0.3), other, end.stamp(clock)))
+            for item in [item for item in under_way if item[0] <= now]:
+                under_way.remove(item)
+                item[1].hear(item[2], now if item[1] is leader else theirs)
+        if gave_up is not None:
+            num_given_up += 1
+            assert ended is not None and ended <= gave_up + 1, seed
+    assert num_given_up > 100
