@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.agent.local_rank import RankLink
 
 RECORD_AFTER_S = 0.05
+RETRY_S = 1.0
 
 
 class ActiveRun:
@@ -67,6 +68,7 @@ class ActiveRun:
         self.checkpoints = RunCheckpoints(folder.path, cell.ranks, cell.keep_checkpoints, self._note)
         self._restarts = RestartPolicy(cell.max_restarts)
         self._why = ""
+        self._timed_out = ""
         self._cannot = ""
         self._sweeping: asyncio.Task[None] | None = None
         self._links = links
@@ -146,7 +148,8 @@ class ActiveRun:
 
     def _time_out(self) -> None:
         if not self.ended.done():
-            self.record.history.append({"t": time.time(), "why": f"--timeout: {self.cell.timeout_s:g} s have passed"})
+            self._timed_out = f"--timeout: {self.cell.timeout_s:g} s have passed"
+            self.record.history.append({"t": time.time(), "why": self._timed_out})
             self.stop()
 
     def _change(self, state: str) -> None:
@@ -238,6 +241,14 @@ class ActiveRun:
         if not self._cannot:
             self._cannot = f"the folder of the run is not complete: {error.strerror or error}. {self.folder.path}"
             self._note(self._cannot)
+        if not self.record.is_active and self.folder.path.is_dir():  # its end is told when there is room again
+            asyncio.get_running_loop().call_later(RETRY_S, self._write_end)
+
+    def _write_end(self) -> None:
+        try:
+            self.folder.create(self.record, self.cell.source or self.cell.code)
+        except OSError as error:
+            self._cannot_write(error)
 
     def tell(self, message: Message, *, hurry: bool = True) -> None:
         """Send to everybody who follows this run."""
@@ -372,8 +383,9 @@ class ActiveRun:
             state = self._rules.state_of(rank)
             error = self._errors.get(rank)
             echo = state == "failed" and error is not None and error.get("collateral") and rank != finish.culprit
-            text = "released from a collective that could not end, variables kept" if echo else words[state]
+            text = words["interrupted" if echo else state]  # by an error of the collective, or by an interrupt
             if state == "failed" and not echo and error is not None:
                 text = f"{error['ename']}, variables kept"
             groups.setdefault(text, []).append(rank)
-        return [f"rank{'s' if len(ranks) > 1 else ''} {format_ranks(ranks)}: {text}" for text, ranks in groups.items()]
+        lines = [f"rank{'s' if len(ranks) > 1 else ''} {format_ranks(ranks)}: {text}" for text, ranks in groups.items()]
+        return [f"{self._timed_out}.", *lines] if self._timed_out else lines

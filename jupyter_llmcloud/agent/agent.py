@@ -17,15 +17,17 @@ from typing import Any
 
 import psutil
 
-from jupyter_llmcloud.agent.connection import Connection
+from jupyter_llmcloud.agent.cluster_room import ClusterRoom
+from jupyter_llmcloud.agent.connection import AGENT_SOCKET, Connection
 from jupyter_llmcloud.agent.devices import Devices
+from jupyter_llmcloud.agent.following import Followings
 from jupyter_llmcloud.agent.hosted_ranks import HostedRanks
 from jupyter_llmcloud.agent.remote_ranks import RemoteRanks
 from jupyter_llmcloud.agent.replicas import Replicas
 from jupyter_llmcloud.agent.store import Store
 from jupyter_llmcloud.agent.world import World
 from jupyter_llmcloud.agent.zygote import Zygote
-from jupyter_llmcloud.core.frames import Decoder, Message, encode
+from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import (
     Describe,
     DescribeReplicas,
@@ -46,16 +48,9 @@ from jupyter_llmcloud.core.messages import (
     StopWorld,
     Subscribe,
 )
-from jupyter_llmcloud.core.rank_messages import (
-    DumpStacks,
-    FromRank,
-    HostRanks,
-    KillRank,
-    LookAtRank,
-    RankExited,
-    ToRank,
-)
+from jupyter_llmcloud.core.rank_messages import DumpStacks, Follow, Said
 from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
+from jupyter_llmcloud.storage.runs import RunFolder
 
 LEASE_CHECK_S = 1.0
 
@@ -75,15 +70,16 @@ class Agent:
         self.name = name
         self.interface = interface
         self.lease_s = lease_s
-        self.address = str(folder / "agent.sock")
+        self.address = str(folder / AGENT_SOCKET)
         self.devices = Devices(num_slots, interface)
         self.zygote = Zygote(folder / "zygote.log", self._on_exit)
         self.replicas = Replicas(folder, self.devices)
         self.worlds: dict[str, World] = {}
         self.hosted: dict[str, HostedRanks] = {}
         self._stores: dict[str, Store] = {}
-        self._leaders: dict[str, Connection] = {}  # of worlds that another agent leads: their ranks end with it
-        self._workers: set[Connection] = set()
+        self._num_stores = 0
+        self.followings = Followings(self)
+        self.cluster = ClusterRoom(self)
         self._held_until = time.monotonic() + lease_s
         self._finished = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -139,7 +135,8 @@ class Agent:
                     and now - world.idle_since > world.lease_s
                 ):
                     self._end_world(world.world_id)
-            if self._workers or self.worlds or self.hosted:  # a world has a lease of its own, on its leader
+            self.followings.beat()
+            if self.cluster.is_there or self.worlds or self.hosted:  # a world has a lease of its own, on its leader
                 self._held_until = now + self.lease_s
             elif now > self._held_until:
                 self._finished.set()
@@ -166,10 +163,15 @@ class Agent:
 
     async def start_store(self, world_id: str, shares: list[dict[str, Any]]) -> str:
         """The TCPStore of a world; on loopback unless ranks on other hosts must reach it."""
-        elsewhere = any(share.get("host") not in (None, socket.gethostname()) for share in shares)
-        store = Store(f"{world_id}/store", self.folder / "store.log")
+        self._num_stores += 1
+        store = Store(f"{world_id}/store{self._num_stores}", self.folder / "store.log")
         self._stores[world_id] = store
-        return await store.start(self.zygote, self.interface if elsewhere else "127.0.0.1")
+        return await store.start(self.zygote, self.interface if self.is_elsewhere(shares) else "127.0.0.1")
+
+    @staticmethod
+    def is_elsewhere(shares: list[dict[str, Any]]) -> bool:
+        """Whether some of these ranks are on another host."""
+        return any(share.get("host") not in (None, socket.gethostname()) for share in shares)
 
     def end_store(self, world_id: str) -> None:
         """The world needs it no more."""
@@ -182,14 +184,14 @@ class Agent:
         self.hosted[spec["world_id"]] = hosted
         return hosted
 
-    def reach_ranks(self, address: str) -> Callable[..., RemoteRanks]:
-        """Ranks of a world on the agent at `address`."""
-        return lambda **spec: RemoteRanks(address, **spec)
+    def reach_ranks(self, address: str, lease_s: float) -> Callable[..., RemoteRanks]:
+        """Ranks of a world on the agent at `address`, which live for `lease_s` when this agent is not heard there."""
+        return lambda **spec: RemoteRanks(address, **spec, lease_s=lease_s)
 
     def _on_exit(self, name: str, status: int) -> None:
         world_id, _, part = name.rpartition("/")
-        if part == "store" and world_id in self.worlds:
-            self.worlds[world_id].has_store = False
+        if part.startswith("store") and (store := self._stores.get(world_id)) is not None and store.name == name:
+            self.worlds[world_id].shares.has_store = False
         for key, hosted in list(self.hosted.items()):
             if hosted.exited(name, status):
                 if hosted.is_over:
@@ -200,10 +202,7 @@ class Agent:
         world = self.worlds.pop(world_id, None)
         if world is not None:
             world.close()
-        hosted = self.hosted.get(world_id)
-        if hosted is not None:
-            hosted.close()
-        if world is None and hosted is None:
+        else:
             raise NotFound(f"there is no world {world_id!r} on this worker.")
 
     def _world(self, world_id: str) -> World:
@@ -231,17 +230,14 @@ class Agent:
             connection.close()
 
     def _forget(self, connection: Connection) -> None:
-        self._workers.discard(connection)
+        self.cluster.forget(connection)
         for world in self.worlds.values():
             if connection in world.owners:
                 world.owners.discard(connection)
                 world.idle_since = time.monotonic()
             if world.run is not None:
                 world.run.followers.discard(connection)
-        for world_id in [key for key, leader in self._leaders.items() if leader is connection]:
-            del self._leaders[world_id]
-            if hosted := self.hosted.get(world_id):
-                hosted.close()
+        self.followings.forget(connection)
 
     async def _serve(self, message: Message, connection: Connection) -> None:
         try:
@@ -280,15 +276,13 @@ class Agent:
                 return Done(values=self._with_memory(world.describe()))
             case Describe():
                 return Done(values=self.describe())
-            case HostRanks():
-                return await self._host_for(message, connection)
-            case ToRank():
-                self._to_rank(message)
+            case Follow():
+                return self.followings.follow(message, connection)
+            case Said():
+                self.followings.hear(message, connection)
                 return None
-            case KillRank():
-                self.hosted[message.world_id].links[message.rank].kill()
-            case LookAtRank():
-                self.hosted[message.world_id].links[message.rank].look(message.dump)
+            case Done() | Refused():
+                self.cluster.hear(message)
                 return None
             case DumpStacks():
                 return Done(values=await self._world(message.world_id).stacks())
@@ -299,7 +293,7 @@ class Agent:
             case DescribeReplicas():
                 return Done(values={"replicas": self.replicas.describe()})
             case RenewLease():
-                self._workers.add(connection)
+                self.cluster.held_by(connection, message.finds_room)
             case Shutdown():
                 asyncio.get_running_loop().call_later(0.05, self._finished.set)
             case _:
@@ -319,6 +313,8 @@ class Agent:
         except BaseException:
             self.worlds.pop(spec.world_id, None)
             raise
+        if connection.closed and world in self.worlds.values():
+            self._end_world(spec.world_id)  # who asked for it has gone, and nobody else knows of it
         return Done(values=world.describe())
 
     async def _execute(self, cell: Execute, connection: Connection) -> Message | None:
@@ -326,6 +322,7 @@ class Agent:
         if cell.precision in ("fp16", "fp8") and not self.devices.has_gpus:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
+            RunFolder(Path(cell.folder)).check_room()  # whoever waits for its end will look there only
             task = asyncio.create_task(world.execute(cell, None))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -355,34 +352,6 @@ class Agent:
                 world.run.followers.add(connection)
                 return
         raise NotFound(f"run {run_id!r} has ended.")
-
-    async def _host_for(self, message: HostRanks, leader: Connection) -> Message:
-        hosted = self.hosted.get(message.world_id)
-        if hosted is None:
-            world_id = message.world_id
-            hosted = self.host_ranks(
-                world_id=world_id,
-                world_size=message.world_size,
-                local_world_size=message.local_world_size,
-                store=message.store,
-                cwd=message.cwd,
-                env=message.env,
-                on_message=lambda rank, inner: leader.send(
-                    FromRank(world_id=world_id, rank=rank, payload=encode(inner))
-                ),
-                on_exit=lambda rank, status, evidence: leader.send(
-                    RankExited(world_id=world_id, rank=rank, status=status, evidence=evidence)
-                ),
-            )
-            self._leaders[world_id] = leader
-        pids = await hosted.start(message.ranks, message.local_ranks)
-        return Done(values={"pids": {str(rank): pid for rank, pid in pids.items()}, "host": socket.gethostname()})
-
-    def _to_rank(self, message: ToRank) -> None:
-        hosted = self.hosted.get(message.world_id)
-        if hosted is not None:
-            for inner in Decoder().feed(message.payload):
-                hosted.links[message.rank].send(inner)
 
     @staticmethod
     def _with_memory(description: dict[str, Any]) -> dict[str, Any]:

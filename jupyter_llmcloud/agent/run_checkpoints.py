@@ -31,7 +31,7 @@ class RunCheckpoints:
         self._keep = keep
         self._say = say
         self._folder = CheckpointFolder(self.path)
-        self._parts: dict[int, dict[int, CheckpointPart]] = {}
+        self._parts: dict[int, dict[int, CheckpointPart]] = {}  # by serial, then by rank
         self._work: asyncio.Task[None] | None = None
         self._said: set[str] = set()
 
@@ -39,22 +39,25 @@ class RunCheckpoints:
         """A rank has written its part, or could not."""
         if part.attempt != self.attempt:
             return  # of an attempt that has ended
-        parts = self._parts.setdefault(part.step, {})
+        parts = self._parts.setdefault(part.serial, {})
         parts[rank] = part
         if set(parts) >= self._ranks:
-            self._parts = {step: other for step, other in self._parts.items() if step > part.step}
+            self._parts = {serial: other for serial, other in self._parts.items() if serial > part.serial}
             before = self._work
-            self._work = asyncio.ensure_future(self._settle(before, part.step, parts))
+            self._work = asyncio.ensure_future(self._settle(before, part, parts))
 
     @property
     def busy(self) -> asyncio.Task[None] | None:
         """The work that is under way, to be waited for."""
         return self._work if self._work is not None and not self._work.done() else None
 
-    async def _settle(self, before: asyncio.Task[None] | None, step: int, parts: dict[int, CheckpointPart]) -> None:
+    async def _settle(
+        self, before: asyncio.Task[None] | None, last: CheckpointPart, parts: dict[int, CheckpointPart]
+    ) -> None:
         if before is not None:
             await before
-        aside = self._folder.aside_path(step, self.attempt)
+        step = last.step
+        aside = self._folder.aside_path(step, last.attempt, last.serial)
         for rank, part in sorted(parts.items()):
             if reason := _refusal(rank, part):
                 await asyncio.to_thread(shutil.rmtree, aside, True)

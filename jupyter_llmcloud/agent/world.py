@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.active_run import ActiveRun
 from jupyter_llmcloud.agent.connection import Connection
-from jupyter_llmcloud.agent.hosted_ranks import HostedRanks
-from jupyter_llmcloud.agent.remote_ranks import RemoteRanks
+from jupyter_llmcloud.agent.shares import Shares
 from jupyter_llmcloud.core.exits import describe_exit
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.lifecycle import Finish
-from jupyter_llmcloud.core.messages import Done, Execute, Names, RankState, Refused, RunEnded, StartWorld
-from jupyter_llmcloud.core.rank_messages import CellEnded, DumpStacks, Join, Joined, Printed, RankLooked
+from jupyter_llmcloud.core.messages import Done, Execute, Names, Pull, Push, RankState, Refused, RunEnded, StartWorld
+from jupyter_llmcloud.core.rank_messages import CellEnded, DumpStacks, Joined, Printed, RankLooked
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.agent.agent import Agent
-    from jupyter_llmcloud.agent.local_rank import RankLink
 
 JOIN_TIMEOUT_S = 120.0
 STACKS_TIMEOUT_S = 2.0
@@ -44,11 +42,9 @@ class World:
         self.run: ActiveRun | None = None
         self.queued: list[str] = []
         self.closed = False
-        self.has_store = True
         self._spec = spec
-        self._store = ""
-        self._hosts: list[HostedRanks | RemoteRanks] = []
-        self._links: dict[int, RankLink] = {}
+        self.shares = Shares(agent, spec, self._on_message, self._on_exit)
+        self._links = self.shares.links
         self._dead: set[int] = set()
         self._renew = False
         self._turn = asyncio.Lock()
@@ -66,18 +62,12 @@ class World:
 
     async def start(self) -> None:
         """Fork the ranks on every agent and join them to one process group."""
-        self._store = await self.agent.start_store(self.world_id, self._spec.agents)
         try:
-            await self._start_shares(self._spec.agents)
+            await self.shares.start(self._spec.agents, self.world_size)
             await self._join_all(0)
         except BaseException:
             self.close()
             raise
-
-    async def _start_shares(self, shares: list[dict[str, Any]]) -> None:
-        for share in shares:
-            first = len(self._links)
-            await self._start_share(share.get("home", share["address"]), list(range(first, first + share["num_ranks"])))
 
     async def resize(self, num_ranks: int, shares: list[dict[str, Any]]) -> None:
         """Have `num_ranks` ranks: the highest end, or more are started on `shares`. The others keep their variables."""
@@ -85,38 +75,23 @@ class World:
             await self._heal()
             before, self.world_size = self.world_size, num_ranks
             if num_ranks < before:
-                for host in self._hosts:
-                    host.drop([rank for rank in sorted(host.links, reverse=True) if rank >= num_ranks])
-                self._links = {rank: link for rank, link in self._links.items() if rank < num_ranks}
+                self.shares.drop(num_ranks)
             else:
-                await self._start_shares(shares)
+                if self.agent.cluster.can_be_asked:  # how others are reached from here is known here alone
+                    shares = await self.agent.cluster.find(num_ranks - before)
+                await self.shares.start(shares, num_ranks)
             await self._join_all(self.generation + 1)
             for rank in range(before, num_ranks):
                 self._notes.append(await self._restore(rank, list(range(before, num_ranks))))
 
-    async def _start_share(self, address: str, ranks: list[int]) -> None:
-        kind: Callable[..., HostedRanks | RemoteRanks]
-        kind = self.agent.host_ranks if address == self.agent.address else self.agent.reach_ranks(address)
-        host = kind(
-            world_id=f"{self.world_id}#{len(self._hosts)}",
-            world_size=self.world_size,
-            local_world_size=len(ranks),
-            store=self._store,
-            cwd=self._spec.cwd,
-            env=self._spec.env,
-            on_message=self._on_message,
-            on_exit=self._on_exit,
-        )
-        self._hosts.append(host)
-        await host.start(ranks, list(range(len(ranks))))
-        self._links.update(host.links)
-
     async def _join_all(self, generation: int) -> None:
+        self._check_open()
         loop = asyncio.get_running_loop()
         self.generation = generation  # also when it fails: what was said in the store would confuse the next
         self._joining = {rank: loop.create_future() for rank in range(self.world_size)}
-        for link in self._links.values():
-            link.send(Join(generation=generation, world_size=self.world_size))
+        for rank in self._dead & self._joining.keys():
+            self._joining[rank].set_result(Joined(generation=-1, error="its process has ended already."))
+        self.shares.join(generation, self.world_size)
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
                 joined = await asyncio.gather(*self._joining.values())
@@ -133,12 +108,12 @@ class World:
         self.closed = True
         if self.run is not None and not self.run.ended.done():
             self.run.stop()
-        for host in self._hosts:
-            host.close()
+        self.shares.close()
+        for rank in range(self.world_size):
+            self._expect_nothing(rank, "the world was stopped.")
         if self.run is not None:
             for rank in self.run.cell.ranks:
                 self.run.rank_died(rank, "WorldError", "the world was stopped.")
-        self.agent.end_store(self.world_id)
 
     # --- runs ---
 
@@ -187,7 +162,8 @@ class World:
             record.errors = [
                 {"rank": record.ranks[0], "ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
             ]
-        RunFolder(Path(cell.folder)).create(record, cell.source or cell.code)
+        with contextlib.suppress(OSError):
+            RunFolder(Path(cell.folder)).create(record, cell.source or cell.code)
         if connection is not None:
             connection.send(RunEnded(run_id=cell.run_id, state=state, errors=record.errors))
 
@@ -212,7 +188,10 @@ class World:
         self.run = ActiveRun(replace(cell, ranks=record.ranks, reply_to=0), self._links, record, folder)
         if connection is not None:
             self.run.followers.add(connection)
-        self.run.begin()
+        try:
+            self.run.begin()
+        except OSError as error:
+            raise WorldError(f"the run's folder cannot be made: {error.strerror}: {cell.folder}.") from None
         for note in self._notes:
             self.run.tell(RankState(run_id=cell.run_id, rank=-1, state="note", detail=note))
         self._notes.clear()
@@ -246,21 +225,27 @@ class World:
 
     async def _heal(self) -> None:
         """Replace ranks that have died, and renew the group when it cannot be used."""
-        if self.closed:
-            raise WorldError("the world has been stopped.")
-        if not self.has_store and (self._dead or self._renew):
+        self._check_open()
+        if not self.shares.has_store and (self._dead or self._renew):
             raise WorldError("the process that holds the world's store has ended: start new ranks with %world restart.")
         if not self._dead and not self._renew:
             return
         replaced = sorted(self._dead)
-        for rank in replaced:
-            host = next(host for host in self._hosts if rank in host.links)
-            await host.start([rank], [list(host.links).index(rank)])
-            self._links[rank] = host.links[rank]
         self._dead.clear()
+        try:
+            self._notes += await self.shares.replace(replaced, self.world_size)
+        except BaseException as error:
+            self._dead.update(replaced)
+            if isinstance(error, Exception):
+                self._check_open()
+            raise
         await self._join_all(self.generation + 1)
         for rank in replaced:
             self._notes.append(await self._restore(rank, replaced))
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise WorldError("the world has been stopped.")
 
     async def _restore(self, rank: int, replaced: list[int]) -> str:
         """Run the definition cells on a rank that was replaced; says what could not be restored."""
@@ -271,9 +256,19 @@ class World:
         survivors = [other for other in self._links if other not in replaced]
         if not survivors:
             return note
-        names = (await self._ask(survivors[0], Names(world_id=self.world_id, names=[]))).values["own"]
-        missing = (await self._ask(rank, Names(world_id=self.world_id, names=names))).values["missing"]
+        known = (await self._ask(survivors[0], Names(world_id=self.world_id, names=[]))).values
+        asked = Names(world_id=self.world_id, names=known["own"])
+        missing = (await self._ask(rank, asked)).values["missing"]
+        if imported := [name for name in missing if name in known["imported"]]:
+            await self._import(rank, survivors[0], imported)
+            missing = (await self._ask(rank, asked)).values["missing"]
         return note + (f" Not restored: {', '.join(missing)}." if missing else " Nothing is missing.")
+
+    async def _import(self, rank: int, survivor: int, names: list[str]) -> None:
+        """Have what another rank has imported, in whatever cell; pickled it is a reference."""
+        answer = await self._ask(survivor, Pull(world_id=self.world_id, names=names))
+        if isinstance(answer, Done):
+            await self._ask(rank, Push(world_id=self.world_id, payload=answer.payload))
 
     def stop_run(self, run_id: str) -> None:
         """Stop pressed for a run that is executed or queued here."""
@@ -358,6 +353,12 @@ class World:
         if self.closed or rank >= self.world_size:
             return
         self._dead.add(rank)
+        self._expect_nothing(rank, reason)
+        if self.run is not None:
+            self.run.rank_died(rank, name, reason)
+
+    def _expect_nothing(self, rank: int, reason: str) -> None:
+        """The rank will answer no more: whoever waits for it is told why."""
         waiting = self._joining.get(rank)
         if waiting is not None and not waiting.done():
             waiting.set_result(Joined(generation=-1, error=reason))
@@ -365,8 +366,6 @@ class World:
             if asked == rank and not answer.done():
                 del self._answers[(asked, number)]
                 answer.set_result(Refused(error="WorldError", reason=f"rank {rank}: {reason}"))
-        if self.run is not None:
-            self.run.rank_died(rank, name, reason)
 
     # --- description ---
 

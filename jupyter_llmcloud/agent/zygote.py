@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ class Zygote:
         self._sock: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
         self._forks: dict[str, asyncio.Future[int]] = {}
-        self._alive: set[str] = set()
+        self._alive: dict[str, int] = {}  # pids
 
     def warm(self) -> asyncio.Future[None]:
         """Start importing, if that has not begun; the future is done when forks are instant."""
@@ -58,6 +59,7 @@ class Zygote:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # what is killed with the agent's group cannot clean up behind the agent
             )
         theirs.close()
         self._sock = ours
@@ -90,10 +92,10 @@ class Zygote:
             assert self._ready is not None
             self._ready.set_result(None)
         elif "forked" in answer:
-            self._alive.add(answer["forked"])
+            self._alive[answer["forked"]] = answer["pid"]
             self._forks.pop(answer["forked"]).set_result(answer["pid"])
         else:
-            self._alive.discard(answer["exited"])
+            self._alive.pop(answer["exited"], None)
             self.on_exit(answer["exited"], answer["status"])
 
     def _lost(self) -> None:
@@ -110,8 +112,10 @@ class Zygote:
                 future.exception()  # seen: who still waits for it is told, nobody else is warned
         self._forks.clear()
         self._ready = None
-        alive, self._alive = self._alive, set()
-        for name in alive:  # its children end with it, and nobody else is told of that
+        alive, self._alive = self._alive, {}
+        for name, pid in alive.items():  # its children end with it, and nobody else is told of that
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)  # what they had started
             self.on_exit(name, -signal.SIGKILL)
 
     def close(self) -> None:

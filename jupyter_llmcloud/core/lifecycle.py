@@ -31,8 +31,8 @@ class Ladder:
     the Stop, or from the first failure.
     """
 
-    interrupt_s: float = 1.5
-    release_s: float = 0.6
+    interrupt_s: float = 1.2
+    release_s: float = 0.5
     kill_s: float = 6.5
     failure_release_s: float = 0.3
 

@@ -87,7 +87,11 @@ def check_syntax(shell: Any, cell: Cell) -> ast.Module | None:
         tree = ast.parse(transformed)
         compile(transformed, cell.filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     except SyntaxError as error:
-        raise CellSyntaxError(error, f"Cell In[{cell.number}]", (error.lineno or 1) + cell.line_offset) from None
+        lines = cell.code.splitlines()
+        line = error.lineno or 1
+        if error.text is None and line <= len(lines):  # of what only the compiler refuses
+            error.text = lines[line - 1]
+        raise CellSyntaxError(error, f"Cell In[{cell.number}]", line + cell.line_offset) from None
     return tree
 
 

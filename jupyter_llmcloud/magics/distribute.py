@@ -11,6 +11,7 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import session
 from jupyter_llmcloud.magics.cell import read_cell
 from jupyter_llmcloud.magics.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.magics.stop_signal import said_when_stopped
 
 
 def _names(option: str) -> Any:
@@ -140,7 +141,9 @@ def push(names: list[str], namespace: dict[str, Any], ranks: str | None = None) 
     if missing:
         raise UsageError(f"%push {missing[0]}: there is no variable {missing[0]!r} in this notebook.")
     world = _world()
-    world.push({name: namespace[name] for name in names}, parse_ranks(ranks, world.world_size) if ranks else ())
+    chosen = parse_ranks(ranks, world.world_size) if ranks else ()
+    with said_when_stopped("%push was stopped. Some ranks may have the variables already, others not."):
+        world.push({name: namespace[name] for name in names}, chosen)
 
 
 def pull(wanted: list[str]) -> dict[str, Any]:
@@ -148,9 +151,10 @@ def pull(wanted: list[str]) -> dict[str, Any]:
     world = _world()
     plan = [_place(text, world.world_size) for text in wanted]
     values: dict[str, Any] = {}
-    for name, ranks, as_list in plan:
-        found = [world.pull([name], rank)[name] for rank in ranks]
-        values[name] = found if as_list else found[0]
+    with said_when_stopped("%pull was stopped. The notebook's variables are as they were."):
+        for name, ranks, as_list in plan:
+            found = [world.pull([name], rank)[name] for rank in ranks]
+            values[name] = found if as_list else found[0]
     return values
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
@@ -24,10 +26,12 @@ def remember(owner: str, world: World) -> None:
     path = _path(owner)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     about = {
-        "address": world.channel.address,
+        "address": world.address,
         "world_id": world.world_id,
         "cluster": world.cluster,
         "world_size": world.world_size,
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
     }
     aside = path.with_suffix(f".{os.getpid()}")
     aside.write_text(json.dumps(about))
@@ -48,6 +52,8 @@ def recall(owner: str) -> World | None:
         known = json.loads(_path(owner).read_text())
     except (FileNotFoundError, ValueError):
         return None
+    if _is_anothers(known):
+        return None
     try:
         channel = AgentChannel(known["address"], timeout_s=2)
         world = World(channel, known["world_id"], known["cluster"], known["world_size"])
@@ -56,3 +62,14 @@ def recall(owner: str) -> World | None:
         forget(owner)
         return None
     return world
+
+
+def _is_anothers(known: dict[str, Any]) -> bool:
+    """Whether another kernel that lives has it: two may go by one name, such as two consoles of one folder."""
+    if known.get("pid", os.getpid()) == os.getpid():
+        return False
+    try:
+        process = psutil.Process(known["pid"])
+        return abs(process.create_time() - known["started"]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, ValueError):
+        return False

@@ -131,10 +131,14 @@ def _value(syntax: Syntax, option: Option, flag: str, given: str) -> Any:
     try:
         return option.parse(given)
     except UsageError as error:
-        text = str(error)
-        raise UsageError(f"{syntax.magic}: " + (text if flag in text else f"{flag} {given!r}: {text}.")) from None
+        text = _ended(str(error))
+        raise UsageError(f"{syntax.magic}: " + (text if flag in text else f"{flag} {given!r}: {text}")) from None
     except ValueError as error:
-        raise UsageError(f"{syntax.magic}: {flag} {given!r}: {error}.") from None
+        raise UsageError(f"{syntax.magic}: {flag} {given!r}: {_ended(str(error))}") from None
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith(".") else text + "."
 
 
 def _describe(option: Option) -> str:
@@ -145,6 +149,8 @@ def _unknown(syntax: Syntax, flag: str) -> str:
     flags = [flag for option in syntax.options for flag in option.flags]
     close = difflib.get_close_matches(flag, flags, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
+    if flag in ("-h", "--help"):
+        hint = f" {syntax.magic.split()[0]}? shows what each does."
     allowed = f" Allowed: {', '.join(option.flags[-1] for option in syntax.options)}." if flags else " It takes none."
     return f"{syntax.magic}: there is no option {flag}.{hint}{allowed}"
 

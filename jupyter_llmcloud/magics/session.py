@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from jupyter_llmcloud.core.messages import Execute
 from jupyter_llmcloud.core.names import check_name, format_ranks, run_id
 from jupyter_llmcloud.errors import Busy, ConnectionLost, NotFound, UsageError
 from jupyter_llmcloud.magics import cell as cells
+from jupyter_llmcloud.magics import settings
 from jupyter_llmcloud.magics.cell import Cell
 from jupyter_llmcloud.magics.known_worlds import forget, recall, remember
+from jupyter_llmcloud.magics.stop_signal import said_when_stopped
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.runs import RunStore
 
@@ -39,6 +42,7 @@ class Session:
         self.cluster: str | None = None
         self.world: World | None = None
         self._server: ServerClient | None = None
+        self._settling = threading.RLock()  # threads of the notebook that need a world get the same one
 
     @property
     def owner(self) -> str:
@@ -49,6 +53,7 @@ class Session:
     def server(self) -> ServerClient:
         """The Jupyter server, found or started at the first use."""
         if self._server is None:
+            settings.check()
             from jupyter_llmcloud.magics.server_client import ServerClient
 
             self._server = ServerClient.find_or_start()
@@ -58,30 +63,36 @@ class Session:
 
     def start_world(self, num_ranks: int | None = None, cluster: str | None = None) -> World:
         """Start a world; there must be none."""
-        from jupyter_llmcloud.magics.world import World
-
         if self.world is not None:
             raise UsageError(
                 f"this notebook has a world of {self.world.world_size} ranks already: %world restart or %world stop."
             )
+        with said_when_stopped("stopped while the ranks were being started. Nothing was run, nothing is held."):
+            self.world = self._start_when_there_is_room(num_ranks, cluster or self.cluster)
+            remember(self.owner, self.world)
+        return self.world
+
+    def _start_when_there_is_room(self, num_ranks: int | None, cluster: str | None) -> World:
+        from jupyter_llmcloud.magics.world import World
+
         said = ""
-        while self.world is None:
+        while True:
             try:
-                placement = self.server.place(cluster or self.cluster, num_ranks)
+                placement = self.server.place(cluster, num_ranks)
                 if placement["started"]:
                     print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
-                self.world = World.start(placement, self.owner)
+                return World.start(placement, self.owner)
             except Busy as busy:
                 # All or nothing: nothing is held while we wait, so two worlds cannot wait for each other.
                 if str(busy) != said:
                     print(f"Waiting for free slots. {busy}", flush=True)
                     said = str(busy)
                 time.sleep(WAIT_S)
-        remember(self.owner, self.world)
-        return self.world
 
     def attach_world(self) -> World | None:
         """The world that this notebook has, also from before its kernel was restarted."""
+        if self.world is None:
+            settings.check()
         if self.world is None and (known := recall(self.owner)) is not None:
             self.world = known
             print(
@@ -101,6 +112,10 @@ class Session:
 
     def ensure_world(self, num_ranks: int | None) -> World:
         """The living world, or a new one. Raises UsageError when it has another size than asked for."""
+        with self._settling:
+            return self._settle(num_ranks)
+
+    def _settle(self, num_ranks: int | None) -> World:
         self.attach_world()
         if self.world is not None and not self._is_alive(self.world):
             print("The world of this notebook has ended (its lease ran out or it was stopped): starting a new one.")
@@ -150,34 +165,35 @@ class Session:
     ) -> RunResult | RunHandle:
         """Run a cell on the ranks. Everything that can be refused is refused before anything is started."""
         name = check_name(name, "--name") if name else f"cell-{cell.number}"
-        values = pushed_values(shell.user_ns, push)
-        tree = cells.check_syntax(shell, cell)
-        if background and pull:
-            raise UsageError(
-                "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
-            )
-        checkpoint = newest_checkpoint(resume) if resume else {}
-        world = self.ensure_world(nproc)
-        chosen = self._check_ranks(ranks, world)
-        self._check_names(world, tree, {"--save": save, "--pull": pull}, push)
-        message = self._message(world, cell, name, values, chosen)
-        from dataclasses import replace
+        with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
+            values = pushed_values(shell.user_ns, push)
+            tree = cells.check_syntax(shell, cell)
+            if background and pull:
+                raise UsageError(
+                    "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
+                )
+            checkpoint = newest_checkpoint(resume) if resume else {}
+            world = self.ensure_world(nproc)
+            chosen = self._check_ranks(ranks, world)
+            self._check_names(world, tree, {"--save": save, "--pull": pull}, push)
+            message = self._message(world, cell, name, values, chosen)
+            from dataclasses import replace
 
-        message = replace(
-            message,
-            background=background,
-            is_definition=tree is not None and not no_replay and cells.is_definition(tree),
-            precision=precision or "",
-            save=list(save),
-            pull=list(pull),
-            timeout_s=timeout or 0.0,
-            hang_after_s=hang_after or HANG_AFTER_S,
-            seed=seed,
-            checkpoint_every=checkpoint_every or 0,
-            keep_checkpoints=keep_checkpoints or 2,
-            max_restarts=max_restarts or 0,
-            resume=checkpoint,
-        )
+            message = replace(
+                message,
+                background=background,
+                is_definition=tree is not None and not no_replay and cells.is_definition(tree),
+                precision=precision or "",
+                save=list(save),
+                pull=list(pull),
+                timeout_s=timeout or 0.0,
+                hang_after_s=hang_after or HANG_AFTER_S,
+                seed=seed,
+                checkpoint_every=checkpoint_every or 0,
+                keep_checkpoints=keep_checkpoints or 2,
+                max_restarts=max_restarts or 0,
+                resume=checkpoint,
+            )
         if background:
             return self._submit(world, message)
         result = world.execute(message, chosen)
@@ -223,7 +239,7 @@ class Session:
             line_offset=cell.line_offset,
             ranks=ranks,
             folder=str(RunStore().folder(identity).path),
-            agent=world.channel.address,
+            agent=world.address,
             cluster=world.cluster,
             owner=self.owner,
             options={"ranks": format_ranks(ranks)},

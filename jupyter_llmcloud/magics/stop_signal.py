@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
+
+SAME_STOP_S = 0.5
 
 
 class StopSignal:
-    """Within the block SIGINT makes `fd` readable and is counted in `presses`. Works in the main thread only."""
+    """Within the block SIGINT makes `fd` readable and is counted in `presses`. Works in the main thread only.
+
+    Attributes:
+        passed_on: how many of the presses whoever waits here has passed on.
+    """
 
     def __init__(self) -> None:
-        self.presses = 0
+        self.presses = self.passed_on = 0
         self.fd, self._write = os.pipe()
         os.set_blocking(self.fd, False)
         os.set_blocking(self._write, False)
@@ -39,5 +49,44 @@ class StopSignal:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if self._installed:
             signal.signal(signal.SIGINT, self._previous)  # type: ignore[arg-type]
+            if self.presses:
+                swallow_more_presses()
         os.close(self.fd)
         os.close(self._write)
+
+
+class _OneStop:
+    """A handler of SIGINT: for a moment it does nothing, then what the one before it does."""
+
+    def __init__(self, previous: Any) -> None:
+        self.previous = previous
+        self.until = time.monotonic() + SAME_STOP_S
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if time.monotonic() > self.until and callable(self.previous):
+            self.previous(number, frame)
+
+
+def swallow_more_presses() -> None:
+    """A Stop was obeyed: the next press, if it comes at once, meant the same.
+
+    It would hit ipykernel while it tells of the cell's end, which is lost then: the cell would look busy for ever.
+    ipykernel puts its own handler back between two cells.
+    """
+    if threading.current_thread() is threading.main_thread():
+        known = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, _OneStop(known.previous if isinstance(known, _OneStop) else known))
+
+
+@contextmanager
+def said_when_stopped(words: str) -> Iterator[None]:
+    """A Stop within the block is drawn as these words, not as a traceback of ours."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        swallow_more_presses()
+        if hasattr(stopped, "_render_traceback_"):  # said within
+            raise
+        error = KeyboardInterrupt(words)
+        error._render_traceback_ = lambda: [f"KeyboardInterrupt: {words}"]  # type: ignore[attr-defined]
+        raise error from None

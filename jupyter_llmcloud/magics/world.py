@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import secrets
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cloudpickle
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.agent.client import AgentChannel, raise_refusal
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import (
@@ -31,9 +34,13 @@ from jupyter_llmcloud.core.messages import (
 )
 from jupyter_llmcloud.core.rank_messages import DumpStacks
 from jupyter_llmcloud.core.stacks import fold_stacks
-from jupyter_llmcloud.errors import RankError, UsageError
+from jupyter_llmcloud.errors import ConnectionLost, RankError, UsageError
+from jupyter_llmcloud.magics.regained import regain
 from jupyter_llmcloud.magics.run_view import RunView
 from jupyter_llmcloud.magics.stop_signal import StopSignal
+
+# Functions that were defined on a rank call this round their loops, wherever they are pulled to.
+vars(builtins).setdefault("__llmcloud_loop__", lambda iterable, number: iterable)
 
 WORLD_LEASE_S = 900.0
 START_TIMEOUT_S = 300.0
@@ -54,6 +61,8 @@ class World:
     """A handle of the kernel: `start` makes one, `stop` ends its ranks."""
 
     def __init__(self, channel: AgentChannel, world_id: str, cluster: str, world_size: int) -> None:
+        self.address = channel.address  # of the leading agent
+        self._channels = threading.local()  # two threads that read from one would take each other's answers
         self.channel = channel
         self.world_id = world_id
         self.cluster = cluster
@@ -62,13 +71,14 @@ class World:
         self.last_error: RankError | None = None
 
     @classmethod
-    def start(cls, placement: dict[str, Any], owner: str, lease_s: float = WORLD_LEASE_S) -> World:
+    def start(cls, placement: dict[str, Any], owner: str) -> World:
         """Start ranks where the server has placed them."""
         channel = AgentChannel(placement["agents"][0]["address"])
         world_id = secrets.token_hex(6)
         try:
+            lease_s = config.lease_s(WORLD_LEASE_S)
             request = StartWorld(
-                world_id=world_id, agents=placement["agents"], owner=owner, cwd=os.getcwd(), lease_s=lease_s
+                world_id=world_id, agents=placement["agents"], owner=owner, cwd=_folder(), lease_s=lease_s
             )
             channel.request(request, START_TIMEOUT_S)
         except BaseException:
@@ -76,19 +86,49 @@ class World:
             raise
         return cls(channel, world_id, placement["cluster"], placement["num_ranks"])
 
+    @property
+    def channel(self) -> AgentChannel:
+        """The connection of this thread."""
+        known: AgentChannel | None = getattr(self._channels, "own", None)
+        if known is None:
+            known = self._channels.own = AgentChannel(self.address)
+        return known
+
+    @channel.setter
+    def channel(self, channel: AgentChannel) -> None:
+        self._channels.own = channel
+
     def describe(self) -> dict[str, Any]:
         """Ranks with pid, host, memory and what each is doing."""
-        return self.channel.request(DescribeWorld(world_id=self.world_id)).values
+        return self._ask(DescribeWorld(world_id=self.world_id)).values
+
+    def _ask(self, message: Message, timeout_s: float = 60.0) -> Done:
+        """Ask what may be asked twice: over another connection when this one has broken."""
+        try:
+            return self.channel.request(message, timeout_s)
+        except ConnectionLost:
+            self._reopen()
+            return self.channel.request(message, timeout_s)
+
+    def _reopen_if_closed(self) -> None:
+        if self.channel.closed:  # by a Stop in the middle of a message
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self.channel.close()
+        self.channel = AgentChannel(self.address)
+        self.channel.request(DescribeWorld(world_id=self.world_id))  # whose connection owns the world
 
     def resize(self, num_ranks: int, placement: dict[str, Any] | None = None) -> None:
         """Have `num_ranks` ranks; more go where the server has placed them."""
         agents = placement["agents"] if placement else []
         request = ResizeWorld(world_id=self.world_id, num_ranks=num_ranks, agents=agents)
+        self._reopen_if_closed()
         self.world_size = self.channel.request(request, START_TIMEOUT_S).values["world_size"]
 
     def stacks(self) -> list[str]:
         """What every rank is doing now, as lines; what is equal is said once. Works while a run goes on."""
-        channel = AgentChannel(self.channel.address)  # the world's own belongs to the thread that follows a run
+        channel = AgentChannel(self.address)  # the world's own belongs to the thread that follows a run
         try:
             values = channel.request(DumpStacks(world_id=self.world_id)).values
         finally:
@@ -98,7 +138,7 @@ class World:
     def stop(self) -> None:
         """End every rank; its variables are gone."""
         try:
-            self.channel.request(StopWorld(world_id=self.world_id))
+            self._ask(StopWorld(world_id=self.world_id))
         finally:
             self.channel.close()
 
@@ -106,64 +146,87 @@ class World:
 
     def push(self, values: dict[str, Any], ranks: Sequence[int] = ()) -> None:
         """Set variables on ranks (all when empty)."""
-        self.channel.request(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values)), 600)
+        self._ask(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values)), 600)
 
     def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
         """Variables of one rank."""
-        answer: Done = self.channel.request(Pull(world_id=self.world_id, names=list(names), rank=rank), 600)
+        answer: Done = self._ask(Pull(world_id=self.world_id, names=list(names), rank=rank), 600)
         values: dict[str, Any] = cloudpickle.loads(answer.payload)
         return values
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Which of these rank 0 does not have."""
-        answer = self.channel.request(Names(world_id=self.world_id, names=list(names)))
+        answer = self._ask(Names(world_id=self.world_id, names=list(names)))
         return list(answer.values["missing"])
 
     # --- cells ---
 
     def submit(self, cell: Execute) -> None:
         """Execute in the background."""
+        self._reopen_if_closed()
         self.channel.request(cell)
 
     def execute(self, cell: Execute, ranks: Sequence[int]) -> RunResult:
         """Execute and show; returns when every rank has ended. Raises RankError, KeyboardInterrupt after a Stop."""
         view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
         with StopSignal() as stop:
-            self.channel.send(cell)
-            ended = self._follow(cell.run_id, view, stop)
+            try:
+                self.channel.send(cell)
+            except ConnectionLost:  # while nothing was done: half a message is no message
+                self._reopen()
+                self.channel.send(cell)
+            ended = self._follow(cell, view, stop)
         return self._result(ended, stop.presses > 0)
 
     def _stop_from_elsewhere(self, run_id: str) -> None:
         # The channel belongs to the thread that follows the run; a button may press from another.
-        channel = AgentChannel(self.channel.address)
+        channel = AgentChannel(self.address)
         try:
             channel.request(StopRun(run_id=run_id))
         finally:
             channel.close()
 
-    def _follow(self, run_id: str, view: RunView, stop: StopSignal) -> RunEnded:
-        pressed = 0
+    def _follow(self, cell: Execute, view: RunView, stop: StopSignal) -> RunEnded:
+        ended: RunEnded | None = None
+        while ended is None:
+            try:
+                ended = self._hear(cell.run_id, view, stop)
+            except ConnectionLost:
+                ended = self._regain(cell, view, stop)
+        self.heard_at = time.monotonic()
+        view.finish(ended.state, ended.errors, ended.report)
+        return ended
+
+    def _hear(self, run_id: str, view: RunView, stop: StopSignal) -> RunEnded:
         while True:
             message = self.channel.receive(view.next_tick_s(), wake_fd=stop.fd)
-            if stop.presses > pressed:
+            if stop.presses > stop.passed_on:
                 stop.drain()
-                for _ in range(stop.presses - pressed):
+                for _ in range(stop.presses - stop.passed_on):
                     self.channel.send(StopRun(run_id=run_id))
-                pressed = stop.presses
+                    stop.passed_on += 1
                 view.stopping()
             ended = self._take(message, run_id, view)
             view.tick()
             if ended is not None:
-                self.heard_at = time.monotonic()
-                view.finish(ended.state, ended.errors)
                 return ended
+
+    def _regain(self, cell: Execute, view: RunView, stop: StopSignal) -> RunEnded | None:
+        """The connection has broken: another one, or how the run has ended."""
+        self.channel.close()
+        channel, ended = regain(self.address, self.world_id, cell.run_id, view, stop)
+        if channel is not None:
+            self.channel = channel
+        if ended is not None and ended.state == "finished" and cell.pull:
+            return replace(ended, payload=cloudpickle.dumps(self.pull(cell.pull)))
+        return ended
 
     def _take(self, message: Message | None, run_id: str, view: RunView) -> RunEnded | None:
         match message:
             case Journaled(run_id=known) if known == run_id:
                 view.records(message.journal, message.rank, message.records)
             case RankState(run_id=known, rank=-1) if known == run_id:
-                print(message.detail, flush=True)
+                view.note(message.detail)
             case RankState(run_id=known) if known == run_id:
                 view.rank_state(message.rank, message.state, message.detail)
             case RunEnded(run_id=known) if known == run_id:
@@ -192,6 +255,14 @@ class World:
             raise stopped(ended.run_id, ended.report)
         pulled = cloudpickle.loads(ended.payload) if ended.payload else {}
         return RunResult(ended.run_id, ended.state, ended.report, ended.artifacts, pulled)
+
+
+def _folder() -> str:
+    """Where the notebook works; "" when that folder is no more."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def stopped(run_id: str, report: Sequence[str]) -> KeyboardInterrupt:

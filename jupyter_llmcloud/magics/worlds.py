@@ -107,6 +107,13 @@ def stop() -> None:
     session.current().stop_world()
 
 
+def _number_of_ranks(text: str) -> int:
+    try:
+        return integer(1)(text)
+    except UsageError as error:
+        raise UsageError(f"%world resize {text}: {error}.") from None
+
+
 @magics_class
 class WorldMagics(Magics):
     """Registered by `%load_ext jupyter_llmcloud`."""
@@ -120,6 +127,6 @@ class WorldMagics(Magics):
             raise UsageError(f"%world {verb}: expected one of {', '.join(VERBS)}.")
         given = parse(VERBS[verb], words)
         if verb == "resize":
-            return resize(integer(1)(given.arguments[0]))
+            return resize(_number_of_ranks(given.arguments[0]))
         calls = {"status": status, "start": start, "restart": restart, "stop": stop}
         return {**calls, "stacks": stacks, "locals": local_variables}[verb](**given.values)

@@ -4,8 +4,9 @@
                      cell.py                  the source as typed
                      metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}
                                               or {"seq", "t", "progress": [done, total], "desc"}
-                     logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} or
-                                              {..., "kind": "display" | "result" | "error", ...}
+                     logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} (of a warning, too), or
+                                              {..., "kind": "display" | "result" | "clear_output" | "report", ...}
+                     log.txt                  all text of all ranks, once somebody wants it (see storage.log_text)
                      model/                   what --save wrote
                      checkpoints/step-<n>/    complete training states (see storage.checkpoints)
 """
@@ -15,17 +16,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.errors import NotFound, UsageError
+from jupyter_llmcloud.errors import NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.journal import Record, read_all
 
 ACTIVE_STATES = ("queued", "running", "stopping")
 FINAL_STATES = ("finished", "failed", "stopped", "lost")
+ROOM = 16 << 10  # bytes that a record and the first lines of its journals need
 
 
 @dataclass
@@ -80,10 +83,39 @@ class RunFolder:
         self.write(record)
 
     def write(self, record: RunRecord) -> None:
-        """Replace `run.json` in one rename."""
-        aside = self.path / ".run.json.aside"
-        aside.write_text(json.dumps(vars(record)), encoding="utf-8")
-        os.replace(aside, self.path / "run.json")
+        """Replace `run.json` in one rename; in its own blocks when the disk is full, so that a run's end is told."""
+        aside, data = self.path / ".run.json.aside", _as_json(record)
+        try:
+            aside.write_bytes(data)
+            os.replace(aside, self.path / "run.json")
+        except OSError:
+            aside.unlink(missing_ok=True)
+            if not any(map(self._overwrite, (data, _as_json(_in_short(record))))):
+                raise
+
+    def _overwrite(self, data: bytes) -> bool:
+        try:
+            fd = os.open(self.path / "run.json", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fits = len(data) <= os.fstat(fd).st_blocks * 512
+            if fits:
+                os.pwrite(fd, data, 0)
+                os.ftruncate(fd, len(data))
+            return fits
+        finally:
+            os.close(fd)
+
+    def check_room(self) -> None:
+        """Raises WorldError when no record can be written where this folder will be."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path.parent, buffering=0) as file:
+                file.write(bytes(ROOM))
+        except OSError as error:
+            reason = f"there is no room for a run in {self.path.parent}: {error.strerror}"
+            raise WorldError(f"{reason}. Nothing was run.") from None
 
     def read(self) -> RunRecord:
         """The record; raises NotFound when there is none."""
@@ -147,3 +179,13 @@ class RunStore:
             raise UsageError(f"run {folder.run_id!r} is still active: stop it first (%runs stop {name}).")
         shutil.rmtree(folder.path)
         return folder.run_id
+
+
+def _as_json(record: RunRecord) -> bytes:
+    return json.dumps(vars(record)).encode()
+
+
+def _in_short(record: RunRecord) -> RunRecord:
+    """Without what may be long."""
+    first = [{**error, "evalue": error["evalue"][:300], "traceback": [], "locals": {}} for error in record.errors[:1]]
+    return replace(record, errors=first, history=record.history[-3:], options={})

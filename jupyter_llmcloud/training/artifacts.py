@@ -1,18 +1,25 @@
-"""What a run leaves: a model in the Hugging Face layout."""
+"""What leaves a rank: a model in the Hugging Face layout, and variables that are pulled."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import operator
 import shutil
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save_model
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging as hf_logging
+
+from jupyter_llmcloud.core.frames import MAX_PAYLOAD
 
 
 def unwrapped(value: Any) -> Any:
@@ -73,7 +80,8 @@ def _save_model(model: Any, folder: Path, writes: bool) -> None:
         finally:
             del model.__dict__["should_save_on_this_rank"]
     else:
-        save_model(model, str(folder / "model.safetensors"))
+        gathered: Any = types.SimpleNamespace(state_dict=lambda: state)
+        save_model(gathered, str(folder / "model.safetensors"))
 
 
 @contextlib.contextmanager
@@ -90,13 +98,49 @@ def _no_progress_bars() -> Iterator[None]:
 
 def _gathered(tensor: Any) -> Any:
     full = getattr(tensor, "full_tensor", None)
-    return full() if callable(full) else tensor
+    return full().clone() if callable(full) else tensor  # without the padding of the shards
 
 
-def portable(value: Any) -> Any:
-    """A value that can leave its rank: models without their group, tensors on the CPU."""
-    if isinstance(value, DistributedDataParallel):
-        value = value.module
-    if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-        return value.detach().cpu()
-    return value
+def pickled(values: dict[str, Any]) -> bytes:
+    """Variables that leave their rank: models without their group, tensors on the CPU, wherever they are inside.
+
+    Raises TypeError naming the one that cannot be pickled, ValueError when all of them are too large.
+    """
+    try:
+        data = _dumps(values)
+    except Exception:
+        for name, value in values.items():
+            try:
+                _dumps(value)
+            except Exception as error:
+                raise TypeError(f"{name!r} ({type(value).__name__}) cannot be pickled: {error}") from None
+        raise
+    if len(data) > MAX_PAYLOAD:
+        raise ValueError(
+            f"{', '.join(values)}: {len(data) / 2**30:.1f} GiB, but at most {MAX_PAYLOAD / 2**30:.0f} GiB can be "
+            "pulled at once. Pull less, or write it to a file on the rank."
+        )
+    return data
+
+
+def _dumps(value: Any) -> bytes:
+    with io.BytesIO() as file:
+        _PicklerForElsewhere(file).dump(value)
+        return file.getvalue()
+
+
+class _PicklerForElsewhere(cloudpickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, DistributedDataParallel):
+            return operator.itemgetter(0), ((value.module,),)
+        if isinstance(value, DTensor):
+            raise TypeError(
+                "it is spread over the ranks (DTensor). Gather it in a cell, as in x = x.full_tensor(), and pull that. "
+                "A model is gathered by --save"
+            )
+        if isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta"):
+            copy = value.detach().cpu()
+            if isinstance(value, torch.nn.Parameter):
+                copy = torch.nn.Parameter(copy, requires_grad=value.requires_grad)
+            return copy.__reduce_ex__(4)
+        return super().reducer_override(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import os
 import pathlib
 import re
 import types
@@ -23,6 +24,7 @@ MAX_NAMES = 30
 MAX_TEXT = 200
 MAX_ITEMS = 6
 MAX_DEPTH = 3
+MIN_SECRET = 8  # characters: TOKENIZERS_PARALLELISM=false is none
 MAX_AVERAGED = 1 << 20  # elements: the mean of more would take long
 
 _SECRET = re.compile(r"token|key|passw|secret|credential|authorization|cookie", re.IGNORECASE)
@@ -104,8 +106,22 @@ def _short(value: Any, depth: int) -> str:
 
 
 def _text(value: str | bytes) -> str:
-    head = repr(value[:MAX_TEXT])
+    text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+    hidden = text
+    for secret in _secrets_of_environment():
+        hidden = hidden.replace(secret, _MASK)
+    head = repr((value if hidden == text else hidden)[:MAX_TEXT])
     return _SECRET_TEXT.sub(_MASK, head) + (f" and {len(value) - MAX_TEXT} more" if len(value) > MAX_TEXT else "")
+
+
+def holds_secret(value: Any) -> bool:
+    """Whether this is a text with a secret of the environment in it, which the cell finds there again."""
+    return isinstance(value, str) and any(secret in value for secret in _secrets_of_environment())
+
+
+def _secrets_of_environment() -> list[str]:
+    """Values that a variable of whatever name may hold: HF_TOKEN, WANDB_API_KEY and their like."""
+    return [value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= MIN_SECRET]
 
 
 def _tensor(value: torch.Tensor) -> str:

@@ -58,8 +58,7 @@ class WorldGroup:
     """
 
     def __init__(self, store: str, rank: int, world_size: int, backend: str, device: torch.device) -> None:
-        host, port = store.rsplit(":", 1)
-        self.store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
+        self.move(store)
         self.rank = rank
         self.world_size = world_size
         self.backend = backend
@@ -68,6 +67,15 @@ class WorldGroup:
         self.broken = False
         self._sockets: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
+
+    def move(self, store: str, interface: str = "") -> None:
+        """Meet the other ranks by this store from now on; over `interface`, since they are on other hosts, too."""
+        host, port = store.rsplit(":", 1)
+        self.address = store
+        self.store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
+        if interface:
+            os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "MASTER_ADDR": host}
+            os.environ["MASTER_PORT"] = port
 
     def join(self, generation: int) -> None:
         """Leave the group of an earlier generation, if any, and join this one. Every rank must do so."""

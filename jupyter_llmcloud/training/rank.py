@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import faulthandler
 import os
 import queue
 import random
 import re
+import select
 import signal
 import socket
 import sys
 import threading
+import time
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +33,38 @@ from jupyter_llmcloud.core.rank_messages import (
     Interrupt,
     Join,
     Joined,
+    LiveUntil,
     Release,
     StepAsked,
     StepTold,
     StopAt,
 )
 from jupyter_llmcloud.storage.ring import RingWriter
-from jupyter_llmcloud.training import artifacts, local_variables, process_group, tracking, wrapped_models
+from jupyter_llmcloud.training import (
+    artifacts,
+    launchers,
+    local_variables,
+    no_keyboard,
+    process_group,
+    text_bars,
+    tracking,
+    warned,
+    wrapped_models,
+)
 from jupyter_llmcloud.training.checkpoints import Checkpoints
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.process_group import WorldGroup
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import RankShell, start_shell
 from jupyter_llmcloud.training.steps import Steps
+from jupyter_llmcloud.training.tracebacks import came_from, text_of
 from jupyter_llmcloud.training.watchdog import Watchdog
 
 _ECHO_OF_A_PEER = re.compile(
     r"connection (closed|reset|was closed)|gloo|nccl|broken pipe|socket|process group|ProcessGroup",
     re.IGNORECASE,
 )
+_COLLECTIVES = re.compile(r"/torch/(distributed|autograd)/")
 
 
 def begin(request: dict[str, Any], fds: list[int]) -> int:
@@ -89,6 +104,9 @@ class Rank:
         self.sock = sock
         self.rank: int = request["rank"]
         self.world_size: int = request["world_size"]
+        self._incoming = select.poll()
+        self._incoming.register(sock, select.POLLIN)
+        self._until: float | None = request["until"]  # the end of a lease that the agent renews, on the monotonic clock
         self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.executing = False
         self.outlet = Outlet(sock, ring)
@@ -116,8 +134,11 @@ class Rank:
         register_optimizer_step_post_hook(self.steps.boundary)
         self.checkpoints.install()
         tracking.attach(self.run)
-        builtins.input = _no_input
-        sys.breakpointhook = _no_debugger
+        launchers.adopt(self.run)
+        sys.argv = ["cell"]  # as of a script that was given no arguments
+        no_keyboard.install()
+        text_bars.install()
+        warned.install(self.outlet)
 
     # --- the two threads ---
 
@@ -139,10 +160,16 @@ class Rank:
         os._exit(0)  # the agent has gone or has closed this rank
 
     def _receive(self) -> bytes:
+        while not self._incoming.poll(self._left_ms()):
+            if self._left_ms() == 0:
+                os._exit(0)  # whoever leads this world is not heard any more, and may have started another copy
         try:
             return self.sock.recv(1 << 20)
         except OSError:
             return b""
+
+    def _left_ms(self) -> float | None:
+        return None if self._until is None else max(0.0, 1000 * (self._until - time.monotonic()))
 
     def _cell_number(self, filename: str) -> int | None:
         return self.shell.compile.cell_number(filename) if self.shell is not None else None
@@ -161,6 +188,8 @@ class Rank:
                 self.outlet.send(StepTold(step=self.steps.ask()))
             case StopAt():
                 self.steps.stop_at(message.step)
+            case LiveUntil():
+                self._until = message.until
             case Exit():
                 with contextlib.suppress(OSError):
                     self.outlet.flush()
@@ -191,6 +220,9 @@ class Rank:
         try:
             if wanted.world_size != self.world_size:
                 self._resize(wanted.world_size)
+            if wanted.store and wanted.store != self.group.address:
+                self.group.move(wanted.store, wanted.interface)
+                self.checkpoints.store = self.group.store
             self.group.join(wanted.generation)
             if wanted.generation:
                 wrapped_models.wrap_again()
@@ -203,7 +235,7 @@ class Rank:
     def _resize(self, world_size: int) -> None:
         self.world_size = self.group.world_size = self.run.world_size = world_size
         os.environ["WORLD_SIZE"] = str(world_size)
-        self._start_shell().user_ns["world_size"] = world_size
+        self._start_shell().give(world_size=world_size)
         AcceleratorState._reset_state(reset_partial_state=True)  # the next Accelerator() sees the new size
 
     def _start_shell(self) -> RankShell:
@@ -241,7 +273,8 @@ class Rank:
         namespace = self._start_shell().user_ns
         missing = [name for name in message.names if name not in namespace]
         own = [name for name in namespace if name not in self._given and not name.startswith("_")]
-        return Done(values={"missing": missing, "own": own})
+        imported = [name for name in own if _is_imported(namespace[name])]
+        return Done(values={"missing": missing, "own": own, "imported": imported})
 
     def _pickled(self, names: list[str]) -> bytes:
         namespace = self._start_shell().user_ns
@@ -249,12 +282,8 @@ class Rank:
         for name in names:
             if name not in namespace:
                 raise NameError(f"there is no variable {name!r} on rank {self.rank}")
-            values[name] = artifacts.portable(namespace[name])
-            try:
-                cloudpickle.dumps(values[name])
-            except Exception as error:
-                raise TypeError(f"{name!r} ({type(namespace[name]).__name__}) cannot be pickled: {error}") from None
-        return cloudpickle.dumps(values)
+            values[name] = namespace[name]
+        return artifacts.pickled(values)
 
     # --- a cell ---
 
@@ -264,11 +293,12 @@ class Rank:
         ended: dict[str, Any] = {}
         error: BaseException | None = None
         shell = self._start_shell()
+        signal.signal(signal.SIGINT, self._on_sigint)  # an earlier cell may have set its own
         try:
             self.executing = True
             self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
-            shell.wrap_loops.active = self.checkpoints.begin(cell, shell.user_ns, self._given)
+            self.checkpoints.begin(cell, shell.user_ns, self._given)
             error = shell.run(cell)
             self.checkpoints.end(error)
             if error is None:
@@ -315,8 +345,9 @@ class Rank:
         return {"artifacts": saved, "payload": self._pickled(cell.pull) if cell.pull and first else b""}
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
-        ename, evalue = type(error).__name__, str(error)
-        echo = isinstance(error, RuntimeError) and (self.group.broken or bool(_ECHO_OF_A_PEER.search(evalue)))
+        ename, evalue = type(error).__name__, text_of(error)
+        broken = bool(_ECHO_OF_A_PEER.search(evalue)) or (self.group.broken and came_from(error, _COLLECTIVES))
+        echo = broken and (type(error) is RuntimeError or isinstance(error, torch.distributed.DistError))
         drawing = shell.last_traceback or [f"{ename}: {evalue}"]
         place, variables = local_variables.of_failure(error, self._cell_number, self._given)
         return {
@@ -329,6 +360,15 @@ class Rank:
             "step": self.steps.count,
             "replaying": self.checkpoints.replaying,
         }
+
+
+def _is_imported(value: Any) -> bool:
+    """Whether another process can have it by importing it."""
+    if isinstance(value, types.ModuleType):
+        return True
+    module = sys.modules.get(str(getattr(value, "__module__", "")))
+    name = getattr(value, "__qualname__", "")
+    return module is not None and module.__name__ != "__main__" and getattr(module, name, None) is value
 
 
 def _empty_frames(error: BaseException | None) -> None:
@@ -349,17 +389,3 @@ def _device(request: dict[str, Any]) -> torch.device:
     local_rank = int(os.environ["LOCAL_RANK"])
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def _no_input(prompt: object = "") -> str:
-    raise RuntimeError(
-        "input() has no keyboard on a rank. Ask in the notebook and bring the answer with --push, "
-        "for example: answer = input() in one cell, then %%distribute --push answer."
-    )
-
-
-def _no_debugger(*_: object, **__: object) -> None:
-    raise RuntimeError(
-        "breakpoint() has no keyboard on a rank. Print what you would look at, bring it with %pull, "
-        "or look where every rank is with %world stacks."
-    )

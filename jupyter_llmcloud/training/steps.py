@@ -3,14 +3,61 @@
 To stop, the agent asks each rank for its step (answered by the side thread, which is never blocked); a rank that was
 asked waits at its next boundary until it is told where to stop. The answer is one more than the largest step, which no
 rank can have passed, so all ranks raise KeyboardInterrupt after the same step and the process group stays healthy.
+
+Where several optimizers step in one turn of the loop (a generator and its critic), the turn is finished first. Which
+optimizers belong to a turn is told by the order of their steps, which is the same on every rank.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
+MAX_TURN = 32  # steps; a stop waits for no longer turn than this
 PATIENCE_S = 2.0  # a rank that hears nothing goes on: a later rung of the ladder will stop it
+
+
+@dataclass
+class _Stepping:
+    """One optimizer. `gap` is the longest distance between two of its steps, counted in steps of all."""
+
+    turns: int
+    last: int
+    gap: int = MAX_TURN // 2
+
+
+class Turns:
+    """Tells from the order in which optimizers step whether a turn of the training loop is complete."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._stepping: weakref.WeakKeyDictionary[Any, _Stepping] = weakref.WeakKeyDictionary()
+
+    def step(self, optimizer: Any) -> bool:
+        """It has stepped; returns whether every optimizer of the loop has now stepped as often as it has."""
+        self._count += 1
+        own = self._stepping.get(optimizer)
+        if own is None:
+            for other in self._stepping.values():
+                other.turns = 1
+            self._stepping[optimizer] = _Stepping(1, self._count)
+            return True
+        distance = self._count - own.last
+        own.gap = distance if own.gap == MAX_TURN // 2 else max(own.gap, distance)
+        own.last = self._count
+        own.turns += 1
+        if len(self._stepping) == 1:
+            return True
+        self._drop_idle()
+        return all(other.turns >= own.turns for other in self._stepping.values())
+
+    def _drop_idle(self) -> None:
+        """An optimizer that has not stepped for long belongs to an earlier part of the cell."""
+        idle = [item for item, state in self._stepping.items() if self._count - state.last > 2 * state.gap]
+        for optimizer in idle:
+            del self._stepping[optimizer]
 
 
 class Steps:
@@ -24,6 +71,7 @@ class Steps:
         """A new cell."""
         with self._changed:
             self.count = 0
+            self._turns = Turns()
             self._asked = False
             self._limit: int | None = None
 
@@ -40,14 +88,15 @@ class Steps:
             self._limit = step if step >= 0 else None
             self._changed.notify_all()
 
-    def boundary(self, *_: Any) -> None:
+    def boundary(self, optimizer: Any, *_: Any) -> None:
         """One more step is finished. Raises KeyboardInterrupt when it is the last one."""
         if threading.current_thread() is not threading.main_thread():
             return
         with self._changed:
             self.count += 1
+            complete = self._turns.step(optimizer)
             if self._asked:
                 self._changed.wait_for(lambda: not self._asked, timeout=PATIENCE_S)
-            if self._limit is not None and self.count >= self._limit:
+            if self._limit is not None and self.count >= self._limit + (0 if complete else MAX_TURN):
                 self._limit = None
                 raise KeyboardInterrupt("stopped after the same step on every rank")

@@ -6,8 +6,9 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import accelerate
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import parse_flag_from_env
 from transformers import trainer as hf_trainer
 from transformers.trainer_callback import TrainerCallback
 
@@ -80,6 +81,19 @@ def _attach_to_accelerator() -> None:
     __init__.__doc__ = original.__doc__
     accelerate.Accelerator.__init__ = __init__
     _attach_to_log()
+    _let_state_know_the_device()
+
+
+def _let_state_know_the_device() -> None:
+    original = PartialState.__init__
+
+    def __init__(self: Any, cpu: bool = False, **kwargs: Any) -> None:
+        # On ranks without a GPU only Accelerator() knows so: PartialState(), and every Accelerator after it, would take
+        # each rank for a world of its own.
+        original(self, cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), **kwargs)
+
+    __init__.__doc__ = original.__doc__
+    PartialState.__init__ = __init__
 
 
 def _attach_to_log() -> None:

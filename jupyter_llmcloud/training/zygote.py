@@ -7,10 +7,14 @@ attached (SCM_RIGHTS); the answers are {"ready": true}, {"forked": id, "pid": pi
 
 Nothing here may run an OpenMP region, open a process group, touch CUDA or batch-encode text: a child of a process that
 did hangs (gloo and libgomp do not survive a fork). Imports alone are safe.
+
+What a rank has started ends with it: each child leads a process group of its own, and since this process is never
+blocked it is the one that ends such a group, when the child has ended by whatever cause or when the agent has gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -19,7 +23,7 @@ import selectors
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
 
@@ -32,6 +36,19 @@ def die_with_parent(parent: int) -> None:
         return
     if os.getppid() != parent:
         os._exit(1)
+
+
+def outlive_parent() -> None:
+    """Take `die_with_parent` back: from now on the end of the control socket tells of it, and there is work to do."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
+
+
+def end_group(pid: int) -> None:
+    """Kill a child with its loaders' workers, its subprocesses and whatever else is in the group that it leads."""
+    for send_signal in (os.killpg, os.kill):  # a child that was forked just now leads no group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            send_signal(pid, signal.SIGKILL)
 
 
 def preload() -> None:
@@ -62,12 +79,15 @@ class Zygote:
                     self.reap(key.fd)
 
     def tell(self, answer: dict[str, Any]) -> None:
-        self.control.send(json.dumps(answer).encode())
+        try:
+            self.control.send(json.dumps(answer).encode())
+        except OSError:
+            self.end()
 
     def fork_on_request(self) -> None:
-        data, fds, _, _ = socket.recv_fds(self.control, 1 << 20, 8)
+        data, fds = self.receive()
         if not data:
-            os._exit(0)
+            self.end()
         request = json.loads(data)
         parent = os.getpid()
         pid = os.fork()
@@ -79,6 +99,19 @@ class Zygote:
         self.children[pidfd] = (pid, request["id"])
         self.selector.register(pidfd, selectors.EVENT_READ)
         self.tell({"forked": request["id"], "pid": pid})
+
+    def receive(self) -> tuple[bytes, list[int]]:
+        try:
+            data, fds, _, _ = socket.recv_fds(self.control, 1 << 20, 8)
+        except OSError:
+            return b"", []
+        return data, fds
+
+    def end(self) -> NoReturn:
+        """The agent has gone, in whatever way: nothing that it has started stays."""
+        for pid, _ in self.children.values():
+            end_group(pid)
+        os._exit(0)
 
     def become_child(self, request: dict[str, Any], fds: list[int], parent: int) -> None:
         status = 1
@@ -104,6 +137,7 @@ class Zygote:
         pid, name = self.children.pop(pidfd)
         self.selector.unregister(pidfd)
         os.close(pidfd)
+        end_group(pid)  # before the pid can be used again
         _, status = os.waitpid(pid, 0)
         self.tell({"exited": name, "status": os.waitstatus_to_exitcode(status)})
 
@@ -116,6 +150,7 @@ def main() -> None:
     preload()
     gc.collect()
     gc.freeze()
+    outlive_parent()
     Zygote(control).serve()
 
 

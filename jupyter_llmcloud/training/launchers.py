@@ -1,0 +1,90 @@
+"""Launchers in a cell: the ranks of its world are the processes that they would start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import accelerate.launchers
+import torch.multiprocessing
+
+from jupyter_llmcloud.training.run import Run
+
+
+class _Ended:
+    """What `mp.spawn(join=False)` returns: processes that have ended."""
+
+    def join(self, timeout: float | None = None, grace_period: float | None = None) -> bool:
+        return True
+
+
+def adopt(run: Run) -> None:
+    """Have launchers call the function on this rank, once: `notebook_launcher(train, num_processes=2)` as pasted.
+
+    A function of a cell that is given to `torch.multiprocessing.spawn` could not be started otherwise either: a new
+    process cannot import it. Functions of modules are started as ever.
+    """
+    spawn = torch.multiprocessing.spawn
+
+    def notebook_launcher(
+        function: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        num_processes: int | None = None,
+        mixed_precision: str = "no",
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        if num_processes not in (None, run.world_size) and run.rank == 0:
+            print(
+                f"notebook_launcher: num_processes={num_processes}, but a cell runs on the ranks of its world, and "
+                f"there are {run.world_size}. For another number: %world resize {num_processes}",
+                file=sys.stderr,
+            )
+        with _precision(mixed_precision):
+            return function(*args)
+
+    def debug_launcher(function: Callable[..., Any], args: tuple[Any, ...] = (), num_processes: int = 2) -> Any:
+        return notebook_launcher(function, args, num_processes)
+
+    def spawn_here(
+        fn: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        nprocs: int = 1,
+        join: bool = True,
+        daemon: bool = False,
+        start_method: str = "spawn",
+    ) -> Any:
+        if getattr(fn, "__module__", None) != "__main__":
+            return spawn(fn, args, nprocs, join, daemon, start_method)
+        if nprocs != run.world_size:
+            raise ValueError(
+                f"spawn(nprocs={nprocs}): in a cell the ranks of its world are the processes, and there are "
+                f"{run.world_size}. Say nprocs=world_size, or change their number first: %world resize {nprocs}"
+            )
+        fn(run.rank, *args)
+        return None if join else _Ended()
+
+    for module in (accelerate, accelerate.launchers):
+        _replace(module, "notebook_launcher", notebook_launcher)
+        _replace(module, "debug_launcher", debug_launcher)
+    _replace(torch.multiprocessing, "spawn", spawn_here)
+    _replace(sys.modules["torch.multiprocessing.spawn"], "spawn", spawn_here)
+
+
+def _replace(module: Any, name: str, function: Callable[..., Any]) -> None:
+    function.__doc__ = getattr(module, name).__doc__
+    setattr(module, name, function)
+
+
+@contextlib.contextmanager
+def _precision(name: str) -> Iterator[None]:
+    before = os.environ["ACCELERATE_MIXED_PRECISION"]
+    if name != "no":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = name
+    try:
+        yield
+    finally:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = before
