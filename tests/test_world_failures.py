@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 
 import psutil
 import pytest
 
-from tests.worlds import Outcome, Ranks, alive, until
+from tests.worlds import AgentProcess, Outcome, Ranks, alive, family, until
 
 PROMISED_S = 2.0
 DDP = """
@@ -128,6 +129,34 @@ def test_a_rank_killed_between_two_cells_is_replaced_and_said(new_world: Callabl
     assert world.ok("'kept' in globals()").results() == ["False", "True"]
 
 
+def test_a_rank_killed_from_outside_is_noticed_its_peers_released_and_its_place_taken_in_time(
+    new_world: Callable[..., Ranks],
+) -> None:
+    """Noticed within 1 s, survivors released within 2 s, replaced within 5 s: while they train, and in three places."""
+    world = new_world(3)
+    waits = {
+        "a step": DDP + "while True:\n    model(torch.ones(2, 4)).sum().backward(); optimizer.step()\n",
+        "a collective": "if rank == 1: time.sleep(1000)\ndist.all_reduce(torch.ones(1))",
+        "Python": "while True: time.sleep(0.01)",
+    }
+    for number, code in enumerate(waits.values()):
+        world.ok("import time, torch, torch.distributed as dist\nkept = rank")
+        running = world.send("print('in it')\n" + code).wait_for("in it", times=3)
+        running.wait_for_state("running")
+        killed = time.monotonic()
+        os.kill(world.beside().pids()[1], signal.SIGKILL)
+        assert running.wait_for_state("died").rank == 1
+        assert time.monotonic() - killed < 1
+        outcome = running.end()
+        assert time.monotonic() - killed < PROMISED_S
+        assert (outcome.state, outcome.error["rank"], outcome.error["ename"]) == ("failed", 1, "RankKilled")
+        assert re.search(r"ranks 0,2: .*, variables kept", outcome.report)
+        sums_to(world, "3")
+        assert time.monotonic() - killed < 5
+        assert world.ok("'kept' in globals()").results() == ["True", "False", "True"]
+        assert world.describe()["generation"] == number + 1
+
+
 def test_both_ranks_may_die_at_once(new_world: Callable[..., Ranks]) -> None:
     world = new_world()
     outcome = world.run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
@@ -172,6 +201,58 @@ def test_what_a_lost_rank_had_started_ends_with_it(new_world: Callable[..., Rank
     child = int(running.end().text().split()[1])
     world.end()
     until(lambda: not alive(child), "the child of the rank has ended", 5)
+
+
+HAS_CHILDREN = """
+import subprocess, time, torch
+class Slow(torch.utils.data.Dataset):
+    def __len__(self): return 10_000
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return index
+held = subprocess.Popen(["sleep", "300"])
+loader = iter(torch.utils.data.DataLoader(Slow(), num_workers=2, batch_size=1))
+next(loader)
+print("in it")
+time.sleep(300)
+"""
+
+
+def started_by(world: Ranks) -> list[int]:
+    """The ranks and all their children, four of each."""
+    pids = [pid for rank in world.beside().pids() for pid in family(rank)]
+    assert len(pids) >= 2 * 4
+    return pids
+
+
+def test_what_a_killed_rank_had_started_ends_with_it(new_world: Callable[..., Ranks]) -> None:
+    world = new_world()
+    running = world.send(HAS_CHILDREN).wait_for("in it", times=2)
+    children = [pid for rank in world.beside().pids() for pid in family(rank)[1:]]
+    assert len(children) >= 2 * 3
+    os.kill(world.beside().pids()[0], signal.SIGKILL)
+    os.kill(world.beside().pids()[1], signal.SIGKILL)
+    assert running.end().state == "failed"
+    until(lambda: not any(map(alive, children)), "workers and subprocesses have ended", 2)
+
+
+def test_nothing_outlives_a_killed_zygote_nor_then_a_killed_agent() -> None:
+    agent = AgentProcess()
+    try:
+        for victim in ("the process that forks ranks", "the agent with its process group"):
+            world = Ranks(agent)
+            world.send(HAS_CHILDREN).wait_for("in it", times=2)
+            pids = started_by(world)
+            if victim == "the process that forks ranks":
+                [zygote] = [child.pid for child in psutil.Process(agent.process.pid).children()]
+                os.kill(zygote, signal.SIGKILL)
+            else:
+                os.killpg(agent.process.pid, signal.SIGKILL)
+                agent.process.wait()
+            until(lambda pids=pids: not any(map(alive, pids)), f"all have ended with {victim}", 3)
+            world.channel.close()
+    finally:
+        agent.end()
 
 
 def test_dead_processes_are_reaped(new_world: Callable[..., Ranks]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.worlds import Ranks
+from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
+from tests.worlds import Ranks, alive, until
 
 COOPERATIVE_S = 2.0
 WORST_S = 8.0
@@ -110,6 +111,72 @@ def test_stop_in_training_ends_all_ranks_after_the_same_step(world: Ranks) -> No
     assert counts[0] == counts[1]
     next_cell_works(world)
     assert world.describe()["generation"] == generation
+
+
+BIG = (
+    TRAINING.replace("Linear(64, 64)", "Linear(64, 30_000)")
+    .replace("while True:", "for step in run.steps(10**6):")
+    .replace("steps == 5", "steps == 2")
+)
+BLOCKED = """if rank == 0 and steps == 2:
+        import os
+        torch.save(model.state_dict(), os.fdopen(os.pipe()[1], "wb"))"""
+CHECKPOINTS = {
+    "torch.save": BIG + "    torch.save(model.state_dict(), f'{run.folder}-{rank}.pt')",
+    "a disk that does not answer": BIG + f"    {BLOCKED}",
+    "run.checkpoint": BIG + "    run.checkpoint()",
+    "--checkpoint-every": BIG,
+}
+
+
+@pytest.mark.parametrize("save", CHECKPOINTS)
+def test_stop_during_a_checkpoint_keeps_the_variables_and_what_was_saved_before(world: Ranks, save: str) -> None:
+    pids = world.pids()
+    every = {"checkpoint_every": 1} if save == "--checkpoint-every" else {}
+    running = world.send(CHECKPOINTS[save], **every).wait_for("in it", times=2)
+    kept = CheckpointFolder(running.outcome.folder.path / "checkpoints") if save[:5] in ("run.c", "--che") else None
+    if kept is not None:
+        until(lambda: kept.newest()[0], "one is complete, the next is being written")
+    outcome = running.stop().end()
+    assert outcome.state == "stopped", outcome.report
+    assert outcome.seconds < COOPERATIVE_S
+    assert "lost" not in outcome.report
+    next_cell_works(world)
+    assert world.pids() == pids
+    if kept is not None:
+        newest, skipped = kept.newest()
+        assert newest is not None
+        assert skipped == []
+
+
+def test_stop_between_two_optimizers_of_a_step_lets_the_second_step_too(world: Ranks) -> None:
+    outcome = world.send(
+        """
+        import time, torch
+        kept = rank
+        num = {"critic": 0, "generator": 0}
+        def stepping(name):
+            weight = torch.nn.Parameter(torch.zeros(1))
+            optimizer = torch.optim.SGD([weight], lr=1.0)
+            optimizer.register_step_post_hook(lambda *_: num.update({name: num[name] + 1}))
+            def step():
+                weight.grad = torch.ones(1)
+                optimizer.step()
+            return step
+        critic, generator = stepping("critic"), stepping("generator")
+        while True:
+            time.sleep(0.02)  # here the Stop comes, as a rule: the next step is the critic's
+            critic()
+            generator()
+            if num["critic"] == 5: print("in it")
+        """
+    )
+    outcome = outcome.wait_for("in it", times=2).stop().end()
+    assert outcome.state == "stopped"
+    first, second = world.ok("num").results()
+    assert first == second
+    counts = world.pull("num")
+    assert counts["critic"] == counts["generator"], counts
 
 
 def test_training_goes_on_with_the_same_model_after_a_stop(world: Ranks) -> None:
@@ -261,6 +328,28 @@ def test_a_queued_run_can_be_stopped_before_it_begins(world: Ranks) -> None:
     assert first.stop().end().state == "stopped"
     assert world.ok("'never' in globals()").results() == ["False", "False"]
     other.channel.close()
+
+
+def test_what_a_stopped_cell_has_started_ends_with_it(world: Ranks) -> None:
+    """Not the ranks themselves, but what they held: subprocesses, shells, a pool's workers."""
+    running = world.send(
+        """
+        import os, subprocess, time
+        kept = rank
+        print("in it", flush=True)
+        if rank == 0:
+            subprocess.run("echo child $$; sleep 1000", shell=True)
+        else:
+            !echo child $$; sleep 1000
+        """
+    )
+    running.wait_for("child", times=2)
+    children = [int(line.split()[1]) for line in running.outcome.text().splitlines() if line.startswith("child")]
+    outcome = running.stop().end()
+    assert outcome.state == "stopped"
+    assert len(children) == 2
+    until(lambda: not any(map(alive, children)), "the children have ended", COOPERATIVE_S)
+    next_cell_works(world)
 
 
 def test_a_stopped_loader_with_workers_lets_go_of_them(world: Ranks) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,15 @@ def family(pid: int) -> list[int]:
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
+def numbered_lines(shown: str) -> dict[int, list[int]]:
+    """What each rank was shown to have written of `line 0`, `line 1`, ..., folded (`[0-1] line 7`) or not."""
+    found: dict[int, list[int]] = {}
+    for first, last, number in re.findall(r"^\[(\d+)(?:-(\d+))?\] line (\d+)$", shown, re.MULTILINE):
+        for rank in range(int(first), int(last or first) + 1):
+            found.setdefault(rank, []).append(int(number))
+    return found
+
+
 @dataclass
 class Outcome:
     """How a cell ended and everything that was heard of it."""
@@ -117,12 +127,14 @@ class Outcome:
 class AgentProcess:
     """`python -m jupyter_llmcloud.agent` in a folder of its own, held like a Dask worker holds it."""
 
-    def __init__(self, slots: int = 8, *, held: bool = True, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, slots: int = 8, *, held: bool = True, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="a", dir=Path(os.environ["LLMCLOUD_ROOT"]).parent))
         command = [sys.executable, "-m", "jupyter_llmcloud.agent", "--folder", str(self.folder), "--name", "w0"]
         self.log = (self.folder / "log").open("wb")
         self.process = subprocess.Popen(
-            [*command, "--slots", str(slots)],
+            [*prefix, *command, "--slots", str(slots)],
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
