@@ -208,18 +208,28 @@ class RankShell(InteractiveShell):
         return error
 
 
-def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
-    """The shell of this process; `sys.stdout` and `sys.stderr` become the outlet's."""
+def make_shell() -> RankShell:
+    """The shell of this process. A zygote makes it and executes a first cell, so that its ranks share all of that."""
+    if RankShell.initialized():
+        return RankShell.instance()
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "neutral"
     config.InteractiveShell.cache_size = 0  # results of every cell would keep models alive
-    sys.stdout = StreamToOutlet(outlet, "stdout", 1)
-    sys.stderr = StreamToOutlet(outlet, "stderr", 2)
+    shell = RankShell.instance(config=config)
+    shell.ast_transformers += [WrapLoops(), ShiftLines(shell.compile)]
     point_at_the_failing_line()
     _do_not_advise_on_exit()
-    shell = RankShell.instance(config=config, outlet=outlet)
-    shell.ast_transformers += [WrapLoops(), ShiftLines(shell.compile)]
+    shell.run_cell("pass", store_history=False)
+    return shell
+
+
+def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
+    """The shell of this rank; `sys.stdout` and `sys.stderr` become the outlet's."""
+    sys.stdout = StreamToOutlet(outlet, "stdout", 1)
+    sys.stderr = StreamToOutlet(outlet, "stderr", 2)
+    shell = make_shell()
+    shell.outlet = outlet
     shell.give(**namespace)
     return shell
 
