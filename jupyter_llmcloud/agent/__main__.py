@@ -12,15 +12,28 @@ from jupyter_llmcloud.agent.agent import Agent
 
 AGENT_LEASE_S = 900.0
 # For the processes that the agent starts. Dask's nanny hands down a trim threshold of 64 KiB, with which a training
-# step returns all its memory to the system and faults it in again: 60,000 page faults a step. And OpenMP threads that
-# spin while they wait are three to five times slower as soon as anything else wants a core.
+# step returns all its memory to the system and faults it in again: 60,000 page faults a step. OpenMP threads that spin
+# while they wait are three to five times slower as soon as anything else wants a core; and the zygote must have one
+# thread only, each rank sets its own number.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+THREADS = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    lease_s = config.lease_s(AGENT_LEASE_S)
-    await Agent(arguments.folder, arguments.name, arguments.interface, arguments.slots, lease_s).serve()
+    agent = Agent(
+        arguments.folder,
+        arguments.name,
+        arguments.interface,
+        arguments.slots,
+        lease_s=config.lease_s(AGENT_LEASE_S),
+        first_lease_s=arguments.first_lease,
+    )
+    await agent.serve()
 
 
 def main() -> None:
@@ -30,6 +43,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--interface", default="127.0.0.1")
     parser.add_argument("--slots", type=int)
+    parser.add_argument("--first-lease", type=float, default=0.0, help="seconds that it waits for its first worker")
     os.environ.update(ALLOCATOR)
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)

@@ -63,9 +63,18 @@ class Agent:
         name: of the worker.
         interface: address on which ranks of other hosts reach this one.
         lease_s: seconds it lives when no worker holds a connection and nothing runs.
+        first_lease_s: seconds it waits for its first worker at least.
     """
 
-    def __init__(self, folder: Path, name: str, interface: str, num_slots: int | None, lease_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        interface: str,
+        num_slots: int | None,
+        lease_s: float,
+        first_lease_s: float = 0.0,
+    ) -> None:
         self.folder = folder
         self.name = name
         self.interface = interface
@@ -80,7 +89,7 @@ class Agent:
         self._num_stores = 0
         self.followings = Followings(self)
         self.cluster = ClusterRoom(self)
-        self._held_until = time.monotonic() + lease_s
+        self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 

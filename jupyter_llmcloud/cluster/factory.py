@@ -38,6 +38,13 @@ def known_kinds() -> list[str]:
     return [*KINDS, *dask.config.get("llmcloud.clusters", {})]
 
 
+def starts_here(kind: str, options: dict[str, Any]) -> bool:
+    """Whether this is Dask's own local cluster with its workers at their usual places: its agents can start ahead."""
+    slots = options.get("slots", 1)
+    usual = not options.keys() - {"slots"} and isinstance(slots, int) and slots > 0
+    return kind == "local" and usual and _find(kind) == (KINDS["local"], {})
+
+
 def make_cluster(kind: str, workers: int | None, options: dict[str, Any], security: Any) -> Any:
     """Build the cluster object, asynchronous, not started yet. Raises UsageError for a kind or option that is none."""
     path, defaults = _find(kind)

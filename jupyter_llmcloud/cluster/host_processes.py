@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 
 from jupyter_llmcloud.agent.client import AgentConnection
+from jupyter_llmcloud.cluster import local_agents
+from jupyter_llmcloud.cluster.factory import starts_here
 from jupyter_llmcloud.cluster.record import ClusterRecord, is_process, read_record
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import StopCluster
@@ -34,6 +36,8 @@ class HostProcesses:
 
     async def start(self, record: ClusterRecord) -> ClusterRecord:
         """Start the host process of a cluster; returns its record once it runs. Raises UsageError, WorldError."""
+        if starts_here(record.kind, record.options):
+            local_agents.start_ahead(record.cluster_id, record.workers or 1, record.options.get("slots"))
         log = record.folder / "host.log"
         process = self._processes[record.cluster_id] = _spawn(log)
         assert process.stdin is not None
@@ -77,6 +81,7 @@ class HostProcesses:
         process = self._processes.pop(record.cluster_id, None)
         if process is not None and process.poll() is None:
             process.terminate()
+        local_agents.end_agents(record.cluster_id)
 
     def forget(self, record: ClusterRecord) -> None:
         """The host process has ended."""

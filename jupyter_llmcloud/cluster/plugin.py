@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -22,14 +18,14 @@ from distributed.core import Status
 
 from jupyter_llmcloud.agent.client import AgentConnection
 from jupyter_llmcloud.cluster.bridge import Bridges, is_here
-from jupyter_llmcloud.cluster.record import cluster_folder, is_process
+from jupyter_llmcloud.cluster.local_agents import agent_folder, ensure_agent, living_agent
+from jupyter_llmcloud.cluster.record import is_process
 from jupyter_llmcloud.cluster.ways import TUNNEL, Ways, answer_tunnel
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import Describe, Done, FindRoom, RenewLease, Shutdown
 from jupyter_llmcloud.core.placement import AgentSlots, place
-from jupyter_llmcloud.errors import ConnectionLost, WorldError
+from jupyter_llmcloud.errors import ConnectionLost
 
-START_TIMEOUT_S = 60.0
 DESCRIBE_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
 DESCRIBE = "llmcloud_describe"  # an operation of a worker
@@ -58,8 +54,7 @@ class AgentPlugin(WorkerPlugin):
 
     async def setup(self, worker: Worker) -> None:
         """Called by Dask when the worker starts."""
-        self._folder = cluster_folder(self.cluster_id) / ("a" + re.sub(r"[^\w.-]", "_", str(worker.name))[-24:])
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = agent_folder(self.cluster_id, worker.name)
         args = worker.security.get_connection_args("worker")
         self._bridges = Bridges(self._folder, Ways(lambda: str(worker.scheduler.address), lambda: args))
 
@@ -74,51 +69,15 @@ class AgentPlugin(WorkerPlugin):
     async def hold(self, worker: Worker) -> dict[str, Any]:
         """See to it that there is an agent and that it has a worker; returns what it said of itself."""
         async with self._holding:
-            if not self.info or not self._is_alive(self._folder):
-                if not self._is_alive(self._folder):
-                    await self._start(self._folder, worker)
-                self.info = {**json.loads((self._folder / "agent.json").read_text()), "worker": worker.address}
+            if not self.info or living_agent(self._folder) is None:
+                known = await ensure_agent(self._folder, worker.name, _interface(worker), self.num_slots)
+                self.info = {**known, "worker": worker.address}
                 if self._connection is not None:
                     await self._connection.close()
                 self._connection = await AgentConnection.open(self.info["address"])
                 self._connection.answer = functools.partial(self._answer_agent, worker)
                 await self._connection.request(RenewLease(finds_room=True))  # held while this connection is open
         return self.info
-
-    def _is_alive(self, folder: Path) -> bool:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            known = json.loads((folder / "agent.json").read_text())
-            return is_process(known["pid"], known["started"])
-        return False
-
-    async def _start(self, folder: Path, worker: Worker) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            (folder / "agent.json").unlink()
-        command = [
-            sys.executable,
-            "-m",
-            "jupyter_llmcloud.agent",
-            "--folder",
-            str(folder),
-            "--name",
-            str(worker.name),
-        ]
-        command += ["--interface", _interface(worker)]
-        if self.num_slots is not None:
-            command += ["--slots", str(self.num_slots)]
-        log = os.open(folder / "agent.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-        try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        finally:
-            os.close(log)
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while not (folder / "agent.json").exists():
-                if process.poll() is not None:
-                    words = (folder / "agent.log").read_text(errors="replace")[-2000:]
-                    raise WorldError(f"the node agent of worker {worker.name} ended at its start:\n{words}")
-                await asyncio.sleep(0.02)
 
     async def _answer_tunnel(self, comm: Comm, target: str) -> Status:
         return await answer_tunnel(comm, self._folder, target)

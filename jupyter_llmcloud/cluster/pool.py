@@ -14,7 +14,7 @@ import psutil
 from distributed import Client
 
 from jupyter_llmcloud.agent.client import AgentConnection
-from jupyter_llmcloud.cluster.factory import known_kinds
+from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
 from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.host_processes import HostProcesses
 from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info, open_bridge
@@ -54,9 +54,13 @@ class ClusterPool:
         owner_pid: the process to which started clusters belong.
         lease_s: how long a cluster stays when that process has gone and nothing runs.
         always_tunnel: reach agents through Dask also where their sockets are on this host.
+        begun_cluster_id: a local cluster whose agents were started ahead of the server.
     """
 
-    def __init__(self, owner_pid: int, lease_s: float, *, always_tunnel: bool = False) -> None:
+    def __init__(
+        self, owner_pid: int, lease_s: float, *, always_tunnel: bool = False, begun_cluster_id: str = ""
+    ) -> None:
+        self._begun_cluster_id = begun_cluster_id
         self.owner_pid = owner_pid
         self.lease_s = lease_s
         self._records: dict[str, ClusterRecord] = {}
@@ -105,8 +109,11 @@ class ClusterPool:
             raise NameTaken(
                 f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}."
             )
+        cluster_id = ""
+        if starts_here(kind, options or {}):
+            cluster_id, self._begun_cluster_id = self._begun_cluster_id, ""
         record = ClusterRecord(
-            cluster_id=secrets.token_hex(4),
+            cluster_id=cluster_id or secrets.token_hex(4),
             name=name,
             kind=kind,
             created=time.time(),

@@ -33,16 +33,16 @@ class Message:
 
 
 @functools.cache
-def _defaults(kind: type[Message]) -> dict[str, Any]:
+def _defaults(kind: str) -> dict[str, Any]:
     """What is left out of a header, by the names of a message's fields."""
-    return {item.name: item.default for item in fields(kind) if item.name != "payload"}
+    return {item.name: item.default for item in fields(Message.kinds[kind]) if item.name != "payload"}
 
 
 def encode(message: Message) -> bytes:
     """The frame of a message."""
-    kind = type(message)
+    kind = type(message).__name__
     values = message.__dict__
-    body: dict[str, Any] = {"type": kind.__name__}
+    body: dict[str, Any] = {"type": kind}
     for name, default in _defaults(kind).items():
         if (value := values[name]) != default:
             body[name] = value
@@ -82,7 +82,7 @@ def _decode(header: bytes, payload: bytes) -> Message:
     kind = Message.kinds.get(str(body.pop("type", ""))) if isinstance(body, dict) else None
     if kind is None:
         raise ValueError("an unknown message: the two ends run different versions of jupyter-llmcloud")
-    known = _defaults(kind)
+    known = _defaults(kind.__name__)
     try:
         return kind(**{key: value for key, value in body.items() if key in known}, payload=payload)
     except TypeError as error:

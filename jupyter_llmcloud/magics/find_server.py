@@ -23,11 +23,14 @@ POLL_S = 0.02
 _started: list[subprocess.Popen[bytes]] = []
 
 
-def find_or_start() -> ServerClient:
-    """The server; raises ServerError when the one that the environment names does not answer."""
+def find_or_start(for_world: bool = False) -> ServerClient:
+    """The server; raises ServerError when the one that the environment names does not answer.
+
+    One that is started `for_world` lets the agent of a local cluster come up beside itself.
+    """
     if url := os.environ.get(config.ENV_SERVER_URL):
         return _checked(ServerClient(url, os.environ.get(config.ENV_SERVER_TOKEN, "")))
-    return parent_server() or headless_server()
+    return parent_server() or headless_server(for_world)
 
 
 def _checked(client: ServerClient) -> ServerClient:
@@ -58,7 +61,7 @@ def _answering(client: ServerClient) -> ServerClient | None:
     return client
 
 
-def headless_server() -> ServerClient:
+def headless_server(for_world: bool = False) -> ServerClient:
     """The headless server of this process, started when there is none yet."""
     pid = os.getpid()
     started = psutil.Process(pid).create_time()
@@ -67,14 +70,14 @@ def headless_server() -> ServerClient:
         fcntl.flock(lock, fcntl.LOCK_EX)  # threads of this kernel may ask at the same time
         told = _read(path)
         known = _answering(ServerClient(told["url"], told["token"])) if told else None
-        return known or _start(path, pid, started)
+        return known or _start(path, pid, started, ["--for-world"] if for_world else [])
 
 
-def _start(path: Path, pid: int, started: float) -> ServerClient:
+def _start(path: Path, pid: int, started: float, options: list[str]) -> ServerClient:
     path.unlink(missing_ok=True)
     log_path = path.with_suffix(".log")
     command = [sys.executable, "-P", "-m", "jupyter_llmcloud.server.headless"]
-    arguments = ["--owner-pid", str(pid), "--owner-started", repr(started), "--announce", str(path)]
+    arguments = ["--owner-pid", str(pid), "--owner-started", repr(started), "--announce", str(path), *options]
     environment = {**os.environ, config.ENV_SERVER_TOKEN: secrets.token_urlsafe(32)}
     descriptor = os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

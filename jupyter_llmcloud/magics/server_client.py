@@ -33,11 +33,11 @@ class ServerClient:
         return f"ServerClient({self.url!r})"
 
     @classmethod
-    def find_or_start(cls) -> ServerClient:
+    def find_or_start(cls, for_world: bool = False) -> ServerClient:
         """The server that the environment names, else the parent Jupyter server, else a headless one of this kernel."""
         from jupyter_llmcloud.magics import find_server
 
-        return find_server.find_or_start()
+        return find_server.find_or_start(for_world)
 
     @property
     def openai_url(self) -> str:

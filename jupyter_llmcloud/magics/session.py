@@ -52,11 +52,14 @@ class Session:
     @property
     def server(self) -> ServerClient:
         """The Jupyter server, found or started at the first use."""
+        return self._find_server()
+
+    def _find_server(self, for_world: bool = False) -> ServerClient:
         if self._server is None:
             settings.check()
             from jupyter_llmcloud.magics.server_client import ServerClient
 
-            self._server = ServerClient.find_or_start()
+            self._server = ServerClient.find_or_start(for_world)
         return self._server
 
     # --- worlds ---
@@ -75,10 +78,11 @@ class Session:
     def _start_when_there_is_room(self, num_ranks: int | None, cluster: str | None) -> World:
         from jupyter_llmcloud.magics.world import World
 
+        server = self._find_server(for_world=cluster is None)
         said = ""
         while True:
             try:
-                placement = self.server.place(cluster, num_ranks)
+                placement = server.place(cluster, num_ranks)
                 if placement["started"]:
                     print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
                 return World.start(placement, self.owner)

@@ -39,6 +39,7 @@ class Identity:
 
     headless: bool = False
     owner_pid: int = 0
+    begun_cluster_id: str = ""  # of a local cluster whose agents were started ahead of this server
 
 
 async def open_agent(address: str) -> AgentConnection:
@@ -92,7 +93,9 @@ class ServerContext:
         module = await asyncio.to_thread(importlib.import_module, "jupyter_llmcloud.cluster.pool")
         owner = self.identity.owner_pid or os.getpid()
         pool: ClusterPool = module.ClusterPool(
-            owner_pid=owner, lease_s=config.lease_s(HEADLESS_LEASE_S if self.identity.headless else CLUSTER_LEASE_S)
+            owner_pid=owner,
+            lease_s=config.lease_s(HEADLESS_LEASE_S if self.identity.headless else CLUSTER_LEASE_S),
+            begun_cluster_id=self.identity.begun_cluster_id,
         )
         if not self.identity.headless:  # which ends its clusters with itself, so none that is not its own
             await pool.restore()

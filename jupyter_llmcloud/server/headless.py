@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.cluster import local_agents
 
 
 def main() -> None:
@@ -25,15 +26,20 @@ def main() -> None:
     parser.add_argument("--owner-pid", type=int, required=True)
     parser.add_argument("--owner-started", type=float)
     parser.add_argument("--announce", type=Path)
+    parser.add_argument("--for-world", action="store_true", help="start the agent of the local cluster at once")
     arguments = parser.parse_args()
     pid = arguments.owner_pid
     started = arguments.owner_started or psutil.Process(pid).create_time()
     path = arguments.announce or config.runtime_dir() / f"headless-{pid}.json"
     token = os.environ.pop(config.ENV_SERVER_TOKEN, "") or secrets.token_urlsafe(32)
+    begun_cluster_id = ""
+    if arguments.for_world:
+        begun_cluster_id = secrets.token_hex(4)
+        local_agents.start_ahead(begun_cluster_id, 1)
     skip_slow_imports()
     from jupyter_llmcloud.server.headless_app import serve
 
-    serve(pid, started, path, token)
+    serve(pid, started, path, token, begun_cluster_id)
 
 
 def skip_slow_imports() -> None:

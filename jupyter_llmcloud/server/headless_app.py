@@ -18,6 +18,7 @@ from tornado.netutil import bind_sockets
 from traitlets.config import Config
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.cluster.local_agents import end_agents
 from jupyter_llmcloud.server.base import SETTING
 from jupyter_llmcloud.server.context import HEADLESS_LEASE_S, Identity, ServerContext, is_alive
 from jupyter_llmcloud.server.extension import LLMCloudExtension
@@ -139,9 +140,9 @@ def remove_folder(app: ServerApp) -> None:
         app.log.warning("%s is left: %s", app.root_dir, error)
 
 
-def serve(owner_pid: int, owner_started: float, path: Path, token: str) -> None:
+def serve(owner_pid: int, owner_started: float, path: Path, token: str, begun_cluster_id: str = "") -> None:
     """Serve until the owner has gone, and leave nothing."""
-    app = make_app(Identity(headless=True, owner_pid=owner_pid), token)
+    app = make_app(Identity(headless=True, owner_pid=owner_pid, begun_cluster_id=begun_cluster_id), token)
     app.io_loop.add_callback(announce, path, app, token)
     app.io_loop.add_callback(end_with_owner, app, owner_pid, owner_started)
     try:
@@ -150,3 +151,5 @@ def serve(owner_pid: int, owner_started: float, path: Path, token: str) -> None:
         for suffix in (".json", ".lock", ".log"):
             path.with_suffix(suffix).unlink(missing_ok=True)
         remove_folder(app)
+        if begun_cluster_id:
+            end_agents(begun_cluster_id)
