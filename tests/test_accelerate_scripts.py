@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.test_utils import scripts as accelerate_scripts
 
 from tests.worlds import Outcome, Ranks
 
@@ -44,6 +45,13 @@ def test_gradient_accumulation_with_a_schedule_and_a_progress_bar(world: Ranks) 
     assert steps[-1] == int(updates)
     done, total = [row["progress"] for rank, row in outcome.metrics if rank == 0 and "progress" in row][-1]
     assert done == total
+
+
+@pytest.mark.parametrize("name", ["test_script", "test_sync", "test_ops"])
+def test_accelerates_own_scripts_pass(world: Ranks, name: str) -> None:
+    outcome = world.ok(Path(accelerate_scripts.__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+    assert outcome.text(0).lower().count("test") > 3
+    world.ok("import torch, torch.distributed as dist\ndist.all_reduce(torch.ones(1))")  # it leaves the group usable
 
 
 def test_a_trainer_fine_tune(world: Ranks) -> None:
