@@ -76,7 +76,7 @@ class Watchdog:
         self._mark: Any = None
         self._moved_at = time.monotonic()
         self._without_gradients.depth = 0
-        self._used = (time.monotonic(), time.process_time(), _bytes_moved())
+        self._used: tuple[float, float, int] | None = None  # taken by the side thread: a short cell must not wait for it
         self._busy = False
         self._said_at = 0.0
 
@@ -86,6 +86,8 @@ class Watchdog:
         self._dump = _open_dump()
         while True:
             self._active.wait()
+            if self._used is None:
+                self._used = (time.monotonic(), time.process_time(), _bytes_moved())
             time.sleep(min(TICK_S, self._heartbeat_s / 2))
             if not self._active.is_set():
                 continue
@@ -136,12 +138,13 @@ class Watchdog:
 
     def _is_busy(self, now: float, at: Position) -> bool:
         """Whether this process has computed, read or written of late; for data, its children as well."""
-        began, cpu_s, moved = self._used
+        began, cpu_s, moved = self._used or (now, 0.0, 0)
         if now - began > CLOSE_S:
-            used_s = time.process_time() + (_children_cpu() if at.phase == "data" else 0.0)
-            self._used = (now, used_s, _bytes_moved())
+            used_s, moved_now = time.process_time(), _bytes_moved()
+            used_s += _children_cpu() if at.phase == "data" else 0.0
+            self._used = (now, used_s, moved_now)
             span_s = now - began
-            self._busy = used_s - cpu_s > BUSY_SHARE * span_s or self._used[2] - moved > BUSY_BYTES * span_s
+            self._busy = used_s - cpu_s > BUSY_SHARE * span_s or moved_now - moved > BUSY_BYTES * span_s
         return self._busy
 
     def _say(self, beat: Heartbeat) -> None:
