@@ -10,7 +10,7 @@ import torch
 from tests.worlds import Outcome, Ranks
 
 COMMON = """
-import hashlib, os, random, signal
+import collections, hashlib, os, random, signal, time
 import numpy as np
 import torch
 from torch import nn
@@ -31,6 +31,9 @@ def perhaps_die(turn, victim=1):
     once = run.folder / "died"
     if turn == DIE and rank == victim and not once.exists():
         once.touch()
+        deadline = time.monotonic() + 20
+        while turn > 20 and not any((run.folder / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)  # on a busy machine the first one may still be being written
         os.kill(os.getpid(), signal.SIGKILL)
 
 def tell(model, samples, *more):
@@ -181,6 +184,75 @@ class Stream(IterableDataset):
     "DataLoader(Noisy(), batch_size=BATCH, shuffle=True)", "DataLoader(Stream(), batch_size=BATCH)"
 )
 
+# transformers' Trainer with what its users add: an own loss, callbacks, evaluations, checkpoints of its own.
+TRAINER = """
+import tempfile
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+class Rows(Noisy):
+    def __getitem__(self, i):
+        i, x, y = super().__getitem__(i)
+        return {"i": i, "x": x, "labels": y.float()}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = net()
+
+    def forward(self, x, labels=None, i=None):
+        out = self.layers(x)
+        return {"loss": nn.functional.mse_loss(out, labels), "logits": out}
+
+class Own(Trainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.samples, self.kept = [], {"train": collections.defaultdict(list)}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training:
+            self.samples.append(inputs["i"].tolist())
+        outputs = model(**inputs)
+        loss = outputs["loss"] + 1e-3 * sum(p.square().sum() for p in model.parameters())
+        if model.training:
+            self.kept["train"]["loss"].append(loss.item())
+        return (loss, outputs) if return_outputs else loss
+
+class Watch(TrainerCallback):
+    def __init__(self):
+        self.seen, self.average = [], None
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.seen.append((state.global_step, round(state.epoch, 6)))
+        if self.average is None:
+            self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for name, p in model.named_parameters():
+            self.average[name] = 0.9 * self.average[name] + 0.1 * p.detach()
+        perhaps_die(state.global_step)
+
+def clean(logs):
+    return {k: v for k, v in logs.items() if "runtime" not in k and "per_second" not in k}
+
+def fit(model, seed, epochs, **more):
+    folder = tempfile.mkdtemp()
+    arguments = TrainingArguments(folder, num_train_epochs=epochs, per_device_train_batch_size=BATCH, seed=seed,
+        learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=5, gradient_accumulation_steps=2, logging_steps=5,
+        eval_strategy="steps", eval_steps=3, save_steps=7, save_total_limit=2, save_only_model=True,
+        remove_unused_columns=False, use_cpu=True, report_to=[], disable_tqdm=True, **more)
+    watch = Watch()
+    return Own(model, arguments, train_dataset=Rows(), eval_dataset=Rows(), callbacks=[watch]), watch
+
+first, _ = fit(Net(), 3, 1, max_steps=2)
+first.train()
+before = first.evaluate()["eval_loss"]
+teacher = first.model.layers
+trainer, watch = fit(Net(), 5, 6)
+output = trainer.train()
+after = clean(trainer.evaluate())
+tell(trainer.model, trainer.samples, trainer.kept, watch.seen, before, after, output.training_loss,
+     [clean(logs) for logs in trainer.state.log_history], trainer.lr_scheduler.get_last_lr(), trainer.state.global_step,
+     {name: p.tolist() for name, p in watch.average.items()}, [p.tolist() for p in teacher.parameters()])
+"""
+
 CELLS = {
     "accelerate": ACCELERATE,
     "functions": FUNCTIONS,
@@ -189,12 +261,13 @@ CELLS = {
     "workers": WORKERS,
     "dispatched": DISPATCHED,
     "stream": STREAM,
+    "trainer": TRAINER,
 }
 
 
 def cell(name: str, die: int = 0, batch: int = 4) -> str:
-    """The code of a cell that kills rank 1 in its turn `die` (0: never)."""
-    return f"DIE, BATCH = {die}, {batch}\n{COMMON}\n{textwrap.dedent(CELLS[name])}"
+    """The code of a cell, by name or as it is, that kills rank 1 in its turn `die` (0: never)."""
+    return f"DIE, BATCH = {die}, {batch}\n{COMMON}\n{textwrap.dedent(CELLS.get(name, name))}"
 
 
 def results(world: Ranks) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 <run>/checkpoints/step-40/              committed: every file is named in the manifest with its size and hash
                           manifest.json {"version", "step", "created", "files", "sha256", and what the run says of it}
-                  .step-60.1.aside/     being written by attempt 1 of the run, not committed yet
+                  .step-60.1.7.aside/   being written by attempt 1 of the run as its seventh, not committed yet
                   .step-20.gone/        being deleted
 
 A checkpoint is written aside, each file fsynced and hashed, and committed by one rename. Whatever is found later is
@@ -55,15 +55,15 @@ class CheckpointFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def aside(self, step: int, attempt: int) -> Path:
+    def aside(self, step: int, attempt: int, serial: int = 0) -> Path:
         """Where an attempt of the run writes the checkpoint of a step; made if it is not there."""
-        folder = self.aside_path(step, attempt)
+        folder = self.aside_path(step, attempt, serial)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
-    def aside_path(self, step: int, attempt: int) -> Path:
+    def aside_path(self, step: int, attempt: int, serial: int = 0) -> Path:
         """The name of that folder."""
-        return self.path / f".step-{step}.{attempt}.aside"
+        return self.path / f".step-{step}.{attempt}.{serial}.aside"
 
     def commit(self, aside: Path, step: int, files: dict[str, dict[str, Any]], **about: Any) -> Checkpoint:
         """Write the manifest and rename: from then on the checkpoint counts. Raises OSError when it cannot."""

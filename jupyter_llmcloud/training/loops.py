@@ -1,8 +1,8 @@
 """The `for` loops of a cell: which are running, how far they are, and how to get back there.
 
-The loops of a cell that can be resumed are compiled with their iterable in a `Loop`. At any moment the running loops,
-outermost first, and the number of items each has delivered say where the cell is. On the way back, each loop of a
-saved place throws away the items it had finished without running its body, and delivers the one it was at.
+The loops of cells, and of the user's own modules, are compiled with their iterable in a `Loop`. At any moment the
+running loops, outermost first, and the number of items each has delivered say where the cell is. On the way back, each
+loop of a saved place throws away the items it had finished without running its body, and delivers the one it was at.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.training import randomness
+
 if TYPE_CHECKING:
     from jupyter_llmcloud.training.resuming import Place
 
 LOOP_FUNCTION = "__llmcloud_loop__"
+_FAST_S = 0.01
+
+Number = int | str  # of a loop: its place in the cell; in other code with the name of that
 
 
 class WrapLoops(ast.NodeTransformer):
-    """Makes `for x in y` into `for x in __llmcloud_loop__(y, number)` while `active`."""
+    """Makes `for x in y` into `for x in __llmcloud_loop__(y, number)`."""
 
     def __init__(self) -> None:
-        self.active = False
         self._number = 0
 
     def visit_Module(self, node: ast.Module) -> ast.Module:
-        if self.active:
-            self._number = 0
-            self.generic_visit(node)
+        self._number = 0
+        self.generic_visit(node)
         return node
 
     def visit_For(self, node: ast.For) -> ast.For:
@@ -49,10 +53,11 @@ class Loop:
 
     __slots__ = (
         "__weakref__", "_place", "_source", "_started", "began", "begun_at_body", "delivered", "fetches_data", "frame",
-        "in_body", "loaders_at_begin", "loaders_at_body", "number", "saw_backward",
+        "in_body", "loaders_at_begin", "loaders_at_body", "number", "numbered_at_body", "rng_at_body", "saw_backward",
+        "turned_at",
     )  # fmt: skip
 
-    def __init__(self, source: Iterable[Any], number: int, place: Place, frame: int) -> None:
+    def __init__(self, source: Iterable[Any], number: Number, place: Place, frame: int) -> None:
         self.loaders_at_begin = self.loaders_at_body = place.begun  # how often each loader has begun by then
         self.began = place.loops.count(number)
         self.begun_at_body = place.loops.begun
@@ -64,6 +69,9 @@ class Loop:
         self.in_body = False
         self.fetches_data = False  # its items come from a loader that is followed
         self.saw_backward = False  # in the body that runs now
+        self.numbered_at_body = place.num_loaders
+        self.rng_at_body: dict[str, Any] | None = None
+        self.turned_at = 0.0
         place.loops.push(self)
 
     def __iter__(self) -> Iterator[Any]:
@@ -71,13 +79,19 @@ class Loop:
 
     def __next__(self) -> Any:
         self.in_body = False
-        self._place.before_item(self)
+        led_to = self._place.before_item(self)
         item = next(self._source)
+        if led_to is not None:
+            self._place.begin_body(led_to)
         self.delivered += 1
         self.in_body = True
         self.saw_backward = False
         self.begun_at_body = self._place.loops.begun
         self.loaders_at_body = self._place.begun
+        self.numbered_at_body = self._place.num_loaders
+        turned_at, self.turned_at = self.turned_at, time.monotonic()
+        # Loops that turn fast hold no training of their own; a snapshot would slow them down.
+        self.rng_at_body = randomness.snapshot() if self.turned_at - turned_at > _FAST_S else None
         return item
 
     @property
@@ -97,14 +111,14 @@ class Loops:
 
     def __init__(self) -> None:
         self._running: list[weakref.ref[Loop]] = []
-        self.begun: dict[int, int] = {}  # how often each loop has begun; replaced, never changed
+        self.begun: dict[Number, int] = {}  # how often each loop has begun; replaced, never changed
 
     def clear(self) -> None:
         """A new cell."""
         self._running = []
         self.begun = {}
 
-    def count(self, number: int) -> int:
+    def count(self, number: Number) -> int:
         """One more loop of this number begins; returns how many have begun before."""
         before = self.begun.get(number, 0)
         self.begun = {**self.begun, number: before + 1}
@@ -142,7 +156,7 @@ class Loops:
     def path(self, last: Loop | None) -> list[dict[str, Any]]:
         """Where the cell is, in plain values: the loops that run round `last`, and it."""
         path: list[dict[str, Any]] = []
-        before: dict[int, int] = {}
+        before: dict[Number, int] = {}
         for loop in self.nest():
             path.append(
                 {
@@ -150,6 +164,8 @@ class Loops:
                     "ordinal": loop.began - before.get(loop.number, 0),
                     "delivered": loop.delivered,
                     "loaders": loop.loaders_at_begin if loop is last else loop.loaders_at_body,
+                    "num_loaders": loop.numbered_at_body,
+                    "rng": None if loop is last else loop.rng_at_body,
                 }
             )
             if loop is last:
@@ -171,6 +187,15 @@ def install(place: Place) -> None:
     """Let compiled cells find the function that wraps their loops."""
 
     def loop(iterable: Iterable[Any], number: int) -> Iterable[Any]:
-        return Loop(iterable, number, place, id(sys._getframe(1))) if place.follows else iterable
+        if not place.follows:
+            return iterable
+        frame = sys._getframe(1)
+        return Loop(iterable, _name(frame, number, place.filename), place, id(frame))
 
     setattr(builtins, LOOP_FUNCTION, loop)
+
+
+def _name(frame: FrameType, number: int, filename: str) -> Number:
+    if frame.f_code.co_filename == filename:
+        return number
+    return f"{frame.f_globals.get('__name__')} {frame.f_code.co_name} {number}"

@@ -49,6 +49,8 @@ class Iteration:
     def __next__(self) -> Any:
         if self._source is None and not self._ended:
             self._begin()
+        elif self.place.replaying:
+            self.place.take_up(self)
         if self._stand_ins:
             self._stand_ins -= 1
             return self._stand_in
@@ -62,6 +64,10 @@ class Iteration:
         self.handed_out += 1
         self.place.after_batch(self)
         return batch
+
+    def take_up(self, saved: Position) -> None:
+        """Go on as this saved pass."""
+        self.forward_to, self._ended = saved, False
 
     def end(self) -> None:
         """Deliver nothing more: the saved place is in a later pass."""
@@ -127,6 +133,7 @@ class Iteration:
         self.set_state(self.start)
         self._use_up(saved["handed_out"], saved["rng_of_last_call"])
         self.handed_out = saved["handed_out"]
+        self.rng_of_last_call = saved["rng_of_last_call"]
         randomness.restore(now)
 
     def set_state(self, start: dict[str, Any]) -> None:
@@ -209,6 +216,12 @@ def position_of(iteration: Iteration) -> Position:
         "rng_of_last_call": iteration.rng_of_last_call,
         "batch": batch_size(iteration.loader),
     }
+
+
+def is_incomplete(iteration: Iteration) -> bool:
+    """Whether the random numbers of a batch that waits in a prepared loader would be other ones than they were."""
+    waits = type(iteration.loader) is DataLoaderShard and iteration.handed_out > 1 and not iteration._ended
+    return waits and iteration.rng_of_last_call is None
 
 
 def order_of(loader: Any) -> dict[str, Any]:

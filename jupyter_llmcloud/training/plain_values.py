@@ -111,7 +111,8 @@ def _check_size(value: Any, left: list[int]) -> None:
 
 
 def _small_tensor(path: str, tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.requires_grad or tensor.numel() > MAX_TENSOR or type(tensor) is not torch.Tensor:
+    is_trained = tensor.requires_grad and tensor.is_leaf
+    if is_trained or tensor.numel() > MAX_TENSOR or type(tensor) is not torch.Tensor:
         raise NotPlain(f"{path or 'it'} is a tensor that is trained or large")
     return tensor.detach().clone()
 
@@ -131,10 +132,25 @@ def put_back(saved: Any, present: Any, filled: set[int]) -> tuple[bool, Any]:
         return True, value.to(present.device) if isinstance(present, torch.Tensor) else value
     if id(present) in filled or not _is_like(value, present):
         return True, value
-    filled.add(id(present))
-    present.clear()
-    (present.update if isinstance(present, dict | set) else present.extend)(value)
+    _fill(present, value, filled)
     return False, present
+
+
+def _fill(present: Any, value: Any, filled: set[int]) -> None:
+    """Dicts inside a dict are filled in place too: they may be of another kind, such as defaultdict."""
+    filled.add(id(present))
+    if not isinstance(present, dict):
+        present.clear()
+        (present.update if isinstance(present, set) else present.extend)(value)
+        return
+    inner = {key: item for key, item in present.items() if isinstance(item, dict) and id(item) not in filled}
+    present.clear()
+    for key, item in value.items():
+        if isinstance(item, dict) and key in inner:
+            _fill(inner[key], item, filled)
+            present[key] = inner[key]
+        else:
+            present[key] = item
 
 
 def _set_generator(kind: str, state: Any, present: Any) -> None:

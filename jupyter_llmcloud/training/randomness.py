@@ -8,32 +8,42 @@ from typing import Any
 
 import torch
 
+_MANY = 500
+
 
 def snapshot() -> dict[str, Any]:
-    """The states of Python's, NumPy's, torch's and the current GPU's generators, in types that load without pickle."""
-    version, numbers, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "python": (version, torch.tensor(numbers), gauss),
-        "torch": torch.get_rng_state(),
-    }
+    """The states of Python's, NumPy's, torch's and the current GPU's generators; taken often, so as they come."""
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if (numpy := sys.modules.get("numpy")) is not None:
-        name, keys, *rest = numpy.random.get_state()
-        state["numpy"] = (name, torch.from_numpy(keys.astype("int64")), *rest)
+        state["numpy"] = numpy.random.get_state()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
+def loadable(value: Any) -> Any:
+    """The same with every snapshot inside it in types that load without pickle."""
+    if isinstance(value, dict):
+        return {key: loadable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        if len(value) > _MANY and all(type(item) is int for item in value):
+            return torch.tensor(value)
+        return type(value)(loadable(item) for item in value)
+    if (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.ndarray):
+        return torch.from_numpy(value.astype("int64"))
+    return value
+
+
 def restore(state: dict[str, Any]) -> None:
-    """Put back what `snapshot` took."""
+    """Put back what `snapshot` took, or what `loadable` made of it."""
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
+    random.setstate((version, tuple(numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers), gauss))
     torch.set_rng_state(state["torch"])
     if "numpy" in state:
         import numpy
 
         name, keys, *rest = state["numpy"]
-        numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))
+        numpy.random.set_state((name, numpy.asarray(keys).astype("uint32"), *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 

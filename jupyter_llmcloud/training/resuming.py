@@ -9,14 +9,9 @@ everything saved is restored, and the next batch is the one that would have come
 
 from __future__ import annotations
 
-import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-
-import torch
-from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
-from torch.utils.data import DataLoader
 
 from jupyter_llmcloud.training import randomness
 from jupyter_llmcloud.training.loops import Loop, Loops
@@ -27,10 +22,12 @@ from jupyter_llmcloud.training.passes import (
     Position,
     ResumeMissed,
     StepCount,
+    is_incomplete,
     order_of,
     position_of,
     set_loader,
 )
+from jupyter_llmcloud.training.trainings import Training, Trainings
 
 _NUMBER = "_llmcloud_number"
 
@@ -41,27 +38,37 @@ class Place:
     Attributes:
         follows: whether the present cell is followed at all.
         replaying: on the way to the saved place.
-        save, restore: called at the place itself; set by who knows what to save.
+        where: which functions of the cell run, and where in their code they are.
+        save, restore: called at the place itself; set by who knows what to save. `save(position, complete)` returns
+            False when it wants to be called again at the end of the next turn.
         soon: whether the place may be saved at the end of this turn.
         went_on: called when a pass that was under way beside the place is drawn from again.
+        begun_pass: called when a pass over a loader begins.
     """
 
     def __init__(self) -> None:
         self.loops = Loops()
+        self.trainings = Trainings(self)
         self.follows = False
         self.replaying = False
+        self.filename = ""  # of the cell
+        self.num_backwards = 0  # how often gradients were computed
+        self.num_batches = 0  # delivered
+        self.where: Callable[[], list[tuple[str, str]]] = list
         self.begun: dict[str, int] = {}  # passes begun over each loader; replaced, never changed
-        self.save: Callable[[Position], None] = lambda position: None
+        self.save: Callable[[Position, bool], bool] = lambda position, complete: True
         self.restore: Callable[[], None] = lambda: None
         self.soon: Callable[[], bool] = lambda: False
         self.went_on: Callable[[], None] = lambda: None
+        self.begun_pass: Callable[[], None] = lambda: None
         self._num_cells = 0
-        self._num_loaders = 0
+        self.num_loaders = 0
         self._drawing: list[Iteration] = []
         self._clear(None)
 
     def _clear(self, saved: Position | None) -> None:
         self.loops.clear()
+        self.trainings.clear(saved)
         self.begun = {}
         self._saved = saved
         self._pending: dict[str, Position] = {}
@@ -70,17 +77,18 @@ class Place:
         self._passes: list[weakref.ref[Iteration]] = []
         self._lengths: dict[str, dict[int, int]] = {}
         self._trained: dict[str, list[int]] = {}
-        self._due: Callable[[], Loop | Iteration | None] | None = None
+        self._due: Callable[[], Loop | Iteration | Training | None] | None = None
         self._last: Callable[[], Iteration | None] = lambda: None
         self._advance: tuple[Any, int, dict[str, Any] | None] | None = None
         self._matched: list[weakref.ref[Loop]] = []
         self._swallowing = False
         self._skips = False
 
-    def begin_cell(self, follows: bool, saved: Position | None = None) -> None:
+    def begin_cell(self, follows: bool, saved: Position | None, filename: str) -> None:
         """A new cell; `saved`: it must get back to this place."""
+        self.filename = filename
         self._num_cells += 1
-        self._num_loaders = 0
+        self.num_loaders = 0
         self._clear(saved)
         self.follows = follows
         self.replaying = saved is not None
@@ -96,8 +104,7 @@ class Place:
 
     def want_save(self) -> bool:
         """Save at the end of this turn of the loop that trains; False when no loop is known."""
-        loop = self.loops.turning()
-        target: Loop | Iteration | None = loop if loop is not None else self._last()
+        target: Loop | Iteration | Training | None = self.trainings.active or self.loops.turning() or self._last()
         self._due = weakref.ref(target) if target is not None else None
         return target is not None
 
@@ -108,45 +115,70 @@ class Place:
             last.trained = True
             self._trained.setdefault(last.key, []).append(last.ordinal)
 
-    def _is_due(self, target: Loop | Iteration) -> bool:
+    def _is_due(self, target: Loop | Iteration | Training) -> bool:
         return self._due is not None and self._due() is target
 
-    def before_item(self, loop: Loop) -> None:
-        """A loop is about to fetch an item."""
+    def before_item(self, loop: Loop) -> Position | None:
+        """A loop is about to fetch an item. Returns its saved place when the item is that of a body to run again."""
         if self.replaying:
-            self._lead(loop)
-        elif self._is_due(loop):
+            return self._lead(loop)
+        if self._is_due(loop):
             self._save_here({"kind": "loop", "path": self.loops.path(loop)})
+        return None
+
+    def begin_body(self, saved: Position) -> None:
+        """The body that runs finds things as it did before; those of the items before it were not run again."""
+        self.num_loaders = saved["num_loaders"]
+        if saved["rng"] is not None:
+            randomness.restore(saved["rng"])
 
     def before_batch(self, iteration: Iteration) -> None:
         """A loader is about to fetch a batch."""
+        training = self.trainings.active
         if self.replaying and self._is_point(iteration):
             self._arrive()
+        elif training is not None and self._is_due(training) and iteration.loader is training.loader:
+            point = {"training": self.trainings.point(training, iteration)}
+            self._save_at(iteration, {"kind": "training", **point})
         elif self._is_due(iteration):
-            point = {"key": iteration.key, "ordinal": iteration.ordinal}
-            self._save_here({"kind": "loader", "path": self.loops.path(None), **point})
-        if self.soon():
-            iteration.rng_of_last_call = randomness.snapshot()
+            self._save_at(iteration, {"kind": "loader", "where": self.where()})
+        iteration.rng_of_last_call = randomness.snapshot() if self.soon() else None
 
     def after_batch(self, iteration: Iteration) -> None:
         """A loader has delivered."""
         self._last = weakref.ref(iteration)
+        self.num_batches += 1
         self.loops.note_batch()
 
-    def _save_here(self, point: Position) -> None:
-        self._due = None
-        self.save({**point, **self.describe()})
+    def _save_at(self, iteration: Iteration, point: Position) -> None:
+        point |= {"path": self.loops.path(None), "key": iteration.key, "ordinal": iteration.ordinal}
+        self._save_here(point, iteration)
+
+    def _save_here(self, point: Position, iteration: Iteration | None = None) -> None:
+        position = {**point, **self.describe()}
+        if iteration is not None:
+            position["passes"][iteration.key] = position_of(iteration)
+        if self.save(position, not any(is_incomplete(item) for item in self._alive())):
+            self._due = None
 
     def describe(self) -> Position:
         """The data side of the present place, in plain values."""
         alive = [item for item in self._alive() if item.handed_out and not item._ended]
         return {
+            **self.trainings.describe(),
             "begun": self.begun,
+            "num_loaders": self.num_loaders,
             "trained": self._trained,
             "lengths": self._lengths,
             "passes": {item.key: position_of(item) for item in alive},
+            "persistent": any(self._has_old_workers(key, ref()) for key, ref in self._loaders.items()),
             "loaders": {key: order_of(loader) for key, ref in self._loaders.items() if (loader := ref()) is not None},
         }
+
+    def _has_old_workers(self, key: str, loader: Any) -> bool:
+        """Whether worker processes go on from an earlier pass, with random numbers that only they know."""
+        is_first = self.begun[key] == 1 and any(item.key == key and not item._ended for item in self._alive())
+        return bool(getattr(loader, "persistent_workers", False)) and not is_first
 
     def _alive(self) -> list[Iteration]:
         return [item for ref in self._passes if (item := ref()) is not None and item.key]
@@ -161,8 +193,8 @@ class Place:
 
     def number(self, loader: Any) -> None:
         """A loader has been made."""
-        self._num_loaders += 1
-        setattr(loader, _NUMBER, (self._num_cells, self._num_loaders))
+        self.num_loaders += 1
+        setattr(loader, _NUMBER, (self._num_cells, self.num_loaders))
 
     def begin(self, iteration: Iteration) -> None:
         """A pass begins."""
@@ -171,10 +203,13 @@ class Place:
             self._loaders[iteration.key] = weakref.ref(iteration.loader)
             if not self.replaying and (state := self._loader_states.pop(iteration.key, None)) is not None:
                 set_loader(iteration.loader, state)
+        if self.wants(iteration):
+            self.lead_to_pass()
         iteration.ordinal = self.begun.get(iteration.key, 0)
         self.begun = {**self.begun, iteration.key: iteration.ordinal + 1}
         self._passes = [ref for ref in self._passes if ref() is not None]
         self._passes.append(weakref.ref(iteration))
+        self.begun_pass()
 
     def finished(self, iteration: Iteration) -> None:
         """A pass has come to its end."""
@@ -198,12 +233,12 @@ class Place:
         assert self._saved is not None
         if self._swallowing:
             return self._plan_swallowed(key, ordinal)
-        if self._saved["kind"] != "loader":
+        if self._saved["kind"] == "loop":
             return "run", 0
         if key == self._saved["key"]:
             if ordinal > self._saved["ordinal"]:
                 raise ResumeMissed(f"the loader has begun {ordinal + 1} passes without coming to its saved place.")
-            if ordinal == self._saved["ordinal"]:
+            if ordinal == self._saved["ordinal"] and (self._saved["kind"] == "training" or self.wants(iteration)):
                 return "forward", 0
         self._skips = self._skips or ordinal in self._saved["trained"].get(key, ())
         return ("nothing" if self._skips else "run"), 0
@@ -222,6 +257,28 @@ class Place:
             return ("run", 0) if key == "steps" else ("forward", saved["handed_out"])
         length = self._saved["lengths"].get(key, {}).get(ordinal)
         return ("stand in", length) if length is not None else ("run", 0)
+
+    def lead_to_pass(self) -> None:
+        """The next pass over the loader of the saved place is the saved one."""
+        assert self._saved is not None
+        self.begun = {**self.begun, self._saved["key"]: self._saved["ordinal"]}
+
+    def wants(self, iteration: Iteration) -> bool:
+        """Whether the code is where the next batch was asked for by hand when the place was saved."""
+        saved = self._saved
+        if not self.replaying or saved is None or saved["kind"] != "loader" or iteration.key != saved["key"]:
+            return False
+        here, there = self.loops.path(None), saved["path"]
+        same_loops = [(e["loop"], e["ordinal"]) for e in here] == [(e["loop"], e["ordinal"]) for e in there]
+        return same_loops and self.where() == [tuple(entry) for entry in saved["where"]]
+
+    def take_up(self, iteration: Iteration) -> None:
+        """A pass that has begun becomes the saved one when its next batch is asked for at the saved place."""
+        if self.replaying and iteration.forward_to is None and self.wants(iteration):
+            self.lead_to_pass()
+            iteration.ordinal = self.begun[iteration.key]
+            self.begun = {**self.begun, iteration.key: iteration.ordinal + 1}
+            iteration.take_up(self.saved_pass(iteration.key))
 
     def saved_pass(self, key: str) -> Position:
         """The saved place of a pass over this loader."""
@@ -248,20 +305,20 @@ class Place:
         saved = self._saved
         return (
             saved is not None
-            and saved["kind"] == "loader"
+            and (saved["kind"] == "training" or self.wants(iteration))
             and (iteration.key, iteration.ordinal) == (saved["key"], saved["ordinal"])
         )
 
-    def _lead(self, loop: Loop) -> None:
+    def _lead(self, loop: Loop) -> Position | None:
         assert self._saved is not None
         if self._swallowing:
-            return  # a loop inside the source of the one that is led
+            return None  # a loop inside the source of the one that is led
         path = self._saved["path"]
         if any(ref() is loop for ref in self._matched):
             raise ResumeMissed("a loop of the cell came to its next item without passing the saved place.")
         depth = len(self._matched)
         if loop.delivered or depth == len(path) or not self._matches(loop, path[depth]):
-            return
+            return None
         self._matched.append(weakref.ref(loop))
         self.begun = self._begun_at(path[depth])
         is_last = depth == len(path) - 1 and self._saved["kind"] == "loop"
@@ -272,6 +329,9 @@ class Place:
             self._swallowing = False
         if is_last:
             self._arrive()
+            return None
+        element: Position = path[depth]
+        return element
 
     def _begun_at(self, element: Position) -> dict[str, int]:
         """Passes begun when the saved item was; one that was under way then and later will begin anew."""
@@ -294,6 +354,7 @@ class Place:
         self._trained = {key: list(ordinals) for key, ordinals in saved["trained"].items()}
         self._lengths = {key: dict(lengths) for key, lengths in saved["lengths"].items()}
         self._pending = {key: dict(position) for key, position in saved["passes"].items()}
+        self.num_loaders = saved["num_loaders"]
         self.begun = {**saved["begun"], **{key: position["ordinal"] for key, position in self._pending.items()}}
         for item in self._alive():
             self._carry_over(item)
@@ -312,36 +373,3 @@ class Place:
                 item.forward_to = wanted
         else:
             item.end()
-
-
-def install(place: Place) -> None:
-    """Follow every loader of this process while a cell is followed. Called once, in a rank."""
-    original_init, original_backward = DataLoader.__init__, torch.autograd.backward
-
-    @functools.wraps(original_backward)
-    def backward(*args: Any, **kwargs: Any) -> None:
-        if place.follows:
-            place.loops.note_backward()
-        original_backward(*args, **kwargs)
-
-    torch.autograd.backward = backward
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original_init(self, *args, **kwargs)
-        place.number(self)
-
-    __init__.__doc__ = original_init.__doc__
-    DataLoader.__init__ = __init__  # type: ignore[method-assign]
-    for kind in (DataLoader, DataLoaderShard, DataLoaderDispatcher):
-        _follow_passes(kind, place)
-
-
-def _follow_passes(kind: Any, place: Place) -> None:
-    original = kind.__iter__
-
-    def __iter__(self: Any) -> Iterator[Any]:
-        if place.is_drawing:
-            return place.advanced(self, original(self))
-        return Iteration(place, self, original) if place.follows else original(self)
-
-    kind.__iter__ = __iter__

@@ -1,33 +1,29 @@
-"""What a checkpoint holds of a rank: found without help of the cell, taken as values, put back.
+"""The trained objects of a rank: found without help of the cell, their states taken as values and put back.
 
-Trained objects are those that the cell's Accelerators know, those handed to `run.checkpoint`, and those that belong to
-an optimizer that has stepped. Each has an address, which leads to its successor when the cell is executed again: the
-order of an Accelerator and its lists, or the depth of a function and the name of a variable.
+Trained objects are those that the cell's Accelerators and Trainers know, those handed to `run.checkpoint`, and those
+that belong to an optimizer that has stepped. Each has an address, which leads to its successor when the cell is
+executed again: the order of an Accelerator and its lists, or the depth of a function and the name of a variable.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import inspect
-import itertools
-import sys
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import FrameType, GeneratorType, SimpleNamespace
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
-from jupyter_llmcloud.training import artifacts
+from jupyter_llmcloud.training import artifacts, shards
+from jupyter_llmcloud.training.marks import Marks
+from jupyter_llmcloud.training.own_objects import has_changed
 from jupyter_llmcloud.training.passes import ResumeMissed
-from jupyter_llmcloud.training.plain_values import CopyTensor, NotPlain, decode, encode, encode_variable, put_back
+from jupyter_llmcloud.training.plain_values import CopyTensor, NotPlain, decode, encode
+from jupyter_llmcloud.training.variables import mentioned
 
-_ITERATORS = (enumerate, zip, map, filter, itertools.islice, itertools.chain, itertools.starmap)
-SAME_AS = "__llmcloud_same_as__"
 _LISTS = ("_models", "_optimizers", "_schedulers", "_custom_objects")
 
 
@@ -44,150 +40,6 @@ class Found:
         return isinstance(self.value, torch.nn.Module)
 
 
-# --- the cell's frames and variables --------------------------------------------------------------------------------
-
-
-def user_frames(namespace: Mapping[str, Any]) -> list[FrameType]:
-    """The frames of the notebook's own code that led here, outermost first."""
-    frames = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals is namespace:
-            frames.append(frame)
-        frame = frame.f_back
-    return frames[::-1] or [_after_the_end(namespace)]
-
-
-def _after_the_end(namespace: Mapping[str, Any]) -> Any:
-    """What stands for the cell's own frame when it has ended."""
-    return SimpleNamespace(f_locals=namespace, f_code=SimpleNamespace(co_name="<module>", co_flags=0))
-
-
-def names_of(frames: Iterable[FrameType]) -> list[str]:
-    """Which functions run; comparable between attempts."""
-    return [frame.f_code.co_name for frame in frames]
-
-
-def trainer_runs() -> bool:
-    """Whether transformers' Trainer drives the loop, which keeps its own state."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith("transformers.trainer"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def variables(frames: list[FrameType], given: set[str]) -> dict[str, Any]:
-    """The small plain variables by address; `given` are names that a rank's namespace starts with.
-
-    Of several names for one list, only the first holds its items.
-    """
-    found: dict[str, Any] = {}
-    first_names: dict[int, str] = {}
-    for depth, frame in enumerate(frames):
-        for name, value in list(frame.f_locals.items()):
-            if name.startswith("_") or name in given or isinstance(value, type) or callable(value):
-                continue
-            address = f"{depth} {name}"
-            if id(value) in first_names:
-                found[address] = {SAME_AS: first_names[id(value)]}
-                continue
-            try:
-                found[address] = encode_variable(value)
-            except NotPlain:
-                continue
-            if isinstance(value, list | dict | set | deque | torch.Tensor):
-                first_names[id(value)] = address
-    return found
-
-
-def changed(now: dict[str, Any], first: dict[str, Any]) -> list[str]:
-    """Addresses of the variables that are not as they were when the training began."""
-    return [address for address, value in now.items() if address not in first or not _equal(value, first[address])]
-
-
-def _equal(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except (RuntimeError, ValueError):
-        return False  # tensors
-
-
-def set_variables(frames: list[FrameType], saved: dict[str, Any]) -> None:
-    """Put variables back into the frames that run now."""
-    filled: set[int] = set()
-    restored: dict[str, Any] = {}
-    for depth, frame in enumerate(frames):
-        present = frame.f_locals
-        bound = {}
-        for address, value in saved.items():
-            at, _, name = address.partition(" ")
-            if int(at) != depth:
-                continue
-            if isinstance(value, dict) and SAME_AS in value:
-                if value[SAME_AS] in restored:
-                    bound[name] = restored[address] = restored[value[SAME_AS]]
-                continue
-            anew, restored[address] = put_back(value, present.get(name), filled)
-            if anew:
-                bound[name] = restored[address]
-        _bind(frame, bound)
-
-
-def _bind(frame: FrameType, values: dict[str, Any]) -> None:
-    frame.f_locals.update(values)
-    # A function keeps its variables elsewhere.
-    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
-        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
-
-
-def used_values(frames: list[FrameType]) -> list[Any]:
-    """The values of the variables that the code which runs now mentions; a namespace holds those of other cells too."""
-    return [value for frame in frames for name, value in list(frame.f_locals.items()) if name in _mentioned(frame)]
-
-
-def _mentioned(frame: FrameType) -> set[str]:
-    code = frame.f_code
-    if not hasattr(code, "co_names"):
-        return set()  # the cell has ended
-    return {*code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars}
-
-
-# --- iterators that are not running now ------------------------------------------------------------------------------
-
-
-def suspended(frames: list[FrameType], given: set[str]) -> dict[str, dict[str, Any]]:
-    """The variables of the cell's generators that wait in a variable, by function name."""
-    found: dict[str, dict[str, Any]] = {}
-    pending = [value for frame in frames for value in list(frame.f_locals.values())]
-    while pending:
-        value = pending.pop()
-        waits = isinstance(value, GeneratorType) and value.gi_frame is not None and not value.gi_running
-        if waits and value.gi_frame.f_globals is frames[0].f_globals and value.gi_code.co_name not in found:
-            found[value.gi_code.co_name] = variables([value.gi_frame], given)
-            pending += [*value.gi_frame.f_locals.values()]
-    return found
-
-
-def resume_suspended(frames: list[FrameType], saved: dict[str, dict[str, Any]]) -> None:
-    """A generator runs again and is about to deliver: its variables are those it had; each is taken from `saved`."""
-    for frame in frames:
-        if frame.f_code.co_flags & inspect.CO_GENERATOR and frame.f_code.co_name in saved:
-            set_variables([frame], saved.pop(frame.f_code.co_name))
-
-
-def keeps_batches(value: Any, depth: int = 0) -> bool:
-    """Whether `itertools.cycle` is inside an iterator: it repeats what it has seen, which is not saved."""
-    if isinstance(value, itertools.cycle):
-        return True
-    nests = isinstance(value, _ITERATORS) or (depth > 0 and isinstance(value, tuple))
-    return nests and depth < 6 and any(keeps_batches(item, depth + 1) for item in gc.get_referents(value))
-
-
-# --- trained objects ------------------------------------------------------------------------------------------------
-
-
 def addresses(frames: list[FrameType], accelerators: dict[str, Any]) -> dict[str, Any]:
     """Everything that could be saved, by address."""
     table: dict[str, Any] = {}
@@ -199,7 +51,7 @@ def addresses(frames: list[FrameType], accelerators: dict[str, Any]) -> dict[str
             table[f"accelerator {at} scaler"] = accelerator.scaler
     for depth, frame in enumerate(frames):
         for name, value in list(frame.f_locals.items()):
-            stale = isinstance(value, torch.amp.GradScaler) and name not in _mentioned(frame)
+            stale = isinstance(value, torch.amp.GradScaler) and name not in mentioned(frame)
             if not name.startswith("_") and not stale and callable(getattr(type(value), "state_dict", None)):
                 table[f"variable {depth} {name}"] = value
     return table
@@ -209,7 +61,7 @@ def find(
     table: dict[str, Any], optimizers: Iterable[Any], explicit: Mapping[str, Any], alone: bool = False
 ) -> list[Found]:
     """What to save of the objects in `table`; `alone`: there is only one rank."""
-    chosen = {address: value for address, value in table.items() if address.startswith("accelerator")}
+    chosen = {address: value for address, value in table.items() if address.startswith(("accelerator ", "trainer "))}
     for name, value in explicit.items():
         _choose(chosen, table, value, name)
     for optimizer in optimizers:
@@ -228,6 +80,27 @@ def find(
         if (follows or isinstance(value, torch.amp.GradScaler)) and not _is_chosen(chosen, value):
             chosen[address] = value
     return _shared(chosen, alone)
+
+
+def also_changed(table: dict[str, Any], found: list[Found], first: Marks) -> list[Found]:
+    """What no optimizer trains and has changed all the same, such as an average of the weights."""
+    chosen = {item.address: item.value for item in found}
+    covered = {id(p) for item in found if item.is_module for p in [*item.value.parameters(), *item.value.buffers()]}
+    more = []
+    for address, value in table.items():
+        if _is_chosen(chosen, value) or not callable(getattr(value, "load_state_dict", None)):
+            continue
+        if _is_module(value) and _all_in([*value.parameters(), *value.buffers()], covered):
+            continue
+        if not isinstance(value, DataLoader) and has_changed(value, address, first):
+            chosen[address] = value
+            more.append(Found(address, value, False))
+    return more
+
+
+def is_in(table: dict[str, Any], value: Any) -> bool:
+    """Whether the table leads to an object."""
+    return _is_chosen(table, value)
 
 
 def _choose(chosen: dict[str, Any], table: dict[str, Any], value: Any, name: str) -> None:
@@ -277,12 +150,20 @@ def _shared(chosen: dict[str, Any], alone: bool) -> list[Found]:
     common = {id(p) for value in wrapped if _is_module(value) for p in value.parameters()}
     found = []
     for address, value in chosen.items():
-        if _is_module(value):
+        if is_spread(value):
+            shared = False  # each rank has its part
+        elif _is_module(value):
             shared = alone or isinstance(value, DistributedDataParallel) or _all_in(value.parameters(), common)
         else:
             shared = _is_optimizer(value) and (alone or _all_in(parameters_of(value), common))
         found.append(Found(address, value, shared))
     return found
+
+
+def is_spread(value: Any) -> bool:
+    """Whether each rank holds only a part of it."""
+    tensors = value.parameters() if _is_module(value) else parameters_of(value) if _is_optimizer(value) else ()
+    return shards.is_sharded(tensors)
 
 
 def _all_in(parameters: Iterable[torch.Tensor], common: set[int]) -> bool:
@@ -305,9 +186,11 @@ def take(found: list[Found], shared: bool, copy: CopyTensor, copy_later: CopyTen
 def _state_of(item: Found, covered: set[int], copy: CopyTensor, copy_later: CopyTensor) -> dict[str, Any]:
     value, at = _inner(item.value), item.address
     copy_state = copy_later if _is_optimizer(value) else copy
-    state: dict[str, Any] = {"kind": "other", "state": encode(value.state_dict(), copy_state, at)}
+    values = shards.localize(value.state_dict()) if is_spread(value) else value.state_dict()
+    state: dict[str, Any] = {"kind": "other", "state": encode(values, copy_state, at)}
     if item.is_module:
         state["kind"] = "module"
+        state["flat"] = shards.is_flat(item.value)
         state["trainable"] = [name for name, p in value.named_parameters() if p.requires_grad]
         state["parameters"] = [name for name, _ in value.named_parameters()]
     elif _is_optimizer(value):
@@ -315,6 +198,30 @@ def _state_of(item: Found, covered: set[int], copy: CopyTensor, copy_later: Copy
         loose = enumerate(p for p in parameters_of(value) if id(p) not in covered)
         state["loose"] = [copy(f"{at} loose {number}", p) for number, p in loose]
     return state
+
+
+def gradients(found: list[Found], copy: CopyTensor) -> dict[str, list[Any]]:
+    """The gradients that wait for a step, of these optimizers, by address."""
+    taken = {}
+    for item in found:
+        values = [shards.localize(p.grad) for p in parameters_of(item.value)]
+        if any(value is not None for value in values):
+            taken[item.address] = encode(values, copy, f"gradients {item.address}")
+    return taken
+
+
+def put_gradients(saved: dict[str, list[Any]], table: dict[str, Any]) -> None:
+    """Put gradients back."""
+    for address, values in saved.items():
+        parameters = parameters_of(table[address])
+        for parameter, value in zip(parameters, decode(values), strict=True):
+            grad = shards.spread_like(value, parameter)
+            parameter.grad = grad.to(parameter.device) if grad is not None else None
+
+
+def inner_optimizer(value: Any) -> Any:
+    """The optimizer of torch inside, or None."""
+    return _inner(value) if _is_optimizer(value) else None
 
 
 def not_finite(states: dict[str, dict[str, Any]]) -> str:
@@ -326,7 +233,8 @@ def not_finite(states: dict[str, dict[str, Any]]) -> str:
             tensors = dict(_tensors({"state": state["state"]["state"], "loose": state["loose"]}, "optimizer"))
         else:
             continue
-        for name, tensor in tensors.items():
+        for name, value in tensors.items():
+            tensor = value["local"] if shards.is_shard(value) else value
             if tensor is not None and not _is_finite(tensor):
                 return f"{name} ({address}) holds values that are not finite"
     return ""
@@ -354,7 +262,8 @@ def put(states: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
         if address not in table:
             raise ResumeMissed(f"the checkpoint holds a state for {address!r}, but the cell has made no such object.")
         value = _inner(table[address])
-        value.load_state_dict(decode(state["state"]))
+        shards.settle(value)
+        value.load_state_dict(shards.spread(decode(state["state"]), _reference(value)))
         if state["kind"] == "module":
             trainable = set(state["trainable"])
             for name, parameter in value.named_parameters():
@@ -362,6 +271,16 @@ def put(states: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
     for address, state in states.items():
         if state["kind"] == "optimizer" and state["loose"]:
             _put_loose(_inner(table[address]), state["loose"], table, states)
+
+
+def _reference(value: Any) -> shards.Reference:
+    """Which tensor of an object is spread like the one at this place in its state."""
+    if _is_module(value):
+        return lambda path: value.state_dict()[path[0]]
+    if _is_optimizer(value):
+        parameters = parameters_of(value)
+        return lambda path: parameters[path[1]]
+    return lambda path: None
 
 
 def _put_loose(optimizer: Any, saved: list[torch.Tensor], table: dict[str, Any], states: dict[str, Any]) -> None:
