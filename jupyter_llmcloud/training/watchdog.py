@@ -76,7 +76,7 @@ class Watchdog:
         self._mark: Any = None
         self._moved_at = time.monotonic()
         self._without_gradients.depth = 0
-        self._used: tuple[float, float, int] | None = None  # taken by the side thread: a short cell must not wait for it
+        self._used: tuple[float, float, int] | None = None  # the side thread takes it: a cell must not wait
         self._busy = False
         self._said_at = 0.0
 
