@@ -18,6 +18,7 @@ from jupyter_llmcloud import config, errors
 from jupyter_llmcloud.magics import find_server
 from jupyter_llmcloud.magics.server_client import ServerClient, is_loopback
 from tests.server_parts import Server
+from tests.worlds import until
 
 pytest_plugins = ["tests.server_fixtures"]
 
@@ -66,6 +67,33 @@ def test_a_kernel_without_a_jupyter_server_gets_a_headless_one_that_goes_with_it
     owner.kill()
     wait_until_gone(server.pid)
     assert list(config.runtime_dir().glob("headless-*")) == []
+
+
+WITHOUT_DASK = """
+import sys
+sys.modules["jupyter_llmcloud.cluster.pool"] = None  # cannot be imported
+from jupyter_llmcloud.server.headless import main
+main()
+"""
+
+
+def test_a_headless_server_ends_with_its_owner_also_when_it_could_not_make_clusters(own_root: Path) -> None:
+    owner = subprocess.Popen(["sleep", "1000"])
+    path = own_root / "announced.json"
+    arguments = ["--owner-pid", str(owner.pid), "--announce", str(path)]
+    server = subprocess.Popen([sys.executable, "-c", WITHOUT_DASK, *arguments])
+    try:
+        until(path.exists, "the server is up")
+        told = json.loads(path.read_text())
+        with pytest.raises(errors.LLMCloudError):
+            ServerClient(told["url"], told["token"]).ask("GET", "clusters")
+        owner.kill()
+        owner.wait()
+        server.wait(20)
+    finally:
+        for process in (owner, server):
+            process.kill()
+            process.wait()
 
 
 def test_a_headless_server_answers_nothing_but_our_routes(owner: subprocess.Popen[str]) -> None:

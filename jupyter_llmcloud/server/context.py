@@ -124,6 +124,13 @@ class ServerContext:
                 self.state.adopt_endpoints(server["id"], self.server_id)
             self.state.forget_server(server["id"])
 
+    async def _made_pool(self) -> ClusterPool | None:
+        """The pool, if one was asked for and could be made."""
+        if self._pool is None:
+            return None
+        (made,) = await asyncio.gather(self._pool, return_exceptions=True)
+        return None if isinstance(made, BaseException) else made
+
     async def close(self) -> None:
         """The server ends: a headless one takes its endpoints and clusters along, any other leaves them running."""
         if self._closed:
@@ -133,13 +140,14 @@ class ServerContext:
             await asyncio.gather(self._started, return_exceptions=True)
         await self.requests.close()
         await self.endpoints.close(stop=self.identity.headless)
+        pool = await self._made_pool()
         if self.identity.headless:
-            if self._pool is not None:
-                await (await self.pool()).close()
+            if pool is not None:
+                await pool.close()
             self.state.forget_server(self.server_id)
         else:
-            if self._pool is not None:
-                await (await self.pool()).release()
+            if pool is not None:
+                await pool.release()
             self.state.register_server(self.server_id, 0, 0.0, headless=False)  # to be adopted
         self.state.close()
 

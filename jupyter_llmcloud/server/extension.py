@@ -41,7 +41,10 @@ class LLMCloudExtension(ExtensionApp):
     async def stop_extension(self) -> None:
         """The server ends."""
         if self.context is not None:
-            await self.context.close()
+            try:
+                await self.context.close()
+            except Exception:  # Jupyter would not end then, and serve on without us
+                self.log.exception("jupyter-llmcloud did not close")
 
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:
