@@ -9,6 +9,7 @@ import sys
 
 import psutil
 
+from jupyter_llmcloud.agent.device_locks import DeviceLocks
 from jupyter_llmcloud.errors import Busy, UsageError
 
 MIN_CPU_SLOTS = 8  # more ranks than cores are slow but useful: to try a cell that will run on eight GPUs
@@ -41,25 +42,32 @@ class Devices:
             self.gpus if self.has_gpus else [str(i) for i in range(num_slots or max(MIN_CPU_SLOTS, self.cores))]
         )
         self._held: dict[str, list[str]] = {}
+        self._locks = DeviceLocks()
         self.loopback = "lo0" if sys.platform == "darwin" else "lo"
         self.address = address
 
     @property
     def free(self) -> list[str]:
         held = {slot for slots in self._held.values() for slot in slots}
-        return [slot for slot in self.slots if slot not in held]
+        free = [slot for slot in self.slots if slot not in held]
+        return [slot for slot in free if self._locks.is_free(slot)] if self.has_gpus else free
 
     def take(self, world_id: str, number: int) -> list[str]:
         """Slots for a world: all of them, or Busy."""
         free = self.free
         if len(free) < number:
             raise Busy(f"{number} slots asked for, {len(free)} of {len(self.slots)} are free on this worker.")
-        self._held[world_id] = free[:number]
-        return self._held[world_id]
+        taken = free[:number]
+        if self.has_gpus and not all([self._locks.lock(slot) for slot in taken]):
+            self._locks.release(taken)
+            raise Busy(f"{number} GPUs asked for, and another cluster of yours has just taken one of them.")
+        self._held[world_id] = taken
+        return taken
 
     def give_back(self, world_id: str, keep: int = 0) -> None:
         """The world holds nothing any more, or only its first `keep` slots."""
         held = self._held.pop(world_id, [])
+        self._locks.release(held[keep:])
         if held[:keep]:
             self._held[world_id] = held[:keep]
 

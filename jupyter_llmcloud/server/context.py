@@ -128,8 +128,8 @@ class ServerContext:
         """The pool, if one was asked for and could be made."""
         if self._pool is None:
             return None
-        (made,) = await asyncio.gather(self._pool, return_exceptions=True)
-        return None if isinstance(made, BaseException) else made
+        await asyncio.wait([self._pool])
+        return None if self._pool.exception() is not None else self._pool.result()
 
     async def close(self) -> None:
         """The server ends: a headless one takes its endpoints and clusters along, any other leaves them running."""
