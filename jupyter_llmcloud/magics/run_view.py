@@ -21,7 +21,7 @@ from jupyter_llmcloud.widgets.front_end import find_front_end
 from jupyter_llmcloud.widgets.live_view import LiveView
 
 LIVE_AFTER_S = 2.0  # a cell that is done by then and logs nothing needs no live view
-REFRESH_S = 0.2
+IDLE_S = 1.0
 HOLD_S = 0.08  # how long a line waits for the same line of another rank
 READ_HOLD_S = 0.3  # where journals are read in turns
 
@@ -165,7 +165,9 @@ class RunView:
     def next_tick_s(self) -> float:
         """Seconds until `tick` has something to do."""
         now = self._clock()
-        times = [REFRESH_S if self._is_live else max(0.0, self._began + LIVE_AFTER_S - now)]
+        times = [IDLE_S if self._is_live else max(0.0, self._began + LIVE_AFTER_S - now)]
+        if self._is_live and (due := self.live.next_deadline()) is not None:
+            times.append(max(0.0, due - time.time()))
         for deadline in (self.folder.next_deadline(), self._page.next_deadline()):
             if deadline is not None:
                 times.append(max(0.0, deadline - now))

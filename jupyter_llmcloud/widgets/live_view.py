@@ -21,7 +21,7 @@ from jupyter_llmcloud.widgets.view_state import ViewState, chips, name_ranks, sh
 if TYPE_CHECKING:
     from jupyter_llmcloud.widgets.live_widget import LiveWidget
 
-UPDATE_EVERY_S = 0.2
+UPDATE_EVERY_S = 0.1
 SHOW_AFTER_S = 1.0
 _COST_SHARE = 10  # at most a tenth of the kernel's time goes into showing
 _POINTS = 160  # what a chart of this size can show
@@ -93,7 +93,7 @@ class LiveView:
         return data | _widget_mime(self._widget) if self._widget is not None else data
 
     def refresh(self, now: float) -> None:
-        """Bring the view up to date; cheap to call often: at most five times a second does it do anything."""
+        """Bring the view up to date; cheap to call often: at most ten times a second does it do anything."""
         if now < self._next or not self._is_new:
             return
         self.state.elapsed_s = max(0.0, now - self._started)
