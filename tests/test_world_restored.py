@@ -23,3 +23,16 @@ def test_what_was_imported_in_any_cell_is_there_on_a_rank_that_is_new(new_world:
     assert outcome.text(0) == outcome.text(1) == "Counter({'a': 1}) a/b x y /\n"
     (note,) = [state.detail for state in outcome.states if state.state == "note"]
     assert note.endswith("Not restored: home, mine.")
+
+
+def test_what_both_ranks_have_lost_one_after_the_other_is_still_named(new_world: Callable[..., Ranks]) -> None:
+    ranks = new_world(2)
+    ranks.ok("made = sum([rank, 1])")
+    for lost in (1, 0):
+        assert ranks.run(f"import os\nif rank == {lost}: os._exit(1)").state == "failed"
+        outcome = ranks.ok("pass")
+        (note,) = [state.detail for state in outcome.states if state.state == "note"]
+        assert note.startswith(f"rank {lost} is a new process") and note.endswith("Not restored: made.")
+    assert ranks.run("import os\nos._exit(1)").state == "failed"
+    notes = [state.detail for state in ranks.ok("pass").states if state.state == "note"]
+    assert len(notes) == 2 and all("no rank is left that has it" in note for note in notes)

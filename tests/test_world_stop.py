@@ -324,7 +324,8 @@ def test_a_queued_run_can_be_stopped_before_it_begins(world: Ranks) -> None:
     other = world.beside()
     second = other.send("never = True")
     assert first.run_id in second.wait_for_state("queued").detail
-    assert second.stop().end().state == "stopped"
+    ended = second.stop().end()
+    assert (ended.state, "had not begun" in ended.report) == ("stopped", True)
     assert first.stop().end().state == "stopped"
     assert world.ok("'never' in globals()").results() == ["False", "False"]
     other.channel.close()

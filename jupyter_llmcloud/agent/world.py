@@ -55,6 +55,7 @@ class World:
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
         self._definitions: list[Execute] = []
         self._notes: list[str] = []
+        self._missing: dict[int, set[str]] = {}  # what ranks lacked after they were replaced
         self._cells: dict[str, int] = {}  # execution counts by the files of notebook cells
         self._looks: dict[int, asyncio.Future[RankLooked]] = {}
 
@@ -139,8 +140,8 @@ class World:
         if not self._turn.locked() and not self._waiting:
             return await self._turn.acquire()
         if connection is not None:
-            ahead = self.run.record.run_id if self.run else "another run"
-            connection.send(RankState(run_id=run_id, rank=-1, state="queued", detail=f"waits for {ahead} to end"))
+            ahead = f"for {self.run.record.run_id} to end" if self.run else "until the ranks have answered a request"
+            connection.send(RankState(run_id=run_id, rank=-1, state="queued", detail=f"waits {ahead}"))
         self.queued.append(run_id)
         turn = self._waiting[run_id] = asyncio.ensure_future(self._turn.acquire())
         try:
@@ -165,7 +166,8 @@ class World:
         with contextlib.suppress(OSError):
             RunFolder(Path(cell.folder)).create(record, cell.source or cell.code)
         if connection is not None:
-            connection.send(RunEnded(run_id=cell.run_id, state=state, errors=record.errors))
+            report = ["It had not begun: no rank has executed any of it."]
+            connection.send(RunEnded(run_id=cell.run_id, state=state, errors=record.errors, report=report))
 
     def _record(self, cell: Execute) -> RunRecord:
         return RunRecord(
@@ -255,13 +257,15 @@ class World:
         note = f"rank {rank} is a new process; {number} definition cells were run on it again."
         survivors = [other for other in self._links if other not in replaced]
         if not survivors:
-            return note
+            return note + " What other cells had made is gone: no rank is left that has it."
         known = (await self._ask(survivors[0], Names(world_id=self.world_id, names=[]))).values
-        asked = Names(world_id=self.world_id, names=known["own"])
+        names = {*known["own"], *self._missing.get(survivors[0], ())}
+        asked = Names(world_id=self.world_id, names=sorted(names))
         missing = (await self._ask(rank, asked)).values["missing"]
         if imported := [name for name in missing if name in known["imported"]]:
             await self._import(rank, survivors[0], imported)
             missing = (await self._ask(rank, asked)).values["missing"]
+        self._missing[rank] = set(missing)
         return note + (f" Not restored: {', '.join(missing)}." if missing else " Nothing is missing.")
 
     async def _import(self, rank: int, survivor: int, names: list[str]) -> None:
