@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -69,7 +70,12 @@ class Dask:
             return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
 
     def workers(self) -> list[int]:
-        return [child.pid for child in psutil.Process(self.nanny.pid).children() if "spawn" in str(child.cmdline())]
+        found = []
+        for child in psutil.Process(self.nanny.pid).children():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "spawn" in str(child.cmdline()):
+                    found.append(child.pid)
+        return found
 
     def end(self) -> None:
         for process in (self.nanny, self.scheduler):
