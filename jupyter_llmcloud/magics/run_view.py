@@ -6,7 +6,6 @@ import contextlib
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from jupyter_llmcloud.core.blocks import Block
 from jupyter_llmcloud.core.folding import OutputFolder
 from jupyter_llmcloud.magics.page import Page
 from jupyter_llmcloud.storage import log_text
-from jupyter_llmcloud.storage.runs import RunStore
+from jupyter_llmcloud.storage.runs import RunStore, nonce
 from jupyter_llmcloud.widgets.front_end import find_front_end
 from jupyter_llmcloud.widgets.live_view import LiveView
 
@@ -84,7 +83,7 @@ class RunView:
         self.folder.shows_passing = not has_live
         self._cell = Cell()
         self._page = Page(
-            f"{run_id}/{uuid.uuid4().hex[:8]}",  # the same run may be shown in another cell
+            f"{run_id}/{nonce()}",  # the same run may be shown in another cell
             self._cell,
             self.live.show_again,
             has_labels=len(ranks) > 1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from jupyter_llmcloud.magics.cell import Cell
 from jupyter_llmcloud.magics.known_worlds import forget, recall, remember
 from jupyter_llmcloud.magics.stop_signal import said_when_stopped
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
-from jupyter_llmcloud.storage.runs import RunStore
+from jupyter_llmcloud.storage.runs import RunStore, nonce
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.run_handle import RunHandle
@@ -231,7 +230,7 @@ class Session:
 
     def _message(self, world: World, cell: Cell, name: str, values: bytes, ranks: list[int]) -> Execute:
         now = time.time()
-        identity = run_id(name, now, secrets.token_hex(4))
+        identity = run_id(name, now, nonce())
         return Execute(
             world_id=world.world_id,
             run_id=identity,

@@ -168,13 +168,13 @@ class World:
 
     def execute(self, cell: Execute, ranks: Sequence[int]) -> RunResult:
         """Execute and show; returns when every rank has ended. Raises RankError, KeyboardInterrupt after a Stop."""
-        view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
         with StopSignal() as stop:
             try:
                 self.channel.send(cell)
             except ConnectionLost:  # while nothing was done: half a message is no message
                 self._reopen()
                 self.channel.send(cell)
+            view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
             ended = self._follow(cell, view, stop)
         return self._result(ended, stop.presses > 0)
 

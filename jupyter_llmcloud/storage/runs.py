@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,9 +27,17 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.journal import Record, read_all
 
+# Asking the system for each would cost a short cell a tenth of its time: the call lets other threads take over.
+_noise = random.Random()
+os.register_at_fork(after_in_child=_noise.seed)
 ACTIVE_STATES = ("queued", "running", "stopping")
 FINAL_STATES = ("finished", "failed", "stopped", "lost")
 ROOM = 16 << 10  # bytes that a record and the first lines of its journals need
+
+
+def nonce() -> str:
+    """Eight hexadecimal digits that make a name unique; no secret."""
+    return f"{_noise.getrandbits(32):08x}"
 
 
 @dataclass

@@ -7,11 +7,11 @@ quiet as in an ordinary notebook. Where no widget can live (a terminal, a script
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.series import Point
+from jupyter_llmcloud.storage.runs import nonce
 from jupyter_llmcloud.widgets import static_view
 from jupyter_llmcloud.widgets.chart import PALETTE
 from jupyter_llmcloud.widgets.front_end import FrontEnd, find_front_end
@@ -49,7 +49,7 @@ class LiveView:
         self._started = time.time() if started is None else started
         self._show_after_s = show_after_s
         self._front_end = front_end or find_front_end()
-        self._display_id = f"llmcloud-{uuid.uuid4().hex[:12]}"
+        self._display_id = f"llmcloud-{nonce()}"
         self._widget: LiveWidget | None = None
         self._next = 0.0
         self._is_new = True
