@@ -175,7 +175,8 @@ def test_a_background_run_has_a_handle(notebook: Notebook) -> None:
     assert "NameError" in notebook.run("bad.result(30)").error
     notebook.ok("slow = get_ipython().run_cell_magic('distribute', '-b --name slow', 'import time; time.sleep(60)')")
     assert notebook.ok("slow.cancel()").results == ["True"]
-    assert notebook.ok("slow.result(30).state").results == ["'stopped'"]
+    assert "CancelledError: run slow-" in notebook.run("slow.result(30)").error
+    assert notebook.ok("slow.done(), slow.cancelled(), slow.state").results == ["(True, True, 'stopped')"]
 
 
 def test_the_python_twin_does_the_same(notebook: Notebook) -> None:

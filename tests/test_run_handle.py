@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.errors import RankError, WorldError
 from jupyter_llmcloud.magics import run_handle, runs
 from jupyter_llmcloud.magics.run_handle import RunHandle
 from jupyter_llmcloud.storage import log_text
@@ -58,7 +60,8 @@ def test_a_run_whose_agent_is_gone_has_ended(folder: RunFolder, monkeypatch, cap
     monkeypatch.setattr(run_handle, "ALIVE_S", 0.0)
     write(folder, 0, out("its last words\n", 1.0))
     handle = RunHandle("r-1", Session("lost"))
-    assert handle.result(5).run_id == "r-1"
+    with pytest.raises(WorldError, match="r-1 was lost"):
+        handle.result(5)
     assert (handle.done(), handle.state) == (True, "lost")
     handle.attach()
     shown = capsys.readouterr().out
@@ -72,6 +75,31 @@ def test_a_run_that_goes_on_is_not_done(folder: RunFolder, monkeypatch) -> None:
     assert not handle.done()
     with pytest.raises(TimeoutError):
         handle.result(0.1)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "words"),
+    [
+        ("finished", None, ""),
+        ("stopped", CancelledError, "was stopped"),
+        ("failed", RankError, "rank 1: ValueError: too much"),
+    ],
+)
+def test_a_handle_is_a_future(folder: RunFolder, state: str, error: type[Exception] | None, words: str) -> None:
+    handle = RunHandle("r-1", Session("running"))
+    assert (handle.running(), handle.cancelled()) == (True, False)
+    record = folder.read()
+    record.state, record.ended = state, record.created + 7
+    record.errors = [{"rank": 1, "ename": "ValueError", "evalue": "too much", "traceback": []}] * (state == "failed")
+    folder.write(record)
+    assert (handle.done(), handle.running(), handle.cancelled()) == (True, False, state == "stopped")
+    if error is None:
+        assert handle.exception() is None
+        assert repr(handle.result()) == "<Run r-1: finished after 7.0 s, 2 of 2 ranks>"
+        return
+    assert isinstance(handle.exception(), error) and words in str(handle.exception())
+    with pytest.raises(error, match=words):
+        handle.result()
 
 
 def test_output_that_is_shown_afterwards_is_folded_by_the_times_it_was_written_at(folder, monkeypatch, capsys) -> None:

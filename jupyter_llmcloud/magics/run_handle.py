@@ -7,9 +7,10 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldError
 from jupyter_llmcloud.magics.stop_signal import StopSignal
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
@@ -27,7 +28,7 @@ ALIVE_S = 2.0  # how often the server is asked whether the agent of a run that g
 
 
 class RunHandle:
-    """A run by its id: `done()`, `result()`, `cancel()`, `logs()`, `metrics()`; can be awaited."""
+    """A run by its id, in the shape of a future, with `logs()` and `metrics()`; can be awaited."""
 
     def __init__(self, run_id: str, session: Session) -> None:
         self.run_id = run_id
@@ -65,7 +66,11 @@ class RunHandle:
         return self._is_lost
 
     def result(self, timeout: float | None = None) -> RunRecord:
-        """Wait for the end. Raises RankError when it failed, TimeoutError after `timeout` seconds."""
+        """Wait for the end.
+
+        Raises RankError when it failed, `concurrent.futures.CancelledError` when it was stopped, WorldError when it was
+        lost with its host, TimeoutError after `timeout` seconds.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.done():
             if deadline is not None and time.monotonic() > deadline:
@@ -86,7 +91,27 @@ class RunHandle:
                 place=first.get("place", ""),
                 local_variables=first.get("locals"),
             )
+        if record.state == "stopped":
+            raise CancelledError(f"run {self.run_id} was stopped.")
+        if self.state == "lost":
+            raise WorldError(f"run {self.run_id} was lost: the agent that led it has gone. %runs attach shows it.")
         return record
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end; what `result` would raise, None when the run has finished."""
+        try:
+            self.result(timeout)
+        except (LLMCloudError, CancelledError) as error:
+            return error
+        return None
+
+    def running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.record.state in ("running", "stopping") and not self.done()
+
+    def cancelled(self) -> bool:
+        """Whether it was stopped."""
+        return self.state == "stopped"
 
     def __await__(self) -> Generator[Any, None, RunRecord]:
         return self._wait().__await__()

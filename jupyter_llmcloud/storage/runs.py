@@ -40,7 +40,7 @@ def nonce() -> str:
     return f"{_noise.getrandbits(32):08x}"
 
 
-@dataclass
+@dataclass(repr=False)
 class RunRecord:
     """What `run.json` holds. Times are seconds since the epoch."""
 
@@ -59,6 +59,10 @@ class RunRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        took = f" after {self.ended - self.created:.1f} s" if self.ended else ""
+        return f"<Run {self.run_id}: {self.state}{took}, {len(self.ranks)} of {self.world_size} ranks>"
 
     @property
     def is_active(self) -> bool:
