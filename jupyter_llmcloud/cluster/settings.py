@@ -19,6 +19,7 @@ DASK_SETTINGS: dict[str, Any] = {
     "distributed.comm.timeouts.tcp": "60s",
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.admin.system-monitor.interval": "2s",
     "distributed.admin.tick.interval": "500ms",  # by default it looks at its own loop 50 times a second
 }
 TLS_SETTINGS: dict[str, Any] = {"distributed.comm.require-encryption": True}
