@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.resuming import TRAINER_ROWS
+
 # --- shapes of loops -------------------------------------------------------------------------------------------------
 
 BEGIN = """
@@ -338,16 +340,9 @@ model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.de
 
 # --- Trainers --------------------------------------------------------------------------------------------------------
 
-TRAINER_PARTS = """
-import tempfile
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-
-class Rows(Noisy):
-    def __getitem__(self, i):
-        i, x, y = super().__getitem__(i)
-        return {"i": i, "x": x, "labels": y.float()}
-
-class Net(nn.Module):
+TRAINER_PARTS = (
+    TRAINER_ROWS
+    + """class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers, self.samples = net(), []
@@ -376,6 +371,7 @@ def make(model, seed, epochs, kind=Trainer, callbacks=(), data=None, **more):
 
 samples, turn = [], 0
 """
+)
 
 TRAINER_FOLDS = (
     TRAINER_PARTS

@@ -184,8 +184,7 @@ class Stream(IterableDataset):
     "DataLoader(Noisy(), batch_size=BATCH, shuffle=True)", "DataLoader(Stream(), batch_size=BATCH)"
 )
 
-# transformers' Trainer with what its users add: an own loss, callbacks, evaluations, checkpoints of its own.
-TRAINER = """
+TRAINER_ROWS = """
 import tempfile
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -194,7 +193,11 @@ class Rows(Noisy):
         i, x, y = super().__getitem__(i)
         return {"i": i, "x": x, "labels": y.float()}
 
-class Net(nn.Module):
+"""
+# transformers' Trainer with what its users add: an own loss, callbacks, evaluations, checkpoints of its own.
+TRAINER = (
+    TRAINER_ROWS
+    + """class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = net()
@@ -252,6 +255,7 @@ tell(trainer.model, trainer.samples, trainer.kept, watch.seen, before, after, ou
      [clean(logs) for logs in trainer.state.log_history], trainer.lr_scheduler.get_last_lr(), trainer.state.global_step,
      {name: p.tolist() for name, p in watch.average.items()}, [p.tolist() for p in teacher.parameters()])
 """
+)
 
 CELLS = {
     "accelerate": ACCELERATE,

@@ -95,10 +95,8 @@ def test_an_absent_peer_of_a_backward_pass_is_named(three: Ranks) -> None:
 
 
 def test_a_stopped_process_is_reported_and_then_its_recovery(three: Ranks) -> None:
-    running = send(three, "while True:\n    dist.barrier()\n    time.sleep(0.001)")
-    while not any(state.state == "running" for state in running.outcome.states):
-        running._take(time.monotonic() + 20, "the ranks run")
-    time.sleep(1)  # a few heartbeats
+    lines = "for i in range(10**9):\n    dist.barrier()\n    time.sleep(0.001)\n    if i == 300: print('under way')"
+    running = send(three, lines).wait_for("under way", times=3)
     pid = three.pids()[1]
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()

@@ -107,15 +107,6 @@ class Cable:
                 end.close()
 
 
-@pytest.fixture(scope="module")
-def follower() -> Iterator[AgentProcess]:
-    process = AgentProcess()
-    yield process
-    words = process.words()
-    process.end()
-    assert "Traceback" not in words, words
-
-
 @pytest.fixture
 def cable(follower: AgentProcess, tmp_path: Path) -> Iterator[Cable]:
     cable = Cable(follower.address, tmp_path)

@@ -16,15 +16,6 @@ SUM = "import torch, torch.distributed as dist\nt = torch.ones(1)\ndist.all_redu
 
 
 @pytest.fixture(scope="module")
-def follower() -> Iterator[AgentProcess]:
-    process = AgentProcess()
-    yield process
-    words = process.words()
-    process.end()
-    assert "Traceback" not in words, words
-
-
-@pytest.fixture(scope="module")
 def wide(node_agent: AgentProcess, follower: AgentProcess) -> Iterator[Ranks]:
     """Two ranks on the leading node_agent, one on the following."""
     ranks = Ranks(node_agent, 3, shares=[(node_agent, 2), (follower, 1)])

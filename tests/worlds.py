@@ -320,14 +320,24 @@ class Ranks:
         self.channel.close()
 
 
-@pytest.fixture(scope="session")
-def node_agent() -> Iterator[AgentProcess]:
-    """An agent for the whole session: its imports take seconds, a world on it a tenth of one."""
+def _quiet_agent() -> Iterator[AgentProcess]:
     process = AgentProcess()
     yield process
     words = process.words()
     process.end()
     assert "Traceback" not in words, words
+
+
+@pytest.fixture(scope="session")
+def node_agent() -> Iterator[AgentProcess]:
+    """An agent for the whole session: its imports take seconds, a world on it a tenth of one."""
+    yield from _quiet_agent()
+
+
+@pytest.fixture(scope="module")
+def follower() -> Iterator[AgentProcess]:
+    """A second agent, for worlds over two."""
+    yield from _quiet_agent()
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,11 @@ class Trainings:
         """The innermost that runs."""
         return self._active[-1] if self._active else None
 
+    def of(self, trainer: Trainer) -> Training | None:
+        """The innermost training, if it is this trainer's."""
+        active = self.active
+        return active if active is not None and active.trainer() is trainer else None
+
     # --- what is saved ---
 
     def describe(self) -> Position:
@@ -274,11 +279,7 @@ _skip_first_batches = hf_trainer.skip_first_batches
 
 def install(trainings: Trainings) -> None:
     """Follow every Trainer of this process while a cell is followed. Called once, in a rank."""
-    place = trainings.place
-
-    def now(trainer: Trainer) -> Training | None:
-        active = trainings.active
-        return active if active is not None and active.trainer() is trainer else None
+    place, now = trainings.place, trainings.of
 
     def loop(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
         if not place.follows:
@@ -324,23 +325,6 @@ def install(trainings: Trainings) -> None:
         self.is_in_train = False
         return ()
 
-    def evaluate_within(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        training = now(self)
-        if training is not None and training.is_led and place.replaying:
-            return {}  # eval_on_start
-        return original(self, *args, **kwargs)
-
-    def evaluate(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        if not place.follows or trainings.active is not None:
-            return original(self, *args, **kwargs)
-        ordinal = place.begun.get(EVALUATE, 0)
-        place.begun = {**place.begun, EVALUATE: ordinal + 1}
-        metrics = trainings.remembered(ordinal)
-        if metrics is None:
-            metrics = original(self, *args, **kwargs)
-        trainings.evaluated(ordinal, metrics)
-        return metrics
-
     def skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
         training = trainings.active
         return (
@@ -357,11 +341,35 @@ def install(trainings: Trainings) -> None:
         "_run_epoch": epoch,
         "_load_rng_state": load_rng,
         "_finalize_training": finalize,
-        "_evaluate": evaluate_within,
-        "evaluate": evaluate,
     }
     for name, replacement in replacements.items():
         _replace(name, replacement)
+    _install_evaluations(trainings)
+
+
+def _install_evaluations(trainings: Trainings) -> None:
+    """Those beside a training are remembered, those within one belong to it."""
+    place = trainings.place
+
+    def evaluate_within(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        training = trainings.of(self)
+        if training is not None and training.is_led and place.replaying:
+            return {}  # eval_on_start
+        return original(self, *args, **kwargs)
+
+    def evaluate(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if not place.follows or trainings.active is not None:
+            return original(self, *args, **kwargs)
+        ordinal = place.begun.get(EVALUATE, 0)
+        place.begun = {**place.begun, EVALUATE: ordinal + 1}
+        metrics = trainings.remembered(ordinal)
+        if metrics is None:
+            metrics = original(self, *args, **kwargs)
+        trainings.evaluated(ordinal, metrics)
+        return metrics
+
+    _replace("_evaluate", evaluate_within)
+    _replace("evaluate", evaluate)
 
 
 def _replace(name: str, replacement: Any) -> None:
