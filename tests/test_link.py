@@ -84,3 +84,31 @@ def test_whatever_the_network_does_the_follower_has_ended_when_the_leader_gives_
             num_given_up += 1
             assert ended is not None and ended <= gave_up + 1, seed
     assert num_given_up > 100
+
+
+def test_whatever_the_network_does_no_other_end_leads_while_the_leader_counts_on_it() -> None:
+    """As above: whoever stands by takes over after a silence, by which the leader has stopped or has claimed anew."""
+    num_taken = 0
+    for seed in range(400):
+        draw = random.Random(seed)
+        offset, drift = draw.uniform(-1e6, 1e6), draw.uniform(0.9, 1.1)
+        leader, other = Link(LEASE_S, 0.0), Link(LEASE_S, offset)
+        under_way: list[tuple[float, Link, Stamp]] = []
+        silent_from = [draw.randrange(5, 30), draw.randrange(5, 60)]
+        for now in range(90):
+            theirs = offset + drift * now
+            if theirs >= other.takes_over_at:
+                num_taken += 1
+                assert now > leader.leads_until, seed
+                assert leader.is_given_up(now) or leader.is_unheard(now), seed
+                break
+            for end, to, clock, silent in (
+                (leader, other, now, silent_from[0]),
+                (other, leader, theirs, silent_from[1]),
+            ):
+                if now < silent and draw.random() > 0.2:
+                    under_way.append((now + draw.expovariate(0.3), to, end.stamp(clock)))
+            for item in [item for item in under_way if item[0] <= now]:
+                under_way.remove(item)
+                item[1].hear(item[2], now if item[1] is leader else theirs)
+    assert num_taken > 300

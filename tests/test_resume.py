@@ -225,7 +225,7 @@ def test_batches_that_are_kept_and_repeated_are_not_resumed_wrongly(world: Ranks
 def test_a_cell_may_ask_for_checkpoints_and_hand_over_what_belongs_to_them(world: Ranks) -> None:
     outcome = world.ok(
         """
-        import os, signal, torch
+        import os, signal, time, torch
         from torch.optim.swa_utils import AveragedModel
         torch.manual_seed(0)
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
@@ -239,6 +239,8 @@ def test_a_cell_may_ask_for_checkpoints_and_hand_over_what_belongs_to_them(world
             if step in (5, 9):
                 run.checkpoint(ema=ema, metric=-step, mode="min")
             if step == 15 and rank == 1 and not run.resumed_step:
+                while not (run.folder / "checkpoints" / "step-10").exists():
+                    time.sleep(0.01)  # it is written beside the training
                 os.kill(os.getpid(), signal.SIGKILL)
         int(ema.n_averaged), run.resumed_step
         """,

@@ -24,7 +24,7 @@ from tests.resuming import cell, notes, results, resumed, same
 from tests.worlds import AgentElsewhere, Ranks, alive, until
 
 pytestmark = pytest.mark.slow
-LEASE_S = 6.0
+LEASE_S = 8.0
 COUNTS = """
 import time
 for i in range(250):
@@ -231,3 +231,35 @@ def test_a_run_whose_host_falls_silent_goes_on_on_another_to_the_same_weights(
     for rank, result in enumerate(results(world)):
         assert same(wanted[rank], result), f"rank {rank}"
     assert host_of(world, 1, cluster) is not lost
+
+
+def test_a_run_whose_leading_host_falls_silent_goes_on_under_another_to_the_same_weights(
+    make_world: Callable[..., Ranks], server: Server, cluster: DaskOverHosts
+) -> None:
+    """The cable of the leader's host is pulled: nobody can tell that it trains no more, and nothing of it may.
+
+    It is plugged in again while the other one trains.
+    """
+    world = make_world(link_lease_s=6.0)
+    world.ok(cell("accelerate"))
+    wanted = results(world)
+    waits = "print('unplug me', flush=True); signal.pause()"
+    code = cell("accelerate", 25).replace("os.kill(os.getpid(), signal.SIGKILL)", waits)
+    running = world.send(code, checkpoint_every=4, max_restarts=3).wait_for("unplug me")
+    lost, pids, folder = host_of(world, 0, cluster), world.pids(), running.outcome.folder
+    lost.unplug()
+    try:
+        until(lambda: folder.read().num_restarts, "another agent leads it", 60)
+        assert not any(map(alive, pids)), "two copies"
+    finally:
+        lost.plug_in()
+    until(lambda: not folder.read().is_active, "the run has ended", 60)
+    record = folder.read()
+    assert record.state == "finished", record.errors
+    assert record.host != lost.name
+    [leader] = [agent for agent in server.agents() if (agent.host, agent.home) == (record.host, record.agent)]
+    mine = world.beside(AgentElsewhere(leader.address))
+    for rank, result in enumerate(results(mine)):
+        assert same(wanted[rank], result), f"rank {rank}"
+    mine.end()
+    assert folder.read() == record, "a leader that came too late has written"

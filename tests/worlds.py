@@ -128,11 +128,17 @@ class AgentProcess:
     """`python -m jupyter_llmcloud.agent` in a folder of its own, held like a Dask worker holds it."""
 
     def __init__(
-        self, slots: int = 8, *, held: bool = True, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+        self,
+        slots: int = 8,
+        *,
+        held: bool = True,
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="a", dir=Path(os.environ["LLMCLOUD_ROOT"]).parent))
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="a", dir=Path(os.environ["LLMCLOUD_ROOT"]).parent))
         command = [sys.executable, "-m", "jupyter_llmcloud.agent", "--folder", str(self.folder), "--name", "w0"]
-        self.log = (self.folder / "log").open("wb")
+        self.log = (self.folder / "log").open("ab")
         self.process = subprocess.Popen(
             [*prefix, *command, "--slots", str(slots)],
             stdin=subprocess.DEVNULL,
@@ -289,10 +295,11 @@ class Ranks:
         """Send a cell and wait for its end."""
         return self.send(code, **options).end()
 
-    def beside(self) -> Ranks:
-        """The same world over another connection, as another notebook would see it."""
+    def beside(self, agent: AgentProcess | AgentElsewhere | None = None) -> Ranks:
+        """The same world over another connection, as another notebook would see it, or as another agent leads it."""
         other = object.__new__(Ranks)
-        other.__dict__.update(self.__dict__, channel=self.agent.channel())
+        agent = agent or self.agent
+        other.__dict__.update(self.__dict__, agent=agent, channel=agent.channel())
         return other
 
     def ok(self, code: str, **options: Any) -> Outcome:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.agent.hang_watch import HangWatch
 from jupyter_llmcloud.agent.run_checkpoints import RunCheckpoints
+from jupyter_llmcloud.agent.run_files import RunFiles
 from jupyter_llmcloud.core import lifecycle
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.lifecycle import (
@@ -22,7 +24,6 @@ from jupyter_llmcloud.core.lifecycle import (
     Tick,
 )
 from jupyter_llmcloud.core.messages import Execute, Journaled, RankState, RunEnded
-from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.core.rank_messages import (
     CellEnded,
     CheckpointPart,
@@ -36,16 +37,15 @@ from jupyter_llmcloud.core.rank_messages import (
     StepTold,
     StopAt,
 )
+from jupyter_llmcloud.core.reports import report
 from jupyter_llmcloud.core.restarts import Again, Broken, GiveUp, RestartPolicy
 from jupyter_llmcloud.storage.checkpoints import Checkpoint
-from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.agent.local_rank import RankLink
 
 RECORD_AFTER_S = 0.05
-RETRY_S = 1.0
 
 
 class ActiveRun:
@@ -65,15 +65,17 @@ class ActiveRun:
         self.ended: asyncio.Future[lifecycle.Finish] = asyncio.get_running_loop().create_future()
         self.attempt: asyncio.Future[lifecycle.Finish] = asyncio.get_running_loop().create_future()
         self.again: Again | None = None  # decided, not begun yet
+        self.leads: Callable[[bool], bool] = lambda to_the_end: True  # with restarts another agent may have begun to
         self.checkpoints = RunCheckpoints(folder.path, cell.ranks, cell.keep_checkpoints, self._note)
-        self._restarts = RestartPolicy(cell.max_restarts)
+        self._restarts = RestartPolicy(cell.max_restarts, record.num_restarts)
         self._why = ""
         self._timed_out = ""
-        self._cannot = ""
+        self._why_waiting = ""
+        self._is_ours = True
         self._sweeping: asyncio.Task[None] | None = None
         self._links = links
         self._rules = RunLifecycle(tuple(cell.ranks))
-        self._journals: dict[tuple[str, int], JournalWriter] = {}
+        self._files = RunFiles(folder, record, cell.source or cell.code, self._note)
         self._errors: dict[int, dict[str, Any]] = {}
         self._payload = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -90,13 +92,16 @@ class ActiveRun:
 
     # --- beginning ---
 
+    def make_folder(self) -> None:
+        """Raises OSError."""
+        self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def begin(self) -> None:
-        """Make the folder and send the cell to its ranks.
+        """Send the cell to its ranks.
 
         The record is written with the first output or a moment later: a short quiet cell has ended by then and its
         record is written once.
         """
-        self.folder.path.mkdir(mode=0o700, parents=True)
         for rank in self.cell.ranks:
             self._links[rank].send(self.cell)
         self._change("running")
@@ -104,21 +109,64 @@ class ActiveRun:
         if self.cell.background:
             self._tell_begun()
         self._hangs.begin()
+        self._begin_timeout()
+
+    def _begin_timeout(self) -> None:
         if self.cell.timeout_s:
-            asyncio.get_running_loop().call_later(self.cell.timeout_s, self._time_out)
+            left_s = self.record.created + self.cell.timeout_s - time.time()
+            asyncio.get_running_loop().call_later(max(0.0, left_s), self._time_out)
 
     def _tell_begun(self) -> None:
         if self._late is None:
             return
         self._late.cancel()
         self._late = None
-        try:
-            self.folder.create(self.record, self.cell.source or self.cell.code)
-        except OSError as error:
-            self._cannot_write(error)
+        self._files.create()
         for rank in self.cell.ranks:
             if self._rules.state_of(rank) == "running":
                 self.tell(RankState(run_id=self.record.run_id, rank=rank, state="running"))
+
+    def lead_on(self) -> None:
+        """Go on with a run whose leader has gone, if it has restarts left and nobody has pressed Stop."""
+        lost = lifecycle.Finish("lost", None, True, ())
+        decision = GiveUp() if self.record.state == "stopping" else self.break_again(Broken("leader"))
+        self.attempt.set_result(lost)
+        if isinstance(decision, Again):
+            self.again = decision
+            self._begin_timeout()
+            self._write_record()  # with its new leader
+            return
+        if decision.why:
+            self._note(f"not executed again: {decision.why}")
+        self._end(lost if decision.why else replace(lost, state="stopped"))
+
+    def hand_over(self) -> None:
+        """Another agent leads the run: nothing more of it is written or told here."""
+        self._hangs.close()
+        self._is_ours = False
+        for follower in self.followers:
+            follower.close()  # it finds the run again where it is
+        self.again = None
+        if not self.ended.done():
+            self.ended.set_result(lifecycle.Finish("lost", None, True, ()))
+        if not self.attempt.done():
+            self.attempt.set_result(self.ended.result())
+
+    def _is_led_here(self, to_the_end: bool = False) -> bool:
+        if self._is_ours and not self.leads(to_the_end):
+            self.hand_over()
+        return self._is_ours
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end is told in its record."""
+        return self.ended.done() and self._is_ours
+
+    def wait_for_room(self, reason: str) -> None:
+        """It cannot be executed again now; said once."""
+        if self._why_waiting != reason:
+            self._why_waiting = reason
+            self._note(f"{self._why}; waits for room: {reason}")
 
     def begin_again(self, checkpoint: Checkpoint | None, notes: list[str]) -> None:
         """Send the cell once more, with the checkpoint that it is to be led back to."""
@@ -127,6 +175,8 @@ class ActiveRun:
         self.attempt = asyncio.get_running_loop().create_future()
         resume = {"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {}
         self.cell = replace(self.cell, attempt=again.number, resume=resume)
+        self.record.num_restarts = again.number
+        self._why_waiting = ""
         self.checkpoints.new_attempt(again.number)
         self._rules = RunLifecycle(tuple(self.cell.ranks))
         self._errors.clear()
@@ -170,6 +220,8 @@ class ActiveRun:
 
     def on_message(self, rank: int, message: Message) -> None:
         """A rank says something."""
+        if not self._is_led_here():
+            return
         match message:
             case Printed():
                 self.journal("logs", rank, message.records)
@@ -218,37 +270,14 @@ class ActiveRun:
     def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:
         """Write records of a rank, then ring at the followers."""
         self._tell_begun()
-        writer = self._journals.get((kind, rank))
-        if writer is None:
-            path = self.folder.logs(rank) if kind == "logs" else self.folder.metrics(rank)
-            writer = self._journals[(kind, rank)] = JournalWriter(path)
-        written = writer.append(records)
-        if writer.error is not None:
-            self._cannot_write(writer.error)
+        written = self._files.append(kind, rank, records)
         self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
 
     def _write_record(self) -> None:
         if self._late is not None:
             self._tell_begun()
-            return
-        try:
-            self.folder.write(self.record)
-        except OSError as error:
-            self._cannot_write(error)
-
-    def _cannot_write(self, error: OSError) -> None:
-        """The run goes on; what is missing from its folder is said once, to those who follow it now."""
-        if not self._cannot:
-            self._cannot = f"the folder of the run is not complete: {error.strerror or error}. {self.folder.path}"
-            self._note(self._cannot)
-        if not self.record.is_active and self.folder.path.is_dir():  # its end is told when there is room again
-            asyncio.get_running_loop().call_later(RETRY_S, self._write_end)
-
-    def _write_end(self) -> None:
-        try:
-            self.folder.create(self.record, self.cell.source or self.cell.code)
-        except OSError as error:
-            self._cannot_write(error)
+        else:
+            self._files.write_record()
 
     def tell(self, message: Message, *, hurry: bool = True) -> None:
         """Send to everybody who follows this run."""
@@ -306,6 +335,8 @@ class ActiveRun:
 
     def _conclude(self, finish: lifecycle.Finish) -> None:
         """An attempt is over: the run is too, unless it is executed again."""
+        if not self._is_led_here():
+            return
         decision = self._decide(finish)
         if isinstance(decision, Again):
             self.again = decision
@@ -344,7 +375,7 @@ class ActiveRun:
         self._end(lifecycle.Finish("failed", None, True, ()))
 
     def _end(self, finish: lifecycle.Finish) -> None:
-        if self.ended.done():
+        if self.ended.done() or not self._is_led_here(to_the_end=True):
             return
         self._change(finish.state)
         self.record.ended = time.time()
@@ -360,8 +391,7 @@ class ActiveRun:
                 payload=self._payload,
             )
         )
-        for writer in self._journals.values():
-            writer.close()
+        self._files.close()
         self.again = None
         if (self.folder.path / "checkpoints").is_dir():
             self._sweeping = asyncio.ensure_future(self.checkpoints.sweep())
@@ -371,21 +401,6 @@ class ActiveRun:
         return sorted(self._errors.values(), key=lambda error: (error["rank"] != culprit, error["rank"]))
 
     def _report(self, finish: lifecycle.Finish) -> list[str]:
-        """What became of the ranks, one line for each kind of end."""
-        words = {
-            "done": "finished",
-            "failed": "failed",
-            "interrupted": f"{'stopped' if self._rules.stop_requested else 'released'}, variables kept",
-            "died": "lost: the next cell runs on a new process without its variables",
-        }
-        groups: dict[str, list[int]] = {}
-        for rank in self.cell.ranks:
-            state = self._rules.state_of(rank)
-            error = self._errors.get(rank)
-            echo = state == "failed" and error is not None and error.get("collateral") and rank != finish.culprit
-            text = words["interrupted" if echo else state]  # by an error of the collective, or by an interrupt
-            if state == "failed" and not echo and error is not None:
-                text = f"{error['ename']}, variables kept"
-            groups.setdefault(text, []).append(rank)
-        lines = [f"rank{'s' if len(ranks) > 1 else ''} {format_ranks(ranks)}: {text}" for text, ranks in groups.items()]
+        states = {rank: self._rules.state_of(rank) for rank in self.cell.ranks}
+        lines = report(states, self._errors, finish.culprit, self._rules.stop_requested)
         return [f"{self._timed_out}.", *lines] if self._timed_out else lines

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from jupyter_llmcloud.agent.hosted_ranks import HostedRanks
 from jupyter_llmcloud.agent.remote_ranks import RemoteRanks
 from jupyter_llmcloud.agent.replicas import Replicas
 from jupyter_llmcloud.agent.store import Store
+from jupyter_llmcloud.agent.takeovers import Takeovers
 from jupyter_llmcloud.agent.world import World
 from jupyter_llmcloud.agent.zygote import Zygote
 from jupyter_llmcloud.core.frames import Message
@@ -50,7 +51,7 @@ from jupyter_llmcloud.core.messages import (
 )
 from jupyter_llmcloud.core.rank_messages import DumpStacks, Follow, Said
 from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
-from jupyter_llmcloud.storage.runs import RunFolder
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 LEASE_CHECK_S = 1.0
 
@@ -89,6 +90,7 @@ class Agent:
         self._num_stores = 0
         self.followings = Followings(self)
         self.cluster = ClusterRoom(self)
+        self.takeovers = Takeovers(self)
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -122,6 +124,7 @@ class Agent:
         os.replace(aside, self.folder / "agent.json")
 
     async def _close(self) -> None:
+        self.takeovers.close()
         for world in self.worlds.values():
             world.close()
         for hosted in self.hosted.values():
@@ -138,12 +141,14 @@ class Agent:
             now = time.monotonic()
             for world in list(self.worlds.values()):
                 if (
-                    world.run is None
-                    and not world.queued
+                    world.runs.active is None
+                    and not world.runs.queued
                     and not world.owners
                     and now - world.idle_since > world.lease_s
                 ):
-                    self._end_world(world.world_id)
+                    self.end_world(world.world_id)
+                else:
+                    world.beat()
             self.followings.beat()
             if self.cluster.is_there or self.worlds or self.hosted:  # a world has a lease of its own, on its leader
                 self._held_until = now + self.lease_s
@@ -165,12 +170,13 @@ class Agent:
                 for world in self.worlds.values()
             ],
             "num_replicas": self.replicas.num_running,
-            "num_runs": sum(world.run is not None for world in self.worlds.values()),
+            "num_runs": self.takeovers.num_waiting + sum(w.runs.active is not None for w in self.worlds.values()),
+            "stands_by": self.followings.stands_by,
         }
 
     # --- what worlds need ---
 
-    async def start_store(self, world_id: str, shares: list[dict[str, Any]]) -> str:
+    async def start_store(self, world_id: str, shares: Sequence[dict[str, Any]]) -> str:
         """The TCPStore of a world; on loopback unless ranks on other hosts must reach it."""
         self._num_stores += 1
         store = Store(f"{world_id}/store{self._num_stores}", self.folder / "store.log")
@@ -178,7 +184,7 @@ class Agent:
         return await store.start(self.zygote, self.interface if self.is_elsewhere(shares) else "127.0.0.1")
 
     @staticmethod
-    def is_elsewhere(shares: list[dict[str, Any]]) -> bool:
+    def is_elsewhere(shares: Sequence[dict[str, Any]]) -> bool:
         """Whether some of these ranks are on another host."""
         return any(share.get("host") not in (None, socket.gethostname()) for share in shares)
 
@@ -207,7 +213,8 @@ class Agent:
                     del self.hosted[key]
                 return
 
-    def _end_world(self, world_id: str) -> None:
+    def end_world(self, world_id: str) -> None:
+        """End every rank of a world. Raises NotFound."""
         world = self.worlds.pop(world_id, None)
         if world is not None:
             world.close()
@@ -244,8 +251,8 @@ class Agent:
             if connection in world.owners:
                 world.owners.discard(connection)
                 world.idle_since = time.monotonic()
-            if world.run is not None:
-                world.run.followers.discard(connection)
+            if world.runs.active is not None:
+                world.runs.active.followers.discard(connection)
         self.followings.forget(connection)
 
     async def _serve(self, message: Message, connection: Connection) -> None:
@@ -278,7 +285,7 @@ class Agent:
                 await world.resize(message.num_ranks, message.agents)
                 return Done(values=world.describe())
             case StopWorld():
-                self._end_world(message.world_id)
+                self.end_world(message.world_id)
             case DescribeWorld():
                 world = self._world(message.world_id)
                 world.owners.add(connection)
@@ -303,6 +310,7 @@ class Agent:
                 return Done(values={"replicas": self.replicas.describe()})
             case RenewLease():
                 self.cluster.held_by(connection, message.finds_room)
+                self.takeovers.inherit()
             case Shutdown():
                 asyncio.get_running_loop().call_later(0.05, self._finished.set)
             case _:
@@ -323,8 +331,17 @@ class Agent:
             self.worlds.pop(spec.world_id, None)
             raise
         if connection.closed and world in self.worlds.values():
-            self._end_world(spec.world_id)  # who asked for it has gone, and nobody else knows of it
+            self.end_world(spec.world_id)  # who asked for it has gone, and nobody else knows of it
         return Done(values=world.describe())
+
+    async def lead_on(
+        self, spec: StartWorld, cell: Execute, definitions: list[Execute], record: RunRecord, term: int
+    ) -> None:
+        """See a run through whose leader has gone, in a world like the one that it had; nobody owns that yet."""
+        world = World(self, spec)
+        world.idle_since = time.monotonic()
+        self.worlds[spec.world_id] = world
+        await world.runs.lead_on(cell, definitions, record, term)
 
     async def _execute(self, cell: Execute, connection: Connection) -> Message | None:
         world = self._world(cell.world_id)
@@ -332,12 +349,12 @@ class Agent:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
             RunFolder(Path(cell.folder)).check_room()  # whoever waits for its end will look there only
-            task = asyncio.create_task(world.execute(cell, None))
+            task = asyncio.create_task(world.runs.execute(cell, None))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return Done(values={"run_id": cell.run_id})
         world.owners.add(connection)
-        await world.execute(cell, connection)
+        await world.runs.execute(cell, connection)
         return None
 
     async def _ask_ranks(self, message: Push | Pull | Names) -> Message:
@@ -350,15 +367,15 @@ class Agent:
 
     def _stop_run(self, run_id: str) -> None:
         for world in self.worlds.values():
-            if run_id in world.queued or (world.run is not None and world.run.record.run_id == run_id):
-                world.stop_run(run_id)
+            if run_id in world.runs:
+                world.runs.stop(run_id)
                 return
         raise NotFound(f"run {run_id!r} has ended.")
 
     def _subscribe(self, run_id: str, connection: Connection) -> None:
         for world in self.worlds.values():
-            if world.run is not None and world.run.record.run_id == run_id:
-                world.run.followers.add(connection)
+            if world.runs.active is not None and world.runs.active.record.run_id == run_id:
+                world.runs.active.followers.add(connection)
                 return
         raise NotFound(f"run {run_id!r} has ended.")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jupyter_llmcloud import errors
 from jupyter_llmcloud.core.frames import Decoder, Message, encode
-from jupyter_llmcloud.core.messages import Done, FindRoom, Refused
+from jupyter_llmcloud.core.messages import Done, FindRoom, FindStandBy, Refused
 
 
 def raise_refusal(refused: Refused) -> None:
@@ -30,6 +30,7 @@ class AgentConnection:
 
     Attributes:
         answer: carries out what the agent asks of this end.
+        gone: set when the agent's end of the connection has closed.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
@@ -40,6 +41,7 @@ class AgentConnection:
         self._listener = asyncio.create_task(self._listen(reader))
         self.answer: Callable[[Message], Awaitable[Message]] | None = None
         self._answering: set[asyncio.Task[None]] = set()
+        self.gone = asyncio.Event()
 
     @classmethod
     async def open(cls, address: str, timeout_s: float = 10.0) -> AgentConnection:
@@ -79,7 +81,7 @@ class AgentConnection:
                 for message in decoder.feed(data):
                     if isinstance(message, Refused) and not message.reply_to:
                         gone = message  # a bridge says why it leads nowhere
-                    if isinstance(message, FindRoom):
+                    if isinstance(message, FindRoom | FindStandBy):
                         task = asyncio.create_task(self._serve(message))
                         self._answering.add(task)
                         task.add_done_callback(self._answering.discard)
@@ -92,6 +94,7 @@ class AgentConnection:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_result(gone)
+        self.gone.set()
 
     async def _serve(self, message: Message) -> None:
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import Done, FindRoom, Refused
+from jupyter_llmcloud.core.messages import Done, FindRoom, FindStandBy, Refused
 from jupyter_llmcloud.errors import Busy
 
 if TYPE_CHECKING:
@@ -57,18 +57,8 @@ class ClusterRoom:
 
         Raises Busy when there is no room.
         """
-        for worker in [worker for worker, finds_room in self._workers.items() if finds_room]:
-            number = next(self._ids)
-            answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-            self._asked[number] = answer
-            worker.send(replace(FindRoom(num_ranks=num_ranks), reply_to=number))
-            try:
-                async with asyncio.timeout(ASK_TIMEOUT_S):
-                    told = await answer
-            except TimeoutError:
-                continue
-            finally:
-                self._asked.pop(number, None)
+        for worker in self._that_find_room():
+            told = await self._ask(worker, FindRoom(num_ranks=num_ranks))
             if isinstance(told, Done):
                 return list(told.values["agents"])
             if isinstance(told, Refused) and told.error in ("Busy", "CapacityError"):
@@ -77,3 +67,27 @@ class ClusterRoom:
             raise Busy(f"{num_ranks} ranks have lost their place, and the cluster has no room for them now.")
         here = socket.gethostname()
         return [{"address": self._agent.address, "home": self._agent.address, "num_ranks": num_ranks, "host": here}]
+
+    async def find_stand_by(self) -> str:
+        """A socket for another agent, on another host if there is one; "" when there is none or nobody can be asked."""
+        for worker in self._that_find_room():
+            told = await self._ask(worker, FindStandBy())
+            if isinstance(told, Done):
+                return str(told.values["address"])
+        return ""
+
+    def _that_find_room(self) -> list[Connection]:
+        return [worker for worker, finds_room in self._workers.items() if finds_room]
+
+    async def _ask(self, worker: Connection, question: Message) -> Message | None:
+        number = next(self._ids)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        worker.send(replace(question, reply_to=number))
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            self._asked.pop(number, None)

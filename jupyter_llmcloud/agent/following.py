@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.agent.connection import Connection
@@ -19,10 +20,10 @@ from jupyter_llmcloud.core.rank_messages import (
     FromRank,
     HostRanks,
     KillRank,
-    LiveUntil,
     LookAtRank,
     RankExited,
     Said,
+    StandBy,
     ToRank,
 )
 from jupyter_llmcloud.errors import LLMCloudError, NotFound
@@ -40,17 +41,22 @@ class Following:
     Args:
         answer: carries out what the leader asks.
         end: ends the ranks, when the leader has gone.
+
+    Attributes:
+        stands_by: the run to be led from here when the leader has gone.
     """
 
     def __init__(self, follow: Follow, answer: Answer, end: Callable[[Following], None]) -> None:
         self.link_id = follow.link_id
         self.hosted: HostedRanks | None = None
+        self.stands_by: StandBy | None = None
         self._loop = asyncio.get_running_loop()
         self._link = Link(follow.lease_s, self._loop.time())
         self._direct = follow.direct
         self._answer = answer
         self._end = end
         self._connection: Connection | None = None
+        self._has_seen_end = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def attach(self, connection: Connection, received: int) -> int | None:
@@ -69,7 +75,15 @@ class Following:
         if connection is self._connection:
             self._connection = None
             if self._direct:
+                self._has_seen_end = True
                 self._end(self)
+
+    @property
+    def takes_over_at(self) -> float:
+        """When the leader has surely gone (seconds of the loop's clock), and no rank of the run is left elsewhere."""
+        if self._has_seen_end and self.stands_by is not None:
+            return self._loop.time() + self.stands_by.wait_s
+        return self._link.takes_over_at
 
     def send(self, message: Message) -> None:
         """Say something to the leader."""
@@ -105,9 +119,7 @@ class Following:
             return
         self._write(self._link.stamp(now))
         if self.hosted is not None:
-            self.hosted.until = self._link.expires_at
-            for rank in self.hosted.links.values():
-                rank.send(LiveUntil(until=self.hosted.until))
+            self.hosted.live_until(self._link.expires_at)
 
 
 class Followings:
@@ -117,6 +129,12 @@ class Followings:
         self._agent = agent
         self._by_link: dict[str, Following] = {}
         self._by_connection: dict[Connection, Following] = {}
+
+    @property
+    def stands_by(self) -> list[str]:
+        """The runs that this agent leads when their leader has gone."""
+        told = [following.stands_by for following in self._by_link.values()]
+        return [Path(run.folder).name for run in told if run is not None]
 
     def follow(self, message: Follow, connection: Connection) -> Message:
         """A leader speaks for the first time, or on another connection."""
@@ -145,9 +163,12 @@ class Followings:
             following.beat()
 
     def _end(self, following: Following) -> None:
-        self._by_link.pop(following.link_id, None)
+        if self._by_link.pop(following.link_id, None) is None:
+            return
         if following.hosted is not None:
             following.hosted.close()
+        if following.stands_by is not None:
+            self._agent.takeovers.expect(following.stands_by, following.takes_over_at)
 
     async def _answer(self, following: Following, message: Message) -> Message | None:
         try:
@@ -171,7 +192,10 @@ class Followings:
                 ranks[message.rank].kill()
             case LookAtRank() if message.rank in ranks:
                 ranks[message.rank].look(message.dump)
+            case StandBy():
+                following.stands_by = message if message.folder else None
             case StopWorld():
+                following.stands_by = None
                 self._end(following)
         return None
 
@@ -193,7 +217,14 @@ class Followings:
                 ),
             )
         following.beat()
-        pids = await following.hosted.start(message.ranks, message.local_ranks)
+        known = {int(rank): number for rank, number in message.num_threads.items()}
+        pids = await following.hosted.start(message.ranks, message.local_ranks, known)
         if self._by_link.get(following.link_id) is not following:
             following.hosted.close()  # the leader has gone meanwhile
-        return Done(values={"pids": {str(rank): pid for rank, pid in pids.items()}, "host": socket.gethostname()})
+        return Done(
+            values={
+                "pids": {str(rank): pid for rank, pid in pids.items()},
+                "host": socket.gethostname(),
+                "num_threads": {str(rank): following.hosted.num_threads[rank] for rank in pids},
+            }
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.agent.devices import Devices
 from jupyter_llmcloud.agent.local_rank import LocalRank
 from jupyter_llmcloud.agent.zygote import Zygote
 from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.core.rank_messages import LiveUntil
 
 
 class HostedRanks:
@@ -46,16 +47,21 @@ class HostedRanks:
         self._on_exit = on_exit
         self.gone = ""  # as of RemoteRanks
         self.until: float | None = None  # as of LiveUntil, for ranks whose leader is elsewhere
+        self.num_threads: dict[int, int] = {}
         self._forks = 0
         self.links: dict[int, LocalRank] = {}
         self._leaving: list[LocalRank] = []
         self._slots = devices.take(world_id, local_world_size)
 
-    async def start(self, ranks: Sequence[int], local_ranks: Sequence[int]) -> dict[int, int]:
-        """Fork ranks; returns their pids."""
+    async def start(
+        self, ranks: Sequence[int], local_ranks: Sequence[int], num_threads: Mapping[int, int]
+    ) -> dict[int, int]:
+        """Fork ranks, those that are named with a number of threads; returns their pids."""
+        usual = self._devices.threads_per_rank(self.local_world_size)
         await asyncio.shield(self._zygote.warm())  # it takes seconds at first, and `until` is of this moment
         for rank, local_rank in zip(ranks, local_ranks, strict=True):
             self._forks += 1
+            self.num_threads[rank] = num_threads.get(rank, usual)
             link = LocalRank(rank, f"{self.world_id}/{rank}/{self._forks}", self._on_message)
             self.links[rank] = link
             await link.start(self._zygote, self._request(rank, local_rank))
@@ -72,7 +78,7 @@ class HostedRanks:
             "LOCAL_WORLD_SIZE": self.local_world_size,
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
-            "OMP_NUM_THREADS": self._devices.threads_per_rank(self.local_world_size),
+            "OMP_NUM_THREADS": self.num_threads[rank],
             "TOKENIZERS_PARALLELISM": "false",
         }
         env |= {"CUDA_VISIBLE_DEVICES": ",".join(self._slots)} if gpu else {"ACCELERATE_USE_CPU": "true"}
@@ -91,6 +97,12 @@ class HostedRanks:
             "cwd": self.cwd,
             "env": {name: str(value) for name, value in env.items()},
         }
+
+    def live_until(self, until: float | None) -> None:
+        """When the ranks end by themselves, unless they are told a later time before."""
+        self.until = until
+        for rank in self.links.values():
+            rank.send(LiveUntil(until=until))
 
     def exited(self, name: str, status: int) -> bool:
         """A forked process has ended; returns whether it was one of these ranks."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.hosted_ranks import HostedRanks
+from jupyter_llmcloud.agent.leading import Leading
 from jupyter_llmcloud.agent.remote_ranks import RemoteRanks
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import StartWorld
@@ -22,6 +23,7 @@ class Shares:
 
     Attributes:
         links: how to reach each rank.
+        num_threads: of each rank, kept when it is replaced or moved: sums are rounded alike only on as many threads.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Shares:
         on_exit: Callable[[int, int, str], None],
     ) -> None:
         self.links: dict[int, RankLink] = {}
+        self.num_threads = {int(rank): number for rank, number in spec.num_threads.items()}
         self.has_store = True
         self._agent = agent
         self._spec = spec
@@ -43,7 +46,7 @@ class Shares:
         self._interface = ""  # that ranks have to use since the store has moved
         self._has_moved = False
 
-    async def start(self, shares: list[dict[str, Any]], world_size: int) -> None:
+    async def start(self, shares: Sequence[dict[str, Any]], world_size: int) -> None:
         """Fork ranks on every agent; their numbers go on from those that there are."""
         await self._have_store(shares)
         for share in shares:
@@ -51,7 +54,7 @@ class Shares:
             ranks = list(range(first, first + share["num_ranks"]))
             await self._start_share(share.get("home", share["address"]), ranks, world_size)
 
-    async def _have_store(self, shares: list[dict[str, Any]]) -> None:
+    async def _have_store(self, shares: Sequence[dict[str, Any]]) -> None:
         """Ranks of other hosts cannot speak to a store on loopback: then have another, which is told by `join`."""
         if not self._store:
             self._store = await self._agent.start_store(self._spec.world_id, shares)
@@ -80,12 +83,13 @@ class Shares:
         )
         self._hosts.append(host)
         try:
-            await host.start(ranks, list(range(len(ranks))))
+            await host.start(ranks, list(range(len(ranks))), self.num_threads)
         except BaseException:
             self._hosts.remove(host)
             host.close()
             raise
         self.links.update(host.links)
+        self.num_threads.update(host.num_threads)
 
     def join(self, generation: int, world_size: int) -> None:
         """Have every rank join the process group of a generation."""
@@ -93,20 +97,26 @@ class Shares:
         for link in self.links.values():
             link.send(Join(generation=generation, world_size=world_size, store=store, interface=self._interface))
 
-    async def replace(self, ranks: list[int], world_size: int) -> list[str]:
+    async def replace(self, ranks: list[int], world_size: int, room: Sequence[dict[str, Any]] = ()) -> list[str]:
         """New processes for ranks that have died, elsewhere if their agent has gone; says which of them have moved."""
         self._hosts = [host for host in self._hosts if not host.gone]
         homes = {rank: host for host in self._hosts for rank in host.links}
-        homeless = [rank for rank in ranks if rank not in homes]
-        notes = await self._find_homes(homeless, world_size) if homeless else []
+        homeless = self.homeless(ranks)
+        notes = await self._find_homes(homeless, world_size, room) if homeless else []
         for rank in ranks:
             if rank in homes:
-                await homes[rank].start([rank], [list(homes[rank].links).index(rank)])
+                await homes[rank].start([rank], [list(homes[rank].links).index(rank)], self.num_threads)
                 self.links[rank] = homes[rank].links[rank]
         return notes
 
-    async def _find_homes(self, ranks: list[int], world_size: int) -> list[str]:
-        shares = await self._agent.cluster.find(len(ranks))
+    def homeless(self, ranks: Iterable[int]) -> list[int]:
+        """Those of these ranks whose agent has gone."""
+        housed = {rank for host in self._hosts if not host.gone for rank in host.links}
+        return [rank for rank in ranks if rank not in housed]
+
+    async def _find_homes(self, ranks: list[int], world_size: int, room: Sequence[dict[str, Any]]) -> list[str]:
+        fits = sum(share["num_ranks"] for share in room) == len(ranks)  # others may have lost theirs since
+        shares = room if fits else await self._agent.cluster.find(len(ranks))
         await self._have_store(shares)
         notes = []
         for share in shares:
@@ -120,7 +130,25 @@ class Shares:
         for host in self._hosts:
             host.drop([rank for rank in sorted(host.links, reverse=True) if rank >= num_ranks])
         for rank in [rank for rank in self.links if rank >= num_ranks]:
-            del self.links[rank]
+            del self.links[rank], self.num_threads[rank]
+
+    @property
+    def followers(self) -> list[Leading]:
+        """The links to the other agents that host ranks."""
+        return [host.leading for host in self._hosts if isinstance(host, RemoteRanks)]
+
+    def live_until(self, until: float | None) -> None:
+        """The ranks of this agent end at this time of its clock (None: they do not), unless they are told another."""
+        for host in self._hosts:
+            if isinstance(host, HostedRanks) and (until is not None or host.until is not None):
+                host.live_until(until)
+
+    def reset(self) -> None:
+        """End every rank, and be as before the first was started."""
+        self.close()
+        self._hosts.clear()
+        self.links.clear()
+        self._store = ""
 
     def close(self) -> None:
         """End every rank."""

@@ -18,10 +18,11 @@ import psutil
 from jupyter_llmcloud.agent.client import AgentConnection
 from jupyter_llmcloud.cluster import local_agents
 from jupyter_llmcloud.cluster.factory import starts_here
-from jupyter_llmcloud.cluster.record import ClusterRecord, is_process, read_record
+from jupyter_llmcloud.cluster.record import ClusterRecord, read_record
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import StopCluster
 from jupyter_llmcloud.errors import ConnectionLost, UsageError, WorldError
+from jupyter_llmcloud.storage.living import is_process
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 40.0

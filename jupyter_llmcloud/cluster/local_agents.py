@@ -19,8 +19,9 @@ from typing import Any
 
 import psutil
 
-from jupyter_llmcloud.cluster.record import cluster_folder, is_process
+from jupyter_llmcloud.cluster.record import cluster_folder
 from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.storage.living import is_process
 
 START_TIMEOUT_S = 60.0
 _started: list[subprocess.Popen[bytes]] = []  # forgetting one that lives would warn

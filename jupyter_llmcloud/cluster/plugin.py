@@ -19,12 +19,12 @@ from distributed.core import Status
 from jupyter_llmcloud.agent.client import AgentConnection
 from jupyter_llmcloud.cluster.bridge import Bridges, is_here
 from jupyter_llmcloud.cluster.local_agents import agent_folder, ensure_agent, living_agent
-from jupyter_llmcloud.cluster.record import is_process
 from jupyter_llmcloud.cluster.ways import TUNNEL, Ways, answer_tunnel
 from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import Describe, Done, FindRoom, RenewLease, Shutdown
+from jupyter_llmcloud.core.messages import Describe, Done, FindRoom, FindStandBy, RenewLease, Shutdown
 from jupyter_llmcloud.core.placement import AgentSlots, place
-from jupyter_llmcloud.errors import ConnectionLost
+from jupyter_llmcloud.errors import ConnectionLost, WorldError
+from jupyter_llmcloud.storage.living import is_process
 
 DESCRIBE_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
@@ -51,6 +51,7 @@ class AgentPlugin(WorkerPlugin):
         self._folder = Path()
         self._bridges: Bridges | None = None
         self._holding = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
 
     async def setup(self, worker: Worker) -> None:
         """Called by Dask when the worker starts."""
@@ -72,12 +73,26 @@ class AgentPlugin(WorkerPlugin):
             if not self.info or living_agent(self._folder) is None:
                 known = await ensure_agent(self._folder, worker.name, _interface(worker), self.num_slots)
                 self.info = {**known, "worker": worker.address}
-                if self._connection is not None:
-                    await self._connection.close()
-                self._connection = await AgentConnection.open(self.info["address"])
-                self._connection.answer = functools.partial(self._answer_agent, worker)
-                await self._connection.request(RenewLease(finds_room=True))  # held while this connection is open
+                await self._let_go()
+                connection = self._connection = await AgentConnection.open(self.info["address"])
+                connection.answer = functools.partial(self._answer_agent, worker)
+                await connection.request(RenewLease(finds_room=True))  # held while this connection is open
+                self._watching = asyncio.create_task(self._watch(worker, connection))
         return self.info
+
+    async def _watch(self, worker: Worker, connection: AgentConnection) -> None:
+        """Replace an agent that is killed as soon as it is: it may have led runs, which the new one goes on with."""
+        await connection.gone.wait()
+        self._watching = None
+        with contextlib.suppress(ConnectionLost, WorldError, TimeoutError):  # whoever needs it next tries again
+            await self.hold(worker)
+
+    async def _let_go(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+        if self._connection is not None:
+            await self._connection.close()
 
     async def _answer_tunnel(self, comm: Comm, target: str) -> Status:
         return await answer_tunnel(comm, self._folder, target)
@@ -97,11 +112,13 @@ class AgentPlugin(WorkerPlugin):
         return await self._bridges.reach(info["worker"], info["name"], target)
 
     async def _answer_agent(self, worker: Worker, message: Message) -> Message:
-        """Room for ranks of a world that this agent leads: on any agent that its worker's scheduler knows."""
-        assert isinstance(message, FindRoom)
+        """What the agent asks about the others that its worker's scheduler knows."""
         known = (await worker.scheduler.identity())["workers"]
         rows = await asyncio.gather(*(_ask_worker(worker, address) for address in known))
         agents = {row["worker"]: row for row in rows if row is not None}
+        if isinstance(message, FindStandBy):
+            return await self._another(agents)
+        assert isinstance(message, FindRoom)
         slots = [
             AgentSlots(key, row["host"], row["num_slots"], row["free_slots"], row["has_gpus"])
             for key, row in agents.items()
@@ -112,9 +129,18 @@ class AgentPlugin(WorkerPlugin):
             found.append({"address": home, "home": home, "host": share.host, "num_ranks": share.num_ranks})
         return Done(values={"agents": found})
 
+    async def _another(self, agents: dict[str, dict[str, Any]]) -> Message:
+        others = [row for row in agents.values() if row["name"] != self.info["name"]]
+        if not others:
+            return Done(values={"address": ""})
+        best = max(others, key=lambda row: (row["host"] != self.info["host"], row["free_slots"]))
+        return Done(values={"address": await self.bridge_to(best)})
+
     async def end(self) -> None:
         """End the agent, and wait until it has."""
         pid, started = self.info["pid"], self.info["started"]
+        if self._watching is not None:
+            self._watching.cancel()  # it has not been killed
         try:
             async with await AgentConnection.open(self.info["address"], 2) as connection:
                 await connection.request(Shutdown(), 5)
@@ -130,8 +156,7 @@ class AgentPlugin(WorkerPlugin):
         """The worker ends, the agent stays for its lease: the next worker of that name adopts it."""
         if self._bridges is not None:
             self._bridges.close()
-        if self._connection is not None:
-            await self._connection.close()
+        await self._let_go()
 
 
 async def open_bridge(info: dict[str, Any], always: bool, dask_worker: Worker) -> str:

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from jupyter_llmcloud import config
+from jupyter_llmcloud.storage.living import is_process
 
 
 @dataclass
@@ -104,12 +103,3 @@ def saved_records() -> list[ClusterRecord]:
     parent = config.runtime_dir() / "c"
     folders = sorted(parent.iterdir()) if parent.is_dir() else []
     return [record for folder in folders if (record := read_record(folder)) is not None]
-
-
-def is_process(pid: int, started: float) -> bool:
-    """Whether the process with this pid is the one that started then: pids are used again."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

@@ -7,6 +7,10 @@ heard from the other end. What comes back of one's own times proves until when o
 for `lease_s` after the newest time that its leader has proven to have heard; the leader gives the follower up when it
 has heard nothing for longer than that. When it does, the follower's ranks have ended: no two copies ever train, and no
 clocks are compared.
+
+The other end may also stand by, to lead in this one's place once this one has gone. It does so a good while after it
+has heard the last word. The leader, and the ranks beside it, go on without a new claim to lead for a shorter while
+after the newest time that the other end has proven to have heard: again no two lead.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 PATIENCE = 1.25  # times the lease: clocks may run by this much apart
+LEADS = 1.5  # times the lease: a leader that stands still has no rank left after that
+TAKES_OVER = 2.5  # times the lease: by then each of the leader's other followers has ended its ranks, too
 MAX_KEPT = 256 << 20  # bytes said to an end that cannot be reached; beyond it is given up
 
 
@@ -56,6 +62,16 @@ class Link:
         """Until when the other end surely has not given this one up."""
         return self._proven + self.lease_s
 
+    @property
+    def leads_until(self) -> float:
+        """Until when the other end surely has not begun to lead in this one's place."""
+        return self._proven + LEADS * self.lease_s
+
+    @property
+    def takes_over_at(self) -> float:
+        """When the other end, silent until then, surely leads no more."""
+        return self._heard_at + TAKES_OVER * self.lease_s
+
     def check(self, now: float) -> bool:
         """Whether the link still holds for the end that others count on (the follower's); once over, for ever."""
         self.over = self.over or now >= self.expires_at
@@ -66,6 +82,10 @@ class Link:
         silent = now - self._heard_at > PATIENCE * self.lease_s
         self.over = self.over or silent or self._kept_bytes > MAX_KEPT
         return self.over
+
+    def is_unheard(self, now: float) -> bool:
+        """Whether the other end may not have heard this one for longer than the lease lasts."""
+        return now - self._proven > PATIENCE * self.lease_s
 
     def say(self, word: bytes, now: float) -> Stamp:
         """Keep a word until the other end has it; returns the stamp to send with it."""

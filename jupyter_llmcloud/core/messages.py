@@ -30,14 +30,15 @@ class Refused(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Describe(Message):
-    """What is this agent? -> Done(values: name, pid, host, num_slots, devices, free_slots, worlds, replicas)."""
+    """What is this agent? -> Done(values: name, pid, host, num_slots, free_slots, worlds, num_runs, stands_by, ...)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartWorld(Message):
     """Start ranks on `agents`: [{"home", "num_ranks", "host"}], the first is this one, the leader.
 
-    `home` is the socket by which the leader reaches each of them from its own host.
+    `home` is the socket by which the leader reaches each of them from its own host. `num_threads` is of ranks that are
+    started again.
     """
 
     world_id: str
@@ -47,6 +48,7 @@ class StartWorld(Message):
     lease_s: float = 900.0
     link_lease_s: float = 24.0  # ranks of another agent end when the leader has not heard it for so long
     env: dict[str, str] = field(default_factory=dict)
+    num_threads: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +197,11 @@ class FindRoom(Message):
     """Where can this agent start so many ranks? -> Done(values: agents: as in StartWorld, by this agent's paths)."""
 
     num_ranks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindStandBy(Message):
+    """Which other agent could lead in this one's place? -> Done(values: address, "" when there is none)."""
 
 
 # --- asked of a cluster's host process ------------------------------------------------------------------------------

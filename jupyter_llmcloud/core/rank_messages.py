@@ -160,9 +160,9 @@ class CheckpointPart(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class LiveUntil(Message):
-    """This rank ends at this time of its host's monotonic clock, unless it is told a later one."""
+    """This rank ends at this time of its host's monotonic clock, unless it is told a later one; None: it does not."""
 
-    until: float
+    until: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +207,10 @@ class FromRank(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class HostRanks(Message):
-    """Asked of a following agent: fork these ranks of a world. -> Done(values: pids, host).
+    """Asked of a following agent: fork these ranks of a world. -> Done(values: pids, host, num_threads).
 
-    `local_ranks` are their places on that agent; asked again for some of them, those are replaced.
+    `local_ranks` are their places on that agent; asked again for some of them, those are replaced. `num_threads` is of
+    those that were somewhere else before: sums are rounded alike only on as many threads.
     """
 
     world_id: str
@@ -220,6 +221,19 @@ class HostRanks(Message):
     store: str
     cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    num_threads: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandBy(Message):
+    """Said by a leader: when I have gone, lead this run in my place, as its leader of the next term.
+
+    `folder` is the run's, "" when it has ended. `wait_s`: for so long after my end other hosts may have ranks of it.
+    """
+
+    folder: str
+    term: int = 0
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ class Broken:
     """An attempt has ended badly.
 
     Attributes:
-        kind: "death" a process has gone, "echo" only collective errors, "error" the cell raised.
+        kind: "death" a process has gone, "leader" the agent that led the run has, "echo" only collective errors,
+            "error" the cell raised.
         rank: the culprit.
         ename: type of the error.
         step: optimizer steps finished by then.
@@ -36,6 +37,8 @@ class Broken:
     @property
     def words(self) -> str:
         """What happened, for a note."""
+        if self.kind == "leader":
+            return "the agent that led the run was lost"
         who = f"rank {self.rank}" if self.rank is not None else "the group"
         lost = "was killed" if self.ename == "RankKilled" else "was lost"
         what = {"death": lost, "echo": "lost its connection", "error": f"raised {self.ename}"}[self.kind]

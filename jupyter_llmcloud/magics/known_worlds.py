@@ -12,8 +12,10 @@ import psutil
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
+from jupyter_llmcloud.storage.living import is_process
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.magics.leaders import Leaders
     from jupyter_llmcloud.magics.world import World
 
 
@@ -43,8 +45,8 @@ def forget(owner: str) -> None:
     _path(owner).unlink(missing_ok=True)
 
 
-def recall(owner: str) -> World | None:
-    """The living world of this notebook, if there is one."""
+def recall(owner: str, leaders: Leaders) -> World | None:
+    """The living world of this notebook, if there is one, also where a run has taken it along."""
     from jupyter_llmcloud.agent.client import AgentChannel
     from jupyter_llmcloud.magics.world import World
 
@@ -54,22 +56,20 @@ def recall(owner: str) -> World | None:
         return None
     if _is_anothers(known):
         return None
-    try:
-        channel = AgentChannel(known["address"], timeout_s=2)
-        world = World(channel, known["world_id"], known["cluster"], known["world_size"])
-        world.world_size = world.describe()["world_size"]
-    except (ConnectionLost, NotFound):
-        forget(owner)
-        return None
-    return world
+    for address in (lambda: known["address"], lambda: leaders.of_world(known["world_id"])):
+        try:
+            channel = AgentChannel(address(), timeout_s=2)
+            world = World(channel, known["world_id"], known["cluster"], known["world_size"], leaders)
+            world.world_size = world.describe()["world_size"]
+        except (ConnectionLost, NotFound):
+            continue
+        return world
+    forget(owner)
+    return None
 
 
 def _is_anothers(known: dict[str, Any]) -> bool:
     """Whether another kernel that lives has it: two may go by one name, such as two consoles of one folder."""
     if known.get("pid", os.getpid()) == os.getpid():
         return False
-    try:
-        process = psutil.Process(known["pid"])
-        return abs(process.create_time() - known["started"]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, ValueError):
-        return False
+    return is_process(known["pid"], known.get("started", 0.0))

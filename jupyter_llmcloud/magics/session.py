@@ -15,6 +15,7 @@ from jupyter_llmcloud.magics import cell as cells
 from jupyter_llmcloud.magics import settings
 from jupyter_llmcloud.magics.cell import Cell
 from jupyter_llmcloud.magics.known_worlds import forget, recall, remember
+from jupyter_llmcloud.magics.leaders import Leaders
 from jupyter_llmcloud.magics.stop_signal import said_when_stopped
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.runs import RunStore, nonce
@@ -84,7 +85,7 @@ class Session:
                 placement = server.place(cluster, num_ranks)
                 if placement["started"]:
                     print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
-                return World.start(placement, self.owner)
+                return World.start(placement, self.owner, Leaders(self))
             except Busy as busy:
                 # All or nothing: nothing is held while we wait, so two worlds cannot wait for each other.
                 if str(busy) != said:
@@ -96,7 +97,7 @@ class Session:
         """The world that this notebook has, also from before its kernel was restarted."""
         if self.world is None:
             settings.check()
-        if self.world is None and (known := recall(self.owner)) is not None:
+        if self.world is None and (known := recall(self.owner, Leaders(self))) is not None:
             self.world = known
             print(
                 f"This notebook's world of {known.world_size} ranks was still there, with its variables "
@@ -132,15 +133,23 @@ class Session:
             )
         return self.world
 
-    @staticmethod
-    def _is_alive(world: World) -> bool:
+    def _is_alive(self, world: World) -> bool:
         if time.monotonic() - world.heard_at < FRESH_S:
             return True
         try:
             world.describe()
         except (NotFound, ConnectionLost):
-            return False
+            if not self._is_found_again(world):
+                return False
+            remember(self.owner, world)
         return True
+
+    @staticmethod
+    def _is_found_again(world: World) -> bool:
+        try:
+            return world.find_again()
+        except (NotFound, ConnectionLost):
+            return False
 
     # --- cells ---
 
@@ -199,7 +208,12 @@ class Session:
             )
         if background:
             return self._submit(world, message)
-        result = world.execute(message, chosen)
+        address = world.address
+        try:
+            result = world.execute(message, chosen)
+        finally:
+            if world.address != address:
+                remember(self.owner, world)  # the run has taken it along to another agent
         shell.user_ns.update(result.pulled)
         return result
 

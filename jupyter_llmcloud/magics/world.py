@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
@@ -34,10 +34,13 @@ from jupyter_llmcloud.core.messages import (
 )
 from jupyter_llmcloud.core.rank_messages import DumpStacks
 from jupyter_llmcloud.core.stacks import fold_stacks
-from jupyter_llmcloud.errors import ConnectionLost, RankError, UsageError
-from jupyter_llmcloud.magics.regained import regain
+from jupyter_llmcloud.errors import ConnectionLost, RankError, UsageError, WorldError
+from jupyter_llmcloud.magics.regained import Regaining
 from jupyter_llmcloud.magics.run_view import RunView
 from jupyter_llmcloud.magics.stop_signal import StopSignal
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.magics.leaders import Leaders
 
 # Functions that were defined on a rank call this round their loops, wherever they are pulled to.
 vars(builtins).setdefault("__llmcloud_loop__", lambda iterable, number: iterable)
@@ -60,7 +63,9 @@ class RunResult:
 class World:
     """A handle of the kernel: `start` makes one, `stop` ends its ranks."""
 
-    def __init__(self, channel: AgentChannel, world_id: str, cluster: str, world_size: int) -> None:
+    def __init__(
+        self, channel: AgentChannel, world_id: str, cluster: str, world_size: int, leaders: Leaders | None = None
+    ) -> None:
         self.address = channel.address  # of the leading agent
         self._channels = threading.local()  # two threads that read from one would take each other's answers
         self.channel = channel
@@ -69,9 +74,10 @@ class World:
         self.world_size = world_size
         self.heard_at = 0.0  # on the monotonic clock
         self.last_error: RankError | None = None
+        self.leaders = leaders
 
     @classmethod
-    def start(cls, placement: dict[str, Any], owner: str) -> World:
+    def start(cls, placement: dict[str, Any], owner: str, leaders: Leaders | None = None) -> World:
         """Start ranks where the server has placed them."""
         channel = AgentChannel(placement["agents"][0]["address"])
         world_id = secrets.token_hex(6)
@@ -84,7 +90,7 @@ class World:
         except BaseException:
             channel.close()
             raise
-        return cls(channel, world_id, placement["cluster"], placement["num_ranks"])
+        return cls(channel, world_id, placement["cluster"], placement["num_ranks"], leaders)
 
     @property
     def channel(self) -> AgentChannel:
@@ -97,6 +103,16 @@ class World:
     @channel.setter
     def channel(self, channel: AgentChannel) -> None:
         self._channels.own = channel
+
+    def find_again(self) -> bool:
+        """After its leading agent was lost: whether a run has taken it along to another one."""
+        address = self.leaders.of_world(self.world_id) if self.leaders is not None else ""
+        if not address:
+            return False
+        self.channel.close()
+        self.address, self.channel = address, AgentChannel(address)
+        self.world_size = self.describe()["world_size"]
+        return True
 
     def describe(self) -> dict[str, Any]:
         """Ranks with pid, host, memory and what each is doing."""
@@ -191,9 +207,10 @@ class World:
         while ended is None:
             try:
                 ended = self._hear(cell.run_id, view, stop)
+                self.heard_at = time.monotonic()
             except ConnectionLost:
+                self.heard_at = 0.0
                 ended = self._regain(cell, view, stop)
-        self.heard_at = time.monotonic()
         view.finish(ended.state, ended.errors, ended.report)
         return ended
 
@@ -214,7 +231,10 @@ class World:
     def _regain(self, cell: Execute, view: RunView, stop: StopSignal) -> RunEnded | None:
         """The connection has broken: another one, or how the run has ended."""
         self.channel.close()
-        channel, ended = regain(self.address, self.world_id, cell.run_id, view, stop)
+        leaders = self.leaders if cell.max_restarts else None
+        regaining = Regaining(self.address, self.world_id, cell.run_id, view, stop, leaders)
+        channel, ended = regaining.regain()
+        self.address = regaining.address
         if channel is not None:
             self.channel = channel
         if ended is not None and ended.state == "finished" and cell.pull:
@@ -253,6 +273,8 @@ class World:
             raise self.last_error
         if ended.state == "stopped":
             raise stopped(ended.run_id, ended.report)
+        if ended.state == "lost":
+            raise WorldError(f"run {ended.run_id} was lost: the agent that led it has gone. %runs shows what is left.")
         pulled = cloudpickle.loads(ended.payload) if ended.payload else {}
         return RunResult(ended.run_id, ended.state, ended.report, ended.artifacts, pulled)
 

@@ -16,6 +16,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.server.audit import Audit
 from jupyter_llmcloud.server.endpoint_keeper import EndpointKeeper
 from jupyter_llmcloud.server.open_requests import OpenRequests
+from jupyter_llmcloud.storage.living import is_process
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.storage.server_state import ServerState
 
@@ -67,6 +68,8 @@ class ServerContext:
         self.audit = Audit(self.state, event_logger)
         self.runs = RunStore()
         self.silent_since: dict[str, float] = {}  # agents that are not reached, by their address
+        self.leaderless_since: dict[str, float] = {}  # runs that no agent leads
+        self.leaders: dict[tuple[str, str], str] = {}  # sockets here for agents, by their host and their socket there
         self.open_agent: Callable[[str], Awaitable[AgentConnection]] = open_agent
         self.make_pool: Callable[[], Awaitable[ClusterPool]] = self._make_pool
         self.endpoints = EndpointKeeper(self)
@@ -116,7 +119,7 @@ class ServerContext:
     def _inherit(self) -> None:
         """Take over the endpoints of servers that are gone; those of a headless server went with it."""
         for server in self.state.servers():
-            if server["id"] == self.server_id or is_alive(server["pid"], server["started"]):
+            if server["id"] == self.server_id or is_process(server["pid"], server["started"]):
                 continue
             if self.identity.headless and not server["headless"]:
                 continue  # left for the Jupyter server that follows it
@@ -150,12 +153,3 @@ class ServerContext:
                 await pool.release()
             self.state.register_server(self.server_id, 0, 0.0, headless=False)  # to be adopted
         self.state.close()
-
-
-def is_alive(pid: int, started: float) -> bool:
-    """Is this process still the one that began then? (Pids are used again.)"""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

@@ -20,9 +20,10 @@ from traitlets.config import Config
 from jupyter_llmcloud import config
 from jupyter_llmcloud.cluster.local_agents import end_agents
 from jupyter_llmcloud.server.base import SETTING
-from jupyter_llmcloud.server.context import HEADLESS_LEASE_S, Identity, ServerContext, is_alive
+from jupyter_llmcloud.server.context import HEADLESS_LEASE_S, Identity, ServerContext
 from jupyter_llmcloud.server.extension import LLMCloudExtension
 from jupyter_llmcloud.server.run_states import true_state
+from jupyter_llmcloud.storage.living import is_process
 
 POLL_S = 1.0
 ADDRESS = "127.0.0.1"
@@ -97,11 +98,11 @@ async def owner_gone(pid: int, started: float) -> None:
     except ProcessLookupError:
         return
     except (AttributeError, OSError):  # not this system
-        while is_alive(pid, started):
+        while is_process(pid, started):
             await asyncio.sleep(POLL_S)
         return
     try:
-        if is_alive(pid, started):
+        if is_process(pid, started):
             gone = asyncio.Event()
             loop = asyncio.get_running_loop()
             loop.add_reader(descriptor, gone.set)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.core.messages import StopRun
-from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.server.base import LLMCloudHandler, access
 from jupyter_llmcloud.server.context import ServerContext
-from jupyter_llmcloud.server.run_states import true_state
+from jupyter_llmcloud.server.run_states import leader_address, stop, true_state
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
@@ -76,7 +76,10 @@ class RunHandler(LLMCloudHandler):
         """Everything its record holds."""
         folder = self.context.runs.find(name)
         record = await asyncio.to_thread(folder.read)
-        self.answer({**asdict(record), **await summary(record, self.context), "source": folder.source()})
+        told = {**asdict(record), **await summary(record, self.context), "source": folder.source()}
+        with contextlib.suppress(LLMCloudError):  # as its record has it, when its cluster does not answer
+            told["agent"] = await leader_address(record, self.context)
+        self.answer(told)
 
     @access("write")
     async def delete(self, name: str) -> None:
@@ -107,9 +110,4 @@ class RunStopHandler(LLMCloudHandler):
         record = self.context.runs.find(name).read()
         if not record.is_active:
             raise UsageError(f"run {record.run_id!r} is not active, it is {record.state}.")
-        self.answer({"state": await self.carry_out("run.stop", record.run_id, self._stop(record))})
-
-    async def _stop(self, record: RunRecord) -> str:
-        async with await self.context.open_agent(record.agent) as connection:
-            done = await connection.request(StopRun(run_id=record.run_id))
-        return str(done.values.get("state", "stopping"))
+        self.answer({"state": await self.carry_out("run.stop", record.run_id, stop(record, self.context))})

@@ -54,11 +54,13 @@ class RunRecord:
     world_id: str = ""
     cluster: str = ""
     agent: str = ""  # socket of the leading agent, by which a living run is stopped
+    host: str = ""  # that has this socket, when it is not the host of whoever started the run
     owner: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
+    num_restarts: int = 0
 
     def __repr__(self) -> str:
         took = f" after {self.ended - self.created:.1f} s" if self.ended else ""

@@ -58,7 +58,6 @@ class WorldGroup:
     """
 
     def __init__(self, store: str, rank: int, world_size: int, backend: str, device: torch.device) -> None:
-        self.move(store)
         self.rank = rank
         self.world_size = world_size
         self.backend = backend
@@ -66,13 +65,17 @@ class WorldGroup:
         self.generation = -1
         self.broken = False
         self._sockets: set[tuple[int, str]] = set()
+        self._before_join: set[tuple[int, str]] | None = None  # None while it does not join
         self._lock = threading.Lock()
+        self.move(store)
 
     def move(self, store: str, interface: str = "") -> None:
         """Meet the other ranks by this store from now on; over `interface`, since they are on other hosts, too."""
         host, port = store.rsplit(":", 1)
         self.address = store
+        before = _tcp_sockets()
         self.store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
+        self._store_sockets = _tcp_sockets() - before
         if interface:
             os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "MASTER_ADDR": host}
             os.environ["MASTER_PORT"] = port
@@ -83,17 +86,21 @@ class WorldGroup:
             _bury()
         with self._lock:
             self._sockets = set()
+            self._before_join = _tcp_sockets()
             self.broken = False
-        with self.watch_sockets():
-            _torch_init(
-                self.backend,
-                store=dist.PrefixStore(f"gen{generation}", self.store),
-                rank=self.rank,
-                world_size=self.world_size,
-                timeout=COLLECTIVE_TIMEOUT,
-                device_id=self.device if self.device.type == "cuda" else None,
-            )
-            dist.barrier()
+        try:
+            with self.watch_sockets():
+                _torch_init(
+                    self.backend,
+                    store=dist.PrefixStore(f"gen{generation}", self.store),
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    timeout=COLLECTIVE_TIMEOUT,
+                    device_id=self.device if self.device.type == "cuda" else None,
+                )
+                dist.barrier()
+        finally:
+            self._before_join = None
         self.generation = generation
 
     @contextmanager
@@ -107,10 +114,15 @@ class WorldGroup:
                 self._sockets |= _tcp_sockets() - before
 
     def release(self) -> None:
-        """Break the group: whoever is blocked in a collective gets an error. Called from a side thread."""
+        """Break the group: whoever is blocked in a collective gets an error. Called from a side thread.
+
+        One that waits for the others to join gets an error, too, and has no store then (see `move`).
+        """
         with self._lock:
             self.broken = True
             sockets = set(self._sockets)
+            if self._before_join is not None:
+                sockets |= self._store_sockets | (_tcp_sockets() - self._before_join)
         for fd, inode in sockets:
             try:
                 if os.readlink(f"/proc/self/fd/{fd}") == inode:

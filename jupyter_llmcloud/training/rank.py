@@ -228,6 +228,9 @@ class Rank:
                 wrapped_models.wrap_again()
             self._start_shell()
         except Exception as error:
+            with contextlib.suppress(Exception):  # released while it waited: the next time it needs the store again
+                self.group.move(self.group.address)
+                self.checkpoints.store = self.group.store
             self.outlet.send(Joined(generation=wanted.generation, error=f"{type(error).__name__}: {error}"))
         else:
             self.outlet.send(Joined(generation=wanted.generation))

@@ -1,0 +1,66 @@
+"""The folder of a run as its leading agent writes it: the record and the ranks' journals. A full disk ends no run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from jupyter_llmcloud.storage.journal import JournalWriter
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+RETRY_S = 1.0
+
+
+class RunFiles:
+    """What cannot be written is said once; the end of the run is written when there is room again.
+
+    Args:
+        source: the notebook cell.
+        say: tells those who follow the run.
+    """
+
+    def __init__(self, folder: RunFolder, record: RunRecord, source: str, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._record = record
+        self._source = source
+        self._say = say
+        self._cannot = ""
+        self._journals: dict[tuple[str, int], JournalWriter] = {}
+
+    def create(self) -> None:
+        """Write the source and the first record."""
+        try:
+            self._folder.create(self._record, self._source)
+        except OSError as error:
+            self._cannot_write(error)
+
+    def write_record(self) -> None:
+        """Write the record as it is now."""
+        try:
+            self._folder.write(self._record)
+        except OSError as error:
+            self._cannot_write(error)
+
+    def append(self, kind: str, rank: int, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write records to a rank's journal; returns them as written, with their numbers."""
+        writer = self._journals.get((kind, rank))
+        if writer is None:
+            path = self._folder.logs(rank) if kind == "logs" else self._folder.metrics(rank)
+            writer = self._journals[(kind, rank)] = JournalWriter(path)
+        written = writer.append(records)
+        if writer.error is not None:
+            self._cannot_write(writer.error)
+        return written
+
+    def close(self) -> None:
+        """Close the journals."""
+        for writer in self._journals.values():
+            writer.close()
+
+    def _cannot_write(self, error: OSError) -> None:
+        if not self._cannot:
+            self._cannot = f"the folder of the run is not complete: {error.strerror or error}. {self._folder.path}"
+            self._say(self._cannot)
+        if not self._record.is_active and self._folder.path.is_dir():
+            asyncio.get_running_loop().call_later(RETRY_S, self.create)

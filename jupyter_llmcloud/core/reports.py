@@ -1,0 +1,38 @@
+"""What a run that has ended reports of its ranks, one line for each kind of end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jupyter_llmcloud.core.names import format_ranks
+
+_WORDS = {
+    "running": "lost with the agent that led the run",
+    "done": "finished",
+    "failed": "failed",
+    "died": "lost: the next cell runs on a new process without its variables",
+}
+
+
+def report(
+    states: Mapping[int, str], errors: Mapping[int, Mapping[str, Any]], culprit: int | None, was_stopped: bool
+) -> list[str]:
+    """Lines such as `ranks 0-2: released, variables kept`.
+
+    Args:
+        states: of each rank, as of core.lifecycle.
+        errors: of those ranks that had one: "ename", "collateral".
+        culprit: the rank that failed first.
+        was_stopped: whether somebody pressed Stop.
+    """
+    interrupted = f"{'stopped' if was_stopped else 'released'}, variables kept"
+    groups: dict[str, list[int]] = {}
+    for rank, state in states.items():
+        error = errors.get(rank)
+        echo = state == "failed" and error is not None and error.get("collateral") and rank != culprit
+        text = interrupted if echo or state == "interrupted" else _WORDS[state]
+        if state == "failed" and not echo and error is not None:
+            text = f"{error['ename']}, variables kept"
+        groups.setdefault(text, []).append(rank)
+    return [f"rank{'s' if len(ranks) > 1 else ''} {format_ranks(ranks)}: {text}" for text, ranks in groups.items()]

@@ -1,0 +1,103 @@
+"""Which agent leads a run, and what another one needs to lead it. For runs with restarts.
+
+<run>/terms/0000.json    who leads it in this term: {"agent", "host", "t"}; a term belongs to whoever makes its file
+      restart.bin        the world's StartWorld, the run's Execute and the definition cells before it, as frames
+
+The folder is the one thing that all agents of a run share, so the file system decides between those that would lead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jupyter_llmcloud.core.frames import Decoder, encode
+from jupyter_llmcloud.core.messages import Execute, StartWorld
+
+_MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A term and who leads in it: an agent's socket and host; no agent when the run was ended for one that had gone."""
+
+    term: int
+    agent: str = ""
+    host: str = ""
+
+
+class Leadership:
+    """The leaders of one run.
+
+    Args:
+        run: its folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._terms = run / "terms"
+        self._spec = run / "restart.bin"
+
+    def claim(self, claim: Claim) -> bool:
+        """Lead from now on; False when somebody else leads in this term. Raises OSError when nobody can tell."""
+        self._terms.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = {"agent": claim.agent, "host": claim.host, "t": round(time.time(), 3)}
+        try:
+            fd = os.open(self._path(claim.term), _MODE, 0o600)
+        except FileExistsError:
+            return False
+        try:
+            os.write(fd, json.dumps(about).encode())
+        finally:
+            os.close(fd)
+        return True
+
+    def is_claimed(self, term: int) -> bool:
+        """Whether somebody leads in this term, or has."""
+        return self._path(term).exists()
+
+    def _path(self, term: int) -> Path:
+        return self._terms / f"{term:04d}.json"
+
+    def newest(self) -> Claim | None:
+        """The newest term; None when the run has none, since it has no restarts."""
+        try:
+            terms = sorted(self._terms.glob("*.json"))
+            if not terms:
+                return None
+            term = int(terms[-1].stem)
+            about = json.loads(terms[-1].read_text())
+            return Claim(term, about["agent"], about["host"])
+        except (OSError, KeyError):
+            return None
+        except ValueError:  # whoever made it was killed before it had written
+            return Claim(term)
+
+    @property
+    def can_be_taken(self) -> bool:
+        """Whether the run has not ended and tells what is needed to lead it."""
+        return self._spec.exists()
+
+    def save(self, spec: StartWorld, cell: Execute, definitions: list[Execute]) -> None:
+        """Write what another agent needs; it is complete when it is there. Raises OSError."""
+        aside = self._spec.with_suffix(".aside")
+        fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            for message in (spec, cell, *definitions):
+                file.write(encode(replace(message, reply_to=0)))
+        os.replace(aside, self._spec)
+
+    def load(self) -> tuple[StartWorld, Execute, list[Execute]]:
+        """What `save` wrote. Raises OSError, ValueError."""
+        messages = Decoder().feed(self._spec.read_bytes())
+        spec = next((message for message in messages if isinstance(message, StartWorld)), None)
+        cells = [message for message in messages if isinstance(message, Execute)]
+        if spec is None or not cells:
+            raise ValueError(f"{self._spec} does not tell of a run")
+        return spec, cells[0], cells[1:]
+
+    def forget(self) -> None:
+        """The run has ended: nobody may lead it any more."""
+        self._spec.unlink(missing_ok=True)
