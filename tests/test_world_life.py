@@ -17,7 +17,7 @@ import pytest
 from jupyter_llmcloud.agent.client import AgentChannel
 from jupyter_llmcloud.core.messages import Describe, Done, RunEnded, StartWorld, StopRun, StopWorld, Subscribe
 from jupyter_llmcloud.errors import CapacityError, LLMCloudError, NameTaken, NotFound, UsageError
-from tests.worlds import AgentProcess, Ranks, alive, family, until
+from tests.worlds import NUM_SLOTS, AgentProcess, Ranks, alive, family, until
 
 
 @pytest.fixture
@@ -158,8 +158,8 @@ def test_a_part_of_the_ranks_runs_a_cell_alone(new_world: Callable[..., Ranks]) 
 
 def test_more_ranks_than_slots_are_refused_and_nothing_is_held(node_agent: AgentProcess) -> None:
     free = _free(node_agent)
-    with pytest.raises(CapacityError, match="9"):
-        Ranks(node_agent, 9)
+    with pytest.raises(CapacityError, match=str(NUM_SLOTS + 1)):
+        Ranks(node_agent, NUM_SLOTS + 1)
     assert _free(node_agent) == free
 
 
@@ -293,7 +293,7 @@ def test_a_precision_the_ranks_cannot_do_is_refused(world: Ranks) -> None:
 def test_the_agent_announces_where_it_is(node_agent: AgentProcess) -> None:
     told = json.loads((node_agent.folder / "agent.json").read_text())
     assert told["pid"] == node_agent.process.pid
-    assert told["num_slots"] == 8
+    assert told["num_slots"] == NUM_SLOTS
     assert stat.S_IMODE(node_agent.folder.stat().st_mode) & 0o077 == 0
 
 

@@ -43,6 +43,7 @@ from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 DEADLINE_S = 60.0
+NUM_SLOTS = 64  # of the agents of the session: room for many worlds whose cells wait at the same time
 _numbers = itertools.count(1)
 
 
@@ -328,7 +329,7 @@ class Ranks:
 
 
 def _quiet_agent() -> Iterator[AgentProcess]:
-    process = AgentProcess()
+    process = AgentProcess(NUM_SLOTS)
     yield process
     words = process.words()
     process.end()
@@ -341,9 +342,9 @@ def node_agent() -> Iterator[AgentProcess]:
     yield from _quiet_agent()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def follower() -> Iterator[AgentProcess]:
-    """A second agent, for worlds over two."""
+    """A second agent for the session, for worlds over two."""
     yield from _quiet_agent()
 
 
