@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from distributed import Client
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.cluster import clients
 from jupyter_llmcloud.cluster.pool import AgentInfo, ClusterPool
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NameTaken, NotFound, UsageError
@@ -45,8 +49,11 @@ class Server:
         self._thread.start()
         self.pool = ClusterPool(owner_pid or os.getpid(), lease_s)
 
+    def begin(self, call: Awaitable[Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(_awaited(call), self.loop)
+
     def do(self, call: Awaitable[Any], timeout_s: float = 120) -> Any:
-        return asyncio.run_coroutine_threadsafe(_awaited(call), self.loop).result(timeout_s)
+        return self.begin(call).result(timeout_s)
 
     def agents(self, name: str | None = None) -> list[AgentInfo]:
         return list(self.do(self.pool.agents(name)))
@@ -191,7 +198,8 @@ def test_a_cluster_that_is_not_there_is_named(server: Server) -> None:
         server.do(server.pool.stop("gone"))
 
 
-def test_an_address_where_nobody_answers_is_told(server: Server) -> None:
+def test_an_address_where_nobody_answers_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "CONNECT_TIMEOUT_S", 1.0)
     with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:9"):
         server.do(server.pool.connect("tcp://127.0.0.1:9"))
 
@@ -249,8 +257,28 @@ def test_a_killed_worker_leaves_its_ranks_training_and_the_next_one_adopts_them(
 
 def _worker_pids(record: ClusterRecord) -> list[int]:
     """Processes that the nannies of the cluster's host have spawned."""
-    children = psutil.Process(record.pid).children(recursive=True)
-    return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(record.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ends
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
+
+
+def test_who_asks_while_a_worker_dies_is_answered_at_once(server: Server) -> None:
+    """Dask's scheduler goes on for a minute trying to reach a worker of whose end it has not heard when it is asked."""
+    host, worker = psutil.Process(record_of(server).pid), psutil.Process(_worker_pids(record_of(server))[0])
+    host.suspend()
+    worker.kill()
+    asking = [server.begin(server.pool.agents()) for _ in range(4)]
+    with pytest.raises(TimeoutError):
+        asking[0].result(0.2)
+    host.resume()
+    began = time.monotonic()
+    for each in asking:
+        assert each.result(60)
+    assert time.monotonic() - began < 10
+    until(lambda: len(server.agents()) == 2, "there is a new worker with the agent", 30)
 
 
 def test_another_server_finds_the_cluster_that_outlived_the_first(own_server: Callable[..., Server]) -> None:
@@ -285,7 +313,7 @@ def test_a_killed_host_leaves_a_run_training_and_then_the_agents_end(
     own_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     flag = tmp_path / "flag"
-    server = own_server()
+    server = own_server(lease_s=0.5)
     server.do(server.pool.start(workers=1, options={"slots": 2}))
     world = server.world(2)
     running = world.send(WORKS_UNTIL.format(flag=str(flag))).wait_for("in it", times=2)

@@ -14,10 +14,11 @@ import psutil
 from distributed import Client
 
 from jupyter_llmcloud.agent.client import AgentConnection
+from jupyter_llmcloud.cluster.clients import ask_agents, install, open_client
 from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
 from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.host_processes import HostProcesses
-from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, AgentPlugin, agent_info, open_bridge
+from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.cluster.reach import Reach
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
 from jupyter_llmcloud.cluster.ways import RelayPlugin
@@ -26,7 +27,6 @@ from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
 
-CONNECT_TIMEOUT_S = 8.0
 ASK_TIMEOUT_S = 30.0
 DESCRIBE_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 1.0
@@ -151,10 +151,10 @@ class ClusterPool:
             options={"slots": num_slots},
         )
         try:
-            client = await _open_client(address)
+            client = await open_client(address)
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise ConnectionLost(f"no Dask scheduler answers at {address!r}: {error}.") from None
-        await _install(client, record)
+        await install(client, record)
         record.dashboard = client.dashboard_link or ""
         record.tls = tls_of(client.security)
         record.save()
@@ -234,10 +234,10 @@ class ClusterPool:
             record = await self._revived(self._record(name))
             try:
                 client = await self._client(record)
-                rows = await client.run(agent_info, on_error="return")
+                rows = await ask_agents(client)
                 if not record.pid and any(isinstance(row, KeyError) for row in rows.values()):
-                    await _install(client, record)  # its scheduler was started again and knows nothing of us
-                    rows = await client.run(agent_info, on_error="return")
+                    await install(client, record)  # its scheduler was started again and knows nothing of us
+                    rows = await ask_agents(client)
                 return record, rows
             except OSError as error:
                 if time.monotonic() > deadline:
@@ -377,21 +377,3 @@ class ClusterPool:
             if not record.is_alive and not record.has_agents:
                 await self._drop(name)
         return [await self._fresh(await self._revived(record)) for record in list(self._records.values())]
-
-
-async def _install(client: Client, record: ClusterRecord) -> None:
-    """Have agents beside the workers of a cluster that somebody else has started."""
-    with contextlib.suppress(Exception):  # a scheduler that allows no plugins: workers are reached directly or not
-        await client.register_plugin(RelayPlugin())
-    await client.register_plugin(AgentPlugin(record.cluster_id, record.options.get("slots")))
-
-
-async def _open_client(address: str) -> Client:
-    client = Client(address, asynchronous=True, set_as_default=False)
-    try:
-        await asyncio.wait_for(client, CONNECT_TIMEOUT_S)
-    except BaseException:
-        with contextlib.suppress(Exception):
-            await client.close()
-        raise
-    return client
