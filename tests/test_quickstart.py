@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -28,17 +29,23 @@ def mean(values: tuple[float, ...]) -> float:
     return sum(values) / len(values)
 
 
-def test_the_quickstart_s_model_learns_as_the_golden_losses_say(tmp_path: Path) -> None:
-    """One process, without launcher and without this package, on a text that the test makes."""
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], dict[str, list[float]]]]:
+    """The losses of the training cell as a script of one process; it runs on one core, beside what else is tested."""
+    told = tmp_path_factory.mktemp("script") / "losses.json"
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.quickstart", str(tmp_path / "losses.json")]
-    subprocess.run(command, cwd=REPOSITORY, env=env, check=True, capture_output=True, timeout=120)
-    losses = json.loads((tmp_path / "losses.json").read_text())
-    golden = json.loads(GOLDEN.read_text())
-    assert losses["loss"] == pytest.approx(golden["loss"], abs=GOLDEN_TOLERANCE)
-    assert losses["valid_loss"] == pytest.approx(golden["valid_loss"], abs=GOLDEN_TOLERANCE)
+    command = [sys.executable, "-m", "tests.quickstart", str(told)]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.DEVNULL) as process:
+
+        def losses() -> dict[str, list[float]]:
+            assert process.wait(120) == 0
+            return dict(json.loads(told.read_text()))
+
+        yield losses
+        process.kill()
 
 
+@pytest.mark.usefixtures("script")
 def test_two_ranks_give_the_losses_of_one_rank_with_the_doubled_batch(new_world: Callable[..., Ranks]) -> None:
     """The cell splits each global batch of 16 over the ranks: two train on 8 each, one on all 16."""
     _, body = quickstart.training_cell()
@@ -52,6 +59,13 @@ def test_two_ranks_give_the_losses_of_one_rank_with_the_doubled_batch(new_world:
         by_size[size] = [mean(row) for row in zip(*of_ranks, strict=True)] + outcome.values("valid_loss")
     assert len(by_size[1]) == 7
     assert by_size[2] == pytest.approx(by_size[1], abs=RANKS_TOLERANCE)
+
+
+def test_the_quickstart_s_model_learns_as_the_golden_losses_say(script: Callable[[], dict[str, list[float]]]) -> None:
+    """One process, without launcher and without this package, on a text that the test makes."""
+    losses, golden = script(), json.loads(GOLDEN.read_text())
+    assert losses["loss"] == pytest.approx(golden["loss"], abs=GOLDEN_TOLERANCE)
+    assert losses["valid_loss"] == pytest.approx(golden["valid_loss"], abs=GOLDEN_TOLERANCE)
 
 
 def test_the_training_cell_is_an_ordinary_script() -> None:
@@ -86,11 +100,21 @@ def test_the_notebook_runs_in_a_real_server_and_nothing_of_it_stays(tmp_path: Pa
     assert any("image/svg+xml" in data.get("text/html", "") and "valid_loss" in data["text/plain"] for data in shown)
 
 
+FAILS = """%%distribute -n 2 --push num_steps
+assert num_steps > 0, "no steps\""""
+
+
 def test_a_failing_cell_ends_the_script_with_an_error(tmp_path: Path) -> None:
-    """A step number that is none: the cell raises on the ranks or before, and the script says which."""
+    """Of any notebook that stands beside the script: here one whose cell raises on the ranks."""
+    notebook = nbformat.read(quickstart.NOTEBOOK, as_version=4)
+    kept = [cell for cell in notebook.cells if cell.id in ("load", "parameters", "train", "bigram")]
+    next(cell for cell in kept if cell.id == "train").source = FAILS
+    nbformat.write(nbformat.v4.new_notebook(cells=kept), tmp_path / "quickstart.ipynb")
+    shutil.copy(REPOSITORY / "notebooks" / "run_quickstart.py", tmp_path)
     saved = tmp_path / "saved.ipynb"
-    command = [sys.executable, "notebooks/run_quickstart.py", "--steps", "-1", "--output", str(saved)]
+    command = [sys.executable, str(tmp_path / "run_quickstart.py"), "--steps", "-1", "--output", str(saved)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
-    assert "failed" in done.stderr
-    assert saved.exists()
+    assert "'%%distribute -n 2 --push num_steps' failed" in done.stderr and "AssertionError: no steps" in done.stderr
+    last = nbformat.read(saved, as_version=4).cells
+    assert [bool(cell.outputs) for cell in last] == [False, False, True, False]
