@@ -87,13 +87,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def replica(model: Path, for_the_session: Callable[[], AbstractContextManager[None]]) -> Iterator[Running]:
-    with short_folder() as folder:
+def replicas(model: Path, for_the_session: Callable[[], AbstractContextManager[None]]) -> Iterator[dict[str, Running]]:
+    """Those of this module, started at the same time: what they import takes seconds."""
+    specs: dict[str, dict[str, Any]] = {"used": {}, "abandoned": {}, "terminated": {"drain_s": 30}}
+    with contextlib.ExitStack() as folders:
+        own = {name: Path(folders.enter_context(short_folder())) for name in specs}
         with for_the_session():
-            running = Running(Path(folder), model)
-        assert running.readyz().status_code == 200
-        yield running
-        assert running.close() == 0
+            started = {name: Running(own[name], model, **spec) for name, spec in specs.items()}
+        yield started
+        for running in started.values():
+            assert running.close() == 0
+
+
+@pytest.fixture(scope="module")
+def replica(replicas: dict[str, Running]) -> Running:
+    """One for all who leave it as it is."""
+    assert replicas["used"].readyz().status_code == 200
+    return replicas["used"]
 
 
 @pytest.fixture
@@ -199,33 +209,29 @@ def test_hanging_up_stops_the_tokens_and_every_gauge_returns_to_zero(replica: Ru
     assert replica.stats()["engine"]["num_tokens"] - stats["engine"]["num_tokens"] <= 5 + 4
 
 
-def test_a_replica_ends_when_its_agent_is_gone_even_while_it_answers(model: Path) -> None:
-    with short_folder() as folder:
-        running = Running(Path(folder), model)
-        running.readyz()
-        fields = {"model": "tiny", "prompt": "x", "max_tokens": 4000, "stream": True}
-        with running.http.stream("POST", "/v1/completions", json=fields) as response:
-            next(response.iter_bytes())
-            begin = time.monotonic()
-            running.stdin.close()
-            assert running.process.wait(DEADLINE_S) == 0
-            assert time.monotonic() - begin < 5
-        running.close()
-        assert not running.socket.exists()
-
-
-def test_a_replica_that_is_terminated_finishes_what_it_has_begun(model: Path) -> None:
-    with short_folder() as folder:
-        running = Running(Path(folder), model, drain_s=30)
-        running.readyz()
-        fields = {"model": "tiny", "prompt": "x", "max_tokens": 300, "stream": True}
-        with running.http.stream("POST", "/v1/completions", json=fields) as response:
-            lines = response.iter_lines()
-            next(lines)
-            running.process.send_signal(signal.SIGTERM)
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+def test_a_replica_ends_when_its_agent_is_gone_even_while_it_answers(replicas: dict[str, Running]) -> None:
+    running = replicas["abandoned"]
+    running.readyz()
+    fields = {"model": "tiny", "prompt": "x", "max_tokens": 4000, "stream": True}
+    with running.http.stream("POST", "/v1/completions", json=fields) as response:
+        next(response.iter_bytes())
+        begin = time.monotonic()
+        running.stdin.close()
         assert running.process.wait(DEADLINE_S) == 0
-        running.close()
+        assert time.monotonic() - begin < 5
+    assert not running.socket.exists()
+
+
+def test_a_replica_that_is_terminated_finishes_what_it_has_begun(replicas: dict[str, Running]) -> None:
+    running = replicas["terminated"]
+    running.readyz()
+    fields = {"model": "tiny", "prompt": "x", "max_tokens": 300, "stream": True}
+    with running.http.stream("POST", "/v1/completions", json=fields) as response:
+        lines = response.iter_lines()
+        next(lines)
+        running.process.send_signal(signal.SIGTERM)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert running.process.wait(DEADLINE_S) == 0
 
 
 def test_a_model_that_cannot_be_loaded_is_said_by_readyz_the_log_and_the_exit_status(tmp_path: Path) -> None:

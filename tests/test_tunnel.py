@@ -43,29 +43,28 @@ async def far_cluster(kind: str = "local") -> AsyncIterator[ClusterPool]:
         await pool.close()
 
 
-@pytest.mark.parametrize("kind", ["local", FAR])
-def test_a_world_over_two_workers_runs_cells_through_tunnels(kind: str) -> None:
-    """Kernel to leader, and leader to follower: neither uses the other's own socket, and all output arrives.
+def test_a_world_over_two_workers_runs_cells_through_tunnels() -> None:
+    """Kernel to leader, and leader to follower: neither uses the other's own socket, and all output arrives."""
 
-    In the second case only the scheduler reaches the workers: it passes everything on.
-    """
+    async def run() -> None:
+        async with far_cluster() as pool:
+            await _everything_goes_through_tunnels(pool, straight=True)
 
-    async def run() -> list[Message]:
-        async with far_cluster(kind) as pool:
-            assert [await _is_reached(agent.worker) for agent in await pool.agents()] == [kind == "local"] * 2
-            placement = await pool.place(None, 2)
-            homes = {agent.home for agent in await pool.agents()}
-            assert not homes & {share["address"] for share in placement["agents"]}
-            assert placement["agents"][1]["home"] not in homes
-            heard = await asyncio.to_thread(_run_a_cell, placement)
-            await _bytes_arrive(pool)
-            return heard
+    asyncio.run(run())
 
-    heard = asyncio.run(run())
+
+async def _everything_goes_through_tunnels(pool: ClusterPool, straight: bool) -> None:
+    assert [await _is_reached(agent.worker) for agent in await pool.agents()] == [straight] * 2
+    placement = await pool.place(None, 2)
+    homes = {agent.home for agent in await pool.agents()}
+    assert not homes & {share["address"] for share in placement["agents"]}
+    assert placement["agents"][1]["home"] not in homes
+    heard = await asyncio.to_thread(_run_a_cell, placement)
     text = "".join(r["text"] for m in heard if isinstance(m, Journaled) for r in m.records if r["kind"] == "stdout")
     assert text.count("the sum is 3.0") == 2
     ended = heard[-1]
     assert isinstance(ended, RunEnded) and ended.state == "finished", ended
+    await _bytes_arrive(pool)
 
 
 async def _is_reached(worker: str) -> bool:
@@ -169,11 +168,12 @@ def _what_was_sent_before_the_end_arrives(path: str, listener: socket.socket) ->
 # --- what they lead through is killed ---
 
 
-def test_a_killed_scheduler_leaves_a_run_training_though_all_was_said_through_it() -> None:
-    """Leader and follower find each other again through the scheduler and the workers that take the place."""
+def test_a_scheduler_that_passes_everything_on_may_be_killed_under_a_run() -> None:
+    """Only it reaches the workers. Leader and follower find each other again through those that take the place."""
 
     async def run() -> None:
         async with far_cluster(FAR) as pool:
+            await _everything_goes_through_tunnels(pool, straight=False)
             placement = await pool.place(None, 2)
             leader = placement["agents"][0]["address"]
             folder = RunStore().folder("long")
