@@ -37,12 +37,11 @@ async def test_a_cluster_takes_over_the_agents_that_were_started_ahead_of_it():
     begun = agents_below(cluster_folder("beefcafe"))
     pool = ClusterPool(os.getpid(), 60.0, begun_cluster_id="beefcafe")
     try:
-        record = await pool.start(workers=2)
+        record, second = await asyncio.gather(pool.start(workers=2), pool.start(name="second", workers=1))
         assert record.cluster_id == "beefcafe"
         known = [json.loads(path.read_text())["pid"] for path in record.folder.glob("a*/agent.json")]
         assert len(begun) == 1 and begun[0] in known
         assert sorted(known) == sorted(agents_below(record.folder)) and len(known) == 2
-        second = await pool.start(name="second", workers=1)
         assert second.cluster_id != "beefcafe"
     finally:
         await pool.close()
