@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -12,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from jupyter_server.serverapp import ServerApp
 from playwright.sync_api import Browser
 
 from tests import lab, leaks
@@ -110,6 +112,19 @@ def _session_folder() -> Path:
     return Path(os.environ["LLMCLOUD_ROOT"]).parent
 
 
+@pytest.fixture(autouse=True)
+def jp_server_cleanup(jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """pytest-jupyter's, where there was a server: its own makes one for every test, only to clean up after it."""
+    yield
+    if ServerApp.initialized():
+        app = ServerApp.instance()
+        with contextlib.suppress(RuntimeError, SystemExit):
+            jp_asyncio_loop.run_until_complete(app._cleanup())
+        if hasattr(app, "kernel_manager"):
+            app.kernel_manager.context.destroy()
+        ServerApp.clear_instance()
+
+
 @pytest.fixture(scope="session")
 def pictures() -> Path:
     """Where browser tests keep their screenshots, to be looked at afterwards."""
@@ -118,12 +133,22 @@ def pictures() -> Path:
     return folder
 
 
-@pytest.fixture
-def chromium(pictures: Path) -> Iterator[Browser]:
-    """A headless browser; without one the test is skipped, under continuous integration it fails."""
+def _chromium() -> Iterator[Browser]:
     path = lab.browser_path()
     if path is None:
         say = pytest.fail if os.environ.get("CI") else pytest.skip
         say("there is no Chromium on this machine: make setup installs it where it can")
     with lab.running_browser(path) as browser:
         yield browser
+
+
+@pytest.fixture
+def chromium(pictures: Path) -> Iterator[Browser]:
+    """A headless browser; without one the test is skipped, under continuous integration it fails."""
+    yield from _chromium()
+
+
+@pytest.fixture(scope="module")
+def one_chromium(pictures: Path) -> Iterator[Browser]:
+    """The same for all tests of a module, of which none runs an event loop in this thread."""
+    yield from _chromium()

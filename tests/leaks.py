@@ -54,9 +54,23 @@ def marked_processes(prefix: str) -> list[psutil.Process]:
 
 
 def unmarked_children() -> set[psutil.Process]:
-    """Children without a mark: forked, without an exec, from this very process."""
-    children = psutil.Process().children(recursive=True)
-    return {child for child in children if not _mark_of(child) and _is_of_interest(child)}
+    """Children without a mark: forked, without an exec, from this very process.
+
+    Chromium's pages overwrite their environment; they end with the process that was started, which has a mark.
+    """
+    children = {child.pid: child for child in psutil.Process().children(recursive=True)}
+    return {child for child in children.values() if not _is_below_a_mark(child, children) and _is_of_interest(child)}
+
+
+def _is_below_a_mark(process: psutil.Process | None, known: dict[int, psutil.Process]) -> bool:
+    while process is not None:
+        if _mark_of(process):
+            return True
+        try:
+            process = known.get(process.ppid())
+        except psutil.Error:  # gone
+            return False
+    return False
 
 
 def listening_ports() -> set[tuple[str, int]]:

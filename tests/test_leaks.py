@@ -57,6 +57,18 @@ def test_a_forked_child_is_found_although_it_carries_no_mark(snapshot: leaks.Sna
     assert not psutil.pid_exists(child)
 
 
+def test_a_child_of_what_was_started_for_the_session_is_the_sessions(snapshot: leaks.Snapshot) -> None:
+    """Though it carries no mark, as a page that Chromium opens in a browser of several tests."""
+    program = "import os, time\nif os.fork(): print('forked', flush=True)\nelse: os.execve('/bin/sleep', ['sleep', '60'], {})\ntime.sleep(60)"
+    with leaks.marked(f"{uuid.uuid4().hex}session"):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    family = psutil.Process(process.pid).children()
+    assert snapshot.leaks(0.0) == []
+    leaks.end([psutil.Process(process.pid), *family])
+    process.stdout.close()
+
+
 def test_a_process_that_ends_within_the_grace_is_no_leak(snapshot: leaks.Snapshot) -> None:
     with leaks.marked(snapshot.mark):
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
