@@ -237,34 +237,23 @@ def test_an_agent_that_works_outlasts_its_worker(own_agent: Callable[..., AgentP
     agent.let_go()
     ranks.channel.close()
     with pytest.raises(Exception, match="timed out"):
-        agent.process.wait(2.5)
+        agent.process.wait(1.0)
     flag.touch()
     until(lambda: not running.outcome.folder.read().is_active, "the run has ended")
     assert running.outcome.folder.read().state == "finished"
     assert agent.process.wait(10) == 0
 
 
-def test_a_killed_zygote_fails_the_cell_and_the_next_world_works(own_agent: Callable[..., AgentProcess]) -> None:
-    """And asked to end, the agent leaves nothing."""
+def test_an_agent_that_is_asked_to_end_leaves_nothing(own_agent: Callable[..., AgentProcess]) -> None:
     agent = own_agent()
     ranks = Ranks(agent)
-    running = ranks.send("import time\nprint('in it')\ntime.sleep(100)").wait_for("in it", times=2)
-    [zygote] = psutil.Process(agent.process.pid).children()
-    zygote.kill()
-    outcome = running.end(10)
-    assert outcome.state == "failed"
-    assert "SIGKILL" in outcome.error["evalue"]
-    with pytest.raises(LLMCloudError, match=r"%world|world"):
-        ranks.run("1")
-    ranks.end()
-    again = Ranks(agent)
-    assert again.ok("rank").results() == ["0", "1"]
+    assert ranks.ok("rank").results() == ["0", "1"]
     everybody = family(agent.process.pid)
     agent.process.send_signal(signal.SIGTERM)
     assert agent.process.wait(10) == 0
     until(lambda: not any(map(alive, everybody)), "all its processes have ended", 5)
     assert not (agent.folder / "agent.sock").exists()
-    again.channel.close()
+    ranks.channel.close()
 
 
 def test_garbage_on_the_socket_hurts_nobody(world: Ranks) -> None:
