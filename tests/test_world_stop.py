@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
-from tests.worlds import Ranks, alive, until
+from tests.worlds import AgentProcess, Outcome, Ranks, alive, until
 
 COOPERATIVE_S = 2.0
 WORST_S = 8.0
@@ -221,21 +221,45 @@ def test_stop_while_ranks_take_steps_on_their_own_stops_them_at_one_step(world: 
     next_cell_works(world)
 
 
-def test_a_loop_that_swallows_the_interrupt_is_ended_by_force_and_said(new_world: Callable[..., Ranks]) -> None:
-    world = new_world()
-    running = world.send(
-        """
+Deaf = dict[str, tuple[Ranks, Outcome]]
+DEAF = {
+    "swallows it": """
         import time
-        kept = rank
         print("in it")
         while True:
             try:
                 time.sleep(0.05)
             except KeyboardInterrupt:
                 pass
-        """
-    )
-    outcome = running.wait_for("in it", times=2).stop().end()
+        """,
+    "in C on rank 1": """
+        import ctypes, time
+        libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        print("in it")
+        if rank == 1:
+            libc.pthread_mutex_lock(mutex)
+            libc.pthread_mutex_lock(mutex)
+        time.sleep(100)
+        """,
+}
+
+
+@pytest.fixture(scope="module")
+def deaf(node_agent: AgentProcess) -> Iterator[Deaf]:
+    """Worlds whose cells did not heed the interrupt, each stopped by one press; at the same time, since that is slow."""
+    worlds = {name: Ranks(node_agent) for name in DEAF}
+    for world in worlds.values():
+        world.ok("kept = rank")
+    running = [world.send(DEAF[name]).wait_for("in it", times=2) for name, world in worlds.items()]
+    for cell in running:
+        cell.stop()
+    yield {name: (cell.ranks, cell.end()) for name, cell in zip(worlds, running, strict=True)}
+    for world in worlds.values():
+        world.end()
+
+
+def test_a_loop_that_swallows_the_interrupt_is_ended_by_force_and_said(deaf: Deaf) -> None:
+    world, outcome = deaf["swallows it"]
     assert outcome.state == "stopped"
     assert outcome.seconds < WORST_S
     assert "without its variables" in outcome.report
@@ -251,21 +275,10 @@ def test_pressing_again_ends_sooner(new_world: Callable[..., Ranks]) -> None:
     assert world.ok("1").results() == ["1", "1"]
 
 
-def test_stop_of_a_cell_in_c_code_that_ignores_signals_kills_only_that_rank(new_world: Callable[..., Ranks]) -> None:
-    world = new_world()
-    world.ok("kept = rank")
-    running = world.send(
-        """
-        import ctypes, time
-        libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
-        print("in it")
-        if rank == 1:
-            libc.pthread_mutex_lock(mutex)
-            libc.pthread_mutex_lock(mutex)
-        time.sleep(100)
-        """
-    )
-    outcome = running.wait_for("in it", times=2).stop().end()
+def test_stop_of_a_cell_in_c_code_that_ignores_signals_kills_only_that_rank(
+    deaf: Deaf,
+) -> None:
+    world, outcome = deaf["in C on rank 1"]
     assert outcome.state == "stopped"
     assert outcome.seconds < WORST_S
     assert outcome.report.splitlines() == [
