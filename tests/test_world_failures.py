@@ -11,6 +11,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from jupyter_llmcloud.errors import LLMCloudError
 from tests.worlds import AgentProcess, Outcome, Ranks, alive, family, until
 
 PROMISED_S = 2.0
@@ -239,18 +240,26 @@ def test_what_a_killed_rank_had_started_ends_with_it(new_world: Callable[..., Ra
 def test_nothing_outlives_a_killed_zygote_nor_then_a_killed_agent() -> None:
     agent = AgentProcess()
     try:
-        for victim in ("the process that forks ranks", "the agent with its process group"):
-            world = Ranks(agent)
-            world.send(HAS_CHILDREN).wait_for("in it", times=2)
-            pids = started_by(world)
-            if victim == "the process that forks ranks":
-                [zygote] = [child.pid for child in psutil.Process(agent.process.pid).children()]
-                os.kill(zygote, signal.SIGKILL)
-            else:
-                os.killpg(agent.process.pid, signal.SIGKILL)
-                agent.process.wait()
-            until(lambda pids=pids: not any(map(alive, pids)), f"all have ended with {victim}", 3)
-            world.channel.close()
+        first = Ranks(agent)
+        running = first.send(HAS_CHILDREN).wait_for("in it", times=2)
+        pids = started_by(first)
+        [zygote] = psutil.Process(agent.process.pid).children()
+        zygote.kill()
+        until(lambda: not any(map(alive, pids)), "all have ended with the process that forks ranks", 3)
+        outcome = running.end(10)
+        assert outcome.state == "failed"
+        assert "SIGKILL" in outcome.error["evalue"]
+        with pytest.raises(LLMCloudError, match=r"%world|world"):
+            first.run("1")
+        first.end()
+        second = Ranks(agent)
+        assert second.ok("rank").results() == ["0", "1"]
+        second.send(HAS_CHILDREN).wait_for("in it", times=2)
+        others = started_by(second)
+        os.killpg(agent.process.pid, signal.SIGKILL)
+        agent.process.wait()
+        until(lambda: not any(map(alive, others)), "all have ended with the agent and its process group", 3)
+        second.channel.close()
     finally:
         agent.end()
 
