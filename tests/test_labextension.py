@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 from tests.lab import Lab, open_lab, running_lab
@@ -77,15 +77,28 @@ class FakeRuns:
 
 
 @pytest.fixture
-def open_with(chromium: Browser, lab: Lab) -> OpenWith:
+def jp_asyncio_loop() -> None:
+    """None of a test's own: the browser's runs in this thread."""
+
+
+@pytest.fixture(scope="module")
+def context(one_chromium: Browser) -> BrowserContext:
+    """Pages of one user: what JupyterLab consists of is loaded once."""
+    return one_chromium.new_context()
+
+
+@pytest.fixture
+def open_with(context: BrowserContext, lab: Lab) -> Iterator[OpenWith]:
     """Opens JupyterLab with the routes of the runs answered by a fake."""
 
     def opened(answer: Callable[[Route], None]) -> Page:
-        context = chromium.new_context()
         context.route(re.compile(r"/llmcloud/api/runs"), answer)
         return open_lab(context, lab)
 
-    return opened
+    yield opened
+    for page in context.pages:
+        page.close()
+    context.unroute_all()
 
 
 def test_the_status_bar_counts_the_runs_and_a_click_lists_them(open_with: OpenWith, pictures: Path) -> None:
@@ -93,11 +106,11 @@ def test_the_status_bar_counts_the_runs_and_a_click_lists_them(open_with: OpenWi
     expect(page.locator(STATUS)).to_have_text("2 runs")
     page.locator(STATUS).click()
     row = page.locator(f"{LIST} .llmc-Run").first
-    for text in ("pydoc-gpt", "running", "30/120", "loss 2.346", "1 min 0"):
+    for text in ("pydoc-gpt", "running", "30/120", "loss 2.346", re.compile(r"[12] min [0-5]\d s")):
         expect(row).to_contain_text(text)
     expect(row.locator("progress")).to_have_js_property("value", 30)
     page.screenshot(path=pictures / "status-bar-runs.png")
-    page.keyboard.press("Escape")
+    row.get_by_role("button", name="Stop").press("Escape")  # wherever the page had its focus
     expect(page.locator(LIST)).to_have_count(0)
 
 
@@ -151,21 +164,21 @@ def test_a_server_that_does_not_answer_is_said_and_asked_again(
     expect(page.locator(STATUS)).to_have_text("1 run")
 
 
-def test_runs_on_disk_are_listed_by_the_real_server(chromium: Browser, lab: Lab) -> None:
+def test_runs_on_disk_are_listed_by_the_real_server(context: BrowserContext, lab: Lab) -> None:
     ended = RunRecord("ended-1", "ended-run", "finished", created=time.time() - 10, ended=time.time(), world_size=2)
     RunStore().folder(ended.run_id).create(ended, "1 + 1")
-    page = open_lab(chromium, lab)
+    page = open_lab(context, lab)
     expect(page.locator(STATUS)).to_have_text("no runs")
     page.locator(STATUS).click()
     expect(page.locator(f"{LIST} .llmc-Run").filter(has_text="ended-run")).to_contain_text("finished")
 
 
-def test_a_server_without_the_extension_is_explained(chromium: Browser, tmp_path: Path, pictures: Path) -> None:
+def test_a_server_without_the_extension_is_explained(one_chromium: Browser, tmp_path: Path, pictures: Path) -> None:
     folder = tmp_path / "notebooks"
     folder.mkdir()
     off = {"ServerApp": {"jpserver_extensions": {"jupyter_llmcloud": False}}}
     with running_lab(folder, off) as without:
-        page = open_lab(chromium, without)
+        page = open_lab(one_chromium, without)
         expect(page.locator(STATUS)).to_have_text("runs: not enabled")
         page.locator(STATUS).click()
         expect(page.locator(LIST)).to_contain_text("jupyter server extension list")
