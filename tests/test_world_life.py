@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jupyter_llmcloud.agent.__main__ import environment
 from jupyter_llmcloud.agent.client import AgentChannel
 from jupyter_llmcloud.core.messages import Describe, Done, RunEnded, StartWorld, StopRun, StopWorld, Subscribe
 from jupyter_llmcloud.errors import CapacityError, LLMCloudError, NameTaken, NotFound, UsageError
@@ -32,6 +33,40 @@ def own_agent() -> Iterator[Callable[..., AgentProcess]]:
     yield make
     for agent in agents:
         agent.end()
+
+
+# --- memory ---
+
+
+def test_ranks_share_what_was_imported_and_nobody_holds_what_only_imports_ran(world: Ranks) -> None:
+    world.ok("import torch\nassert torch.ones(64, 64).matmul(torch.ones(64, 64)).sum() == 64**3")
+    rank = psutil.Process(world.pids()[0])
+    zygote = rank.parent()
+    assert zygote is not None
+    assert 0 < _held(zygote.pid, "Rss", "r-xp") < _held(rank.pid, "Rss", "r-xp")
+    assert _held(rank.pid, "Private_Dirty") < _held(rank.pid, "Rss") / 8
+
+
+def test_what_an_agent_starts_gets_an_allocator_for_training_and_keeps_what_its_user_has_set(world: Ranks) -> None:
+    given = environment(psutil.Process(world.pids()[0]).environ())
+    assert (given["GLIBC_TUNABLES"], given["MALLOC_TRIM_THRESHOLD_"]) == ("glibc.malloc.hugetlb=1", str(1 << 30))
+    own = environment({"GLIBC_TUNABLES": "glibc.malloc.arena_max=2", "OMP_WAIT_POLICY": "ACTIVE", "HOME": "/h"})
+    assert own["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
+    assert (own["OMP_WAIT_POLICY"], own["OMP_NUM_THREADS"], own["HOME"]) == ("ACTIVE", "1", "/h")
+    assert environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=2"})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=2"
+
+
+def _held(pid: int, field: str, permissions: str = "") -> int:
+    """KiB of memory that a process holds of a kind, in all its mappings or in those with such permissions."""
+    total = 0
+    is_wanted = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            is_wanted = not permissions or (rest[0] == permissions and rest[-1].startswith("/"))
+        elif is_wanted and first == f"{field}:":
+            total += int(rest[0])
+    return total
 
 
 # --- runs ---

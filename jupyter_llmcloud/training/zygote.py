@@ -18,14 +18,23 @@ import contextlib
 import ctypes
 import gc
 import json
+import linecache
 import os
+import re
 import selectors
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
+MADV_DONTNEED = 4
+# In /proc/<pid>/smaps: a mapping of a file that is only read or executed, with what follows; what of it is our own.
+_MAPPING = re.compile(
+    r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) r-[-x]p \S+ \S+ [1-9]\d* +/.*\n(?P<fields>(?:[A-Z].*\n)+)", re.MULTILINE
+)
+_OWN = re.compile(r"^(?:Anonymous|Swap): +(\d+) kB$", re.MULTILINE)
 
 
 def die_with_parent(parent: int) -> None:
@@ -61,6 +70,36 @@ def preload() -> None:
     from jupyter_llmcloud.training.shell import make_shell
 
     make_shell()
+
+
+def settle() -> None:
+    """What was imported is shared from now on: do here once what each rank would do to it, and hold no more than that.
+
+    Most of the code that imports run is never run again, and a fork leaves it behind: ranks map what they use of it.
+    """
+    if rules := sys.modules.get("torch._dynamo.trace_rules"):
+        rules.clear_lru_cache()  # as init_process_group does: it counts references to thousands of functions
+    linecache.clearcache()
+    gc.collect()
+    gc.freeze()
+    forget_clean_pages()
+
+
+def forget_clean_pages() -> None:
+    """Take the pages of libraries that are as in their files out of this process (Linux); used again they come back."""
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(OSError, AttributeError):
+        for start, end in list(_clean_mappings()):
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+
+
+def _clean_mappings() -> Iterator[tuple[int, int]]:
+    """Private mappings of files that cannot be written to, and that hold nothing of this process's own."""
+    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
+        for mapping in _MAPPING.finditer(file.read()):
+            is_clean = all(int(number) == 0 for number in _OWN.findall(mapping["fields"]))
+            if is_clean and _OWN.search(mapping["fields"]):
+                yield int(mapping["start"], 16), int(mapping["end"], 16)
 
 
 class Zygote:
@@ -151,8 +190,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     preload()
-    gc.collect()
-    gc.freeze()
+    settle()
     outlive_parent()
     Zygote(control).serve()
 
