@@ -8,6 +8,7 @@ from typing import Any
 
 import dask
 
+from jupyter_llmcloud.cluster.quiet import SYNC_S
 from jupyter_llmcloud.errors import UsageError
 
 KINDS = {
@@ -100,6 +101,7 @@ def _local_options(options: dict[str, Any], workers: int | None, security: Any) 
         "memory_limit": 0,
         "security": security,
         "protocol": "tls://" if security else "tcp://",
+        "scheduler_sync_interval": SYNC_S,
     }
     return {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "silence_logs": 40, **options, **fixed}
 

@@ -26,6 +26,7 @@ from jupyter_llmcloud.agent.client import AgentConnection
 from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.cluster.factory import make_cluster
 from jupyter_llmcloud.cluster.plugin import AgentPlugin, agent_info, end_agent, is_agent_busy
+from jupyter_llmcloud.cluster.quiet import QuietPlugin
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.settings import DASK_SETTINGS, TLS_SETTINGS
 from jupyter_llmcloud.cluster.ways import RelayPlugin
@@ -84,6 +85,7 @@ class ClusterHost:
         self.client = await Client(self.cluster, asynchronous=True, set_as_default=False)
         with contextlib.suppress(Exception):  # without this package there: workers are reached directly or not
             await self.client.register_plugin(RelayPlugin())
+            await self.client.register_plugin(QuietPlugin())
         await self.client.register_plugin(AgentPlugin(self.record.cluster_id, slots))
         self.record.address = self.cluster.scheduler_address
         self.record.dashboard = self.cluster.dashboard_link or ""

@@ -18,8 +18,10 @@ DASK_SETTINGS: dict[str, Any] = {
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "60s",
     "distributed.worker.profile.enabled": False,
+    "distributed.client.scheduler-info-interval": "30s",
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.admin.system-monitor.interval": "2s",
-    "distributed.admin.tick.interval": "500ms",  # by default it looks at its own loop 50 times a second
+    "distributed.admin.tick.interval": "2s",  # by default it looks at its own loop 50 times a second
+    "distributed.admin.tick.cycle": "10s",
 }
 TLS_SETTINGS: dict[str, Any] = {"distributed.comm.require-encryption": True}
