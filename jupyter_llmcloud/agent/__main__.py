@@ -12,8 +12,8 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.agent.agent import Agent
 
 AGENT_LEASE_S = 900.0
-# Dask's nanny hands down a trim threshold of 64 KiB, with which a training step returns all its memory to the system and
-# faults it in again: 60,000 page faults a step.
+# Dask's nanny hands down a trim threshold of 64 KiB, with which a training step returns all its memory to the system
+# and faults it in again: 60,000 page faults a step.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 # The same step takes up to three per cent less processor time where its addresses are found in huge pages.
 TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
