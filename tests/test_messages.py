@@ -39,6 +39,19 @@ def test_every_kind_makes_the_round_trip_with_its_defaults() -> None:
         assert Decoder().feed(encode(message)) == [message]
 
 
+def test_messages_that_came_share_nothing_with_each_other() -> None:
+    frame = encode(Execute(world_id="w", run_id="r", name="n", code="1"))
+    first, second = Decoder().feed(frame + frame.replace(b'"save":[],', b'"":0,     '))
+    assert isinstance(first, Execute) and isinstance(second, Execute) and first == second
+    first.save.append("model")
+    assert second.save == Execute(world_id="w", run_id="r", name="n", code="1").save == []
+
+
+def test_an_answer_can_be_numbered_while_it_is_encoded() -> None:
+    for message in SOME:
+        assert Decoder().feed(encode(message, reply_to=7)) == [dataclasses.replace(message, reply_to=7)]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_messages_come_in_any_pieces(seed: int) -> None:
     rng = random.Random(seed)

@@ -9,12 +9,13 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 from jupyter_llmcloud import errors
 from jupyter_llmcloud.core.frames import Decoder, Message, encode
 from jupyter_llmcloud.core.messages import Done, FindRoom, FindStandBy, Refused
+
+MAX_READ = 1 << 16  # bytes: for a larger buffer the allocator would ask the system for pages, each time
 
 
 def raise_refusal(refused: Refused) -> None:
@@ -59,7 +60,7 @@ class AgentConnection:
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
-            self._writer.write(encode(replace(message, reply_to=number)))
+            self._writer.write(encode(message, reply_to=number))
             async with asyncio.timeout(timeout_s):
                 reply = await answer
         except TimeoutError:
@@ -105,7 +106,7 @@ class AgentConnection:
             reply = Refused(error=type(error).__name__, reason=str(error))
         except Exception as error:
             reply = Refused(reason=f"{type(error).__name__}: {error}")
-        self._writer.write(encode(replace(reply, reply_to=message.reply_to)))
+        self._writer.write(encode(reply, reply_to=message.reply_to))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -139,7 +140,7 @@ class AgentChannel:
     def send(self, message: Message) -> int:
         """Send a message with a number of its own, which its answer will carry."""
         number = next(self._ids)
-        view = memoryview(encode(replace(message, reply_to=number)))
+        view = memoryview(encode(message, reply_to=number))
         while view:
             try:
                 view = view[self._sock.send(view) :]
@@ -157,7 +158,7 @@ class AgentChannel:
             if self._sock not in readable:
                 return None
             try:
-                data = self._sock.recv(1 << 20)
+                data = self._sock.recv(MAX_READ)
             except BlockingIOError:
                 continue
             except OSError:
@@ -192,6 +193,11 @@ class AgentChannel:
             raise
         finally:
             self._inbox.extendleft(reversed(others))
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `receive` has a message at once, since several came together."""
+        return bool(self._inbox)
 
     @property
     def closed(self) -> bool:

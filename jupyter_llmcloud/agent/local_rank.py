@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import math
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from jupyter_llmcloud.core.frames import Decoder, Message, encode
 from jupyter_llmcloud.core.rank_messages import CellEnded, Exit, Heartbeat, Measured, Printed, RankLooked
 from jupyter_llmcloud.storage.ring import RingReader, create_ring
 
+MAX_READ = 1 << 16  # bytes: for a larger buffer the allocator would ask the system for pages, each time
 DUMP_S = 0.3  # a signal's handler has run by then
 
 
@@ -56,6 +58,7 @@ class LocalRank:
         self._decoder = Decoder()
         self._sock: socket.socket | None = None
         self._pipes: dict[int, str] = {}
+        self._written = select.poll()  # which of them hold something
         self._letters: dict[int, codecs.IncrementalDecoder] = {}  # one may come in two pieces
         self._outgoing = bytearray()
         self._ring: RingReader | None = None
@@ -86,6 +89,7 @@ class LocalRank:
         for fd in self._pipes:
             os.set_blocking(fd, False)
             loop.add_reader(fd, self._pipe_readable, fd)
+            self._written.register(fd, select.POLLIN)
 
     # --- to the rank ---
 
@@ -152,7 +156,7 @@ class LocalRank:
     def _readable(self) -> None:
         assert self._sock is not None
         try:
-            data = self._sock.recv(1 << 20)
+            data = self._sock.recv(MAX_READ)
         except BlockingIOError:
             return
         except OSError:
@@ -182,12 +186,16 @@ class LocalRank:
             if text := self._letters[fd].decode(data):
                 self._on_message(self.rank, Printed(records=[{"kind": self._pipes[fd], "text": text}]))
         else:
-            asyncio.get_running_loop().remove_reader(fd)
-            os.close(fd)
+            self._close_pipe(fd)
             del self._pipes[fd]
 
+    def _close_pipe(self, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        self._written.unregister(fd)
+        os.close(fd)
+
     def drain(self) -> None:
-        for fd in list(self._pipes):
+        for fd, _ in self._written.poll(0):
             self._pipe_readable(fd)
 
     def closed(self) -> None:
@@ -206,8 +214,7 @@ class LocalRank:
             self._ring = None
         self.drain()
         for fd in self._pipes:
-            asyncio.get_running_loop().remove_reader(fd)
-            os.close(fd)
+            self._close_pipe(fd)
         self._pipes = {}
 
 

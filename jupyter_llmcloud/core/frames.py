@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import struct
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 _HEAD = struct.Struct("!II")
@@ -38,10 +39,19 @@ def _defaults(kind: str) -> dict[str, Any]:
     return {item.name: item.default for item in fields(Message.kinds[kind]) if item.name != "payload"}
 
 
-def encode(message: Message) -> bytes:
-    """The frame of a message."""
+@functools.cache
+def _blank(kind: str) -> tuple[dict[str, Any], dict[str, Callable[[], Any]], frozenset[str]]:
+    """Of a message's fields: the defaults, what makes a default, and the names of those without one."""
+    rows = fields(Message.kinds[kind])
+    plain = {item.name: item.default for item in rows if item.default is not MISSING}
+    made = {item.name: item.default_factory for item in rows if item.default_factory is not MISSING}
+    return plain, made, frozenset(item.name for item in rows) - plain.keys() - made.keys()
+
+
+def encode(message: Message, reply_to: int | None = None) -> bytes:
+    """The frame of a message; with `reply_to`, as if it had that."""
     kind = type(message).__name__
-    values = message.__dict__
+    values = message.__dict__ if reply_to is None else {**message.__dict__, "reply_to": reply_to}
     body: dict[str, Any] = {"type": kind}
     for name, default in _defaults(kind).items():
         if (value := values[name]) != default:
@@ -83,7 +93,16 @@ def _decode(header: bytes, payload: bytes) -> Message:
     if kind is None:
         raise ValueError("an unknown message: the two ends run different versions of jupyter-llmcloud")
     known = _defaults(kind.__name__)
-    try:
-        return kind(**{key: value for key, value in body.items() if key in known}, payload=payload)
-    except TypeError as error:
-        raise ValueError(f"a message that is not complete: {error}") from None
+    plain, made, needed = _blank(kind.__name__)
+    if missing := needed - body.keys():
+        raise ValueError(f"a message that is not complete: {kind.__name__} without {', '.join(sorted(missing))}")
+    # Not by its __init__, which sets the fields of a frozen class one by one: several messages cross for every cell.
+    message = object.__new__(kind)
+    values = message.__dict__
+    values.update(plain)
+    for name, make in made.items():
+        if name not in body:
+            values[name] = make()
+    values.update((key, value) for key, value in body.items() if key in known)
+    values["payload"] = payload
+    return message

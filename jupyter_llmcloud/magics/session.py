@@ -188,11 +188,12 @@ class Session:
             world = self.ensure_world(nproc)
             chosen = self._check_ranks(ranks, world)
             self._check_names(world, tree, {"--save": save, "--pull": pull}, push)
-            message = self._message(world, cell, name, values, chosen)
-            from dataclasses import replace
-
-            message = replace(
-                message,
+            message = self._message(
+                world,
+                cell,
+                name,
+                values,
+                chosen,
                 background=background,
                 is_definition=tree is not None and not no_replay and cells.is_definition(tree),
                 precision=precision or "",
@@ -232,8 +233,8 @@ class Session:
     @staticmethod
     def _check_names(world: World, tree: Any, options: dict[str, Sequence[str]], pushed: Sequence[str]) -> None:
         wanted = {name: option for option, names in options.items() for name in names}
-        bound = cells.bound_names(tree)
-        if not wanted or bound is None:
+        bound = cells.bound_names(tree) if wanted else None
+        if bound is None:
             return
         unbound = [name for name in wanted if name not in bound and name not in pushed]
         for name in world.missing(unbound) if unbound else []:
@@ -242,7 +243,7 @@ class Session:
                 "and the ranks have none. Nothing was run."
             )
 
-    def _message(self, world: World, cell: Cell, name: str, values: bytes, ranks: list[int]) -> Execute:
+    def _message(self, world: World, cell: Cell, name: str, values: bytes, ranks: list[int], **options: Any) -> Execute:
         now = time.time()
         identity = run_id(name, now, nonce())
         return Execute(
@@ -261,6 +262,7 @@ class Session:
             owner=self.owner,
             options={"ranks": format_ranks(ranks)},
             payload=values,
+            **options,
         )
 
 

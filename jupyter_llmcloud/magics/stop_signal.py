@@ -12,6 +12,18 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SAME_STOP_S = 0.5
+# Kept from cell to cell: making one lets the thread that saves the notebook's history take over, and the cell waits.
+_pipes: list[tuple[int, int]] = []
+os.register_at_fork(after_in_child=_pipes.clear)
+
+
+def _take_pipe() -> tuple[int, int]:
+    if _pipes:
+        return _pipes.pop()
+    ends = os.pipe()
+    for fd in ends:
+        os.set_blocking(fd, False)
+    return ends
 
 
 class StopSignal:
@@ -23,9 +35,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.presses = self.passed_on = 0
-        self.fd, self._write = os.pipe()
-        os.set_blocking(self.fd, False)
-        os.set_blocking(self._write, False)
+        self.fd, self._write = _take_pipe()
         self._previous: object = None
         self._installed = False
 
@@ -51,8 +61,9 @@ class StopSignal:
             signal.signal(signal.SIGINT, self._previous)  # type: ignore[arg-type]
             if self.presses:
                 swallow_more_presses()
-        os.close(self.fd)
-        os.close(self._write)
+        if self.presses:
+            self.drain()
+        _pipes.append((self.fd, self._write))
 
 
 class _OneStop:

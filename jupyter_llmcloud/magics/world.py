@@ -216,7 +216,7 @@ class World:
 
     def _hear(self, run_id: str, view: RunView, stop: StopSignal) -> RunEnded:
         while True:
-            message = self.channel.receive(view.next_tick_s(), wake_fd=stop.fd)
+            message = self.channel.receive(0 if self.channel.has_more else view.next_tick_s(), wake_fd=stop.fd)
             if stop.presses > stop.passed_on:
                 stop.drain()
                 for _ in range(stop.presses - stop.passed_on):
@@ -224,7 +224,8 @@ class World:
                     stop.passed_on += 1
                 view.stopping()
             ended = self._take(message, run_id, view)
-            view.tick()
+            if ended is not None or not self.channel.has_more:
+                view.tick()
             if ended is not None:
                 return ended
 

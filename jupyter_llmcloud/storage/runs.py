@@ -93,15 +93,18 @@ class RunFolder:
 
     def create(self, record: RunRecord, source: str) -> None:
         """Make the folder; the record is written last, so that a folder with a record is complete."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self.path / "cell.py").write_text(source, encoding="utf-8")
+        try:
+            _write(self.path / "cell.py", source.encode())
+        except FileNotFoundError:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write(self.path / "cell.py", source.encode())
         self.write(record)
 
     def write(self, record: RunRecord) -> None:
         """Replace `run.json` in one rename; in its own blocks when the disk is full, so that a run's end is told."""
         aside, data = self.path / ".run.json.aside", _as_json(record)
         try:
-            aside.write_bytes(data)
+            _write(aside, data)
             os.replace(aside, self.path / "run.json")
         except OSError:
             aside.unlink(missing_ok=True)
@@ -194,6 +197,17 @@ class RunStore:
             raise UsageError(f"run {folder.run_id!r} is still active: stop it first (%runs stop {name}).")
         shutil.rmtree(folder.path)
         return folder.run_id
+
+
+def _write(path: Path, data: bytes) -> None:
+    """As Path.write_bytes does, in three system calls: it is on the way of every cell."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
 
 
 def _as_json(record: RunRecord) -> bytes:
