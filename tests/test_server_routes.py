@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from jupyter_llmcloud.server.audit import SCHEMA_ID
+from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 from tests.server_parts import Server, make_model, until
@@ -105,6 +109,67 @@ async def test_the_newest_logs_of_a_rank_are_told(server: Server) -> None:
     assert [row["text"] for row in rows] == ["line 3 of rank 1\n", "line 4 of rank 1\n"]
     assert len((await server.ask("GET", "llmcloud/api/runs/train/metrics")).json()["records"]) == 4
     assert "rank='x'" in refusal(await server.ask("GET", "llmcloud/api/runs/train/logs?rank=x"), 400, "UsageError")
+
+
+async def test_all_that_a_run_has_written_is_text_and_never_a_page(server: Server) -> None:
+    record = make_run()
+    hostile = "<script>alert(1)</script> \N{SNOWMAN} \ud800\n"
+    for rank in record.ranks:
+        logs = JournalWriter(RunStore().folder(record.run_id).logs(rank))
+        logs.append([{"kind": "stdout", "text": f"{n} {'x' * 60}\n"} for n in range(20_000)])
+        logs.append([{"kind": "stderr", "text": hostile}])
+        logs.close()
+    answer = await server.ask("GET", "llmcloud/api/runs/train/log")
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Transfer-Encoding"] == "chunked"
+    lines = answer.content.decode().splitlines()
+    assert [line for line in lines if line.startswith("[1]")] == [
+        *(f"[1] line {n} of rank 1" for n in range(5)),
+        *(f"[1] {n} {'x' * 60}" for n in range(20_000)),
+        "[1] <script>alert(1)</script> \N{SNOWMAN} ?",
+    ]
+    only = await server.ask("GET", "llmcloud/api/runs/train-1/log?rank=0")
+    assert {line[:4] for line in only.text.splitlines()} == {"[0] "}
+    refusal(await server.ask("GET", "llmcloud/api/runs/nothing/log"), 404, "NotFound")
+
+
+async def test_a_log_is_read_no_further_than_somebody_reads_it(server: Server, monkeypatch: Any, caplog: Any) -> None:
+    make_run()
+    told, closed = 0, asyncio.Event()
+
+    def endless(*_: Any) -> Iterator[bytes]:
+        nonlocal told
+        try:
+            while True:
+                told += 1
+                yield b"x" * (1 << 17)
+        finally:
+            closed.set()
+
+    monkeypatch.setattr(log_text, "pieces", endless)
+    headers = {"Authorization": f"token {server.token}"}
+    async with server.client.stream("GET", f"{server.url}/llmcloud/api/runs/train/log", headers=headers) as answer:
+        chunks = answer.aiter_raw()
+        await anext(chunks)
+        before = -1
+        while before != told:  # until what lies between the two ends is full
+            before = told
+            await asyncio.sleep(0.2)
+        assert told < 500 and not closed.is_set()
+    await asyncio.wait_for(closed.wait(), 20)
+    assert "Traceback" not in caplog.text and "Uncaught" not in caplog.text
+
+
+async def test_a_link_in_a_notebook_opens_the_log_for_who_is_signed_in(server: Server) -> None:
+    """A browser that follows a link sends its cookie, no token and, being told so by the link, no referrer."""
+    make_run()
+    async with httpx.AsyncClient(trust_env=False) as browser:
+        url = f"{server.url}/llmcloud/api/runs/train-1/log"
+        assert (await browser.get(url)).status_code == 403
+        await browser.get(f"{server.url}/llmcloud/api/status?token={server.token}")
+        answer = await browser.get(url)
+        assert answer.status_code == 200 and "[1] line 4 of rank 1" in answer.text
 
 
 async def test_an_active_run_is_stopped_through_its_agent(server: Server) -> None:

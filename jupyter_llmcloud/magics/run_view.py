@@ -13,6 +13,7 @@ from IPython.display import clear_output, publish_display_data
 
 from jupyter_llmcloud.core.blocks import Block
 from jupyter_llmcloud.core.folding import OutputFolder
+from jupyter_llmcloud.magics.log_link import log_link
 from jupyter_llmcloud.magics.page import Page
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.runs import RunStore, nonce
@@ -75,6 +76,7 @@ class RunView:
         has_live: bool = True,
     ) -> None:
         self.run_id = run_id
+        self.name = name
         front_end = find_front_end()
         self.live = LiveView(run_id, name, list(ranks), stop, started=since, front_end=front_end)
         path = log_text.path(RunStore().folder(run_id))
@@ -95,6 +97,7 @@ class RunView:
         self._began = self._clock() if since is None else since
         self._has_live = has_live
         self._is_live = False
+        self._was_full = False
         self._has_log_text = False
 
     def _clock(self) -> float:
@@ -203,9 +206,20 @@ class RunView:
         if blocks:
             self._page.add(blocks, now)
             self._cell.flush()
-        if self.folder.is_full and not self._has_log_text:
+        if self.folder.is_full != self._was_full:
+            self._was_full = self.folder.is_full
+            if self._was_full:
+                self._link_to_log(now)
+
+    def _link_to_log(self, now: float) -> None:
+        """The cell has said by its path where the rest is: have it there, and a link where a browser can follow it."""
+        if not self._has_log_text:
             self._has_log_text = True
             self._write_log_text()
+        if data := log_link(self.run_id, self.name):
+            record = {"kind": "display", "data": data}
+            self._page.add([Block("display", data["text/plain"], self.folder.ranks, record=record)], now)
+            self._cell.flush()
 
     def _write_log_text(self) -> None:
         with contextlib.suppress(OSError):  # the run has been deleted, or the disk is full

@@ -7,11 +7,13 @@ from collections import deque
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.display import display
 
 from jupyter_llmcloud.core.folding import MAX_CHARS, saved_size
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import session
+from jupyter_llmcloud.magics.log_link import log_link
 from jupyter_llmcloud.magics.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.run_handle import RunHandle
 from jupyter_llmcloud.magics.tables import Table, ago, span
@@ -110,7 +112,9 @@ def logs(name: str, rank: int | None = None, tail: int | None = None, follow: bo
         while size > MAX_CHARS or (tail is not None and len(shown) > tail):
             size -= saved_size(shown.popleft())
     if left := num_lines - len(shown):
-        print(f"… {left:,} lines before these: {log_text.write(handle.folder)}")
+        print(f"… {left:,} lines before these: {log_text.write(handle.folder)}", flush=True)
+        if data := log_link(handle.run_id, handle.record.name):
+            display(data, raw=True)
     print("\n".join(shown))
 
 

@@ -14,7 +14,7 @@ from jupyter_llmcloud.server.endpoints import EndpointHandler, EndpointLogsHandl
 from jupyter_llmcloud.server.gateway import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.keys import KeyHandler, KeysHandler
 from jupyter_llmcloud.server.open_requests import ROUTES
-from jupyter_llmcloud.server.runs import RunHandler, RunRecordsHandler, RunsHandler, RunStopHandler
+from jupyter_llmcloud.server.runs import RunHandler, RunLogHandler, RunRecordsHandler, RunsHandler, RunStopHandler
 from jupyter_llmcloud.server.status import LivezHandler, ReadyzHandler, StatusHandler
 
 NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
@@ -30,6 +30,7 @@ HANDLERS: list[tuple[Any, ...]] = [
     (r"/llmcloud/api/runs", RunsHandler),
     (rf"/llmcloud/api/runs/{NAME}", RunHandler),
     (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler),
+    (rf"/llmcloud/api/runs/{NAME}/log", RunLogHandler),
     (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler),
     (r"/llmcloud/api/endpoints", EndpointsHandler),
     (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler),

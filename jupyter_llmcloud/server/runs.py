@@ -14,11 +14,13 @@ from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.server.base import LLMCloudHandler, access
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.run_states import leader_address, stop, true_state
+from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 TAIL_BYTES = 1 << 16
 MAX_RECORDS = 100_000
+TEXT = "text/plain; charset=utf-8"
 _SUMMARY = ("run_id", "name", "state", "created", "ended", "world_size", "ranks", "cluster", "artifacts")
 
 
@@ -98,6 +100,36 @@ class RunRecordsHandler(LLMCloudHandler):
         limit = self.number("limit", 1000, MAX_RECORDS)
         folder = self.context.runs.find(name)
         self.answer({"records": await asyncio.to_thread(newest, folder, kind, rank, limit)})
+
+
+class RunLogHandler(LLMCloudHandler):
+    """All that a run has written."""
+
+    _gone: asyncio.Future[None] | None = None
+
+    @access("read")
+    async def get(self, name: str) -> None:
+        """Stream it as text, `?rank=` of one rank; what ranks wrote is never taken for a page."""
+        rank = self.number("rank", 0, 1_000_000) if self.get_query_argument("rank", "") else None
+        folder = self.context.runs.find(name)
+        pieces = log_text.pieces(folder, rank)
+        piece = await asyncio.to_thread(next, pieces, b"")  # what goes wrong at once is an error, not half a log
+        self.set_header("Content-Type", TEXT)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Disposition", f'inline; filename="{folder.run_id}.txt"')
+        self._gone = asyncio.get_running_loop().create_future()
+        while piece and not self._gone.done():
+            self.write(piece)
+            # No faster than it is read. What a reader who has gone had not taken is never flushed, and never fails.
+            await asyncio.wait([self._gone, self.flush()], return_when=asyncio.FIRST_COMPLETED)
+            piece = await asyncio.to_thread(next, pieces, b"")
+        self.finish(set_content_type=TEXT)
+
+    def on_connection_close(self) -> None:
+        """The reader has gone."""
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
 
 
 class RunStopHandler(LLMCloudHandler):

@@ -13,6 +13,7 @@ from jupyter_llmcloud.storage.journal import Record, read_all
 from jupyter_llmcloud.storage.runs import RunFolder
 
 NAME = "log.txt"
+PIECE = 1 << 17  # characters
 _AT_A_TIME = 1_000
 _BREATH_S = 0.001
 
@@ -50,6 +51,20 @@ def lines(folder: RunFolder, rank: int | None = None) -> Iterator[str]:
     for (number, _), part in begun.items():
         if part:
             yield f"[{number}] {''.join(part)}"
+
+
+def pieces(folder: RunFolder, rank: int | None = None) -> Iterator[bytes]:
+    """The same as bytes, some lines at a time."""
+    ready: list[str] = []
+    size = 0
+    for line in lines(folder, rank):
+        ready.append(f"{line}\n")
+        size += len(line)
+        if size >= PIECE:
+            yield "".join(ready).encode("utf-8", "replace")
+            ready, size = [], 0
+    if ready:
+        yield "".join(ready).encode("utf-8", "replace")
 
 
 def path(folder: RunFolder) -> Path:
