@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from jupyter_llmcloud.core.frames import MAX_HEADER
+from jupyter_llmcloud.training.outlet import MAX_PENDING
 from tests.worlds import Ranks, until
 
 
@@ -37,6 +39,15 @@ def test_what_a_subprocess_and_low_level_code_write_is_the_cells(world: Ranks) -
     for rank in (0, 1):
         assert {"by os.write", "by os.system", "by puts"} <= set(outcome.text(rank).splitlines())
         assert outcome.text(rank, "stderr") == "by a subprocess\n"
+
+
+def test_one_print_may_be_longer_than_any_message(world: Ranks) -> None:
+    """It leaves in pieces: nobody has to take all of it at once."""
+    num_chars = MAX_HEADER + 1_000_000
+    outcome = world.ok(f"print('x' * {num_chars} + 'the end')", ranks=[1])
+    pieces = [record["text"] for _, record in outcome.logs if record["kind"] == "stdout"]
+    assert sum(map(len, pieces)) == num_chars + len("the end\n") and "".join(pieces[-2:]).endswith("the end\n")
+    assert max(map(len, pieces)) <= 2 * MAX_PENDING
 
 
 def test_a_warning_is_shown_with_its_line(world: Ranks) -> None:

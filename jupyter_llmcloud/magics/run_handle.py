@@ -14,6 +14,7 @@ from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldErr
 from jupyter_llmcloud.magics.stop_signal import StopSignal
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
+from jupyter_llmcloud.storage.pace import short_turns
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.magics.session import Session
 
 POLL_S = 0.05
-CHUNK_BYTES = 1 << 18
-BREATH_S = 0.002
 ALIVE_S = 2.0  # how often the server is asked whether the agent of a run that goes on is there
 
 
@@ -168,7 +167,7 @@ class RunHandle:
         journals = _Journals(self.folder, ranks)
         states: dict[int, tuple[str, str]] = {}
         ended = False
-        with StopSignal() as stop:
+        with short_turns(), StopSignal() as stop:
             while not stop.presses:
                 record = self.record
                 ended = self._has_ended(record)
@@ -213,9 +212,8 @@ class _Journals:
         return heapq.merge(*(self._log(rank) for rank in self._logs), key=lambda row: row[1]["t"])
 
     def _log(self, rank: int) -> Iterator[tuple[int, Record]]:
-        while records := read_from(self._folder.logs(rank), self._logs[rank], CHUNK_BYTES):
+        while records := read_from(self._folder.logs(rank), self._logs[rank], log_text.CHUNK_BYTES):
             yield from ((rank, record) for record in records)
-            time.sleep(BREATH_S)  # in a thread: the kernel answers meanwhile
 
 
 def _whys(record: RunRecord) -> list[str]:

@@ -16,6 +16,7 @@ from jupyter_llmcloud.core.folding import OutputFolder
 from jupyter_llmcloud.magics.log_link import log_link
 from jupyter_llmcloud.magics.page import Page
 from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.pace import Pace, short_turns
 from jupyter_llmcloud.storage.runs import RunStore, nonce
 from jupyter_llmcloud.widgets.front_end import find_front_end
 from jupyter_llmcloud.widgets.live_view import LiveView
@@ -124,7 +125,9 @@ class RunView:
 
     def past(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
         """Log records of all ranks in order of time, folded as they would have been then."""
+        pace = Pace()  # perhaps in a thread, beside which the kernel is to answer
         for rank, record in rows:
+            pace.rest_when_due()
             if record["seq"] > self._seen.get(("logs", rank), 0):
                 self._seen["logs", rank] = record["seq"]
                 self._now = max(self._now, record["t"])
@@ -222,7 +225,7 @@ class RunView:
             self._cell.flush()
 
     def _write_log_text(self) -> None:
-        with contextlib.suppress(OSError):  # the run has been deleted, or the disk is full
+        with short_turns(), contextlib.suppress(OSError):  # the run has been deleted, or the disk is full
             log_text.write(RunStore().folder(self.run_id))
 
 

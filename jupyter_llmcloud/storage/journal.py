@@ -109,12 +109,12 @@ def read_from(path: Path, cursor: Cursor, max_bytes: int = 1 << 22) -> list[Reco
     return records
 
 
-def read_all(path: Path) -> Iterator[Record]:
-    """Every complete record of a journal, in order."""
+def read_all(path: Path, max_bytes: int = 1 << 22) -> Iterator[Record]:
+    """Every complete record of a journal, in order; read some bytes at a time."""
     cursor = Cursor()
     while True:
         before = cursor.offset
-        yield from read_from(path, cursor)
+        yield from read_from(path, cursor, max_bytes)
         if cursor.offset == before:
             return
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jupyter_llmcloud.storage.journal import Record, read_all
+from jupyter_llmcloud.storage.pace import Pace
 from jupyter_llmcloud.storage.runs import RunFolder
 
 NAME = "log.txt"
 PIECE = 1 << 17  # characters
-_AT_A_TIME = 1_000
-_BREATH_S = 0.001
+CHUNK_BYTES = 1 << 16  # of a journal: what takes well below a millisecond to parse
 
 
 def in_order(folder: RunFolder, rank: int | None = None) -> Iterator[tuple[int, Record]]:
@@ -26,13 +26,15 @@ def in_order(folder: RunFolder, rank: int | None = None) -> Iterator[tuple[int, 
 
 
 def _of(rank: int, path: Path) -> Iterator[tuple[int, Record]]:
-    return ((rank, record) for record in read_all(path))
+    return ((rank, record) for record in read_all(path, CHUNK_BYTES))
 
 
-def lines(folder: RunFolder, rank: int | None = None) -> Iterator[str]:
+def lines(folder: RunFolder, rank: int | None = None, pace: Pace | None = None) -> Iterator[str]:
     """Every complete line, labelled with its rank; of what is no text, the text that stands in for it."""
     begun: dict[tuple[int, str], list[str]] = {}
     for number, record in in_order(folder, rank):
+        if pace is not None:
+            pace.rest_when_due()
         kind = str(record["kind"])
         text = record.get("text")
         if text is None:
@@ -42,7 +44,7 @@ def lines(folder: RunFolder, rank: int | None = None) -> Iterator[str]:
         for at, line in enumerate(text.split("\n")):
             part = begun.setdefault((number, kind), [])
             if at:
-                yield f"[{number}] {''.join(part)}"
+                yield "".join([f"[{number}] ", *part])  # a long line is not copied more often than it must be
                 part.clear()
             if line:
                 part.append(line)
@@ -56,10 +58,11 @@ def lines(folder: RunFolder, rank: int | None = None) -> Iterator[str]:
 def pieces(folder: RunFolder, rank: int | None = None) -> Iterator[bytes]:
     """The same as bytes, some lines at a time."""
     ready: list[str] = []
-    size = 0
-    for line in lines(folder, rank):
+    size, pace = 0, Pace()
+    for line in lines(folder, rank, pace):
         ready.append(f"{line}\n")
         size += len(line)
+        pace.rest_when_due()
         if size >= PIECE:
             yield "".join(ready).encode("utf-8", "replace")
             ready, size = [], 0
@@ -82,10 +85,11 @@ def write(folder: RunFolder) -> Path:
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", errors="replace", dir=folder.path, prefix=f".{NAME}.", delete=False
     ) as file:
-        for number, line in enumerate(lines(folder)):
-            file.write(line + "\n")
-            if number % _AT_A_TIME == 0:
-                time.sleep(_BREATH_S)  # written in a thread of the kernel, which is to answer meanwhile
+        pace = Pace()
+        for line in lines(folder, pace=pace):
+            file.write(line)
+            file.write("\n")
+            pace.rest_when_due()
     os.utime(file.name, (began, began))  # what came meanwhile is not in it, perhaps
     os.replace(file.name, done)
     return done

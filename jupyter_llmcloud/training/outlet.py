@@ -53,9 +53,13 @@ class Outlet:
             self._sock.sendall(encode(message))
 
     def text(self, kind: str, text: str) -> None:
-        """Text written to stdout or stderr."""
+        """Text written to stdout or stderr; what is long leaves in pieces, which every reader can take at once."""
         if self.muted:
             return
+        for start in range(0, len(text), MAX_PENDING):
+            self._add(kind, text[start : start + MAX_PENDING])
+
+    def _add(self, kind: str, text: str) -> None:
         with self._lock:
             last = self._logs[-1] if self._logs else None
             if last is not None and last["kind"] == kind and "parts" in last:
