@@ -50,6 +50,15 @@ def test_one_print_may_be_longer_than_any_message(world: Ranks) -> None:
     assert max(map(len, pieces)) <= 2 * MAX_PENDING
 
 
+def test_a_display_that_is_too_large_says_so_and_harms_nobody(world: Ranks) -> None:
+    outcome = world.ok("from IPython.display import HTML, display\ndisplay(HTML('x' * 9_000_000))\n'next'", ranks=[1])
+    assert "A display of 9 MB" in outcome.text(1, "stderr") and "write it to a file" in outcome.text(1, "stderr")
+    several = world.ok("for _ in range(3): display(HTML('\u00fc' * 8_000_000))\n'next'", ranks=[1])
+    assert (
+        sum(len(record["data"]["text/html"]) for _, record in several.logs if record["kind"] == "display") == 24_000_000
+    )
+
+
 def test_a_warning_is_shown_with_its_line(world: Ranks) -> None:
     outcome = world.ok("import warnings\nwarnings.warn('mind the gap')", ranks=[0])
     assert "UserWarning: mind the gap" in outcome.text(kind="stderr")

@@ -65,6 +65,25 @@ def test_a_large_variable_makes_the_round_trip(world: Ranks) -> None:
     assert torch.equal(world.pull("big", 1), big * 2)
 
 
+def test_what_is_too_large_to_be_pulled_is_named_with_a_way_out_and_harms_nobody(world: Ranks) -> None:
+    world.ok(
+        """
+        import torch
+        from jupyter_llmcloud.training import artifacts
+        artifacts.MAX_VARIABLES = 100_000
+        weights, halves, small = torch.ones(30_000), [bytes(60_000)] * 1, 3
+        """
+    )
+    with pytest.raises(
+        UsageError, match=r"rank 1: %pull: weights \(117.2 KiB\), but at most 97.7 KiB.*Save weights to a"
+    ):
+        world.pull("weights", 1)
+    outcome = world.run("kept = 7", pull=["weights", "small"])
+    assert outcome.state == "failed" and "--pull: weights (117.2 KiB)" in outcome.error["evalue"]
+    assert world.ok("kept").results() == ["7", "7"]
+    assert (world.pull("small"), len(world.pull("halves")[0])) == (3, 60_000)
+
+
 def test_a_variable_that_is_not_there_is_named(world: Ranks) -> None:
     with pytest.raises(UsageError, match="'no_such'"):
         world.pull("no_such")

@@ -49,7 +49,7 @@ def _blank(kind: str) -> tuple[dict[str, Any], dict[str, Callable[[], Any]], fro
 
 
 def encode(message: Message, reply_to: int | None = None) -> bytes:
-    """The frame of a message; with `reply_to`, as if it had that."""
+    """The frame of a message; with `reply_to`, as if it had that. Raises ValueError for one that no decoder would take."""
     kind = type(message).__name__
     values = message.__dict__ if reply_to is None else {**message.__dict__, "reply_to": reply_to}
     body: dict[str, Any] = {"type": kind}
@@ -57,6 +57,8 @@ def encode(message: Message, reply_to: int | None = None) -> bytes:
         if (value := values[name]) != default:
             body[name] = value
     header = _JSON.encode(body).encode()
+    if len(header) > MAX_HEADER or len(message.payload) > MAX_PAYLOAD:
+        raise ValueError(f"{kind} has {len(header)} and {len(message.payload)} bytes: more than a message holds")
     return _HEAD.pack(len(header), len(message.payload)) + header + message.payload
 
 

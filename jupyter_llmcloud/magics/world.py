@@ -32,6 +32,7 @@ from jupyter_llmcloud.core.messages import (
     StopRun,
     StopWorld,
 )
+from jupyter_llmcloud.core.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
 from jupyter_llmcloud.core.rank_messages import DumpStacks
 from jupyter_llmcloud.core.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, RankError, UsageError, WorldError
@@ -162,7 +163,7 @@ class World:
 
     def push(self, values: dict[str, Any], ranks: Sequence[int] = ()) -> None:
         """Set variables on ranks (all when empty)."""
-        self._ask(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values)), 600)
+        self._ask(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values, "%push")), 600)
 
     def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
         """Variables of one rank."""
@@ -295,17 +296,23 @@ def stopped(run_id: str, report: Sequence[str]) -> KeyboardInterrupt:
     return error
 
 
-def pickled(values: dict[str, Any]) -> bytes:
-    """Pickle variables; raises UsageError naming the one that cannot be pickled."""
+def pickled(values: dict[str, Any], what: str = "--push") -> bytes:
+    """Pickle variables; raises UsageError naming the one that cannot be pickled, or those that are too large."""
     try:
-        return cloudpickle.dumps(values)
+        return dump_within(values, _dump, MAX_VARIABLES, what, str(config.root()))
+    except TooLarge as error:
+        raise UsageError(str(error)) from None
     except Exception:
         for name, value in values.items():
             try:
-                cloudpickle.dumps(value)
+                _dump(value, CountingFile())
             except Exception as error:
                 raise UsageError(
                     f"cannot push {name!r} ({type(value).__name__}): {type(error).__name__}: {error}. "
                     "Push what it is made from, and make it on the ranks."
                 ) from None
         raise
+
+
+def _dump(value: Any, file: Any) -> None:
+    cloudpickle.Pickler(file).dump(value)

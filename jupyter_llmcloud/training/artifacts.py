@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import operator
 import shutil
 import types
@@ -19,7 +18,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging as hf_logging
 
-from jupyter_llmcloud.core.frames import MAX_PAYLOAD
+from jupyter_llmcloud import config
+from jupyter_llmcloud.core.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
+from jupyter_llmcloud.errors import UsageError
 
 
 def unwrapped(value: Any) -> Any:
@@ -101,32 +102,26 @@ def _gathered(tensor: Any) -> Any:
     return full().clone() if callable(full) else tensor  # without the padding of the shards
 
 
-def pickled(values: dict[str, Any]) -> bytes:
+def pickled(values: dict[str, Any], what: str = "%pull") -> bytes:
     """Variables that leave their rank: models without their group, tensors on the CPU, wherever they are inside.
 
-    Raises TypeError naming the one that cannot be pickled, ValueError when all of them are too large.
+    Raises TypeError naming the one that cannot be pickled, UsageError naming those that are too large; `what` asked.
     """
     try:
-        data = _dumps(values)
+        return dump_within(values, _dump, MAX_VARIABLES, what, str(config.root()))
+    except TooLarge as error:
+        raise UsageError(str(error)) from None
     except Exception:
         for name, value in values.items():
             try:
-                _dumps(value)
+                _dump(value, CountingFile())
             except Exception as error:
                 raise TypeError(f"{name!r} ({type(value).__name__}) cannot be pickled: {error}") from None
         raise
-    if len(data) > MAX_PAYLOAD:
-        raise ValueError(
-            f"{', '.join(values)}: {len(data) / 2**30:.1f} GiB, but at most {MAX_PAYLOAD / 2**30:.0f} GiB can be "
-            "pulled at once. Pull less, or write it to a file on the rank."
-        )
-    return data
 
 
-def _dumps(value: Any) -> bytes:
-    with io.BytesIO() as file:
-        _PicklerForElsewhere(file).dump(value)
-        return file.getvalue()
+def _dump(value: Any, file: Any) -> None:
+    _PicklerForElsewhere(file).dump(value)
 
 
 class _PicklerForElsewhere(cloudpickle.Pickler):

@@ -17,6 +17,7 @@ from jupyter_llmcloud.storage.ring import RingWriter
 
 BATCH_S = 0.03  # a reader's eye does not see less
 MAX_PENDING = 64 << 10  # characters; more is sent at once, so that printing is held back by a slow reader
+MAX_RECORD = 8 << 20  # characters of a display; a cell shows half as much
 
 
 class Outlet:
@@ -66,19 +67,27 @@ class Outlet:
                 last["parts"].append(text)
             else:
                 self._logs.append({"kind": kind, "t": time.time(), "parts": [text]})
-            self._size += len(text)
-            self._wake.set()
-            if self._size > MAX_PENDING:
-                self._full.set()
-                self._sent.wait_for(lambda: self._size <= MAX_PENDING)
+            self._hold_back(len(text))
+
+    def _hold_back(self, size: int) -> None:
+        self._size += size
+        self._wake.set()
+        if self._size > MAX_PENDING:
+            self._full.set()
+            self._sent.wait_for(lambda: self._size <= MAX_PENDING)
 
     def record(self, record: dict[str, Any]) -> None:
         """A display, a result or an error."""
         if self.forked or self.muted:
             return
+        size = sum(len(str(value)) for value in (record.get("data") or {}).values())
+        if size > MAX_RECORD:
+            kinds = ", ".join(record["data"])
+            text = f"A {record['kind']} of {size / 1e6:.0f} MB ({kinds}) is too large to be shown: write it to a file."
+            record, size = {"kind": "stderr", "text": f"{text}\n"}, len(text)
         with self._lock:
             self._logs.append({"t": time.time(), **record})
-        self._wake.set()
+            self._hold_back(size)
 
     def warning(self, kind: str, text: str) -> None:
         """Text that says the same on every rank: shown once."""

@@ -39,6 +39,7 @@ from jupyter_llmcloud.core.rank_messages import (
     StepTold,
     StopAt,
 )
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.ring import RingWriter
 from jupyter_llmcloud.training import (
     artifacts,
@@ -260,6 +261,8 @@ class Rank:
     def _answer(self, message: Any, handler: Any) -> None:
         try:
             answer = handler(message)
+        except UsageError as error:
+            answer = Refused(error="UsageError", reason=f"rank {self.rank}: {error}")
         except Exception as error:
             answer = Refused(error="UsageError", reason=f"rank {self.rank}: {type(error).__name__}: {error}")
         fields = {**answer.__dict__, "reply_to": message.reply_to}
@@ -279,14 +282,14 @@ class Rank:
         imported = [name for name in own if _is_imported(namespace[name])]
         return Done(values={"missing": missing, "own": own, "imported": imported})
 
-    def _pickled(self, names: list[str]) -> bytes:
+    def _pickled(self, names: list[str], what: str = "%pull") -> bytes:
         namespace = self._start_shell().user_ns
         values = {}
         for name in names:
             if name not in namespace:
                 raise NameError(f"there is no variable {name!r} on rank {self.rank}")
             values[name] = namespace[name]
-        return artifacts.pickled(values)
+        return artifacts.pickled(values, what)
 
     # --- a cell ---
 
@@ -345,7 +348,7 @@ class Rank:
             variables[name] = shell.user_ns[name]
         first = self.rank == (cell.ranks or [0])[0]
         saved = artifacts.save(variables, Path(cell.folder) / "model", writes=first)
-        return {"artifacts": saved, "payload": self._pickled(cell.pull) if cell.pull and first else b""}
+        return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
         ename, evalue = type(error).__name__, text_of(error)
