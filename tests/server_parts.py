@@ -153,7 +153,7 @@ class StandInPool:
         del self.clusters[name]
         return name
 
-    async def place(self, cluster: str | None, num_ranks: int | None) -> dict[str, Any]:
+    async def place(self, cluster: str | None, num_ranks: int | None, ticket: str = "") -> dict[str, Any]:
         from jupyter_llmcloud.errors import CapacityError
 
         if (num_ranks or 2) > 4:

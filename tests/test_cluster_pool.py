@@ -24,6 +24,7 @@ from jupyter_llmcloud.cluster import clients
 from jupyter_llmcloud.cluster.pool import AgentInfo, ClusterPool
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NameTaken, NotFound, UsageError
+from tests.chaos.starts import OWNERS, Contest
 from tests.worlds import AgentElsewhere, Ranks, alive, until
 
 pytestmark = pytest.mark.slow
@@ -229,6 +230,15 @@ def test_a_world_spans_two_workers_and_holds_its_slots(server: Server) -> None:
         server.do(server.pool.place(None, 2))
     world.end()
     until(lambda: sum(agent.free_slots for agent in server.agents()) == 4, "the slots are free again")
+
+
+def test_whoever_waits_for_slots_gets_them_in_turn(server: Server) -> None:
+    """Four owners who want three of four slots each, again and again: with luck for a rule one waits for 14 others."""
+    contest = Contest(server, starts=16)
+    contest.run()
+    assert len(contest.lasted) == 16 and contest.num_refused > 0
+    assert max(contest.before) <= OWNERS
+    server.world(4).end()  # nothing is kept for anybody any more
 
 
 # --- workers die, servers change ---

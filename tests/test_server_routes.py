@@ -68,6 +68,8 @@ async def test_a_cluster_is_started_scaled_and_stopped(server: Server) -> None:
         ("clusters", {"colour": 1}, "'colour' is not known"),
         ("clusters", {"address": "tcp://x", "workers": 2}, "address and name alone"),
         ("placement", {"num_ranks": 0}, "at least one rank"),
+        ("placement", {"ticket": 3}, "ticket must be str"),
+        ("placement", {"ticket": "x" * 65}, "64 at most"),
         ("endpoints", {}, "target must be str"),
         ("endpoints", {"target": "x\0y"}, "neither a run nor a folder"),
         ("keys", {"scopes": "infer:*"}, "scopes must be list"),

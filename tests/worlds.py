@@ -266,7 +266,7 @@ class Ranks:
     ) -> None:
         self.agent = agent
         self.size = size
-        self.world_id = f"w{next(_numbers)}"
+        self.world_id = str(spec.get("world_id") or f"w{next(_numbers)}")
         self.channel = agent.channel()
         places = [{"address": a.address, "num_ranks": n} for a, n in shares or [(agent, size)]]
         self.channel.request(StartWorld(**{"world_id": self.world_id, "agents": places, **spec}), DEADLINE_S)

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Agent:
         self.zygote = Zygote(folder / "zygote.log", self._on_exit)
         self.replicas = Replicas(folder, self.devices)
         self.worlds: dict[str, World] = {}
+        self.begun: deque[str] = deque(maxlen=100)  # worlds that were started, the newest last
         self.hosted: dict[str, HostedRanks] = {}
         self._stores: dict[str, Store] = {}
         self._num_stores = 0
@@ -169,6 +171,7 @@ class Agent:
                 {"world_id": world.world_id, "owner": world.owner, "world_size": world.world_size}
                 for world in self.worlds.values()
             ],
+            "begun": list(self.begun),
             "num_replicas": self.replicas.num_running,
             "num_runs": self.takeovers.num_waiting + sum(w.runs.active is not None for w in self.worlds.values()),
             "stands_by": self.followings.stands_by,
@@ -330,6 +333,7 @@ class Agent:
         except BaseException:
             self.worlds.pop(spec.world_id, None)
             raise
+        self.begun.append(spec.world_id)
         if connection.closed and world in self.worlds.values():
             self.end_world(spec.world_id)  # who asked for it has gone, and nobody else knows of it
         return Done(values=world.describe())

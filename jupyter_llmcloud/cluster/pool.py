@@ -18,13 +18,13 @@ from jupyter_llmcloud.cluster.clients import ask_agents, install, open_client
 from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
 from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.host_processes import HostProcesses
+from jupyter_llmcloud.cluster.lines import Lines
 from jupyter_llmcloud.cluster.plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.cluster.reach import Reach
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
 from jupyter_llmcloud.cluster.ways import RelayPlugin
 from jupyter_llmcloud.core.messages import AdoptCluster, Describe, ScaleCluster, Shutdown
 from jupyter_llmcloud.core.names import check_name
-from jupyter_llmcloud.core.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
 
 ASK_TIMEOUT_S = 30.0
@@ -43,6 +43,8 @@ class AgentInfo:
     free_slots: int
     has_gpus: bool
     num_replicas: int
+    worlds: list[dict[str, Any]]
+    begun: list[str]  # ids of worlds, some of which have ended
     worker: str  # address of the Dask worker beside it
     home: str  # its socket on its own host; `address` is what is connected to from here
 
@@ -67,6 +69,7 @@ class ClusterPool:
         self._reach = Reach(lambda name: self._records[name], always_tunnel)
         self._clients: dict[str, Client] = {}
         self._hosts = HostProcesses(lease_s)
+        self._lines = Lines()
         self._default_start = asyncio.Lock()
         self._reviving = asyncio.Lock()
 
@@ -253,20 +256,18 @@ class ClusterPool:
 
     # --- use ---
 
-    async def place(self, cluster: str | None, num_ranks: int | None) -> dict[str, Any]:
-        """Where `num_ranks` ranks go; starts a local cluster when there is none and none was named."""
-        started = False
+    async def place(self, cluster: str | None, num_ranks: int | None, ticket: str = "") -> dict[str, Any]:
+        """Where `num_ranks` ranks go (a `ticket` keeps one's turn); with no cluster a local one is started."""
         async with self._default_start:
-            if cluster is None and not self._has_any():
+            if started := (cluster is None and not self._has_any()):
                 await self.start()
-                started = True
         record = self._record(cluster)
+        self._lines.come(record.cluster_id, ticket)
         agents = await self.agents(record.name)
-        shares = place(
-            num_ranks, [AgentSlots(a.address, a.host, a.num_slots, a.free_slots, a.has_gpus) for a in agents]
-        )
+        shares, world_id = self._lines.place(record.cluster_id, ticket, num_ranks, agents)
         return {
             "cluster": record.name,
+            "world_id": world_id,
             "agents": await self._for_leader(record, agents, [asdict(share) for share in shares]),
             "num_ranks": sum(share.num_ranks for share in shares),
             "started": started,

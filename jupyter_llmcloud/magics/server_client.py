@@ -114,9 +114,15 @@ class ServerClient:
         """End a cluster."""
         self.ask("DELETE", f"clusters/{_name(name)}", timeout_s=START_TIMEOUT_S)
 
-    def place(self, cluster: str | None = None, num_ranks: int | None = None) -> dict[str, Any]:
-        """Where ranks go: {"cluster", "agents", "num_ranks", "started"}."""
-        return self.ask("POST", "placement", {"cluster": cluster, "num_ranks": num_ranks}, START_TIMEOUT_S)
+    def place(
+        self, cluster: str | None = None, num_ranks: int | None = None, ticket: str | None = None
+    ) -> dict[str, Any]:
+        """Where ranks go: {"cluster", "agents", "num_ranks", "world_id", "started"}.
+
+        Who is refused as Busy and soon asks again with the same `ticket` comes before those who came later.
+        """
+        body = {"cluster": cluster, "num_ranks": num_ranks, "ticket": ticket}
+        return self.ask("POST", "placement", body, START_TIMEOUT_S)
 
     def runs(self, state: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """Runs, the newest first."""

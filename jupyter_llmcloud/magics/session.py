@@ -79,15 +79,16 @@ class Session:
         from jupyter_llmcloud.magics.world import World
 
         server = self._find_server(for_world=cluster is None)
-        said = ""
+        said, ticket = "", nonce()
         while True:
             try:
-                placement = server.place(cluster, num_ranks)
+                placement = server.place(cluster, num_ranks, ticket)
                 if placement["started"]:
                     print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
                 return World.start(placement, self.owner, Leaders(self))
             except Busy as busy:
-                # All or nothing: nothing is held while we wait, so two worlds cannot wait for each other.
+                # All or nothing: nothing but a place in the server's line is held while we wait, so two worlds cannot
+                # wait for each other.
                 if str(busy) != said:
                     print(f"Waiting for free slots. {busy}", flush=True)
                     said = str(busy)

@@ -81,7 +81,7 @@ class World:
     def start(cls, placement: dict[str, Any], owner: str, leaders: Leaders | None = None) -> World:
         """Start ranks where the server has placed them."""
         channel = AgentChannel(placement["agents"][0]["address"])
-        world_id = secrets.token_hex(6)
+        world_id = placement.get("world_id") or secrets.token_hex(6)
         try:
             lease_s = config.lease_s(WORLD_LEASE_S)
             request = StartWorld(

@@ -7,6 +7,7 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.server.base import LLMCloudHandler, access, expect
 
 MAX_WORKERS = 10_000
+MAX_TICKET = 64
 
 
 class ClustersHandler(LLMCloudHandler):
@@ -75,13 +76,18 @@ class PlacementHandler(LLMCloudHandler):
 
     @access("execute")
     async def post(self) -> None:
-        """Choose agents for `num_ranks` ranks; with no cluster a local one is started."""
-        fields = self.fields("cluster", "num_ranks")
+        """Choose agents for `num_ranks` ranks; with no cluster a local one is started.
+
+        Who is refused as Busy and asks again with the same `ticket` within two seconds keeps its place in the line.
+        """
+        fields = self.fields("cluster", "num_ranks", "ticket")
         cluster = expect(str, "cluster", fields["cluster"]) if "cluster" in fields else None
         num_ranks = expect(int, "num_ranks", fields["num_ranks"]) if "num_ranks" in fields else None
         if num_ranks is not None and num_ranks < 1:
             raise UsageError(f"num_ranks {num_ranks} is not possible: a world has at least one rank.")
+        ticket = expect(str, "ticket", fields.get("ticket", ""))
+        if len(ticket) > MAX_TICKET:
+            raise UsageError(f"ticket has {len(ticket)} characters: {MAX_TICKET} at most.")
         pool = await self.context.pool()
-        self.answer(
-            await self.carry_out("world.place", cluster or "", pool.place(cluster, num_ranks), num_ranks=num_ranks)
-        )
+        work = pool.place(cluster, num_ranks, ticket)
+        self.answer(await self.carry_out("world.place", cluster or "", work, num_ranks=num_ranks))
