@@ -6,12 +6,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.pace import TURN_S, WORK_S, Pace, short_turns
+from jupyter_llmcloud.storage.runs import RunFolder
 
 
-def in_a_thread(work: Callable[[], float]) -> float:
-    found: list[float] = []
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(work()))
     thread.start()
     thread.join()
@@ -32,6 +39,34 @@ def longest_piece() -> float:
 
 def test_work_in_a_thread_rests_after_a_few_milliseconds() -> None:
     assert 0 < in_a_thread(longest_piece) < 5 * WORK_S
+
+
+@pytest.mark.parametrize(
+    ("text", "longest_s"), [("".join(f"line {n} {'x' * 90}\n" for n in range(600)), 0.01), ("x" * 60_000, 0.05)]
+)
+def test_a_long_log_is_written_in_short_pieces(
+    text: str, longest_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lines, and as one line of millions of characters: measured in its own thread's CPU time, on any machine."""
+    folder = RunFolder(tmp_path)
+    for rank in (0, 1):
+        journal = JournalWriter(folder.logs(rank))
+        for _ in range(100):
+            journal.append([{"kind": "stdout", "text": text}])
+        journal.close()
+    pieces: list[float] = []
+    rest = Pace.rest_when_due
+
+    def noted(pace: Pace) -> None:
+        before, worked = pace._worked, time.thread_time() - pace._worked
+        rest(pace)
+        if pace._worked != before:
+            pieces.append(worked)
+
+    monkeypatch.setattr(Pace, "rest_when_due", noted)
+    path = in_a_thread(lambda: log_text.write(folder))
+    assert sum(line.count("x") for line in path.open()) == 200 * text.count("x")
+    assert len(pieces) > 5 and max(pieces) < longest_s
 
 
 def test_turns_are_short_while_anybody_works_beside_the_main_thread_and_then_as_before() -> None:
