@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +102,10 @@ class ActiveRun:
         The record is written with the first output or a moment later: a short quiet cell has ended by then and its
         record is written once.
         """
-        for rank in self.cell.ranks:
-            self._links[rank].send(self.cell)
+        self._send(self.cell.ranks, self.cell)
         self._change("running")
         self._late = asyncio.get_running_loop().call_later(RECORD_AFTER_S, self._tell_begun)
-        if self.cell.background:
+        if self.cell.background or self.cell.max_restarts:  # others look for it there
             self._tell_begun()
         self._hangs.begin()
         self._begin_timeout()
@@ -320,7 +319,7 @@ class ActiveRun:
             case lifecycle.Finish():
                 self._finish(instruction)
 
-    def _send(self, ranks: tuple[int, ...], message: Message) -> None:
+    def _send(self, ranks: Iterable[int], message: Message) -> None:
         for rank in ranks:
             self._links[rank].send(message)
 
@@ -379,7 +378,7 @@ class ActiveRun:
             return
         self._change(finish.state)
         self.record.ended = time.time()
-        self.record.errors = self._sorted_errors(finish.culprit)
+        self.record.errors = sorted(self._errors.values(), key=lambda it: (it["rank"] != finish.culprit, it["rank"]))
         self._write_record()
         self.tell(
             RunEnded(
@@ -396,9 +395,6 @@ class ActiveRun:
         if (self.folder.path / "checkpoints").is_dir():
             self._sweeping = asyncio.ensure_future(self.checkpoints.sweep())
         self.ended.set_result(finish)
-
-    def _sorted_errors(self, culprit: int | None) -> list[dict[str, Any]]:
-        return sorted(self._errors.values(), key=lambda error: (error["rank"] != culprit, error["rank"]))
 
     def _report(self, finish: lifecycle.Finish) -> list[str]:
         states = {rank: self._rules.state_of(rank) for rank in self.cell.ranks}

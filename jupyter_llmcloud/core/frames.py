@@ -49,7 +49,7 @@ def _blank(kind: str) -> tuple[dict[str, Any], dict[str, Callable[[], Any]], fro
 
 
 def encode(message: Message, reply_to: int | None = None) -> bytes:
-    """The frame of a message; with `reply_to`, as if it had that. Raises ValueError for one that no decoder would take."""
+    """The frame of a message; with `reply_to`, as if it had that. Raises ValueError when no decoder would take it."""
     kind = type(message).__name__
     values = message.__dict__ if reply_to is None else {**message.__dict__, "reply_to": reply_to}
     body: dict[str, Any] = {"type": kind}
