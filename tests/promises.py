@@ -8,6 +8,7 @@ from __future__ import annotations
 
 STOP, FAILURES, HANG = "test_world_stop", "test_world_failures", "test_hang_report"
 KEPT = f"{STOP}::test_stop_ends_the_cell_and_keeps_the_variables"
+TAKEOVER = "test_takeover"
 DASK = "test_dask_killed::test_a_run_survives_partitions_a_killed_nanny_and_a_killed_scheduler"
 SHARED = "test_devices_shared::test_two_notebooks_share_devices_and_a_run_outlives_the_server_that_started_it"
 SECRETS = "test_secrets::test_nobody_else_can_connect_read_or_overhear"
@@ -71,6 +72,29 @@ PROMISES: dict[str, dict[str, list[str]]] = {
         ],
         "resumed with the same weights": [
             "test_resume::test_the_final_state_is_that_of_an_undisturbed_run_to_the_last_bit"
+        ],
+    },
+    "an agent or its host is lost": {
+        "a follower's: resumed with the same weights, one copy": [
+            "test_world_partition::test_a_run_that_loses_its_following_agent_goes_on_where_there_is_room",
+            "test_world_two_hosts::test_a_run_whose_host_falls_silent_goes_on_on_another_to_the_same_weights",
+        ],
+        "the leader's: resumed under another one with the same weights, one copy": [
+            f"{TAKEOVER}::test_a_follower_goes_on_with_the_run_of_a_lost_leader_to_the_same_weights",
+            f"{TAKEOVER}::test_an_agent_without_any_rank_stands_by_for_a_run_that_is_all_on_one_host",
+            f"{TAKEOVER}::test_the_agent_that_takes_a_killed_ones_place_goes_on_with_its_run",
+            f"{TAKEOVER}::test_a_leader_that_stands_still_has_no_rank_left_when_another_one_leads",
+            f"{TAKEOVER}::test_a_leader_cut_off_from_its_follower_goes_on_itself_and_the_follower_does_not",
+            "test_world_two_hosts::test_a_run_whose_leading_host_falls_silent_goes_on_under_another_to_the_same_weights",
+        ],
+        "the notebook follows it, and Stop stops it": [
+            "test_takeover_notebook"
+            "::test_a_cell_goes_on_when_its_agent_is_killed_and_stop_and_a_background_run_work_likewise",
+            f"{TAKEOVER}::test_a_stop_between_two_leaders_is_heard_by_the_second",
+        ],
+        "without restarts, or with none left, it is told as lost": [
+            "test_agent_killed::test_a_run_of_a_killed_agent_is_lost_for_good_and_a_new_agent_takes_the_place",
+            f"{TAKEOVER}::test_a_run_that_has_used_up_its_restarts_is_lost_with_its_leader",
         ],
     },
     "hang": {

@@ -108,9 +108,11 @@ def words(record: Any) -> str:
     return "\n".join(entry["why"] for entry in record.history if "why" in entry)
 
 
-def test_a_follower_goes_on_with_the_run_of_a_killed_leader_to_the_same_weights(
-    node_agent: AgentProcess, make_agent: Callable[..., AgentProcess]
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_follower_goes_on_with_the_run_of_a_lost_leader_to_the_same_weights(
+    node_agent: AgentProcess, make_agent: Callable[..., AgentProcess], number: int
 ) -> None:
+    """Killed, or told to end by a batch system that takes its place away."""
     leader = make_agent()
     ranks = Ranks(leader, 2, shares=[(leader, 1), (node_agent, 1)])
     ranks.ok("import torch\ndef unused(): pass", is_definition=True)
@@ -118,7 +120,7 @@ def test_a_follower_goes_on_with_the_run_of_a_killed_leader_to_the_same_weights(
     wanted = results(ranks)
     running = ranks.send(WAITS, **RESTARTS).wait_for("here")
     pids, folder = ranks.pids(), running.outcome.folder
-    leader.process.kill()
+    os.kill(leader.process.pid, number)
     record = finished(folder)
     assert not any(map(alive, pids))
     assert "the agent that led the run was lost; resumed from step" in words(record)

@@ -167,6 +167,12 @@ class AgentProcess:
         """What the agent itself printed: nothing, when all is well."""
         return (self.folder / "log").read_text(errors="replace")
 
+    def end_by_force(self) -> None:
+        """SIGKILL, as a host that is lost."""
+        self.process.kill()
+        self.process.wait()
+        self.end()
+
     def end(self) -> None:
         if self.process.poll() is None:
             with contextlib.suppress(Exception), contextlib.closing(self.channel()) as channel:

@@ -111,9 +111,9 @@ class ActiveRun:
         self._begin_timeout()
 
     def _begin_timeout(self) -> None:
+        left_s = max(0.0, self.record.created + self.cell.timeout_s - time.time())
         if self.cell.timeout_s:
-            left_s = self.record.created + self.cell.timeout_s - time.time()
-            asyncio.get_running_loop().call_later(max(0.0, left_s), self._time_out)
+            asyncio.get_running_loop().call_later(left_s, self._time_out)
 
     def _tell_begun(self) -> None:
         if self._late is None:
@@ -258,12 +258,7 @@ class ActiveRun:
 
     def rank_died(self, rank: int, name: str, reason: str) -> None:
         """The process of one of its ranks has gone."""
-        self._errors[rank] = {
-            "rank": rank,
-            "ename": name,
-            "evalue": reason,
-            "traceback": [f"{name}: {reason}"],
-        }
+        self._errors[rank] = {"rank": rank, "ename": name, "evalue": reason, "traceback": [f"{name}: {reason}"]}
         self._handle(RankDied(rank, reason))
 
     def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:

@@ -95,6 +95,7 @@ class Agent:
         self.takeovers = Takeovers(self)
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished = asyncio.Event()
+        self._was_signalled = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- life ---
@@ -111,13 +112,17 @@ class Agent:
         self._announce()
         self.zygote.warm()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._finished.set)
+        loop.add_signal_handler(signal.SIGTERM, self._on_signal)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         watch = asyncio.create_task(self._watch_leases())
         await self._finished.wait()
         watch.cancel()
         server.close()
         await self._close()
+
+    def _on_signal(self) -> None:
+        self._was_signalled = True
+        self._finished.set()
 
     def _announce(self) -> None:
         aside = self.folder / ".agent.json"
@@ -128,7 +133,10 @@ class Agent:
     async def _close(self) -> None:
         self.takeovers.close()
         for world in self.worlds.values():
-            world.close()
+            if self._was_signalled:
+                world.leave()
+            else:
+                world.close()
         for hosted in self.hosted.values():
             hosted.close()
         await self.replicas.close()

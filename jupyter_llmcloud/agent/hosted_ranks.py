@@ -11,6 +11,7 @@ from jupyter_llmcloud.agent.local_rank import LocalRank
 from jupyter_llmcloud.agent.zygote import Zygote
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.rank_messages import LiveUntil
+from jupyter_llmcloud.errors import WorldError
 
 
 class HostedRanks:
@@ -51,6 +52,7 @@ class HostedRanks:
         self._forks = 0
         self.links: dict[int, LocalRank] = {}
         self._leaving: list[LocalRank] = []
+        self._is_closed = False
         self._slots = devices.take(world_id, local_world_size)
 
     async def start(
@@ -60,12 +62,20 @@ class HostedRanks:
         usual = self._devices.threads_per_rank(self.local_world_size)
         await asyncio.shield(self._zygote.warm())  # it takes seconds at first, and `until` is of this moment
         for rank, local_rank in zip(ranks, local_ranks, strict=True):
+            self._check_open()
             self._forks += 1
             self.num_threads[rank] = num_threads.get(rank, usual)
             link = LocalRank(rank, f"{self.world_id}/{rank}/{self._forks}", self._on_message)
             self.links[rank] = link
             await link.start(self._zygote, self._request(rank, local_rank))
+            if self._is_closed:  # meanwhile, before there was anything to kill
+                link.kill()
+            self._check_open()
         return {rank: self.links[rank].pid for rank in ranks}
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise WorldError("the world has been stopped.")
 
     def _request(self, rank: int, local_rank: int) -> dict[str, Any]:
         gpu = self._devices.has_gpus
@@ -134,4 +144,5 @@ class HostedRanks:
 
     def close(self) -> None:
         """End every rank and give the slots back."""
+        self._is_closed = True
         self.drop(list(self.links))

@@ -163,6 +163,13 @@ class Lead:
         self._standing_by = []
         self._on_change(None)
 
+    def leave(self) -> None:
+        """This agent is told to end: others find everything as if it had been killed."""
+        for task in self._tasks:
+            task.cancel()
+        if self._spare is not None:
+            self._spare.leave()
+
     def forget(self) -> None:
         """The run has ended: nobody may lead it any more."""
         with contextlib.suppress(OSError):

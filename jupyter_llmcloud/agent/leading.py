@@ -148,6 +148,10 @@ class Leading:
     def close(self) -> None:
         """It is not needed any more: what it hosts for this link ends."""
         self.say(StopWorld(world_id=self._link_id))
+        self.leave()
+
+    def leave(self) -> None:
+        """Go, as if by a crash: who stands by at the other end leads from then on."""
         for task in self._tasks:
             task.cancel()
         self._disconnect()  # what was said is sent first

@@ -143,6 +143,15 @@ class Shares:
             if isinstance(host, HostedRanks) and (until is not None or host.until is not None):
                 host.live_until(until)
 
+    def leave(self) -> None:
+        """End the ranks of this agent; those elsewhere end when they notice that it has gone."""
+        for host in self._hosts:
+            if isinstance(host, RemoteRanks):
+                host.leading.leave()
+            else:
+                host.close()
+        self._agent.end_store(self._spec.world_id)
+
     def reset(self) -> None:
         """End every rank, and be as before the first was started."""
         self.close()

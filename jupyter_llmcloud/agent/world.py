@@ -94,7 +94,7 @@ class World:
         self.must_renew = True
         if first:
             for link in self.links.values():
-                link.send(Release())  # who waits for it would wait in vain
+                link.send(Release(generation=generation))  # who waits for it would wait in vain
             await self._first_that_cannot_join(RELEASE_TIMEOUT_S, wait_for_all=True)
             raise WorldError(first)
         late = [rank for rank, future in self._joining.items() if not future.done()]
@@ -120,18 +120,26 @@ class World:
         """Called every second: ranks beside a leader that stands still end before another one leads."""
         self.shares.live_until(self.runs.until)
 
-    def close(self) -> None:
-        """End every rank; whoever follows its run is told."""
+    def leave(self) -> None:
+        """The host or its place in a batch system is taken away: a run with restarts goes on elsewhere."""
+        if self.runs.leave():
+            self.closed = True
+            self.shares.leave()
+        else:
+            self.close("the node agent was told to end (SIGTERM), with its host or its place in a batch system.")
+
+    def close(self, taken_away: str = "") -> None:
+        """End every rank, as after a Stop unless its place was `taken_away`; whoever follows its run is told."""
         self.closed = True
         run = self.runs.active
-        if run is not None and not run.ended.done():
+        if run is not None and not run.ended.done() and not taken_away:
             run.stop()
         self.shares.close()
         for rank in range(self.world_size):
             self._expect_nothing(rank, "the world was stopped.")
         if run is not None and not run.ended.done():
             for rank in run.cell.ranks:
-                run.rank_died(rank, "WorldError", "the world was stopped.")
+                run.rank_died(rank, "RankLost" if taken_away else "WorldError", taken_away or "the world was stopped.")
 
     async def find_room(self) -> list[dict[str, Any]]:
         """A place for the ranks whose agent has gone. Raises Busy when the cluster has none now."""

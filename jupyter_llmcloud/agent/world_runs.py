@@ -179,6 +179,15 @@ class WorldRuns:
         if self.active is not None:
             self.active.hand_over()
 
+    def leave(self) -> bool:
+        """Let another agent go on with the active run at once; False when it has no restarts."""
+        if self._lead is None or self.active is None:
+            return False
+        self._lead.leave()
+        self._lead = None
+        self.active.hand_over()
+        return True
+
     def _give_up_what_is_led_elsewhere(self, run: ActiveRun) -> None:
         """Nothing that belongs to the run may go on here."""
         if not run.has_ended and not self._world.closed:

@@ -55,7 +55,12 @@ class StopAt(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Release(Message):
-    """Break this rank's collectives: whoever is blocked in one gets an error."""
+    """Break the group, so that whoever is blocked in a collective gets an error.
+
+    `generation`: who is to join the group of this generation, or waits for others to, gives up.
+    """
+
+    generation: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)

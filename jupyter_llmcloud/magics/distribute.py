@@ -71,7 +71,7 @@ DISTRIBUTE = Syntax(
         ),
         Option(
             ("--max-restarts",),
-            "Execute the run again up to K times when a rank is lost, from its newest checkpoint.",
+            "Execute the run again up to K times when a rank, an agent or a host is lost, from its newest checkpoint.",
             metavar="K",
             parse=integer(0),
         ),

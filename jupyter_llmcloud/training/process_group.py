@@ -66,6 +66,7 @@ class WorldGroup:
         self.broken = False
         self._sockets: set[tuple[int, str]] = set()
         self._before_join: set[tuple[int, str]] | None = None  # None while it does not join
+        self._given_up = -1  # the newest generation that not all ranks can join
         self._lock = threading.Lock()
         self.move(store)
 
@@ -84,11 +85,14 @@ class WorldGroup:
         """Leave the group of an earlier generation, if any, and join this one. Every rank must do so."""
         if dist.is_initialized():
             _bury()
+        c10d._world.group_count = 0  # it names what is looked for in the store; one that was not joined has counted
         with self._lock:
             self._sockets = set()
             self._before_join = _tcp_sockets()
-            self.broken = False
+            self.broken = generation <= self._given_up
         try:
+            if self.broken:
+                raise ConnectionAbortedError(f"not all ranks can join generation {generation} of the group")
             with self.watch_sockets():
                 _torch_init(
                     self.backend,
@@ -113,13 +117,14 @@ class WorldGroup:
             with self._lock:
                 self._sockets |= _tcp_sockets() - before
 
-    def release(self) -> None:
+    def release(self, generation: int = -1) -> None:
         """Break the group: whoever is blocked in a collective gets an error. Called from a side thread.
 
-        One that waits for the others to join gets an error, too, and has no store then (see `move`).
+        One that is to join this generation, or waits for the others to, gets an error, too; its store is useless then.
         """
         with self._lock:
             self.broken = True
+            self._given_up = max(self._given_up, generation)
             sockets = set(self._sockets)
             if self._before_join is not None:
                 sockets |= self._store_sockets | (_tcp_sockets() - self._before_join)

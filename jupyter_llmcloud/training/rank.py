@@ -183,7 +183,7 @@ class Rank:
                 self.run.should_stop = True
                 os.kill(os.getpid(), signal.SIGINT)
             case Release():
-                self.group.release()
+                self.group.release(message.generation)
             case StepAsked():
                 self.run.should_stop = True
                 self.outlet.send(StepTold(step=self.steps.ask()))

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-DRIVERS = ("stops", "starts", "checkpoints", "soak")
+DRIVERS = ("stops", "starts", "checkpoints", "leaders", "soak")
 
 
 def main(names: list[str]) -> int:
