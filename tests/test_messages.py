@@ -29,7 +29,7 @@ def test_a_message_comes_out_as_it_went_in() -> None:
 
 def test_every_kind_makes_the_round_trip_with_its_defaults() -> None:
     for kind in Message.kinds.values():
-        values = {"str": "x", "int": 1, "float": 0.5, "bool": True, "list": [1], "dict": {"k": 1}}
+        values = {"str": "x", "int": 1, "float": 0.5, "float | None": 0.5, "bool": True, "list": [1], "dict": {"k": 1}}
         needed = {
             item.name: values[str(item.type).partition("[")[0]]
             for item in dataclasses.fields(kind)

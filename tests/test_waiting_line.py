@@ -220,7 +220,7 @@ def test_a_notebook_waits_with_one_ticket_and_starts_the_world_that_it_was_sent_
     tickets = set()
     monkeypatch.setattr(session, "WAIT_S", 0.0)
     monkeypatch.setattr(session, "remember", lambda *_: None)
-    monkeypatch.setattr(World, "start", lambda placement, _: placement["world_id"])
+    monkeypatch.setattr(World, "start", lambda placement, *_: placement["world_id"])
     for _ in range(2):
         one = Session()
         monkeypatch.setattr(one, "_find_server", lambda for_world: Server())

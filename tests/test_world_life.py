@@ -154,9 +154,9 @@ def test_a_background_run_that_was_stopped_in_the_queue_has_an_end(world: Ranks)
     other = world.beside()
     second = other.send("never = 1", background=True)
     until(lambda: isinstance(other.channel.receive(5), Done), "it is accepted")
+    assert second.outcome.folder.read().state == "queued"
     second.stop()
-    until(second.outcome.folder.path.joinpath("run.json").exists, "it is recorded")
-    assert second.outcome.folder.read().state == "stopped"
+    until(lambda: second.outcome.folder.read().state == "stopped", "its end is recorded")
     first.stop().end()
     other.channel.close()
 

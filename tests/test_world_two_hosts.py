@@ -249,7 +249,7 @@ def test_a_run_whose_leading_host_falls_silent_goes_on_under_another_to_the_same
     lost, pids, folder = host_of(world, 0, cluster), world.pids(), running.outcome.folder
     lost.unplug()
     try:
-        until(lambda: folder.read().num_restarts, "another agent leads it", 60)
+        until(lambda: folder.read().host, "another agent leads it", 60)
         assert not any(map(alive, pids)), "two copies"
     finally:
         lost.plug_in()

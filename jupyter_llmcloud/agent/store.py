@@ -10,6 +10,8 @@ from typing import Any
 
 from jupyter_llmcloud.agent.zygote import Zygote
 
+NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.no_names; man 5 resolv.conf
+
 
 class Store:
     """Forked from the zygote, since a TCPStore needs torch and must not live in a rank."""
@@ -29,7 +31,12 @@ class Store:
             ours, theirs = socket.socketpair()
             log = os.open(self._log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
             try:
-                request: dict[str, Any] = {"role": "store", "host": host, "port": port, "env": {}}
+                request: dict[str, Any] = {
+                    "role": "store",
+                    "host": host,
+                    "port": port,
+                    "env": NO_NAMES,
+                }
                 await zygote.fork(self.name, request, [theirs.fileno(), log, log])
                 socket.send_fds(ours, [b"+"], [listener.fileno()])
             finally:

@@ -28,6 +28,7 @@ from jupyter_llmcloud.storage.living import is_process
 
 DESCRIBE_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
+REPLACE_ATTEMPTS, REPLACE_AGAIN_S = 20, 0.25
 DESCRIBE = "llmcloud_describe"  # an operation of a worker
 PLUGIN_NAME = "llmcloud-agent"
 
@@ -70,7 +71,7 @@ class AgentPlugin(WorkerPlugin):
     async def hold(self, worker: Worker) -> dict[str, Any]:
         """See to it that there is an agent and that it has a worker; returns what it said of itself."""
         async with self._holding:
-            if not self.info or living_agent(self._folder) is None:
+            if self._connection is None or self._connection.gone.is_set() or living_agent(self._folder) is None:
                 known = await ensure_agent(self._folder, worker.name, _interface(worker), self.num_slots)
                 self.info = {**known, "worker": worker.address}
                 await self._let_go()
@@ -84,8 +85,12 @@ class AgentPlugin(WorkerPlugin):
         """Replace an agent that is killed as soon as it is: it may have led runs, which the new one goes on with."""
         await connection.gone.wait()
         self._watching = None
-        with contextlib.suppress(ConnectionLost, WorldError, TimeoutError):  # whoever needs it next tries again
-            await self.hold(worker)
+        for _ in range(REPLACE_ATTEMPTS):
+            try:
+                await self.hold(worker)
+                return
+            except (ConnectionLost, WorldError, TimeoutError):  # one that is killed closes its socket before it ends
+                await asyncio.sleep(REPLACE_AGAIN_S)
 
     async def _let_go(self) -> None:
         if self._watching is not None:

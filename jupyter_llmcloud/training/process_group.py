@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+from jupyter_llmcloud.training.no_names import no_names
+
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # torch's own default
 
 _dead_groups: list[Any] = []
@@ -75,7 +77,8 @@ class WorldGroup:
         host, port = store.rsplit(":", 1)
         self.address = store
         before = _tcp_sockets()
-        self.store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
+        with no_names():
+            self.store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
         self._store_sockets = _tcp_sockets() - before
         if interface:
             os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "MASTER_ADDR": host}
