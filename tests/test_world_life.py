@@ -324,3 +324,19 @@ def test_the_agent_announces_where_it_is(node_agent: AgentProcess) -> None:
 def _free(agent: AgentProcess) -> int:
     with contextlib.closing(agent.channel()) as channel:
         return int(channel.request(Describe()).values["free_slots"])
+
+
+def test_a_cell_that_waited_in_the_queue_of_a_world_that_ends_is_recorded_as_failed(
+    new_world: Callable[..., Ranks],
+) -> None:
+    world = new_world()
+    first = world.send("import time\nprint('in it')\ntime.sleep(100)").wait_for("in it", times=2)
+    other = world.beside()
+    second = other.send("never = 1")
+    second.wait_for_state("queued")
+    world.end()
+    with pytest.raises(LLMCloudError):
+        second.end()
+    assert second.outcome.folder.read().state == "failed"
+    assert first.outcome.folder.read().state != "running"
+    other.channel.close()

@@ -77,7 +77,7 @@ class Takeovers:
         """Lead what the agent before this one has led, once its ranks have gone."""
         inheritance, self._inheritance = self._inheritance, {}
         for folder, wait_s in inheritance.get("runs", {}).items():
-            self._do(self._inherit(Path(folder), float(wait_s), inheritance))
+            self._do(Path(folder), self._inherit(Path(folder), float(wait_s), inheritance))
 
     async def _inherit(self, folder: Path, wait_s: float, inheritance: dict[str, Any]) -> None:
         async with asyncio.timeout(ENDING_TIMEOUT_S):
@@ -92,27 +92,25 @@ class Takeovers:
 
     def expect(self, run: StandBy, at: float) -> None:
         """The leader of a run has gone, or will have gone `at` a time of the loop's clock."""
-        self._do(self._take_over_at(Path(run.folder), run.term + 1, at))
+        self._do(Path(run.folder), self._take_over_at(Path(run.folder), run.term + 1, at))
 
     async def _take_over_at(self, folder: Path, term: int, at: float) -> None:
-        self._waiting.add(folder)
-        try:
-            await asyncio.sleep(at - asyncio.get_running_loop().time())
-        finally:
-            self._waiting.discard(folder)
+        await asyncio.sleep(at - asyncio.get_running_loop().time())
         await self._take_over(folder, term)
 
-    def _do(self, work: Any) -> None:
-        task = asyncio.ensure_future(self._seen_through(work))
+    def _do(self, folder: Path, work: Any) -> None:
+        task = asyncio.ensure_future(self._seen_through(folder, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    @staticmethod
-    async def _seen_through(work: Any) -> None:
+    async def _seen_through(self, folder: Path, work: Any) -> None:
+        self._waiting.add(folder)
         try:
             await work
         except Exception:
             traceback.print_exc(file=sys.stderr)
+        finally:
+            self._waiting.discard(folder)
 
     async def _take_over(self, folder: Path, term: int) -> bool:
         run, leadership = RunFolder(folder), Leadership(folder)
@@ -127,6 +125,7 @@ class Takeovers:
         if not record.is_active:
             return False
         record.agent, record.host = claim.agent, claim.host
+        self._waiting.discard(folder)
         await self._agent.lead_on(spec, cell, definitions, record, term)
         return True
 

@@ -53,9 +53,10 @@ class WorldRuns:
             await self._world.heal()
             await self._execute(cell, connection)
         except LLMCloudError as error:
+            if connection is None or RunFolder(Path(cell.folder)).exists:  # nobody to refuse it to, or it has waited
+                self._never_began(cell, None, "failed", error)
             if connection is not None:
                 raise
-            self._never_began(cell, None, "failed", error)  # there is nobody to refuse it to
         finally:
             self.active = None
             self._world.idle_since = time.monotonic()

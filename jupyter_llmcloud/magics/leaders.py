@@ -10,7 +10,7 @@ from jupyter_llmcloud.storage.runs import RunStore
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.session import Session
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 2.0  # a Stop has the prompt back in 8 s in any case
 
 
 class Leaders:
@@ -26,7 +26,7 @@ class Leaders:
 
     def stop(self, run_id: str) -> None:
         """Press Stop, whoever leads the run. Raises LLMCloudError."""
-        self._session.server.stop_run(run_id)
+        self._session.server.ask("POST", f"runs/{run_id}/stop", {}, timeout_s=TIMEOUT_S)
 
     def of_world(self, world_id: str) -> str:
         """The socket here for the agent to which a run has taken its world along; "" when none has."""

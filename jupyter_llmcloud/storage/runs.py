@@ -82,6 +82,11 @@ class RunFolder:
         return self.path.name
 
     @property
+    def exists(self) -> bool:
+        """Whether it has a record."""
+        return (self.path / "run.json").exists()
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 
