@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from jupyter_llmcloud.core.link import MAX_KEPT, PATIENCE, Link, Stamp
 
@@ -56,30 +57,45 @@ def test_too_many_words_for_one_that_cannot_be_reached_end_the_link() -> None:
     assert leader.is_given_up(1.0)
 
 
+class Network:
+    """Two ends with clocks of their own; what they say is delayed, lost and reordered."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self._offset, self._drift = self.draw.uniform(-1e6, 1e6), self.draw.uniform(0.9, 1.1)
+        self.leader, self.other = Link(LEASE_S, 0.0), Link(LEASE_S, self._offset)
+        self._under_way: list[tuple[float, Link, Stamp]] = []
+
+    def theirs(self, now: float) -> float:
+        """The time of the other end."""
+        return self._offset + self._drift * now
+
+    def carry(self, now: float, loss: Sequence[float]) -> None:
+        """Each end says something, which is lost with a probability: the leader's, the other's; what is due is heard."""
+        for end, to, chance in ((self.leader, self.other, loss[0]), (self.other, self.leader, loss[1])):
+            if not end.over and self.draw.random() > chance:
+                stamp = end.stamp(now if end is self.leader else self.theirs(now))
+                self._under_way.append((now + self.draw.expovariate(0.3), to, stamp))
+        for item in [item for item in self._under_way if item[0] <= now]:
+            self._under_way.remove(item)
+            item[1].hear(item[2], now if item[1] is self.leader else self.theirs(now))
+
+
 def test_whatever_the_network_does_the_follower_has_ended_when_the_leader_gives_up() -> None:
-    """Two ends, 400 times, whose stamps are delayed, lost and reordered, with clocks of their own."""
     num_given_up = 0
     for seed in range(400):
-        draw = random.Random(seed)
-        offset, drift = draw.uniform(-1e6, 1e6), draw.uniform(0.9, 1.1)
-        leader, follower = Link(LEASE_S, 0.0), Link(LEASE_S, offset)
-        under_way: list[tuple[float, Link, Stamp]] = []
+        network = Network(seed)
+        draw = network.draw
         loss = [draw.uniform(0, 1), draw.uniform(0, 1)]
         gave_up = ended = None
         for now in range(50):
             if now > draw.randrange(5, 40):
                 loss = [draw.choice([0.0, 0.5, 1.0]), draw.choice([0.0, 0.5, 1.0])]
-            theirs = offset + drift * now
-            if gave_up is None and leader.is_given_up(now):
+            if gave_up is None and network.leader.is_given_up(now):
                 gave_up = now
-            if ended is None and not follower.check(theirs):
+            if ended is None and not network.other.check(network.theirs(now)):
                 ended = now
-            for end, other, clock, chance in ((leader, follower, now, loss[0]), (follower, leader, theirs, loss[1])):
-                if not end.over and draw.random() > chance:
-                    under_way.append((now + draw.expovariate(0.3), other, end.stamp(clock)))
-            for item in [item for item in under_way if item[0] <= now]:
-                under_way.remove(item)
-                item[1].hear(item[2], now if item[1] is leader else theirs)
+            network.carry(now, loss)
         if gave_up is not None:
             num_given_up += 1
             assert ended is not None and ended <= gave_up + 1, seed
@@ -87,28 +103,16 @@ def test_whatever_the_network_does_the_follower_has_ended_when_the_leader_gives_
 
 
 def test_whatever_the_network_does_no_other_end_leads_while_the_leader_counts_on_it() -> None:
-    """As above: whoever stands by takes over after a silence, by which the leader has stopped or has claimed anew."""
+    """Whoever stands by takes over after a silence, by which the leader has stopped or has claimed anew."""
     num_taken = 0
     for seed in range(400):
-        draw = random.Random(seed)
-        offset, drift = draw.uniform(-1e6, 1e6), draw.uniform(0.9, 1.1)
-        leader, other = Link(LEASE_S, 0.0), Link(LEASE_S, offset)
-        under_way: list[tuple[float, Link, Stamp]] = []
-        silent_from = [draw.randrange(5, 30), draw.randrange(5, 60)]
+        network = Network(seed)
+        silent_from = [network.draw.randrange(5, 30), network.draw.randrange(5, 60)]
         for now in range(90):
-            theirs = offset + drift * now
-            if theirs >= other.takes_over_at:
+            if network.theirs(now) >= network.other.takes_over_at:
                 num_taken += 1
-                assert now > leader.leads_until, seed
-                assert leader.is_given_up(now) or leader.is_unheard(now), seed
+                assert now > network.leader.leads_until, seed
+                assert network.leader.is_given_up(now) or network.leader.is_unheard(now), seed
                 break
-            for end, to, clock, silent in (
-                (leader, other, now, silent_from[0]),
-                (other, leader, theirs, silent_from[1]),
-            ):
-                if now < silent and draw.random() > 0.2:
-                    under_way.append((now + draw.expovariate(0.3), to, end.stamp(clock)))
-            for item in [item for item in under_way if item[0] <= now]:
-                under_way.remove(item)
-                item[1].hear(item[2], now if item[1] is leader else theirs)
+            network.carry(now, [0.2 if now < silent else 1.0 for silent in silent_from])
     assert num_taken > 300
