@@ -48,8 +48,8 @@ class Revision:
 class Timing:
     """Seconds, and how often something may fail.
 
-    A replica that freezes is given up 3 silent probes later: with the wait for the first of them that is at most 13.1 s,
-    so that the streams it held end within 15 s, and never before it was silent for 11 s.
+    A replica that freezes is given up three silent probes later: after at least 11.1 s, and at most 13.1 s with the
+    wait for the first of them, so that the streams it held end within 15 s.
     """
 
     probe_every_s: float = 2.0
@@ -284,7 +284,7 @@ class EndpointPlan:
 
     @property
     def may_recover(self) -> bool:
-        """Whether a request that finds no replica is worth waiting: the endpoint has answered before, and will again."""
+        """Whether a request that finds no replica should wait: the endpoint has answered before, and will again."""
         return self.was_ready and self.state in ("starting", "ready")
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
