@@ -249,7 +249,7 @@ class ClusterPool:
                 await self._close_client(record.name)
                 await asyncio.sleep(0.1)
 
-    async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
+    async def reach_replica(self, cluster: str | None, agent: AgentInfo, path: str) -> str:
         """A socket on this host for a replica's socket beside an agent."""
         info = {"host": agent.host, "worker": agent.worker, "name": agent.name}
         return await self._reach.to(self._record(cluster), info, path)

@@ -8,7 +8,8 @@ import os
 import signal
 from pathlib import Path
 
-from jupyter_llmcloud.server.context import Identity, ServerContext
+from jupyter_llmcloud.server.cluster_access import Identity
+from jupyter_llmcloud.server.context import ServerContext
 from tests.support.server_parts import Server, StandInAgent, StandInPool, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -21,7 +22,7 @@ def make_context(agent: StandInAgent, identity: Identity | None = None) -> Serve
     async def make_pool() -> StandInPool:
         return pool
 
-    context.make_pool = make_pool
+    context.clusters.make_pool = make_pool
     return context
 
 
@@ -104,7 +105,7 @@ async def test_a_headless_server_takes_its_endpoints_and_clusters_along(agent: S
     context = make_context(agent, Identity(headless=True, owner_pid=os.getpid()))
     await context.started()
     await (await context.endpoints.create(str(model), "tiny")).wait("starting", 20)
-    pool = await context.pool()
+    pool = await context.clusters.pool()
     await context.close()
     assert pool.closed
     assert all(process.poll() is not None for process in agent.processes.values())

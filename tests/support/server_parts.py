@@ -125,6 +125,7 @@ class StandInPool:
     def __init__(self, agent: StandInAgent) -> None:
         self.agent = agent
         self.clusters: dict[str, Cluster] = {}
+        self.bridges: Path | None = None
         self.closed = False
 
     async def list(self) -> list[Cluster]:
@@ -165,8 +166,18 @@ class StandInPool:
             self._find(cluster)
         return cluster or "local", AgentInfo(self.agent.address)
 
-    async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
-        return path
+    async def agents(self, name: str | None = None) -> list[AgentInfo]:
+        return [AgentInfo(self.agent.address)]
+
+    async def reach_replica(self, cluster: str | None, agent: AgentInfo, path: str) -> str:
+        """The socket itself; in the way of a bridge when there is a folder for them."""
+        if self.bridges is None:
+            return path
+        self.bridges.mkdir(exist_ok=True)
+        bridge = self.bridges / Path(path).name
+        if not bridge.is_symlink():
+            bridge.symlink_to(path)
+        return str(bridge)
 
     def _find(self, name: str) -> Cluster:
         from jupyter_llmcloud.errors import NotFound

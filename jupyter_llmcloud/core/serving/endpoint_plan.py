@@ -279,8 +279,8 @@ class EndpointPlan:
 
     @property
     def is_over(self) -> bool:
-        """Nothing is wanted and nothing is left."""
-        return not self.revisions and not self.replicas
+        """Nothing is left, and nothing will come: the endpoint is stopped or given up."""
+        return self.state in ("stopped", "failed") and not self.replicas
 
     @property
     def may_recover(self) -> bool:
