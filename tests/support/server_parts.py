@@ -20,6 +20,7 @@ from jupyter_llmcloud.server.context import ServerContext
 
 STAND_IN = Path(__file__).parent / "stand_in_replica.py"
 DEADLINE_S = 20.0
+STOP_GRACE_S = 1.0
 
 
 @dataclass
@@ -66,7 +67,11 @@ class StandInAgent:
                 if process is None:
                     return Refused(error="NotFound", reason="no such replica")
                 process.send_signal(signal.SIGTERM)
-                process.wait()
+                try:
+                    process.wait(STOP_GRACE_S)
+                except subprocess.TimeoutExpired:  # it is frozen
+                    process.kill()
+                    process.wait()
                 return Done()
             case DescribeReplicas():
                 return Done(values={"replicas": [self._row(name) for name in self.processes]})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.serving.endpoint_plan import (
@@ -178,33 +179,32 @@ class EndpointController:
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
             case StartReplica(number, revision):
-                replica = self._replicas[number] = ReplicaClient(number, StoredReplica(id=""))
-                self._operate("start", number, self._start(replica, revision), _broken)
+                self._replicas[number] = ReplicaClient(number, StoredReplica(id=""))
+                self._operate("start", number, partial(self._start, revision=revision))
             case Probe(number):
-                self._operate("probe", number, self._probe(self._replicas[number]), _broken)
+                self._operate("probe", number, self._probe)
             case AskAgent(number):
-                self._operate("find", number, self._find(self._replicas[number]), _broken)
+                self._operate("find", number, self._find)
             case Drain(number):
-                self._operate("drain", number, self._drain(self._replicas[number]), _broken)
+                self._operate("drain", number, self._drain)
             case StopReplica(number, reason):
                 replica = self._replicas[number]
                 replica.give_up(f"{replica}: {reason}" if replica.id and replica.id not in reason else reason)
-                self._operate("stop", number, self._stop(replica), lambda number, _: Stopped(number))
+                self._operate("stop", number, self._stop)
             case Route(weights):
                 self._routed = [self._replicas[number] for number in weights]
                 self.admission.admit()
             case MarkState(state, reason):
                 self._mark(state, reason)
 
-    def _operate(
-        self, kind: str, number: int, work: Awaitable[Event], broken: Callable[[int, Exception], Event]
-    ) -> None:
+    def _operate(self, kind: str, number: int, work: Callable[[ReplicaClient], Awaitable[Event]]) -> None:
         async def operate() -> None:
             try:
-                event = await work
-            except Exception as error:
+                event = await work(self._replicas[number])
+            except Exception as error:  # a mistake of ours
                 self._log.exception("endpoint %s: %s of replica %s", self.name, kind, number)
-                event = broken(number, error)
+                why = f"{type(error).__name__}: {error}"
+                event = Stopped(number) if kind == "stop" else Lost(number, why, lasting=True)
             finally:
                 self._operations.pop((number, kind), None)
             self._inbox.put_nowait(event)
@@ -233,8 +233,8 @@ class EndpointController:
             return Probed(replica.number, "ready")
         if health.state == "failed":
             return Probed(replica.number, "failed", health.reason)
-        if health.state != "loading":
-            self._log.info("endpoint %s: %s is %s: %s", self.name, replica, health.state, health.reason)
+        if health.state == "silent":
+            self._log.warning("endpoint %s: %s: %s", self.name, replica, health.reason)
         return Probed(replica.number, health.state, f"{replica}: {health.reason or f'it says: {health.state}'}")
 
     async def _find(self, replica: ReplicaClient) -> Event:
@@ -290,7 +290,3 @@ class EndpointController:
         if living := [replica.stored for replica in self._replicas.values() if replica.id]:
             self.stored.replicas = living
         self._records.save(self.stored)
-
-
-def _broken(number: int, error: Exception) -> Event:
-    return Lost(number, f"{type(error).__name__}: {error}", lasting=True)
