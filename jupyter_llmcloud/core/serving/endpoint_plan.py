@@ -287,6 +287,10 @@ class EndpointPlan:
         """Whether a request that finds no replica should wait: the endpoint has answered before, and will again."""
         return self.was_ready and self.state in ("starting", "ready")
 
+    def states(self) -> dict[int, str]:
+        """The state of each replica, by its number."""
+        return {number: replica.state for number, replica in self.replicas.items()}
+
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Note what was observed, and say what to do about it."""
         self._observe(event, now)

@@ -33,6 +33,7 @@ from jupyter_llmcloud.core.serving.endpoint_plan import (
     StopReplica,
     Suspected,
     Tick,
+    Timing,
 )
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.records import EndpointRecords
     from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
 
+PROBE_TIMEOUT_S = Timing().probe_timeout_s
 ACTIVE_STATES = ("starting", "ready")
 
 
@@ -76,9 +78,19 @@ class EndpointController:
         return self.stored.name
 
     @property
+    def state(self) -> str:
+        """starting, ready, failed or stopped."""
+        return self.stored.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in that state, when there is more to say."""
+        return self.stored.reason
+
+    @property
     def is_active(self) -> bool:
         """It answers, or will."""
-        return self.stored.state in ACTIVE_STATES
+        return self.state in ACTIVE_STATES
 
     def ready_replicas(self) -> list[ReplicaClient]:
         """Those that can be asked."""
@@ -89,7 +101,7 @@ class EndpointController:
         stored, current = self.stored, self.stored.current
         kept = {key: getattr(stored, key) for key in ("name", "state", "created", "reason", "cluster")}
         served = {key: getattr(current, key) for key in ("model", "target", "dtype", "num_replicas")}
-        states = {number: replica.state for number, replica in self._plan.replicas.items()}
+        states = self._plan.states()
         replicas = [
             {"id": replica.id, "pid": replica.pid, "state": states.get(number, ""), "in_flight": replica.num_in_flight}
             for number, replica in self._replicas.items()
@@ -227,7 +239,7 @@ class EndpointController:
         return Started(replica.number)
 
     async def _probe(self, replica: ReplicaClient) -> Event:
-        health = await replica.health(self._plan.timing.probe_timeout_s)
+        health = await replica.health(PROBE_TIMEOUT_S)
         if health.state == "ready":
             replica.max_concurrent = int(health.values.get("max_concurrent") or replica.max_concurrent)
             return Probed(replica.number, "ready")

@@ -131,8 +131,8 @@ class GatewayHandler(OwnOriginOnly, APIHandler):
             endpoint = self.endpoints.get(name)
         except NotFound:
             endpoint = None
-        if endpoint is not None and endpoint.stored.state == "failed":
-            message = f"model {name!r} has failed: {endpoint.stored.reason}"
+        if endpoint is not None and endpoint.state == "failed":
+            message = f"model {name!r} has failed: {endpoint.reason}"
             raise ApiError(503, message, param="model", code="model_failed")
         if endpoint is None or not endpoint.is_active:
             known = [live.name for live in self.endpoints.list() if live.is_active and self.may_ask(live.name)]

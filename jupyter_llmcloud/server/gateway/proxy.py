@@ -87,6 +87,7 @@ class Proxy:
     def __init__(self, request: GatewayRequest, endpoint: EndpointController, sink: ResponseSink, log: Logger) -> None:
         self._request = request
         self._endpoint = endpoint
+        self._admission = endpoint.admission
         self._sink = sink
         self._log = log
         self._replica: ReplicaClient | None = None
@@ -147,14 +148,14 @@ class Proxy:
         self._sink.end(b"data: " + msgspec.json.encode(error.body()) + b"\n\n", STREAM)
 
     def _state(self) -> str:
-        stored = self._endpoint.stored
-        return f"It is {stored.state}: {stored.reason}" if stored.reason else f"It is {stored.state}."
+        state, reason = self._endpoint.state, self._endpoint.reason
+        return f"It is {state}: {reason}" if reason else f"It is {state}."
 
     async def _try_replicas(self) -> None:
         avoid: frozenset[str] = frozenset()
         num_lost = 0
         for _ in range(MAX_TRIES):
-            replica = await self._endpoint.admission.enter(avoid, self._patience_left())
+            replica = await self._admission.enter(avoid, self._patience_left())
             try:
                 await self._ask(replica)
                 return
@@ -166,7 +167,7 @@ class Proxy:
                     why = f"{num_lost} replicas were lost while they answered this request, the last one: {error}."
                     raise NotAdmitted(503, why, 2) from None
             finally:
-                self._endpoint.admission.leave(replica)
+                self._admission.leave(replica)
         raise NotAdmitted(503, f"{MAX_TRIES} replicas could not be reached.", 2)
 
     def _patience_left(self) -> float:

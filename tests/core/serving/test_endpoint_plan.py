@@ -78,7 +78,7 @@ class Endpoint:
         return self.said
 
     def states(self) -> dict[int, str]:
-        return {number: replica.state for number, replica in self.plan.replicas.items()}
+        return self.plan.states()
 
 
 def only(kind: type, said: list[Instruction]) -> list[Any]:
