@@ -17,21 +17,26 @@ from jupyter_server.serverapp import ServerApp
 from playwright.sync_api import Browser
 
 from tests import lab, leaks
+from tests.support.session import FOLDER, is_worker
 
-pytest_plugins = ["pytest_jupyter.jupyter_server", "tests.worlds"]
+pytest_plugins = ["pytest_jupyter.jupyter_server", "tests.worlds", "tests.support.schedule", "tests.support.kept_logs"]
 
 LEASE_S = 2.0
-GRACE_S = LEASE_S + 8.0
+GRACE_S = LEASE_S + 28.0  # on a busy machine ending takes its time
 SESSION = f"{uuid.uuid4().hex[:12]}:"
 FOREIGN_VARIABLES = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "LLMCLOUD_SERVER_URL", "LLMCLOUD_SERVER_TOKEN")
 
-_folder = pytest.StashKey[Path]()
+# The GPUs of this machine: tests below tests/gpu use them, all others see none, so that they test the same everywhere.
+GPUS = "LLMCLOUD_TEST_GPUS"
+
 _variables = pytest.StashKey[dict[str, str]]()
 
 
 def _settings(folder: Path) -> dict[str, str]:
     """The environment of the tests: nothing of the user's own, nothing from outside this machine."""
     return {
+        GPUS: os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all")),
+        "CUDA_VISIBLE_DEVICES": "",
         leaks.MARK: f"{SESSION}session",
         "HOME": str(folder / "home"),
         "LLMCLOUD_ROOT": str(folder / "root"),
@@ -50,12 +55,15 @@ def _settings(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle the environment before any test module is imported."""
+    """Settle the environment before any test module is imported. Every worker of pytest-xdist does so for itself."""
     # Short, since a unix socket's path holds 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="llmc-", dir="/tmp" if os.path.isdir("/tmp") else None))
     (folder / "home").mkdir()
-    config.stash[_folder] = folder
+    config.stash[FOLDER] = folder
+    if config.option.basetemp is None or is_worker(config):
+        config.option.basetemp = folder / "tmp"
     config.stash[_variables] = dict(os.environ)
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
@@ -66,7 +74,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Give the environment back and remove the session's folder."""
     os.environ.clear()
     os.environ.update(config.stash[_variables])
-    shutil.rmtree(config.stash[_folder], ignore_errors=True)
+    shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -128,9 +136,8 @@ def jp_server_cleanup(jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[No
 @pytest.fixture(scope="session")
 def pictures() -> Path:
     """Where browser tests keep their screenshots, to be looked at afterwards."""
-    folder = leaks.REPOSITORY / "test-output"
-    folder.mkdir(exist_ok=True)
-    return folder
+    leaks.OUTPUT.mkdir(exist_ok=True)
+    return leaks.OUTPUT
 
 
 def _chromium() -> Iterator[Browser]:

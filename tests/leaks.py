@@ -17,6 +17,7 @@ import psutil
 
 MARK = "LLMCLOUD_TEST_ID"
 REPOSITORY = Path(__file__).resolve().parent.parent
+OUTPUT = REPOSITORY / "test-output"  # pictures and logs, kept on purpose
 # Written by pytest itself, or once and for all by a library when it is first imported.
 FREE_VARIABLES = {
     MARK,
@@ -33,9 +34,14 @@ FREE_COMMANDS = ("multiprocessing.resource_tracker",)
 def _mark_of(process: psutil.Process) -> str:
     """The mark a process was started with; empty when it has none or cannot be read."""
     try:
-        return process.environ().get(MARK, "")
+        mark = process.environ().get(MARK, "")
     except (psutil.Error, OSError):
         return ""
+    return "" if mark == _INHERITED else mark
+
+
+# This process may have a mark itself: a worker of pytest-xdist, or a pytest that a test has started.
+_INHERITED = psutil.Process().environ().get(MARK, "")
 
 
 def _is_of_interest(process: psutil.Process) -> bool:
@@ -81,12 +87,20 @@ def listening_ports() -> set[tuple[str, int]]:
 
 def watched_files() -> set[Path]:
     """What stands where a careless program writes: beside the sources, and in the home folder."""
+    found = (path for folder in watched_folders() if folder.is_dir() for path in folder.iterdir())
+    # Sources come from whoever works on them while the tests run, folders of sources too.
+    return {path for path in found if path.name[0] != "." and path != OUTPUT and not _is_source(path)}
+
+
+def watched_folders() -> list[Path]:
+    """Folders in which nothing may appear; the home folder is that of this worker, the others are everybody's."""
     home = Path.home()
-    folders = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "notebooks", REPOSITORY / "jupyter_llmcloud"]
-    folders += [home, home / ".jupyter", home / ".ipython", home / ".local/share/jupyter"]
-    found = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-    # Sources come from whoever works on them while the tests run.
-    return {path for path in found if path.name[0] != "." and path.suffix not in (".py", ".md")}
+    sources = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "notebooks", REPOSITORY / "jupyter_llmcloud"]
+    return [*sources, home, home / ".jupyter", home / ".ipython", home / ".local/share/jupyter"]
+
+
+def _is_source(path: Path) -> bool:
+    return path.suffix in (".py", ".md") or (path / "__init__.py").is_file()
 
 
 def environment() -> dict[str, str]:
