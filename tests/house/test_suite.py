@@ -202,7 +202,6 @@ def test_it():
 """
 CONFTEST = """
 import os, pathlib
-from tests import leaks
 from tests.support import kept_logs
 from tests.support.session import FOLDER
 
