@@ -11,13 +11,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jupyter_server.serverapp import ServerApp
-from playwright.sync_api import Browser
 
-from tests import lab, leaks
+from tests import leaks
 from tests.support.session import FOLDER, is_worker
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytest_plugins = ["pytest_jupyter.jupyter_server", "tests.worlds", "tests.support.schedule", "tests.support.kept_logs"]
 
@@ -141,6 +144,8 @@ def pictures() -> Path:
 
 
 def _chromium() -> Iterator[Browser]:
+    from tests import lab
+
     path = lab.browser_path()
     if path is None:
         say = pytest.fail if os.environ.get("CI") else pytest.skip
