@@ -151,7 +151,8 @@ class AloneLast:
 
     def _make_plan(self, tests: list[str]) -> Plan:
         notes = read_notes(self.config.stash[_folder])
-        known = self.config.cache.get(DURATIONS, {}) if self.config.cache else {}
+        cache = getattr(self.config, "cache", None)
+        known = cache.get(DURATIONS, {}) if cache is not None else {}
         seconds = {test: known.get(test, notes[test][1]) for test in tests}
         groups = {test: notes[test][0] for test in tests}
         alone = deque(test for test in tests if groups[test] == ALONE)
@@ -193,6 +194,8 @@ def group_of(item: pytest.Item) -> str:
 def guess_seconds(item: pytest.Item) -> float:
     """How long a test takes that nobody has timed here yet."""
     names = set(getattr(item, "fixturenames", ()))
+    if limit := item.get_closest_marker("timeout"):
+        return float(limit.args[0]) / 6  # who needs more time than others says so
     if item.get_closest_marker("slow") or item.get_closest_marker("browser"):
         return 10.0
     return 2.0 if names & {"node_agent", "own_root", "follower"} else 0.05
@@ -243,7 +246,7 @@ _seconds: dict[str, float] = {}
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Remember how long each test took, for the order of the next run."""
-    config = session.config
-    if not is_worker(config) and config.cache is not None and _seconds:
-        known = {**config.cache.get(DURATIONS, {}), **_seconds}
-        config.cache.set(DURATIONS, {test: round(seconds, 2) for test, seconds in known.items()})
+    cache = getattr(session.config, "cache", None)  # none with `-p no:cacheprovider`
+    if cache is not None and _seconds and not is_worker(session.config):
+        known = {**cache.get(DURATIONS, {}), **_seconds}
+        cache.set(DURATIONS, {test: round(seconds, 2) for test, seconds in known.items()})
