@@ -16,11 +16,26 @@ from tests.worlds import AgentProcess, Ranks, until
 HERE = Path(__file__).parent
 
 
+def find_gpus() -> list[str]:
+    """The GPUs that may be used: those that the user who started the tests has named, or all."""
+    said = os.environ[GPUS]
+    if shutil.which("nvidia-smi") is None or not said:
+        return []
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    there = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+    if listing.returncode or not there:
+        return []
+    return [str(number) for number in range(len(there))] if said == "all" else said.split(",")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = None if find_gpus() else pytest.mark.skip(reason="NOT TESTED: there is no GPU on this machine")
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.gpu)
             item.add_marker(pytest.mark.xdist_group("gpu"))
+            if skip is not None:
+                item.add_marker(skip)
 
 
 def memory_in_use(gpu: str) -> int:
@@ -36,15 +51,8 @@ def wait_for_memory(gpu: str, at_most: int) -> None:
 
 @pytest.fixture(scope="session")
 def gpus() -> list[str]:
-    """The GPUs that may be used, as the user who started the tests has said, or all."""
-    said = os.environ[GPUS]
-    if shutil.which("nvidia-smi") is None or not said:
-        pytest.skip("there is no GPU on this machine")
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    there = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
-    if listing.returncode or not there:
-        pytest.skip("there is no GPU on this machine")
-    return [str(number) for number in range(len(there))] if said == "all" else said.split(",")
+    """The GPUs of this machine that may be used."""
+    return find_gpus()
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from tests import leaks
@@ -125,8 +128,9 @@ MINI = """
 import json, os, pytest, time
 
 def note(name):
+    own = {key: os.environ[key] for key in ("LLMCLOUD_ROOT", "LLMCLOUD_RUNTIME_DIR", "HOME", "JUPYTER_RUNTIME_DIR")}
     with open(os.environ["NOTES"], "a") as file:
-        file.write(json.dumps([name, os.environ.get("PYTEST_XDIST_WORKER", ""), time.time()]) + "\\n")
+        file.write(json.dumps([name, os.environ.get("PYTEST_XDIST_WORKER", ""), own]) + "\\n")
 
 @pytest.fixture(scope="module")
 def shared():
@@ -147,23 +151,61 @@ def test_together(shared, number):
 """
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_whole_run_ends_with_what_runs_alone_and_one_summary(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
-) -> None:
-    notes = pytester.path / "notes"
-    monkeypatch.setenv("NOTES", str(notes))
+@pytest.fixture
+def mini(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """Runs a small suite under the rules of this one, in processes of its own."""
     monkeypatch.setenv("PYTHONPATH", str(leaks.REPOSITORY))
-    pytester.makepyfile(MINI)
-    pytester.makeini("[pytest]\nmarkers = alone")
-    options = ["-p", "tests.support.schedule", "-p", "xdist", "-n", workers, "-p", "no:randomly", "-q"]
-    done = pytester.runpytest_subprocess(*options, timeout=60)
+    monkeypatch.setenv("NOTES", str(pytester.path / "notes"))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    pytester.makeconftest('pytest_plugins = ["tests.conftest"]')
+    pytester.makeini("[pytest]\nmarkers =\n    alone\n    slow\n    browser")
+
+    def run(source: str, workers: int) -> pytest.RunResult:
+        pytester.makepyfile(test_mini=source)
+        return pytester.runpytest_subprocess("-n", str(workers), "-q", timeout=120)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_whole_run_ends_with_what_runs_alone_and_one_summary(
+    mini: Callable[..., pytest.RunResult], pytester: pytest.Pytester, workers: int
+) -> None:
+    done = mini(MINI, workers)
     assert done.outlines[-1].startswith("10 passed")
-    ran = [line.split('"')[1::2][:2] for line in notes.read_text().splitlines()]
+    ran = [json.loads(line) for line in (pytester.path / "notes").read_text().splitlines()]
     assert ran[-1][0] == "alone"
-    assert len({worker for name, worker in ran if name.startswith("together")}) == 1
-    if workers == "2":
-        assert {worker for name, worker in ran if name.startswith("free")} == {"gw0", "gw1"}
+    assert len({worker for name, worker, _ in ran if name.startswith("together")}) == 1
+    if workers:
+        assert {worker for name, worker, _ in ran if name.startswith("free")} == {"gw0", "gw1"}
+    folders = {worker: own for _, worker, own in ran}
+    for name in folders[ran[0][1]]:
+        assert len({own[name] for own in folders.values()}) == max(1, workers), name
+    assert not any(Path(own["HOME"]).exists() for own in folders.values())
+
+
+CRASHES = """
+import os, subprocess
+
+def test_it():
+    process = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdout=-3, stderr=-3)
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(f"{process.pid} {os.environ['HOME']}")
+    os._exit(1)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_crashed_worker_has_left_is_ended_and_removed(
+    mini: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
+    done = mini(CRASHES, 1)
+    assert done.ret == pytest.ExitCode.TESTS_FAILED
+    assert done.outlines[-1].startswith("1 failed")
+    pid, home = (pytester.path / "notes").read_text().split()
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    assert not Path(home).exists()
 
 
 def test_a_failed_test_leaves_the_logs_that_were_written_while_it_ran(tmp_path: Path) -> None:
@@ -213,6 +255,7 @@ def pytest_configure(config):
 """
 
 
+@pytest.mark.slow
 def test_the_last_line_of_a_failure_says_where_its_logs_are(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

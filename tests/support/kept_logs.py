@@ -32,11 +32,18 @@ _began = pytest.StashKey[dict[str, float]]()
 def written_since(folder: Path, began: float) -> Iterator[Path]:
     """The files of text below a folder that were written after `began`, the newest first."""
     found: list[tuple[float, Path]] = []
-    for parent, _, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
         for path in (Path(parent, name) for name in names):
             with contextlib.suppress(OSError):
                 status = path.lstat()
-                if path.suffix in TEXTS and path.is_file() and status.st_size and status.st_mtime >= began:
+                if (
+                    path.suffix in TEXTS
+                    and "secret" not in path.name
+                    and path.is_file()
+                    and status.st_size
+                    and status.st_mtime >= began
+                ):
                     found.append((status.st_mtime, path))
     yield from (path for _, path in sorted(found, reverse=True)[:MAX_FILES])
 

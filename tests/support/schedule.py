@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.session import is_worker
+from tests.support.session import FOLDER, is_worker
 
 ALONE = "alone"
 DURATIONS = "suite/durations"  # in pytest's cache, from the last run in this checkout
@@ -27,8 +26,7 @@ MEMORY_PER_WORKER = 2 << 30  # an agent with torch, its ranks, a JupyterLab with
 MAX_WORKERS = 8
 QUEUED = 2  # a worker begins a test when it knows the next one
 
-_folder = pytest.StashKey[Path]()
-_durations = pytest.StashKey[dict[str, float]]()
+NOTES = "tests.json"
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class AloneLast:
         raise NotImplementedError
 
     def _make_plan(self, tests: list[str]) -> Plan:
-        notes = read_notes(self.config.stash[_folder])
+        notes = read_notes(self.config.stash[FOLDER])
         cache = getattr(self.config, "cache", None)
         known = cache.get(DURATIONS, {}) if cache is not None else {}
         seconds = {test: known.get(test, notes[test][1]) for test in tests}
@@ -201,17 +199,17 @@ def guess_seconds(item: pytest.Item) -> float:
     return 2.0 if names & {"node_agent", "own_root", "follower"} else 0.05
 
 
-def write_notes(folder: Path, worker: str, items: Sequence[pytest.Item]) -> None:
+def write_notes(path: Path, items: Sequence[pytest.Item]) -> None:
     """Tell the scheduler, which sees names only, what it cannot see in them."""
     notes = {item.nodeid: (group_of(item), guess_seconds(item)) for item in items}
-    staging = folder / f"{worker}.new"
+    staging = path.with_suffix(".new")
     staging.write_text(json.dumps(notes), encoding="utf-8")
-    staging.rename(folder / f"{worker}.json")
+    staging.rename(path)
 
 
 def read_notes(folder: Path) -> dict[str, tuple[str, float]]:
-    """What the workers have told; they have collected the same tests."""
-    path = next(iter(sorted(folder.glob("*.json"))))
+    """What a worker has told; all have collected the same tests."""
+    path = next(folder.parent.glob(f"{folder.name}-*/{NOTES}"))
     return {test: (group, seconds) for test, (group, seconds) in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
@@ -219,14 +217,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return num_workers(len(os.sched_getaffinity(0)), psutil.virtual_memory().available)
 
 
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where its folder will be."""
+    node.workerinput["folder"] = str(node.config.stash[FOLDER])
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast:
     return AloneLast(config, log)
-
-
-def pytest_configure_node(node: Any) -> None:
-    if _folder not in node.config.stash:
-        node.config.stash[_folder] = Path(tempfile.mkdtemp(prefix="notes-", dir=os.environ["HOME"]))
-    node.workerinput["notes"] = str(node.config.stash[_folder])
 
 
 @pytest.hookimpl(trylast=True)
@@ -234,7 +231,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tests that run alone come last also where there is one process only."""
     items.sort(key=lambda item: item.get_closest_marker(ALONE) is not None)
     if is_worker(config):
-        write_notes(Path(config.workerinput["notes"]), config.workerinput["workerid"], items)
+        write_notes(config.stash[FOLDER] / NOTES, items)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
