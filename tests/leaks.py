@@ -55,8 +55,20 @@ def _is_of_interest(process: psutil.Process) -> bool:
 
 def marked_processes(prefix: str) -> list[psutil.Process]:
     """Living processes whose mark begins with `prefix`, this one excepted."""
-    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
-    return [process for process in others if _mark_of(process).startswith(prefix) and _is_of_interest(process)]
+    found = (process for process in _with_mark(prefix) if process.pid != os.getpid())
+    return [process for process in found if _mark_of(process).startswith(prefix) and _is_of_interest(process)]
+
+
+def _with_mark(prefix: str) -> Iterator[psutil.Process]:
+    """Processes that may have the mark: found quickly, since every test looks at all processes of the machine."""
+    wanted = f"{MARK}={prefix}".encode()
+    if not os.path.isdir("/proc/self"):
+        yield from psutil.process_iter()
+        return
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, psutil.Error):
+            if wanted in Path("/proc", name, "environ").read_bytes():
+                yield psutil.Process(int(name))
 
 
 def unmarked_children() -> set[psutil.Process]:
@@ -64,8 +76,18 @@ def unmarked_children() -> set[psutil.Process]:
 
     Chromium's pages overwrite their environment; they end with the process that was started, which has a mark.
     """
+    if not _has_children():
+        return set()
     children = {child.pid: child for child in psutil.Process().children(recursive=True)}
     return {child for child in children.values() if not _is_below_a_mark(child, children) and _is_of_interest(child)}
+
+
+def _has_children() -> bool:
+    """Whether this process has any, as far as that can be told without looking at all processes."""
+    lists = list(Path("/proc/self/task").glob("*/children")) if os.path.isdir("/proc/self/task") else []
+    with contextlib.suppress(OSError):  # a thread has ended
+        return not lists or any(path.read_bytes() for path in lists)
+    return True
 
 
 def _is_below_a_mark(process: psutil.Process | None, known: dict[int, psutil.Process]) -> bool:
