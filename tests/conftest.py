@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING
 import pytest
 from jupyter_server.serverapp import ServerApp
 
-from tests import leaks
+from tests.support import leaks
 from tests.support.session import FOLDER, is_worker, make_folder, mark_of, remove_folders
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytest_plugins = ["pytest_jupyter.jupyter_server", "tests.worlds", "tests.support.schedule", "tests.support.kept_logs"]
+pytest_plugins = [
+    "pytest_jupyter.jupyter_server",
+    "tests.support.worlds",
+    "tests.support.schedule",
+    "tests.support.kept_logs",
+]
 
 LEASE_S = 2.0
 GRACE_S = LEASE_S + 28.0  # on a busy machine ending takes its time
@@ -146,7 +151,7 @@ def pictures() -> Path:
 
 
 def _chromium() -> Iterator[Browser]:
-    from tests import lab
+    from tests.support import lab
 
     path = lab.browser_path()
     if path is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import GPUS
-from tests.worlds import AgentProcess, Ranks, until
+from tests.support.worlds import AgentProcess, Ranks, until
 
 HERE = Path(__file__).parent
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.gpu.conftest import memory_in_use, wait_for_memory
-from tests.worlds import AgentProcess, Ranks
+from tests.support.worlds import AgentProcess, Ranks
 
 COOPERATIVE_S = 2.0
 WORST_S = 8.0

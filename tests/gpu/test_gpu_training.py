@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.resuming import resumed
-from tests.worlds import Outcome, Ranks
+from tests.support.resuming import resumed
+from tests.support.worlds import Outcome, Ranks
 
 
 def test_bf16_computes_in_bf16_on_the_device(world: Ranks) -> None:

@@ -12,7 +12,7 @@ import pytest
 from jupyter_llmcloud.errors import Busy, WorldError
 from jupyter_llmcloud.storage.journal import read_all
 from tests.gpu.conftest import memory_in_use, wait_for_memory
-from tests.worlds import AgentProcess, Ranks, until
+from tests.support.worlds import AgentProcess, Ranks, until
 
 GIGABYTE = 1 << 30
 SLACK = 64  # MiB; other programs on the device may move a little meanwhile

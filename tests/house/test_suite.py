@@ -15,8 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests import leaks
-from tests.support import kept_logs
+from tests.support import kept_logs, leaks
 from tests.support.schedule import AloneLast, Plan, Unit, make_units, num_workers
 
 pytest_plugins = ["pytester"]

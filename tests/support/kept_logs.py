@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import leaks
+from tests.support import leaks
 from tests.support.schedule import group_of
 from tests.support.session import FOLDER, is_worker
 
