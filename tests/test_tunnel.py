@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from distributed import Security
 from jupyter_llmcloud.agent.client import AgentChannel, AgentConnection
 from jupyter_llmcloud.cluster import ways
 from jupyter_llmcloud.cluster.pool import ClusterPool
-from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.core.frames import Message, replace
 from jupyter_llmcloud.core.messages import DescribeWorld, Execute, Journaled, RunEnded, StartWorld, StopWorld
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
