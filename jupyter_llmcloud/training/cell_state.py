@@ -13,6 +13,7 @@ import torch
 from jupyter_llmcloud.core.messages import Execute
 from jupyter_llmcloud.training import checkpoint_files, own_objects, randomness, saved_state, shards, variables
 from jupyter_llmcloud.training.marks import Marks
+from jupyter_llmcloud.training.parallel.fully_sharded import settle
 from jupyter_llmcloud.training.passes import Position, ResumeMissed
 from jupyter_llmcloud.training.resuming import Place
 
@@ -112,7 +113,7 @@ class CellState:
         alone = len(self.cell.ranks) == 1
         attributes, table = self._found(frames)
         for value in table.values():
-            shards.settle(value)
+            settle(value)
         optimizers = self._stepped(table)
         found = saved_state.find(table, optimizers, self.objects, alone)
         found += saved_state.also_changed(table, found, self._marks)
@@ -259,11 +260,9 @@ class CellState:
 
     def _cut_anew(self, objects: dict[str, Any], folder: Path) -> dict[str, Any]:
         """What the ranks of another world have saved, for this one."""
-        if any(state.get("flat") for state in objects.values()):
-            raise ResumeMissed(
-                "a model that FullyShardedDataParallel has wrapped can be resumed on the same number of ranks only; "
-                "one that fully_shard has wrapped (fsdp_version=2) on any."
-            )
+        for state in objects.values():
+            if reason := state.get("fixed_size"):
+                raise ResumeMissed(reason)
         spread = [address for address, state in objects.items() if shards.holds_shards(state["state"])]
         if not spread:
             return objects

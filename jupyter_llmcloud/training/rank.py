@@ -50,10 +50,10 @@ from jupyter_llmcloud.training import (
     text_bars,
     tracking,
     warned,
-    wrapped_models,
 )
 from jupyter_llmcloud.training.checkpoints import Checkpoints
 from jupyter_llmcloud.training.outlet import Outlet
+from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.process_group import WorldGroup
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import RankShell, start_shell
@@ -131,7 +131,7 @@ class Rank:
             sys.path.insert(0, folder)
         process_group.adopt(lambda: self.group)
         self.watchdog.start()
-        wrapped_models.remember_wrappers()
+        plans.install()
         register_optimizer_step_post_hook(self.steps.boundary)
         self.checkpoints.install()
         tracking.attach(self.run)
@@ -226,7 +226,7 @@ class Rank:
                 self.checkpoints.store = self.group.store
             self.group.join(wanted.generation)
             if wanted.generation:
-                wrapped_models.wrap_again()
+                plans.rebuild(torch.distributed.group.WORLD)
             self._start_shell()
         except Exception as error:
             with contextlib.suppress(Exception):  # released while it waited: the next time it needs the store again
@@ -341,13 +341,9 @@ class Rank:
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:
             return {}
-        variables = {}
-        for name in cell.save:
-            if name not in shell.user_ns:
-                raise NameError(f"--save {name}: the cell left no variable {name!r} on rank {self.rank}")
-            variables[name] = shell.user_ns[name]
-        first = self.rank == (cell.ranks or [0])[0]
-        saved = artifacts.save(variables, Path(cell.folder) / "model", writes=first)
+        ranks = cell.ranks or [0]
+        first = self.rank == ranks[0]
+        saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.rank)
         return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
