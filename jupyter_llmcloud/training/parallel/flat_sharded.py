@@ -41,7 +41,9 @@ class FlatShards:
 
     def full_state(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Gathered through the outermost wrapper: below it, names are those of the whole and values are fragments."""
-        config = FullStateDictConfig(offload_to_cpu=True, rank0_only=False)
+        # What is on the CPU already is not copied by offload_to_cpu, and its memory is given back with the gathered one.
+        is_elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
+        config = FullStateDictConfig(offload_to_cpu=is_elsewhere, rank0_only=False)
         with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, config):
             state = model.state_dict()
         return {plain_name(model, name): value for name, value in state.items()}
