@@ -127,7 +127,10 @@ part = torch.nn.Sequential(layers[rank])
 stage = PipelineStage(part, rank, 2, torch.device("cpu"))
 """
 REFUSED = {
-    "stages with names of their own": ("net = net[:2] if rank == 0 else net[1:]", "rank 0 has 0.weight, rank 1 has not"),
+    "stages with names of their own": (
+        "net = net[:2] if rank == 0 else net[1:]",
+        "rank 0 has 0.weight, rank 1 has not",
+    ),
     "stages of the same names": (PIPELINE + "net = part", "stage 0 of 2 of a pipeline"),
     "the whole, of which a stage is trained": (PIPELINE + "net = layers", "stage 0 of 2 of a pipeline"),
     "other shapes": ("net = torch.nn.Linear(2, 2 + rank)", "weight is [2, 2] for rank 0, [3, 2] for rank 1"),
@@ -183,7 +186,9 @@ def test_a_folder_that_does_not_load_again_is_no_model(world: Ranks) -> None:
 
 def test_ranks_that_train_apart_are_told_that_the_first_is_saved(world: Ranks) -> None:
     outcome = world.ok("import torch\ntorch.manual_seed(rank)\nnet = torch.nn.Linear(2, 2)", save=["net"])
-    assert "--save net: the ranks hold different values, weight among them; those of rank 0" in outcome.text(0, "stderr")
+    assert "--save net: the ranks hold different values, weight among them; those of rank 0" in outcome.text(
+        0, "stderr"
+    )
     assert world.ok(NET, save=["net"]).text(kind="stderr") == ""
 
 
