@@ -52,6 +52,7 @@ from jupyter_llmcloud.training import (
     warned,
 )
 from jupyter_llmcloud.training.checkpoints import Checkpoints
+from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.process_group import WorldGroup
@@ -119,6 +120,7 @@ class Rank:
         self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.group.store, self.rank)
         self.shell: RankShell | None = None
         self._given: set[str] = set()  # names that every namespace starts with
+        self._libraries = LibraryState()
         self._prepare(request)
 
     def _prepare(self, request: dict[str, Any]) -> None:
@@ -136,7 +138,7 @@ class Rank:
         self.checkpoints.install()
         tracking.attach(self.run)
         launchers.adopt(self.run)
-        sys.argv = ["cell"]  # as of a script that was given no arguments
+        self._libraries.install()
         no_keyboard.install()
         text_bars.install()
         warned.install(self.outlet)
@@ -327,6 +329,7 @@ class Rank:
             )
         )
         _empty_frames(error)
+        self._libraries.take_back()
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []

@@ -41,7 +41,7 @@ class FlatShards:
 
     def full_state(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Gathered through the outermost wrapper: below it, names are those of the whole and values are fragments."""
-        # What is on the CPU already is not copied by offload_to_cpu, and its memory is given back with the gathered one.
+        # offload_to_cpu does not copy what is on the CPU already, and its memory is given back after the gathering.
         is_elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
         config = FullStateDictConfig(offload_to_cpu=is_elsewhere, rank0_only=False)
         with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, config):
