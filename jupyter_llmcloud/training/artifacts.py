@@ -11,12 +11,12 @@ from typing import Any
 import cloudpickle
 import torch
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.core.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training import saved_model
+from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.parallel.agreement import (
     Description,
     agree,
@@ -25,7 +25,6 @@ from jupyter_llmcloud.training.parallel.agreement import (
     group_of,
     unlike_values,
 )
-from jupyter_llmcloud.training.parallel.plans import layout_of
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 
@@ -89,7 +88,7 @@ def _tell_of_unlike_values(unlike: dict[str, str], rank: int) -> None:
 
 def _save_one(name: str, value: Any, folder: Path, writes: bool) -> None:
     if isinstance(value, torch.nn.Module):
-        state = layout_of(value).full_state(value)
+        state = plans.layout_of(value).full_state(value)
         if writes:
             saved_model.write(name, unwrapped(value), state, folder)
     elif writes:
@@ -127,8 +126,8 @@ def _dump(value: Any, file: Any) -> None:
 
 class _PicklerForElsewhere(cloudpickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, DistributedDataParallel):
-            return operator.itemgetter(0), ((value.module,),)
+        if (portable := plans.portable(value)) is not value:
+            return operator.itemgetter(0), ((portable,),)
         if isinstance(value, DTensor):
             raise TypeError(
                 "it is spread over the ranks (DTensor). Gather it in a cell, as in x = x.full_tensor(), and pull that. "
