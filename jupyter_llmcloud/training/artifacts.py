@@ -13,8 +13,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
 from jupyter_llmcloud.training import saved_model
 from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.parallel.agreement import (

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.parallel.unwrap import plain_name, unwrapped
-from jupyter_llmcloud.training.passes import ResumeMissed
 
 
 class FlatShards:

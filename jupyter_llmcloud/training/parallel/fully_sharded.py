@@ -8,7 +8,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from jupyter_llmcloud.training import shards
+from jupyter_llmcloud.training.checkpoint import sharded_tensors
 from jupyter_llmcloud.training.parallel.unwrap import plain_name, unwrapped
 from jupyter_llmcloud.training.parallel.whole import Whole
 
@@ -18,17 +18,17 @@ class FullyShards(Whole):
 
     def holds(self, model: torch.nn.Module) -> bool:
         """Whether one of its parameters is spread."""
-        return shards.is_sharded(model.parameters())
+        return sharded_tensors.is_sharded(model.parameters())
 
     def state(self, model: torch.nn.Module) -> dict[str, Any]:
         """The shards of this rank, with how they are cut."""
-        return dict(shards.localize(super().state(model)))
+        return dict(sharded_tensors.localize(super().state(model)))
 
     def put(self, model: torch.nn.Module, state: dict[str, Any]) -> None:
         """Load shards as the model is cut now."""
         settle(model)
         now = unwrapped(model).state_dict()
-        super().put(model, shards.spread(state, lambda path: now[path[0]]))
+        super().put(model, sharded_tensors.spread(state, lambda path: now[path[0]]))
 
     def full_state(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Every tensor put together; tied ones stay one."""

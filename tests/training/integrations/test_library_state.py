@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.worlds import Ranks
+from tests.support.worlds import Ranks
 
 MODEL = """
 import torch
