@@ -22,10 +22,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from jupyter_llmcloud.core.messages import Execute
 from jupyter_llmcloud.core.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
-from jupyter_llmcloud.training import checkpoint_files, following, loops, own_modules, trainings
+from jupyter_llmcloud.training import checkpoint_files, following, loops
 from jupyter_llmcloud.training.cell_state import CellState
 from jupyter_llmcloud.training.outlet import Outlet
-from jupyter_llmcloud.training.passes import Position, StepCount
+from jupyter_llmcloud.training.passes import Position, ResumeMissed, StepCount
 from jupyter_llmcloud.training.resuming import Place
 from jupyter_llmcloud.training.steps import Steps
 
@@ -76,10 +76,8 @@ class Checkpoints:
         """Look at optimizers, loaders and loops from now on. Called once, in a rank."""
         register_optimizer_step_pre_hook(self.before_step)
         register_optimizer_step_post_hook(self.after_step)
-        following.install(self.place)
+        following.number_loaders(self.place)
         loops.install(self.place)
-        own_modules.install()
-        trainings.install(self.place.trainings)
 
     def _clear(self) -> None:
         self.state.clear()
@@ -103,10 +101,18 @@ class Checkpoints:
         self._asks = bool(_ASKS.search(cell.code))
         self.resumed_step = 0
         self.follows = bool(cell.checkpoint_every or cell.max_restarts or self._asks or cell.resume)
+        if self.follows and (problem := following.why_not()):
+            self._cannot_track(cell, problem)
         self.replaying = bool(cell.resume)
         self._saved = self.state.load(cell) if cell.resume else None
         self.place.begin_cell(self.follows, self._saved["position"] if self._saved else None, cell.filename)
         self.outlet.muted = self.replaying
+
+    def _cannot_track(self, cell: Execute, problem: str) -> None:
+        if cell.resume:
+            raise ResumeMissed(problem)
+        self.follows = False
+        self.outlet.warning("stderr", problem + "\n")
 
     def end(self, error: BaseException | None) -> None:
         """The cell has ended. Raises ResumeMissed when it should have been resumed on the way."""

@@ -41,6 +41,7 @@ from jupyter_llmcloud.core.rank_messages import (
 )
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.ring import RingWriter
+from jupyter_llmcloud.system import patching
 from jupyter_llmcloud.training import (
     artifacts,
     launchers,
@@ -53,6 +54,7 @@ from jupyter_llmcloud.training import (
     wrapped_models,
 )
 from jupyter_llmcloud.training.checkpoints import Checkpoints
+from jupyter_llmcloud.training.following import Hooks
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.process_group import WorldGroup
 from jupyter_llmcloud.training.run import Run
@@ -117,6 +119,7 @@ class Rank:
         self.run = Run(self.outlet, self.rank, self.world_size)
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
         self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.group.store, self.rank)
+        self.hooks = Hooks(self.checkpoints.place)
         self.shell: RankShell | None = None
         self._given: set[str] = set()  # names that every namespace starts with
         self._prepare(request)
@@ -305,8 +308,13 @@ class Rank:
             self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
             self.checkpoints.begin(cell, shell.user_ns, self._given)
+            if self.checkpoints.follows:
+                self.hooks.begin(shell.compile.code)
+            for notice in [] if self.checkpoints.replaying else patching.take_notices():
+                self.outlet.warning("stderr", notice + "\n")
             error = shell.run(cell)
             self.checkpoints.end(error)
+            self.hooks.end()  # what is pulled and saved is as it was written
             if error is None:
                 ended = self._collect(cell, shell)
             self.executing = False
@@ -314,6 +322,7 @@ class Rank:
             self.executing = False
             error = raised
         self.checkpoints.close()
+        self.hooks.end()
         self.watchdog.end()
         self.outlet.send(
             CellEnded(

@@ -7,13 +7,14 @@ remembered with its arguments, and initialised again on the new group; parameter
 
 from __future__ import annotations
 
-import functools
 import weakref
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+from jupyter_llmcloud.training import patches
 
 _arguments: weakref.WeakKeyDictionary[DistributedDataParallel, dict[str, Any]] = weakref.WeakKeyDictionary()
 _original_init = DistributedDataParallel.__init__
@@ -22,13 +23,15 @@ _original_init = DistributedDataParallel.__init__
 def remember_wrappers() -> None:
     """From now on remember how each DDP wrapper was made. Called once, in a rank."""
 
-    @functools.wraps(_original_init)
-    def __init__(self: DistributedDataParallel, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        _original_init(self, module, *args, **kwargs)
-        if not args and kwargs.get("process_group") is None and kwargs.get("device_mesh") is None:
-            _arguments[self] = kwargs
+    def make(original: Any) -> Any:
+        def __init__(self: DistributedDataParallel, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+            original(self, module, *args, **kwargs)
+            if not args and kwargs.get("process_group") is None and kwargs.get("device_mesh") is None:
+                _arguments[self] = kwargs
 
-    DistributedDataParallel.__init__ = __init__  # type: ignore[method-assign]
+        return __init__
+
+    patches.DDP_WRAPPERS.apply({"torch.nn.parallel:DistributedDataParallel.__init__": make})
 
 
 def wrap_again() -> int:
