@@ -202,7 +202,7 @@ EXIT_ADVICE = Patch(
     why="SystemExit in a cell makes IPython advise keys that a rank has not.",
     without="After sys.exit() in a cell IPython's advice is shown.",
     checked=_IPYTHON,
-    targets={"IPython.core.interactiveshell:warn": ("message",)},
+    targets={"IPython.core.interactiveshell:warn": None},  # a built-in function
 )
 FAILING_LINES = Patch(
     feature="The failing line in tracebacks of cells",
