@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $
 FRONT_END := $(wildcard labextension/src/*.ts labextension/style/* labextension/*.json labextension/yarn.lock)
 ARGS ?=
 
-.PHONY: help setup demo lab test bench lint chaos
+.PHONY: help setup demo lab test bench lint chaos compat
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ lint: $(BUILT)  ## ruff, mypy, the import rules, the types of the front end
 
 chaos: $(BUILT)  ## inject the faults that the promises are about
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+compat: $(BUILT)  ## the core with the oldest and the newest libraries that are allowed, on Python 3.12 and 3.13
+	.ci/compat oldest $(ARGS)
+	.ci/compat newest $(ARGS)
 
 # torch first and then held: a resolver that backtracks would otherwise try every build of it.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

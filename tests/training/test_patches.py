@@ -14,8 +14,6 @@ from jupyter_llmcloud.training import patches
 from tests.resuming import FUNCTIONS, cell, results, resumed, same
 from tests.worlds import AgentProcess, Outcome, Ranks
 
-pytestmark = pytest.mark.compat
-
 TRACKED: dict[str, Any] = {"checkpoint_every": 2, "max_restarts": 1}
 ALWAYS = {target for patch in patches.CATALOGUE if patch not in patches.WHILE_TRACKED for target in patch.targets}
 FOUND = """
@@ -27,7 +25,7 @@ def ours(value):
 
 found = set()
 for name, module in list(sys.modules.items()):
-    if name.startswith(("jupyter_llmcloud", "__main__")) or not isinstance(module, types.ModuleType):
+    if name.startswith(("jupyter_llmcloud", "__main__", "__mp_main__")) or not isinstance(module, types.ModuleType):
         continue
     for key, value in list(vars(module).items()):
         if ours(value):
