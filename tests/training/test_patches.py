@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.training import patches
-from tests.resuming import FUNCTIONS, cell, results, resumed, same
-from tests.worlds import AgentProcess, Outcome, Ranks
+from tests.support.resuming import FUNCTIONS, cell, results, resumed, same
+from tests.support.worlds import AgentProcess, Outcome, Ranks
 
 TRACKED: dict[str, Any] = {"checkpoint_every": 2, "max_restarts": 1}
 ALWAYS = {target for patch in patches.CATALOGUE if patch not in patches.WHILE_TRACKED for target in patch.targets}
