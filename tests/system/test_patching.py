@@ -19,15 +19,10 @@ PACKAGE = Path(patching.__file__).parents[1]
 OWN_STATE = {
     # What is set there is state of an object that is ours to set, not a function of another package.
     ("training/rank.py", "sys.argv"),
-    ("training/shell.py", "sys.stdout"),
-    ("training/shell.py", "sys.stderr"),
-    ("training/process_group.py", "c10d._world.group_count"),
     ("training/group/process_group.py", "c10d._world.group_count"),
     ("training/shell/shell.py", "sys.stdout"),
     ("training/shell/shell.py", "sys.stderr"),
-    ("training/loops.py", "builtins.LOOP_FUNCTION"),  # a name of our own
-    ("training/resume/loop_tracking.py", "builtins.LOOP_FUNCTION"),
-    ("training/process_group.py", "os.environ"),
+    ("training/resume/loop_tracking.py", "builtins.LOOP_FUNCTION"),  # a name of our own
     ("training/group/process_group.py", "os.environ"),
 }
 

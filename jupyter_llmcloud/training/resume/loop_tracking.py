@@ -1,9 +1,10 @@
 """The `for` loops of a cell: which are running, how far they are, and how to get back there.
 
-In a cell that is tracked, the loops of cells, and of the user's own modules, have their iterable in a `Loop`. At any
-moment the running loops, outermost first, and the number of items each has delivered say where the cell is. On the way
-back, each loop of a saved place throws away the items it had finished without running its body, and delivers the one it
-was at. In every other cell, and in whatever leaves the rank, functions have the code that Python makes of their source.
+In a cell that is tracked, the loops of cells, and of the user's own modules, have their iterable in a `TrackedLoop`.
+At any moment the running loops, outermost first, and the number of items each has delivered say where the cell is. On
+the way back, each loop of a saved place throws away the items it had finished without running its body, and delivers
+the one it was at. In every other cell, and in whatever leaves the rank, functions have the code that Python makes of
+their source.
 """
 
 from __future__ import annotations
