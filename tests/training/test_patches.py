@@ -25,7 +25,9 @@ def ours(value):
 
 found = set()
 for name, module in list(sys.modules.items()):
-    if name.startswith(("jupyter_llmcloud", "__main__", "__mp_main__")) or not isinstance(module, types.ModuleType):
+    if name.startswith(("jupyter_llmcloud", "__main__", "__mp_main__")) or name in patching.applied():
+        continue
+    if not isinstance(module, types.ModuleType):
         continue
     for key, value in list(vars(module).items()):
         if ours(value):
