@@ -44,6 +44,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     StopAt,
 )
 from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
+from jupyter_llmcloud.system import patching
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
@@ -56,6 +57,7 @@ from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
 from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, no_stdin
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
@@ -115,6 +117,7 @@ class Rank:
         self.run = Run(self.outlet, self.rank, self.world_size)
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
         self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.group.store, self.rank)
+        self.hooks = Hooks(self.checkpoints.place)
         self.shell: RankShell | None = None
         self._given: set[str] = set()  # names that every namespace starts with
         self._libraries = LibraryState()
@@ -311,8 +314,13 @@ class Rank:
             self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
             self.checkpoints.begin(cell, shell.user_ns, self._given)
+            if self.checkpoints.follows:
+                self.hooks.begin(shell.compile.code)
+            for notice in [] if self.checkpoints.replaying else patching.take_notices():
+                self.outlet.warning("stderr", notice + "\n")
             error = shell.run(cell)
             self.checkpoints.end(error)
+            self.hooks.end()  # what is pulled and saved is as it was written
             if error is None:
                 ended = self._collect(cell, shell)
             self.executing = False
@@ -320,6 +328,7 @@ class Rank:
             self.executing = False
             error = raised
         self.checkpoints.close()
+        self.hooks.end()
         self.watchdog.end()
         self.outlet.send(
             CellEnded(
