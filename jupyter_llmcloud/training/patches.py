@@ -114,6 +114,27 @@ NOTEBOOK_BARS = Patch(
     targets={"tqdm.notebook": None},
 )
 
+# --- state of libraries that ends with its cell ----------------------------------------------------------------------
+
+ENVIRONMENT = Patch(
+    feature="Taking back environment variables that a library has set in a cell",
+    why="Only who writes a variable tells whether it is the library's or the cell's; os.environ keeps no account.",
+    without="Training works; after a cell with a DeepSpeed or FSDP plugin restart the world.",
+    checked=_PYTHON,
+    targets={"os:_Environ.__setitem__": ("key", "value"), "os:_Environ.__delitem__": ("key",)},
+)
+ACCUMULATION = Patch(
+    feature="Ending a window of gradient accumulation with its cell",
+    why="All Accelerators of a process share one state of accumulation, for which Accelerate has no hook.",
+    without="Training works; a cell that ends inside such a window should be the last of its world.",
+    checked=_ACCELERATE,
+    targets={
+        "accelerate:Accelerator.__init__": (),
+        "accelerate:Accelerator.accumulate": (),
+        "accelerate:Accelerator.backward": (),
+    },
+)
+
 # --- launchers and process groups ------------------------------------------------------------------------------------
 
 LAUNCHERS = Patch(
@@ -214,6 +235,7 @@ FAILING_LINES = Patch(
 
 CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
+    *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES),

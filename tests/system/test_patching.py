@@ -18,7 +18,7 @@ from jupyter_llmcloud.system.patching import Patch
 PACKAGE = Path(patching.__file__).parents[1]
 OWN_STATE = {
     # What is set there is state of an object that is ours to set, not a function of another package.
-    ("training/rank.py", "sys.argv"),
+    ("training/integrations/library_state.py", "sys.argv"),
     ("training/group/process_group.py", "c10d._world.group_count"),
     ("training/shell/shell.py", "sys.stdout"),
     ("training/shell/shell.py", "sys.stderr"),

@@ -36,7 +36,7 @@ BATCHING = Patch(
         "transformers:ContinuousBatchingManager.cancel_request": ("request_id",),
         "transformers:ContinuousBatchingManager.stop": (),
         "transformers:ContinuousBatchingManager.warmup": (),
-        "transformers:PreTrainedModel.init_continuous_batching": (),
+        "transformers:GenerationMixin.init_continuous_batching": (),
         f"{_PROCESSORS}.__call__": ("input_ids", "scores", "logits_processor_args"),
         f"{_PROCESSORS}.prepare_tensor_args": ("requests_in_batch", "arg_storage"),
         f"{_PROCESSORS}.fill_defaults": (),

@@ -38,13 +38,10 @@ class DataParallel(Whole):
         """Stand in for the wrapper's constructor, which Accelerate, a Trainer and the cell itself call."""
         plan = self
 
-        def make(original: Any) -> Any:
-            def __init__(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
-                plan.prepare(self, *args, **kwargs)
+        def __init__(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
+            plan.prepare(self, *args, **kwargs)
 
-            return __init__
-
-        patches.DDP_WRAPPERS.apply({"torch.nn.parallel:DistributedDataParallel.__init__": make})
+        patches.DDP_WRAPPERS.apply({"torch.nn.parallel:DistributedDataParallel.__init__": lambda _: __init__})
 
     def prepare(self, model: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
         """Initialise a wrapper; one on a group of its own making cannot be rebuilt, and is not remembered."""
