@@ -75,7 +75,7 @@ def _attach_to_accelerator() -> None:
             AcceleratorState._reset_state()
         original(self, *args, **kwargs)
         self.trackers = [*self.trackers, RunTracker()]  # init_trackers() adds those of log_with to it
-        if _run is not None and _run.checkpoints is not None:
+        if _run is not None:
             _run.checkpoints.note_accelerator(self)
 
     __init__.__doc__ = original.__doc__
