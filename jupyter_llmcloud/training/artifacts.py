@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
+from jupyter_llmcloud.system.atomic_files import publish_folder
 from jupyter_llmcloud.training import saved_model
 from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.parallel.agreement import (
@@ -43,7 +44,7 @@ def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[
     agree(described)
     if rank == ranks[0]:
         _tell_of_unlike_values(unlike_values(described), rank)
-    staging = folder.with_name(folder.name + ".aside")
+    staging = folder.with_name(f".{folder.name}.staging")
     if rank == ranks[0]:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -55,8 +56,7 @@ def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[
             shutil.rmtree(staging, ignore_errors=True)
         raise
     if rank == ranks[0]:
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
+        publish_folder(staging, folder, durable=False)  # the cell does not wait for gigabytes to be on the disk
     return {"model": folder.name}
 
 

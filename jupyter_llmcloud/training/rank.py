@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.protocol.agent_messages import Done, Execute, Names, Pull, Push, Refused
-from jupyter_llmcloud.protocol.frames import Decoder, Message
+from jupyter_llmcloud.errors import LLMCloudError, ProtocolError, UsageError
+from jupyter_llmcloud.protocol.agent_messages import Execute, Names, NamesFound, Pull, Pulled, Push
+from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, replace
 from jupyter_llmcloud.protocol.rank_messages import (
     CellEnded,
-    DumpStacks,
+    DumpRankStacks,
     Exit,
+    ForkRank,
+    ForkStore,
     Interrupt,
     Join,
     Joined,
@@ -38,6 +41,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     StepTold,
     StopAt,
 )
+from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.control import ControlSocket
@@ -63,28 +67,26 @@ _ECHO_OF_A_PEER = re.compile(
 _COLLECTIVES = re.compile(r"/torch/(distributed|autograd)/")
 
 
-def begin(request: dict[str, Any], fds: list[int]) -> int:
+def begin(request: ForkRank | ForkStore, fds: list[int]) -> int:
     """The first thing a forked child does. Returns its exit status, if it returns."""
     os.setsid()
     os.dup2(fds[1], 1)
     os.dup2(fds[2], 2)
     for fd in fds[1:3]:
         os.close(fd)
-    os.environ.update(request["env"])
-    if request["role"] == "store":
+    os.environ.update(request.env)
+    if isinstance(request, ForkStore):
         return hold_store(fds[0], request)
     return Rank(socket.socket(fileno=fds[0]), RingWriter(fds[3]), request).serve()
 
 
-def hold_store(control: int, request: dict[str, Any]) -> int:
+def hold_store(control: int, request: ForkStore) -> int:
     """Own the world's TCPStore on the agent's listening socket until the agent closes the control socket."""
     import torch.distributed as dist
 
     sock = socket.socket(fileno=control)
     _, (listener,), _, _ = socket.recv_fds(sock, 1, 1)
-    store = dist.TCPStore(
-        request["host"], request["port"], is_master=True, wait_for_workers=False, master_listen_fd=listener
-    )
+    store = dist.TCPStore(request.host, request.port, is_master=True, wait_for_workers=False, master_listen_fd=listener)
     sock.sendall(b"+")
     sock.recv(1)
     del store
@@ -94,17 +96,15 @@ def hold_store(control: int, request: dict[str, Any]) -> int:
 class Rank:
     """One training process that keeps its variables between cells."""
 
-    def __init__(self, sock: socket.socket, ring: RingWriter, request: dict[str, Any]) -> None:
+    def __init__(self, sock: socket.socket, ring: RingWriter, request: ForkRank) -> None:
         faulthandler.enable()
         signal.signal(signal.SIGINT, self._on_sigint)
-        self._control_socket = ControlSocket(sock, request["until"])
+        self._control_socket = ControlSocket(sock, request.until)
         self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.executing = False
         self.outlet = Outlet(sock, ring)
         self.steps = Steps()
-        self.group = WorldGroup(
-            request["store"], request["rank"], request["world_size"], request["backend"], _device(request)
-        )
+        self.group = WorldGroup(request.store, request.rank, request.world_size, request.backend, _device(request))
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
         self.checkpoints = Checkpoints(self.outlet, self.steps, lambda: self.group.store, self.group.rank)
         self.run = Run(self.outlet, self.group.rank, self.group.world_size, self.checkpoints)
@@ -112,12 +112,12 @@ class Rank:
         self._libraries = LibraryState()
         self._prepare(request)
 
-    def _prepare(self, request: dict[str, Any]) -> None:
+    def _prepare(self, request: ForkRank) -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         random.seed()
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()
-        if (folder := request.get("cwd")) and Path(folder).is_dir():
+        if (folder := request.cwd) and Path(folder).is_dir():
             os.chdir(folder)
             sys.path.insert(0, folder)
         process_group.adopt(lambda: self.group)
@@ -145,10 +145,13 @@ class Rank:
                 continue  # came a moment after the cell had ended
 
     def _listen(self) -> None:
-        decoder = Decoder()
-        while data := self._control_socket.receive():
-            for message in decoder.feed(data):
-                self._control(message)
+        decoder = Decoder("the node agent")
+        try:
+            while data := self._control_socket.receive():
+                for message in decoder.feed(data):
+                    self._control(message)
+        except ProtocolError as error:  # an agent of another version, for instance: nobody can be answered
+            os.write(2, f"this rank ends: {error}\n".encode())
         os._exit(0)  # the agent has gone or has closed this rank
 
     def _cell_number(self, filename: str) -> int | None:
@@ -156,8 +159,8 @@ class Rank:
 
     def _control(self, message: Message) -> None:
         match message:
-            case DumpStacks():
-                self.outlet.send(Done(values=self.watchdog.stacks(), reply_to=message.reply_to))
+            case DumpRankStacks():
+                self._answer(message, lambda _: self.watchdog.stacks())
             case Interrupt():
                 self.run.should_stop = True
                 os.kill(os.getpid(), signal.SIGINT)
@@ -195,6 +198,8 @@ class Rank:
                 self._answer(message, self._pull)
             case Names():
                 self._answer(message, self._names)
+            case Unreadable() | Request():
+                self._reply(message, refusal(not_answered(f"rank {self.group.rank}", message)))
 
     def _join(self, wanted: Join) -> None:
         try:
@@ -234,30 +239,32 @@ class Rank:
             )
         return self.shell
 
-    def _answer(self, message: Any, handler: Any) -> None:
+    def _answer(self, request: Any, handler: Callable[[Any], Reply]) -> None:
         try:
-            answer = handler(message)
-        except UsageError as error:
-            answer = Refused(error="UsageError", reason=f"rank {self.group.rank}: {error}")
-        except Exception as error:
-            answer = Refused(error="UsageError", reason=f"rank {self.group.rank}: {type(error).__name__}: {error}")
-        fields = {**answer.__dict__, "reply_to": message.reply_to}
-        self.outlet.send(type(answer)(**fields))
+            reply = handler(request)
+        except Exception as error:  # of what a user has made: it cannot be loaded, or pickled
+            what = str(error) if isinstance(error, LLMCloudError) else f"{type(error).__name__}: {error}"
+            reply = refusal(UsageError(f"rank {self.group.rank}: {what}"))
+        self._reply(request, reply)
 
-    def _push(self, message: Push) -> Message:
+    def _reply(self, request: Any, reply: Reply) -> None:
+        if request.number:
+            self.outlet.send(replace(reply, reply_to=request.number))
+
+    def _push(self, message: Push) -> Done:
         self._start_shell().user_ns.update(cloudpickle.loads(message.payload))
         return Done()
 
-    def _pull(self, message: Pull) -> Message:
-        return Done(payload=self._pickled(message.names))
+    def _pull(self, message: Pull) -> Pulled:
+        return Pulled(payload=self._pickled(message.names))
 
-    def _names(self, message: Names) -> Message:
+    def _names(self, message: Names) -> NamesFound:
         shell = self._start_shell()
         namespace = shell.user_ns
         missing = [name for name in message.names if name not in namespace]
         own = [name for name in namespace if name not in shell.initial_names and not name.startswith("_")]
         imported = [name for name in own if _is_imported(namespace[name])]
-        return Done(values={"missing": missing, "own": own, "imported": imported})
+        return NamesFound(missing=missing, own=own, imported=imported)
 
     def _pickled(self, names: list[str], what: str = "%pull") -> bytes:
         namespace = self._start_shell().user_ns
@@ -299,7 +306,7 @@ class Rank:
                 interrupted=isinstance(error, KeyboardInterrupt),
                 in_group=self.group.is_usable,
                 groups=self.watchdog.collectives.state(),
-                reply_to=cell.reply_to,
+                reply_to=cell.number,
                 **ended,
             )
         )
@@ -363,8 +370,8 @@ def _empty_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _device(request: dict[str, Any]) -> torch.device:
-    if not request["gpu"]:
+def _device(request: ForkRank) -> torch.device:
+    if not request.gpu:
         return torch.device("cpu")
     local_rank = int(os.environ["LOCAL_RANK"])
     torch.cuda.set_device(local_rank)
