@@ -76,7 +76,7 @@ def _make_init(original: Any) -> Any:
             AcceleratorState._reset_state()
         original(self, *args, **kwargs)
         self.trackers = [*self.trackers, RunTracker()]  # init_trackers() adds those of log_with to it
-        if _run is not None and _run.checkpoints is not None:
+        if _run is not None:
             _run.checkpoints.note_accelerator(self)
 
     return __init__

@@ -141,6 +141,7 @@ class RankShell(InteractiveShell):
     compile: CellCompiler
     last_traceback: list[str]
     given: dict[str, Any]  # what every namespace has
+    initial_names: set[str]  # those of the namespace before the first cell
     is_drawing = False  # a Stop that comes while a traceback is drawn has been obeyed already
 
     def init_io(self) -> None:
@@ -241,6 +242,7 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
     shell = make_shell()
     shell.outlet = outlet
     shell.give(**namespace)
+    shell.initial_names = set(shell.user_ns)
     return shell
 
 
