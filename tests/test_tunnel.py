@@ -182,7 +182,7 @@ def test_a_scheduler_that_passes_everything_on_may_be_killed_under_a_run() -> No
                 code = "import time\nfor i in range(300):\n    print('line', i, flush=True)\n    time.sleep(0.04)"
                 cell = Execute(world_id="w", run_id="long", name="long", code=code, folder=str(folder.path))
                 await kernel.request(replace(cell, background=True))
-                before = (await kernel.request(DescribeWorld(world_id="w"))).values["ranks"]
+                before = (await kernel.request(DescribeWorld(world_id="w"))).ranks
             await _soon(lambda: _have_written(folder, 20))
             [record] = await pool.list()
             os.kill(record.pid, signal.SIGKILL)
@@ -194,7 +194,7 @@ def test_a_scheduler_that_passes_everything_on_may_be_killed_under_a_run() -> No
                 text = "".join(row["text"] for number, row in folder.records("logs") if number == rank)
                 assert text == "".join(f"line {i}\n" for i in range(300))
             async with await AgentConnection.open(leader) as kernel:
-                after = (await kernel.request(DescribeWorld(world_id="w"))).values["ranks"]
+                after = (await kernel.request(DescribeWorld(world_id="w"))).ranks
                 await kernel.request(StopWorld(world_id="w"))
             assert [row["pid"] for row in before] == [row["pid"] for row in after]
 

@@ -16,7 +16,16 @@ import pytest
 
 from jupyter_llmcloud.agent.__main__ import environment
 from jupyter_llmcloud.agent.client import AgentChannel
-from jupyter_llmcloud.core.messages import Describe, Done, RunEnded, StartWorld, StopRun, StopWorld, Subscribe
+from jupyter_llmcloud.core.messages import (
+    Describe,
+    RunEnded,
+    ScaleCluster,
+    StartWorld,
+    StopRun,
+    StopWorld,
+    Submitted,
+    Subscribe,
+)
 from jupyter_llmcloud.errors import CapacityError, LLMCloudError, NameTaken, NotFound, UsageError
 from tests.worlds import NUM_SLOTS, AgentProcess, Ranks, alive, family, until
 
@@ -100,7 +109,7 @@ def test_what_is_heard_is_what_is_on_disk(world: Ranks) -> None:
 def test_a_background_run_goes_on_while_nobody_is_connected(node_agent: AgentProcess) -> None:
     ranks = Ranks(node_agent)
     running = ranks.send("import time\nfor i in range(20):\n    run.log(i=i)\n    time.sleep(0.01)", background=True)
-    assert isinstance(ranks.channel.receive(5), Done)
+    assert isinstance(ranks.channel.receive(5), Submitted)
     ranks.channel.close()
     folder = running.outcome.folder
     until(lambda: (folder.path / "run.json").exists() and not folder.read().is_active, "the run has ended")
@@ -153,7 +162,7 @@ def test_a_background_run_that_was_stopped_in_the_queue_has_an_end(world: Ranks)
     first = world.send("import time\nprint('in it')\ntime.sleep(100)").wait_for("in it", times=2)
     other = world.beside()
     second = other.send("never = 1", background=True)
-    until(lambda: isinstance(other.channel.receive(5), Done), "it is accepted")
+    until(lambda: isinstance(other.channel.receive(5), Submitted), "it is accepted")
     assert second.outcome.folder.read().state == "queued"
     second.stop()
     until(lambda: second.outcome.folder.read().state == "stopped", "its end is recorded")
@@ -305,8 +314,8 @@ def test_garbage_on_the_socket_hurts_nobody(world: Ranks) -> None:
 
 
 def test_an_unknown_request_is_refused(world: Ranks) -> None:
-    with pytest.raises(LLMCloudError, match="does not answer RunEnded"):
-        world.channel.request(RunEnded(run_id="x", state="y"))
+    with pytest.raises(LLMCloudError, match="the node agent does not answer ScaleCluster"):
+        world.channel.request(ScaleCluster(workers=2))
 
 
 def test_a_precision_the_ranks_cannot_do_is_refused(world: Ranks) -> None:
@@ -323,7 +332,7 @@ def test_the_agent_announces_where_it_is(node_agent: AgentProcess) -> None:
 
 def _free(agent: AgentProcess) -> int:
     with contextlib.closing(agent.channel()) as channel:
-        return int(channel.request(Describe()).values["free_slots"])
+        return int(channel.request(Describe()).free_slots)
 
 
 def test_a_cell_that_waited_in_the_queue_of_a_world_that_ends_is_recorded_as_failed(

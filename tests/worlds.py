@@ -22,8 +22,7 @@ import cloudpickle
 import psutil
 import pytest
 
-from jupyter_llmcloud.agent.client import AgentChannel, raise_refusal
-from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.agent.client import AgentChannel
 from jupyter_llmcloud.core.messages import (
     DescribeWorld,
     Execute,
@@ -31,7 +30,6 @@ from jupyter_llmcloud.core.messages import (
     Pull,
     Push,
     RankState,
-    Refused,
     RenewLease,
     RunEnded,
     Shutdown,
@@ -40,6 +38,7 @@ from jupyter_llmcloud.core.messages import (
     StopWorld,
 )
 from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.protocol.rpc import Refused, restored
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 DEADLINE_S = 60.0
@@ -256,7 +255,7 @@ class Running:
                 self.outcome.ended = message
                 return True
             case Refused(reply_to=self.number):
-                raise_refusal(message)
+                raise restored(message)
         return False
 
 
@@ -319,11 +318,11 @@ class Ranks:
         self.channel.request(Push(world_id=self.world_id, ranks=list(ranks), payload=cloudpickle.dumps(values)))
 
     def pull(self, name: str, rank: int = 0) -> Any:
-        answer: Message = self.channel.request(Pull(world_id=self.world_id, names=[name], rank=rank))
-        return cloudpickle.loads(answer.payload)[name]
+        pulled = self.channel.request(Pull(world_id=self.world_id, names=[name], rank=rank))
+        return cloudpickle.loads(pulled.payload)[name]
 
     def describe(self) -> dict[str, Any]:
-        return self.channel.request(DescribeWorld(world_id=self.world_id)).values
+        return self.channel.request(DescribeWorld(world_id=self.world_id)).as_dict()
 
     def pids(self) -> list[int]:
         return [row["pid"] for row in self.describe()["ranks"]]

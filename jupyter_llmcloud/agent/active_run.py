@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.connection import Connection
@@ -13,7 +12,7 @@ from jupyter_llmcloud.agent.hang_watch import HangWatch
 from jupyter_llmcloud.agent.run_checkpoints import RunCheckpoints
 from jupyter_llmcloud.agent.run_files import RunFiles
 from jupyter_llmcloud.core import lifecycle
-from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.core.frames import Message, replace
 from jupyter_llmcloud.core.lifecycle import (
     Instruction,
     RankDied,
@@ -137,7 +136,7 @@ class ActiveRun:
             return
         if decision.why:
             self._note(f"not executed again: {decision.why}")
-        self._end(lost if decision.why else replace(lost, state="stopped"))
+        self._end(lost if decision.why else lifecycle.Finish("stopped", None, True, ()))
 
     def hand_over(self) -> None:
         """Another agent leads the run: nothing more of it is written or told here."""

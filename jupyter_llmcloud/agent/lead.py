@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.leading import Leading
+from jupyter_llmcloud.core.frames import replace
 from jupyter_llmcloud.core.link import TAKES_OVER
 from jupyter_llmcloud.core.messages import Execute, StartWorld
 from jupyter_llmcloud.core.rank_messages import StandBy
@@ -59,7 +59,7 @@ class Lead:
 
     async def begin(self, cell: Execute, definitions: list[Execute], num_threads: Mapping[int, int]) -> None:
         """Claim the first term and write down what another agent needs. Raises OSError."""
-        spec = replace(self._spec, num_threads={str(rank): number for rank, number in num_threads.items()})
+        spec = replace(self._spec, num_threads=dict(num_threads))
         await asyncio.to_thread(self._leadership.save, spec, cell, definitions)
         await self.claim()
 

@@ -6,9 +6,9 @@ import asyncio
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 from jupyter_llmcloud.agent.zygote import Zygote
+from jupyter_llmcloud.core.rank_messages import ForkStore
 
 NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.no_names; man 5 resolv.conf
 
@@ -31,13 +31,8 @@ class Store:
             ours, theirs = socket.socketpair()
             log = os.open(self._log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
             try:
-                request: dict[str, Any] = {
-                    "role": "store",
-                    "host": host,
-                    "port": port,
-                    "env": NO_NAMES,
-                }
-                await zygote.fork(self.name, request, [theirs.fileno(), log, log])
+                request = ForkStore(name=self.name, host=host, port=port, env=NO_NAMES)
+                await zygote.fork(request, [theirs.fileno(), log, log])
                 socket.send_fds(ours, [b"+"], [listener.fileno()])
             finally:
                 theirs.close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.active_run import ActiveRun
 from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.agent.lead import Lead
+from jupyter_llmcloud.core.frames import replace
 from jupyter_llmcloud.core.lifecycle import Finish
 from jupyter_llmcloud.core.messages import Execute, RankState, RunEnded
 from jupyter_llmcloud.errors import Busy, LLMCloudError, NotFound, WorldError
@@ -119,7 +119,7 @@ class WorldRuns:
         self._world.cells[cell.filename] = cell.execution_count
         record = self._record(cell)
         folder = RunFolder(Path(cell.folder))
-        self.active = ActiveRun(replace(cell, ranks=record.ranks, reply_to=0), self._world.links, record, folder)
+        self.active = ActiveRun(replace(cell, ranks=record.ranks, number=0), self._world.links, record, folder)
         if connection is not None:
             self.active.followers.add(connection)
         try:

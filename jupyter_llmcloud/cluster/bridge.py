@@ -19,8 +19,8 @@ from jupyter_llmcloud.agent.connection import AGENT_SOCKET
 from jupyter_llmcloud.cluster.carrying import carry
 from jupyter_llmcloud.cluster.ways import Ways
 from jupyter_llmcloud.core.frames import encode
-from jupyter_llmcloud.core.messages import Refused
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
+from jupyter_llmcloud.protocol.rpc import refusal
 
 
 class Bridge:
@@ -54,7 +54,7 @@ class Bridge:
             await carry(comm, reader, writer)
         except (ConnectionLost, NotFound) as error:
             if Path(self.target).name == AGENT_SOCKET:
-                writer.write(encode(Refused(error=type(error).__name__, reason=str(error))))
+                writer.write(encode(refusal(error)))
         except (OSError, asyncio.CancelledError):
             pass  # whoever is connected here sees the end of the stream
         finally:

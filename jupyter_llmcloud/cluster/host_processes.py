@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,9 +20,9 @@ from jupyter_llmcloud.agent.client import AgentConnection
 from jupyter_llmcloud.cluster import local_agents
 from jupyter_llmcloud.cluster.factory import starts_here
 from jupyter_llmcloud.cluster.record import ClusterRecord, read_record
-from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import StopCluster
 from jupyter_llmcloud.errors import ConnectionLost, UsageError, WorldError
+from jupyter_llmcloud.protocol.rpc import Request
 from jupyter_llmcloud.storage.living import is_process
 
 START_TIMEOUT_S = 300.0
@@ -56,10 +57,10 @@ class HostProcesses:
                     raise WorldError(f"the host process of cluster {record.name!r} ended at its start:\n{words}")
                 await asyncio.sleep(0.02)
 
-    async def ask(self, record: ClusterRecord, message: Message, timeout_s: float = 10.0) -> None:
+    async def ask(self, record: ClusterRecord, request: Request[Any], timeout_s: float = 10.0) -> None:
         """Send a request to a host process; a refusal is raised."""
         async with await AgentConnection.open(record.control) as connection:
-            await connection.request(message, timeout_s)
+            await connection.request(request, timeout_s)
 
     async def stop(self, record: ClusterRecord) -> None:
         """End a cluster with all that runs on it, and wait until it has."""

@@ -60,7 +60,7 @@ def recall(owner: str, leaders: Leaders) -> World | None:
         try:
             channel = AgentChannel(address(), timeout_s=2)
             world = World(channel, known["world_id"], known["cluster"], known["world_size"], leaders)
-            world.world_size = world.describe()["world_size"]
+            world.world_size = world.describe().world_size
         except (ConnectionLost, NotFound):
             continue
         return world
