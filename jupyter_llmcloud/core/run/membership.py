@@ -59,7 +59,7 @@ class Membership:
         generation: of the process group that was joined last, also in vain; -1 before the first.
         dead: ranks whose process has gone.
         must_renew: the process group cannot be used again.
-        is_started: whether there are any ranks; a world that was taken over has none at first.
+        is_started: whether all have ever met; those that have not are started anew, as in a world that was taken over.
     """
 
     size: int
@@ -73,20 +73,21 @@ class Membership:
         """Their numbers."""
         return range(self.size)
 
+    def start(self) -> list[Step]:
+        """What it takes to have the first ranks."""
+        return [Start(tuple(self.ranks)), Join(0)]
+
     def repair(self, has_store: bool = True) -> list[Step]:
         """What it takes until every rank lives and is in the group; nothing when they are.
 
         Raises WorldError when the store by which ranks meet has gone.
         """
         if not self.is_started:
-            everyone = tuple(self.ranks)
-            return [Start(everyone), Join(0), Restore(everyone)]
+            return [*self.start(), Restore(tuple(self.ranks))]
         if not self.dead and not self.must_renew:
             return []
         if not has_store:
-            raise WorldError(
-                "the process that holds the world's store has ended: start new ranks with %world restart."
-            )
+            raise WorldError("the process that holds the world's store has ended: start new ranks with %world restart.")
         dead = tuple(sorted(self.dead))
         return [Replace(dead), Join(self.generation + 1), Restore(dead)]
 
@@ -119,4 +120,4 @@ class Membership:
 
     def joined(self) -> None:
         """All are in the group."""
-        self.must_renew = False
+        self.must_renew, self.is_started = False, True

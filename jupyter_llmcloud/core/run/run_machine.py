@@ -292,7 +292,7 @@ class RunMachine:
     _restart: _Restart | None = None
     _finish: Finish = _LOST  # of the last attempt
     _is_stopping: bool = False
-    _is_claiming: bool = False
+    is_claiming: bool = False  # a claim is under way
     _wants_standby: bool = False
 
     @property
@@ -376,7 +376,7 @@ class RunMachine:
                 return self._resume(restart, None) if restart.again.from_start else [FindResumePoint()]
             case Phase.LOOKING, ResumePointFound(point):
                 return self._resume(restart, point)
-            case (Phase.FINDING_CAPACITY | Phase.HEALING | Phase.LOOKING), RestartFailed(reason):
+            case ((Phase.FINDING_CAPACITY | Phase.HEALING | Phase.LOOKING), RestartFailed(reason)):
                 return self._restart_failed(reason, now, until)
         return []
 
@@ -414,9 +414,9 @@ class RunMachine:
     def _claim(self, phase: Phase) -> list[Instruction]:
         """One claim serves everything that waits for one."""
         self.phase = phase
-        if self._is_claiming:
+        if self.is_claiming:
             return []
-        self._is_claiming = True
+        self.is_claiming = True
         return [Claim(to_end=phase is Phase.ENDING)]
 
     def _leadership(self, event: Event, now: float, until: float) -> list[Instruction]:
@@ -425,10 +425,10 @@ class RunMachine:
                 self._wants_standby = True
                 return self._claim(self.phase)
             case Claimed():
-                self._is_claiming = False
+                self.is_claiming = False
                 return self._claimed()
             case ClaimFailed(reason):
-                self._is_claiming = False
+                self.is_claiming = False
                 if self.phase is Phase.CLAIMING and not self._wants_standby:
                     return self._restart_failed(reason, now, until)
         return self._hand_over()  # who cannot see the run's folder cannot know that it still leads
@@ -449,13 +449,10 @@ class RunMachine:
     # --- time, and the end ---
 
     def _tick(self, now: float) -> list[Instruction]:
-        out: list[Instruction] = []
         if self.deadline is not None and now >= self.deadline:
             self.deadline = None
-            out.append(TimeOut())
-        if self._due is not None and now >= self._due:
-            out += self._find_capacity()
-        return out
+            return [TimeOut()]
+        return self._find_capacity() if self._due is not None and now >= self._due else []
 
     def _stop(self, now: float, until: float) -> list[Instruction]:
         self._is_stopping = True

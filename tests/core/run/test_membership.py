@@ -19,6 +19,7 @@ def test_a_world_in_order_needs_nothing() -> None:
 
 def test_a_world_that_was_taken_over_starts_all_its_ranks_and_restores_them() -> None:
     world = Membership(2)
+    assert world.start() == [Start((0, 1)), Join(0)], "a new world has nothing to restore"
     assert world.repair() == [Start((0, 1)), Join(0), Restore((0, 1))]
     assert world.repair(has_store=False) == world.repair(), "its ranks get a store with their start"
 
@@ -64,6 +65,17 @@ def test_a_new_process_that_dies_while_it_is_started_is_replaced_again() -> None
     world.died(1)
     world.joining(5)
     assert world.repair()[0] == Replace((1,))
+
+
+def test_ranks_that_have_never_met_are_all_started_anew() -> None:
+    world = Membership(2)
+    world.joining(0)
+    world.died(1)
+    assert world.repair()[0] == Start((0, 1))
+    world.dead.clear()
+    world.joining(0)
+    world.joined()
+    assert world.repair() == []
 
 
 def test_ranks_that_could_not_be_replaced_are_still_dead_beside_those_that_died_meanwhile() -> None:

@@ -1,0 +1,276 @@
+"""A world on its leading agent: a set of ranks with one process group. What is executed on them it does not know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from jupyter_llmcloud.agent.definitions import Definitions
+from jupyter_llmcloud.agent.hosted_ranks import RankEvents
+from jupyter_llmcloud.agent.leading import Leading
+from jupyter_llmcloud.agent.local_rank import RankLink
+from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.shares import Shares
+from jupyter_llmcloud.agent.world.rank_calls import RankCalls
+from jupyter_llmcloud.agent.world.rendezvous import Rendezvous
+from jupyter_llmcloud.core.exits import describe_exit
+from jupyter_llmcloud.core.frames import Message
+from jupyter_llmcloud.core.messages import Execute, StartWorld, WorldStacks
+from jupyter_llmcloud.core.rank_messages import Joined, Printed, Release
+from jupyter_llmcloud.core.run import membership
+from jupyter_llmcloud.core.run.membership import Membership, Step
+from jupyter_llmcloud.errors import Busy, UsageError, WorldError
+from jupyter_llmcloud.protocol.rpc import R, Request
+
+Slots = Sequence[dict[str, Any]]
+
+
+class RankListener(Protocol):
+    """Who executes something on the ranks."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is executed now."""
+
+    def on_message(self, rank: int, message: Message) -> None:
+        """A rank says something."""
+
+    def on_death(self, rank: int, name: str, reason: str) -> None:
+        """The process of a rank has gone; `name` is of the error that this is to a run."""
+
+
+class World:
+    """Started by `start`.
+
+    Args:
+        listener: is told what ranks say and when they die.
+
+    Attributes:
+        notes: what became of ranks that were replaced, to be told with the next run.
+        cells: execution counts by the files of notebook cells.
+    """
+
+    def __init__(self, node: NodeServices, spec: StartWorld, listener: RankListener) -> None:
+        self.spec = spec
+        self.members = Membership(sum(share["num_ranks"] for share in spec.agents))
+        self.shares = Shares(node, spec, RankEvents(self._on_message, self._on_exit))
+        self.notes: list[str] = []
+        self.cells: dict[str, int] = {}
+        self.closed = False
+        self._listener = listener
+        self._calls = RankCalls(self.shares.links)
+        self.definitions = Definitions(spec.world_id, self._calls.ask)
+        self._rendezvous = Rendezvous()
+        self._last_words: dict[int, str] = {}
+
+    @property
+    def links(self) -> dict[int, RankLink]:
+        """How to reach each rank."""
+        return self.shares.links
+
+    @property
+    def world_id(self) -> str:
+        """Its name."""
+        return self.spec.world_id
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.members.size
+
+    @property
+    def generation(self) -> int:
+        """Of the process group."""
+        return self.members.generation
+
+    @property
+    def followers(self) -> list[Leading]:
+        """The links to the other agents that host ranks."""
+        return self.shares.followers
+
+    @property
+    def num_threads(self) -> Mapping[int, int]:
+        """Of each rank."""
+        return self.shares.num_threads
+
+    @property
+    def replay_cells(self) -> list[Execute]:
+        """The definition cells that were executed, in their order."""
+        return self.definitions.cells
+
+    def inherit(self, num_ranks: int, definitions: list[Execute]) -> None:
+        """Be like the world that a run had under a leader that has gone."""
+        self.members.size = num_ranks
+        self.definitions.cells = definitions
+
+    def live_until(self, until: float | None) -> None:
+        """The ranks of this agent end at this time of its clock (None: they do not), unless they are told another."""
+        self.shares.live_until(until)
+
+    def take_notes(self) -> list[str]:
+        """What became of ranks, once."""
+        notes, self.notes = self.notes, []
+        return notes
+
+    def needs_renewal(self, must_renew: bool) -> None:
+        """A run has ended; whether it left the process group in a state that cannot be used."""
+        self.members.must_renew |= must_renew
+
+    # --- start and end ---
+
+    async def start(self) -> None:
+        """Fork the ranks on every agent and join them to one process group."""
+        try:
+            await self._carry_out(self.members.start(), self.spec.agents)
+        except BaseException:
+            self.close("the world was stopped.")
+            raise
+
+    def leave(self) -> None:
+        """Another agent goes on with what is executed here: the ranks end, those elsewhere when they notice."""
+        self.closed = True
+        self.shares.leave()
+
+    def close(self, reason: str) -> None:
+        """End every rank."""
+        self.closed = True
+        self.shares.close()
+        for rank in self.members.ranks:
+            self._expect_nothing(rank, reason)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise WorldError("the world has been stopped.")
+
+    # --- its members ---
+
+    async def find_capacity(self) -> list[dict[str, Any]]:
+        """Slots for the ranks whose agent has gone. Raises Busy when the cluster has none now."""
+        lost = self.shares.homeless(self.members.dead) if self.members.is_started else self.members.ranks
+        return await self.shares.find_capacity(len(lost)) if lost else []
+
+    async def heal(self, slots: Slots = ()) -> None:
+        """Replace ranks that have died, and renew the group when it cannot be used; `slots` were found for them."""
+        self._check_open()
+        try:
+            await self._carry_out(self.members.repair(self.shares.has_store), slots)
+        except BaseException:
+            if not self.members.is_started:
+                self.shares.reset()
+                self.members.dead.clear()
+            raise
+
+    async def resize(self, num_ranks: int, slots: Slots) -> None:
+        """Have `num_ranks` ranks: the highest end, or more are started. The others keep their variables."""
+        await self.heal()
+        if (num_added := num_ranks - self.members.size) > 0:
+            slots = await self.shares.find_capacity(num_added, given=slots)
+        await self._carry_out(self.members.resize(num_ranks), slots)
+
+    async def _carry_out(self, steps: Sequence[Step], slots: Slots) -> None:
+        for step in steps:
+            match step:
+                case membership.Start():
+                    await self._start_ranks(step.ranks, slots)
+                case membership.Replace():
+                    await self._replace(step.ranks, slots)
+                case membership.Drop():
+                    self.members.size = step.num_ranks
+                    self.shares.drop(step.num_ranks)
+                case membership.Join():
+                    await self._join(step.generation)
+                case membership.Restore():
+                    self.notes += await self.definitions.restore(step.ranks, self.links)
+
+    async def _start_ranks(self, ranks: Sequence[int], slots: Slots) -> None:
+        before = ranks[0]
+        self.members.size = before + len(ranks)
+        try:
+            await self.shares.start(slots or await self.shares.find_capacity(len(ranks)), self.members.size)
+            if len(self.links) < self.members.size:
+                raise Busy(f"{len(ranks)} ranks were asked for, and there are slots for fewer of them.")
+        except BaseException:
+            if self.members.is_started:
+                self.members.size = before
+                self.shares.drop(before)
+            raise
+
+    async def _replace(self, ranks: Sequence[int], slots: Slots) -> None:
+        self.members.replacing(ranks)
+        try:
+            self.notes += await self.shares.replace(list(ranks), self.members.size, slots)
+        except BaseException as error:
+            self.members.not_replaced(ranks)
+            if isinstance(error, Exception):
+                self._check_open()
+            raise
+
+    async def _join(self, generation: int) -> None:
+        self._check_open()
+        self.members.joining(generation)
+
+        def release() -> None:
+            for link in self.links.values():
+                link.send(Release(generation=generation))
+
+        await self._rendezvous.join(
+            self.members.ranks,
+            self.members.dead,
+            lambda: self.shares.join(generation, self.members.size),
+            release,
+        )
+        self.members.joined()
+
+    # --- requests to single ranks ---
+
+    async def ask(self, rank: int, request: Request[R]) -> R:
+        """Send a request to a rank and wait for its reply; raises what it refuses with."""
+        if rank not in self.links:
+            raise UsageError(f"there is no rank {rank}: the world has ranks 0-{self.members.size - 1}.")
+        await self.heal()
+        return await self._calls.ask(rank, request)
+
+    async def stacks(self) -> WorldStacks:
+        """What every thread of every rank is doing now, also while a run goes on; silent ranks are looked at."""
+        ranks = sorted(self.links)
+        rows = await asyncio.gather(*map(self._stack_of, ranks))
+        return WorldStacks(ranks=dict(zip(ranks, rows, strict=True)), cells=self.cells)
+
+    async def _stack_of(self, rank: int) -> dict[str, Any]:
+        return {"state": ""} if rank in self.members.dead else await self._calls.stack_of(rank)
+
+    # --- what ranks say ---
+
+    def _on_message(self, rank: int, message: Message) -> None:
+        if isinstance(message, Joined):
+            self._rendezvous.hear(rank, message)
+        elif not self._calls.hear(rank, message):
+            if isinstance(message, Printed):
+                text = "".join(record.get("text", "") for record in message.records if record["kind"] == "stderr")
+                self._last_words[rank] = (self._last_words.get(rank, "") + text)[-2000:]
+            self._listener.on_message(rank, message)
+
+    def _on_exit(self, rank: int, status: int, evidence: str) -> None:
+        name, reason = describe_exit(status, evidence)
+        if not self._listener.is_busy and (words := self._last_words.get(rank, "").strip()):
+            reason += f" Its last words:\n{words}"
+        if self.closed or not self.members.died(rank):
+            return
+        self._expect_nothing(rank, reason)
+        self._listener.on_death(rank, name, reason)
+
+    def _expect_nothing(self, rank: int, reason: str) -> None:
+        """The rank will say no more: whoever waits for it is told why."""
+        self._rendezvous.cannot_join(rank, reason)
+        self._calls.expect_nothing(rank, reason)
+
+    # --- description ---
+
+    def rows(self, running: Sequence[int]) -> list[dict[str, Any]]:
+        """Each rank now; `running` are those that execute something."""
+        rows = []
+        for rank, link in sorted(self.links.items()):
+            state = "lost" if rank in self.members.dead else "running" if rank in running else "idle"
+            rows.append({"rank": rank, "state": state, **link.describe()})
+        return rows
