@@ -12,7 +12,7 @@ from jupyter_llmcloud.core.messages import Execute, StartWorld
 from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 
-SPEC = StartWorld(world_id="w", agents=[{"home": "/a.sock", "num_ranks": 2}], num_threads={"0": 2})
+SPEC = StartWorld(world_id="w", agents=[{"home": "/a.sock", "num_ranks": 2}], num_threads={0: 2})
 CELL = Execute(world_id="w", run_id="r", name="train", code="x = 1", max_restarts=2, payload=b"\0pushed")
 
 
@@ -77,7 +77,7 @@ def test_what_another_agent_needs_is_there_until_the_run_has_ended(tmp_path: Pat
     with pytest.raises(FileNotFoundError):
         leadership.load()
     (tmp_path / "restart.bin").write_bytes(encode(SPEC).replace(b"StartWorld", b"StartLater"))
-    with pytest.raises(ProtocolError, match="restart.bin: a StartLater that is not known here.*different versions"):
+    with pytest.raises(ProtocolError, match=r"restart.bin: a StartLater that is not known here.*different versions"):
         leadership.load()
     (tmp_path / "restart.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="does not tell of a run"):

@@ -69,5 +69,5 @@ async def _trains(folder: RunFolder) -> None:
 
 
 async def _pids(connection: AgentConnection) -> list[int]:
-    description = (await connection.request(DescribeWorld(world_id="w"))).values
+    description = (await connection.request(DescribeWorld(world_id="w"))).as_dict()
     return [row["pid"] for row in description["ranks"]]

@@ -213,7 +213,7 @@ def test_a_leader_that_stands_still_has_no_rank_left_when_another_one_leads(
 
 def _described(agent: AgentProcess) -> dict[str, Any]:
     with contextlib.closing(agent.channel()) as channel:
-        return channel.request(Describe()).values
+        return channel.request(Describe()).as_dict()
 
 
 def test_a_leader_cut_off_from_its_follower_goes_on_itself_and_the_follower_does_not(

@@ -7,15 +7,18 @@ import json
 import os
 import signal
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from jupyter_llmcloud.agent.__main__ import environment
 from jupyter_llmcloud.agent.client import AgentChannel
+from jupyter_llmcloud.core.frames import PROTOCOL_VERSION
 from jupyter_llmcloud.core.messages import (
     Describe,
     RunEnded,
@@ -26,7 +29,16 @@ from jupyter_llmcloud.core.messages import (
     Submitted,
     Subscribe,
 )
-from jupyter_llmcloud.errors import CapacityError, LLMCloudError, NameTaken, NotFound, UsageError
+from jupyter_llmcloud.errors import (
+    CapacityError,
+    ConnectionLost,
+    LLMCloudError,
+    NameTaken,
+    NotFound,
+    ProtocolError,
+    UsageError,
+)
+from jupyter_llmcloud.protocol.rpc import Refused
 from tests.worlds import NUM_SLOTS, AgentProcess, Ranks, alive, family, until
 
 
@@ -300,16 +312,31 @@ def test_an_agent_that_is_asked_to_end_leaves_nothing(own_agent: Callable[..., A
     ranks.channel.close()
 
 
-def test_garbage_on_the_socket_hurts_nobody(world: Ranks) -> None:
-    for garbage in (
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\xff" * 64,
-        b"\0\0\0\x02\0\0\0\0[]",
-        b"\0\0\0\x09\0\0\0\0" + b'{"type":1',
+def test_garbage_on_the_socket_is_refused_and_hurts_nobody(world: Ranks) -> None:
+    for garbage, words in (
+        (b"GET / HTTP/1.1\r\n\r\n", "does not speak our protocol"),
+        (b"\xff" * 64, "does not speak our protocol"),
+        (b'\0\0\0\x0b\0\0\0\0{"type":1}', "does not speak our protocol.*an older version"),
+        (struct.pack("!2sHII", b"LC", 99, 0, 0), "speaks version 99 of the protocol"),
+        (struct.pack("!2sHII", b"LC", PROTOCOL_VERSION, 2, 0) + b"\xc1\xc1", "header cannot be read"),
     ):
-        channel = AgentChannel(world.agent.address)
-        channel._sock.sendall(garbage + b"\0" * 64)
-        channel.close()
+        with contextlib.closing(AgentChannel(world.agent.address)) as channel:
+            channel._sock.sendall(garbage + b"\0" * 64)
+            with pytest.raises(ProtocolError, match=words):
+                channel.receive(10)
+            with pytest.raises(ConnectionLost):
+                channel.receive(10)
+    assert world.ok("rank").results() == ["0", "1"]
+
+
+def test_a_request_of_a_later_version_is_refused_and_the_connection_goes_on(world: Ranks) -> None:
+    header = msgspec.msgpack.encode({"type": "InventedLater", "number": 1})
+    world.channel._sock.setblocking(True)
+    world.channel._sock.sendall(struct.pack("!2sHII", b"LC", PROTOCOL_VERSION, len(header), 0) + header)
+    world.channel._sock.setblocking(False)
+    refused = world.channel.receive(10)
+    assert isinstance(refused, Refused) and refused.code == "ProtocolError" and refused.reply_to == 1
+    assert "asked 'InventedLater', which is not known here: the two ends run different versions" in refused.message
     assert world.ok("rank").results() == ["0", "1"]
 
 

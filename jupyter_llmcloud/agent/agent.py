@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -50,6 +49,8 @@ from jupyter_llmcloud.core.rank_messages import Follow, Said
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.storage.runs import RunFolder
+from jupyter_llmcloud.system import unix_sockets
+from jupyter_llmcloud.system.atomic_files import write_json
 
 LEASE_CHECK_S = 1.0
 
@@ -92,13 +93,7 @@ class Agent:
 
     async def serve(self) -> None:
         """Listen until shut down or until the lease has ended."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.node.address)
-        mask = os.umask(0o177)
-        try:
-            server = await asyncio.start_unix_server(self._connected, self.node.address, limit=1 << 20)
-        finally:
-            os.umask(mask)
+        server = await unix_sockets.listen(self.node.address, self._connected, limit=1 << 20)
         self._announce()
         self.node.warm()
         loop = asyncio.get_running_loop()
@@ -115,10 +110,9 @@ class Agent:
         self._finished.set()
 
     def _announce(self) -> None:
-        aside = self.folder / ".agent.json"
         me = psutil.Process()
-        aside.write_text(json.dumps({"pid": me.pid, "started": me.create_time(), **self.describe().as_dict()}))
-        os.replace(aside, self.folder / "agent.json")
+        about = {"pid": me.pid, "started": me.create_time(), **self.describe().as_dict()}
+        write_json(self.folder / "agent.json", about, durable=False)  # of a process, which no loss of power outlives
 
     async def _close(self) -> None:
         self.takeovers.close()

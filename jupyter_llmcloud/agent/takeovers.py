@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import socket
 import sys
 import traceback
@@ -26,6 +24,7 @@ from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 from jupyter_llmcloud.storage.living import is_process
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.system.atomic_files import read_json, write_json
 
 FILE = "leads.json"
 ENDING_TIMEOUT_S = 60.0
@@ -45,7 +44,7 @@ class LedRuns:
     def __init__(self, folder: Path, zygote: Zygote) -> None:
         self._file = folder / FILE
         self._zygote = zygote
-        self._inheritance = _read(self._file)
+        self._inheritance = read_json(self._file) or {}
         self._leads: dict[str, float] = dict(self._inheritance.get("runs", {}))
 
     def inheritance(self) -> dict[str, Any]:
@@ -69,10 +68,8 @@ class LedRuns:
         if zygote is not None:
             with contextlib.suppress(psutil.Error):
                 about |= {"pid": zygote.pid, "started": psutil.Process(zygote.pid).create_time()}
-        aside = self._file.with_suffix(".aside")
         with contextlib.suppress(OSError):
-            aside.write_text(json.dumps(about))
-            os.replace(aside, self._file)
+            write_json(self._file, about, durable=False)  # for the agent after this one, on this host as it runs now
 
 
 class Takeovers:
@@ -156,10 +153,3 @@ class Takeovers:
         """The agent ends."""
         for task in self._tasks:
             task.cancel()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
-        return known if isinstance(known, dict) else {}
-    return {}

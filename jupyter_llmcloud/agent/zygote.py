@@ -16,6 +16,7 @@ from jupyter_llmcloud.core.frames import Message, decode, encode
 from jupyter_llmcloud.core.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
 from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.rpc import Calls, Reply
+from jupyter_llmcloud.system.spawn import last_words, spawn
 
 _PEER = "the process that forks ranks"
 
@@ -54,16 +55,9 @@ class Zygote:
             "TOKENIZERS_PARALLELISM": "false",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_llmcloud.training.zygote", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # what is killed with the agent's group cannot clean up behind the agent
-            )
+        command = [sys.executable, "-m", "jupyter_llmcloud.training.zygote", str(theirs.fileno())]
+        # Detached: what is killed with the agent's group cannot clean up behind the agent.
+        self.process = spawn(command, self.log, env=env, pass_fds=[theirs.fileno()])
         theirs.close()
         self._sock = ours
         loop = asyncio.get_running_loop()
@@ -109,8 +103,8 @@ class Zygote:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
         status = self.process.wait()
-        tail = self.log.read_text(errors="replace")[-2000:].strip()
-        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{tail}")
+        words = last_words(self.log)
+        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{words}")
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # seen: who still waits for it is told, nobody else is warned

@@ -21,6 +21,8 @@ from jupyter_llmcloud.cluster.ways import Ways
 from jupyter_llmcloud.core.frames import encode
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.rpc import refusal
+from jupyter_llmcloud.system import unix_sockets
+from jupyter_llmcloud.system.atomic_files import write_json
 
 
 class Bridge:
@@ -37,13 +39,7 @@ class Bridge:
 
     async def start(self) -> None:
         """Listen."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        mask = os.umask(0o177)
-        try:
-            self._server = await asyncio.start_unix_server(self._carry, self.path)
-        finally:
-            os.umask(mask)
+        self._server = await unix_sockets.listen(self.path, self._carry)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -105,9 +101,7 @@ class Bridges:
 
     def _save(self) -> None:
         rows = [{"worker": b.worker, "name": b.name, "target": b.target} for b in self._bridges.values()]
-        aside = self._folder / ".bridges.json"
-        aside.write_text(json.dumps(rows))
-        os.replace(aside, self._folder / "bridges.json")
+        write_json(self._folder / "bridges.json", rows, durable=False)  # of sockets of this host as it runs now
 
     def close(self) -> None:
         """Listen no more; a next process may stand here again."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -34,6 +33,7 @@ from jupyter_llmcloud.core.frames import Unreadable
 from jupyter_llmcloud.core.messages import AdoptCluster, ClusterDescription, ScaleCluster, Shutdown, StopCluster
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
+from jupyter_llmcloud.system import unix_sockets
 
 WATCH_S = 1.0
 
@@ -63,9 +63,7 @@ class ClusterHost:
             self.record.save()
             await self._close()
             return
-        mask = os.umask(0o177)
-        server = await asyncio.start_unix_server(self._connected, self.record.control)
-        os.umask(mask)
+        server = await unix_sockets.listen(self.record.control, self._connected)
         self.record.state = "running"
         self.record.save()
         watch = asyncio.create_task(self._watch_owner())

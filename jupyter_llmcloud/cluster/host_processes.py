@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +23,7 @@ from jupyter_llmcloud.core.messages import StopCluster
 from jupyter_llmcloud.errors import ConnectionLost, UsageError, WorldError
 from jupyter_llmcloud.protocol.rpc import Request
 from jupyter_llmcloud.storage.living import is_process
+from jupyter_llmcloud.system.spawn import last_words, spawn
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 40.0
@@ -41,7 +41,9 @@ class HostProcesses:
         if starts_here(record.kind, record.options):
             local_agents.start_ahead(record.cluster_id, record.workers or 1, record.options.get("slots"))
         log = record.folder / "host.log"
-        process = self._processes[record.cluster_id] = _spawn(log)
+        process = self._processes[record.cluster_id] = spawn(
+            [sys.executable, "-m", "jupyter_llmcloud.cluster.host"], log, takes_input=True
+        )
         assert process.stdin is not None
         process.stdin.write(json.dumps({"record": asdict(record), "lease_s": self.lease_s}).encode() + b"\n")
         process.stdin.close()
@@ -53,7 +55,7 @@ class HostProcesses:
                 if known is not None and known.state == "failed":
                     raise UsageError(f"the cluster {record.name!r} did not start: {known.reason}")
                 if process.poll() is not None:
-                    words = log.read_text(errors="replace")[-2000:]
+                    words = last_words(log)
                     raise WorldError(f"the host process of cluster {record.name!r} ended at its start:\n{words}")
                 await asyncio.sleep(0.02)
 
@@ -93,17 +95,3 @@ class HostProcesses:
     def _reap(self, record: ClusterRecord) -> None:
         if process := self._processes.get(record.cluster_id):
             process.poll()
-
-
-def _spawn(log: Path) -> subprocess.Popen[bytes]:
-    fd = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jupyter_llmcloud.cluster.host"],
-            stdin=subprocess.PIPE,
-            stdout=fd,
-            stderr=fd,
-            start_new_session=True,
-        )
-    finally:
-        os.close(fd)

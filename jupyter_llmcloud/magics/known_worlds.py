@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import psutil
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.storage.living import is_process
+from jupyter_llmcloud.system.atomic_files import read_json, write_json
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.leaders import Leaders
@@ -35,9 +35,7 @@ def remember(owner: str, world: World) -> None:
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
     }
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(about))
-    os.replace(aside, path)
+    write_json(path, about, durable=False)  # of processes, which no loss of power outlives
 
 
 def forget(owner: str) -> None:
@@ -50,11 +48,8 @@ def recall(owner: str, leaders: Leaders) -> World | None:
     from jupyter_llmcloud.agent.client import AgentChannel
     from jupyter_llmcloud.magics.world import World
 
-    try:
-        known = json.loads(_path(owner).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if _is_anothers(known):
+    known = read_json(_path(owner))
+    if known is None or _is_anothers(known):
         return None
     for address in (lambda: known["address"], lambda: leaders.of_world(known["world_id"])):
         try:

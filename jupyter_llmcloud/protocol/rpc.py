@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from msgspec import field
 
 from jupyter_llmcloud.core.frames import Message, Unreadable, replace
-from jupyter_llmcloud.errors import ConnectionLost, InternalError, LLMCloudError, ProtocolError
+from jupyter_llmcloud.errors import ConnectionLost, InternalError, LLMCloudError, ProtocolError, ServerError
 
 log = logging.getLogger("jupyter_llmcloud.rpc")
 
@@ -91,6 +91,27 @@ def restored(refused: Refused, default: type[LLMCloudError] = LLMCloudError) -> 
         return kind.restored(refused.message, refused.detail)
     except TypeError:  # its detail is another version's
         return default(refused.message)
+
+
+def refusal_body(error: BaseException) -> dict[str, Any]:
+    """An error of ours as the REST API says it: {"error": code, "message"}, and "detail" where it carries some."""
+    refused = refusal(error)
+    body = {"error": refused.code, "message": refused.message}
+    return {**body, "detail": refused.detail} if refused.detail else body
+
+
+def restored_body(body: Any, otherwise: str) -> LLMCloudError:
+    """The error that a body of the REST API says; a ServerError with `otherwise` when it says none of ours."""
+    told = body if isinstance(body, dict) else {}
+    detail = told.get("detail")
+    return restored(
+        Refused(
+            code=str(told.get("error")),
+            message=str(told.get("message") or otherwise),
+            detail=detail if isinstance(detail, dict) else {},
+        ),
+        default=ServerError,
+    )
 
 
 def result(request: Request[R], reply: Message, peer: str) -> R:

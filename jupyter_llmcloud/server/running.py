@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud import config, errors
-from jupyter_llmcloud.errors import LLMCloudError, NotFound, ServerError
+from jupyter_llmcloud import config
+from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound, ServerError
+from jupyter_llmcloud.protocol.rpc import restored_body
 
 TIMEOUT_S = 330.0
 
@@ -55,14 +56,12 @@ class RunningServer:
             response = httpx.request(method, url, json=fields, headers=headers, timeout=timeout_s)
             answer = response.json()
         except httpx.TransportError as error:
-            raise errors.ConnectionLost(f"{self.url} does not answer: {error}.") from None
+            raise ConnectionLost(f"{self.url} does not answer: {error}.") from None
         except ValueError:
             raise ServerError(f"{self.url} answered with status {response.status_code} and no JSON.") from None
         if response.is_success:
             return dict(answer)
-        kind = getattr(errors, str(answer.get("error")), ServerError)
-        is_ours = isinstance(kind, type) and issubclass(kind, LLMCloudError) and kind is not errors.RankError
-        raise (kind if is_ours else ServerError)(str(answer.get("message")))
+        raise restored_body(answer, f"{self.url} answered with status {response.status_code}.")
 
 
 def announcements() -> list[Path]:

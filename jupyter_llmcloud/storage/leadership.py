@@ -17,6 +17,7 @@ from pathlib import Path
 from jupyter_llmcloud.core.frames import Decoder, Unreadable, encode, replace
 from jupyter_llmcloud.core.messages import Execute, StartWorld
 from jupyter_llmcloud.errors import ProtocolError
+from jupyter_llmcloud.system.atomic_files import staged
 
 _MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
@@ -83,13 +84,10 @@ class Leadership:
 
     def save(self, spec: StartWorld, cell: Execute, definitions: list[Execute]) -> None:
         """Write what another agent needs; it is complete when it is there. Raises OSError."""
-        aside = self._spec.with_suffix(".aside")
-        fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
+        with staged(self._spec) as file:
             file.write(encode(spec))
             for known in (cell, *definitions):
                 file.write(encode(replace(known, number=0)))
-        os.replace(aside, self._spec)
 
     def load(self) -> tuple[StartWorld, Execute, list[Execute]]:
         """What `save` wrote. Raises OSError, ValueError, ProtocolError when another version wrote it."""

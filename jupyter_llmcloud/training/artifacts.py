@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 from jupyter_llmcloud import config
 from jupyter_llmcloud.core.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.system.atomic_files import publish_folder
 
 
 def unwrapped(value: Any) -> Any:
@@ -31,7 +32,7 @@ def unwrapped(value: Any) -> Any:
 
 
 def save(variables: dict[str, Any], folder: Path, writes: bool) -> dict[str, str]:
-    """Write variables to `folder`, aside first, then renamed; only the rank that `writes` touches the disk.
+    """Write variables to `folder`, whole or not at all; only the rank that `writes` touches the disk.
 
     A `PreTrainedModel`, tokenizer or processor is saved by its own `save_pretrained` (safetensors); a
     `tokenizers.Tokenizer` as a fast tokenizer; any other `nn.Module` as `model.safetensors`. Raises TypeError
@@ -39,15 +40,14 @@ def save(variables: dict[str, Any], folder: Path, writes: bool) -> dict[str, str
     """
     if not variables:
         return {}
-    aside = folder.with_name(folder.name + ".aside")
+    staging = folder.with_name(f".{folder.name}.staging")
     if writes:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
     for name, value in variables.items():
-        _save_one(name, unwrapped(value), aside, writes)
+        _save_one(name, unwrapped(value), staging, writes)
     if writes:
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        publish_folder(staging, folder, durable=False)  # the cell does not wait for gigabytes to be on the disk
     return {"model": folder.name}
 
 

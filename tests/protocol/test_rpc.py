@@ -40,7 +40,19 @@ from jupyter_llmcloud.errors import (
     ServerError,
     UsageError,
 )
-from jupyter_llmcloud.protocol.rpc import Calls, Done, Refused, Reply, Request, Responder, refusal, restored, result
+from jupyter_llmcloud.protocol.rpc import (
+    Calls,
+    Done,
+    Refused,
+    Reply,
+    Request,
+    Responder,
+    refusal,
+    refusal_body,
+    restored,
+    restored_body,
+    result,
+)
 
 PULL = Pull(world_id="w", names=["x"])
 
@@ -110,6 +122,17 @@ def test_what_nobody_foresaw_is_logged_where_it_happened(caplog: pytest.LogCaptu
     caplog.clear()
     crossed(UsageError("on purpose"))
     assert not caplog.records
+
+
+def test_the_rest_api_says_the_same_errors() -> None:
+    told = RankError(1, "ValueError", "no", ranks=[1, 3])
+    assert refusal_body(NotFound("no run 'x'.")) == {"error": "NotFound", "message": "no run 'x'."}
+    for error in (Busy("not now"), told):
+        again = restored_body(refusal_body(error), "?")
+        assert type(again) is type(error) and vars(again) == vars(error) and str(again) == str(error)
+    for body in (None, [], {}, {"error": "Teapot"}, {"error": "RankError"}, {"error": ["x"], "detail": 3}):
+        again = restored_body(body, "status 418")
+        assert type(again) is ServerError and str(again) == "status 418"
 
 
 # --- a request and its reply ---
