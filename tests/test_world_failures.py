@@ -127,7 +127,7 @@ def test_a_rank_that_writes_into_a_socket_of_ours_is_ended_and_why_is_said(new_w
         """
     )
     assert (outcome.state, outcome.error["rank"]) == ("failed", 1)
-    assert "this rank is ended: the other end does not speak our protocol" in outcome.text(1, "stderr")
+    assert "this rank is ended: rank 1 does not speak our protocol" in outcome.text(1, "stderr")
     sums_to(world, "2")
 
 

@@ -159,7 +159,7 @@ class Agent:
                 if isinstance(message, Said):
                     self.followings.hear(message, connection)
                 elif isinstance(message, Request | Unreadable):
-                    self._do(self._serve(message, connection))
+                    self._do(self._responder.serve(message, connection.send, connection))
         except LLMCloudError as error:  # what came is no message of this version
             connection.send(refusal(error))
         except asyncio.CancelledError:
@@ -172,11 +172,6 @@ class Agent:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, request: Request[Any] | Unreadable, connection: Connection) -> None:
-        reply = await self._responder.answer(request, connection)
-        if reply is not None:
-            connection.send(reply)
 
     def _forget(self, connection: Connection) -> None:
         self.node.forget(connection)

@@ -61,16 +61,11 @@ class AgentConnection:
             with contextlib.suppress(LLMCloudError):  # told to those who wait for a reply
                 async for message in self._connection.messages():
                     if isinstance(message, Request | Unreadable):
-                        task = asyncio.create_task(self._serve(message))
+                        task = asyncio.create_task(self._responder.serve(message, self._connection.send))
                         self._answering.add(task)
                         task.add_done_callback(self._answering.discard)
         finally:
             self.gone.set()
-
-    async def _serve(self, request: Request[Any] | Unreadable) -> None:
-        reply = await self._responder.answer(request)
-        if reply is not None:
-            self._connection.send(reply)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -97,7 +92,7 @@ class AgentChannel:
             self._sock.close()
             raise ConnectionLost(f"{_name(address)} does not answer: {error}.") from None
         self._sock.setblocking(False)
-        self._decoder = Decoder()
+        self._decoder = Decoder(_name(address))
         self._inbox: deque[Message] = deque()
         self._last = 0  # number of a request
 

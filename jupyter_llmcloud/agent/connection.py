@@ -75,7 +75,7 @@ class Connection:
 
         Raises ProtocolError for what is no message of this version, and what the other end refuses the connection with.
         """
-        decoder = Decoder()
+        decoder = Decoder(self._peer)
         lost: LLMCloudError = ConnectionLost(f"{self._peer} has gone.")
         try:
             while data := await self._reader.read(MAX_READ):

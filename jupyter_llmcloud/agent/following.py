@@ -172,9 +172,7 @@ class Followings:
 
     async def _serve(self, following: Following, message: Message) -> None:
         if isinstance(message, Request | Unreadable):
-            reply = await self._responder.answer(message, following)
-            if reply is not None:
-                following.send(reply)
+            await self._responder.serve(message, following.send, following)
         else:
             self._told(following, message)
 

@@ -56,7 +56,7 @@ class LocalRank:
         self.pid = 0
         self.alive = False
         self._on_message = on_message
-        self._decoder = Decoder()
+        self._decoder = Decoder(f"rank {rank}")
         self._sock: socket.socket | None = None
         self._pipes: dict[int, str] = {}
         self._written = select.poll()  # which of them hold something

@@ -142,8 +142,8 @@ class ClusterHost:
         responder = self._make_responder()
         try:
             async for message in connection.messages():
-                if isinstance(message, Request | Unreadable) and (reply := await responder.answer(message)) is not None:
-                    connection.send(reply)
+                if isinstance(message, Request | Unreadable):
+                    await responder.serve(message, connection.send)
         except LLMCloudError as error:  # what came is no message of this version
             connection.send(refusal(error))
         connection.close()

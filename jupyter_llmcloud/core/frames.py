@@ -19,6 +19,7 @@ from jupyter_llmcloud.errors import ProtocolError
 
 MAGIC = b"LC"
 PROTOCOL_VERSION = 2  # 1 had headers of JSON, and no magic
+_PEER = "the other end"
 _HEAD = struct.Struct("!2sHII")
 MAX_HEADER = 64 << 20
 MAX_PAYLOAD = (1 << 32) - 1
@@ -120,20 +121,25 @@ def _tidy(value: Any) -> Any:
 
 
 class Decoder:
-    """Bytes in, messages out; keeps what is not complete yet."""
+    """Bytes in, messages out; keeps what is not complete yet.
 
-    def __init__(self) -> None:
+    Args:
+        peer: whose bytes they are, for errors.
+    """
+
+    def __init__(self, peer: str = _PEER) -> None:
+        self._peer = peer
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
         """Every message completed by `data`. Raises ProtocolError on bytes that are no frame of this version."""
         if not self._buffer:  # the usual case: whole frames, which are not copied for being looked at
-            messages, used = _split(memoryview(data))
+            messages, used = _split(memoryview(data), self._peer)
             self._buffer += memoryview(data)[used:]
             return messages
         self._buffer += data
         with memoryview(self._buffer) as view:
-            messages, used = _split(view)
+            messages, used = _split(view, self._peer)
         del self._buffer[:used]
         return messages
 
@@ -146,54 +152,54 @@ def decode(data: bytes) -> Message:
     return messages[0]
 
 
-def _split(view: memoryview) -> tuple[list[Message], int]:
+def _split(view: memoryview, peer: str = _PEER) -> tuple[list[Message], int]:
     """The messages whose frames are complete, and how many bytes they take."""
     messages: list[Message] = []
     start = 0
     while len(view) - start >= _HEAD.size:
         magic, version, header_size, payload_size = _HEAD.unpack_from(view, start)
         if magic != MAGIC or version != PROTOCOL_VERSION or header_size > MAX_HEADER:
-            raise ProtocolError(_what_is_wrong(magic, version, header_size))
+            raise ProtocolError(_what_is_wrong(peer, magic, version, header_size))
         body = start + _HEAD.size
         end = body + header_size + payload_size
         if len(view) < end:
             break
-        messages.append(_message(view[body : body + header_size], view[body + header_size : end]))
+        messages.append(_message(view[body : body + header_size], view[body + header_size : end], peer))
         start = end
     return messages, start
 
 
-def _what_is_wrong(magic: bytes, version: int, header_size: int) -> str:
+def _what_is_wrong(peer: str, magic: bytes, version: int, header_size: int) -> str:
     if magic != MAGIC:
         return (
-            f"the other end does not speak our protocol: a frame that begins with {magic!r}. It is another program, or "
+            f"{peer} does not speak our protocol: a frame that begins with {magic!r}. It is another program, or "
             "an older version of jupyter-llmcloud: end it, and start it again with this one."
         )
     if version != PROTOCOL_VERSION:
         return (
-            f"the other end speaks version {version} of the protocol, this process version {PROTOCOL_VERSION}: they "
+            f"{peer} speaks version {version} of the protocol, this process version {PROTOCOL_VERSION}: they "
             "run different versions of jupyter-llmcloud. End the older one, and start it again with the newer."
         )
-    return f"a frame with a header of {header_size} bytes, of at most {MAX_HEADER}: the stream of messages is broken."
+    return f"{peer} sent a frame with a header of {header_size} bytes, of at most {MAX_HEADER}: what comes is broken."
 
 
-def _message(header: memoryview, payload: memoryview) -> Message:
+def _message(header: memoryview, payload: memoryview, peer: str) -> Message:
     try:
         message = _headers.decode(header)
     except msgspec.ValidationError as error:
-        return _unreadable(header, error)
+        return _unreadable(header, error, peer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"a message whose header cannot be read: {error}.") from None
+        raise ProtocolError(f"{peer} sent a message whose header cannot be read: {error}.") from None
     if len(payload):
         msgspec.structs.force_setattr(message, "payload", bytes(payload))  # nobody else has seen it yet
     return message
 
 
-def _unreadable(header: memoryview, error: Exception) -> Unreadable:
+def _unreadable(header: memoryview, error: Exception, peer: str) -> Unreadable:
     try:
         outline = _outline_decoder.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise ProtocolError(f"a message whose header is none: {error}.") from None
+        raise ProtocolError(f"{peer} sent a message whose header is none: {error}.") from None
     if outline.type not in Message.kinds:
         reason = "is not known here: the two ends run different versions of jupyter-llmcloud"
     else:

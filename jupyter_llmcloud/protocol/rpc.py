@@ -218,6 +218,16 @@ class Responder:
             reply = refusal(error, self.who, type(request).__name__)
         return replace(reply, reply_to=request.number) if reply is not None and request.number else None
 
+    async def serve(self, request: Request[Any] | Unreadable, send: Callable[[Message], None], *given: Any) -> None:
+        """Answer a request by `send`; a reply that no message can carry is a failure, which is answered."""
+        reply = await self.answer(request, *given)
+        if reply is None:
+            return
+        try:
+            send(reply)
+        except (ValueError, TypeError) as error:
+            send(replace(refusal(error, self.who, type(request).__name__), reply_to=request.number))
+
     def _handler(self, request: Request[Any] | Unreadable) -> Handler:
         if isinstance(request, Unreadable):
             raise ProtocolError(f"{self.who} was asked {request.kind!r}, which {request.reason}.")

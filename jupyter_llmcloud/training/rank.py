@@ -156,7 +156,7 @@ class Rank:
                 continue  # came a moment after the cell had ended
 
     def _listen(self) -> None:
-        decoder = Decoder()
+        decoder = Decoder("the node agent")
         try:
             while data := self._receive():
                 for message in decoder.feed(data):

@@ -17,11 +17,13 @@ from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.core.frames import PROTOCOL_VERSION, Decoder, Message, Unreadable, encode
 from jupyter_llmcloud.core.messages import (
     Describe,
+    DescribeReplicas,
     Execute,
     FindStandBy,
     Pull,
     Pulled,
     Push,
+    ReplicaList,
     RunEnded,
     StandbyFound,
     StopRun,
@@ -253,6 +255,24 @@ def test_what_cannot_be_answered_is_refused(caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.records) == 1
 
 
+def test_a_reply_that_no_message_can_carry_is_a_failure_of_who_answers(caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[Message] = []
+
+    def send(message: Message) -> None:
+        encode(message)
+        sent.append(message)
+
+    responder = Responder("the agent")
+    responder.on(Pull, lambda _: Pulled(payload=object()))  # type: ignore[arg-type]
+    responder.on(DescribeReplicas, lambda _: ReplicaList(replicas=[{"log": object()}]))
+    for request in (numbered(PULL), numbered(DescribeReplicas())):
+        asyncio.run(responder.serve(request, send))
+        refused = sent.pop()
+        assert isinstance(refused, Refused) and (refused.code, refused.reply_to) == ("InternalError", 5)
+        assert f"the agent failed on {type(request).__name__}: TypeError" in refused.message
+    assert len(caplog.records) == 2
+
+
 # --- over a real socket ---
 
 
@@ -307,7 +327,11 @@ OLD_VERSION = b'\0\0\0\x21\0\0\0\0{"type":"Refused","reply_to":1}  '
 WRONG = [
     (encode(Done(reply_to=1)), ProtocolError, "answered Pull with Done: expected Pulled"),
     (encode(Done(reply_to=9)), ProtocolError, "sent Done as the reply to request 9, which was not made"),
-    (OTHER_VERSION, ProtocolError, "version 3 of the protocol, this process version 2"),
+    (
+        OTHER_VERSION,
+        ProtocolError,
+        "the node agent at .*a.sock speaks version 3 of the protocol, this process version 2",
+    ),
     (OLD_VERSION, ProtocolError, "does not speak our protocol.*an older version"),
     (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolError, "does not speak our protocol.*another program"),
     (encode(Refused(code="NotFound", message="nobody here")), NotFound, "nobody here"),
