@@ -14,14 +14,13 @@ from typing import Any
 
 import psutil
 
-from jupyter_llmcloud.agent.connection import AGENT_SOCKET, Connection
-from jupyter_llmcloud.agent.following import Followings
+from jupyter_llmcloud.agent.failover.leader_link import Followings
+from jupyter_llmcloud.agent.failover.standby import Takeovers
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.replicas import Replicas
-from jupyter_llmcloud.agent.takeovers import Takeovers
 from jupyter_llmcloud.agent.world.led_world import LedWorlds
-from jupyter_llmcloud.core.frames import Unreadable
-from jupyter_llmcloud.core.messages import (
+from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.protocol.agent_messages import (
     AgentDescription,
     Describe,
     DescribeReplicas,
@@ -45,8 +44,9 @@ from jupyter_llmcloud.core.messages import (
     Subscribe,
     WorldDescription,
 )
-from jupyter_llmcloud.core.rank_messages import Follow, Said
-from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
+from jupyter_llmcloud.protocol.frames import Unreadable
+from jupyter_llmcloud.protocol.rank_messages import Follow, Said
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.storage.runs import RunFolder
 from jupyter_llmcloud.system import unix_sockets

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.agent.cluster_room import ClusterRoom
-from jupyter_llmcloud.agent.connection import Connection
-from jupyter_llmcloud.agent.devices import Devices
-from jupyter_llmcloud.agent.hosted_ranks import GroupSpec, HostedRanks, LocalGroups, RankEvents
-from jupyter_llmcloud.agent.store import Stores
-from jupyter_llmcloud.agent.takeovers import LedRuns
-from jupyter_llmcloud.agent.zygote import Zygote
+from jupyter_llmcloud.agent.failover.standby import LedRuns
+from jupyter_llmcloud.agent.failover.worker_client import ClusterRoom
+from jupyter_llmcloud.agent.ranks.devices import Devices
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, LocalGroups, RankEvents
+from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.agent.world.store import Stores
+from jupyter_llmcloud.protocol.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class NodeServices:
     address: str
     interface: str
     devices: Devices
-    zygote: Zygote
+    zygote: ZygoteClient
     stores: Stores
     groups: LocalGroups
     worker: ClusterRoom
@@ -45,7 +45,7 @@ class NodeServices:
                 groups.exited(name, status)
 
         devices = Devices(num_slots, interface)
-        zygote = Zygote(folder / "zygote.log", on_exit)
+        zygote = ZygoteClient(folder / "zygote.log", on_exit)
         stores = Stores(zygote, folder / "store.log", interface)
         groups = LocalGroups(zygote, devices)
         worker = ClusterRoom(address, devices)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jupyter_llmcloud.magics import clusters, distribute, endpoints, runs, worlds
-from jupyter_llmcloud.magics.options import Syntax, complete, usage
+from jupyter_llmcloud.magics.commands import clusters, distribute, endpoints, runs, worlds
+from jupyter_llmcloud.magics.commands.options import Syntax, complete, usage
 
 VERBS: dict[str, dict[str, Syntax]] = {
     "%cluster": clusters.VERBS,

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from msgspec import field
 
-from jupyter_llmcloud.core.frames import Message, Unreadable, replace
 from jupyter_llmcloud.errors import ConnectionLost, InternalError, LLMCloudError, ProtocolError, ServerError
+from jupyter_llmcloud.protocol.frames import Message, Unreadable, replace
 
 log = logging.getLogger("jupyter_llmcloud.rpc")
 

@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jupyter_llmcloud.core.frames import Decoder, Unreadable, encode, replace
-from jupyter_llmcloud.core.messages import Execute, StartWorld
 from jupyter_llmcloud.errors import ProtocolError
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.frames import Decoder, Unreadable, encode, replace
 from jupyter_llmcloud.system.atomic_files import staged
 
 _MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC

@@ -27,9 +27,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from jupyter_llmcloud.core.frames import Message, decode, encode, replace
-from jupyter_llmcloud.core.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
 from jupyter_llmcloud.errors import ProtocolError
+from jupyter_llmcloud.protocol.frames import Message, decode, encode, replace
+from jupyter_llmcloud.protocol.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
 from jupyter_llmcloud.protocol.rpc import Reply, refusal
 
 PR_SET_PDEATHSIG = 1
@@ -71,7 +71,7 @@ def preload() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 
     from jupyter_llmcloud.training import rank  # noqa: F401
-    from jupyter_llmcloud.training.shell import make_shell
+    from jupyter_llmcloud.training.shell.shell import make_shell
 
     make_shell()
 

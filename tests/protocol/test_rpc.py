@@ -12,10 +12,19 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud import errors
-from jupyter_llmcloud.agent.client import AgentChannel, AgentConnection
-from jupyter_llmcloud.agent.connection import Connection
-from jupyter_llmcloud.core.frames import PROTOCOL_VERSION, Decoder, Message, Unreadable, encode
-from jupyter_llmcloud.core.messages import (
+from jupyter_llmcloud.errors import (
+    Busy,
+    CapacityError,
+    ConnectionLost,
+    InternalError,
+    LLMCloudError,
+    NotFound,
+    ProtocolError,
+    RankError,
+    ServerError,
+    UsageError,
+)
+from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
     DescribeReplicas,
     Execute,
@@ -29,19 +38,10 @@ from jupyter_llmcloud.core.messages import (
     StopRun,
     Submitted,
 )
-from jupyter_llmcloud.core.rank_messages import CellEnded
-from jupyter_llmcloud.errors import (
-    Busy,
-    CapacityError,
-    ConnectionLost,
-    InternalError,
-    LLMCloudError,
-    NotFound,
-    ProtocolError,
-    RankError,
-    ServerError,
-    UsageError,
-)
+from jupyter_llmcloud.protocol.client import AgentChannel, AgentConnection
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import PROTOCOL_VERSION, Decoder, Message, Unreadable, encode
+from jupyter_llmcloud.protocol.rank_messages import CellEnded
 from jupyter_llmcloud.protocol.rpc import (
     Calls,
     Done,
@@ -215,7 +215,7 @@ def answered(request: Request[Any] | Unreadable, handler: Callable[[Any], Any] |
 
 
 def numbered(request: Request[Any]) -> Any:
-    from jupyter_llmcloud.core.frames import replace
+    from jupyter_llmcloud.protocol.frames import replace
 
     return replace(request, number=5)
 

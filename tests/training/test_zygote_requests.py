@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from jupyter_llmcloud.core.frames import Message, decode, encode, replace
-from jupyter_llmcloud.core.messages import Describe
-from jupyter_llmcloud.core.rank_messages import ForkStore, ZygoteReady
+from jupyter_llmcloud.protocol.agent_messages import Describe
+from jupyter_llmcloud.protocol.frames import Message, decode, encode, replace
+from jupyter_llmcloud.protocol.rank_messages import ForkStore, ZygoteReady
 from jupyter_llmcloud.protocol.rpc import Refused
 from jupyter_llmcloud.training.zygote import Zygote
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from jupyter_llmcloud.agent.hang_watch import HangWatch
-from jupyter_llmcloud.agent.local_rank import RankLink
+from jupyter_llmcloud.agent.ranks.local_rank import RankLink
+from jupyter_llmcloud.agent.runs.hang_monitor import HangWatch
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
-from jupyter_llmcloud.core import lifecycle
-from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.lifecycle import (
+from jupyter_llmcloud.core.run import lifecycle
+from jupyter_llmcloud.core.run.end_report import report
+from jupyter_llmcloud.core.run.lifecycle import (
     Finish,
     Instruction,
     RankDied,
@@ -21,8 +21,10 @@ from jupyter_llmcloud.core.lifecycle import (
     StopPressed,
     Tick,
 )
-from jupyter_llmcloud.core.messages import Execute
-from jupyter_llmcloud.core.rank_messages import (
+from jupyter_llmcloud.core.run.restarts import Broken
+from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import (
     CellEnded,
     Heartbeat,
     Interrupt,
@@ -32,8 +34,6 @@ from jupyter_llmcloud.core.rank_messages import (
     StepTold,
     StopAt,
 )
-from jupyter_llmcloud.core.reports import report
-from jupyter_llmcloud.core.restarts import Broken
 
 
 class Attempt:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jupyter_llmcloud.agent.connection import Connection
-from jupyter_llmcloud.agent.run_files import RunFiles
-from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import Journaled, RankState
+from jupyter_llmcloud.agent.runs.writer import RunFiles
+from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 RECORD_AFTER_S = 0.05

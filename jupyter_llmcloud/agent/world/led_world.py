@@ -9,12 +9,11 @@ from typing import Any
 
 import psutil
 
-from jupyter_llmcloud.agent.connection import Connection
 from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.world.run_queue import RunQueue
 from jupyter_llmcloud.agent.world.world import World
-from jupyter_llmcloud.agent.world_runs import WorldRuns
-from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import (
+from jupyter_llmcloud.errors import NameTaken, NotFound
+from jupyter_llmcloud.protocol.agent_messages import (
     Execute,
     Push,
     ResizeWorld,
@@ -24,7 +23,8 @@ from jupyter_llmcloud.core.messages import (
     WorldDescription,
     WorldStacks,
 )
-from jupyter_llmcloud.errors import NameTaken, NotFound
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rpc import R, Request
 from jupyter_llmcloud.storage.runs import RunRecord
 
@@ -44,7 +44,7 @@ class LedWorld:
         self.owners: set[Connection] = set()
         self._spec = spec
         self._world = World(node, spec, self)
-        self.runs = WorldRuns(node, self._world, lambda: worlds.end(spec.world_id))
+        self.runs = RunQueue(node, self._world, lambda: worlds.end(spec.world_id))
         self._unowned_since = time.monotonic()
 
     # --- what its ranks say, and its runs want to know ---

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from jupyter_llmcloud.agent.local_rank import RankLink
-from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.rank_messages import DumpRankStacks, RankLooked
+from jupyter_llmcloud.agent.ranks.local_rank import RankLink
 from jupyter_llmcloud.errors import LLMCloudError, WorldError
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import DumpRankStacks, RankLooked
 from jupyter_llmcloud.protocol.rpc import Calls, R, Reply, Request
 
 STACKS_TIMEOUT_S = 2.0

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Collection
 
-from jupyter_llmcloud.core.rank_messages import Joined
 from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.protocol.rank_messages import Joined
 
 JOIN_TIMEOUT_S = 120.0
 RELEASE_TIMEOUT_S = 5.0

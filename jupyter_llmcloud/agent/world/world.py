@@ -6,21 +6,21 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from jupyter_llmcloud.agent.definitions import Definitions
-from jupyter_llmcloud.agent.hosted_ranks import RankEvents
-from jupyter_llmcloud.agent.leading import Leading
-from jupyter_llmcloud.agent.local_rank import RankLink
+from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.node_services import NodeServices
-from jupyter_llmcloud.agent.shares import Shares
+from jupyter_llmcloud.agent.ranks.local_group import RankEvents
+from jupyter_llmcloud.agent.ranks.local_rank import RankLink
+from jupyter_llmcloud.agent.ranks.rank_groups import RankGroups
 from jupyter_llmcloud.agent.world.rank_calls import RankCalls
 from jupyter_llmcloud.agent.world.rendezvous import Rendezvous
-from jupyter_llmcloud.core.exits import describe_exit
-from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import Execute, StartWorld, WorldStacks
-from jupyter_llmcloud.core.rank_messages import Joined, Printed, Release
+from jupyter_llmcloud.agent.world.replay_cells import Definitions
 from jupyter_llmcloud.core.run import membership
+from jupyter_llmcloud.core.run.exits import describe_exit
 from jupyter_llmcloud.core.run.membership import Membership, Step
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import Joined, Printed, Release
 from jupyter_llmcloud.protocol.rpc import R, Request
 
 Slots = Sequence[dict[str, Any]]
@@ -54,7 +54,7 @@ class World:
     def __init__(self, node: NodeServices, spec: StartWorld, listener: RankListener) -> None:
         self.spec = spec
         self.members = Membership(sum(share["num_ranks"] for share in spec.agents))
-        self.shares = Shares(node, spec, RankEvents(self._on_message, self._on_exit))
+        self.shares = RankGroups(node, spec, RankEvents(self._on_message, self._on_exit))
         self.notes: list[str] = []
         self.cells: dict[str, int] = {}
         self.closed = False
@@ -85,7 +85,7 @@ class World:
         return self.members.generation
 
     @property
-    def followers(self) -> list[Leading]:
+    def followers(self) -> list[FollowerLink]:
         """The links to the other agents that host ranks."""
         return self.shares.followers
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from jupyter_llmcloud.core.lifecycle import Finish
-from jupyter_llmcloud.core.restarts import Again, Broken, GiveUp, RestartPolicy
+from jupyter_llmcloud.core.run.lifecycle import Finish
+from jupyter_llmcloud.core.run.restarts import Again, Broken, GiveUp, RestartPolicy
 
 CAPACITY_RETRY_S = 1.0
 _LOST = Finish("lost", None, True, ())

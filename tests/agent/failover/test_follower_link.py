@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_llmcloud.agent.connection import Connection
-from jupyter_llmcloud.agent.following import Following
-from jupyter_llmcloud.agent.leading import Leading
-from jupyter_llmcloud.core.frames import PROTOCOL_VERSION, Message, encode
-from jupyter_llmcloud.core.rank_messages import Follow, Followed, HostRanks, KillRank, RankExited, RanksHosted, Said
+from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
+from jupyter_llmcloud.agent.failover.leader_link import LeaderLink
 from jupyter_llmcloud.errors import Busy, ConnectionLost, LLMCloudError
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import PROTOCOL_VERSION, Message, encode
+from jupyter_llmcloud.protocol.rank_messages import Follow, Followed, HostRanks, KillRank, RankExited, RanksHosted, Said
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.system.unix_sockets import listen
 
@@ -28,7 +28,7 @@ class Link:
     def __init__(self, path: Path) -> None:
         self.heard: list[Message] = []
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.leading = Leading(str(path), "link", 8.0, self.heard.append, self.lost.set_result)
+        self.leading = FollowerLink(str(path), "link", 8.0, self.heard.append, self.lost.set_result)
         self.leading.begin()
 
 
@@ -79,12 +79,12 @@ def test_a_follower_that_cannot_be_understood_or_refuses_is_lost_and_why_is_said
 
 def test_a_request_is_answered_over_as_many_connections_as_it_takes(tmp_path: Path) -> None:
     """The first connection ends when the request has come, the reply is said over the second one."""
-    followings: list[Following] = []
+    followings: list[LeaderLink] = []
     num_connections = 0
     responder = Responder("the follower")
     responder.on(HostRanks, lambda asked: RanksHosted(host="h", pids={0: asked.world_size}, num_threads={0: 2}))
 
-    async def answer(following: Following, message: Message) -> None:
+    async def answer(following: LeaderLink, message: Message) -> None:
         if isinstance(message, Request):
             reply = await responder.answer(message)
             assert reply is not None
@@ -98,7 +98,7 @@ def test_a_request_is_answered_over_as_many_connections_as_it_takes(tmp_path: Pa
 
         def follow(asked: Follow) -> Followed:
             if not followings:
-                followings.append(Following(asked, answer, lambda _: None))
+                followings.append(LeaderLink(asked, answer, lambda _: None))
             received = followings[0].attach(connection, asked.received)
             assert received is not None
             return Followed(received=received)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.core.lifecycle import Finish
-from jupyter_llmcloud.core.restarts import Broken, RestartPolicy
+from jupyter_llmcloud.core.run.lifecycle import Finish
+from jupyter_llmcloud.core.run.restarts import Broken, RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
     CAPACITY_RETRY_S,
     AppointStandby,

@@ -1,0 +1,219 @@
+"""Ranks that this agent hosts for a leader elsewhere: they live for as long as the leader proves that it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, LocalGroups, RankEvents
+from jupyter_llmcloud.core.scheduling.lease_link import Link, Stamp
+from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.protocol.agent_messages import StopWorld
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import Message, Unreadable, decode, encode
+from jupyter_llmcloud.protocol.rank_messages import (
+    Follow,
+    Followed,
+    FromRank,
+    HostRanks,
+    KillRank,
+    LookAtRank,
+    RankExited,
+    RanksHosted,
+    Said,
+    StandBy,
+    ToRank,
+)
+from jupyter_llmcloud.protocol.rpc import Request, Responder
+
+Serve = Callable[["LeaderLink", Message], Coroutine[Any, Any, None]]
+
+
+class LeaderLink:
+    """The follower's end of a link.
+
+    Args:
+        serve: carries out what the leader says.
+        end: ends the ranks, when the leader has gone.
+
+    Attributes:
+        stands_by: the run to be led from here when the leader has gone.
+    """
+
+    def __init__(self, follow: Follow, serve: Serve, end: Callable[[LeaderLink], None]) -> None:
+        self.link_id = follow.link_id
+        self.hosted: HostedRanks | None = None
+        self.stands_by: StandBy | None = None
+        self._loop = asyncio.get_running_loop()
+        self._link = Link(follow.lease_s, self._loop.time())
+        self._direct = follow.direct
+        self._serve = serve
+        self._end = end
+        self._connection: Connection | None = None
+        self._has_seen_end = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def attach(self, connection: Connection, received: int) -> int | None:
+        """The leader has connected; returns what was heard of it, None when it comes too late."""
+        if not self._link.check(self._loop.time()):
+            return None
+        before, self._connection = self._connection, connection
+        if before is not None and before is not connection:
+            before.close()
+        for stamp, word in self._link.again(received, self._loop.time()):
+            self._write(stamp, word)
+        return self._link.received
+
+    def detach(self, connection: Connection) -> None:
+        """A connection has ended; only one of this host says by that that the leader has."""
+        if connection is self._connection:
+            self._connection = None
+            if self._direct:
+                self._has_seen_end = True
+                self._end(self)
+
+    @property
+    def takes_over_at(self) -> float:
+        """When the leader has surely gone (seconds of the loop's clock), and no rank of the run is left elsewhere."""
+        if self._has_seen_end and self.stands_by is not None:
+            return self._loop.time() + self.stands_by.wait_s
+        return self._link.takes_over_at
+
+    def send(self, message: Message) -> None:
+        """Say something to the leader."""
+        word = encode(message)
+        self._write(self._link.say(word, self._loop.time()), word)
+
+    def _write(self, stamp: Stamp, word: bytes = b"") -> None:
+        if self._connection is not None:
+            self._connection.send(Said(**vars(stamp), payload=word))
+
+    def hear(self, said: Said) -> None:
+        """The leader says something."""
+        now = self._loop.time()
+        new = self._link.hear(Stamp(said.number, said.received, said.at, said.echo), now)
+        if not self._link.check(now):
+            self._end(self)
+        elif new:
+            task = asyncio.create_task(self._serve(self, decode(said.payload)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def beat(self) -> None:
+        """Called every second: say that we are here, and let the ranks live on, or end them."""
+        now = self._loop.time()
+        if not self._link.check(now):
+            self._end(self)
+            return
+        self._write(self._link.stamp(now))
+        if self.hosted is not None:
+            self.hosted.live_until(self._link.expires_at)
+
+
+class Followings:
+    """The leaders elsewhere whose ranks are here.
+
+    Args:
+        groups: the ranks that this agent hosts.
+        expect: called with a run that is to be led from here, and when, in seconds of the loop's clock.
+    """
+
+    def __init__(self, groups: LocalGroups, expect: Callable[[StandBy, float], None]) -> None:
+        self._groups = groups
+        self._expect = expect
+        self._by_link: dict[str, LeaderLink] = {}
+        self._by_connection: dict[Connection, LeaderLink] = {}
+        self._responder = Responder("the node agent that follows")
+        self._responder.on(HostRanks, self._host)
+        self._responder.on(StopWorld, self._stop)
+
+    @property
+    def stands_by(self) -> list[str]:
+        """The runs that this agent leads when their leader has gone."""
+        told = [following.stands_by for following in self._by_link.values()]
+        return [Path(run.folder).name for run in told if run is not None]
+
+    def follow(self, message: Follow, connection: Connection) -> Followed:
+        """A leader speaks for the first time, or on another connection."""
+        following = self._by_link.get(message.link_id)
+        if following is None and not message.received:
+            following = self._by_link[message.link_id] = LeaderLink(message, self._serve, self._end)
+        received = following.attach(connection, message.received) if following is not None else None
+        if following is None or received is None:
+            raise NotFound("its ranks of this world have ended, since their leader was not heard for too long.")
+        self._by_connection[connection] = following
+        return Followed(received=received)
+
+    def hear(self, said: Said, connection: Connection) -> None:
+        """A leader says something."""
+        if following := self._by_connection.get(connection):
+            following.hear(said)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        if following := self._by_connection.pop(connection, None):
+            following.detach(connection)
+
+    def beat(self) -> None:
+        """Called every second."""
+        for following in list(self._by_link.values()):
+            following.beat()
+
+    def _end(self, following: LeaderLink) -> None:
+        if self._by_link.pop(following.link_id, None) is None:
+            return
+        if following.hosted is not None:
+            following.hosted.close()
+        if following.stands_by is not None:
+            self._expect(following.stands_by, following.takes_over_at)
+
+    async def _serve(self, following: LeaderLink, message: Message) -> None:
+        if isinstance(message, Request | Unreadable):
+            await self._responder.serve(message, following.send, following)
+        else:
+            self._told(following, message)
+
+    @staticmethod
+    def _told(following: LeaderLink, message: Message) -> None:
+        ranks = following.hosted.links if following.hosted is not None else {}
+        match message:
+            case ToRank() if message.rank in ranks:
+                ranks[message.rank].send(decode(message.payload))
+            case KillRank() if message.rank in ranks:
+                ranks[message.rank].kill()
+            case LookAtRank() if message.rank in ranks:
+                ranks[message.rank].look(message.dump)
+            case StandBy():
+                following.stands_by = message if message.folder else None
+
+    def _stop(self, _: StopWorld, following: LeaderLink) -> None:
+        following.stands_by = None
+        self._end(following)
+
+    async def _host(self, message: HostRanks, following: LeaderLink) -> RanksHosted:
+        world_id = message.world_id
+        if following.hosted is None:
+            spec = GroupSpec(
+                world_id=world_id,
+                world_size=message.world_size,
+                local_world_size=message.local_world_size,
+                store=message.store,
+                cwd=message.cwd,
+                env=message.env,
+            )
+            events = RankEvents(
+                lambda rank, inner: following.send(FromRank(world_id=world_id, rank=rank, payload=encode(inner))),
+                lambda rank, status, evidence: following.send(
+                    RankExited(world_id=world_id, rank=rank, status=status, evidence=evidence)
+                ),
+            )
+            following.hosted = self._groups.make(spec, events)
+        following.beat()
+        pids = await following.hosted.start(message.ranks, message.local_ranks, message.num_threads)
+        if self._by_link.get(following.link_id) is not following:
+            following.hosted.close()  # the leader has gone meanwhile
+        num_threads = {rank: following.hosted.num_threads[rank] for rank in pids}
+        return RanksHosted(host=socket.gethostname(), pids=pids, num_threads=num_threads)

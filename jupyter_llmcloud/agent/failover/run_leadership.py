@@ -1,0 +1,164 @@
+"""A run with restarts that is led from here: its term, and the agents that stand by to lead it when this one has gone.
+
+Those that host ranks of the run stand by; a run whose ranks are all here asks its worker for another agent. Whoever
+stands by leads only after a silence (see core.link), and only in a term that nobody has claimed. When this agent claims
+the next term is decided in core.run.run_machine; ranks beside it end by themselves when it stands still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
+from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.frames import replace
+from jupyter_llmcloud.protocol.rank_messages import StandBy
+from jupyter_llmcloud.storage.leadership import Claim, Leadership
+
+
+class RunLeadership:
+    """The leading agent's side.
+
+    Args:
+        folder: of the run.
+        on_change: called when `until` may have changed.
+        on_standby_lost: called when the agent that only stands by is not heard any more.
+        term: that this agent has claimed, -1 before it has claimed any.
+    """
+
+    def __init__(
+        self,
+        node: NodeServices,
+        spec: StartWorld,
+        folder: Path,
+        *,
+        on_change: Callable[[float | None], None],
+        on_standby_lost: Callable[[], None],
+        term: int = -1,
+    ) -> None:
+        self._node = node
+        self._spec = spec
+        self._folder = folder
+        self._leadership = Leadership(folder)
+        self._on_change = on_change
+        self._on_standby_lost = on_standby_lost
+        self._term = term
+        self._standing_by: list[FollowerLink] = []
+        self._followers: list[FollowerLink] = []
+        self._spare: FollowerLink | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def begin(self, cell: Execute, definitions: list[Execute], num_threads: Mapping[int, int]) -> None:
+        """Claim the first term and write down what another agent needs. Raises OSError."""
+        spec = replace(self._spec, num_threads=dict(num_threads))
+        await asyncio.to_thread(self._leadership.save, spec, cell, definitions)
+        await self.claim()
+
+    async def claim(self) -> bool:
+        """Lead in the next term, in which nobody stands by yet; False when another agent does. Raises OSError."""
+        claim = self._next_claim()
+        return self._claimed(claim, await asyncio.to_thread(self._leadership.claim, claim))
+
+    def claim_now(self) -> bool:
+        """As `claim`, before anything else happens."""
+        claim = self._next_claim()
+        return self._claimed(claim, self._leadership.claim(claim))
+
+    def _next_claim(self) -> Claim:
+        return Claim(self._term + 1, self._node.address, socket.gethostname())
+
+    def _claimed(self, claim: Claim, is_ours: bool) -> bool:
+        if is_ours:
+            self._term = claim.term
+            self._standing_by = []
+            self._on_change(self.until)
+        return is_ours
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another agent leads the run now, as far as is known: the folder is looked at only when one could."""
+        until = self.until
+        if until is None or asyncio.get_running_loop().time() < until:
+            return False
+        try:
+            return self.is_over
+        except OSError:
+            return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether another agent has claimed to lead the run."""
+        return self._leadership.is_claimed(self._term + 1)
+
+    def stand_by(self, followers: Sequence[FollowerLink]) -> None:
+        """Have the agents that host ranks stand by, or another one when there are none."""
+        self._followers = [follower for follower in followers if not follower.gone]
+        elsewhere = any(not follower.is_here for follower in self._followers)
+        wait_s = TAKES_OVER * self._spec.link_lease_s if elsewhere else 0.0
+        self._node.leads(self._folder, wait_s)
+        told = StandBy(folder=str(self._folder), term=self._term, wait_s=wait_s)
+        self._drop_spare()
+        for follower in self._followers:
+            follower.say(told)
+        self._standing_by = list(self._followers)
+        self._on_change(self.until)
+        if not self._followers:
+            self._do(self._find_spare(told))
+
+    async def _find_spare(self, told: StandBy) -> None:
+        address = await self._node.find_standby()
+        if not address or self._spare is not None or told.term != self._term:
+            return
+        name = f"{self._spec.world_id}~{self._term}"
+        self._spare = FollowerLink(
+            address, name, self._spec.link_lease_s, lambda _: None, lambda _: self._on_standby_lost(), hosts=False
+        )
+        self._standing_by.append(self._spare)
+        self._spare.begin()
+        self._spare.say(told)
+        self._on_change(self.until)
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            spare, self._spare = self._spare, None
+            spare.close()
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def until(self) -> float | None:
+        """Until when no other agent leads the run, whatever becomes of this one; None when nobody stands by."""
+        return min((link.leads_until for link in self._standing_by), default=None)
+
+    def end(self) -> None:
+        """The run has ended, or is led from elsewhere."""
+        for task in self._tasks:
+            task.cancel()
+        self._node.leads_no_more(self._folder)
+        for follower in self._followers:
+            follower.say(StandBy(folder=""))
+        self._drop_spare()
+        self._standing_by = []
+        self._on_change(None)
+
+    def leave(self) -> None:
+        """This agent is told to end: others find everything as if it had been killed."""
+        for task in self._tasks:
+            task.cancel()
+        if self._spare is not None:
+            self._spare.leave()
+
+    def forget(self) -> None:
+        """The run has ended: nobody may lead it any more."""
+        with contextlib.suppress(OSError):
+            self._leadership.forget()

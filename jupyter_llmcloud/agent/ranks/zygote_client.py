@@ -1,0 +1,123 @@
+"""The agent's side of the zygote: ask for a fork, hear of exits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.protocol.frames import Message, decode, encode
+from jupyter_llmcloud.protocol.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
+from jupyter_llmcloud.protocol.rpc import Calls, Reply
+from jupyter_llmcloud.system.spawn import last_words, spawn
+
+_PEER = "the process that forks ranks"
+
+
+class ZygoteClient:
+    """Starts the zygote process, forks from it, starts another when it has died.
+
+    Args:
+        log: file for what the zygote itself prints.
+        on_exit: called with (id, status) when a forked process has ended.
+    """
+
+    def __init__(self, log: Path, on_exit: Callable[[str, int], None]) -> None:
+        self.log = log
+        self.on_exit = on_exit
+        self.process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._calls = Calls(_PEER)
+        self._alive: dict[str, int] = {}  # pids
+
+    def warm(self) -> asyncio.Future[None]:
+        """Start importing, if that has not begun; the future is done when forks are instant."""
+        if self._ready is None:
+            self._start()
+        assert self._ready is not None
+        return self._ready
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        single = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        env = {
+            **os.environ,
+            **single,
+            "TOKENIZERS_PARALLELISM": "false",
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        }
+        command = [sys.executable, "-m", "jupyter_llmcloud.training.zygote", str(theirs.fileno())]
+        # Detached: what is killed with the agent's group cannot clean up behind the agent.
+        self.process = spawn(command, self.log, env=env, pass_fds=[theirs.fileno()])
+        theirs.close()
+        self._sock = ours
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        loop.add_reader(ours.fileno(), self._readable)
+
+    async def fork(self, request: ForkRank | ForkStore, fds: list[int]) -> int:
+        """Fork a process that begins with `request` and these file descriptors; returns its pid."""
+        await asyncio.shield(self.warm())
+        sock = self._sock
+        assert sock is not None
+        return (await self._calls.ask(request, lambda message: self._send(sock, message, fds))).pid
+
+    @staticmethod
+    def _send(sock: socket.socket, message: Message, fds: list[int]) -> None:
+        socket.send_fds(sock, [encode(message)], fds)
+
+    def _readable(self) -> None:
+        assert self._sock is not None
+        try:
+            data = self._sock.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost()
+            return
+        match decode(data):
+            case ZygoteReady():
+                assert self._ready is not None
+                self._ready.set_result(None)
+            case ForkEnded(name=name, status=status):
+                self._alive.pop(name, None)
+                self.on_exit(name, status)
+            case Reply() as reply:
+                if isinstance(reply, Forked):
+                    self._alive[reply.name] = reply.pid
+                self._calls.take(reply)
+
+    def _lost(self) -> None:
+        assert self._sock is not None and self._ready is not None and self.process is not None
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._sock.close()
+        status = self.process.wait()
+        words = last_words(self.log)
+        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{words}")
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # seen: who still waits for it is told, nobody else is warned
+        self._calls.fail(error)
+        self._calls, self._ready = Calls(_PEER), None
+        alive, self._alive = self._alive, {}
+        for name, pid in alive.items():  # its children end with it, and nobody else is told of that
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)  # what they had started
+            self.on_exit(name, -signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the zygote and with it whatever was forked from it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,361 @@
+"""A run on its leading agent, over all its attempts: carries out what core.run.run_machine decides."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
+from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
+from jupyter_llmcloud.agent.ranks.local_rank import RankLink
+from jupyter_llmcloud.agent.runs.attempt import Attempt
+from jupyter_llmcloud.agent.runs.checkpoint_committer import RunCheckpoints
+from jupyter_llmcloud.agent.runs.run_feed import RunFeed
+from jupyter_llmcloud.core.run import run_machine
+from jupyter_llmcloud.core.run.lifecycle import Finish
+from jupyter_llmcloud.core.run.restarts import RestartPolicy
+from jupyter_llmcloud.core.run.run_machine import (
+    AttemptFinished,
+    CapacityFound,
+    Claimed,
+    ClaimFailed,
+    Event,
+    Healed,
+    Instruction,
+    LeadLost,
+    LeaveAsked,
+    NoCapacity,
+    RestartFailed,
+    ResumePoint,
+    ResumePointFound,
+    RunMachine,
+    StandbyLost,
+    Started,
+    StopAsked,
+    TakenOver,
+    Tick,
+    WorkerJoined,
+)
+from jupyter_llmcloud.errors import Busy, LLMCloudError
+from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import Message, replace
+from jupyter_llmcloud.protocol.rank_messages import CheckpointPart, Measured, Printed
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+_ELSEWHERE = Finish("lost", None, True, ())
+
+
+class Restartable(Protocol):
+    """The world of a run: the ranks that execute it, and how to have them all again."""
+
+    @property
+    def links(self) -> dict[int, RankLink]:
+        """How to reach each rank."""
+
+    @property
+    def followers(self) -> Sequence[FollowerLink]:
+        """The links to the other agents that host ranks."""
+
+    def needs_renewal(self, must_renew: bool) -> None:
+        """An attempt has ended; whether it left the process group in a state that cannot be used."""
+
+    async def find_capacity(self) -> list[dict[str, Any]]:
+        """Slots for the ranks whose agent has gone. Raises Busy."""
+
+    async def heal(self, slots: Sequence[dict[str, Any]] = ()) -> None:
+        """Replace ranks that have died, and renew the process group. Raises LLMCloudError."""
+
+    def take_notes(self) -> list[str]:
+        """What became of ranks."""
+
+
+class RunSupervisor:
+    """One run.
+
+    Args:
+        cell: what is executed; `ranks` is complete.
+        record: its first `run.json`.
+        make_lead: makes the leadership of a run with restarts, given what to call when its standby is lost.
+
+    Attributes:
+        ended: done when the run is over here.
+        is_told: whether its end is told in its record; else it is led elsewhere.
+    """
+
+    def __init__(
+        self,
+        cell: Execute,
+        record: RunRecord,
+        folder: RunFolder,
+        world: Restartable,
+        make_lead: Callable[[Callable[[], None]], RunLeadership],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + max(0.0, record.created + cell.timeout_s - time.time()) if cell.timeout_s else None
+        self.ended: asyncio.Future[Finish] = loop.create_future()
+        self.is_told = False
+        self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running)
+        self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
+        self._world = world
+        self._checkpoints = RunCheckpoints(folder.path, cell.ranks, cell.keep_checkpoints, self._feed.note)
+        self._machine = RunMachine(RestartPolicy(cell.max_restarts, record.num_restarts), deadline)
+        self._attempt = self._make_attempt(cell)
+        self._timed_out = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _make_attempt(self, cell: Execute) -> Attempt:
+        return Attempt(cell, self._world.links, self._feed, self._on_finish)
+
+    @property
+    def run_id(self) -> str:
+        """Of this run."""
+        return self._feed.record.run_id
+
+    @property
+    def ranks(self) -> list[int]:
+        """Those that execute it."""
+        return self._attempt.cell.ranks
+
+    @property
+    def until(self) -> float | None:
+        """Until when no other agent leads it (seconds of the loop's clock); None: nobody stands by."""
+        return self._lead.until if self._lead is not None else None
+
+    async def claim_first(self, definitions: list[Execute], num_threads: Mapping[int, int]) -> None:
+        """Lead a run with restarts from here, and write down what another agent needs for that. Raises OSError."""
+        if self._lead is not None:
+            await self._lead.begin(self._attempt.cell, definitions, num_threads)
+
+    def follow(self, connection: Connection) -> None:
+        """Tell this connection what happens from now on."""
+        self._feed.followers.add(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._feed.followers.discard(connection)
+
+    async def settled(self) -> None:
+        """Wait until nothing that was begun for the run is under way any more."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # --- what happens to it ---
+
+    def begin(self) -> None:
+        """Send the cell to its ranks."""
+        cell = self._attempt.cell
+        if self._lead is not None:
+            self._lead.stand_by(self._world.followers)
+        self._handle(Started())
+        self._attempt.begin()
+        self._feed.begin(at_once=cell.background or bool(cell.max_restarts))
+        for note in self._world.take_notes():
+            self._feed.tell_state(-1, "note", note)
+
+    def take_over(self) -> None:
+        """Go on with a run whose leader has gone, if it has restarts left and nobody has pressed Stop."""
+        was_stopping = self._feed.record.state == "stopping"
+        self._feed.write_record()  # with its new leader
+        self._handle(TakenOver(was_stopping))
+
+    def stop(self) -> None:
+        """Stop pressed, by whomever."""
+        if self._feed.record.state == "running":
+            self._feed.change("stopping")
+            self._feed.write_record()
+        self._handle(StopAsked())
+
+    def leave(self) -> bool:
+        """This agent is told to end; returns whether another one goes on with the run."""
+        self._handle(LeaveAsked())
+        return self.ended.done() and not self.is_told
+
+    def worker_joined(self) -> None:
+        """A worker that knows the cluster holds this agent from now on."""
+        self._handle(WorkerJoined())
+
+    def on_message(self, rank: int, message: Message) -> None:
+        """A rank says something."""
+        if not self._is_led_here():
+            return
+        match message:
+            case Printed():
+                self._feed.journal("logs", rank, message.records)
+            case Measured():
+                self._feed.journal("metrics", rank, message.records)
+            case CheckpointPart() if message.run_id == self.run_id:
+                self._checkpoints.part(rank, message)
+            case _:
+                self._attempt.on_message(rank, message)
+
+    def rank_died(self, rank: int, name: str, reason: str) -> None:
+        """The process of one of its ranks has gone."""
+        self._attempt.rank_died(rank, name, reason)
+
+    def _is_led_here(self) -> bool:
+        """Nothing is written or told of a run that another agent leads."""
+        if self._lead is not None and not self._machine.is_claiming and self._lead.is_lost:
+            self._handle(LeadLost())
+        return self.is_told or not self.ended.done()
+
+    def _on_finish(self, finish: Finish) -> None:
+        """Every rank has ended: the last checkpoint is written before anything is decided."""
+        if (commit := self._checkpoints.busy) is not None:
+            commit.add_done_callback(lambda _: self._attempt_finished(finish))
+        else:
+            self._attempt_finished(finish)
+
+    def _attempt_finished(self, finish: Finish) -> None:
+        if self._is_led_here():
+            self._world.needs_renewal(finish.renew)
+            self._handle(AttemptFinished(finish, self._attempt.broken(finish)))
+
+    # --- carrying out ---
+
+    def _handle(self, event: Event) -> None:
+        loop = asyncio.get_running_loop()
+        until = math.inf if self.until is None else self.until
+        for instruction in self._machine.handle(event, loop.time(), until):
+            self._carry_out(instruction)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (at := self._machine.wake_at) is not None:
+            self._timer = loop.call_at(at, self._handle, Tick())
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case run_machine.FindCapacity():
+                self._do(self._find_capacity())
+            case run_machine.Claim(to_end=True):
+                self._claim_now()
+            case run_machine.Claim():
+                self._do(self._claim())
+            case run_machine.Heal(slots):
+                self._do(self._heal(slots))
+            case run_machine.FindResumePoint():
+                self._do(self._find_resume_point())
+            case run_machine.Resume():
+                self._resume(instruction)
+            case run_machine.AppointStandby():
+                self._the_lead.stand_by(self._world.followers)
+            case run_machine.StopAttempt():
+                self._attempt.stop()
+            case run_machine.TimeOut():
+                self._time_out()
+            case run_machine.Note(text):
+                self._feed.note(text)
+            case run_machine.HandOver(to_standby):
+                self._hand_over(to_standby)
+            case run_machine.End(finish):
+                self._end(finish)
+
+    @property
+    def _the_lead(self) -> RunLeadership:
+        assert self._lead is not None, "only a run with restarts is executed again"
+        return self._lead
+
+    def _do(self, work: Awaitable[Event]) -> None:
+        task = asyncio.ensure_future(self._answer(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, work: Awaitable[Event]) -> None:
+        """What comes of `work` is the next event, whatever it is."""
+        try:
+            event = await work
+        except Busy as busy:
+            event = NoCapacity(str(busy))
+        except (LLMCloudError, OSError) as error:
+            event = RestartFailed(str(error))
+        except Exception as error:  # a run must not wait for ever for something that nobody foresaw
+            traceback.print_exc(file=sys.stderr)
+            event = RestartFailed(f"the node agent failed: {error!r}")
+        self._handle(event)
+
+    async def _find_capacity(self) -> Event:
+        if self._the_lead.is_over:
+            return LeadLost()
+        return CapacityFound(await self._world.find_capacity())
+
+    async def _claim(self) -> Event:
+        try:
+            return Claimed() if await self._the_lead.claim() else LeadLost()
+        except OSError as error:
+            return ClaimFailed(str(error))
+
+    def _claim_now(self) -> None:
+        try:
+            event: Event = Claimed() if self._the_lead.claim_now() else LeadLost()
+        except OSError as error:
+            event = ClaimFailed(str(error))
+        self._handle(event)
+
+    async def _heal(self, slots: Sequence[dict[str, Any]]) -> Event:
+        await self._world.heal(slots)
+        return Healed()
+
+    async def _find_resume_point(self) -> Event:
+        found = await self._checkpoints.newest()
+        return ResumePointFound(ResumePoint(str(found.path), found.step) if found is not None else None)
+
+    def _resume(self, resume: run_machine.Resume) -> None:
+        """Send the cell once more, with the checkpoint that it is to be led back to."""
+        point = {"folder": resume.point.folder, "step": resume.point.step} if resume.point is not None else {}
+        self._attempt = self._make_attempt(replace(self._attempt.cell, attempt=resume.number, resume=point))
+        self._feed.record.num_restarts = resume.number
+        self._checkpoints.new_attempt(resume.number)
+        for note in [*self._world.take_notes(), resume.note]:
+            self._feed.note(note)
+        for rank in self.ranks:
+            self._feed.tell_state(rank, "running")
+        self._attempt.begin()
+        self._feed.write_record()
+
+    def _time_out(self) -> None:
+        self._timed_out = f"--timeout: {self._attempt.cell.timeout_s:g} s have passed"
+        self._feed.record.history.append({"t": time.time(), "why": self._timed_out})
+        self.stop()
+
+    # --- the end ---
+
+    def _hand_over(self, to_standby: bool) -> None:
+        """Another agent leads the run: nothing more of it is written or told here."""
+        self._attempt.close()
+        self._feed.cut_off()
+        self.ended.set_result(_ELSEWHERE)
+        if to_standby:
+            self._the_lead.leave()
+        else:
+            self._the_lead.end()
+
+    def _end(self, finish: Finish) -> None:
+        record = self._feed.record
+        self._feed.change(finish.state)
+        record.ended, record.errors = time.time(), self._attempt.errors(finish.culprit)
+        report = self._attempt.report(finish.culprit)
+        self._feed.write_record()
+        self._feed.tell(
+            RunEnded(
+                run_id=self.run_id,
+                state=finish.state,
+                errors=record.errors,
+                report=[f"{self._timed_out}.", *report] if self._timed_out else report,
+                artifacts=record.artifacts,
+                payload=self._attempt.payload,
+            )
+        )
+        self._feed.close()
+        self._checkpoints.end()
+        if self._lead is not None:
+            self._lead.end()
+            self._lead.forget()
+        self.is_told = True
+        self.ended.set_result(finish)

@@ -1,0 +1,221 @@
+"""The runs of a world: one at a time, in the order they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
+from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
+from jupyter_llmcloud.agent.world.world import World
+from jupyter_llmcloud.core.run.lifecycle import Finish
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, WorldError
+from jupyter_llmcloud.protocol.agent_messages import Execute, RankState, RunEnded
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import replace
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+
+class RunQueue:
+    """Those that are queued, and the active one.
+
+    Args:
+        world: whose ranks execute them.
+        end_world: called when the world must not go on here.
+
+    Attributes:
+        active: the run that is executed now.
+        turn: held by whoever uses the ranks.
+        idle_since: when the last of them ended.
+    """
+
+    def __init__(self, node: NodeServices, world: World, end_world: Callable[[], None]) -> None:
+        self.active: RunSupervisor | None = None
+        self.turn = asyncio.Lock()
+        self.idle_since = time.monotonic()
+        self._node = node
+        self._world = world
+        self._end_world = end_world
+        self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is executed or queued."""
+        return self.active is None and not self._waiting
+
+    @property
+    def until(self) -> float | None:
+        """Until when no other agent leads the active run (seconds of the loop's clock); None: nobody stands by."""
+        return self.active.until if self.active is not None else None
+
+    async def execute(self, cell: Execute, connection: Connection | None) -> None:
+        """Execute a cell when it is its turn; `connection` follows it."""
+        if not await self._take_turn(cell, connection):
+            self._never_began(cell, connection, "stopped")
+            return
+        try:
+            await self._world.heal()
+            await self._execute(cell, connection)
+        except LLMCloudError as error:
+            if connection is None or RunFolder(Path(cell.folder)).exists:  # nobody to refuse it to, or it has waited
+                self._never_began(cell, None, "failed", error)
+            if connection is not None:
+                raise
+        finally:
+            self._is_over()
+            self.turn.release()
+
+    async def _take_turn(self, cell: Execute, connection: Connection | None) -> bool:
+        """Wait until no other run is under way; False when the run was stopped meanwhile."""
+        if not self.turn.locked() and not self._waiting:
+            return await self.turn.acquire()
+        run_id = cell.run_id
+        with contextlib.suppress(OSError):  # so that it is known to have waited, should this agent be lost
+            RunFolder(Path(cell.folder)).create(self._record(cell), cell.source or cell.code)
+        if connection is not None:
+            ahead = f"for {self.active.run_id} to end" if self.active else "until the ranks have answered a request"
+            connection.send(RankState(run_id=run_id, rank=-1, state="queued", detail=f"waits {ahead}"))
+        turn = self._waiting[run_id] = asyncio.ensure_future(self.turn.acquire())
+        try:
+            await asyncio.wait([turn])
+        finally:
+            turn.cancel()  # no effect when it has come
+            del self._waiting[run_id]
+        return not turn.cancelled()
+
+    def _never_began(
+        self, cell: Execute, connection: Connection | None, state: str, error: Exception | None = None
+    ) -> None:
+        """The end of a run that was stopped in the queue, or found no ranks."""
+        record = self._record(cell)
+        record.state, record.ended = state, time.time()
+        if error is not None:
+            ename, evalue = type(error).__name__, str(error)
+            record.errors = [
+                {"rank": record.ranks[0], "ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
+            ]
+        with contextlib.suppress(OSError):
+            RunFolder(Path(cell.folder)).create(record, cell.source or cell.code)
+        if connection is not None:
+            report = ["It had not begun: no rank has executed any of it."]
+            connection.send(RunEnded(run_id=cell.run_id, state=state, errors=record.errors, report=report))
+
+    def _record(self, cell: Execute) -> RunRecord:
+        return RunRecord(
+            run_id=cell.run_id,
+            name=cell.name,
+            created=time.time(),
+            ranks=cell.ranks or list(range(self._world.size)),
+            world_size=self._world.size,
+            world_id=self._world.world_id,
+            cluster=cell.cluster,
+            agent=cell.agent or self._node.address,
+            owner=cell.owner,
+            options=cell.options,
+        )
+
+    async def _execute(self, cell: Execute, connection: Connection | None) -> None:
+        self._world.cells[cell.filename] = cell.execution_count
+        record = self._record(cell)
+        folder = RunFolder(Path(cell.folder))
+        run = self.active = self._make_run(replace(cell, ranks=record.ranks, number=0), record, folder)
+        if connection is not None:
+            run.follow(connection)
+        try:
+            folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await run.claim_first(self._world.replay_cells, self._world.num_threads)
+        except OSError as error:
+            raise WorldError(f"the run's folder cannot be made: {error.strerror}: {cell.folder}.") from None
+        run.begin()
+        await self._see_through(run)
+        self._after(cell, run.ended.result())
+
+    async def lead_on(self, cell: Execute, definitions: list[Execute], record: RunRecord, term: int) -> None:
+        """See a run through whose leader has gone: this world has no ranks yet."""
+        self._world.inherit(record.world_size, definitions)
+        self._world.cells |= {known.filename: known.execution_count for known in (*definitions, cell)}
+        async with self.turn:
+            run = self._make_run(replace(cell, ranks=record.ranks), record, RunFolder(Path(cell.folder)), term)
+            self.active = run
+            try:
+                run.take_over()
+                await self._see_through(run)
+            finally:
+                self._is_over()
+        if not self._world.links and not self._world.closed:
+            self._end_world()  # its ranks could not be started
+
+    def _make_run(self, cell: Execute, record: RunRecord, folder: RunFolder, term: int = -1) -> RunSupervisor:
+        def make_lead(on_standby_lost: Callable[[], None]) -> RunLeadership:
+            return RunLeadership(
+                self._node,
+                self._world.spec,
+                folder.path,
+                on_change=self._world.live_until,
+                on_standby_lost=on_standby_lost,
+                term=term,
+            )
+
+        return RunSupervisor(cell, record, folder, self._world, make_lead)
+
+    async def _see_through(self, run: RunSupervisor) -> None:
+        """Wait for the end of a run; of one that is led elsewhere, nothing may go on here."""
+        await run.ended
+        if not run.is_told and not self._world.closed:
+            self._end_world()
+        await run.settled()
+
+    def _is_over(self) -> None:
+        self.active = None
+        self.idle_since = time.monotonic()
+
+    def follow(self, connection: Connection) -> None:
+        """Tell this connection of the active run."""
+        if self.active is not None:
+            self.active.follow(connection)
+
+    def worker_joined(self) -> None:
+        """A worker that knows the cluster holds this agent from now on."""
+        if self.active is not None:
+            self.active.worker_joined()
+
+    def stop_active(self) -> None:
+        """Stop pressed for the run that is executed now, if there is one."""
+        if self.active is not None and not self.active.ended.done():
+            self.active.stop()
+
+    def lose_ranks(self, name: str, reason: str) -> None:
+        """The ranks of the active run have gone, with the world."""
+        if self.active is not None and not self.active.ended.done():
+            for rank in self.active.ranks:
+                self.active.rank_died(rank, name, reason)
+
+    def leave(self) -> bool:
+        """Let another agent go on with the active run at once; False when it has no restarts."""
+        return self.active is not None and self.active.leave()
+
+    def _after(self, cell: Execute, finish: Finish) -> None:
+        is_everywhere = len(self._world.links) == len(cell.ranks or self._world.links)
+        if cell.is_definition and finish.state == "finished" and is_everywhere:
+            self._world.replay_cells.append(cell)
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._waiting or self.is_active(run_id)
+
+    def is_active(self, run_id: str) -> bool:
+        """Whether this run is executed now."""
+        return self.active is not None and self.active.run_id == run_id
+
+    def stop(self, run_id: str) -> None:
+        """Stop pressed for a run that is executed or queued here. Raises NotFound."""
+        if self.active is not None and self.active.run_id == run_id:
+            self.active.stop()
+        elif run_id in self._waiting:
+            self._waiting[run_id].cancel()
+        else:
+            raise NotFound(f"run {run_id!r} has ended.")

@@ -1,0 +1,213 @@
+"""The REST API from a kernel: one method per route, errors raised as the classes they name."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from jupyter_llmcloud.errors import ConnectionLost
+from jupyter_llmcloud.protocol.rpc import restored_body
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_S = 60.0
+START_TIMEOUT_S = 330.0
+MAX_WAIT_S = 20
+
+
+class ServerClient:
+    """A Jupyter server with our extension, asked over HTTP.
+
+    Attributes:
+        url: of the server, ending with a slash.
+    """
+
+    def __init__(self, url: str, token: str = "") -> None:
+        self.url = url.rstrip("/") + "/"
+        self._token = token
+        self._http: httpx.Client | None = None
+
+    def __repr__(self) -> str:
+        return f"ServerClient({self.url!r})"
+
+    @classmethod
+    def find_or_start(cls, for_world: bool = False) -> ServerClient:
+        """The server that the environment names, else the parent Jupyter server, else a headless one of this kernel."""
+        from jupyter_llmcloud.client import discovery
+
+        return discovery.find_or_start(for_world)
+
+    @property
+    def openai_url(self) -> str:
+        """Where OpenAI clients ask."""
+        return f"{self.url}llmcloud/v1"
+
+    def http(self) -> httpx.Client:
+        """The connection pool; a server on this machine is never asked through a proxy."""
+        if self._http is None:
+            import httpx
+
+            local = is_loopback(self.url)
+            headers = {"Authorization": f"token {self._token}"} if self._token else {}
+            self._http = httpx.Client(headers=headers, timeout=TIMEOUT_S, trust_env=not local, verify=not local)
+        return self._http
+
+    def close(self) -> None:
+        """Close its connections."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = TIMEOUT_S, **query: Any
+    ) -> dict[str, Any]:
+        """One request below `/llmcloud/api/`; raises what the server refuses it with."""
+        import httpx
+
+        params = {key: str(value) for key, value in query.items() if value is not None}
+        fields = None if body is None else {key: value for key, value in body.items() if value is not None}
+        url = f"{self.url}llmcloud/api/{path}"
+        try:
+            response = self.http().request(method, url, json=fields, params=params, timeout=timeout_s)
+        except httpx.TransportError as error:
+            raise ConnectionLost(
+                f"the Jupyter server at {self.url} does not answer: {error or type(error).__name__}."
+            ) from None
+        return read(response)
+
+    # --- routes ---
+
+    def status(self) -> dict[str, Any]:
+        """{"version", "pid", "headless", "root"}."""
+        return self.ask("GET", "status", timeout_s=10)
+
+    def clusters(self) -> list[dict[str, Any]]:
+        """Every cluster of the server."""
+        return list(self.ask("GET", "clusters", timeout_s=START_TIMEOUT_S)["clusters"])
+
+    def start_cluster(
+        self,
+        kind: str = "local",
+        name: str | None = None,
+        workers: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Start a cluster and wait until it runs."""
+        body = {"kind": kind, "name": name, "workers": workers, "options": options}
+        return self.ask("POST", "clusters", body, START_TIMEOUT_S)
+
+    def connect_cluster(self, address: str, name: str | None = None) -> dict[str, Any]:
+        """Use a cluster that runs elsewhere."""
+        return self.ask("POST", "clusters", {"address": address, "name": name}, START_TIMEOUT_S)
+
+    def scale_cluster(self, name: str, workers: int) -> dict[str, Any]:
+        """Change its number of workers."""
+        return self.ask("POST", f"clusters/{_name(name)}/scale", {"workers": workers}, START_TIMEOUT_S)
+
+    def adapt_cluster(self, name: str, minimum: int, maximum: int) -> dict[str, Any]:
+        """Have between `minimum` and `maximum` workers, as the load asks."""
+        return self.ask("POST", f"clusters/{_name(name)}/scale", {"minimum": minimum, "maximum": maximum})
+
+    def stop_cluster(self, name: str) -> None:
+        """End a cluster."""
+        self.ask("DELETE", f"clusters/{_name(name)}", timeout_s=START_TIMEOUT_S)
+
+    def place(
+        self, cluster: str | None = None, num_ranks: int | None = None, ticket: str | None = None
+    ) -> dict[str, Any]:
+        """Where ranks go: {"cluster", "agents", "num_ranks", "world_id", "started"}.
+
+        Who is refused as Busy and soon asks again with the same `ticket` comes before those who came later.
+        """
+        body = {"cluster": cluster, "num_ranks": num_ranks, "ticket": ticket}
+        return self.ask("POST", "placement", body, START_TIMEOUT_S)
+
+    def runs(self, state: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+        """Runs, the newest first."""
+        return list(self.ask("GET", "runs", state=state, limit=limit)["runs"])
+
+    def run(self, name: str) -> dict[str, Any]:
+        """One run by its id or name."""
+        return self.ask("GET", f"runs/{_name(name)}")
+
+    def run_logs(self, name: str, rank: int | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+        """Its newest log records."""
+        return list(self.ask("GET", f"runs/{_name(name)}/logs", rank=rank, limit=limit)["records"])
+
+    def run_metrics(self, name: str, rank: int | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+        """Its newest metric records."""
+        return list(self.ask("GET", f"runs/{_name(name)}/metrics", rank=rank, limit=limit)["records"])
+
+    def stop_run(self, name: str) -> dict[str, Any]:
+        """Stop a run: {"state"}."""
+        return self.ask("POST", f"runs/{_name(name)}/stop", {})
+
+    def delete_run(self, name: str) -> None:
+        """Remove a run that has ended."""
+        self.ask("DELETE", f"runs/{_name(name)}")
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """Every endpoint, the newest first."""
+        return list(self.ask("GET", "endpoints")["endpoints"])
+
+    def create_endpoint(
+        self,
+        target: str,
+        name: str | None = None,
+        replicas: int | None = None,
+        dtype: str | None = None,
+        cluster: str | None = None,
+    ) -> dict[str, Any]:
+        """Begin to serve; the endpoint is starting when this returns."""
+        body = {"target": target, "name": name, "replicas": replicas, "dtype": dtype, "cluster": cluster}
+        return self.ask("POST", "endpoints", body)
+
+    def endpoint(self, name: str, wait_s: int = 0) -> dict[str, Any]:
+        """One endpoint; waits up to `wait_s` (at most 20 are useful) while it is starting."""
+        return self.ask("GET", f"endpoints/{_name(name)}", timeout_s=TIMEOUT_S + wait_s, wait_s=wait_s)
+
+    def stop_endpoint(self, name: str) -> dict[str, Any]:
+        """End an endpoint; one that has ended is forgotten."""
+        return self.ask("DELETE", f"endpoints/{_name(name)}")
+
+    def endpoint_logs(self, name: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """[{"path", "text"}] of its replicas."""
+        return list(self.ask("GET", f"endpoints/{_name(name)}/logs", limit=limit)["logs"])
+
+    def keys(self) -> list[dict[str, Any]]:
+        """Every scoped key, without its secret."""
+        return list(self.ask("GET", "keys")["keys"])
+
+    def create_key(self, scopes: list[str], expires_s: float | None = None, label: str | None = None) -> dict[str, Any]:
+        """Mint a key; `["key"]` of the answer is told here and never again."""
+        return self.ask("POST", "keys", {"scopes": scopes, "expires_s": expires_s, "label": label})
+
+    def revoke_key(self, key_id: str) -> None:
+        """End a key."""
+        self.ask("DELETE", f"keys/{_name(key_id)}")
+
+
+def read(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of an answer; raises the error that it names."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if response.is_success and isinstance(body, dict):
+        return body
+    raise restored_body(body, f"the Jupyter server answered {response.url} with status {response.status_code}.")
+
+
+def is_loopback(url: str) -> bool:
+    """Does this URL stay on this machine?"""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _name(text: str) -> str:
+    return quote(text, safe="") or "-"

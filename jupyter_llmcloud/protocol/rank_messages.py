@@ -1,0 +1,306 @@
+"""What an agent and its ranks say to each other, and agents among themselves about ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import field
+
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rpc import Reply, Request
+
+
+class Join(Message, frozen=True, kw_only=True):
+    """Join the process group of a generation, of `world_size` ranks; answered by Joined.
+
+    `store`: where the world's TCPStore is now, and `interface` the one to use, when they have changed.
+    """
+
+    generation: int
+    world_size: int
+    store: str = ""
+    interface: str = ""
+
+
+class Joined(Message, frozen=True, kw_only=True):
+    """This rank is in the group of `generation`; `error` when it could not join."""
+
+    generation: int
+    error: str = ""
+
+
+class Interrupt(Message, frozen=True, kw_only=True):
+    """Raise KeyboardInterrupt in the main thread."""
+
+
+class StepAsked(Message, frozen=True, kw_only=True):
+    """Pause at the next step boundary and say which step you are in."""
+
+
+class StepTold(Message, frozen=True, kw_only=True):
+    """Steps finished so far."""
+
+    step: int
+
+
+class StopAt(Message, frozen=True, kw_only=True):
+    """Raise KeyboardInterrupt when this many steps are finished (-1: go on, forget the pause)."""
+
+    step: int
+
+
+class Release(Message, frozen=True, kw_only=True):
+    """Break the group, so that whoever is blocked in a collective gets an error.
+
+    `generation`: who is to join the group of this generation, or waits for others to, gives up.
+    """
+
+    generation: int = -1
+
+
+class Exit(Message, frozen=True, kw_only=True):
+    """Leave."""
+
+
+class Printed(Message, frozen=True, kw_only=True):
+    """Log records of a rank: {"kind": ..., ...} without seq."""
+
+    records: list[dict[str, Any]]
+
+
+class Measured(Message, frozen=True, kw_only=True):
+    """Metric and progress records of a rank, without seq."""
+
+    records: list[dict[str, Any]]
+
+
+class CellEnded(Reply, frozen=True, kw_only=True):
+    """A rank has finished its cell. `error`: {ename, evalue, traceback, collateral, step}; payload: what was pulled."""
+
+    run_id: str
+    error: dict[str, Any] | None = None
+    interrupted: bool = False
+    in_group: bool = True
+    artifacts: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, list[Any]] = field(default_factory=dict)  # as in Heartbeat
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """What a rank's side thread sees while a cell runs; the fields are those of core.hang.Sample.
+
+    `groups`: name -> [ranks, collectives begun, collectives finished]; `rss` in bytes.
+    """
+
+    run_id: str
+    phase: str = "unknown"
+    op: str = ""
+    groups: dict[str, list[Any]] = field(default_factory=dict)
+    step: int = 0
+    place: str = ""
+    doing: str = ""
+    still_s: float = 0.0
+    working: bool = False
+    rss: int = 0
+
+
+class LookAtRank(Message, frozen=True, kw_only=True):
+    """Asked of a following agent: look at a rank's process from outside; answered by RankLooked from that rank.
+
+    `dump`: have it write its stacks as well, which works without its interpreter's lock.
+    """
+
+    world_id: str
+    rank: int
+    dump: bool = False
+
+
+class RankLooked(Message, frozen=True, kw_only=True):
+    """A rank's process as its agent sees it: state as in /proc ("" when gone), processor seconds, stacks."""
+
+    state: str = ""
+    cpu_s: float = 0.0
+    busy: bool = False
+    dump: str = ""
+    dumped: bool = False
+
+
+class RankStacks(Reply, frozen=True, kw_only=True):
+    """What the threads of a rank are doing: lines for the main one, and for others by name.
+
+    `op`: the collective that the main thread is blocked in, "" for none.
+    """
+
+    main: list[str]
+    threads: dict[str, list[str]]
+    op: str = ""
+
+
+class DumpRankStacks(Request[RankStacks], frozen=True, kw_only=True):
+    """Asked of a rank: what is every thread doing?"""
+
+
+class CheckpointPart(Message, frozen=True, kw_only=True):
+    """A rank's part of a checkpoint is written; or `error` says why not, `not_finite` what must not be kept.
+
+    `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here; `serial` counts the
+    checkpoints of an attempt, of which several may be of one step.
+    """
+
+    run_id: str
+    step: int
+    attempt: int = 0
+    serial: int = 0
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    error: str = ""
+    not_finite: str = ""
+    metric: float | None = None
+    mode: str = "min"
+    resumable: bool = True
+
+
+class LiveUntil(Message, frozen=True, kw_only=True):
+    """This rank ends at this time of its host's monotonic clock, unless it is told a later one; None: it does not."""
+
+    until: float | None
+
+
+class Followed(Reply, frozen=True, kw_only=True):
+    """The link is taken up; `received` as in core.link.Stamp."""
+
+    received: int
+
+
+class Follow(Request[Followed], frozen=True, kw_only=True):
+    """Asked of an agent by a leader, the first time or on another connection: speak with me by a core.link.Link.
+
+    Refused as NotFound when the link has ended there and its ranks with it. `direct`: the leader is
+    on this host, so that the end of the connection is the leader's own.
+    """
+
+    link_id: str
+    lease_s: float
+    received: int = 0
+    direct: bool = False
+
+
+class Said(Message, frozen=True, kw_only=True):
+    """A word of a link (payload: the inner frame, or nothing) with the fields of its core.link.Stamp."""
+
+    number: int
+    received: int
+    at: float
+    echo: float
+
+
+class ToRank(Message, frozen=True, kw_only=True):
+    """A leader's message to a rank that another agent hosts (payload: the inner frame)."""
+
+    world_id: str
+    rank: int
+
+
+class FromRank(Message, frozen=True, kw_only=True):
+    """A message of a rank to the leader that follows it from another host (payload: the inner frame)."""
+
+    world_id: str
+    rank: int
+
+
+class RanksHosted(Reply, frozen=True, kw_only=True):
+    """Ranks were forked on this host: their pids and numbers of threads."""
+
+    host: str
+    pids: dict[int, int]
+    num_threads: dict[int, int]
+
+
+class HostRanks(Request[RanksHosted], frozen=True, kw_only=True):
+    """Asked of a following agent: fork these ranks of a world.
+
+    `local_ranks` are their places on that agent; asked again for some of them, those are replaced. `num_threads` is of
+    those that were somewhere else before: sums are rounded alike only on as many threads.
+    """
+
+    world_id: str
+    ranks: list[int]
+    local_ranks: list[int]
+    local_world_size: int
+    world_size: int
+    store: str
+    cwd: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    num_threads: dict[int, int] = field(default_factory=dict)
+
+
+class StandBy(Message, frozen=True, kw_only=True):
+    """Said by a leader: when I have gone, lead this run in my place, as its leader of the next term.
+
+    `folder` is the run's, "" when it has ended. `wait_s`: for so long after my end other hosts may have ranks of it.
+    """
+
+    folder: str
+    term: int = 0
+    wait_s: float = 0.0
+
+
+class KillRank(Message, frozen=True, kw_only=True):
+    """Asked of a following agent: SIGKILL."""
+
+    world_id: str
+    rank: int
+
+
+class RankExited(Message, frozen=True, kw_only=True):
+    """A rank's process has ended: `status` as from os.waitstatus_to_exitcode."""
+
+    world_id: str
+    rank: int
+    status: int
+    evidence: str = ""
+
+
+# --- asked of a zygote, and told by it ------------------------------------------------------------------------------
+
+
+class Forked(Reply, frozen=True, kw_only=True):
+    """The process has begun; `name` is that of the request."""
+
+    name: str
+    pid: int
+
+
+class ForkRank(Request[Forked], frozen=True, kw_only=True):
+    """Fork a rank. With it come the descriptors of its socket, stdout, stderr and ring of metrics.
+
+    `name` is said again when it has ended. `until`: as LiveUntil.
+    """
+
+    name: str
+    rank: int
+    world_size: int
+    store: str
+    backend: str
+    gpu: bool = False
+    until: float | None = None
+    cwd: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class ForkStore(Request[Forked], frozen=True, kw_only=True):
+    """Fork a world's TCPStore. With it come the descriptors of its control socket, stdout and stderr."""
+
+    name: str
+    host: str
+    port: int
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class ZygoteReady(Message, frozen=True, kw_only=True):
+    """Everything is imported: from now on a fork takes no time."""
+
+
+class ForkEnded(Message, frozen=True, kw_only=True):
+    """A forked process has ended: `status` as from os.waitstatus_to_exitcode."""
+
+    name: str
+    status: int
