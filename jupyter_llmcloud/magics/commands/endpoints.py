@@ -11,8 +11,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud import config
-from jupyter_llmcloud.core.names import check_name, parse_duration
+from jupyter_llmcloud.core.names import NAME_PATTERN, check_name, parse_duration
 from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.commands.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.commands.tables import Table, ago
@@ -85,7 +84,7 @@ def serve(
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
     folder = Path(target).expanduser()
-    if not config.NAME_PATTERN.fullmatch(target):
+    if not NAME_PATTERN.fullmatch(target):
         return dict(server.create_endpoint(str(folder.absolute()), **options))
     try:
         return dict(server.create_endpoint(target, **options))
