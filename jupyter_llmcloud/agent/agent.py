@@ -84,8 +84,7 @@ class Agent:
         self.takeovers = Takeovers(self.node.address, self.node.led, self.worlds.lead_on)
         self.followings = Followings(self.node.groups, self.takeovers.expect)
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
-        self._finished = asyncio.Event()
-        self._was_signalled = False
+        self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._responder = self._make_responder()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -97,26 +96,26 @@ class Agent:
         self._announce()
         self.node.warm()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._on_signal)
+        loop.add_signal_handler(signal.SIGTERM, self._finish, True)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         watch = asyncio.create_task(self._watch_leases())
-        await self._finished.wait()
+        was_signalled = await self._finished
         watch.cancel()
         server.close()
-        await self._close()
+        await self._close(was_signalled)
 
-    def _on_signal(self) -> None:
-        self._was_signalled = True
-        self._finished.set()
+    def _finish(self, was_signalled: bool = False) -> None:
+        if not self._finished.done():
+            self._finished.set_result(was_signalled)
 
     def _announce(self) -> None:
         me = psutil.Process()
         about = {"pid": me.pid, "started": me.create_time(), **self.describe().as_dict()}
         write_json(self.folder / "agent.json", about, durable=False)  # of a process, which no loss of power outlives
 
-    async def _close(self) -> None:
+    async def _close(self, was_signalled: bool) -> None:
         self.takeovers.close()
-        self.worlds.close(leave=self._was_signalled)
+        self.worlds.close(leave=was_signalled)
         self.node.end_groups()
         await self.replicas.close()
         self.node.close()
@@ -133,7 +132,7 @@ class Agent:
             if self.node.is_held or self.worlds or self.node.groups:  # a world has a lease of its own, on its leader
                 self._held_until = now + self.lease_s
             elif now > self._held_until:
-                self._finished.set()
+                self._finish()
 
     def describe(self) -> AgentDescription:
         """What it is, and what it holds now."""
@@ -234,4 +233,4 @@ class Agent:
         self.takeovers.inherit()
 
     def _shut_down(self, *_: Any) -> None:
-        asyncio.get_running_loop().call_later(0.05, self._finished.set)  # when the reply has left
+        asyncio.get_running_loop().call_later(0.05, self._finish)  # when the reply has left

@@ -52,6 +52,8 @@ class Attempt:
         self, cell: Execute, links: Mapping[int, RankLink], feed: RunFeed, on_finish: Callable[[Finish], None]
     ) -> None:
         self.cell = cell
+        self.ranks = cell.ranks
+        self.timeout_s = cell.timeout_s
         self.payload = b""
         self._links = links
         self._feed = feed
@@ -63,7 +65,7 @@ class Attempt:
 
     def begin(self) -> None:
         """Send the cell to its ranks."""
-        self._send(self.cell.ranks, self.cell)
+        self._send(self.ranks, self.cell)
         self._hangs = HangWatch(
             self.cell,
             self._links,
@@ -131,7 +133,7 @@ class Attempt:
 
     def _handle(self, event: lifecycle.Event) -> None:
         loop = asyncio.get_running_loop()
-        before = {rank: self._rules.state_of(rank) for rank in self.cell.ranks}
+        before = {rank: self._rules.state_of(rank) for rank in self.ranks}
         instructions = self._rules.handle(event, loop.time())
         for rank, state in before.items():
             if (now := self._rules.state_of(rank)) != state:
@@ -159,7 +161,7 @@ class Attempt:
                     self._links[rank].kill()
             case lifecycle.Finish():
                 self.close()
-                for rank in self.cell.ranks:
+                for rank in self.ranks:
                     self._links[rank].drain()
                 self._on_finish(instruction)
 
@@ -189,5 +191,5 @@ class Attempt:
 
     def report(self, culprit: int | None) -> list[str]:
         """A line for each kind of end that ranks had."""
-        states = {rank: self._rules.state_of(rank) for rank in self.cell.ranks}
+        states = {rank: self._rules.state_of(rank) for rank in self.ranks}
         return report(states, self._errors, culprit, self._rules.stop_requested)

@@ -29,7 +29,7 @@ class RunFeed:
         self, record: RunRecord, folder: RunFolder, source: str, running: Callable[[], Iterable[int]] = tuple
     ) -> None:
         self.record = record
-        self.followers: set[Connection] = set()
+        self._followers: set[Connection] = set()
         self._running = running
         self._files = RunFiles(folder, record, source, self.note)
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
@@ -68,8 +68,12 @@ class RunFeed:
 
     def note(self, text: str) -> None:
         """A word for who follows the run, and for its record."""
-        self.record.history.append({"t": round(time.time(), 3), "why": text})
+        self.remember(text)
         self.tell_state(-1, "note", text)
+
+    def remember(self, why: str) -> None:
+        """A word for its record alone."""
+        self.record.history.append({"t": round(time.time(), 3), "why": why})
 
     def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:
         """Write records of a rank, then ring at the followers."""
@@ -83,14 +87,22 @@ class RunFeed:
 
     def tell(self, message: Message, *, hurry: bool = True) -> None:
         """Send to everybody who follows this run."""
-        for follower in list(self.followers):
+        for follower in list(self._followers):
             follower.send(message, hurry=hurry)
             if follower.closed:
-                self.followers.discard(follower)
+                self._followers.discard(follower)
+
+    def follow(self, connection: Connection) -> None:
+        """Tell this connection what happens from now on."""
+        self._followers.add(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._followers.discard(connection)
 
     def cut_off(self) -> None:
         """Those who follow find the run again where it is led from now on."""
-        for follower in self.followers:
+        for follower in self._followers:
             follower.close()
 
     def close(self) -> None:

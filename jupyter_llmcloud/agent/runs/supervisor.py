@@ -100,6 +100,7 @@ class RunSupervisor:
         deadline = loop.time() + max(0.0, record.created + cell.timeout_s - time.time()) if cell.timeout_s else None
         self.ended: asyncio.Future[Finish] = loop.create_future()
         self.is_told = False
+        self.record = record
         self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running)
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world
@@ -114,14 +115,19 @@ class RunSupervisor:
         return Attempt(cell, self._world.links, self._feed, self._on_finish)
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or is led elsewhere."""
+        return self.ended.done()
+
+    @property
     def run_id(self) -> str:
         """Of this run."""
-        return self._feed.record.run_id
+        return self.record.run_id
 
     @property
     def ranks(self) -> list[int]:
         """Those that execute it."""
-        return self._attempt.cell.ranks
+        return self._attempt.ranks
 
     @property
     def until(self) -> float | None:
@@ -135,11 +141,11 @@ class RunSupervisor:
 
     def follow(self, connection: Connection) -> None:
         """Tell this connection what happens from now on."""
-        self._feed.followers.add(connection)
+        self._feed.follow(connection)
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended."""
-        self._feed.followers.discard(connection)
+        self._feed.forget(connection)
 
     async def settled(self) -> None:
         """Wait until nothing that was begun for the run is under way any more."""
@@ -161,13 +167,13 @@ class RunSupervisor:
 
     def take_over(self) -> None:
         """Go on with a run whose leader has gone, if it has restarts left and nobody has pressed Stop."""
-        was_stopping = self._feed.record.state == "stopping"
+        was_stopping = self.record.state == "stopping"
         self._feed.write_record()  # with its new leader
         self._handle(TakenOver(was_stopping))
 
     def stop(self) -> None:
         """Stop pressed, by whomever."""
-        if self._feed.record.state == "running":
+        if self.record.state == "running":
             self._feed.change("stopping")
             self._feed.write_record()
         self._handle(StopAsked())
@@ -310,7 +316,7 @@ class RunSupervisor:
         """Send the cell once more, with the checkpoint that it is to be led back to."""
         point = {"folder": resume.point.folder, "step": resume.point.step} if resume.point is not None else {}
         self._attempt = self._make_attempt(replace(self._attempt.cell, attempt=resume.number, resume=point))
-        self._feed.record.num_restarts = resume.number
+        self.record.num_restarts = resume.number
         self._checkpoints.new_attempt(resume.number)
         for note in [*self._world.take_notes(), resume.note]:
             self._feed.note(note)
@@ -320,8 +326,8 @@ class RunSupervisor:
         self._feed.write_record()
 
     def _time_out(self) -> None:
-        self._timed_out = f"--timeout: {self._attempt.cell.timeout_s:g} s have passed"
-        self._feed.record.history.append({"t": time.time(), "why": self._timed_out})
+        self._timed_out = f"--timeout: {self._attempt.timeout_s:g} s have passed"
+        self._feed.remember(self._timed_out)
         self.stop()
 
     # --- the end ---
@@ -337,7 +343,7 @@ class RunSupervisor:
             self._the_lead.end()
 
     def _end(self, finish: Finish) -> None:
-        record = self._feed.record
+        record = self.record
         self._feed.change(finish.state)
         record.ended, record.errors = time.time(), self._attempt.errors(finish.culprit)
         report = self._attempt.report(finish.culprit)

@@ -56,13 +56,11 @@ class LedWorld:
 
     def on_message(self, rank: int, message: Message) -> None:
         """A rank says something."""
-        if self.runs.active is not None:
-            self.runs.active.on_message(rank, message)
+        self.runs.on_message(rank, message)
 
     def on_death(self, rank: int, name: str, reason: str) -> None:
         """The process of a rank has gone."""
-        if self.runs.active is not None:
-            self.runs.active.rank_died(rank, name, reason)
+        self.runs.on_death(rank, name, reason)
 
     # --- what is asked of it ---
 
@@ -120,8 +118,7 @@ class LedWorld:
         if connection in self.owners:
             self.owners.discard(connection)
             self._unowned_since = time.monotonic()
-        if self.runs.active is not None:
-            self.runs.active.forget(connection)
+        self.runs.forget(connection)
 
     def heartbeat(self, now: float) -> bool:
         """Called every second; False when nobody has used the world for so long that it ends.

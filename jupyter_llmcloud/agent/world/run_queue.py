@@ -17,7 +17,7 @@ from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RankState, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import replace
+from jupyter_llmcloud.protocol.frames import Message, replace
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 
@@ -174,6 +174,21 @@ class RunQueue:
         self.active = None
         self.idle_since = time.monotonic()
 
+    def on_message(self, rank: int, message: Message) -> None:
+        """A rank says something."""
+        if self.active is not None:
+            self.active.on_message(rank, message)
+
+    def on_death(self, rank: int, name: str, reason: str) -> None:
+        """The process of a rank has gone."""
+        if self.active is not None:
+            self.active.rank_died(rank, name, reason)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        if self.active is not None:
+            self.active.forget(connection)
+
     def follow(self, connection: Connection) -> None:
         """Tell this connection of the active run."""
         if self.active is not None:
@@ -186,12 +201,12 @@ class RunQueue:
 
     def stop_active(self) -> None:
         """Stop pressed for the run that is executed now, if there is one."""
-        if self.active is not None and not self.active.ended.done():
+        if self.active is not None and not self.active.is_over:
             self.active.stop()
 
     def lose_ranks(self, name: str, reason: str) -> None:
         """The ranks of the active run have gone, with the world."""
-        if self.active is not None and not self.active.ended.done():
+        if self.active is not None and not self.active.is_over:
             for rank in self.active.ranks:
                 self.active.rank_died(rank, name, reason)
 
@@ -202,7 +217,7 @@ class RunQueue:
     def _after(self, cell: Execute, finish: Finish) -> None:
         is_everywhere = len(self._world.links) == len(cell.ranks or self._world.links)
         if cell.is_definition and finish.state == "finished" and is_everywhere:
-            self._world.replay_cells.append(cell)
+            self._world.remember(cell)
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._waiting or self.is_active(run_id)

@@ -99,6 +99,10 @@ class World:
         """The definition cells that were executed, in their order."""
         return self.definitions.cells
 
+    def remember(self, cell: Execute) -> None:
+        """A definition cell was executed: it is run again on ranks that are new processes."""
+        self.replay_cells.append(cell)
+
     def inherit(self, num_ranks: int, definitions: list[Execute]) -> None:
         """Be like the world that a run had under a leader that has gone."""
         self.members.size = num_ranks
@@ -158,7 +162,7 @@ class World:
         except BaseException:
             if not self.members.is_started:
                 self.shares.reset()
-                self.members.dead.clear()
+                self.members.start_anew()
             raise
 
     async def resize(self, num_ranks: int, slots: Slots) -> None:

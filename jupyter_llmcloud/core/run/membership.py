@@ -114,6 +114,10 @@ class Membership:
         """They could not be had."""
         self.dead |= set(ranks)
 
+    def start_anew(self) -> None:
+        """The first ranks could not meet, and have been ended."""
+        self.dead.clear()
+
     def joining(self, generation: int) -> None:
         """A generation counts also when the join fails: what was said in the store would confuse the next."""
         self.generation, self.must_renew = generation, True

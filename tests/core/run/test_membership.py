@@ -72,7 +72,7 @@ def test_ranks_that_have_never_met_are_all_started_anew() -> None:
     world.joining(0)
     world.died(1)
     assert world.repair()[0] == Start((0, 1))
-    world.dead.clear()
+    world.start_anew()
     world.joining(0)
     world.joined()
     assert world.repair() == []
