@@ -125,11 +125,14 @@ class Outcome:
 
 
 class AgentProcess:
-    """`python -m jupyter_llmcloud.agent` in a folder of its own, held like a Dask worker holds it."""
+    """`python -m jupyter_llmcloud.agent` in a folder of its own, held like a Dask worker holds it.
+
+    Without `slots` it has one for each GPU that it sees.
+    """
 
     def __init__(
         self,
-        slots: int = 8,
+        slots: int | None = 8,
         *,
         held: bool = True,
         env: dict[str, str] | None = None,
@@ -140,7 +143,7 @@ class AgentProcess:
         command = [sys.executable, "-m", "jupyter_llmcloud.agent", "--folder", str(self.folder), "--name", "w0"]
         self.log = (self.folder / "log").open("ab")
         self.process = subprocess.Popen(
-            [*prefix, *command, "--slots", str(slots)],
+            [*prefix, *command, *(["--slots", str(slots)] if slots else [])],
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,

@@ -42,6 +42,7 @@ def sums_to(world: Ranks, expected: str) -> None:
 
 
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+@pytest.mark.alone
 def test_peers_of_a_failed_rank_are_let_go(world: Ranks, wait: str) -> None:
     world.ok("kept = rank + 1\n" + (DDP if "model(" in wait else ""))
     body = "\n".join(f"    {line}" for line in wait.removeprefix(DDP).splitlines())
@@ -59,6 +60,7 @@ def test_peers_of_a_failed_rank_are_let_go(world: Ranks, wait: str) -> None:
     sums_to(world, "2")
 
 
+@pytest.mark.alone
 def test_the_same_error_on_every_rank_is_one_failure_and_leaves_the_group_alone(world: Ranks) -> None:
     before = world.describe()["generation"]
     outcome = world.run("no_such_name")
@@ -146,6 +148,7 @@ def test_a_rank_killed_between_two_cells_is_replaced_and_said(new_world: Callabl
     assert world.ok("'kept' in globals()").results() == ["False", "True"]
 
 
+@pytest.mark.alone
 def test_a_rank_killed_from_outside_is_noticed_its_peers_released_and_its_place_taken_in_time(
     new_world: Callable[..., Ranks],
 ) -> None:
@@ -190,6 +193,7 @@ def test_a_rank_of_four_fails_while_three_wait(new_world: Callable[..., Ranks]) 
     sums_to(world, "4")
 
 
+@pytest.mark.alone
 def test_a_peer_in_plain_python_is_interrupted(world: Ranks) -> None:
     outcome = world.run("import time\nif rank == 1: raise KeyError('one')\nwhile True: time.sleep(0.01)")
     assert outcome.error["rank"] == 1

@@ -59,6 +59,7 @@ def own_agent() -> Iterator[Callable[..., AgentProcess]]:
 # --- memory ---
 
 
+@pytest.mark.alone
 def test_ranks_share_what_was_imported_and_nobody_holds_what_only_imports_ran(world: Ranks) -> None:
     world.ok("import torch\nassert torch.ones(64, 64).matmul(torch.ones(64, 64)).sum() == 64**3")
     rank = psutil.Process(world.pids()[0])
