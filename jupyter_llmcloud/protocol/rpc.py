@@ -114,6 +114,13 @@ def restored_body(body: Any, otherwise: str) -> LLMCloudError:
     )
 
 
+def not_answered(who: str, request: Message) -> ProtocolError:
+    """What is said of a request that `who` has no handler for."""
+    if isinstance(request, Unreadable):
+        return ProtocolError(f"{who} was asked {request.kind!r}, which {request.reason}.")
+    return ProtocolError(f"{who} does not answer {type(request).__name__}.")
+
+
 def result(request: Request[R], reply: Message, peer: str) -> R:
     """The reply to a request; raises what it was refused with, ProtocolError when it is no reply to that."""
     if isinstance(reply, request.replies):
@@ -229,11 +236,9 @@ class Responder:
             send(replace(refusal(error, self.who, type(request).__name__), reply_to=request.number))
 
     def _handler(self, request: Request[Any] | Unreadable) -> Handler:
-        if isinstance(request, Unreadable):
-            raise ProtocolError(f"{self.who} was asked {request.kind!r}, which {request.reason}.")
         handler = self._handlers.get(type(request))
         if handler is None:
-            raise ProtocolError(f"{self.who} does not answer {type(request).__name__}.")
+            raise not_answered(self.who, request)
         return handler
 
     @staticmethod

@@ -43,7 +43,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     StepTold,
     StopAt,
 )
-from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, refusal
+from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
@@ -216,7 +216,7 @@ class Rank:
             case Names():
                 self._answer(message, self._names)
             case Unreadable() | Request():
-                self._answer(message, self._refuse)
+                self._reply(message, refusal(not_answered(f"rank {self.rank}", message)))
 
     def _join(self, wanted: Join) -> None:
         try:
@@ -262,19 +262,14 @@ class Rank:
     def _answer(self, request: Any, handler: Callable[[Any], Reply]) -> None:
         try:
             reply = handler(request)
-        except ProtocolError as error:
-            reply = refusal(error)
         except Exception as error:  # of what a user has made: it cannot be loaded, or pickled
             what = str(error) if isinstance(error, LLMCloudError) else f"{type(error).__name__}: {error}"
             reply = refusal(UsageError(f"rank {self.rank}: {what}"))
+        self._reply(request, reply)
+
+    def _reply(self, request: Any, reply: Reply) -> None:
         if request.number:
             self.outlet.send(replace(reply, reply_to=request.number))
-
-    def _refuse(self, request: Message) -> Reply:
-        kind, why = type(request).__name__, "is not for a rank"
-        if isinstance(request, Unreadable):
-            kind, why = repr(request.kind), request.reason
-        raise ProtocolError(f"rank {self.rank} was asked {kind}, which {why}.")
 
     def _push(self, message: Push) -> Done:
         self._start_shell().user_ns.update(cloudpickle.loads(message.payload))

@@ -27,11 +27,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol.frames import Message, decode, encode, replace
 from jupyter_llmcloud.protocol.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
-from jupyter_llmcloud.protocol.rpc import Reply, refusal
+from jupyter_llmcloud.protocol.rpc import Reply, not_answered, refusal
 
+_WHO = "the process that forks ranks"
 PR_SET_PDEATHSIG = 1
 MADV_DONTNEED = 4
 # In /proc/<pid>/smaps: a mapping of a file that is only read or executed, with what follows; what of it is our own.
@@ -139,7 +139,7 @@ class Zygote:
         try:
             reply = self.fork(request, fds)
         except Exception as error:  # no more processes, for instance: what was forked before goes on
-            reply = refusal(error, "the process that forks ranks", type(request).__name__)
+            reply = refusal(error, _WHO, type(request).__name__)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -147,7 +147,7 @@ class Zygote:
 
     def fork(self, request: Message, fds: list[int]) -> Forked:
         if not isinstance(request, ForkRank | ForkStore):
-            raise ProtocolError(f"the process that forks ranks does not answer {type(request).__name__}.")
+            raise not_answered(_WHO, request)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from jupyter_llmcloud.cluster.tunnel import relay
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.agent_messages import DescribeWorld, Execute, Journaled, RunEnded, StartWorld, StopWorld
 from jupyter_llmcloud.protocol.client import AgentChannel, AgentConnection
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.frames import Message, replace
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_root")]
