@@ -44,16 +44,20 @@ from jupyter_llmcloud.protocol.rank_messages import (
     StopAt,
 )
 from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
+from jupyter_llmcloud.system import patching
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
-from jupyter_llmcloud.training.group import ddp_rewrap, process_group
+from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import launchers, metrics
+from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, no_stdin
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
@@ -113,8 +117,10 @@ class Rank:
         self.run = Run(self.outlet, self.rank, self.world_size)
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
         self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.group.store, self.rank)
+        self.hooks = Hooks(self.checkpoints.place)
         self.shell: RankShell | None = None
         self._given: set[str] = set()  # names that every namespace starts with
+        self._libraries = LibraryState()
         self._prepare(request)
 
     def _prepare(self, request: ForkRank) -> None:
@@ -127,12 +133,12 @@ class Rank:
             sys.path.insert(0, folder)
         process_group.adopt(lambda: self.group)
         self.watchdog.start()
-        ddp_rewrap.remember_wrappers()
+        plans.install()
         register_optimizer_step_post_hook(self.steps.boundary)
         self.checkpoints.install()
         metrics.attach(self.run)
         launchers.adopt(self.run)
-        sys.argv = ["cell"]  # as of a script that was given no arguments
+        self._libraries.install()
         no_stdin.install()
         notebook_tqdm.install()
         warning_capture.install(self.outlet)
@@ -227,7 +233,7 @@ class Rank:
                 self.checkpoints.store = self.group.store
             self.group.join(wanted.generation)
             if wanted.generation:
-                ddp_rewrap.wrap_again()
+                plans.rebuild(torch.distributed.group.WORLD)
             self._start_shell()
         except Exception as error:
             with contextlib.suppress(Exception):  # released while it waited: the next time it needs the store again
@@ -308,8 +314,13 @@ class Rank:
             self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
             self.checkpoints.begin(cell, shell.user_ns, self._given)
+            if self.checkpoints.follows:
+                self.hooks.begin(shell.compile.code)
+            for notice in [] if self.checkpoints.replaying else patching.take_notices():
+                self.outlet.warning("stderr", notice + "\n")
             error = shell.run(cell)
             self.checkpoints.end(error)
+            self.hooks.end()  # what is pulled and saved is as it was written
             if error is None:
                 ended = self._collect(cell, shell)
             self.executing = False
@@ -317,6 +328,7 @@ class Rank:
             self.executing = False
             error = raised
         self.checkpoints.close()
+        self.hooks.end()
         self.watchdog.end()
         self.outlet.send(
             CellEnded(
@@ -330,6 +342,7 @@ class Rank:
             )
         )
         _empty_frames(error)
+        self._libraries.take_back()
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
@@ -344,13 +357,9 @@ class Rank:
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:
             return {}
-        variables = {}
-        for name in cell.save:
-            if name not in shell.user_ns:
-                raise NameError(f"--save {name}: the cell left no variable {name!r} on rank {self.rank}")
-            variables[name] = shell.user_ns[name]
-        first = self.rank == (cell.ranks or [0])[0]
-        saved = artifacts.save(variables, Path(cell.folder) / "model", writes=first)
+        ranks = cell.ranks or [0]
+        first = self.rank == ranks[0]
+        saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.rank)
         return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint import writer
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.output.sender import Outlet
-from jupyter_llmcloud.training.resume import hooks, import_hook, loop_tracking, trainer_resume
+from jupyter_llmcloud.training.resume import hooks, loop_tracking
 from jupyter_llmcloud.training.resume.cell_state import CellState
 from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition, StepCount
 from jupyter_llmcloud.training.resume.replay import ReplayCursor
@@ -78,10 +79,8 @@ class Checkpoints:
         """Look at optimizers, loaders and loops from now on. Called once, in a rank."""
         register_optimizer_step_pre_hook(self.before_step)
         register_optimizer_step_post_hook(self.after_step)
-        hooks.install(self.place)
+        hooks.number_loaders(self.place)
         loop_tracking.install(self.place)
-        import_hook.install()
-        trainer_resume.install(self.place.trainings)
 
     def _clear(self) -> None:
         self.state.clear()
@@ -105,10 +104,18 @@ class Checkpoints:
         self._asks = bool(_ASKS.search(cell.code))
         self.resumed_step = 0
         self.follows = bool(cell.checkpoint_every or cell.max_restarts or self._asks or cell.resume)
+        if self.follows and (problem := hooks.why_not()):
+            self._cannot_track(cell, problem)
         self.replaying = bool(cell.resume)
         self._saved = self.state.load(cell) if cell.resume else None
         self.place.begin_cell(self.follows, self._saved["position"] if self._saved else None, cell.filename)
         self.outlet.muted = self.replaying
+
+    def _cannot_track(self, cell: Execute, problem: str) -> None:
+        if cell.resume:
+            raise ResumeMissed(problem)
+        self.follows = False
+        self.outlet.warning("stderr", problem + "\n")
 
     def end(self, error: BaseException | None) -> None:
         """The cell has ended. Raises ResumeMissed when it should have been resumed on the way."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import linecache
 import sys
+from types import CodeType
 from typing import Any
 
-from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
@@ -18,8 +18,9 @@ from traitlets import Type
 from traitlets.config import Config
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
-from jupyter_llmcloud.training.resume.loop_tracking import LoopInstrumenter
+from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
@@ -34,6 +35,7 @@ class CellCompiler(CachingCompiler):
         super().__init__()
         self.cell: Execute | None = None
         self.offset = 0
+        self.code = InstrumentedCode()
 
     def begin(self, cell: Execute) -> None:
         """The code of this cell comes next."""
@@ -49,6 +51,14 @@ class CellCompiler(CachingCompiler):
         if filename == "<timed exec>" and self.cell is not None:
             return self.cell.execution_count
         return self._filename_map.get(filename)
+
+    def __call__(self, source: Any, filename: str, symbol: str, **kwargs: Any) -> CodeType:
+        """Compile; the loops of a cell are tracked where the run needs it."""
+        flags = self.flags  # to which a `from __future__ import` adds
+        code: CodeType = super().__call__(source, filename, symbol, **kwargs)
+        if not isinstance(source, ast.AST):
+            return code
+        return self.code.of_cell(code, source, lambda tree: compile(tree, filename, symbol, flags, True))  # type: ignore[call-overload]
 
     def cache(self, transformed_code: str, number: int = 0, raw_code: str | None = None) -> str:
         cell, raw = self.cell, (raw_code or "").rstrip()
@@ -217,7 +227,7 @@ def make_shell() -> RankShell:
     config.InteractiveShell.colors = "neutral"
     config.InteractiveShell.cache_size = 0  # results of every cell would keep models alive
     shell = RankShell.instance(config=config)
-    shell.ast_transformers += [LoopInstrumenter(), ShiftLines(shell.compile)]
+    shell.ast_transformers += [NumberLoops(), ShiftLines(shell.compile)]
     point_at_the_failing_line()
     _do_not_advise_on_exit()
     shell.run_cell("pass", store_history=False)
@@ -235,13 +245,14 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
 
 
 def _do_not_advise_on_exit() -> None:
-    warn = interactiveshell.warn
+    def make(warn: Any) -> Any:
+        def warn_unless_exit(message: Any, *args: Any, **kwargs: Any) -> None:
+            if not str(message).startswith("To exit:"):
+                warn(message, *args, **kwargs)
 
-    def warn_unless_exit(message: Any, *args: Any, **kwargs: Any) -> None:
-        if not str(message).startswith("To exit:"):
-            warn(message, *args, **kwargs)
+        return warn_unless_exit
 
-    interactiveshell.warn = warn_unless_exit
+    patches.EXIT_ADVICE.apply({"IPython.core.interactiveshell:warn": make})
 
 
 def _portable(data: dict[str, Any]) -> dict[str, Any]:
