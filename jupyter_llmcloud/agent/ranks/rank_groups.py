@@ -90,12 +90,12 @@ class RankGroups:
         for link in self.links.values():
             link.send(Join(generation=generation, world_size=world_size, store=store, interface=self._interface))
 
-    async def replace(self, ranks: list[int], world_size: int, room: Sequence[dict[str, Any]] = ()) -> list[str]:
+    async def replace(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]] = ()) -> list[str]:
         """New processes for ranks that have died, elsewhere if their agent has gone; says which of them have moved."""
         self._hosts = [host for host in self._hosts if not host.gone]
         homes = {rank: host for host in self._hosts for rank in host.links}
         homeless = self.homeless(ranks)
-        notes = await self._find_homes(homeless, world_size, room) if homeless else []
+        notes = await self._find_homes(homeless, world_size, slots) if homeless else []
         for rank in ranks:
             if rank in homes:
                 await homes[rank].start([rank], [list(homes[rank].links).index(rank)], self.num_threads)
@@ -107,9 +107,9 @@ class RankGroups:
         housed = {rank for host in self._hosts if not host.gone for rank in host.links}
         return [rank for rank in ranks if rank not in housed]
 
-    async def _find_homes(self, ranks: list[int], world_size: int, room: Sequence[dict[str, Any]]) -> list[str]:
-        fits = sum(share["num_ranks"] for share in room) == len(ranks)  # others may have lost theirs since
-        shares = room if fits else await self.find_capacity(len(ranks))
+    async def _find_homes(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]]) -> list[str]:
+        fits = sum(share["num_ranks"] for share in slots) == len(ranks)  # others may have lost theirs since
+        shares = slots if fits else await self.find_capacity(len(ranks))
         await self._have_store(shares)
         notes = []
         for share in shares:
