@@ -22,7 +22,7 @@ from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.magics import settings, stop_signal
 from jupyter_llmcloud.magics.cell import Cell, CellSyntaxError, check_syntax
 from jupyter_llmcloud.magics.distribute import DISTRIBUTE
-from jupyter_llmcloud.magics.options import parse
+from jupyter_llmcloud.core.options import parse
 from jupyter_llmcloud.magics.session import Session
 from jupyter_llmcloud.magics.stop_signal import StopSignal, said_when_stopped
 from jupyter_llmcloud.magics.world import World

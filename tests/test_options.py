@@ -7,7 +7,7 @@ import pytest
 from jupyter_llmcloud.core.names import parse_duration, parse_variables
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.distribute import DISTRIBUTE, PULL
-from jupyter_llmcloud.magics.options import Option, Parsed, Syntax, complete, integer, parse, split, usage
+from jupyter_llmcloud.core.options import Option, Parsed, Syntax, complete, integer, parse, split, usage
 
 SYNTAX = Syntax(
     "%thing",

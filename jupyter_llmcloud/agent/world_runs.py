@@ -112,7 +112,8 @@ class WorldRuns:
             cluster=cell.cluster,
             agent=cell.agent or self._world.agent.address,
             owner=cell.owner,
-            options=cell.options,
+            spec=cell.spec,
+            script=cell.script,
         )
 
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:

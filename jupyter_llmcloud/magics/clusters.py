@@ -7,9 +7,9 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import session
-from jupyter_llmcloud.magics.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.tables import Table, ago
 
 _NAME = Option(("--name",), "Name of the cluster.", metavar="NAME")

@@ -11,10 +11,10 @@ from IPython.display import display
 
 from jupyter_llmcloud.core.folding import MAX_CHARS, saved_size
 from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import session
 from jupyter_llmcloud.magics.log_link import log_link
-from jupyter_llmcloud.magics.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.run_handle import RunHandle
 from jupyter_llmcloud.magics.tables import Table, ago, span
 from jupyter_llmcloud.storage import log_text

@@ -56,6 +56,7 @@ from jupyter_llmcloud.training.checkpoints import Checkpoints
 from jupyter_llmcloud.training.outlet import Outlet
 from jupyter_llmcloud.training.process_group import WorldGroup
 from jupyter_llmcloud.training.run import Run
+from jupyter_llmcloud.training.scripts import ended_well, prepare_script
 from jupyter_llmcloud.training.shell import RankShell, start_shell
 from jupyter_llmcloud.training.steps import Steps
 from jupyter_llmcloud.training.tracebacks import came_from, text_of
@@ -306,6 +307,8 @@ class Rank:
             self._set_up(cell, shell)
             self.checkpoints.begin(cell, shell.user_ns, self._given)
             error = shell.run(cell)
+            if cell.script and ended_well(error):
+                error = None
             self.checkpoints.end(error)
             if error is None:
                 ended = self._collect(cell, shell)
@@ -333,6 +336,8 @@ class Rank:
         if cell.payload:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
+        if cell.script:
+            prepare_script(cell.script, shell)
         if cell.seed is not None:
             from accelerate.utils import set_seed
 

@@ -45,9 +45,11 @@ class CellCompiler(CachingCompiler):
         self.cell, self.offset = None, 0
 
     def cell_number(self, filename: str) -> int | None:
-        """The execution count of the notebook cell that was compiled under this name."""
+        """The execution count of the notebook cell that was compiled under this name; 0 of the script that is run."""
         if filename == "<timed exec>" and self.cell is not None:
             return self.cell.execution_count
+        if self.cell is not None and self.cell.script and filename == self.cell.filename:
+            return 0
         return self._filename_map.get(filename)
 
     def cache(self, transformed_code: str, number: int = 0, raw_code: str | None = None) -> str:
@@ -57,7 +59,8 @@ class CellCompiler(CachingCompiler):
             return super().cache(transformed_code, number, raw_code)
         # The whole body, or the part of it below a cell magic.
         self.offset = cell.line_offset + cell.code.rstrip()[: -len(raw)].count("\n")
-        self._filename_map[cell.filename] = cell.execution_count
+        if not cell.script:  # which is known by the name of its file
+            self._filename_map[cell.filename] = cell.execution_count
         above = ["# " + line for line in cell.source.splitlines()[: self.offset]]
         lines = [line + "\n" for line in [*above, *transformed_code.splitlines()]]
         linecache.cache[cell.filename] = (sum(map(len, lines)), None, lines, cell.filename)
@@ -198,6 +201,7 @@ class RankShell(InteractiveShell):
         self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
+        self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
         try:
             result = self.run_cell(cell.code, store_history=False)
         finally:
