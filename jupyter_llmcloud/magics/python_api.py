@@ -10,9 +10,10 @@ from jupyter_llmcloud.core.spec import Door, EndpointSpec, RunSpec, Spec
 from jupyter_llmcloud.magics import clusters as cluster
 from jupyter_llmcloud.magics import endpoints, runs, session
 from jupyter_llmcloud.magics import worlds as world
-from jupyter_llmcloud.magics.cell import Cell, current_number, without_leading_blank_lines
+from jupyter_llmcloud.magics.cell import Cell, current_number
 from jupyter_llmcloud.magics.endpoints import Endpoint, serve
 from jupyter_llmcloud.magics.quiet_run import run
+from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
 __all__ = [
     "Endpoint",

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from jupyter_llmcloud.core import stacks
-
 from jupyter_llmcloud.training.position import CellNumber
 
 MAX_NAMES = 30

@@ -34,6 +34,7 @@ class CellCompiler(CachingCompiler):
         super().__init__()
         self.cell: Execute | None = None
         self.offset = 0
+        self._scripts: set[str] = set()  # known by the names of their files
 
     def begin(self, cell: Execute) -> None:
         """The code of this cell comes next."""
@@ -48,9 +49,7 @@ class CellCompiler(CachingCompiler):
         """The execution count of the notebook cell that was compiled under this name; 0 of the script that is run."""
         if filename == "<timed exec>" and self.cell is not None:
             return self.cell.execution_count
-        if self.cell is not None and self.cell.script and filename == self.cell.filename:
-            return 0
-        return self._filename_map.get(filename)
+        return 0 if filename in self._scripts else self._filename_map.get(filename)
 
     def cache(self, transformed_code: str, number: int = 0, raw_code: str | None = None) -> str:
         cell, raw = self.cell, (raw_code or "").rstrip()
@@ -59,7 +58,9 @@ class CellCompiler(CachingCompiler):
             return super().cache(transformed_code, number, raw_code)
         # The whole body, or the part of it below a cell magic.
         self.offset = cell.line_offset + cell.code.rstrip()[: -len(raw)].count("\n")
-        if not cell.script:  # which is known by the name of its file
+        if cell.script:
+            self._scripts.add(cell.filename)
+        else:
             self._filename_map[cell.filename] = cell.execution_count
         above = ["# " + line for line in cell.source.splitlines()[: self.offset]]
         lines = [line + "\n" for line in [*above, *transformed_code.splitlines()]]
