@@ -20,7 +20,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import find_connection_file
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.magics.server_client import ServerClient
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.storage.runs import RunStore
 from tests.test_server_restart import wait_for_client
 from tests.worlds import alive, numbered_lines, until

@@ -24,7 +24,7 @@ from jupyter_llmcloud.magics.cell import Cell, CellSyntaxError, check_syntax
 from jupyter_llmcloud.magics.distribute import DISTRIBUTE
 from jupyter_llmcloud.core.options import parse
 from jupyter_llmcloud.magics.session import Session
-from jupyter_llmcloud.magics.stop_signal import StopSignal, said_when_stopped
+from jupyter_llmcloud.client.stop_signal import StopSignal, said_when_stopped
 from jupyter_llmcloud.magics.world import World
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
 from tests.test_cell import SHELL

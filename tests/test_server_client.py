@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from jupyter_llmcloud import config, errors
-from jupyter_llmcloud.magics import find_server
-from jupyter_llmcloud.magics.server_client import ServerClient, is_loopback
+from jupyter_llmcloud.client import discovery
+from jupyter_llmcloud.client.rest import ServerClient, is_loopback
 from tests.server_parts import Server
 from tests.worlds import until
 
@@ -24,7 +24,7 @@ pytest_plugins = ["tests.server_fixtures"]
 
 OWNER = """
 import sys
-from jupyter_llmcloud.magics.server_client import ServerClient
+from jupyter_llmcloud.client.rest import ServerClient
 client = ServerClient.find_or_start()
 again = ServerClient.find_or_start()
 print(client.status()["pid"], client.url == again.url, client.status()["headless"], flush=True)
@@ -110,13 +110,13 @@ def test_a_headless_server_answers_nothing_but_our_routes(owner: subprocess.Pope
 def test_a_server_that_the_environment_names_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMCLOUD_SERVER_URL", "http://127.0.0.1:9/")
     with pytest.raises(errors.ServerError, match=r"127\.0\.0\.1:9.*LLMCLOUD_SERVER_URL.*LLMCLOUD_SERVER_TOKEN"):
-        find_server.find_or_start()
+        discovery.find_or_start()
 
 
 async def test_the_environment_names_the_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMCLOUD_SERVER_URL", server.url)
     monkeypatch.setenv("LLMCLOUD_SERVER_TOKEN", server.token)
-    client = await asyncio.to_thread(find_server.find_or_start)
+    client = await asyncio.to_thread(discovery.find_or_start)
     assert client.url == f"{server.url}/"
     client.close()
 
@@ -128,7 +128,7 @@ async def test_the_parent_jupyter_server_is_found_by_its_pid(
     monkeypatch.setenv("JPY_PARENT_PID", "4321")
     told = {"url": f"{server.url}/", "token": server.token, "pid": 4321}
     (tmp_path / "jpserver-4321.json").write_text(json.dumps(told))
-    client = await asyncio.to_thread(find_server.parent_server)
+    client = await asyncio.to_thread(discovery.parent_server)
     assert client is not None and client.url == f"{server.url}/"
     client.close()
 
@@ -140,7 +140,7 @@ async def test_under_jupyterhub_the_kernels_own_token_opens_the_parent(
     monkeypatch.setenv("JPY_PARENT_PID", "4321")
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", server.token)
     (tmp_path / "jpserver-4321.json").write_text(json.dumps({"url": f"{server.url}/", "token": ""}))
-    client = await asyncio.to_thread(find_server.parent_server)
+    client = await asyncio.to_thread(discovery.parent_server)
     assert client is not None
     client.close()
 
@@ -152,7 +152,7 @@ def test_a_parent_that_does_not_answer_is_no_server(
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("JPY_PARENT_PID", "4321")
     (tmp_path / "jpserver-4321.json").write_text(written)
-    assert find_server.parent_server() is None
+    assert discovery.parent_server() is None
 
 
 async def test_an_error_of_the_api_is_raised_as_the_class_it_names(server: Server, model: Path) -> None:
@@ -225,7 +225,7 @@ def test_only_a_server_elsewhere_is_asked_through_a_proxy(url: str, local: bool)
 
 
 def test_finding_the_server_imports_neither_tornado_nor_torch() -> None:
-    code = "import sys, jupyter_llmcloud.magics.find_server as f; print([m for m in %r if m in sys.modules])"
+    code = "import sys, jupyter_llmcloud.client.discovery as f; print([m for m in %r if m in sys.modules])"
     heavy = ("torch", "distributed", "tornado", "jupyter_server", "IPython")
     done = subprocess.run([sys.executable, "-c", code % (heavy,)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,13 +6,13 @@ from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
+from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.names import parse_variables
 from jupyter_llmcloud.core.options import Option, Syntax, parse, split
 from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import session
 from jupyter_llmcloud.magics.cell import read_cell
-from jupyter_llmcloud.magics.stop_signal import said_when_stopped
 
 PUSH = Syntax(
     "%push",

@@ -12,7 +12,7 @@ from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError
 if TYPE_CHECKING:
     import httpx
 
-    from jupyter_llmcloud.magics.server_client import ServerClient
+    from jupyter_llmcloud.client.rest import ServerClient
 
 READ_TIMEOUT_S = 600.0
 _ERRORS: dict[int, type[LLMCloudError]] = {
@@ -84,7 +84,7 @@ class Endpoint:
         if self._http is None:
             import httpx
 
-            from jupyter_llmcloud.magics.server_client import is_loopback
+            from jupyter_llmcloud.client.rest import is_loopback
 
             local = is_loopback(self.base_url)
             timeout = httpx.Timeout(READ_TIMEOUT_S, connect=10)

@@ -8,13 +8,13 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.errors import LLMCloudError
-from jupyter_llmcloud.magics import find_server
 
 
 def log_url(run_id: str) -> str:
     """Where the Jupyter server of this notebook shows the log, without a token; "" when no such server has the run."""
-    server = find_server.parent_server()
+    server = discovery.parent_server()
     if server is None:
         return ""
     try:

@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.agent.client import AgentChannel
+from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.core.messages import DescribeWorld, RunEnded, Subscribe
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound
-from jupyter_llmcloud.magics.stop_signal import StopSignal
 from jupyter_llmcloud.storage.journal import Cursor, read_from
 from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunRecord, RunStore
 

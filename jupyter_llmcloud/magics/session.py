@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.messages import Execute
 from jupyter_llmcloud.core.names import run_id
 from jupyter_llmcloud.core.spec import Door, RunSpec
@@ -17,15 +18,14 @@ from jupyter_llmcloud.magics import settings
 from jupyter_llmcloud.magics.cell import Cell
 from jupyter_llmcloud.magics.known_worlds import forget, recall, remember
 from jupyter_llmcloud.magics.leaders import Leaders
-from jupyter_llmcloud.magics.stop_signal import said_when_stopped
 from jupyter_llmcloud.protocol.run_request import execute
 from jupyter_llmcloud.storage.checkpoints import Checkpoint
 from jupyter_llmcloud.storage.resume import resume
 from jupyter_llmcloud.storage.runs import RunStore, nonce
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.client.rest import ServerClient
     from jupyter_llmcloud.magics.run_handle import RunHandle
-    from jupyter_llmcloud.magics.server_client import ServerClient
     from jupyter_llmcloud.magics.world import RunResult, World
 
 FRESH_S = 5.0  # a world that was heard so recently is not asked whether it lives
@@ -59,7 +59,7 @@ class Session:
     def _find_server(self, for_world: bool = False) -> ServerClient:
         if self._server is None:
             settings.check()
-            from jupyter_llmcloud.magics.server_client import ServerClient
+            from jupyter_llmcloud.client.rest import ServerClient
 
             self._server = ServerClient.find_or_start(for_world)
         return self._server

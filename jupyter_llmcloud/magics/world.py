@@ -15,6 +15,7 @@ import cloudpickle
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.agent.client import AgentChannel, raise_refusal
+from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.core.frames import Message
 from jupyter_llmcloud.core.messages import (
     DescribeWorld,
@@ -38,7 +39,6 @@ from jupyter_llmcloud.core.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.regained import Regaining
 from jupyter_llmcloud.magics.run_view import RunView
-from jupyter_llmcloud.magics.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.leaders import Leaders

@@ -74,11 +74,14 @@ class ServerContext:
         self.open_agent: Callable[[str], Awaitable[AgentConnection]] = open_agent
         self.make_pool: Callable[[], Awaitable[ClusterPool]] = self._make_pool
         self.endpoints = EndpointKeeper(self)
-        self.starts = RunStarts(self.runs, f"server:{self.server_id}", self.pool, lambda at: self.open_agent(at))
+        self.starts = RunStarts(self.runs, f"server:{self.server_id}", self.pool, self._open)
         self.requests = OpenRequests(self.state, log)
         self._pool: asyncio.Task[Any] | None = None
         self._started: asyncio.Task[None] | None = None
         self._closed = False
+
+    async def _open(self, address: str) -> AgentConnection:
+        return await self.open_agent(address)
 
     async def pool(self) -> ClusterPool:
         """The clusters of this server; what is needed for them is imported with the first call."""
