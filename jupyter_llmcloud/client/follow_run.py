@@ -30,9 +30,11 @@ class FollowedRun:
     Args:
         server: that knows it.
         folder: where it is recorded.
+        is_ours: whether Ctrl-C stops it; else it leaves the run alone.
     """
 
-    def __init__(self, server: ServerClient, folder: RunFolder) -> None:
+    def __init__(self, server: ServerClient, folder: RunFolder, *, is_ours: bool = True) -> None:
+        self._is_ours = is_ours
         self._server = server
         self._folder = folder
         self._said: set[str] = set()
@@ -54,6 +56,8 @@ class FollowedRun:
                 self._show(record, terminal, journals)
                 if ended:
                     break
+                if stop.presses and not self._is_ours:
+                    return self._detach(terminal)
                 self._pass_on(stop, terminal)
                 select.select([stop.fd], [], [], POLL_S)
                 stop.drain()
@@ -79,7 +83,8 @@ class FollowedRun:
         return self._is_lost or not record.is_active
 
     def _show(self, record: RunRecord, terminal: Terminal, journals: RunJournals | None) -> None:
-        terminal.state = record.state
+        is_starting = record.state == "queued" and not record.ranks and not self._said
+        terminal.state = "starting" if is_starting else record.state
         for entry in record.history:
             if (why := entry.get("why")) and why not in self._said:
                 self._said.add(why)
@@ -99,6 +104,11 @@ class FollowedRun:
             except LLMCloudError as error:
                 if self._record().is_active:
                     terminal.say(str(error))
+
+    def _detach(self, terminal: Terminal) -> int:
+        terminal.detach()
+        terminal.say(f"Detached. The run goes on: jupyter llmcloud runs attach {self._folder.run_id}")
+        return STOPPED
 
     def _end(self, record: RunRecord, terminal: Terminal) -> int:
         state = "lost" if self._is_lost else record.state

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from jupyter_llmcloud import errors
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, ServerError
+from jupyter_llmcloud.storage.runs import RunFolder
 
 if TYPE_CHECKING:
     import httpx
@@ -130,6 +132,10 @@ class ServerClient:
         """
         body = {"cluster": cluster, "num_ranks": num_ranks, "ticket": ticket}
         return self.ask("POST", "placement", body, START_TIMEOUT_S)
+
+    def run_folder(self, run_id: str) -> RunFolder:
+        """Where the server records a run, as far as this machine has that folder."""
+        return RunFolder(Path(self.status()["root"]) / "runs" / run_id)
 
     def start_run(self, source: str, spec: dict[str, Any], script: dict[str, Any] | None = None) -> dict[str, Any]:
         """Start a run without a kernel: {"run_id", "name", "state", "notes"}. It may wait for ranks when this returns.

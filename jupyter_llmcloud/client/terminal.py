@@ -78,6 +78,10 @@ class Terminal:
         self._erase()
         print(text, file=self._err, flush=True)
 
+    def detach(self) -> None:
+        """Nothing more is shown of a run that goes on."""
+        self._show(self._folder.flush(self._now, final=True))
+
     def finish(self, state: str, errors: Sequence[dict[str, Any]]) -> None:
         """The run has ended: what waits is shown, and the traceback of the rank that failed first."""
         self._now = max(self._now, time.time())

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
+from jupyter_llmcloud.client.follow_run import FollowedRun
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.names import parse_duration
 from jupyter_llmcloud.errors import LLMCloudError
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         ("keys", "revoke", _delete, "end a key"),
         ("runs", "stop", _stop_run, "stop a run"),
         ("runs", "delete", _delete, "remove a run that has ended"),
+        ("runs", "attach", _attach, "show all of a run, then follow it; Ctrl-C leaves it alone"),
         ("runs", "logs", _run_logs, "what its ranks printed"),
         ("clusters", "stop", _delete, "end a cluster"),
     ):
@@ -135,6 +137,12 @@ def _delete(arguments: argparse.Namespace) -> None:
 
 def _stop_run(arguments: argparse.Namespace) -> None:
     print(ServerClient.find().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    server = ServerClient.find()
+    run_id = server.run(arguments.name)["run_id"]
+    return FollowedRun(server, server.run_folder(run_id), is_ours=False).follow()
 
 
 def _endpoint_logs(arguments: argparse.Namespace) -> None:

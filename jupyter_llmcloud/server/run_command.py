@@ -15,7 +15,6 @@ from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.options import Option
 from jupyter_llmcloud.core.spec import RUN, Door, RunSpec
 from jupyter_llmcloud.errors import ConnectionLost, UsageError
-from jupyter_llmcloud.storage.runs import RunStore
 
 DESCRIPTION = """\
 Run a script on the ranks of a new world, which ends with it, as `python FILE.py` would run it on each of them: on the
@@ -65,8 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(told["run_id"])
         return 0
     print(f"{told['run_id']} begins.", file=sys.stderr, flush=True)
-    root = Path(server.status()["root"])
-    return FollowedRun(server, RunStore(root).folder(told["run_id"])).follow()
+    return FollowedRun(server, server.run_folder(told["run_id"])).follow()
 
 
 def _program(arguments: argparse.Namespace, spec: RunSpec) -> tuple[str, dict[str, Any]]:

@@ -58,6 +58,8 @@ def newest(folder: RunFolder, kind: str, rank: int | None, limit: int) -> list[d
 class RunsHandler(LLMCloudHandler):
     """All runs."""
 
+    _starting: asyncio.Future[Any] | None = None
+
     @access("read")
     async def get(self) -> None:
         """List them, the newest first; `?state=active` only those that go on."""
@@ -78,9 +80,14 @@ class RunsHandler(LLMCloudHandler):
         spec = expect(dict, "spec", fields.get("spec", {}))
         script = _script(expect(dict, "script", fields.get("script", {})))
         await self.context.started()
-        work = self.context.starts.start(source, spec, script)
+        work = self._starting = asyncio.ensure_future(self.context.starts.start(source, spec, script))
         record, said = await self.carry_out("run.start", str(spec.get("name") or script.file)[:128], work)
         self.answer({"run_id": record.run_id, "name": record.name, "state": record.state, "notes": said}, 201)
+
+    def on_connection_close(self) -> None:
+        """Whoever asked for a run has gone before it was theirs."""
+        if self._starting is not None:
+            self._starting.cancel()
 
 
 def _script(fields: dict[str, Any]) -> Script:
