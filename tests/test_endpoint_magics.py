@@ -13,11 +13,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from jupyter_llmcloud import errors
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.magics import endpoints, session
 from jupyter_llmcloud.magics.endpoint import Endpoint
 from jupyter_llmcloud.magics.endpoint_card import make_card
 from jupyter_llmcloud.magics.endpoints import EndpointMagics, NewKey
-from jupyter_llmcloud.client.rest import ServerClient
 from tests.server_parts import Server, make_model
 
 pytest_plugins = ["tests.server_fixtures"]

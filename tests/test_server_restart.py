@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.magics.endpoint import Endpoint
-from jupyter_llmcloud.client.rest import ServerClient
 
 pytest_plugins = ["tests.server_fixtures"]
 START_DEADLINE_S = 60

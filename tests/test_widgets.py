@@ -15,11 +15,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jupyter_llmcloud.core.output.numerals import format_duration, format_number, format_tick, sparkline, ticks
 from jupyter_llmcloud.core.series import Point
 from jupyter_llmcloud.magics.run_view import own_errors
 from jupyter_llmcloud.widgets import chart, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
-from jupyter_llmcloud.core.output.numerals import format_duration, format_number, format_tick, sparkline, ticks
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips
 
 HOSTILE = "<script>alert(1)</script>\"'&"

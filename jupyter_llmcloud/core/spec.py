@@ -199,6 +199,18 @@ def inherited(earlier: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kept[name] for name in names if name in kept}
 
 
+def table(spec: type[Spec]) -> str:
+    """Every option as a table in Markdown: how it is written, where it is there, what it does."""
+    doors = ((Door.NOTEBOOK, "notebook"), (Door.SHELL, "terminal"), (Door.REST, "REST"))
+    lines = ["| option | where | does |", "|---|---|---|"]
+    for option in spec.options():
+        value = option.metavar or "\\|".join(option.values)
+        flags = ", ".join(f"`{flag}`" for flag in option.flags) + (f" {value}" if value else "")
+        at = [word for door, word in doors if option in spec.options(door)]
+        lines.append(f"| {flags} | {'everywhere' if len(at) == len(doors) else ', '.join(at)} | {option.help} |")
+    return "\n".join(lines)
+
+
 def as_words(spec: type[Spec], values: Mapping[str, Any]) -> list[str]:
     """Values as they would be typed: ["--name", "long", "--background"]."""
     words: list[str] = []

@@ -17,8 +17,9 @@ from urllib.parse import quote
 from jupyter_llmcloud.client.follow_run import FollowedRun
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.names import parse_duration
+from jupyter_llmcloud.core.spec import Door, EndpointSpec
 from jupyter_llmcloud.errors import LLMCloudError
-from jupyter_llmcloud.server.run_command import add_run
+from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
 
 COLUMNS = {
     "endpoints": ("name", "state", "target", "revision", "created", "reason"),
@@ -80,10 +81,8 @@ def parser() -> argparse.ArgumentParser:
 def _add_serve(nouns: Any) -> None:
     command = nouns.add_parser("serve", help="serve a run or a model folder until Ctrl-C")
     command.add_argument("target", metavar="PATH", help="a folder in the Hugging Face layout, or a run")
-    command.add_argument("--name", help="name of the endpoint")
     command.add_argument("--port", type=int, default=0, help="default: any free one")
-    command.add_argument("--replicas", type=int, default=1)
-    command.add_argument("--dtype", default="auto")
+    add_options(command, EndpointSpec.options(Door.SHELL))
     command.set_defaults(run=_serve, noun="serve")
 
 
@@ -119,7 +118,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     skip_slow_imports()
     from jupyter_llmcloud.server.foreground import serve
 
-    return serve(arguments.target, arguments.name, arguments.port, arguments.replicas, arguments.dtype)
+    spec = EndpointSpec.make(read_options(arguments, EndpointSpec.options(Door.SHELL)))
+    return serve(arguments.target, spec.name, arguments.port, spec.replicas, spec.dtype)
 
 
 def _list(arguments: argparse.Namespace) -> None:

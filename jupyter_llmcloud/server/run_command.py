@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +51,17 @@ def add_options(command: argparse.ArgumentParser, options: tuple[Option, ...]) -
             command.add_argument(*option.flags, action="store_true", default=None, help=option.help)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def read_options(arguments: argparse.Namespace, options: tuple[Option, ...]) -> dict[str, Any]:
+    """Those that were given, checked. Raises UsageError that names the option."""
     given = {}
-    for option in RUN.options:
+    for option in options:
         if (value := getattr(arguments, option.name)) is not None:
             given[option.name] = option.read(value, option.flags[-1]) if option.takes_value else value
+    return given
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    given = read_options(arguments, RUN.options)
     spec = RunSpec.make(given, Door.SHELL)
     source, script = _program(arguments, spec)
     given.setdefault("name", _name(script["file"]))
@@ -64,7 +73,10 @@ def _run(arguments: argparse.Namespace) -> int:
         print(told["run_id"])
         return 0
     print(f"{told['run_id']} begins.", file=sys.stderr, flush=True)
-    return FollowedRun(server, server.run_folder(told["run_id"])).follow()
+    status = FollowedRun(server, server.run_folder(told["run_id"])).follow()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one press too many must not change the exit status
+    return status
 
 
 def _program(arguments: argparse.Namespace, spec: RunSpec) -> tuple[str, dict[str, Any]]:
