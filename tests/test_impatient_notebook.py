@@ -17,13 +17,14 @@ import pytest
 
 from jupyter_llmcloud.agent import connection as agent_connection
 from jupyter_llmcloud.agent.connection import Connection
+from jupyter_llmcloud.client import stop_signal
 from jupyter_llmcloud.client.stop_signal import StopSignal, said_when_stopped
 from jupyter_llmcloud.core.messages import Describe, Done, Execute, StartWorld, StopWorld
 from jupyter_llmcloud.core.options import parse
+from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
-from jupyter_llmcloud.magics import settings, stop_signal
+from jupyter_llmcloud.magics import settings
 from jupyter_llmcloud.magics.cell import Cell, CellSyntaxError, check_syntax
-from jupyter_llmcloud.magics.distribute import DISTRIBUTE
 from jupyter_llmcloud.magics.session import Session
 from jupyter_llmcloud.magics.world import World
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
