@@ -16,9 +16,9 @@ import pytest
 from jupyter_server.serverapp import ServerApp
 from playwright.sync_api import Browser
 
-from tests import lab, leaks
+from tests.support import lab, leaks
 
-pytest_plugins = ["pytest_jupyter.jupyter_server", "tests.worlds"]
+pytest_plugins = ["pytest_jupyter.jupyter_server", "tests.support.worlds"]
 
 LEASE_S = 2.0
 GRACE_S = LEASE_S + 8.0

@@ -10,10 +10,10 @@ import pytest
 
 from jupyter_llmcloud.errors import Busy
 from jupyter_llmcloud.storage.runs import RunRecord
-from tests.server_parts import Server, until
-from tests.test_server_routes import make_run
+from tests.server.test_server_routes import make_run
+from tests.support.server_parts import Server, until
 
-pytest_plugins = ["tests.server_fixtures"]
+pytest_plugins = ["tests.support.server_fixtures"]
 RUNS = "llmcloud/api/runs"
 
 

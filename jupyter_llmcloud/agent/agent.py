@@ -18,19 +18,18 @@ from typing import Any
 
 import psutil
 
-from jupyter_llmcloud.agent.cluster_room import ClusterRoom
-from jupyter_llmcloud.agent.connection import AGENT_SOCKET, Connection
-from jupyter_llmcloud.agent.devices import Devices
-from jupyter_llmcloud.agent.following import Followings
-from jupyter_llmcloud.agent.hosted_ranks import HostedRanks
-from jupyter_llmcloud.agent.remote_ranks import RemoteRanks
+from jupyter_llmcloud.agent.failover.leader_link import Followings
+from jupyter_llmcloud.agent.failover.standby import Takeovers
+from jupyter_llmcloud.agent.failover.worker_client import ClusterRoom
+from jupyter_llmcloud.agent.ranks.devices import Devices
+from jupyter_llmcloud.agent.ranks.local_group import HostedRanks
+from jupyter_llmcloud.agent.ranks.remote_group import RemoteRanks
+from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.agent.replicas import Replicas
-from jupyter_llmcloud.agent.store import Store
-from jupyter_llmcloud.agent.takeovers import Takeovers
-from jupyter_llmcloud.agent.world import World
-from jupyter_llmcloud.agent.zygote import Zygote
-from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import (
+from jupyter_llmcloud.agent.world.store import Store
+from jupyter_llmcloud.agent.world.world import World
+from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
+from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
     DescribeReplicas,
     DescribeWorld,
@@ -50,8 +49,9 @@ from jupyter_llmcloud.core.messages import (
     StopWorld,
     Subscribe,
 )
-from jupyter_llmcloud.core.rank_messages import DumpStacks, Follow, Said
-from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
+from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import DumpStacks, Follow, Said
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 LEASE_CHECK_S = 1.0
@@ -83,7 +83,7 @@ class Agent:
         self.lease_s = lease_s
         self.address = str(folder / AGENT_SOCKET)
         self.devices = Devices(num_slots, interface)
-        self.zygote = Zygote(folder / "zygote.log", self._on_exit)
+        self.zygote = ZygoteClient(folder / "zygote.log", self._on_exit)
         self.replicas = Replicas(folder, self.devices)
         self.worlds: dict[str, World] = {}
         self.begun: deque[str] = deque(maxlen=100)  # worlds that were started, the newest last

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.agent.devices import Devices
+from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.errors import NameTaken, NotFound
 
 STOP_GRACE_S = 5.0
 
 
 @dataclass
-class Replica:
+class ReplicaProcess:
     """One process that serves a revision of an endpoint."""
 
     replica_id: str
@@ -48,7 +48,7 @@ class Replicas:
     def __init__(self, folder: Path, devices: Devices) -> None:
         self.folder = folder
         self.devices = devices
-        self._replicas: dict[str, Replica] = {}
+        self._replicas: dict[str, ReplicaProcess] = {}
 
     async def start(self, endpoint: str, replica_id: str, spec: dict[str, Any]) -> dict[str, Any]:
         """Start `python -m jupyter_llmcloud.inference` and hand it `spec`; returns its description at once."""
@@ -74,7 +74,7 @@ class Replicas:
             os.close(log)
         assert process.stdin is not None
         process.stdin.write(json.dumps(spec).encode() + b"\n")
-        replica = Replica(replica_id, endpoint, process, Path(spec["socket"]), log_path)
+        replica = ReplicaProcess(replica_id, endpoint, process, Path(spec["socket"]), log_path)
         replica.watch = asyncio.create_task(self._watch(replica))
         self._replicas[replica_id] = replica
         return replica.describe()
@@ -85,7 +85,7 @@ class Replicas:
         slot = self.devices.take(f"replica {replica_id}", 1)[0]
         return f"cuda:{self.devices.gpus.index(slot)}"
 
-    async def _watch(self, replica: Replica) -> int:
+    async def _watch(self, replica: ReplicaProcess) -> int:
         code = await replica.process.wait()
         self.devices.give_back(f"replica {replica.replica_id}")
         with contextlib.suppress(FileNotFoundError):

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from jupyter_llmcloud.core.blocks import Block
-from jupyter_llmcloud.core.folding import OutputFolder
+from jupyter_llmcloud.core.metrics.series import MetricCollector
+from jupyter_llmcloud.core.output.blocks import Block
+from jupyter_llmcloud.core.output.folding import OutputFolder
 from jupyter_llmcloud.core.output.progress_line import progress_line
-from jupyter_llmcloud.core.series import MetricCollector
 from jupyter_llmcloud.storage.journal import Record
 
 HOLD_S = 0.3  # how long a line waits for the same line of another rank: journals are read in turns

@@ -8,7 +8,7 @@ from typing import Any
 
 import dask
 
-from jupyter_llmcloud.cluster.quiet import SYNC_S
+from jupyter_llmcloud.cluster.low_overhead import SYNC_S
 from jupyter_llmcloud.errors import UsageError
 
 KINDS = {

@@ -22,17 +22,17 @@ import dask
 import psutil
 from distributed import Client, Security
 
-from jupyter_llmcloud.agent.client import AgentConnection
-from jupyter_llmcloud.agent.connection import Connection
+from jupyter_llmcloud.cluster.dask_config import DASK_SETTINGS, TLS_SETTINGS
 from jupyter_llmcloud.cluster.factory import make_cluster
-from jupyter_llmcloud.cluster.plugin import AgentPlugin, agent_info, end_agent, is_agent_busy
-from jupyter_llmcloud.cluster.quiet import QuietPlugin
+from jupyter_llmcloud.cluster.low_overhead import QuietPlugin
 from jupyter_llmcloud.cluster.record import ClusterRecord
-from jupyter_llmcloud.cluster.settings import DASK_SETTINGS, TLS_SETTINGS
-from jupyter_llmcloud.cluster.ways import RelayPlugin
-from jupyter_llmcloud.core.frames import Message
-from jupyter_llmcloud.core.messages import AdoptCluster, Done, Refused, ScaleCluster, Shutdown, StopCluster
+from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
+from jupyter_llmcloud.cluster.worker_plugin import AgentPlugin, agent_info, end_agent, is_agent_busy
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, UsageError
+from jupyter_llmcloud.protocol.agent_messages import AdoptCluster, Done, Refused, ScaleCluster, Shutdown, StopCluster
+from jupyter_llmcloud.protocol.client import AgentConnection
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import Message
 
 WATCH_S = 1.0
 

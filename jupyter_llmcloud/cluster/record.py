@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.storage.living import is_process
+from jupyter_llmcloud.system.processes import is_process
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 
-from jupyter_llmcloud.config import NAME_PATTERN
+from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.errors import UsageError
 
 

@@ -18,9 +18,9 @@ import msgspec
 from aiohttp import web
 
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
-from jupyter_llmcloud.inference.answers import Model
-from jupyter_llmcloud.inference.application import Application, Status
-from jupyter_llmcloud.inference.loading import LoadedModel, defaults_for_sampling, load_model
+from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
+from jupyter_llmcloud.inference.openai.completion import Model
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Replica:
 async def open_model(spec: ReplicaSpec, on_failure: Callable[[], None] = lambda: None) -> Model:
     """Load the model of `spec` and open its engine; raises `ModelError`. Imports torch and transformers."""
     loaded, defaults = await asyncio.to_thread(_load_on_thread, spec)
-    from jupyter_llmcloud.inference.engines import open_engine
+    from jupyter_llmcloud.inference.engines.select import open_engine
 
     engine = await open_engine(loaded, spec.max_concurrent)
     engine.on_failure = on_failure

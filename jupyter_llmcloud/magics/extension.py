@@ -6,7 +6,7 @@ from typing import Any
 
 from jupyter_llmcloud.core.options import Syntax, complete, usage
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE
-from jupyter_llmcloud.magics import clusters, distribute, endpoints, runs, worlds
+from jupyter_llmcloud.magics.commands import clusters, distribute, endpoints, runs, worlds
 
 VERBS: dict[str, dict[str, Syntax]] = {
     "%cluster": clusters.VERBS,

@@ -7,12 +7,13 @@ from typing import Any
 
 from jupyter_llmcloud import errors
 from jupyter_llmcloud.core.spec import Door, EndpointSpec, RunSpec, Spec
-from jupyter_llmcloud.magics import clusters as cluster
-from jupyter_llmcloud.magics import endpoints, runs, session
-from jupyter_llmcloud.magics import worlds as world
-from jupyter_llmcloud.magics.cell import Cell, current_number
-from jupyter_llmcloud.magics.endpoints import Endpoint, serve
-from jupyter_llmcloud.magics.quiet_run import run
+from jupyter_llmcloud.magics.commands import clusters as cluster
+from jupyter_llmcloud.magics.commands import endpoints, runs
+from jupyter_llmcloud.magics.commands import worlds as world
+from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
+from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.magics.session.cell import Cell, current_number
+from jupyter_llmcloud.magics.session.null_run import run
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
 __all__ = [
@@ -59,14 +60,14 @@ _describe(serve, EndpointSpec)
 
 def push(**values: Any) -> None:
     """Copy variables to every rank: `lc.push(a=1)`."""
-    from jupyter_llmcloud.magics.distribute import push as push_names
+    from jupyter_llmcloud.magics.commands.distribute import push as push_names
 
     push_names([*values], values)
 
 
 def pull(*names: str) -> Any:
     """Bring variables back: `lc.pull("x")`, `lc.pull("x@3", "y@all")`; one value, or a dict when several are named."""
-    from jupyter_llmcloud.magics.distribute import pull as pull_names
+    from jupyter_llmcloud.magics.commands.distribute import pull as pull_names
 
     values = pull_names([*names])
     return next(iter(values.values())) if len(names) == 1 else values

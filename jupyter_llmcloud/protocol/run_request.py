@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from jupyter_llmcloud.core.messages import Execute
 from jupyter_llmcloud.core.spec import RunSpec, Script
+from jupyter_llmcloud.protocol.agent_messages import Execute
 
 
 def execute(spec: RunSpec, **about: Any) -> Execute:

@@ -15,11 +15,11 @@ import psutil
 from jupyter_llmcloud import config
 from jupyter_llmcloud.server.api.run_starts import RunStarts
 from jupyter_llmcloud.server.audit import Audit
-from jupyter_llmcloud.server.endpoint_keeper import EndpointKeeper
-from jupyter_llmcloud.server.open_requests import OpenRequests
-from jupyter_llmcloud.storage.living import is_process
+from jupyter_llmcloud.server.endpoints.registry import EndpointKeeper
+from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.storage.server_state import ServerState
+from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from jupyter_events import EventLogger
 
-    from jupyter_llmcloud.agent.client import AgentConnection
-    from jupyter_llmcloud.cluster.pool import ClusterPool
+    from jupyter_llmcloud.cluster.clusters import ClusterPool
+    from jupyter_llmcloud.protocol.client import AgentConnection
 
 CLUSTER_LEASE_S = 300.0  # for a Jupyter server that is restarted; a headless one has its own
 
@@ -46,7 +46,7 @@ class Identity:
 
 async def open_agent(address: str) -> AgentConnection:
     """A connection to a node agent; raises ConnectionLost."""
-    client = importlib.import_module("jupyter_llmcloud.agent.client")
+    client = importlib.import_module("jupyter_llmcloud.protocol.client")
     connection: AgentConnection = await client.AgentConnection.open(address)
     return connection
 
@@ -98,7 +98,7 @@ class ServerContext:
 
     async def _make_pool(self) -> ClusterPool:
         # distributed takes most of a second to import: not on the loop that serves notebooks.
-        module = await asyncio.to_thread(importlib.import_module, "jupyter_llmcloud.cluster.pool")
+        module = await asyncio.to_thread(importlib.import_module, "jupyter_llmcloud.cluster.clusters")
         owner = self.identity.owner_pid or os.getpid()
         pool: ClusterPool = module.ClusterPool(
             owner_pid=owner,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_server.extension.application import ExtensionApp
 
-from jupyter_llmcloud.server.base import SETTING
+from jupyter_llmcloud.server.api.base import SETTING
 from jupyter_llmcloud.server.context import Identity, ServerContext
 from jupyter_llmcloud.server.routes import HANDLERS
 

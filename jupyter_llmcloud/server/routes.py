@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from jupyter_llmcloud.server.clusters import (
-    ClusterHandler,
-    ClusterScaleHandler,
-    ClustersHandler,
-    PlacementHandler,
-)
-from jupyter_llmcloud.server.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
-from jupyter_llmcloud.server.gateway import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
-from jupyter_llmcloud.server.keys import KeyHandler, KeysHandler
-from jupyter_llmcloud.server.open_requests import ROUTES
-from jupyter_llmcloud.server.runs import RunHandler, RunLogHandler, RunRecordsHandler, RunsHandler, RunStopHandler
-from jupyter_llmcloud.server.status import LivezHandler, ReadyzHandler, StatusHandler
+from jupyter_llmcloud.server.api.clusters import ClusterHandler, ClusterScaleHandler, ClustersHandler, PlacementHandler
+from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
+from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
+from jupyter_llmcloud.server.api.runs import RunHandler, RunLogHandler, RunRecordsHandler, RunsHandler, RunStopHandler
+from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, StatusHandler
+from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
+from jupyter_llmcloud.server.gateway.open_requests import ROUTES
 
 NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
 

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jupyter_llmcloud.core.frames import Decoder, encode
-from jupyter_llmcloud.core.messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.frames import Decoder, encode
 
 _MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 

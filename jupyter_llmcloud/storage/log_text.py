@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jupyter_llmcloud.storage.journal import Record, read_all
-from jupyter_llmcloud.storage.pace import Pace
 from jupyter_llmcloud.storage.runs import RunFolder
+from jupyter_llmcloud.system.gil import Pace
 
 NAME = "log.txt"
 PIECE = 1 << 17  # characters

@@ -71,7 +71,7 @@ class StoredKey:
 
 
 @dataclass(frozen=True)
-class Usage:
+class RequestRecord:
     """One request to an endpoint, as it ended."""
 
     request_id: str
@@ -195,9 +195,9 @@ class ServerState:
         rows = self._rows("SELECT * FROM audit ORDER BY seq DESC LIMIT ?", limit)
         return [{**dict(row), "detail": json.loads(row["detail"])} for row in rows]
 
-    def add_usage(self, usages: list[Usage]) -> None:
+    def add_usage(self, usages: list[RequestRecord]) -> None:
         """Append requests in one transaction."""
-        names = list(Usage.__dataclass_fields__)
+        names = list(RequestRecord.__dataclass_fields__)
         statement = f"INSERT INTO usage ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
         with self._lock:
             self._database.execute("BEGIN")

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging as hf_logging
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
 
 
 def unwrapped(value: Any) -> Any:

@@ -24,9 +24,10 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from jupyter_llmcloud.core.frames import Decoder, Message
-from jupyter_llmcloud.core.messages import Done, Execute, Names, Pull, Push, Refused
-from jupyter_llmcloud.core.rank_messages import (
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.agent_messages import Done, Execute, Names, Pull, Push, Refused
+from jupyter_llmcloud.protocol.frames import Decoder, Message
+from jupyter_llmcloud.protocol.rank_messages import (
     CellEnded,
     DumpStacks,
     Exit,
@@ -39,28 +40,21 @@ from jupyter_llmcloud.core.rank_messages import (
     StepTold,
     StopAt,
 )
-from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.storage.ring import RingWriter
-from jupyter_llmcloud.training import (
-    artifacts,
-    launchers,
-    local_variables,
-    no_keyboard,
-    process_group,
-    text_bars,
-    tracking,
-    warned,
-    wrapped_models,
-)
-from jupyter_llmcloud.training.checkpoints import Checkpoints
-from jupyter_llmcloud.training.outlet import Outlet
-from jupyter_llmcloud.training.process_group import WorldGroup
+from jupyter_llmcloud.system.shared_ring import RingWriter
+from jupyter_llmcloud.training import artifacts
+from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
+from jupyter_llmcloud.training.group import ddp_rewrap, process_group
+from jupyter_llmcloud.training.group.process_group import WorldGroup
+from jupyter_llmcloud.training.group.stop_barrier import Steps
+from jupyter_llmcloud.training.integrations import launchers, metrics
+from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
+from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.scripts import ended_well, prepare_script
-from jupyter_llmcloud.training.shell import RankShell, start_shell
-from jupyter_llmcloud.training.steps import Steps
-from jupyter_llmcloud.training.tracebacks import came_from, text_of
-from jupyter_llmcloud.training.watchdog import Watchdog
+from jupyter_llmcloud.training.shell import failure_locals, no_stdin
+from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
+from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
 
 _ECHO_OF_A_PEER = re.compile(
     r"connection (closed|reset|was closed)|gloo|nccl|broken pipe|socket|process group|ProcessGroup",
@@ -132,15 +126,15 @@ class Rank:
             sys.path.insert(0, folder)
         process_group.adopt(lambda: self.group)
         self.watchdog.start()
-        wrapped_models.remember_wrappers()
+        ddp_rewrap.remember_wrappers()
         register_optimizer_step_post_hook(self.steps.boundary)
         self.checkpoints.install()
-        tracking.attach(self.run)
+        metrics.attach(self.run)
         launchers.adopt(self.run)
         sys.argv = ["cell"]  # as of a script that was given no arguments
-        no_keyboard.install()
-        text_bars.install()
-        warned.install(self.outlet)
+        no_stdin.install()
+        notebook_tqdm.install()
+        warning_capture.install(self.outlet)
 
     # --- the two threads ---
 
@@ -227,7 +221,7 @@ class Rank:
                 self.checkpoints.store = self.group.store
             self.group.join(wanted.generation)
             if wanted.generation:
-                wrapped_models.wrap_again()
+                ddp_rewrap.wrap_again()
             self._start_shell()
         except Exception as error:
             with contextlib.suppress(Exception):  # released while it waited: the next time it needs the store again
@@ -360,7 +354,7 @@ class Rank:
         broken = bool(_ECHO_OF_A_PEER.search(evalue)) or (self.group.broken and came_from(error, _COLLECTIVES))
         echo = broken and (type(error) is RuntimeError or isinstance(error, torch.distributed.DistError))
         drawing = shell.last_traceback or [f"{ename}: {evalue}"]
-        place, variables = local_variables.of_failure(error, self._cell_number, self._given)
+        place, variables = failure_locals.of_failure(error, self._cell_number, self._given)
         return {
             "place": place,
             "locals": variables,

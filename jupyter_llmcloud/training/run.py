@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jupyter_llmcloud.training.outlet import Outlet, number
+from jupyter_llmcloud.training.output.sender import Outlet, number
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.training.checkpoints import Checkpoints
+    from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 
 
 class Run:

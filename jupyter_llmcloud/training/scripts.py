@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jupyter_llmcloud.training.shell import RankShell
+from jupyter_llmcloud.training.shell.shell import RankShell
 
 
 def prepare_script(script: Mapping[str, Any], shell: RankShell) -> None:

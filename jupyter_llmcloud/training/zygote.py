@@ -67,7 +67,7 @@ def preload() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 
     from jupyter_llmcloud.training import rank  # noqa: F401
-    from jupyter_llmcloud.training.shell import make_shell
+    from jupyter_llmcloud.training.shell.shell import make_shell
 
     make_shell()
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.series import Point
+from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.storage.runs import nonce
 from jupyter_llmcloud.widgets import static_view
 from jupyter_llmcloud.widgets.chart import PALETTE

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.names import format_ranks
-from jupyter_llmcloud.core.series import MetricCollector
 
 ACTIVE_STATES = ("queued", "starting", "running", "stopping")
 MAX_CHIPS = 8

@@ -33,7 +33,7 @@ Times = dict[int, float]  # of each step: seconds since the epoch
 
 _WRAP = """\
 import json, time
-from jupyter_llmcloud.magics.run_view import RunView
+from jupyter_llmcloud.magics.output.run_view import RunView
 def _wrapped(inner, arrived):
     def records(self, journal, rank, batch):
         if journal == "metrics" and rank == 0:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
 from tests.chaos.figures import counts, seconds
-from tests.resuming import CELLS, cell, results, resumed, same
-from tests.worlds import AgentProcess, Ranks
+from tests.support.resuming import CELLS, cell, results, resumed, same
+from tests.support.worlds import AgentProcess, Ranks
 
 FILE_SIZE = 1 << 20
 STALL = """

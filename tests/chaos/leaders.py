@@ -9,8 +9,8 @@ from typing import Any
 
 from jupyter_llmcloud.storage.journal import read_all
 from tests.chaos.figures import counts, seconds
-from tests.resuming import CELLS, cell, results, same
-from tests.worlds import AgentProcess, Ranks, until
+from tests.support.resuming import CELLS, cell, results, same
+from tests.support.worlds import AgentProcess, Ranks, until
 
 KILLS = 20
 LASTS_S = 2.5  # a training, about

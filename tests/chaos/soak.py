@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 
-from tests.worlds import AgentProcess, Ranks, Running
+from tests.support.worlds import AgentProcess, Ranks, Running
 
 SETUP = """
 import os, random, tempfile, time, torch, torch.distributed as dist

@@ -10,7 +10,7 @@ from typing import Any
 
 from jupyter_llmcloud.errors import Busy
 from tests.chaos.figures import seconds
-from tests.worlds import AgentElsewhere, Ranks
+from tests.support.worlds import AgentElsewhere, Ranks
 
 OWNERS = 4
 RANKS, SLOTS = 3, 4
@@ -74,7 +74,7 @@ class Contest:
 
 def main(starts: int = 1000, seed: int = 0) -> bool:
     """Print counts and times; returns whether every start came through and every slot is free again."""
-    from tests.test_cluster_pool import Server
+    from tests.cluster.test_clusters import Server
 
     server = Server()
     try:

@@ -9,11 +9,11 @@ import signal
 import time
 from collections import Counter, defaultdict
 
-from jupyter_llmcloud.core.messages import StopRun
 from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.protocol.agent_messages import StopRun
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from tests.chaos.figures import counts, seconds
-from tests.worlds import AgentProcess, Outcome, Ranks
+from tests.support.worlds import AgentProcess, Outcome, Ranks
 
 SETUP = """
 import time, torch, torch.distributed as dist

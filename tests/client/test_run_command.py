@@ -20,7 +20,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import CapacityError, UsageError
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
-from tests.worlds import until
+from tests.support.worlds import until
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 120
@@ -99,7 +99,7 @@ class Shell:
             "LLMCLOUD_SERVER_TOKEN": self.server._token,
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyter_llmcloud.server.command_line", *words],
+            [sys.executable, "-m", "jupyter_llmcloud.server.cli", *words],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -235,7 +235,8 @@ def test_a_run_in_the_background_is_attached_to_and_stopped(shell: Shell) -> Non
 def test_a_notebook_attaches_to_a_run_of_a_terminal(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from jupyter_llmcloud.magics import runs, session
+    from jupyter_llmcloud.magics.commands import runs
+    from jupyter_llmcloud.magics.session import session
 
     shell.script("words.py", 'for i in range(3):\n    print("line", i)\n')
     assert shell.run("run", "words.py", "-n", "2", "--name", "words")[0] == 0

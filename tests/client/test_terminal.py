@@ -11,8 +11,8 @@ import pytest
 from jupyter_llmcloud.client import terminal as module
 from jupyter_llmcloud.client.follow_run import exit_status
 from jupyter_llmcloud.client.terminal import Terminal
+from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.output.progress_line import progress_line
-from jupyter_llmcloud.core.series import MetricCollector
 from jupyter_llmcloud.storage.runs import RunRecord
 
 NOW = 1_000.0

@@ -27,7 +27,7 @@ from jupyter_llmcloud.core.spec import (
 )
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import extension
-from jupyter_llmcloud.server.command_line import parser
+from jupyter_llmcloud.server.cli import parser
 
 README = next(
     folder / "README.md" for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jupyter_llmcloud.core.metrics.progress import Bar
+from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number
-from jupyter_llmcloud.core.series import Bar, MetricCollector
 
 BAR_WIDTH = 20
 MAX_METRICS = 4

@@ -13,17 +13,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.messages import StartWorld
 from jupyter_llmcloud.core.names import run_id
 from jupyter_llmcloud.core.spec import Door, RunSpec, Script
 from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError
+from jupyter_llmcloud.protocol.agent_messages import StartWorld
 from jupyter_llmcloud.protocol.run_request import execute_script
 from jupyter_llmcloud.storage.resume import Resumption, resume
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore, nonce
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.client import AgentConnection
-    from jupyter_llmcloud.cluster.pool import ClusterPool
+    from jupyter_llmcloud.cluster.clusters import ClusterPool
+    from jupyter_llmcloud.protocol.client import AgentConnection
 
 START_TIMEOUT_S = 300.0
 WAIT_S = 0.25  # how often a run that waits for slots asks again

@@ -1,0 +1,158 @@
+"""The leader's end of a link: what is said to an agent that follows, over connections that may break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from jupyter_llmcloud.core.run.exits import LOST_AGENT
+from jupyter_llmcloud.core.scheduling.lease_link import Link, Stamp
+from jupyter_llmcloud.protocol.agent_messages import Done, Refused, StopWorld
+from jupyter_llmcloud.protocol.connection import AGENT_SOCKET
+from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
+from jupyter_llmcloud.protocol.rank_messages import Follow, Said
+
+BEAT_S = 1.0
+CONNECT_AGAIN_S = 0.2
+
+
+class FollowerLink:
+    """Speaks with the agent at `address` until it has gone, is given up, or is not needed any more.
+
+    A connection through other hosts may break and be made again while the agent's ranks train on; one to an agent of
+    this host breaks only when that agent has gone.
+
+    Args:
+        link_id: names the link there.
+        hear: called with what the other end says.
+        lose: called once with the reason when it has gone.
+        hosts: whether it hosts ranks for this link; one that only stands by is given up when it does not hear either.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        link_id: str,
+        lease_s: float,
+        hear: Callable[[Message], None],
+        lose: Callable[[str], None],
+        *,
+        hosts: bool = True,
+    ) -> None:
+        self.address = address
+        self.gone = ""  # why the agent is not there any more
+        self._link_id = link_id
+        self._lease_s = lease_s
+        self._dispatch = hear
+        self._on_loss = lose
+        self._hosts = hosts
+        self._loop = asyncio.get_running_loop()
+        self._link = Link(lease_s, self._loop.time())
+        self._is_here = Path(address).name == AGENT_SOCKET
+        self._writer: asyncio.StreamWriter | None = None  # when the other end has taken the link up
+        self._connection: asyncio.StreamWriter | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def begin(self) -> None:
+        """Connect, and stay connected; again it does nothing."""
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._beat())]
+
+    def say(self, message: Message) -> None:
+        """Send to the following agent, now or when it is reached again."""
+        if not self.gone:
+            word = encode(message)
+            self._write(self._link.say(word, self._loop.time()), word)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the agent is on this host."""
+        return self._is_here
+
+    @property
+    def leads_until(self) -> float:
+        """Until when nobody at the other end leads in this one's place (seconds of the loop's clock)."""
+        return self._link.leads_until
+
+    def _write(self, stamp: Stamp, word: bytes = b"") -> None:
+        if self._writer is not None:
+            self._writer.write(encode(Said(**stamp.__dict__, payload=word)))
+
+    # --- the connection ---
+
+    async def _stay_connected(self) -> None:
+        while not self.gone:
+            reason = ""
+            try:
+                reader, self._connection = await asyncio.open_unix_connection(self.address)
+                try:
+                    reason = await self._listen(reader, self._connection)
+                finally:
+                    self._disconnect()
+            except (OSError, ValueError) as error:
+                reason = str(error) if self._is_here else ""
+            if self._is_here or reason:
+                self._lose(reason)
+            await asyncio.sleep(CONNECT_AGAIN_S)
+
+    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        """Until the connection ends; returns why there is no use in another one, "" when there may be."""
+        follow = Follow(
+            link_id=self._link_id, lease_s=self._lease_s, received=self._link.received, direct=self._is_here
+        )
+        writer.write(encode(follow))
+        decoder = Decoder()
+        while data := await reader.read(1 << 20):
+            for message in decoder.feed(data):
+                match message:
+                    case Said():
+                        self._hear(message)
+                    case Done():
+                        self._writer = writer
+                        for stamp, word in self._link.again(message.values["received"], self._loop.time()):
+                            self._write(stamp, word)
+                    case Refused(error="NotFound"):
+                        return message.reason
+        return ""
+
+    def _hear(self, said: Said) -> None:
+        stamp = Stamp(said.number, said.received, said.at, said.echo)
+        if self._link.hear(stamp, self._loop.time()):
+            for message in Decoder().feed(said.payload):
+                self._dispatch(message)
+
+    def _disconnect(self) -> None:
+        self._writer = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def _beat(self) -> None:
+        while not self.gone:
+            now = self._loop.time()
+            if self._link.is_given_up(now) or (not self._hosts and self._link.is_unheard(now)):
+                self._lose("it was not heard for too long")
+                return
+            self._write(self._link.stamp(now))
+            await asyncio.sleep(min(BEAT_S, self._lease_s / 8))
+
+    def _lose(self, reason: str) -> None:
+        """The agent has gone, or what it hosts has ended by its lease: it has not been heard for longer than that."""
+        if self.gone:
+            return
+        self.gone = f"{LOST_AGENT} at {self.address} has gone{': ' + reason if reason else ''}."
+        self._disconnect()
+        self._on_loss(self.gone)
+
+    def close(self) -> None:
+        """It is not needed any more: what it hosts for this link ends."""
+        self.say(StopWorld(world_id=self._link_id))
+        self.leave()
+
+    def leave(self) -> None:
+        """Go, as if by a crash: who stands by at the other end leads from then on."""
+        for task in self._tasks:
+            task.cancel()
+        self._disconnect()  # what was said is sent first
+        self.gone = self.gone or "The world has ended."

@@ -1,0 +1,142 @@
+"""Runs that this agent leads when their leader has gone: those it stands by for, and those of the agent before it.
+
+`leads.json` in the agent's folder tells of the runs that are led from here. The agent that takes a killed one's place
+there finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.protocol.rank_messages import StandBy
+from jupyter_llmcloud.storage.leadership import Claim, Leadership
+from jupyter_llmcloud.storage.runs import RunFolder
+from jupyter_llmcloud.system.processes import is_process
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.agent.agent import Agent
+
+FILE = "leads.json"
+ENDING_TIMEOUT_S = 60.0
+POLL_S = 0.02
+
+
+class Takeovers:
+    """What this agent leads, stands by for, and inherits."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._file = agent.folder / FILE
+        self._inheritance = _read(self._file)
+        self._leads: dict[str, float] = dict(self._inheritance.get("runs", {}))
+        self._waiting: set[Path] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- runs that are led from here ---
+
+    def leads(self, folder: Path, wait_s: float) -> None:
+        """A run with restarts is led from here; ranks of it may be elsewhere for so long after this agent's end."""
+        self._leads[str(folder)] = wait_s
+        self._write()
+
+    def leads_no_more(self, folder: Path) -> None:
+        """It has ended, or is led from elsewhere."""
+        if self._leads.pop(str(folder), None) is not None:
+            self._write()
+
+    def _write(self) -> None:
+        zygote = self._agent.zygote.process
+        about: dict[str, Any] = {"runs": self._leads}
+        if zygote is not None:
+            with contextlib.suppress(psutil.Error):
+                about |= {"pid": zygote.pid, "started": psutil.Process(zygote.pid).create_time()}
+        aside = self._file.with_suffix(".aside")
+        with contextlib.suppress(OSError):
+            aside.write_text(json.dumps(about))
+            os.replace(aside, self._file)
+
+    # --- runs of others ---
+
+    @property
+    def num_waiting(self) -> int:
+        """Runs that nobody leads, until it is certain that this agent may."""
+        return len(self._waiting)
+
+    def inherit(self) -> None:
+        """Lead what the agent before this one has led, once its ranks have gone."""
+        inheritance, self._inheritance = self._inheritance, {}
+        for folder, wait_s in inheritance.get("runs", {}).items():
+            self._do(Path(folder), self._inherit(Path(folder), float(wait_s), inheritance))
+
+    async def _inherit(self, folder: Path, wait_s: float, inheritance: dict[str, Any]) -> None:
+        async with asyncio.timeout(ENDING_TIMEOUT_S):
+            while "pid" in inheritance and is_process(inheritance["pid"], inheritance["started"]):  # the zygote
+                await asyncio.sleep(POLL_S)
+        await asyncio.sleep(wait_s)
+        newest = await asyncio.to_thread(Leadership(folder).newest)
+        here = (self._agent.address, socket.gethostname())
+        is_ours = newest is not None and (newest.agent, newest.host) == here
+        if newest is None or not is_ours or not await self._take_over(folder, newest.term + 1):
+            self.leads_no_more(folder)
+
+    def expect(self, run: StandBy, at: float) -> None:
+        """The leader of a run has gone, or will have gone `at` a time of the loop's clock."""
+        self._do(Path(run.folder), self._take_over_at(Path(run.folder), run.term + 1, at))
+
+    async def _take_over_at(self, folder: Path, term: int, at: float) -> None:
+        await asyncio.sleep(at - asyncio.get_running_loop().time())
+        await self._take_over(folder, term)
+
+    def _do(self, folder: Path, work: Any) -> None:
+        task = asyncio.ensure_future(self._seen_through(folder, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _seen_through(self, folder: Path, work: Any) -> None:
+        self._waiting.add(folder)
+        try:
+            await work
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            self._waiting.discard(folder)
+
+    async def _take_over(self, folder: Path, term: int) -> bool:
+        run, leadership = RunFolder(folder), Leadership(folder)
+        claim = Claim(term, self._agent.address, socket.gethostname())
+        if not leadership.can_be_taken or not await asyncio.to_thread(leadership.claim, claim):
+            return False
+        try:
+            record = await asyncio.to_thread(run.read)
+            spec, cell, definitions = await asyncio.to_thread(leadership.load)
+        except (NotFound, FileNotFoundError):
+            return False  # it has ended
+        if not record.is_active:
+            return False
+        record.agent, record.host = claim.agent, claim.host
+        self._waiting.discard(folder)
+        await self._agent.lead_on(spec, cell, definitions, record, term)
+        return True
+
+    def close(self) -> None:
+        """The agent ends."""
+        for task in self._tasks:
+            task.cancel()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(path.read_text())
+        return known if isinstance(known, dict) else {}
+    return {}

@@ -1,0 +1,93 @@
+"""Room for ranks elsewhere: asked of the Dask worker that holds this agent, which knows the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.errors import Busy
+from jupyter_llmcloud.protocol.agent_messages import Done, FindRoom, FindStandBy, Refused
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import Message
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.agent.agent import Agent
+
+ASK_TIMEOUT_S = 30.0
+
+
+class ClusterRoom:
+    """The workers that hold this agent, and what is asked of them. The run's kernel and server may be gone by then."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._workers: dict[Connection, bool] = {}  # and whether they can be asked
+        self._ids = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Message]] = {}
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a worker holds this agent."""
+        return bool(self._workers)
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether a worker holds this agent that knows the cluster."""
+        return any(self._workers.values())
+
+    def held_by(self, worker: Connection, finds_room: bool) -> None:
+        """A worker renews the agent's lease."""
+        self._workers[worker] = finds_room
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended, perhaps a worker's."""
+        self._workers.pop(connection, None)
+
+    def hear(self, answer: Done | Refused) -> None:
+        """A worker's answer."""
+        asked = self._asked.pop(answer.reply_to, None)
+        if asked is not None and not asked.done():
+            asked.set_result(answer)
+
+    async def find(self, num_ranks: int) -> list[dict[str, Any]]:
+        """Shares for ranks that have lost their place: anywhere in the cluster, or here when nobody can be asked.
+
+        Raises Busy when there is no room.
+        """
+        for worker in self._that_find_room():
+            told = await self._ask(worker, FindRoom(num_ranks=num_ranks))
+            if isinstance(told, Done):
+                return list(told.values["agents"])
+            if isinstance(told, Refused) and told.error in ("Busy", "CapacityError"):
+                raise Busy(told.reason)
+        if len(self._agent.devices.free) < num_ranks:
+            raise Busy(f"{num_ranks} ranks have lost their place, and the cluster has no room for them now.")
+        here = socket.gethostname()
+        return [{"address": self._agent.address, "home": self._agent.address, "num_ranks": num_ranks, "host": here}]
+
+    async def find_stand_by(self) -> str:
+        """A socket for another agent, on another host if there is one; "" when there is none or nobody can be asked."""
+        for worker in self._that_find_room():
+            told = await self._ask(worker, FindStandBy())
+            if isinstance(told, Done):
+                return str(told.values["address"])
+        return ""
+
+    def _that_find_room(self) -> list[Connection]:
+        return [worker for worker, finds_room in self._workers.items() if finds_room]
+
+    async def _ask(self, worker: Connection, question: Message) -> Message | None:
+        number = next(self._ids)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        worker.send(replace(question, reply_to=number))
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            self._asked.pop(number, None)

@@ -1,0 +1,148 @@
+"""The ranks of one world on this agent, for the world's leader wherever it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jupyter_llmcloud.agent.ranks.devices import Devices
+from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
+from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import LiveUntil
+
+
+class HostedRanks:
+    """Forks ranks, hears of their exits, gives their slots back.
+
+    Args:
+        store: `host:port` of the world's TCPStore.
+        on_message, on_exit: called with (rank, message) and (rank, status, evidence).
+    """
+
+    def __init__(
+        self,
+        zygote: ZygoteClient,
+        devices: Devices,
+        *,
+        world_id: str,
+        world_size: int,
+        local_world_size: int,
+        store: str,
+        cwd: str,
+        env: dict[str, str],
+        on_message: Callable[[int, Message], None],
+        on_exit: Callable[[int, int, str], None],
+    ) -> None:
+        self._zygote = zygote
+        self._devices = devices
+        self.world_id = world_id
+        self.world_size = world_size
+        self.local_world_size = local_world_size
+        self.store = store
+        self.cwd = cwd
+        self.env = env
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self.gone = ""  # as of RemoteRanks
+        self.until: float | None = None  # as of LiveUntil, for ranks whose leader is elsewhere
+        self.num_threads: dict[int, int] = {}
+        self._forks = 0
+        self.links: dict[int, LocalRank] = {}
+        self._leaving: list[LocalRank] = []
+        self._is_closed = False
+        self._slots = devices.take(world_id, local_world_size)
+
+    async def start(
+        self, ranks: Sequence[int], local_ranks: Sequence[int], num_threads: Mapping[int, int]
+    ) -> dict[int, int]:
+        """Fork ranks, those that are named with a number of threads; returns their pids."""
+        usual = self._devices.threads_per_rank(self.local_world_size)
+        await asyncio.shield(self._zygote.warm())  # it takes seconds at first, and `until` is of this moment
+        for rank, local_rank in zip(ranks, local_ranks, strict=True):
+            self._check_open()
+            self._forks += 1
+            self.num_threads[rank] = num_threads.get(rank, usual)
+            link = LocalRank(rank, f"{self.world_id}/{rank}/{self._forks}", self._on_message)
+            self.links[rank] = link
+            await link.start(self._zygote, self._request(rank, local_rank))
+            if self._is_closed:  # meanwhile, before there was anything to kill
+                link.kill()
+            self._check_open()
+        return {rank: self.links[rank].pid for rank in ranks}
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise WorldError("the world has been stopped.")
+
+    def _request(self, rank: int, local_rank: int) -> dict[str, Any]:
+        gpu = self._devices.has_gpus
+        host, port = self.store.rsplit(":", 1)
+        env = {
+            **self.env,
+            "RANK": rank,
+            "LOCAL_RANK": local_rank,
+            "WORLD_SIZE": self.world_size,
+            "LOCAL_WORLD_SIZE": self.local_world_size,
+            "MASTER_ADDR": host,
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": self.num_threads[rank],
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(self._slots)} if gpu else {"ACCELERATE_USE_CPU": "true"}
+        if host.startswith("127."):
+            env["GLOO_SOCKET_IFNAME"] = self._devices.loopback
+        elif interface := self._devices.interface_with(self._devices.address):
+            env |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+        return {
+            "role": "rank",
+            "rank": rank,
+            "world_size": self.world_size,
+            "store": self.store,
+            "until": self.until,
+            "gpu": gpu,
+            "backend": "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            "cwd": self.cwd,
+            "env": {name: str(value) for name, value in env.items()},
+        }
+
+    def live_until(self, until: float | None) -> None:
+        """When the ranks end by themselves, unless they are told a later time before."""
+        self.until = until
+        for rank in self.links.values():
+            rank.send(LiveUntil(until=until))
+
+    def exited(self, name: str, status: int) -> bool:
+        """A forked process has ended; returns whether it was one of these ranks."""
+        for rank, link in self.links.items():
+            if link.name == name:
+                link.closed()
+                self._on_exit(rank, status, link.evidence(status))
+                return True
+        for link in self._leaving:
+            if link.name == name:
+                link.closed()
+                self._leaving.remove(link)
+                return True
+        return False
+
+    @property
+    def is_over(self) -> bool:
+        """No rank is left here."""
+        return not self.links and not self._leaving
+
+    def drop(self, ranks: Iterable[int]) -> None:
+        """End some ranks, the highest, and give their slots back."""
+        for rank in ranks:
+            link = self.links.pop(rank)
+            link.leave()
+            link.kill()
+            self._leaving.append(link)
+        self._devices.give_back(self.world_id, keep=len(self.links))
+
+    def close(self) -> None:
+        """End every rank and give the slots back."""
+        self._is_closed = True
+        self.drop(list(self.links))

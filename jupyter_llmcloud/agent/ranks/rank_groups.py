@@ -1,0 +1,166 @@
+"""A world's shares: its ranks on the agents that host them, here and elsewhere, and the store by which they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
+from jupyter_llmcloud.agent.ranks.local_group import HostedRanks
+from jupyter_llmcloud.agent.ranks.remote_group import RemoteRanks
+from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.protocol.agent_messages import StartWorld
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import Join
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.agent.agent import Agent
+    from jupyter_llmcloud.agent.ranks.local_rank import RankLink
+
+
+class RankGroups:
+    """Starts ranks, replaces those that have died, and finds another place for those whose agent has gone.
+
+    Attributes:
+        links: how to reach each rank.
+        num_threads: of each rank, kept when it is replaced or moved: sums are rounded alike only on as many threads.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        spec: StartWorld,
+        on_message: Callable[[int, Message], None],
+        on_exit: Callable[[int, int, str], None],
+    ) -> None:
+        self.links: dict[int, RankLink] = {}
+        self.num_threads = {int(rank): number for rank, number in spec.num_threads.items()}
+        self.has_store = True
+        self._agent = agent
+        self._spec = spec
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._hosts: list[HostedRanks | RemoteRanks] = []
+        self._num_shares = 0
+        self._store = ""
+        self._interface = ""  # that ranks have to use since the store has moved
+        self._has_moved = False
+
+    async def start(self, shares: Sequence[dict[str, Any]], world_size: int) -> None:
+        """Fork ranks on every agent; their numbers go on from those that there are."""
+        await self._have_store(shares)
+        for share in shares:
+            first = len(self.links)
+            ranks = list(range(first, first + share["num_ranks"]))
+            await self._start_share(share.get("home", share["address"]), ranks, world_size)
+
+    async def _have_store(self, shares: Sequence[dict[str, Any]]) -> None:
+        """Ranks of other hosts cannot speak to a store on loopback: then have another, which is told by `join`."""
+        if not self._store:
+            self._store = await self._agent.start_store(self._spec.world_id, shares)
+        elif self._store.startswith("127.") and self._agent.is_elsewhere(shares):
+            self._agent.end_store(self._spec.world_id)
+            self._store = await self._agent.start_store(self._spec.world_id, shares)
+            self._interface = self._agent.devices.interface_with(self._agent.interface)
+            self.has_store = self._has_moved = True
+
+    async def _start_share(self, address: str, ranks: list[int], world_size: int) -> None:
+        kind: Callable[..., HostedRanks | RemoteRanks]
+        if address == self._agent.address:
+            kind = self._agent.host_ranks
+        else:
+            kind = self._agent.reach_ranks(address, self._spec.link_lease_s)
+        self._num_shares += 1
+        host = kind(
+            world_id=f"{self._spec.world_id}#{self._num_shares - 1}",
+            world_size=world_size,
+            local_world_size=len(ranks),
+            store=self._store,
+            cwd=self._spec.cwd,
+            env=self._spec.env,
+            on_message=self._on_message,
+            on_exit=self._on_exit,
+        )
+        self._hosts.append(host)
+        try:
+            await host.start(ranks, list(range(len(ranks))), self.num_threads)
+        except BaseException:
+            self._hosts.remove(host)
+            host.close()
+            raise
+        self.links.update(host.links)
+        self.num_threads.update(host.num_threads)
+
+    def join(self, generation: int, world_size: int) -> None:
+        """Have every rank join the process group of a generation."""
+        store = self._store if self._has_moved else ""
+        for link in self.links.values():
+            link.send(Join(generation=generation, world_size=world_size, store=store, interface=self._interface))
+
+    async def replace(self, ranks: list[int], world_size: int, room: Sequence[dict[str, Any]] = ()) -> list[str]:
+        """New processes for ranks that have died, elsewhere if their agent has gone; says which of them have moved."""
+        self._hosts = [host for host in self._hosts if not host.gone]
+        homes = {rank: host for host in self._hosts for rank in host.links}
+        homeless = self.homeless(ranks)
+        notes = await self._find_homes(homeless, world_size, room) if homeless else []
+        for rank in ranks:
+            if rank in homes:
+                await homes[rank].start([rank], [list(homes[rank].links).index(rank)], self.num_threads)
+                self.links[rank] = homes[rank].links[rank]
+        return notes
+
+    def homeless(self, ranks: Iterable[int]) -> list[int]:
+        """Those of these ranks whose agent has gone."""
+        housed = {rank for host in self._hosts if not host.gone for rank in host.links}
+        return [rank for rank in ranks if rank not in housed]
+
+    async def _find_homes(self, ranks: list[int], world_size: int, room: Sequence[dict[str, Any]]) -> list[str]:
+        fits = sum(share["num_ranks"] for share in room) == len(ranks)  # others may have lost theirs since
+        shares = room if fits else await self._agent.cluster.find(len(ranks))
+        await self._have_store(shares)
+        notes = []
+        for share in shares:
+            moving, ranks = ranks[: share["num_ranks"]], ranks[share["num_ranks"] :]
+            await self._start_share(share["home"], moving, world_size)
+            notes.append(f"rank{'s' if len(moving) > 1 else ''} {format_ranks(moving)} moved to {share['host']}.")
+        return notes
+
+    def drop(self, num_ranks: int) -> None:
+        """End the ranks from this number on."""
+        for host in self._hosts:
+            host.drop([rank for rank in sorted(host.links, reverse=True) if rank >= num_ranks])
+        for rank in [rank for rank in self.links if rank >= num_ranks]:
+            del self.links[rank], self.num_threads[rank]
+
+    @property
+    def followers(self) -> list[FollowerLink]:
+        """The links to the other agents that host ranks."""
+        return [host.leading for host in self._hosts if isinstance(host, RemoteRanks)]
+
+    def live_until(self, until: float | None) -> None:
+        """The ranks of this agent end at this time of its clock (None: they do not), unless they are told another."""
+        for host in self._hosts:
+            if isinstance(host, HostedRanks) and (until is not None or host.until is not None):
+                host.live_until(until)
+
+    def leave(self) -> None:
+        """End the ranks of this agent; those elsewhere end when they notice that it has gone."""
+        for host in self._hosts:
+            if isinstance(host, RemoteRanks):
+                host.leading.leave()
+            else:
+                host.close()
+        self._agent.end_store(self._spec.world_id)
+
+    def reset(self) -> None:
+        """End every rank, and be as before the first was started."""
+        self.close()
+        self._hosts.clear()
+        self.links.clear()
+        self._store = ""
+
+    def close(self) -> None:
+        """End every rank."""
+        for host in self._hosts:
+            host.close()
+        self._agent.end_store(self._spec.world_id)

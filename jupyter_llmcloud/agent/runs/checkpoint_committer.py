@@ -1,0 +1,116 @@
+"""The checkpoints of a run on its leading agent: committed when every rank has written its part."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
+from jupyter_llmcloud.storage.checkpoints import Checkpoint, CheckpointFolder
+
+FOLDER = "checkpoints"
+
+
+class RunCheckpoints:
+    """Commits, retains, and finds the newest that is complete.
+
+    Args:
+        path: the folder of the run.
+        ranks: whose parts make a checkpoint.
+        keep: how many of the last are kept.
+        say: tells those who follow the run.
+    """
+
+    def __init__(self, path: Path, ranks: list[int], keep: int, say: Callable[[str], None]) -> None:
+        self.path = path / FOLDER
+        self.attempt = 0
+        self._ranks = set(ranks)
+        self._keep = keep
+        self._say = say
+        self._folder = CheckpointFolder(self.path)
+        self._parts: dict[int, dict[int, CheckpointPart]] = {}  # by serial, then by rank
+        self._work: asyncio.Task[None] | None = None
+        self._said: set[str] = set()
+
+    def part(self, rank: int, part: CheckpointPart) -> None:
+        """A rank has written its part, or could not."""
+        if part.attempt != self.attempt:
+            return  # of an attempt that has ended
+        parts = self._parts.setdefault(part.serial, {})
+        parts[rank] = part
+        if set(parts) >= self._ranks:
+            self._parts = {serial: other for serial, other in self._parts.items() if serial > part.serial}
+            before = self._work
+            self._work = asyncio.ensure_future(self._settle(before, part, parts))
+
+    @property
+    def busy(self) -> asyncio.Task[None] | None:
+        """The work that is under way, to be waited for."""
+        return self._work if self._work is not None and not self._work.done() else None
+
+    async def _settle(
+        self, before: asyncio.Task[None] | None, last: CheckpointPart, parts: dict[int, CheckpointPart]
+    ) -> None:
+        if before is not None:
+            await before
+        step = last.step
+        aside = self._folder.aside_path(step, last.attempt, last.serial)
+        for rank, part in sorted(parts.items()):
+            if reason := _refusal(rank, part):
+                await asyncio.to_thread(shutil.rmtree, aside, True)
+                await self._say_lost(step, reason)
+                return
+        try:
+            await asyncio.to_thread(self._commit, aside, step, parts)
+        except OSError as error:
+            await asyncio.to_thread(shutil.rmtree, aside, True)
+            await self._say_lost(step, f"could not be written: {error.strerror or error}")
+
+    def _commit(self, aside: Path, step: int, parts: dict[int, CheckpointPart]) -> None:
+        files = {name: entry for part in parts.values() for name, entry in part.files.items()}
+        first = parts[min(parts)]
+        about: dict[str, Any] = {"world_size": len(parts), "resumable": first.resumable}
+        metrics = [part.metric for part in parts.values() if part.metric is not None]
+        if metrics:
+            about |= {"metric": sum(metrics) / len(metrics), "mode": first.mode}
+        self._folder.commit(aside, step, files, **about)
+        self._folder.retain(self._keep)
+
+    async def _say_lost(self, step: int, reason: str) -> None:
+        if reason in self._said:
+            return
+        self._said.add(reason)
+        newest, _ = await asyncio.to_thread(self._folder.newest)
+        kept = f"The newest complete one is step {newest.step}." if newest else "There is no complete one yet."
+        self._say(f"the checkpoint of step {step} {reason}. Training goes on. {kept}")
+
+    async def newest(self) -> Checkpoint | None:
+        """The newest checkpoint from which the run can go on; those that are not complete are skipped with a word."""
+        if self.busy:
+            await self.busy
+        found, words = await asyncio.to_thread(self._folder.newest, True)
+        for word in words:
+            self._say(f"checkpoint {word}.")
+        return found
+
+    def new_attempt(self, number: int) -> None:
+        """The run is executed again: whatever its last attempt still writes does not count."""
+        self.attempt = number
+        self._parts = {}
+
+    async def sweep(self) -> None:
+        """Remove what was not committed."""
+        if self.busy:
+            await self.busy
+        await asyncio.to_thread(self._folder.sweep)
+
+
+def _refusal(rank: int, part: CheckpointPart) -> str:
+    if part.error:
+        return f"could not be written by rank {rank}: {part.error}"
+    if part.not_finite:
+        return f"was not kept: {part.not_finite} on rank {rank}"
+    return ""

@@ -1,0 +1,117 @@
+"""Carries out the rule of core.hang for a run: hears its ranks, looks at silent ones, writes what is to be told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.core.run.hang import GroupState, HangRule, Report, Sample
+from jupyter_llmcloud.core.run.stacks import parse_dump, place
+from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankLooked
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.agent.ranks.local_rank import RankLink
+
+CHECK_S = 1.0
+LATE_CHECK_S = 2.0  # the agent itself was held up: what ranks have said meanwhile is not read yet
+
+
+class HangWatch:
+    """Of one run.
+
+    Args:
+        cell: what is executed; `ranks` is complete.
+        tell: called with (rank, record) for the log of that rank.
+        is_quiet: whether nobody wants to hear of late ranks, since the run is being ended.
+    """
+
+    def __init__(
+        self,
+        cell: Execute,
+        links: Mapping[int, RankLink],
+        tell: Callable[[int, dict[str, Any]], None],
+        is_quiet: Callable[[], bool],
+    ) -> None:
+        self._run_id = cell.run_id
+        self._links = links
+        self._tell = tell
+        self._is_quiet = is_quiet
+        self._cells = {cell.filename: cell.execution_count}
+        self._rule = HangRule(tuple(cell.ranks), len(links), asyncio.get_running_loop().time(), cell.hang_after_s)
+        self._dumped: set[int] = set()  # silent ranks that were asked for their stacks
+        self._every_s = min(CHECK_S, cell.hang_after_s / 5)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """The cell has been sent."""
+        self._again(asyncio.get_running_loop().time())
+
+    def close(self) -> None:
+        """The run is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def heard(self, rank: int, beat: Heartbeat) -> None:
+        """A rank has published."""
+        if beat.run_id != self._run_id:
+            return
+        sample = Sample(
+            phase=beat.phase,
+            op=beat.op,
+            groups=_groups(beat.groups),
+            step=beat.step,
+            place=beat.place,
+            doing=beat.doing,
+            still_s=beat.still_s,
+            working=beat.working,
+        )
+        self._dumped.discard(rank)
+        self._rule.heard(rank, sample, asyncio.get_running_loop().time())
+
+    def looked(self, rank: int, look: RankLooked) -> None:
+        """The process of a silent rank was looked at."""
+        self._rule.looked(rank, look.state, look.cpu_s, self._notebook_line(look.dump))
+
+    def _notebook_line(self, dump: str) -> str:
+        main = next(iter(parse_dump(dump, self._cells)), [])
+        own = tuple(place(number, file, "") for file, number in self._cells.items())
+        return next((line.partition(" in ")[0] for line in reversed(main) if line.startswith(own)), "")
+
+    def ended(self, rank: int, groups: Mapping[str, list[Any]]) -> None:
+        """A rank has finished the cell with these collectives."""
+        self._rule.ended(rank, _groups(groups))
+
+    def _again(self, now: float) -> None:
+        due = now + self._every_s
+        self._timer = asyncio.get_running_loop().call_at(due, self._check, due)
+
+    def _check(self, due: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._again(now)
+        if now - due > min(LATE_CHECK_S, 2 * self._every_s) or self._is_quiet():
+            return
+        for rank in self._rule.silent(now):
+            self._links[rank].look(dump=rank not in self._dumped)
+            self._dumped.add(rank)
+        if report := self._rule.check(now):
+            self._tell(self._place_of(report), _record(report))
+
+    @staticmethod
+    def _place_of(report: Report) -> int:
+        return (report.late or report.waiting)[0]
+
+
+def _groups(rows: Mapping[str, list[Any]]) -> dict[str, GroupState]:
+    return {name: GroupState(tuple(ranks), begun, finished) for name, (ranks, begun, finished) in rows.items()}
+
+
+def _record(report: Report) -> dict[str, Any]:
+    return {
+        "kind": "report",
+        "text": report.text + "\n",
+        "late": list(report.late),
+        "waiting": list(report.waiting),
+        "recovered": report.recovered,
+    }

@@ -1,0 +1,380 @@
+"""The clusters of a server: starts and adopts their host processes, is a Dask client of each, places ranks on them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+from distributed import Client
+
+from jupyter_llmcloud.cluster.dask_client import ask_agents, install, open_client
+from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
+from jupyter_llmcloud.cluster.host import security_from, tls_of
+from jupyter_llmcloud.cluster.host_launcher import HostProcesses
+from jupyter_llmcloud.cluster.placement_queue import Lines
+from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
+from jupyter_llmcloud.cluster.tunnel.agent_sockets import Reach
+from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
+from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
+from jupyter_llmcloud.core.names import check_name
+from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
+from jupyter_llmcloud.protocol.agent_messages import AdoptCluster, Describe, ScaleCluster, Shutdown
+from jupyter_llmcloud.protocol.client import AgentConnection
+
+ASK_TIMEOUT_S = 30.0
+DESCRIBE_TIMEOUT_S = 15.0
+CLOSE_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """A node agent as the server sees it."""
+
+    name: str
+    address: str
+    host: str
+    num_slots: int
+    free_slots: int
+    has_gpus: bool
+    num_replicas: int
+    worlds: list[dict[str, Any]]
+    begun: list[str]  # ids of worlds, some of which have ended
+    worker: str  # address of the Dask worker beside it
+    home: str  # its socket on its own host; `address` is what is connected to from here
+
+
+class ClusterPool:
+    """Asyncio; lives in the loop of the Jupyter server.
+
+    Args:
+        owner_pid: the process to which started clusters belong.
+        lease_s: how long a cluster stays when that process has gone and nothing runs.
+        always_tunnel: reach agents through Dask also where their sockets are on this host.
+        begun_cluster_id: a local cluster whose agents were started ahead of the server.
+    """
+
+    def __init__(
+        self, owner_pid: int, lease_s: float, *, always_tunnel: bool = False, begun_cluster_id: str = ""
+    ) -> None:
+        self._begun_cluster_id = begun_cluster_id
+        self.owner_pid = owner_pid
+        self.lease_s = lease_s
+        self._records: dict[str, ClusterRecord] = {}
+        self._reach = Reach(lambda name: self._records[name], always_tunnel)
+        self._clients: dict[str, Client] = {}
+        self._hosts = HostProcesses(lease_s)
+        self._lines = Lines()
+        self._default_start = asyncio.Lock()
+        self._reviving = asyncio.Lock()
+
+    # --- start and adopt ---
+
+    async def restore(self) -> None:
+        """Adopt the clusters that outlived an earlier server of this user."""
+        for record in saved_records():
+            if record.has_owner or record.name in self._records:
+                continue  # of another server that lives
+            if not record.is_alive and not record.has_agents:
+                record.forget()
+            elif record.state == "running":
+                self._records[record.name] = record
+                if record.is_alive and record.pid:
+                    with contextlib.suppress(ConnectionLost):
+                        adopt = AdoptCluster(owner_pid=self.owner_pid, owner_started=self._started())
+                        await self._hosts.ask(record, adopt)
+                await self._reach.restore(record)
+
+    def _started(self) -> float:
+        return psutil.Process(self.owner_pid).create_time()
+
+    async def start(
+        self,
+        kind: str = "local",
+        name: str | None = None,
+        workers: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> ClusterRecord:
+        """Start a cluster of `kind` and wait until it runs. Raises UsageError, NameTaken, WorldError."""
+        if ":" not in kind and kind not in known_kinds() and kind != "labextension":
+            raise UsageError(
+                f"{kind!r} is no kind of cluster. Choose one of {', '.join(known_kinds())}, or module:Class."
+            )
+        if workers is not None and workers < 1:
+            raise UsageError(f"--workers {workers}: a cluster is started with at least one worker.")
+        name = check_name(name, "the cluster's name") if name else self._free_name(kind)
+        if name in self._records and self._records[name].is_alive:
+            raise NameTaken(
+                f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}."
+            )
+        cluster_id = ""
+        if starts_here(kind, options or {}):
+            cluster_id, self._begun_cluster_id = self._begun_cluster_id, ""
+        record = ClusterRecord(
+            cluster_id=cluster_id or secrets.token_hex(4),
+            name=name,
+            kind=kind,
+            created=time.time(),
+            owner_pid=self.owner_pid,
+            owner_started=self._started(),
+            workers=workers,
+            options=options or {},
+        )
+        record.save()
+        self._records[name] = record
+        try:
+            self._records[name] = await self._hosts.start(record)
+        except BaseException:
+            self._records.pop(name, None)
+            self._hosts.abandon(record)
+            record.forget()
+            raise
+        return await self._fresh(self._records[name])
+
+    def _free_name(self, kind: str) -> str:
+        base = kind.rsplit(":", 1)[-1].lower()
+        taken = {name for name, record in self._records.items() if record.is_alive}
+        return next(name for name in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if name not in taken)
+
+    async def connect(self, address: str, name: str | None = None, num_slots: int | None = None) -> ClusterRecord:
+        """Use a cluster that somebody else has started. TLS as Dask's configuration says."""
+        name = check_name(name, "the cluster's name") if name else self._free_name("connected")
+        record = ClusterRecord(
+            cluster_id=secrets.token_hex(4),
+            name=name,
+            kind="connected",
+            address=address,
+            state="running",
+            created=time.time(),
+            options={"slots": num_slots},
+        )
+        try:
+            client = await open_client(address)
+        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+            raise ConnectionLost(f"no Dask scheduler answers at {address!r}: {error}.") from None
+        await install(client, record)
+        record.dashboard = client.dashboard_link or ""
+        record.tls = tls_of(client.security)
+        record.save()
+        self._records[name], self._clients[name] = record, client
+        return await self._fresh(record)
+
+    # --- look ---
+
+    async def _fresh(self, record: ClusterRecord) -> ClusterRecord:
+        if record.state == "running":
+            agents = await self.agents(record.name)
+            record = self._records[record.name]  # another one, when the cluster was revived on the way
+            record.num_workers, record.num_slots = len(agents), sum(agent.num_slots for agent in agents)
+        return record
+
+    async def _revived(self, record: ClusterRecord) -> ClusterRecord:
+        """The cluster with a living host process: when that (and so the scheduler) was killed, another takes its place.
+
+        Its node agents and what runs on them live on meanwhile; the new workers adopt them.
+        """
+        async with self._reviving:
+            record = self._records[record.name]
+            if record.is_alive or record.state != "running":
+                return record
+            await self._close_client(record.name)
+            record.owner_pid, record.owner_started, record.state = self.owner_pid, self._started(), "starting"
+            record.save()
+            self._records[record.name] = await self._hosts.start(record)
+            return self._records[record.name]
+
+    def _record(self, name: str | None) -> ClusterRecord:
+        """The named cluster, or the newest one."""
+        alive = [record for record in self._records.values() if record.is_alive or record.has_agents]
+        if name is None and alive:
+            return max(alive, key=lambda record: record.created)
+        for record in alive:
+            if record.name == name:
+                return record
+        known = (
+            f" There are: {', '.join(record.name for record in alive)}." if alive else " Start one with %cluster start."
+        )
+        raise NotFound((f"there is no cluster {name!r}." if name else "there is no cluster.") + known)
+
+    def _has_any(self) -> bool:
+        return any(record.is_alive or record.has_agents for record in self._records.values())
+
+    async def _client(self, record: ClusterRecord) -> Client:
+        client = self._clients.get(record.name)
+        if client is None or client.status != "running":
+            security = security_from(record.tls)
+            client = await Client(record.address, security=security, asynchronous=True, set_as_default=False)
+            self._clients[record.name] = client
+        return client
+
+    async def agents(self, name: str | None = None) -> list[AgentInfo]:
+        """The node agents of a cluster as they are now."""
+        record, rows = await self._ask_workers(name)
+        infos = [info for info in rows.values() if not isinstance(info, BaseException)]  # others end or start
+        found = await asyncio.gather(*(self._ask_agent(record, info) for info in infos), return_exceptions=True)
+        silent = [agent for agent in found if isinstance(agent, ConnectionLost | NotFound)]
+        for agent in found:
+            if isinstance(agent, BaseException) and (agent not in silent or len(silent) == len(found)):
+                raise agent
+        return [agent for agent in found if isinstance(agent, AgentInfo)]
+
+    async def _ask_agent(self, record: ClusterRecord, info: dict[str, Any]) -> AgentInfo:
+        address = await self._reach.to(record, info, info["address"])
+        async with await AgentConnection.open(address) as connection:
+            values = (await connection.request(Describe(), DESCRIBE_TIMEOUT_S)).values
+        known = {**values, "address": address, "worker": info["worker"], "home": info["address"]}
+        return AgentInfo(**{key: known[key] for key in AgentInfo.__dataclass_fields__})
+
+    async def _ask_workers(self, name: str | None) -> tuple[ClusterRecord, dict[str, Any]]:
+        """What each worker's plugin says of its agent; goes on when the scheduler is killed meanwhile."""
+        deadline = time.monotonic() + ASK_TIMEOUT_S
+        while True:
+            record = await self._revived(self._record(name))
+            try:
+                client = await self._client(record)
+                rows = await ask_agents(client)
+                if not record.pid and any(isinstance(row, KeyError) for row in rows.values()):
+                    await install(client, record)  # its scheduler was started again and knows nothing of us
+                    rows = await ask_agents(client)
+                return record, rows
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    silent = f"the scheduler of cluster {record.name!r} does not answer"
+                    raise ConnectionLost(f"{silent}: {error}.") from None
+                await self._close_client(record.name)
+                await asyncio.sleep(0.1)
+
+    async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
+        """A socket on this host for a replica's socket beside an agent."""
+        info = {"host": agent.host, "worker": agent.worker, "name": agent.name}
+        return await self._reach.to(self._record(cluster), info, path)
+
+    # --- use ---
+
+    async def place(self, cluster: str | None, num_ranks: int | None, ticket: str = "") -> dict[str, Any]:
+        """Where `num_ranks` ranks go (a `ticket` keeps one's turn); with no cluster a local one is started."""
+        async with self._default_start:
+            if started := (cluster is None and not self._has_any()):
+                await self.start()
+        record = self._record(cluster)
+        self._lines.come(record.cluster_id, ticket)
+        agents = await self.agents(record.name)
+        shares, world_id = self._lines.place(record.cluster_id, ticket, num_ranks, agents)
+        return {
+            "cluster": record.name,
+            "world_id": world_id,
+            "agents": await self._for_leader(record, agents, [asdict(share) for share in shares]),
+            "num_ranks": sum(share.num_ranks for share in shares),
+            "started": started,
+        }
+
+    async def _for_leader(
+        self, record: ClusterRecord, agents: Sequence[AgentInfo], shares: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Shares with `home` added: how the first agent, the leader, reaches each of them from its own host."""
+        by_address = {agent.address: agent for agent in agents}
+        leader = by_address[shares[0]["address"]]
+        client = await self._client(record)
+        for share in shares:
+            agent = by_address[share["address"]]
+            share["home"] = agent.home
+            if agent is not leader:
+                info = {"host": agent.host, "worker": agent.worker, "name": agent.name, "address": agent.home}
+                beside, always = [leader.worker], self._reach.always_tunnel
+                share["home"] = (await client.run(open_bridge, info, always, workers=beside))[leader.worker]
+        return shares
+
+    async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
+        """The agent with the fewest replicas; of the newest cluster, started if need be, when none is named."""
+        async with self._default_start:
+            if cluster is None and not self._has_any():
+                await self.start()
+        record = self._record(cluster)
+        agents = await self.agents(record.name)
+        if not agents:
+            raise WorldError(f"the cluster {record.name!r} has no workers: %cluster scale 1.")
+        return record.name, min(agents, key=lambda agent: (agent.num_replicas, -agent.free_slots))
+
+    async def scale(self, name: str | None, workers: int) -> ClusterRecord:
+        """Have `workers` workers."""
+        record = self._record(name)
+        if workers < 0:
+            raise UsageError(f"%cluster scale {workers}: expected 0 or more workers.")
+        self._check_ours(record, "scaled")
+        record = await self._revived(record)
+        await self._hosts.ask(record, ScaleCluster(workers=workers), 180)
+        return await self._fresh(record)
+
+    async def adapt(self, name: str | None, minimum: int, maximum: int) -> ClusterRecord:
+        """Have between `minimum` and `maximum` workers, as the load asks."""
+        record = self._record(name)
+        if not 0 <= minimum <= maximum or maximum < 1:
+            raise UsageError(f"%cluster adapt {minimum} {maximum}: expected 0 <= MIN <= MAX and MAX >= 1.")
+        self._check_ours(record, "scaled")
+        record = await self._revived(record)
+        await self._hosts.ask(record, ScaleCluster(minimum=minimum, maximum=maximum), 60)
+        return await self._fresh(record)
+
+    @staticmethod
+    def _check_ours(record: ClusterRecord, verb: str) -> None:
+        if not record.pid:
+            raise UsageError(f"the cluster {record.name!r} was only connected to: it is {verb} by whoever started it.")
+
+    # --- end ---
+
+    async def stop(self, name: str | None) -> str:
+        """End a cluster and all that runs on it; leave one that was only connected to. Returns its name."""
+        record = self._record(name)
+        if record.pid:
+            await self._close_client(record.name)
+            await self._hosts.stop(record)
+        else:
+            await self._leave(record)
+        await self._drop(record.name)
+        return record.name
+
+    async def _leave(self, record: ClusterRecord) -> None:
+        for agent in await self.agents(record.name):
+            with contextlib.suppress(ConnectionLost):
+                async with await AgentConnection.open(agent.address) as connection:
+                    await connection.request(Shutdown())
+        client = await self._client(record)
+        await client.unregister_worker_plugin(PLUGIN_NAME)
+        with contextlib.suppress(Exception):  # it may have had none
+            await client.unregister_scheduler_plugin(RelayPlugin.name)
+
+    async def _drop(self, name: str) -> None:
+        record = self._records.pop(name)
+        await self._close_client(name)
+        self._reach.forget(name)
+        self._hosts.forget(record)
+        record.forget()
+
+    async def _close_client(self, name: str) -> None:
+        if client := self._clients.pop(name, None):
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(client.close(), CLOSE_TIMEOUT_S)
+
+    async def release(self) -> None:
+        """Let go of the clusters without ending them: another server may adopt them within their lease."""
+        self._reach.release()
+        for name in list(self._clients):
+            await self._close_client(name)
+
+    async def close(self) -> None:
+        """End every cluster."""
+        for name in list(self._records):
+            with contextlib.suppress(NotFound):
+                await self.stop(name)
+
+    async def list(self) -> list[ClusterRecord]:
+        """Every living cluster."""
+        for name, record in list(self._records.items()):
+            if not record.is_alive and not record.has_agents:
+                await self._drop(name)
+        return [await self._fresh(await self._revived(record)) for record in list(self._records.values())]

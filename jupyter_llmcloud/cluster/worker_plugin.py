@@ -1,0 +1,209 @@
+"""The worker plugin: starts the node agent of a worker, or adopts the one that outlived the worker before it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from distributed import Worker, WorkerPlugin
+from distributed.comm.core import Comm
+from distributed.core import Status
+
+from jupyter_llmcloud.cluster.agent_launcher import agent_folder, ensure_agent, living_agent
+from jupyter_llmcloud.cluster.tunnel.bridge import Bridges, is_here
+from jupyter_llmcloud.cluster.tunnel.relay import TUNNEL, Ways, answer_tunnel
+from jupyter_llmcloud.core.scheduling.placement import AgentSlots, place
+from jupyter_llmcloud.errors import ConnectionLost, WorldError
+from jupyter_llmcloud.protocol.agent_messages import Describe, Done, FindRoom, FindStandBy, RenewLease, Shutdown
+from jupyter_llmcloud.protocol.client import AgentConnection
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.system.processes import is_process
+
+DESCRIBE_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 10.0
+REPLACE_ATTEMPTS, REPLACE_AGAIN_S = 20, 0.25
+DESCRIBE = "llmcloud_describe"  # an operation of a worker
+PLUGIN_NAME = "llmcloud-agent"
+
+
+class AgentPlugin(WorkerPlugin):
+    """One agent per worker, in a session of its own: it outlives the worker.
+
+    Args:
+        cluster_id: names the folder of the agent's socket.
+        num_slots: slots on a host without GPUs (default: its cores, at least 8).
+    """
+
+    name = PLUGIN_NAME
+    idempotent = True
+
+    def __init__(self, cluster_id: str, num_slots: int | None = None) -> None:
+        self.cluster_id = cluster_id
+        self.num_slots = num_slots
+        self.info: dict[str, Any] = {}
+        self._connection: AgentConnection | None = None
+        self._folder = Path()
+        self._bridges: Bridges | None = None
+        self._holding = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def setup(self, worker: Worker) -> None:
+        """Called by Dask when the worker starts."""
+        self._folder = agent_folder(self.cluster_id, worker.name)
+        args = worker.security.get_connection_args("worker")
+        self._bridges = Bridges(self._folder, Ways(lambda: str(worker.scheduler.address), lambda: args))
+
+        async def describe() -> dict[str, Any]:
+            return await self.describe(worker)
+
+        worker.handlers[TUNNEL] = self._answer_tunnel
+        worker.handlers[DESCRIBE] = describe
+        await self.hold(worker)
+        await self._bridges.restore()  # the agent's own leader or followers may still speak through them
+
+    async def hold(self, worker: Worker) -> dict[str, Any]:
+        """See to it that there is an agent and that it has a worker; returns what it said of itself."""
+        async with self._holding:
+            if self._connection is None or self._connection.gone.is_set() or living_agent(self._folder) is None:
+                known = await ensure_agent(self._folder, worker.name, _interface(worker), self.num_slots)
+                self.info = {**known, "worker": worker.address}
+                await self._let_go()
+                connection = self._connection = await AgentConnection.open(self.info["address"])
+                connection.answer = functools.partial(self._answer_agent, worker)
+                await connection.request(RenewLease(finds_room=True))  # held while this connection is open
+                self._watching = asyncio.create_task(self._watch(worker, connection))
+        return self.info
+
+    async def _watch(self, worker: Worker, connection: AgentConnection) -> None:
+        """Replace an agent that is killed as soon as it is: it may have led runs, which the new one goes on with."""
+        await connection.gone.wait()
+        self._watching = None
+        for _ in range(REPLACE_ATTEMPTS):
+            try:
+                await self.hold(worker)
+                return
+            except (ConnectionLost, WorldError, TimeoutError):  # one that is killed closes its socket before it ends
+                await asyncio.sleep(REPLACE_AGAIN_S)
+
+    async def _let_go(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def _answer_tunnel(self, comm: Comm, target: str) -> Status:
+        return await answer_tunnel(comm, self._folder, target)
+
+    async def describe(self, worker: Worker) -> dict[str, Any]:
+        """What the agent says of itself now."""
+        info = await self.hold(worker)
+        assert self._connection is not None
+        return {**info, **(await self._connection.request(Describe(), DESCRIBE_TIMEOUT_S)).values}
+
+    async def bridge_to(self, info: dict[str, Any], always: bool = False) -> str:
+        """A socket on this worker's host by which its agent reaches another one: that one's own, or a bridge."""
+        target = str(info["address"])
+        if is_here(info["host"], target) and not always:
+            return target
+        assert self._bridges is not None
+        return await self._bridges.reach(info["worker"], info["name"], target)
+
+    async def _answer_agent(self, worker: Worker, message: Message) -> Message:
+        """What the agent asks about the others that its worker's scheduler knows."""
+        known = (await worker.scheduler.identity())["workers"]
+        rows = await asyncio.gather(*(_ask_worker(worker, address) for address in known))
+        agents = {row["worker"]: row for row in rows if row is not None}
+        if isinstance(message, FindStandBy):
+            return await self._another(agents)
+        assert isinstance(message, FindRoom)
+        slots = [
+            AgentSlots(key, row["host"], row["num_slots"], row["free_slots"], row["has_gpus"])
+            for key, row in agents.items()
+        ]
+        found = []
+        for share in place(message.num_ranks, slots):
+            home = await self.bridge_to(agents[share.address])
+            found.append({"address": home, "home": home, "host": share.host, "num_ranks": share.num_ranks})
+        return Done(values={"agents": found})
+
+    async def _another(self, agents: dict[str, dict[str, Any]]) -> Message:
+        others = [row for row in agents.values() if row["name"] != self.info["name"]]
+        if not others:
+            return Done(values={"address": ""})
+        best = max(others, key=lambda row: (row["host"] != self.info["host"], row["free_slots"]))
+        return Done(values={"address": await self.bridge_to(best)})
+
+    async def end(self) -> None:
+        """End the agent, and wait until it has."""
+        pid, started = self.info["pid"], self.info["started"]
+        if self._watching is not None:
+            self._watching.cancel()  # it has not been killed
+        try:
+            async with await AgentConnection.open(self.info["address"], 2) as connection:
+                await connection.request(Shutdown(), 5)
+        except ConnectionLost:
+            if is_process(pid, started):
+                os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT_S):
+                while is_process(pid, started):
+                    await asyncio.sleep(0.02)
+
+    async def teardown(self, worker: Worker) -> None:
+        """The worker ends, the agent stays for its lease: the next worker of that name adopts it."""
+        if self._bridges is not None:
+            self._bridges.close()
+        await self._let_go()
+
+
+async def open_bridge(info: dict[str, Any], always: bool, dask_worker: Worker) -> str:
+    """Run on a worker: a socket there that stands for the agent beside another worker; returns its path."""
+    return await _plugin(dask_worker).bridge_to(info, always)
+
+
+async def agent_info(dask_worker: Worker) -> dict[str, Any]:
+    """Run on a worker: what its agent said of itself; one that was killed is replaced first."""
+    return await _plugin(dask_worker).hold(dask_worker)
+
+
+async def is_agent_busy(dask_worker: Worker) -> bool:
+    """Run on a worker: whether its agent executes runs."""
+    return bool((await _plugin(dask_worker).describe(dask_worker))["num_runs"])
+
+
+async def end_agent(dask_worker: Worker) -> None:
+    """Run on a worker: end its agent with all that runs there; returns when it has ended."""
+    await _plugin(dask_worker).end()
+
+
+async def _ask_worker(worker: Worker, address: str) -> dict[str, Any] | None:
+    """What an agent says of itself now; None when it or its worker does not answer."""
+    try:
+        async with asyncio.timeout(DESCRIBE_TIMEOUT_S + 1):
+            asked = worker.scheduler.broadcast(msg={"op": DESCRIBE}, workers=[address], on_error="ignore")
+            row = (await asked).get(address)
+    except (OSError, TimeoutError):
+        return None
+    return row if isinstance(row, dict) and "free_slots" in row else None
+
+
+def _interface(worker: Worker) -> str:
+    """The address of this host by which others reach the worker; a name is resolved, since gloo wants an interface."""
+    host = urlparse(worker.address).hostname or "127.0.0.1"
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(host)
+    return host
+
+
+def _plugin(worker: Worker) -> AgentPlugin:
+    plugin = worker.plugins[PLUGIN_NAME]
+    assert isinstance(plugin, AgentPlugin)
+    return plugin

@@ -1,0 +1,109 @@
+"""Who comes first when several worlds want the slots of one cluster. Nobody holds anything while waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+LEASE_S = 2.0  # who has not asked again for so long does not wait any more
+ARRIVES_S = 0.5  # who was sent to start a world has taken its slots by then
+MAX_PASSED = 8
+
+
+@dataclass
+class _Place:
+    ticket: str
+    renewed_at: float
+    num_ranks: int = 0  # not known before the cluster has been looked at
+    num_passed: int = 0  # how many who came later were served first
+    world_id: str = ""  # of the world that it was sent to start
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cluster has: slots, the ids of its worlds, and of those that were started lately and may have ended."""
+
+    free: int
+    total: int
+    worlds: Collection[str] = ()
+    begun: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Whether it is one's turn; if not, how many slots are free for one, and for how many ranks others come first."""
+
+    goes: bool
+    room: int = 0
+    before: int = 0
+
+
+class PlacementQueue:
+    """First come, first served; time is an argument.
+
+    Who asks again within `LEASE_S` keeps its place, also when it was sent to start a world and found the slots taken.
+    Those ahead who could be placed now go first. One who cannot may be passed by `MAX_PASSED` others that need less;
+    from then on what gets free is kept for it, so that small worlds cannot keep a large one out for ever.
+    """
+
+    def __init__(self) -> None:
+        self._places: list[_Place] = []
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def renew(self, ticket: str, now: float) -> None:
+        """The holder of a ticket asks: it waits where it has waited, or at the end."""
+        place = self._find(ticket)
+        if place is None:
+            self._places.append(_Place(ticket, now))
+        else:
+            place.renewed_at, place.world_id = now, ""
+
+    def leave(self, ticket: str) -> None:
+        """The holder of a ticket waits no more."""
+        self._places = [place for place in self._places if place.ticket != ticket]
+
+    def ask(self, ticket: str, num_ranks: int, cluster: Room, world_id: str, now: float) -> Admission:
+        """May this one start `num_ranks` ranks, as world `world_id`? Who has no ticket comes after all others."""
+        self._forget(cluster.begun, now)
+        if ticket:
+            self.renew(ticket, now)
+        own = self._find(ticket) if ticket else None
+        if own is not None:
+            own.num_ranks = num_ranks
+        room = cluster.free - sum(place.num_ranks for place in self._under_way(cluster, now))
+        before, passed = 0, []
+        for place in self._places:
+            if place is own:
+                break
+            if place.world_id or place.num_ranks > cluster.total:
+                continue
+            if place.num_ranks <= room:
+                room -= place.num_ranks
+            elif place.num_passed < MAX_PASSED:
+                passed.append(place)
+                continue
+            else:
+                room = 0
+            before += place.num_ranks
+        if num_ranks > room:
+            return Admission(False, max(0, room), before)
+        for place in passed:
+            place.num_passed += 1
+        if own is not None:
+            own.world_id = world_id
+        return Admission(True, room, before)
+
+    def _find(self, ticket: str) -> _Place | None:
+        return next((place for place in self._places if place.ticket == ticket), None)
+
+    def _forget(self, begun: Collection[str], now: float) -> None:
+        self._places = [
+            place for place in self._places if place.world_id not in begun and now - place.renewed_at <= LEASE_S
+        ]
+
+    def _under_way(self, cluster: Room, now: float) -> list[_Place]:
+        """Those who were sent and have not taken their slots yet."""
+        sent = [place for place in self._places if place.world_id and now - place.renewed_at <= ARRIVES_S]
+        return [place for place in sent if place.world_id not in cluster.worlds]

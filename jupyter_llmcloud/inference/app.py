@@ -1,0 +1,245 @@
+"""The HTTP routes of a replica: /livez, /readyz, /stats and the OpenAI ones below /v1."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import ClientConnectionResetError, hdrs, web
+
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.inference.engines.base import EngineError
+from jupyter_llmcloud.inference.openai.completion import Answer, Ask, Model
+from jupyter_llmcloud.inference.openai.responses import encode, event
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 16 * 2**20
+_LONG_BODY = 2**16
+_QUEUE_FACTOR = 4
+_RETRY_AFTER_S = 1.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Status:
+    """What the replica is doing and has done.
+
+    Attributes:
+        state: loading, ready, draining or failed.
+        reason: why it failed.
+        num_sequences: gauge of the sequences that were admitted and not ended.
+        num_open: gauge of the requests being answered.
+    """
+
+    endpoint: str
+    served_name: str
+    max_concurrent: int
+    state: str = "loading"
+    reason: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+    num_open: int = 0
+    num_sequences: int = 0
+    num_requests: int = 0
+    num_refused: int = 0
+    num_failed: int = 0
+    num_cancelled: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+
+    @property
+    def max_sequences(self) -> int:
+        """Sequences that may be here at once: those in the batch and those that wait for a place in it."""
+        return self.max_concurrent * _QUEUE_FACTOR
+
+
+class Application:
+    """The routes over one model. `model` is set when it is ready."""
+
+    def __init__(self, status: Status, token: str) -> None:
+        self.status = status
+        self.model: Model | None = None
+        self._token = token.encode()
+
+    def build(self) -> web.Application:
+        """An aiohttp application. Run it with `handler_cancellation=True`: hanging up cancels a request."""
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._errors, self._authorise])
+        app.router.add_get("/livez", self.livez)
+        app.router.add_get("/readyz", self.readyz)
+        app.router.add_get("/stats", self.stats)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_post("/v1/completions", self.completions)
+        app.router.add_post("/v1/chat/completions", self.chat)
+        return app
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return _error(error)
+        except web.HTTPException as error:
+            message = f"{request.method} {request.path}: {error.reason}"
+            return _error(ApiError(error.status, message), allow=error.headers.get(hdrs.ALLOW))
+        except EngineError as error:
+            self.status.num_failed += 1
+            return _error(ApiError(503, str(error), code="engine_failed", retry_after_s=_RETRY_AFTER_S))
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            return _error(ApiError(500, "The replica failed on this; its log says why.", code="internal"))
+
+    @web.middleware
+    async def _authorise(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path != "/livez":
+            scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
+                message = "This replica needs its own bearer token. Ask through the endpoint's URL instead."
+                raise ApiError(401, message, code="invalid_api_key")
+        return await handler(request)
+
+    async def livez(self, request: web.Request) -> web.Response:
+        """Whether the process answers at all."""
+        return _json({"state": "alive", "pid": os.getpid()})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """200 when requests are welcome, 503 while loading or draining, 500 when nothing can be served."""
+        status = self.status
+        body = {"state": status.state, "endpoint": status.endpoint, "pid": os.getpid()}
+        if status.state == "ready":
+            return _json({**body, **status.details})
+        if status.state == "failed":
+            return _json({**body, "reason": status.reason}, status=500)
+        return _json(body, status=503)
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """Gauges and counters."""
+        status = self.status
+        body: dict[str, Any] = {
+            "state": status.state,
+            "endpoint": status.endpoint,
+            "model": status.served_name,
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - status.started, 3),
+            "max_concurrent": status.max_concurrent,
+        }
+        counted = [name for name in Status.__dataclass_fields__ if name.startswith("num_")]
+        body |= {name: getattr(status, name) for name in counted}
+        if self.model is not None:
+            engine = self.model.engine.stats()
+            body["engine"] = {
+                "name": self.model.engine.name,
+                "num_active": engine.num_active,
+                "num_tokens": engine.num_tokens,
+            }
+        return _json(body)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """The one model that is served here."""
+        status = self.status
+        entry = {
+            "id": status.served_name,
+            "object": "model",
+            "created": int(status.started),
+            "owned_by": "jupyter-llmcloud",
+        }
+        return _json({"object": "list", "data": [entry]})
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/completions."""
+        return await self._answer(request, "completion")
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions."""
+        return await self._answer(request, "chat")
+
+    async def _answer(self, request: web.Request, route: str) -> web.StreamResponse:
+        model = self._ready_model()
+        body = await request.read()
+        check: Callable[[bytes], Ask] = model.chat if route == "chat" else model.completion
+        # Tokenising a long prompt takes a while, which the streams of others must not feel.
+        ask = await asyncio.to_thread(check, body) if len(body) > _LONG_BODY else check(body)
+        with self._admitted(ask):
+            answer = Answer(model, ask)
+            try:
+                if ask.stream:
+                    return await self._stream(request, answer)
+                return _json(await answer.whole())
+            except asyncio.CancelledError:  # the client has hung up
+                self.status.num_cancelled += 1
+                raise
+            finally:
+                answer.close()
+                self.status.num_prompt_tokens += answer.usage.num_prompt
+                self.status.num_generated_tokens += answer.usage.num_generated
+
+    def _ready_model(self) -> Model:
+        if self.model is None or self.status.state != "ready":
+            message = f"The replica is {self.status.state}. Try again."
+            raise ApiError(503, message, code="not_ready", retry_after_s=_RETRY_AFTER_S)
+        return self.model
+
+    @contextmanager
+    def _admitted(self, ask: Ask) -> Iterator[None]:
+        status, wanted = self.status, ask.num_sequences
+        if wanted > status.max_sequences:
+            message = f"{wanted} sequences in one request: at most {status.max_sequences}. Send several requests."
+            raise ApiError(400, message, param="prompt", code="invalid_value")
+        if status.num_sequences + wanted > status.max_sequences:
+            status.num_refused += 1
+            message = f"The replica is full ({status.num_sequences} sequences). Try again in a moment."
+            raise ApiError(429, message, code="overloaded", retry_after_s=_RETRY_AFTER_S)
+        status.num_requests += 1
+        status.num_open += 1
+        status.num_sequences += wanted
+        try:
+            yield
+        finally:
+            status.num_open -= 1
+            status.num_sequences -= wanted
+
+    async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={
+                hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
+                hdrs.CACHE_CONTROL: "no-cache",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        try:
+            await response.prepare(request)
+            await self._send(response, answer)
+            await response.write_eof()
+        except (ClientConnectionResetError, ConnectionResetError):
+            self.status.num_cancelled += 1
+        return response
+
+    async def _send(self, response: web.StreamResponse, answer: Answer) -> None:
+        try:
+            async with aclosing(answer.events()) as events:
+                async for chunk in events:
+                    await response.write(chunk)
+        except EngineError as error:
+            # The status line is gone: what is left to tell it is an event, and no [DONE].
+            self.status.num_failed += 1
+            await response.write(event(ApiError(503, str(error), code="engine_failed").body()))
+
+
+def _json(body: Any, status: int = 200) -> web.Response:
+    return web.Response(body=encode(body), status=status, content_type="application/json")
+
+
+def _error(error: ApiError, allow: str | None = None) -> web.Response:
+    response = _json(error.body(), error.status)
+    response.headers.update(error.headers())
+    if allow:
+        response.headers[hdrs.ALLOW] = allow
+    return response

@@ -1,0 +1,172 @@
+"""The engine of last resort: `model.generate`, one sequence per thread. Slow with many, right for any model.
+
+Encoder-decoder models, state-space models and models with an attention of their own cannot join a packed
+batch; here each sequence keeps the cache that its own model class makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor
+
+from jupyter_llmcloud.inference.engines.base import (
+    EngineError,
+    EngineStats,
+    FinishReason,
+    Generation,
+    TokenLogprob,
+    TokenStream,
+)
+from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.engines.sampling import Row, Sampler
+
+log = logging.getLogger(__name__)
+
+_MAX_THREADS = 4
+
+
+class _Cancelled(Exception):
+    """Raised inside `generate` to leave it at the next step."""
+
+
+@dataclass(eq=False)
+class _Sequence:
+    generation: Generation
+    loop: asyncio.AbstractEventLoop
+    stream: TokenStream
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_delivered: int = 0
+
+
+class _Choosing(LogitsProcessor):
+    """The last logits processor of a `generate`: our sampler, and the place where each token is seen."""
+
+    def __init__(self, engine: GenerateEngine, sequence: _Sequence) -> None:
+        self._engine = engine
+        self._sequence = sequence
+        self._sampler = Sampler(engine.device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        sequence = self._sequence
+        if sequence.cancelled.is_set():
+            raise _Cancelled
+        row = Row(sequence.generation.sampling, sequence.tokens, sequence.logprobs)
+        chosen = self._sampler.scores(scores.float(), [row])
+        sequence.tokens.append(int(chosen[0].argmax()))
+        self._engine.count_token()
+        if sequence.generation.incremental:
+            self._engine.deliver(sequence, finished=False)
+        return chosen
+
+
+class GenerateEngine:
+    """A few sequences at a time, each in its own thread; the others wait."""
+
+    name = "generate"
+
+    def __init__(self, loaded: LoadedModel, max_concurrent: int) -> None:
+        self.context_length = loaded.context_length
+        self.failure: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.device: torch.device = loaded.model.device
+        self._model = loaded.model
+        self._eos = loaded.eos
+        self._plain = _plain_configuration(loaded)
+        self._sequences: set[_Sequence] = set()
+        self._num_tokens = 0
+        self._count = threading.Lock()
+        self._threads = ThreadPoolExecutor(min(_MAX_THREADS, max_concurrent), thread_name_prefix="generate")
+
+    def submit(self, generation: Generation) -> TokenStream:
+        """Begin a sequence as soon as a thread is free."""
+        if self.failure is not None:
+            raise EngineError(self.failure)
+        stream = TokenStream(lambda: self._cancel(sequence))
+        sequence = _Sequence(generation, asyncio.get_running_loop(), stream)
+        self._sequences.add(sequence)
+        self._threads.submit(self._run, sequence)
+        return stream
+
+    def stats(self) -> EngineStats:
+        """The gauges now."""
+        return EngineStats(num_active=len(self._sequences), num_tokens=self._num_tokens)
+
+    async def close(self) -> None:
+        """Cancel every sequence and wait for the threads."""
+        self.failure = self.failure or "the engine was closed"
+        for sequence in list(self._sequences):
+            self._end(sequence, EngineError(self.failure))
+            sequence.cancelled.set()
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+
+    def count_token(self) -> None:
+        """Called by the threads, once for every token."""
+        with self._count:
+            self._num_tokens += 1
+
+    def deliver(self, sequence: _Sequence, *, finished: bool) -> None:
+        """Called by the threads: hand what is new to the event loop."""
+        tokens = sequence.tokens[sequence.num_delivered :]
+        logprobs = sequence.logprobs[sequence.num_delivered :]
+        sequence.num_delivered = len(sequence.tokens)
+        last = sequence.tokens[-1] if sequence.tokens else None
+        reason: FinishReason | None = ("stop" if last in self._eos else "length") if finished else None
+        sequence.loop.call_soon_threadsafe(sequence.stream.push, tokens, logprobs, reason)
+        if finished:
+            sequence.loop.call_soon_threadsafe(self._sequences.discard, sequence)
+
+    def _run(self, sequence: _Sequence) -> None:
+        if sequence.cancelled.is_set():
+            return
+        try:
+            self._generate(sequence)
+            self.deliver(sequence, finished=True)
+        except _Cancelled:
+            pass
+        except Exception as error:
+            log.exception("generation failed")
+            failure = EngineError(f"generation failed: {type(error).__name__}: {error}")
+            sequence.loop.call_soon_threadsafe(self._end, sequence, failure)
+
+    def _generate(self, sequence: _Sequence) -> None:
+        prompt = torch.tensor([list(sequence.generation.prompt)], device=self.device)
+        configuration = copy.deepcopy(self._plain)
+        configuration.max_new_tokens = sequence.generation.max_tokens
+        self._model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=configuration,
+            logits_processor=[_Choosing(self, sequence)],
+        )
+
+    def _cancel(self, sequence: _Sequence) -> None:
+        sequence.cancelled.set()
+        self._sequences.discard(sequence)
+
+    def _end(self, sequence: _Sequence, error: Exception) -> None:
+        self._sequences.discard(sequence)
+        sequence.stream.fail(error)
+
+
+def _plain_configuration(loaded: LoadedModel) -> GenerationConfig:
+    """What the architecture needs to start and end a sequence, and none of the checkpoint's sampling."""
+    own: Any = loaded.model.generation_config
+    return GenerationConfig(
+        do_sample=False,
+        eos_token_id=sorted(loaded.eos) or None,
+        pad_token_id=own.pad_token_id if own.pad_token_id is not None else min(loaded.eos, default=0),
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
+        forced_bos_token_id=own.forced_bos_token_id,
+    )

@@ -1,0 +1,129 @@
+"""Choosing the next token. One rule serves every engine: return scores whose argmax is the token.
+
+A sampled token is the argmax of the log probabilities with Gumbel noise added, which is the same
+distribution as drawing from the softmax. So a batch may mix greedy and sampled sequences, a greedy one
+keeps the model's own scores untouched, and a seed gives the same tokens whatever else is in the batch: its
+noise depends on seed and position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from jupyter_llmcloud.inference.engines.base import Sampling, TokenLogprob
+
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy: dividing by it would overflow."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence of a batch at the moment its next token is chosen.
+
+    Attributes:
+        sampling: its parameters.
+        generated: the tokens generated so far.
+        logprobs: where to add the log probabilities, when they were asked for.
+    """
+
+    sampling: Sampling
+    generated: Sequence[int] = ()
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Sampler:
+    """Chooses tokens for a batch. Used by one thread at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._noise = torch.Generator(device=device)
+        self._noise.seed()
+        self._seeded = torch.Generator(device=device)
+
+    def scores(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+        """Scores [n, vocabulary] whose argmax is each row's token; `logits` may have more rows."""
+        scores = logits
+        if any(_changes_scores(row.sampling) for row in rows):
+            scores = logits.clone()
+            for index, row in enumerate(rows):
+                _apply_penalties(scores[index], row)
+            self._add_noise(scores, rows)
+        if any(row.sampling.num_logprobs is not None for row in rows):
+            _record_logprobs(logits, scores, rows)
+        return scores
+
+    def _add_noise(self, scores: torch.Tensor, rows: Sequence[Row]) -> None:
+        sampled = [index for index, row in enumerate(rows) if row.sampling.temperature >= GREEDY_BELOW]
+        if not sampled:
+            return
+        chosen = [rows[index] for index in sampled]
+        temperatures = torch.tensor([row.sampling.temperature for row in chosen], device=scores.device)
+        wanted = scores[sampled] / temperatures.unsqueeze(1)
+        _restrict(wanted, [row.sampling for row in chosen])
+        scores[sampled] = wanted - self._exponential(wanted, chosen).log_()
+
+    def _exponential(self, like: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+        noise = torch.empty_like(like).exponential_(generator=self._noise)
+        for index, row in enumerate(rows):
+            if row.sampling.seed is not None:
+                self._seeded.manual_seed(_step_seed(row.sampling.seed, len(row.generated)))
+                noise[index].exponential_(generator=self._seeded)
+        return noise.clamp_min_(torch.finfo(noise.dtype).tiny)
+
+
+def _changes_scores(sampling: Sampling) -> bool:
+    return bool(
+        sampling.temperature >= GREEDY_BELOW
+        or sampling.presence_penalty
+        or sampling.frequency_penalty
+        or sampling.logit_bias
+    )
+
+
+def _step_seed(seed: int, position: int) -> int:
+    """A seed of its own for every position: neighbouring seeds or positions share no noise."""
+    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _apply_penalties(scores: torch.Tensor, row: Row) -> None:
+    sampling = row.sampling
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias, strict=True)
+        scores[list(ids)] += torch.tensor(biases, dtype=scores.dtype, device=scores.device)
+    if row.generated and (sampling.presence_penalty or sampling.frequency_penalty):
+        seen, counts = torch.unique(torch.tensor(row.generated, device=scores.device), return_counts=True)
+        scores[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(scores.dtype)
+
+
+def _restrict(scores: torch.Tensor, samplings: Sequence[Sampling]) -> None:
+    """Put every token outside top-k and top-p to minus infinity, with one sort for both."""
+    vocabulary = scores.shape[1]
+    limited = [i for i, s in enumerate(samplings) if 0 < s.top_k < vocabulary or s.top_p < 1.0]
+    if not limited:
+        return
+    kept = [samplings[index].top_k or vocabulary for index in limited]
+    top_k = torch.tensor(kept, device=scores.device).clamp_max(vocabulary).unsqueeze(1)
+    top_p = torch.tensor([samplings[index].top_p for index in limited], device=scores.device).unsqueeze(1)
+    ordered = scores[limited].sort(dim=1, descending=True).values
+    outside = torch.arange(vocabulary, device=scores.device) >= top_k
+    probabilities = ordered.masked_fill(outside, -torch.inf).softmax(dim=1)
+    outside |= probabilities.cumsum(dim=1) - probabilities >= top_p
+    lowest = ordered.masked_fill_(outside, torch.inf).amin(dim=1, keepdim=True)
+    rows = scores[limited]
+    scores[limited] = rows.masked_fill_(rows < lowest, -torch.inf)
+
+
+def _record_logprobs(logits: torch.Tensor, scores: torch.Tensor, rows: Sequence[Row]) -> None:
+    tokens = scores.argmax(dim=-1).tolist()
+    for index, row in enumerate(rows):
+        wanted = row.sampling.num_logprobs
+        if wanted is None:
+            continue
+        logprobs = logits[index].log_softmax(dim=-1)
+        top = logprobs.topk(min(wanted, logprobs.shape[0])) if wanted else None
+        likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True) if top else ()
+        row.logprobs.append(TokenLogprob(tokens[index], float(logprobs[tokens[index]]), tuple(likeliest)))

@@ -1,0 +1,159 @@
+"""%cluster: where ranks and replicas run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.magics.commands.tables import Table, ago
+from jupyter_llmcloud.magics.session import session
+
+_NAME = Option(("--name",), "Name of the cluster.", metavar="NAME")
+_WHICH = Option(("--name",), "Which cluster (default: the newest).", metavar="NAME")
+VERBS = {
+    "list": Syntax("%cluster list", (), "", "The clusters of this server."),
+    "start": Syntax(
+        "%cluster start",
+        (Option(("--workers",), "Number of Dask workers.", metavar="N", parse=integer(1)), _NAME),
+        "[KIND] [key=value...]",
+        "Start a cluster: local (default), cuda, ssh, slurm, kubernetes, ... or module:Class.",
+    ),
+    "connect": Syntax("%cluster connect", (_NAME,), "ADDRESS", "Use a Dask cluster that somebody else has started."),
+    "scale": Syntax("%cluster scale", (_WHICH,), "N", "Have N workers."),
+    "adapt": Syntax("%cluster adapt", (_WHICH,), "MIN MAX", "Have between MIN and MAX workers, as the load asks."),
+    "stop": Syntax("%cluster stop", (), "[NAME]", "End a cluster and all that runs on it."),
+}
+
+
+def table() -> Table:
+    """The clusters of this server."""
+    rows = [
+        (
+            c["name"],
+            c["kind"],
+            c["state"],
+            c["num_workers"],
+            c["num_slots"],
+            c["address"],
+            c["dashboard"],
+            ago(c["created"]),
+        )
+        for c in session.current().server.clusters()
+    ]
+    return Table(
+        ["name", "kind", "state", "workers", "slots", "address", "dashboard", "started"],
+        rows,
+        "There is no cluster yet: %cluster start, or the first %%distribute cell starts a local one.",
+    )
+
+
+def start(
+    kind: str = "local", *, workers: int | None = None, name: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Start a cluster; the next world starts on it. Returns its record."""
+    record = session.current().server.start_cluster(kind=kind, workers=workers, name=name, options=options)
+    session.current().cluster = record["name"]
+    return record
+
+
+def connect(address: str, name: str | None = None) -> dict[str, Any]:
+    """Use a Dask cluster by its scheduler's address; the next world starts on it."""
+    record = session.current().server.connect_cluster(address, name=name)
+    session.current().cluster = record["name"]
+    return record
+
+
+def scale(workers: int, name: str | None = None) -> dict[str, Any]:
+    """Have this many workers."""
+    return session.current().server.scale_cluster(_which(name), workers)
+
+
+def adapt(minimum: int, maximum: int, name: str | None = None) -> dict[str, Any]:
+    """Have between `minimum` and `maximum` workers, as the load asks."""
+    return session.current().server.adapt_cluster(_which(name), minimum, maximum)
+
+
+def stop(name: str | None = None) -> None:
+    """End a cluster (the session's, else the newest) and all that runs on it."""
+    current = session.current()
+    name = _which(name)
+    current.server.stop_cluster(name)
+    if current.cluster == name:
+        current.cluster = None
+    if current.world is not None and current.world.cluster == name:
+        current.world.channel.close()
+        current.world = None
+
+
+def _which(name: str | None) -> str:
+    if name or (name := session.current().cluster):
+        return name
+    known = session.current().server.clusters()
+    if not known:
+        raise UsageError("there is no cluster: %cluster start.")
+    return str(max(known, key=lambda record: record["created"])["name"])
+
+
+@magics_class
+class ClusterMagics(Magics):
+    """Registered by `%load_ext jupyter_llmcloud`."""
+
+    @line_magic
+    def cluster(self, line: str) -> Any:
+        """%cluster [list | start [KIND] | connect ADDRESS | scale N | stop [NAME]]: where ranks run."""
+        words = split(line, "%cluster")
+        verb = words.pop(0) if words else "list"
+        if verb not in VERBS:
+            raise UsageError(f"%cluster {verb}: expected one of {', '.join(VERBS)}.")
+        given = parse(VERBS[verb], words)
+        return getattr(self, f"_{verb}")(given)
+
+    def _list(self, given: Any) -> Table:
+        return table()
+
+    def _start(self, given: Any) -> Table:
+        kind, options = _kind_and_options(given.arguments)
+        start(kind, workers=given.workers, name=given.name, **options)
+        return table()
+
+    def _connect(self, given: Any) -> Table:
+        connect(given.arguments[0], given.name)
+        return table()
+
+    def _scale(self, given: Any) -> Table:
+        scale(integer(0)(given.arguments[0]), given.name)
+        return table()
+
+    def _adapt(self, given: Any) -> Table:
+        minimum, maximum = (integer(0)(text) for text in given.arguments)
+        adapt(minimum, maximum, given.name)
+        return table()
+
+    def _stop(self, given: Any) -> None:
+        stop(given.arguments[0] if given.arguments else None)
+
+
+def _kind_and_options(words: Any) -> tuple[str, dict[str, Any]]:
+    kinds = [word for word in words if "=" not in word]
+    if len(kinds) > 1:
+        raise UsageError(f"%cluster start: one KIND only, not {' and '.join(kinds)}.")
+    return (kinds[0] if kinds else "local"), dict(_option(word) for word in words if "=" in word)
+
+
+def _option(word: str) -> tuple[str, Any]:
+    name, _, text = word.partition("=")
+    if not name.isidentifier():
+        raise UsageError(f"%cluster start: {word!r} is not key=value.")
+    try:
+        return name, json.loads(text)
+    except ValueError:
+        return name, text
+
+
+def list() -> Any:
+    """Records of the clusters."""
+    return session.current().server.clusters()

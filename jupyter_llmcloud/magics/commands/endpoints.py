@@ -1,0 +1,230 @@
+"""%serve and %endpoints: from a trained model to a URL, and what there is to know about it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.core.names import parse_duration
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.core.spec import SERVE, Door, EndpointSpec
+from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
+from jupyter_llmcloud.magics.commands.tables import Table, ago
+from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.session import session
+
+WAIT_S = 1
+_LIMIT = Option(("--limit",), "At most this many lines of each replica.", metavar="N", parse=integer(1))
+_KEY_OPTIONS = (
+    Option(
+        ("--scope",),
+        "infer:NAME (NAME may hold * and ?) or models:read; may be repeated.",
+        metavar="SCOPE",
+        repeat=True,
+    ),
+    Option(("--expires",), "How long the key is valid, for example 12h or 30d.", metavar="TIME", parse=parse_duration),
+    Option(("--label",), "What the key is for.", metavar="TEXT"),
+)
+VERBS = {
+    "list": Syntax("%endpoints list", (), "", "The endpoints of this server."),
+    "stop": Syntax("%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten."),
+    "logs": Syntax("%endpoints logs", (_LIMIT,), "NAME", "What its replicas printed."),
+    "keys": Syntax("%endpoints keys", _KEY_OPTIONS, "[list|create|revoke] [ID]", "Scoped keys."),
+}
+KEY_VERBS = ("list", "create", "revoke")
+
+
+def serve(target: str, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
+    """Serve a run's model or a folder, and wait until it answers; interrupted, the endpoint goes on starting.
+
+    Args:
+        target: a run, or a folder.
+        progress: told in a few words how far it is.
+    """
+    EndpointSpec.make(options, Door.NOTEBOOK)
+    server = session.current().server
+    record = _create(server, target, {**options, "cluster": options.get("cluster") or session.current().cluster})
+    began = time.monotonic()
+    while record["state"] == "starting":
+        if progress is not None:
+            reason = f" ({record['reason']})" if record.get("reason") else ""
+            progress(f"{record['name']} is starting: {time.monotonic() - began:.0f} s{reason}")
+        record = server.endpoint(record["name"], wait_s=WAIT_S)
+    if record["state"] != "ready":
+        kind = ModelError if "model" in record["reason"] else ServerError
+        raise kind(f"endpoint {record['name']!r} has {record['state']}: {record['reason'] or 'it was stopped.'}")
+    return Endpoint(record["name"], server)
+
+
+def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
+    folder = Path(target).expanduser()
+    if not config.NAME_PATTERN.fullmatch(target):
+        return dict(server.create_endpoint(str(folder.absolute()), **options))
+    try:
+        return dict(server.create_endpoint(target, **options))
+    except NotFound:
+        if not folder.is_dir():
+            raise
+        return dict(server.create_endpoint(str(folder.absolute()), **options))
+
+
+def get(name: str) -> Endpoint:
+    """The endpoint with this name; raises NotFound."""
+    server = session.current().server
+    return Endpoint(server.endpoint(name)["name"], server)
+
+
+def list() -> list[dict[str, Any]]:  # type: ignore[valid-type]  # the name is the verb's
+    """Records of the endpoints."""
+    return session.current().server.endpoints()
+
+
+def stop(name: str) -> None:
+    """End an endpoint; one that has ended is forgotten."""
+    session.current().server.stop_endpoint(name)
+
+
+def logs(name: str, limit: int | None = None) -> str:
+    """What its replicas printed."""
+    return "\n".join(row["text"] for row in session.current().server.endpoint_logs(name, limit))
+
+
+def create_key(scopes: Any, expires_s: float | None = None, label: str | None = None) -> str:
+    """A new scoped key, which cannot be read again later."""
+    return str(session.current().server.create_key([*scopes], expires_s, label)["key"])
+
+
+def keys() -> Any:
+    """Records of the keys, without their secrets."""
+    return session.current().server.keys()
+
+
+def revoke_key(key_id: str) -> None:
+    """End a key at once, also for the streams it has open."""
+    session.current().server.revoke_key(key_id)
+
+
+def table() -> Table:
+    """The endpoints of this server."""
+    rows = [
+        (
+            row["name"],
+            row["state"],
+            f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}",
+            row["target"],
+            row["revision"],
+            ago(row["created"]),
+            row["reason"],
+        )
+        for row in session.current().server.endpoints()
+    ]
+    headings = ["name", "state", "replicas", "serves", "revision", "started", "note"]
+    return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.")
+
+
+def key_table() -> Table:
+    """The keys, without their secrets."""
+    rows = [
+        (row["id"], row["state"], ", ".join(row["scopes"]), row["label"], ago(row["created"]), _until(row["expires"]))
+        for row in keys()
+    ]
+    return Table(["id", "state", "scopes", "label", "made", "expires"], rows, "There is no key yet.")
+
+
+def _until(expires: float | None) -> str:
+    return datetime.fromtimestamp(expires).strftime("%Y-%m-%d %H:%M") if expires else "never"
+
+
+class NewKey:
+    """A key that was just made. Shown by its id; the key itself is in `.key`, and copied from there."""
+
+    def __init__(self, key: str, key_id: str, scopes: Any) -> None:
+        self.key = key
+        self.id = key_id
+        self.scopes = [*scopes]
+
+    def __repr__(self) -> str:
+        return f"<key {self.id} for {', '.join(self.scopes)}: the key itself is in .key of this object, once>"
+
+
+@magics_class
+class EndpointMagics(Magics):
+    """Registered by `%load_ext jupyter_llmcloud`."""
+
+    @line_magic
+    def serve(self, line: str) -> Endpoint:
+        """%serve TARGET: serve a run's model or a folder; `ep = %serve NAME` keeps the endpoint."""
+        parsed = parse(SERVE, split(line, "%serve"))
+        line_of_progress = _Progress()
+        try:
+            endpoint = serve(parsed.arguments[0], progress=line_of_progress.tell, **parsed.given)
+        except KeyboardInterrupt:
+            line_of_progress.tell("Not waiting any longer; the endpoint goes on starting: %endpoints shows it.")
+            raise
+        endpoint.show(line_of_progress.handle)
+        return endpoint
+
+    @line_magic
+    def endpoints(self, line: str) -> Any:
+        """%endpoints [list | stop NAME | logs NAME | keys ...]: what is served, and with which keys."""
+        words = split(line, "%endpoints")
+        verb = words.pop(0) if words else "list"
+        if verb not in VERBS:
+            raise UsageError(f"%endpoints {verb}: expected one of {', '.join(VERBS)}.")
+        return getattr(self, f"_{verb}")(parse(VERBS[verb], words))
+
+    def _list(self, given: Any) -> Table:
+        return table()
+
+    def _stop(self, given: Any) -> None:
+        stop(given.arguments[0])
+
+    def _logs(self, given: Any) -> None:
+        sys.stdout.write(logs(given.arguments[0], given.limit) + "\n")
+
+    def _keys(self, given: Any) -> Table | NewKey | None:
+        verb, *rest = given.arguments or ["list"]
+        if verb not in KEY_VERBS:
+            raise UsageError(f"%endpoints keys {verb}: expected one of {', '.join(KEY_VERBS)}.")
+        if (verb == "revoke") != bool(rest):
+            wanted = "expected the ID of a key" if verb == "revoke" else f"what does {rest[0]!r} mean"
+            raise UsageError(f"%endpoints keys {verb}: {wanted}.")
+        if verb == "list":
+            return key_table()
+        if verb == "revoke":
+            revoke_key(rest[0])
+            return None
+        told = session.current().server.create_key(
+            given.scope or ["infer:*", "models:read"], given.expires, given.label
+        )
+        return NewKey(told["key"], told["id"], told["scopes"])
+
+
+class _Progress:
+    """A line of text in the cell, replaced as it goes on and by the endpoint's card in the end."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+
+    def tell(self, text: str) -> None:
+        """Show `text` in place of what was shown before; a terminal cannot replace, and gets the first one."""
+        from IPython.core.getipython import get_ipython
+        from IPython.display import display
+
+        data = {"text/plain": text}
+        if self.handle is not None:
+            self.handle.update(data, raw=True)
+        elif getattr(get_ipython(), "kernel", None) is not None:
+            self.handle = display(data, raw=True, display_id=True)
+        elif not self._said:
+            self._said = True
+            print(text)
+
+    _said = False

@@ -1,0 +1,161 @@
+"""%runs: what was run, and what is running."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.display import display
+
+from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.core.output.folding import MAX_CHARS, saved_size
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.magics.commands.tables import Table, ago, span
+from jupyter_llmcloud.magics.output.log_link import log_link
+from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.magics.session.run_handle import RunHandle
+from jupyter_llmcloud.storage import log_text
+
+MAX_LINE = MAX_CHARS // 2
+VERBS = {
+    "list": Syntax(
+        "%runs list",
+        (Option(("--limit",), "How many, the newest first.", metavar="N", parse=integer(1)),),
+        "",
+        "A table of runs.",
+    ),
+    "show": Syntax("%runs show", (), "NAME", "One run: state, metrics, artifacts, errors."),
+    "attach": Syntax("%runs attach", (), "NAME", "Show all of a run in this cell, then follow it."),
+    "logs": Syntax(
+        "%runs logs",
+        (
+            Option(("--rank",), "Of one rank.", metavar="R", parse=integer(0)),
+            Option(("--tail",), "The last N lines; else as many as a cell holds.", metavar="N", parse=integer(1)),
+            Option(("--follow",), "Show it as it is written, until the run ends or Stop is pressed."),
+        ),
+        "NAME",
+        "What it has written, and the file that holds all of it.",
+    ),
+    "stop": Syntax("%runs stop", (), "NAME", "Stop a run; again while it stops: harder."),
+    "delete": Syntax("%runs delete", (), "NAME", "Remove a run that has ended, with its model."),
+}
+
+
+def get(name: str) -> RunHandle:
+    """The run with this id, else the newest one with this name."""
+    run = session.current().server.run(name)
+    return RunHandle(run["run_id"], session.current())
+
+
+def table(limit: int | None = None) -> Table:
+    """Runs, the newest first."""
+    rows = []
+    for run in session.current().server.runs(limit=limit or 20):
+        metrics = ", ".join(f"{name} {_short(value)}" for name, value in [*(run.get("metrics") or {}).items()][:3])
+        lasted = span((run["ended"] or time.time()) - run["created"])
+        kept = ", ".join(run.get("artifacts") or {})
+        rows.append(
+            (
+                run["run_id"],
+                run["name"],
+                run["state"],
+                ago(run["created"]),
+                lasted,
+                run["world_size"],
+                metrics,
+                kept,
+            )
+        )
+    headings = ["run", "name", "state", "began", "took", "ranks", "last metrics", "saved"]
+    return Table(headings, rows, "There are no runs yet.")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)  # JSON has no NaN: those are text
+
+
+def show(name: str) -> Table:
+    """One run."""
+    handle = get(name)
+    record = handle.record
+    rows: Any = [
+        ("run", record.run_id),
+        ("state", record.state),
+        ("ranks", format_ranks(record.ranks)),
+        ("cluster", record.cluster),
+        ("began", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))),
+        ("took", span((record.ended or time.time()) - record.created)),
+    ]
+    rows += [("note", entry["why"]) for entry in record.history if "why" in entry][-5:]
+    rows += [("saved", str(handle.folder.path / path)) for path in record.artifacts.values()]
+    rows += [(f"error on rank {error['rank']}", f"{error['ename']}: {error['evalue']}") for error in record.errors[:3]]
+    return Table(["", ""], rows, "")
+
+
+def logs(name: str, rank: int | None = None, tail: int | None = None, follow: bool = False) -> None:
+    """Print what a run has written: the end of it, when it is more than a cell holds."""
+    handle = get(name)
+    if rank is not None and rank not in handle.record.ranks:
+        raise UsageError(f"--rank {rank}: the run has ranks {format_ranks(handle.record.ranks)}.")
+    if follow:
+        handle.follow_logs(rank)
+        return
+    shown: deque[str] = deque()
+    size = num_lines = 0
+    for line in log_text.lines(handle.folder, rank):
+        num_lines += 1
+        shown.append(line if saved_size(line) < MAX_LINE else line[: MAX_LINE // 8] + "…")
+        size += saved_size(shown[-1])
+        while size > MAX_CHARS or (tail is not None and len(shown) > tail):
+            size -= saved_size(shown.popleft())
+    if left := num_lines - len(shown):
+        print(f"… {left:,} lines before these: {log_text.write(handle.folder)}", flush=True)
+        if data := log_link(handle.run_id, handle.record.name):
+            display(data, raw=True)
+    print("\n".join(shown))
+
+
+def stop(name: str) -> str:
+    """Press Stop; returns the state."""
+    return session.current().server.stop_run(get(name).run_id)["state"]
+
+
+def delete(name: str) -> None:
+    """Remove a run that has ended."""
+    session.current().server.delete_run(get(name).run_id)
+
+
+@magics_class
+class RunsMagics(Magics):
+    """Registered by `%load_ext jupyter_llmcloud`."""
+
+    @line_magic
+    def runs(self, line: str) -> Any:
+        """%runs [list | show | attach | logs | stop | delete] NAME: what was run and what is running."""
+        words = split(line, "%runs")
+        verb = words.pop(0) if words else "list"
+        if verb not in VERBS:
+            raise UsageError(f"%runs {verb}: expected one of {', '.join(VERBS)}.")
+        given = parse(VERBS[verb], words)
+        match verb:
+            case "list":
+                return table(given.limit)
+            case "show":
+                return show(given.arguments[0])
+            case "attach":
+                return get(given.arguments[0]).attach()
+            case "logs":
+                logs(given.arguments[0], given.rank, given.tail, given.follow)
+            case "stop":
+                print(f"{given.arguments[0]}: {stop(given.arguments[0])}")
+            case "delete":
+                delete(given.arguments[0])
+        return None
+
+
+def list(limit: int = 20) -> Any:
+    """Runs as dicts, the newest first."""
+    return session.current().server.runs(limit=limit)

@@ -1,0 +1,207 @@
+"""An endpoint as a notebook has it: its URL, a key, and how to ask it. What is shown never holds the key."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
+
+if TYPE_CHECKING:
+    import httpx
+
+    from jupyter_llmcloud.client.rest import ServerClient
+
+READ_TIMEOUT_S = 600.0
+_ERRORS: dict[int, type[LLMCloudError]] = {
+    400: UsageError, 404: NotFound, 413: UsageError, 422: UsageError, 429: CapacityError,
+}  # fmt: skip
+_PRE = "margin:2px 0 6px;white-space:pre-wrap"
+_STYLE = "border:1px solid #8884;border-radius:6px;padding:8px 12px;max-width:56em"
+
+
+class Endpoint:
+    """A named URL that answers for a model.
+
+    Attributes:
+        name: the endpoint, and the `model` in requests.
+        base_url: for any OpenAI client.
+    """
+
+    def __init__(self, name: str, client: ServerClient) -> None:
+        self.name = name
+        self.base_url = client.openai_url
+        self._client = client
+        self._key: str | None = None
+        self._http: httpx.Client | None = None
+        self._shown_at: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.name!r}, base_url={self.base_url!r})"
+
+    @property
+    def api_key(self) -> str:
+        """A scoped key that may ask this endpoint and list models, and nothing else. Minted at the first use."""
+        if self._key is None:
+            scopes = [f"infer:{self.name}", "models:read"]
+            self._key = str(self._client.create_key(scopes, label=f"notebook: {self.name}")["key"])
+        return self._key
+
+    @property
+    def state(self) -> str:
+        """starting, ready, failed or stopped."""
+        return str(self._client.endpoint(self.name)["state"])
+
+    def complete(self, prompt: str, **params: Any) -> str:
+        """The model's continuation of `prompt`; `params` are those of OpenAI's completions (max_tokens, ...)."""
+        answer = self._ask("completions", {"prompt": prompt, **params})
+        return str(answer["choices"][0]["text"])
+
+    def chat(
+        self, messages: str | Sequence[dict[str, Any]], stream: bool = False, **params: Any
+    ) -> str | Iterator[str]:
+        """The model's reply to a text or a list of messages; with `stream` an iterator over its pieces."""
+        rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        body = {"messages": rows, **params}
+        if stream:
+            return self._stream("chat/completions", body)
+        answer = self._ask("chat/completions", body)
+        return str(answer["choices"][0]["message"]["content"])
+
+    def stop(self) -> None:
+        """End it."""
+        self._client.stop_endpoint(self.name)
+
+    def logs(self, limit: int | None = None) -> str:
+        """What its replicas printed."""
+        return "\n".join(row["text"] for row in self._client.endpoint_logs(self.name, limit))
+
+    # --- asking ---
+
+    def _pool(self) -> httpx.Client:
+        if self._http is None:
+            import httpx
+
+            from jupyter_llmcloud.client.rest import is_loopback
+
+            local = is_loopback(self.base_url)
+            timeout = httpx.Timeout(READ_TIMEOUT_S, connect=10)
+            self._http = httpx.Client(timeout=timeout, trust_env=not local, verify=not local)
+        return self._http
+
+    def _request(self, route: str, body: dict[str, Any]) -> httpx.Request:
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        return self._pool().build_request(
+            "POST", f"{self.base_url}/{route}", json={"model": self.name, **body}, headers=headers
+        )
+
+    def _ask(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        if body.get("stream"):
+            raise UsageError("stream=True: only chat() streams; leave it out here.")
+        response = self._send(self._request(route, body), stream=False)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _send(self, request: httpx.Request, stream: bool) -> httpx.Response:
+        import httpx
+
+        try:
+            response = self._pool().send(request, stream=stream)
+        except httpx.TransportError as error:
+            raise ConnectionLost(f"{self.base_url} does not answer: {error or type(error).__name__}.") from None
+        if not response.is_success:
+            response.read()
+            raise _refusal(response)
+        return response
+
+    def _stream(self, route: str, body: dict[str, Any]) -> Iterator[str]:
+        import httpx
+
+        response = self._send(self._request(route, {**body, "stream": True}), stream=True)
+        try:
+            for line in response.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                yield from _pieces(json.loads(data))
+        except httpx.TransportError as error:
+            raise ConnectionLost(f"the answer broke off: {error or type(error).__name__}.") from None
+        finally:
+            response.close()
+
+    # --- showing ---
+
+    def snippets(self) -> dict[str, str]:
+        """How to ask it from elsewhere; the key stands there by name only."""
+        request = json.dumps({"model": self.name, "prompt": "Hello", "max_tokens": 32})
+        curl = (
+            f'curl {self.base_url}/completions -H "Authorization: Bearer $LLMCLOUD_API_KEY" '
+            f"-H 'Content-Type: application/json' -d '{request}'"
+        )
+        python = (
+            f'OpenAI(base_url="{self.base_url}", api_key=ep.api_key)'
+            f'.completions.create(model="{self.name}", prompt="Hello")'
+        )
+        return {"curl": curl, "openai": python}
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<div><small>{title}</small><pre style='{_PRE}'>{html.escape(text)}</pre></div>"
+            for title, text in self.snippets().items()
+        )
+        name, url = html.escape(self.name), html.escape(self.base_url)
+        return f"<div style='{_STYLE}'><b>{name}</b> &middot; <code>{url}</code>{rows}</div>"
+
+    def show(self, handle: Any = None) -> None:
+        """Display the card, in place of what `handle` shows; as the value of the same cell it is not shown again."""
+        from IPython.core.getipython import get_ipython
+        from IPython.display import publish_display_data
+
+        shell = get_ipython()
+        if shell is None:  # plain Python: asking for a display would start a shell
+            print(repr(self))
+            return
+        if handle is not None:
+            handle.update(self._bundle(), raw=True)
+        else:
+            publish_display_data(self._bundle())
+        self._shown_at = shell.execution_count
+
+    def _ipython_display_(self) -> None:
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        if shell is not None and self._shown_at == shell.execution_count:
+            return
+        self.show()
+
+    def _bundle(self) -> dict[str, Any]:
+        from IPython.core.getipython import get_ipython
+
+        bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        if getattr(get_ipython(), "kernel", None) is None:
+            return bundle
+        from jupyter_llmcloud.magics.output.endpoint_card import make_card
+
+        live: Any = make_card(self)._repr_mimebundle_()
+        return {**(live[0] if isinstance(live, tuple) else live), **bundle}
+
+
+def _refusal(response: httpx.Response) -> LLMCloudError:
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = f"the endpoint answered with status {response.status_code}."
+    return _ERRORS.get(response.status_code, ServerError)(str(message))
+
+
+def _pieces(event: dict[str, Any]) -> Iterator[str]:
+    if "error" in event:
+        raise ServerError(f"the answer broke off: {event['error'].get('message')}")
+    for choice in event.get("choices", ()):
+        if text := (choice.get("delta") or {}).get("content"):
+            yield text

@@ -1,0 +1,217 @@
+"""A run from outside: the futures shape over its folder, so that it works from any kernel at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.client.stop_signal import StopSignal
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldError
+from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.run_journals import RunJournals
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
+from jupyter_llmcloud.system.gil import short_turns
+
+if TYPE_CHECKING:
+    import pandas
+
+    from jupyter_llmcloud.magics.session.session import Session
+
+POLL_S = 0.05
+ALIVE_S = 2.0  # how often the server is asked whether the agent of a run that goes on is there
+
+
+class RunHandle:
+    """A run by its id, in the shape of a future, with `logs()` and `metrics()`; can be awaited."""
+
+    def __init__(self, run_id: str, session: Session) -> None:
+        self.run_id = run_id
+        self.folder: RunFolder = RunStore().folder(run_id)
+        self._session = session
+        self._is_lost = False
+        self._asked_at = time.monotonic()
+
+    @property
+    def record(self) -> RunRecord:
+        """Its `run.json` as it is now; queued when it has not begun."""
+        try:
+            return self.folder.read()
+        except NotFound:
+            return RunRecord(self.run_id, self.run_id)
+
+    @property
+    def state(self) -> str:
+        return "lost" if self._is_lost else self.record.state
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way; it has, too, when its agent is gone."""
+        return self._has_ended(self.record)
+
+    def _has_ended(self, record: RunRecord) -> bool:
+        if not record.is_active:
+            return True
+        if (record.agent or record.owner) and time.monotonic() > self._asked_at + ALIVE_S:
+            try:
+                told = self._session.server.ask("GET", f"runs/{self.run_id}", timeout_s=ALIVE_S)
+                self._is_lost = told["state"] == "lost"
+            except LLMCloudError:
+                pass  # the server is being started again: the next time
+            self._asked_at = time.monotonic()
+        return self._is_lost
+
+    def result(self, timeout: float | None = None) -> RunRecord:
+        """Wait for the end.
+
+        Raises RankError when it failed, `concurrent.futures.CancelledError` when it was stopped, WorldError when it was
+        lost with its host, TimeoutError after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.done():
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"run {self.run_id} has not ended in {timeout:g} s; it goes on.")
+            time.sleep(POLL_S)
+        return self._ended()
+
+    def _ended(self) -> RunRecord:
+        record = self.record
+        if record.state == "failed" and record.errors:
+            first = record.errors[0]
+            raise RankError(
+                first["rank"],
+                first["ename"],
+                first["evalue"],
+                first["traceback"],
+                run_id=self.run_id,
+                place=first.get("place", ""),
+                local_variables=first.get("locals"),
+            )
+        if record.state == "stopped":
+            raise CancelledError(f"run {self.run_id} was stopped.")
+        if self.state == "lost":
+            raise WorldError(f"run {self.run_id} was lost: the agent that led it has gone. %runs attach shows it.")
+        return record
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end; what `result` would raise, None when the run has finished."""
+        try:
+            self.result(timeout)
+        except (LLMCloudError, CancelledError) as error:
+            return error
+        return None
+
+    def running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.record.state in ("running", "stopping") and not self.done()
+
+    def cancelled(self) -> bool:
+        """Whether it was stopped."""
+        return self.state == "stopped"
+
+    def __await__(self) -> Generator[Any, None, RunRecord]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> RunRecord:
+        while not self.done():
+            await asyncio.sleep(POLL_S)
+        return self._ended()
+
+    def cancel(self) -> bool:
+        """Press Stop; returns whether there was anything to stop."""
+        if self.done():
+            return False
+        self._session.server.stop_run(self.run_id)
+        return True
+
+    def _press_stop(self) -> None:
+        self.cancel()
+
+    def logs(self, rank: int | None = None, tail: int | None = None) -> str:
+        """What the ranks (or one of them) have written so far, each line labelled with its rank; the last `tail`."""
+        found = log_text.lines(self.folder, rank)
+        return "\n".join(found if tail is None else deque(found, maxlen=tail))
+
+    def metrics(self) -> pandas.DataFrame:
+        """A row per logged dict: rank, step, time and the values. Needs pandas."""
+        import pandas
+
+        rows = [
+            {"rank": rank, "step": record.get("step"), "t": record["t"], **record["values"]}
+            for rank, record in self.folder.records("metrics")
+            if "values" in record
+        ]
+        frame = pandas.DataFrame(rows)
+        values = [column for column in frame.columns if column not in ("rank", "t")]
+        return frame.assign(**{column: pandas.to_numeric(frame[column], errors="coerce") for column in values})
+
+    def attach(self) -> None:
+        """Show everything since the first step in this cell, then follow live. Stop leaves the run alone."""
+        self._follow(has_live=True)
+
+    def follow_logs(self, rank: int | None = None) -> None:
+        """Show what the ranks (or one of them) write, from the first line on, until the run ends or Stop is pressed."""
+        self._follow(has_live=False, rank=rank)
+
+    def _begun(self) -> RunRecord:
+        """Its record, once it has ranks; a run may wait for them."""
+        said: set[str] = set()
+        while not (record := self.record).ranks and not self._has_ended(record):
+            for why in [why for why in _whys(record) if why not in said]:
+                print(f"{self.run_id} {why}", flush=True)
+                said.add(why)
+            time.sleep(POLL_S)
+        return record
+
+    def _follow(self, has_live: bool, rank: int | None = None) -> None:
+        from jupyter_llmcloud.magics.output.run_view import RunView
+
+        record = self._begun()
+        ranks = [number for number in record.ranks if rank in (None, number)]
+        view = RunView(
+            self.run_id, record.name, ranks, stop=self._press_stop, since=record.created or None, has_live=has_live
+        )
+        journals = RunJournals(self.folder, ranks)
+        states: dict[int, tuple[str, str]] = {}
+        ended = False
+        with short_turns(), StopSignal() as stop:
+            while not stop.presses:
+                record = self.record
+                ended = self._has_ended(record)
+                for number in ranks:
+                    if (state_now := _state_of(number, record)) != states.get(number):
+                        states[number] = state_now
+                        view.rank_state(number, *state_now)
+                for number, records in journals.metrics() if has_live else ():
+                    view.records("metrics", number, records)
+                view.past(journals.logs())
+                view.tick()
+                if ended:
+                    break
+                time.sleep(POLL_S)
+        state = "lost" if self._is_lost else record.state
+        view.finish(state, record.errors, _whys(record), record.ended)
+        if not ended:
+            print(f"Detached. The run goes on: %runs attach {self.run_id}")
+        elif state == "lost":
+            print(f"Run {self.run_id} is lost: its agent has gone. What it wrote until then is above.")
+
+    def __repr__(self) -> str:
+        return f"<run {self.run_id}: {self.state}>"
+
+
+def _whys(record: RunRecord) -> list[str]:
+    """What was noted on the way."""
+    return [str(entry["why"]) for entry in record.history if "why" in entry]
+
+
+def _state_of(rank: int, record: RunRecord) -> tuple[str, str]:
+    """The state of a rank and a detail, as far as the record of its run tells."""
+    for error in record.errors:
+        if error["rank"] == rank:
+            return "failed", str(error.get("ename", ""))
+    if record.is_active:
+        return "running", ""
+    return {"finished": "done", "failed": "stopped"}.get(record.state, record.state), ""

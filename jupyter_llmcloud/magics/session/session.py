@@ -1,0 +1,271 @@
+"""What a kernel knows: its server, its world, and how a cell becomes a run. The magics and the Python API share it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.client.stop_signal import said_when_stopped
+from jupyter_llmcloud.core.names import run_id
+from jupyter_llmcloud.core.spec import Door, RunSpec
+from jupyter_llmcloud.errors import Busy, ConnectionLost, NotFound, UsageError
+from jupyter_llmcloud.magics.session import cell as cells
+from jupyter_llmcloud.magics.session import environment_check
+from jupyter_llmcloud.magics.session.cell import Cell
+from jupyter_llmcloud.magics.session.leader_lookup import Leaders
+from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remember
+from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.protocol.run_request import execute
+from jupyter_llmcloud.storage.checkpoints import Checkpoint
+from jupyter_llmcloud.storage.resume import resume
+from jupyter_llmcloud.storage.runs import RunStore, nonce
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.client.rest import ServerClient
+    from jupyter_llmcloud.magics.session.run_handle import RunHandle
+    from jupyter_llmcloud.magics.session.world_client import RunResult, WorldClient
+
+FRESH_S = 5.0  # a world that was heard so recently is not asked whether it lives
+WAIT_S = 0.25  # how often a world that waits for slots asks again
+
+
+class Session:
+    """One per kernel.
+
+    Attributes:
+        cluster: the cluster that the next world starts on; None means the newest, or a new local one.
+        world: the world of this notebook, if one was started.
+    """
+
+    def __init__(self) -> None:
+        self.cluster: str | None = None
+        self.world: WorldClient | None = None
+        self._server: ServerClient | None = None
+        self._settling = threading.RLock()  # threads of the notebook that need a world get the same one
+
+    @property
+    def owner(self) -> str:
+        """Who owns what this kernel starts: the notebook, where the server tells its name."""
+        return os.environ.get("JPY_SESSION_NAME") or f"pid:{os.getpid()}"
+
+    @property
+    def server(self) -> ServerClient:
+        """The Jupyter server, found or started at the first use."""
+        return self._find_server()
+
+    def _find_server(self, for_world: bool = False) -> ServerClient:
+        if self._server is None:
+            environment_check.check()
+            from jupyter_llmcloud.client.rest import ServerClient
+
+            self._server = ServerClient.find_or_start(for_world)
+        return self._server
+
+    # --- worlds ---
+
+    def start_world(self, num_ranks: int | None = None, cluster: str | None = None) -> WorldClient:
+        """Start a world; there must be none."""
+        if self.world is not None:
+            raise UsageError(
+                f"this notebook has a world of {self.world.world_size} ranks already: %world restart or %world stop."
+            )
+        with said_when_stopped("stopped while the ranks were being started. Nothing was run, nothing is held."):
+            self.world = self._start_when_there_is_room(num_ranks, cluster or self.cluster)
+            remember(self.owner, self.world)
+        return self.world
+
+    def _start_when_there_is_room(self, num_ranks: int | None, cluster: str | None) -> WorldClient:
+        from jupyter_llmcloud.magics.session.world_client import WorldClient
+
+        server = self._find_server(for_world=cluster is None)
+        said, ticket = "", nonce()
+        while True:
+            try:
+                placement = server.place(cluster, num_ranks, ticket)
+                if placement["started"]:
+                    print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
+                return WorldClient.start(placement, self.owner, Leaders(self))
+            except Busy as busy:
+                # All or nothing: nothing but a place in the server's line is held while we wait, so two worlds cannot
+                # wait for each other.
+                if str(busy) != said:
+                    print(f"Waiting for free slots. {busy}", flush=True)
+                    said = str(busy)
+                time.sleep(WAIT_S)
+
+    def attach_world(self) -> WorldClient | None:
+        """The world that this notebook has, also from before its kernel was restarted."""
+        if self.world is None:
+            environment_check.check()
+        if self.world is None and (known := recall(self.owner, Leaders(self))) is not None:
+            self.world = known
+            print(
+                f"This notebook's world of {known.world_size} ranks was still there, with its variables "
+                "(%world restart starts afresh)."
+            )
+        return self.world
+
+    def stop_world(self) -> None:
+        """End this notebook's world; its variables are gone."""
+        world = self.attach_world()
+        if world is None:
+            raise NotFound("this notebook has no world.")
+        self.world = None
+        forget(self.owner)
+        world.stop()
+
+    def ensure_world(self, num_ranks: int | None) -> WorldClient:
+        """The living world, or a new one. Raises UsageError when it has another size than asked for."""
+        with self._settling:
+            return self._settle(num_ranks)
+
+    def _settle(self, num_ranks: int | None) -> WorldClient:
+        self.attach_world()
+        if self.world is not None and not self._is_alive(self.world):
+            print("The world of this notebook has ended (its lease ran out or it was stopped): starting a new one.")
+            self.world = None
+        if self.world is None:
+            return self.start_world(num_ranks)
+        if num_ranks is not None and num_ranks != self.world.world_size:
+            raise UsageError(
+                f"-n {num_ranks}: the world of this notebook has {self.world.world_size} ranks, "
+                f"which hold your variables. Leave -n out, or start afresh with %world restart -n {num_ranks}."
+            )
+        return self.world
+
+    def _is_alive(self, world: WorldClient) -> bool:
+        if time.monotonic() - world.heard_at < FRESH_S:
+            return True
+        try:
+            world.describe()
+        except (NotFound, ConnectionLost):
+            if not self._is_found_again(world):
+                return False
+            remember(self.owner, world)
+        return True
+
+    @staticmethod
+    def _is_found_again(world: WorldClient) -> bool:
+        try:
+            return world.find_again()
+        except (NotFound, ConnectionLost):
+            return False
+
+    # --- cells ---
+
+    def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle:
+        """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start."""
+        spec = RunSpec.make(given, Door.NOTEBOOK)
+        with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
+            values = pushed_values(shell.user_ns, spec.push or ())
+            tree = cells.check_syntax(shell, cell)
+            if spec.background and spec.pull:
+                raise UsageError(
+                    "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
+                )
+            spec, checkpoint = resuming(RunStore(), spec, given)
+            world = self.ensure_world(spec.nproc)
+            chosen = self._check_ranks(spec.ranks, world)
+            self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
+            is_definition = tree is not None and not spec.no_replay and cells.is_definition(tree)
+            message = self._message(world, cell, spec, values, chosen, is_definition, checkpoint)
+        if spec.background:
+            return self._submit(world, message)
+        address = world.address
+        try:
+            result = world.execute(message, chosen)
+        finally:
+            if world.address != address:
+                remember(self.owner, world)  # the run has taken it along to another agent
+        shell.user_ns.update(result.pulled)
+        return result
+
+    def _submit(self, world: WorldClient, message: Execute) -> RunHandle:
+        from jupyter_llmcloud.magics.session.run_handle import RunHandle
+
+        world.submit(message)
+        return RunHandle(message.run_id, self)
+
+    @staticmethod
+    def _check_ranks(ranks: str | None, world: WorldClient) -> list[int]:
+        from jupyter_llmcloud.core.names import parse_ranks
+
+        return parse_ranks(ranks, world.world_size) if ranks is not None else list(range(world.world_size))
+
+    @staticmethod
+    def _check_names(world: WorldClient, tree: Any, options: dict[str, Sequence[str]], pushed: Sequence[str]) -> None:
+        wanted = {name: option for option, names in options.items() for name in names}
+        bound = cells.bound_names(tree) if wanted else None
+        if bound is None:
+            return
+        unbound = [name for name in wanted if name not in bound and name not in pushed]
+        for name in world.missing(unbound) if unbound else []:
+            raise UsageError(
+                f"{wanted[name]} {name}: the cell does not make a variable {name!r}, "
+                "and the ranks have none. Nothing was run."
+            )
+
+    def _message(
+        self,
+        world: WorldClient,
+        cell: Cell,
+        spec: RunSpec,
+        values: bytes,
+        ranks: list[int],
+        is_definition: bool,
+        checkpoint: Checkpoint | None,
+    ) -> Execute:
+        name = spec.name or f"cell-{cell.number}"
+        identity = run_id(name, time.time(), nonce())
+        return execute(
+            spec,
+            world_id=world.world_id,
+            run_id=identity,
+            name=name,
+            code=cell.code,
+            source=cell.source,
+            filename=cell.filename,
+            execution_count=cell.number,
+            line_offset=cell.line_offset,
+            ranks=ranks,
+            folder=str(RunStore().folder(identity).path),
+            agent=world.address,
+            cluster=world.cluster,
+            owner=self.owner,
+            is_definition=is_definition,
+            resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
+            payload=values,
+        )
+
+
+def resuming(store: RunStore, spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunSpec, Checkpoint | None]:
+    """With --resume: the options that the earlier run had and its newest checkpoint, which is said."""
+    if not spec.resume:
+        return spec, None
+    resumption = resume(store, spec.resume, given)
+    print(*resumption.words, sep="\n", flush=True)
+    return resumption.spec, resumption.checkpoint
+
+
+def pushed_values(namespace: dict[str, Any], names: Sequence[str]) -> bytes:
+    """The pickled variables that --push or %push name; raises UsageError for one that is not there."""
+    from jupyter_llmcloud.magics.session.world_client import pickled
+
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        raise UsageError(f"--push {missing[0]}: there is no variable {missing[0]!r} in this notebook.")
+    return pickled({name: namespace[name] for name in names}) if names else b""
+
+
+_session: Session | None = None
+
+
+def current() -> Session:
+    """The session of this kernel."""
+    global _session
+    if _session is None:
+        _session = Session()
+    return _session

@@ -1,0 +1,318 @@
+"""The world of this notebook: where its cells are executed."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.client.stop_signal import StopSignal
+from jupyter_llmcloud.core.run.stacks import fold_stacks
+from jupyter_llmcloud.errors import ConnectionLost, RankError, UsageError, WorldError
+from jupyter_llmcloud.magics.output.run_view import RunView
+from jupyter_llmcloud.magics.session.reconnect import Regaining
+from jupyter_llmcloud.protocol.agent_messages import (
+    DescribeWorld,
+    Done,
+    Execute,
+    Journaled,
+    Names,
+    Pull,
+    Push,
+    RankState,
+    Refused,
+    ResizeWorld,
+    RunEnded,
+    StartWorld,
+    StopRun,
+    StopWorld,
+)
+from jupyter_llmcloud.protocol.client import AgentChannel, raise_refusal
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
+from jupyter_llmcloud.protocol.rank_messages import DumpStacks
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.magics.session.leader_lookup import Leaders
+
+# Functions that were defined on a rank call this round their loops, wherever they are pulled to.
+vars(builtins).setdefault("__llmcloud_loop__", lambda iterable, number: iterable)
+
+WORLD_LEASE_S = 900.0
+START_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended in the foreground. `pulled` holds the variables that --pull named."""
+
+    run_id: str
+    state: str
+    report: list[str] = field(default_factory=list)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    pulled: dict[str, Any] = field(default_factory=dict)
+
+
+class WorldClient:
+    """A handle of the kernel: `start` makes one, `stop` ends its ranks."""
+
+    def __init__(
+        self, channel: AgentChannel, world_id: str, cluster: str, world_size: int, leaders: Leaders | None = None
+    ) -> None:
+        self.address = channel.address  # of the leading agent
+        self._channels = threading.local()  # two threads that read from one would take each other's answers
+        self.channel = channel
+        self.world_id = world_id
+        self.cluster = cluster
+        self.world_size = world_size
+        self.heard_at = 0.0  # on the monotonic clock
+        self.last_error: RankError | None = None
+        self.leaders = leaders
+
+    @classmethod
+    def start(cls, placement: dict[str, Any], owner: str, leaders: Leaders | None = None) -> WorldClient:
+        """Start ranks where the server has placed them."""
+        channel = AgentChannel(placement["agents"][0]["address"])
+        world_id = placement.get("world_id") or secrets.token_hex(6)
+        try:
+            lease_s = config.lease_s(WORLD_LEASE_S)
+            request = StartWorld(
+                world_id=world_id, agents=placement["agents"], owner=owner, cwd=_folder(), lease_s=lease_s
+            )
+            channel.request(request, START_TIMEOUT_S)
+        except BaseException:
+            channel.close()
+            raise
+        return cls(channel, world_id, placement["cluster"], placement["num_ranks"], leaders)
+
+    @property
+    def channel(self) -> AgentChannel:
+        """The connection of this thread."""
+        known: AgentChannel | None = getattr(self._channels, "own", None)
+        if known is None:
+            known = self._channels.own = AgentChannel(self.address)
+        return known
+
+    @channel.setter
+    def channel(self, channel: AgentChannel) -> None:
+        self._channels.own = channel
+
+    def find_again(self) -> bool:
+        """After its leading agent was lost: whether a run has taken it along to another one."""
+        address = self.leaders.of_world(self.world_id) if self.leaders is not None else ""
+        if not address:
+            return False
+        self.channel.close()
+        self.address, self.channel = address, AgentChannel(address)
+        self.world_size = self.describe()["world_size"]
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """Ranks with pid, host, memory and what each is doing."""
+        return self._ask(DescribeWorld(world_id=self.world_id)).values
+
+    def _ask(self, message: Message, timeout_s: float = 60.0) -> Done:
+        """Ask what may be asked twice: over another connection when this one has broken."""
+        try:
+            return self.channel.request(message, timeout_s)
+        except ConnectionLost:
+            self._reopen()
+            return self.channel.request(message, timeout_s)
+
+    def _reopen_if_closed(self) -> None:
+        if self.channel.closed:  # by a Stop in the middle of a message
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self.channel.close()
+        self.channel = AgentChannel(self.address)
+        self.channel.request(DescribeWorld(world_id=self.world_id))  # whose connection owns the world
+
+    def resize(self, num_ranks: int, placement: dict[str, Any] | None = None) -> None:
+        """Have `num_ranks` ranks; more go where the server has placed them."""
+        agents = placement["agents"] if placement else []
+        request = ResizeWorld(world_id=self.world_id, num_ranks=num_ranks, agents=agents)
+        self._reopen_if_closed()
+        self.world_size = self.channel.request(request, START_TIMEOUT_S).values["world_size"]
+
+    def stacks(self) -> list[str]:
+        """What every rank is doing now, as lines; what is equal is said once. Works while a run goes on."""
+        channel = AgentChannel(self.address)  # the world's own belongs to the thread that follows a run
+        try:
+            values = channel.request(DumpStacks(world_id=self.world_id)).values
+        finally:
+            channel.close()
+        return fold_stacks({int(rank): row for rank, row in values["ranks"].items()}, values["cells"])
+
+    def stop(self) -> None:
+        """End every rank; its variables are gone."""
+        try:
+            self._ask(StopWorld(world_id=self.world_id))
+        finally:
+            self.channel.close()
+
+    # --- variables ---
+
+    def push(self, values: dict[str, Any], ranks: Sequence[int] = ()) -> None:
+        """Set variables on ranks (all when empty)."""
+        self._ask(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values, "%push")), 600)
+
+    def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
+        """Variables of one rank."""
+        answer: Done = self._ask(Pull(world_id=self.world_id, names=list(names), rank=rank), 600)
+        values: dict[str, Any] = cloudpickle.loads(answer.payload)
+        return values
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Which of these rank 0 does not have."""
+        answer = self._ask(Names(world_id=self.world_id, names=list(names)))
+        return list(answer.values["missing"])
+
+    # --- cells ---
+
+    def submit(self, cell: Execute) -> None:
+        """Execute in the background."""
+        self._reopen_if_closed()
+        self.channel.request(cell)
+
+    def execute(self, cell: Execute, ranks: Sequence[int]) -> RunResult:
+        """Execute and show; returns when every rank has ended. Raises RankError, KeyboardInterrupt after a Stop."""
+        with StopSignal() as stop:
+            try:
+                self.channel.send(cell)
+            except ConnectionLost:  # while nothing was done: half a message is no message
+                self._reopen()
+                self.channel.send(cell)
+            view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
+            ended = self._follow(cell, view, stop)
+        return self._result(ended, stop.presses > 0)
+
+    def _stop_from_elsewhere(self, run_id: str) -> None:
+        # The channel belongs to the thread that follows the run; a button may press from another.
+        channel = AgentChannel(self.address)
+        try:
+            channel.request(StopRun(run_id=run_id))
+        finally:
+            channel.close()
+
+    def _follow(self, cell: Execute, view: RunView, stop: StopSignal) -> RunEnded:
+        ended: RunEnded | None = None
+        while ended is None:
+            try:
+                ended = self._hear(cell.run_id, view, stop)
+                self.heard_at = time.monotonic()
+            except ConnectionLost:
+                self.heard_at = 0.0
+                ended = self._regain(cell, view, stop)
+        view.finish(ended.state, ended.errors, ended.report)
+        return ended
+
+    def _hear(self, run_id: str, view: RunView, stop: StopSignal) -> RunEnded:
+        while True:
+            message = self.channel.receive(0 if self.channel.has_more else view.next_tick_s(), wake_fd=stop.fd)
+            if stop.presses > stop.passed_on:
+                stop.drain()
+                for _ in range(stop.presses - stop.passed_on):
+                    self.channel.send(StopRun(run_id=run_id))
+                    stop.passed_on += 1
+                view.stopping()
+            ended = self._take(message, run_id, view)
+            if ended is not None or not self.channel.has_more:
+                view.tick()
+            if ended is not None:
+                return ended
+
+    def _regain(self, cell: Execute, view: RunView, stop: StopSignal) -> RunEnded | None:
+        """The connection has broken: another one, or how the run has ended."""
+        self.channel.close()
+        leaders = self.leaders if cell.max_restarts else None
+        regaining = Regaining(self.address, self.world_id, cell.run_id, view, stop, leaders)
+        channel, ended = regaining.regain()
+        self.address = regaining.address
+        if channel is not None:
+            self.channel = channel
+        if ended is not None and ended.state == "finished" and cell.pull:
+            return replace(ended, payload=cloudpickle.dumps(self.pull(cell.pull)))
+        return ended
+
+    def _take(self, message: Message | None, run_id: str, view: RunView) -> RunEnded | None:
+        match message:
+            case Journaled(run_id=known) if known == run_id:
+                view.records(message.journal, message.rank, message.records)
+            case RankState(run_id=known, rank=-1) if known == run_id:
+                view.note(message.detail)
+            case RankState(run_id=known) if known == run_id:
+                view.rank_state(message.rank, message.state, message.detail)
+            case RunEnded(run_id=known) if known == run_id:
+                return message
+            case Refused() if "has ended" not in message.reason:
+                raise_refusal(message)
+        return None
+
+    def _result(self, ended: RunEnded, pressed: bool) -> RunResult:
+        if ended.state == "failed" and ended.errors:
+            first = ended.errors[0]
+            same = [error["rank"] for error in ended.errors if error["evalue"] == first["evalue"]]
+            self.last_error = RankError(
+                first["rank"],
+                first["ename"],
+                first["evalue"],
+                first["traceback"],
+                ranks=same,
+                report=ended.report,
+                run_id=ended.run_id,
+                place=first.get("place", ""),
+                local_variables=first.get("locals"),
+            )
+            raise self.last_error
+        if ended.state == "stopped":
+            raise stopped(ended.run_id, ended.report)
+        if ended.state == "lost":
+            raise WorldError(f"run {ended.run_id} was lost: the agent that led it has gone. %runs shows what is left.")
+        pulled = cloudpickle.loads(ended.payload) if ended.payload else {}
+        return RunResult(ended.run_id, ended.state, ended.report, ended.artifacts, pulled)
+
+
+def _folder() -> str:
+    """Where the notebook works; "" when that folder is no more."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def stopped(run_id: str, report: Sequence[str]) -> KeyboardInterrupt:
+    """What a stopped run raises: Run All ends as after any Stop, and the cell says what was kept."""
+    error = KeyboardInterrupt(f"run {run_id} was stopped")
+    error._render_traceback_ = lambda: ["KeyboardInterrupt: the run was stopped.", *report]  # type: ignore[attr-defined]
+    return error
+
+
+def pickled(values: dict[str, Any], what: str = "--push") -> bytes:
+    """Pickle variables; raises UsageError naming the one that cannot be pickled, or those that are too large."""
+    try:
+        return dump_within(values, _dump, MAX_VARIABLES, what, str(config.root()))
+    except TooLarge as error:
+        raise UsageError(str(error)) from None
+    except Exception:
+        for name, value in values.items():
+            try:
+                _dump(value, CountingFile())
+            except Exception as error:
+                raise UsageError(
+                    f"cannot push {name!r} ({type(value).__name__}): {type(error).__name__}: {error}. "
+                    "Push what it is made from, and make it on the ranks."
+                ) from None
+        raise
+
+
+def _dump(value: Any, file: Any) -> None:
+    cloudpickle.Pickler(file).dump(value)

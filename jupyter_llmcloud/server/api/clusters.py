@@ -1,0 +1,93 @@
+"""Clusters, and where a world or a replica may be placed on them."""
+
+from __future__ import annotations
+
+from jupyter_llmcloud.core.names import check_name
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
+
+MAX_WORKERS = 10_000
+MAX_TICKET = 64
+
+
+class ClustersHandler(LLMCloudHandler):
+    """All clusters."""
+
+    @access("read")
+    async def get(self) -> None:
+        """List them."""
+        pool = await self.context.pool()
+        self.answer({"clusters": [record.public() for record in await pool.list()]})
+
+    @access("execute")
+    async def post(self) -> None:
+        """Start one, or connect to one that runs elsewhere (`address`)."""
+        fields = self.fields("kind", "name", "workers", "options", "address")
+        name = check_name(expect(str, "name", fields["name"]), "cluster") if "name" in fields else None
+        pool = await self.context.pool()
+        if "address" in fields:
+            if set(fields) - {"address", "name"}:
+                raise UsageError("a cluster is connected to by address and name alone.")
+            address = expect(str, "address", fields["address"])
+            record = await self.carry_out("cluster.connect", name or address, pool.connect(address, name))
+        else:
+            kind = expect(str, "kind", fields.get("kind", "local"))
+            workers = expect(int, "workers", fields["workers"]) if "workers" in fields else None
+            options = expect(dict, "options", fields.get("options", {}))
+            work = pool.start(kind=kind, name=name, workers=workers, options=options)
+            record = await self.carry_out("cluster.start", name or kind, work, workers=workers)
+        self.answer(record.public(), 201)
+
+
+class ClusterHandler(LLMCloudHandler):
+    """One cluster."""
+
+    @access("execute")
+    async def delete(self, name: str) -> None:
+        """Stop it."""
+        pool = await self.context.pool()
+        await self.carry_out("cluster.stop", name, pool.stop(name))
+        self.answer({"name": name, "state": "stopped"})
+
+
+class ClusterScaleHandler(LLMCloudHandler):
+    """The size of a cluster."""
+
+    @access("execute")
+    async def post(self, name: str) -> None:
+        """Change its number of workers, or the bounds between which the load decides."""
+        fields = self.fields("workers", "minimum", "maximum")
+        for field, value in fields.items():
+            if not 0 <= expect(int, field, value) <= MAX_WORKERS:
+                raise UsageError(f"{field} {value} is not possible: 0 to {MAX_WORKERS}.")
+        pool = await self.context.pool()
+        if set(fields) == {"workers"}:
+            work = pool.scale(name, fields["workers"])
+        elif set(fields) == {"minimum", "maximum"}:
+            work = pool.adapt(name, fields["minimum"], fields["maximum"])
+        else:
+            raise UsageError("a cluster is scaled to workers, or between minimum and maximum.")
+        record = await self.carry_out("cluster.scale", name, work, **fields)
+        self.answer(record.public())
+
+
+class PlacementHandler(LLMCloudHandler):
+    """Where a world's ranks go."""
+
+    @access("execute")
+    async def post(self) -> None:
+        """Choose agents for `num_ranks` ranks; with no cluster a local one is started.
+
+        Who is refused as Busy and asks again with the same `ticket` within two seconds keeps its place in the line.
+        """
+        fields = self.fields("cluster", "num_ranks", "ticket")
+        cluster = expect(str, "cluster", fields["cluster"]) if "cluster" in fields else None
+        num_ranks = expect(int, "num_ranks", fields["num_ranks"]) if "num_ranks" in fields else None
+        if num_ranks is not None and num_ranks < 1:
+            raise UsageError(f"num_ranks {num_ranks} is not possible: a world has at least one rank.")
+        ticket = expect(str, "ticket", fields.get("ticket", ""))
+        if len(ticket) > MAX_TICKET:
+            raise UsageError(f"ticket has {len(ticket)} characters: {MAX_TICKET} at most.")
+        pool = await self.context.pool()
+        work = pool.place(cluster, num_ranks, ticket)
+        self.answer(await self.carry_out("world.place", cluster or "", work, num_ranks=num_ranks))

@@ -1,0 +1,173 @@
+"""Runs: read from their folders, stopped through the agent that leads them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.core.spec import Script
+from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
+from jupyter_llmcloud.server.api.run_states import leader_address, stop, true_state
+from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+TAIL_BYTES = 1 << 16
+MAX_RECORDS = 100_000
+TEXT = "text/plain; charset=utf-8"
+_SUMMARY = ("run_id", "name", "state", "created", "ended", "world_size", "ranks", "cluster", "artifacts")
+
+
+def latest(folder: RunFolder) -> dict[str, Any]:
+    """Progress and the last value of each metric, from the end of the first rank's journal."""
+    progress: list[float] | None = None
+    values: dict[str, float] = {}
+    for record in _tail(next(iter(sorted((folder.path / "metrics").glob("rank-*.jsonl"))), None)):
+        progress = record.get("progress", progress)
+        values.update(record.get("values") or {})
+    return {"progress": progress, "metrics": values}
+
+
+def _tail(path: Path | None) -> list[Record]:
+    if path is None:
+        return []
+    start = max(0, path.stat().st_size - TAIL_BYTES)
+    return read_from(path, Cursor(offset=start), TAIL_BYTES)
+
+
+async def summary(record: RunRecord, context: ServerContext) -> dict[str, Any]:
+    """What the list of runs tells of one."""
+    told = {key: getattr(record, key) for key in _SUMMARY}
+    folder = context.runs.folder(record.run_id)
+    return {**told, "state": await true_state(record, context), **await asyncio.to_thread(latest, folder)}
+
+
+def newest(folder: RunFolder, kind: str, rank: int | None, limit: int) -> list[dict[str, Any]]:
+    """The newest records of a kind ("logs" or "metrics"), in order of time."""
+    rows = (row for row in folder.records(kind) if rank is None or row[0] == rank)
+    return [{"rank": number, **record} for number, record in deque(rows, maxlen=limit)]
+
+
+class RunsHandler(LLMCloudHandler):
+    """All runs."""
+
+    _starting: asyncio.Future[Any] | None = None
+
+    @access("read")
+    async def get(self) -> None:
+        """List them, the newest first; `?state=active` only those that go on."""
+        state = self.get_query_argument("state", "")
+        if state not in ("", "active"):
+            raise UsageError(f"state={state!r} is not possible: write active, or leave it out.")
+        limit = self.number("limit", 100, 10_000)
+        records = await asyncio.to_thread(self.context.runs.list)
+        chosen = (record for record in records if not state or record.is_active)
+        rows = await asyncio.gather(*(summary(record, self.context) for record in itertools.islice(chosen, limit)))
+        self.answer({"runs": [row for row in rows if not state or row["state"] != "lost"]})
+
+    @access("execute")
+    async def post(self) -> None:
+        """Start a run from a source text and a RunSpec, on ranks of its own. It may wait for them when this answers."""
+        fields = self.fields("source", "spec", "script")
+        source = expect(str, "source", fields.get("source"))
+        spec = expect(dict, "spec", fields.get("spec", {}))
+        script = _script(expect(dict, "script", fields.get("script", {})))
+        await self.context.started()
+        work = self._starting = asyncio.ensure_future(self.context.starts.start(source, spec, script))
+        record, said = await self.carry_out("run.start", str(spec.get("name") or script.file)[:128], work)
+        self.answer({"run_id": record.run_id, "name": record.name, "state": record.state, "notes": said}, 201)
+
+    def on_connection_close(self) -> None:
+        """Whoever asked for a run has gone before it was theirs."""
+        if self._starting is not None:
+            self._starting.cancel()
+
+
+def _script(fields: dict[str, Any]) -> Script:
+    if unknown := sorted(set(fields) - set(Script.__dataclass_fields__)):
+        raise UsageError(f"script.{unknown[0]} is not known here: {', '.join(Script.__dataclass_fields__)} are.")
+    arguments = expect(list, "script.arguments", fields.get("arguments", []))
+    texts = {name: expect(str, f"script.{name}", fields.get(name, "")) for name in ("file", "folder")}
+    return Script(arguments=[expect(str, "script.arguments", item) for item in arguments], **texts)
+
+
+class RunHandler(LLMCloudHandler):
+    """One run, by its id or name."""
+
+    @access("read")
+    async def get(self, name: str) -> None:
+        """Everything its record holds."""
+        folder = self.context.runs.find(name)
+        record = await asyncio.to_thread(folder.read)
+        told = {**asdict(record), **await summary(record, self.context), "source": folder.source()}
+        with contextlib.suppress(LLMCloudError):  # as its record has it, when its cluster does not answer
+            told["agent"] = await leader_address(record, self.context)
+        self.answer(told)
+
+    @access("write")
+    async def delete(self, name: str) -> None:
+        """Remove a run that has ended, with everything it left."""
+        work = asyncio.to_thread(self.context.runs.delete, name)
+        self.answer({"run_id": await self.carry_out("run.delete", name, work)})
+
+
+class RunRecordsHandler(LLMCloudHandler):
+    """Logs or metrics of a run."""
+
+    @access("read")
+    async def get(self, name: str, kind: str) -> None:
+        """The newest records, `?rank=` of one rank, at most `?limit=`."""
+        rank = self.number("rank", 0, 1_000_000) if self.get_query_argument("rank", "") else None
+        limit = self.number("limit", 1000, MAX_RECORDS)
+        folder = self.context.runs.find(name)
+        self.answer({"records": await asyncio.to_thread(newest, folder, kind, rank, limit)})
+
+
+class RunLogHandler(LLMCloudHandler):
+    """All that a run has written."""
+
+    _gone: asyncio.Future[None] | None = None
+
+    @access("read")
+    async def get(self, name: str) -> None:
+        """Stream it as text, `?rank=` of one rank; what ranks wrote is never taken for a page."""
+        rank = self.number("rank", 0, 1_000_000) if self.get_query_argument("rank", "") else None
+        folder = self.context.runs.find(name)
+        pieces = log_text.pieces(folder, rank)
+        piece = await asyncio.to_thread(next, pieces, b"")  # what goes wrong at once is an error, not half a log
+        self.set_header("Content-Type", TEXT)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Disposition", f'inline; filename="{folder.run_id}.txt"')
+        self._gone = asyncio.get_running_loop().create_future()
+        while piece and not self._gone.done():
+            self.write(piece)
+            # No faster than it is read. What a reader who has gone had not taken is never flushed, and never fails.
+            await asyncio.wait([self._gone, self.flush()], return_when=asyncio.FIRST_COMPLETED)
+            piece = await asyncio.to_thread(next, pieces, b"")
+        self.finish(set_content_type=TEXT)
+
+    def on_connection_close(self) -> None:
+        """The reader has gone."""
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+
+class RunStopHandler(LLMCloudHandler):
+    """The end of a run."""
+
+    @access("execute")
+    async def post(self, name: str) -> None:
+        """Ask its agent to stop it; asked again, the agent stops it harder."""
+        self.fields()
+        record = self.context.runs.find(name).read()
+        if not record.is_active:
+            raise UsageError(f"run {record.run_id!r} is not active, it is {record.state}.")
+        self.answer({"state": await self.carry_out("run.stop", record.run_id, stop(record, self.context))})

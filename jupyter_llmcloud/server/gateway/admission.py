@@ -1,0 +1,83 @@
+"""Who is let through to a replica, and who waits: a bounded queue per endpoint, first come, first served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
+
+MAX_QUEUED_PER_REPLICA = 64
+QUEUE_TIMEOUT_S = 30.0
+
+
+class NotAdmitted(Exception):
+    """Nobody can answer now: `status` is 429 (too many are waiting) or 503 (no replica is ready)."""
+
+    def __init__(self, status: int, reason: str, retry_after_s: int) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Admission:
+    """The door of one endpoint. `ready` tells which replicas can be asked."""
+
+    def __init__(self, ready: Callable[[], Iterable[ReplicaClient]], timeout_s: float = QUEUE_TIMEOUT_S) -> None:
+        self._ready = ready
+        self._timeout_s = timeout_s
+        self._waiting: deque[asyncio.Future[ReplicaClient]] = deque()
+
+    async def enter(self, avoid: frozenset[str] = frozenset()) -> ReplicaClient:
+        """The replica with the fewest requests, but for those in `avoid`; its place is taken until `leave`."""
+        candidates = [replica for replica in self._ready() if replica.id not in avoid]
+        if not candidates:
+            raise NotAdmitted(503, "no replica is ready at the moment; it will be tried to start one.", 2)
+        free = [replica for replica in candidates if replica.num_in_flight < replica.max_concurrent]
+        if free and (not self._waiting or avoid):
+            return self._take(min(free, key=lambda replica: replica.num_in_flight))
+        if len(self._waiting) >= MAX_QUEUED_PER_REPLICA * len(candidates):
+            raise NotAdmitted(429, f"{len(self._waiting)} requests are waiting already.", 1)
+        return await self._wait()
+
+    async def _wait(self) -> ReplicaClient:
+        place: asyncio.Future[ReplicaClient] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            return await asyncio.wait_for(place, self._timeout_s)
+        except TimeoutError:
+            raise NotAdmitted(503, f"no place became free within {self._timeout_s:.0f} s.", 5) from None
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self.leave(place.result())
+            raise
+        finally:
+            if place in self._waiting:
+                self._waiting.remove(place)
+
+    def _take(self, replica: ReplicaClient) -> ReplicaClient:
+        replica.num_in_flight += 1
+        return replica
+
+    def leave(self, replica: ReplicaClient) -> None:
+        """A request is over."""
+        replica.num_in_flight -= 1
+        self.admit()
+
+    def admit(self) -> None:
+        """Let those in who now can be: a place became free, or a replica became ready or was lost."""
+        while self._waiting:
+            ready = list(self._ready())
+            free = [replica for replica in ready if replica.num_in_flight < replica.max_concurrent]
+            if ready and not free:
+                return
+            place = self._waiting.popleft()
+            if place.done():
+                continue
+            if free:
+                place.set_result(self._take(min(free, key=lambda replica: replica.num_in_flight)))
+            else:
+                place.set_exception(NotAdmitted(503, "its last replica was lost while the request waited.", 2))

@@ -1,0 +1,166 @@
+"""The OpenAI surface: who may ask, with what, and how an error looks there."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.auth.identity import User
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
+from tornado import web
+
+from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, may_read_models, parse_key
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.server.api.base import RESOURCE, SETTING
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.context import ServerContext
+    from jupyter_llmcloud.server.endpoints.controller import LiveEndpoint
+    from jupyter_llmcloud.storage.server_state import StoredKey
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def gateway_access(action: str) -> Callable[[Method], Method]:
+    """The access rule of the OpenAI surface: a scoped key within its scopes, or whoever Jupyter authorizes."""
+
+    def decorate(method: Method) -> Method:
+        as_user: Any = authorized(action, resource=RESOURCE)(method)
+
+        async def admitted(self: GatewayHandler, *args: Any) -> None:
+            await (method if self.key is not None else as_user)(self, *args)
+
+        guarded: Any = web.authenticated(admitted)
+        guarded.llmcloud_access = (action, RESOURCE)
+        return guarded
+
+    return decorate
+
+
+class GatewayHandler(APIHandler):
+    """Base of `/llmcloud/v1`. A scoped key is tried against our own table alone, and never becomes a Jupyter login."""
+
+    key: StoredKey | None = None
+
+    @property
+    def context(self) -> ServerContext:
+        """What the handlers share."""
+        context: ServerContext = self.settings[SETTING]
+        return context
+
+    @property
+    def actor(self) -> str:
+        """Who asks, as usage names them."""
+        if self.key is not None:
+            return f"key:{self.key.id}"
+        return getattr(self.current_user, "username", None) or "unknown"
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        """Find out who asks, before any of the body is read."""
+        self.started_at = time.perf_counter()
+        self.request_id = f"req-{uuid.uuid4().hex}"
+        self.set_header("X-Request-Id", self.request_id)
+        if self.request.method == "OPTIONS":
+            return
+        presented = self._presented_key()
+        if presented is None:
+            await self._prepare_jupyter()
+        elif not self.check_host():
+            raise ApiError(403, "this server does not answer under that host name.", code="host_not_allowed")
+        else:
+            self._prepare_key(presented)
+
+    def _presented_key(self) -> str | None:
+        scheme, _, credential = self.request.headers.get("Authorization", "").partition(" ")
+        candidates = [credential.strip() if scheme.lower() in ("bearer", "token") else ""]
+        candidates.append(self.request.headers.get("X-Api-Key", "").strip())
+        return next((text for text in candidates if looks_like_key(text)), None)
+
+    def _prepare_key(self, presented: str) -> None:
+        key = parse_key(presented)
+        stored = self.context.state.key(key.id) if key is not None else None
+        if key is None or stored is None or not key.matches(stored.digest):
+            raise ApiError(401, "this key is not valid here.", code="invalid_api_key")
+        if not stored.is_valid(time.time()):
+            ending = "was revoked" if stored.revoked else "has expired"
+            raise ApiError(401, f"key {stored.id} {ending}: ask for a new one.", code="invalid_api_key")
+        self.key = stored
+        self.current_user = self._jupyter_current_user = User(f"llmcloud-key-{stored.id}")
+        # A header that a browser never sends by itself: no cookie, no XSRF check, no origin check.
+        self._token_authenticated = True
+        self.set_cors_headers()
+
+    async def _prepare_jupyter(self) -> None:
+        self.current_user = None
+        try:
+            await JupyterHandler.prepare(self, _redirect_to_login=False)
+        except web.HTTPError:
+            if self.current_user is not None:
+                raise
+        if self.current_user is None:
+            hint = "send a key (Authorization: Bearer sk-llmc-...) or the token of this Jupyter server."
+            raise ApiError(401, f"nobody is signed in: {hint}", code="invalid_api_key")
+        if not self.check_origin():
+            raise ApiError(403, "this origin is not allowed.", code="origin_not_allowed")
+
+    def require_models(self) -> None:
+        """Raise 403 unless the key may list models."""
+        if self.key is not None and not may_read_models(self.key.scopes):
+            raise ApiError(403, f"key {self.key.id} lacks the scope models:read.", code="scope_missing")
+
+    def may_ask(self, endpoint: str) -> bool:
+        """May whoever asks use this endpoint?"""
+        return self.key is None or may_infer(self.key.scopes, endpoint)
+
+    def endpoint(self, name: str) -> LiveEndpoint:
+        """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none."""
+        if not self.may_ask(name):
+            assert self.key is not None
+            message = (
+                f"key {self.key.id} may not ask model {name[:128]!r}: its scopes are {', '.join(self.key.scopes)}."
+            )
+            raise ApiError(403, message, param="model", code="scope_missing")
+        try:
+            endpoint = self.context.endpoints.get(name)
+        except NotFound:
+            endpoint = None
+        if endpoint is None or not endpoint.is_active:
+            known = [live.name for live in self.context.endpoints.list() if live.is_active and self.may_ask(live.name)]
+            hint = f" There is: {', '.join(known[:8])}." if known else ""
+            message = f"there is no model {name[:128]!r} here.{hint}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return endpoint
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """`{"error": {message, type, param, code}}`."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if not isinstance(error, ApiError):
+            message = getattr(error, "log_message", None) or self._reason
+            error = ApiError(status_code, f"{message} (HTTP {status_code})")
+        if status_code == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        self.set_status(error.status)
+        for name, value in error.headers().items():
+            self.set_header(name, value)
+        self.set_header("X-Request-Id", self.request_id)
+        self.finish(json.dumps(error.body()))
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """As tornado's, but an ApiError brings its own status."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        super().send_error(error.status if isinstance(error, ApiError) else status_code, **kwargs)
+
+    def _log(self) -> None:
+        # A line per answered question would say nothing that the table of usage does not.
+        if self.get_status() >= 400:
+            super()._log()
+
+    def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
+        """An answer that is an error on purpose needs no traceback in the log."""
+        if not isinstance(value, ApiError):
+            super().log_exception(kind, value, trace)

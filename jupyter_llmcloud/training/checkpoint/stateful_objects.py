@@ -1,0 +1,295 @@
+"""The trained objects of a rank: found without help of the cell, their states taken as values and put back.
+
+Trained objects are those that the cell's Accelerators and Trainers know, those handed to `run.checkpoint`, and those
+that belong to an optimizer that has stepped. Each has an address, which leads to its successor when the cell is
+executed again: the order of an Accelerator and its lists, or the depth of a function and the name of a variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from jupyter_llmcloud.training import artifacts
+from jupyter_llmcloud.training.checkpoint import sharded_tensors
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.checkpoint.serialization import CopyTensor, NotPlain, decode, encode
+from jupyter_llmcloud.training.resume.change_detection import Marks
+from jupyter_llmcloud.training.resume.frame_variables import mentioned
+from jupyter_llmcloud.training.resume.object_state import has_changed
+
+_LISTS = ("_models", "_optimizers", "_schedulers", "_custom_objects")
+
+
+@dataclass(frozen=True)
+class StatefulObject:
+    """An object to save. `shared`: it is the same on every rank, so that the first saves it for all."""
+
+    address: str
+    value: Any
+    shared: bool
+
+    @property
+    def is_module(self) -> bool:
+        return isinstance(self.value, torch.nn.Module)
+
+
+def addresses(frames: list[FrameType], accelerators: dict[str, Any]) -> dict[str, Any]:
+    """Everything that could be saved, by address."""
+    table: dict[str, Any] = {}
+    for at, accelerator in accelerators.items():
+        for name in _LISTS:
+            for number, value in enumerate(getattr(accelerator, name, ())):
+                table[f"accelerator {at} {name} {number}"] = value
+        if getattr(accelerator, "scaler", None) is not None:
+            table[f"accelerator {at} scaler"] = accelerator.scaler
+    for depth, frame in enumerate(frames):
+        for name, value in list(frame.f_locals.items()):
+            stale = isinstance(value, torch.amp.GradScaler) and name not in mentioned(frame)
+            if not name.startswith("_") and not stale and callable(getattr(type(value), "state_dict", None)):
+                table[f"variable {depth} {name}"] = value
+    return table
+
+
+def find(
+    table: dict[str, Any], optimizers: Iterable[Any], explicit: Mapping[str, Any], alone: bool = False
+) -> list[StatefulObject]:
+    """What to save of the objects in `table`; `alone`: there is only one rank."""
+    chosen = {address: value for address, value in table.items() if address.startswith(("accelerator ", "trainer "))}
+    for name, value in explicit.items():
+        _choose(chosen, table, value, name)
+    for optimizer in optimizers:
+        _choose(chosen, table, optimizer, "optimizer")
+    stepped = {id(_inner(value)) for value in chosen.values() if _is_optimizer(value)}
+    trained = {id(p) for value in chosen.values() if _is_optimizer(value) for p in parameters_of(value)}
+    covered = {id(p) for value in chosen.values() if _is_module(value) for p in value.parameters()}
+    modules = {address: value for address, value in table.items() if _is_module(value)}
+    for address in sorted(modules, key=lambda a: (-sum(1 for _ in modules[a].modules()), a)):
+        own = {id(p) for p in modules[address].parameters()}
+        if own & (trained - covered):
+            chosen[address] = modules[address]
+            covered |= own
+    for address, value in table.items():
+        follows = isinstance(value, LRScheduler) and id(_inner(value.optimizer)) in stepped
+        if (follows or isinstance(value, torch.amp.GradScaler)) and not _is_chosen(chosen, value):
+            chosen[address] = value
+    return _shared(chosen, alone)
+
+
+def also_changed(table: dict[str, Any], found: list[StatefulObject], first: Marks) -> list[StatefulObject]:
+    """What no optimizer trains and has changed all the same, such as an average of the weights."""
+    chosen = {item.address: item.value for item in found}
+    covered = {id(p) for item in found if item.is_module for p in [*item.value.parameters(), *item.value.buffers()]}
+    more = []
+    for address, value in table.items():
+        if _is_chosen(chosen, value) or not callable(getattr(value, "load_state_dict", None)):
+            continue
+        if _is_module(value) and _all_in([*value.parameters(), *value.buffers()], covered):
+            continue
+        if not isinstance(value, DataLoader) and has_changed(value, address, first):
+            chosen[address] = value
+            more.append(StatefulObject(address, value, False))
+    return more
+
+
+def is_in(table: dict[str, Any], value: Any) -> bool:
+    """Whether the table leads to an object."""
+    return _is_chosen(table, value)
+
+
+def _choose(chosen: dict[str, Any], table: dict[str, Any], value: Any, name: str) -> None:
+    if _is_chosen(chosen, value):
+        return
+    if not callable(getattr(value, "state_dict", None)):
+        raise TypeError(f"{name}={type(value).__name__}: it has no state_dict(), so it cannot be part of a checkpoint.")
+    for address, other in table.items():
+        if _inner(other) is _inner(value):
+            chosen[address] = other
+            return
+    raise NotPlain(
+        f"the {name} ({type(value).__name__}) is no variable of the cell, so it could not be found again: "
+        "give it a name, or hand it to accelerator.prepare()"
+    )
+
+
+def _is_chosen(chosen: dict[str, Any], value: Any) -> bool:
+    return any(_inner(other) is _inner(value) for other in chosen.values())
+
+
+def _inner(value: Any) -> Any:
+    """Behind the wrappers of Accelerate, DDP and torch.compile."""
+    if isinstance(value, torch.nn.Module):
+        return artifacts.unwrapped(value)
+    if type(value).__module__.startswith("accelerate."):
+        name = "optimizer" if hasattr(value, "param_groups") else "scheduler"
+        return getattr(value, name, value)
+    return value
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(_inner(value), torch.optim.Optimizer)
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, torch.nn.Module)
+
+
+def parameters_of(optimizer: Any) -> list[torch.Tensor]:
+    """Every parameter of an optimizer, in order."""
+    return [p for group in _inner(optimizer).param_groups for p in group["params"]]
+
+
+def _shared(chosen: dict[str, Any], alone: bool) -> list[StatefulObject]:
+    wrapped = [value for value in chosen.values() if isinstance(value, DistributedDataParallel) or alone]
+    common = {id(p) for value in wrapped if _is_module(value) for p in value.parameters()}
+    found = []
+    for address, value in chosen.items():
+        if is_spread(value):
+            shared = False  # each rank has its part
+        elif _is_module(value):
+            shared = alone or isinstance(value, DistributedDataParallel) or _all_in(value.parameters(), common)
+        else:
+            shared = _is_optimizer(value) and (alone or _all_in(parameters_of(value), common))
+        found.append(StatefulObject(address, value, shared))
+    return found
+
+
+def is_spread(value: Any) -> bool:
+    """Whether each rank holds only a part of it."""
+    tensors = value.parameters() if _is_module(value) else parameters_of(value) if _is_optimizer(value) else ()
+    return sharded_tensors.is_sharded(tensors)
+
+
+def _all_in(parameters: Iterable[torch.Tensor], common: set[int]) -> bool:
+    ids = {id(p) for p in parameters}
+    return bool(ids) and ids <= common
+
+
+# --- their state ----------------------------------------------------------------------------------------------------
+
+
+def take(
+    found: list[StatefulObject], shared: bool, copy: CopyTensor, copy_later: CopyTensor
+) -> dict[str, dict[str, Any]]:
+    """The states of those objects that are `shared`, or of those that are not, by address; every tensor copied.
+
+    What only an optimizer's step changes may be copied later, as long as it is before the next step.
+    """
+    covered = {id(p) for item in found if item.is_module for p in item.value.parameters()}
+    return {item.address: _state_of(item, covered, copy, copy_later) for item in found if item.shared == shared}
+
+
+def _state_of(item: StatefulObject, covered: set[int], copy: CopyTensor, copy_later: CopyTensor) -> dict[str, Any]:
+    value, at = _inner(item.value), item.address
+    copy_state = copy_later if _is_optimizer(value) else copy
+    values = sharded_tensors.localize(value.state_dict()) if is_spread(value) else value.state_dict()
+    state: dict[str, Any] = {"kind": "other", "state": encode(values, copy_state, at)}
+    if item.is_module:
+        state["kind"] = "module"
+        state["flat"] = sharded_tensors.is_flat(item.value)
+        state["trainable"] = [name for name, p in value.named_parameters() if p.requires_grad]
+        state["parameters"] = [name for name, _ in value.named_parameters()]
+    elif _is_optimizer(value):
+        state["kind"] = "optimizer"
+        loose = enumerate(p for p in parameters_of(value) if id(p) not in covered)
+        state["loose"] = [copy(f"{at} loose {number}", p) for number, p in loose]
+    return state
+
+
+def gradients(found: list[StatefulObject], copy: CopyTensor) -> dict[str, list[Any]]:
+    """The gradients that wait for a step, of these optimizers, by address."""
+    taken = {}
+    for item in found:
+        values = [sharded_tensors.localize(p.grad) for p in parameters_of(item.value)]
+        if any(value is not None for value in values):
+            taken[item.address] = encode(values, copy, f"gradients {item.address}")
+    return taken
+
+
+def put_gradients(saved: dict[str, list[Any]], table: dict[str, Any]) -> None:
+    """Put gradients back."""
+    for address, values in saved.items():
+        parameters = parameters_of(table[address])
+        for parameter, value in zip(parameters, decode(values), strict=True):
+            grad = sharded_tensors.spread_like(value, parameter)
+            parameter.grad = grad.to(parameter.device) if grad is not None else None
+
+
+def inner_optimizer(value: Any) -> Any:
+    """The optimizer of torch inside, or None."""
+    return _inner(value) if _is_optimizer(value) else None
+
+
+def not_finite(states: dict[str, dict[str, Any]]) -> str:
+    """Names the first trained tensor that holds an infinity or no number; "" when all are well."""
+    for address, state in states.items():
+        if state["kind"] == "module":
+            tensors = {name: state["state"].get(name) for name in state["parameters"]}
+        elif state["kind"] == "optimizer":
+            tensors = dict(_tensors({"state": state["state"]["state"], "loose": state["loose"]}, "optimizer"))
+        else:
+            continue
+        for name, value in tensors.items():
+            tensor = value["local"] if sharded_tensors.is_shard(value) else value
+            if tensor is not None and not _is_finite(tensor):
+                return f"{name} ({address}) holds values that are not finite"
+    return ""
+
+
+def _tensors(value: Any, path: str) -> Iterable[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _tensors(item, f"{path}.{key}")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def put(states: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
+    """Restore objects; raises ResumeMissed when one is not there any more."""
+    for address, state in states.items():
+        if address not in table:
+            raise ResumeMissed(f"the checkpoint holds a state for {address!r}, but the cell has made no such object.")
+        value = _inner(table[address])
+        sharded_tensors.settle(value)
+        value.load_state_dict(sharded_tensors.spread(decode(state["state"]), _reference(value)))
+        if state["kind"] == "module":
+            trainable = set(state["trainable"])
+            for name, parameter in value.named_parameters():
+                parameter.requires_grad_(name in trainable)
+    for address, state in states.items():
+        if state["kind"] == "optimizer" and state["loose"]:
+            _put_loose(_inner(table[address]), state["loose"], table, states)
+
+
+def _reference(value: Any) -> sharded_tensors.Reference:
+    """Which tensor of an object is spread like the one at this place in its state."""
+    if _is_module(value):
+        return lambda path: value.state_dict()[path[0]]
+    if _is_optimizer(value):
+        parameters = parameters_of(value)
+        return lambda path: parameters[path[1]]
+    return lambda path: None
+
+
+def _put_loose(optimizer: Any, saved: list[torch.Tensor], table: dict[str, Any], states: dict[str, Any]) -> None:
+    modules = [table[address] for address, state in states.items() if state["kind"] == "module"]
+    covered = {id(p) for module in modules for p in module.parameters()}
+    loose = [p for p in parameters_of(optimizer) if id(p) not in covered]
+    with torch.no_grad():
+        for parameter, value in zip(loose, saved, strict=True):
+            parameter.copy_(value)

@@ -1,0 +1,102 @@
+"""The files of a checkpoint: written by a thread of each rank, read when the run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
+from jupyter_llmcloud.storage.checkpoints import seal
+from jupyter_llmcloud.training.checkpoint import stateful_objects
+from jupyter_llmcloud.training.output.sender import Outlet
+
+_NICE = 10  # the training goes first
+
+
+@dataclass
+class Write:
+    """What a rank writes of one checkpoint."""
+
+    part: CheckpointPart
+    name: str
+    aside: Callable[[], Path]
+    shared: dict[str, Any] | None
+    own: dict[str, Any]
+    bad_loss: str
+    copies: list[tuple[torch.Tensor, torch.Tensor]]
+    copied: threading.Event
+
+    def parts(self) -> CheckpointPart:
+        """Copy what is left, check, write, make durable; returns what to tell the agent."""
+        try:
+            for buffer, tensor in self.copies:
+                buffer.copy_(tensor)
+            self.copies.clear()
+        finally:
+            self.copied.set()
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        states = {**(self.shared or {}), **self.own["objects"]}
+        if reason := stateful_objects.not_finite(states) or (self.bad_loss and f"{self.bad_loss} is not finite"):
+            return changed(self.part, not_finite=reason)
+        aside = self.aside()
+        names = [self.name]
+        if self.shared is not None:
+            names += _write_shared(self.shared, aside)
+        torch.save(self.own, aside / self.name)
+        return changed(self.part, files={name: seal(aside / name) for name in names})
+
+
+def report(outlet: Outlet, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:
+    try:
+        part = write()
+    except Exception as error:
+        part = changed(part, error=_in_words(error))
+    with contextlib.suppress(OSError):  # the agent has gone, and this process ends with it
+        outlet.send(part)
+
+
+def _write_shared(shared: dict[str, Any], aside: Path) -> list[str]:
+    """Models as safetensors, which other programs read too; the rest beside them."""
+    names, rest = ["shared.pt"], {}
+    for address, state in shared.items():
+        if state["kind"] != "module":
+            rest[address] = state
+            continue
+        tensors = {name: value for name, value in state["state"].items() if isinstance(value, torch.Tensor)}
+        name = "model.safetensors" if len(names) == 1 else f"model-{len(names)}.safetensors"
+        save_file(tensors, str(aside / name))
+        others = {key: value for key, value in state["state"].items() if key not in tensors}
+        rest[address] = {**state, "state": others, "file": name}
+        names.append(name)
+    torch.save(rest, aside / "shared.pt")
+    return names
+
+
+def with_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if "file" not in state:
+        return state
+    return {**state, "state": {**state["state"], **load_file(str(folder / state["file"]))}}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Only data is read: `weights_only` runs no code of a file. The agent has verified it by its manifest."""
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def changed(part: CheckpointPart, **fields: Any) -> CheckpointPart:
+    return CheckpointPart(**{**part.__dict__, **fields})
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"

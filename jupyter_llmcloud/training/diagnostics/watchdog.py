@@ -1,0 +1,220 @@
+"""A side thread that says what the main thread of a rank is doing, also while that is blocked in C++.
+
+While a cell runs it looks twice a second, and tells the agent when something has changed, at least every two seconds.
+It holds no lock while it looks and wakes for nothing between cells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from jupyter_llmcloud.core.run.hang import heartbeat_s
+from jupyter_llmcloud.protocol.rank_messages import Heartbeat
+from jupyter_llmcloud.training.diagnostics import stack_location
+from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow
+from jupyter_llmcloud.training.diagnostics.grad_mode import WithoutGradients
+from jupyter_llmcloud.training.diagnostics.stack_location import CellNumber, StackLocation
+from jupyter_llmcloud.training.output.sender import Outlet
+
+TICK_S = 0.5
+SPACING_S = 1.0  # a rank that moves is not worth more messages than this
+BUSY_SHARE = 0.01  # of a core: the process works; one that only polls uses less
+BUSY_BYTES = 100_000  # read or written in a second: it works as well
+MOVED_S = 2.0  # a rank that moved so recently works
+CLOSE_S = 1.0  # one that stands still for so long is looked at closely
+DUMP_NAME = "llmcloud-stacks"  # of the memory file into which SIGUSR1 writes, with the thread that gets the signal
+
+_NAMED = {"backward": "the gradient all_reduce of backward", "ddp": "DDP's exchange of buffers"}
+
+
+class Watchdog:
+    """One per rank.
+
+    Args:
+        num_steps: how many optimizer steps the cell has finished.
+        cell_number: the execution count of a notebook cell, by the name of its file.
+    """
+
+    def __init__(self, outlet: Outlet, num_steps: Callable[[], int], cell_number: CellNumber) -> None:
+        self.collectives = Collectives()
+        self._without_gradients = WithoutGradients()
+        self._outlet = outlet
+        self._num_steps = num_steps
+        self._cell_number = cell_number
+        self._active = threading.Event()
+        self._run_id = ""
+        self._heartbeat_s = 2.0
+        self._forget()
+
+    def start(self) -> None:
+        """Begin to watch; groups made from now on are counted."""
+        self.collectives.watch()
+        self._without_gradients.watch()
+        threading.Thread(target=self._watch, name="llmcloud-watchdog", daemon=True).start()
+
+    def begin(self, run_id: str, floor_s: float) -> None:
+        """A cell begins; `floor_s` is when a rank may first be called late."""
+        self._run_id = run_id
+        self._heartbeat_s = heartbeat_s(floor_s)
+        self._forget()
+        self._active.set()
+
+    def end(self) -> None:
+        """The cell has ended."""
+        self._active.clear()
+
+    def _forget(self) -> None:
+        self._mark: Any = None
+        self._moved_at = time.monotonic()
+        self._without_gradients.depth = 0
+        self._used: tuple[float, float, int] | None = None  # the side thread takes it: a cell must not wait
+        self._busy = False
+        self._said_at = 0.0
+
+    # --- looking ---
+
+    def _watch(self) -> None:
+        self._dump = _open_dump()
+        while True:
+            self._active.wait()
+            if self._used is None:
+                self._used = (time.monotonic(), time.process_time(), _bytes_moved())
+            time.sleep(min(TICK_S, self._heartbeat_s / 2))
+            if not self._active.is_set():
+                continue
+            now = time.monotonic()
+            if self._is_due(now, self._still(now, self.collectives.state())):
+                try:
+                    self._say(self.look())
+                except OSError:
+                    return  # the agent has gone; the control thread ends this process
+
+    def _is_due(self, now: float, still_s: float) -> bool:
+        """Whether to say something: the thread has moved, has just come to rest, or it is time for a sign of life."""
+        silent_s = now - self._said_at
+        if silent_s >= self._heartbeat_s:
+            return True
+        came_to_rest = still_s >= CLOSE_S > self._said_at - self._moved_at
+        return silent_s >= SPACING_S and (still_s < silent_s or came_to_rest)
+
+    def look(self) -> Heartbeat:
+        """What the main thread is doing now."""
+        now = time.monotonic()
+        groups = self.collectives.state()
+        still_s = self._still(now, groups)
+        at = stack_location.locate(stack_location.main_frame(), self._cell_number, closely=still_s > CLOSE_S)
+        op = _operation(at, groups, still_s)
+        return Heartbeat(
+            run_id=self._run_id,
+            phase="collective" if op else self._phase(at),
+            op=op,
+            groups=groups,
+            step=self._num_steps(),
+            place=at.place,
+            doing=at.doing,
+            still_s=round(still_s, 2),
+            working=still_s < MOVED_S or self._is_busy(now, at),
+        )
+
+    def _still(self, now: float, groups: dict[str, GroupRow]) -> float:
+        """Seconds since the main thread moved, as far as was seen."""
+        mark = (stack_location.fingerprint(stack_location.main_frame()), self._num_steps(), groups)
+        if mark != self._mark:
+            self._mark, self._moved_at = mark, now
+        return now - self._moved_at
+
+    def _phase(self, at: StackLocation) -> str:
+        in_step = at.op in _NAMED
+        return "evaluation" if at.phase == "compute" and self._without_gradients.depth and not in_step else at.phase
+
+    def _is_busy(self, now: float, at: StackLocation) -> bool:
+        """Whether this process has computed, read or written of late; for data, its children as well."""
+        began, cpu_s, moved = self._used or (now, 0.0, 0)
+        if now - began > CLOSE_S:
+            used_s, moved_now = time.process_time(), _bytes_moved()
+            used_s += _children_cpu() if at.phase == "data" else 0.0
+            self._used = (now, used_s, moved_now)
+            span_s = now - began
+            self._busy = used_s - cpu_s > BUSY_SHARE * span_s or moved_now - moved > BUSY_BYTES * span_s
+        return self._busy
+
+    def _say(self, beat: Heartbeat) -> None:
+        self._said_at = time.monotonic()
+        self._outlet.send(replace(beat, rss=_rss()))
+
+    # --- stacks ---
+
+    def stacks(self) -> dict[str, Any]:
+        """Every thread but our own: {"main": lines, "threads": {name: lines}, "op": the collective of the main one}."""
+        beat = self.look()
+        number = next((f" #{row[1]}" for row in beat.groups.values() if row[1] > row[2]), "") if beat.op else ""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        found: dict[str, list[str]] = {}
+        for ident, frame in sys._current_frames().items():
+            name = names.get(ident, f"thread {ident}")
+            if not name.startswith("llmcloud-") and name != "MainThread":
+                found[name] = stack_location.stack(frame, self._cell_number)
+        main = stack_location.stack(stack_location.main_frame(), self._cell_number) if self._active.is_set() else []
+        return {"main": main, "threads": found, "op": beat.op + number}
+
+
+def _operation(at: StackLocation, groups: dict[str, GroupRow], still_s: float) -> str:
+    """The collective that the main thread is blocked in; "" for none."""
+    in_flight = any(begun > finished for _, begun, finished in groups.values())
+    if at.op and at.op not in _NAMED:
+        return at.op
+    if not in_flight or still_s < CLOSE_S / 2:
+        return ""  # autograd computes, or an asynchronous collective goes on beside the main thread
+    return _NAMED.get(at.op, "a collective")
+
+
+def _rss() -> int:
+    """Resident memory of this process in bytes; 0 where that cannot be told."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _bytes_moved() -> int:
+    """What this process has read and written so far."""
+    try:
+        with open("/proc/self/io", encoding="ascii") as file:
+            return int(file.readline().split()[1]) + int(file.readline().split()[1])
+    except OSError:
+        return 0
+
+
+def _children_cpu() -> float:
+    """Seconds that living children (workers of a DataLoader) have used."""
+    ticks = 0
+    with contextlib.suppress(OSError):
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+                children = file.read().split()
+            for pid in children:
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+                    ticks += sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _open_dump() -> Any:
+    """Have SIGUSR1 write all stacks into a memory file, also while native code holds the interpreter's lock.
+
+    Called in the thread that is to get the signal.
+    """
+    if not hasattr(os, "memfd_create"):
+        return None
+    file = os.fdopen(os.memfd_create(f"{DUMP_NAME}-{threading.get_native_id()}"), "wb", buffering=0)
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+    return file

@@ -1,0 +1,187 @@
+"""The process group of a world: joined for each generation, broken from a side thread, never torn down in C++.
+
+A group is reached through `PrefixStore(f"gen{n}", store)` of the store that the agent owns. Gloo has no abort: a rank
+blocked in a collective is released by shutting down the sockets of its group, found as the TCP sockets that appeared
+while the group was made. The dead group object is kept for ever, since its destructor joins threads and can deadlock.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from jupyter_llmcloud.training.group.no_dns import no_names
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # torch's own default
+
+_dead_groups: list[Any] = []
+_torch_init = c10d.init_process_group
+_torch_destroy = c10d.destroy_process_group
+_torch_new_group = c10d.new_group
+
+
+def _tcp_sockets() -> set[tuple[int, str]]:
+    """(fd, inode) of the connected TCP sockets of this process; listening ones must never be shut down."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith("socket:") and _is_connected_tcp(int(name)):
+                found.add((int(name), target))
+        except OSError:
+            continue
+    return found
+
+
+def _is_connected_tcp(fd: int) -> bool:
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return (
+            sock.family in (socket.AF_INET, socket.AF_INET6)
+            and sock.type == socket.SOCK_STREAM
+            and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        )
+
+
+class WorldGroup:
+    """This rank's place in its world's process group.
+
+    Args:
+        store: `host:port` of the TCPStore that the agent owns.
+        backend: "gloo" on a CPU, "cpu:gloo,cuda:nccl" on GPUs.
+    """
+
+    def __init__(self, store: str, rank: int, world_size: int, backend: str, device: torch.device) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.backend = backend
+        self.device = device
+        self.generation = -1
+        self.broken = False
+        self._sockets: set[tuple[int, str]] = set()
+        self._before_join: set[tuple[int, str]] | None = None  # None while it does not join
+        self._given_up = -1  # the newest generation that not all ranks can join
+        self._lock = threading.Lock()
+        self.move(store)
+
+    def move(self, store: str, interface: str = "") -> None:
+        """Meet the other ranks by this store from now on; over `interface`, since they are on other hosts, too."""
+        host, port = store.rsplit(":", 1)
+        self.address = store
+        before = _tcp_sockets()
+        with no_names():
+            self.store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
+        self._store_sockets = _tcp_sockets() - before
+        if interface:
+            os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "MASTER_ADDR": host}
+            os.environ["MASTER_PORT"] = port
+
+    def join(self, generation: int) -> None:
+        """Leave the group of an earlier generation, if any, and join this one. Every rank must do so."""
+        if dist.is_initialized():
+            _bury()
+        c10d._world.group_count = 0  # it names what is looked for in the store; one that was not joined has counted
+        with self._lock:
+            self._sockets = set()
+            self._before_join = _tcp_sockets()
+            self.broken = generation <= self._given_up
+        try:
+            if self.broken:
+                raise ConnectionAbortedError(f"not all ranks can join generation {generation} of the group")
+            with self.watch_sockets():
+                _torch_init(
+                    self.backend,
+                    store=dist.PrefixStore(f"gen{generation}", self.store),
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    timeout=COLLECTIVE_TIMEOUT,
+                    device_id=self.device if self.device.type == "cuda" else None,
+                )
+                dist.barrier()
+        finally:
+            self._before_join = None
+        self.generation = generation
+
+    @contextmanager
+    def watch_sockets(self) -> Iterator[None]:
+        """Count the TCP sockets opened in the block as the group's."""
+        before = _tcp_sockets()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sockets |= _tcp_sockets() - before
+
+    def release(self, generation: int = -1) -> None:
+        """Break the group: whoever is blocked in a collective gets an error. Called from a side thread.
+
+        One that is to join this generation, or waits for the others to, gets an error, too; its store is useless then.
+        """
+        with self._lock:
+            self.broken = True
+            self._given_up = max(self._given_up, generation)
+            sockets = set(self._sockets)
+            if self._before_join is not None:
+                sockets |= self._store_sockets | (_tcp_sockets() - self._before_join)
+        for fd, inode in sockets:
+            try:
+                if os.readlink(f"/proc/self/fd/{fd}") == inode:
+                    with socket.socket(fileno=os.dup(fd)) as sock:
+                        sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # closed meanwhile: the collective it served has ended
+        if "nccl" in self.backend and dist.is_initialized():
+            c10d._abort_process_group()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the next cell can use the group as it is."""
+        return dist.is_initialized() and not self.broken
+
+
+def _bury() -> None:
+    _dead_groups.extend(c10d._world.pg_map)
+    _torch_destroy()
+
+
+def adopt(group: Callable[[], WorldGroup | None]) -> None:
+    """Let scripts that make and destroy the default group use the world's own.
+
+    `init_process_group` returns at once when the world has a group, as a launcher's script expects of its first call;
+    `destroy_process_group` leaves it in place for the next cell. Groups of a part of the ranks work as in torch, and
+    their sockets can be released like the world's.
+    """
+
+    def init_process_group(*args: Any, **kwargs: Any) -> None:
+        world = group()
+        if world is None or not dist.is_initialized():
+            _torch_init(*args, **kwargs)
+
+    def destroy_process_group(group_to_end: Any = None) -> None:
+        world = group()
+        if world is None:
+            _torch_destroy(group_to_end)
+        elif group_to_end is not None and group_to_end is not c10d.GroupMember.WORLD:
+            _dead_groups.append(group_to_end)
+            _torch_destroy(group_to_end)
+
+    def new_group(*args: Any, **kwargs: Any) -> Any:
+        world = group()
+        if world is None:
+            return _torch_new_group(*args, **kwargs)
+        with world.watch_sockets():
+            return _torch_new_group(*args, **kwargs)
+
+    for replacement in (init_process_group, destroy_process_group, new_group):
+        original = getattr(c10d, replacement.__name__)
+        replacement.__doc__ = original.__doc__
+        for module in (c10d, dist):
+            setattr(module, replacement.__name__, replacement)

@@ -1,0 +1,204 @@
+"""What leaves a rank while its main thread works: text, displays and metrics, in order, a few times a second."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from jupyter_llmcloud.protocol.frames import Message, encode
+from jupyter_llmcloud.protocol.rank_messages import Measured, Printed
+from jupyter_llmcloud.system.shared_ring import RingWriter
+
+BATCH_S = 0.03  # a reader's eye does not see less
+MAX_PENDING = 64 << 10  # characters; more is sent at once, so that printing is held back by a slow reader
+MAX_RECORD = 8 << 20  # characters of a display; a cell shows half as much
+
+
+class Outlet:
+    """The only writer of the rank's socket and of its ring of metrics.
+
+    Text and displays are batched; `flush` sends what is pending. Metrics are in shared memory at once, so that a rank
+    that is killed has lost none; an empty message tells the agent to look. A cell's main thread never
+    writes to the socket itself: an interrupt would leave half a frame behind.
+    """
+
+    def __init__(self, sock: socket.socket, ring: RingWriter) -> None:
+        self.muted = False  # while a restarted cell is led back to its resume point: all this was said before
+        self.forked = False  # in a child of the rank, which has neither the threads nor the right to the socket
+        self._sock = sock
+        self._ring = ring
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._lock = threading.RLock()
+        self._sent = threading.Condition(self._lock)
+        self._logs: list[dict[str, Any]] = []
+        self._has_metrics = False
+        self._size = 0
+        self._wake = threading.Event()
+        self._full = threading.Event()
+        os.register_at_fork(after_in_child=self._note_fork)
+        threading.Thread(target=self._pump, name="llmcloud-outlet", daemon=True).start()
+
+    def _note_fork(self) -> None:
+        self.forked = True
+
+    def send(self, message: Message) -> None:
+        """Flush, then send a message, so that it comes after everything printed before."""
+        with self._lock:
+            self.flush()
+            self._sock.sendall(encode(message))
+
+    def text(self, kind: str, text: str) -> None:
+        """Text written to stdout or stderr; what is long leaves in pieces, which every reader can take at once."""
+        if self.muted:
+            return
+        for start in range(0, len(text), MAX_PENDING):
+            self._add(kind, text[start : start + MAX_PENDING])
+
+    def _add(self, kind: str, text: str) -> None:
+        with self._lock:
+            last = self._logs[-1] if self._logs else None
+            if last is not None and last["kind"] == kind and "parts" in last:
+                last["parts"].append(text)
+            else:
+                self._logs.append({"kind": kind, "t": time.time(), "parts": [text]})
+            self._hold_back(len(text))
+
+    def _hold_back(self, size: int) -> None:
+        self._size += size
+        self._wake.set()
+        if self._size > MAX_PENDING:
+            self._full.set()
+            self._sent.wait_for(lambda: self._size <= MAX_PENDING)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A display, a result or an error."""
+        if self.forked or self.muted:
+            return
+        size = sum(len(str(value)) for value in (record.get("data") or {}).values())
+        if size > MAX_RECORD:
+            kinds = ", ".join(record["data"])
+            text = f"A {record['kind']} of {size / 1e6:.0f} MB ({kinds}) is too large to be shown: write it to a file."
+            record, size = {"kind": "stderr", "text": f"{text}\n"}, len(text)
+        with self._lock:
+            self._logs.append({"t": time.time(), **record})
+            self._hold_back(size)
+
+    def warning(self, kind: str, text: str) -> None:
+        """Text that says the same on every rank: shown once."""
+        self.record({"kind": kind, "text": text, "warning": True})
+
+    def measure(self, kind: str, first: Any, second: Any, third: Any = None) -> None:
+        """A record of kind "values" (step, {name: float}) or "progress" (done, total, desc); costs a copy."""
+        if self.forked or self.muted:
+            return
+        self._ring.write(self._encode((kind, time.time(), first, second, third)))
+        if not self._has_metrics:
+            self._has_metrics = True
+            self._wake.set()
+
+    def flush(self) -> None:
+        """Send what is pending."""
+        with self._lock:
+            logs, self._logs, self._size = self._logs, [], 0
+            has_metrics, self._has_metrics = self._has_metrics, False
+            for record in logs:
+                if "parts" in record:
+                    record["text"] = "".join(record.pop("parts"))
+            if logs:
+                self._sock.sendall(encode(Printed(records=logs)))
+            if has_metrics:
+                self._sock.sendall(encode(Measured(records=[])))
+            self._sent.notify_all()
+
+    def _pump(self) -> None:
+        while True:
+            self._wake.wait()
+            self._full.wait(BATCH_S)
+            self._full.clear()
+            self._wake.clear()
+            try:
+                self.flush()
+            except OSError:
+                return  # the agent has gone; the control thread ends this process
+
+
+class Bytes(io.RawIOBase):
+    """`sys.stdout.buffer` of a rank."""
+
+    def __init__(self, text: StreamToOutlet) -> None:
+        self._text = text
+
+    def write(self, data: Any) -> int:
+        taken = bytes(data)
+        self._text.write(taken.decode(self._text.encoding, "replace"))
+        return len(taken)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._text.fileno()
+
+
+class StreamToOutlet(io.TextIOBase):
+    """`sys.stdout` or `sys.stderr` of a rank."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, outlet: Outlet, kind: str, fd: int) -> None:
+        self._outlet = outlet
+        self.kind = kind
+        self._fd = fd
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if self._outlet.forked:
+            os.write(self._fd, text.encode("utf-8", "replace"))
+        elif text:
+            self._outlet.text(self.kind, text)
+        return len(text)
+
+    @property
+    def buffer(self) -> Bytes:
+        """For what is written as bytes."""
+        return Bytes(self)
+
+    def reconfigure(self, **_: Any) -> None:
+        """What a script asks of its terminal makes no difference here."""
+
+    def flush(self) -> None:
+        pass  # the outlet sends within BATCH_S; a flush per line would cost a wake-up per line
+
+    def isatty(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    @property
+    def name(self) -> str:
+        return f"<{self.kind}>"
+
+
+def number(value: Any) -> float | None:
+    """A metric's value as a float; None when it is not one number. Tensors and arrays of one element count."""
+    if isinstance(value, (bool, int, float)):
+        return float(value)
+    item = getattr(value, "item", None)
+    if item is None or isinstance(value, str):
+        return None
+    try:
+        return float(item())
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -1,0 +1,41 @@
+"""Which code is the user's own: the notebook's, and modules that are part of no installation."""
+
+from __future__ import annotations
+
+import functools
+import site
+import sys
+import sysconfig
+from pathlib import Path
+from types import FrameType
+
+_PACKAGE = str(Path(__file__).parents[2])
+
+
+def _installed() -> tuple[str, ...]:
+    paths = {sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages(), _PACKAGE}
+    paths |= {path for name, path in sysconfig.get_paths().items() if name != "data"}
+    return tuple(str(Path(path).resolve()) + "/" for path in paths if path not in ("/", "/usr", "/usr/local"))
+
+
+@functools.cache
+def is_own_file(path: str) -> bool:
+    """Whether a source file belongs to no installation."""
+    return path.endswith(".py") and not str(Path(path).resolve()).startswith(_installed())
+
+
+@functools.cache
+def is_own_module(name: str) -> bool:
+    """Whether a module is the notebook, or of the user's own files."""
+    if name == "__main__":
+        return True
+    path = getattr(sys.modules.get(name), "__file__", None)
+    return isinstance(path, str) and is_own_file(path)
+
+
+def is_own_frame(frame: FrameType) -> bool:
+    """Whether a frame runs the user's own code."""
+    name = str(frame.f_globals.get("__name__"))
+    if name == "__main__":
+        return not frame.f_code.co_filename.startswith(_PACKAGE)  # this process began in ours
+    return is_own_module(name)

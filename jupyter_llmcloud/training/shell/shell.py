@@ -1,0 +1,260 @@
+"""The IPython shell of a rank: a notebook cell behaves in it as in the notebook, its output goes to the outlet."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+from typing import Any
+
+from IPython.core import interactiveshell
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.process import system
+from traitlets import Any as AnyTrait
+from traitlets import Type
+from traitlets.config import Config
+
+from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
+from jupyter_llmcloud.training.resume.loop_tracking import LoopInstrumenter
+from jupyter_llmcloud.training.shell.no_stdin import no_debugger
+from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
+
+
+class CellCompiler(CachingCompiler):
+    """Compiles under the notebook cell's own name, with the whole cell as source, so that line numbers agree.
+
+    `offset` is the number of lines of the notebook cell above the code that is being compiled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell: Execute | None = None
+        self.offset = 0
+        self._scripts: set[str] = set()  # known by the names of their files
+
+    def begin(self, cell: Execute) -> None:
+        """The code of this cell comes next."""
+        self.cell, self.offset = cell, cell.line_offset
+        source = [line + "\n" for line in cell.source.splitlines()]
+        linecache.cache["<timed exec>"] = (sum(map(len, source)), None, source, "<timed exec>")  # of %%time
+
+    def end(self) -> None:
+        self.cell, self.offset = None, 0
+
+    def cell_number(self, filename: str) -> int | None:
+        """The execution count of the notebook cell that was compiled under this name; 0 of the script that is run."""
+        if filename == "<timed exec>" and self.cell is not None:
+            return self.cell.execution_count
+        return 0 if filename in self._scripts else self._filename_map.get(filename)
+
+    def cache(self, transformed_code: str, number: int = 0, raw_code: str | None = None) -> str:
+        cell, raw = self.cell, (raw_code or "").rstrip()
+        if cell is None or not raw or not cell.code.rstrip().endswith(raw):
+            self.offset = 0
+            return super().cache(transformed_code, number, raw_code)
+        # The whole body, or the part of it below a cell magic.
+        self.offset = cell.line_offset + cell.code.rstrip()[: -len(raw)].count("\n")
+        if cell.script:
+            self._scripts.add(cell.filename)
+        else:
+            self._filename_map[cell.filename] = cell.execution_count
+        above = ["# " + line for line in cell.source.splitlines()[: self.offset]]
+        lines = [line + "\n" for line in [*above, *transformed_code.splitlines()]]
+        linecache.cache[cell.filename] = (sum(map(len, lines)), None, lines, cell.filename)
+        return cell.filename
+
+
+class ShiftLines(ast.NodeTransformer):
+    """Moves a cell's nodes down by the lines of the notebook cell above its body."""
+
+    def __init__(self, compiler: CellCompiler) -> None:
+        self.compiler = compiler
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return ast.increment_lineno(node, self.compiler.offset) if self.compiler.offset else node
+
+
+class OutletDisplayHook(DisplayHook):
+    """A last expression becomes a `result` record."""
+
+    shell: RankShell
+
+    def quiet(self) -> bool:
+        """Whether the cell ends with a semicolon; without a history IPython cannot tell."""
+        cell = self.shell.compile.cell
+        return cell is not None and self.semicolon_at_end_of_expression(self.shell.transform_cell(cell.code))
+
+    def write_output_prompt(self) -> None:
+        pass
+
+    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
+        self.shell.outlet.record({"kind": "result", "data": _portable(format_dict), "metadata": md_dict or {}})
+
+    def finish_displayhook(self) -> None:
+        pass
+
+    def log_output(self, format_dict: dict[str, Any]) -> None:
+        pass
+
+
+class OutletDisplayPublisher(DisplayPublisher):
+    """`display()` becomes a `display` record; its update and clear_output() likewise."""
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: Any = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        record: dict[str, Any] = {"kind": "display", "data": _portable(data), "metadata": metadata or {}}
+        if display_id := (transient or {}).get("display_id"):
+            record["display_id"] = display_id
+        if update:
+            record["update"] = True
+        self.shell.outlet.record(record)
+
+    def clear_output(self, wait: bool = False) -> None:
+        self.shell.outlet.record({"kind": "clear_output", "wait": wait})
+
+
+class RankShell(InteractiveShell):
+    """One per rank. `run` executes a cell and returns its error, if any."""
+
+    compiler_class = Type(CellCompiler)
+    displayhook_class = Type(OutletDisplayHook)
+    display_pub_class = Type(OutletDisplayPublisher)
+    outlet = AnyTrait()
+    compile: CellCompiler
+    last_traceback: list[str]
+    given: dict[str, Any]  # what every namespace has
+    is_drawing = False  # a Stop that comes while a traceback is drawn has been obeyed already
+
+    def init_io(self) -> None:
+        pass
+
+    def init_readline(self) -> None:
+        pass
+
+    def system(self, cmd: str) -> None:
+        """`!cmd`: its output is the cell's; it cannot ask, and would wait for an answer for ever."""
+        if cmd.rstrip().endswith("&"):
+            raise OSError("Background processes are not supported: start it with subprocess.Popen.")
+        self.user_ns["_exit_code"] = system("exec </dev/null; " + self.var_expand(cmd, depth=1))
+
+    call_pdb = property(lambda _: False, lambda _, __: None)  # `%pdb on` would hide the error itself
+
+    def debugger(self, force: bool = False) -> None:
+        """`%debug`."""
+        no_debugger("the debugger")
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        pass
+
+    def ask_exit(self) -> None:
+        raise SystemExit
+
+    def showtraceback(
+        self,
+        exc_tuple: tuple[type[BaseException], BaseException, Any] | None = None,
+        filename: str | None = None,
+        tb_offset: int | None = None,
+        exception_only: bool = False,
+        running_compiled_code: bool = False,
+    ) -> None:
+        """Draw the traceback of the exception that was just caught; plainly, hence at once, after a Stop."""
+        self.is_drawing = True
+        try:
+            error = exc_tuple[1] if exc_tuple else sys.exception()
+            if error is not None and (isinstance(error, KeyboardInterrupt) or holds_group(error) or is_deep(error)):
+                self._showtraceback(type(error), error, draw_plainly(error, self.compile.cell_number))
+            else:
+                # Of a SystemExit IPython would draw the exception only, and refer to %tb.
+                only = exception_only and not isinstance(error, SystemExit)
+                super().showtraceback(exc_tuple, filename, tb_offset, only, running_compiled_code)
+        finally:
+            self.is_drawing = False
+
+    def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
+        self.last_traceback = "\n".join(stb).splitlines()
+
+    def run_cell_magic(self, magic_name: str, line: str, cell: str) -> Any:
+        """Its body stands one line below it."""
+        self.compile.offset += 1
+        return super().run_cell_magic(magic_name, line, cell)
+
+    def give(self, **values: Any) -> None:
+        """Variables that every cell finds."""
+        self.given = {**getattr(self, "given", {}), **values}
+        self.user_ns.update(values)
+
+    def run(self, cell: Execute) -> BaseException | None:
+        """Execute the body of a notebook cell in the rank's namespace."""
+        for name, value in self.given.items():
+            self.user_ns.setdefault(name, value)  # %reset or del may have taken it
+        self.compile.begin(cell)
+        self.execution_count = cell.execution_count
+        self.last_traceback = []
+        self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
+        try:
+            result = self.run_cell(cell.code, store_history=False)
+        finally:
+            self.compile.end()
+        error: BaseException | None = result.error_before_exec or result.error_in_exec
+        if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
+            self.outlet.text("stderr", "\n".join(self.last_traceback) + "\n")
+        return error
+
+
+def make_shell() -> RankShell:
+    """The shell of this process. A zygote makes it and executes a first cell, so that its ranks share all of that."""
+    if RankShell.initialized():
+        return RankShell.instance()
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "neutral"
+    config.InteractiveShell.cache_size = 0  # results of every cell would keep models alive
+    shell = RankShell.instance(config=config)
+    shell.ast_transformers += [LoopInstrumenter(), ShiftLines(shell.compile)]
+    point_at_the_failing_line()
+    _do_not_advise_on_exit()
+    shell.run_cell("pass", store_history=False)
+    return shell
+
+
+def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
+    """The shell of this rank; `sys.stdout` and `sys.stderr` become the outlet's."""
+    sys.stdout = StreamToOutlet(outlet, "stdout", 1)
+    sys.stderr = StreamToOutlet(outlet, "stderr", 2)
+    shell = make_shell()
+    shell.outlet = outlet
+    shell.give(**namespace)
+    return shell
+
+
+def _do_not_advise_on_exit() -> None:
+    warn = interactiveshell.warn
+
+    def warn_unless_exit(message: Any, *args: Any, **kwargs: Any) -> None:
+        if not str(message).startswith("To exit:"):
+            warn(message, *args, **kwargs)
+
+    interactiveshell.warn = warn_unless_exit
+
+
+def _portable(data: dict[str, Any]) -> dict[str, Any]:
+    """A mime bundle that JSON can carry: bytes (images) as base64 text. Of a widget, whose model is here, the text."""
+    import base64
+
+    return {
+        mime: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for mime, value in data.items()
+        if mime != "application/vnd.jupyter.widget-view+json"
+    }

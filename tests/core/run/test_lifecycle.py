@@ -1,0 +1,340 @@
+"""The rules that end a run, by values: events in, instructions out, time as an argument."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from jupyter_llmcloud.core.run.lifecycle import (
+    AskStep,
+    Event,
+    Finish,
+    Instruction,
+    InterruptRanks,
+    KillRanks,
+    Ladder,
+    RankDied,
+    RankEnded,
+    ReleaseRanks,
+    Rung,
+    RunLifecycle,
+    StepReported,
+    StopPressed,
+    TellStopAt,
+    Tick,
+)
+
+LADDER = Ladder()
+
+
+def two() -> RunLifecycle:
+    return RunLifecycle((0, 1))
+
+
+def feed(run: RunLifecycle, *events: Event, now: float = 10.0) -> list[Instruction]:
+    """The instructions of several events at one time."""
+    return [out for event in events for out in run.handle(event, now)]
+
+
+def failed(rank: int, text: str = "no", **more: bool) -> RankEnded:
+    return RankEnded(rank, "ValueError", text, **more)
+
+
+def interrupted(rank: int, **more: bool) -> RankEnded:
+    return RankEnded(rank, "KeyboardInterrupt", "", interrupted=True, **more)
+
+
+# --- how runs end ---
+
+
+def test_a_run_is_finished_when_all_its_ranks_are() -> None:
+    run = two()
+    assert feed(run, RankEnded(0)) == []
+    assert run.running == (1,)
+    assert feed(run, RankEnded(1)) == [Finish("finished", None, renew=False, dead=())]
+    assert run.ended
+    assert run.wake_at is None
+
+
+def test_nothing_happens_after_the_end() -> None:
+    run = two()
+    feed(run, RankEnded(0), RankEnded(1))
+    assert feed(run, StopPressed(), Tick(), RankDied(0, "late"), RankEnded(1), now=99) == []
+
+
+def test_a_rank_ends_once() -> None:
+    run = two()
+    assert feed(run, RankEnded(0), failed(0), RankDied(0, "gone"), RankEnded(7)) == []
+    assert run.state_of(0) == "done"
+
+
+def test_the_same_error_everywhere_keeps_the_group() -> None:
+    run = two()
+    assert feed(run, failed(0), failed(1)) == [Finish("failed", 0, renew=False, dead=())]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (failed(0), RankEnded(1)),
+        (failed(0), failed(1, "another")),
+        (RankEnded(0), RankEnded(1, in_group=False)),
+        (failed(0), failed(1, in_group=False)),
+    ],
+    ids=["one failed alone", "they failed differently", "one left its group", "one is out of its group"],
+)
+def test_the_group_is_renewed_when_ranks_may_be_out_of_step(events: tuple[Event, ...]) -> None:
+    [finish] = feed(two(), *events)
+    assert isinstance(finish, Finish)
+    assert finish.renew
+
+
+# --- one rank fails ---
+
+
+def test_peers_of_a_failed_rank_are_released_soon() -> None:
+    run = two()
+    assert feed(run, failed(1)) == []
+    assert run.wake_at == pytest.approx(10 + LADDER.failure_release_s)
+    assert feed(run, Tick(), now=10 + LADDER.failure_release_s - 0.01) == []
+    assert feed(run, Tick(), now=10 + LADDER.failure_release_s) == [InterruptRanks((0,)), ReleaseRanks((0, 1))]
+    assert feed(run, Tick(), now=10 + LADDER.kill_s) == [KillRanks((0,))]
+    assert feed(run, RankDied(0, "killed"), now=17)[-1] == Finish("failed", 1, renew=True, dead=(0,))
+
+
+def test_peers_of_a_dead_rank_are_released_at_once() -> None:
+    assert feed(two(), RankDied(1, "SIGKILL")) == [ReleaseRanks((0,))]
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+def test_the_culprit_is_the_rank_with_an_error_of_its_own(own_first: bool) -> None:
+    events = [failed(2, "own"), RankEnded(0, "RuntimeError", "connection closed", collateral=True)]
+    run = RunLifecycle((0, 1, 2))
+    out = feed(run, *(events if own_first else events[::-1]), RankEnded(1))
+    assert out[-1].culprit == 2  # type: ignore[union-attr]
+
+
+def test_a_dead_rank_is_the_culprit_before_an_echo() -> None:
+    run = two()
+    out = feed(run, RankEnded(0, "RuntimeError", "closed", collateral=True), RankDied(1, "SIGSEGV"))
+    assert out[-1] == Finish("failed", 1, renew=True, dead=(1,))
+
+
+def test_of_two_own_errors_the_first_is_the_culprit() -> None:
+    assert feed(two(), failed(1, "first"), failed(0, "second"))[-1].culprit == 1  # type: ignore[union-attr]
+
+
+def test_an_interrupt_of_a_peer_is_no_failure_of_its_own() -> None:
+    run = two()
+    feed(run, failed(1))
+    assert feed(run, interrupted(0))[-1].culprit == 1  # type: ignore[union-attr]
+    assert run.state_of(0) == "interrupted"
+
+
+def test_an_interrupt_that_nobody_asked_for_is_an_error() -> None:
+    out = feed(two(), interrupted(0), RankEnded(1))
+    assert out[-1].state == "failed"  # type: ignore[union-attr]
+
+
+# --- the ladder of a Stop ---
+
+
+def test_without_steps_all_ranks_are_interrupted_at_once() -> None:
+    run = two()
+    assert feed(run, StopPressed()) == [AskStep((0, 1))]
+    assert feed(run, StepReported(0, 0)) == []
+    assert feed(run, StepReported(1, 0), now=10.1) == [TellStopAt((0, 1), -1), InterruptRanks((0, 1))]
+    assert run.wake_at == pytest.approx(10.1 + LADDER.release_s)
+    assert feed(run, Tick(), now=10.1 + LADDER.release_s) == [InterruptRanks((0, 1)), ReleaseRanks((0, 1))]
+    assert run.wake_at == pytest.approx(10 + LADDER.kill_s)
+    assert feed(run, interrupted(0), now=12) == []
+    assert feed(run, Tick(), now=10 + LADDER.kill_s) == [KillRanks((1,))]
+    out = feed(run, RankDied(1, "killed"), now=17)
+    assert out[-1] == Finish("stopped", 1, renew=True, dead=(1,))
+
+
+def test_with_steps_all_ranks_stop_one_after_the_largest() -> None:
+    run = two()
+    feed(run, StopPressed())
+    assert feed(run, StepReported(1, 7), StepReported(0, 6)) == [TellStopAt((0, 1), 8)]
+    assert feed(run, interrupted(0), interrupted(1)) == [Finish("stopped", None, renew=False, dead=())]
+
+
+def test_ranks_that_do_not_come_to_their_step_are_interrupted() -> None:
+    run = two()
+    feed(run, StopPressed(), StepReported(1, 7), StepReported(0, 6))
+    assert run.wake_at == pytest.approx(10 + LADDER.interrupt_s)
+    assert feed(run, Tick(), now=10 + LADDER.interrupt_s) == [InterruptRanks((0, 1))]
+    out = feed(run, interrupted(0), interrupted(1), now=12)
+    assert out[-1] == Finish("stopped", None, renew=True, dead=())
+
+
+def test_a_rank_that_does_not_answer_is_interrupted_in_time() -> None:
+    run = two()
+    feed(run, StopPressed(), StepReported(0, 3))
+    assert feed(run, Tick(), now=10 + LADDER.interrupt_s) == [InterruptRanks((0, 1))]
+
+
+def test_only_ranks_that_still_run_are_asked() -> None:
+    run = two()
+    feed(run, RankEnded(0))
+    assert feed(run, StopPressed()) == [AskStep((1,))]
+    assert feed(run, StepReported(1, 4)) == [TellStopAt((1,), 5)]
+
+
+def test_every_further_press_goes_to_the_next_rung() -> None:
+    run = two()
+    assert feed(run, StopPressed()) == [AskStep((0, 1))]
+    assert feed(run, StopPressed()) == [InterruptRanks((0, 1))]
+    assert feed(run, StopPressed()) == [InterruptRanks((0, 1)), ReleaseRanks((0, 1))]
+    assert feed(run, StopPressed()) == [KillRanks((0, 1))]
+    assert feed(run, StopPressed()) == [KillRanks((0, 1))]
+    assert run.rung == Rung.KILL
+
+
+def test_a_late_tick_gives_the_ranks_their_time_after_the_interrupt_all_the_same() -> None:
+    run = two()
+    feed(run, StopPressed())
+    assert feed(run, Tick(), now=100) == [InterruptRanks((0, 1))]
+    assert run.wake_at == pytest.approx(100 + LADDER.release_s)
+
+
+def test_the_ladder_ends_within_the_worst_case() -> None:
+    run = two()
+    feed(run, StopPressed())
+    now = 10.0
+    while run.rung != Rung.KILL:
+        assert run.wake_at is not None
+        now = run.wake_at
+        feed(run, Tick(), now=now)
+    assert now - 10 < 8
+
+
+def test_a_stop_that_comes_too_late_says_stopped_all_the_same() -> None:
+    run = two()
+    feed(run, StopPressed(), RankEnded(0))
+    assert feed(run, RankEnded(1)) == [Finish("stopped", None, renew=False, dead=())]
+
+
+def test_an_error_of_its_own_before_the_interrupt_is_a_failure() -> None:
+    run = two()
+    feed(run, StopPressed(), failed(0))
+    assert feed(run, interrupted(1))[-1].state == "failed"  # type: ignore[union-attr]
+
+
+def test_an_echo_of_the_release_does_not_make_a_stop_a_failure() -> None:
+    run = two()
+    feed(run, StopPressed(), StopPressed(), StopPressed())
+    out = feed(run, interrupted(0), RankEnded(1, "RuntimeError", "closed", collateral=True))
+    assert out[-1].state == "stopped"  # type: ignore[union-attr]
+    assert out[-1].renew  # type: ignore[union-attr]
+
+
+def test_a_stop_after_a_failure_still_ends_the_peers() -> None:
+    run = two()
+    feed(run, failed(0))
+    feed(run, StopPressed(), now=10.1)
+    now = 10.1
+    told: list[Instruction] = []
+    while run.wake_at is not None and now < 100:
+        now = max(now, run.wake_at)
+        told += feed(run, Tick(), now=now)
+    assert KillRanks((1,)) in told
+    assert now - 10 < 8
+
+
+def test_a_rank_that_has_not_finished_its_first_step_waits_for_the_others() -> None:
+    run = two()
+    feed(run, StopPressed())
+    assert feed(run, StepReported(0, 0), StepReported(1, 1)) == [TellStopAt((0, 1), 2)]
+
+
+# --- the step at which all stop: every interleaving ---
+
+
+@dataclass
+class Trainee:
+    """A rank as training/steps.py makes it: counts, pauses when asked, raises at its limit. `peers`: lock step."""
+
+    rank: int
+    count: int = 0
+    asked: bool = False
+    limit: int | None = None
+    stopped_at: int | None = None
+    asked_count: int = 0
+    inbox: list[Instruction] = field(default_factory=list)
+
+    def can_step(self, others: list[Trainee], lock_step: bool) -> bool:
+        """Whether its main thread could finish one more step now."""
+        if self.stopped_at is not None or (self.asked and self.count > self.asked_count):
+            return False
+        return not lock_step or all(other.count >= self.count for other in others)
+
+    def step(self) -> None:
+        self.count += 1
+        self._raise_at_limit()
+
+    def answer(self) -> int:
+        self.asked, self.asked_count = True, self.count
+        return self.count
+
+    def told(self, step: int) -> None:
+        self.asked, self.limit = False, step
+        if self.count > self.asked_count:  # it waits inside the boundary of this very step
+            self._raise_at_limit()
+
+    def _raise_at_limit(self) -> None:
+        # A rank that was asked waits in the boundary before it looks at its limit.
+        if not self.asked and self.limit is not None and self.count >= self.limit:
+            self.stopped_at = self.count
+
+
+@pytest.mark.parametrize("lock_step", [True, False], ids=["with collectives", "without"])
+def test_all_ranks_stop_after_the_same_step_however_messages_and_steps_interleave(lock_step: bool) -> None:
+    stops = [_stops(random.Random(seed), lock_step) for seed in range(300)]
+    assert [len(steps) for steps in stops] == [1] * 300
+    assert not any(None in steps for steps in stops)
+
+
+def _stops(rng: random.Random, lock_step: bool) -> set[int | None]:
+    """The steps after which the ranks of a random world stopped."""
+    size = rng.randint(2, 5)
+    start = rng.randint(0 if lock_step else 1, 50)
+    trainees = [Trainee(rank, start + (0 if lock_step else rng.randint(0, 9))) for rank in range(size)]
+    run = RunLifecycle(tuple(range(size)))
+    answers: list[StepReported] = []
+    if lock_step:
+        rng.choice(trainees).step()  # one is ahead, perhaps by the very first step
+    _deliver(run.handle(StopPressed(), 0.0), trainees)
+    for _ in range(10_000):
+        if all(item.stopped_at is not None for item in trainees):
+            break
+        _one_thing_happens(rng, run, trainees, answers, lock_step)
+    return {item.stopped_at for item in trainees}
+
+
+def _deliver(instructions: list[Instruction], trainees: list[Trainee]) -> None:
+    for instruction in instructions:
+        for rank in instruction.ranks:  # type: ignore[union-attr]
+            trainees[rank].inbox.append(instruction)
+
+
+def _one_thing_happens(
+    rng: random.Random, run: RunLifecycle, trainees: list[Trainee], answers: list[StepReported], lock_step: bool
+) -> None:
+    """A rank finishes a step, a rank reads its next message, or the agent reads an answer."""
+    item = rng.choice(trainees)
+    others = [other for other in trainees if other is not item]
+    match rng.randrange(3):
+        case 0 if item.can_step(others, lock_step):
+            item.step()
+        case 1 if item.inbox:
+            match item.inbox.pop(0):
+                case AskStep():
+                    answers.append(StepReported(item.rank, item.answer()))
+                case TellStopAt(_, step):
+                    item.told(step)
+        case 2 if answers:
+            _deliver(run.handle(answers.pop(rng.randrange(len(answers))), 0.0), trainees)

@@ -1,0 +1,139 @@
+"""The house is in order: what an import costs, who imports whom, what lies where, what the documents say."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from jupyter_llmcloud.magics import extension
+from jupyter_llmcloud.magics.commands import endpoints
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOP_LEVEL = {
+    *("pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+    *("jupyter_llmcloud", "notebooks", "labextension", "tests"),
+}
+HEAVY = (
+    "torch",
+    "accelerate",
+    "transformers",
+    "dask",
+    "distributed",
+    "tornado",
+    "IPython",
+    "ipywidgets",
+    "aiohttp",
+)
+IMPORT = """
+import json, sys, time
+begin = time.perf_counter()
+import jupyter_llmcloud
+print(json.dumps([time.perf_counter() - begin, sorted(sys.modules)]))
+"""
+
+
+def fresh_import() -> tuple[float, set[str]]:
+    """How long the import takes in a fresh Python, and which modules are there then."""
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    seconds, modules = json.loads(done.stdout)
+    return seconds, set(modules)
+
+
+@pytest.fixture(scope="module")
+def committed() -> list[Path]:
+    """The files that are, or are about to be, in the repository."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("this is not a git checkout")
+    return [REPOSITORY / name for name in done.stdout.splitlines() if (REPOSITORY / name).is_file()]
+
+
+def make_targets() -> set[str]:
+    text = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE)) - {"help"}
+
+
+def test_importing_the_package_costs_less_than_150_ms() -> None:
+    assert statistics.median(fresh_import()[0] for _ in range(5)) < 0.150
+
+
+def test_importing_the_package_pulls_in_nothing_heavy() -> None:
+    assert fresh_import()[1].isdisjoint(HEAVY)
+
+
+def test_the_import_rules_hold() -> None:
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", program, "--no-cache"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_top_level_holds_only_what_belongs_there(committed: list[Path]) -> None:
+    names = {path.relative_to(REPOSITORY).parts[0] for path in committed}
+    assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_no_committed_file_names_a_path_of_this_machine(committed: list[Path]) -> None:
+    home = pwd.getpwuid(os.getuid()).pw_dir  # the tests themselves have another HOME
+    everywhere = {"/", tempfile.gettempdir()}
+    own = [f"{folder}/" for folder in map(str, (REPOSITORY, REPOSITORY.parent, home)) if folder not in everywhere]
+    texts = {path: path.read_bytes().decode("utf-8", "replace") for path in committed}
+    assert [path for path, text in texts.items() if any(folder in text for folder in own)] == []
+
+
+def test_the_lock_and_the_constraints_hold_no_addresses() -> None:
+    for name in ("labextension/yarn.lock", ".ci/constraints.txt"):
+        assert "://" not in (REPOSITORY / name).read_text(encoding="utf-8"), name
+
+
+def test_modules_stay_under_400_lines(committed: list[Path]) -> None:
+    package = REPOSITORY / "jupyter_llmcloud"
+    modules = [path for path in committed if path.suffix == ".py" and path.is_relative_to(package)]
+    assert modules
+    lengths = {str(path): len(path.read_bytes().splitlines()) for path in modules}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_one_version_is_told_everywhere() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    front_end = json.loads((REPOSITORY / "labextension/package.json").read_text(encoding="utf-8"))
+    changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert front_end["version"] == project["version"]
+    assert front_end["name"] == project["name"]
+    assert f"## [{project['version']}]" in changes
+
+
+@pytest.mark.parametrize("target", sorted(make_targets()))
+def test_every_make_target_is_explained_in_the_documents(target: str) -> None:
+    documents = [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")]
+    assert any(f"`make {target}`" in text or f"make {target}\n" in text for text in documents)
+
+
+def test_every_magic_and_its_verbs_are_in_the_readme() -> None:
+    rows = re.findall(r"^\| `%.*$", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = {name: row for row in rows for name in re.findall(r"`(%+\w+)", row)}
+    verbs = {**extension.VERBS, "%endpoints": endpoints.VERBS, "%serve": {}}
+    missing = [f"{name} {verb}" for name in verbs for verb in verbs[name] if f"`{verb}" not in told.get(name, "")]
+    missing += [name for name in (*extension.SINGLE, *verbs) if name not in told]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "jupyter_llmcloud/README.md"])
+def test_every_file_a_document_points_to_is_there(name: str) -> None:
+    document = REPOSITORY / name
+    text = document.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert links
+    assert [link for link in links if not (document.parent / link).exists()] == []

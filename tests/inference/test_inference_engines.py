@@ -1,0 +1,321 @@
+"""Both engines answer as the model does, let go of what nobody waits for, and say when they cannot go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jupyter_llmcloud.errors import ModelError
+from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling
+from jupyter_llmcloud.inference.engines.continuous_batching import ContinuousBatchingEngine
+from jupyter_llmcloud.inference.engines.generate import GenerateEngine
+from jupyter_llmcloud.inference.engines.kv_cache import CachePlan, plan_cache
+from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
+from jupyter_llmcloud.inference.engines.select import open_engine
+from tests.support.tiny_models import TEXT, byte_level_tokenizer, one_thread, save_tiny_llama
+
+GREEDY = Sampling(temperature=0.0)
+DEADLINE_S = 30.0
+Body = Callable[[Engine], Awaitable[None]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_model(save_tiny_llama(tmp_path_factory.mktemp("model")))
+
+
+def with_engine(engine: Callable[[], Awaitable[Engine]], body: Body) -> None:
+    async def run() -> None:
+        opened = await engine()
+        try:
+            await asyncio.wait_for(body(opened), DEADLINE_S)
+        finally:
+            await opened.close()
+
+    asyncio.run(run())
+
+
+async def collect(engine: Engine, generation: Generation) -> tuple[list[int], str | None]:
+    tokens: list[int] = []
+    reason = None
+    async for batch in engine.submit(generation):
+        tokens += batch.tokens
+        reason = batch.finish_reason
+    return tokens, reason
+
+
+def prompts(loaded: LoadedModel) -> list[list[int]]:
+    return [loaded.tokenizer(text)["input_ids"][: 3 + 2 * i] for i, text in enumerate(TEXT * 2)]
+
+
+def generated_alone(loaded: LoadedModel, prompt: list[int], count: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    output = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+    return output[0, len(prompt) :].tolist()
+
+
+async def settles(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def tried(loaded: LoadedModel) -> Callable[[], Awaitable[Engine]]:
+    return lambda: open_engine(loaded, 8)
+
+
+def generating(loaded: LoadedModel) -> Callable[[], Awaitable[Engine]]:
+    async def make() -> Engine:
+        return GenerateEngine(loaded, 8)
+
+    return make
+
+
+ENGINES = pytest.mark.parametrize("kind", [tried, generating])
+
+
+@ENGINES
+def test_greedy_tokens_are_those_of_generate_alone_and_among_others(loaded: LoadedModel, kind: Any) -> None:
+    expected = [generated_alone(loaded, prompt, 40) for prompt in prompts(loaded)]
+
+    async def body(engine: Engine) -> None:
+        alone = [await collect(engine, Generation(prompt, 40, GREEDY)) for prompt in prompts(loaded)]
+        whole = [Generation(prompt, 40, GREEDY, incremental=False) for prompt in prompts(loaded)]
+        together = await asyncio.gather(*(collect(engine, generation) for generation in whole))
+        sampled = [Generation(prompt, 40, Sampling(top_k=5)) for prompt in prompts(loaded)[:4]]
+        greedy = [Generation(prompt, 40, GREEDY) for prompt in prompts(loaded)[:4]]
+        mixed = await asyncio.gather(*(collect(engine, generation) for generation in sampled + greedy))
+        assert [tokens for tokens, _ in alone] == expected
+        assert [tokens for tokens, _ in together] == expected
+        assert [tokens for tokens, _ in mixed[4:]] == expected[:4]
+
+    with_engine(kind(loaded), body)
+
+
+@ENGINES
+def test_a_seed_gives_the_same_tokens_whatever_else_runs(loaded: LoadedModel, kind: Any) -> None:
+    generation = Generation(prompts(loaded)[0], 20, Sampling(seed=5, temperature=1.2))
+
+    async def body(engine: Engine) -> None:
+        alone = await collect(engine, generation)
+        others = [Generation(prompt, 30) for prompt in prompts(loaded)[1:5]]
+        together = await asyncio.gather(*(collect(engine, item) for item in [*others, generation]))
+        assert together[-1] == alone
+        unseeded = Generation(generation.prompt, 20, Sampling(temperature=1.2))
+        assert (await collect(engine, unseeded))[0] != (await collect(engine, unseeded))[0]
+
+    with_engine(kind(loaded), body)
+
+
+@ENGINES
+def test_the_end_of_sequence_token_ends_a_sequence_with_stop(loaded: LoadedModel, kind: Any) -> None:
+    # A bias of 100 makes the end certain.
+    ending = Generation(prompts(loaded)[0], 20, Sampling(temperature=0.0, logit_bias=((1, 100.0),)))
+
+    async def body(engine: Engine) -> None:
+        assert await collect(engine, ending) == ([1], "stop")
+        assert (await collect(engine, Generation(prompts(loaded)[0], 4, GREEDY)))[1] == "length"
+
+    with_engine(kind(loaded), body)
+
+
+@ENGINES
+def test_logprobs_come_with_every_token(loaded: LoadedModel, kind: Any) -> None:
+    sampling = Sampling(temperature=0.0, num_logprobs=3)
+
+    async def body(engine: Engine) -> None:
+        tokens, entries = [], []
+        async for batch in engine.submit(Generation(prompts(loaded)[0], 6, sampling)):
+            tokens += batch.tokens
+            entries += batch.logprobs
+        assert [entry.token for entry in entries] == tokens
+        assert all(entry.top[0] == (entry.token, entry.logprob) for entry in entries)
+        assert all(len(entry.top) == 3 for entry in entries)
+
+    with_engine(kind(loaded), body)
+
+
+@ENGINES
+def test_closing_a_stream_stops_its_tokens_within_a_step(loaded: LoadedModel, kind: Any) -> None:
+    async def body(engine: Engine) -> None:
+        stream = engine.submit(Generation(prompts(loaded)[0], 240, GREEDY))
+        async for _ in stream:
+            break
+        stream.close()
+        stream.close()
+        assert engine.stats().num_active == 0
+        at_close = engine.stats().num_tokens
+        # A sequence after it in the same engine shows that steps went on, and how many.
+        await collect(engine, Generation(prompts(loaded)[1], 20, GREEDY))
+        assert engine.stats().num_tokens - at_close <= 20 + 2
+        assert [batch async for batch in stream] == []
+
+    with_engine(kind(loaded), body)
+
+
+@ENGINES
+def test_closing_the_engine_fails_what_goes_on(loaded: LoadedModel, kind: Any) -> None:
+    async def body(engine: Engine) -> None:
+        stream = engine.submit(Generation(prompts(loaded)[0], 240, GREEDY))
+        closing = asyncio.create_task(engine.close())
+        with pytest.raises(EngineError):
+            async for _ in stream:
+                pass
+        await closing
+        assert engine.stats().num_active == 0
+        with pytest.raises(EngineError, match="closed"):
+            engine.submit(Generation([2], 1))
+
+    with_engine(kind(loaded), body)
+
+
+def test_sequences_that_do_not_fit_the_cache_together_still_end_right(loaded: LoadedModel) -> None:
+    expected = [generated_alone(loaded, prompt, 80) for prompt in prompts(loaded)]
+
+    async def small() -> Engine:
+        # 8 sequences of about 100 tokens, and pages for two of them.
+        return ContinuousBatchingEngine(loaded, CachePlan(200, 8, 28, 64), 8)
+
+    async def body(engine: Engine) -> None:
+        wanted = [Generation(prompt, 80, GREEDY) for prompt in prompts(loaded)]
+        answers = await asyncio.gather(*(collect(engine, generation) for generation in wanted))
+        assert [tokens for tokens, _ in answers] == expected
+
+    with_engine(small, body)
+
+
+def test_the_first_answer_of_an_opened_engine_is_quick(loaded: LoadedModel) -> None:
+    async def body(engine: Engine) -> None:
+        begin = asyncio.get_running_loop().time()
+        await collect(engine, Generation(prompts(loaded)[0], 4, GREEDY))
+        assert asyncio.get_running_loop().time() - begin < 0.5
+
+    with_engine(tried(loaded), body)
+
+
+def test_a_step_that_fails_ends_every_stream_and_the_engine_says_so(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the accelerator fell off the bus")
+
+    async def body(engine: Engine) -> None:
+        told: list[str] = []
+        engine.on_failure = lambda: told.append("failed")
+        streams = [engine.submit(Generation(prompt, 200, GREEDY)) for prompt in prompts(loaded)[:3]]
+        async for _ in streams[0]:
+            break
+        monkeypatch.setattr(loaded.model, "forward", broken)
+        for stream in streams:
+            with pytest.raises(EngineError, match="fell off the bus"):
+                async for _ in stream:
+                    pass
+        await settles(lambda: bool(told))
+        assert told == ["failed"]
+        assert "fell off the bus" in (engine.failure or "")
+        with pytest.raises(EngineError):
+            engine.submit(Generation([2], 1))
+
+    with_engine(tried(loaded), body)
+
+
+def tiny(folder: Path, kind: str) -> Path:
+    """Architectures that continuous batching cannot do, each for a reason of its own."""
+    import transformers
+
+    tokenizer = byte_level_tokenizer()
+    size = {"vocab_size": len(tokenizer), "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}
+    configs = {
+        "mamba": lambda: transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **size),
+        "bloom": lambda: transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **size),
+        "t5": lambda: transformers.T5Config(
+            d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, decoder_start_token_id=1, **size
+        ),
+    }
+    torch.manual_seed(0)
+    auto = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
+    auto.from_config(configs[kind]()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["mamba", "bloom", "t5"])
+def test_an_architecture_that_cannot_be_batched_is_served_one_sequence_per_thread(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = load_model(tiny(tmp_path, kind))
+    prompt = prompts(other)[1]
+    ids = torch.tensor([prompt])
+    whole = other.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=[1]
+    )[0].tolist()
+    expected = whole[1:] if kind == "t5" else whole[len(prompt) :]
+
+    async def body(engine: Engine) -> None:
+        assert engine.name == "generate"
+        wanted = [Generation(prompt, 8, GREEDY)] * 3
+        answers = await asyncio.gather(*(collect(engine, generation) for generation in wanted))
+        assert [tokens for tokens, _ in answers] == [expected] * 3
+
+    with_engine(tried(other), body)
+    assert "one sequence per thread" in caplog.text
+
+
+def test_an_engine_that_disagrees_with_the_model_is_not_used(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = loaded.model.forward
+
+    def silently_wrong(*arguments: Any, **named: Any) -> Any:
+        output = forward(*arguments, **named)
+        if "cache" in named:  # the paged cache: what a model that ignores it would do
+            output.logits = output.logits.flip(-1)
+        return output
+
+    monkeypatch.setattr(loaded.model, "forward", silently_wrong)
+
+    async def body(engine: Engine) -> None:
+        assert engine.name == "generate"
+
+    with_engine(tried(loaded), body)
+    assert "log probabilities are off" in caplog.text
+
+
+@pytest.mark.parametrize(("free", "context", "pages"), [(2**34, 256, 8 * 9), (2**21, 256, 20), (2**20, 256, 10)])
+def test_the_cache_holds_every_sequence_or_what_memory_allows(
+    loaded: LoadedModel, free: int, context: int, pages: int
+) -> None:
+    plan = plan_cache(
+        loaded.model.config,
+        torch.float32,
+        context_length=256,
+        max_concurrent=8,
+        free=free,
+        device_type="cpu",
+    )
+    assert plan.context_length <= context
+    assert plan.context_length <= (plan.num_pages - 2) * plan.page_size
+    assert plan.num_pages <= pages
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_with_figures(loaded: LoadedModel) -> None:
+    with pytest.raises(ModelError, match="one token takes"):
+        plan_cache(
+            loaded.model.config,
+            torch.float32,
+            context_length=256,
+            max_concurrent=8,
+            free=2**16,
+            device_type="cpu",
+        )

@@ -1,0 +1,143 @@
+"""What the replica accepts: every parameter is honoured, neutral, or refused with its name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.inference.engines.base import Sampling
+from jupyter_llmcloud.inference.openai.prompts import plain_template
+from jupyter_llmcloud.inference.openai.requests import decode_chat, decode_completion, sampling_of
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+def completion(**fields: Any) -> Any:
+    return decode_completion(json.dumps({"model": "m", "prompt": "p", **fields}).encode())
+
+
+def chat(**fields: Any) -> Any:
+    return decode_chat(json.dumps({"model": "m", "messages": MESSAGES, **fields}).encode())
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"frobnicate": 1}, "frobnicate"),
+        ({"max_tokens": "ten"}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"seed": 2**63}, "seed"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"999": 1}}, "logit_bias"),
+        ({"logit_bias": {"3": 101}}, "logit_bias"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour"),
+        ({"store": True}, "store"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 4}, "best_of"),
+        ({"suffix": "end"}, "suffix"),
+        ({"logprobs": 6}, "logprobs"),
+    ],
+)
+def test_a_completion_parameter_that_cannot_be_honoured_is_a_400_that_names_it(
+    fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        sampling_of(completion(**fields), {}, vocabulary=100)
+    assert caught.value.status == 400
+    assert (caught.value.param or "").startswith(param)
+    assert set(caught.value.body()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"prompt": "p"}, "prompt"),
+    ],
+)
+def test_a_chat_parameter_that_cannot_be_honoured_is_a_400_that_names_it(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        chat(**fields)
+    assert (caught.value.status, (caught.value.param or "").split("[")[0].split(".")[0]) == (400, param)
+
+
+def test_values_that_ask_for_nothing_are_accepted() -> None:
+    common: dict[str, Any] = {
+        "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "n": 1, "user": "me", "seed": None,
+        "metadata": {"a": "b"}, "store": False, "stop": None, "stream": False, "stream_options": None,
+        "service_tier": "auto", "logprobs": None, "safety_identifier": "x", "prompt_cache_key": "k",
+    }  # fmt: skip
+    completion(**common, echo=False, best_of=1, suffix=None)
+    chat(**{**common, "logprobs": False}, tools=[], tool_choice="none", response_format={"type": "text"})
+    assert sampling_of(chat(**common), {}, 100) == Sampling()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b'"text"', b"[" * 5000])
+def test_a_body_that_is_no_json_object_is_a_400(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        decode_completion(body)
+    assert caught.value.status == 400
+
+
+def test_a_missing_parameter_is_named() -> None:
+    with pytest.raises(ApiError, match="'prompt' is missing") as caught:
+        decode_completion(b'{"model": "m"}')
+    assert caught.value.param == "prompt"
+
+
+def test_what_a_request_leaves_open_comes_from_the_model_and_then_from_openai() -> None:
+    recommended = {"temperature": 0.6, "top_k": 20}
+    assert sampling_of(completion(temperature=0), recommended, 100) == Sampling(temperature=0.0, top_k=20)
+    assert sampling_of(completion(top_k=-1), recommended, 100) == Sampling(temperature=0.6)
+
+
+def test_max_completion_tokens_comes_before_max_tokens() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=7).token_limit == ("max_completion_tokens", 7)
+    assert chat(max_tokens=5).token_limit == ("max_tokens", 5)
+    assert completion().token_limit == ("max_tokens", 16)
+
+
+def test_content_parts_and_echoed_nulls_are_read_as_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    echoed = {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None, "audio": None}
+    request = chat(messages=[{"role": "developer", "content": parts}, echoed])
+    assert [message.text for message in request.messages] == ["ab", "c"]
+
+
+def test_without_a_chat_template_the_messages_are_joined_as_text() -> None:
+    request = chat(messages=[{"role": "system", "content": "One."}, {"role": "user", "content": "Two"}])
+    assert plain_template(request.messages) == "One.\nTwo"
+    assert plain_template(chat().messages) == "Hello"

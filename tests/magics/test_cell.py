@@ -1,0 +1,155 @@
+"""A cell before it leaves for the ranks: its lines, its syntax, the names it binds."""
+
+from __future__ import annotations
+
+import ast
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from jupyter_llmcloud.magics.session.cell import (
+    Cell,
+    CellSyntaxError,
+    bound_names,
+    check_syntax,
+    read_cell,
+    without_leading_blank_lines,
+)
+
+SHELL = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+
+
+class Notebook:
+    """A shell in which a whole cell is being executed, as ipykernel tells it."""
+
+    def __init__(self, source: str, number: int = 4) -> None:
+        self.parent_header = {"content": {"code": source}}
+        self.execution_count = number
+        self.history_manager = SimpleNamespace(input_hist_raw=[""] * number + [source])
+        self.compile = SHELL.compile
+        self.transform_cell = SHELL.transform_cell
+
+
+def cell_of(source: str) -> Cell:
+    """What `%%distribute` makes of a whole cell: IPython hands it its line and the text below."""
+    above, _, rest = source.partition("%%distribute")
+    line, _, body = rest.partition("\n")
+    assert not above.strip() or above.startswith("%%")
+    return read_cell(Notebook(source), line.strip(), body)
+
+
+def notebook_line(source: str, text: str) -> int:
+    """The line of the notebook cell in which the ranks will see `text`."""
+    cell = cell_of(source)
+    [line] = [number for number, line in enumerate(cell.code.splitlines(), 1) if text in line]
+    return line + cell.line_offset
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "%%distribute\nx = 1\nHERE",
+        "%%distribute -n 2 --name a\n\n\nx = 1\nHERE",
+        "\n\n%%distribute\nHERE",
+        "%%distribute\nHERE\n\n\n",
+        "%%time\n%%distribute\nx = 1\nHERE",
+        "%%distribute\n%%time\nHERE",
+        "%%distribute\n   \n\t\n# comment\nHERE",
+        "%%distribute\r\nx\r\nHERE",
+    ],
+)
+def test_a_line_keeps_its_number_in_the_notebook(source: str) -> None:
+    [expected] = [number for number, line in enumerate(source.splitlines(), 1) if "HERE" in line]
+    assert notebook_line(source, "HERE") == expected
+
+
+def test_the_cell_goes_by_the_notebooks_own_name_for_it() -> None:
+    source = "%%distribute\nx = 1"
+    assert cell_of(source).filename == SHELL.compile.get_code_name(source, source, 4)
+    assert cell_of(source).number == 4
+
+
+def test_a_shell_that_does_not_know_its_cell_still_gives_lines() -> None:
+    cell = read_cell(Notebook("something else"), "-n 2", "x = 1\n")
+    assert (cell.source, cell.line_offset) == ("%%distribute -n 2\nx = 1\n", 1)
+
+
+def test_blank_lines_at_the_top_are_dropped_and_only_those() -> None:
+    assert without_leading_blank_lines("\n  \n\n  x\n\ny\n") == "  x\n\ny\n"
+    assert without_leading_blank_lines("\n\n") == ""
+
+
+def complaint(source: str) -> CellSyntaxError:
+    with pytest.raises(CellSyntaxError) as caught:
+        check_syntax(Notebook(source), cell_of(source))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("%%distribute\nx = (1", 2),
+        ("%%distribute\n\n\nx = 1\ny = = 2", 5),
+        ("%%distribute\nif x:\npass", 3),
+        ("%%distribute\nx = 'never closed", 2),
+        ("%%distribute\nreturn 1", 2),
+        ("%%distribute\nx = 1\n!ls\nbreak", 4),
+    ],
+)
+def test_a_syntax_error_is_told_at_the_notebooks_line(source: str, line: int) -> None:
+    error = complaint(source)
+    assert error.lineno == line
+    assert f"line {line}" in str(error)
+    assert "Nothing was started" in str(error)
+    assert any(f"line {line}" in row for row in error._render_traceback_())
+
+
+def test_the_caret_stands_under_the_mistake() -> None:
+    drawing = complaint("%%distribute\nif True:\n    y = = 2").drawing
+    text, caret = drawing[1:3]
+    assert text[caret.index("^")] == "="
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["await thing()", "!ls -l", "%time x = 1", "x?", "%%time\nx = 1", "async with a: pass", "", "# only a comment",
+     "files = !ls", "x = 1;", "def f():\n    yield 1"],
+)  # fmt: skip
+def test_what_a_notebook_accepts_is_accepted(body: str) -> None:
+    source = f"%%distribute\n{body}"
+    check_syntax(Notebook(source), cell_of(source))
+
+
+def names(code: str) -> Any:
+    return bound_names(ast.parse(SHELL.transform_cell(code)))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("a = 1\nb, (c, *d) = x", {"a", "b", "c", "d"}),
+        ("import a.b, c as d\nfrom e import f as g, h", {"a", "d", "g", "h"}),
+        ("def f(x): y = 1\nclass C: z = 1", {"f", "C"}),
+        ("for i in x:\n  with y as j: pass", {"i", "j"}),
+        ("if (n := 3): pass", {"n"}),
+        ("def f():\n  global deep\n  deep = 1", {"f", "deep"}),
+        ("a += 1\nb: int = 2", {"a", "b"}),
+        ("match x:\n  case [a, *b]: pass\n  case {'k': c, **d}: pass\n  case e: pass", {"a", "b", "c", "d", "e"}),
+        ("out = !ls", {"out"}),
+        ("try:\n  a = 1\nexcept E:\n  b = 1", {"a", "b"}),
+        ("g = lambda: (h := 1)", {"g"}),
+        ("class C:\n  def m(self):\n    x = 1\n    import y\n    def z(): pass", {"C"}),
+    ],
+)
+def test_the_names_a_cell_may_bind_are_known(code: str, expected: set[str]) -> None:
+    assert names(code) == expected
+
+
+@pytest.mark.parametrize(
+    "code", ["from a import *", "exec('x = 1')", "%time x = 1", "def f():\n  globals()['x'] = 1\nf()"]
+)
+def test_names_that_cannot_be_told_are_not_guessed(code: str) -> None:
+    assert names(code) is None

@@ -1,0 +1,169 @@
+"""%serve, %endpoints and the Endpoint they give; what is shown never holds a key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from jupyter_llmcloud import errors
+from jupyter_llmcloud.client.rest import ServerClient
+from jupyter_llmcloud.magics.commands import endpoints
+from jupyter_llmcloud.magics.commands.endpoints import EndpointMagics, NewKey
+from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.output.endpoint_card import make_card
+from jupyter_llmcloud.magics.session import session
+from tests.support.server_parts import Server, make_model
+
+pytest_plugins = ["tests.support.server_fixtures"]
+
+
+@pytest.fixture
+def magics(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[EndpointMagics]:
+    """The magics of a session whose server is `server`."""
+    current = session.Session()
+    current._server = ServerClient(server.url, server.token)
+    monkeypatch.setattr(session, "_session", current)
+    yield EndpointMagics(None)
+    current._server.close()
+
+
+async def off_loop(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The server runs in the loop of the test: whoever waits for it does so in another thread."""
+    return await asyncio.to_thread(function, *arguments)
+
+
+async def test_serve_waits_until_the_endpoint_answers(magics: EndpointMagics, model: Path, capsys: Any) -> None:
+    endpoint = await off_loop(magics.serve, f"{model} --name tiny --replicas 1 --dtype auto")
+    assert await off_loop(lambda: endpoint.state) == "ready"
+    assert await off_loop(endpoint.complete, "hello") == "hello!"
+    assert await off_loop(endpoint.chat, "hello") == "hello!"
+    assert await off_loop(lambda: list(endpoint.chat("count 3", stream=True))) == ["0 ", "1 ", "2 "]
+    assert "tiny" in capsys.readouterr().out
+    await off_loop(endpoint.stop)
+    assert await off_loop(lambda: endpoint.state) == "stopped"
+
+
+async def test_a_folder_is_found_from_the_notebooks_folder(
+    magics: EndpointMagics, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    for target in ("model", "./model"):
+        endpoint = await off_loop(lambda target=target: endpoints.serve(target, name="tiny"))
+        await off_loop(endpoint.stop)
+
+
+async def test_nothing_that_is_shown_holds_the_key(magics: EndpointMagics, model: Path) -> None:
+    endpoint = await off_loop(lambda: endpoints.serve(str(model), name="tiny"))
+    key = await off_loop(lambda: endpoint.api_key)
+    assert key.startswith("sk-llmc-")
+    shown = [repr(endpoint), str(endpoint), endpoint._repr_html_(), json.dumps(endpoint._bundle())]
+    card = make_card(endpoint)
+    shown.append(json.dumps(card.get_state(), default=str))
+    assert all(key.split("-")[3] not in text for text in shown)
+    assert endpoint.base_url in shown[2] and "$LLMCLOUD_API_KEY" in shown[2]
+
+
+async def test_the_cards_button_sends_the_key_in_a_message_and_keeps_it_nowhere(
+    magics: EndpointMagics, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = await off_loop(lambda: endpoints.serve(str(model), name="tiny"))
+    card = make_card(endpoint)
+    sent: list[Any] = []
+    monkeypatch.setattr(card, "send", lambda content, buffers=None: sent.append(content))
+    await off_loop(card._handle_custom_msg, {"kind": "key"}, [])
+    key = await off_loop(lambda: endpoint.api_key)
+    assert sent == [{"kind": "key", "key": key}]
+    assert key not in json.dumps(card.get_state(), default=str)
+
+
+def test_what_a_card_shows_is_escaped() -> None:
+    endpoint = Endpoint("<script>alert(1)</script>", ServerClient("http://127.0.0.1:1/<i>"))
+    assert "<script>" not in endpoint._repr_html_() and "<i>" not in endpoint._repr_html_()
+
+
+async def test_a_refusal_of_the_model_is_raised_as_an_error_of_ours(magics: EndpointMagics, model: Path) -> None:
+    endpoint = await off_loop(lambda: endpoints.serve(str(model), name="tiny"))
+    with pytest.raises(errors.ServerError, match="busy"):
+        await off_loop(endpoint.complete, "busy")
+    with pytest.raises(errors.UsageError, match="stream"):
+        await off_loop(lambda: endpoint.complete("x", stream=True))
+    with pytest.raises(errors.ServerError, match="broke off"):
+        await off_loop(lambda: list(endpoint.chat("die after 2", stream=True)))
+    await off_loop(endpoint.stop)
+    with pytest.raises(errors.NotFound, match="'tiny'"):
+        await off_loop(endpoint.complete, "x")
+
+
+async def test_a_model_that_cannot_be_loaded_is_an_error_of_the_cell(magics: EndpointMagics, own_root: Path) -> None:
+    folder = make_model(own_root.parent / "broken", "broken")
+    with pytest.raises(errors.ModelError, match="another shape"):
+        await off_loop(magics.serve, f"{folder} --name tiny")
+
+
+async def test_stop_while_waiting_leaves_the_endpoint_starting(
+    magics: EndpointMagics, own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model(own_root.parent / "slow", "slow")
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ServerClient, "endpoint", interrupt)
+
+    def serve() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            magics.serve(f"{folder} --name tiny")
+
+    await off_loop(serve)
+    [row] = await off_loop(endpoints.list)
+    assert (row["name"], row["state"]) == ("tiny", "starting")
+
+
+@pytest.mark.parametrize(
+    ("magic", "line", "says"),
+    [
+        ("serve", "", "expected TARGET"),
+        ("serve", "x --dtype int4", "one of auto, float32, bfloat16, float16"),
+        ("serve", "x --replicas none", "--replicas 'none'"),
+        ("serve", "x --replica 2", "Did you mean --replicas"),
+        ("serve", "x --name a/b", "not a valid name"),
+        ("endpoints", "start", "one of list, stop, logs, keys"),
+        ("endpoints", "stop", "expected NAME"),
+        ("endpoints", "keys mint", "one of list, create, revoke"),
+        ("endpoints", "keys revoke", "the ID of a key"),
+        ("endpoints", "keys create --expires soon", "--expires 'soon'"),
+        ("endpoints", "keys create --scope admin", "'admin' does not exist"),
+        ("endpoints", "logs nothing", "'nothing'"),
+    ],
+)
+async def test_a_bad_option_is_answered_in_one_line(magics: EndpointMagics, magic: str, line: str, says: str) -> None:
+    with pytest.raises((errors.UsageError, errors.NotFound)) as raised:
+        await off_loop(getattr(magics, magic), line)
+    assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
+async def test_endpoints_and_keys_are_listed_escaped(magics: EndpointMagics, model: Path) -> None:
+    await off_loop(lambda: endpoints.serve(str(model), name="tiny"))
+    table = await off_loop(magics.endpoints, "")
+    assert "tiny" in repr(table) and "1/1" in repr(table)
+    key = await off_loop(magics.endpoints, "keys create --scope infer:t* --expires 1h --label <b>mine</b>")
+    assert isinstance(key, NewKey) and key.key.split("-")[3] not in repr(key)
+    table = await off_loop(magics.endpoints, "keys")
+    assert key.id in repr(table) and "<b>mine" not in table._repr_html_()
+    await off_loop(magics.endpoints, f"keys revoke {key.id}")
+    assert "revoked" in repr(await off_loop(magics.endpoints, "keys list"))
+    await off_loop(magics.endpoints, "stop tiny")
+    assert "stopped" in repr(await off_loop(magics.endpoints, "list"))
+
+
+def test_the_magics_can_be_registered() -> None:
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.register_magics(EndpointMagics)
+    assert {"serve", "endpoints"} <= set(shell.magics_manager.magics["line"])

@@ -1,0 +1,147 @@
+"""The options of magics: parsed, refused in one line that helps, completed, explained."""
+
+from __future__ import annotations
+
+import pytest
+
+from jupyter_llmcloud.core.names import parse_duration, parse_variables
+from jupyter_llmcloud.core.options import Option, Parsed, Syntax, complete, integer, parse, split, usage
+from jupyter_llmcloud.core.spec import DISTRIBUTE
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.magics.commands.distribute import PULL
+
+SYNTAX = Syntax(
+    "%thing",
+    (
+        Option(("-n", "--nproc"), "How many.", metavar="N", parse=integer(1)),
+        Option(("--precision",), "How precise.", values=("no", "bf16")),
+        Option(("-b", "--background"), "Return at once."),
+        Option(("--push",), "Which.", metavar="a,b", parse=lambda text: parse_variables(text, "--push")),
+        Option(("--timeout",), "How long.", metavar="TIME", parse=parse_duration),
+        Option(("--tag",), "Any number of them.", metavar="TAG", repeat=True),
+    ),
+    "[NAME]",
+    "Does a thing.",
+)
+
+
+def given(line: str, syntax: Syntax = SYNTAX) -> Parsed:
+    return parse(syntax, split(line, syntax.magic))
+
+
+def refusal(line: str, syntax: Syntax = SYNTAX) -> str:
+    with pytest.raises(UsageError) as caught:
+        given(line, syntax)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_left_out_is_none_false_or_empty() -> None:
+    parsed = given("")
+    assert parsed.values == {
+        "nproc": None, "precision": None, "background": False, "push": None, "timeout": None, "tag": [],
+    }  # fmt: skip
+    assert parsed.arguments == []
+
+
+@pytest.mark.parametrize("line", ["-n 3", "--nproc 3", "--nproc=3", "-n=3", "  -n   3 "])
+def test_a_value_follows_its_option_or_an_equals_sign(line: str) -> None:
+    assert given(line).nproc == 3
+
+
+def test_options_and_arguments_come_in_any_order() -> None:
+    parsed = given("-b name --timeout 2m --tag x --tag y -n 2 --push a,b --precision bf16")
+    assert (parsed.background, parsed.timeout, parsed.tag, parsed.push) == (True, 120, ["x", "y"], ["a", "b"])
+    assert parsed.arguments == ["name"]
+
+
+def test_quotes_hold_words_together() -> None:
+    assert given("--push 'a, b'").push == ["a", "b"]
+    assert "No closing quotation" in refusal("--push 'a")
+
+
+def test_an_option_that_is_none_is_refused_with_the_nearest() -> None:
+    words = refusal("--bakground")
+    assert "there is no option --bakground. Did you mean --background?" in words
+    assert "--precision" in words
+
+
+def test_an_option_that_is_like_none_is_refused_with_all() -> None:
+    words = refusal("--zzz 3")
+    assert "Did you mean" not in words
+    assert all(option.flags[-1] in words for option in SYNTAX.options)
+
+
+def test_a_value_that_is_none_is_refused_with_those_allowed() -> None:
+    assert refusal("--precision fp17") == "%thing: --precision 'fp17' is not possible. Choose one of no, bf16."
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("-n two", "-n 'two': expected a whole number, not 'two'"),
+        ("-n 0", "expected at least 1, not 0"),
+        ("-n -1", "expected at least 1, not -1"),
+        ("-n 2.5", "expected a whole number"),
+        ("-n", "-n needs a value: N"),
+        ("-n --background", "-n needs a value"),
+        ("--precision", "needs a value: one of no, bf16"),
+        ("--background=yes", "--background takes no value, not 'yes'"),
+        ("--push 1x", "--push '1x'"),
+        ("--timeout soon", "--timeout"),
+        ("one two", "what does 'two' mean?"),
+        ("-n2", "there is no option -n2"),
+        ("--", "there is no option --"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(line: str, words: str) -> None:
+    text = refusal(line)
+    assert text.startswith("%thing: ")
+    assert words in text
+
+
+def test_a_missing_argument_is_named() -> None:
+    assert refusal("", PULL) == "%pull: expected NAMES...."
+
+
+def test_arguments_may_repeat() -> None:
+    assert given("a b c", PULL).arguments == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["--nproc", "--precision", "--background", "--push", "--timeout", "--tag"]),
+        ("--p", ["--precision", "--push"]),
+        ("-n 2 --b", ["--background"]),
+        ("--precision ", ["no", "bf16"]),
+        ("--precision b", ["bf16"]),
+        ("--precision=b", ["--precision=bf16"]),
+        ("--nproc ", []),
+        ("na", []),
+        ("--zzz", []),
+    ],
+)
+def test_options_and_their_values_are_completed(text: str, expected: list[str]) -> None:
+    assert complete(SYNTAX, text) == expected
+
+
+def test_the_help_names_every_option_and_value() -> None:
+    text = usage(SYNTAX)
+    for option in SYNTAX.options:
+        assert ", ".join(option.flags) in text
+        assert option.help in text
+    assert "no|bf16" in text
+    assert text.startswith("%thing [NAME] [options]\n\nDoes a thing.")
+
+
+@pytest.mark.parametrize("option", DISTRIBUTE.options, ids=lambda option: option.name)
+def test_every_option_of_distribute_is_explained_in_a_sentence(option: Option) -> None:
+    assert option.help[0].isupper()
+    assert option.help.endswith(".")
+    assert option.help in usage(DISTRIBUTE)
+
+
+def test_an_attribute_that_is_no_option_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError):
+        _ = given("").no_such

@@ -1,0 +1,141 @@
+"""The handle of a run, by values: a folder on disk, a server that answers what it is told to."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.errors import RankError, WorldError
+from jupyter_llmcloud.magics.commands import runs
+from jupyter_llmcloud.magics.session import run_handle
+from jupyter_llmcloud.magics.session.run_handle import RunHandle
+from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.journal import JournalWriter
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
+
+
+class Server:
+    """Knows the state of every run."""
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+
+    def ask(self, method: str, path: str, timeout_s: float) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def runs(self, limit: int) -> list[dict[str, Any]]:
+        metrics = {"loss": 0.5, "nan": "nan"}
+        row = {"run_id": "r-1", "name": "r", "state": "running", "created": time.time(), "ended": None}
+        return [{**row, "world_size": 2, "metrics": metrics, "artifacts": {}}]
+
+
+class Session:
+    def __init__(self, state: str) -> None:
+        self.server = Server(state)
+
+
+@pytest.fixture
+def folder(own_root: Path) -> RunFolder:
+    """A run of two ranks that goes on, as far as its folder tells."""
+    folder = RunStore().folder("r-1")
+    record = RunRecord("r-1", "r", "running", created=time.time() - 60, ranks=[0, 1], world_size=2, agent="/gone")
+    folder.create(record, "")
+    return folder
+
+
+def write(folder: RunFolder, rank: int, *records: dict[str, Any]) -> None:
+    writer = JournalWriter(folder.logs(rank))
+    writer.append(list(records))
+    writer.close()
+
+
+def out(text: str, t: float, kind: str = "stdout") -> dict[str, Any]:
+    return {"kind": kind, "text": text, "t": t}
+
+
+def test_a_run_whose_agent_is_gone_has_ended(folder: RunFolder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(run_handle, "ALIVE_S", 0.0)
+    write(folder, 0, out("its last words\n", 1.0))
+    handle = RunHandle("r-1", Session("lost"))
+    with pytest.raises(WorldError, match="r-1 was lost"):
+        handle.result(5)
+    assert (handle.done(), handle.state) == (True, "lost")
+    handle.attach()
+    shown = capsys.readouterr().out
+    assert "[0] its last words\n" in shown
+    assert "its agent has gone" in shown
+
+
+def test_a_run_that_goes_on_is_not_done(folder: RunFolder, monkeypatch) -> None:
+    monkeypatch.setattr(run_handle, "ALIVE_S", 0.0)
+    handle = RunHandle("r-1", Session("running"))
+    assert not handle.done()
+    with pytest.raises(TimeoutError):
+        handle.result(0.1)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "words"),
+    [
+        ("finished", None, ""),
+        ("stopped", CancelledError, "was stopped"),
+        ("failed", RankError, "rank 1: ValueError: too much"),
+    ],
+)
+def test_a_handle_is_a_future(folder: RunFolder, state: str, error: type[Exception] | None, words: str) -> None:
+    handle = RunHandle("r-1", Session("running"))
+    assert (handle.running(), handle.cancelled()) == (True, False)
+    record = folder.read()
+    record.state, record.ended = state, record.created + 7
+    record.errors = [{"rank": 1, "ename": "ValueError", "evalue": "too much", "traceback": []}] * (state == "failed")
+    folder.write(record)
+    assert (handle.done(), handle.running(), handle.cancelled()) == (True, False, state == "stopped")
+    if error is None:
+        assert handle.exception() is None
+        assert repr(handle.result()) == "<Run r-1: finished after 7.0 s, 2 of 2 ranks>"
+        return
+    assert isinstance(handle.exception(), error) and words in str(handle.exception())
+    with pytest.raises(error, match=words):
+        handle.result()
+
+
+def test_output_that_is_shown_afterwards_is_folded_by_the_times_it_was_written_at(folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(run_handle, "ALIVE_S", 0.0)
+    lines = [f"step {n}\n" for n in range(2_000)]
+    for rank in (0, 1):
+        write(folder, rank, *(out(line, n * 0.5 + rank * 0.01) for n, line in enumerate(lines)))
+    RunHandle("r-1", Session("lost")).attach()
+    shown = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
+    assert shown == [f"[0-1] {line.strip()}" for line in lines]
+
+
+def test_the_text_of_the_log_is_complete_and_in_order_of_time(folder: RunFolder) -> None:
+    write(folder, 0, out("a", 1.0), out("b\nerr", 2.0), out("or\nunended", 5.0))
+    write(
+        folder,
+        1,
+        out("c\n", 1.5),
+        {"kind": "result", "data": {"text/plain": "7\n8"}, "t": 3.0},
+        out("w\n", 4.0, "stderr"),
+    )
+    expected = ["[1] c", "[0] ab", "[1] 7", "[1] 8", "[1] w", "[0] error", "[0] unended"]
+    assert log_text.write(folder).read_text().splitlines() == expected
+    handle = RunHandle("r-1", Session("running"))
+    assert handle.logs().splitlines() == expected
+    assert handle.logs(rank=1, tail=2).splitlines() == ["[1] 8", "[1] w"]
+
+
+def test_the_text_of_the_log_is_written_again_when_there_is_more(folder: RunFolder) -> None:
+    write(folder, 0, out("a\n", 1.0))
+    log_text.write(folder)
+    write(folder, 0, out("b\n", 2.0))
+    assert log_text.write(folder).read_text() == "[0] a\n[0] b\n"
+
+
+def test_a_metric_that_is_not_finite_is_listed(monkeypatch) -> None:
+    monkeypatch.setattr(runs.session, "current", lambda: Session("running"))
+    assert "loss 0.5, nan nan" in repr(runs.table())

@@ -1,0 +1,328 @@
+"""The live view as people see it: in JupyterLab while a cell runs, in the saved notebook afterwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbconvert import HTMLExporter
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+
+from jupyter_llmcloud.core.output import numerals
+from jupyter_llmcloud.widgets import live_view
+from tests.support import browser
+from tests.support.lab import Lab, open_lab, running_lab
+
+pytestmark = pytest.mark.browser
+
+STOP_ROUTE = re.compile(r"/llmcloud/api/runs/[^/]+/stop$")
+LIVE_VIEW = Path(live_view.__file__).with_suffix(".js")
+ASK_JAVASCRIPT = """async ([source, values, durations, spans]) => {
+    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+    const { formatNumber, formatDuration, formatTick, ticks } = await import(url);
+    return [values.map((value) => formatNumber(value)), durations.map(formatDuration),
+            spans.map(([low, high]) => ticks(low, high, 4)), values.map(formatTick)];
+}"""
+CARD = ".llmc-card"
+CHART = f"{CARD} .llmc-chart"
+LINE = f"{CHART} .llmc-line"
+
+FEED = """
+import math, pathlib, random, time
+from jupyter_llmcloud.widgets.live_view import LiveView
+
+TOTAL = 3000
+
+def feed(view, step, now):
+    noise = random.Random(step)
+    for rank in (0, 1):
+        loss = 0.9 + 4 * math.exp(-step / 500) + noise.gauss(0, 0.06) * (1 + rank)
+        grad_norm = abs(noise.gauss(1.2, 0.2)) + 3 / (1 + step / 80)
+        values = {"loss": math.nan if 600 < step < 640 else loss, "grad_norm": grad_norm}
+        if rank == 0:
+            decay = 0.5 + 0.5 * math.cos(math.pi * step / TOTAL)
+            values["learning_rate"] = 3e-4 * min(1, step / 300) * decay
+        records = [{"seq": 2 * step + 1, "t": now, "step": step, "values": values},
+                   {"seq": 2 * step + 2, "t": now, "progress": [step + 1, TOTAL], "desc": "training"}]
+        view.handle_metrics(rank, records)
+"""
+UNTIL_STOPPED = """
+view = LiveView("demo-20260101-000000-abc", "pydoc-gpt", [0, 1], lambda: None)
+for rank in (0, 1):
+    view.handle_rank_state(rank, "running")
+flag, step = pathlib.Path("stop-flag"), 0
+while not flag.exists() and step < TOTAL:
+    for _ in range(20):
+        feed(view, step, time.time())
+        step += 1
+    view.refresh(time.time())
+    time.sleep(0.03 if step < 640 else 0.1)  # a training step
+for rank in (0, 1):
+    view.handle_rank_state(rank, "stopped")
+view.finish("stopped", time.time())
+"""
+IN_BACKGROUND = """
+view = LiveView("bg-1", "in-background", [0, 1], lambda: view.finish("stopped", time.time()))
+for step in range(50):
+    feed(view, step, time.time())
+view.refresh(time.time())
+"""
+OUTPUT = """
+import pathlib, time
+from jupyter_llmcloud.magics.output.run_view import RunView
+
+view = RunView("shown-1", "shown", [0, 1], lambda: None)
+seq = 0
+
+def log(rank, kind, text="", **more):
+    global seq
+    seq += 1
+    view.records("logs", rank, [{"seq": seq, "t": time.time(), "kind": kind, "text": text, **more}])
+
+def go_on(seconds, until=lambda: False):
+    end = time.time() + seconds
+    while time.time() < end and not until():
+        view.tick()
+        time.sleep(min(0.05, view.next_tick_s()))
+"""
+SHOWN = """
+for step in range(20):
+    view.records("metrics", 0, [{"seq": step + 1, "t": time.time(), "step": step, "values": {"loss": 1 / (step + 1)}}])
+log(0, "stdout", "kept\\n")
+go_on(0.5)
+log(1, "stderr", "\\rbar 50%")
+go_on(0.5)
+log(1, "stdout", "over the bar\\n")
+log(0, "report", "rank 1 is late: <b>here</b>.\\n")
+go_on(60, until=pathlib.Path("seen-flag").exists)
+log(0, "report", "rank 1 goes on.\\n", recovered=True)
+for number in range(30):
+    log(1, "clear_output", wait=True)
+    log(1, "stdout", f"number {number}\\n")
+    go_on(0.02)
+log(1, "stderr", "\\rbar 100%\\n")
+view.finish("finished")
+"""
+HOSTILE = """
+name = "<img src=x onerror=window.broken=1>"
+view = LiveView("hostile-1", name, [0, 1], lambda: None)
+view.handle_rank_state(1, "failed", name)
+for seq in (1, 2):
+    view.handle_metrics(0, [{"seq": seq, "t": 0.0, "step": seq, "values": {name: 1.0 * seq}}])
+view.refresh(time.time())
+"""
+HOSTILE_END = """
+view.finish("failed", time.time(), errors=[{"rank": 1, "ename": "ValueError", "evalue": name}])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("live") / "notebooks"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(folder: Path) -> Iterator[Lab]:
+    """One JupyterLab for this module."""
+    with running_lab(folder) as running:
+        yield running
+
+
+Opened = Callable[..., Page]
+
+
+@pytest.fixture
+def jp_asyncio_loop() -> None:
+    """None of a test's own: the browser's runs in this thread."""
+
+
+@pytest.fixture(scope="module")
+def context(one_chromium: Browser) -> BrowserContext:
+    """Pages of one user: what JupyterLab consists of is loaded once."""
+    return one_chromium.new_context()
+
+
+@pytest.fixture
+def opened(context: BrowserContext, lab: Lab, folder: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """Opens a notebook with these cells, its kernel ended afterwards; `stop` answers the stop route."""
+    pages: list[Page] = []
+
+    def open_cells(*cells: str, stop: Callable[[Route], None]) -> Page:
+        path = browser.write_notebook(folder / f"{request.node.name}.ipynb", cells)
+        context.route(STOP_ROUTE, stop)
+        pages.append(open_lab(context, lab, path.name))
+        return pages[-1]
+
+    yield open_cells
+    for page in pages:
+        browser.end_kernel(page)
+        page.close()
+    context.unroute_all()
+
+
+def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
+    opened: Opened, folder: Path, pictures: Path
+) -> None:
+    asked: list[dict[str, str]] = []
+
+    def stop(route: Route) -> None:
+        asked.append(route.request.headers)
+        if len(asked) == 2:
+            (folder / "stop-flag").touch()
+        route.fulfill(json={"state": "stopping"})
+
+    page = opened(FEED, UNTIL_STOPPED, stop=stop)
+    browser.run_cell(page, 0)
+    browser.start_cell(page, 1)
+    expect(page.locator(CHART)).to_have_count(3, timeout=30_000)
+    short = len(page.locator(LINE).first.get_attribute("d") or "")
+    page.wait_for_function(
+        "([line, short]) => document.querySelector(line).getAttribute('d').length > 2 * short",
+        arg=[LINE, short],
+    )
+    expect(page.locator(f"{CARD} [role=progressbar]")).to_have_attribute("aria-valuenow", re.compile(r"^[1-9]"))
+    expect(page.locator(f"{CARD} .llmc-chip").first).to_have_text("rank 0running")
+    page.wait_for_function("(gap) => document.querySelector(gap) !== null", arg=f"{CHART} .llmc-gap")
+    look(page, pictures)
+    button = page.get_by_role("button", name="Stop pydoc-gpt")
+    button.click()
+    again = page.get_by_role("button", name="Stopping pydoc-gpt; press again to force it")
+    expect(again).to_have_text("Stopping…")
+    again.click()
+    output = browser.wait_for_cell(page, 1)
+    assert [headers.get("x-xsrftoken", "") != "" for headers in asked] == [True, True]
+    expect(page.locator(CARD)).to_have_count(0)
+    expect(output.locator("img")).to_have_count(3)
+    expect(output.locator("table")).to_contain_text("learning_rate")
+    expect(output).to_contain_text("stopped after")
+    for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
+        browser.set_theme(page, theme)
+        page.screenshot(path=pictures / f"static-view-{name}.png")
+
+
+def look(page: Page, pictures: Path) -> None:
+    """Hover, change a scale, and keep pictures in both themes."""
+    card = page.locator(CARD)
+    for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
+        browser.set_theme(page, theme)
+        page.mouse.move(5, 5)
+        card.screenshot(path=pictures / f"live-view-{name}.png")
+        page.locator(f"{CHART} svg").first.hover()
+        expect(page.locator(f"{CHART} .llmc-readout").nth(1)).to_contain_text("step")
+        page.screenshot(path=pictures / f"live-view-hover-{name}.png")
+    toggle = page.get_by_role("button", name="logarithmic scale for grad_norm")
+    toggle.click()
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+    page.locator(f"{CHART} svg").nth(1).hover()
+    page.locator(CARD).screenshot(path=pictures / "live-view-log.png")
+
+
+def test_the_saved_notebook_shows_the_run_without_a_kernel(
+    opened: Opened, folder: Path, one_chromium: Browser, pictures: Path
+) -> None:
+    (folder / "stop-flag").unlink(missing_ok=True)
+    once = UNTIL_STOPPED.replace("TOTAL:", "800:").replace('"stopped"', '"finished"').replace("else 0.1", "else 0.03")
+    page = opened(FEED, once, stop=lambda route: route.abort())
+    browser.run_cell(page, 0)
+    browser.run_cell(page, 1)
+    path = folder / "test_the_saved_notebook_shows_the_run_without_a_kernel.ipynb"
+    browser.save(page)
+    saved = nbformat.read(path, as_version=4)
+    (output,) = saved.cells[1].outputs
+    assert set(output.data) == {"text/html", "text/plain"}
+    assert (
+        "widgets" not in saved.metadata
+        or not saved.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    )
+    saved.metadata.pop("widgets", None)
+    page_text, _ = HTMLExporter(template_name="lab").from_notebook_node(saved)
+    (folder / "saved.html").write_text(page_text, encoding="utf-8")
+    shown = one_chromium.new_page()
+    shown.route(re.compile(r"^https?://"), lambda route: route.abort())
+    shown.goto((folder / "saved.html").as_uri())
+    expect(shown.locator("body")).to_contain_text("finished in")
+    expect(shown.locator("table")).to_contain_text("learning_rate")
+    sizes = shown.evaluate("() => [...document.querySelectorAll('img')].map((image) => image.naturalWidth)")
+    assert sizes == [320, 320, 320]
+    shown.screenshot(path=pictures / "nbconvert.png", full_page=True)
+
+
+def test_late_ranks_are_told_in_the_view_and_what_a_rank_clears_goes(
+    opened: Opened, folder: Path, pictures: Path
+) -> None:
+    page = opened(OUTPUT, SHOWN, stop=lambda route: route.abort())
+    browser.run_cell(page, 0)
+    browser.start_cell(page, 1)
+    notice = page.locator(f"{CARD} .llmc-notice")
+    expect(notice).to_have_text("⚠ rank 1 is late: <b>here</b>.", timeout=30_000)
+    for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
+        browser.set_theme(page, theme)
+        page.screenshot(path=pictures / f"notice-{name}.png")
+    (folder / "seen-flag").touch()
+    output = browser.wait_for_cell(page, 1)
+    expect(output.first).to_contain_text("finished in")
+    expect(output.first).to_contain_text("⚠ rank 1 is late: <b>here</b>.")
+    written = [line.rstrip() for text in output.all_inner_texts()[1:] for line in text.split("\n") if line.strip()]
+    assert written == [
+        "[0] kept",
+        "rank 1 is late: <b>here</b>.",
+        "rank 1 goes on.",
+        "[1] number 29",
+        "[1] bar 100%",
+    ]
+
+
+def test_numbers_read_the_same_live_and_saved(one_chromium: Browser) -> None:
+    page = one_chromium.new_page()
+    values = [
+        0.00025,
+        -0.00125,
+        1_250_000,
+        -123456,
+        0,
+        1,
+        -3,
+        12800,
+        2.3412345,
+        0.00031,
+        3.1e-5,
+        1.5e9,
+        99.999,
+        1234.5678,
+        0.1,
+        1e7,
+        -0.05,
+    ]
+    durations = [0.0, 0.44, 9.9, 9.97, 47, 60, 72.4, 3600, 7512, 90000]
+    spans = [(0, 1), (1.7, 5.3), (0.0, 3e-4), (-12, 30), (0, 2999), (5, 5)]
+    told = page.evaluate(ASK_JAVASCRIPT, [LIVE_VIEW.read_text(encoding="utf-8"), values, durations, spans])
+    assert told[0] == [numerals.format_number(value) for value in values]
+    assert told[3] == [numerals.format_tick(value) for value in values]
+    assert max(map(len, told[3])) <= 8
+    assert told[1] == [numerals.format_duration(value) for value in durations]
+    assert told[2] == [pytest.approx(numerals.ticks(*span)) for span in spans]
+
+
+def test_stop_goes_through_the_kernel_where_the_server_has_no_route(opened: Opened) -> None:
+    page = opened(FEED, IN_BACKGROUND, stop=lambda route: route.fulfill(status=404, body="no such route"))
+    browser.run_cell(page, 0)
+    browser.run_cell(page, 1)
+    page.get_by_role("button", name="Stop in-background").click()
+    expect(browser.output_of(page, 1)).to_contain_text("stopped after")
+    expect(page.locator(CARD)).to_have_count(0)
+
+
+def test_whatever_a_name_contains_is_shown_as_text(opened: Opened) -> None:
+    page = opened(FEED, HOSTILE, HOSTILE_END, stop=lambda route: route.abort())
+    for index in range(3):
+        browser.run_cell(page, index)
+        if index == 1:
+            expect(page.locator(f"{CARD} .llmc-name")).to_have_text("<img src=x onerror=window.broken=1>")
+            expect(page.locator(f"{CHART} .llmc-chart-name")).to_contain_text("<img")
+    expect(browser.output_of(page, 1)).to_contain_text("ValueError: <img src=x")
+    assert page.evaluate("() => window.broken") is None

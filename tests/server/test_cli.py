@@ -1,0 +1,116 @@
+"""`jupyter llmcloud` in a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from jupyter_llmcloud.server.cli import format_table, main
+from tests.server.test_server_routes import make_run
+from tests.support.server_parts import Server
+
+pytest_plugins = ["tests.support.server_fixtures"]
+START_DEADLINE_S = 120
+
+
+@pytest.fixture
+def named(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server, named by the environment."""
+    monkeypatch.setenv("LLMCLOUD_SERVER_URL", server.url)
+    monkeypatch.setenv("LLMCLOUD_SERVER_TOKEN", server.token)
+    return server
+
+
+async def run(*words: str) -> int:
+    """Run a command off the loop, which the server needs."""
+    return await asyncio.to_thread(main, words)
+
+
+async def test_endpoints_are_listed_read_and_stopped(named: Server, model: Path, capsys: pytest.CaptureFixture) -> None:
+    await named.serve(model)
+    assert await run("endpoints") == 0
+    assert "tiny  ready" in capsys.readouterr().out
+    assert await run("endpoints", "logs", "tiny") == 0
+    assert await run("endpoints", "stop", "tiny") == 0
+    await run("endpoints", "list")
+    assert "tiny  stopped" in capsys.readouterr().out
+
+
+async def test_a_key_is_made_printed_once_and_revoked(named: Server, capsys: pytest.CaptureFixture) -> None:
+    assert await run("keys", "create", "--scope", "infer:t*", "--expires", "1h", "--label", "mine") == 0
+    key = capsys.readouterr().out.strip()
+    assert key.startswith("sk-llmc-")
+    key_id = key.split("-")[2]
+    await run("keys")
+    listed = capsys.readouterr().out
+    assert key_id in listed and "mine" in listed and key.split("-")[3] not in listed
+    assert await run("keys", "revoke", key_id) == 0
+    await run("keys", "list")
+    assert "revoked" in capsys.readouterr().out
+
+
+async def test_runs_and_clusters_are_listed(named: Server, capsys: pytest.CaptureFixture) -> None:
+    make_run()
+    make_run("active", "running", agent=named.agent.address)
+    assert await run("runs") == 0
+    assert "train-1" in capsys.readouterr().out
+    await run("runs", "logs", "train")
+    assert "[1] line 4 of rank 1" in capsys.readouterr().out
+    assert await run("runs", "stop", "active") == 0
+    assert await run("runs", "delete", "train") == 0
+    assert await run("clusters", "start", "--name", "c1", "--workers", "2") == 0
+    await run("clusters")
+    assert "c1" in capsys.readouterr().out
+    assert await run("clusters", "stop", "c1") == 0
+
+
+async def test_a_refusal_is_one_line_and_status_1(named: Server, capsys: pytest.CaptureFixture) -> None:
+    assert await run("endpoints", "stop", "nothing") == 1
+    assert capsys.readouterr().err.startswith("NotFound: there is no endpoint 'nothing'")
+
+
+def test_without_a_server_it_is_said_how_to_get_one(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    assert main(["endpoints"]) == 1
+    assert "LLMCLOUD_SERVER_URL" in capsys.readouterr().err
+
+
+def test_nothing_in_a_table_can_move_the_cursor() -> None:
+    assert "\x1b" not in format_table(["name"], [["\x1b[2Jgone\x07"]])
+
+
+@pytest.mark.slow
+def test_serve_answers_with_a_real_model_until_ctrl_c_and_leaves_nothing(headless_root: Path, real_model: Path) -> None:
+    import httpx
+
+    command = [sys.executable, "-m", "jupyter_llmcloud.server.cli", "serve", str(real_model), "--name", "tiny"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "LLMCLOUD_LEASE_S": "5"})
+    watchdog = threading.Timer(START_DEADLINE_S, process.kill)
+    watchdog.start()
+    try:
+        told = dict(process.stdout.readline().split() for _ in range(3))
+        answer = httpx.post(
+            f"{told['base_url']}/completions",
+            json={"model": "tiny", "prompt": "The for", "max_tokens": 4},
+            headers={"Authorization": f"Bearer {told['api_key']}"},
+            timeout=60,
+            trust_env=False,
+        )
+        assert answer.status_code == 200 and json.loads(answer.text)["usage"]["completion_tokens"] == 4
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()

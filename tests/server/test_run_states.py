@@ -1,0 +1,119 @@
+"""What the server says of a run whose leading agent has gone: another may come to lead it, then it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.errors import ConnectionLost, NotFound
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.server.api import run_states
+from jupyter_llmcloud.server.api.run_states import leader_address, stop, true_state
+from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.storage.leadership import Claim, Leadership
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
+
+SPEC = StartWorld(world_id="w", agents=[])
+
+
+@pytest.fixture
+def context(own_root: Path) -> ServerContext:
+    """A server's, to which no agent answers."""
+    return ServerContext(logging.getLogger("test"))
+
+
+@pytest.fixture
+def make_run(own_root: Path) -> Callable[..., RunFolder]:
+    """Makes active runs, with restarts unless they are `plain`."""
+
+    def make(name: str, plain: bool = False) -> RunFolder:
+        folder = RunStore().folder(name)
+        record = RunRecord(name, name, "running", time.time(), agent=str(own_root / "gone.sock"), world_id="w")
+        folder.create(record, "x = 1")
+        if not plain:
+            cell = Execute(world_id="w", run_id=name, name=name, code="x = 1", max_restarts=1)
+            Leadership(folder.path).claim(Claim(0, record.agent, socket.gethostname()))
+            Leadership(folder.path).save(SPEC, cell, [])
+        return folder
+
+    return make
+
+
+def state_of(folder: RunFolder, context: ServerContext) -> str:
+    return asyncio.run(true_state(folder.read(), context))
+
+
+def test_a_run_without_restarts_is_lost_with_its_agent(context: ServerContext, make_run: Callable[..., Any]) -> None:
+    assert state_of(make_run("plain", plain=True), context) == "lost"
+
+
+def test_a_run_with_restarts_is_lost_when_no_other_agent_has_come_to_lead_it(
+    context: ServerContext, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run("train")
+    assert state_of(folder, context) == "running"
+    assert folder.read().state == "running"
+    monkeypatch.setattr(run_states, "TAKEOVER_S", 0.0)
+    assert state_of(folder, context) == "lost"
+    assert folder.read().state == "lost"
+    assert not Leadership(folder.path).claim(Claim(1, "late.sock", "host")), "an agent that comes too late leads it"
+    assert not Leadership(folder.path).can_be_taken
+
+
+def test_a_run_that_another_agent_has_just_claimed_is_not_lost(
+    context: ServerContext, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, newest = make_run("train"), Leadership.newest
+    monkeypatch.setattr(run_states, "TAKEOVER_S", 0.0)
+
+    def claimed_meanwhile(leadership: Leadership) -> Claim | None:
+        found = newest(leadership)
+        leadership.claim(Claim(1, "b.sock", "two"))
+        return found
+
+    monkeypatch.setattr(Leadership, "newest", claimed_meanwhile)
+    assert state_of(folder, context) == "running"
+    assert folder.read().state == "running"
+
+
+def test_stop_ends_a_run_that_nobody_leads_at_once_and_for_good(
+    context: ServerContext, make_run: Callable[..., Any]
+) -> None:
+    folder = make_run("train")
+    assert asyncio.run(stop(folder.read(), context)) == "stopped"
+    assert folder.read().state == "stopped"
+    assert not Leadership(folder.path).claim(Claim(1, "late.sock", "host"))
+    with pytest.raises(ConnectionLost):
+        asyncio.run(stop(make_run("plain", plain=True).read(), context))
+
+
+def test_the_leader_is_reached_where_it_is_now(context: ServerContext, own_root: Path) -> None:
+    class Agent:
+        host, home, address = "two", "/there/agent.sock", "/here/bridge.sock"
+
+    class Pool:
+        async def agents(self, name: str | None) -> list[Any]:
+            assert name == "wide"
+            return [Agent()]
+
+    async def make_pool() -> Any:
+        return Pool()
+
+    context.make_pool = make_pool
+    begun = RunRecord("r", "r", agent="/a.sock", cluster="wide")
+    assert asyncio.run(leader_address(begun, context)) == "/a.sock"
+    moved = RunRecord("r", "r", agent="/there/agent.sock", host="two", cluster="wide")
+    assert asyncio.run(leader_address(moved, context)) == "/here/bridge.sock"
+    (own_root / "agent.sock").parent.mkdir(exist_ok=True)
+    (own_root / "agent.sock").touch()
+    here = RunRecord("r", "r", agent=str(own_root / "agent.sock"), host=socket.gethostname())
+    assert asyncio.run(leader_address(here, context)) == here.agent
+    with pytest.raises(NotFound, match="on three"):
+        asyncio.run(leader_address(RunRecord("r", "r", agent="/x", host="three", cluster="wide"), context))

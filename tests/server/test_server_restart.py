@@ -1,0 +1,83 @@
+"""A real Jupyter server that is killed and started again: its cluster and its endpoint are there as before."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.client.rest import ServerClient
+from jupyter_llmcloud.errors import LLMCloudError
+from jupyter_llmcloud.magics.output.endpoint import Endpoint
+
+pytest_plugins = ["tests.support.server_fixtures"]
+START_DEADLINE_S = 60
+
+
+@contextmanager
+def jupyter_server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], ServerClient]]:
+    """`jupyter server` as a user starts it, and a client of it."""
+    command = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--ServerApp.port=0"]
+    extension = "--ServerApp.jpserver_extensions={'jupyter_llmcloud': True}"
+    with (folder / "jupyter.log").open("ab") as log:
+        process = subprocess.Popen([*command, extension], cwd=folder, stdout=log, stderr=log)
+    path = config.jupyter_runtime_dir() / f"jpserver-{process.pid}.json"
+    try:
+        yield process, wait_for_client(path, process)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def wait_for_client(path: Path, process: subprocess.Popen[bytes]) -> ServerClient:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            told = json.loads(path.read_text())
+            client = ServerClient(told["url"], told["token"])
+            client.status()
+            return client
+        except (OSError, ValueError, LLMCloudError):  # not there yet; the deadline decides
+            time.sleep(0.05)
+    raise AssertionError(f"the Jupyter server did not start: {process.poll()}")
+
+
+@pytest.mark.slow
+def test_a_killed_jupyter_server_finds_its_endpoint_and_cluster_again_within_ten_seconds(
+    own_root: Path, real_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCLOUD_LEASE_S", "30")
+    folder = own_root.parent
+    with jupyter_server(folder) as (process, client):
+        client.create_endpoint(str(real_model), name="tiny")
+        while (before := client.endpoint("tiny", wait_s=20))["state"] == "starting":
+            continue
+        assert before["state"] == "ready", before
+        key = client.create_key(["infer:tiny"])["key"]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        client.close()
+    with jupyter_server(folder) as (_, client):
+        began = time.monotonic()
+        after = client.endpoint("tiny", wait_s=20)
+        assert time.monotonic() - began < 10
+        assert (after["state"], after["replicas"][0]["pid"]) == ("ready", before["replicas"][0]["pid"])
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"model": "tiny", "prompt": "The for", "max_tokens": 4}
+        answer = httpx.post(f"{client.openai_url}/completions", json=body, headers=headers, timeout=30, trust_env=False)
+        assert answer.json()["usage"]["completion_tokens"] == 4
+        assert len(Endpoint("tiny", client).complete("The for", max_tokens=4)) > 0
+        [cluster] = client.clusters()
+        client.stop_endpoint("tiny")
+        client.stop_cluster(cluster["name"])
+        client.close()

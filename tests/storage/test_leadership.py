@@ -1,0 +1,79 @@
+"""Who leads a run: claims in its folder, tested by values and by processes that race for one."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.storage.leadership import Claim, Leadership
+
+SPEC = StartWorld(world_id="w", agents=[{"home": "/a.sock", "num_ranks": 2}], num_threads={"0": 2})
+CELL = Execute(world_id="w", run_id="r", name="train", code="x = 1", max_restarts=2, payload=b"\0pushed")
+
+
+def test_a_term_belongs_to_whoever_claims_it_first(tmp_path: Path) -> None:
+    here, there = Leadership(tmp_path), Leadership(tmp_path)
+    assert here.newest() is None
+    assert here.claim(Claim(0, "/a.sock", "one"))
+    assert not there.claim(Claim(0, "/b.sock", "two"))
+    assert there.claim(Claim(1, "/b.sock", "two"))
+    assert here.newest() == Claim(1, "/b.sock", "two")
+
+
+def test_terms_are_in_order_also_when_there_are_many(tmp_path: Path) -> None:
+    leadership = Leadership(tmp_path)
+    assert all(leadership.claim(Claim(term)) for term in range(12))
+    assert leadership.newest() == Claim(11)
+
+
+def test_a_claim_whose_maker_was_killed_before_it_had_written_counts_and_is_nobodys(tmp_path: Path) -> None:
+    leadership = Leadership(tmp_path)
+    leadership.claim(Claim(0, "/a.sock", "one"))
+    (tmp_path / "terms" / "0001.json").touch()
+    assert leadership.newest() == Claim(1)
+    assert not leadership.claim(Claim(1, "/a.sock", "one"))
+
+
+def _race(folder: Path, start: object, wins: object, name: str) -> None:
+    start.wait()  # type: ignore[attr-defined]
+    for term in range(50):
+        if Leadership(folder).claim(Claim(term, name, "host")):
+            wins.put((term, name))  # type: ignore[attr-defined]
+
+
+def test_of_processes_that_race_for_a_term_one_gets_it(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    start, wins = fork.Event(), fork.Queue()
+    racers = [fork.Process(target=_race, args=(tmp_path, start, wins, str(number))) for number in range(4)]
+    for racer in racers:
+        racer.start()
+    start.set()
+    found = [wins.get(timeout=20) for _ in range(50)]
+    for racer in racers:
+        racer.join(20)
+    assert sorted(term for term, _ in found) == list(range(50))
+    assert wins.empty()
+    wins.close()
+
+
+def test_what_another_agent_needs_is_there_until_the_run_has_ended(tmp_path: Path) -> None:
+    leadership = Leadership(tmp_path)
+    assert not leadership.can_be_taken
+    before = Execute(world_id="w", run_id="d", name="imports", code="import torch", is_definition=True, reply_to=3)
+    leadership.save(SPEC, CELL, [before])
+    assert leadership.can_be_taken
+    spec, cell, definitions = leadership.load()
+    assert (spec, cell) == (SPEC, CELL)
+    assert [definition.code for definition in definitions] == ["import torch"]
+    assert (tmp_path / "restart.bin").stat().st_mode & 0o077 == 0
+    leadership.forget()
+    leadership.forget()
+    assert not leadership.can_be_taken
+    with pytest.raises(FileNotFoundError):
+        leadership.load()
+    (tmp_path / "restart.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="does not tell of a run"):
+        leadership.load()

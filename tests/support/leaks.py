@@ -1,0 +1,159 @@
+"""What a test may not leave behind: processes, listening ports, a changed environment, stray files.
+
+Every process a test starts inherits `LLMCLOUD_TEST_ID`, whatever session or parent it ends up with, so what
+outlives the test is found by that mark. What a fixture starts for the session carries the mark of that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+MARK = "LLMCLOUD_TEST_ID"
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Written by pytest itself, or once and for all by a library when it is first imported.
+FREE_VARIABLES = {
+    MARK,
+    "PYTEST_CURRENT_TEST",
+    "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK",
+    "PYDEVD_USE_FRAME_EVAL",
+    "TORCHINDUCTOR_CACHE_DIR",
+}
+# One per Python process by design; it ends with that process.
+FREE_COMMANDS = ("multiprocessing.resource_tracker",)
+
+
+def _mark_of(process: psutil.Process) -> str:
+    """The mark a process was started with; empty when it has none or cannot be read."""
+    try:
+        return process.environ().get(MARK, "")
+    except (psutil.Error, OSError):
+        return ""
+
+
+def _is_of_interest(process: psutil.Process) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return not any(word in " ".join(process.cmdline()) for word in FREE_COMMANDS)
+    except psutil.Error:
+        return False
+
+
+def marked_processes(prefix: str) -> list[psutil.Process]:
+    """Living processes whose mark begins with `prefix`, this one excepted."""
+    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+    return [process for process in others if _mark_of(process).startswith(prefix) and _is_of_interest(process)]
+
+
+def unmarked_children() -> set[psutil.Process]:
+    """Children without a mark: forked, without an exec, from this very process.
+
+    Chromium's pages overwrite their environment; they end with the process that was started, which has a mark.
+    """
+    children = {child.pid: child for child in psutil.Process().children(recursive=True)}
+    return {child for child in children.values() if not _is_below_a_mark(child, children) and _is_of_interest(child)}
+
+
+def _is_below_a_mark(process: psutil.Process | None, known: dict[int, psutil.Process]) -> bool:
+    while process is not None:
+        if _mark_of(process):
+            return True
+        try:
+            process = known.get(process.ppid())
+        except psutil.Error:  # gone
+            return False
+    return False
+
+
+def listening_ports() -> set[tuple[str, int]]:
+    """The TCP addresses this process listens on."""
+    connections = psutil.Process().net_connections(kind="tcp")
+    return {tuple(row.laddr) for row in connections if row.status == psutil.CONN_LISTEN}
+
+
+def watched_files() -> set[Path]:
+    """What stands where a careless program writes: beside the sources, and in the home folder."""
+    home = Path.home()
+    folders = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "notebooks", REPOSITORY / "jupyter_llmcloud"]
+    folders += [home, home / ".jupyter", home / ".ipython", home / ".local/share/jupyter"]
+    found = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    # Sources come from whoever works on them while the tests run.
+    return {path for path in found if path.name[0] != "." and path.suffix not in (".py", ".md")}
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in FREE_VARIABLES}
+
+
+def describe(process: psutil.Process) -> str:
+    """One line that says which process it is."""
+    try:
+        return f"process {process.pid}: {' '.join(process.cmdline())[:160]}"
+    except psutil.Error:
+        return f"process {process.pid} (gone meanwhile)"
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kill what was left, so that one leak does not fail the next test too."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
+
+
+def settle(look: Callable[[], list[psutil.Process]], grace_s: float) -> list[psutil.Process]:
+    """What `look` still finds after at most `grace_s`: ending takes a moment, and a lease its time."""
+    deadline = time.monotonic() + grace_s
+    while (left := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+@contextlib.contextmanager
+def marked(mark: str) -> Iterator[None]:
+    """Processes started inside carry `mark`."""
+    before = os.environ.get(MARK, "")
+    os.environ[MARK] = mark
+    try:
+        yield
+    finally:
+        os.environ[MARK] = before
+
+
+@dataclass
+class Snapshot:
+    """The state before a test, to compare with the one after it."""
+
+    mark: str
+    children: set[psutil.Process] = field(default_factory=unmarked_children)
+    ports: set[tuple[str, int]] = field(default_factory=listening_ports)
+    variables: dict[str, str] = field(default_factory=environment)
+    files: set[Path] = field(default_factory=watched_files)
+
+    def leaks(self, grace_s: float) -> list[str]:
+        """What the test left behind, one line each; left processes are ended."""
+        left = settle(self._left_processes, grace_s)
+        lines = [describe(process) for process in left]
+        end(left)
+        lines += [f"listening port {host}:{port}" for host, port in sorted(listening_ports() - self.ports)]
+        lines += [f"file {path}" for path in sorted(watched_files() - self.files)]
+        return lines + self._changed_variables()
+
+    def _left_processes(self) -> list[psutil.Process]:
+        return [*marked_processes(self.mark), *(unmarked_children() - self.children)]
+
+    def _changed_variables(self) -> list[str]:
+        now = environment()
+        names = sorted(name for name in self.variables.keys() | now.keys() if self.variables.get(name) != now.get(name))
+        os.environ.update(self.variables)
+        for name in now.keys() - self.variables.keys():
+            del os.environ[name]
+        return [f"variable {name}: {self.variables.get(name)!r} became {now.get(name)!r}" for name in names]

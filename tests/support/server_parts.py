@@ -1,0 +1,253 @@
+"""What the tests of the server share: a node agent that starts stand-in replicas, clusters without Dask, a client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, Done, Refused, StartReplica, StopReplica, StopRun
+from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
+from jupyter_llmcloud.server.context import ServerContext
+
+STAND_IN = Path(__file__).parent / "stand_in_replica.py"
+DEADLINE_S = 20.0
+
+
+@dataclass
+class StandInAgent:
+    """A node agent as the server sees it: a unix socket that speaks the messages of `core`."""
+
+    folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    stopped_runs: list[str] = field(default_factory=list)
+    max_concurrent: int | None = None
+    server: asyncio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        return str(self.folder / "a.sock")
+
+    async def start(self) -> None:
+        """Listen."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.server = await asyncio.start_unix_server(self._connected, self.address)
+
+    async def close(self) -> None:
+        """End every replica and the agent."""
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+            process.stdin.close()
+        self.server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        decoder = Decoder()
+        while data := await reader.read(1 << 16):
+            for message in decoder.feed(data):
+                answer = self._answer(message)
+                writer.write(encode(type(answer)(**{**answer.__dict__, "reply_to": message.reply_to})))
+        writer.close()
+
+    def _answer(self, message: Message) -> Message:
+        match message:
+            case StartReplica():
+                return Done(values=self._start(message))
+            case StopReplica():
+                process = self.processes.get(message.replica_id)
+                if process is None:
+                    return Refused(error="NotFound", reason="no such replica")
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                return Done()
+            case DescribeReplicas():
+                return Done(values={"replicas": [self._row(name) for name in self.processes]})
+            case StopRun():
+                self.stopped_runs.append(message.run_id)
+                return Done()
+        return Refused(reason=f"unexpected {message}")
+
+    def _socket(self, name: str) -> str:
+        return str(self.folder / f"{name[-8:]}.sock")
+
+    def _row(self, name: str) -> dict[str, Any]:
+        process = self.processes[name]
+        row = {"replica_id": name, "pid": process.pid, "socket": self._socket(name), "exit_code": process.poll()}
+        return {**row, "log": str(self.folder / f"{name}.log")}
+
+    def _start(self, message: StartReplica) -> dict[str, Any]:
+        name = message.replica_id
+        spec = {**message.spec, "socket": self._socket(name)}
+        if self.max_concurrent is not None:
+            spec["max_concurrent"] = self.max_concurrent
+        with (self.folder / f"{name}.log").open("wb") as log:
+            command = [sys.executable, str(STAND_IN)]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        process.stdin.write(json.dumps(spec).encode() + b"\n")
+        process.stdin.flush()
+        self.processes[name] = process
+        return self._row(name)
+
+
+@dataclass
+class Cluster:
+    """A cluster without Dask."""
+
+    name: str
+    kind: str = "local"
+    num_workers: int = 1
+    created: float = 1.0
+    tls: str = "a private key"
+
+    def public(self) -> dict[str, Any]:
+        """What may be told."""
+        return {"name": self.name, "kind": self.kind, "num_workers": self.num_workers, "created": self.created}
+
+
+@dataclass
+class AgentInfo:
+    """What the server needs to know of an agent."""
+
+    address: str
+
+
+class StandInPool:
+    """Clusters as the server uses them; every replica goes to one agent."""
+
+    def __init__(self, agent: StandInAgent) -> None:
+        self.agent = agent
+        self.clusters: dict[str, Cluster] = {}
+        self.closed = False
+
+    async def list(self) -> list[Cluster]:
+        return list(self.clusters.values())
+
+    async def start(
+        self, kind: str = "local", name: str | None = None, workers: int | None = None, options: Any = None
+    ):
+        from jupyter_llmcloud.errors import NameTaken
+
+        name = name or kind
+        if name in self.clusters:
+            raise NameTaken(f"there is a cluster {name!r} already.")
+        self.clusters[name] = Cluster(name, kind, workers or 1)
+        return self.clusters[name]
+
+    async def connect(self, address: str, name: str | None = None) -> Cluster:
+        return await self.start("connected", name or "connected")
+
+    async def scale(self, name: str, workers: int) -> Cluster:
+        self._find(name).num_workers = workers
+        return self.clusters[name]
+
+    async def stop(self, name: str) -> str:
+        self._find(name)
+        del self.clusters[name]
+        return name
+
+    async def place(self, cluster: str | None, num_ranks: int | None, ticket: str = "") -> dict[str, Any]:
+        from jupyter_llmcloud.errors import CapacityError
+
+        if (num_ranks or 2) > 4:
+            raise CapacityError(f"-n {num_ranks}: the cluster holds 4 ranks.")
+        return {"cluster": "local", "agents": [], "num_ranks": num_ranks or 2, "started": False}
+
+    async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
+        if cluster is not None:
+            self._find(cluster)
+        return cluster or "local", AgentInfo(self.agent.address)
+
+    async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
+        return path
+
+    def _find(self, name: str) -> Cluster:
+        from jupyter_llmcloud.errors import NotFound
+
+        if name not in self.clusters:
+            raise NotFound(f"there is no cluster {name!r}.")
+        return self.clusters[name]
+
+    async def release(self) -> None:
+        return
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Server:
+    """A Jupyter server with our extension, in the loop of the test, and a client that is signed in."""
+
+    def __init__(self, url: str, token: str, context: ServerContext, agent: StandInAgent, pool: StandInPool) -> None:
+        self.url = url
+        self.token = token
+        self.context = context
+        self.agent = agent
+        self.pool = pool
+        # It keeps no cookie: Jupyter signs in whoever comes with its token, and a later request shall not profit.
+        jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        self.client = httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False, cookies=jar)
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, key: str | None = None, **options: Any
+    ) -> httpx.Response:
+        """A request with the Jupyter token, or with a scoped key."""
+        credential = f"Bearer {key}" if key else f"token {self.token}"
+        headers = {"Authorization": credential, **options.pop("headers", {})}
+        return await self.client.request(method, f"{self.url}/{path}", json=body, headers=headers, **options)
+
+    async def serve(self, folder: Path, name: str = "tiny", **options: Any) -> dict[str, Any]:
+        """An endpoint that is ready."""
+        answer = await self.ask("POST", "llmcloud/api/endpoints", {"target": str(folder), "name": name, **options})
+        assert answer.status_code == 201, answer.text
+        told = (await self.ask("GET", f"llmcloud/api/endpoints/{name}?wait_s=20")).json()
+        assert told["state"] == "ready", told
+        return told
+
+    async def key(self, *scopes: str, **options: Any) -> str:
+        """A new key."""
+        wanted = list(scopes) or ["infer:tiny", "models:read"]
+        answer = await self.ask("POST", "llmcloud/api/keys", {"scopes": wanted, **options})
+        return answer.json()["key"]
+
+    async def stats(self, name: str = "tiny") -> dict[str, Any]:
+        """What the first replica of an endpoint counted."""
+        replica = self.context.endpoints.get(name).ready_replicas()[0]
+        async with replica.session.get("/stats") as response:
+            return await response.json()
+
+    async def complete(self, prompt: str, key: str | None = None, model: str = "tiny", **body: Any) -> httpx.Response:
+        """A completion."""
+        body = {"model": model, "prompt": prompt, **body}
+        return await self.ask("POST", "llmcloud/v1/completions", body, key)
+
+
+async def until(condition: Any, what: str) -> None:
+    """Wait for a condition (a function, maybe async); fails after a deadline."""
+    deadline = asyncio.get_running_loop().time() + DEADLINE_S
+    while True:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return
+        assert asyncio.get_running_loop().time() < deadline, f"never came true: {what}"
+        await asyncio.sleep(0.02)
+
+
+def make_model(folder: Path, *marks: str) -> Path:
+    """A folder that looks like a model; `marks` are files that tell a stand-in replica how to behave."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    for mark in marks:
+        (folder / mark).touch()
+    return folder
