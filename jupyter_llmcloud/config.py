@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -63,6 +62,3 @@ def lease_s(default: float) -> float:
         return float(value)
     except ValueError:
         raise ValueError(f"{ENV_LEASE_S}={value!r} is not a number of seconds") from None
-
-
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 
-from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.errors import UsageError
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)
 
 
 def check_name(name: str, what: str) -> str:

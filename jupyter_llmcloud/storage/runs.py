@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.errors import NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.journal import Record, read_all
 
@@ -169,7 +170,7 @@ class RunStore:
         self.path = (root or config.root()) / "runs"
 
     def folder(self, run_id: str) -> RunFolder:
-        if not config.NAME_PATTERN.fullmatch(run_id):
+        if not NAME_PATTERN.fullmatch(run_id):
             raise UsageError(f"{run_id!r} is not the name of a run.")
         return RunFolder(self.path / run_id)
 
@@ -186,7 +187,7 @@ class RunStore:
 
     def find(self, name: str) -> RunFolder:
         """The run with this id, else the newest run with this name; raises NotFound with the names there are."""
-        if config.NAME_PATTERN.fullmatch(name) and (self.path / name / "run.json").exists():
+        if NAME_PATTERN.fullmatch(name) and (self.path / name / "run.json").exists():
             return RunFolder(self.path / name)
         records = self.list()
         for record in records:

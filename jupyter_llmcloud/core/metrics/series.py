@@ -1,4 +1,4 @@
-"""Metric records of all ranks become one bounded series per metric; progress records become bars with an ETA.
+"""Metric records of all ranks become one bounded series per metric.
 
 A series is a set of buckets over the step axis. Each distinct step has its own bucket until there are more
 than `max_points`; from then on a bucket covers a power of two of steps, doubled when they become too many. So
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from jupyter_llmcloud.core.metrics.progress import Progress
+
 MAX_POINTS = 500
 MAX_METRICS = 100
-MAX_BARS = 8
-RATE_MEMORY_S = 15.0  # how far back a rate remembers
-_SHOWN_BARS = 2
 
 
 @dataclass(frozen=True)
@@ -186,90 +185,6 @@ def _usual_gap(steps: list[float]) -> float:
     """The median distance of neighbours: a lone step far away must not swallow the rest into one bucket."""
     ordered = sorted(steps)
     return sorted(after - before for before, after in pairwise(ordered))[len(ordered) // 2 - 1]
-
-
-class Bar:
-    """One progress bar. Ranks that report it move it by the slowest of them."""
-
-    def __init__(self, total: float | None) -> None:
-        self.total = total
-        self.desc = ""
-        self.done = 0.0
-        self.updated = 0.0
-        self._by_rank: dict[int, float] = {}
-        self._moved = 0.0
-        self._took = 0.0
-
-    def move(self, rank: int, done: float, desc: str, now: float) -> None:
-        """A rank reports `done`; going backwards begins the bar anew."""
-        before = self._by_rank.get(rank)
-        if before is None and not self._by_rank:
-            self.done, self.updated = done, now
-        elif before is not None and done < before:
-            self._by_rank = {}
-            self._moved = self._took = 0.0
-            self.done, self.updated = done, now
-        self._by_rank[rank] = done
-        self.desc = desc or self.desc
-        slowest = min(self._by_rank.values())
-        if slowest > self.done:
-            self._remember(slowest - self.done, max(0.0, now - self.updated))
-            self.done, self.updated = slowest, max(now, self.updated)
-
-    def _remember(self, moved: float, took: float) -> None:
-        keep = math.exp(-took / RATE_MEMORY_S)
-        self._moved = self._moved * keep + moved
-        self._took = self._took * keep + took
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.total) and self.done >= (self.total or 0)
-
-    @property
-    def fraction(self) -> float | None:
-        """0 to 1, None when the total is unknown."""
-        return min(1.0, max(0.0, self.done / self.total)) if self.total else None
-
-    @property
-    def rate(self) -> float | None:
-        """Units per second, weighted towards the last seconds."""
-        return self._moved / self._took if self._took > 0 else None
-
-    def eta(self, now: float) -> float | None:
-        """Seconds left at `now`, None when that cannot be known."""
-        if not self.total or not self.rate:
-            return None
-        left = (self.total - self.done) / self.rate - max(0.0, now - self.updated)
-        return max(0.0, left)
-
-
-class Progress:
-    """The progress bars of a run, told apart by their totals (a description may change with every step)."""
-
-    def __init__(self) -> None:
-        self._bars: dict[float | None, Bar] = {}
-
-    def move(self, rank: int, done: float, total: float | None, desc: str, now: float) -> None:
-        """A rank's progress record."""
-        key = total or None
-        if key not in self._bars:
-            if len(self._bars) >= MAX_BARS:
-                self._forget()
-            self._bars[key] = Bar(key)
-        self._bars[key].move(rank, done, desc, now)
-
-    def shown(self) -> list[Bar]:
-        """The outer bar first, then one inner bar; when all are complete, the one that moved last."""
-        moving = [bar for bar in self._bars.values() if not bar.is_complete]
-        if moving:
-            return moving[:_SHOWN_BARS]
-        return sorted(self._bars.values(), key=lambda bar: bar.updated)[-1:]
-
-    def _forget(self) -> None:
-        def order(key: float | None) -> tuple[bool, float]:
-            return not self._bars[key].is_complete, self._bars[key].updated
-
-        del self._bars[min(self._bars, key=order)]
 
 
 class MetricCollector:

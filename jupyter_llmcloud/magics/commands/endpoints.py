@@ -11,8 +11,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud import config
-from jupyter_llmcloud.core.names import parse_duration
+from jupyter_llmcloud.core.names import NAME_PATTERN, parse_duration
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.core.spec import SERVE, Door, EndpointSpec
 from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
@@ -65,7 +64,7 @@ def serve(target: str, *, progress: Callable[[str], None] | None = None, **optio
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
     folder = Path(target).expanduser()
-    if not config.NAME_PATTERN.fullmatch(target):
+    if not NAME_PATTERN.fullmatch(target):
         return dict(server.create_endpoint(str(folder.absolute()), **options))
     try:
         return dict(server.create_endpoint(target, **options))

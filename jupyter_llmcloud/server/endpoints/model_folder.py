@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from jupyter_llmcloud import config
+from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
 from jupyter_llmcloud.storage.runs import RunStore
 
@@ -29,7 +29,7 @@ def resolve_target(target: str, runs: RunStore, root_dir: Path | None) -> ModelF
     """The model of a run (its name or id), or of a folder; raises NotFound or ModelError."""
     if not target or "\0" in target:
         raise UsageError(f"target {target!r} is neither a run nor a folder.")
-    if config.NAME_PATTERN.fullmatch(target):
+    if NAME_PATTERN.fullmatch(target):
         try:
             return _of_run(target, runs)
         except NotFound as error:

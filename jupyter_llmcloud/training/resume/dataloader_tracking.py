@@ -10,15 +10,12 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from jupyter_llmcloud.training.checkpoint import rng as randomness
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 ReplayPosition = dict[str, Any]
-
-
-class ResumeMissed(RuntimeError):
-    """The cell took another way than before and did not come back to the place it was to resume at."""
 
 
 class TrackedIterator:

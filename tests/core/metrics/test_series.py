@@ -7,8 +7,8 @@ import random
 import time
 
 import pytest
-from jupyter_llmcloud.core.metrics.progress import Bar, Progress
 
+from jupyter_llmcloud.core.metrics.progress import Bar, Progress
 from jupyter_llmcloud.core.metrics.series import Extreme, MetricCollector, Point, Series
 
 

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint import rng, sharded_tensors
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, encode, put_back
 from jupyter_llmcloud.training.resume import object_state
 from jupyter_llmcloud.training.resume.change_detection import Marks, mark
