@@ -51,8 +51,8 @@ from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.run import Run
-from jupyter_llmcloud.training.scripts import ended_well, prepare_script
 from jupyter_llmcloud.training.shell import failure_locals, no_stdin
+from jupyter_llmcloud.training.shell.script import ended_well, prepare_script
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
 from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
 
