@@ -15,8 +15,12 @@ CONSTRAINTS := .ci/constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/torch.txt -c $(CONSTRAINTS)
 FRONT_END := $(wildcard labextension/src/*.ts labextension/style/* labextension/*.json labextension/yarn.lock)
 ARGS ?=
+# Tests run in so many processes beside each other; auto chooses by cores and memory, 0 is this one process (for --pdb).
+WORKERS ?= auto
+# Tests that start no process, or only short ones: rules decided by values, and the order of the house.
+QUICK := tests/core tests/protocol tests/system tests/storage tests/widgets tests/magics tests/house
 
-.PHONY: help setup demo lab test bench lint chaos
+.PHONY: help setup demo lab test quick quick-tests quick-lint bench lint chaos
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +34,16 @@ demo: $(BUILT)  ## run the quickstart notebook inside a real Jupyter server and 
 lab: $(BUILT)  ## open JupyterLab on notebooks/
 	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
-test: setup  ## run the tests; ARGS="-k name" for some of them
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## run the tests; ARGS="-k name" for some of them, WORKERS=0 for one process
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+quick: $(BUILT)  ## the tests of rules and values, and lint, in less than a minute
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync quick-lint quick-tests
+
+quick-tests:
+	$(BIN)/python -m pytest -q -m "not alone and not slow" $(QUICK) $(ARGS)
+
+quick-lint: lint
 
 bench: $(BENCH)  ## measure against the peers, side by side
 	$(BIN)/python -m tests.bench $(ARGS)

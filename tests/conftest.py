@@ -5,34 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jupyter_server.serverapp import ServerApp
-from playwright.sync_api import Browser
 
-from tests.support import lab, leaks
+from tests.support import leaks
+from tests.support.session import FOLDER, is_worker, make_folder, mark_of, remove_folders
 
-pytest_plugins = ["pytest_jupyter.jupyter_server", "tests.support.worlds"]
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytest_plugins = [
+    "pytest_jupyter.jupyter_server",
+    "tests.support.worlds",
+    "tests.support.schedule",
+    "tests.support.kept_logs",
+]
 
 LEASE_S = 2.0
-GRACE_S = LEASE_S + 8.0
-SESSION = f"{uuid.uuid4().hex[:12]}:"
+GRACE_S = LEASE_S + 28.0  # on a busy machine ending takes its time
 FOREIGN_VARIABLES = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "LLMCLOUD_SERVER_URL", "LLMCLOUD_SERVER_TOKEN")
 
-_folder = pytest.StashKey[Path]()
+# The GPUs of this machine: tests below tests/gpu use them, all others see none, so that they test the same everywhere.
+GPUS = "LLMCLOUD_TEST_GPUS"
+
 _variables = pytest.StashKey[dict[str, str]]()
 
 
-def _settings(folder: Path) -> dict[str, str]:
+def _settings(folder: Path, mark: str) -> dict[str, str]:
     """The environment of the tests: nothing of the user's own, nothing from outside this machine."""
     return {
-        leaks.MARK: f"{SESSION}session",
+        GPUS: os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all")),
+        "CUDA_VISIBLE_DEVICES": "",
+        leaks.MARK: f"{mark}session",
         "HOME": str(folder / "home"),
         "LLMCLOUD_ROOT": str(folder / "root"),
         "LLMCLOUD_RUNTIME_DIR": str(folder / "run"),
@@ -50,29 +61,34 @@ def _settings(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle the environment before any test module is imported."""
-    # Short, since a unix socket's path holds 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="llmc-", dir="/tmp" if os.path.isdir("/tmp") else None))
+    """Settle the environment before any test module is imported. Every worker of pytest-xdist does so for itself."""
+    folder = config.stash[FOLDER] = make_folder(config)
     (folder / "home").mkdir()
-    config.stash[_folder] = folder
+    if config.option.basetemp is None or is_worker(config):
+        config.option.basetemp = folder / "tmp"
     config.stash[_variables] = dict(os.environ)
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
-    os.environ.update(_settings(folder))
+    os.environ.update(_settings(folder, mark_of(config)))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Give the environment back and remove the session's folder."""
+    """Give the environment back and remove the session's folder, and what workers left that did not come so far."""
+    if not is_worker(config):
+        leaks.end(leaks.marked_processes(mark_of(config)))
     os.environ.clear()
     os.environ.update(config.stash[_variables])
-    shutil.rmtree(config.stash[_folder], ignore_errors=True)
+    remove_folders(config)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_is_left_by_the_session() -> Iterator[None]:
+def _nothing_is_left_by_the_session(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    left = leaks.settle(lambda: leaks.marked_processes(SESSION), GRACE_S)
+    mark = mark_of(request.config)
+    left = leaks.settle(lambda: leaks.marked_processes(mark), GRACE_S)
     lines = [leaks.describe(process) for process in left]
     leaks.end(left)
     if lines:
@@ -80,8 +96,10 @@ def _nothing_is_left_by_the_session() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left_by_the_test(_nothing_is_left_by_the_session: None) -> Iterator[None]:
-    mark = f"{SESSION}{uuid.uuid4().hex[:8]}"
+def _nothing_is_left_by_the_test(
+    request: pytest.FixtureRequest, _nothing_is_left_by_the_session: None
+) -> Iterator[None]:
+    mark = f"{mark_of(request.config)}{uuid.uuid4().hex[:8]}"
     before = leaks.Snapshot(mark)
     with leaks.marked(mark):
         yield
@@ -90,12 +108,12 @@ def _nothing_is_left_by_the_test(_nothing_is_left_by_the_session: None) -> Itera
 
 
 @pytest.fixture(scope="session")
-def for_the_session() -> Callable[[], AbstractContextManager[None]]:
+def for_the_session(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
     """Processes started inside `with for_the_session():` may live until the session ends.
 
     Fixtures of a wider scope than a test need it only when a test asks for them by `request.getfixturevalue`.
     """
-    return lambda: leaks.marked(f"{SESSION}session")
+    return lambda: leaks.marked(f"{mark_of(request.config)}session")
 
 
 @pytest.fixture
@@ -128,12 +146,13 @@ def jp_server_cleanup(jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[No
 @pytest.fixture(scope="session")
 def pictures() -> Path:
     """Where browser tests keep their screenshots, to be looked at afterwards."""
-    folder = leaks.REPOSITORY / "test-output"
-    folder.mkdir(exist_ok=True)
-    return folder
+    leaks.OUTPUT.mkdir(exist_ok=True)
+    return leaks.OUTPUT
 
 
 def _chromium() -> Iterator[Browser]:
+    from tests.support import lab
+
     path = lab.browser_path()
     if path is None:
         say = pytest.fail if os.environ.get("CI") else pytest.skip

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +27,18 @@ from jupyter_llmcloud.agent.world.store import Store
 from jupyter_llmcloud.agent.world.world import World
 from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.protocol.agent_messages import (
+    AgentDescription,
     Describe,
     DescribeReplicas,
     DescribeWorld,
-    Done,
+    DumpStacks,
     Execute,
     Names,
     Pull,
     Push,
-    Refused,
     RenewLease,
+    ReplicaDescription,
+    ReplicaList,
     ResizeWorld,
     Shutdown,
     StartReplica,
@@ -47,12 +46,17 @@ from jupyter_llmcloud.protocol.agent_messages import (
     StopReplica,
     StopRun,
     StopWorld,
+    Submitted,
     Subscribe,
+    WorldDescription,
 )
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
-from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import DumpStacks, Follow, Said
+from jupyter_llmcloud.protocol.frames import Unreadable
+from jupyter_llmcloud.protocol.rank_messages import Follow, Said
+from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.system import unix_sockets
+from jupyter_llmcloud.system.atomic_files import write_json
 
 LEASE_CHECK_S = 1.0
 
@@ -96,19 +100,14 @@ class Agent:
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished = asyncio.Event()
         self._was_signalled = False
+        self._responder = self._make_responder()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- life ---
 
     async def serve(self) -> None:
         """Listen until shut down or until the lease has ended."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.address)
-        mask = os.umask(0o177)
-        try:
-            server = await asyncio.start_unix_server(self._connected, self.address, limit=1 << 20)
-        finally:
-            os.umask(mask)
+        server = await unix_sockets.listen(self.address, self._connected, limit=1 << 20)
         self._announce()
         self.zygote.warm()
         loop = asyncio.get_running_loop()
@@ -125,10 +124,9 @@ class Agent:
         self._finished.set()
 
     def _announce(self) -> None:
-        aside = self.folder / ".agent.json"
         me = psutil.Process()
-        aside.write_text(json.dumps({"pid": me.pid, "started": me.create_time(), **self.describe()}))
-        os.replace(aside, self.folder / "agent.json")
+        about = {"pid": me.pid, "started": me.create_time(), **self.describe().as_dict()}
+        write_json(self.folder / "agent.json", about, durable=False)  # of a process, which no loss of power outlives
 
     async def _close(self) -> None:
         self.takeovers.close()
@@ -165,25 +163,25 @@ class Agent:
             elif now > self._held_until:
                 self._finished.set()
 
-    def describe(self) -> dict[str, Any]:
-        """Answer to Describe."""
-        return {
-            "name": self.name,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "address": self.address,
-            "num_slots": len(self.devices.slots),
-            "free_slots": len(self.devices.free),
-            "has_gpus": self.devices.has_gpus,
-            "worlds": [
+    def describe(self) -> AgentDescription:
+        """What it is, and what it holds now."""
+        return AgentDescription(
+            name=self.name,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            address=self.address,
+            num_slots=len(self.devices.slots),
+            free_slots=len(self.devices.free),
+            has_gpus=self.devices.has_gpus,
+            worlds=[
                 {"world_id": world.world_id, "owner": world.owner, "world_size": world.world_size}
                 for world in self.worlds.values()
             ],
-            "begun": list(self.begun),
-            "num_replicas": self.replicas.num_running,
-            "num_runs": self.takeovers.num_waiting + sum(w.runs.active is not None for w in self.worlds.values()),
-            "stands_by": self.followings.stands_by,
-        }
+            begun=list(self.begun),
+            num_replicas=self.replicas.num_running,
+            num_runs=self.takeovers.num_waiting + sum(w.runs.active is not None for w in self.worlds.values()),
+            stands_by=self.followings.stands_by,
+        )
 
     # --- what worlds need ---
 
@@ -242,19 +240,25 @@ class Agent:
     # --- connections ---
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(reader, writer)
+        connection = Connection(reader, writer, "whoever asks this node agent")
         try:
             async for message in connection.messages():
-                task = asyncio.create_task(self._serve(message, connection))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-        except ValueError as error:
-            connection.send(Refused(reason=str(error)))
+                if isinstance(message, Said):
+                    self.followings.hear(message, connection)
+                elif isinstance(message, Request | Unreadable):
+                    self._do(self._responder.serve(message, connection.send, connection))
+        except LLMCloudError as error:  # what came is no message of this version
+            connection.send(refusal(error))
         except asyncio.CancelledError:
             pass  # the agent ends
         finally:
             self._forget(connection)
             connection.close()
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _forget(self, connection: Connection) -> None:
         self.cluster.forget(connection)
@@ -266,71 +270,32 @@ class Agent:
                 world.runs.active.followers.discard(connection)
         self.followings.forget(connection)
 
-    async def _serve(self, message: Message, connection: Connection) -> None:
-        try:
-            answer = await self._handle(message, connection)
-        except LLMCloudError as error:
-            answer = Refused(error=type(error).__name__, reason=str(error))
-        except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            answer = Refused(
-                reason=f"the node agent failed on {type(message).__name__}: {type(error).__name__}: {error}"
-            )
-        if answer is not None:
-            connection.send(type(answer)(**{**answer.__dict__, "reply_to": message.reply_to}))
-
-    async def _handle(self, message: Message, connection: Connection) -> Message | None:
-        match message:
-            case Execute():
-                return await self._execute(message, connection)
-            case Push() | Pull() | Names():
-                return await self._ask_ranks(message)
-            case StopRun():
-                self._stop_run(message.run_id)
-            case Subscribe():
-                self._subscribe(message.run_id, connection)
-            case StartWorld():
-                return await self._start_world(message, connection)
-            case ResizeWorld():
-                world = self._world(message.world_id)
-                await world.resize(message.num_ranks, message.agents)
-                return Done(values=world.describe())
-            case StopWorld():
-                self.end_world(message.world_id)
-            case DescribeWorld():
-                world = self._world(message.world_id)
-                world.owners.add(connection)
-                return Done(values=self._with_memory(world.describe()))
-            case Describe():
-                return Done(values=self.describe())
-            case Follow():
-                return self.followings.follow(message, connection)
-            case Said():
-                self.followings.hear(message, connection)
-                return None
-            case Done() | Refused():
-                self.cluster.hear(message)
-                return None
-            case DumpStacks():
-                return Done(values=await self._world(message.world_id).stacks())
-            case StartReplica():
-                return Done(values=await self.replicas.start(message.endpoint, message.replica_id, message.spec))
-            case StopReplica():
-                await self.replicas.stop(message.replica_id)
-            case DescribeReplicas():
-                return Done(values={"replicas": self.replicas.describe()})
-            case RenewLease():
-                self.cluster.held_by(connection, message.finds_room)
-                self.takeovers.inherit()
-            case Shutdown():
-                asyncio.get_running_loop().call_later(0.05, self._finished.set)
-            case _:
-                raise LLMCloudError(f"an agent does not answer {type(message).__name__}.")
-        return Done()
-
     # --- requests ---
 
-    async def _start_world(self, spec: StartWorld, connection: Connection) -> Message:
+    def _make_responder(self) -> Responder:
+        """What this agent answers; every handler is given the connection besides."""
+        responder = Responder("the node agent")
+        responder.on(Execute, self._execute)
+        responder.on(Push, self._push)
+        responder.on(Pull, lambda asked, _: self._world(asked.world_id).ask(asked.rank, asked))
+        responder.on(Names, lambda asked, _: self._world(asked.world_id).ask(asked.rank, asked))
+        responder.on(StopRun, self._stop_run)
+        responder.on(Subscribe, self._subscribe)
+        responder.on(StartWorld, self._start_world)
+        responder.on(ResizeWorld, self._resize_world)
+        responder.on(StopWorld, lambda asked, _: self.end_world(asked.world_id))
+        responder.on(DescribeWorld, self._describe_world)
+        responder.on(DumpStacks, lambda asked, _: self._world(asked.world_id).stacks())
+        responder.on(Describe, lambda *_: self.describe())
+        responder.on(Follow, self.followings.follow)
+        responder.on(StartReplica, self._start_replica)
+        responder.on(StopReplica, lambda asked, _: self.replicas.stop(asked.replica_id))
+        responder.on(DescribeReplicas, lambda *_: ReplicaList(replicas=self.replicas.describe()))
+        responder.on(RenewLease, self._renew_lease)
+        responder.on(Shutdown, self._shut_down)
+        return responder
+
+    async def _start_world(self, spec: StartWorld, connection: Connection) -> WorldDescription:
         if spec.world_id in self.worlds:
             raise NameTaken(f"there is a world {spec.world_id!r} already.")
         world = World(self, spec)
@@ -344,7 +309,7 @@ class Agent:
         self.begun.append(spec.world_id)
         if connection.closed and world in self.worlds.values():
             self.end_world(spec.world_id)  # who asked for it has gone, and nobody else knows of it
-        return Done(values=world.describe())
+        return world.describe()
 
     async def lead_on(
         self, spec: StartWorld, cell: Execute, definitions: list[Execute], record: RunRecord, term: int
@@ -355,45 +320,60 @@ class Agent:
         self.worlds[spec.world_id] = world
         await world.runs.lead_on(cell, definitions, record, term)
 
-    async def _execute(self, cell: Execute, connection: Connection) -> Message | None:
+    async def _execute(self, cell: Execute, connection: Connection) -> Submitted | None:
         world = self._world(cell.world_id)
         if cell.precision in ("fp16", "fp8") and not self.devices.has_gpus:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
             RunFolder(Path(cell.folder)).check_room()  # whoever waits for its end will look there only
-            task = asyncio.create_task(world.runs.execute(cell, None))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            return Done(values={"run_id": cell.run_id})
+            self._do(world.runs.execute(cell, None))
+            return Submitted(run_id=cell.run_id)
         world.owners.add(connection)
         await world.runs.execute(cell, connection)
         return None
 
-    async def _ask_ranks(self, message: Push | Pull | Names) -> Message:
-        world = self._world(message.world_id)
-        if isinstance(message, Push):
-            for rank in message.ranks or range(world.world_size):
-                await world.ask(rank, message)
-            return Done()
-        return await world.ask(message.rank if isinstance(message, Pull) else 0, message)
+    async def _resize_world(self, asked: ResizeWorld, _: Connection) -> WorldDescription:
+        world = self._world(asked.world_id)
+        await world.resize(asked.num_ranks, asked.agents)
+        return world.describe()
 
-    def _stop_run(self, run_id: str) -> None:
+    def _describe_world(self, asked: DescribeWorld, connection: Connection) -> WorldDescription:
+        world = self._world(asked.world_id)
+        world.owners.add(connection)
+        return self._with_memory(world.describe())
+
+    async def _push(self, asked: Push, _: Connection) -> None:
+        world = self._world(asked.world_id)
+        for rank in asked.ranks or range(world.world_size):
+            await world.ask(rank, asked)
+
+    async def _start_replica(self, asked: StartReplica, _: Connection) -> ReplicaDescription:
+        return ReplicaDescription(**await self.replicas.start(asked.endpoint, asked.replica_id, asked.spec))
+
+    def _renew_lease(self, asked: RenewLease, worker: Connection) -> None:
+        self.cluster.held_by(worker, asked.finds_room)
+        self.takeovers.inherit()
+
+    def _shut_down(self, *_: Any) -> None:
+        asyncio.get_running_loop().call_later(0.05, self._finished.set)  # when the reply has left
+
+    def _stop_run(self, asked: StopRun, _: Connection) -> None:
         for world in self.worlds.values():
-            if run_id in world.runs:
-                world.runs.stop(run_id)
+            if asked.run_id in world.runs:
+                world.runs.stop(asked.run_id)
                 return
-        raise NotFound(f"run {run_id!r} has ended.")
+        raise NotFound(f"run {asked.run_id!r} has ended.")
 
-    def _subscribe(self, run_id: str, connection: Connection) -> None:
+    def _subscribe(self, asked: Subscribe, connection: Connection) -> None:
         for world in self.worlds.values():
-            if world.runs.active is not None and world.runs.active.record.run_id == run_id:
+            if world.runs.active is not None and world.runs.active.record.run_id == asked.run_id:
                 world.runs.active.followers.add(connection)
                 return
-        raise NotFound(f"run {run_id!r} has ended.")
+        raise NotFound(f"run {asked.run_id!r} has ended.")
 
     @staticmethod
-    def _with_memory(description: dict[str, Any]) -> dict[str, Any]:
-        for row in description["ranks"]:
+    def _with_memory(description: WorldDescription) -> WorldDescription:
+        for row in description.ranks:
             with contextlib.suppress(psutil.Error):
                 row["rss"] = psutil.Process(row["pid"]).memory_info().rss
         return description

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from jupyter_llmcloud import errors
-from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, ServerError
+from jupyter_llmcloud.errors import ConnectionLost
+from jupyter_llmcloud.protocol.rpc import restored_body
 from jupyter_llmcloud.storage.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -220,13 +220,7 @@ def read(response: httpx.Response) -> dict[str, Any]:
         body = None
     if response.is_success and isinstance(body, dict):
         return body
-    told = body if isinstance(body, dict) else {}
-    kind = getattr(errors, str(told.get("error")), ServerError)
-    if not (isinstance(kind, type) and issubclass(kind, LLMCloudError)) or kind is errors.RankError:
-        kind = ServerError
-    raise kind(
-        str(told.get("message") or f"the Jupyter server answered {response.url} with status {response.status_code}.")
-    )
+    raise restored_body(body, f"the Jupyter server answered {response.url} with status {response.status_code}.")
 
 
 def is_loopback(url: str) -> bool:

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.protocol.agent_messages import Done, Execute, Names, Pull, Push, Refused
-from jupyter_llmcloud.protocol.frames import Decoder, Message
+from jupyter_llmcloud.errors import LLMCloudError, ProtocolError, UsageError
+from jupyter_llmcloud.protocol.agent_messages import Execute, Names, NamesFound, Pull, Pulled, Push
+from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, replace
 from jupyter_llmcloud.protocol.rank_messages import (
     CellEnded,
-    DumpStacks,
+    DumpRankStacks,
     Exit,
+    ForkRank,
+    ForkStore,
     Interrupt,
     Join,
     Joined,
@@ -40,15 +43,18 @@ from jupyter_llmcloud.protocol.rank_messages import (
     StepTold,
     StopAt,
 )
+from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
-from jupyter_llmcloud.training.group import ddp_rewrap, process_group
+from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import launchers, metrics
+from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, no_stdin
@@ -63,28 +69,26 @@ _ECHO_OF_A_PEER = re.compile(
 _COLLECTIVES = re.compile(r"/torch/(distributed|autograd)/")
 
 
-def begin(request: dict[str, Any], fds: list[int]) -> int:
+def begin(request: ForkRank | ForkStore, fds: list[int]) -> int:
     """The first thing a forked child does. Returns its exit status, if it returns."""
     os.setsid()
     os.dup2(fds[1], 1)
     os.dup2(fds[2], 2)
     for fd in fds[1:3]:
         os.close(fd)
-    os.environ.update(request["env"])
-    if request["role"] == "store":
+    os.environ.update(request.env)
+    if isinstance(request, ForkStore):
         return hold_store(fds[0], request)
     return Rank(socket.socket(fileno=fds[0]), RingWriter(fds[3]), request).serve()
 
 
-def hold_store(control: int, request: dict[str, Any]) -> int:
+def hold_store(control: int, request: ForkStore) -> int:
     """Own the world's TCPStore on the agent's listening socket until the agent closes the control socket."""
     import torch.distributed as dist
 
     sock = socket.socket(fileno=control)
     _, (listener,), _, _ = socket.recv_fds(sock, 1, 1)
-    store = dist.TCPStore(
-        request["host"], request["port"], is_master=True, wait_for_workers=False, master_listen_fd=listener
-    )
+    store = dist.TCPStore(request.host, request.port, is_master=True, wait_for_workers=False, master_listen_fd=listener)
     sock.sendall(b"+")
     sock.recv(1)
     del store
@@ -94,44 +98,45 @@ def hold_store(control: int, request: dict[str, Any]) -> int:
 class Rank:
     """One training process that keeps its variables between cells."""
 
-    def __init__(self, sock: socket.socket, ring: RingWriter, request: dict[str, Any]) -> None:
+    def __init__(self, sock: socket.socket, ring: RingWriter, request: ForkRank) -> None:
         faulthandler.enable()
         signal.signal(signal.SIGINT, self._on_sigint)
         self.sock = sock
-        self.rank: int = request["rank"]
-        self.world_size: int = request["world_size"]
+        self.rank = request.rank
+        self.world_size = request.world_size
         self._incoming = select.poll()
         self._incoming.register(sock, select.POLLIN)
-        self._until: float | None = request["until"]  # the end of a lease that the agent renews, on the monotonic clock
+        self._until = request.until  # the end of a lease that the agent renews, on the monotonic clock
         self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.executing = False
         self.outlet = Outlet(sock, ring)
         self.steps = Steps()
         self.device = _device(request)
-        self.group = WorldGroup(request["store"], self.rank, self.world_size, request["backend"], self.device)
+        self.group = WorldGroup(request.store, self.rank, self.world_size, request.backend, self.device)
         self.run = Run(self.outlet, self.rank, self.world_size)
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
         self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.group.store, self.rank)
         self.shell: RankShell | None = None
         self._given: set[str] = set()  # names that every namespace starts with
+        self._libraries = LibraryState()
         self._prepare(request)
 
-    def _prepare(self, request: dict[str, Any]) -> None:
+    def _prepare(self, request: ForkRank) -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         random.seed()
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()
-        if (folder := request.get("cwd")) and Path(folder).is_dir():
+        if (folder := request.cwd) and Path(folder).is_dir():
             os.chdir(folder)
             sys.path.insert(0, folder)
         process_group.adopt(lambda: self.group)
         self.watchdog.start()
-        ddp_rewrap.remember_wrappers()
+        plans.install()
         register_optimizer_step_post_hook(self.steps.boundary)
         self.checkpoints.install()
         metrics.attach(self.run)
         launchers.adopt(self.run)
-        sys.argv = ["cell"]  # as of a script that was given no arguments
+        self._libraries.install()
         no_stdin.install()
         notebook_tqdm.install()
         warning_capture.install(self.outlet)
@@ -149,10 +154,13 @@ class Rank:
                 continue  # came a moment after the cell had ended
 
     def _listen(self) -> None:
-        decoder = Decoder()
-        while data := self._receive():
-            for message in decoder.feed(data):
-                self._control(message)
+        decoder = Decoder("the node agent")
+        try:
+            while data := self._receive():
+                for message in decoder.feed(data):
+                    self._control(message)
+        except ProtocolError as error:  # an agent of another version, for instance: nobody can be answered
+            os.write(2, f"this rank ends: {error}\n".encode())
         os._exit(0)  # the agent has gone or has closed this rank
 
     def _receive(self) -> bytes:
@@ -172,8 +180,8 @@ class Rank:
 
     def _control(self, message: Message) -> None:
         match message:
-            case DumpStacks():
-                self.outlet.send(Done(values=self.watchdog.stacks(), reply_to=message.reply_to))
+            case DumpRankStacks():
+                self._answer(message, lambda _: self.watchdog.stacks())
             case Interrupt():
                 self.run.should_stop = True
                 os.kill(os.getpid(), signal.SIGINT)
@@ -211,6 +219,8 @@ class Rank:
                 self._answer(message, self._pull)
             case Names():
                 self._answer(message, self._names)
+            case Unreadable() | Request():
+                self._reply(message, refusal(not_answered(f"rank {self.rank}", message)))
 
     def _join(self, wanted: Join) -> None:
         try:
@@ -221,7 +231,7 @@ class Rank:
                 self.checkpoints.store = self.group.store
             self.group.join(wanted.generation)
             if wanted.generation:
-                ddp_rewrap.wrap_again()
+                plans.rebuild(torch.distributed.group.WORLD)
             self._start_shell()
         except Exception as error:
             with contextlib.suppress(Exception):  # released while it waited: the next time it needs the store again
@@ -253,29 +263,31 @@ class Rank:
             self._given = set(self.shell.user_ns)
         return self.shell
 
-    def _answer(self, message: Any, handler: Any) -> None:
+    def _answer(self, request: Any, handler: Callable[[Any], Reply]) -> None:
         try:
-            answer = handler(message)
-        except UsageError as error:
-            answer = Refused(error="UsageError", reason=f"rank {self.rank}: {error}")
-        except Exception as error:
-            answer = Refused(error="UsageError", reason=f"rank {self.rank}: {type(error).__name__}: {error}")
-        fields = {**answer.__dict__, "reply_to": message.reply_to}
-        self.outlet.send(type(answer)(**fields))
+            reply = handler(request)
+        except Exception as error:  # of what a user has made: it cannot be loaded, or pickled
+            what = str(error) if isinstance(error, LLMCloudError) else f"{type(error).__name__}: {error}"
+            reply = refusal(UsageError(f"rank {self.rank}: {what}"))
+        self._reply(request, reply)
 
-    def _push(self, message: Push) -> Message:
+    def _reply(self, request: Any, reply: Reply) -> None:
+        if request.number:
+            self.outlet.send(replace(reply, reply_to=request.number))
+
+    def _push(self, message: Push) -> Done:
         self._start_shell().user_ns.update(cloudpickle.loads(message.payload))
         return Done()
 
-    def _pull(self, message: Pull) -> Message:
-        return Done(payload=self._pickled(message.names))
+    def _pull(self, message: Pull) -> Pulled:
+        return Pulled(payload=self._pickled(message.names))
 
-    def _names(self, message: Names) -> Message:
+    def _names(self, message: Names) -> NamesFound:
         namespace = self._start_shell().user_ns
         missing = [name for name in message.names if name not in namespace]
         own = [name for name in namespace if name not in self._given and not name.startswith("_")]
         imported = [name for name in own if _is_imported(namespace[name])]
-        return Done(values={"missing": missing, "own": own, "imported": imported})
+        return NamesFound(missing=missing, own=own, imported=imported)
 
     def _pickled(self, names: list[str], what: str = "%pull") -> bytes:
         namespace = self._start_shell().user_ns
@@ -319,11 +331,12 @@ class Rank:
                 interrupted=isinstance(error, KeyboardInterrupt),
                 in_group=self.group.is_usable,
                 groups=self.watchdog.collectives.state(),
-                reply_to=cell.reply_to,
+                reply_to=cell.number,
                 **ended,
             )
         )
         _empty_frames(error)
+        self._libraries.take_back()
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
@@ -340,13 +353,9 @@ class Rank:
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:
             return {}
-        variables = {}
-        for name in cell.save:
-            if name not in shell.user_ns:
-                raise NameError(f"--save {name}: the cell left no variable {name!r} on rank {self.rank}")
-            variables[name] = shell.user_ns[name]
-        first = self.rank == (cell.ranks or [0])[0]
-        saved = artifacts.save(variables, Path(cell.folder) / "model", writes=first)
+        ranks = cell.ranks or [0]
+        first = self.rank == ranks[0]
+        saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.rank)
         return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
@@ -388,8 +397,8 @@ def _empty_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _device(request: dict[str, Any]) -> torch.device:
-    if not request["gpu"]:
+def _device(request: ForkRank) -> torch.device:
+    if not request.gpu:
         return torch.device("cpu")
     local_rank = int(os.environ["LOCAL_RANK"])
     torch.cuda.set_device(local_rank)

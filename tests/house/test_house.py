@@ -65,6 +65,7 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE)) - {"help"}
 
 
+@pytest.mark.alone
 def test_importing_the_package_costs_less_than_150_ms() -> None:
     assert statistics.median(fresh_import()[0] for _ in range(5)) < 0.150
 

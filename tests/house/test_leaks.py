@@ -104,10 +104,19 @@ def test_changed_variables_are_found_and_put_back(snapshot: leaks.Snapshot, monk
     assert os.environ["LLMCLOUD_LEASE_S"] == snapshot.variables["LLMCLOUD_LEASE_S"]
 
 
-def test_a_file_beside_the_sources_is_found(snapshot: leaks.Snapshot) -> None:
-    stray = Path(leaks.REPOSITORY, "tests", f"stray-{uuid.uuid4().hex}")
+def test_a_stray_file_is_found(snapshot: leaks.Snapshot) -> None:
+    """In the home folder, which is this worker's own: beside the sources other workers would find it as well."""
+    stray = Path.home() / f"stray-{uuid.uuid4().hex}"
     stray.touch()
     try:
         assert f"file {stray}" in snapshot.leaks(0.0)
     finally:
         stray.unlink()
+
+
+def test_the_folders_of_the_sources_are_watched_but_not_the_sources() -> None:
+    folders = leaks.watched_folders()
+    assert {leaks.REPOSITORY, leaks.REPOSITORY / "tests", leaks.REPOSITORY / "notebooks"} <= set(folders)
+    found = leaks.watched_files()
+    assert leaks.REPOSITORY / "Makefile" in found
+    assert not found & {leaks.REPOSITORY / "README.md", leaks.REPOSITORY / "tests" / "conftest.py", leaks.OUTPUT}

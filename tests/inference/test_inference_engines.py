@@ -195,6 +195,7 @@ def test_sequences_that_do_not_fit_the_cache_together_still_end_right(loaded: Lo
     with_engine(small, body)
 
 
+@pytest.mark.alone
 def test_the_first_answer_of_an_opened_engine_is_quick(loaded: LoadedModel) -> None:
     async def body(engine: Engine) -> None:
         begin = asyncio.get_running_loop().time()

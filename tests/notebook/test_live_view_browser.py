@@ -182,7 +182,7 @@ def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
     expect(page.locator(CHART)).to_have_count(3, timeout=30_000)
     short = len(page.locator(LINE).first.get_attribute("d") or "")
     page.wait_for_function(
-        "([line, short]) => document.querySelector(line).getAttribute('d').length > 2 * short",
+        "([line, short]) => document.querySelector(line)?.getAttribute('d').length > 2 * short",
         arg=[LINE, short],
     )
     expect(page.locator(f"{CARD} [role=progressbar]")).to_have_attribute("aria-valuenow", re.compile(r"^[1-9]"))

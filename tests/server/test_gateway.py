@@ -255,6 +255,7 @@ async def test_who_waits_in_the_queue_and_hangs_up_leaves_no_place_taken(server:
     assert in_flight() == 0
 
 
+@pytest.mark.alone
 async def test_a_revoked_key_ends_its_open_stream_within_a_second(server: Server, model: Path) -> None:
     await server.serve(model)
     key = await server.key()
@@ -270,6 +271,7 @@ async def test_a_revoked_key_ends_its_open_stream_within_a_second(server: Server
     await until(lambda: _counted(server, active=0), "the replica stops")
 
 
+@pytest.mark.alone
 async def test_a_key_revoked_by_another_server_ends_its_open_stream_within_a_second(
     server: Server, model: Path
 ) -> None:

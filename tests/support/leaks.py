@@ -17,6 +17,7 @@ import psutil
 
 MARK = "LLMCLOUD_TEST_ID"
 REPOSITORY = Path(__file__).resolve().parents[2]
+OUTPUT = REPOSITORY / "test-output"  # pictures and logs, kept on purpose
 # Written by pytest itself, or once and for all by a library when it is first imported.
 FREE_VARIABLES = {
     MARK,
@@ -33,9 +34,14 @@ FREE_COMMANDS = ("multiprocessing.resource_tracker",)
 def _mark_of(process: psutil.Process) -> str:
     """The mark a process was started with; empty when it has none or cannot be read."""
     try:
-        return process.environ().get(MARK, "")
+        mark = process.environ().get(MARK, "")
     except (psutil.Error, OSError):
         return ""
+    return "" if mark == _INHERITED else mark
+
+
+# This process may have a mark itself: a worker of pytest-xdist, or a pytest that a test has started.
+_INHERITED = psutil.Process().environ().get(MARK, "")
 
 
 def _is_of_interest(process: psutil.Process) -> bool:
@@ -49,8 +55,20 @@ def _is_of_interest(process: psutil.Process) -> bool:
 
 def marked_processes(prefix: str) -> list[psutil.Process]:
     """Living processes whose mark begins with `prefix`, this one excepted."""
-    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
-    return [process for process in others if _mark_of(process).startswith(prefix) and _is_of_interest(process)]
+    found = (process for process in _with_mark(prefix) if process.pid != os.getpid())
+    return [process for process in found if _mark_of(process).startswith(prefix) and _is_of_interest(process)]
+
+
+def _with_mark(prefix: str) -> Iterator[psutil.Process]:
+    """Processes that may have the mark: found quickly, since every test looks at all processes of the machine."""
+    wanted = f"{MARK}={prefix}".encode()
+    if not os.path.isdir("/proc/self"):
+        yield from psutil.process_iter()
+        return
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, psutil.Error):
+            if wanted in Path("/proc", name, "environ").read_bytes():
+                yield psutil.Process(int(name))
 
 
 def unmarked_children() -> set[psutil.Process]:
@@ -58,8 +76,18 @@ def unmarked_children() -> set[psutil.Process]:
 
     Chromium's pages overwrite their environment; they end with the process that was started, which has a mark.
     """
+    if not _has_children():
+        return set()
     children = {child.pid: child for child in psutil.Process().children(recursive=True)}
     return {child for child in children.values() if not _is_below_a_mark(child, children) and _is_of_interest(child)}
+
+
+def _has_children() -> bool:
+    """Whether this process has any, as far as that can be told without looking at all processes."""
+    lists = list(Path("/proc/self/task").glob("*/children")) if os.path.isdir("/proc/self/task") else []
+    with contextlib.suppress(OSError):  # a thread has ended
+        return not lists or any(path.read_bytes() for path in lists)
+    return True
 
 
 def _is_below_a_mark(process: psutil.Process | None, known: dict[int, psutil.Process]) -> bool:
@@ -81,12 +109,20 @@ def listening_ports() -> set[tuple[str, int]]:
 
 def watched_files() -> set[Path]:
     """What stands where a careless program writes: beside the sources, and in the home folder."""
+    found = (path for folder in watched_folders() if folder.is_dir() for path in folder.iterdir())
+    # Sources come from whoever works on them while the tests run, folders of sources too.
+    return {path for path in found if path.name[0] != "." and path != OUTPUT and not _is_source(path)}
+
+
+def watched_folders() -> list[Path]:
+    """Folders in which nothing may appear; the home folder is that of this worker, the others are everybody's."""
     home = Path.home()
-    folders = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "notebooks", REPOSITORY / "jupyter_llmcloud"]
-    folders += [home, home / ".jupyter", home / ".ipython", home / ".local/share/jupyter"]
-    found = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-    # Sources come from whoever works on them while the tests run.
-    return {path for path in found if path.name[0] != "." and path.suffix not in (".py", ".md")}
+    sources = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "notebooks", REPOSITORY / "jupyter_llmcloud"]
+    return [*sources, home, home / ".jupyter", home / ".ipython", home / ".local/share/jupyter"]
+
+
+def _is_source(path: Path) -> bool:
+    return path.suffix in (".py", ".md") or (path / "__init__.py").is_file()
 
 
 def environment() -> dict[str, str]:

@@ -16,6 +16,8 @@ from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder
 from jupyter_llmcloud.system.gil import TURN_S, WORK_S, Pace, short_turns
 
+pytestmark = pytest.mark.alone
+
 
 def in_a_thread(work: Callable[[], Any]) -> Any:
     found: list[Any] = []

@@ -205,6 +205,7 @@ def test_an_error_that_cannot_be_printed_takes_nothing_with_it(world: Ranks) -> 
     assert world.ok("kept_over_it").results() == ["5", "5"]
 
 
+@pytest.mark.alone
 def test_a_stop_works_after_a_cell_that_has_ignored_interrupts(world: Ranks) -> None:
     world.ok("import signal, time\nkept_over_stop = 6\nsignal.signal(signal.SIGINT, signal.SIG_IGN)")
     stopped = world.send("print('in it')\nwhile True: time.sleep(0.01)").wait_for("in it", 2).stop().end()
@@ -286,6 +287,7 @@ def test_names_that_were_removed_are_given_again(world: Ranks) -> None:
     world.ok("del rank")
 
 
+@pytest.mark.alone
 def test_a_rank_starts_no_ranks_of_its_own(world: Ranks) -> None:
     world.ok("%load_ext jupyter_llmcloud")
     for code in ("%%distribute\n1", "%pull x", "import jupyter_llmcloud as lc\nlc.distribute('1')", "%cluster start"):

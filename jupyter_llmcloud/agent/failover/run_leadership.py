@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import StandBy
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 from jupyter_llmcloud.storage.runs import RunFolder
@@ -59,7 +59,7 @@ class RunLeadership:
 
     async def begin(self, cell: Execute, definitions: list[Execute], num_threads: Mapping[int, int]) -> None:
         """Claim the first term and write down what another agent needs. Raises OSError."""
-        spec = replace(self._spec, num_threads={str(rank): number for rank, number in num_threads.items()})
+        spec = replace(self._spec, num_threads=dict(num_threads))
         await asyncio.to_thread(self._leadership.save, spec, cell, definitions)
         await self.claim()
 

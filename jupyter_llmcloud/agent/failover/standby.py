@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import socket
 import sys
 import traceback
@@ -22,6 +20,7 @@ from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.rank_messages import StandBy
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 from jupyter_llmcloud.storage.runs import RunFolder
+from jupyter_llmcloud.system.atomic_files import read_json, write_json
 from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Takeovers:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._file = agent.folder / FILE
-        self._inheritance = _read(self._file)
+        self._inheritance = read_json(self._file) or {}
         self._leads: dict[str, float] = dict(self._inheritance.get("runs", {}))
         self._waiting: set[Path] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,10 +60,8 @@ class Takeovers:
         if zygote is not None:
             with contextlib.suppress(psutil.Error):
                 about |= {"pid": zygote.pid, "started": psutil.Process(zygote.pid).create_time()}
-        aside = self._file.with_suffix(".aside")
         with contextlib.suppress(OSError):
-            aside.write_text(json.dumps(about))
-            os.replace(aside, self._file)
+            write_json(self._file, about, durable=False)  # for the agent after this one, on this host as it runs now
 
     # --- runs of others ---
 
@@ -133,10 +130,3 @@ class Takeovers:
         """The agent ends."""
         for task in self._tasks:
             task.cancel()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
-        return known if isinstance(known, dict) else {}
-    return {}

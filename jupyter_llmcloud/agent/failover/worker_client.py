@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+import contextlib
 import socket
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.errors import Busy
-from jupyter_llmcloud.protocol.agent_messages import Done, FindRoom, FindStandBy, Refused
+from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError
+from jupyter_llmcloud.protocol.agent_messages import FindRoom, FindStandBy
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import Message
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.agent.agent import Agent
@@ -25,8 +22,6 @@ class ClusterRoom:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._workers: dict[Connection, bool] = {}  # and whether they can be asked
-        self._ids = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Message]] = {}
 
     @property
     def is_there(self) -> bool:
@@ -46,23 +41,18 @@ class ClusterRoom:
         """A connection has ended, perhaps a worker's."""
         self._workers.pop(connection, None)
 
-    def hear(self, answer: Done | Refused) -> None:
-        """A worker's answer."""
-        asked = self._asked.pop(answer.reply_to, None)
-        if asked is not None and not asked.done():
-            asked.set_result(answer)
-
     async def find(self, num_ranks: int) -> list[dict[str, Any]]:
         """Shares for ranks that have lost their place: anywhere in the cluster, or here when nobody can be asked.
 
         Raises Busy when there is no room.
         """
         for worker in self._that_find_room():
-            told = await self._ask(worker, FindRoom(num_ranks=num_ranks))
-            if isinstance(told, Done):
-                return list(told.values["agents"])
-            if isinstance(told, Refused) and told.error in ("Busy", "CapacityError"):
-                raise Busy(told.reason)
+            try:
+                return (await worker.request(FindRoom(num_ranks=num_ranks), ASK_TIMEOUT_S)).agents
+            except CapacityError as error:
+                raise Busy(str(error)) from None
+            except LLMCloudError:
+                continue  # this worker cannot tell
         if len(self._agent.devices.free) < num_ranks:
             raise Busy(f"{num_ranks} ranks have lost their place, and the cluster has no room for them now.")
         here = socket.gethostname()
@@ -71,23 +61,9 @@ class ClusterRoom:
     async def find_stand_by(self) -> str:
         """A socket for another agent, on another host if there is one; "" when there is none or nobody can be asked."""
         for worker in self._that_find_room():
-            told = await self._ask(worker, FindStandBy())
-            if isinstance(told, Done):
-                return str(told.values["address"])
+            with contextlib.suppress(LLMCloudError):
+                return (await worker.request(FindStandBy(), ASK_TIMEOUT_S)).address
         return ""
 
     def _that_find_room(self) -> list[Connection]:
         return [worker for worker, finds_room in self._workers.items() if finds_room]
-
-    async def _ask(self, worker: Connection, question: Message) -> Message | None:
-        number = next(self._ids)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        worker.send(replace(question, reply_to=number))
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                return await answer
-        except TimeoutError:
-            return None
-        finally:
-            self._asked.pop(number, None)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import LiveUntil
+from jupyter_llmcloud.protocol.rank_messages import ForkRank, LiveUntil
 
 
 class HostedRanks:
@@ -65,9 +64,10 @@ class HostedRanks:
             self._check_open()
             self._forks += 1
             self.num_threads[rank] = num_threads.get(rank, usual)
-            link = LocalRank(rank, f"{self.world_id}/{rank}/{self._forks}", self._on_message)
+            request = self._request(f"{self.world_id}/{rank}/{self._forks}", rank, local_rank)
+            link = LocalRank(rank, request.name, self._on_message)
             self.links[rank] = link
-            await link.start(self._zygote, self._request(rank, local_rank))
+            await link.start(self._zygote, request)
             if self._is_closed:  # meanwhile, before there was anything to kill
                 link.kill()
             self._check_open()
@@ -77,10 +77,10 @@ class HostedRanks:
         if self._is_closed:
             raise WorldError("the world has been stopped.")
 
-    def _request(self, rank: int, local_rank: int) -> dict[str, Any]:
+    def _request(self, name: str, rank: int, local_rank: int) -> ForkRank:
         gpu = self._devices.has_gpus
         host, port = self.store.rsplit(":", 1)
-        env = {
+        env: dict[str, object] = {
             **self.env,
             "RANK": rank,
             "LOCAL_RANK": local_rank,
@@ -96,17 +96,17 @@ class HostedRanks:
             env["GLOO_SOCKET_IFNAME"] = self._devices.loopback
         elif interface := self._devices.interface_with(self._devices.address):
             env |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
-        return {
-            "role": "rank",
-            "rank": rank,
-            "world_size": self.world_size,
-            "store": self.store,
-            "until": self.until,
-            "gpu": gpu,
-            "backend": "cpu:gloo,cuda:nccl" if gpu else "gloo",
-            "cwd": self.cwd,
-            "env": {name: str(value) for name, value in env.items()},
-        }
+        return ForkRank(
+            name=name,
+            rank=rank,
+            world_size=self.world_size,
+            store=self.store,
+            until=self.until,
+            gpu=gpu,
+            backend="cpu:gloo,cuda:nccl" if gpu else "gloo",
+            cwd=self.cwd,
+            env={name: str(value) for name, value in env.items()},
+        )
 
     def live_until(self, until: float | None) -> None:
         """When the ranks end by themselves, unless they are told a later time before."""

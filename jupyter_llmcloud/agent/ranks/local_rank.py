@@ -17,8 +17,9 @@ import msgspec
 from jupyter_llmcloud.agent.ranks import process_info
 from jupyter_llmcloud.agent.ranks.process_info import MemoryEvidence, StackDump
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
-from jupyter_llmcloud.protocol.rank_messages import CellEnded, Exit, Heartbeat, Measured, Printed, RankLooked
+from jupyter_llmcloud.protocol.rank_messages import CellEnded, Exit, ForkRank, Heartbeat, Measured, Printed, RankLooked
 from jupyter_llmcloud.system.shared_ring import RingReader, create_ring
 
 MAX_READ = 1 << 16  # bytes: for a larger buffer the allocator would ask the system for pages, each time
@@ -55,7 +56,7 @@ class LocalRank:
         self.pid = 0
         self.alive = False
         self._on_message = on_message
-        self._decoder = Decoder()
+        self._decoder = Decoder(f"rank {rank}")
         self._sock: socket.socket | None = None
         self._pipes: dict[int, str] = {}
         self._written = select.poll()  # which of them hold something
@@ -64,14 +65,14 @@ class LocalRank:
         self._ring: RingReader | None = None
         self._memory: MemoryEvidence | None = None
 
-    async def start(self, zygote: ZygoteClient, request: dict[str, Any]) -> None:
+    async def start(self, zygote: ZygoteClient, request: ForkRank) -> None:
         """Fork it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ring = create_ring()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         try:
-            self.pid = await zygote.fork(self.name, request, [theirs.fileno(), out_write, err_write, ring])
+            self.pid = await zygote.fork(request, [theirs.fileno(), out_write, err_write, ring])
         finally:
             self._ring = RingReader(ring)
             os.close(ring)
@@ -164,7 +165,13 @@ class LocalRank:
         if not data:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             return
-        for message in self._decoder.feed(data):
+        try:
+            messages = self._decoder.feed(data)
+        except ProtocolError as error:  # something in that process has written to a descriptor that is not its own
+            self._on_message(self.rank, Printed(records=[{"kind": "stderr", "text": f"this rank is ended: {error}\n"}]))
+            self.kill()
+            return
+        for message in messages:
             if isinstance(message, Measured | CellEnded):
                 self._read_metrics()
                 self.drain()

@@ -34,7 +34,7 @@ class RankGroups:
         on_exit: Callable[[int, int, str], None],
     ) -> None:
         self.links: dict[int, RankLink] = {}
-        self.num_threads = {int(rank): number for rank, number in spec.num_threads.items()}
+        self.num_threads = dict(spec.num_threads)
         self.has_store = True
         self._agent = agent
         self._spec = spec

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.errors import ConnectionLost
-from jupyter_llmcloud.protocol.agent_messages import Done, Refused
-from jupyter_llmcloud.protocol.client import raise_refusal
-from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
+from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import FromRank, HostRanks, KillRank, LookAtRank, RankExited, ToRank
 
 
@@ -36,7 +33,7 @@ class RemoteRanks:
         self.num_threads: dict[int, int] = {}
         self.leading = FollowerLink(address, world_id, lease_s, self._dispatch, self._lost)
         self._world_id = world_id
-        self._spec = {
+        self._spec: dict[str, Any] = {
             "world_id": world_id,
             "world_size": world_size,
             "local_world_size": local_world_size,
@@ -46,7 +43,6 @@ class RemoteRanks:
         }
         self._on_message = on_message
         self._on_exit = on_exit
-        self._answer: asyncio.Future[Message] | None = None
 
     @property
     def gone(self) -> str:
@@ -59,21 +55,14 @@ class RemoteRanks:
         """Have the following agent fork ranks, those that are named with a number of threads; returns their pids."""
         if self.gone:
             raise ConnectionLost(self.gone)
-        self._answer = asyncio.get_running_loop().create_future()
         self.leading.begin()
-        known = {str(rank): num_threads[rank] for rank in ranks if rank in num_threads}
-        where: dict[str, Any] = {"ranks": list(ranks), "local_ranks": list(local_ranks), "num_threads": known}
-        request = HostRanks(reply_to=1, **where, **self._spec)  # type: ignore[arg-type]
-        self.leading.say(request)
-        answer = await self._answer
-        if isinstance(answer, Refused):
-            raise_refusal(answer)
-        assert isinstance(answer, Done)
-        pids = {int(rank): pid for rank, pid in answer.values["pids"].items()}
+        known = {rank: num_threads[rank] for rank in ranks if rank in num_threads}
+        request = HostRanks(ranks=list(ranks), local_ranks=list(local_ranks), num_threads=known, **self._spec)
+        hosted = await self.leading.ask(request)
         for rank in ranks:
-            self.num_threads[rank] = answer.values["num_threads"][str(rank)]
-            self.links[rank] = RemoteRank(self, rank, pids[rank], answer.values["host"])
-        return pids
+            self.num_threads[rank] = hosted.num_threads[rank]
+            self.links[rank] = RemoteRank(self, rank, hosted.pids[rank], hosted.host)
+        return hosted.pids
 
     def to_rank(self, rank: int, message: Message) -> None:
         """Send to one of its ranks."""
@@ -88,20 +77,15 @@ class RemoteRanks:
         self.leading.say(LookAtRank(world_id=self._world_id, rank=rank, dump=dump))
 
     def _lost(self, reason: str) -> None:
-        self._dispatch(Refused(error="ConnectionLost", reason=reason))  # who waits for its answer
         for rank in list(self.links):
             self._on_exit(rank, -signal.SIGKILL, reason)
 
     def _dispatch(self, message: Message) -> None:
         match message:
             case FromRank():
-                for inner in Decoder().feed(message.payload):
-                    self._on_message(message.rank, inner)
+                self._on_message(message.rank, decode(message.payload))
             case RankExited():
                 self._on_exit(message.rank, message.status, message.evidence)
-            case Done() | Refused():
-                if self._answer is not None and not self._answer.done():
-                    self._answer.set_result(message)
 
     # --- the end ---
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.runs.checkpoint_committer import RunCheckpoints
@@ -25,7 +24,7 @@ from jupyter_llmcloud.core.run.lifecycle import (
 from jupyter_llmcloud.core.run.restarts import Again, Broken, GiveUp, RestartPolicy
 from jupyter_llmcloud.protocol.agent_messages import Execute, Journaled, RankState, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.frames import Message, replace
 from jupyter_llmcloud.protocol.rank_messages import (
     CellEnded,
     CheckpointPart,
@@ -137,7 +136,7 @@ class RunSupervisor:
             return
         if decision.why:
             self._note(f"not executed again: {decision.why}")
-        self._end(lost if decision.why else replace(lost, state="stopped"))
+        self._end(lost if decision.why else lifecycle.Finish("stopped", None, True, ()))
 
     def hand_over(self) -> None:
         """Another agent leads the run: nothing more of it is written or told here."""

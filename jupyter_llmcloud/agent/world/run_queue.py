@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.errors import Busy, LLMCloudError, NotFound, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RankState, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class RunQueue:
         self._world.cells[cell.filename] = cell.execution_count
         record = self._record(cell)
         folder = RunFolder(Path(cell.folder))
-        self.active = RunSupervisor(replace(cell, ranks=record.ranks, reply_to=0), self._world.links, record, folder)
+        self.active = RunSupervisor(replace(cell, ranks=record.ranks, number=0), self._world.links, record, folder)
         if connection is not None:
             self.active.followers.add(connection)
         try:

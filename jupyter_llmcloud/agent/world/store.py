@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from pathlib import Path
-from typing import Any
 
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.protocol.rank_messages import ForkStore
+from jupyter_llmcloud.system.spawn import open_log
 
 NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.no_names; man 5 resolv.conf
 
@@ -29,19 +29,10 @@ class Store:
             listener.listen(256)
             host, port = listener.getsockname()
             ours, theirs = socket.socketpair()
-            log = os.open(self._log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-            try:
-                request: dict[str, Any] = {
-                    "role": "store",
-                    "host": host,
-                    "port": port,
-                    "env": NO_NAMES,
-                }
-                await zygote.fork(self.name, request, [theirs.fileno(), log, log])
+            with theirs, open_log(self._log) as log:
+                request = ForkStore(name=self.name, host=host, port=port, env=NO_NAMES)
+                await zygote.fork(request, [theirs.fileno(), log, log])
                 socket.send_fds(ours, [b"+"], [listener.fileno()])
-            finally:
-                theirs.close()
-                os.close(log)
         ours.setblocking(False)
         self._control = ours
         await asyncio.get_running_loop().sock_recv(ours, 1)

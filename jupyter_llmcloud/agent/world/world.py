@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.agent.ranks.rank_groups import RankGroups
@@ -13,11 +13,12 @@ from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
 from jupyter_llmcloud.agent.world.replay_cells import Definitions
 from jupyter_llmcloud.agent.world.run_queue import RunQueue
 from jupyter_llmcloud.core.run.exits import describe_exit
-from jupyter_llmcloud.errors import UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import Done, Refused, StartWorld
+from jupyter_llmcloud.errors import LLMCloudError, UsageError, WorldError
+from jupyter_llmcloud.protocol.agent_messages import StartWorld, WorldDescription, WorldStacks
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import CellEnded, DumpStacks, Joined, Printed, RankLooked, Release
+from jupyter_llmcloud.protocol.rank_messages import DumpRankStacks, Joined, Printed, RankLooked, Release
+from jupyter_llmcloud.protocol.rpc import Calls, R, Reply, Request
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.agent.agent import Agent
@@ -48,8 +49,7 @@ class World:
         self._dead: set[int] = set()
         self.must_renew = False
         self._joining: dict[int, asyncio.Future[Joined]] = {}
-        self._answers: dict[tuple[int, int], asyncio.Future[Message]] = {}
-        self._num_requests = 0
+        self._calls: defaultdict[int, Calls] = defaultdict(lambda: Calls("a rank"))  # by rank
         self._last_words: dict[int, str] = {}
         self.definitions = Definitions(spec.world_id, self._ask)
         self.notes: list[str] = []
@@ -184,38 +184,31 @@ class World:
 
     # --- requests to single ranks ---
 
-    async def ask(self, rank: int, message: Any) -> Done:
-        """Send a request to a rank and wait for its answer; raises what it refuses with."""
+    async def ask(self, rank: int, request: Request[R]) -> R:
+        """Send a request to a rank and wait for its reply; raises what it refuses with."""
         if rank not in self.links:
             raise UsageError(f"there is no rank {rank}: the world has ranks 0-{self.world_size - 1}.")
         async with self.runs.turn:
             await self.heal()
-            reply = await self._ask(rank, message)
-        if isinstance(reply, Refused):
-            raise UsageError(reply.reason)
-        return reply
+            return await self._ask(rank, request)
 
-    async def _ask(self, rank: int, message: Any) -> Any:
-        self._num_requests += 1
-        number = self._num_requests
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._answers[(rank, number)] = answer
-        self.links[rank].send(replace(message, reply_to=number))
-        return await answer
+    async def _ask(self, rank: int, request: Request[R]) -> R:
+        return await self._calls[rank].ask(request, self.links[rank].send)
 
-    async def stacks(self) -> dict[str, Any]:
+    async def stacks(self) -> WorldStacks:
         """What every thread of every rank is doing now, also while a run goes on; silent ranks are looked at."""
         ranks = sorted(self.links)
         rows = await asyncio.gather(*map(self._stack_of, ranks))
-        return {"ranks": {str(rank): row for rank, row in zip(ranks, rows, strict=True)}, "cells": self.cells}
+        return WorldStacks(ranks=dict(zip(ranks, rows, strict=True)), cells=self.cells)
 
     async def _stack_of(self, rank: int) -> dict[str, Any]:
         if rank in self._dead:
             return {"state": ""}
         try:
             async with asyncio.timeout(STACKS_TIMEOUT_S):
-                answer = await self._ask(rank, DumpStacks(world_id=self.world_id))
-            return answer.values if isinstance(answer, Done) else {"state": ""}
+                return (await self._ask(rank, DumpRankStacks())).as_dict()
+        except LLMCloudError:
+            return {"state": ""}
         except TimeoutError:
             return await self._look_at(rank)
 
@@ -236,10 +229,8 @@ class World:
             waiting = self._joining.get(rank)
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
-        elif isinstance(message, Done | Refused | CellEnded) and message.reply_to:
-            answer = self._answers.pop((rank, message.reply_to), None)
-            if answer is not None and not answer.done():
-                answer.set_result(message)
+        elif isinstance(message, Reply) and message.reply_to:
+            self._calls[rank].take(message)
         else:
             if isinstance(message, RankLooked) and message.dumped and (looked := self._looks.pop(rank, None)):
                 looked.set_result(message)
@@ -265,25 +256,23 @@ class World:
         waiting = self._joining.get(rank)
         if waiting is not None and not waiting.done():
             waiting.set_result(Joined(generation=-1, error=reason))
-        for (asked, number), answer in list(self._answers.items()):
-            if asked == rank and not answer.done():
-                del self._answers[(asked, number)]
-                answer.set_result(Refused(error="WorldError", reason=f"rank {rank}: {reason}"))
+        if (calls := self._calls.pop(rank, None)) is not None:  # one that takes its place is asked anew
+            calls.fail(WorldError(f"rank {rank}: {reason}"))
 
     # --- description ---
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> WorldDescription:
         """For `%world` and the server."""
         rows = []
         for rank, link in sorted(self.links.items()):
             busy = self.runs.active is not None and rank in self.runs.active.cell.ranks
             state = "lost" if rank in self._dead else "running" if busy else "idle"
             rows.append({"rank": rank, "state": state, **link.describe()})
-        return {
-            "world_id": self.world_id,
-            "world_size": self.world_size,
-            "owner": self.owner,
-            "generation": self.generation,
-            "run_id": self.runs.active.record.run_id if self.runs.active else "",
-            "ranks": rows,
-        }
+        return WorldDescription(
+            world_id=self.world_id,
+            world_size=self.world_size,
+            owner=self.owner,
+            generation=self.generation,
+            run_id=self.runs.active.record.run_id if self.runs.active else "",
+            ranks=rows,
+        )

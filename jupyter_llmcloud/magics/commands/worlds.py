@@ -43,7 +43,7 @@ def status() -> Table:
             row["host"],
             f"{row['rss'] / 2**20:.0f} MiB" if "rss" in row else "",
         )
-        for row in description["ranks"]
+        for row in description.ranks
     ]
     return Table(["rank", "state", "pid", "host", "memory"], rows, "")
 

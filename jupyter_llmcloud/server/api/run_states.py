@@ -42,7 +42,7 @@ async def true_state(record: RunRecord, context: ServerContext) -> str:
         return await asyncio.to_thread(_end, record, context, "lost", "the server that was to start it has gone.")
     try:
         async with await _leader(record, context) as connection, asyncio.timeout(ASK_TIMEOUT_S):
-            worlds = (await connection.request(Describe())).values.get("worlds", [])
+            worlds = (await connection.request(Describe())).worlds
     except (ConnectionLost, TimeoutError) as error:
         if isinstance(error, ConnectionLost) and not connected(error):
             return await _leaderless(record, context, _GONE)
@@ -77,8 +77,8 @@ async def stop(record: RunRecord, context: ServerContext) -> str:
     for _ in range(STOP_ATTEMPTS):
         try:
             async with await _leader(record, context) as connection:
-                done = await connection.request(StopRun(run_id=record.run_id))
-            return str(done.values.get("state", "stopping"))
+                await connection.request(StopRun(run_id=record.run_id))
+            return "stopping"
         except (ConnectionLost, NotFound) as error:
             gone = isinstance(error, NotFound) or not connected(error)
             if not gone or not Leadership(context.runs.folder(record.run_id).path).can_be_taken:

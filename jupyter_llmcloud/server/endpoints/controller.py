@@ -161,9 +161,9 @@ class LiveEndpoint:
         self._replicas[replica.id] = replica  # known before it runs, so that whoever stops now ends it too
         async with await self._context.open_agent(agent.address) as connection:
             message = StartReplica(endpoint=self.name, replica_id=replica.id, spec=spec)
-            values = (await connection.request(message, timeout_s=START_TIMEOUT_S)).values
-        replica.pid, replica.log = values["pid"], values.get("log", "")
-        replica.socket = await pool.reach_replica(cluster, agent, values["socket"])
+            started = await connection.request(message, timeout_s=START_TIMEOUT_S)
+        replica.pid, replica.log = started.pid, started.log
+        replica.socket = await pool.reach_replica(cluster, agent, started.socket)
         self._save()
         return replica
 
@@ -207,7 +207,7 @@ class LiveEndpoint:
         """Its socket does not answer yet: is there still a process that will?"""
         try:
             async with await self._context.open_agent(replica.agent) as connection:
-                replicas = (await connection.request(DescribeReplicas())).values["replicas"]
+                replicas = (await connection.request(DescribeReplicas())).replicas
         except ConnectionLost as error:
             raise ReplicaLost(f"replica {replica.id}: {error}") from None
         told = next((row for row in replicas if row["replica_id"] == replica.id), None)

@@ -20,6 +20,7 @@ from typing import Any
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint import writer
@@ -212,7 +213,7 @@ class Checkpoints:
             self._num_late += 1
             self._refused = not isinstance(error, TimeoutError) or self._num_late >= _MAX_LATE
             self.state.copies = []
-            refusal = writer.changed(part, error=f"{type(error).__name__}: {error}")
+            refusal = replace(part, error=f"{type(error).__name__}: {error}")
             write = lambda: refusal  # noqa: E731
         # Also a refusal leaves through a thread: an interrupt must not tear a frame on the rank's socket.
         work = (self.outlet, part, write)

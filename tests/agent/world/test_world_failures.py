@@ -42,6 +42,7 @@ def sums_to(world: Ranks, expected: str) -> None:
 
 
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+@pytest.mark.alone
 def test_peers_of_a_failed_rank_are_let_go(world: Ranks, wait: str) -> None:
     world.ok("kept = rank + 1\n" + (DDP if "model(" in wait else ""))
     body = "\n".join(f"    {line}" for line in wait.removeprefix(DDP).splitlines())
@@ -59,6 +60,7 @@ def test_peers_of_a_failed_rank_are_let_go(world: Ranks, wait: str) -> None:
     sums_to(world, "2")
 
 
+@pytest.mark.alone
 def test_the_same_error_on_every_rank_is_one_failure_and_leaves_the_group_alone(world: Ranks) -> None:
     before = world.describe()["generation"]
     outcome = world.run("no_such_name")
@@ -115,6 +117,22 @@ def test_a_rank_that_dies_is_named_and_replaced(new_world: Callable[..., Ranks],
     assert not alive(lost)
 
 
+def test_a_rank_that_writes_into_a_socket_of_ours_is_ended_and_why_is_said(new_world: Callable[..., Ranks]) -> None:
+    world = new_world()
+    outcome = world.run(
+        """
+        import gc, socket, time
+        if rank == 1:
+            ours = [it for it in gc.get_objects() if isinstance(it, socket.socket) and it.family == socket.AF_UNIX]
+            ours[0].sendall(b"what is no message at all")
+        time.sleep(100)
+        """
+    )
+    assert (outcome.state, outcome.error["rank"]) == ("failed", 1)
+    assert "this rank is ended: rank 1 does not speak our protocol" in outcome.text(1, "stderr")
+    sums_to(world, "2")
+
+
 def test_the_stack_of_a_crash_is_in_the_log(new_world: Callable[..., Ranks]) -> None:
     outcome = new_world(1).run("import ctypes\nctypes.string_at(0)")
     assert "Fatal Python error: Segmentation fault" in outcome.text(kind="stderr")
@@ -130,6 +148,7 @@ def test_a_rank_killed_between_two_cells_is_replaced_and_said(new_world: Callabl
     assert world.ok("'kept' in globals()").results() == ["False", "True"]
 
 
+@pytest.mark.alone
 def test_a_rank_killed_from_outside_is_noticed_its_peers_released_and_its_place_taken_in_time(
     new_world: Callable[..., Ranks],
 ) -> None:
@@ -174,6 +193,7 @@ def test_a_rank_of_four_fails_while_three_wait(new_world: Callable[..., Ranks]) 
     sums_to(world, "4")
 
 
+@pytest.mark.alone
 def test_a_peer_in_plain_python_is_interrupted(world: Ranks) -> None:
     outcome = world.run("import time\nif rank == 1: raise KeyError('one')\nwhile True: time.sleep(0.01)")
     assert outcome.error["rank"] == 1

@@ -9,6 +9,8 @@ import pytest
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from tests.support.worlds import AgentProcess, Outcome, Ranks, alive, until
 
+pytestmark = pytest.mark.alone
+
 COOPERATIVE_S = 2.0
 WORST_S = 8.0
 HEAD = """

@@ -44,6 +44,7 @@ def test_everything_the_follower_wrote_is_there_when_the_cell_ends(wide: Ranks) 
             assert outcome.values("x", rank) == [float(number)]
 
 
+@pytest.mark.alone
 def test_a_failure_on_the_follower_lets_the_leader_go(wide: Ranks) -> None:
     outcome = wide.run("import torch.distributed as dist\nif rank == 2: raise KeyError('far')\ndist.barrier()")
     assert (outcome.state, outcome.error["rank"], outcome.error["ename"]) == ("failed", 2, "KeyError")
@@ -51,6 +52,7 @@ def test_a_failure_on_the_follower_lets_the_leader_go(wide: Ranks) -> None:
     assert wide.ok(SUM).results() == ["3"] * 3
 
 
+@pytest.mark.alone
 def test_stop_reaches_the_follower(wide: Ranks) -> None:
     running = wide.send("import time\nprint('in it')\nkept = rank\nwhile True: time.sleep(0.01)")
     outcome = running.wait_for("in it", times=3).stop().end()

@@ -134,6 +134,7 @@ def test_an_outlier_among_the_steps_does_not_swallow_the_rest():
     assert len(series.points()) > 200
 
 
+@pytest.mark.alone
 def test_a_record_costs_the_same_however_long_the_run_is():
     series = Series("loss")
 

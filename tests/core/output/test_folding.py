@@ -248,6 +248,7 @@ def test_a_line_longer_than_the_cell_is_cut():
 
 
 @pytest.mark.parametrize("chunk", [64, 4096, 1 << 20], ids=str)
+@pytest.mark.alone
 def test_ten_megabytes_cost_well_under_a_second(chunk):
     text = "".join(f"step {n} loss {n / 7:.6f} some more words to fill the line\n" for n in range(1 << 18))[: 10 << 20]
     chunks = [text[at : at + chunk] for at in range(0, len(text), chunk)]
@@ -260,6 +261,7 @@ def test_ten_megabytes_cost_well_under_a_second(chunk):
     assert time.process_time() - began < 1.5
 
 
+@pytest.mark.alone
 def test_the_cost_of_a_line_does_not_grow_with_what_was_shown_before():
     folder = OutputFolder([0, 1], max_chars=1 << 40)
 
@@ -276,6 +278,7 @@ def test_the_cost_of_a_line_does_not_grow_with_what_was_shown_before():
     assert cost(100_000) < 3 * early + 0.1
 
 
+@pytest.mark.alone
 def test_a_line_written_byte_by_byte_is_not_joined_again_and_again():
     folder = OutputFolder([0, 1])
     began = time.process_time()

@@ -11,6 +11,7 @@ import pytest
 from jupyter_llmcloud.training.group.no_dns import _state, no_names
 
 
+@pytest.mark.alone
 def test_within_the_block_no_name_server_is_asked_and_afterwards_as_before(capfd: pytest.CaptureFixture[str]) -> None:
     before = _state()
     assert before is not None, "this C library keeps its resolver's state elsewhere"
