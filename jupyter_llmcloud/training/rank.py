@@ -58,7 +58,6 @@ from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, no_stdin
-from jupyter_llmcloud.training.shell.script import ended_well, prepare_script
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
 from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
 
@@ -313,8 +312,6 @@ class Rank:
             self._set_up(cell, shell)
             self.checkpoints.begin(cell, shell.user_ns, self._given)
             error = shell.run(cell)
-            if cell.script and ended_well(error):
-                error = None
             self.checkpoints.end(error)
             if error is None:
                 ended = self._collect(cell, shell)
@@ -343,8 +340,6 @@ class Rank:
         if cell.payload:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
-        if cell.script:
-            prepare_script(cell.script, shell)
         if cell.seed is not None:
             from accelerate.utils import set_seed
 

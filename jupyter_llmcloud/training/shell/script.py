@@ -7,16 +7,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jupyter_llmcloud.training.shell.shell import RankShell
 
-
-def prepare_script(script: Mapping[str, Any], shell: RankShell) -> None:
+def prepare_script(script: Mapping[str, Any], namespace: dict[str, Any]) -> None:
     """What Python gives to a script: `__file__`, `sys.argv`, and its own folder at the front of `sys.path`."""
     file = script["file"]
     sys.argv = [file or "-", *script["arguments"]]
     if not file:
         return
-    shell.user_ns["__file__"] = file
+    namespace["__file__"] = file
     folder = os.path.dirname(file)
     if sys.path[0] in (os.getcwd(), script["folder"]):
         del sys.path[0]  # a notebook finds what lies beside it, a script what lies beside its file

@@ -21,6 +21,7 @@ from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
 from jupyter_llmcloud.training.resume.loop_tracking import LoopInstrumenter
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
+from jupyter_llmcloud.training.shell.script import ended_well, prepare_script
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
 
@@ -202,12 +203,16 @@ class RankShell(InteractiveShell):
         self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
+        if cell.script:
+            prepare_script(cell.script, self.user_ns)
         self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
         try:
             result = self.run_cell(cell.code, store_history=False)
         finally:
             self.compile.end()
         error: BaseException | None = result.error_before_exec or result.error_in_exec
+        if cell.script and ended_well(error):
+            return None
         if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
             self.outlet.text("stderr", "\n".join(self.last_traceback) + "\n")
         return error
