@@ -116,7 +116,8 @@ class RunQueue:
             cluster=cell.cluster,
             agent=cell.agent or self._node.address,
             owner=cell.owner,
-            options=cell.options,
+            spec=cell.spec,
+            script=cell.script,
         )
 
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:

@@ -22,6 +22,7 @@ from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
 from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
+from jupyter_llmcloud.training.shell.script import ended_well, prepare_script
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
 
@@ -36,6 +37,7 @@ class CellCompiler(CachingCompiler):
         self.cell: Execute | None = None
         self.offset = 0
         self.code = InstrumentedCode()
+        self._scripts: set[str] = set()  # known by the names of their files
 
     def begin(self, cell: Execute) -> None:
         """The code of this cell comes next."""
@@ -47,10 +49,10 @@ class CellCompiler(CachingCompiler):
         self.cell, self.offset = None, 0
 
     def cell_number(self, filename: str) -> int | None:
-        """The execution count of the notebook cell that was compiled under this name."""
+        """The execution count of the notebook cell that was compiled under this name; 0 of the script that is run."""
         if filename == "<timed exec>" and self.cell is not None:
             return self.cell.execution_count
-        return self._filename_map.get(filename)
+        return 0 if filename in self._scripts else self._filename_map.get(filename)
 
     def __call__(self, source: Any, filename: str, symbol: str, **kwargs: Any) -> CodeType:
         """Compile; the loops of a cell are tracked where the run needs it."""
@@ -67,7 +69,10 @@ class CellCompiler(CachingCompiler):
             return super().cache(transformed_code, number, raw_code)
         # The whole body, or the part of it below a cell magic.
         self.offset = cell.line_offset + cell.code.rstrip()[: -len(raw)].count("\n")
-        self._filename_map[cell.filename] = cell.execution_count
+        if cell.script:
+            self._scripts.add(cell.filename)
+        else:
+            self._filename_map[cell.filename] = cell.execution_count
         above = ["# " + line for line in cell.source.splitlines()[: self.offset]]
         lines = [line + "\n" for line in [*above, *transformed_code.splitlines()]]
         linecache.cache[cell.filename] = (sum(map(len, lines)), None, lines, cell.filename)
@@ -209,11 +214,16 @@ class RankShell(InteractiveShell):
         self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
+        if cell.script:
+            prepare_script(cell.script, self.user_ns)
+        self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
         try:
             result = self.run_cell(cell.code, store_history=False)
         finally:
             self.compile.end()
         error: BaseException | None = result.error_before_exec or result.error_in_exec
+        if cell.script and ended_well(error):
+            return None
         if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
             self.outlet.text("stderr", "\n".join(self.last_traceback) + "\n")
         return error

@@ -40,7 +40,7 @@ def _tidy(drawing: traceback.TracebackException, cell_number: Callable[[str], in
     seen.add(id(drawing))
     kept = _Shortened(frame for frame in drawing.stack if not _AROUND.search(frame.filename))
     for frame in kept:
-        if (number := cell_number(frame.filename)) is not None:
+        if number := cell_number(frame.filename):
             _ = frame.line  # found by the name of its file, which is not what the reader knows it by
             frame.filename = f"Cell In[{number}]"
     drawing.stack = kept
