@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.errors import NameTaken, NotFound
+from jupyter_llmcloud.system.spawn import open_log
 
 STOP_GRACE_S = 5.0
 
@@ -59,8 +59,7 @@ class Replicas:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         spec = {"socket": str(path), "device": self._device(replica_id), **spec}
-        log = os.open(log_path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-        try:
+        with open_log(log_path) as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -70,8 +69,6 @@ class Replicas:
                 stderr=log,
                 process_group=0,
             )
-        finally:
-            os.close(log)
         assert process.stdin is not None
         process.stdin.write(json.dumps(spec).encode() + b"\n")
         replica = ReplicaProcess(replica_id, endpoint, process, Path(spec["socket"]), log_path)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
-from jupyter_llmcloud.errors import LLMCloudError, ServerError
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, ServerError
+from jupyter_llmcloud.system.atomic_files import read_json
+from jupyter_llmcloud.system.spawn import last_words, spawn
 
 START_TIMEOUT_S = 60.0
 POLL_S = 0.02
-_started: list[subprocess.Popen[bytes]] = []
 
 
 def find_or_start(for_world: bool = False) -> ServerClient:
@@ -45,11 +44,8 @@ def _checked(client: ServerClient) -> ServerClient:
 def parent_server() -> ServerClient | None:
     """The Jupyter server that started this kernel, when it has our extension and lets us in."""
     pid = os.environ.get("JPY_PARENT_PID", "")
-    told = _read(config.jupyter_runtime_dir() / f"jpserver-{pid}.json") if pid.isdigit() else None
-    if told is None or not told.get("url"):
-        return None
-    token = told.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", "")
-    return _answering(ServerClient(str(told["url"]), str(token)))
+    client = _announced(config.jupyter_runtime_dir() / f"jpserver-{pid}.json") if pid.isdigit() else None
+    return _answering(client) if client is not None else None
 
 
 def _answering(client: ServerClient) -> ServerClient | None:
@@ -61,6 +57,46 @@ def _answering(client: ServerClient) -> ServerClient | None:
     return client
 
 
+def running_server() -> ServerClient | None:
+    """The server that the environment names, else the newest of this user that answers."""
+    if url := os.environ.get(config.ENV_SERVER_URL):
+        return ServerClient(url, os.environ.get(config.ENV_SERVER_TOKEN, ""))
+    for path in announcements():
+        if (client := _announced(path)) is not None and _answering(client) is not None:
+            return client
+    return None
+
+
+def find_running() -> ServerClient:
+    """The same; raises NotFound when there is none."""
+    if (server := running_server()) is not None:
+        return server
+    raise NotFound(
+        "no Jupyter server with jupyter-llmcloud runs here: start one (jupyter lab, jupyter llmcloud serve PATH), "
+        f"or name it in {config.ENV_SERVER_URL} and {config.ENV_SERVER_TOKEN}."
+    )
+
+
+def announcements() -> list[Path]:
+    """Where servers of this user tell their URL, the newest first."""
+    paths = [*config.jupyter_runtime_dir().glob("jpserver-*.json"), *config.runtime_dir().glob("headless-*.json")]
+    return sorted(paths, key=_age, reverse=True)
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _announced(path: Path) -> ServerClient | None:
+    told = read_json(path)
+    if told is None or not isinstance(told.get("url"), str):
+        return None
+    return ServerClient(told["url"], told.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", ""))
+
+
 def headless_server(for_world: bool = False) -> ServerClient:
     """The headless server of this process, started when there is none yet."""
     pid = os.getpid()
@@ -68,7 +104,7 @@ def headless_server(for_world: bool = False) -> ServerClient:
     path = config.runtime_dir() / f"headless-{pid}-{round(started * 100)}.json"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # threads of this kernel may ask at the same time
-        told = _read(path)
+        told = read_json(path)
         known = _answering(ServerClient(told["url"], told["token"])) if told else None
         return known or _start(path, pid, started, ["--for-world"] if for_world else [])
 
@@ -79,22 +115,14 @@ def _start(path: Path, pid: int, started: float, options: list[str]) -> ServerCl
     command = [sys.executable, "-P", "-m", "jupyter_llmcloud.server.headless"]
     arguments = ["--owner-pid", str(pid), "--owner-started", repr(started), "--announce", str(path), *options]
     environment = {**os.environ, config.ENV_SERVER_TOKEN: secrets.token_urlsafe(32)}
-    descriptor = os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        process = subprocess.Popen(
-            [*command, *arguments], stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor,
-            env=environment, start_new_session=True, cwd=config.runtime_dir(),
-        )  # fmt: skip
-    finally:
-        os.close(descriptor)
-    _started.append(process)  # it outlives this object; forgetting it would warn
+    process = spawn([*command, *arguments], log_path, fresh_log=True, env=environment, cwd=config.runtime_dir())
     return _await(process, path, log_path)
 
 
 def _await(process: subprocess.Popen[bytes], path: Path, log_path: Path) -> ServerClient:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if told := _read(path):
+        if told := read_json(path):
             client = ServerClient(told["url"], told["token"])
             client.status()
             return client
@@ -103,13 +131,5 @@ def _await(process: subprocess.Popen[bytes], path: Path, log_path: Path) -> Serv
         time.sleep(POLL_S)
     else:
         process.terminate()
-    end = log_path.read_text(errors="replace")[-2000:]
+    end = last_words(log_path)
     raise ServerError(f"the headless server of this kernel did not start. The end of {log_path}:\n{end}")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return told if isinstance(told, dict) else None

@@ -7,12 +7,9 @@ on this host, so its agents begin first and import while the rest comes up. Noth
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,10 +18,11 @@ import psutil
 
 from jupyter_llmcloud.cluster.record import cluster_folder
 from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.system.atomic_files import read_json, write_json
 from jupyter_llmcloud.system.processes import is_process
+from jupyter_llmcloud.system.spawn import last_words, spawn
 
 START_TIMEOUT_S = 60.0
-_started: list[subprocess.Popen[bytes]] = []  # forgetting one that lives would warn
 
 
 def agent_folder(cluster_id: str, worker: object) -> Path:
@@ -36,13 +34,13 @@ def agent_folder(cluster_id: str, worker: object) -> Path:
 
 def living_agent(folder: Path) -> dict[str, Any] | None:
     """What the agent of a folder said of itself, if there is one and it lives."""
-    known = _read(folder / "agent.json")
+    known = read_json(folder / "agent.json")
     return known if known is not None and is_process(known["pid"], known["started"]) else None
 
 
 def is_coming_up(folder: Path) -> bool:
     """Whether the process that was last started for a folder lives."""
-    started = _read(folder / "starting.json")
+    started = read_json(folder / "starting.json")
     return started is not None and is_process(started["pid"], started["started"])
 
 
@@ -53,7 +51,7 @@ async def ensure_agent(folder: Path, worker: object, interface: str, num_slots: 
     async with asyncio.timeout(START_TIMEOUT_S):
         while (known := living_agent(folder)) is None:
             if not is_coming_up(folder):
-                words = (folder / "agent.log").read_text(errors="replace")[-2000:]
+                words = last_words(folder / "agent.log")
                 raise WorldError(f"the node agent of worker {worker} ended at its start:\n{words}")
             await asyncio.sleep(0.02)
     return known
@@ -66,14 +64,9 @@ def start_agent(folder: Path, worker: object, interface: str, num_slots: int | N
     command += ["--interface", interface, "--first-lease", str(START_TIMEOUT_S)]
     if num_slots is not None:
         command += ["--slots", str(num_slots)]
-    log = os.open(folder / "agent.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    finally:
-        os.close(log)
-    _started.append(process)
+    process = spawn(command, folder / "agent.log")
     starting = {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
-    (folder / "starting.json").write_text(json.dumps(starting))
+    write_json(folder / "starting.json", starting, durable=False)  # of a process, which no loss of power outlives
 
 
 def start_ahead(cluster_id: str, num_workers: int, num_slots: int | None = None) -> None:
@@ -87,13 +80,6 @@ def start_ahead(cluster_id: str, num_workers: int, num_slots: int | None = None)
 def end_agents(cluster_id: str) -> None:
     """End the agents of a cluster that has not come up."""
     for path in cluster_folder(cluster_id).glob("a*/starting.json"):
-        starting = _read(path)
+        starting = read_json(path)
         if starting and is_process(starting["pid"], starting["started"]):
             os.kill(starting["pid"], signal.SIGTERM)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
-        return known if isinstance(known, dict) else None
-    return None

@@ -226,8 +226,8 @@ class ClusterPool:
     async def _ask_agent(self, record: ClusterRecord, info: dict[str, Any]) -> AgentInfo:
         address = await self._reach.to(record, info, info["address"])
         async with await AgentConnection.open(address) as connection:
-            values = (await connection.request(Describe(), DESCRIBE_TIMEOUT_S)).values
-        known = {**values, "address": address, "worker": info["worker"], "home": info["address"]}
+            values = await connection.request(Describe(), DESCRIBE_TIMEOUT_S)
+        known = {**values.as_dict(), "address": address, "worker": info["worker"], "home": info["address"]}
         return AgentInfo(**{key: known[key] for key in AgentInfo.__dataclass_fields__})
 
     async def _ask_workers(self, name: str | None) -> tuple[ClusterRecord, dict[str, Any]]:

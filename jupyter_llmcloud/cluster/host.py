@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -29,10 +28,18 @@ from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import AgentPlugin, agent_info, end_agent, is_agent_busy
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, UsageError
-from jupyter_llmcloud.protocol.agent_messages import AdoptCluster, Done, Refused, ScaleCluster, Shutdown, StopCluster
+from jupyter_llmcloud.protocol.agent_messages import (
+    AdoptCluster,
+    ClusterDescription,
+    ScaleCluster,
+    Shutdown,
+    StopCluster,
+)
 from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.frames import Unreadable
+from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
+from jupyter_llmcloud.system import unix_sockets
 
 WATCH_S = 1.0
 
@@ -62,9 +69,7 @@ class ClusterHost:
             self.record.save()
             await self._close()
             return
-        mask = os.umask(0o177)
-        server = await asyncio.start_unix_server(self._connected, self.record.control)
-        os.umask(mask)
+        server = await unix_sockets.listen(self.record.control, self._connected)
         self.record.state = "running"
         self.record.save()
         watch = asyncio.create_task(self._watch_owner())
@@ -131,30 +136,42 @@ class ClusterHost:
 
     # --- control ---
 
+    def _make_responder(self) -> Responder:
+        responder = Responder(f"the host process of cluster {self.record.name!r}")
+        responder.on(ScaleCluster, self._change_size)
+        responder.on(AdoptCluster, self._adopt)
+        responder.on(StopCluster, self._stop)
+        return responder
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(reader, writer)
-        async for message in connection.messages():
-            try:
-                answer: Message = await self._handle(message)
-            except Exception as error:
-                answer = Refused(error=type(error).__name__, reason=str(error))
-            connection.send(type(answer)(**{**answer.__dict__, "reply_to": message.reply_to}))
+        connection = Connection(reader, writer, "whoever asks this host process")
+        responder = self._make_responder()
+        try:
+            async for message in connection.messages():
+                if isinstance(message, Request | Unreadable):
+                    await responder.serve(message, connection.send)
+        except LLMCloudError as error:  # what came is no message of this version
+            connection.send(refusal(error))
         connection.close()
 
-    async def _handle(self, message: Message) -> Message:
-        match message:
-            case ScaleCluster() if message.maximum:
-                self.cluster.adapt(minimum=message.minimum, maximum=message.maximum)
-            case ScaleCluster():
-                await self._scale(message.workers)
-            case AdoptCluster():
-                self.record.owner_pid, self.record.owner_started = message.owner_pid, message.owner_started
-                self.record.save()
-            case StopCluster():
-                asyncio.get_running_loop().call_later(0.05, self._finished.set)
-            case _:
-                raise UsageError(f"a cluster host does not answer {type(message).__name__}.")
-        return Done(values={"record": asdict(self.record)})
+    def _describe(self) -> ClusterDescription:
+        return ClusterDescription(record=asdict(self.record))
+
+    async def _change_size(self, asked: ScaleCluster) -> ClusterDescription:
+        if asked.maximum:
+            self.cluster.adapt(minimum=asked.minimum, maximum=asked.maximum)
+        else:
+            await self._scale(asked.workers)
+        return self._describe()
+
+    def _adopt(self, asked: AdoptCluster) -> ClusterDescription:
+        self.record.owner_pid, self.record.owner_started = asked.owner_pid, asked.owner_started
+        self.record.save()
+        return self._describe()
+
+    def _stop(self, _: StopCluster) -> ClusterDescription:
+        asyncio.get_running_loop().call_later(0.05, self._finished.set)  # when the reply has left
+        return self._describe()
 
     async def _scale(self, workers: int) -> None:
         assert self.client is not None

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,8 +21,9 @@ from jupyter_llmcloud.cluster.record import ClusterRecord, read_record
 from jupyter_llmcloud.errors import ConnectionLost, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import StopCluster
 from jupyter_llmcloud.protocol.client import AgentConnection
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rpc import Request
 from jupyter_llmcloud.system.processes import is_process
+from jupyter_llmcloud.system.spawn import last_words, spawn
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 40.0
@@ -40,7 +41,9 @@ class HostProcesses:
         if starts_here(record.kind, record.options):
             agent_launcher.start_ahead(record.cluster_id, record.workers or 1, record.options.get("slots"))
         log = record.folder / "host.log"
-        process = self._processes[record.cluster_id] = _spawn(log)
+        process = self._processes[record.cluster_id] = spawn(
+            [sys.executable, "-m", "jupyter_llmcloud.cluster.host"], log, takes_input=True
+        )
         assert process.stdin is not None
         process.stdin.write(json.dumps({"record": asdict(record), "lease_s": self.lease_s}).encode() + b"\n")
         process.stdin.close()
@@ -52,14 +55,14 @@ class HostProcesses:
                 if known is not None and known.state == "failed":
                     raise UsageError(f"the cluster {record.name!r} did not start: {known.reason}")
                 if process.poll() is not None:
-                    words = log.read_text(errors="replace")[-2000:]
+                    words = last_words(log)
                     raise WorldError(f"the host process of cluster {record.name!r} ended at its start:\n{words}")
                 await asyncio.sleep(0.02)
 
-    async def ask(self, record: ClusterRecord, message: Message, timeout_s: float = 10.0) -> None:
+    async def ask(self, record: ClusterRecord, request: Request[Any], timeout_s: float = 10.0) -> None:
         """Send a request to a host process; a refusal is raised."""
         async with await AgentConnection.open(record.control) as connection:
-            await connection.request(message, timeout_s)
+            await connection.request(request, timeout_s)
 
     async def stop(self, record: ClusterRecord) -> None:
         """End a cluster with all that runs on it, and wait until it has."""
@@ -92,17 +95,3 @@ class HostProcesses:
     def _reap(self, record: ClusterRecord) -> None:
         if process := self._processes.get(record.cluster_id):
             process.poll()
-
-
-def _spawn(log: Path) -> subprocess.Popen[bytes]:
-    fd = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jupyter_llmcloud.cluster.host"],
-            stdin=subprocess.PIPE,
-            stdout=fd,
-            stderr=fd,
-            start_new_session=True,
-        )
-    finally:
-        os.close(fd)

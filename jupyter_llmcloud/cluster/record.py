@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.system.atomic_files import write_json
 from jupyter_llmcloud.system.processes import is_process
 
 
@@ -51,11 +51,8 @@ class ClusterRecord:
     def save(self) -> None:
         """Write it, closed to others from the first byte."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = self.folder / ".cluster.json"
-        fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump(asdict(self), file)
-        os.replace(aside, self.folder / "cluster.json")
+        # Not durable: it tells of processes of this host as it runs now.
+        write_json(self.folder / "cluster.json", asdict(self), durable=False)
 
     def forget(self) -> None:
         """The cluster has ended."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import socket
@@ -21,9 +20,17 @@ from jupyter_llmcloud.cluster.tunnel.bridge import Bridges, is_here
 from jupyter_llmcloud.cluster.tunnel.relay import TUNNEL, Ways, answer_tunnel
 from jupyter_llmcloud.core.scheduling.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, WorldError
-from jupyter_llmcloud.protocol.agent_messages import Describe, Done, FindRoom, FindStandBy, RenewLease, Shutdown
+from jupyter_llmcloud.protocol.agent_messages import (
+    Describe,
+    FindRoom,
+    FindStandBy,
+    Placement,
+    RenewLease,
+    Shutdown,
+    StandbyFound,
+)
 from jupyter_llmcloud.protocol.client import AgentConnection
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rpc import Responder
 from jupyter_llmcloud.system.processes import is_process
 
 DESCRIBE_TIMEOUT_S = 5.0
@@ -75,8 +82,8 @@ class AgentPlugin(WorkerPlugin):
                 known = await ensure_agent(self._folder, worker.name, _interface(worker), self.num_slots)
                 self.info = {**known, "worker": worker.address}
                 await self._let_go()
-                connection = self._connection = await AgentConnection.open(self.info["address"])
-                connection.answer = functools.partial(self._answer_agent, worker)
+                responder = self._make_responder(worker)
+                connection = self._connection = await AgentConnection.open(self.info["address"], responder=responder)
                 await connection.request(RenewLease(finds_room=True))  # held while this connection is open
                 self._watching = asyncio.create_task(self._watch(worker, connection))
         return self.info
@@ -106,7 +113,7 @@ class AgentPlugin(WorkerPlugin):
         """What the agent says of itself now."""
         info = await self.hold(worker)
         assert self._connection is not None
-        return {**info, **(await self._connection.request(Describe(), DESCRIBE_TIMEOUT_S)).values}
+        return {**info, **(await self._connection.request(Describe(), DESCRIBE_TIMEOUT_S)).as_dict()}
 
     async def bridge_to(self, info: dict[str, Any], always: bool = False) -> str:
         """A socket on this worker's host by which its agent reaches another one: that one's own, or a bridge."""
@@ -116,30 +123,37 @@ class AgentPlugin(WorkerPlugin):
         assert self._bridges is not None
         return await self._bridges.reach(info["worker"], info["name"], target)
 
-    async def _answer_agent(self, worker: Worker, message: Message) -> Message:
-        """What the agent asks about the others that its worker's scheduler knows."""
-        known = (await worker.scheduler.identity())["workers"]
-        rows = await asyncio.gather(*(_ask_worker(worker, address) for address in known))
-        agents = {row["worker"]: row for row in rows if row is not None}
-        if isinstance(message, FindStandBy):
-            return await self._another(agents)
-        assert isinstance(message, FindRoom)
+    def _make_responder(self, worker: Worker) -> Responder:
+        """What the agent may ask about the others that its worker's scheduler knows."""
+
+        async def find_room(asked: FindRoom) -> Placement:
+            return await self._place(asked.num_ranks, await _all_agents(worker))
+
+        async def find_standby(_: FindStandBy) -> StandbyFound:
+            return await self._another(await _all_agents(worker))
+
+        responder = Responder(f"the Dask worker {worker.name}")
+        responder.on(FindRoom, find_room)
+        responder.on(FindStandBy, find_standby)
+        return responder
+
+    async def _place(self, num_ranks: int, agents: dict[str, dict[str, Any]]) -> Placement:
         slots = [
             AgentSlots(key, row["host"], row["num_slots"], row["free_slots"], row["has_gpus"])
             for key, row in agents.items()
         ]
         found = []
-        for share in place(message.num_ranks, slots):
+        for share in place(num_ranks, slots):
             home = await self.bridge_to(agents[share.address])
             found.append({"address": home, "home": home, "host": share.host, "num_ranks": share.num_ranks})
-        return Done(values={"agents": found})
+        return Placement(agents=found)
 
-    async def _another(self, agents: dict[str, dict[str, Any]]) -> Message:
+    async def _another(self, agents: dict[str, dict[str, Any]]) -> StandbyFound:
         others = [row for row in agents.values() if row["name"] != self.info["name"]]
         if not others:
-            return Done(values={"address": ""})
+            return StandbyFound(address="")
         best = max(others, key=lambda row: (row["host"] != self.info["host"], row["free_slots"]))
-        return Done(values={"address": await self.bridge_to(best)})
+        return StandbyFound(address=await self.bridge_to(best))
 
     async def end(self) -> None:
         """End the agent, and wait until it has."""
@@ -182,6 +196,13 @@ async def is_agent_busy(dask_worker: Worker) -> bool:
 async def end_agent(dask_worker: Worker) -> None:
     """Run on a worker: end its agent with all that runs there; returns when it has ended."""
     await _plugin(dask_worker).end()
+
+
+async def _all_agents(worker: Worker) -> dict[str, dict[str, Any]]:
+    """What the agents of a worker's cluster, its own among them, say of themselves; by the addresses of workers."""
+    known = (await worker.scheduler.identity())["workers"]
+    rows = await asyncio.gather(*(_ask_worker(worker, address) for address in known))
+    return {row["worker"]: row for row in rows if row is not None}
 
 
 async def _ask_worker(worker: Worker, address: str) -> dict[str, Any] | None:

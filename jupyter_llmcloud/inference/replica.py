@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
 from jupyter_llmcloud.inference.openai.completion import Model
+from jupyter_llmcloud.system import unix_sockets
 
 log = logging.getLogger(__name__)
 
@@ -190,16 +190,8 @@ def _on_eof(descriptor: int, callback: Callable[[], Any]) -> None:
 
 
 def _bound(path: Path) -> socket.socket:
-    """A listening unix socket that only this user can open, from its first moment on."""
-    if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    previous = os.umask(0o177)
+    """A unix socket that only this user can open, from its first moment on."""
     try:
-        listener.bind(str(path))
+        return unix_sockets.bind(str(path))
     except OSError as error:
-        listener.close()
         raise UsageError(f"cannot bind {path}: {error}") from None
-    finally:
-        os.umask(previous)
-    return listener

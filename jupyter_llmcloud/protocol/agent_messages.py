@@ -2,39 +2,114 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import field
+
 from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import CellEnded
+from jupyter_llmcloud.protocol.rpc import Done, Reply, Request
 
-# --- any request may be refused -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done(Message):
-    """The request was carried out; `values` is its answer."""
-
-    values: dict[str, Any] = field(default_factory=dict)
+# --- replies --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refused(Message):
-    """The request was not carried out. `error` is the name of a class in `errors`."""
+class AgentDescription(Reply, frozen=True, kw_only=True):
+    """What an agent is, and what it holds now; `worlds`: [{"world_id", "owner", "world_size"}]."""
 
-    error: str = "LLMCloudError"
-    reason: str = ""
+    name: str
+    pid: int
+    host: str
+    address: str
+    num_slots: int
+    free_slots: int
+    has_gpus: bool
+    worlds: list[dict[str, Any]]
+    begun: list[str]  # worlds that were started, the newest last
+    num_replicas: int
+    num_runs: int
+    stands_by: list[str]  # for these runs
+
+
+class WorldDescription(Reply, frozen=True, kw_only=True):
+    """A world now; `ranks`: [{rank, local_rank, pid, host, device, state, rss}]."""
+
+    world_id: str
+    world_size: int
+    owner: str
+    generation: int
+    run_id: str
+    ranks: list[dict[str, Any]]
+
+
+class Submitted(Reply, frozen=True, kw_only=True):
+    """The run goes on without whoever asked for it."""
+
+    run_id: str
+
+
+class Pulled(Reply, frozen=True, kw_only=True):
+    """The payload is a pickled dict of variables."""
+
+
+class NamesFound(Reply, frozen=True, kw_only=True):
+    """Which of the names that were asked for are missing, the user's own variables, and those that are imported."""
+
+    missing: list[str]
+    own: list[str]
+    imported: list[str]
+
+
+class WorldStacks(Reply, frozen=True, kw_only=True):
+    """What every rank is doing, as RankStacks or as seen from outside; `cells`: execution counts by their files."""
+
+    ranks: dict[int, dict[str, Any]]
+    cells: dict[str, int]
+
+
+class ReplicaDescription(Reply, frozen=True, kw_only=True):
+    """A replica's process now."""
+
+    replica_id: str
+    endpoint: str
+    pid: int
+    socket: str
+    state: str
+    exit_code: int | None
+    log: str
+
+
+class ReplicaList(Reply, frozen=True, kw_only=True):
+    """Of each replica what a ReplicaDescription says."""
+
+    replicas: list[dict[str, Any]]
+
+
+class Placement(Reply, frozen=True, kw_only=True):
+    """Where ranks can be started: agents as in StartWorld, by the paths of whoever asked."""
+
+    agents: list[dict[str, Any]]
+
+
+class StandbyFound(Reply, frozen=True, kw_only=True):
+    """A socket of another agent, "" when there is none."""
+
+    address: str
+
+
+class ClusterDescription(Reply, frozen=True, kw_only=True):
+    """The fields of a cluster's record."""
+
+    record: dict[str, Any]
 
 
 # --- asked of an agent ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Describe(Message):
-    """What is this agent? -> Done(values: name, pid, host, num_slots, free_slots, worlds, num_runs, stands_by, ...)."""
+class Describe(Request[AgentDescription], frozen=True, kw_only=True):
+    """What is this agent?"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartWorld(Message):
+class StartWorld(Request[WorldDescription], frozen=True, kw_only=True):
     """Start ranks on `agents`: [{"home", "num_ranks", "host"}], the first is this one, the leader.
 
     `home` is the socket by which the leader reaches each of them from its own host. `num_threads` is of ranks that are
@@ -48,35 +123,33 @@ class StartWorld(Message):
     lease_s: float = 900.0
     link_lease_s: float = 24.0  # ranks of another agent end when the leader has not heard it for so long
     env: dict[str, str] = field(default_factory=dict)
-    num_threads: dict[str, int] = field(default_factory=dict)
+    num_threads: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopWorld(Message):
+class StopWorld(Request[Done], frozen=True, kw_only=True):
     """End every rank of a world."""
 
     world_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResizeWorld(Message):
-    """Have `num_ranks` ranks; more go to `agents`, as in StartWorld. -> Done(values: as DescribeWorld)."""
+class ResizeWorld(Request[WorldDescription], frozen=True, kw_only=True):
+    """Have `num_ranks` ranks; more go to `agents`, as in StartWorld."""
 
     world_id: str
     num_ranks: int
     agents: list[dict[str, Any]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DescribeWorld(Message):
-    """-> Done(values: ranks: [{rank, local_rank, pid, host, device, state, rss}], generation, run_id)."""
+class DescribeWorld(Request[WorldDescription], frozen=True, kw_only=True):
+    """Describe a world; the connection that asks becomes one of its owners."""
 
     world_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Execute(Message):
+class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     """Run a cell on ranks. To the agent: with the run's spec; to a rank: one rank's share of it.
+
+    The agent answers a run in the background at once, and tells of the other ones to its end; a rank says CellEnded.
 
     `source` is the whole notebook cell; `code` the body; `line_offset` how many lines of the cell come before the body.
     `pull` names are pickled on `pull_rank` when the cell has ended; `save` names go to `model/` of the run's folder.
@@ -100,7 +173,8 @@ class Execute(Message):
     agent: str = ""  # where the sender reaches the leading agent, for whoever wants to stop the run
     cluster: str = ""
     owner: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)  # what was asked for, as its record keeps it
+    script: dict[str, Any] = field(default_factory=dict)  # of a script, not a cell: as core.spec.Script
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
     timeout_s: float = 0.0
     seed: int | None = None
@@ -112,49 +186,49 @@ class Execute(Message):
     hang_after_s: float = 10.0  # a rank that others wait for is called late after this, or later where that is normal
 
 
-@dataclass(frozen=True, kw_only=True)
-class Push(Message):
+class Push(Request[Done], frozen=True, kw_only=True):
     """Set pickled variables (payload: a dict) on ranks (all when empty)."""
 
     world_id: str
     ranks: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pull(Message):
-    """Pickle variables of one rank -> Done(payload: a dict)."""
+class Pull(Request[Pulled], frozen=True, kw_only=True):
+    """Pickle variables of one rank."""
 
     world_id: str
     names: list[str]
     rank: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Names(Message):
-    """Which of `names` does a rank not have? -> Done(values: missing, own: the user's own variables)."""
+class Names(Request[NamesFound], frozen=True, kw_only=True):
+    """Which of `names` does a rank not have, and which variables does it have?"""
 
     world_id: str
     names: list[str]
     rank: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subscribe(Message):
+class Subscribe(Request[Done], frozen=True, kw_only=True):
     """Follow a living run from now on: Journaled records and RunEnded come on this connection."""
 
     run_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopRun(Message):
+class StopRun(Request[Done], frozen=True, kw_only=True):
     """Stop a run; asked again while it is stopping, go to the next rung at once."""
 
     run_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartReplica(Message):
-    """Start `python -m jupyter_llmcloud.inference` for an endpoint -> Done(values: pid, socket, log).
+class DumpStacks(Request[WorldStacks], frozen=True, kw_only=True):
+    """What is every thread of every rank doing?"""
+
+    world_id: str
+
+
+class StartReplica(Request[ReplicaDescription], frozen=True, kw_only=True):
+    """Start `python -m jupyter_llmcloud.inference` for an endpoint.
 
     `spec` is handed to it on standard input as one JSON line and holds its bearer token.
     """
@@ -164,51 +238,44 @@ class StartReplica(Message):
     spec: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopReplica(Message):
+class StopReplica(Request[Done], frozen=True, kw_only=True):
     """End a replica (SIGTERM, then SIGKILL)."""
 
     replica_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class DescribeReplicas(Message):
-    """-> Done(values: replicas: [{replica_id, endpoint, pid, socket, state, exit_code, log}])."""
+class DescribeReplicas(Request[ReplicaList], frozen=True, kw_only=True):
+    """Which replicas have been started here, and not stopped on request?"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RenewLease(Message):
+class RenewLease(Request[Done], frozen=True, kw_only=True):
     """The owner is alive; one that `finds_room` answers FindRoom."""
 
     world_id: str = ""
     finds_room: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shutdown(Message):
+class Shutdown(Request[Done], frozen=True, kw_only=True):
     """End every rank, replica and the agent itself."""
 
 
 # --- asked by an agent of the worker that holds it ---
 
 
-@dataclass(frozen=True, kw_only=True)
-class FindRoom(Message):
-    """Where can this agent start so many ranks? -> Done(values: agents: as in StartWorld, by this agent's paths)."""
+class FindRoom(Request[Placement], frozen=True, kw_only=True):
+    """Where can this agent start so many ranks?"""
 
     num_ranks: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class FindStandBy(Message):
-    """Which other agent could lead in this one's place? -> Done(values: address, "" when there is none)."""
+class FindStandBy(Request[StandbyFound], frozen=True, kw_only=True):
+    """Which other agent could lead in this one's place?"""
 
 
 # --- asked of a cluster's host process ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScaleCluster(Message):
+class ScaleCluster(Request[ClusterDescription], frozen=True, kw_only=True):
     """Have this many workers; or between `minimum` and `maximum`, as the load asks."""
 
     workers: int = 0
@@ -216,24 +283,21 @@ class ScaleCluster(Message):
     maximum: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdoptCluster(Message):
+class AdoptCluster(Request[ClusterDescription], frozen=True, kw_only=True):
     """The cluster belongs to this process from now on."""
 
     owner_pid: int
     owner_started: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopCluster(Message):
+class StopCluster(Request[ClusterDescription], frozen=True, kw_only=True):
     """End the workers, their agents and all that runs on them."""
 
 
 # --- told by an agent to those who follow a run ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Journaled(Message):
+class Journaled(Message, frozen=True, kw_only=True):
     """Records just written to a journal (`journal` is "logs" or "metrics")."""
 
     run_id: str
@@ -242,8 +306,7 @@ class Journaled(Message):
     records: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankState(Message):
+class RankState(Message, frozen=True, kw_only=True):
     """A rank's state changed: starting, running, done, failed, stopped, exited."""
 
     run_id: str
@@ -252,8 +315,7 @@ class RankState(Message):
     detail: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunEnded(Message):
+class RunEnded(Message, frozen=True, kw_only=True):
     """The run is over. `errors` holds the culprit first; the payload is what was pulled (a pickled dict)."""
 
     run_id: str

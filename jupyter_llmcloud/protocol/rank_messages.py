@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import field
+
 from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rpc import Reply, Request
 
 
-@dataclass(frozen=True, kw_only=True)
-class Join(Message):
+class Join(Message, frozen=True, kw_only=True):
     """Join the process group of a generation, of `world_size` ranks; answered by Joined.
 
     `store`: where the world's TCPStore is now, and `interface` the one to use, when they have changed.
@@ -21,40 +22,34 @@ class Join(Message):
     interface: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Joined(Message):
+class Joined(Message, frozen=True, kw_only=True):
     """This rank is in the group of `generation`; `error` when it could not join."""
 
     generation: int
     error: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interrupt(Message):
+class Interrupt(Message, frozen=True, kw_only=True):
     """Raise KeyboardInterrupt in the main thread."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepAsked(Message):
+class StepAsked(Message, frozen=True, kw_only=True):
     """Pause at the next step boundary and say which step you are in."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepTold(Message):
+class StepTold(Message, frozen=True, kw_only=True):
     """Steps finished so far."""
 
     step: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopAt(Message):
+class StopAt(Message, frozen=True, kw_only=True):
     """Raise KeyboardInterrupt when this many steps are finished (-1: go on, forget the pause)."""
 
     step: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Release(Message):
+class Release(Message, frozen=True, kw_only=True):
     """Break the group, so that whoever is blocked in a collective gets an error.
 
     `generation`: who is to join the group of this generation, or waits for others to, gives up.
@@ -63,27 +58,23 @@ class Release(Message):
     generation: int = -1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exit(Message):
+class Exit(Message, frozen=True, kw_only=True):
     """Leave."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Printed(Message):
+class Printed(Message, frozen=True, kw_only=True):
     """Log records of a rank: {"kind": ..., ...} without seq."""
 
     records: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured(Message):
+class Measured(Message, frozen=True, kw_only=True):
     """Metric and progress records of a rank, without seq."""
 
     records: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellEnded(Message):
+class CellEnded(Reply, frozen=True, kw_only=True):
     """A rank has finished its cell. `error`: {ename, evalue, traceback, collateral, step}; payload: what was pulled."""
 
     run_id: str
@@ -94,8 +85,7 @@ class CellEnded(Message):
     groups: dict[str, list[Any]] = field(default_factory=dict)  # as in Heartbeat
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True, kw_only=True):
     """What a rank's side thread sees while a cell runs; the fields are those of core.hang.Sample.
 
     `groups`: name -> [ranks, collectives begun, collectives finished]; `rss` in bytes.
@@ -113,8 +103,7 @@ class Heartbeat(Message):
     rss: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class LookAtRank(Message):
+class LookAtRank(Message, frozen=True, kw_only=True):
     """Asked of a following agent: look at a rank's process from outside; answered by RankLooked from that rank.
 
     `dump`: have it write its stacks as well, which works without its interpreter's lock.
@@ -125,8 +114,7 @@ class LookAtRank(Message):
     dump: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankLooked(Message):
+class RankLooked(Message, frozen=True, kw_only=True):
     """A rank's process as its agent sees it: state as in /proc ("" when gone), processor seconds, stacks."""
 
     state: str = ""
@@ -136,15 +124,22 @@ class RankLooked(Message):
     dumped: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class DumpStacks(Message):
-    """What is every thread doing? To an agent: -> Done(values: ranks: {rank: ...}); to a rank: -> Done(values)."""
+class RankStacks(Reply, frozen=True, kw_only=True):
+    """What the threads of a rank are doing: lines for the main one, and for others by name.
 
-    world_id: str
+    `op`: the collective that the main thread is blocked in, "" for none.
+    """
+
+    main: list[str]
+    threads: dict[str, list[str]]
+    op: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointPart(Message):
+class DumpRankStacks(Request[RankStacks], frozen=True, kw_only=True):
+    """Asked of a rank: what is every thread doing?"""
+
+
+class CheckpointPart(Message, frozen=True, kw_only=True):
     """A rank's part of a checkpoint is written; or `error` says why not, `not_finite` what must not be kept.
 
     `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here; `serial` counts the
@@ -163,18 +158,22 @@ class CheckpointPart(Message):
     resumable: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class LiveUntil(Message):
+class LiveUntil(Message, frozen=True, kw_only=True):
     """This rank ends at this time of its host's monotonic clock, unless it is told a later one; None: it does not."""
 
     until: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Follow(Message):
+class Followed(Reply, frozen=True, kw_only=True):
+    """The link is taken up; `received` as in core.link.Stamp."""
+
+    received: int
+
+
+class Follow(Request[Followed], frozen=True, kw_only=True):
     """Asked of an agent by a leader, the first time or on another connection: speak with me by a core.link.Link.
 
-    -> Done(values: received), or Refused when the link has ended there and its ranks with it. `direct`: the leader is
+    Refused as NotFound when the link has ended there and its ranks with it. `direct`: the leader is
     on this host, so that the end of the connection is the leader's own.
     """
 
@@ -184,8 +183,7 @@ class Follow(Message):
     direct: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Said(Message):
+class Said(Message, frozen=True, kw_only=True):
     """A word of a link (payload: the inner frame, or nothing) with the fields of its core.link.Stamp."""
 
     number: int
@@ -194,25 +192,30 @@ class Said(Message):
     echo: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToRank(Message):
+class ToRank(Message, frozen=True, kw_only=True):
     """A leader's message to a rank that another agent hosts (payload: the inner frame)."""
 
     world_id: str
     rank: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class FromRank(Message):
+class FromRank(Message, frozen=True, kw_only=True):
     """A message of a rank to the leader that follows it from another host (payload: the inner frame)."""
 
     world_id: str
     rank: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostRanks(Message):
-    """Asked of a following agent: fork these ranks of a world. -> Done(values: pids, host, num_threads).
+class RanksHosted(Reply, frozen=True, kw_only=True):
+    """Ranks were forked on this host: their pids and numbers of threads."""
+
+    host: str
+    pids: dict[int, int]
+    num_threads: dict[int, int]
+
+
+class HostRanks(Request[RanksHosted], frozen=True, kw_only=True):
+    """Asked of a following agent: fork these ranks of a world.
 
     `local_ranks` are their places on that agent; asked again for some of them, those are replaced. `num_threads` is of
     those that were somewhere else before: sums are rounded alike only on as many threads.
@@ -226,11 +229,10 @@ class HostRanks(Message):
     store: str
     cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
-    num_threads: dict[str, int] = field(default_factory=dict)
+    num_threads: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StandBy(Message):
+class StandBy(Message, frozen=True, kw_only=True):
     """Said by a leader: when I have gone, lead this run in my place, as its leader of the next term.
 
     `folder` is the run's, "" when it has ended. `wait_s`: for so long after my end other hosts may have ranks of it.
@@ -241,19 +243,64 @@ class StandBy(Message):
     wait_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class KillRank(Message):
+class KillRank(Message, frozen=True, kw_only=True):
     """Asked of a following agent: SIGKILL."""
 
     world_id: str
     rank: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankExited(Message):
+class RankExited(Message, frozen=True, kw_only=True):
     """A rank's process has ended: `status` as from os.waitstatus_to_exitcode."""
 
     world_id: str
     rank: int
     status: int
     evidence: str = ""
+
+
+# --- asked of a zygote, and told by it ------------------------------------------------------------------------------
+
+
+class Forked(Reply, frozen=True, kw_only=True):
+    """The process has begun; `name` is that of the request."""
+
+    name: str
+    pid: int
+
+
+class ForkRank(Request[Forked], frozen=True, kw_only=True):
+    """Fork a rank. With it come the descriptors of its socket, stdout, stderr and ring of metrics.
+
+    `name` is said again when it has ended. `until`: as LiveUntil.
+    """
+
+    name: str
+    rank: int
+    world_size: int
+    store: str
+    backend: str
+    gpu: bool = False
+    until: float | None = None
+    cwd: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class ForkStore(Request[Forked], frozen=True, kw_only=True):
+    """Fork a world's TCPStore. With it come the descriptors of its control socket, stdout and stderr."""
+
+    name: str
+    host: str
+    port: int
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class ZygoteReady(Message, frozen=True, kw_only=True):
+    """Everything is imported: from now on a fork takes no time."""
+
+
+class ForkEnded(Message, frozen=True, kw_only=True):
+    """A forked process has ended: `status` as from os.waitstatus_to_exitcode."""
+
+    name: str
+    status: int

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from jupyter_llmcloud.server.api.run_states import RunStates
+from jupyter_llmcloud.server.api.run_starts import RunStarts
+from jupyter_llmcloud.server.api.run_states import SERVER, RunStates
 from jupyter_llmcloud.server.audit import Audit
 from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
 from jupyter_llmcloud.server.endpoints.records import EndpointRecords
@@ -42,7 +43,8 @@ class ServerContext:
         self.audit = Audit(self.state, event_logger, log)
         self.runs = RunStore()
         self.clusters = ClusterAccess(self.identity)
-        self.run_states = RunStates(self.runs, self.clusters)
+        self.starts = RunStarts(self.runs, f"{SERVER}{self.server_id}", self.clusters.pool, self.clusters.agent)
+        self.run_states = RunStates(self.server_id, self.runs, self.clusters, self.starts, self.state)
         self.endpoints = EndpointRegistry(
             EndpointRecords(self.state, self.audit, self.server_id, log),
             ReplicaHost(self.clusters.pool, self.clusters.agent),
@@ -84,6 +86,7 @@ class ServerContext:
         self._closed = True
         if self._started is not None:
             await asyncio.gather(self._started, return_exceptions=True)
+        await self.starts.close()
         await self.requests.close()
         await self.endpoints.close(stop=self.identity.headless)
         await self.clusters.close()

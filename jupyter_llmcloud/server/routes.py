@@ -31,7 +31,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}/scale", ClusterScaleHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/placement", PlacementHandler, (*_JSON, "clusters")),
-    (r"/llmcloud/api/runs", RunsHandler, _RUNS),
+    (r"/llmcloud/api/runs", RunsHandler, (*_RUNS, "starts")),
     (rf"/llmcloud/api/runs/{NAME}", RunHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/log", RunLogHandler, _RUNS),

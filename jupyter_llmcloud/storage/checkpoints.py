@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -21,6 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jupyter_llmcloud.system.atomic_files import publish_folder, remove_folder, sync, write_atomically
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -43,8 +44,8 @@ class CorruptCheckpoint(Exception):
 
 def seal(path: Path) -> dict[str, Any]:
     """Make a written file durable; returns its size and hash as the manifest wants them."""
+    sync(path)
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
 
@@ -72,16 +73,9 @@ class CheckpointFolder:
                 raise OSError(f"{aside / name} has not the size that was written")
         manifest = {"version": VERSION, "step": step, "created": round(time.time(), 3), **about, "files": files}
         manifest["sha256"] = _digest(manifest)
-        with (aside / MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(aside)
+        write_atomically(aside / MANIFEST, json.dumps(manifest, indent=1).encode(), mode=0o666)
         target = self.path / f"step-{step}"
-        if target.exists():
-            self._remove(target)
-        os.rename(aside, target)
-        _sync_folder(self.path)
+        publish_folder(aside, target)
         return Checkpoint(target, step, manifest)
 
     def newest(self, resumable: bool = False) -> tuple[Checkpoint | None, list[str]]:
@@ -107,7 +101,7 @@ class CheckpointFolder:
             kept.add(best)
         gone = [path for path in folders if path not in kept]
         for path in gone:
-            self._remove(path)
+            remove_folder(path)
         return [_step_of(path) for path in gone]
 
     def sweep(self, keep: Iterable[Path] = ()) -> None:
@@ -122,12 +116,6 @@ class CheckpointFolder:
         if not self.path.is_dir():
             return []
         return sorted(filter(_is_committed, self.path.iterdir()), key=_step_of, reverse=True)
-
-    def _remove(self, path: Path) -> None:
-        # Renamed first: a half-deleted folder never looks like a checkpoint.
-        gone = self.path / f".{path.name}.{time.time_ns()}.gone"
-        os.rename(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
 
 
 def verify(path: Path) -> Checkpoint:
@@ -190,11 +178,3 @@ def _best(folders: list[Path]) -> Path | None:
         if best is None or rank < best[0]:
             best = (rank, path)
     return best[1] if best else None
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

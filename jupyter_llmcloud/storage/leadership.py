@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
-from jupyter_llmcloud.protocol.frames import Decoder, encode
+from jupyter_llmcloud.protocol.frames import Decoder, Unreadable, encode, replace
+from jupyter_llmcloud.system.atomic_files import staged
 
 _MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
@@ -82,16 +84,17 @@ class Leadership:
 
     def save(self, spec: StartWorld, cell: Execute, definitions: list[Execute]) -> None:
         """Write what another agent needs; it is complete when it is there. Raises OSError."""
-        aside = self._spec.with_suffix(".aside")
-        fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            for message in (spec, cell, *definitions):
-                file.write(encode(replace(message, reply_to=0)))
-        os.replace(aside, self._spec)
+        with staged(self._spec) as file:
+            file.write(encode(spec))
+            for known in (cell, *definitions):
+                file.write(encode(replace(known, number=0)))
 
     def load(self) -> tuple[StartWorld, Execute, list[Execute]]:
-        """What `save` wrote. Raises OSError, ValueError."""
+        """What `save` wrote. Raises OSError, ValueError, ProtocolError when another version wrote it."""
         messages = Decoder().feed(self._spec.read_bytes())
+        for message in messages:
+            if isinstance(message, Unreadable):
+                raise ProtocolError(f"{self._spec}: a {message.kind} that {message.reason}.")
         spec = next((message for message in messages if isinstance(message, StartWorld)), None)
         cells = [message for message in messages if isinstance(message, Execute)]
         if spec is None or not cells:

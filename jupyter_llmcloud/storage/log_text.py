@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from jupyter_llmcloud.storage.journal import Record, read_all
 from jupyter_llmcloud.storage.runs import RunFolder
+from jupyter_llmcloud.system.atomic_files import staged
 from jupyter_llmcloud.system.gil import Pace
 
 NAME = "log.txt"
@@ -82,14 +82,11 @@ def write(folder: RunFolder) -> Path:
     if done.exists() and done.stat().st_mtime > max(journals, default=0.0):
         return done
     began = time.time()
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", errors="replace", dir=folder.path, prefix=f".{NAME}.", delete=False
-    ) as file:
+    with staged(done, durable=False) as file:  # it can be made again from the journals
         pace = Pace()
         for line in lines(folder, pace=pace):
-            file.write(line)
-            file.write("\n")
+            file.write(line.encode("utf-8", "replace") + b"\n")
             pace.rest_when_due()
-    os.utime(file.name, (began, began))  # what came meanwhile is not in it, perhaps
-    os.replace(file.name, done)
+        file.flush()
+        os.utime(file.fileno(), (began, began))  # what came meanwhile is not in it, perhaps
     return done

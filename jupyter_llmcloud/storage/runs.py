@@ -27,6 +27,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.errors import NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.journal import Record, read_all
+from jupyter_llmcloud.system.atomic_files import write_atomically
 
 # Asking the system for each would cost a short cell a tenth of its time: the call lets other threads take over.
 _noise = random.Random()
@@ -57,7 +58,8 @@ class RunRecord:
     agent: str = ""  # socket of the leading agent, by which a living run is stopped
     host: str = ""  # that has this socket, when it is not the host of whoever started the run
     owner: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)  # what was asked for: a core.spec.RunSpec
+    script: dict[str, Any] = field(default_factory=dict)  # which script was run, if it was one: a core.spec.Script
     history: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -100,22 +102,24 @@ class RunFolder:
     def create(self, record: RunRecord, source: str) -> None:
         """Make the folder; the record is written last, so that a folder with a record is complete."""
         try:
-            _write(self.path / "cell.py", source.encode())
+            self._write("cell.py", source.encode())
         except FileNotFoundError:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(self.path / "cell.py", source.encode())
+            self._write("cell.py", source.encode())
         self.write(record)
 
     def write(self, record: RunRecord) -> None:
         """Replace `run.json` in one rename; in its own blocks when the disk is full, so that a run's end is told."""
-        aside, data = self.path / ".run.json.aside", _as_json(record)
+        data = _as_json(record)
         try:
-            _write(aside, data)
-            os.replace(aside, self.path / "run.json")
+            self._write("run.json", data)
         except OSError:
-            aside.unlink(missing_ok=True)
             if not any(map(self._overwrite, (data, _as_json(_in_short(record))))):
                 raise
+
+    def _write(self, name: str, data: bytes) -> None:
+        # Not durable: it is on the way of every cell. Readable to whom the user opens the folder, as its journals are.
+        write_atomically(self.path / name, data, mode=0o666, durable=False)
 
     def _overwrite(self, data: bytes) -> bool:
         try:
@@ -205,17 +209,6 @@ class RunStore:
         return folder.run_id
 
 
-def _write(path: Path, data: bytes) -> None:
-    """As Path.write_bytes does, in three system calls: it is on the way of every cell."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-    finally:
-        os.close(fd)
-
-
 def _as_json(record: RunRecord) -> bytes:
     return json.dumps(vars(record)).encode()
 
@@ -223,4 +216,4 @@ def _as_json(record: RunRecord) -> bytes:
 def _in_short(record: RunRecord) -> RunRecord:
     """Without what may be long."""
     first = [{**error, "evalue": error["evalue"][:300], "traceback": [], "locals": {}} for error in record.errors[:1]]
-    return replace(record, errors=first, history=record.history[-3:], options={})
+    return replace(record, errors=first, history=record.history[-3:], spec={}, script={})

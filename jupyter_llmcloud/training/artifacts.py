@@ -2,104 +2,104 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import shutil
-import types
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import torch
-from accelerate.utils import extract_model_from_parallel
-from safetensors.torch import save_model
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
-from transformers.utils import logging as hf_logging
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
+from jupyter_llmcloud.system.atomic_files import publish_folder
+from jupyter_llmcloud.training import saved_model
+from jupyter_llmcloud.training.parallel import plans
+from jupyter_llmcloud.training.parallel.agreement import (
+    Description,
+    agree,
+    describe,
+    gathered,
+    group_of,
+    unlike_values,
+)
+from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 
-def unwrapped(value: Any) -> Any:
-    """A model without its parallel or compiled wrapper; anything else as it is."""
-    if isinstance(value, torch.nn.Module):
-        return extract_model_from_parallel(value, keep_torch_compile=False)
-    return value
+def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[int], rank: int) -> dict[str, str]:
+    """Write variables to `folder`, staged first, then renamed; only the first of the `ranks` touches the disk.
 
-
-def save(variables: dict[str, Any], folder: Path, writes: bool) -> dict[str, str]:
-    """Write variables to `folder`, aside first, then renamed; only the rank that `writes` touches the disk.
-
-    A `PreTrainedModel`, tokenizer or processor is saved by its own `save_pretrained` (safetensors); a
-    `tokenizers.Tokenizer` as a fast tokenizer; any other `nn.Module` as `model.safetensors`. Raises TypeError
-    otherwise. Every rank must call it: a sharded model is gathered by all.
+    A model is saved as the plain one, without its wrappers: a `PreTrainedModel`, tokenizer or processor by its own
+    `save_pretrained` (safetensors); a `tokenizers.Tokenizer` as a fast tokenizer; any other `nn.Module` as
+    `model.safetensors`. All `ranks` must call it: they agree on what they hold before it is gathered. Raises UsageError
+    when a rank cannot save, when ranks hold different models, or when what was written could not be loaded again.
     """
-    if not variables:
+    if not names:
         return {}
-    aside = folder.with_name(folder.name + ".aside")
-    if writes:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    for name, value in variables.items():
-        _save_one(name, unwrapped(value), aside, writes)
-    if writes:
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+    with group_of(ranks) as group:
+        described = gathered({name: _describe(name, namespace, ranks, rank) for name in names}, ranks, group)
+    agree(described)
+    if rank == ranks[0]:
+        _tell_of_unlike_values(unlike_values(described), rank)
+    staging = folder.with_name(f".{folder.name}.staging")
+    if rank == ranks[0]:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    try:
+        for name in names:
+            _save_one(name, namespace[name], staging, rank == ranks[0])
+    except BaseException:
+        if rank == ranks[0]:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    if rank == ranks[0]:
+        publish_folder(staging, folder, durable=False)  # the cell does not wait for gigabytes to be on the disk
     return {"model": folder.name}
+
+
+def _describe(name: str, namespace: dict[str, Any], ranks: list[int], rank: int) -> Description:
+    if name not in namespace:
+        return Description(f"--save {name}: the cell left no variable {name!r} on rank {rank}")
+    value = namespace[name]
+    can_be_saved = isinstance(value, torch.nn.Module) or hasattr(value, "save_pretrained") or _is_raw_tokenizer(value)
+    if not can_be_saved:
+        return Description(
+            f"--save {name}: cannot save a {type(value).__name__}. Name a model (torch.nn.Module), a tokenizer, "
+            "or anything with save_pretrained()."
+        )
+    return describe(name, value, compares_values=len(ranks) > 1)
+
+
+def _is_raw_tokenizer(value: Any) -> bool:
+    return type(value).__module__.startswith("tokenizers")
+
+
+def _tell_of_unlike_values(unlike: dict[str, str], rank: int) -> None:
+    for name, parameter in unlike.items():
+        print(
+            f"--save {name}: the ranks hold different values, {parameter} among them; those of rank {rank} are saved. "
+            "Ranks train one model when it is prepared: model = accelerator.prepare(model)",
+            file=sys.stderr,
+        )
 
 
 def _save_one(name: str, value: Any, folder: Path, writes: bool) -> None:
     if isinstance(value, torch.nn.Module):
-        _save_model(value, folder, writes)
-    elif hasattr(value, "save_pretrained"):
+        state = plans.layout_of(value).full_state(value)
         if writes:
-            value.save_pretrained(folder)
-    elif type(value).__module__.startswith("tokenizers"):
-        from transformers import PreTrainedTokenizerFast
+            saved_model.write(name, unwrapped(value), state, folder)
+    elif writes:
+        if _is_raw_tokenizer(value):
+            from transformers import PreTrainedTokenizerFast
 
-        if writes:
-            PreTrainedTokenizerFast(tokenizer_object=value).save_pretrained(folder)
-    else:
-        raise TypeError(
-            f"--save {name}: cannot save a {type(value).__name__}. Name a model (torch.nn.Module), a tokenizer, "
-            "or anything with save_pretrained()."
-        )
-
-
-def _save_model(model: Any, folder: Path, writes: bool) -> None:
-    state = {name: _gathered(tensor) for name, tensor in model.state_dict().items()}
-    if not writes:
-        return
-    if hasattr(model, "save_pretrained"):
-        model.__dict__["should_save_on_this_rank"] = lambda _: True  # transformers lets only rank 0 write
-        try:
-            with _no_progress_bars():
-                model.save_pretrained(folder, state_dict=state)
-        finally:
-            del model.__dict__["should_save_on_this_rank"]
-    else:
-        gathered: Any = types.SimpleNamespace(state_dict=lambda: state)
-        save_model(gathered, str(folder / "model.safetensors"))
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    # A bar for writing the shards would be taken for the run's own progress.
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
-def _gathered(tensor: Any) -> Any:
-    full = getattr(tensor, "full_tensor", None)
-    return full().clone() if callable(full) else tensor  # without the padding of the shards
+            value = PreTrainedTokenizerFast(tokenizer_object=value)
+        value.save_pretrained(folder)
+        if callable(load := getattr(type(value), "from_pretrained", None)):
+            with saved_model.loading(name, folder):
+                load(folder, local_files_only=True)
 
 
 def pickled(values: dict[str, Any], what: str = "%pull") -> bytes:
@@ -126,8 +126,8 @@ def _dump(value: Any, file: Any) -> None:
 
 class _PicklerForElsewhere(cloudpickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, DistributedDataParallel):
-            return operator.itemgetter(0), ((value.module,),)
+        if (portable := plans.portable(value)) is not value:
+            return operator.itemgetter(0), ((portable,),)
         if isinstance(value, DTensor):
             raise TypeError(
                 "it is spread over the ranks (DTensor). Gather it in a cell, as in x = x.full_tensor(), and pull that. "

@@ -8,14 +8,13 @@ import os
 import queue
 import random
 import re
-import select
 import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,15 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.protocol.agent_messages import Done, Execute, Names, Pull, Push, Refused
-from jupyter_llmcloud.protocol.frames import Decoder, Message
+from jupyter_llmcloud.errors import LLMCloudError, ProtocolError, UsageError
+from jupyter_llmcloud.protocol.agent_messages import Execute, Names, NamesFound, Pull, Pulled, Push
+from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, replace
 from jupyter_llmcloud.protocol.rank_messages import (
     CellEnded,
-    DumpStacks,
+    DumpRankStacks,
     Exit,
+    ForkRank,
+    ForkStore,
     Interrupt,
     Join,
     Joined,
@@ -40,16 +41,22 @@ from jupyter_llmcloud.protocol.rank_messages import (
     StepTold,
     StopAt,
 )
+from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
+from jupyter_llmcloud.system import patching
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
+from jupyter_llmcloud.training.control import ControlSocket
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
-from jupyter_llmcloud.training.group import ddp_rewrap, process_group
+from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import launchers, metrics
+from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, no_stdin
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
@@ -62,28 +69,26 @@ _ECHO_OF_A_PEER = re.compile(
 _COLLECTIVES = re.compile(r"/torch/(distributed|autograd)/")
 
 
-def begin(request: dict[str, Any], fds: list[int]) -> int:
+def begin(request: ForkRank | ForkStore, fds: list[int]) -> int:
     """The first thing a forked child does. Returns its exit status, if it returns."""
     os.setsid()
     os.dup2(fds[1], 1)
     os.dup2(fds[2], 2)
     for fd in fds[1:3]:
         os.close(fd)
-    os.environ.update(request["env"])
-    if request["role"] == "store":
+    os.environ.update(request.env)
+    if isinstance(request, ForkStore):
         return hold_store(fds[0], request)
     return Rank(socket.socket(fileno=fds[0]), RingWriter(fds[3]), request).serve()
 
 
-def hold_store(control: int, request: dict[str, Any]) -> int:
+def hold_store(control: int, request: ForkStore) -> int:
     """Own the world's TCPStore on the agent's listening socket until the agent closes the control socket."""
     import torch.distributed as dist
 
     sock = socket.socket(fileno=control)
     _, (listener,), _, _ = socket.recv_fds(sock, 1, 1)
-    store = dist.TCPStore(
-        request["host"], request["port"], is_master=True, wait_for_workers=False, master_listen_fd=listener
-    )
+    store = dist.TCPStore(request.host, request.port, is_master=True, wait_for_workers=False, master_listen_fd=listener)
     sock.sendall(b"+")
     sock.recv(1)
     del store
@@ -93,44 +98,39 @@ def hold_store(control: int, request: dict[str, Any]) -> int:
 class Rank:
     """One training process that keeps its variables between cells."""
 
-    def __init__(self, sock: socket.socket, ring: RingWriter, request: dict[str, Any]) -> None:
+    def __init__(self, sock: socket.socket, ring: RingWriter, request: ForkRank) -> None:
         faulthandler.enable()
         signal.signal(signal.SIGINT, self._on_sigint)
-        self.sock = sock
-        self.rank: int = request["rank"]
-        self.world_size: int = request["world_size"]
-        self._incoming = select.poll()
-        self._incoming.register(sock, select.POLLIN)
-        self._until: float | None = request["until"]  # the end of a lease that the agent renews, on the monotonic clock
+        self._control_socket = ControlSocket(sock, request.until)
         self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.executing = False
         self.outlet = Outlet(sock, ring)
         self.steps = Steps()
-        self.device = _device(request)
-        self.group = WorldGroup(request["store"], self.rank, self.world_size, request["backend"], self.device)
-        self.run = Run(self.outlet, self.rank, self.world_size)
+        self.group = WorldGroup(request.store, request.rank, request.world_size, request.backend, _device(request))
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
-        self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.group.store, self.rank)
+        self.checkpoints = Checkpoints(self.outlet, self.steps, lambda: self.group.store, self.group.rank)
+        self.hooks = Hooks(self.checkpoints.place)
+        self.run = Run(self.outlet, self.group.rank, self.group.world_size, self.checkpoints)
         self.shell: RankShell | None = None
-        self._given: set[str] = set()  # names that every namespace starts with
+        self._libraries = LibraryState()
         self._prepare(request)
 
-    def _prepare(self, request: dict[str, Any]) -> None:
+    def _prepare(self, request: ForkRank) -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         random.seed()
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()
-        if (folder := request.get("cwd")) and Path(folder).is_dir():
+        if (folder := request.cwd) and Path(folder).is_dir():
             os.chdir(folder)
             sys.path.insert(0, folder)
         process_group.adopt(lambda: self.group)
         self.watchdog.start()
-        ddp_rewrap.remember_wrappers()
+        plans.install()
         register_optimizer_step_post_hook(self.steps.boundary)
         self.checkpoints.install()
         metrics.attach(self.run)
         launchers.adopt(self.run)
-        sys.argv = ["cell"]  # as of a script that was given no arguments
+        self._libraries.install()
         no_stdin.install()
         notebook_tqdm.install()
         warning_capture.install(self.outlet)
@@ -148,31 +148,22 @@ class Rank:
                 continue  # came a moment after the cell had ended
 
     def _listen(self) -> None:
-        decoder = Decoder()
-        while data := self._receive():
-            for message in decoder.feed(data):
-                self._control(message)
-        os._exit(0)  # the agent has gone or has closed this rank
-
-    def _receive(self) -> bytes:
-        while not self._incoming.poll(self._left_ms()):
-            if self._left_ms() == 0:
-                os._exit(0)  # whoever leads this world is not heard any more, and may have started another copy
+        decoder = Decoder("the node agent")
         try:
-            return self.sock.recv(1 << 20)
-        except OSError:
-            return b""
-
-    def _left_ms(self) -> float | None:
-        return None if self._until is None else max(0.0, 1000 * (self._until - time.monotonic()))
+            while data := self._control_socket.receive():
+                for message in decoder.feed(data):
+                    self._control(message)
+        except ProtocolError as error:  # an agent of another version, for instance: nobody can be answered
+            os.write(2, f"this rank ends: {error}\n".encode())
+        os._exit(0)  # the agent has gone or has closed this rank
 
     def _cell_number(self, filename: str) -> int | None:
         return self.shell.compile.cell_number(filename) if self.shell is not None else None
 
     def _control(self, message: Message) -> None:
         match message:
-            case DumpStacks():
-                self.outlet.send(Done(values=self.watchdog.stacks(), reply_to=message.reply_to))
+            case DumpRankStacks():
+                self._answer(message, lambda _: self.watchdog.stacks())
             case Interrupt():
                 self.run.should_stop = True
                 os.kill(os.getpid(), signal.SIGINT)
@@ -184,7 +175,7 @@ class Rank:
             case StopAt():
                 self.steps.stop_at(message.step)
             case LiveUntil():
-                self._until = message.until
+                self._control_socket.renew(message.until)
             case Exit():
                 with contextlib.suppress(OSError):
                     self.outlet.flush()
@@ -210,28 +201,28 @@ class Rank:
                 self._answer(message, self._pull)
             case Names():
                 self._answer(message, self._names)
+            case Unreadable() | Request():
+                self._reply(message, refusal(not_answered(f"rank {self.group.rank}", message)))
 
     def _join(self, wanted: Join) -> None:
         try:
-            if wanted.world_size != self.world_size:
+            if wanted.world_size != self.group.world_size:
                 self._resize(wanted.world_size)
             if wanted.store and wanted.store != self.group.address:
                 self.group.move(wanted.store, wanted.interface)
-                self.checkpoints.store = self.group.store
             self.group.join(wanted.generation)
             if wanted.generation:
-                ddp_rewrap.wrap_again()
+                plans.rebuild(torch.distributed.group.WORLD)
             self._start_shell()
         except Exception as error:
             with contextlib.suppress(Exception):  # released while it waited: the next time it needs the store again
                 self.group.move(self.group.address)
-                self.checkpoints.store = self.group.store
             self.outlet.send(Joined(generation=wanted.generation, error=f"{type(error).__name__}: {error}"))
         else:
             self.outlet.send(Joined(generation=wanted.generation))
 
     def _resize(self, world_size: int) -> None:
-        self.world_size = self.group.world_size = self.run.world_size = world_size
+        self.group.world_size = self.run.world_size = world_size
         os.environ["WORLD_SIZE"] = str(world_size)
         self._start_shell().give(world_size=world_size)
         AcceleratorState._reset_state(reset_partial_state=True)  # the next Accelerator() sees the new size
@@ -242,46 +233,48 @@ class Rank:
             self.shell = start_shell(
                 self.outlet,
                 {
-                    "rank": self.rank,
+                    "rank": self.group.rank,
                     "local_rank": local_rank,
-                    "world_size": self.world_size,
-                    "device": self.device,
+                    "world_size": self.group.world_size,
+                    "device": self.group.device,
                     "run": self.run,
                 },
             )
-            self._given = set(self.shell.user_ns)
         return self.shell
 
-    def _answer(self, message: Any, handler: Any) -> None:
+    def _answer(self, request: Any, handler: Callable[[Any], Reply]) -> None:
         try:
-            answer = handler(message)
-        except UsageError as error:
-            answer = Refused(error="UsageError", reason=f"rank {self.rank}: {error}")
-        except Exception as error:
-            answer = Refused(error="UsageError", reason=f"rank {self.rank}: {type(error).__name__}: {error}")
-        fields = {**answer.__dict__, "reply_to": message.reply_to}
-        self.outlet.send(type(answer)(**fields))
+            reply = handler(request)
+        except Exception as error:  # of what a user has made: it cannot be loaded, or pickled
+            what = str(error) if isinstance(error, LLMCloudError) else f"{type(error).__name__}: {error}"
+            reply = refusal(UsageError(f"rank {self.group.rank}: {what}"))
+        self._reply(request, reply)
 
-    def _push(self, message: Push) -> Message:
+    def _reply(self, request: Any, reply: Reply) -> None:
+        if request.number:
+            self.outlet.send(replace(reply, reply_to=request.number))
+
+    def _push(self, message: Push) -> Done:
         self._start_shell().user_ns.update(cloudpickle.loads(message.payload))
         return Done()
 
-    def _pull(self, message: Pull) -> Message:
-        return Done(payload=self._pickled(message.names))
+    def _pull(self, message: Pull) -> Pulled:
+        return Pulled(payload=self._pickled(message.names))
 
-    def _names(self, message: Names) -> Message:
-        namespace = self._start_shell().user_ns
+    def _names(self, message: Names) -> NamesFound:
+        shell = self._start_shell()
+        namespace = shell.user_ns
         missing = [name for name in message.names if name not in namespace]
-        own = [name for name in namespace if name not in self._given and not name.startswith("_")]
+        own = [name for name in namespace if name not in shell.initial_names and not name.startswith("_")]
         imported = [name for name in own if _is_imported(namespace[name])]
-        return Done(values={"missing": missing, "own": own, "imported": imported})
+        return NamesFound(missing=missing, own=own, imported=imported)
 
     def _pickled(self, names: list[str], what: str = "%pull") -> bytes:
         namespace = self._start_shell().user_ns
         values = {}
         for name in names:
             if name not in namespace:
-                raise NameError(f"there is no variable {name!r} on rank {self.rank}")
+                raise NameError(f"there is no variable {name!r} on rank {self.group.rank}")
             values[name] = namespace[name]
         return artifacts.pickled(values, what)
 
@@ -298,9 +291,14 @@ class Rank:
             self.executing = True
             self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
-            self.checkpoints.begin(cell, shell.user_ns, self._given)
+            self.checkpoints.begin(cell, shell.user_ns, shell.initial_names)
+            if self.checkpoints.follows:
+                self.hooks.begin(shell.compile.code)
+            for notice in [] if self.checkpoints.replaying else patching.take_notices():
+                self.outlet.warning("stderr", notice + "\n")
             error = shell.run(cell)
             self.checkpoints.end(error)
+            self.hooks.end()  # what is pulled and saved is as it was written
             if error is None:
                 ended = self._collect(cell, shell)
             self.executing = False
@@ -308,6 +306,7 @@ class Rank:
             self.executing = False
             error = raised
         self.checkpoints.close()
+        self.hooks.end()
         self.watchdog.end()
         self.outlet.send(
             CellEnded(
@@ -316,11 +315,12 @@ class Rank:
                 interrupted=isinstance(error, KeyboardInterrupt),
                 in_group=self.group.is_usable,
                 groups=self.watchdog.collectives.state(),
-                reply_to=cell.reply_to,
+                reply_to=cell.number,
                 **ended,
             )
         )
         _empty_frames(error)
+        self._libraries.take_back()
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
@@ -335,13 +335,9 @@ class Rank:
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:
             return {}
-        variables = {}
-        for name in cell.save:
-            if name not in shell.user_ns:
-                raise NameError(f"--save {name}: the cell left no variable {name!r} on rank {self.rank}")
-            variables[name] = shell.user_ns[name]
-        first = self.rank == (cell.ranks or [0])[0]
-        saved = artifacts.save(variables, Path(cell.folder) / "model", writes=first)
+        ranks = cell.ranks or [0]
+        first = self.group.rank == ranks[0]
+        saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.group.rank)
         return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
@@ -349,7 +345,7 @@ class Rank:
         broken = bool(_ECHO_OF_A_PEER.search(evalue)) or (self.group.broken and came_from(error, _COLLECTIVES))
         echo = broken and (type(error) is RuntimeError or isinstance(error, torch.distributed.DistError))
         drawing = shell.last_traceback or [f"{ename}: {evalue}"]
-        place, variables = failure_locals.of_failure(error, self._cell_number, self._given)
+        place, variables = failure_locals.of_failure(error, self._cell_number, shell.initial_names)
         return {
             "place": place,
             "locals": variables,
@@ -383,8 +379,8 @@ def _empty_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _device(request: dict[str, Any]) -> torch.device:
-    if not request["gpu"]:
+def _device(request: ForkRank) -> torch.device:
+    if not request.gpu:
         return torch.device("cpu")
     local_rank = int(os.environ["LOCAL_RANK"])
     torch.cuda.set_device(local_rank)

@@ -2,8 +2,8 @@
 
     python -m jupyter_llmcloud.training.zygote FD
 
-FD is one end of a SOCK_SEQPACKET socket pair to the agent. Each request is one packet, JSON with file descriptors
-attached (SCM_RIGHTS); the answers are {"ready": true}, {"forked": id, "pid": pid} and {"exited": id, "status": code}.
+FD is one end of a SOCK_SEQPACKET socket pair to the agent. Each packet is one message: ForkRank and ForkStore come with
+file descriptors attached (SCM_RIGHTS) and are answered by Forked; ZygoteReady and ForkEnded tell of what has happened.
 
 Nothing here may run an OpenMP region, open a process group, touch CUDA or batch-encode text: a child of a process that
 did hangs (gloo and libgomp do not survive a fork). Imports alone are safe.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import json
 import linecache
 import os
 import re
@@ -28,6 +27,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from jupyter_llmcloud.protocol.frames import Message, decode, encode, replace
+from jupyter_llmcloud.protocol.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
+from jupyter_llmcloud.protocol.rpc import Reply, not_answered, refusal
+
+_WHO = "the process that forks ranks"
 PR_SET_PDEATHSIG = 1
 MADV_DONTNEED = 4
 # In /proc/<pid>/smaps: a mapping of a file that is only read or executed, with what follows; what of it is our own.
@@ -107,12 +111,12 @@ class Zygote:
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
-        self.children: dict[int, tuple[int, Any]] = {}  # pidfd -> (pid, id of the request)
+        self.children: dict[int, tuple[int, str]] = {}  # pidfd -> (pid, name of the request)
         self.selector = selectors.DefaultSelector()
         self.selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> None:
-        self.tell({"ready": True})
+        self.tell(ZygoteReady())
         while True:
             for key, _ in self.selector.select():
                 if key.fileobj is self.control:
@@ -120,9 +124,9 @@ class Zygote:
                 else:
                     self.reap(key.fd)
 
-    def tell(self, answer: dict[str, Any]) -> None:
+    def tell(self, message: Message) -> None:
         try:
-            self.control.send(json.dumps(answer).encode())
+            self.control.send(encode(message))
         except OSError:
             self.end()
 
@@ -130,17 +134,28 @@ class Zygote:
         data, fds = self.receive()
         if not data:
             self.end()
-        request = json.loads(data)
+        request: Any = decode(data)
+        reply: Reply
+        try:
+            reply = self.fork(request, fds)
+        except Exception as error:  # no more processes, for instance: what was forked before goes on
+            reply = refusal(error, _WHO, type(request).__name__)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self.tell(replace(reply, reply_to=request.number))
+
+    def fork(self, request: Message, fds: list[int]) -> Forked:
+        if not isinstance(request, ForkRank | ForkStore):
+            raise not_answered(_WHO, request)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             self.become_child(request, fds, parent)
-        for fd in fds:
-            os.close(fd)
         pidfd = os.pidfd_open(pid)
-        self.children[pidfd] = (pid, request["id"])
+        self.children[pidfd] = (pid, request.name)
         self.selector.register(pidfd, selectors.EVENT_READ)
-        self.tell({"forked": request["id"], "pid": pid})
+        return Forked(name=request.name, pid=pid)
 
     def receive(self) -> tuple[bytes, list[int]]:
         try:
@@ -155,7 +170,7 @@ class Zygote:
             end_group(pid)
         os._exit(0)
 
-    def become_child(self, request: dict[str, Any], fds: list[int], parent: int) -> None:
+    def become_child(self, request: ForkRank | ForkStore, fds: list[int], parent: int) -> None:
         status = 1
         try:
             die_with_parent(parent)
@@ -181,7 +196,7 @@ class Zygote:
         os.close(pidfd)
         end_group(pid)  # before the pid can be used again
         _, status = os.waitpid(pid, 0)
-        self.tell({"exited": name, "status": os.waitstatus_to_exitcode(status)})
+        self.tell(ForkEnded(name=name, status=os.waitstatus_to_exitcode(status)))
 
 
 def main() -> None:

@@ -130,7 +130,7 @@ def test_stop_is_obeyed_over_a_wire_that_was_mended_and_answered_when_it_is_not(
     thread.join(10)
     assert RunStore().folder("gone").read().state == "running"
     notebook.wire.mend()
-    assert notebook.world.describe()["run_id"] == "gone"
+    assert notebook.world.describe().run_id == "gone"
     notebook.world._stop_from_elsewhere("gone")
     until(lambda: RunStore().folder("gone").read().state == "stopped", "it has stopped", 8)
 
@@ -141,6 +141,6 @@ def test_a_wire_that_broke_between_two_cells_is_not_noticed(notebook: Notebook) 
         notebook.wire.cut()
         call()
     notebook.wire.cut()
-    assert notebook.world.describe()["world_size"] == 2
+    assert notebook.world.describe().world_size == 2
     notebook.world.push({"more": 5})
     assert notebook.run("third", "assert more == 5 and kept == rank + 1").state == "finished"

@@ -47,7 +47,7 @@ def test_ranks_outlive_the_scheduler_and_control_is_back() -> None:
                     await asyncio.sleep(0.02)
                 for rank in (0, 1):
                     assert _steps(folder, rank) == [*range(len(_steps(folder, rank)))]
-                assert (await connection.request(Describe())).values["worlds"][0]["world_size"] == 2
+                assert (await connection.request(Describe())).worlds[0]["world_size"] == 2
                 return before, await _pids(connection)
         finally:
             await pool.close()
@@ -69,5 +69,5 @@ async def _trains(folder: RunFolder) -> None:
 
 
 async def _pids(connection: AgentConnection) -> list[int]:
-    description = (await connection.request(DescribeWorld(world_id="w"))).values
+    description = (await connection.request(DescribeWorld(world_id="w"))).as_dict()
     return [row["pid"] for row in description["ranks"]]

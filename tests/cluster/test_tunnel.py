@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from jupyter_llmcloud.cluster.tunnel import relay
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.agent_messages import DescribeWorld, Execute, Journaled, RunEnded, StartWorld, StopWorld
 from jupyter_llmcloud.protocol.client import AgentChannel, AgentConnection
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.frames import Message, replace
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_root")]
@@ -182,7 +181,7 @@ def test_a_scheduler_that_passes_everything_on_may_be_killed_under_a_run() -> No
                 code = "import time\nfor i in range(300):\n    print('line', i, flush=True)\n    time.sleep(0.04)"
                 cell = Execute(world_id="w", run_id="long", name="long", code=code, folder=str(folder.path))
                 await kernel.request(replace(cell, background=True))
-                before = (await kernel.request(DescribeWorld(world_id="w"))).values["ranks"]
+                before = (await kernel.request(DescribeWorld(world_id="w"))).ranks
             await _soon(lambda: _have_written(folder, 20))
             [record] = await pool.list()
             os.kill(record.pid, signal.SIGKILL)
@@ -194,7 +193,7 @@ def test_a_scheduler_that_passes_everything_on_may_be_killed_under_a_run() -> No
                 text = "".join(row["text"] for number, row in folder.records("logs") if number == rank)
                 assert text == "".join(f"line {i}\n" for i in range(300))
             async with await AgentConnection.open(leader) as kernel:
-                after = (await kernel.request(DescribeWorld(world_id="w"))).values["ranks"]
+                after = (await kernel.request(DescribeWorld(world_id="w"))).ranks
                 await kernel.request(StopWorld(world_id="w"))
             assert [row["pid"] for row in before] == [row["pid"] for row in after]
 

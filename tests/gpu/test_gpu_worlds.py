@@ -122,7 +122,7 @@ def test_a_killed_rank_gives_its_memory_back_and_the_next_one_has_the_device(
     os.kill(world.pids()[0], signal.SIGKILL)
     outcome = running.end()
     assert outcome.state == "failed"
-    assert "SIGKILL" in outcome.report
+    assert "SIGKILL" in outcome.error["evalue"]
     wait_for_memory(gpu, before + SLACK)
     code = "import torch\nt = torch.ones(1, device=device)\ntorch.distributed.all_reduce(t)\n('block' in globals(), float(t))"
     assert world.ok(code).results() == ["(False, 1.0)"]

@@ -15,17 +15,19 @@ from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.client import stop_signal
+from jupyter_llmcloud.client.stop_signal import StopSignal, said_when_stopped
+from jupyter_llmcloud.core.options import parse
+from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
-from jupyter_llmcloud.magics.commands.distribute import DISTRIBUTE
-from jupyter_llmcloud.magics.commands.options import parse
-from jupyter_llmcloud.magics.session import environment_check, stop_signal
+from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell, CellSyntaxError, check_syntax
 from jupyter_llmcloud.magics.session.session import Session
-from jupyter_llmcloud.magics.session.stop_signal import StopSignal, said_when_stopped
 from jupyter_llmcloud.magics.session.world_client import WorldClient
 from jupyter_llmcloud.protocol import connection as agent_connection
-from jupyter_llmcloud.protocol.agent_messages import Describe, Done, Execute, StartWorld, StopWorld
+from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, Pulled, StartWorld, StopWorld
 from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.rank_messages import Printed
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
 from tests.magics.test_cell import SHELL
 from tests.support.worlds import AgentProcess, Ranks, until
@@ -44,7 +46,7 @@ def test_a_large_answer_does_not_cut_off_who_asked_for_it(monkeypatch: pytest.Mo
     async def closed_after(*messages: Any) -> bool:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
-        connection = Connection(reader, writer)
+        connection = Connection(reader, writer, "a notebook")
         for message in messages:
             connection.send(message)
             await asyncio.sleep(0)
@@ -53,7 +55,7 @@ def test_a_large_answer_does_not_cut_off_who_asked_for_it(monkeypatch: pytest.Mo
         theirs.close()
         return closed
 
-    answer, note = Done(payload=bytes(8 << 20)), Done(values={"text": "x" * (1 << 19)})
+    answer, note = Pulled(payload=bytes(8 << 20)), Printed(records=[{"text": "x" * (1 << 19)}])
     assert not asyncio.run(closed_after(answer, note, answer))
     assert asyncio.run(closed_after(answer, *[note] * 5))
 
@@ -121,8 +123,8 @@ def test_threads_of_a_notebook_do_not_take_each_others_answers(handle: WorldClie
 def test_ranks_whose_notebook_has_gone_before_they_were_ready_are_ended(node_agent: AgentProcess) -> None:
     def holding() -> tuple[int, int]:
         with contextlib.closing(node_agent.channel()) as channel:
-            values = channel.request(Describe()).values
-            return len(values["worlds"]), values["free_slots"]
+            about = channel.request(Describe())
+            return len(about.worlds), about.free_slots
 
     before = holding()
     channel = node_agent.channel()

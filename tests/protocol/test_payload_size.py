@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import struct
 import tracemalloc
 from typing import Any
 
@@ -94,7 +93,7 @@ def test_a_notebook_is_refused_before_anything_is_started(monkeypatch: pytest.Mo
 
 
 def test_what_may_be_pushed_fits_into_a_message_that_is_carried_in_others() -> None:
-    size, room = struct.calcsize("!II"), frames.MAX_PAYLOAD - MAX_VARIABLES
+    size, room = frames._HEAD.size, frames.MAX_PAYLOAD - MAX_VARIABLES
     assert room >= 3 * (size + 1024) and amount(MAX_VARIABLES) == "3.9 GiB"
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.frames import encode
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 
-SPEC = StartWorld(world_id="w", agents=[{"home": "/a.sock", "num_ranks": 2}], num_threads={"0": 2})
+SPEC = StartWorld(world_id="w", agents=[{"home": "/a.sock", "num_ranks": 2}], num_threads={0: 2})
 CELL = Execute(world_id="w", run_id="r", name="train", code="x = 1", max_restarts=2, payload=b"\0pushed")
 
 
@@ -62,17 +64,20 @@ def test_of_processes_that_race_for_a_term_one_gets_it(tmp_path: Path) -> None:
 def test_what_another_agent_needs_is_there_until_the_run_has_ended(tmp_path: Path) -> None:
     leadership = Leadership(tmp_path)
     assert not leadership.can_be_taken
-    before = Execute(world_id="w", run_id="d", name="imports", code="import torch", is_definition=True, reply_to=3)
+    before = Execute(world_id="w", run_id="d", name="imports", code="import torch", is_definition=True, number=3)
     leadership.save(SPEC, CELL, [before])
     assert leadership.can_be_taken
     spec, cell, definitions = leadership.load()
     assert (spec, cell) == (SPEC, CELL)
-    assert [definition.code for definition in definitions] == ["import torch"]
+    assert [(definition.code, definition.number) for definition in definitions] == [("import torch", 0)]
     assert (tmp_path / "restart.bin").stat().st_mode & 0o077 == 0
     leadership.forget()
     leadership.forget()
     assert not leadership.can_be_taken
     with pytest.raises(FileNotFoundError):
+        leadership.load()
+    (tmp_path / "restart.bin").write_bytes(encode(SPEC).replace(b"StartWorld", b"StartLater"))
+    with pytest.raises(ProtocolError, match=r"restart.bin: a StartLater that is not known here.*different versions"):
         leadership.load()
     (tmp_path / "restart.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="does not tell of a run"):

@@ -337,6 +337,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
 """,
 )
+NESTED_FLAT_SHARD = FLAT_SHARD.replace(
+    "model = Fully",
+    "model[2] = FullyShardedDataParallel(model[2], use_orig_params=True, device_id=torch.device('cpu'))\nmodel = Fully",
+)
 
 # --- Trainers --------------------------------------------------------------------------------------------------------
 
@@ -471,6 +475,8 @@ MORE_CELLS = {
     "between steps": BETWEEN_STEPS,
     "fully_shard": FULLY_SHARD,
     "flat shard": FLAT_SHARD,
+    "nested flat shard": NESTED_FLAT_SHARD,
+    "flat shard of flat parameters": NESTED_FLAT_SHARD.replace("use_orig_params=True", "use_orig_params=False"),
     "trainer folds": TRAINER_FOLDS,
     "trainer own checkpoints": TRAINER_OWN_CHECKPOINTS,
     "trainer stream": TRAINER_STREAM,

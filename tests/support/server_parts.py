@@ -14,8 +14,17 @@ from typing import Any
 
 import httpx
 
-from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, Done, Refused, StartReplica, StopReplica, StopRun
-from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
+from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.protocol.agent_messages import (
+    DescribeReplicas,
+    ReplicaDescription,
+    ReplicaList,
+    StartReplica,
+    StopReplica,
+    StopRun,
+)
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.rpc import Responder
 from jupyter_llmcloud.server.context import ServerContext
 
 STAND_IN = Path(__file__).parent / "stand_in_replica.py"
@@ -51,44 +60,49 @@ class StandInAgent:
         self.server.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        decoder = Decoder()
-        while data := await reader.read(1 << 16):
-            for message in decoder.feed(data):
-                answer = self._answer(message)
-                writer.write(encode(type(answer)(**{**answer.__dict__, "reply_to": message.reply_to})))
-        writer.close()
+        connection, responder = Connection(reader, writer, "the server"), self._make_responder()
+        async for message in connection.messages():
+            reply = await responder.answer(message)
+            assert reply is not None
+            connection.send(reply)
+        connection.close()
 
-    def _answer(self, message: Message) -> Message:
-        match message:
-            case StartReplica():
-                return Done(values=self._start(message))
-            case StopReplica():
-                process = self.processes.get(message.replica_id)
-                if process is None:
-                    return Refused(error="NotFound", reason="no such replica")
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(STOP_GRACE_S)
-                except subprocess.TimeoutExpired:  # it is frozen
-                    process.kill()
-                    process.wait()
-                return Done()
-            case DescribeReplicas():
-                return Done(values={"replicas": [self._row(name) for name in self.processes]})
-            case StopRun():
-                self.stopped_runs.append(message.run_id)
-                return Done()
-        return Refused(reason=f"unexpected {message}")
+    def _make_responder(self) -> Responder:
+        responder = Responder("the stand-in of an agent")
+        responder.on(StartReplica, self._start)
+        responder.on(StopReplica, self._stop)
+        responder.on(DescribeReplicas, lambda _: ReplicaList(replicas=[self._row(name) for name in self.processes]))
+        responder.on(StopRun, lambda asked: self.stopped_runs.append(asked.run_id))
+        return responder
+
+    def _stop(self, asked: StopReplica) -> None:
+        process = self.processes.get(asked.replica_id)
+        if process is None:
+            raise NotFound("no such replica")
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:  # it is frozen
+            process.kill()
+            process.wait()
 
     def _socket(self, name: str) -> str:
         return str(self.folder / f"{name[-8:]}.sock")
 
     def _row(self, name: str) -> dict[str, Any]:
         process = self.processes[name]
-        row = {"replica_id": name, "pid": process.pid, "socket": self._socket(name), "exit_code": process.poll()}
-        return {**row, "log": str(self.folder / f"{name}.log")}
+        code = process.poll()
+        return {
+            "replica_id": name,
+            "endpoint": "",
+            "pid": process.pid,
+            "socket": self._socket(name),
+            "state": "running" if code is None else "exited",
+            "exit_code": code,
+            "log": str(self.folder / f"{name}.log"),
+        }
 
-    def _start(self, message: StartReplica) -> dict[str, Any]:
+    def _start(self, message: StartReplica) -> ReplicaDescription:
         name = message.replica_id
         spec = {**message.spec, "socket": self._socket(name)}
         if self.max_concurrent is not None:
@@ -99,7 +113,7 @@ class StandInAgent:
         process.stdin.write(json.dumps(spec).encode() + b"\n")
         process.stdin.flush()
         self.processes[name] = process
-        return self._row(name)
+        return ReplicaDescription(**self._row(name))
 
 
 @dataclass
@@ -185,8 +199,6 @@ class StandInPool:
         return str(bridge)
 
     def _find(self, name: str) -> Cluster:
-        from jupyter_llmcloud.errors import NotFound
-
         if name not in self.clusters:
             raise NotFound(f"there is no cluster {name!r}.")
         return self.clusters[name]

@@ -30,7 +30,6 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Pull,
     Push,
     RankState,
-    Refused,
     RenewLease,
     RunEnded,
     Shutdown,
@@ -38,8 +37,8 @@ from jupyter_llmcloud.protocol.agent_messages import (
     StopRun,
     StopWorld,
 )
-from jupyter_llmcloud.protocol.client import AgentChannel, raise_refusal
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.client import AgentChannel
+from jupyter_llmcloud.protocol.rpc import Refused, restored
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 DEADLINE_S = 60.0
@@ -259,7 +258,7 @@ class Running:
                 self.outcome.ended = message
                 return True
             case Refused(reply_to=self.number):
-                raise_refusal(message)
+                raise restored(message)
         return False
 
 
@@ -322,11 +321,11 @@ class Ranks:
         self.channel.request(Push(world_id=self.world_id, ranks=list(ranks), payload=cloudpickle.dumps(values)))
 
     def pull(self, name: str, rank: int = 0) -> Any:
-        answer: Message = self.channel.request(Pull(world_id=self.world_id, names=[name], rank=rank))
-        return cloudpickle.loads(answer.payload)[name]
+        pulled = self.channel.request(Pull(world_id=self.world_id, names=[name], rank=rank))
+        return cloudpickle.loads(pulled.payload)[name]
 
     def describe(self) -> dict[str, Any]:
-        return self.channel.request(DescribeWorld(world_id=self.world_id)).values
+        return self.channel.request(DescribeWorld(world_id=self.world_id)).as_dict()
 
     def pids(self) -> list[int]:
         return [row["pid"] for row in self.describe()["ranks"]]

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from jupyter_llmcloud.core.run.exits import LOST_AGENT
 from jupyter_llmcloud.core.scheduling.lease_link import Link, Stamp
-from jupyter_llmcloud.protocol.agent_messages import Done, Refused, StopWorld
-from jupyter_llmcloud.protocol.connection import AGENT_SOCKET
-from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
+from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError
+from jupyter_llmcloud.protocol.agent_messages import StopWorld
+from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
+from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import Follow, Said
+from jupyter_llmcloud.protocol.rpc import Calls, R, Reply, Request
 
 BEAT_S = 1.0
 CONNECT_AGAIN_S = 0.2
@@ -25,7 +27,7 @@ class FollowerLink:
 
     Args:
         link_id: names the link there.
-        hear: called with what the other end says.
+        hear: called with what the other end says, but for replies to what is asked here.
         lose: called once with the reason when it has gone.
         hosts: whether it hosts ranks for this link; one that only stands by is given up when it does not hear either.
     """
@@ -43,15 +45,14 @@ class FollowerLink:
         self.address = address
         self.gone = ""  # why the agent is not there any more
         self._link_id = link_id
-        self._lease_s = lease_s
         self._dispatch = hear
         self._on_loss = lose
         self._hosts = hosts
         self._loop = asyncio.get_running_loop()
         self._link = Link(lease_s, self._loop.time())
-        self._is_here = Path(address).name == AGENT_SOCKET
-        self._writer: asyncio.StreamWriter | None = None  # when the other end has taken the link up
-        self._connection: asyncio.StreamWriter | None = None
+        self._calls = Calls(f"the node agent at {address}")
+        self._connection: Connection | None = None
+        self._is_taken_up = False  # by the other end of the connection
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self) -> None:
@@ -65,10 +66,14 @@ class FollowerLink:
             word = encode(message)
             self._write(self._link.say(word, self._loop.time()), word)
 
+    async def ask(self, request: Request[R]) -> R:
+        """Send a request and wait for its reply, over as many connections as it takes; a refusal is raised."""
+        return await self._calls.ask(request, self.say)
+
     @property
     def is_here(self) -> bool:
         """Whether the agent is on this host."""
-        return self._is_here
+        return Path(self.address).name == AGENT_SOCKET
 
     @property
     def leads_until(self) -> float:
@@ -76,54 +81,61 @@ class FollowerLink:
         return self._link.leads_until
 
     def _write(self, stamp: Stamp, word: bytes = b"") -> None:
-        if self._writer is not None:
-            self._writer.write(encode(Said(**stamp.__dict__, payload=word)))
+        if self._connection is not None and self._is_taken_up:
+            self._connection.send(Said(**vars(stamp), payload=word))
 
     # --- the connection ---
 
     async def _stay_connected(self) -> None:
         while not self.gone:
-            reason = ""
             try:
-                reader, self._connection = await asyncio.open_unix_connection(self.address)
-                try:
-                    reason = await self._listen(reader, self._connection)
-                finally:
-                    self._disconnect()
-            except (OSError, ValueError) as error:
-                reason = str(error) if self._is_here else ""
-            if self._is_here or reason:
+                reader, writer = await asyncio.open_unix_connection(self.address)
+                reason = await self._follow(Connection(reader, writer, self._calls.peer))
+            except OSError as error:
+                reason = str(error) if self.is_here else ""
+            if self.is_here or reason:
                 self._lose(reason)
             await asyncio.sleep(CONNECT_AGAIN_S)
 
-    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+    async def _follow(self, connection: Connection) -> str:
         """Until the connection ends; returns why there is no use in another one, "" when there may be."""
+        self._connection = connection
+        reading = asyncio.create_task(self._read(connection))
         follow = Follow(
-            link_id=self._link_id, lease_s=self._lease_s, received=self._link.received, direct=self._is_here
+            link_id=self._link_id, lease_s=self._link.lease_s, received=self._link.received, direct=self.is_here
         )
-        writer.write(encode(follow))
-        decoder = Decoder()
-        while data := await reader.read(1 << 20):
-            for message in decoder.feed(data):
-                match message:
-                    case Said():
-                        self._hear(message)
-                    case Done():
-                        self._writer = writer
-                        for stamp, word in self._link.again(message.values["received"], self._loop.time()):
-                            self._write(stamp, word)
-                    case Refused(error="NotFound"):
-                        return message.reason
+        try:
+            followed = await connection.request(follow, None)
+            self._is_taken_up = True
+            for stamp, word in self._link.again(followed.received, self._loop.time()):
+                self._write(stamp, word)
+            await reading
+        except ConnectionLost:
+            pass
+        except LLMCloudError as error:
+            return str(error)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            self._disconnect()
         return ""
+
+    async def _read(self, connection: Connection) -> None:
+        async for message in connection.messages():
+            if isinstance(message, Said):
+                self._hear(message)
 
     def _hear(self, said: Said) -> None:
         stamp = Stamp(said.number, said.received, said.at, said.echo)
         if self._link.hear(stamp, self._loop.time()):
-            for message in Decoder().feed(said.payload):
+            message = decode(said.payload)
+            if isinstance(message, Reply):
+                self._calls.take(message)
+            else:
                 self._dispatch(message)
 
     def _disconnect(self) -> None:
-        self._writer = None
+        self._is_taken_up = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -135,7 +147,7 @@ class FollowerLink:
                 self._lose("it was not heard for too long")
                 return
             self._write(self._link.stamp(now))
-            await asyncio.sleep(min(BEAT_S, self._lease_s / 8))
+            await asyncio.sleep(min(BEAT_S, self._link.lease_s / 8))
 
     def _lose(self, reason: str) -> None:
         """The agent has gone, or what it hosts has ended by its lease: it has not been heard for longer than that."""
@@ -143,6 +155,7 @@ class FollowerLink:
             return
         self.gone = f"{LOST_AGENT} at {self.address} has gone{': ' + reason if reason else ''}."
         self._disconnect()
+        self._calls.fail(ConnectionLost(self.gone))
         self._on_loss(self.gone)
 
     def close(self) -> None:
@@ -156,3 +169,4 @@ class FollowerLink:
             task.cancel()
         self._disconnect()  # what was said is sent first
         self.gone = self.gone or "The world has ended."
+        self._calls.fail(ConnectionLost(self.gone))

@@ -4,56 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
-import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, LocalGroups, RankEvents
 from jupyter_llmcloud.core.scheduling.lease_link import Link, Stamp
-from jupyter_llmcloud.errors import LLMCloudError, NotFound
-from jupyter_llmcloud.protocol.agent_messages import Done, Refused, StopWorld
+from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.protocol.agent_messages import StopWorld
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
+from jupyter_llmcloud.protocol.frames import Message, Unreadable, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import (
     Follow,
+    Followed,
     FromRank,
     HostRanks,
     KillRank,
     LookAtRank,
     RankExited,
+    RanksHosted,
     Said,
     StandBy,
     ToRank,
 )
+from jupyter_llmcloud.protocol.rpc import Request, Responder
 
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.agent import Agent
-    from jupyter_llmcloud.agent.ranks.local_group import HostedRanks
-
-Answer = Callable[["LeaderLink", Message], Awaitable[Message | None]]
+Serve = Callable[["LeaderLink", Message], Coroutine[Any, Any, None]]
 
 
 class LeaderLink:
     """The follower's end of a link.
 
     Args:
-        answer: carries out what the leader asks.
+        serve: carries out what the leader says.
         end: ends the ranks, when the leader has gone.
 
     Attributes:
         stands_by: the run to be led from here when the leader has gone.
     """
 
-    def __init__(self, follow: Follow, answer: Answer, end: Callable[[LeaderLink], None]) -> None:
+    def __init__(self, follow: Follow, serve: Serve, end: Callable[[LeaderLink], None]) -> None:
         self.link_id = follow.link_id
         self.hosted: HostedRanks | None = None
         self.stands_by: StandBy | None = None
         self._loop = asyncio.get_running_loop()
         self._link = Link(follow.lease_s, self._loop.time())
         self._direct = follow.direct
-        self._answer = answer
+        self._serve = serve
         self._end = end
         self._connection: Connection | None = None
         self._has_seen_end = False
@@ -92,7 +89,7 @@ class LeaderLink:
 
     def _write(self, stamp: Stamp, word: bytes = b"") -> None:
         if self._connection is not None:
-            self._connection.send(Said(**stamp.__dict__, payload=word))
+            self._connection.send(Said(**vars(stamp), payload=word))
 
     def hear(self, said: Said) -> None:
         """The leader says something."""
@@ -101,15 +98,9 @@ class LeaderLink:
         if not self._link.check(now):
             self._end(self)
         elif new:
-            for message in Decoder().feed(said.payload):
-                task = asyncio.create_task(self._serve(message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, message: Message) -> None:
-        answer = await self._answer(self, message)
-        if answer is not None:
-            self.send(answer)
+            task = asyncio.create_task(self._serve(self, decode(said.payload)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def beat(self) -> None:
         """Called every second: say that we are here, and let the ranks live on, or end them."""
@@ -123,12 +114,21 @@ class LeaderLink:
 
 
 class Followings:
-    """The leaders elsewhere whose ranks are here."""
+    """The leaders elsewhere whose ranks are here.
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    Args:
+        groups: the ranks that this agent hosts.
+        expect: called with a run that is to be led from here, and when, in seconds of the loop's clock.
+    """
+
+    def __init__(self, groups: LocalGroups, expect: Callable[[StandBy, float], None]) -> None:
+        self._groups = groups
+        self._expect = expect
         self._by_link: dict[str, LeaderLink] = {}
         self._by_connection: dict[Connection, LeaderLink] = {}
+        self._responder = Responder("the node agent that follows")
+        self._responder.on(HostRanks, self._host)
+        self._responder.on(StopWorld, self._stop)
 
     @property
     def stands_by(self) -> list[str]:
@@ -136,16 +136,16 @@ class Followings:
         told = [following.stands_by for following in self._by_link.values()]
         return [Path(run.folder).name for run in told if run is not None]
 
-    def follow(self, message: Follow, connection: Connection) -> Message:
+    def follow(self, message: Follow, connection: Connection) -> Followed:
         """A leader speaks for the first time, or on another connection."""
         following = self._by_link.get(message.link_id)
         if following is None and not message.received:
-            following = self._by_link[message.link_id] = LeaderLink(message, self._answer, self._end)
+            following = self._by_link[message.link_id] = LeaderLink(message, self._serve, self._end)
         received = following.attach(connection, message.received) if following is not None else None
         if following is None or received is None:
             raise NotFound("its ranks of this world have ended, since their leader was not heard for too long.")
         self._by_connection[connection] = following
-        return Done(values={"received": received})
+        return Followed(received=received)
 
     def hear(self, said: Said, connection: Connection) -> None:
         """A leader says something."""
@@ -168,63 +168,52 @@ class Followings:
         if following.hosted is not None:
             following.hosted.close()
         if following.stands_by is not None:
-            self._agent.takeovers.expect(following.stands_by, following.takes_over_at)
+            self._expect(following.stands_by, following.takes_over_at)
 
-    async def _answer(self, following: LeaderLink, message: Message) -> Message | None:
-        try:
-            answer = await self._carry_out(following, message)
-        except LLMCloudError as error:
-            answer = Refused(error=type(error).__name__, reason=str(error))
-        except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            answer = Refused(reason=f"the node agent failed on {type(message).__name__}: {error!r}")
-        return replace(answer, reply_to=message.reply_to) if answer is not None else None
+    async def _serve(self, following: LeaderLink, message: Message) -> None:
+        if isinstance(message, Request | Unreadable):
+            await self._responder.serve(message, following.send, following)
+        else:
+            self._told(following, message)
 
-    async def _carry_out(self, following: LeaderLink, message: Message) -> Message | None:
+    @staticmethod
+    def _told(following: LeaderLink, message: Message) -> None:
         ranks = following.hosted.links if following.hosted is not None else {}
         match message:
-            case HostRanks():
-                return await self._host(following, message)
             case ToRank() if message.rank in ranks:
-                for inner in Decoder().feed(message.payload):
-                    ranks[message.rank].send(inner)
+                ranks[message.rank].send(decode(message.payload))
             case KillRank() if message.rank in ranks:
                 ranks[message.rank].kill()
             case LookAtRank() if message.rank in ranks:
                 ranks[message.rank].look(message.dump)
             case StandBy():
                 following.stands_by = message if message.folder else None
-            case StopWorld():
-                following.stands_by = None
-                self._end(following)
-        return None
 
-    async def _host(self, following: LeaderLink, message: HostRanks) -> Message:
+    def _stop(self, _: StopWorld, following: LeaderLink) -> None:
+        following.stands_by = None
+        self._end(following)
+
+    async def _host(self, message: HostRanks, following: LeaderLink) -> RanksHosted:
         world_id = message.world_id
         if following.hosted is None:
-            following.hosted = self._agent.host_ranks(
+            spec = GroupSpec(
                 world_id=world_id,
                 world_size=message.world_size,
                 local_world_size=message.local_world_size,
                 store=message.store,
                 cwd=message.cwd,
                 env=message.env,
-                on_message=lambda rank, inner: following.send(
-                    FromRank(world_id=world_id, rank=rank, payload=encode(inner))
-                ),
-                on_exit=lambda rank, status, evidence: following.send(
+            )
+            events = RankEvents(
+                lambda rank, inner: following.send(FromRank(world_id=world_id, rank=rank, payload=encode(inner))),
+                lambda rank, status, evidence: following.send(
                     RankExited(world_id=world_id, rank=rank, status=status, evidence=evidence)
                 ),
             )
+            following.hosted = self._groups.make(spec, events)
         following.beat()
-        known = {int(rank): number for rank, number in message.num_threads.items()}
-        pids = await following.hosted.start(message.ranks, message.local_ranks, known)
+        pids = await following.hosted.start(message.ranks, message.local_ranks, message.num_threads)
         if self._by_link.get(following.link_id) is not following:
             following.hosted.close()  # the leader has gone meanwhile
-        return Done(
-            values={
-                "pids": {str(rank): pid for rank, pid in pids.items()},
-                "host": socket.gethostname(),
-                "num_threads": {str(rank): following.hosted.num_threads[rank] for rank in pids},
-            }
-        )
+        num_threads = {rank: following.hosted.num_threads[rank] for rank in pids}
+        return RanksHosted(host=socket.gethostname(), pids=pids, num_threads=num_threads)

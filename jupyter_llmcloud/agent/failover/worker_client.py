@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+import contextlib
 import socket
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jupyter_llmcloud.errors import Busy
-from jupyter_llmcloud.protocol.agent_messages import Done, FindRoom, FindStandBy, Refused
+from jupyter_llmcloud.agent.ranks.devices import Devices
+from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError
+from jupyter_llmcloud.protocol.agent_messages import FindRoom, FindStandBy
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import Message
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.agent import Agent
 
 ASK_TIMEOUT_S = 30.0
 
 
 class ClusterRoom:
-    """The workers that hold this agent, and what is asked of them. The run's kernel and server may be gone by then."""
+    """The workers that hold this agent, and what is asked of them. The run's kernel and server may be gone by then.
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    Args:
+        address: this agent's socket.
+        devices: where ranks go when nobody can be asked.
+    """
+
+    def __init__(self, address: str, devices: Devices) -> None:
+        self._address = address
+        self._devices = devices
         self._workers: dict[Connection, bool] = {}  # and whether they can be asked
-        self._ids = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Message]] = {}
 
     @property
     def is_there(self) -> bool:
@@ -38,19 +37,15 @@ class ClusterRoom:
         """Whether a worker holds this agent that knows the cluster."""
         return any(self._workers.values())
 
-    def held_by(self, worker: Connection, finds_room: bool) -> None:
-        """A worker renews the agent's lease."""
+    def held_by(self, worker: Connection, finds_room: bool) -> bool:
+        """A worker renews the agent's lease; returns whether one that knows the cluster does so for the first time."""
+        is_new = finds_room and not self._workers.get(worker)
         self._workers[worker] = finds_room
+        return is_new
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended, perhaps a worker's."""
         self._workers.pop(connection, None)
-
-    def hear(self, answer: Done | Refused) -> None:
-        """A worker's answer."""
-        asked = self._asked.pop(answer.reply_to, None)
-        if asked is not None and not asked.done():
-            asked.set_result(answer)
 
     async def find(self, num_ranks: int) -> list[dict[str, Any]]:
         """Shares for ranks that have lost their place: anywhere in the cluster, or here when nobody can be asked.
@@ -58,36 +53,23 @@ class ClusterRoom:
         Raises Busy when there is no room.
         """
         for worker in self._that_find_room():
-            told = await self._ask(worker, FindRoom(num_ranks=num_ranks))
-            if isinstance(told, Done):
-                return list(told.values["agents"])
-            if isinstance(told, Refused) and told.error in ("Busy", "CapacityError"):
-                raise Busy(told.reason)
-        if len(self._agent.devices.free) < num_ranks:
+            try:
+                return (await worker.request(FindRoom(num_ranks=num_ranks), ASK_TIMEOUT_S)).agents
+            except CapacityError as error:
+                raise Busy(str(error)) from None
+            except LLMCloudError:
+                continue  # this worker cannot tell
+        if len(self._devices.free) < num_ranks:
             raise Busy(f"{num_ranks} ranks have lost their place, and the cluster has no room for them now.")
         here = socket.gethostname()
-        return [{"address": self._agent.address, "home": self._agent.address, "num_ranks": num_ranks, "host": here}]
+        return [{"address": self._address, "home": self._address, "num_ranks": num_ranks, "host": here}]
 
     async def find_stand_by(self) -> str:
         """A socket for another agent, on another host if there is one; "" when there is none or nobody can be asked."""
         for worker in self._that_find_room():
-            told = await self._ask(worker, FindStandBy())
-            if isinstance(told, Done):
-                return str(told.values["address"])
+            with contextlib.suppress(LLMCloudError):
+                return (await worker.request(FindStandBy(), ASK_TIMEOUT_S)).address
         return ""
 
     def _that_find_room(self) -> list[Connection]:
         return [worker for worker, finds_room in self._workers.items() if finds_room]
-
-    async def _ask(self, worker: Connection, question: Message) -> Message | None:
-        number = next(self._ids)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        worker.send(replace(question, reply_to=number))
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                return await answer
-        except TimeoutError:
-            return None
-        finally:
-            self._asked.pop(number, None)

@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, RankEvents
 from jupyter_llmcloud.errors import ConnectionLost
-from jupyter_llmcloud.protocol.agent_messages import Done, Refused
-from jupyter_llmcloud.protocol.client import raise_refusal
-from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
+from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import FromRank, HostRanks, KillRank, LookAtRank, RankExited, ToRank
 
 
 class RemoteRanks:
     """The same face as HostedRanks, over a link to the following agent."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        world_id: str,
-        world_size: int,
-        local_world_size: int,
-        store: str,
-        cwd: str,
-        env: dict[str, str],
-        on_message: Callable[[int, Message], None],
-        on_exit: Callable[[int, int, str], None],
-        lease_s: float,
-    ) -> None:
+    def __init__(self, address: str, spec: GroupSpec, events: RankEvents, lease_s: float) -> None:
         self.links: dict[int, RemoteRank] = {}
         self.num_threads: dict[int, int] = {}
-        self.leading = FollowerLink(address, world_id, lease_s, self._dispatch, self._lost)
-        self._world_id = world_id
-        self._spec = {
-            "world_id": world_id,
-            "world_size": world_size,
-            "local_world_size": local_world_size,
-            "store": store,
-            "cwd": cwd,
-            "env": env,
-        }
-        self._on_message = on_message
-        self._on_exit = on_exit
-        self._answer: asyncio.Future[Message] | None = None
+        self.leading = FollowerLink(address, spec.world_id, lease_s, self._dispatch, self._lost)
+        self._spec = spec
+        self._events = events
 
     @property
     def gone(self) -> str:
@@ -59,49 +34,37 @@ class RemoteRanks:
         """Have the following agent fork ranks, those that are named with a number of threads; returns their pids."""
         if self.gone:
             raise ConnectionLost(self.gone)
-        self._answer = asyncio.get_running_loop().create_future()
         self.leading.begin()
-        known = {str(rank): num_threads[rank] for rank in ranks if rank in num_threads}
-        where: dict[str, Any] = {"ranks": list(ranks), "local_ranks": list(local_ranks), "num_threads": known}
-        request = HostRanks(reply_to=1, **where, **self._spec)  # type: ignore[arg-type]
-        self.leading.say(request)
-        answer = await self._answer
-        if isinstance(answer, Refused):
-            raise_refusal(answer)
-        assert isinstance(answer, Done)
-        pids = {int(rank): pid for rank, pid in answer.values["pids"].items()}
+        known = {rank: num_threads[rank] for rank in ranks if rank in num_threads}
+        request = HostRanks(ranks=list(ranks), local_ranks=list(local_ranks), num_threads=known, **vars(self._spec))
+        hosted = await self.leading.ask(request)
         for rank in ranks:
-            self.num_threads[rank] = answer.values["num_threads"][str(rank)]
-            self.links[rank] = RemoteRank(self, rank, pids[rank], answer.values["host"])
-        return pids
+            self.num_threads[rank] = hosted.num_threads[rank]
+            self.links[rank] = RemoteRank(self, rank, hosted.pids[rank], hosted.host)
+        return hosted.pids
 
     def to_rank(self, rank: int, message: Message) -> None:
         """Send to one of its ranks."""
-        self.leading.say(ToRank(world_id=self._world_id, rank=rank, payload=encode(message)))
+        self.leading.say(ToRank(world_id=self._spec.world_id, rank=rank, payload=encode(message)))
 
     def kill(self, rank: int) -> None:
         """End one of its ranks now."""
-        self.leading.say(KillRank(world_id=self._world_id, rank=rank))
+        self.leading.say(KillRank(world_id=self._spec.world_id, rank=rank))
 
     def look(self, rank: int, dump: bool) -> None:
         """Look at the process of one of its ranks."""
-        self.leading.say(LookAtRank(world_id=self._world_id, rank=rank, dump=dump))
+        self.leading.say(LookAtRank(world_id=self._spec.world_id, rank=rank, dump=dump))
 
     def _lost(self, reason: str) -> None:
-        self._dispatch(Refused(error="ConnectionLost", reason=reason))  # who waits for its answer
         for rank in list(self.links):
-            self._on_exit(rank, -signal.SIGKILL, reason)
+            self._events.on_exit(rank, -signal.SIGKILL, reason)
 
     def _dispatch(self, message: Message) -> None:
         match message:
             case FromRank():
-                for inner in Decoder().feed(message.payload):
-                    self._on_message(message.rank, inner)
+                self._events.on_message(message.rank, decode(message.payload))
             case RankExited():
-                self._on_exit(message.rank, message.status, message.evidence)
-            case Done() | Refused():
-                if self._answer is not None and not self._answer.done():
-                    self._answer.set_result(message)
+                self._events.on_exit(message.rank, message.status, message.evidence)
 
     # --- the end ---
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -12,9 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.protocol.frames import Message, decode, encode
+from jupyter_llmcloud.protocol.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
+from jupyter_llmcloud.protocol.rpc import Calls, Reply
+from jupyter_llmcloud.system.spawn import last_words, spawn
+
+_PEER = "the process that forks ranks"
 
 
 class ZygoteClient:
@@ -31,7 +35,7 @@ class ZygoteClient:
         self.process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
-        self._forks: dict[str, asyncio.Future[int]] = {}
+        self._calls = Calls(_PEER)
         self._alive: dict[str, int] = {}  # pids
 
     def warm(self) -> asyncio.Future[None]:
@@ -51,30 +55,25 @@ class ZygoteClient:
             "TOKENIZERS_PARALLELISM": "false",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_llmcloud.training.zygote", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # what is killed with the agent's group cannot clean up behind the agent
-            )
+        command = [sys.executable, "-m", "jupyter_llmcloud.training.zygote", str(theirs.fileno())]
+        # Detached: what is killed with the agent's group cannot clean up behind the agent.
+        self.process = spawn(command, self.log, env=env, pass_fds=[theirs.fileno()])
         theirs.close()
         self._sock = ours
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         loop.add_reader(ours.fileno(), self._readable)
 
-    async def fork(self, name: str, request: dict[str, Any], fds: list[int]) -> int:
+    async def fork(self, request: ForkRank | ForkStore, fds: list[int]) -> int:
         """Fork a process that begins with `request` and these file descriptors; returns its pid."""
         await asyncio.shield(self.warm())
-        assert self._sock is not None
-        forked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._forks[name] = forked
-        socket.send_fds(self._sock, [json.dumps({"id": name, **request}).encode()], fds)
-        return await forked
+        sock = self._sock
+        assert sock is not None
+        return (await self._calls.ask(request, lambda message: self._send(sock, message, fds))).pid
+
+    @staticmethod
+    def _send(sock: socket.socket, message: Message, fds: list[int]) -> None:
+        socket.send_fds(sock, [encode(message)], fds)
 
     def _readable(self) -> None:
         assert self._sock is not None
@@ -87,31 +86,30 @@ class ZygoteClient:
         if not data:
             self._lost()
             return
-        answer = json.loads(data)
-        if "ready" in answer:
-            assert self._ready is not None
-            self._ready.set_result(None)
-        elif "forked" in answer:
-            self._alive[answer["forked"]] = answer["pid"]
-            self._forks.pop(answer["forked"]).set_result(answer["pid"])
-        else:
-            self._alive.pop(answer["exited"], None)
-            self.on_exit(answer["exited"], answer["status"])
+        match decode(data):
+            case ZygoteReady():
+                assert self._ready is not None
+                self._ready.set_result(None)
+            case ForkEnded(name=name, status=status):
+                self._alive.pop(name, None)
+                self.on_exit(name, status)
+            case Reply() as reply:
+                if isinstance(reply, Forked):
+                    self._alive[reply.name] = reply.pid
+                self._calls.take(reply)
 
     def _lost(self) -> None:
         assert self._sock is not None and self._ready is not None and self.process is not None
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
         status = self.process.wait()
-        tail = self.log.read_text(errors="replace")[-2000:].strip()
-        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{tail}")
-        waiting: list[asyncio.Future[Any]] = [self._ready, *self._forks.values()]
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # seen: who still waits for it is told, nobody else is warned
-        self._forks.clear()
-        self._ready = None
+        words = last_words(self.log)
+        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{words}")
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # seen: who still waits for it is told, nobody else is warned
+        self._calls.fail(error)
+        self._calls, self._ready = Calls(_PEER), None
         alive, self._alive = self._alive, {}
         for name, pid in alive.items():  # its children end with it, and nobody else is told of that
             with contextlib.suppress(ProcessLookupError, PermissionError):

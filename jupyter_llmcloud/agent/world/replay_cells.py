@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import replace
-from typing import Any
+import contextlib
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
 from jupyter_llmcloud.core.names import format_ranks
-from jupyter_llmcloud.protocol.agent_messages import Done, Execute, Names, Pull, Push
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.agent_messages import Execute, Names, Pull, Push
+from jupyter_llmcloud.protocol.frames import replace
+from jupyter_llmcloud.protocol.rpc import R, Request
 
-Ask = Callable[[int, Any], Awaitable[Any]]
+
+class Ask(Protocol):
+    """Sends a rank a request and waits for its reply; raises what it is refused with."""
+
+    async def __call__(self, rank: int, request: Request[R]) -> R: ...
 
 
 class Definitions:
@@ -48,18 +55,18 @@ class Definitions:
 
     async def _compare(self, rank: int, survivor: int) -> str:
         """What a rank lacks that another has: modules are imported, the rest is named."""
-        known = (await self._ask(survivor, Names(world_id=self._world_id, names=[]))).values
-        names = {*known["own"], *self._missing.get(survivor, ())}
+        known = await self._ask(survivor, Names(world_id=self._world_id, names=[]))
+        names = {*known.own, *self._missing.get(survivor, ())}
         asked = Names(world_id=self._world_id, names=sorted(names))
-        missing = (await self._ask(rank, asked)).values["missing"]
-        if imported := [name for name in missing if name in known["imported"]]:
+        missing = (await self._ask(rank, asked)).missing
+        if imported := [name for name in missing if name in known.imported]:
             await self._import(rank, survivor, imported)
-            missing = (await self._ask(rank, asked)).values["missing"]
+            missing = (await self._ask(rank, asked)).missing
         self._missing[rank] = set(missing)
         return f" Not restored: {', '.join(missing)}." if missing else " Nothing is missing."
 
     async def _import(self, rank: int, survivor: int, names: list[str]) -> None:
         """Have what another rank has imported, in whatever cell; pickled it is a reference."""
-        answer = await self._ask(survivor, Pull(world_id=self._world_id, names=names))
-        if isinstance(answer, Done):
-            await self._ask(rank, Push(world_id=self._world_id, payload=answer.payload))
+        with contextlib.suppress(UsageError):  # what cannot be pickled or loaded is named as missing
+            pulled = await self._ask(survivor, Pull(world_id=self._world_id, names=names))
+            await self._ask(rank, Push(world_id=self._world_id, payload=pulled.payload))

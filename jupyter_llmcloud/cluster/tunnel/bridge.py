@@ -18,9 +18,11 @@ from pathlib import Path
 from jupyter_llmcloud.cluster.tunnel.pump import carry
 from jupyter_llmcloud.cluster.tunnel.relay import Ways
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
-from jupyter_llmcloud.protocol.agent_messages import Refused
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET
 from jupyter_llmcloud.protocol.frames import encode
+from jupyter_llmcloud.protocol.rpc import refusal
+from jupyter_llmcloud.system import unix_sockets
+from jupyter_llmcloud.system.atomic_files import write_json
 
 
 class Bridge:
@@ -37,13 +39,7 @@ class Bridge:
 
     async def start(self) -> None:
         """Listen."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        mask = os.umask(0o177)
-        try:
-            self._server = await asyncio.start_unix_server(self._carry, self.path)
-        finally:
-            os.umask(mask)
+        self._server = await unix_sockets.listen(self.path, self._carry)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -54,7 +50,7 @@ class Bridge:
             await carry(comm, reader, writer)
         except (ConnectionLost, NotFound) as error:
             if Path(self.target).name == AGENT_SOCKET:
-                writer.write(encode(Refused(error=type(error).__name__, reason=str(error))))
+                writer.write(encode(refusal(error)))
         except (OSError, asyncio.CancelledError):
             pass  # whoever is connected here sees the end of the stream
         finally:
@@ -105,9 +101,7 @@ class Bridges:
 
     def _save(self) -> None:
         rows = [{"worker": b.worker, "name": b.name, "target": b.target} for b in self._bridges.values()]
-        aside = self._folder / ".bridges.json"
-        aside.write_text(json.dumps(rows))
-        os.replace(aside, self._folder / "bridges.json")
+        write_json(self._folder / "bridges.json", rows, durable=False)  # of sockets of this host as it runs now
 
     def close(self) -> None:
         """Listen no more; a next process may stand here again."""

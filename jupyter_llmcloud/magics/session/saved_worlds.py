@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import psutil
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
+from jupyter_llmcloud.system.atomic_files import read_json, write_json
 from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def remember(owner: str, world: WorldClient) -> None:
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
     }
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(about))
-    os.replace(aside, path)
+    write_json(path, about, durable=False)  # of processes, which no loss of power outlives
 
 
 def forget(owner: str) -> None:
@@ -50,17 +48,14 @@ def recall(owner: str, leaders: Leaders) -> WorldClient | None:
     from jupyter_llmcloud.magics.session.world_client import WorldClient
     from jupyter_llmcloud.protocol.client import AgentChannel
 
-    try:
-        known = json.loads(_path(owner).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if _is_anothers(known):
+    known = read_json(_path(owner))
+    if known is None or _is_anothers(known):
         return None
     for address in (lambda: known["address"], lambda: leaders.of_world(known["world_id"])):
         try:
             channel = AgentChannel(address(), timeout_s=2)
             world = WorldClient(channel, known["world_id"], known["cluster"], known["world_size"], leaders)
-            world.world_size = world.describe()["world_size"]
+            world.world_size = world.describe().world_size
         except (ConnectionLost, NotFound):
             continue
         return world

@@ -8,37 +8,37 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.core.run.stacks import fold_stacks
-from jupyter_llmcloud.errors import ConnectionLost, RankError, UsageError, WorldError
+from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.output.run_view import RunView
 from jupyter_llmcloud.magics.session.reconnect import Regaining
-from jupyter_llmcloud.magics.session.stop_signal import StopSignal
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
-    Done,
+    DumpStacks,
     Execute,
     Journaled,
     Names,
     Pull,
     Push,
     RankState,
-    Refused,
     ResizeWorld,
     RunEnded,
     StartWorld,
     StopRun,
     StopWorld,
+    WorldDescription,
 )
-from jupyter_llmcloud.protocol.client import AgentChannel, raise_refusal
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.client import AgentChannel
+from jupyter_llmcloud.protocol.frames import Message, Unreadable, replace
 from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
-from jupyter_llmcloud.protocol.rank_messages import DumpStacks
+from jupyter_llmcloud.protocol.rpc import R, Refused, Request, restored
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.session.leader_lookup import Leaders
@@ -112,20 +112,20 @@ class WorldClient:
             return False
         self.channel.close()
         self.address, self.channel = address, AgentChannel(address)
-        self.world_size = self.describe()["world_size"]
+        self.world_size = self.describe().world_size
         return True
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> WorldDescription:
         """Ranks with pid, host, memory and what each is doing."""
-        return self._ask(DescribeWorld(world_id=self.world_id)).values
+        return self._ask(DescribeWorld(world_id=self.world_id))
 
-    def _ask(self, message: Message, timeout_s: float = 60.0) -> Done:
+    def _ask(self, request: Request[R], timeout_s: float = 60.0) -> R:
         """Ask what may be asked twice: over another connection when this one has broken."""
         try:
-            return self.channel.request(message, timeout_s)
+            return self.channel.request(request, timeout_s)
         except ConnectionLost:
             self._reopen()
-            return self.channel.request(message, timeout_s)
+            return self.channel.request(request, timeout_s)
 
     def _reopen_if_closed(self) -> None:
         if self.channel.closed:  # by a Stop in the middle of a message
@@ -141,16 +141,16 @@ class WorldClient:
         agents = placement["agents"] if placement else []
         request = ResizeWorld(world_id=self.world_id, num_ranks=num_ranks, agents=agents)
         self._reopen_if_closed()
-        self.world_size = self.channel.request(request, START_TIMEOUT_S).values["world_size"]
+        self.world_size = self.channel.request(request, START_TIMEOUT_S).world_size
 
     def stacks(self) -> list[str]:
         """What every rank is doing now, as lines; what is equal is said once. Works while a run goes on."""
         channel = AgentChannel(self.address)  # the world's own belongs to the thread that follows a run
         try:
-            values = channel.request(DumpStacks(world_id=self.world_id)).values
+            stacks = channel.request(DumpStacks(world_id=self.world_id))
         finally:
             channel.close()
-        return fold_stacks({int(rank): row for rank, row in values["ranks"].items()}, values["cells"])
+        return fold_stacks(stacks.ranks, stacks.cells)
 
     def stop(self) -> None:
         """End every rank; its variables are gone."""
@@ -167,14 +167,13 @@ class WorldClient:
 
     def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
         """Variables of one rank."""
-        answer: Done = self._ask(Pull(world_id=self.world_id, names=list(names), rank=rank), 600)
-        values: dict[str, Any] = cloudpickle.loads(answer.payload)
+        pulled = self._ask(Pull(world_id=self.world_id, names=list(names), rank=rank), 600)
+        values: dict[str, Any] = cloudpickle.loads(pulled.payload)
         return values
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Which of these rank 0 does not have."""
-        answer = self._ask(Names(world_id=self.world_id, names=list(names)))
-        return list(answer.values["missing"])
+        return self._ask(Names(world_id=self.world_id, names=list(names))).missing
 
     # --- cells ---
 
@@ -221,10 +220,10 @@ class WorldClient:
             if stop.presses > stop.passed_on:
                 stop.drain()
                 for _ in range(stop.presses - stop.passed_on):
-                    self.channel.send(StopRun(run_id=run_id))
+                    stop.requests.add(self.channel.send(StopRun(run_id=run_id)))
                     stop.passed_on += 1
                 view.stopping()
-            ended = self._take(message, run_id, view)
+            ended = self._take(message, run_id, view, stop)
             if ended is not None or not self.channel.has_more:
                 view.tick()
             if ended is not None:
@@ -243,7 +242,7 @@ class WorldClient:
             return replace(ended, payload=cloudpickle.dumps(self.pull(cell.pull)))
         return ended
 
-    def _take(self, message: Message | None, run_id: str, view: RunView) -> RunEnded | None:
+    def _take(self, message: Message | None, run_id: str, view: RunView, stop: StopSignal) -> RunEnded | None:
         match message:
             case Journaled(run_id=known) if known == run_id:
                 view.records(message.journal, message.rank, message.records)
@@ -253,8 +252,12 @@ class WorldClient:
                 view.rank_state(message.rank, message.state, message.detail)
             case RunEnded(run_id=known) if known == run_id:
                 return message
-            case Refused() if "has ended" not in message.reason:
-                raise_refusal(message)
+            case Refused(code=NotFound.code, reply_to=number) if number in stop.requests:
+                pass  # pressed a moment after the run had ended, which was said before
+            case Refused():
+                raise restored(message)
+            case Unreadable():
+                raise ProtocolError(f"the node agent at {self.address} said {message.kind!r}, which {message.reason}.")
         return None
 
     def _result(self, ended: RunEnded, pressed: bool) -> RunResult:

@@ -13,6 +13,7 @@ from tornado import web
 
 from jupyter_llmcloud import errors
 from jupyter_llmcloud.errors import LLMCloudError, ServerError, UsageError
+from jupyter_llmcloud.protocol.rpc import refusal_body
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.audit import Audit
@@ -26,6 +27,7 @@ STATUS = {
     errors.CapacityError: 409,
     errors.ModelError: 422,
     errors.ConnectionLost: 503,
+    errors.ProtocolError: 502,
 }
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -105,15 +107,15 @@ class LLMCloudHandler(OwnOriginOnly, APIHandler):
         return result
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """`{"error": <class>, "message"}`, with the status that belongs to the class."""
+        """`{"error": code of the class, "message"}`, with the status that belongs to the class."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, sqlite3.Error):
             error = ServerError(f"the server's database could not be read or written: {error}.")
         if isinstance(error, LLMCloudError):
             status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-            return self.answer({"error": type(error).__name__, "message": str(error)}, status)
+            return self.answer(refusal_body(error), status)
         message = getattr(error, "log_message", None) or self._reason
-        self.answer({"error": "ServerError", "message": f"{message} (HTTP {status_code})"}, status_code)
+        self.answer(refusal_body(ServerError(f"{message} (HTTP {status_code})")), status_code)
         return None
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:

@@ -18,25 +18,39 @@ from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound, Wor
 from jupyter_llmcloud.protocol.agent_messages import Describe, StopRun
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 from jupyter_llmcloud.storage.runs import RunRecord
+from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.protocol.client import AgentConnection
+    from jupyter_llmcloud.server.api.run_starts import RunStarts
     from jupyter_llmcloud.server.cluster_access import ClusterAccess
     from jupyter_llmcloud.storage.runs import RunStore
+    from jupyter_llmcloud.storage.server_state import ServerState
 
 ASK_TIMEOUT_S = 5.0
 SILENT_S = 60.0  # an agent of another host that nobody reaches for so long counts as gone, until it is heard again
 TAKEOVER_S = 90.0  # for another agent to lead a run whose leader has gone: see core.link.TAKES_OVER
 STOP_ATTEMPTS = 3
+SERVER = "server:"  # what the owner of a run begins with that no kernel started
 _GONE = "its node agent has gone."
 
 
 class RunStates:
-    """The runs of all clusters of this server, as they truly are."""
+    """The runs of all clusters of this server, as they truly are.
 
-    def __init__(self, runs: RunStore, clusters: ClusterAccess) -> None:
+    Args:
+        starts: the runs that this server is about to start.
+        state: where servers are known, those that start other runs among them.
+    """
+
+    def __init__(
+        self, server_id: str, runs: RunStore, clusters: ClusterAccess, starts: RunStarts, state: ServerState
+    ) -> None:
+        self._server_id = server_id
         self._runs = runs
         self._clusters = clusters
+        self._starts = starts
+        self._state = state
         self._silent_since: dict[str, float] = {}  # agents that are not reached, by their address
         self._leaderless_since: dict[str, float] = {}  # runs that no agent leads
         self._leaders: dict[tuple[str, str], str] = {}  # sockets here for agents, by their host and their socket there
@@ -45,9 +59,13 @@ class RunStates:
         """The state of a run; an active one whose agent has gone, or does not know it any more, is lost."""
         if not record.is_active:
             return record.state
+        if not record.agent and record.owner.startswith(SERVER):
+            if self._is_starting(record):
+                return record.state
+            return await asyncio.to_thread(self._end, record, "lost", "the server that was to start it has gone.")
         try:
             async with await self._leader(record) as connection, asyncio.timeout(ASK_TIMEOUT_S):
-                worlds = (await connection.request(Describe())).values.get("worlds", [])
+                worlds = (await connection.request(Describe())).worlds
         except (ConnectionLost, TimeoutError) as error:
             if isinstance(error, ConnectionLost) and not connected(error):
                 return await self._leaderless(record, _GONE)
@@ -63,13 +81,26 @@ class RunStates:
         self._leaderless_since.pop(record.run_id, None)
         return record.state
 
+    def _is_starting(self, record: RunRecord) -> bool:
+        """Whether a server that lives is about to start it."""
+        if record.run_id in self._starts:
+            return True
+        server_id = record.owner.removeprefix(SERVER)
+        return server_id != self._server_id and any(
+            server["id"] == server_id and is_process(server["pid"], server["started"])
+            for server in self._state.servers()
+        )
+
     async def stop(self, record: RunRecord) -> str:
         """Press Stop for an active run, also when no agent leads it now; returns its state. Raises LLMCloudError."""
+        if record.run_id in self._starts and await self._starts.stop(record.run_id):
+            return self._runs.folder(record.run_id).read().state
+        record = self._runs.folder(record.run_id).read()
         for _ in range(STOP_ATTEMPTS):
             try:
                 async with await self._leader(record) as connection:
-                    done = await connection.request(StopRun(run_id=record.run_id))
-                return str(done.values.get("state", "stopping"))
+                    await connection.request(StopRun(run_id=record.run_id))
+                return "stopping"
             except (ConnectionLost, NotFound) as error:
                 gone = isinstance(error, NotFound) or not connected(error)
                 if not gone or not Leadership(self._runs.folder(record.run_id).path).can_be_taken:

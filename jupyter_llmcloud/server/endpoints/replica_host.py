@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.core.serving.endpoint_plan import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
@@ -72,14 +72,14 @@ class ReplicaHost:
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
             message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)
-            values = (await connection.request(message, timeout_s=START_TIMEOUT_S)).values
-        return await self._reached(replica, placed.agent, values)
+            started = await connection.request(message, timeout_s=START_TIMEOUT_S)
+        return await self._reached(replica, placed.agent, started.pid, started.socket, started.log)
 
     async def find(self, replica: StoredReplica) -> StoredReplica:
         """A replica as its agent knows it; raises ReplicaGone when there is no process that will ever answer."""
         try:
             async with await self._open_agent(replica.agent) as connection:
-                rows = (await connection.request(DescribeReplicas())).values["replicas"]
+                rows = (await connection.request(DescribeReplicas())).replicas
         except ConnectionLost as error:
             raise ReplicaGone(f"replica {replica.id}: {error}") from None
         known = next((row for row in rows if row["replica_id"] == replica.id), None)
@@ -91,7 +91,8 @@ class ReplicaHost:
                 raise ReplicaGone(f"{ending}: {await asyncio.to_thread(last_line, replica.log)}", lasting=True)
             raise ReplicaGone(f"{ending}. Its log: {replica.log}")
         if known["socket"] != replica.home or not replica.socket:
-            return await self._reached(replica, await self._agent_of(replica), known)
+            agent = await self._agent_of(replica)
+            return await self._reached(replica, agent, known["pid"], known["socket"], known["log"])
         return replica
 
     async def _agent_of(self, replica: StoredReplica) -> AgentInfo:
@@ -101,13 +102,11 @@ class ReplicaHost:
             raise ReplicaGone(f"replica {replica.id}: its agent is not in cluster {replica.cluster!r} any more")
         return found
 
-    async def _reached(self, replica: StoredReplica, agent: AgentInfo, known: dict[str, Any]) -> StoredReplica:
+    async def _reached(self, replica: StoredReplica, agent: AgentInfo, pid: int, home: str, log: str) -> StoredReplica:
         """With its process and its socket, and the socket here that leads to it: a bridge, from another host."""
         pool = await self._pool()
-        socket = await pool.reach_replica(replica.cluster or None, agent, known["socket"])
-        return dataclasses.replace(
-            replica, pid=known["pid"], log=known.get("log", ""), home=known["socket"], socket=socket
-        )
+        socket = await pool.reach_replica(replica.cluster or None, agent, home)
+        return dataclasses.replace(replica, pid=pid, log=log, home=home, socket=socket)
 
     async def stop(self, replica: StoredReplica) -> None:
         """End its process. Raises ConnectionLost when its agent does not answer; one that is gone already is fine."""

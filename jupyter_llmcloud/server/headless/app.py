@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import signal
@@ -23,6 +22,7 @@ from jupyter_llmcloud.server.cluster_access import HEADLESS_LEASE_S, Identity
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.extension import LLMCloudExtension
 from jupyter_llmcloud.server.routes import SETTING
+from jupyter_llmcloud.system.atomic_files import write_json
 from jupyter_llmcloud.system.processes import is_process
 
 POLL_S = 1.0
@@ -84,11 +84,7 @@ def announce(path: Path, app: ServerApp, token: str) -> None:
     """Tell the owner where we are; 0600, whole or not at all."""
     me = psutil.Process()
     told = {"url": base_url(app), "token": token, "pid": me.pid, "started": me.create_time()}
-    aside = path.with_suffix(".aside")
-    descriptor = os.open(aside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(told, file)
-    os.replace(aside, path)
+    write_json(path, told, durable=False)  # of a process, which no loss of power outlives
 
 
 async def owner_gone(pid: int, started: float) -> None:
@@ -114,6 +110,8 @@ async def owner_gone(pid: int, started: float) -> None:
 
 async def has_active_runs(context: ServerContext) -> bool:
     """Does a run go on, on a cluster of this server?"""
+    if len(context.starts):
+        return True
     names = await context.clusters.names()
     records = [record for record in await asyncio.to_thread(context.runs.list) if record.is_active]
     mine = [record for record in records if record.cluster in names]

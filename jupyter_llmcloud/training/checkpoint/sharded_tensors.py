@@ -11,8 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp import FullyShardedDataParallel as FlatFSDP
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
@@ -23,22 +21,9 @@ _CUT = re.compile(r"Shard\(dim=(\d+)\)|S\((\d+)\)")
 Reference = Callable[[tuple[Any, ...]], Any]
 
 
-def settle(value: Any) -> None:
-    """Parameters that were gathered for a forward pass are let go again, so that the module holds its shards."""
-    if isinstance(value, torch.nn.Module):
-        for module in value.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-
-
 def is_sharded(tensors: Any) -> bool:
     """Whether one of these tensors is spread over ranks."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
-
-
-def is_flat(value: Any) -> bool:
-    """Whether a model is wrapped by the first FSDP, which cuts flattened parameters."""
-    return isinstance(value, torch.nn.Module) and any(isinstance(module, FlatFSDP) for module in value.modules())
 
 
 def localize(value: Any) -> Any:

@@ -13,14 +13,14 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.checkpoint import sharded_tensors
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import CopyTensor, NotPlain, decode, encode
+from jupyter_llmcloud.training.parallel.plans import layout_of
+from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 from jupyter_llmcloud.training.resume.change_detection import Marks
 from jupyter_llmcloud.training.resume.frame_variables import mentioned
 from jupyter_llmcloud.training.resume.object_state import has_changed
@@ -124,9 +124,9 @@ def _is_chosen(chosen: dict[str, Any], value: Any) -> bool:
 
 
 def _inner(value: Any) -> Any:
-    """Behind the wrappers of Accelerate, DDP and torch.compile."""
+    """Behind the wrappers of Accelerate, parallel training and torch.compile."""
     if isinstance(value, torch.nn.Module):
-        return artifacts.unwrapped(value)
+        return unwrapped(value)
     if type(value).__module__.startswith("accelerate."):
         name = "optimizer" if hasattr(value, "param_groups") else "scheduler"
         return getattr(value, name, value)
@@ -147,14 +147,14 @@ def parameters_of(optimizer: Any) -> list[torch.Tensor]:
 
 
 def _shared(chosen: dict[str, Any], alone: bool) -> list[StatefulObject]:
-    wrapped = [value for value in chosen.values() if isinstance(value, DistributedDataParallel) or alone]
-    common = {id(p) for value in wrapped if _is_module(value) for p in value.parameters()}
+    alike = {address for address, v in chosen.items() if _is_module(v) and (alone or layout_of(v).replicated)}
+    common = {id(p) for address in alike for p in chosen[address].parameters()}
     found = []
     for address, value in chosen.items():
         if is_spread(value):
             shared = False  # each rank has its part
         elif _is_module(value):
-            shared = alone or isinstance(value, DistributedDataParallel) or _all_in(value.parameters(), common)
+            shared = address in alike or _all_in(value.parameters(), common)
         else:
             shared = _is_optimizer(value) and (alone or _all_in(parameters_of(value), common))
         found.append(StatefulObject(address, value, shared))
@@ -189,11 +189,14 @@ def take(
 def _state_of(item: StatefulObject, covered: set[int], copy: CopyTensor, copy_later: CopyTensor) -> dict[str, Any]:
     value, at = _inner(item.value), item.address
     copy_state = copy_later if _is_optimizer(value) else copy
-    values = sharded_tensors.localize(value.state_dict()) if is_spread(value) else value.state_dict()
+    if item.is_module:
+        values = layout_of(item.value).state(item.value)
+    else:
+        values = sharded_tensors.localize(value.state_dict()) if is_spread(value) else value.state_dict()
     state: dict[str, Any] = {"kind": "other", "state": encode(values, copy_state, at)}
     if item.is_module:
         state["kind"] = "module"
-        state["flat"] = sharded_tensors.is_flat(item.value)
+        state["fixed_size"] = layout_of(item.value).fixed_size
         state["trainable"] = [name for name, p in value.named_parameters() if p.requires_grad]
         state["parameters"] = [name for name, _ in value.named_parameters()]
     elif _is_optimizer(value):
@@ -265,8 +268,10 @@ def put(states: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
         if address not in table:
             raise ResumeMissed(f"the checkpoint holds a state for {address!r}, but the cell has made no such object.")
         value = _inner(table[address])
-        sharded_tensors.settle(value)
-        value.load_state_dict(sharded_tensors.spread(decode(state["state"]), _reference(value)))
+        if state["kind"] == "module":
+            layout_of(table[address]).put(table[address], decode(state["state"]))
+        else:
+            value.load_state_dict(sharded_tensors.spread(decode(state["state"]), _reference(value)))
         if state["kind"] == "module":
             trainable = set(state["trainable"])
             for name, parameter in value.named_parameters():
@@ -278,8 +283,6 @@ def put(states: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
 
 def _reference(value: Any) -> sharded_tensors.Reference:
     """Which tensor of an object is spread like the one at this place in its state."""
-    if _is_module(value):
-        return lambda path: value.state_dict()[path[0]]
     if _is_optimizer(value):
         parameters = parameters_of(value)
         return lambda path: parameters[path[1]]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import seal
 from jupyter_llmcloud.training.checkpoint import stateful_objects
@@ -45,20 +46,20 @@ class Write:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         states = {**(self.shared or {}), **self.own["objects"]}
         if reason := stateful_objects.not_finite(states) or (self.bad_loss and f"{self.bad_loss} is not finite"):
-            return changed(self.part, not_finite=reason)
+            return replace(self.part, not_finite=reason)
         aside = self.aside()
         names = [self.name]
         if self.shared is not None:
             names += _write_shared(self.shared, aside)
         torch.save(self.own, aside / self.name)
-        return changed(self.part, files={name: seal(aside / name) for name in names})
+        return replace(self.part, files={name: seal(aside / name) for name in names})
 
 
 def report(outlet: Outlet, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:
     try:
         part = write()
     except Exception as error:
-        part = changed(part, error=_in_words(error))
+        part = replace(part, error=_in_words(error))
     with contextlib.suppress(OSError):  # the agent has gone, and this process ends with it
         outlet.send(part)
 
@@ -90,10 +91,6 @@ def read(path: Path) -> dict[str, Any]:
     """Only data is read: `weights_only` runs no code of a file. The agent has verified it by its manifest."""
     loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return loaded
-
-
-def changed(part: CheckpointPart, **fields: Any) -> CheckpointPart:
-    return CheckpointPart(**{**part.__dict__, **fields})
 
 
 def _in_words(error: Exception) -> str:

@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from jupyter_llmcloud.core.run.hang import heartbeat_s
-from jupyter_llmcloud.protocol.rank_messages import Heartbeat
+from jupyter_llmcloud.protocol.frames import replace
+from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankStacks
 from jupyter_llmcloud.training.diagnostics import stack_location
 from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow
 from jupyter_llmcloud.training.diagnostics.grad_mode import WithoutGradients
@@ -153,8 +153,8 @@ class Watchdog:
 
     # --- stacks ---
 
-    def stacks(self) -> dict[str, Any]:
-        """Every thread but our own: {"main": lines, "threads": {name: lines}, "op": the collective of the main one}."""
+    def stacks(self) -> RankStacks:
+        """Of every thread but our own."""
         beat = self.look()
         number = next((f" #{row[1]}" for row in beat.groups.values() if row[1] > row[2]), "") if beat.op else ""
         names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -164,7 +164,7 @@ class Watchdog:
             if not name.startswith("llmcloud-") and name != "MainThread":
                 found[name] = stack_location.stack(frame, self._cell_number)
         main = stack_location.stack(stack_location.main_frame(), self._cell_number) if self._active.is_set() else []
-        return {"main": main, "threads": found, "op": beat.op + number}
+        return RankStacks(main=main, threads=found, op=beat.op + number)
 
 
 def _operation(at: StackLocation, groups: dict[str, GroupRow], still_s: float) -> str:

@@ -13,6 +13,7 @@ import torch
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint import rng, sharded_tensors, stateful_objects, writer
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.parallel.fully_sharded import settle
 from jupyter_llmcloud.training.resume import frame_variables, object_state
 from jupyter_llmcloud.training.resume.change_detection import Marks
 from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition
@@ -114,7 +115,7 @@ class CellState:
         alone = len(self.cell.ranks) == 1
         attributes, table = self._found(frames)
         for value in table.values():
-            sharded_tensors.settle(value)
+            settle(value)
         optimizers = self._stepped(table)
         found = stateful_objects.find(table, optimizers, self.objects, alone)
         found += stateful_objects.also_changed(table, found, self._marks)
@@ -263,11 +264,9 @@ class CellState:
 
     def _cut_anew(self, objects: dict[str, Any], folder: Path) -> dict[str, Any]:
         """What the ranks of another world have saved, for this one."""
-        if any(state.get("flat") for state in objects.values()):
-            raise ResumeMissed(
-                "a model that FullyShardedDataParallel has wrapped can be resumed on the same number of ranks only; "
-                "one that fully_shard has wrapped (fsdp_version=2) on any."
-            )
+        for state in objects.values():
+            if reason := state.get("fixed_size"):
+                raise ResumeMissed(reason)
         spread = [address for address, state in objects.items() if sharded_tensors.holds_shards(state["state"])]
         if not spread:
             return objects

@@ -17,9 +17,10 @@ import pytest
 
 from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
 from jupyter_llmcloud.errors import ConnectionLost
-from jupyter_llmcloud.protocol.agent_messages import Describe, Done, RenewLease, StopRun
+from jupyter_llmcloud.protocol.agent_messages import Describe, FindStandBy, RenewLease, StandbyFound, StopRun
 from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rpc import Responder
 from jupyter_llmcloud.storage.journal import read_all
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 from jupyter_llmcloud.storage.runs import RunFolder
@@ -77,14 +78,15 @@ class Worker:
         self._connection: AgentConnection = self._do(self._hold(agent))
 
     async def _hold(self, agent: AgentProcess) -> AgentConnection:
-        connection = await AgentConnection.open(agent.address)
-        connection.answer = self._answer
+        responder = Responder("the worker")
+        responder.on(FindStandBy, self._answer)
+        connection = await AgentConnection.open(agent.address, responder=responder)
         await connection.request(RenewLease(finds_room=True))
         return connection
 
-    async def _answer(self, question: Message) -> Message:
+    async def _answer(self, question: FindStandBy) -> StandbyFound:
         self.asked.append(question)
-        return Done(values={"address": self._other.address})
+        return StandbyFound(address=self._other.address)
 
     def _do(self, call: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result(20)
@@ -211,7 +213,7 @@ def test_a_leader_that_stands_still_has_no_rank_left_when_another_one_leads(
 
 def _described(agent: AgentProcess) -> dict[str, Any]:
     with contextlib.closing(agent.channel()) as channel:
-        return channel.request(Describe()).values
+        return channel.request(Describe()).as_dict()
 
 
 def test_a_leader_cut_off_from_its_follower_goes_on_itself_and_the_follower_does_not(

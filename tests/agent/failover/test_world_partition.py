@@ -101,7 +101,7 @@ def test_a_following_agent_that_stands_still_is_noticed_and_its_rank_ends(
     finally:
         os.kill(other.process.pid, signal.SIGCONT)
     channel = other.channel()
-    described = channel.request(Describe()).values
+    described = channel.request(Describe()).as_dict()
     assert described["free_slots"] == described["num_slots"]
     channel.close()
     assert "Traceback" not in other.words(), other.words()

@@ -13,7 +13,7 @@ import pytest
 
 from jupyter_llmcloud.core.run.exits import describe_exit, oom_evidence
 from jupyter_llmcloud.core.run.stacks import fold_stacks, parse_dump
-from jupyter_llmcloud.protocol.rank_messages import DumpStacks
+from jupyter_llmcloud.protocol.agent_messages import DumpStacks
 from tests.support.worlds import Ranks, Running, until
 
 # --- folding, by values ---
@@ -70,8 +70,8 @@ def test_a_dump_made_by_a_signal_reads_like_the_others() -> None:
 def stacks(world: Ranks) -> str:
     """As `%world stacks` gets them: over a connection of its own, while a cell runs."""
     with contextlib.closing(world.agent.channel()) as channel:
-        values = channel.request(DumpStacks(world_id=world.world_id), 10).values
-    return "\n".join(fold_stacks({int(rank): row for rank, row in values["ranks"].items()}, values["cells"]))
+        stacks = channel.request(DumpStacks(world_id=world.world_id), 10)
+    return "\n".join(fold_stacks(stacks.ranks, stacks.cells))
 
 
 def cell_of(running: Running) -> int:

@@ -117,6 +117,22 @@ def test_a_rank_that_dies_is_named_and_replaced(new_world: Callable[..., Ranks],
     assert not alive(lost)
 
 
+def test_a_rank_that_writes_into_a_socket_of_ours_is_ended_and_why_is_said(new_world: Callable[..., Ranks]) -> None:
+    world = new_world()
+    outcome = world.run(
+        """
+        import gc, socket, time
+        if rank == 1:
+            ours = [it for it in gc.get_objects() if isinstance(it, socket.socket) and it.family == socket.AF_UNIX]
+            ours[0].sendall(b"what is no message at all")
+        time.sleep(100)
+        """
+    )
+    assert (outcome.state, outcome.error["rank"]) == ("failed", 1)
+    assert "this rank is ended: rank 1 does not speak our protocol" in outcome.text(1, "stderr")
+    sums_to(world, "2")
+
+
 def test_the_stack_of_a_crash_is_in_the_log(new_world: Callable[..., Ranks]) -> None:
     outcome = new_world(1).run("import ctypes\nctypes.string_at(0)")
     assert "Fatal Python error: Segmentation fault" in outcome.text(kind="stderr")

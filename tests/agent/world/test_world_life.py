@@ -7,17 +7,38 @@ import json
 import os
 import signal
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from jupyter_llmcloud.agent.__main__ import environment
-from jupyter_llmcloud.errors import CapacityError, LLMCloudError, NameTaken, NotFound, UsageError
-from jupyter_llmcloud.protocol.agent_messages import Describe, Done, RunEnded, StartWorld, StopRun, StopWorld, Subscribe
+from jupyter_llmcloud.errors import (
+    CapacityError,
+    ConnectionLost,
+    LLMCloudError,
+    NameTaken,
+    NotFound,
+    ProtocolError,
+    UsageError,
+)
+from jupyter_llmcloud.protocol.agent_messages import (
+    Describe,
+    RunEnded,
+    ScaleCluster,
+    StartWorld,
+    StopRun,
+    StopWorld,
+    Submitted,
+    Subscribe,
+)
 from jupyter_llmcloud.protocol.client import AgentChannel
+from jupyter_llmcloud.protocol.frames import PROTOCOL_VERSION
+from jupyter_llmcloud.protocol.rpc import Refused
 from tests.support.worlds import NUM_SLOTS, AgentProcess, Ranks, alive, family, until
 
 
@@ -101,7 +122,7 @@ def test_what_is_heard_is_what_is_on_disk(world: Ranks) -> None:
 def test_a_background_run_goes_on_while_nobody_is_connected(node_agent: AgentProcess) -> None:
     ranks = Ranks(node_agent)
     running = ranks.send("import time\nfor i in range(20):\n    run.log(i=i)\n    time.sleep(0.01)", background=True)
-    assert isinstance(ranks.channel.receive(5), Done)
+    assert isinstance(ranks.channel.receive(5), Submitted)
     ranks.channel.close()
     folder = running.outcome.folder
     until(lambda: (folder.path / "run.json").exists() and not folder.read().is_active, "the run has ended")
@@ -154,7 +175,7 @@ def test_a_background_run_that_was_stopped_in_the_queue_has_an_end(world: Ranks)
     first = world.send("import time\nprint('in it')\ntime.sleep(100)").wait_for("in it", times=2)
     other = world.beside()
     second = other.send("never = 1", background=True)
-    until(lambda: isinstance(other.channel.receive(5), Done), "it is accepted")
+    until(lambda: isinstance(other.channel.receive(5), Submitted), "it is accepted")
     assert second.outcome.folder.read().state == "queued"
     second.stop()
     until(lambda: second.outcome.folder.read().state == "stopped", "its end is recorded")
@@ -292,22 +313,37 @@ def test_an_agent_that_is_asked_to_end_leaves_nothing(own_agent: Callable[..., A
     ranks.channel.close()
 
 
-def test_garbage_on_the_socket_hurts_nobody(world: Ranks) -> None:
-    for garbage in (
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\xff" * 64,
-        b"\0\0\0\x02\0\0\0\0[]",
-        b"\0\0\0\x09\0\0\0\0" + b'{"type":1',
+def test_garbage_on_the_socket_is_refused_and_hurts_nobody(world: Ranks) -> None:
+    for garbage, words in (
+        (b"GET / HTTP/1.1\r\n\r\n", "does not speak our protocol"),
+        (b"\xff" * 64, "does not speak our protocol"),
+        (b'\0\0\0\x0b\0\0\0\0{"type":1}', "does not speak our protocol.*an older version"),
+        (struct.pack("!2sHII", b"LC", 99, 0, 0), "speaks version 99 of the protocol"),
+        (struct.pack("!2sHII", b"LC", PROTOCOL_VERSION, 2, 0) + b"\xc1\xc1", "header cannot be read"),
     ):
-        channel = AgentChannel(world.agent.address)
-        channel._sock.sendall(garbage + b"\0" * 64)
-        channel.close()
+        with contextlib.closing(AgentChannel(world.agent.address)) as channel:
+            channel._sock.sendall(garbage + b"\0" * 64)
+            with pytest.raises(ProtocolError, match=words):
+                channel.receive(10)
+            with pytest.raises(ConnectionLost):
+                channel.receive(10)
+    assert world.ok("rank").results() == ["0", "1"]
+
+
+def test_a_request_of_a_later_version_is_refused_and_the_connection_goes_on(world: Ranks) -> None:
+    header = msgspec.msgpack.encode({"type": "InventedLater", "number": 1})
+    world.channel._sock.setblocking(True)
+    world.channel._sock.sendall(struct.pack("!2sHII", b"LC", PROTOCOL_VERSION, len(header), 0) + header)
+    world.channel._sock.setblocking(False)
+    refused = world.channel.receive(10)
+    assert isinstance(refused, Refused) and refused.code == "ProtocolError" and refused.reply_to == 1
+    assert "asked 'InventedLater', which is not known here: the two ends run different versions" in refused.message
     assert world.ok("rank").results() == ["0", "1"]
 
 
 def test_an_unknown_request_is_refused(world: Ranks) -> None:
-    with pytest.raises(LLMCloudError, match="does not answer RunEnded"):
-        world.channel.request(RunEnded(run_id="x", state="y"))
+    with pytest.raises(LLMCloudError, match="the node agent does not answer ScaleCluster"):
+        world.channel.request(ScaleCluster(workers=2))
 
 
 def test_a_precision_the_ranks_cannot_do_is_refused(world: Ranks) -> None:
@@ -324,7 +360,7 @@ def test_the_agent_announces_where_it_is(node_agent: AgentProcess) -> None:
 
 def _free(agent: AgentProcess) -> int:
     with contextlib.closing(agent.channel()) as channel:
-        return int(channel.request(Describe()).values["free_slots"])
+        return int(channel.request(Describe()).free_slots)
 
 
 def test_a_cell_that_waited_in_the_queue_of_a_world_that_ends_is_recorded_as_failed(

@@ -136,7 +136,7 @@ def command_of(pid: int) -> str:
 def described(world: Ranks) -> dict[str, Any] | None:
     """The world, by a connection of its own."""
     with contextlib.suppress(LLMCloudError), contextlib.closing(AgentChannel(world.agent.address)) as channel:
-        return channel.request(DescribeWorld(world_id=world.world_id), 5).values
+        return channel.request(DescribeWorld(world_id=world.world_id), 5).as_dict()
     return None
 
 

@@ -31,10 +31,12 @@ class StopSignal:
 
     Attributes:
         passed_on: how many of the presses whoever waits here has passed on.
+        requests: the numbers of the requests by which that was done.
     """
 
     def __init__(self) -> None:
         self.presses = self.passed_on = 0
+        self.requests: set[int] = set()
         self.fd, self._write = _take_pipe()
         self._previous: object = None
         self._installed = False

@@ -1,0 +1,75 @@
+"""Data parallel: every rank has the whole model, and gradients are averaged (`DistributedDataParallel`).
+
+A wrapper holds its process group in C++. When the group was broken (a Stop, a failed rank), the variable `model` of the
+notebook would be useless, although its weights are fine. So the arguments of every wrapper of this process are
+remembered, and it is initialised again on the new group; parameters are then those of rank 0.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.parallel.unwrap import chain
+from jupyter_llmcloud.training.parallel.whole import Whole
+
+_initialise = DistributedDataParallel.__init__
+
+
+class DataParallel(Whole):
+    """The plan `ddp`."""
+
+    replicated: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._arguments: weakref.WeakKeyDictionary[DistributedDataParallel, dict[str, Any]]
+        self._arguments = weakref.WeakKeyDictionary()
+
+    def holds(self, model: torch.nn.Module) -> bool:
+        """Whether the model is wrapped, be it below or above torch.compile."""
+        return any(isinstance(value, DistributedDataParallel) for value in chain(model))
+
+    def install(self) -> None:
+        """Stand in for the wrapper's constructor, which Accelerate, a Trainer and the cell itself call."""
+        plan = self
+
+        def __init__(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
+            plan.prepare(self, *args, **kwargs)
+
+        patches.DDP_WRAPPERS.apply({"torch.nn.parallel:DistributedDataParallel.__init__": lambda _: __init__})
+
+    def prepare(self, model: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
+        """Initialise a wrapper; one on a group of its own making cannot be rebuilt, and is not remembered."""
+        _initialise(model, *args, **kwargs)
+        options = {name: value for name, value in kwargs.items() if name != "module"}
+        if len(args) <= 1 and options.get("process_group") is None and options.get("device_mesh") is None:
+            self._arguments[model] = options
+
+    def portable(self, value: Any) -> Any:
+        """The module inside a wrapper."""
+        return value.module if isinstance(value, DistributedDataParallel) else value
+
+    def rebuild(self, group: Any) -> int:
+        """Initialise every wrapper again on `group`.
+
+        Does nothing when the ranks do not hold the same number of wrappers: which belongs to which could not be told.
+        """
+        wrappers = list(self._arguments)
+        signatures: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(signatures, [_signature(wrapper) for wrapper in wrappers], group)
+        if any(signature != signatures[0] for signature in signatures):
+            return 0
+        for wrapper in wrappers:
+            module, was_training = wrapper.module, wrapper.training
+            _initialise(wrapper, module, **{**self._arguments[wrapper], "process_group": group})
+            wrapper.train(was_training)
+        return len(wrappers)
+
+
+def _signature(wrapper: DistributedDataParallel) -> tuple[str, int]:
+    return type(wrapper.module).__name__, sum(parameter.numel() for parameter in wrapper.module.parameters())

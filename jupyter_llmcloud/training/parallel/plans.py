@@ -1,0 +1,41 @@
+"""The plans and layouts that a rank knows, and which of them a model has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from jupyter_llmcloud.training.parallel.ddp import DataParallel
+from jupyter_llmcloud.training.parallel.flat_sharded import FlatShards
+from jupyter_llmcloud.training.parallel.fully_sharded import FullyShards
+from jupyter_llmcloud.training.parallel.plan import Layout, Plan
+from jupyter_llmcloud.training.parallel.whole import Whole
+
+_DDP = DataParallel()
+_PLANS: tuple[Plan, ...] = (_DDP,)
+_LAYOUTS: tuple[Layout, ...] = (FlatShards(), FullyShards(), _DDP, Whole())  # the first that holds a model
+
+
+def install() -> None:
+    """Take care of the models that code makes parallel from now on. Called once, in a rank."""
+    for plan in _PLANS:
+        plan.install()
+
+
+def rebuild(group: Any) -> None:
+    """A process group was renewed: prepared models use it. All ranks must call it."""
+    for plan in _PLANS:
+        plan.rebuild(group)
+
+
+def portable(value: Any) -> Any:
+    """What of a value can leave its rank."""
+    for plan in _PLANS:
+        value = plan.portable(value)
+    return value
+
+
+def layout_of(model: torch.nn.Module) -> Layout:
+    """How a model is spread over the ranks."""
+    return next(layout for layout in _LAYOUTS if layout.holds(model))
