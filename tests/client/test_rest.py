@@ -72,7 +72,7 @@ def test_a_kernel_without_a_jupyter_server_gets_a_headless_one_that_goes_with_it
 WITHOUT_DASK = """
 import sys
 sys.modules["jupyter_llmcloud.cluster.clusters"] = None  # cannot be imported
-from jupyter_llmcloud.server.headless import main
+from jupyter_llmcloud.server.headless.__main__ import main
 main()
 """
 
