@@ -55,12 +55,6 @@ def test_a_script_that_parses_its_command_line_has_been_given_no_arguments(world
     assert outcome.text(0) == "done cell\n"
 
 
-def test_arguments_that_a_cell_sets_stay_for_the_next(world: Ranks) -> None:
-    world.ok("import sys\nbefore = sys.argv\nsys.argv = ['train.py', '--lr', '1']")
-    assert world.ok("list(sys.argv)").results() == ["['train.py', '--lr', '1']"] * 2
-    world.ok("sys.argv = before")
-
-
 def test_a_notebook_launcher_trains_on_the_ranks_that_are_there(world: Ranks) -> None:
     outcome = world.ok(
         """
