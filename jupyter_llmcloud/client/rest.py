@@ -34,20 +34,6 @@ class ServerClient:
     def __repr__(self) -> str:
         return f"ServerClient({self.url!r})"
 
-    @classmethod
-    def find_or_start(cls, for_world: bool = False) -> ServerClient:
-        """The server that the environment names, else the parent Jupyter server, else a headless one of this kernel."""
-        from jupyter_llmcloud.client import discovery
-
-        return discovery.find_or_start(for_world)
-
-    @classmethod
-    def find(cls) -> ServerClient:
-        """A server that runs already: the one that the environment names, else the newest. Raises NotFound."""
-        from jupyter_llmcloud.client import discovery
-
-        return discovery.find_running()
-
     @property
     def openai_url(self) -> str:
         """Where OpenAI clients ask."""

@@ -7,17 +7,18 @@ import contextlib
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import psutil
 from distributed import Client
 
+from jupyter_llmcloud.cluster.agent_info import AgentInfo
 from jupyter_llmcloud.cluster.dask_client import ask_agents, install, open_client
 from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
 from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.host_launcher import HostProcesses
-from jupyter_llmcloud.cluster.placement_queue import Lines
+from jupyter_llmcloud.cluster.placement_queue import PlacementQueues
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
 from jupyter_llmcloud.cluster.tunnel.agent_sockets import Reach
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
@@ -30,23 +31,6 @@ from jupyter_llmcloud.protocol.client import AgentConnection
 ASK_TIMEOUT_S = 30.0
 DESCRIBE_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 1.0
-
-
-@dataclass(frozen=True)
-class AgentInfo:
-    """A node agent as the server sees it."""
-
-    name: str
-    address: str
-    host: str
-    num_slots: int
-    free_slots: int
-    has_gpus: bool
-    num_replicas: int
-    worlds: list[dict[str, Any]]
-    begun: list[str]  # ids of worlds, some of which have ended
-    worker: str  # address of the Dask worker beside it
-    home: str  # its socket on its own host; `address` is what is connected to from here
 
 
 class ClusterPool:
@@ -69,7 +53,7 @@ class ClusterPool:
         self._reach = Reach(lambda name: self._records[name], always_tunnel)
         self._clients: dict[str, Client] = {}
         self._hosts = HostProcesses(lease_s)
-        self._lines = Lines()
+        self._queues = PlacementQueues()
         self._default_start = asyncio.Lock()
         self._reviving = asyncio.Lock()
 
@@ -267,9 +251,9 @@ class ClusterPool:
             if started := (cluster is None and not self._has_any()):
                 await self.start()
         record = self._record(cluster)
-        self._lines.come(record.cluster_id, ticket)
+        self._queues.come(record.cluster_id, ticket)
         agents = await self.agents(record.name)
-        shares, world_id = self._lines.place(record.cluster_id, ticket, num_ranks, agents)
+        shares, world_id = self._queues.place(record.cluster_id, ticket, num_ranks, agents)
         return {
             "cluster": record.name,
             "world_id": world_id,

@@ -1,4 +1,4 @@
-"""Which agents get the ranks of a world, and whose turn it is: a line for each cluster."""
+"""Which agents get the ranks of a world, and whose turn it is: a queue for each cluster."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from jupyter_llmcloud.cluster.agent_info import AgentInfo
 from jupyter_llmcloud.core.scheduling.placement import AgentSlots, Share, default_num_ranks, place
 from jupyter_llmcloud.core.scheduling.queue import PlacementQueue, Room
 from jupyter_llmcloud.errors import Busy
 
-if TYPE_CHECKING:
-    from jupyter_llmcloud.cluster.clusters import AgentInfo
 
-
-class Lines:
+class PlacementQueues:
     """Those who wait for slots, by cluster. Whoever asks with the same ticket again keeps its place."""
 
     def __init__(self) -> None:
-        self._lines: defaultdict[str, PlacementQueue] = defaultdict(PlacementQueue)
+        self._queues: defaultdict[str, PlacementQueue] = defaultdict(PlacementQueue)
 
     def come(self, cluster_id: str, ticket: str) -> None:
         """The holder of a ticket asks; the cluster is looked at next."""
         if ticket:
-            self._lines[cluster_id].renew(ticket, time.monotonic())
+            self._queues[cluster_id].renew(ticket, time.monotonic())
 
     def place(
         self, cluster_id: str, ticket: str, num_ranks: int | None, agents: Sequence[AgentInfo]
@@ -35,13 +32,13 @@ class Lines:
         Raises CapacityError when the cluster can never hold it, Busy when it cannot now, or when others come first.
         """
         slots = [AgentSlots(a.address, a.host, a.num_slots, a.free_slots, a.has_gpus) for a in agents]
-        line = self._lines[cluster_id]
+        queue = self._queues[cluster_id]
         try:
             shares, busy = place(num_ranks, slots), None
         except Busy as error:
             shares, busy = [], error
         except Exception:
-            line.leave(ticket)
+            queue.leave(ticket)
             raise
         wanted = sum(share.num_ranks for share in shares) or num_ranks or default_num_ranks(slots)
         cluster = Room(
@@ -51,7 +48,7 @@ class Lines:
             {world_id for agent in agents for world_id in agent.begun},
         )
         world_id = secrets.token_hex(6)
-        verdict = line.ask(ticket, wanted, cluster, world_id, time.monotonic())
+        verdict = queue.ask(ticket, wanted, cluster, world_id, time.monotonic())
         if busy is not None:
             raise busy
         if not verdict.goes:

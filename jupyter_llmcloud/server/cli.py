@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
+from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import FollowedRun
-from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.names import parse_duration
 from jupyter_llmcloud.core.spec import Door, EndpointSpec
 from jupyter_llmcloud.errors import LLMCloudError
@@ -124,7 +124,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> None:
     noun = arguments.noun
-    rows = ServerClient.find().ask("GET", noun)[noun]
+    rows = discovery.find_running().ask("GET", noun)[noun]
     if getattr(arguments, "json", False):
         print(json.dumps(rows, indent=2))
         return
@@ -132,26 +132,26 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _delete(arguments: argparse.Namespace) -> None:
-    ServerClient.find().ask("DELETE", f"{arguments.noun}/{quote(arguments.name, safe='')}")
+    discovery.find_running().ask("DELETE", f"{arguments.noun}/{quote(arguments.name, safe='')}")
 
 
 def _stop_run(arguments: argparse.Namespace) -> None:
-    print(ServerClient.find().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
+    print(discovery.find_running().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
 
 
 def _attach(arguments: argparse.Namespace) -> int:
-    server = ServerClient.find()
+    server = discovery.find_running()
     run_id = server.run(arguments.name)["run_id"]
     return FollowedRun(server, server.run_folder(run_id), is_ours=False).follow()
 
 
 def _endpoint_logs(arguments: argparse.Namespace) -> None:
-    for row in ServerClient.find().ask("GET", f"endpoints/{quote(arguments.name, safe='')}/logs")["logs"]:
+    for row in discovery.find_running().ask("GET", f"endpoints/{quote(arguments.name, safe='')}/logs")["logs"]:
         sys.stdout.write(row["text"])
 
 
 def _run_logs(arguments: argparse.Namespace) -> None:
-    for record in ServerClient.find().ask("GET", f"runs/{quote(arguments.name, safe='')}/logs")["records"]:
+    for record in discovery.find_running().ask("GET", f"runs/{quote(arguments.name, safe='')}/logs")["records"]:
         if "text" in record:
             print(f"[{record['rank']}] {record['text']}", end="" if record["text"].endswith("\n") else "\n")
 
@@ -159,12 +159,12 @@ def _run_logs(arguments: argparse.Namespace) -> None:
 def _create_key(arguments: argparse.Namespace) -> None:
     scopes = arguments.scope or ["infer:*", "models:read"]
     body = {"scopes": scopes, "expires_s": arguments.expires, "label": arguments.label}
-    print(ServerClient.find().ask("POST", "keys", body)["key"])
+    print(discovery.find_running().ask("POST", "keys", body)["key"])
 
 
 def _start_cluster(arguments: argparse.Namespace) -> None:
     body = {"kind": arguments.kind, "workers": arguments.workers, "name": arguments.name}
-    print(ServerClient.find().ask("POST", "clusters", body)["name"])
+    print(discovery.find_running().ask("POST", "clusters", body)["name"])
 
 
 def _cell(column: str, value: Any) -> str:

@@ -91,7 +91,7 @@ def _program(arguments: argparse.Namespace, spec: RunSpec) -> tuple[str, dict[st
         return source, {"file": file, "arguments": arguments.passed_on, "folder": folder}
     if spec.resume is None:
         raise UsageError("which script? jupyter llmcloud run FILE.py, or --resume RUN to go on with an earlier one.")
-    earlier = ServerClient.find().run(spec.resume)
+    earlier = discovery.find_running().run(spec.resume)
     script = earlier["script"]
     if not script.get("file"):
         raise UsageError(

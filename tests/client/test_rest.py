@@ -24,9 +24,9 @@ pytest_plugins = ["tests.support.server_fixtures"]
 
 OWNER = """
 import sys
-from jupyter_llmcloud.client.rest import ServerClient
-client = ServerClient.find_or_start()
-again = ServerClient.find_or_start()
+from jupyter_llmcloud.client import discovery
+client = discovery.find_or_start()
+again = discovery.find_or_start()
 print(client.status()["pid"], client.url == again.url, client.status()["headless"], flush=True)
 sys.stdin.read()
 """

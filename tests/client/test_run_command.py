@@ -22,6 +22,7 @@ from jupyter_llmcloud.errors import CapacityError, UsageError
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 from tests.support.worlds import until
 
+pytest_plugins = ["tests.support.server_fixtures"]
 pytestmark = pytest.mark.slow
 DEADLINE_S = 120
 SCRIPT = """\
@@ -324,3 +325,40 @@ def _free_slots(server: ServerClient) -> int:
         return int(server.place("local", _slots(server))["num_ranks"])
     except Busy:
         return 0
+
+
+@pytest.fixture
+def alone(headless_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.Popen[str]]:
+    """Starts commands where no server runs."""
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "none"))
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "jupyter_llmcloud.server.cli", *words]
+        return subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    return begin
+
+
+def test_without_a_server_a_script_has_one_of_its_own(
+    alone: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "words.py").write_text("print('here')\n", encoding="utf-8")
+    process = alone("run", "words.py", "-n", "2")
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out) == (0, "[0-1] here\n"), err
+    assert "Starting a server and a cluster on this machine" in err
+
+
+def test_ctrl_c_while_the_cluster_starts_leaves_no_run(
+    alone: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "words.py").write_text("print('here')\n", encoding="utf-8")
+    process = alone("run", "words.py", "-n", "2")
+    assert "Starting a server" in process.stderr.readline()
+    until(lambda: list(config.runtime_dir().glob("headless-*.json")), "the server is there", 60)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "") and "Traceback" not in err
+    assert [record for record in RunStore().list() if record.state != "stopped"] == []

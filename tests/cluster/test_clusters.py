@@ -21,7 +21,8 @@ from distributed import Client
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.cluster import dask_client
-from jupyter_llmcloud.cluster.clusters import AgentInfo, ClusterPool
+from jupyter_llmcloud.cluster.agent_info import AgentInfo
+from jupyter_llmcloud.cluster.clusters import ClusterPool
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NameTaken, NotFound, UsageError
 from tests.chaos.starts import OWNERS, Contest

@@ -64,7 +64,7 @@ async def test_nothing_that_is_shown_holds_the_key(magics: EndpointMagics, model
     key = await off_loop(lambda: endpoint.api_key)
     assert key.startswith("sk-llmc-")
     shown = [repr(endpoint), str(endpoint), endpoint._repr_html_(), json.dumps(endpoint._bundle())]
-    card = make_card(endpoint)
+    card = make_card(endpoint.name, endpoint.base_url, endpoint.snippets(), lambda: endpoint.api_key)
     shown.append(json.dumps(card.get_state(), default=str))
     assert all(key.split("-")[3] not in text for text in shown)
     assert endpoint.base_url in shown[2] and "$LLMCLOUD_API_KEY" in shown[2]
@@ -74,7 +74,7 @@ async def test_the_cards_button_sends_the_key_in_a_message_and_keeps_it_nowhere(
     magics: EndpointMagics, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint = await off_loop(lambda: endpoints.serve(str(model), name="tiny"))
-    card = make_card(endpoint)
+    card = make_card(endpoint.name, endpoint.base_url, endpoint.snippets(), lambda: endpoint.api_key)
     sent: list[Any] = []
     monkeypatch.setattr(card, "send", lambda content, buffers=None: sent.append(content))
     await off_loop(card._handle_custom_msg, {"kind": "key"}, [])

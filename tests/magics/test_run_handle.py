@@ -60,7 +60,7 @@ def out(text: str, t: float, kind: str = "stdout") -> dict[str, Any]:
 def test_a_run_whose_agent_is_gone_has_ended(folder: RunFolder, monkeypatch, capsys) -> None:
     monkeypatch.setattr(run_handle, "ALIVE_S", 0.0)
     write(folder, 0, out("its last words\n", 1.0))
-    handle = RunHandle("r-1", Session("lost"))
+    handle = RunHandle("r-1", lambda: Server("lost"))
     with pytest.raises(WorldError, match="r-1 was lost"):
         handle.result(5)
     assert (handle.done(), handle.state) == (True, "lost")
@@ -72,7 +72,7 @@ def test_a_run_whose_agent_is_gone_has_ended(folder: RunFolder, monkeypatch, cap
 
 def test_a_run_that_goes_on_is_not_done(folder: RunFolder, monkeypatch) -> None:
     monkeypatch.setattr(run_handle, "ALIVE_S", 0.0)
-    handle = RunHandle("r-1", Session("running"))
+    handle = RunHandle("r-1", lambda: Server("running"))
     assert not handle.done()
     with pytest.raises(TimeoutError):
         handle.result(0.1)
@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_is_not_done(folder: RunFolder, monkeypatch) -> None:
     ],
 )
 def test_a_handle_is_a_future(folder: RunFolder, state: str, error: type[Exception] | None, words: str) -> None:
-    handle = RunHandle("r-1", Session("running"))
+    handle = RunHandle("r-1", lambda: Server("running"))
     assert (handle.running(), handle.cancelled()) == (True, False)
     record = folder.read()
     record.state, record.ended = state, record.created + 7
@@ -108,7 +108,7 @@ def test_output_that_is_shown_afterwards_is_folded_by_the_times_it_was_written_a
     lines = [f"step {n}\n" for n in range(2_000)]
     for rank in (0, 1):
         write(folder, rank, *(out(line, n * 0.5 + rank * 0.01) for n, line in enumerate(lines)))
-    RunHandle("r-1", Session("lost")).attach()
+    RunHandle("r-1", lambda: Server("lost")).attach()
     shown = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
     assert shown == [f"[0-1] {line.strip()}" for line in lines]
 
@@ -124,7 +124,7 @@ def test_the_text_of_the_log_is_complete_and_in_order_of_time(folder: RunFolder)
     )
     expected = ["[1] c", "[0] ab", "[1] 7", "[1] 8", "[1] w", "[0] error", "[0] unended"]
     assert log_text.write(folder).read_text().splitlines() == expected
-    handle = RunHandle("r-1", Session("running"))
+    handle = RunHandle("r-1", lambda: Server("running"))
     assert handle.logs().splitlines() == expected
     assert handle.logs(rank=1, tail=2).splitlines() == ["[1] 8", "[1] w"]
 

@@ -47,7 +47,7 @@ VERBS = {
 def get(name: str) -> RunHandle:
     """The run with this id, else the newest one with this name."""
     run = session.current().server.run(name)
-    return RunHandle(run["run_id"], session.current())
+    return RunHandle(run["run_id"], lambda: session.current().server)
 
 
 def table(limit: int | None = None) -> Table:

@@ -187,7 +187,7 @@ class Endpoint:
             return bundle
         from jupyter_llmcloud.magics.output.endpoint_card import make_card
 
-        live: Any = make_card(self)._repr_mimebundle_()
+        live: Any = make_card(self.name, self.base_url, self.snippets(), lambda: self.api_key)._repr_mimebundle_()
         return {**(live[0] if isinstance(live, tuple) else live), **bundle}
 
 

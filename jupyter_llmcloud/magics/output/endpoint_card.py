@@ -6,16 +6,14 @@ saved notebook nor its widget state can hold it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import traitlets
 
 from jupyter_llmcloud.errors import LLMCloudError
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.magics.output.endpoint import Endpoint
 
 
 class EndpointCard(anywidget.AnyWidget):
@@ -27,20 +25,20 @@ class EndpointCard(anywidget.AnyWidget):
     snippets = traitlets.Dict().tag(sync=True)
 
 
-def make_card(endpoint: Endpoint) -> EndpointCard:
-    """A card whose button answers with the endpoint's key."""
-    card = EndpointCard(name=endpoint.name, url=endpoint.base_url, snippets=endpoint.snippets())
+def make_card(name: str, url: str, snippets: Mapping[str, str], make_key: Callable[[], str]) -> EndpointCard:
+    """A card of an endpoint, whose button answers with the key that `make_key` returns."""
+    card = EndpointCard(name=name, url=url, snippets=dict(snippets))
 
     def on_message(_card: Any, content: dict[str, Any], _buffers: Any) -> None:
         if content.get("kind") == "key":
-            card.send(_key_message(endpoint))
+            card.send(_key_message(make_key))
 
     card.on_msg(on_message)
     return card
 
 
-def _key_message(endpoint: Endpoint) -> dict[str, str]:
+def _key_message(make_key: Callable[[], str]) -> dict[str, str]:
     try:
-        return {"kind": "key", "key": endpoint.api_key}
+        return {"kind": "key", "key": make_key()}
     except LLMCloudError as error:
         return {"kind": "error", "message": str(error)}

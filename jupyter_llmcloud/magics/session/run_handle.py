@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldError
 from jupyter_llmcloud.storage import log_text
@@ -19,19 +20,21 @@ from jupyter_llmcloud.system.gil import short_turns
 if TYPE_CHECKING:
     import pandas
 
-    from jupyter_llmcloud.magics.session.session import Session
-
 POLL_S = 0.05
 ALIVE_S = 2.0  # how often the server is asked whether the agent of a run that goes on is there
 
 
 class RunHandle:
-    """A run by its id, in the shape of a future, with `logs()` and `metrics()`; can be awaited."""
+    """A run by its id, in the shape of a future, with `logs()` and `metrics()`; can be awaited.
 
-    def __init__(self, run_id: str, session: Session) -> None:
+    Args:
+        server: gives the server that knows whether the agent of the run is there.
+    """
+
+    def __init__(self, run_id: str, server: Callable[[], ServerClient]) -> None:
         self.run_id = run_id
         self.folder: RunFolder = RunStore().folder(run_id)
-        self._session = session
+        self._server = server
         self._is_lost = False
         self._asked_at = time.monotonic()
 
@@ -56,7 +59,7 @@ class RunHandle:
             return True
         if (record.agent or record.owner) and time.monotonic() > self._asked_at + ALIVE_S:
             try:
-                told = self._session.server.ask("GET", f"runs/{self.run_id}", timeout_s=ALIVE_S)
+                told = self._server().ask("GET", f"runs/{self.run_id}", timeout_s=ALIVE_S)
                 self._is_lost = told["state"] == "lost"
             except LLMCloudError:
                 pass  # the server is being started again: the next time
@@ -123,7 +126,7 @@ class RunHandle:
         """Press Stop; returns whether there was anything to stop."""
         if self.done():
             return False
-        self._session.server.stop_run(self.run_id)
+        self._server().stop_run(self.run_id)
         return True
 
     def _press_stop(self) -> None:

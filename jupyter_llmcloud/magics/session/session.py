@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.names import run_id
 from jupyter_llmcloud.core.spec import Door, RunSpec
@@ -59,9 +60,8 @@ class Session:
     def _find_server(self, for_world: bool = False) -> ServerClient:
         if self._server is None:
             environment_check.check()
-            from jupyter_llmcloud.client.rest import ServerClient
 
-            self._server = ServerClient.find_or_start(for_world)
+            self._server = discovery.find_or_start(for_world)
         return self._server
 
     # --- worlds ---
@@ -87,7 +87,7 @@ class Session:
                 placement = server.place(cluster, num_ranks, ticket)
                 if placement["started"]:
                     print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
-                return WorldClient.start(placement, self.owner, Leaders(self))
+                return WorldClient.start(placement, self.owner, Leaders(lambda: self.server))
             except Busy as busy:
                 # All or nothing: nothing but a place in the server's line is held while we wait, so two worlds cannot
                 # wait for each other.
@@ -100,7 +100,7 @@ class Session:
         """The world that this notebook has, also from before its kernel was restarted."""
         if self.world is None:
             environment_check.check()
-        if self.world is None and (known := recall(self.owner, Leaders(self))) is not None:
+        if self.world is None and (known := recall(self.owner, Leaders(lambda: self.server))) is not None:
             self.world = known
             print(
                 f"This notebook's world of {known.world_size} ranks was still there, with its variables "
@@ -187,7 +187,7 @@ class Session:
         from jupyter_llmcloud.magics.session.run_handle import RunHandle
 
         world.submit(message)
-        return RunHandle(message.run_id, self)
+        return RunHandle(message.run_id, lambda: self.server)
 
     @staticmethod
     def _check_ranks(ranks: str | None, world: WorldClient) -> list[int]:

@@ -17,7 +17,8 @@ from jupyter_llmcloud.server.endpoints.replica_client import MAX_CONCURRENT
 from jupyter_llmcloud.storage.server_state import StoredReplica
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.cluster.clusters import AgentInfo, ClusterPool
+    from jupyter_llmcloud.cluster.agent_info import AgentInfo
+    from jupyter_llmcloud.cluster.clusters import ClusterPool
     from jupyter_llmcloud.protocol.client import AgentConnection
 
 START_TIMEOUT_S = 60.0

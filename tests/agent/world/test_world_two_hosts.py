@@ -15,7 +15,8 @@ import psutil
 import pytest
 from distributed import Security
 
-from jupyter_llmcloud.cluster.clusters import AgentInfo, ClusterPool
+from jupyter_llmcloud.cluster.agent_info import AgentInfo
+from jupyter_llmcloud.cluster.clusters import ClusterPool
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError
 from jupyter_llmcloud.protocol.agent_messages import DescribeWorld, ResizeWorld
 from jupyter_llmcloud.protocol.client import AgentChannel

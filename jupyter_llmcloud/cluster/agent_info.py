@@ -1,0 +1,23 @@
+"""What the server knows of a node agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """A node agent as the server sees it."""
+
+    name: str
+    address: str
+    host: str
+    num_slots: int
+    free_slots: int
+    has_gpus: bool
+    num_replicas: int
+    worlds: list[dict[str, Any]]
+    begun: list[str]  # ids of worlds, some of which have ended
+    worker: str  # address of the Dask worker beside it
+    home: str  # its socket on its own host; `address` is what is connected to from here
