@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling
@@ -291,6 +292,22 @@ def test_an_engine_that_disagrees_with_the_model_is_not_used(
 
     with_engine(tried(loaded), body)
     assert "log probabilities are off" in caplog.text
+
+
+def test_a_transformers_with_other_private_parts_is_served_by_generate_and_the_log_says_why(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepare_tensor_args(self: Any, scheduled: list[Any], storage: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("called although it does not fit")
+
+    monkeypatch.setattr(ContinuousBatchingLogitsProcessorList, "prepare_tensor_args", prepare_tensor_args)
+
+    async def body(engine: Engine) -> None:
+        assert engine.name == "generate"
+
+    with_engine(tried(loaded), body)
+    assert "prepare_tensor_args takes (scheduled, storage) instead of (requests_in_batch, arg_storage)" in caplog.text
+    assert "The model is served by generate(), one sequence per thread." in caplog.text
 
 
 @pytest.mark.parametrize(("free", "context", "pages"), [(2**34, 256, 8 * 9), (2**21, 256, 20), (2**20, 256, 10)])
