@@ -20,7 +20,7 @@ WORKERS ?= auto
 # Tests that start no process, or only short ones: rules decided by values, and the order of the house.
 QUICK := tests/core tests/protocol tests/system tests/storage tests/widgets tests/magics tests/house
 
-.PHONY: help setup demo lab test quick quick-tests quick-lint bench lint chaos
+.PHONY: help setup demo lab test quick quick-tests quick-lint bench lint chaos compat
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ lint: $(BUILT)  ## ruff, mypy, the import rules, the types of the front end
 
 chaos: $(BUILT)  ## inject the faults that the promises are about
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+compat: $(BUILT)  ## the core with the oldest and the newest libraries that are allowed, on Python 3.12 and 3.13
+	.ci/compat oldest $(ARGS)
+	.ci/compat newest $(ARGS)
 
 # torch first and then held: a resolver that backtracks would otherwise try every build of it.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

@@ -14,7 +14,7 @@ import psutil
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
-from jupyter_llmcloud.errors import LLMCloudError, ServerError
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, ServerError
 from jupyter_llmcloud.system.atomic_files import read_json
 from jupyter_llmcloud.system.spawn import last_words, spawn
 
@@ -44,11 +44,8 @@ def _checked(client: ServerClient) -> ServerClient:
 def parent_server() -> ServerClient | None:
     """The Jupyter server that started this kernel, when it has our extension and lets us in."""
     pid = os.environ.get("JPY_PARENT_PID", "")
-    told = read_json(config.jupyter_runtime_dir() / f"jpserver-{pid}.json") if pid.isdigit() else None
-    if told is None or not told.get("url"):
-        return None
-    token = told.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", "")
-    return _answering(ServerClient(str(told["url"]), str(token)))
+    client = _announced(config.jupyter_runtime_dir() / f"jpserver-{pid}.json") if pid.isdigit() else None
+    return _answering(client) if client is not None else None
 
 
 def _answering(client: ServerClient) -> ServerClient | None:
@@ -58,6 +55,46 @@ def _answering(client: ServerClient) -> ServerClient | None:
         client.close()
         return None
     return client
+
+
+def running_server() -> ServerClient | None:
+    """The server that the environment names, else the newest of this user that answers."""
+    if url := os.environ.get(config.ENV_SERVER_URL):
+        return ServerClient(url, os.environ.get(config.ENV_SERVER_TOKEN, ""))
+    for path in announcements():
+        if (client := _announced(path)) is not None and _answering(client) is not None:
+            return client
+    return None
+
+
+def find_running() -> ServerClient:
+    """The same; raises NotFound when there is none."""
+    if (server := running_server()) is not None:
+        return server
+    raise NotFound(
+        "no Jupyter server with jupyter-llmcloud runs here: start one (jupyter lab, jupyter llmcloud serve PATH), "
+        f"or name it in {config.ENV_SERVER_URL} and {config.ENV_SERVER_TOKEN}."
+    )
+
+
+def announcements() -> list[Path]:
+    """Where servers of this user tell their URL, the newest first."""
+    paths = [*config.jupyter_runtime_dir().glob("jpserver-*.json"), *config.runtime_dir().glob("headless-*.json")]
+    return sorted(paths, key=_age, reverse=True)
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _announced(path: Path) -> ServerClient | None:
+    told = read_json(path)
+    if told is None or not isinstance(told.get("url"), str):
+        return None
+    return ServerClient(told["url"], told.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", ""))
 
 
 def headless_server(for_world: bool = False) -> ServerClient:

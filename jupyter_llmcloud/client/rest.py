@@ -1,13 +1,15 @@
-"""The REST API from a kernel: one method per route, errors raised as the classes they name."""
+"""The REST API from a kernel or a terminal: one method per route, errors raised as the classes they name."""
 
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.rpc import restored_body
+from jupyter_llmcloud.storage.runs import RunFolder
 
 if TYPE_CHECKING:
     import httpx
@@ -38,6 +40,13 @@ class ServerClient:
         from jupyter_llmcloud.client import discovery
 
         return discovery.find_or_start(for_world)
+
+    @classmethod
+    def find(cls) -> ServerClient:
+        """A server that runs already: the one that the environment names, else the newest. Raises NotFound."""
+        from jupyter_llmcloud.client import discovery
+
+        return discovery.find_running()
 
     @property
     def openai_url(self) -> str:
@@ -124,6 +133,20 @@ class ServerClient:
         body = {"cluster": cluster, "num_ranks": num_ranks, "ticket": ticket}
         return self.ask("POST", "placement", body, START_TIMEOUT_S)
 
+    def run_folder(self, run_id: str) -> RunFolder:
+        """Where the server records a run, as far as this machine has that folder."""
+        return RunFolder(Path(self.status()["root"]) / "runs" / run_id)
+
+    def start_run(self, source: str, spec: dict[str, Any], script: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Start a run without a kernel: {"run_id", "name", "state", "notes"}. It may wait for ranks when this returns.
+
+        Args:
+            source: a Python program.
+            spec: options of RunSpec, by name.
+            script: {"file", "arguments", "folder"} of a program that comes from a file.
+        """
+        return self.ask("POST", "runs", {"source": source, "spec": spec, "script": script}, START_TIMEOUT_S)
+
     def runs(self, state: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """Runs, the newest first."""
         return list(self.ask("GET", "runs", state=state, limit=limit)["runs"])
@@ -140,9 +163,9 @@ class ServerClient:
         """Its newest metric records."""
         return list(self.ask("GET", f"runs/{_name(name)}/metrics", rank=rank, limit=limit)["records"])
 
-    def stop_run(self, name: str) -> dict[str, Any]:
+    def stop_run(self, name: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         """Stop a run: {"state"}."""
-        return self.ask("POST", f"runs/{_name(name)}/stop", {})
+        return self.ask("POST", f"runs/{_name(name)}/stop", {}, timeout_s)
 
     def delete_run(self, name: str) -> None:
         """Remove a run that has ended."""

@@ -64,13 +64,11 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def parse_variables(text: str, option: str) -> list[str]:
-    """`a, b` -> ["a", "b"]; each must be a Python name."""
+def parse_variables(text: str, option: str = "") -> list[str]:
+    """`a, b` -> ["a", "b"]; each must be a Python name. What is refused is said of `option`, if any."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     bad = [name for name in names if not name.isidentifier()]
     if bad or not names:
-        raise UsageError(
-            f"{option} {text!r}: expected names of variables separated by commas"
-            + (f", not {bad[0]!r}." if bad else ".")
-        )
+        words = "expected names of variables separated by commas" + (f", not {bad[0]!r}." if bad else ".")
+        raise UsageError(f"{option} {text!r}: {words}" if option else words)
     return names

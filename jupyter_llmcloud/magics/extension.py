@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jupyter_llmcloud.core.options import Syntax, complete, usage
+from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE
 from jupyter_llmcloud.magics.commands import clusters, distribute, endpoints, runs, worlds
-from jupyter_llmcloud.magics.commands.options import Syntax, complete, usage
 
 VERBS: dict[str, dict[str, Syntax]] = {
     "%cluster": clusters.VERBS,
@@ -14,10 +15,10 @@ VERBS: dict[str, dict[str, Syntax]] = {
     "%endpoints": endpoints.VERBS,
 }
 SINGLE: dict[str, Syntax] = {
-    "%%distribute": distribute.DISTRIBUTE,
+    "%%distribute": DISTRIBUTE,
     "%push": distribute.PUSH,
     "%pull": distribute.PULL,
-    "%serve": endpoints.SERVE,
+    "%serve": SERVE,
 }
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
 from typing import Any
 
 from jupyter_llmcloud import errors
+from jupyter_llmcloud.core.spec import Door, EndpointSpec, RunSpec, Spec
 from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
 from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
 from jupyter_llmcloud.magics.session import session
-from jupyter_llmcloud.magics.session.cell import Cell, current_number, without_leading_blank_lines
+from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.magics.session.null_run import run
+from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
 __all__ = [
     "Endpoint",
@@ -29,20 +31,31 @@ __all__ = [
 ]
 
 
-def distribute(
-    code: str, *, n: int | None = None, push: Sequence[str] = (), pull: Sequence[str] = (), **options: Any
-) -> Any:
-    """Run `code` on every rank, as `%%distribute` does; returns a RunResult, or a RunHandle with background=True.
+def _describe(function: Any, spec: type[Spec]) -> None:
+    """Give a function the options of its spec: in its signature, and explained in its docstring."""
+    known = inspect.signature(function)
+    options = spec.options(Door.NOTEBOOK)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    named = [item for item in known.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
+    added = [inspect.Parameter(option.name, keyword, default=option.default) for option in options]
+    own = [item for item in named if item.name not in {option.name for option in options}]
+    function.__signature__ = known.replace(parameters=[*own, *added])
+    lines = [f"    {option.name}: {option.help}" for option in options]
+    function.__doc__ = "\n".join([function.__doc__, "", "Options:", *lines])
 
-    `options` are those of the magic, with underscores: name, ranks, precision, save, timeout, seed, background,
-    checkpoint_every, keep_checkpoints, max_restarts, resume.
-    """
+
+def distribute(code: str, *, n: int | None = None, **options: Any) -> Any:
+    """Run `code` on every rank, as `%%distribute` does; returns a RunResult, or a RunHandle with background=True."""
     shell = _shell()
     number = current_number(shell)
     body = without_leading_blank_lines(code)
     above = code[: len(code) - len(body)].count("\n")
     cell = Cell(body, code, above, shell.compile.get_code_name(code, code, number), number)
-    return session.current().distribute(shell, cell, nproc=n, push=push, pull=pull, **options)
+    return session.current().distribute(shell, cell, {"nproc": n, **options})
+
+
+_describe(distribute, RunSpec)
+_describe(serve, EndpointSpec)
 
 
 def push(**values: Any) -> None:

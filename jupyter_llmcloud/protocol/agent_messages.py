@@ -173,7 +173,8 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     agent: str = ""  # where the sender reaches the leading agent, for whoever wants to stop the run
     cluster: str = ""
     owner: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)  # what was asked for, as its record keeps it
+    script: dict[str, Any] = field(default_factory=dict)  # of a script, not a cell: as core.spec.Script
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
     timeout_s: float = 0.0
     seed: int | None = None

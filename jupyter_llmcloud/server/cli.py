@@ -1,21 +1,25 @@
 """`jupyter llmcloud`: what the magics do, from a terminal.
 
 `serve` runs a server of its own in the foreground; the rest talks to the server that LLMCLOUD_SERVER_URL names, else to
-the newest one that runs on this machine.
+the newest one that runs on this machine, and `run` to one of its own when there is none.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
+from jupyter_llmcloud.client.follow_run import FollowedRun
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.names import parse_duration
+from jupyter_llmcloud.core.spec import Door, EndpointSpec
 from jupyter_llmcloud.errors import LLMCloudError
-from jupyter_llmcloud.server.running import RunningServer
+from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
 
 COLUMNS = {
     "endpoints": ("name", "state", "target", "revision", "created", "reason"),
@@ -27,7 +31,12 @@ COLUMNS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 when it was refused, 2 for a wrong argument."""
-    arguments = parser().parse_args(argv)
+    words, passed_on = cut(sys.argv[1:] if argv is None else argv)
+    arguments, unknown = parser().parse_known_args(words)
+    if unknown or (passed_on and arguments.noun != "run"):
+        hint = " What is meant for the script comes after --." if arguments.noun == "run" else ""
+        parser().error(f"what does {[*unknown, '--'][0]} mean?{hint}")
+    arguments.passed_on = passed_on
     try:
         status: int | None = arguments.run(arguments)
     except LLMCloudError as error:
@@ -38,10 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status or 0
 
 
+def cut(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before the first `--`, and those behind it."""
+    at = [*words, "--"].index("--")
+    return list(words[:at]), list(words[at + 1 :])
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command and its options."""
     top = argparse.ArgumentParser(prog="jupyter llmcloud", description=__doc__.partition("\n")[0])
     nouns = top.add_subparsers(required=True, metavar="COMMAND")
+    add_run(nouns)
     _add_serve(nouns)
     verbs = {noun: _add_noun(nouns, noun) for noun in COLUMNS}
     for noun, verb, run, text in (
@@ -50,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
         ("keys", "revoke", _delete, "end a key"),
         ("runs", "stop", _stop_run, "stop a run"),
         ("runs", "delete", _delete, "remove a run that has ended"),
+        ("runs", "attach", _attach, "show all of a run, then follow it; Ctrl-C leaves it alone"),
         ("runs", "logs", _run_logs, "what its ranks printed"),
         ("clusters", "stop", _delete, "end a cluster"),
     ):
@@ -64,18 +81,18 @@ def parser() -> argparse.ArgumentParser:
 def _add_serve(nouns: Any) -> None:
     command = nouns.add_parser("serve", help="serve a run or a model folder until Ctrl-C")
     command.add_argument("target", metavar="PATH", help="a folder in the Hugging Face layout, or a run")
-    command.add_argument("--name", help="name of the endpoint")
     command.add_argument("--port", type=int, default=0, help="default: any free one")
-    command.add_argument("--replicas", type=int, default=1)
-    command.add_argument("--dtype", default="auto")
-    command.set_defaults(run=_serve)
+    add_options(command, EndpointSpec.options(Door.SHELL))
+    command.set_defaults(run=_serve, noun="serve")
 
 
 def _add_noun(nouns: Any, noun: str) -> Any:
     command = nouns.add_parser(noun, help=f"list, ... {noun} of the running server")
     verbs = command.add_subparsers(metavar="VERB")
-    command.set_defaults(run=_list, noun=noun)
-    verbs.add_parser("list", help=f"the {noun}").set_defaults(run=_list, noun=noun)
+    verb = verbs.add_parser("list", help=f"the {noun}")
+    for parser in (command, verb):
+        parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON, with all there is")
+        parser.set_defaults(run=_list, noun=noun)
     return verbs
 
 
@@ -84,7 +101,7 @@ def _add_create_key(verbs: Any) -> None:
     command.add_argument("--scope", action="append", help="infer:NAME (with * and ?) or models:read; repeatable")
     command.add_argument("--expires", type=parse_duration, help="for example 12h or 30d")
     command.add_argument("--label")
-    command.set_defaults(run=_create_key)
+    command.set_defaults(run=_create_key, noun="keys")
 
 
 def _add_start_cluster(verbs: Any) -> None:
@@ -92,7 +109,7 @@ def _add_start_cluster(verbs: Any) -> None:
     command.add_argument("kind", nargs="?", default="local")
     command.add_argument("--workers", type=int)
     command.add_argument("--name")
-    command.set_defaults(run=_start_cluster)
+    command.set_defaults(run=_start_cluster, noun="clusters")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -101,30 +118,40 @@ def _serve(arguments: argparse.Namespace) -> int:
     skip_slow_imports()
     from jupyter_llmcloud.server.headless.foreground import serve
 
-    return serve(arguments.target, arguments.name, arguments.port, arguments.replicas, arguments.dtype)
+    spec = EndpointSpec.make(read_options(arguments, EndpointSpec.options(Door.SHELL)))
+    return serve(arguments.target, spec.name, arguments.port, spec.replicas, spec.dtype)
 
 
 def _list(arguments: argparse.Namespace) -> None:
     noun = arguments.noun
-    rows = RunningServer.find().ask("GET", noun)[noun]
+    rows = ServerClient.find().ask("GET", noun)[noun]
+    if getattr(arguments, "json", False):
+        print(json.dumps(rows, indent=2))
+        return
     print(format_table(COLUMNS[noun], [[_cell(column, row.get(column)) for column in COLUMNS[noun]] for row in rows]))
 
 
 def _delete(arguments: argparse.Namespace) -> None:
-    RunningServer.find().ask("DELETE", f"{arguments.noun}/{quote(arguments.name, safe='')}")
+    ServerClient.find().ask("DELETE", f"{arguments.noun}/{quote(arguments.name, safe='')}")
 
 
 def _stop_run(arguments: argparse.Namespace) -> None:
-    print(RunningServer.find().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
+    print(ServerClient.find().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    server = ServerClient.find()
+    run_id = server.run(arguments.name)["run_id"]
+    return FollowedRun(server, server.run_folder(run_id), is_ours=False).follow()
 
 
 def _endpoint_logs(arguments: argparse.Namespace) -> None:
-    for row in RunningServer.find().ask("GET", f"endpoints/{quote(arguments.name, safe='')}/logs")["logs"]:
+    for row in ServerClient.find().ask("GET", f"endpoints/{quote(arguments.name, safe='')}/logs")["logs"]:
         sys.stdout.write(row["text"])
 
 
 def _run_logs(arguments: argparse.Namespace) -> None:
-    for record in RunningServer.find().ask("GET", f"runs/{quote(arguments.name, safe='')}/logs")["records"]:
+    for record in ServerClient.find().ask("GET", f"runs/{quote(arguments.name, safe='')}/logs")["records"]:
         if "text" in record:
             print(f"[{record['rank']}] {record['text']}", end="" if record["text"].endswith("\n") else "\n")
 
@@ -132,12 +159,12 @@ def _run_logs(arguments: argparse.Namespace) -> None:
 def _create_key(arguments: argparse.Namespace) -> None:
     scopes = arguments.scope or ["infer:*", "models:read"]
     body = {"scopes": scopes, "expires_s": arguments.expires, "label": arguments.label}
-    print(RunningServer.find().ask("POST", "keys", body)["key"])
+    print(ServerClient.find().ask("POST", "keys", body)["key"])
 
 
 def _start_cluster(arguments: argparse.Namespace) -> None:
     body = {"kind": arguments.kind, "workers": arguments.workers, "name": arguments.name}
-    print(RunningServer.find().ask("POST", "clusters", body)["name"])
+    print(ServerClient.find().ask("POST", "clusters", body)["name"])
 
 
 def _cell(column: str, value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.server.api.run_starts import RunStarts
 from jupyter_llmcloud.server.audit import Audit
 from jupyter_llmcloud.server.endpoints.registry import EndpointKeeper
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
@@ -73,10 +74,14 @@ class ServerContext:
         self.open_agent: Callable[[str], Awaitable[AgentConnection]] = open_agent
         self.make_pool: Callable[[], Awaitable[ClusterPool]] = self._make_pool
         self.endpoints = EndpointKeeper(self)
+        self.starts = RunStarts(self.runs, f"server:{self.server_id}", self.pool, self._open)
         self.requests = OpenRequests(self.state, log)
         self._pool: asyncio.Task[Any] | None = None
         self._started: asyncio.Task[None] | None = None
         self._closed = False
+
+    async def _open(self, address: str) -> AgentConnection:
+        return await self.open_agent(address)
 
     async def pool(self) -> ClusterPool:
         """The clusters of this server; what is needed for them is imported with the first call."""
@@ -141,6 +146,7 @@ class ServerContext:
         self._closed = True
         if self._started is not None:
             await asyncio.gather(self._started, return_exceptions=True)
+        await self.starts.close()
         await self.requests.close()
         await self.endpoints.close(stop=self.identity.headless)
         pool = await self._made_pool()

@@ -58,7 +58,8 @@ class RunRecord:
     agent: str = ""  # socket of the leading agent, by which a living run is stopped
     host: str = ""  # that has this socket, when it is not the host of whoever started the run
     owner: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)  # what was asked for: a core.spec.RunSpec
+    script: dict[str, Any] = field(default_factory=dict)  # which script was run, if it was one: a core.spec.Script
     history: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -215,4 +216,4 @@ def _as_json(record: RunRecord) -> bytes:
 def _in_short(record: RunRecord) -> RunRecord:
     """Without what may be long."""
     first = [{**error, "evalue": error["evalue"][:300], "traceback": [], "locals": {}} for error in record.errors[:1]]
-    return replace(record, errors=first, history=record.history[-3:], options={})
+    return replace(record, errors=first, history=record.history[-3:], spec={}, script={})

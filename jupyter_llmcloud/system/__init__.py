@@ -1,0 +1,1 @@
+"""Facts of the operating system and the interpreter that every process shares."""

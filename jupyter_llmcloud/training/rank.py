@@ -8,12 +8,10 @@ import os
 import queue
 import random
 import re
-import select
 import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 import types
 from collections.abc import Callable
@@ -44,8 +42,10 @@ from jupyter_llmcloud.protocol.rank_messages import (
     StopAt,
 )
 from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
+from jupyter_llmcloud.system import patching
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
+from jupyter_llmcloud.training.control import ControlSocket
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
@@ -56,6 +56,7 @@ from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
 from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, no_stdin
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
@@ -100,23 +101,17 @@ class Rank:
     def __init__(self, sock: socket.socket, ring: RingWriter, request: ForkRank) -> None:
         faulthandler.enable()
         signal.signal(signal.SIGINT, self._on_sigint)
-        self.sock = sock
-        self.rank = request.rank
-        self.world_size = request.world_size
-        self._incoming = select.poll()
-        self._incoming.register(sock, select.POLLIN)
-        self._until = request.until  # the end of a lease that the agent renews, on the monotonic clock
+        self._control_socket = ControlSocket(sock, request.until)
         self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.executing = False
         self.outlet = Outlet(sock, ring)
         self.steps = Steps()
-        self.device = _device(request)
-        self.group = WorldGroup(request.store, self.rank, self.world_size, request.backend, self.device)
-        self.run = Run(self.outlet, self.rank, self.world_size)
+        self.group = WorldGroup(request.store, request.rank, request.world_size, request.backend, _device(request))
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
-        self.checkpoints = self.run.checkpoints = Checkpoints(self.outlet, self.steps, self.group.store, self.rank)
+        self.checkpoints = Checkpoints(self.outlet, self.steps, lambda: self.group.store, self.group.rank)
+        self.hooks = Hooks(self.checkpoints.place)
+        self.run = Run(self.outlet, self.group.rank, self.group.world_size, self.checkpoints)
         self.shell: RankShell | None = None
-        self._given: set[str] = set()  # names that every namespace starts with
         self._libraries = LibraryState()
         self._prepare(request)
 
@@ -155,24 +150,12 @@ class Rank:
     def _listen(self) -> None:
         decoder = Decoder("the node agent")
         try:
-            while data := self._receive():
+            while data := self._control_socket.receive():
                 for message in decoder.feed(data):
                     self._control(message)
         except ProtocolError as error:  # an agent of another version, for instance: nobody can be answered
             os.write(2, f"this rank ends: {error}\n".encode())
         os._exit(0)  # the agent has gone or has closed this rank
-
-    def _receive(self) -> bytes:
-        while not self._incoming.poll(self._left_ms()):
-            if self._left_ms() == 0:
-                os._exit(0)  # whoever leads this world is not heard any more, and may have started another copy
-        try:
-            return self.sock.recv(1 << 20)
-        except OSError:
-            return b""
-
-    def _left_ms(self) -> float | None:
-        return None if self._until is None else max(0.0, 1000 * (self._until - time.monotonic()))
 
     def _cell_number(self, filename: str) -> int | None:
         return self.shell.compile.cell_number(filename) if self.shell is not None else None
@@ -192,7 +175,7 @@ class Rank:
             case StopAt():
                 self.steps.stop_at(message.step)
             case LiveUntil():
-                self._until = message.until
+                self._control_socket.renew(message.until)
             case Exit():
                 with contextlib.suppress(OSError):
                     self.outlet.flush()
@@ -219,15 +202,14 @@ class Rank:
             case Names():
                 self._answer(message, self._names)
             case Unreadable() | Request():
-                self._reply(message, refusal(not_answered(f"rank {self.rank}", message)))
+                self._reply(message, refusal(not_answered(f"rank {self.group.rank}", message)))
 
     def _join(self, wanted: Join) -> None:
         try:
-            if wanted.world_size != self.world_size:
+            if wanted.world_size != self.group.world_size:
                 self._resize(wanted.world_size)
             if wanted.store and wanted.store != self.group.address:
                 self.group.move(wanted.store, wanted.interface)
-                self.checkpoints.store = self.group.store
             self.group.join(wanted.generation)
             if wanted.generation:
                 plans.rebuild(torch.distributed.group.WORLD)
@@ -235,13 +217,12 @@ class Rank:
         except Exception as error:
             with contextlib.suppress(Exception):  # released while it waited: the next time it needs the store again
                 self.group.move(self.group.address)
-                self.checkpoints.store = self.group.store
             self.outlet.send(Joined(generation=wanted.generation, error=f"{type(error).__name__}: {error}"))
         else:
             self.outlet.send(Joined(generation=wanted.generation))
 
     def _resize(self, world_size: int) -> None:
-        self.world_size = self.group.world_size = self.run.world_size = world_size
+        self.group.world_size = self.run.world_size = world_size
         os.environ["WORLD_SIZE"] = str(world_size)
         self._start_shell().give(world_size=world_size)
         AcceleratorState._reset_state(reset_partial_state=True)  # the next Accelerator() sees the new size
@@ -252,14 +233,13 @@ class Rank:
             self.shell = start_shell(
                 self.outlet,
                 {
-                    "rank": self.rank,
+                    "rank": self.group.rank,
                     "local_rank": local_rank,
-                    "world_size": self.world_size,
-                    "device": self.device,
+                    "world_size": self.group.world_size,
+                    "device": self.group.device,
                     "run": self.run,
                 },
             )
-            self._given = set(self.shell.user_ns)
         return self.shell
 
     def _answer(self, request: Any, handler: Callable[[Any], Reply]) -> None:
@@ -267,7 +247,7 @@ class Rank:
             reply = handler(request)
         except Exception as error:  # of what a user has made: it cannot be loaded, or pickled
             what = str(error) if isinstance(error, LLMCloudError) else f"{type(error).__name__}: {error}"
-            reply = refusal(UsageError(f"rank {self.rank}: {what}"))
+            reply = refusal(UsageError(f"rank {self.group.rank}: {what}"))
         self._reply(request, reply)
 
     def _reply(self, request: Any, reply: Reply) -> None:
@@ -282,9 +262,10 @@ class Rank:
         return Pulled(payload=self._pickled(message.names))
 
     def _names(self, message: Names) -> NamesFound:
-        namespace = self._start_shell().user_ns
+        shell = self._start_shell()
+        namespace = shell.user_ns
         missing = [name for name in message.names if name not in namespace]
-        own = [name for name in namespace if name not in self._given and not name.startswith("_")]
+        own = [name for name in namespace if name not in shell.initial_names and not name.startswith("_")]
         imported = [name for name in own if _is_imported(namespace[name])]
         return NamesFound(missing=missing, own=own, imported=imported)
 
@@ -293,7 +274,7 @@ class Rank:
         values = {}
         for name in names:
             if name not in namespace:
-                raise NameError(f"there is no variable {name!r} on rank {self.rank}")
+                raise NameError(f"there is no variable {name!r} on rank {self.group.rank}")
             values[name] = namespace[name]
         return artifacts.pickled(values, what)
 
@@ -310,9 +291,14 @@ class Rank:
             self.executing = True
             self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
-            self.checkpoints.begin(cell, shell.user_ns, self._given)
+            self.checkpoints.begin(cell, shell.user_ns, shell.initial_names)
+            if self.checkpoints.follows:
+                self.hooks.begin(shell.compile.code)
+            for notice in [] if self.checkpoints.replaying else patching.take_notices():
+                self.outlet.warning("stderr", notice + "\n")
             error = shell.run(cell)
             self.checkpoints.end(error)
+            self.hooks.end()  # what is pulled and saved is as it was written
             if error is None:
                 ended = self._collect(cell, shell)
             self.executing = False
@@ -320,6 +306,7 @@ class Rank:
             self.executing = False
             error = raised
         self.checkpoints.close()
+        self.hooks.end()
         self.watchdog.end()
         self.outlet.send(
             CellEnded(
@@ -349,8 +336,8 @@ class Rank:
         if not cell.save and not cell.pull:
             return {}
         ranks = cell.ranks or [0]
-        first = self.rank == ranks[0]
-        saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.rank)
+        first = self.group.rank == ranks[0]
+        saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.group.rank)
         return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
@@ -358,7 +345,7 @@ class Rank:
         broken = bool(_ECHO_OF_A_PEER.search(evalue)) or (self.group.broken and came_from(error, _COLLECTIVES))
         echo = broken and (type(error) is RuntimeError or isinstance(error, torch.distributed.DistError))
         drawing = shell.last_traceback or [f"{ename}: {evalue}"]
-        place, variables = failure_locals.of_failure(error, self._cell_number, self._given)
+        place, variables = failure_locals.of_failure(error, self._cell_number, shell.initial_names)
         return {
             "place": place,
             "locals": variables,

@@ -22,7 +22,7 @@ class Run:
         rank, world_size: of this process.
     """
 
-    def __init__(self, outlet: Outlet, rank: int, world_size: int) -> None:
+    def __init__(self, outlet: Outlet, rank: int, world_size: int, checkpoints: Checkpoints) -> None:
         self._outlet = outlet
         self.rank = rank
         self.world_size = world_size
@@ -30,7 +30,7 @@ class Run:
         self.name = ""
         self.folder = Path()
         self.should_stop = False
-        self.checkpoints: Checkpoints | None = None
+        self.checkpoints = checkpoints
 
     def begin(self, run_id: str, name: str, folder: str) -> None:
         """A new cell."""
@@ -49,7 +49,7 @@ class Run:
                 break
         if values:
             self._outlet.measure("values", step, values)
-            if self.checkpoints is not None and self.checkpoints.follows:
+            if self.checkpoints.follows:
                 self.checkpoints.note_metrics(values)
 
     def progress(self, step: float, total: float | None = None, desc: str = "") -> None:
@@ -59,11 +59,11 @@ class Run:
     @property
     def resumed_step(self) -> int:
         """The optimizer step from which this cell was resumed; 0 when it runs from its start."""
-        return self.checkpoints.resumed_step if self.checkpoints is not None else 0
+        return self.checkpoints.resumed_step
 
     def steps(self, total: int) -> Iterator[int]:
         """Count from 0 to `total`; a cell that is resumed goes on where it was: `for step in run.steps(1000):`."""
-        return iter(range(total)) if self.checkpoints is None else self.checkpoints.count_steps(total)
+        return self.checkpoints.count_steps(total)
 
     def checkpoint(self, *, metric: Any = None, mode: Literal["min", "max"] = "min", **objects: Any) -> None:
         """Save a checkpoint at the end of this turn of the training loop (`--checkpoint-every` does so by itself).
@@ -74,8 +74,7 @@ class Run:
         """
         if mode not in ("min", "max"):
             raise ValueError(f"mode={mode!r}: say 'min' when a lower metric is better, 'max' when a higher one is.")
-        if self.checkpoints is not None:
-            self.checkpoints.ask(objects, number(metric) if metric is not None else None, mode)
+        self.checkpoints.ask(objects, number(metric) if metric is not None else None, mode)
 
     def __repr__(self) -> str:
         return f"<run {self.id or 'none'}: rank {self.rank} of {self.world_size}, pid {os.getpid()}>"

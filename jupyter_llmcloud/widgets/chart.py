@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from jupyter_llmcloud.core.metrics.series import Point
-from jupyter_llmcloud.widgets.numerals import format_number, format_tick, ticks
+from jupyter_llmcloud.core.output.numerals import format_number, format_tick, ticks
 
 PALETTE = ("#4c86e8", "#2fa98c", "#a06bdc", "#d9903d", "#d7649a", "#3aa3c4")
 _GREY = "#7f8894"  # readable on white and on black: the image cannot know the theme around it

@@ -13,8 +13,8 @@ import base64
 from html import escape
 
 from jupyter_llmcloud.core.metrics.series import Series
+from jupyter_llmcloud.core.output.numerals import format_duration, format_number, sparkline
 from jupyter_llmcloud.widgets import chart
-from jupyter_llmcloud.widgets.numerals import format_duration, format_number, sparkline
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, grouped, name_ranks, short
 
 MAX_CHARTS = 20

@@ -31,7 +31,7 @@ for step in run.steps(12):
     model(torch.randn(4, 1024)).square().mean().backward()
     optimizer.step()
     run.checkpoint()
-checkpoints, save = run.checkpoints, run.checkpoints._save
+checkpoints, save = run.checkpoints, run.checkpoints.save
 
 def timed(*where):
     checkpoints._wait()
@@ -42,13 +42,13 @@ def timed(*where):
     synchronous.append(time.perf_counter() - began)
     return saved
 
-checkpoints.place.save = timed
+checkpoints.save = timed
 for step in run.steps(8):
     optimizer.zero_grad()
     model(torch.randn(4, 1024)).square().mean().backward()
     optimizer.step()
     run.checkpoint()
-checkpoints.place.save = save
+checkpoints.save = save
 stall = asynchronous, synchronous
 """
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.client import stop_signal
+from jupyter_llmcloud.client.stop_signal import StopSignal, said_when_stopped
+from jupyter_llmcloud.core.options import parse
+from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
-from jupyter_llmcloud.magics.commands.distribute import DISTRIBUTE
-from jupyter_llmcloud.magics.commands.options import parse
-from jupyter_llmcloud.magics.session import environment_check, stop_signal
+from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell, CellSyntaxError, check_syntax
 from jupyter_llmcloud.magics.session.session import Session
-from jupyter_llmcloud.magics.session.stop_signal import StopSignal, said_when_stopped
 from jupyter_llmcloud.magics.session.world_client import WorldClient
 from jupyter_llmcloud.protocol import connection as agent_connection
 from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, Pulled, StartWorld, StopWorld

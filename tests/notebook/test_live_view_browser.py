@@ -11,7 +11,8 @@ import pytest
 from nbconvert import HTMLExporter
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
-from jupyter_llmcloud.widgets import live_view, numerals
+from jupyter_llmcloud.core.output import numerals
+from jupyter_llmcloud.widgets import live_view
 from tests.support import browser
 from tests.support.lab import Lab, open_lab, running_lab
 

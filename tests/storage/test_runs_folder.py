@@ -25,8 +25,10 @@ def made(store: RunStore, run_id: str, name: str = "gpt", **more: object) -> Run
 
 
 def test_a_run_is_read_as_it_was_written(store: RunStore) -> None:
-    folder = made(store, "gpt-1", ranks=[0, 1], options={"n": 2}, created=5.0)
-    assert folder.read() == RunRecord("gpt-1", "gpt", "finished", 5.0, ranks=[0, 1], options={"n": 2})
+    folder = made(store, "gpt-1", ranks=[0, 1], spec={"nproc": 2}, script={"file": "x.py"}, created=5.0)
+    assert folder.read() == RunRecord(
+        "gpt-1", "gpt", "finished", 5.0, ranks=[0, 1], spec={"nproc": 2}, script={"file": "x.py"}
+    )
     assert folder.source() == "print(1)\n"
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
 
@@ -122,3 +124,12 @@ def test_records_of_all_ranks_come_in_order_of_time(store: RunStore) -> None:
         (0, "00"), (1, "10"), (0, "01"), (1, "11"), (0, "02"), (1, "12"),
     ]  # fmt: skip
     assert list(folder.records("metrics")) == []
+
+
+def test_a_record_of_an_earlier_version_is_read(store: RunStore) -> None:
+    folder = made(store, "old-1", name="old")
+    told = json.loads((folder.path / "run.json").read_text())
+    old = {key: value for key, value in told.items() if key not in ("spec", "script")}
+    (folder.path / "run.json").write_text(json.dumps({**old, "options": {"ranks": "0-1"}}))
+    record = store.find("old").read()
+    assert (record.run_id, record.spec, record.script) == ("old-1", {}, {})

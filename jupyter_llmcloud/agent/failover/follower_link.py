@@ -45,15 +45,12 @@ class FollowerLink:
         self.address = address
         self.gone = ""  # why the agent is not there any more
         self._link_id = link_id
-        self._lease_s = lease_s
         self._dispatch = hear
         self._on_loss = lose
         self._hosts = hosts
         self._loop = asyncio.get_running_loop()
         self._link = Link(lease_s, self._loop.time())
-        self._is_here = Path(address).name == AGENT_SOCKET
-        self._peer = f"the node agent at {address}"
-        self._calls = Calls(self._peer)
+        self._calls = Calls(f"the node agent at {address}")
         self._connection: Connection | None = None
         self._is_taken_up = False  # by the other end of the connection
         self._tasks: list[asyncio.Task[None]] = []
@@ -76,7 +73,7 @@ class FollowerLink:
     @property
     def is_here(self) -> bool:
         """Whether the agent is on this host."""
-        return self._is_here
+        return Path(self.address).name == AGENT_SOCKET
 
     @property
     def leads_until(self) -> float:
@@ -93,10 +90,10 @@ class FollowerLink:
         while not self.gone:
             try:
                 reader, writer = await asyncio.open_unix_connection(self.address)
-                reason = await self._follow(Connection(reader, writer, self._peer))
+                reason = await self._follow(Connection(reader, writer, self._calls.peer))
             except OSError as error:
-                reason = str(error) if self._is_here else ""
-            if self._is_here or reason:
+                reason = str(error) if self.is_here else ""
+            if self.is_here or reason:
                 self._lose(reason)
             await asyncio.sleep(CONNECT_AGAIN_S)
 
@@ -105,7 +102,7 @@ class FollowerLink:
         self._connection = connection
         reading = asyncio.create_task(self._read(connection))
         follow = Follow(
-            link_id=self._link_id, lease_s=self._lease_s, received=self._link.received, direct=self._is_here
+            link_id=self._link_id, lease_s=self._link.lease_s, received=self._link.received, direct=self.is_here
         )
         try:
             followed = await connection.request(follow, None)
@@ -150,7 +147,7 @@ class FollowerLink:
                 self._lose("it was not heard for too long")
                 return
             self._write(self._link.stamp(now))
-            await asyncio.sleep(min(BEAT_S, self._lease_s / 8))
+            await asyncio.sleep(min(BEAT_S, self._link.lease_s / 8))
 
     def _lose(self, reason: str) -> None:
         """The agent has gone, or what it hosts has ended by its lease: it has not been heard for longer than that."""

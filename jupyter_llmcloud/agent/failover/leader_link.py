@@ -6,8 +6,9 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, LocalGroups, RankEvents
 from jupyter_llmcloud.core.scheduling.lease_link import Link, Stamp
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.agent_messages import StopWorld
@@ -27,10 +28,6 @@ from jupyter_llmcloud.protocol.rank_messages import (
     ToRank,
 )
 from jupyter_llmcloud.protocol.rpc import Request, Responder
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.agent import Agent
-    from jupyter_llmcloud.agent.ranks.local_group import HostedRanks
 
 Serve = Callable[["LeaderLink", Message], Coroutine[Any, Any, None]]
 
@@ -117,10 +114,16 @@ class LeaderLink:
 
 
 class Followings:
-    """The leaders elsewhere whose ranks are here."""
+    """The leaders elsewhere whose ranks are here.
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    Args:
+        groups: the ranks that this agent hosts.
+        expect: called with a run that is to be led from here, and when, in seconds of the loop's clock.
+    """
+
+    def __init__(self, groups: LocalGroups, expect: Callable[[StandBy, float], None]) -> None:
+        self._groups = groups
+        self._expect = expect
         self._by_link: dict[str, LeaderLink] = {}
         self._by_connection: dict[Connection, LeaderLink] = {}
         self._responder = Responder("the node agent that follows")
@@ -165,7 +168,7 @@ class Followings:
         if following.hosted is not None:
             following.hosted.close()
         if following.stands_by is not None:
-            self._agent.takeovers.expect(following.stands_by, following.takes_over_at)
+            self._expect(following.stands_by, following.takes_over_at)
 
     async def _serve(self, following: LeaderLink, message: Message) -> None:
         if isinstance(message, Request | Unreadable):
@@ -193,20 +196,21 @@ class Followings:
     async def _host(self, message: HostRanks, following: LeaderLink) -> RanksHosted:
         world_id = message.world_id
         if following.hosted is None:
-            following.hosted = self._agent.host_ranks(
+            spec = GroupSpec(
                 world_id=world_id,
                 world_size=message.world_size,
                 local_world_size=message.local_world_size,
                 store=message.store,
                 cwd=message.cwd,
                 env=message.env,
-                on_message=lambda rank, inner: following.send(
-                    FromRank(world_id=world_id, rank=rank, payload=encode(inner))
-                ),
-                on_exit=lambda rank, status, evidence: following.send(
+            )
+            events = RankEvents(
+                lambda rank, inner: following.send(FromRank(world_id=world_id, rank=rank, payload=encode(inner))),
+                lambda rank, status, evidence: following.send(
                     RankExited(world_id=world_id, rank=rank, status=status, evidence=evidence)
                 ),
             )
+            following.hosted = self._groups.make(spec, events)
         following.beat()
         pids = await following.hosted.start(message.ranks, message.local_ranks, message.num_threads)
         if self._by_link.get(following.link_id) is not following:

@@ -1,8 +1,8 @@
 """A run with restarts that is led from here: its term, and the agents that stand by to lead it when this one has gone.
 
 Those that host ranks of the run stand by; a run whose ranks are all here asks its worker for another agent. Whoever
-stands by leads only after a silence (see core.link), and only in a term that nobody has claimed. So this agent claims
-the next term before it goes on without one of them, and ranks beside it end by themselves when it stands still.
+stands by leads only after a silence (see core.link), and only in a term that nobody has claimed. When this agent claims
+the next term is decided in core.run.run_machine; ranks beside it end by themselves when it stands still.
 """
 
 from __future__ import annotations
@@ -10,51 +10,49 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
+from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import StandBy
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
-from jupyter_llmcloud.storage.runs import RunFolder
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.agent import Agent
 
 
 class RunLeadership:
     """The leading agent's side.
 
     Args:
-        term: that this agent has claimed, -1 before it has claimed any.
+        folder: of the run.
         on_change: called when `until` may have changed.
-        on_loss: called when another agent leads the run.
+        on_standby_lost: called when the agent that only stands by is not heard any more.
+        term: that this agent has claimed, -1 before it has claimed any.
     """
 
     def __init__(
         self,
-        agent: Agent,
+        node: NodeServices,
         spec: StartWorld,
-        folder: RunFolder,
+        folder: Path,
         *,
         on_change: Callable[[float | None], None],
-        on_loss: Callable[[], None],
+        on_standby_lost: Callable[[], None],
         term: int = -1,
     ) -> None:
-        self._agent = agent
+        self._node = node
         self._spec = spec
         self._folder = folder
-        self._leadership = Leadership(folder.path)
+        self._leadership = Leadership(folder)
         self._on_change = on_change
-        self._on_loss = on_loss
+        self._on_standby_lost = on_standby_lost
         self._term = term
         self._standing_by: list[FollowerLink] = []
         self._followers: list[FollowerLink] = []
         self._spare: FollowerLink | None = None
-        self._claiming = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def begin(self, cell: Execute, definitions: list[Execute], num_threads: Mapping[int, int]) -> None:
@@ -65,9 +63,16 @@ class RunLeadership:
 
     async def claim(self) -> bool:
         """Lead in the next term, in which nobody stands by yet; False when another agent does. Raises OSError."""
-        async with self._claiming:
-            claim = Claim(self._term + 1, self._agent.address, socket.gethostname())
-            return self._claimed(claim, await asyncio.to_thread(self._leadership.claim, claim))
+        claim = self._next_claim()
+        return self._claimed(claim, await asyncio.to_thread(self._leadership.claim, claim))
+
+    def claim_now(self) -> bool:
+        """As `claim`, before anything else happens."""
+        claim = self._next_claim()
+        return self._claimed(claim, self._leadership.claim(claim))
+
+    def _next_claim(self) -> Claim:
+        return Claim(self._term + 1, self._node.address, socket.gethostname())
 
     def _claimed(self, claim: Claim, is_ours: bool) -> bool:
         if is_ours:
@@ -76,22 +81,16 @@ class RunLeadership:
             self._on_change(self.until)
         return is_ours
 
-    def leads(self, to_the_end: bool = False) -> bool:
-        """Whether this agent leads the run now, as far as is known.
-
-        When another one could by now, the run's folder is looked at; its end is not told (`to_the_end`) without a claim
-        to the next term.
-        """
+    @property
+    def is_lost(self) -> bool:
+        """Whether another agent leads the run now, as far as is known: the folder is looked at only when one could."""
         until = self.until
         if until is None or asyncio.get_running_loop().time() < until:
-            return True
-        try:
-            if not to_the_end:
-                return not self.is_over
-            claim = Claim(self._term + 1, self._agent.address, socket.gethostname())
-            return self._claimed(claim, self._leadership.claim(claim))
-        except OSError:
             return False
+        try:
+            return self.is_over
+        except OSError:
+            return True
 
     @property
     def is_over(self) -> bool:
@@ -103,8 +102,8 @@ class RunLeadership:
         self._followers = [follower for follower in followers if not follower.gone]
         elsewhere = any(not follower.is_here for follower in self._followers)
         wait_s = TAKES_OVER * self._spec.link_lease_s if elsewhere else 0.0
-        self._agent.takeovers.leads(self._folder.path, wait_s)
-        told = StandBy(folder=str(self._folder.path), term=self._term, wait_s=wait_s)
+        self._node.leads(self._folder, wait_s)
+        told = StandBy(folder=str(self._folder), term=self._term, wait_s=wait_s)
         self._drop_spare()
         for follower in self._followers:
             follower.say(told)
@@ -114,36 +113,25 @@ class RunLeadership:
             self._do(self._find_spare(told))
 
     async def _find_spare(self, told: StandBy) -> None:
-        address = await self._agent.cluster.find_stand_by()
+        address = await self._node.find_standby()
         if not address or self._spare is not None or told.term != self._term:
             return
         name = f"{self._spec.world_id}~{self._term}"
         self._spare = FollowerLink(
-            address, name, self._spec.link_lease_s, lambda _: None, lambda _: self._do(self._spare_lost()), hosts=False
+            address, name, self._spec.link_lease_s, lambda _: None, lambda _: self._on_standby_lost(), hosts=False
         )
         self._standing_by.append(self._spare)
         self._spare.begin()
         self._spare.say(told)
         self._on_change(self.until)
 
-    async def _spare_lost(self) -> None:
-        try:
-            claimed = await self.claim()
-        except OSError:
-            claimed = False  # who cannot see the folder cannot know that it still leads
-        if claimed:
-            self._spare = None
-            self.stand_by(self._followers)
-        else:
-            self._on_loss()
-
     def _drop_spare(self) -> None:
         if self._spare is not None:
             spare, self._spare = self._spare, None
             spare.close()
 
-    def _do(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -156,7 +144,7 @@ class RunLeadership:
         """The run has ended, or is led from elsewhere."""
         for task in self._tasks:
             task.cancel()
-        self._agent.takeovers.leads_no_more(self._folder.path)
+        self._node.leads_no_more(self._folder)
         for follower in self._followers:
             follower.say(StandBy(folder=""))
         self._drop_spare()

@@ -11,38 +11,46 @@ import contextlib
 import socket
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
+from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
 from jupyter_llmcloud.protocol.rank_messages import StandBy
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
-from jupyter_llmcloud.storage.runs import RunFolder
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from jupyter_llmcloud.system.atomic_files import read_json, write_json
 from jupyter_llmcloud.system.processes import is_process
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.agent import Agent
 
 FILE = "leads.json"
 ENDING_TIMEOUT_S = 60.0
 POLL_S = 0.02
 
 
-class Takeovers:
-    """What this agent leads, stands by for, and inherits."""
+LeadOn = Callable[[StartWorld, Execute, list[Execute], RunRecord, int], Awaitable[None]]
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-        self._file = agent.folder / FILE
+
+class LedRuns:
+    """The runs that are led from here, as `leads.json` tells of them.
+
+    Args:
+        folder: of the agent.
+    """
+
+    def __init__(self, folder: Path, zygote: ZygoteClient) -> None:
+        self._file = folder / FILE
+        self._zygote = zygote
         self._inheritance = read_json(self._file) or {}
         self._leads: dict[str, float] = dict(self._inheritance.get("runs", {}))
-        self._waiting: set[Path] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    # --- runs that are led from here ---
+    def inheritance(self) -> dict[str, Any]:
+        """What the agent before this one has left; once."""
+        inheritance, self._inheritance = self._inheritance, {}
+        return inheritance
 
     def leads(self, folder: Path, wait_s: float) -> None:
         """A run with restarts is led from here; ranks of it may be elsewhere for so long after this agent's end."""
@@ -55,7 +63,7 @@ class Takeovers:
             self._write()
 
     def _write(self) -> None:
-        zygote = self._agent.zygote.process
+        zygote = self._zygote.process
         about: dict[str, Any] = {"runs": self._leads}
         if zygote is not None:
             with contextlib.suppress(psutil.Error):
@@ -63,7 +71,22 @@ class Takeovers:
         with contextlib.suppress(OSError):
             write_json(self._file, about, durable=False)  # for the agent after this one, on this host as it runs now
 
-    # --- runs of others ---
+
+class Takeovers:
+    """The runs of other agents that are led from here when those have gone.
+
+    Args:
+        address: of this agent.
+        led: what the agent before this one has led.
+        lead_on: sees a run through that was claimed.
+    """
+
+    def __init__(self, address: str, led: LedRuns, lead_on: LeadOn) -> None:
+        self._address = address
+        self._led = led
+        self._lead_on = lead_on
+        self._waiting: set[Path] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def num_waiting(self) -> int:
@@ -72,7 +95,7 @@ class Takeovers:
 
     def inherit(self) -> None:
         """Lead what the agent before this one has led, once its ranks have gone."""
-        inheritance, self._inheritance = self._inheritance, {}
+        inheritance = self._led.inheritance()
         for folder, wait_s in inheritance.get("runs", {}).items():
             self._do(Path(folder), self._inherit(Path(folder), float(wait_s), inheritance))
 
@@ -82,10 +105,10 @@ class Takeovers:
                 await asyncio.sleep(POLL_S)
         await asyncio.sleep(wait_s)
         newest = await asyncio.to_thread(Leadership(folder).newest)
-        here = (self._agent.address, socket.gethostname())
+        here = (self._address, socket.gethostname())
         is_ours = newest is not None and (newest.agent, newest.host) == here
         if newest is None or not is_ours or not await self._take_over(folder, newest.term + 1):
-            self.leads_no_more(folder)
+            self._led.leads_no_more(folder)
 
     def expect(self, run: StandBy, at: float) -> None:
         """The leader of a run has gone, or will have gone `at` a time of the loop's clock."""
@@ -111,7 +134,7 @@ class Takeovers:
 
     async def _take_over(self, folder: Path, term: int) -> bool:
         run, leadership = RunFolder(folder), Leadership(folder)
-        claim = Claim(term, self._agent.address, socket.gethostname())
+        claim = Claim(term, self._address, socket.gethostname())
         if not leadership.can_be_taken or not await asyncio.to_thread(leadership.claim, claim):
             return False
         try:
@@ -123,7 +146,7 @@ class Takeovers:
             return False
         record.agent, record.host = claim.agent, claim.host
         self._waiting.discard(folder)
-        await self._agent.lead_on(spec, cell, definitions, record, term)
+        await self._lead_on(spec, cell, definitions, record, term)
         return True
 
     def close(self) -> None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError
 from jupyter_llmcloud.protocol.agent_messages import FindRoom, FindStandBy
 from jupyter_llmcloud.protocol.connection import Connection
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.agent import Agent
 
 ASK_TIMEOUT_S = 30.0
 
 
 class ClusterRoom:
-    """The workers that hold this agent, and what is asked of them. The run's kernel and server may be gone by then."""
+    """The workers that hold this agent, and what is asked of them. The run's kernel and server may be gone by then.
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    Args:
+        address: this agent's socket.
+        devices: where ranks go when nobody can be asked.
+    """
+
+    def __init__(self, address: str, devices: Devices) -> None:
+        self._address = address
+        self._devices = devices
         self._workers: dict[Connection, bool] = {}  # and whether they can be asked
 
     @property
@@ -33,9 +37,11 @@ class ClusterRoom:
         """Whether a worker holds this agent that knows the cluster."""
         return any(self._workers.values())
 
-    def held_by(self, worker: Connection, finds_room: bool) -> None:
-        """A worker renews the agent's lease."""
+    def held_by(self, worker: Connection, finds_room: bool) -> bool:
+        """A worker renews the agent's lease; returns whether one that knows the cluster does so for the first time."""
+        is_new = finds_room and not self._workers.get(worker)
         self._workers[worker] = finds_room
+        return is_new
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended, perhaps a worker's."""
@@ -53,10 +59,10 @@ class ClusterRoom:
                 raise Busy(str(error)) from None
             except LLMCloudError:
                 continue  # this worker cannot tell
-        if len(self._agent.devices.free) < num_ranks:
+        if len(self._devices.free) < num_ranks:
             raise Busy(f"{num_ranks} ranks have lost their place, and the cluster has no room for them now.")
         here = socket.gethostname()
-        return [{"address": self._agent.address, "home": self._agent.address, "num_ranks": num_ranks, "host": here}]
+        return [{"address": self._address, "home": self._address, "num_ranks": num_ranks, "host": here}]
 
     async def find_stand_by(self) -> str:
         """A socket for another agent, on another host if there is one; "" when there is none or nobody can be asked."""

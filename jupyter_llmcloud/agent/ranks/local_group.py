@@ -1,9 +1,11 @@
-"""The ranks of one world on this agent, for the world's leader wherever it is."""
+"""The ranks of worlds on this agent, for the leader of each world wherever it is."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
@@ -13,59 +15,54 @@ from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import ForkRank, LiveUntil
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupSpec:
+    """The ranks of one world on one agent; `store` is `host:port` of the world's TCPStore."""
+
+    world_id: str
+    world_size: int
+    local_world_size: int
+    store: str
+    cwd: str
+    env: dict[str, str]
+
+
+class RankEvents(NamedTuple):
+    """What is called with (rank, message) of a rank, and with (rank, status, evidence) when it has ended."""
+
+    on_message: Callable[[int, Message], None]
+    on_exit: Callable[[int, int, str], None]
+
+
 class HostedRanks:
-    """Forks ranks, hears of their exits, gives their slots back.
+    """Forks ranks, hears of their exits, gives their slots back."""
 
-    Args:
-        store: `host:port` of the world's TCPStore.
-        on_message, on_exit: called with (rank, message) and (rank, status, evidence).
-    """
-
-    def __init__(
-        self,
-        zygote: ZygoteClient,
-        devices: Devices,
-        *,
-        world_id: str,
-        world_size: int,
-        local_world_size: int,
-        store: str,
-        cwd: str,
-        env: dict[str, str],
-        on_message: Callable[[int, Message], None],
-        on_exit: Callable[[int, int, str], None],
-    ) -> None:
-        self._zygote = zygote
-        self._devices = devices
-        self.world_id = world_id
-        self.world_size = world_size
-        self.local_world_size = local_world_size
-        self.store = store
-        self.cwd = cwd
-        self.env = env
-        self._on_message = on_message
-        self._on_exit = on_exit
+    def __init__(self, zygote: ZygoteClient, devices: Devices, spec: GroupSpec, events: RankEvents) -> None:
         self.gone = ""  # as of RemoteRanks
         self.until: float | None = None  # as of LiveUntil, for ranks whose leader is elsewhere
         self.num_threads: dict[int, int] = {}
-        self._forks = 0
         self.links: dict[int, LocalRank] = {}
+        self._zygote = zygote
+        self._devices = devices
+        self._spec = spec
+        self._events = events
+        self._forks = 0
         self._leaving: list[LocalRank] = []
         self._is_closed = False
-        self._slots = devices.take(world_id, local_world_size)
+        self._slots = devices.take(spec.world_id, spec.local_world_size)
 
     async def start(
         self, ranks: Sequence[int], local_ranks: Sequence[int], num_threads: Mapping[int, int]
     ) -> dict[int, int]:
         """Fork ranks, those that are named with a number of threads; returns their pids."""
-        usual = self._devices.threads_per_rank(self.local_world_size)
+        usual = self._devices.threads_per_rank(self._spec.local_world_size)
         await asyncio.shield(self._zygote.warm())  # it takes seconds at first, and `until` is of this moment
         for rank, local_rank in zip(ranks, local_ranks, strict=True):
             self._check_open()
             self._forks += 1
             self.num_threads[rank] = num_threads.get(rank, usual)
-            request = self._request(f"{self.world_id}/{rank}/{self._forks}", rank, local_rank)
-            link = LocalRank(rank, request.name, self._on_message)
+            request = self._request(f"{self._spec.world_id}/{rank}/{self._forks}", rank, local_rank)
+            link = LocalRank(rank, request.name, self._events.on_message)
             self.links[rank] = link
             await link.start(self._zygote, request)
             if self._is_closed:  # meanwhile, before there was anything to kill
@@ -79,13 +76,13 @@ class HostedRanks:
 
     def _request(self, name: str, rank: int, local_rank: int) -> ForkRank:
         gpu = self._devices.has_gpus
-        host, port = self.store.rsplit(":", 1)
+        host, port = self._spec.store.rsplit(":", 1)
         env: dict[str, object] = {
-            **self.env,
+            **self._spec.env,
             "RANK": rank,
             "LOCAL_RANK": local_rank,
-            "WORLD_SIZE": self.world_size,
-            "LOCAL_WORLD_SIZE": self.local_world_size,
+            "WORLD_SIZE": self._spec.world_size,
+            "LOCAL_WORLD_SIZE": self._spec.local_world_size,
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
             "OMP_NUM_THREADS": self.num_threads[rank],
@@ -99,12 +96,12 @@ class HostedRanks:
         return ForkRank(
             name=name,
             rank=rank,
-            world_size=self.world_size,
-            store=self.store,
+            world_size=self._spec.world_size,
+            store=self._spec.store,
             until=self.until,
             gpu=gpu,
             backend="cpu:gloo,cuda:nccl" if gpu else "gloo",
-            cwd=self.cwd,
+            cwd=self._spec.cwd,
             env={name: str(value) for name, value in env.items()},
         )
 
@@ -119,7 +116,7 @@ class HostedRanks:
         for rank, link in self.links.items():
             if link.name == name:
                 link.closed()
-                self._on_exit(rank, status, link.evidence(status))
+                self._events.on_exit(rank, status, link.evidence(status))
                 return True
         for link in self._leaving:
             if link.name == name:
@@ -140,9 +137,39 @@ class HostedRanks:
             link.leave()
             link.kill()
             self._leaving.append(link)
-        self._devices.give_back(self.world_id, keep=len(self.links))
+        self._devices.give_back(self._spec.world_id, keep=len(self.links))
 
     def close(self) -> None:
         """End every rank and give the slots back."""
         self._is_closed = True
         self.drop(list(self.links))
+
+
+class LocalGroups:
+    """All ranks that this agent hosts, of whatever world."""
+
+    def __init__(self, zygote: ZygoteClient, devices: Devices) -> None:
+        self._zygote = zygote
+        self._devices = devices
+        self._groups: dict[str, HostedRanks] = {}
+
+    def make(self, spec: GroupSpec, events: RankEvents) -> HostedRanks:
+        """Slots for ranks of a world; they are forked when the group is started. Raises Busy."""
+        group = self._groups[spec.world_id] = HostedRanks(self._zygote, self._devices, spec, events)
+        return group
+
+    def exited(self, name: str, status: int) -> None:
+        """A forked process has ended."""
+        for world_id, group in list(self._groups.items()):
+            if group.exited(name, status):
+                if group.is_over:
+                    del self._groups[world_id]
+                return
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def close(self) -> None:
+        """End them all."""
+        for group in self._groups.values():
+            group.close()

@@ -58,9 +58,7 @@ class LocalRank:
         self._on_message = on_message
         self._decoder = Decoder(f"rank {rank}")
         self._sock: socket.socket | None = None
-        self._pipes: dict[int, str] = {}
-        self._written = select.poll()  # which of them hold something
-        self._letters: dict[int, codecs.IncrementalDecoder] = {}  # one may come in two pieces
+        self._pipes = _OutputPipes(lambda record: self._on_message(self.rank, Printed(records=[record])))
         self._outgoing = bytearray()
         self._ring: RingReader | None = None
         self._memory: MemoryEvidence | None = None
@@ -83,14 +81,8 @@ class LocalRank:
         self._memory = MemoryEvidence(self.pid)
         ours.setblocking(False)
         self._sock = ours
-        self._pipes = {out_read: "stdout", err_read: "stderr"}
-        self._letters = {fd: codecs.getincrementaldecoder("utf-8")("replace") for fd in self._pipes}
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ours.fileno(), self._readable)
-        for fd in self._pipes:
-            os.set_blocking(fd, False)
-            loop.add_reader(fd, self._pipe_readable, fd)
-            self._written.register(fd, select.POLLIN)
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+        self._pipes.open({out_read: "stdout", err_read: "stderr"})
 
     # --- to the rank ---
 
@@ -184,26 +176,8 @@ class LocalRank:
         if self._ring is not None and (records := [_metric_record(data) for data in self._ring.read()]):
             self._on_message(self.rank, Measured(records=records))
 
-    def _pipe_readable(self, fd: int) -> None:
-        try:
-            data = os.read(fd, 1 << 18)
-        except BlockingIOError:
-            return
-        if data:
-            if text := self._letters[fd].decode(data):
-                self._on_message(self.rank, Printed(records=[{"kind": self._pipes[fd], "text": text}]))
-        else:
-            self._close_pipe(fd)
-            del self._pipes[fd]
-
-    def _close_pipe(self, fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(fd)
-        self._written.unregister(fd)
-        os.close(fd)
-
     def drain(self) -> None:
-        for fd, _ in self._written.poll(0):
-            self._pipe_readable(fd)
+        self._pipes.drain()
 
     def closed(self) -> None:
         """The process has gone: deliver its last words, then let go of its descriptors."""
@@ -219,10 +193,55 @@ class LocalRank:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+        self._pipes.close()
+
+
+class _OutputPipes:
+    """What a rank writes to its file descriptors, by the loop's reader or when it is asked for; records go to `say`."""
+
+    def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
+        self._say = say
+        self._kinds: dict[int, str] = {}
+        self._written = select.poll()  # which of them hold something
+        self._letters: dict[int, codecs.IncrementalDecoder] = {}  # one may come in two pieces
+
+    def open(self, kinds: dict[int, str]) -> None:
+        """Read from these descriptors from now on."""
+        self._kinds = kinds
+        self._letters = {fd: codecs.getincrementaldecoder("utf-8")("replace") for fd in kinds}
+        for fd in kinds:
+            os.set_blocking(fd, False)
+            asyncio.get_running_loop().add_reader(fd, self._readable, fd)
+            self._written.register(fd, select.POLLIN)
+
+    def _readable(self, fd: int) -> None:
+        try:
+            data = os.read(fd, 1 << 18)
+        except BlockingIOError:
+            return
+        if data:
+            if text := self._letters[fd].decode(data):
+                self._say({"kind": self._kinds[fd], "text": text})
+        else:
+            self._close_one(fd)
+            del self._kinds[fd]
+
+    def drain(self) -> None:
+        """Deliver what was written so far."""
+        for fd, _ in self._written.poll(0):
+            self._readable(fd)
+
+    def close(self) -> None:
+        """Deliver the last words, then let go of the descriptors."""
         self.drain()
-        for fd in self._pipes:
-            self._close_pipe(fd)
-        self._pipes = {}
+        for fd in self._kinds:
+            self._close_one(fd)
+        self._kinds = {}
+
+    def _close_one(self, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        self._written.unregister(fd)
+        os.close(fd)
 
 
 def _metric_record(data: bytes) -> dict[str, Any]:

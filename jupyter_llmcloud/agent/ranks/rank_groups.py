@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
-from jupyter_llmcloud.agent.ranks.local_group import HostedRanks
+from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, RankEvents
+from jupyter_llmcloud.agent.ranks.local_rank import RankLink
 from jupyter_llmcloud.agent.ranks.remote_group import RemoteRanks
+from jupyter_llmcloud.agent.world.store import is_elsewhere
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.protocol.agent_messages import StartWorld
-from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import Join
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.agent import Agent
-    from jupyter_llmcloud.agent.ranks.local_rank import RankLink
 
 
 class RankGroups:
@@ -26,25 +24,22 @@ class RankGroups:
         num_threads: of each rank, kept when it is replaced or moved: sums are rounded alike only on as many threads.
     """
 
-    def __init__(
-        self,
-        agent: Agent,
-        spec: StartWorld,
-        on_message: Callable[[int, Message], None],
-        on_exit: Callable[[int, int, str], None],
-    ) -> None:
+    def __init__(self, node: NodeServices, spec: StartWorld, events: RankEvents) -> None:
         self.links: dict[int, RankLink] = {}
         self.num_threads = dict(spec.num_threads)
-        self.has_store = True
-        self._agent = agent
+        self._node = node
         self._spec = spec
-        self._on_message = on_message
-        self._on_exit = on_exit
+        self._events = events
         self._hosts: list[HostedRanks | RemoteRanks] = []
         self._num_shares = 0
         self._store = ""
         self._interface = ""  # that ranks have to use since the store has moved
         self._has_moved = False
+
+    @property
+    def has_store(self) -> bool:
+        """Whether ranks can meet again."""
+        return self._node.has_store(self._spec.world_id)
 
     async def start(self, shares: Sequence[dict[str, Any]], world_size: int) -> None:
         """Fork ranks on every agent; their numbers go on from those that there are."""
@@ -57,30 +52,28 @@ class RankGroups:
     async def _have_store(self, shares: Sequence[dict[str, Any]]) -> None:
         """Ranks of other hosts cannot speak to a store on loopback: then have another, which is told by `join`."""
         if not self._store:
-            self._store = await self._agent.start_store(self._spec.world_id, shares)
-        elif self._store.startswith("127.") and self._agent.is_elsewhere(shares):
-            self._agent.end_store(self._spec.world_id)
-            self._store = await self._agent.start_store(self._spec.world_id, shares)
-            self._interface = self._agent.devices.interface_with(self._agent.interface)
-            self.has_store = self._has_moved = True
+            self._store = await self._node.start_store(self._spec.world_id, shares)
+        elif self._store.startswith("127.") and is_elsewhere(shares):
+            self._node.end_store(self._spec.world_id)
+            self._store = await self._node.start_store(self._spec.world_id, shares)
+            self._interface = self._node.interface_name()
+            self._has_moved = True
 
     async def _start_share(self, address: str, ranks: list[int], world_size: int) -> None:
-        kind: Callable[..., HostedRanks | RemoteRanks]
-        if address == self._agent.address:
-            kind = self._agent.host_ranks
-        else:
-            kind = self._agent.reach_ranks(address, self._spec.link_lease_s)
         self._num_shares += 1
-        host = kind(
+        group = GroupSpec(
             world_id=f"{self._spec.world_id}#{self._num_shares - 1}",
             world_size=world_size,
             local_world_size=len(ranks),
             store=self._store,
             cwd=self._spec.cwd,
             env=self._spec.env,
-            on_message=self._on_message,
-            on_exit=self._on_exit,
         )
+        host: HostedRanks | RemoteRanks
+        if address == self._node.address:
+            host = self._node.host_ranks(group, self._events)
+        else:
+            host = RemoteRanks(address, group, self._events, self._spec.link_lease_s)
         self._hosts.append(host)
         try:
             await host.start(ranks, list(range(len(ranks))), self.num_threads)
@@ -97,12 +90,12 @@ class RankGroups:
         for link in self.links.values():
             link.send(Join(generation=generation, world_size=world_size, store=store, interface=self._interface))
 
-    async def replace(self, ranks: list[int], world_size: int, room: Sequence[dict[str, Any]] = ()) -> list[str]:
+    async def replace(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]] = ()) -> list[str]:
         """New processes for ranks that have died, elsewhere if their agent has gone; says which of them have moved."""
         self._hosts = [host for host in self._hosts if not host.gone]
         homes = {rank: host for host in self._hosts for rank in host.links}
         homeless = self.homeless(ranks)
-        notes = await self._find_homes(homeless, world_size, room) if homeless else []
+        notes = await self._find_homes(homeless, world_size, slots) if homeless else []
         for rank in ranks:
             if rank in homes:
                 await homes[rank].start([rank], [list(homes[rank].links).index(rank)], self.num_threads)
@@ -114,9 +107,9 @@ class RankGroups:
         housed = {rank for host in self._hosts if not host.gone for rank in host.links}
         return [rank for rank in ranks if rank not in housed]
 
-    async def _find_homes(self, ranks: list[int], world_size: int, room: Sequence[dict[str, Any]]) -> list[str]:
-        fits = sum(share["num_ranks"] for share in room) == len(ranks)  # others may have lost theirs since
-        shares = room if fits else await self._agent.cluster.find(len(ranks))
+    async def _find_homes(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]]) -> list[str]:
+        fits = sum(share["num_ranks"] for share in slots) == len(ranks)  # others may have lost theirs since
+        shares = slots if fits else await self.find_capacity(len(ranks))
         await self._have_store(shares)
         notes = []
         for share in shares:
@@ -124,6 +117,12 @@ class RankGroups:
             await self._start_share(share["home"], moving, world_size)
             notes.append(f"rank{'s' if len(moving) > 1 else ''} {format_ranks(moving)} moved to {share['host']}.")
         return notes
+
+    async def find_capacity(self, num_ranks: int, given: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+        """Slots in the cluster, or those `given` when nobody here can be asked. Raises Busy when there are none."""
+        if given and not self._node.can_ask_cluster:
+            return list(given)
+        return await self._node.find_capacity(num_ranks)  # how others are reached from here is known here alone
 
     def drop(self, num_ranks: int) -> None:
         """End the ranks from this number on."""
@@ -150,7 +149,7 @@ class RankGroups:
                 host.leading.leave()
             else:
                 host.close()
-        self._agent.end_store(self._spec.world_id)
+        self._node.end_store(self._spec.world_id)
 
     def reset(self) -> None:
         """End every rank, and be as before the first was started."""
@@ -163,4 +162,4 @@ class RankGroups:
         """End every rank."""
         for host in self._hosts:
             host.close()
-        self._agent.end_store(self._spec.world_id)
+        self._node.end_store(self._spec.world_id)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, RankEvents
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import FromRank, HostRanks, KillRank, LookAtRank, RankExited, ToRank
@@ -15,34 +16,12 @@ from jupyter_llmcloud.protocol.rank_messages import FromRank, HostRanks, KillRan
 class RemoteRanks:
     """The same face as HostedRanks, over a link to the following agent."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        world_id: str,
-        world_size: int,
-        local_world_size: int,
-        store: str,
-        cwd: str,
-        env: dict[str, str],
-        on_message: Callable[[int, Message], None],
-        on_exit: Callable[[int, int, str], None],
-        lease_s: float,
-    ) -> None:
+    def __init__(self, address: str, spec: GroupSpec, events: RankEvents, lease_s: float) -> None:
         self.links: dict[int, RemoteRank] = {}
         self.num_threads: dict[int, int] = {}
-        self.leading = FollowerLink(address, world_id, lease_s, self._dispatch, self._lost)
-        self._world_id = world_id
-        self._spec: dict[str, Any] = {
-            "world_id": world_id,
-            "world_size": world_size,
-            "local_world_size": local_world_size,
-            "store": store,
-            "cwd": cwd,
-            "env": env,
-        }
-        self._on_message = on_message
-        self._on_exit = on_exit
+        self.leading = FollowerLink(address, spec.world_id, lease_s, self._dispatch, self._lost)
+        self._spec = spec
+        self._events = events
 
     @property
     def gone(self) -> str:
@@ -57,7 +36,7 @@ class RemoteRanks:
             raise ConnectionLost(self.gone)
         self.leading.begin()
         known = {rank: num_threads[rank] for rank in ranks if rank in num_threads}
-        request = HostRanks(ranks=list(ranks), local_ranks=list(local_ranks), num_threads=known, **self._spec)
+        request = HostRanks(ranks=list(ranks), local_ranks=list(local_ranks), num_threads=known, **vars(self._spec))
         hosted = await self.leading.ask(request)
         for rank in ranks:
             self.num_threads[rank] = hosted.num_threads[rank]
@@ -66,26 +45,26 @@ class RemoteRanks:
 
     def to_rank(self, rank: int, message: Message) -> None:
         """Send to one of its ranks."""
-        self.leading.say(ToRank(world_id=self._world_id, rank=rank, payload=encode(message)))
+        self.leading.say(ToRank(world_id=self._spec.world_id, rank=rank, payload=encode(message)))
 
     def kill(self, rank: int) -> None:
         """End one of its ranks now."""
-        self.leading.say(KillRank(world_id=self._world_id, rank=rank))
+        self.leading.say(KillRank(world_id=self._spec.world_id, rank=rank))
 
     def look(self, rank: int, dump: bool) -> None:
         """Look at the process of one of its ranks."""
-        self.leading.say(LookAtRank(world_id=self._world_id, rank=rank, dump=dump))
+        self.leading.say(LookAtRank(world_id=self._spec.world_id, rank=rank, dump=dump))
 
     def _lost(self, reason: str) -> None:
         for rank in list(self.links):
-            self._on_exit(rank, -signal.SIGKILL, reason)
+            self._events.on_exit(rank, -signal.SIGKILL, reason)
 
     def _dispatch(self, message: Message) -> None:
         match message:
             case FromRank():
-                self._on_message(message.rank, decode(message.payload))
+                self._events.on_message(message.rank, decode(message.payload))
             case RankExited():
-                self._on_exit(message.rank, message.status, message.evidence)
+                self._events.on_exit(message.rank, message.status, message.evidence)
 
     # --- the end ---
 

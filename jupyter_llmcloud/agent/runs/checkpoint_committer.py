@@ -34,6 +34,7 @@ class RunCheckpoints:
         self._parts: dict[int, dict[int, CheckpointPart]] = {}  # by serial, then by rank
         self._work: asyncio.Task[None] | None = None
         self._said: set[str] = set()
+        self._sweeping: asyncio.Task[None] | None = None
 
     def part(self, rank: int, part: CheckpointPart) -> None:
         """A rank has written its part, or could not."""
@@ -101,8 +102,12 @@ class RunCheckpoints:
         self.attempt = number
         self._parts = {}
 
-    async def sweep(self) -> None:
-        """Remove what was not committed."""
+    def end(self) -> None:
+        """The run has ended: what was not committed is removed."""
+        if self.path.is_dir():
+            self._sweeping = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
         if self.busy:
             await self.busy
         await asyncio.to_thread(self._folder.sweep)

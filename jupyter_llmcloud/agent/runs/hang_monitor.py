@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.run.hang import GroupState, HangRule, Report, Sample
-from jupyter_llmcloud.core.run.stacks import parse_dump
+from jupyter_llmcloud.core.run.stacks import parse_dump, place
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankLooked
 
@@ -76,7 +76,8 @@ class HangWatch:
 
     def _notebook_line(self, dump: str) -> str:
         main = next(iter(parse_dump(dump, self._cells)), [])
-        return next((line.partition(" in ")[0] for line in reversed(main) if line.startswith("In [")), "")
+        own = tuple(place(number, file, "") for file, number in self._cells.items())
+        return next((line.partition(" in ")[0] for line in reversed(main) if line.startswith(own)), "")
 
     def ended(self, rank: int, groups: Mapping[str, list[Any]]) -> None:
         """A rank has finished the cell with these collectives."""

@@ -1,48 +1,57 @@
-"""The runs of a world: one at a time, in the order they come, executed again as often as they may be."""
+"""The runs of a world: one at a time, in the order they come."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
+from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
+from jupyter_llmcloud.agent.world.world import World
 from jupyter_llmcloud.core.run.lifecycle import Finish
-from jupyter_llmcloud.errors import Busy, LLMCloudError, NotFound, WorldError
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RankState, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import replace
+from jupyter_llmcloud.protocol.frames import Message, replace
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.world.world import World
-
-ROOM_AGAIN_S = 1.0
 
 
 class RunQueue:
     """Those that are queued, and the active one.
 
+    Args:
+        world: whose ranks execute them.
+        end_world: called when the world must not go on here.
+
     Attributes:
         active: the run that is executed now.
         turn: held by whoever uses the ranks.
+        idle_since: when the last of them ended.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, node: NodeServices, world: World, end_world: Callable[[], None]) -> None:
         self.active: RunSupervisor | None = None
-        self.queued: list[str] = []
         self.turn = asyncio.Lock()
+        self.idle_since = time.monotonic()
+        self._node = node
         self._world = world
+        self._end_world = end_world
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
-        self._lead: RunLeadership | None = None  # of a run with restarts
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is executed or queued."""
+        return self.active is None and not self._waiting
 
     @property
     def until(self) -> float | None:
         """Until when no other agent leads the active run (seconds of the loop's clock); None: nobody stands by."""
-        return self._lead.until if self._lead is not None else None
+        return self.active.until if self.active is not None else None
 
     async def execute(self, cell: Execute, connection: Connection | None) -> None:
         """Execute a cell when it is its turn; `connection` follows it."""
@@ -58,8 +67,7 @@ class RunQueue:
             if connection is not None:
                 raise
         finally:
-            self.active = None
-            self._world.idle_since = time.monotonic()
+            self._is_over()
             self.turn.release()
 
     async def _take_turn(self, cell: Execute, connection: Connection | None) -> bool:
@@ -70,17 +78,13 @@ class RunQueue:
         with contextlib.suppress(OSError):  # so that it is known to have waited, should this agent be lost
             RunFolder(Path(cell.folder)).create(self._record(cell), cell.source or cell.code)
         if connection is not None:
-            ahead = (
-                f"for {self.active.record.run_id} to end" if self.active else "until the ranks have answered a request"
-            )
+            ahead = f"for {self.active.run_id} to end" if self.active else "until the ranks have answered a request"
             connection.send(RankState(run_id=run_id, rank=-1, state="queued", detail=f"waits {ahead}"))
-        self.queued.append(run_id)
         turn = self._waiting[run_id] = asyncio.ensure_future(self.turn.acquire())
         try:
             await asyncio.wait([turn])
         finally:
             turn.cancel()  # no effect when it has come
-            self.queued.remove(run_id)
             del self._waiting[run_id]
         return not turn.cancelled()
 
@@ -106,155 +110,126 @@ class RunQueue:
             run_id=cell.run_id,
             name=cell.name,
             created=time.time(),
-            ranks=cell.ranks or list(range(self._world.world_size)),
-            world_size=self._world.world_size,
+            ranks=cell.ranks or list(range(self._world.size)),
+            world_size=self._world.size,
             world_id=self._world.world_id,
             cluster=cell.cluster,
-            agent=cell.agent or self._world.agent.address,
+            agent=cell.agent or self._node.address,
             owner=cell.owner,
-            options=cell.options,
+            spec=cell.spec,
+            script=cell.script,
         )
 
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:
         self._world.cells[cell.filename] = cell.execution_count
         record = self._record(cell)
         folder = RunFolder(Path(cell.folder))
-        self.active = RunSupervisor(replace(cell, ranks=record.ranks, number=0), self._world.links, record, folder)
+        run = self.active = self._make_run(replace(cell, ranks=record.ranks, number=0), record, folder)
         if connection is not None:
-            self.active.followers.add(connection)
+            run.follow(connection)
         try:
-            self.active.make_folder()
-            if cell.max_restarts:
-                await self._begin_lead(self.active)
+            folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await run.claim_first(self._world.replay_cells, self._world.num_threads)
         except OSError as error:
             raise WorldError(f"the run's folder cannot be made: {error.strerror}: {cell.folder}.") from None
-        self.active.begin()
-        for note in self._world.notes:
-            self.active.tell(RankState(run_id=cell.run_id, rank=-1, state="note", detail=note))
-        self._world.notes.clear()
-        await self._see_through(self.active)
-        self._after(cell, self.active.ended.result())
-        self._give_up_what_is_led_elsewhere(self.active)
+        run.begin()
+        await self._see_through(run)
+        self._after(cell, run.ended.result())
 
     async def lead_on(self, cell: Execute, definitions: list[Execute], record: RunRecord, term: int) -> None:
         """See a run through whose leader has gone: this world has no ranks yet."""
-        self._world.world_size = record.world_size
-        self._world.definitions.cells = definitions
+        self._world.inherit(record.world_size, definitions)
         self._world.cells |= {known.filename: known.execution_count for known in (*definitions, cell)}
-        folder = RunFolder(Path(cell.folder))
         async with self.turn:
-            self.active = RunSupervisor(replace(cell, ranks=record.ranks), self._world.links, record, folder)
-            self._lead = self._make_lead(folder, term)
+            run = self._make_run(replace(cell, ranks=record.ranks), record, RunFolder(Path(cell.folder)), term)
+            self.active = run
             try:
-                self.active.leads = self._leads
-                self.active.lead_on()
-                await self._see_through(self.active)
-                self._give_up_what_is_led_elsewhere(self.active)
+                run.take_over()
+                await self._see_through(run)
             finally:
-                self.active = None
-                self._world.idle_since = time.monotonic()
+                self._is_over()
         if not self._world.links and not self._world.closed:
-            self._world.agent.end_world(self._world.world_id)  # its ranks could not be started
+            self._end_world()  # its ranks could not be started
 
-    async def _begin_lead(self, run: RunSupervisor) -> None:
-        lead = self._make_lead(run.folder)
-        await lead.begin(run.cell, self._world.definitions.cells, self._world.shares.num_threads)
-        lead.stand_by(self._world.shares.followers)
-        self._lead = lead
-        run.leads = self._leads
+    def _make_run(self, cell: Execute, record: RunRecord, folder: RunFolder, term: int = -1) -> RunSupervisor:
+        def make_lead(on_standby_lost: Callable[[], None]) -> RunLeadership:
+            return RunLeadership(
+                self._node,
+                self._world.spec,
+                folder.path,
+                on_change=self._world.live_until,
+                on_standby_lost=on_standby_lost,
+                term=term,
+            )
 
-    def _make_lead(self, folder: RunFolder, term: int = -1) -> RunLeadership:
-        return RunLeadership(
-            self._world.agent,
-            self._world.spec,
-            folder,
-            on_change=self._world.shares.live_until,
-            on_loss=self._lost_lead,
-            term=term,
-        )
+        return RunSupervisor(cell, record, folder, self._world, make_lead)
 
-    def _leads(self, to_the_end: bool) -> bool:
-        return self._lead is None or self._lead.leads(to_the_end)
+    async def _see_through(self, run: RunSupervisor) -> None:
+        """Wait for the end of a run; of one that is led elsewhere, nothing may go on here."""
+        await run.ended
+        if not run.is_told and not self._world.closed:
+            self._end_world()
+        await run.settled()
 
-    def _lost_lead(self) -> None:
+    def _is_over(self) -> None:
+        self.active = None
+        self.idle_since = time.monotonic()
+
+    def on_message(self, rank: int, message: Message) -> None:
+        """A rank says something."""
         if self.active is not None:
-            self.active.hand_over()
+            self.active.on_message(rank, message)
+
+    def on_death(self, rank: int, name: str, reason: str) -> None:
+        """The process of a rank has gone."""
+        if self.active is not None:
+            self.active.rank_died(rank, name, reason)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        if self.active is not None:
+            self.active.forget(connection)
+
+    def follow(self, connection: Connection) -> None:
+        """Tell this connection of the active run."""
+        if self.active is not None:
+            self.active.follow(connection)
+
+    def worker_joined(self) -> None:
+        """A worker that knows the cluster holds this agent from now on."""
+        if self.active is not None:
+            self.active.worker_joined()
+
+    def stop_active(self) -> None:
+        """Stop pressed for the run that is executed now, if there is one."""
+        if self.active is not None and not self.active.is_over:
+            self.active.stop()
+
+    def lose_ranks(self, name: str, reason: str) -> None:
+        """The ranks of the active run have gone, with the world."""
+        if self.active is not None and not self.active.is_over:
+            for rank in self.active.ranks:
+                self.active.rank_died(rank, name, reason)
 
     def leave(self) -> bool:
         """Let another agent go on with the active run at once; False when it has no restarts."""
-        if self._lead is None or self.active is None:
-            return False
-        self._lead.leave()
-        self._lead = None
-        self.active.hand_over()
-        return True
-
-    def _give_up_what_is_led_elsewhere(self, run: RunSupervisor) -> None:
-        """Nothing that belongs to the run may go on here."""
-        if not run.has_ended and not self._world.closed:
-            self._world.agent.end_world(self._world.world_id)
-
-    async def _see_through(self, run: RunSupervisor) -> None:
-        """Wait for the end of a run; as long as it may be executed again, heal the world and do so."""
-        try:
-            await self._execute_again(run)
-        finally:
-            if self._lead is not None:
-                self._lead.end()
-                if run.has_ended:
-                    self._lead.forget()
-                self._lead = None
-
-    async def _execute_again(self, run: RunSupervisor) -> None:
-        finish = await run.attempt
-        claimed, room = None, []
-        while (again := run.again) is not None:
-            self._world.must_renew |= finish.renew
-            await asyncio.wait([run.ended], timeout=again.delay_s)
-            try:
-                if self._lead is not None and claimed is not again:
-                    if self._lead.is_over:
-                        run.hand_over()
-                        break
-                    room = await self._world.find_room()  # else let another agent lead it that has some
-                    if not await self._lead.claim():
-                        run.hand_over()
-                        break
-                claimed = again
-                await self._world.heal(room)
-                checkpoint = None if again.from_start else await run.checkpoints.newest()
-            except Busy as busy:
-                run.wait_for_room(str(busy))
-                await asyncio.wait([run.ended], timeout=ROOM_AGAIN_S)
-                continue
-            except (LLMCloudError, OSError) as error:
-                if run.again is not None:
-                    run.cannot_restart(error)
-                continue
-            if run.again is None:
-                break  # stopped meanwhile
-            run.begin_again(checkpoint, self._world.notes)
-            self._world.notes.clear()
-            if self._lead is not None:
-                self._lead.stand_by(self._world.shares.followers)
-            finish = await run.attempt
-        await run.ended
+        return self.active is not None and self.active.leave()
 
     def _after(self, cell: Execute, finish: Finish) -> None:
-        self._world.must_renew |= finish.renew
-        if (
-            cell.is_definition
-            and finish.state == "finished"
-            and len(self._world.links) == len(cell.ranks or self._world.links)
-        ):
-            self._world.definitions.cells.append(cell)
+        is_everywhere = len(self._world.links) == len(cell.ranks or self._world.links)
+        if cell.is_definition and finish.state == "finished" and is_everywhere:
+            self._world.remember(cell)
 
     def __contains__(self, run_id: str) -> bool:
-        return run_id in self.queued or (self.active is not None and self.active.record.run_id == run_id)
+        return run_id in self._waiting or self.is_active(run_id)
+
+    def is_active(self, run_id: str) -> bool:
+        """Whether this run is executed now."""
+        return self.active is not None and self.active.run_id == run_id
 
     def stop(self, run_id: str) -> None:
         """Stop pressed for a run that is executed or queued here. Raises NotFound."""
-        if self.active is not None and self.active.record.run_id == run_id:
+        if self.active is not None and self.active.run_id == run_id:
             self.active.stop()
         elif run_id in self._waiting:
             self._waiting[run_id].cancel()

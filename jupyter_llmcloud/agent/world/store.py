@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.protocol.rank_messages import ForkStore
@@ -44,3 +46,50 @@ class Store:
         if self._control is not None:
             self._control.close()
             self._control = None
+
+
+class Stores:
+    """The stores of the worlds that are led from here.
+
+    Args:
+        log: file for what the stores themselves print.
+        interface: address on which ranks of other hosts reach a store.
+    """
+
+    def __init__(self, zygote: ZygoteClient, log: Path, interface: str) -> None:
+        self._zygote = zygote
+        self._log = log
+        self._interface = interface
+        self._stores: dict[str, Store] = {}  # by world
+        self._ended: set[str] = set()  # names of those whose process has gone
+        self._num_started = 0
+
+    async def start(self, world_id: str, shares: Sequence[Mapping[str, Any]]) -> str:
+        """Start the store of a world, on loopback unless ranks on other hosts must reach it; returns `host:port`."""
+        self._num_started += 1
+        store = Store(f"{world_id}/store{self._num_started}", self._log)
+        self._stores[world_id] = store
+        return await store.start(self._zygote, self._interface if is_elsewhere(shares) else "127.0.0.1")
+
+    def is_alive(self, world_id: str) -> bool:
+        """Whether the process of a world's store is there."""
+        store = self._stores.get(world_id)
+        return store is not None and store.name not in self._ended
+
+    def exited(self, name: str) -> bool:
+        """A forked process has ended; returns whether it was a store."""
+        if any(store.name == name for store in self._stores.values()):
+            self._ended.add(name)
+            return True
+        return False
+
+    def end(self, world_id: str) -> None:
+        """The world needs it no more."""
+        if store := self._stores.pop(world_id, None):
+            store.close()
+            self._ended.discard(store.name)
+
+
+def is_elsewhere(shares: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether some of these ranks are on another host."""
+    return any(share.get("host") not in (None, socket.gethostname()) for share in shares)

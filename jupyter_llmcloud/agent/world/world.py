@@ -1,199 +1,239 @@
-"""A world on its leading agent: a set of ranks with one process group, one run at a time."""
+"""A world on its leading agent: a set of ranks with one process group. What is executed on them it does not know."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
+from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.ranks.local_group import RankEvents
+from jupyter_llmcloud.agent.ranks.local_rank import RankLink
 from jupyter_llmcloud.agent.ranks.rank_groups import RankGroups
-from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
+from jupyter_llmcloud.agent.world.rank_calls import RankCalls
+from jupyter_llmcloud.agent.world.rendezvous import Rendezvous
 from jupyter_llmcloud.agent.world.replay_cells import Definitions
-from jupyter_llmcloud.agent.world.run_queue import RunQueue
+from jupyter_llmcloud.core.run import membership
 from jupyter_llmcloud.core.run.exits import describe_exit
-from jupyter_llmcloud.errors import LLMCloudError, UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import StartWorld, WorldDescription, WorldStacks
-from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.core.run.membership import Membership, Step
+from jupyter_llmcloud.errors import Busy, UsageError, WorldError
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import DumpRankStacks, Joined, Printed, RankLooked, Release
-from jupyter_llmcloud.protocol.rpc import Calls, R, Reply, Request
+from jupyter_llmcloud.protocol.rank_messages import Joined, Printed, Release
+from jupyter_llmcloud.protocol.rpc import R, Request
 
-if TYPE_CHECKING:
-    from jupyter_llmcloud.agent.agent import Agent
+Slots = Sequence[dict[str, Any]]
 
-JOIN_TIMEOUT_S = 120.0
-RELEASE_TIMEOUT_S = 5.0
-STACKS_TIMEOUT_S = 2.0
+
+class RankListener(Protocol):
+    """Who executes something on the ranks."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is executed now."""
+
+    def on_message(self, rank: int, message: Message) -> None:
+        """A rank says something."""
+
+    def on_death(self, rank: int, name: str, reason: str) -> None:
+        """The process of a rank has gone; `name` is of the error that this is to a run."""
 
 
 class World:
-    """Started by `start`; executes runs in the order they come."""
+    """Started by `start`.
 
-    def __init__(self, agent: Agent, spec: StartWorld) -> None:
-        self.agent = agent
-        self.world_id = spec.world_id
-        self.owner = spec.owner
-        self.lease_s = spec.lease_s
-        self.world_size = sum(share["num_ranks"] for share in spec.agents)
-        self.generation = -1
-        self.owners: set[Connection] = set()
-        self.idle_since = time.monotonic()
-        self.run: RunSupervisor | None = None
-        self.queued: list[str] = []
-        self.closed = False
+    Args:
+        listener: is told what ranks say and when they die.
+
+    Attributes:
+        notes: what became of ranks that were replaced, to be told with the next run.
+        cells: execution counts by the files of notebook cells.
+    """
+
+    def __init__(self, node: NodeServices, spec: StartWorld, listener: RankListener) -> None:
         self.spec = spec
-        self.shares = RankGroups(agent, spec, self._on_message, self._on_exit)
-        self.links = self.shares.links
-        self._dead: set[int] = set()
-        self.must_renew = False
-        self._joining: dict[int, asyncio.Future[Joined]] = {}
-        self._calls: defaultdict[int, Calls] = defaultdict(lambda: Calls("a rank"))  # by rank
-        self._last_words: dict[int, str] = {}
-        self.definitions = Definitions(spec.world_id, self._ask)
+        self.members = Membership(sum(share["num_ranks"] for share in spec.agents))
+        self.shares = RankGroups(node, spec, RankEvents(self._on_message, self._on_exit))
         self.notes: list[str] = []
-        self.cells: dict[str, int] = {}  # execution counts by the files of notebook cells
-        self._looks: dict[int, asyncio.Future[RankLooked]] = {}
-        self.runs = RunQueue(self)
+        self.cells: dict[str, int] = {}
+        self.closed = False
+        self._listener = listener
+        self._calls = RankCalls(self.shares.links)
+        self.definitions = Definitions(spec.world_id, self._calls.ask)
+        self._rendezvous = Rendezvous()
+        self._last_words: dict[int, str] = {}
+
+    @property
+    def links(self) -> dict[int, RankLink]:
+        """How to reach each rank."""
+        return self.shares.links
+
+    @property
+    def world_id(self) -> str:
+        """Its name."""
+        return self.spec.world_id
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.members.size
+
+    @property
+    def generation(self) -> int:
+        """Of the process group."""
+        return self.members.generation
+
+    @property
+    def followers(self) -> list[FollowerLink]:
+        """The links to the other agents that host ranks."""
+        return self.shares.followers
+
+    @property
+    def num_threads(self) -> Mapping[int, int]:
+        """Of each rank."""
+        return self.shares.num_threads
+
+    @property
+    def replay_cells(self) -> list[Execute]:
+        """The definition cells that were executed, in their order."""
+        return self.definitions.cells
+
+    def remember(self, cell: Execute) -> None:
+        """A definition cell was executed: it is run again on ranks that are new processes."""
+        self.replay_cells.append(cell)
+
+    def inherit(self, num_ranks: int, definitions: list[Execute]) -> None:
+        """Be like the world that a run had under a leader that has gone."""
+        self.members.size = num_ranks
+        self.definitions.cells = definitions
+
+    def live_until(self, until: float | None) -> None:
+        """The ranks of this agent end at this time of its clock (None: they do not), unless they are told another."""
+        self.shares.live_until(until)
+
+    def take_notes(self) -> list[str]:
+        """What became of ranks, once."""
+        notes, self.notes = self.notes, []
+        return notes
+
+    def needs_renewal(self, must_renew: bool) -> None:
+        """A run has ended; whether it left the process group in a state that cannot be used."""
+        self.members.must_renew |= must_renew
 
     # --- start and end ---
 
     async def start(self) -> None:
         """Fork the ranks on every agent and join them to one process group."""
         try:
-            await self.shares.start(self.spec.agents, self.world_size)
-            await self._join_all(0)
+            await self._carry_out(self.members.start(), self.spec.agents)
         except BaseException:
-            self.close()
+            self.close("the world was stopped.")
             raise
-
-    async def resize(self, num_ranks: int, shares: list[dict[str, Any]]) -> None:
-        """Have `num_ranks` ranks: the highest end, or more are started on `shares`. The others keep their variables."""
-        async with self.runs.turn:
-            await self.heal()
-            before, self.world_size = self.world_size, num_ranks
-            if num_ranks < before:
-                self.shares.drop(num_ranks)
-            else:
-                if self.agent.cluster.can_be_asked:  # how others are reached from here is known here alone
-                    shares = await self.agent.cluster.find(num_ranks - before)
-                await self.shares.start(shares, num_ranks)
-            await self._join_all(self.generation + 1)
-            self.notes += await self.definitions.restore(range(before, num_ranks), self.links)
-
-    async def _join_all(self, generation: int) -> None:
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        self.generation = generation  # also when it fails: what was said in the store would confuse the next
-        self._joining = {rank: loop.create_future() for rank in range(self.world_size)}
-        for rank in self._dead & self._joining.keys():
-            self._joining[rank].set_result(Joined(generation=-1, error="its process has ended already."))
-        self.shares.join(generation, self.world_size)
-        first = await self._first_that_cannot_join(JOIN_TIMEOUT_S)
-        self.must_renew = True
-        if first:
-            for link in self.links.values():
-                link.send(Release(generation=generation))  # who waits for it would wait in vain
-            await self._first_that_cannot_join(RELEASE_TIMEOUT_S, wait_for_all=True)
-            raise WorldError(first)
-        late = [rank for rank, future in self._joining.items() if not future.done()]
-        if late:
-            raise WorldError(f"ranks {late} did not join the process group in {JOIN_TIMEOUT_S:g} s.")
-        self.must_renew = False
-
-    async def _first_that_cannot_join(self, timeout_s: float, wait_for_all: bool = False) -> str:
-        """Wait until all ranks have joined or one cannot; says which and why."""
-        deadline = time.monotonic() + timeout_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            answers = {rank: future.result() for rank, future in self._joining.items() if future.done()}
-            waiting = [future for future in self._joining.values() if not future.done()]
-            for rank, answer in answers.items():
-                if answer.error and not (wait_for_all and waiting):
-                    return f"rank {rank} could not join the process group: {answer.error}"
-            if not waiting:
-                return ""
-            await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        return ""
-
-    def beat(self) -> None:
-        """Called every second: ranks beside a leader that stands still end before another one leads."""
-        self.shares.live_until(self.runs.until)
 
     def leave(self) -> None:
-        """The host or its place in a batch system is taken away: a run with restarts goes on elsewhere."""
-        if self.runs.leave():
-            self.closed = True
-            self.shares.leave()
-        else:
-            self.close("the node agent was told to end (SIGTERM), with its host or its place in a batch system.")
-
-    def close(self, taken_away: str = "") -> None:
-        """End every rank, as after a Stop unless its place was `taken_away`; whoever follows its run is told."""
+        """Another agent goes on with what is executed here: the ranks end, those elsewhere when they notice."""
         self.closed = True
-        run = self.runs.active
-        if run is not None and not run.ended.done() and not taken_away:
-            run.stop()
+        self.shares.leave()
+
+    def close(self, reason: str) -> None:
+        """End every rank."""
+        self.closed = True
         self.shares.close()
-        for rank in range(self.world_size):
-            self._expect_nothing(rank, "the world was stopped.")
-        if run is not None and not run.ended.done():
-            for rank in run.cell.ranks:
-                run.rank_died(rank, "RankLost" if taken_away else "WorldError", taken_away or "the world was stopped.")
-
-    async def find_room(self) -> list[dict[str, Any]]:
-        """A place for the ranks whose agent has gone. Raises Busy when the cluster has none now."""
-        num_ranks = len(self.shares.homeless(self._dead)) if self.links else self.world_size
-        return await self.agent.cluster.find(num_ranks) if num_ranks else []
-
-    async def heal(self, room: Sequence[dict[str, Any]] = ()) -> None:
-        """Replace ranks that have died, and renew the group when it cannot be used; `room` was found for them."""
-        self._check_open()
-        if not self.shares.has_store and (self._dead or self.must_renew):
-            raise WorldError("the process that holds the world's store has ended: start new ranks with %world restart.")
-        if not self.links:
-            await self._start_anew(room)
-        if not self._dead and not self.must_renew:
-            return
-        replaced = sorted(self._dead)
-        self._dead.clear()
-        try:
-            self.notes += await self.shares.replace(replaced, self.world_size, room)
-        except BaseException as error:
-            self._dead.update(replaced)
-            if isinstance(error, Exception):
-                self._check_open()
-            raise
-        await self._join_all(self.generation + 1)
-        self.notes += await self.definitions.restore(replaced, self.links)
-
-    async def _start_anew(self, room: Sequence[dict[str, Any]]) -> None:
-        """All ranks of a world that is led from here now, wherever there is room."""
-        self._dead.clear()
-        try:
-            await self.shares.start(room or await self.find_room(), self.world_size)
-            await self._join_all(0)
-        except BaseException:
-            self.shares.reset()
-            raise
-        self.notes += await self.definitions.restore(list(self.links), self.links)
+        for rank in self.members.ranks:
+            self._expect_nothing(rank, reason)
 
     def _check_open(self) -> None:
         if self.closed:
             raise WorldError("the world has been stopped.")
+
+    # --- its members ---
+
+    async def find_capacity(self) -> list[dict[str, Any]]:
+        """Slots for the ranks whose agent has gone. Raises Busy when the cluster has none now."""
+        lost = self.shares.homeless(self.members.dead) if self.members.is_started else self.members.ranks
+        return await self.shares.find_capacity(len(lost)) if lost else []
+
+    async def heal(self, slots: Slots = ()) -> None:
+        """Replace ranks that have died, and renew the group when it cannot be used; `slots` were found for them."""
+        self._check_open()
+        try:
+            await self._carry_out(self.members.repair(self.shares.has_store), slots)
+        except BaseException:
+            if not self.members.is_started:
+                self.shares.reset()
+                self.members.start_anew()
+            raise
+
+    async def resize(self, num_ranks: int, slots: Slots) -> None:
+        """Have `num_ranks` ranks: the highest end, or more are started. The others keep their variables."""
+        await self.heal()
+        if (num_added := num_ranks - self.members.size) > 0:
+            slots = await self.shares.find_capacity(num_added, given=slots)
+        await self._carry_out(self.members.resize(num_ranks), slots)
+
+    async def _carry_out(self, steps: Sequence[Step], slots: Slots) -> None:
+        for step in steps:
+            match step:
+                case membership.Start():
+                    await self._start_ranks(step.ranks, slots)
+                case membership.Replace():
+                    await self._replace(step.ranks, slots)
+                case membership.Drop():
+                    self.members.size = step.num_ranks
+                    self.shares.drop(step.num_ranks)
+                case membership.Join():
+                    await self._join(step.generation)
+                case membership.Restore():
+                    self.notes += await self.definitions.restore(step.ranks, self.links)
+
+    async def _start_ranks(self, ranks: Sequence[int], slots: Slots) -> None:
+        before = ranks[0]
+        self.members.size = before + len(ranks)
+        try:
+            await self.shares.start(slots or await self.shares.find_capacity(len(ranks)), self.members.size)
+            if len(self.links) < self.members.size:
+                raise Busy(f"{len(ranks)} ranks were asked for, and there are slots for fewer of them.")
+        except BaseException:
+            if self.members.is_started:
+                self.members.size = before
+                self.shares.drop(before)
+            raise
+
+    async def _replace(self, ranks: Sequence[int], slots: Slots) -> None:
+        self.members.replacing(ranks)
+        try:
+            self.notes += await self.shares.replace(list(ranks), self.members.size, slots)
+        except BaseException as error:
+            self.members.not_replaced(ranks)
+            if isinstance(error, Exception):
+                self._check_open()
+            raise
+
+    async def _join(self, generation: int) -> None:
+        self._check_open()
+        self.members.joining(generation)
+
+        def release() -> None:
+            for link in self.links.values():
+                link.send(Release(generation=generation))
+
+        await self._rendezvous.join(
+            self.members.ranks,
+            self.members.dead,
+            lambda: self.shares.join(generation, self.members.size),
+            release,
+        )
+        self.members.joined()
 
     # --- requests to single ranks ---
 
     async def ask(self, rank: int, request: Request[R]) -> R:
         """Send a request to a rank and wait for its reply; raises what it refuses with."""
         if rank not in self.links:
-            raise UsageError(f"there is no rank {rank}: the world has ranks 0-{self.world_size - 1}.")
-        async with self.runs.turn:
-            await self.heal()
-            return await self._ask(rank, request)
-
-    async def _ask(self, rank: int, request: Request[R]) -> R:
-        return await self._calls[rank].ask(request, self.links[rank].send)
+            raise UsageError(f"there is no rank {rank}: the world has ranks 0-{self.members.size - 1}.")
+        await self.heal()
+        return await self._calls.ask(rank, request)
 
     async def stacks(self) -> WorldStacks:
         """What every thread of every rank is doing now, also while a run goes on; silent ranks are looked at."""
@@ -202,77 +242,39 @@ class World:
         return WorldStacks(ranks=dict(zip(ranks, rows, strict=True)), cells=self.cells)
 
     async def _stack_of(self, rank: int) -> dict[str, Any]:
-        if rank in self._dead:
-            return {"state": ""}
-        try:
-            async with asyncio.timeout(STACKS_TIMEOUT_S):
-                return (await self._ask(rank, DumpRankStacks())).as_dict()
-        except LLMCloudError:
-            return {"state": ""}
-        except TimeoutError:
-            return await self._look_at(rank)
-
-    async def _look_at(self, rank: int) -> dict[str, Any]:
-        looked = self._looks[rank] = self._looks.get(rank) or asyncio.get_running_loop().create_future()
-        self.links[rank].look(dump=True)
-        try:
-            async with asyncio.timeout(STACKS_TIMEOUT_S):
-                look = await asyncio.shield(looked)
-        except TimeoutError:
-            return {"state": ""}
-        return {"state": look.state, "busy": look.busy, "dump": look.dump}
+        return {"state": ""} if rank in self.members.dead else await self._calls.stack_of(rank)
 
     # --- what ranks say ---
 
     def _on_message(self, rank: int, message: Message) -> None:
         if isinstance(message, Joined):
-            waiting = self._joining.get(rank)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(message)
-        elif isinstance(message, Reply) and message.reply_to:
-            self._calls[rank].take(message)
-        else:
-            if isinstance(message, RankLooked) and message.dumped and (looked := self._looks.pop(rank, None)):
-                looked.set_result(message)
+            self._rendezvous.hear(rank, message)
+        elif not self._calls.hear(rank, message):
             if isinstance(message, Printed):
                 text = "".join(record.get("text", "") for record in message.records if record["kind"] == "stderr")
                 self._last_words[rank] = (self._last_words.get(rank, "") + text)[-2000:]
-            if self.runs.active is not None:
-                self.runs.active.on_message(rank, message)
+            self._listener.on_message(rank, message)
 
     def _on_exit(self, rank: int, status: int, evidence: str) -> None:
         name, reason = describe_exit(status, evidence)
-        if self.runs.active is None and (words := self._last_words.get(rank, "").strip()):
+        if not self._listener.is_busy and (words := self._last_words.get(rank, "").strip()):
             reason += f" Its last words:\n{words}"
-        if self.closed or rank >= self.world_size:
+        if self.closed or not self.members.died(rank):
             return
-        self._dead.add(rank)
         self._expect_nothing(rank, reason)
-        if self.runs.active is not None:
-            self.runs.active.rank_died(rank, name, reason)
+        self._listener.on_death(rank, name, reason)
 
     def _expect_nothing(self, rank: int, reason: str) -> None:
-        """The rank will answer no more: whoever waits for it is told why."""
-        waiting = self._joining.get(rank)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(Joined(generation=-1, error=reason))
-        if (calls := self._calls.pop(rank, None)) is not None:  # one that takes its place is asked anew
-            calls.fail(WorldError(f"rank {rank}: {reason}"))
+        """The rank will say no more: whoever waits for it is told why."""
+        self._rendezvous.cannot_join(rank, reason)
+        self._calls.expect_nothing(rank, reason)
 
     # --- description ---
 
-    def describe(self) -> WorldDescription:
-        """For `%world` and the server."""
+    def rows(self, running: Sequence[int]) -> list[dict[str, Any]]:
+        """Each rank now; `running` are those that execute something."""
         rows = []
         for rank, link in sorted(self.links.items()):
-            busy = self.runs.active is not None and rank in self.runs.active.cell.ranks
-            state = "lost" if rank in self._dead else "running" if busy else "idle"
+            state = "lost" if rank in self.members.dead else "running" if rank in running else "idle"
             rows.append({"rank": rank, "state": state, **link.describe()})
-        return WorldDescription(
-            world_id=self.world_id,
-            world_size=self.world_size,
-            owner=self.owner,
-            generation=self.generation,
-            run_id=self.runs.active.record.run_id if self.runs.active else "",
-            ranks=rows,
-        )
+        return rows

@@ -149,7 +149,6 @@ class RunLifecycle:
         self._since = 0.0
         self._interrupted_at: float | None = None
         self._failed_at: float | None = None
-        self._num_ended = 0
         self._in_group = True
 
     @property
@@ -192,8 +191,7 @@ class RunLifecycle:
         item = self._ranks.get(event.rank)
         if item is None or item.state != "running":
             return []
-        self._num_ended += 1
-        item.order = self._num_ended
+        item.order = self._next_order()
         item.collateral = event.collateral
         self._in_group = self._in_group and event.in_group
         if event.interrupted and (self.stop_requested or self._failed_at is not None):
@@ -209,11 +207,13 @@ class RunLifecycle:
         item = self._ranks.get(event.rank)
         if item is None or item.state != "running":
             return []
-        self._num_ended += 1
-        item.state, item.error, item.order = "died", event.reason, self._num_ended
+        item.state, item.error, item.order = "died", event.reason, self._next_order()
         self._note_failure(now)
         self.released = True
         return [ReleaseRanks(self.running)] if self.running else []
+
+    def _next_order(self) -> int:
+        return 1 + max(item.order for item in self._ranks.values())
 
     def _note_failure(self, now: float) -> None:
         if self._failed_at is None:

@@ -67,8 +67,13 @@ def parse_dump(text: str, cells: Mapping[str, int]) -> list[list[str]]:
     return threads
 
 
+def place(number: int, filename: str, line: int | str) -> str:
+    """A line as its reader knows it: of a notebook cell by its execution count, of a script (0) by its file."""
+    return f"In [{number}], line {line}" if number else f"{short_path(filename)}:{line}"
+
+
 def _frame(filename: str, line: str, name: str, cells: Mapping[str, int]) -> str:
-    where = f"In [{cells[filename]}], line {line}" if filename in cells else f"{short_path(filename)}:{line}"
+    where = place(cells.get(filename, 0), filename, line)
     return where if name == "<module>" else f"{where} in {name}"
 
 

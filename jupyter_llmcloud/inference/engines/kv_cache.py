@@ -9,7 +9,6 @@ from typing import Any
 
 import psutil
 import torch
-from transformers.generation.continuous_batching.utils import get_device_and_memory_breakdown
 
 from jupyter_llmcloud.errors import ModelError
 
@@ -40,11 +39,20 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this process may still take on `device`, given other processes and a container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    # Besides what is free on the machine: transformers knows which memory nodes this process is confined to.
-    _, total, reserved, allocated = get_device_and_memory_breakdown()
-    free = int(min(psutil.virtual_memory().available, total - max(reserved, allocated)))
+    free = min(psutil.virtual_memory().available, _free_of_own_nodes())
     limit, used = (_read_int(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
     return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _free_of_own_nodes() -> int:
+    """Besides what is free on the machine: transformers knows which memory nodes this process is confined to."""
+    try:
+        from transformers.generation.continuous_batching.utils import get_device_and_memory_breakdown
+
+        _, total, reserved, allocated = get_device_and_memory_breakdown()
+    except (ImportError, TypeError, ValueError):  # a private function: other versions may have none, or another one
+        return psutil.virtual_memory().total - psutil.Process().memory_info().rss
+    return int(total - max(reserved, allocated))
 
 
 def _read_int(path: Path) -> int | None:

@@ -12,6 +12,7 @@ from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling, TokenBatch
 from jupyter_llmcloud.inference.engines.kv_cache import free_memory, plan_cache
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.system.patching import Patch
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +20,35 @@ _TRIAL_LENGTHS = (12, 5)
 _TRIAL_TOKENS = 3
 _TRIAL_LOGPROBS = 8
 # Which of them comes depends on where in transformers an architecture turns out not to fit.
-_DOES_NOT_FIT = (EngineError, ValueError, TypeError, RuntimeError, AttributeError, LookupError)
+_DOES_NOT_FIT = (EngineError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ImportError)
+_CB = "transformers.generation.continuous_batching"
+_PROCESSORS = f"{_CB}.cb_logits_processors:ContinuousBatchingLogitsProcessorList"
+# Nothing of it is replaced, but our sampler stands where the library has a private class of its own.
+BATCHING = Patch(
+    feature="Continuous batching",
+    why="The library's own logits processors know no seed per request and sort the vocabulary twice per token.",
+    without="The model is served by generate(), one sequence per thread.",
+    checked="transformers 5.23 to 5.24",
+    targets={
+        "transformers:ContinuousBatchingConfig": None,
+        "transformers:ContinuousBatchingManager.add_request": ("input_ids", "request_id", "max_new_tokens"),
+        "transformers:ContinuousBatchingManager.register_result_handler": ("request_id",),
+        "transformers:ContinuousBatchingManager.cancel_request": ("request_id",),
+        "transformers:ContinuousBatchingManager.stop": (),
+        "transformers:ContinuousBatchingManager.warmup": (),
+        "transformers:GenerationMixin.init_continuous_batching": (),
+        f"{_PROCESSORS}.__call__": ("input_ids", "scores", "logits_processor_args"),
+        f"{_PROCESSORS}.prepare_tensor_args": ("requests_in_batch", "arg_storage"),
+        f"{_PROCESSORS}.fill_defaults": (),
+        f"{_PROCESSORS}.check_kwargs": (),
+    },
+)
 _TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
 async def open_engine(loaded: LoadedModel, max_concurrent: int) -> Engine:
     """The fastest engine that answers as the model itself does. It has generated its first tokens already."""
-    reason = why_not_batched(loaded)
+    reason = why_not_batched(loaded) or BATCHING.problem()
     if reason is None:
         attention = loaded.model.config._attn_implementation
         try:

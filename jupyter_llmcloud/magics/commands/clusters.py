@@ -7,8 +7,8 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.magics.commands.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.commands.tables import Table, ago
 from jupyter_llmcloud.magics.session import session
 

@@ -6,84 +6,14 @@ from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from jupyter_llmcloud.core.names import parse_duration, parse_variables
+from jupyter_llmcloud.client.stop_signal import said_when_stopped
+from jupyter_llmcloud.core.names import parse_variables
+from jupyter_llmcloud.core.options import Option, Syntax, parse, split
+from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.magics.commands.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import read_cell
-from jupyter_llmcloud.magics.session.stop_signal import said_when_stopped
 
-
-def _names(option: str) -> Any:
-    return lambda text: parse_variables(text, option)
-
-
-DISTRIBUTE = Syntax(
-    "%%distribute",
-    (
-        Option(
-            ("-n", "--nproc"),
-            "Number of ranks, when the cell starts the world.",
-            metavar="N",
-            parse=integer(1),
-        ),
-        Option(("--ranks",), "Run on these ranks only, for example 0,2-3.", metavar="RANKS"),
-        Option(("--name",), "Name of the run, by which it is shown, served and compared.", metavar="NAME"),
-        Option(("--push",), "Variables to copy to every rank first.", metavar="a,b", parse=_names("--push")),
-        Option(
-            ("--pull",),
-            "Variables to bring back from the first rank afterwards.",
-            metavar="x,y",
-            parse=_names("--pull"),
-        ),
-        Option(("-b", "--background"), "Return at once with a handle; the run goes on without the kernel."),
-        Option(("--precision",), "Mixed precision of Accelerate.", values=("no", "bf16", "fp16", "fp8")),
-        Option(
-            ("--save",),
-            "Variables to save with the run as a model: model, tokenizer.",
-            metavar="model,tokenizer",
-            parse=_names("--save"),
-        ),
-        Option(("--no-replay",), "Do not run this cell again on a rank that replaces a lost one."),
-        Option(
-            ("--timeout",),
-            "Stop the run after this time: 90s, 30m, 2h.",
-            metavar="TIME",
-            parse=parse_duration,
-        ),
-        Option(
-            ("--hang-after",),
-            "Report a rank that others have waited for this long (10s), or longer where that is normal.",
-            metavar="TIME",
-            parse=parse_duration,
-        ),
-        Option(
-            ("--checkpoint-every",),
-            "Save a checkpoint of everything that is trained every N optimizer steps.",
-            metavar="N",
-            parse=integer(1),
-        ),
-        Option(
-            ("--keep-checkpoints",),
-            "Keep the last K checkpoints (2), besides the best by metric.",
-            metavar="K",
-            parse=integer(1),
-        ),
-        Option(
-            ("--max-restarts",),
-            "Execute the run again up to K times when a rank, an agent or a host is lost, from its newest checkpoint.",
-            metavar="K",
-            parse=integer(0),
-        ),
-        Option(
-            ("--resume",),
-            "Go on from the newest checkpoint of an earlier run of this cell, also on another number of ranks.",
-            metavar="RUN",
-        ),
-        Option(("--seed",), "Seed Python, NumPy and torch alike on every rank.", metavar="N", parse=integer(0)),
-    ),
-    help="Run the cell on every rank of the world as if it ran in the notebook.",
-)
 PUSH = Syntax(
     "%push",
     (Option(("--ranks",), "Only to these ranks.", metavar="RANKS"),),
@@ -102,27 +32,21 @@ class DistributeMagics(Magics):
     @cell_magic
     def distribute(self, line: str, cell: str) -> Any:
         """Run the cell on every rank of the world. `%%distribute?` lists the options."""
-        given = parse(DISTRIBUTE, split(line, "%%distribute"))
-        values = {
-            **given.values,
-            "push": given.push or [],
-            "pull": given.pull or [],
-            "save": given.save or [],
-        }
-        result = session.current().distribute(self.shell, read_cell(self.shell, line, cell), **values)
-        return result if given.background else None
+        parsed = parse(DISTRIBUTE, split(line, "%%distribute"))
+        result = session.current().distribute(self.shell, read_cell(self.shell, line, cell), parsed.given)
+        return result if parsed.background else None
 
     @line_magic
     def push(self, line: str) -> None:
         """%push a,b [--ranks 0,2]: copy variables of the notebook to the ranks."""
-        given = parse(PUSH, split(line, "%push"))
-        push(parse_variables(",".join(given.arguments), "%push"), self.shell.user_ns, given.ranks)
+        parsed = parse(PUSH, split(line, "%push"))
+        push(parse_variables(",".join(parsed.arguments), "%push"), self.shell.user_ns, parsed.ranks)
 
     @line_magic
     def pull(self, line: str) -> None:
         """%pull x,y@3,z@all: bring variables of ranks back into the notebook."""
-        given = parse(PULL, split(line, "%pull"))
-        wanted = [part.strip() for part in ",".join(given.arguments).split(",") if part.strip()]
+        parsed = parse(PULL, split(line, "%pull"))
+        wanted = [part.strip() for part in ",".join(parsed.arguments).split(",") if part.strip()]
         self.shell.user_ns.update(pull(wanted))
 
 

@@ -11,26 +11,15 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.names import NAME_PATTERN, check_name, parse_duration
+from jupyter_llmcloud.core.names import NAME_PATTERN, parse_duration
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.core.spec import SERVE, Door, EndpointSpec
 from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
-from jupyter_llmcloud.magics.commands.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.commands.tables import Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
 from jupyter_llmcloud.magics.session import session
 
 WAIT_S = 1
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-SERVE = Syntax(
-    "%serve",
-    (
-        Option(("--name",), "Name of the endpoint (default: the run's or the folder's).", metavar="NAME"),
-        Option(("--replicas",), "How many processes serve it.", metavar="K", parse=integer(1)),
-        Option(("--dtype",), "Type of the weights while serving.", values=DTYPES),
-        Option(("--cluster",), "Cluster to serve on (default: the newest).", metavar="NAME"),
-    ),
-    "TARGET",
-    "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
-)
 _LIMIT = Option(("--limit",), "At most this many lines of each replica.", metavar="N", parse=integer(1))
 _KEY_OPTIONS = (
     Option(
@@ -51,25 +40,16 @@ VERBS = {
 KEY_VERBS = ("list", "create", "revoke")
 
 
-def serve(
-    target: str,
-    *,
-    name: str | None = None,
-    replicas: int | None = None,
-    dtype: str | None = None,
-    cluster: str | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> Endpoint:
+def serve(target: str, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
     """Serve a run's model or a folder, and wait until it answers; interrupted, the endpoint goes on starting.
 
     Args:
+        target: a run, or a folder.
         progress: told in a few words how far it is.
     """
-    if name is not None:
-        check_name(name, "--name")
+    EndpointSpec.make(options, Door.NOTEBOOK)
     server = session.current().server
-    options = {"name": name, "replicas": replicas, "dtype": dtype, "cluster": cluster or session.current().cluster}
-    record = _create(server, target, options)
+    record = _create(server, target, {**options, "cluster": options.get("cluster") or session.current().cluster})
     began = time.monotonic()
     while record["state"] == "starting":
         if progress is not None:
@@ -180,13 +160,10 @@ class EndpointMagics(Magics):
     @line_magic
     def serve(self, line: str) -> Endpoint:
         """%serve TARGET: serve a run's model or a folder; `ep = %serve NAME` keeps the endpoint."""
-        given = parse(SERVE, split(line, "%serve"))
+        parsed = parse(SERVE, split(line, "%serve"))
         line_of_progress = _Progress()
         try:
-            endpoint = serve(
-                given.arguments[0], name=given.name, replicas=given.replicas, dtype=given.dtype,
-                cluster=given.cluster, progress=line_of_progress.tell,
-            )  # fmt: skip
+            endpoint = serve(parsed.arguments[0], progress=line_of_progress.tell, **parsed.given)
         except KeyboardInterrupt:
             line_of_progress.tell("Not waiting any longer; the endpoint goes on starting: %endpoints shows it.")
             raise
@@ -200,8 +177,7 @@ class EndpointMagics(Magics):
         verb = words.pop(0) if words else "list"
         if verb not in VERBS:
             raise UsageError(f"%endpoints {verb}: expected one of {', '.join(VERBS)}.")
-        given = parse(VERBS[verb], words)
-        return getattr(self, f"_{verb}")(given)
+        return getattr(self, f"_{verb}")(parse(VERBS[verb], words))
 
     def _list(self, given: Any) -> Table:
         return table()

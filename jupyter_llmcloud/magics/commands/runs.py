@@ -10,9 +10,9 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
 
 from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.core.output.folding import MAX_CHARS, saved_size
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.magics.commands.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.commands.tables import Table, ago, span
 from jupyter_llmcloud.magics.output.log_link import log_link
 from jupyter_llmcloud.magics.session import session

@@ -6,18 +6,17 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from jupyter_llmcloud.core.options import Syntax, integer, parse, split
+from jupyter_llmcloud.core.spec import WorldSpec
 from jupyter_llmcloud.errors import NotFound, UsageError
-from jupyter_llmcloud.magics.commands.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.session import session
 
-_N = Option(("-n", "--nproc"), "Number of ranks.", metavar="N", parse=integer(1))
-_CLUSTER = Option(("--cluster",), "The cluster to start it on.", metavar="NAME")
 VERBS = {
     "status": Syntax("%world status", (), "", "Pid, host, memory and state of each rank."),
-    "start": Syntax("%world start", (_N, _CLUSTER), "", "Start the ranks."),
+    "start": Syntax("%world start", WorldSpec.options(), "", "Start the ranks."),
     "restart": Syntax(
-        "%world restart", (_N, _CLUSTER), "", "End the ranks and start new ones; their variables are gone."
+        "%world restart", WorldSpec.options(), "", "End the ranks and start new ones; their variables are gone."
     ),
     "resize": Syntax(
         "%world resize", (), "N", "Have N ranks; those that stay keep their variables, models must be prepared again."

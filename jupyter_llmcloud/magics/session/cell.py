@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
 _DYNAMIC = ("run_line_magic", "run_cell_magic", "exec", "eval", "globals", "locals")
 
@@ -62,14 +63,6 @@ def current_number(shell: Any) -> int:
     """The n of the In [n] that is being executed: newer shells count on before they execute, older ones afterwards."""
     stored = getattr(shell.history_manager, "input_hist_raw", None) or [""]
     return min(shell.execution_count, len(stored) - 1) or shell.execution_count
-
-
-def without_leading_blank_lines(body: str) -> str:
-    """IPython drops them before it compiles; counted here, the lines below keep their numbers."""
-    lines = body.splitlines(keepends=True)
-    while lines and not lines[0].strip():
-        del lines[0]
-    return "".join(lines)
 
 
 def _raw_source(shell: Any) -> str:

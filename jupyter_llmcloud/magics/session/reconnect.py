@@ -7,8 +7,8 @@ import select
 import time
 from typing import TYPE_CHECKING
 
+from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound
-from jupyter_llmcloud.magics.session.stop_signal import StopSignal
 from jupyter_llmcloud.protocol.agent_messages import DescribeWorld, RunEnded, Subscribe
 from jupyter_llmcloud.protocol.client import AgentChannel
 from jupyter_llmcloud.storage.journal import Cursor, read_from

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldError
-from jupyter_llmcloud.magics.session.stop_signal import StopSignal
 from jupyter_llmcloud.storage import log_text
-from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
+from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 from jupyter_llmcloud.system.gil import short_turns
 
@@ -55,7 +54,7 @@ class RunHandle:
     def _has_ended(self, record: RunRecord) -> bool:
         if not record.is_active:
             return True
-        if record.agent and time.monotonic() > self._asked_at + ALIVE_S:
+        if (record.agent or record.owner) and time.monotonic() > self._asked_at + ALIVE_S:
             try:
                 told = self._session.server.ask("GET", f"runs/{self.run_id}", timeout_s=ALIVE_S)
                 self._is_lost = told["state"] == "lost"
@@ -156,15 +155,25 @@ class RunHandle:
         """Show what the ranks (or one of them) write, from the first line on, until the run ends or Stop is pressed."""
         self._follow(has_live=False, rank=rank)
 
+    def _begun(self) -> RunRecord:
+        """Its record, once it has ranks; a run may wait for them."""
+        said: set[str] = set()
+        while not (record := self.record).ranks and not self._has_ended(record):
+            for why in [why for why in _whys(record) if why not in said]:
+                print(f"{self.run_id} {why}", flush=True)
+                said.add(why)
+            time.sleep(POLL_S)
+        return record
+
     def _follow(self, has_live: bool, rank: int | None = None) -> None:
         from jupyter_llmcloud.magics.output.run_view import RunView
 
-        record = self.record
+        record = self._begun()
         ranks = [number for number in record.ranks if rank in (None, number)]
         view = RunView(
             self.run_id, record.name, ranks, stop=self._press_stop, since=record.created or None, has_live=has_live
         )
-        journals = _Journals(self.folder, ranks)
+        journals = RunJournals(self.folder, ranks)
         states: dict[int, tuple[str, str]] = {}
         ended = False
         with short_turns(), StopSignal() as stop:
@@ -191,29 +200,6 @@ class RunHandle:
 
     def __repr__(self) -> str:
         return f"<run {self.run_id}: {self.state}>"
-
-
-class _Journals:
-    """The journals of a run, read from the beginning and on."""
-
-    def __init__(self, folder: RunFolder, ranks: list[int]) -> None:
-        self._folder = folder
-        self._metrics = {rank: Cursor() for rank in ranks}
-        self._logs = {rank: Cursor() for rank in ranks}
-
-    def metrics(self) -> Iterator[tuple[int, list[Record]]]:
-        """What is new, rank by rank."""
-        for rank, cursor in self._metrics.items():
-            while records := read_from(self._folder.metrics(rank), cursor):
-                yield rank, records
-
-    def logs(self) -> Iterator[tuple[int, Record]]:
-        """What is new, in order of time."""
-        return heapq.merge(*(self._log(rank) for rank in self._logs), key=lambda row: row[1]["t"])
-
-    def _log(self, rank: int) -> Iterator[tuple[int, Record]]:
-        while records := read_from(self._folder.logs(rank), self._logs[rank], log_text.CHUNK_BYTES):
-            yield from ((rank, record) for record in records)
 
 
 def _whys(record: RunRecord) -> list[str]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.names import check_name, format_ranks, run_id
+from jupyter_llmcloud.client.stop_signal import said_when_stopped
+from jupyter_llmcloud.core.names import run_id
+from jupyter_llmcloud.core.spec import Door, RunSpec
 from jupyter_llmcloud.errors import Busy, ConnectionLost, NotFound, UsageError
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell
 from jupyter_llmcloud.magics.session.leader_lookup import Leaders
 from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remember
-from jupyter_llmcloud.magics.session.stop_signal import said_when_stopped
 from jupyter_llmcloud.protocol.agent_messages import Execute
-from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
+from jupyter_llmcloud.protocol.run_request import execute
+from jupyter_llmcloud.storage.checkpoints import Checkpoint
+from jupyter_llmcloud.storage.resume import resume
 from jupyter_llmcloud.storage.runs import RunStore, nonce
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.magics.session.run_handle import RunHandle
     from jupyter_llmcloud.magics.session.world_client import RunResult, WorldClient
 
-HANG_AFTER_S = 10.0
 FRESH_S = 5.0  # a world that was heard so recently is not asked whether it lives
 WAIT_S = 0.25  # how often a world that waits for slots asks again
 
@@ -154,61 +156,23 @@ class Session:
 
     # --- cells ---
 
-    def distribute(
-        self,
-        shell: Any,
-        cell: Cell,
-        *,
-        nproc: int | None = None,
-        ranks: str | None = None,
-        name: str | None = None,
-        push: Sequence[str] = (),
-        pull: Sequence[str] = (),
-        background: bool = False,
-        precision: str | None = None,
-        save: Sequence[str] = (),
-        no_replay: bool = False,
-        timeout: float | None = None,
-        hang_after: float | None = None,
-        seed: int | None = None,
-        checkpoint_every: int = 0,
-        keep_checkpoints: int = 2,
-        max_restarts: int = 0,
-        resume: str | None = None,
-    ) -> RunResult | RunHandle:
-        """Run a cell on the ranks. Everything that can be refused is refused before anything is started."""
-        name = check_name(name, "--name") if name else f"cell-{cell.number}"
+    def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle:
+        """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start."""
+        spec = RunSpec.make(given, Door.NOTEBOOK)
         with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
-            values = pushed_values(shell.user_ns, push)
+            values = pushed_values(shell.user_ns, spec.push or ())
             tree = cells.check_syntax(shell, cell)
-            if background and pull:
+            if spec.background and spec.pull:
                 raise UsageError(
                     "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
                 )
-            checkpoint = newest_checkpoint(resume) if resume else {}
-            world = self.ensure_world(nproc)
-            chosen = self._check_ranks(ranks, world)
-            self._check_names(world, tree, {"--save": save, "--pull": pull}, push)
-            message = self._message(
-                world,
-                cell,
-                name,
-                values,
-                chosen,
-                background=background,
-                is_definition=tree is not None and not no_replay and cells.is_definition(tree),
-                precision=precision or "",
-                save=list(save),
-                pull=list(pull),
-                timeout_s=timeout or 0.0,
-                hang_after_s=hang_after or HANG_AFTER_S,
-                seed=seed,
-                checkpoint_every=checkpoint_every or 0,
-                keep_checkpoints=keep_checkpoints or 2,
-                max_restarts=max_restarts or 0,
-                resume=checkpoint,
-            )
-        if background:
+            spec, checkpoint = resuming(RunStore(), spec, given)
+            world = self.ensure_world(spec.nproc)
+            chosen = self._check_ranks(spec.ranks, world)
+            self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
+            is_definition = tree is not None and not spec.no_replay and cells.is_definition(tree)
+            message = self._message(world, cell, spec, values, chosen, is_definition, checkpoint)
+        if spec.background:
             return self._submit(world, message)
         address = world.address
         try:
@@ -245,11 +209,19 @@ class Session:
             )
 
     def _message(
-        self, world: WorldClient, cell: Cell, name: str, values: bytes, ranks: list[int], **options: Any
+        self,
+        world: WorldClient,
+        cell: Cell,
+        spec: RunSpec,
+        values: bytes,
+        ranks: list[int],
+        is_definition: bool,
+        checkpoint: Checkpoint | None,
     ) -> Execute:
-        now = time.time()
-        identity = run_id(name, now, nonce())
-        return Execute(
+        name = spec.name or f"cell-{cell.number}"
+        identity = run_id(name, time.time(), nonce())
+        return execute(
+            spec,
             world_id=world.world_id,
             run_id=identity,
             name=name,
@@ -263,24 +235,19 @@ class Session:
             agent=world.address,
             cluster=world.cluster,
             owner=self.owner,
-            options={"ranks": format_ranks(ranks)},
+            is_definition=is_definition,
+            resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
-            **options,
         )
 
 
-def newest_checkpoint(run: str) -> dict[str, Any]:
-    """The checkpoint that --resume names, verified; raises UsageError when the run has left none."""
-    folder = RunStore().find(run)
-    found, skipped = CheckpointFolder(folder.path / "checkpoints").newest(resumable=True)
-    if found is None:
-        words = f" ({'; '.join(skipped)})" if skipped else ""
-        raise UsageError(
-            f"--resume {run}: {folder.run_id} has left no complete checkpoint{words}. "
-            "Leave --resume out; with --checkpoint-every N a run saves them."
-        )
-    print(f"Resuming from step {found.step} of {folder.run_id}.", *skipped, sep="\n", flush=True)
-    return {"folder": str(found.path), "step": found.step}
+def resuming(store: RunStore, spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunSpec, Checkpoint | None]:
+    """With --resume: the options that the earlier run had and its newest checkpoint, which is said."""
+    if not spec.resume:
+        return spec, None
+    resumption = resume(store, spec.resume, given)
+    print(*resumption.words, sep="\n", flush=True)
+    return resumption.spec, resumption.checkpoint
 
 
 def pushed_values(namespace: dict[str, Any], names: Sequence[str]) -> bytes:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.core.run.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.output.run_view import RunView
 from jupyter_llmcloud.magics.session.reconnect import Regaining
-from jupyter_llmcloud.magics.session.stop_signal import StopSignal
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
     DumpStacks,

@@ -9,6 +9,7 @@ from typing import Any
 
 from jupyter_server.utils import url_path_join
 
+from jupyter_llmcloud.core.spec import Door, EndpointSpec
 from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
 from jupyter_llmcloud.server.endpoints.controller import LiveEndpoint
 
@@ -36,16 +37,13 @@ class EndpointsHandler(_EndpointHandler):
     async def post(self) -> None:
         """Serve a run's model or a folder. Answers at once; the endpoint is starting then."""
         await self.context.started()
-        fields = self.fields("target", "name", "replicas", "dtype", "cluster")
-        target = expect(str, "target", fields.get("target"))
+        fields = self.fields("target", *(option.name for option in EndpointSpec.options(Door.REST)))
+        target = expect(str, "target", fields.pop("target", None))
+        spec = EndpointSpec.make(fields, Door.REST)
         work = self.context.endpoints.create(
-            target,
-            name=expect(str, "name", fields["name"]) if "name" in fields else None,
-            num_replicas=expect(int, "replicas", fields.get("replicas", 1)),
-            dtype=expect(str, "dtype", fields.get("dtype", "auto")),
-            cluster=expect(str, "cluster", fields["cluster"]) if "cluster" in fields else None,
+            target, name=spec.name, num_replicas=spec.replicas, dtype=spec.dtype, cluster=spec.cluster
         )
-        endpoint = await self.carry_out("endpoint.start", fields.get("name", target)[:128], work, target=target)
+        endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
         self.answer(self.told(endpoint), 201)
 
 

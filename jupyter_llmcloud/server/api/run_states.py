@@ -18,6 +18,7 @@ from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound, Wor
 from jupyter_llmcloud.protocol.agent_messages import Describe, StopRun
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 from jupyter_llmcloud.storage.runs import RunRecord
+from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.protocol.client import AgentConnection
@@ -27,6 +28,7 @@ ASK_TIMEOUT_S = 5.0
 SILENT_S = 60.0  # an agent of another host that nobody reaches for so long counts as gone, until it is heard again
 TAKEOVER_S = 90.0  # for another agent to lead a run whose leader has gone: see core.link.TAKES_OVER
 STOP_ATTEMPTS = 3
+SERVER = "server:"  # what the owner of a run begins with that no kernel started
 _GONE = "its node agent has gone."
 
 
@@ -34,6 +36,10 @@ async def true_state(record: RunRecord, context: ServerContext) -> str:
     """The state of a run; an active one whose agent has gone, or does not know it any more, is lost."""
     if not record.is_active:
         return record.state
+    if not record.agent and record.owner.startswith(SERVER):
+        if _is_starting(record, context):
+            return record.state
+        return await asyncio.to_thread(_end, record, context, "lost", "the server that was to start it has gone.")
     try:
         async with await _leader(record, context) as connection, asyncio.timeout(ASK_TIMEOUT_S):
             worlds = (await connection.request(Describe())).worlds
@@ -53,8 +59,21 @@ async def true_state(record: RunRecord, context: ServerContext) -> str:
     return record.state
 
 
+def _is_starting(record: RunRecord, context: ServerContext) -> bool:
+    """Whether a server that lives is about to start it."""
+    if record.run_id in context.starts:
+        return True
+    server_id = record.owner.removeprefix(SERVER)
+    return server_id != context.server_id and any(
+        server["id"] == server_id and is_process(server["pid"], server["started"]) for server in context.state.servers()
+    )
+
+
 async def stop(record: RunRecord, context: ServerContext) -> str:
     """Press Stop for an active run, also when no agent leads it now; returns its state. Raises LLMCloudError."""
+    if record.run_id in context.starts and await context.starts.stop(record.run_id):
+        return context.runs.folder(record.run_id).read().state
+    record = context.runs.folder(record.run_id).read()
     for _ in range(STOP_ATTEMPTS):
         try:
             async with await _leader(record, context) as connection:

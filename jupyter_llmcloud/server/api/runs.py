@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jupyter_llmcloud.core.spec import Script
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
-from jupyter_llmcloud.server.api.base import LLMCloudHandler, access
+from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
 from jupyter_llmcloud.server.api.run_states import leader_address, stop, true_state
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.storage import log_text
@@ -57,6 +58,8 @@ def newest(folder: RunFolder, kind: str, rank: int | None, limit: int) -> list[d
 class RunsHandler(LLMCloudHandler):
     """All runs."""
 
+    _starting: asyncio.Future[Any] | None = None
+
     @access("read")
     async def get(self) -> None:
         """List them, the newest first; `?state=active` only those that go on."""
@@ -68,6 +71,31 @@ class RunsHandler(LLMCloudHandler):
         chosen = (record for record in records if not state or record.is_active)
         rows = await asyncio.gather(*(summary(record, self.context) for record in itertools.islice(chosen, limit)))
         self.answer({"runs": [row for row in rows if not state or row["state"] != "lost"]})
+
+    @access("execute")
+    async def post(self) -> None:
+        """Start a run from a source text and a RunSpec, on ranks of its own. It may wait for them when this answers."""
+        fields = self.fields("source", "spec", "script")
+        source = expect(str, "source", fields.get("source"))
+        spec = expect(dict, "spec", fields.get("spec", {}))
+        script = _script(expect(dict, "script", fields.get("script", {})))
+        await self.context.started()
+        work = self._starting = asyncio.ensure_future(self.context.starts.start(source, spec, script))
+        record, said = await self.carry_out("run.start", str(spec.get("name") or script.file)[:128], work)
+        self.answer({"run_id": record.run_id, "name": record.name, "state": record.state, "notes": said}, 201)
+
+    def on_connection_close(self) -> None:
+        """Whoever asked for a run has gone before it was theirs."""
+        if self._starting is not None:
+            self._starting.cancel()
+
+
+def _script(fields: dict[str, Any]) -> Script:
+    if unknown := sorted(set(fields) - set(Script.__dataclass_fields__)):
+        raise UsageError(f"script.{unknown[0]} is not known here: {', '.join(Script.__dataclass_fields__)} are.")
+    arguments = expect(list, "script.arguments", fields.get("arguments", []))
+    texts = {name: expect(str, f"script.{name}", fields.get(name, "")) for name in ("file", "folder")}
+    return Script(arguments=[expect(str, "script.arguments", item) for item in arguments], **texts)
 
 
 class RunHandler(LLMCloudHandler):

@@ -110,6 +110,8 @@ async def owner_gone(pid: int, started: float) -> None:
 
 async def has_active_runs(context: ServerContext) -> bool:
     """Does a run go on, on a cluster of this server?"""
+    if len(context.starts):
+        return True
     names = await context.cluster_names()
     records = [record for record in await asyncio.to_thread(context.runs.list) if record.is_active]
     mine = [record for record in records if record.cluster in names]

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch._C import _distributed_c10d as recorder
 from torch.distributed import distributed_c10d as c10d
 
+from jupyter_llmcloud.training import patches
+
 GroupRow = list[Any]  # [ranks, begun, finished]
 
 _READERS: dict[str, str] = {"gloo": "_dump_fr_trace_json", "nccl": "_dump_nccl_trace_json"}
@@ -33,14 +35,17 @@ class Collectives:
 
     def watch(self) -> None:
         """Hear of every group that torch makes."""
-        make = c10d._new_process_group_helper
 
-        def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
-            made = make(*args, **kwargs)
-            self._add(made[0])
-            return made
+        def make(original: Any) -> Any:
+            def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
+                made = original(*args, **kwargs)
+                self._add(made[0])
+                return made
 
-        c10d._new_process_group_helper = _new_process_group_helper
+            return _new_process_group_helper
+
+        target = "torch.distributed.distributed_c10d:_new_process_group_helper"
+        patches.GROUP_NUMBERS.apply({target: make})
 
     def _add(self, group: Any) -> None:
         if group is None or group is c10d.GroupMember.NON_GROUP_MEMBER:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from typing import Any
 
-import torch
-
-_MODES = (torch.no_grad, torch.inference_mode)
+from jupyter_llmcloud.training import patches
 
 
 class WithoutGradients:
@@ -19,23 +16,28 @@ class WithoutGradients:
 
     def watch(self) -> None:
         """Count from now on. Called once, in a rank."""
-        for mode in _MODES:
-            self._count(mode)
+        modes = ("torch:no_grad", "torch:inference_mode")
+        patches.GRAD_MODES.apply(
+            {f"{mode}.__enter__": self._make_enter for mode in modes}
+            | {f"{mode}.__exit__": self._make_exit for mode in modes}
+        )
 
-    def _count(self, mode: Any) -> None:
-        enter, leave = mode.__enter__, mode.__exit__
+    def _make_enter(self, enter: Any) -> Any:
         main = threading.main_thread().ident
 
-        @functools.wraps(enter)
         def __enter__(block: Any) -> Any:
             if threading.get_ident() == main:
                 self.depth += 1
             return enter(block)
 
-        @functools.wraps(leave)
+        return __enter__
+
+    def _make_exit(self, leave: Any) -> Any:
+        main = threading.main_thread().ident
+
         def __exit__(block: Any, *error: Any) -> Any:
             if threading.get_ident() == main:
                 self.depth -= 1
             return leave(block, *error)
 
-        mode.__enter__, mode.__exit__ = __enter__, __exit__
+        return __exit__

@@ -12,6 +12,7 @@ from types import FrameType
 
 import torch
 
+from jupyter_llmcloud.core.run import stacks
 from jupyter_llmcloud.core.run.stacks import short_path
 
 MAX_FRAMES = 300
@@ -101,7 +102,7 @@ def locate(frame: FrameType | None, cell_number: CellNumber, *, closely: bool = 
         name, kind = item.f_code.co_name, _kind(item.f_code.co_filename)
         number = cell_number(item.f_code.co_filename)
         if number is not None and not place:
-            place = f"In [{number}], line {item.f_lineno}"
+            place = stacks.place(number, item.f_code.co_filename, item.f_lineno)
             doing = _what(item, innermost)
         innermost = innermost or item
         if kind == "collective" and name != "wrapper" and not place:
@@ -149,8 +150,7 @@ def stack(frame: FrameType | None, cell_number: CellNumber) -> list[str]:
         number = cell_number(item.f_code.co_filename)
         name = item.f_code.co_name
         within = "" if name == "<module>" else f" in {name}"
-        where = f"In [{number}], line {item.f_lineno}" if number is not None else None
-        where = where or f"{short_path(item.f_code.co_filename)}:{item.f_lineno}"
+        where = stacks.place(number or 0, item.f_code.co_filename, item.f_lineno)
         text = line_text(item)
         lines.append(f"{where}{within}" + (f": {text}" if text else ""))
     return lines[::-1]

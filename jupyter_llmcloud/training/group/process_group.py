@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.group.no_dns import no_names
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # torch's own default
@@ -180,8 +181,5 @@ def adopt(group: Callable[[], WorldGroup | None]) -> None:
         with world.watch_sockets():
             return _torch_new_group(*args, **kwargs)
 
-    for replacement in (init_process_group, destroy_process_group, new_group):
-        original = getattr(c10d, replacement.__name__)
-        replacement.__doc__ = original.__doc__
-        for module in (c10d, dist):
-            setattr(module, replacement.__name__, replacement)
+    functions = (init_process_group, destroy_process_group, new_group)
+    patches.GROUPS.apply_by_name({function.__name__: function for function in functions})

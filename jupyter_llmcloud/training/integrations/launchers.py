@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import accelerate.launchers
 import torch.multiprocessing
 
+from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.run import Run
 
 
@@ -67,16 +67,9 @@ def adopt(run: Run) -> None:
         fn(run.rank, *args)
         return None if join else _Ended()
 
-    for module in (accelerate, accelerate.launchers):
-        _replace(module, "notebook_launcher", notebook_launcher)
-        _replace(module, "debug_launcher", debug_launcher)
-    _replace(torch.multiprocessing, "spawn", spawn_here)
-    _replace(sys.modules["torch.multiprocessing.spawn"], "spawn", spawn_here)
-
-
-def _replace(module: Any, name: str, function: Callable[..., Any]) -> None:
-    function.__doc__ = getattr(module, name).__doc__
-    setattr(module, name, function)
+    patches.LAUNCHERS.apply_by_name(
+        {"notebook_launcher": notebook_launcher, "debug_launcher": debug_launcher, "spawn": spawn_here}
+    )
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ rank the process goes on: what such state would decide in the next cell is taken
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import signal
@@ -16,8 +15,9 @@ from collections.abc import Callable
 from types import FrameType, GeneratorType
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.state import GradientState
+
+from jupyter_llmcloud.training import patches
 
 _ARGUMENTS = ("cell",)  # as of a script that was given none
 _LIBRARIES = ("accelerate", "deepspeed", "lightning", "lightning_fabric", "pytorch_lightning", "transformers")
@@ -61,12 +61,9 @@ class LibraryEnvironment:
 
     def install(self) -> None:
         """Look at who writes to `os.environ`. Called once, in a rank."""
-        kind: Any = type(os.environ)
-        for name in ("__setitem__", "__delitem__"):
-            setattr(kind, name, self._noting(getattr(kind, name)))
+        patches.ENVIRONMENT.apply(dict.fromkeys(patches.ENVIRONMENT.targets, self._noting))
 
     def _noting(self, original: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(original)
         def change(environ: Any, name: Any, *value: Any) -> None:
             if isinstance(name, str) and name.startswith(_NAMES):
                 self._note(name, sys._getframe(1))
@@ -106,16 +103,22 @@ class Accumulation:
 
     def install(self) -> None:
         """Look at Accelerators. Called once, in a rank."""
-        accumulation, original = self, Accelerator.__init__
+        patches.ACCUMULATION.apply(
+            {
+                "accelerate:Accelerator.__init__": self._noting_made,
+                "accelerate:Accelerator.accumulate": self._with_own_steps,
+                "accelerate:Accelerator.backward": self._with_own_steps,
+            }
+        )
 
-        @functools.wraps(original)
+    def _noting_made(self, original: Callable[..., None]) -> Callable[..., None]:
+        accumulation = self
+
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
             accumulation._note_made(self)
 
-        Accelerator.__init__ = __init__
-        for name in ("accumulate", "backward"):
-            setattr(Accelerator, name, self._with_own_steps(getattr(Accelerator, name)))
+        return __init__
 
     def _note_made(self, accelerator: Any) -> None:
         self._is_new = True
@@ -124,7 +127,6 @@ class Accumulation:
         self._own[accelerator] = accelerator.gradient_state.plugin_kwargs
 
     def _with_own_steps(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
         def use(accelerator: Any, *args: Any, **kwargs: Any) -> Any:
             if not self._is_new and (own := self._own.get(accelerator)) is not None:
                 accelerator.gradient_state.plugin_kwargs = own

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
-import accelerate
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import parse_flag_from_env
-from transformers import trainer as hf_trainer
 from transformers.trainer_callback import TrainerCallback
+
+from jupyter_llmcloud.training import patches
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.training.run import Run
@@ -60,14 +59,16 @@ def attach(run: Run) -> None:
     global _run
     _run = run
     _attach_to_accelerator()
-    callbacks: list[Any] = hf_trainer.DEFAULT_CALLBACKS
-    callbacks.append(RunCallback)
-    _attach_to_tqdm()
+    patches.TRAINER_METRICS.apply({"transformers.trainer:DEFAULT_CALLBACKS": lambda known: [*known, RunCallback]})
+    patches.PROGRESS.apply({"tqdm.std:tqdm.display": _make_display})
 
 
 def _attach_to_accelerator() -> None:
-    original = accelerate.Accelerator.__init__
+    patches.ACCELERATOR.apply({"accelerate:Accelerator.__init__": _make_init, "accelerate:Accelerator.log": _make_log})
+    patches.PARTIAL_STATE.apply({"accelerate.state:PartialState.__init__": _make_state_init})
 
+
+def _make_init(original: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         # A cell is written like a script, which starts without state: an Accelerator of an earlier cell would
         # otherwise forbid another precision. The old object shares the new state and stays usable.
@@ -75,48 +76,35 @@ def _attach_to_accelerator() -> None:
             AcceleratorState._reset_state()
         original(self, *args, **kwargs)
         self.trackers = [*self.trackers, RunTracker()]  # init_trackers() adds those of log_with to it
-        if _run is not None and _run.checkpoints is not None:
+        if _run is not None:
             _run.checkpoints.note_accelerator(self)
 
-    __init__.__doc__ = original.__doc__
-    accelerate.Accelerator.__init__ = __init__
-    _attach_to_log()
-    _let_state_know_the_device()
+    return __init__
 
 
-def _let_state_know_the_device() -> None:
-    original = PartialState.__init__
-
+def _make_state_init(original: Any) -> Any:
     def __init__(self: Any, cpu: bool = False, **kwargs: Any) -> None:
         # On ranks without a GPU only Accelerator() knows so: PartialState(), and every Accelerator after it, would take
         # each rank for a world of its own.
         original(self, cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), **kwargs)
 
-    __init__.__doc__ = original.__doc__
-    PartialState.__init__ = __init__
+    return __init__
 
 
-def _attach_to_log() -> None:
-    original = accelerate.Accelerator.log
-
-    @functools.wraps(original)
+def _make_log(original: Any) -> Any:
     def log(self: Any, values: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         # Accelerate keeps the trackers of the other ranks silent; the run shows where ranks differ.
         original(self, values, *args, **kwargs)
         if not self.is_main_process:
             RunTracker().log(values, step=args[0] if args else kwargs.get("step"))
 
-    accelerate.Accelerator.log = log
+    return log
 
 
-def _attach_to_tqdm() -> None:
-    from tqdm.std import tqdm
-
-    original = tqdm.display
-
+def _make_display(original: Any) -> Any:
     def display(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _run is not None and self.total and getattr(self, "pos", 0) in (0, None):
             _run.progress(self.n, self.total, (self.desc or "").rstrip(": "))
         return original(self, *args, **kwargs)
 
-    tqdm.display = display
+    return display

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Iterable
 from typing import Any
 
-import tqdm
 from tqdm.std import tqdm as TextBar
+
+from jupyter_llmcloud.training import patches
 
 
 class NotebookBar(TextBar):
@@ -36,5 +36,4 @@ def install() -> None:
     module.IProgress = object  # tqdm.autonotebook asks whether there are widgets
     module.WARN_NOIPYW = ""
     module.__all__ = ["tnrange", "tqdm", "tqdm_notebook", "trange"]
-    sys.modules["tqdm.notebook"] = module
-    tqdm.notebook = module
+    patches.NOTEBOOK_BARS.apply({"tqdm.notebook": lambda _: module})

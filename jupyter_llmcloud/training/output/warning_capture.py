@@ -6,18 +6,21 @@ import logging
 import warnings
 from typing import Any, TextIO
 
+from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
 
 
 def install(outlet: Outlet) -> None:
     """Tell the warnings of this process to its outlet: those of `warnings`, and what is logged as one."""
-    _tell_warnings(outlet)
-    _tell_logged(outlet)
+    patches.WARNINGS.apply(
+        {
+            "warnings:showwarning": lambda original: _showwarning(original, outlet),
+            "logging:StreamHandler.emit": lambda original: _emit(original, outlet),
+        }
+    )
 
 
-def _tell_warnings(outlet: Outlet) -> None:
-    original = warnings.showwarning
-
+def _showwarning(original: Any, outlet: Outlet) -> Any:
     def showwarning(
         message: Warning | str,
         category: type[Warning],
@@ -31,12 +34,10 @@ def _tell_warnings(outlet: Outlet) -> None:
         else:
             outlet.warning("stderr", warnings.formatwarning(message, category, filename, lineno, line))
 
-    warnings.showwarning = showwarning
+    return showwarning
 
 
-def _tell_logged(outlet: Outlet) -> None:
-    original = logging.StreamHandler.emit
-
+def _emit(original: Any, outlet: Outlet) -> Any:
     def emit(self: Any, record: logging.LogRecord) -> None:
         kind = None if outlet.forked or record.levelno != logging.WARNING else _kind_of(self.stream)
         if kind is None:
@@ -49,7 +50,7 @@ def _tell_logged(outlet: Outlet) -> None:
         except Exception:
             self.handleError(record)
 
-    logging.StreamHandler.emit = emit  # type: ignore[method-assign]
+    return emit
 
 
 def _kind_of(stream: Any) -> str | None:

@@ -7,7 +7,6 @@ remembered, and it is initialised again on the new group; parameters are then th
 
 from __future__ import annotations
 
-import functools
 import weakref
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.parallel.unwrap import chain
 from jupyter_llmcloud.training.parallel.whole import Whole
 
@@ -38,11 +38,10 @@ class DataParallel(Whole):
         """Stand in for the wrapper's constructor, which Accelerate, a Trainer and the cell itself call."""
         plan = self
 
-        @functools.wraps(_initialise)
         def __init__(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
             plan.prepare(self, *args, **kwargs)
 
-        DistributedDataParallel.__init__ = __init__  # type: ignore[method-assign]
+        patches.DDP_WRAPPERS.apply({"torch.nn.parallel:DistributedDataParallel.__init__": lambda _: __init__})
 
     def prepare(self, model: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
         """Initialise a wrapper; one on a group of its own making cannot be rebuilt, and is not remembered."""

@@ -24,9 +24,10 @@ from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint import writer
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.output.sender import Outlet
-from jupyter_llmcloud.training.resume import hooks, import_hook, loop_tracking, trainer_resume
+from jupyter_llmcloud.training.resume import hooks, loop_tracking
 from jupyter_llmcloud.training.resume.cell_state import CellState
 from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition, StepCount
 from jupyter_llmcloud.training.resume.replay import ReplayCursor
@@ -54,11 +55,11 @@ class Wanted:
 class Checkpoints:
     """The checkpoints of the cell that a rank executes."""
 
-    def __init__(self, outlet: Outlet, steps: Steps, store: Any, rank: int) -> None:
+    def __init__(self, outlet: Outlet, steps: Steps, store: Callable[[], Any], rank: int) -> None:
         self.outlet = outlet
         self.steps = steps
-        self.store = store
-        self.place = ReplayCursor()
+        self._store = store  # the one by which the ranks meet now
+        self.place = ReplayCursor(self)
         self.state = CellState(self.place, rank)
         self.rank = rank
         self.cell: Execute | None = None
@@ -69,19 +70,13 @@ class Checkpoints:
         self._copied = threading.Event()
         self._copied.set()
         self._clear()
-        self.place.save, self.place.restore = self._save, self._restore
-        self.place.soon, self.place.went_on = self._is_soon, self.state.went_on
-        self.place.where = self.state.where
-        self.place.begun_pass = self.state.note_begin
 
     def install(self) -> None:
         """Look at optimizers, loaders and loops from now on. Called once, in a rank."""
         register_optimizer_step_pre_hook(self.before_step)
         register_optimizer_step_post_hook(self.after_step)
-        hooks.install(self.place)
+        hooks.number_loaders(self.place)
         loop_tracking.install(self.place)
-        import_hook.install()
-        trainer_resume.install(self.place.trainings)
 
     def _clear(self) -> None:
         self.state.clear()
@@ -105,10 +100,18 @@ class Checkpoints:
         self._asks = bool(_ASKS.search(cell.code))
         self.resumed_step = 0
         self.follows = bool(cell.checkpoint_every or cell.max_restarts or self._asks or cell.resume)
+        if self.follows and (problem := hooks.why_not()):
+            self._cannot_track(cell, problem)
         self.replaying = bool(cell.resume)
         self._saved = self.state.load(cell) if cell.resume else None
         self.place.begin_cell(self.follows, self._saved["position"] if self._saved else None, cell.filename)
         self.outlet.muted = self.replaying
+
+    def _cannot_track(self, cell: Execute, problem: str) -> None:
+        if cell.resume:
+            raise ResumeMissed(problem)
+        self.follows = False
+        self.outlet.warning("stderr", problem + "\n")
 
     def end(self, error: BaseException | None) -> None:
         """The cell has ended. Raises ResumeMissed when it should have been resumed on the way."""
@@ -116,7 +119,7 @@ class Checkpoints:
         if error is None and self.follows:
             self.place.end_cell()
             if self._wanted is not None and self._wanted.waits:
-                self._save({"kind": "end"})
+                self.save({"kind": "end"})
             self._wait()
 
     def close(self) -> None:
@@ -158,7 +161,7 @@ class Checkpoints:
         if self._wanted is None or not self._wanted.waits:  # one may wait for a turn that was left by `break`
             self._wanted = Wanted() if self.place.want_save() else None
 
-    def _is_soon(self) -> bool:
+    def is_soon(self) -> bool:
         """Whether a checkpoint may be saved before the next batch but one; asked once a batch."""
         every = self.cell.checkpoint_every if self.cell else 0
         if self._asks or self._unforeseen or not every:
@@ -175,11 +178,11 @@ class Checkpoints:
         self.state.check(objects)  # what cannot be saved is refused here, where it was asked for
         self._wanted = Wanted(True, metric, mode)
         if not self.place.want_save():
-            self._save({"kind": "end"})
+            self.save({"kind": "end"})
 
     # --- saving ---
 
-    def _save(self, position: ReplayPosition, complete: bool = True) -> bool:
+    def save(self, position: ReplayPosition, complete: bool = True) -> bool:
         """Save what was wanted. When the place is not `complete`, one that was asked for is saved a turn later."""
         assert self.cell is not None
         wanted = self._wanted
@@ -231,13 +234,13 @@ class Checkpoints:
     def _all_save(self, complete: bool) -> bool:
         """Whether a periodic checkpoint is saved or left out: the first rank says so, a part alone is of no use."""
         assert self.cell is not None
-        key = f"checkpoint/{self.cell.run_id}/{self.cell.attempt}/{self.steps.count}"
+        store, key = self._store(), f"checkpoint/{self.cell.run_id}/{self.cell.attempt}/{self.steps.count}"
         if self._is_first:
             saves = complete and not self._is_writing
-            self.store.set(key, str(saves))
+            store.set(key, str(saves))
             return saves
         deadline = time.monotonic() + _PATIENCE_S
-        while not self.store.check([key]):
+        while not store.check([key]):
             if time.monotonic() > deadline:
                 first = self.cell.ranks[0]
                 raise TimeoutError(
@@ -245,7 +248,7 @@ class Checkpoints:
                     "Ranks that do not train in step can save by run.checkpoint() at places which all of them pass"
                 )
             time.sleep(0.001)
-        return bool(self.store.get(key) == b"True")
+        return bool(store.get(key) == b"True")
 
     @property
     def _is_writing(self) -> bool:
@@ -265,9 +268,21 @@ class Checkpoints:
             self._writer.join()
             self._writer = None
 
-    # --- coming back ---
+    # --- what the cursor asks and tells ---
 
-    def _restore(self) -> None:
+    def where(self) -> list[tuple[str, str]]:
+        """Which functions of the cell run, and where in their code they are."""
+        return self.state.where()
+
+    def begun_pass(self) -> None:
+        """A pass over a loader begins."""
+        self.state.note_begin()
+
+    def went_on(self) -> None:
+        """A pass that was under way beside the saved place is drawn from again."""
+        self.state.went_on()
+
+    def restore(self) -> None:
         saved, self._saved = self._saved, None
         assert saved is not None
         self.state.restore(saved)

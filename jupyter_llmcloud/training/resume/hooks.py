@@ -1,50 +1,98 @@
-"""What a place hears of: every loader that is made, every pass over it, every backward pass."""
+"""What replay hears of a cell that is tracked: loaders that are made, passes over them, backward passes, its loops.
+
+Only the making of loaders is heard of always, since loaders of earlier cells have names too. Everything else is put in
+place when a cell begins that asks for checkpoints, restarts or resume, and taken away at its end.
+"""
 
 from __future__ import annotations
 
-import functools
+from collections import ChainMap
 from collections.abc import Iterator
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
-from torch.utils.data import DataLoader
-
+from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.resume import trainer_resume
 from jupyter_llmcloud.training.resume.dataloader_tracking import TrackedIterator
+from jupyter_llmcloud.training.resume.import_hook import ModuleFinder
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode
     from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 
-def install(place: ReplayCursor) -> None:
-    """Follow every loader of this process while a cell is followed. Called once, in a rank."""
-    original_init, original_backward = DataLoader.__init__, torch.autograd.backward
+def number_loaders(place: ReplayCursor) -> None:
+    """Number every loader of this process from now on. Called once, in a rank."""
 
-    @functools.wraps(original_backward)
-    def backward(*args: Any, **kwargs: Any) -> None:
-        if place.follows:
-            place.num_backwards += 1
-            place.loops.note_backward()
-        original_backward(*args, **kwargs)
+    def make(original: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            place.number(self)
 
-    torch.autograd.backward = backward
+        return __init__
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original_init(self, *args, **kwargs)
-        place.number(self)
-
-    __init__.__doc__ = original_init.__doc__
-    DataLoader.__init__ = __init__  # type: ignore[method-assign]
-    for kind in (DataLoader, DataLoaderShard, DataLoaderDispatcher):
-        _follow_passes(kind, place)
+    patches.LOADERS.apply({"torch.utils.data:DataLoader.__init__": make})
 
 
-def _follow_passes(kind: Any, place: ReplayCursor) -> None:
-    original = kind.__iter__
+def why_not() -> str | None:
+    """Why no cell can be tracked in this process, in words for the user; None when it can."""
+    return patches.LOADERS.problem() or patches.PASSES.problem()
 
-    def __iter__(self: Any) -> Iterator[Any]:
-        if place.is_drawing:
-            return place.advanced(self, original(self))
-        return TrackedIterator(place, self, original) if place.follows else original(self)
 
-    kind.__iter__ = __iter__
+class Hooks:
+    """In place while a cell is tracked."""
+
+    def __init__(self, place: ReplayCursor) -> None:
+        self._place = place
+        self._code: InstrumentedCode | None = None
+        self._finder: ModuleFinder | None = None
+
+    def begin(self, code: InstrumentedCode) -> None:
+        """A cell begins that is tracked; `code`: of the cells of this rank."""
+        self.end()
+        self._code = code
+        _follow_passes(self._place)
+        trainer_resume.install(self._place.trainings)
+        patches.CODE_BY_VALUE.apply({"cloudpickle:CloudPickler.dispatch_table": lambda table: _by_value(table, code)})
+        self._finder = ModuleFinder(code)
+        self._finder.begin()
+        code.begin()
+
+    def end(self) -> None:
+        """The cell has ended: everything is as it was."""
+        if self._code is None:
+            return
+        for patch in patches.WHILE_TRACKED:
+            patch.undo()
+        if self._finder is not None:
+            self._finder.end()
+        self._code.end()
+        self._code = self._finder = None
+
+
+def _follow_passes(place: ReplayCursor) -> None:
+    def make_backward(original: Any) -> Any:
+        def backward(*args: Any, **kwargs: Any) -> None:
+            if place.follows:
+                place.num_backwards += 1
+                place.loops.note_backward()
+            original(*args, **kwargs)
+
+        return backward
+
+    def make_iter(original: Any) -> Any:
+        def __iter__(self: Any) -> Iterator[Any]:
+            if place.is_drawing:
+                return place.advanced(self, original(self))
+            return TrackedIterator(place, self, original) if place.follows else original(self)
+
+        return __iter__
+
+    loaders = [target for target in patches.PASSES.targets if target.endswith(".__iter__")]
+    patches.PASSES.apply({"torch.autograd:backward": make_backward, **dict.fromkeys(loaders, make_iter)})
+
+
+def _by_value(table: ChainMap[type, Any], code: InstrumentedCode) -> ChainMap[type, Any]:
+    """cloudpickle's table, with code that leaves the rank as it was written."""
+    reduce = table[CodeType]
+    return table.new_child({CodeType: lambda found: reduce(code.as_written(found))})

@@ -1,51 +1,173 @@
 """The `for` loops of a cell: which are running, how far they are, and how to get back there.
 
-The loops of cells, and of the user's own modules, are compiled with their iterable in a `Loop`. At any moment the
-running loops, outermost first, and the number of items each has delivered say where the cell is. On the way back, each
-loop of a saved place throws away the items it had finished without running its body, and delivers the one it was at.
+In a cell that is tracked, the loops of cells, and of the user's own modules, have their iterable in a `TrackedLoop`.
+At any moment the running loops, outermost first, and the number of items each has delivered say where the cell is. On
+the way back, each loop of a saved place throws away the items it had finished without running its body, and delivers
+the one it was at. In every other cell, and in whatever leaves the rank, functions have the code that Python makes of
+their source.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import gc
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator
-from types import FrameType
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from jupyter_llmcloud.training.checkpoint import rng
+from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 LOOP_FUNCTION = "__llmcloud_loop__"
+_NUMBER = "llmcloud_number"
 _FAST_S = 0.01
 
 Number = int | str  # of a loop: its place in the cell; in other code with the name of that
 
 
-class LoopInstrumenter(ast.NodeTransformer):
-    """Makes `for x in y` into `for x in __llmcloud_loop__(y, number)`."""
+class NumberLoops(ast.NodeTransformer):
+    """Numbers the `for` loops of a cell, so that each has one name however the cell is compiled."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        for number, loop in enumerate(_loops_in(node)):
+            setattr(loop, _NUMBER, number)
+        return node
+
+
+def _loops_in(tree: ast.AST) -> list[ast.For]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.For)]  # which does not recurse
+
+
+@contextmanager
+def _wrapped(tree: ast.AST) -> Iterator[None]:
+    """Within the block `for x in y` is `for x in __llmcloud_loop__(y, number)`."""
+    loops = [loop for loop in _loops_in(tree) if hasattr(loop, _NUMBER)]
+    iterables = [loop.iter for loop in loops]
+    for loop in loops:
+        function = ast.copy_location(ast.Name(LOOP_FUNCTION, ast.Load()), loop.iter)
+        number = ast.copy_location(ast.Constant(getattr(loop, _NUMBER)), loop.iter)
+        loop.iter = ast.copy_location(ast.Call(function, [loop.iter, number], []), loop.iter)
+    try:
+        yield
+    finally:
+        for loop, iterable in zip(loops, iterables, strict=True):
+            loop.iter = iterable
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """Code of a cell, and how to compile it once more."""
+
+    plain: CodeType
+    tree: ast.AST
+    compile: Callable[[ast.AST], CodeType]
+
+
+class InstrumentedCode:
+    """The code of the user, as it is written and with its loops tracked.
+
+    Functions have the latter only between `begin` and `end`: those of earlier cells and of modules get it then, and all
+    get their own back. So nothing that leaves the rank, or that is compiled, traced or read by others, holds our calls.
+    """
 
     def __init__(self) -> None:
-        self._number = 0
+        self.is_active = False
+        self._pending: list[_Compiled] = []  # with functions; compiled with tracked loops when they are first needed
+        self._tracked: dict[tuple[str, CodeType], CodeType] = {}
+        self._plain: dict[tuple[str, CodeType], CodeType] = {}
+        self._modules: dict[str, bytes] = {}  # sources that are compiled already
 
-    def visit_Module(self, node: ast.Module) -> ast.Module:
-        self._number = 0
-        self.generic_visit(node)
-        return node
+    def of_cell(self, plain: CodeType, tree: ast.AST, compile: Callable[[ast.AST], CodeType]) -> CodeType:
+        """The code to execute for a part of a cell, which was compiled to `plain`."""
+        if not _loops_in(tree):
+            return plain
+        compiled = _Compiled(plain, tree, compile)
+        if self.is_active:
+            return self._track(compiled)
+        if _inner(plain):
+            self._pending.append(compiled)
+        return plain
 
-    def visit_For(self, node: ast.For) -> ast.For:
-        number = self._number
-        self._number += 1
-        self.generic_visit(node)
-        function = ast.copy_location(ast.Name(LOOP_FUNCTION, ast.Load()), node.iter)
-        constant = ast.copy_location(ast.Constant(number), node.iter)
-        node.iter = ast.copy_location(ast.Call(function, [node.iter, constant], []), node.iter)
-        return node
+    def of_module(self, path: str, source: bytes) -> CodeType:
+        """The code of an own module with its loops tracked. Raises SyntaxError."""
+
+        def make(tree: ast.AST) -> CodeType:
+            code: CodeType = compile(tree, path, "exec", dont_inherit=True)  # type: ignore[call-overload]
+            return code
+
+        tree = NumberLoops().visit(ast.parse(source, path))
+        self._modules[path] = source
+        return self._track(_Compiled(make(tree), tree, make))
+
+    def begin(self) -> None:
+        """Every function of the user gets the code with tracked loops."""
+        self.is_active = True
+        pending, self._pending = self._pending, []
+        for compiled in pending:
+            self._track(compiled)
+        for name, module in list(sys.modules.items()):
+            if name != "__main__" and is_own_module(name):
+                self._of_imported(str(module.__file__))
+        _exchange(self._tracked)
+
+    def end(self) -> None:
+        """Every function of the user gets its own code back."""
+        self.is_active = False
+        _exchange(self._plain)
+
+    def as_written(self, code: CodeType) -> CodeType:
+        """The code without tracked loops."""
+        return self._plain.get((code.co_filename, code), code)
+
+    def _of_imported(self, path: str) -> None:
+        try:
+            source = Path(path).read_bytes()
+            if self._modules.get(path) != source:
+                self.of_module(path, source)  # only functions that are as in the file are found by it
+        except (SyntaxError, ValueError, OSError):
+            return
+
+    def _track(self, compiled: _Compiled) -> CodeType:
+        with _wrapped(compiled.tree):
+            tracked = compiled.compile(compiled.tree)
+        self._pair(compiled.plain, tracked)
+        return tracked
+
+    def _pair(self, plain: CodeType, tracked: CodeType) -> None:
+        if plain == tracked:
+            return
+        self._tracked[plain.co_filename, plain] = tracked
+        self._plain[tracked.co_filename, tracked] = plain
+        inner, others = _inner(plain), _inner(tracked)
+        if [one.co_name for one in inner] == [other.co_name for other in others]:
+            for one, other in zip(inner, others, strict=True):
+                self._pair(one, other)
+
+
+def _inner(code: CodeType) -> list[CodeType]:
+    return [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+
+
+def _exchange(codes: dict[tuple[str, CodeType], CodeType]) -> None:
+    """Give each function of this process that has one of these codes the other one."""
+    files = {filename for filename, _ in codes}
+    for item in gc.get_objects():
+        if type(item) is FunctionType and (code := item.__code__).co_filename in files:
+            other = codes.get((code.co_filename, code))
+            if other is not None:
+                item.__code__ = other
 
 
 class TrackedLoop:
@@ -184,10 +306,11 @@ def _frames() -> set[int]:
 
 
 def install(place: ReplayCursor) -> None:
-    """Let compiled cells find the function that wraps their loops."""
+    """Let code with tracked loops find the function that wraps them. Called once, in a rank."""
 
     def loop(iterable: Iterable[Any], number: int) -> Iterable[Any]:
-        if not place.follows:
+        # While torch.compile traces, this is the constant True, and the iterable goes through untouched.
+        if torch.compiler.is_compiling() or not place.follows:
             return iterable
         frame = sys._getframe(1)
         return TrackedLoop(iterable, _name(frame, number, place.filename), place, id(frame))

@@ -27,6 +27,7 @@ from jupyter_llmcloud.training.resume.dataloader_tracking import (
     set_loader,
 )
 from jupyter_llmcloud.training.resume.loop_tracking import Loops, TrackedLoop
+from jupyter_llmcloud.training.resume.observer import CellObserver
 from jupyter_llmcloud.training.resume.trainer_resume import Training, Trainings
 
 _NUMBER = "_llmcloud_number"
@@ -38,15 +39,10 @@ class ReplayCursor:
     Attributes:
         follows: whether the present cell is followed at all.
         replaying: on the way to the saved place.
-        where: which functions of the cell run, and where in their code they are.
-        save, restore: called at the place itself; set by who knows what to save. `save(position, complete)` returns
-            False when it wants to be called again at the end of the next turn.
-        soon: whether the place may be saved at the end of this turn.
-        went_on: called when a pass that was under way beside the place is drawn from again.
-        begun_pass: called when a pass over a loader begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observer: CellObserver) -> None:
+        self._observer = observer
         self.loops = Loops()
         self.trainings = Trainings(self)
         self.follows = False
@@ -54,13 +50,7 @@ class ReplayCursor:
         self.filename = ""  # of the cell
         self.num_backwards = 0  # how often gradients were computed
         self.num_batches = 0  # delivered
-        self.where: Callable[[], list[tuple[str, str]]] = list
         self.begun: dict[str, int] = {}  # passes begun over each loader; replaced, never changed
-        self.save: Callable[[ReplayPosition, bool], bool] = lambda position, complete: True
-        self.restore: Callable[[], None] = lambda: None
-        self.soon: Callable[[], bool] = lambda: False
-        self.went_on: Callable[[], None] = lambda: None
-        self.begun_pass: Callable[[], None] = lambda: None
         self._num_cells = 0
         self.num_loaders = 0
         self._drawing: list[TrackedIterator] = []
@@ -143,8 +133,8 @@ class ReplayCursor:
             point = {"training": self.trainings.point(training, iteration)}
             self._save_at(iteration, {"kind": "training", **point})
         elif self._is_due(iteration):
-            self._save_at(iteration, {"kind": "loader", "where": self.where()})
-        iteration.rng_of_last_call = randomness.snapshot() if self.soon() else None
+            self._save_at(iteration, {"kind": "loader", "where": self._observer.where()})
+        iteration.rng_of_last_call = randomness.snapshot() if self._observer.is_soon() else None
 
     def after_batch(self, iteration: TrackedIterator) -> None:
         """A loader has delivered."""
@@ -160,7 +150,7 @@ class ReplayCursor:
         position = {**point, **self.describe()}
         if iteration is not None:
             position["passes"][iteration.key] = position_of(iteration)
-        if self.save(position, not any(is_incomplete(item) for item in self._alive())):
+        if self._observer.save(position, not any(is_incomplete(item) for item in self._alive())):
             self._due = None
 
     def describe(self) -> ReplayPosition:
@@ -211,7 +201,11 @@ class ReplayCursor:
         self.begun = {**self.begun, iteration.key: iteration.ordinal + 1}
         self._passes = [ref for ref in self._passes if ref() is not None]
         self._passes.append(weakref.ref(iteration))
-        self.begun_pass()
+        self._observer.begun_pass()
+
+    def went_on(self) -> None:
+        """A pass that was under way beside the saved place is drawn from again."""
+        self._observer.went_on()
 
     def finished(self, iteration: TrackedIterator) -> None:
         """A pass has come to its end."""
@@ -272,7 +266,7 @@ class ReplayCursor:
             return False
         here, there = self.loops.path(None), saved["path"]
         same_loops = [(e["loop"], e["ordinal"]) for e in here] == [(e["loop"], e["ordinal"]) for e in there]
-        return same_loops and self.where() == [tuple(entry) for entry in saved["where"]]
+        return same_loops and self._observer.where() == [tuple(entry) for entry in saved["where"]]
 
     def take_up(self, iteration: TrackedIterator) -> None:
         """A pass that has begun becomes the saved one when its next batch is asked for at the saved place."""
@@ -361,7 +355,7 @@ class ReplayCursor:
         for item in self._alive():
             self._carry_over(item)
         self._loader_states = {key: state for key, state in saved["loaders"].items() if key not in saved["passes"]}
-        self.restore()
+        self._observer.restore()
 
     def _carry_over(self, item: TrackedIterator) -> None:
         """A pass that has begun on the way is the saved one, or belongs to the past."""

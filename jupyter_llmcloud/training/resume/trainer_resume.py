@@ -7,7 +7,6 @@ it is told where, its loader is led there like any other, and everything saved i
 
 from __future__ import annotations
 
-import functools
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from transformers.trainer import Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
+from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, decode, encode
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TRAIN = "Trainer.train"
 EVALUATE = "Trainer.evaluate"
+_SKIP = "transformers.trainer:skip_first_batches"
 _LED = "llmcloud"  # stands for a checkpoint of the Trainer's own: everything it would load is restored by us
 _BEGUN_WITH = ("_initial_global_step", "_initial_num_input_tokens_seen")
 _GONE_ON_WITH = ("best_global_step", "best_metric", "best_model_checkpoint", "epoch", "global_step", "log_history",
@@ -230,7 +231,7 @@ class Trainings:
             assert self._saved_training is not None
             number = self._saved_training["skipped"]
         training.skipped = number
-        training.loader = _skip_first_batches(loader, number) if number else loader
+        training.loader = patches.TRAINER.original(_SKIP)(loader, number) if number else loader
         return training.loader
 
     # --- evaluations ---
@@ -275,11 +276,8 @@ def _as_it_is(_: str, tensor: Any) -> Any:
     return tensor.detach().clone()
 
 
-_skip_first_batches = hf_trainer.skip_first_batches
-
-
 def install(trainings: Trainings) -> None:
-    """Follow every Trainer of this process while a cell is followed. Called once, in a rank."""
+    """Follow every Trainer of this process until `patches.TRAINER` is undone."""
     place, now = trainings.place, trainings.of
 
     def loop(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
@@ -326,29 +324,30 @@ def install(trainings: Trainings) -> None:
         self.is_in_train = False
         return ()
 
-    def skip_first_batches(loader: Any, num_batches: int = 0) -> Any:
-        training = trainings.active
-        return (
-            _skip_first_batches(loader, num_batches)
-            if training is None
-            else trainings.skip(training, loader, num_batches)
-        )
+    def make_skip(original: Any) -> Any:
+        def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
+            training = trainings.active
+            if training is None:
+                return original(dataloader, num_batches)
+            return trainings.skip(training, dataloader, num_batches)
 
-    hf_trainer.skip_first_batches = skip_first_batches
-    replacements = {
-        "_inner_training_loop": loop,
-        "_init_training_state": init_state,
-        "_prepare_for_training": prepare,
-        "_run_epoch": epoch,
-        "_load_rng_state": load_rng,
-        "_finalize_training": finalize,
-    }
-    for name, replacement in replacements.items():
-        _replace(name, replacement)
-    _install_evaluations(trainings)
+        return skip_first_batches
+
+    patches.TRAINER.apply(
+        {
+            _SKIP: make_skip,
+            **_around("_inner_training_loop", loop),
+            **_around("_init_training_state", init_state),
+            **_around("_prepare_for_training", prepare),
+            **_around("_run_epoch", epoch),
+            **_around("_load_rng_state", load_rng),
+            **_around("_finalize_training", finalize),
+            **_evaluations(trainings),
+        }
+    )
 
 
-def _install_evaluations(trainings: Trainings) -> None:
+def _evaluations(trainings: Trainings) -> dict[str, Any]:
     """Those beside a training are remembered, those within one belong to it."""
     place = trainings.place
 
@@ -369,15 +368,16 @@ def _install_evaluations(trainings: Trainings) -> None:
         trainings.evaluated(ordinal, metrics)
         return metrics
 
-    _replace("_evaluate", evaluate_within)
-    _replace("evaluate", evaluate)
+    return {**_around("_evaluate", evaluate_within), **_around("evaluate", evaluate)}
 
 
-def _replace(name: str, replacement: Any) -> None:
-    original = getattr(Trainer, name)
+def _around(name: str, replacement: Any) -> dict[str, Any]:
+    """A method of Trainer's by its target; `replacement` gets the original first."""
 
-    @functools.wraps(original)
-    def method(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        return replacement(original, self, *args, **kwargs)
+    def make(original: Any) -> Any:
+        def method(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+            return replacement(original, self, *args, **kwargs)
 
-    setattr(Trainer, name, method)
+        return method
+
+    return {f"transformers.trainer:Trainer.{name}": make}

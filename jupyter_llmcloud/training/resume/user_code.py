@@ -12,6 +12,7 @@ from types import FrameType
 _PACKAGE = str(Path(__file__).parents[2])
 
 
+@functools.cache
 def _installed() -> tuple[str, ...]:
     paths = {sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages(), _PACKAGE}
     paths |= {path for name, path in sysconfig.get_paths().items() if name != "data"}
@@ -21,7 +22,9 @@ def _installed() -> tuple[str, ...]:
 @functools.cache
 def is_own_file(path: str) -> bool:
     """Whether a source file belongs to no installation."""
-    return path.endswith(".py") and not str(Path(path).resolve()).startswith(_installed())
+    if not path.endswith(".py") or path.startswith(_installed()):
+        return False
+    return not str(Path(path).resolve()).startswith(_installed())
 
 
 @functools.cache

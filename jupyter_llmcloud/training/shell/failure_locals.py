@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from jupyter_llmcloud.core.run import stacks
 from jupyter_llmcloud.training.diagnostics.stack_location import CellNumber
 
 MAX_NAMES = 30
@@ -50,7 +51,7 @@ def of_failure(
     if frame is None:
         return "", {}
     function = frame.f_code.co_name
-    place = f"In [{number}], line {line}" + ("" if function == "<module>" else f" in {function}")
+    place = stacks.place(number, frame.f_code.co_filename, line) + ("" if function == "<module>" else f" in {function}")
     values = {
         name: value
         for name, value in frame.f_locals.items()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import bdb
-import builtins
-import getpass
-import pdb
-import sys
 from typing import Any, NoReturn
+
+from jupyter_llmcloud.training import patches
 
 _ASK = (
     "{} has no keyboard on a rank. Ask in the notebook and bring the answer with --push, "
@@ -21,11 +18,15 @@ _DEBUG = (
 
 def install() -> None:
     """For this process."""
-    builtins.input = _refuse_to_ask("input()")
-    getpass.getpass = _refuse_to_ask("getpass.getpass()")
-    sys.breakpointhook = _refuse_to_debug("breakpoint()")
-    bdb.Bdb.set_trace = _refuse_to_debug("set_trace()")  # type: ignore[method-assign]
-    pdb.Pdb.interaction = _refuse_to_debug("the debugger")  # type: ignore[method-assign]
+    patches.NO_STDIN.apply(
+        {
+            "builtins:input": _refuse_to_ask("input()"),
+            "getpass:getpass": _refuse_to_ask("getpass.getpass()"),
+            "sys:breakpointhook": _refuse_to_debug("breakpoint()"),
+            "bdb:Bdb.set_trace": _refuse_to_debug("set_trace()"),
+            "pdb:Pdb.interaction": _refuse_to_debug("the debugger"),
+        }
+    )
 
 
 def no_debugger(what: str) -> NoReturn:
@@ -37,11 +38,11 @@ def _refuse_to_ask(what: str) -> Any:
     def refuse(*_: object, **__: object) -> NoReturn:
         raise RuntimeError(_ASK.format(what, what))
 
-    return refuse
+    return lambda _: refuse
 
 
 def _refuse_to_debug(what: str) -> Any:
     def refuse(*_: object, **__: object) -> NoReturn:
         no_debugger(what)
 
-    return refuse
+    return lambda _: refuse

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import linecache
 import sys
+from types import CodeType
 from typing import Any
 
-from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
@@ -18,9 +18,11 @@ from traitlets import Type
 from traitlets.config import Config
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
-from jupyter_llmcloud.training.resume.loop_tracking import LoopInstrumenter
+from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
+from jupyter_llmcloud.training.shell.script import ended_well, prepare_script
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
 
@@ -34,6 +36,8 @@ class CellCompiler(CachingCompiler):
         super().__init__()
         self.cell: Execute | None = None
         self.offset = 0
+        self.code = InstrumentedCode()
+        self._scripts: set[str] = set()  # known by the names of their files
 
     def begin(self, cell: Execute) -> None:
         """The code of this cell comes next."""
@@ -45,10 +49,18 @@ class CellCompiler(CachingCompiler):
         self.cell, self.offset = None, 0
 
     def cell_number(self, filename: str) -> int | None:
-        """The execution count of the notebook cell that was compiled under this name."""
+        """The execution count of the notebook cell that was compiled under this name; 0 of the script that is run."""
         if filename == "<timed exec>" and self.cell is not None:
             return self.cell.execution_count
-        return self._filename_map.get(filename)
+        return 0 if filename in self._scripts else self._filename_map.get(filename)
+
+    def __call__(self, source: Any, filename: str, symbol: str, **kwargs: Any) -> CodeType:
+        """Compile; the loops of a cell are tracked where the run needs it."""
+        flags = self.flags  # to which a `from __future__ import` adds
+        code: CodeType = super().__call__(source, filename, symbol, **kwargs)
+        if not isinstance(source, ast.AST):
+            return code
+        return self.code.of_cell(code, source, lambda tree: compile(tree, filename, symbol, flags, True))  # type: ignore[call-overload]
 
     def cache(self, transformed_code: str, number: int = 0, raw_code: str | None = None) -> str:
         cell, raw = self.cell, (raw_code or "").rstrip()
@@ -57,7 +69,10 @@ class CellCompiler(CachingCompiler):
             return super().cache(transformed_code, number, raw_code)
         # The whole body, or the part of it below a cell magic.
         self.offset = cell.line_offset + cell.code.rstrip()[: -len(raw)].count("\n")
-        self._filename_map[cell.filename] = cell.execution_count
+        if cell.script:
+            self._scripts.add(cell.filename)
+        else:
+            self._filename_map[cell.filename] = cell.execution_count
         above = ["# " + line for line in cell.source.splitlines()[: self.offset]]
         lines = [line + "\n" for line in [*above, *transformed_code.splitlines()]]
         linecache.cache[cell.filename] = (sum(map(len, lines)), None, lines, cell.filename)
@@ -131,6 +146,7 @@ class RankShell(InteractiveShell):
     compile: CellCompiler
     last_traceback: list[str]
     given: dict[str, Any]  # what every namespace has
+    initial_names: set[str]  # those of the namespace before the first cell
     is_drawing = False  # a Stop that comes while a traceback is drawn has been obeyed already
 
     def init_io(self) -> None:
@@ -198,11 +214,16 @@ class RankShell(InteractiveShell):
         self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
+        if cell.script:
+            prepare_script(cell.script, self.user_ns)
+        self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
         try:
             result = self.run_cell(cell.code, store_history=False)
         finally:
             self.compile.end()
         error: BaseException | None = result.error_before_exec or result.error_in_exec
+        if cell.script and ended_well(error):
+            return None
         if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
             self.outlet.text("stderr", "\n".join(self.last_traceback) + "\n")
         return error
@@ -217,7 +238,7 @@ def make_shell() -> RankShell:
     config.InteractiveShell.colors = "neutral"
     config.InteractiveShell.cache_size = 0  # results of every cell would keep models alive
     shell = RankShell.instance(config=config)
-    shell.ast_transformers += [LoopInstrumenter(), ShiftLines(shell.compile)]
+    shell.ast_transformers += [NumberLoops(), ShiftLines(shell.compile)]
     point_at_the_failing_line()
     _do_not_advise_on_exit()
     shell.run_cell("pass", store_history=False)
@@ -231,17 +252,19 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
     shell = make_shell()
     shell.outlet = outlet
     shell.give(**namespace)
+    shell.initial_names = set(shell.user_ns)
     return shell
 
 
 def _do_not_advise_on_exit() -> None:
-    warn = interactiveshell.warn
+    def make(warn: Any) -> Any:
+        def warn_unless_exit(message: Any, *args: Any, **kwargs: Any) -> None:
+            if not str(message).startswith("To exit:"):
+                warn(message, *args, **kwargs)
 
-    def warn_unless_exit(message: Any, *args: Any, **kwargs: Any) -> None:
-        if not str(message).startswith("To exit:"):
-            warn(message, *args, **kwargs)
+        return warn_unless_exit
 
-    interactiveshell.warn = warn_unless_exit
+    patches.EXIT_ADVICE.apply({"IPython.core.interactiveshell:warn": make})
 
 
 def _portable(data: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from IPython.core import ultratb
+from jupyter_llmcloud.training import patches
 
 MAX_DRAWN = 100  # frames, in IPython's way
 NUM_ENDS = 20
@@ -40,7 +40,7 @@ def _tidy(drawing: traceback.TracebackException, cell_number: Callable[[str], in
     seen.add(id(drawing))
     kept = _Shortened(frame for frame in drawing.stack if not _AROUND.search(frame.filename))
     for frame in kept:
-        if (number := cell_number(frame.filename)) is not None:
+        if number := cell_number(frame.filename):
             _ = frame.line  # found by the name of its file, which is not what the reader knows it by
             frame.filename = f"Cell In[{number}]"
     drawing.stack = kept
@@ -92,12 +92,14 @@ def point_at_the_failing_line() -> None:
 
     It would draw the line where a frame ended up, such as the head of a `with`, and every frame of a recursion.
     """
-    count = ultratb.get_line_number_of_frame
 
-    def get_line_number_of_frame(frame: FrameType) -> int:
-        try:
-            return count(frame)
-        except OSError:
-            return len(linecache.getlines(frame.f_code.co_filename))
+    def make(count: Any) -> Any:
+        def get_line_number_of_frame(frame: FrameType) -> int:
+            try:
+                return int(count(frame))
+            except OSError:
+                return len(linecache.getlines(frame.f_code.co_filename))
 
-    ultratb.get_line_number_of_frame = get_line_number_of_frame
+        return get_line_number_of_frame
+
+    patches.FAILING_LINES.apply({"IPython.core.ultratb:get_line_number_of_frame": make})

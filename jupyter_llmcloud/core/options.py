@@ -1,4 +1,4 @@
-"""The options of a magic as data: parsed, refused in one line, completed, and shown by `?`, all from one list."""
+"""Options as data: parsed, refused in one line, completed and explained, all from one list."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Option:
         metavar: what stands for its value in the help; "" for a switch.
         parse: text -> value; raises UsageError or ValueError.
         repeat: may be given several times; its value is a list.
+        default: its value when it is left out; None: there is none.
+        resumes: whether a run that goes on from another one has it from there.
     """
 
     flags: tuple[str, ...]
@@ -30,6 +32,8 @@ class Option:
     metavar: str = ""
     parse: Callable[[str], Any] = str
     repeat: bool = False
+    default: Any = None
+    resumes: bool = False
 
     @property
     def name(self) -> str:
@@ -38,6 +42,27 @@ class Option:
     @property
     def takes_value(self) -> bool:
         return bool(self.metavar or self.values)
+
+    def check(self, value: Any) -> Any:
+        """`value` as Python or JSON gives it, checked as its text would be. Raises UsageError."""
+        if not self.takes_value:
+            if isinstance(value, bool):
+                return value
+            raise UsageError(f"{self.name} is true or false, not {value!r:.80}.")
+        several = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        if not several and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+            raise UsageError(f"{self.name} {value!r:.80} is not possible: {_describe(self)}.")
+        return self.read(",".join(value) if several else str(value), self.name)
+
+    def read(self, text: str, flag: str) -> Any:
+        """The value that `text` stands for. Raises UsageError, which names the option by `flag`."""
+        if self.values and text not in self.values:
+            raise UsageError(f"{flag} {text!r} is not possible. Choose one of {', '.join(self.values)}.")
+        try:
+            return self.parse(text)
+        except (UsageError, ValueError) as error:
+            words = _ended(str(error))
+            raise UsageError(words if flag in words else f"{flag} {text!r}: {words}") from None
 
 
 @dataclass(frozen=True)
@@ -59,6 +84,13 @@ class Parsed:
 
     values: dict[str, Any]
     arguments: list[str] = field(default_factory=list)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were written."""
+        return {
+            name: value for name, value in self.values.items() if not (value is None or value is False or value == [])
+        }
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -126,15 +158,10 @@ def _is_number(word: str) -> bool:
 
 
 def _value(syntax: Syntax, option: Option, flag: str, given: str) -> Any:
-    if option.values and given not in option.values:
-        raise UsageError(f"{syntax.magic}: {flag} {given!r} is not possible. Choose one of {', '.join(option.values)}.")
     try:
-        return option.parse(given)
+        return option.read(given, flag)
     except UsageError as error:
-        text = _ended(str(error))
-        raise UsageError(f"{syntax.magic}: " + (text if flag in text else f"{flag} {given!r}: {text}")) from None
-    except ValueError as error:
-        raise UsageError(f"{syntax.magic}: {flag} {given!r}: {_ended(str(error))}") from None
+        raise UsageError(f"{syntax.magic}: {error}") from None
 
 
 def _ended(text: str) -> str:

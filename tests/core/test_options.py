@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from jupyter_llmcloud.core.names import parse_duration, parse_variables
+from jupyter_llmcloud.core.options import Option, Parsed, Syntax, complete, integer, parse, split, usage
+from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.magics.commands.distribute import DISTRIBUTE, PULL
-from jupyter_llmcloud.magics.commands.options import Option, Parsed, Syntax, complete, integer, parse, split, usage
+from jupyter_llmcloud.magics.commands.distribute import PULL
 
 SYNTAX = Syntax(
     "%thing",

@@ -1,0 +1,132 @@
+"""What worlds and runs use of the node that they are on: built once by the agent, and passed down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.agent.failover.standby import LedRuns
+from jupyter_llmcloud.agent.failover.worker_client import ClusterRoom
+from jupyter_llmcloud.agent.ranks.devices import Devices
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, LocalGroups, RankEvents
+from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.agent.world.store import Stores
+from jupyter_llmcloud.protocol.connection import Connection
+
+
+@dataclass(frozen=True)
+class NodeServices:
+    """The parts of one agent.
+
+    Attributes:
+        address: its socket.
+        interface: address on which ranks of other hosts reach this one.
+        worker: the Dask worker that holds the agent, which knows the cluster.
+        led: the runs that are led from here.
+    """
+
+    address: str
+    interface: str
+    devices: Devices
+    zygote: ZygoteClient
+    stores: Stores
+    groups: LocalGroups
+    worker: ClusterRoom
+    led: LedRuns
+
+    @classmethod
+    def build(cls, folder: Path, address: str, interface: str, num_slots: int | None) -> NodeServices:
+        """The parts of an agent whose files are in `folder`."""
+
+        def on_exit(name: str, status: int) -> None:
+            if not stores.exited(name):
+                groups.exited(name, status)
+
+        devices = Devices(num_slots, interface)
+        zygote = ZygoteClient(folder / "zygote.log", on_exit)
+        stores = Stores(zygote, folder / "store.log", interface)
+        groups = LocalGroups(zygote, devices)
+        worker = ClusterRoom(address, devices)
+        return cls(address, interface, devices, zygote, stores, groups, worker, LedRuns(folder, zygote))
+
+    # --- the agent's own ---
+
+    def warm(self) -> None:
+        """Begin to import what ranks need."""
+        self.zygote.warm()
+
+    def held_by(self, worker: Connection, finds_room: bool) -> bool:
+        """A worker renews the agent's lease; returns whether one that knows the cluster does so for the first time."""
+        return self.worker.held_by(worker, finds_room)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended, perhaps a worker's."""
+        self.worker.forget(connection)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a worker holds this agent."""
+        return self.worker.is_there
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether a slot is a GPU."""
+        return self.devices.has_gpus
+
+    def describe_slots(self) -> dict[str, Any]:
+        """For the description of the agent."""
+        devices = self.devices
+        return {"num_slots": len(devices.slots), "free_slots": len(devices.free), "has_gpus": devices.has_gpus}
+
+    def end_groups(self) -> None:
+        """End every rank that is hosted here."""
+        self.groups.close()
+
+    def close(self) -> None:
+        """End whatever was forked here."""
+        self.zygote.close()
+
+    # --- what worlds and runs use ---
+
+    def interface_name(self) -> str:
+        """The network interface by which ranks of other hosts reach this one."""
+        return self.devices.interface_with(self.interface)
+
+    def host_ranks(self, spec: GroupSpec, events: RankEvents) -> HostedRanks:
+        """Slots for ranks of a world on this node. Raises Busy."""
+        return self.groups.make(spec, events)
+
+    async def start_store(self, world_id: str, shares: Sequence[Mapping[str, Any]]) -> str:
+        """Start the TCPStore of a world; returns `host:port`."""
+        return await self.stores.start(world_id, shares)
+
+    def has_store(self, world_id: str) -> bool:
+        """Whether the process of a world's store is there."""
+        return self.stores.is_alive(world_id)
+
+    def end_store(self, world_id: str) -> None:
+        """The world needs its store no more."""
+        self.stores.end(world_id)
+
+    @property
+    def can_ask_cluster(self) -> bool:
+        """Whether a worker holds this agent that knows the cluster."""
+        return self.worker.can_be_asked
+
+    async def find_capacity(self, num_ranks: int) -> list[dict[str, Any]]:
+        """Slots for ranks, anywhere in the cluster. Raises Busy when it has none now."""
+        return await self.worker.find(num_ranks)
+
+    async def find_standby(self) -> str:
+        """The socket of another agent that could lead in this one's place; "" when there is none."""
+        return await self.worker.find_stand_by()
+
+    def leads(self, folder: Path, wait_s: float) -> None:
+        """A run with restarts is led from here; ranks of it may be elsewhere for so long after this agent's end."""
+        self.led.leads(folder, wait_s)
+
+    def leads_no_more(self, folder: Path) -> None:
+        """It has ended, or is led from elsewhere."""
+        self.led.leads_no_more(folder)

@@ -1,0 +1,195 @@
+"""One attempt of a run: a cell on its ranks, and the rules that end it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jupyter_llmcloud.agent.ranks.local_rank import RankLink
+from jupyter_llmcloud.agent.runs.hang_monitor import HangWatch
+from jupyter_llmcloud.agent.runs.run_feed import RunFeed
+from jupyter_llmcloud.core.run import lifecycle
+from jupyter_llmcloud.core.run.end_report import report
+from jupyter_llmcloud.core.run.lifecycle import (
+    Finish,
+    Instruction,
+    RankDied,
+    RankEnded,
+    RunLifecycle,
+    StepReported,
+    StopPressed,
+    Tick,
+)
+from jupyter_llmcloud.core.run.restarts import Broken
+from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import (
+    CellEnded,
+    Heartbeat,
+    Interrupt,
+    RankLooked,
+    Release,
+    StepAsked,
+    StepTold,
+    StopAt,
+)
+
+
+class Attempt:
+    """Carries out what core.lifecycle decides.
+
+    Args:
+        cell: what is executed; `ranks` is complete.
+        links: how to reach each of its ranks.
+        on_finish: called when every rank has ended.
+
+    Attributes:
+        payload: what was pulled.
+    """
+
+    def __init__(
+        self, cell: Execute, links: Mapping[int, RankLink], feed: RunFeed, on_finish: Callable[[Finish], None]
+    ) -> None:
+        self.cell = cell
+        self.ranks = cell.ranks
+        self.timeout_s = cell.timeout_s
+        self.payload = b""
+        self._links = links
+        self._feed = feed
+        self._on_finish = on_finish
+        self._rules = RunLifecycle(tuple(cell.ranks))
+        self._errors: dict[int, dict[str, Any]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._hangs: HangWatch | None = None  # once it has begun
+
+    def begin(self) -> None:
+        """Send the cell to its ranks."""
+        self._send(self.ranks, self.cell)
+        self._hangs = HangWatch(
+            self.cell,
+            self._links,
+            lambda rank, record: self._feed.journal("logs", rank, [record]),
+            lambda: self._rules.is_ending,
+        )
+        self._hangs.begin()
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Ranks that have not ended."""
+        return self._rules.running
+
+    def close(self) -> None:
+        """Watch its ranks no more."""
+        if self._hangs is not None:
+            self._hangs.close()
+
+    # --- what happens to it ---
+
+    def stop(self) -> None:
+        """Begin the ladder of a Stop, or go to its next rung."""
+        self._handle(StopPressed())
+
+    def on_message(self, rank: int, message: Message) -> None:
+        """A rank says something."""
+        if self._hangs is None:
+            return
+        match message:
+            case Heartbeat():
+                self._hangs.heard(rank, message)
+            case RankLooked():
+                self._hangs.looked(rank, message)
+            case StepTold():
+                self._handle(StepReported(rank, message.step))
+            case CellEnded() if message.run_id == self.cell.run_id:
+                self._hangs.ended(rank, message.groups)
+                self._rank_ended(rank, message)
+
+    def _rank_ended(self, rank: int, message: CellEnded) -> None:
+        self._links[rank].drain()
+        self.payload = message.payload or self.payload
+        self._feed.record.artifacts.update(message.artifacts)
+        error = message.error or {}
+        if error:
+            self._errors[rank] = {"rank": rank, **error}
+        self._handle(
+            RankEnded(
+                rank,
+                ename=error.get("ename", ""),
+                evalue=error.get("evalue", ""),
+                collateral=bool(error.get("collateral")),
+                interrupted=message.interrupted,
+                in_group=message.in_group,
+            )
+        )
+
+    def rank_died(self, rank: int, name: str, reason: str) -> None:
+        """The process of one of its ranks has gone."""
+        self._errors[rank] = {"rank": rank, "ename": name, "evalue": reason, "traceback": [f"{name}: {reason}"]}
+        if self._hangs is not None:
+            self._handle(RankDied(rank, reason))
+
+    # --- carrying out ---
+
+    def _handle(self, event: lifecycle.Event) -> None:
+        loop = asyncio.get_running_loop()
+        before = {rank: self._rules.state_of(rank) for rank in self.ranks}
+        instructions = self._rules.handle(event, loop.time())
+        for rank, state in before.items():
+            if (now := self._rules.state_of(rank)) != state:
+                self._feed.tell_state(rank, now, self._errors.get(rank, {}).get("ename", ""), hurry=False)
+        for instruction in instructions:
+            self._carry_out(instruction)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._rules.wake_at is not None:
+            self._timer = loop.call_at(self._rules.wake_at, self._handle, Tick())
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case lifecycle.AskStep(ranks):
+                self._send(ranks, StepAsked())
+            case lifecycle.TellStopAt(ranks, step):
+                self._send(ranks, StopAt(step=step))
+            case lifecycle.InterruptRanks(ranks):
+                self._send(ranks, Interrupt())
+            case lifecycle.ReleaseRanks(ranks):
+                self._send(ranks, Release())
+            case lifecycle.KillRanks(ranks):
+                for rank in ranks:
+                    self._links[rank].kill()
+            case lifecycle.Finish():
+                self.close()
+                for rank in self.ranks:
+                    self._links[rank].drain()
+                self._on_finish(instruction)
+
+    def _send(self, ranks: Iterable[int], message: Message) -> None:
+        for rank in ranks:
+            self._links[rank].send(message)
+
+    # --- its end ---
+
+    def broken(self, finish: Finish) -> Broken | None:
+        """How it has failed; None when it has not."""
+        if finish.state != "failed" or finish.culprit is None:
+            return None
+        error = self._errors.get(finish.culprit, {})
+        died = self._rules.state_of(finish.culprit) == "died"
+        return Broken(
+            "death" if died else "echo" if error.get("collateral") else "error",
+            finish.culprit,
+            error.get("ename", ""),
+            max((other.get("step", 0) for other in self._errors.values()), default=0),
+            bool(error.get("replaying")),
+        )
+
+    def errors(self, culprit: int | None) -> list[dict[str, Any]]:
+        """Those of its ranks, the culprit's first."""
+        return sorted(self._errors.values(), key=lambda error: (error["rank"] != culprit, error["rank"]))
+
+    def report(self, culprit: int | None) -> list[str]:
+        """A line for each kind of end that ranks had."""
+        states = {rank: self._rules.state_of(rank) for rank in self.ranks}
+        return report(states, self._errors, culprit, self._rules.stop_requested)

@@ -1,0 +1,110 @@
+"""What a run leaves behind and what it tells: its record and journals, and the same to those who follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jupyter_llmcloud.agent.runs.writer import RunFiles
+from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+RECORD_AFTER_S = 0.05
+
+
+class RunFeed:
+    """Of one run on its leading agent.
+
+    Args:
+        record: its `run.json` so far.
+        source: the notebook cell.
+        running: the ranks that execute the run now.
+    """
+
+    def __init__(
+        self, record: RunRecord, folder: RunFolder, source: str, running: Callable[[], Iterable[int]] = tuple
+    ) -> None:
+        self.record = record
+        self._followers: set[Connection] = set()
+        self._running = running
+        self._files = RunFiles(folder, record, source, self.note)
+        self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
+
+    def begin(self, *, at_once: bool) -> None:
+        """The run has begun.
+
+        The record is written with the first output or a moment later: a short quiet cell has ended by then and its
+        record is written once.
+        """
+        self.change("running")
+        self._late = asyncio.get_running_loop().call_later(RECORD_AFTER_S, self._tell_begun)
+        if at_once:  # others look for it there
+            self._tell_begun()
+
+    def _tell_begun(self) -> None:
+        if self._late is None:
+            return
+        self._late.cancel()
+        self._late = None
+        self._files.create()
+        for rank in self._running():
+            self.tell_state(rank, "running")
+
+    def change(self, state: str) -> None:
+        """Another state of the run."""
+        self.record.state = state
+        self.record.history.append({"t": round(time.time(), 3), "state": state})
+
+    def write_record(self) -> None:
+        """Write the record as it is now."""
+        if self._late is not None:
+            self._tell_begun()
+        else:
+            self._files.write_record()
+
+    def note(self, text: str) -> None:
+        """A word for who follows the run, and for its record."""
+        self.remember(text)
+        self.tell_state(-1, "note", text)
+
+    def remember(self, why: str) -> None:
+        """A word for its record alone."""
+        self.record.history.append({"t": round(time.time(), 3), "why": why})
+
+    def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:
+        """Write records of a rank, then ring at the followers."""
+        self._tell_begun()
+        written = self._files.append(kind, rank, records)
+        self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
+
+    def tell_state(self, rank: int, state: str, detail: str = "", *, hurry: bool = True) -> None:
+        """Tell those who follow of the state of a rank."""
+        self.tell(RankState(run_id=self.record.run_id, rank=rank, state=state, detail=detail), hurry=hurry)
+
+    def tell(self, message: Message, *, hurry: bool = True) -> None:
+        """Send to everybody who follows this run."""
+        for follower in list(self._followers):
+            follower.send(message, hurry=hurry)
+            if follower.closed:
+                self._followers.discard(follower)
+
+    def follow(self, connection: Connection) -> None:
+        """Tell this connection what happens from now on."""
+        self._followers.add(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._followers.discard(connection)
+
+    def cut_off(self) -> None:
+        """Those who follow find the run again where it is led from now on."""
+        for follower in self._followers:
+            follower.close()
+
+    def close(self) -> None:
+        """The run has ended."""
+        self._files.close()

@@ -1,0 +1,249 @@
+"""A world that is led from here, with its runs and those who use it; and all such worlds of an agent."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from typing import Any
+
+import psutil
+
+from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.world.run_queue import RunQueue
+from jupyter_llmcloud.agent.world.world import World
+from jupyter_llmcloud.errors import NameTaken, NotFound
+from jupyter_llmcloud.protocol.agent_messages import (
+    Execute,
+    Push,
+    ResizeWorld,
+    StartWorld,
+    StopRun,
+    Subscribe,
+    WorldDescription,
+    WorldStacks,
+)
+from jupyter_llmcloud.protocol.connection import Connection
+from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rpc import R, Request
+from jupyter_llmcloud.storage.runs import RunRecord
+
+_STOPPED = "the world was stopped."
+_TAKEN_AWAY = "the node agent was told to end (SIGTERM), with its host or its place in a batch system."
+
+
+class LedWorld:
+    """Joins the ranks and the runs, which do not know each other.
+
+    Args:
+        worlds: those among which it is, until it ends.
+    """
+
+    def __init__(self, node: NodeServices, spec: StartWorld, worlds: LedWorlds) -> None:
+        self.world_id = spec.world_id
+        self.owners: set[Connection] = set()
+        self._spec = spec
+        self._world = World(node, spec, self)
+        self.runs = RunQueue(node, self._world, lambda: worlds.end(spec.world_id))
+        self._unowned_since = time.monotonic()
+
+    # --- what its ranks say, and its runs want to know ---
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run is executed now."""
+        return self.runs.active is not None
+
+    def on_message(self, rank: int, message: Message) -> None:
+        """A rank says something."""
+        self.runs.on_message(rank, message)
+
+    def on_death(self, rank: int, name: str, reason: str) -> None:
+        """The process of a rank has gone."""
+        self.runs.on_death(rank, name, reason)
+
+    # --- what is asked of it ---
+
+    async def start(self) -> None:
+        """Start its ranks."""
+        await self._world.start()
+
+    async def resize(self, asked: ResizeWorld) -> None:
+        """Have more or fewer ranks, when no run is under way."""
+        async with self.runs.turn:
+            await self._world.resize(asked.num_ranks, asked.agents)
+
+    async def ask(self, rank: int, request: Request[R]) -> R:
+        """Send a request to a rank when no run is under way; raises what it refuses with."""
+        async with self.runs.turn:
+            return await self._world.ask(rank, request)
+
+    async def push(self, asked: Push) -> None:
+        """Set variables on ranks."""
+        for rank in asked.ranks or range(self._world.size):
+            await self.ask(rank, asked)
+
+    async def stacks(self) -> WorldStacks:
+        """What every thread of every rank is doing now."""
+        return await self._world.stacks()
+
+    def describe(self) -> WorldDescription:
+        """For `%world` and the server."""
+        run = self.runs.active
+        return WorldDescription(
+            world_id=self.world_id,
+            world_size=self._world.size,
+            owner=self._spec.owner,
+            generation=self._world.generation,
+            run_id=run.run_id if run is not None else "",
+            ranks=self._world.rows(run.ranks if run is not None else []),
+        )
+
+    def describe_with_memory(self) -> WorldDescription:
+        """As `describe`, with the memory of the ranks that are here."""
+        description = self.describe()
+        for row in description.ranks:
+            with contextlib.suppress(psutil.Error):
+                row["rss"] = psutil.Process(row["pid"]).memory_info().rss
+        return description
+
+    def summary(self) -> dict[str, Any]:
+        """For the description of the agent."""
+        return {"world_id": self.world_id, "owner": self._spec.owner, "world_size": self._world.size}
+
+    # --- how long it lives ---
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        if connection in self.owners:
+            self.owners.discard(connection)
+            self._unowned_since = time.monotonic()
+        self.runs.forget(connection)
+
+    def heartbeat(self, now: float) -> bool:
+        """Called every second; False when nobody has used the world for so long that it ends.
+
+        Ranks beside a leader that stands still end before another one leads.
+        """
+        since = max(self._unowned_since, self.runs.idle_since)
+        if self.runs.is_idle and not self.owners and now - since > self._spec.lease_s:
+            return False
+        self._world.live_until(self.runs.until)
+        return True
+
+    def leave(self) -> None:
+        """The host or its place in a batch system is taken away: a run with restarts goes on elsewhere."""
+        if self.runs.leave():
+            self._world.leave()
+        else:
+            self._world.close(_STOPPED)
+            self.runs.lose_ranks("RankLost", _TAKEN_AWAY)
+
+    def close(self) -> None:
+        """End every rank, as after a Stop; whoever follows its run is told."""
+        self.runs.stop_active()
+        self._world.close(_STOPPED)
+        self.runs.lose_ranks("WorldError", _STOPPED)
+
+
+class LedWorlds:
+    """The worlds that are led from this agent."""
+
+    def __init__(self, node: NodeServices) -> None:
+        self.begun: deque[str] = deque(maxlen=100)  # worlds that were started, the newest last
+        self._node = node
+        self._worlds: dict[str, LedWorld] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._worlds)
+
+    def get(self, world_id: str) -> LedWorld:
+        """One of them. Raises NotFound."""
+        if world_id not in self._worlds:
+            raise NotFound(
+                "the world has ended: its lease ran out or somebody stopped it. The next cell starts a new one."
+            )
+        return self._worlds[world_id]
+
+    async def start(self, spec: StartWorld, connection: Connection) -> WorldDescription:
+        """Start a world for whoever asks over this connection. Raises NameTaken, WorldError, Busy."""
+        if spec.world_id in self._worlds:
+            raise NameTaken(f"there is a world {spec.world_id!r} already.")
+        world = self._worlds[spec.world_id] = LedWorld(self._node, spec, self)
+        world.owners.add(connection)
+        try:
+            await world.start()
+        except BaseException:
+            self._worlds.pop(spec.world_id, None)
+            raise
+        self.begun.append(spec.world_id)
+        if connection.closed and world in self._worlds.values():
+            self.end(spec.world_id)  # who asked for it has gone, and nobody else knows of it
+        return world.describe()
+
+    async def lead_on(
+        self, spec: StartWorld, cell: Execute, definitions: list[Execute], record: RunRecord, term: int
+    ) -> None:
+        """See a run through whose leader has gone, in a world like the one that it had; nobody owns that yet."""
+        world = self._worlds[spec.world_id] = LedWorld(self._node, spec, self)
+        await world.runs.lead_on(cell, definitions, record, term)
+
+    def end(self, world_id: str) -> None:
+        """End every rank of a world. Raises NotFound."""
+        world = self._worlds.pop(world_id, None)
+        if world is None:
+            raise NotFound(f"there is no world {world_id!r} on this worker.")
+        world.close()
+
+    # --- runs ---
+
+    @property
+    def num_active_runs(self) -> int:
+        """Runs that are executed now."""
+        return sum(world.is_busy for world in self._worlds.values())
+
+    def stop_run(self, asked: StopRun) -> None:
+        """Stop pressed for a run that is executed or queued here. Raises NotFound."""
+        for world in self._worlds.values():
+            if asked.run_id in world.runs:
+                world.runs.stop(asked.run_id)
+                return
+        raise NotFound(f"run {asked.run_id!r} has ended.")
+
+    def subscribe(self, asked: Subscribe, connection: Connection) -> None:
+        """Have a run that is executed now told to this connection. Raises NotFound."""
+        for world in self._worlds.values():
+            if world.runs.is_active(asked.run_id):
+                world.runs.follow(connection)
+                return
+        raise NotFound(f"run {asked.run_id!r} has ended.")
+
+    def worker_joined(self) -> None:
+        """A worker that knows the cluster holds this agent from now on: runs that wait for capacity ask it at once."""
+        for world in self._worlds.values():
+            world.runs.worker_joined()
+
+    # --- life ---
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For the description of the agent."""
+        return [world.summary() for world in self._worlds.values()]
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        for world in self._worlds.values():
+            world.forget(connection)
+
+    def heartbeat(self, now: float) -> None:
+        """Called every second."""
+        for world_id, world in list(self._worlds.items()):
+            if not world.heartbeat(now):
+                self.end(world_id)
+
+    def close(self, *, leave: bool) -> None:
+        """The agent ends; its runs go on elsewhere where they can when it is to `leave`."""
+        for world in self._worlds.values():
+            if leave:
+                world.leave()
+            else:
+                world.close()

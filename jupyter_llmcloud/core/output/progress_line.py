@@ -1,0 +1,57 @@
+"""How far a run is, in one line of a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_llmcloud.core.metrics.progress import Bar
+from jupyter_llmcloud.core.metrics.series import MetricCollector
+from jupyter_llmcloud.core.output.numerals import format_duration, format_number
+
+BAR_WIDTH = 20
+MAX_METRICS = 4
+_FULL, _EMPTY = "━", "─"
+
+
+def progress_line(name: str, state: str, metrics: MetricCollector, elapsed_s: float, now: float, width: int) -> str:
+    """`long  ━━━━━─────  31 %  310/1,000  2.4/s  3 min 2 s left  loss 2.31`, cut to `width`.
+
+    Args:
+        name: of the run.
+        state: said when it is not running.
+        metrics: its metrics and progress.
+        elapsed_s: how long it has been there.
+        now: the time, in seconds of the records' clock.
+        width: of the terminal.
+    """
+    bars = metrics.progress.shown()
+    parts = [name]
+    if state != "running":
+        parts.append(state)
+    for bar in bars[:1]:
+        parts += _bar(bar, now)
+    if not bars or bars[0].eta(now) is None:
+        parts.append(format_duration(elapsed_s))
+    parts += [f"{name} {format_number(point.mean)}" for name, point in _values(metrics)]
+    line = "  ".join(parts)
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
+def _bar(bar: Bar, now: float) -> list[str]:
+    done = format_number(bar.done)
+    parts = [bar.desc] if bar.desc else []
+    if bar.total and bar.fraction is not None:
+        filled = round(BAR_WIDTH * bar.fraction)
+        parts += [_FULL * filled + _EMPTY * (BAR_WIDTH - filled), f"{100 * bar.fraction:.0f} %"]
+        done = f"{done}/{format_number(bar.total)}"
+    parts.append(done)
+    if bar.rate:
+        parts.append(f"{format_number(bar.rate, 3)}/s")
+    if (left := bar.eta(now)) is not None and not bar.is_complete:
+        parts.append(f"ETA {format_duration(left)}")
+    return parts
+
+
+def _values(metrics: MetricCollector) -> list[tuple[str, Any]]:
+    newest = [(name, series.last) for name, series in metrics.series.items()]
+    return [(name, point) for name, point in newest if point is not None][:MAX_METRICS]

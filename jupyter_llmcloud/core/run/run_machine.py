@@ -1,0 +1,471 @@
+"""The life of a run over all its attempts, as rules: events in, instructions out, time as an argument.
+
+One attempt is a matter of core.lifecycle. What lies between two attempts is decided here: whether the run is executed
+again, who leads it then, what it waits for, and how it ends.
+
+    executing --AttemptFinished--> backing off --> finding capacity --> claiming --> healing --> looking --> executing
+                    |                                 |      ^
+                    v                                 v      |
+                  ending                        waiting for capacity
+
+A run is executed again only under a new claim to lead it: the agent of a rank that seems to be lost may stand by, and
+lead in this one's place as soon as it has not heard this one for long enough. Capacity is looked for before that claim,
+so that a run that finds none here can be led by an agent that has some. For the same reason nobody tells the end of a
+run without a claim once another agent may lead it (`leads_until`).
+
+At most one of FindCapacity, Heal and FindResumePoint is under way at a time, and at most one Claim; the result of each
+comes back as an event, however late. Results that nobody waits for any more change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from jupyter_llmcloud.core.run.lifecycle import Finish
+from jupyter_llmcloud.core.run.restarts import Again, Broken, GiveUp, RestartPolicy
+
+CAPACITY_RETRY_S = 1.0
+_LOST = Finish("lost", None, True, ())
+
+
+class Phase(Enum):
+    """What a run does now."""
+
+    NEW = "new"
+    EXECUTING = "executing"
+    BACKING_OFF = "backing off"
+    FINDING_CAPACITY = "finding capacity"
+    WAITING_FOR_CAPACITY = "waiting for capacity"
+    CLAIMING = "claiming"
+    HEALING = "healing"
+    LOOKING = "looking for its resume point"
+    ENDING = "ending"
+    OVER = "over"
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Started:
+    """The first attempt has begun."""
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """This agent has claimed to lead a run whose leader has gone; `was_stopping`: somebody had pressed Stop there."""
+
+    was_stopping: bool = False
+
+
+@dataclass(frozen=True)
+class AttemptFinished:
+    """Every rank has ended, and the last checkpoint is written. `broken` says how, of an attempt that has failed."""
+
+    finish: Finish
+    broken: Broken | None = None
+
+
+@dataclass(frozen=True)
+class CapacityFound:
+    """There are slots for the ranks that have lost their agent; none are needed when `slots` is empty."""
+
+    slots: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class NoCapacity:
+    """The cluster has no slots for them now."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class WorkerJoined:
+    """A worker that knows the cluster holds this agent from now on."""
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """This agent leads in the next term, in which nobody stands by yet."""
+
+
+@dataclass(frozen=True)
+class ClaimFailed:
+    """Nobody can tell who leads, since the run's folder cannot be read or written."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class LeadLost:
+    """Another agent has claimed to lead the run."""
+
+
+@dataclass(frozen=True)
+class StandbyLost:
+    """The agent that stood by for this one is not heard any more."""
+
+
+@dataclass(frozen=True)
+class Healed:
+    """Every rank has a process, and all have joined one process group."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint to be led back to."""
+
+    folder: str
+    step: int
+
+
+@dataclass(frozen=True)
+class ResumePointFound:
+    """The newest complete checkpoint; None when there is none."""
+
+    point: ResumePoint | None
+
+
+@dataclass(frozen=True)
+class RestartFailed:
+    """Capacity, ranks or a checkpoint could not be had, for another reason than a lack of slots."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """Somebody asked for a Stop."""
+
+
+@dataclass(frozen=True)
+class LeaveAsked:
+    """This agent is told to end with its host or its place in a batch system (SIGTERM)."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    Started
+    | TakenOver
+    | AttemptFinished
+    | CapacityFound
+    | NoCapacity
+    | WorkerJoined
+    | Claimed
+    | ClaimFailed
+    | LeadLost
+    | StandbyLost
+    | Healed
+    | ResumePointFound
+    | RestartFailed
+    | StopAsked
+    | LeaveAsked
+    | Tick
+)
+
+
+# --- instructions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FindCapacity:
+    """Slots for the ranks that have lost their agent -> CapacityFound, NoCapacity, LeadLost, RestartFailed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Lead in the next term -> Claimed, LeadLost, ClaimFailed. `to_end`: before anything else happens."""
+
+    to_end: bool = False
+
+
+@dataclass(frozen=True)
+class Heal:
+    """Replace the ranks that have died, on `slots` those whose agent has gone -> Healed, NoCapacity, RestartFailed."""
+
+    slots: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class FindResumePoint:
+    """-> ResumePointFound, RestartFailed."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Execute the run again, the `number`-th time, from `point` or from its start."""
+
+    number: int
+    point: ResumePoint | None
+    note: str
+
+
+@dataclass(frozen=True)
+class AppointStandby:
+    """Have other agents stand by in the term that this one has claimed."""
+
+
+@dataclass(frozen=True)
+class StopAttempt:
+    """Begin the ladder of a Stop, or go to its next rung."""
+
+
+@dataclass(frozen=True)
+class TimeOut:
+    """The run has used the time that it was given: it is to be stopped."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A word for who follows the run, and for its record."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Another agent leads the run: nothing more of it is written or told here.
+
+    `to_standby`: none leads it yet, one of those that stand by is to begin as if this agent had been killed.
+    """
+
+    to_standby: bool = False
+
+
+@dataclass(frozen=True)
+class End:
+    """The run is over."""
+
+    finish: Finish
+
+
+Instruction = (
+    FindCapacity
+    | Claim
+    | Heal
+    | FindResumePoint
+    | Resume
+    | AppointStandby
+    | StopAttempt
+    | TimeOut
+    | Note
+    | HandOver
+    | End
+)
+
+
+@dataclass
+class _Restart:
+    """The restart that is under way."""
+
+    again: Again
+    why: str
+    is_claimed: bool = False
+    slots: Sequence[dict[str, Any]] = ()
+    waits_for: str = ""
+
+
+@dataclass
+class RunMachine:
+    """One run on the agent that leads it.
+
+    `handle` takes an event and the time in seconds and says what to do; `wake_at` when to send a Tick.
+
+    Args:
+        policy: whether an attempt that broke is followed by another.
+        deadline: when the run has used its time; None when it has no limit.
+    """
+
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    deadline: float | None = None
+    phase: Phase = Phase.NEW
+    _due: float | None = None  # the end of a delay
+    _restart: _Restart | None = None
+    _finish: Finish = _LOST  # of the last attempt
+    _is_stopping: bool = False
+    is_claiming: bool = False  # a claim is under way
+    _wants_standby: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is decided here any more."""
+        return self.phase is Phase.OVER
+
+    @property
+    def wake_at(self) -> float | None:
+        """When the next Tick is due; None when none is."""
+        return None if self.is_over else min((at for at in (self._due, self.deadline) if at is not None), default=None)
+
+    def handle(self, event: Event, now: float, leads_until: float = math.inf) -> list[Instruction]:
+        """What to do about `event`; no other agent leads the run before `leads_until`."""
+        if self.is_over:
+            return []
+        match event:
+            case LeadLost():
+                return self._hand_over()
+            case LeaveAsked():
+                return self._hand_over(to_standby=True) if self.policy.max_restarts else []
+            case StopAsked():
+                return self._stop(now, leads_until)
+            case Claimed() | ClaimFailed() | StandbyLost():
+                return self._leadership(event, now, leads_until)
+            case Tick():
+                return self._tick(now)
+            case Started() | TakenOver() | AttemptFinished():
+                return self._attempt(event, now, leads_until)
+            case _:
+                return self._restarting(event, now, leads_until)
+
+    # --- attempts ---
+
+    def _attempt(self, event: Started | TakenOver | AttemptFinished, now: float, until: float) -> list[Instruction]:
+        match event:
+            case Started() if self.phase is Phase.NEW:
+                self.phase = Phase.EXECUTING
+            case TakenOver(True) if self.phase is Phase.NEW:
+                return self._end(replace(_LOST, state="stopped"), now, until)
+            case TakenOver(False) if self.phase is Phase.NEW:
+                return self._broken(Broken("leader"), _LOST, now, until)
+            case AttemptFinished(finish, broken) if self.phase is Phase.EXECUTING:
+                if broken is None or finish.state != "failed" or self._is_stopping:
+                    return self._end(finish, now, until)
+                return self._broken(broken, finish, now, until)
+        return []
+
+    def _broken(
+        self, broken: Broken, finish: Finish, now: float, until: float, why: str = "", last_word: str = ""
+    ) -> list[Instruction]:
+        """Execute it again after a delay, or end it; `why` and `last_word` say it better than `broken` can."""
+        self._finish = finish
+        decision = self.policy.handle(broken)
+        if isinstance(decision, GiveUp):
+            refusal = last_word or decision.why
+            notes: list[Instruction] = [Note(f"not executed again: {refusal}")] if refusal else []
+            return [*notes, *self._end(finish, now, until)]
+        self._restart = _Restart(decision, why or broken.words)
+        if decision.delay_s:
+            self.phase, self._due = Phase.BACKING_OFF, now + decision.delay_s
+            return []
+        return self._find_capacity()
+
+    # --- a restart, step by step ---
+
+    def _restarting(self, event: Event, now: float, until: float) -> list[Instruction]:
+        restart = self._restart
+        if restart is None:
+            return []
+        match self.phase, event:
+            case Phase.FINDING_CAPACITY, CapacityFound(slots):
+                restart.slots = slots
+                return self._heal(restart) if restart.is_claimed else self._claim(Phase.CLAIMING)
+            case Phase.FINDING_CAPACITY | Phase.HEALING, NoCapacity(reason):
+                return self._wait_for_capacity(restart, reason, now)
+            case Phase.WAITING_FOR_CAPACITY, WorkerJoined():
+                return self._find_capacity()
+            case Phase.HEALING, Healed():
+                self.phase = Phase.LOOKING
+                return self._resume(restart, None) if restart.again.from_start else [FindResumePoint()]
+            case Phase.LOOKING, ResumePointFound(point):
+                return self._resume(restart, point)
+            case ((Phase.FINDING_CAPACITY | Phase.HEALING | Phase.LOOKING), RestartFailed(reason)):
+                return self._restart_failed(reason, now, until)
+        return []
+
+    def _find_capacity(self) -> list[Instruction]:
+        self.phase, self._due = Phase.FINDING_CAPACITY, None
+        return [FindCapacity()]
+
+    def _wait_for_capacity(self, restart: _Restart, reason: str, now: float) -> list[Instruction]:
+        """Ask again in a while: no restart is used up meanwhile. The reason is told once."""
+        self.phase, self._due = Phase.WAITING_FOR_CAPACITY, now + CAPACITY_RETRY_S
+        if restart.waits_for == reason:
+            return []
+        restart.waits_for = reason
+        return [Note(f"{restart.why}; waits for capacity: {reason}")]
+
+    def _heal(self, restart: _Restart) -> list[Instruction]:
+        self.phase, restart.is_claimed = Phase.HEALING, True
+        return [Heal(restart.slots)]
+
+    def _resume(self, restart: _Restart, point: ResumePoint | None) -> list[Instruction]:
+        self.phase, self._restart, self._wants_standby = Phase.EXECUTING, None, False
+        number = restart.again.number
+        how = f"resumed from step {point.step}" if point is not None else "executed again from its start"
+        note = f"{restart.why}; {how} (restart {number} of {self.policy.max_restarts})"
+        return [Resume(number, point, note), AppointStandby()]
+
+    def _restart_failed(self, reason: str, now: float, until: float) -> list[Instruction]:
+        """It counts as an attempt that broke at once."""
+        failed = replace(_LOST, state="failed")
+        why = f"the ranks could not be replaced: {reason.rstrip('.')}"
+        return self._broken(Broken("death", step=-1), failed, now, until, why, last_word=reason)
+
+    # --- who leads ---
+
+    def _claim(self, phase: Phase) -> list[Instruction]:
+        """One claim serves everything that waits for one."""
+        self.phase = phase
+        if self.is_claiming:
+            return []
+        self.is_claiming = True
+        return [Claim(to_end=phase is Phase.ENDING)]
+
+    def _leadership(self, event: Event, now: float, until: float) -> list[Instruction]:
+        match event:
+            case StandbyLost():  # it may still live, and lead when it has not heard this agent for long enough
+                self._wants_standby = True
+                return self._claim(self.phase)
+            case Claimed():
+                self.is_claiming = False
+                return self._claimed()
+            case ClaimFailed(reason):
+                self.is_claiming = False
+                if self.phase is Phase.CLAIMING and not self._wants_standby:
+                    return self._restart_failed(reason, now, until)
+        return self._hand_over()  # who cannot see the run's folder cannot know that it still leads
+
+    def _claimed(self) -> list[Instruction]:
+        if self.phase is Phase.ENDING:
+            return self._over(End(self._finish))
+        if self.phase is Phase.CLAIMING and self._restart is not None:
+            return self._heal(self._restart)
+        if not self._wants_standby:
+            return []
+        self._wants_standby = False
+        return [AppointStandby()]
+
+    def _hand_over(self, *, to_standby: bool = False) -> list[Instruction]:
+        return self._over(HandOver(to_standby))
+
+    # --- time, and the end ---
+
+    def _tick(self, now: float) -> list[Instruction]:
+        if self.deadline is not None and now >= self.deadline:
+            self.deadline = None
+            return [TimeOut()]
+        return self._find_capacity() if self._due is not None and now >= self._due else []
+
+    def _stop(self, now: float, until: float) -> list[Instruction]:
+        self._is_stopping = True
+        if self.phase in (Phase.NEW, Phase.EXECUTING):
+            return [StopAttempt()]
+        if self.phase is Phase.ENDING:
+            return []
+        return self._end(replace(self._finish, state="stopped", culprit=None, renew=False, dead=()), now, until)
+
+    def _end(self, finish: Finish, now: float, until: float) -> list[Instruction]:
+        self._finish, self._restart, self._due = finish, None, None
+        return self._over(End(finish)) if now < until else self._claim(Phase.ENDING)
+
+    def _over(self, last: End | HandOver) -> list[Instruction]:
+        self.phase, self._restart, self._due = Phase.OVER, None, None
+        return [last]

@@ -1,0 +1,270 @@
+"""What may be asked for when a run, a world or an endpoint is started: every option, defined once.
+
+The magics and their Python twins, the REST routes, the command line, completion, help and the table in the README are
+derived from these classes; the record of a run keeps its RunSpec.
+"""
+# ruff: noqa: RUF009 - option() makes a field
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, Self
+
+from jupyter_llmcloud.core.names import check_name, parse_duration, parse_variables
+from jupyter_llmcloud.core.options import Option, Syntax, integer
+from jupyter_llmcloud.errors import UsageError
+
+
+class Door(enum.Flag):
+    """Where something is started from."""
+
+    NOTEBOOK = enum.auto()  # the magic and its Python twin
+    SHELL = enum.auto()
+    REST = enum.auto()
+    ANY = NOTEBOOK | SHELL | REST
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of value: what stands for it in the help, and how it is read."""
+
+    metavar: str = ""
+    parse: Callable[[str], Any] = str
+    values: tuple[str, ...] = ()
+
+
+SWITCH = Kind()
+TEXT = Kind("TEXT")
+NAME = Kind("NAME", lambda text: check_name(text, "--name"))
+COUNT = Kind("N", integer(1))
+COUNT_OR_NONE = Kind("N", integer(0))
+TIMES = Kind("K", integer(0))
+DURATION = Kind("TIME", parse_duration)
+VARIABLES = Kind("a,b", parse_variables)
+
+
+def option(
+    kind: Kind,
+    help: str,
+    default: Any = None,
+    *,
+    short: str = "",
+    metavar: str = "",
+    doors: Door = Door.ANY,
+    resumes: bool = False,
+) -> Any:
+    """A field of a spec that is an option: its long flag is the field's name.
+
+    Args:
+        kind: of its value.
+        help: one sentence.
+        default: when it is left out.
+        short: a flag of one letter.
+        metavar: in place of the kind's own.
+        doors: where there is this option.
+        resumes: whether a run that resumes an earlier one has it from there, unless it says otherwise.
+    """
+    about = {"kind": kind, "help": help, "short": short, "metavar": metavar, "doors": doors, "resumes": resumes}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Options with their values."""
+
+    @classmethod
+    @cache
+    def options(cls, door: Door = Door.ANY) -> tuple[Option, ...]:
+        """Those that there are at a door, in order."""
+        return tuple(_as_option(item) for item in fields(cls) if item.metadata["doors"] & door)
+
+    @classmethod
+    def make(cls, given: Mapping[str, Any], door: Door = Door.ANY) -> Self:
+        """Checked values by name; None stands for what is left out. Raises UsageError that names the option."""
+        known = {option.name: option for option in cls.options(door)}
+        if unknown := [name for name in given if name not in known]:
+            raise UsageError(f"there is no option {unknown[0]!r} here. Allowed: {', '.join(known)}.")
+        return cls(**{name: known[name].check(value) for name, value in given.items() if value is not None})
+
+    @classmethod
+    def restore(cls, kept: Mapping[str, Any]) -> Self:
+        """What `as_dict` gave, also in another version: what is not known any more is left out."""
+        known = {option.name: option for option in cls.options()}
+        return cls(**{name: known[name].check(value) for name, value in kept.items() if name in known})
+
+    def as_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, in values that JSON can carry."""
+        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+
+def _as_option(item: Any) -> Option:
+    about = item.metadata
+    kind: Kind = about["kind"]
+    long = "--" + item.name.replace("_", "-")
+    return Option(
+        (about["short"], long) if about["short"] else (long,),
+        about["help"],
+        values=kind.values,
+        metavar=about["metavar"] or kind.metavar,
+        parse=kind.parse,
+        default=item.default,
+        resumes=about["resumes"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldSpec(Spec):
+    """The ranks on which runs are executed."""
+
+    nproc: int | None = option(COUNT, "Number of ranks: one per GPU when left out, two on a CPU.", short="-n")
+    cluster: str | None = option(NAME, "The cluster to start it on.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(Spec):
+    """How a source text is executed on the ranks of a world."""
+
+    nproc: int | None = option(
+        COUNT, "Number of ranks, when it starts the world; else one per GPU, two on a CPU.", short="-n"
+    )
+    ranks: str | None = option(
+        TEXT, "Run on these ranks only, for example 0,2-3.", metavar="RANKS", doors=Door.NOTEBOOK
+    )
+    cluster: str | None = option(NAME, "The cluster to run on (default: the newest).", doors=Door.SHELL | Door.REST)
+    name: str | None = option(NAME, "Name of the run, by which it is shown, served and compared.")
+    push: list[str] | None = option(VARIABLES, "Variables to copy to every rank first.", doors=Door.NOTEBOOK)
+    pull: list[str] | None = option(
+        VARIABLES,
+        "Variables to bring back from the first rank afterwards.",
+        metavar="x,y",
+        doors=Door.NOTEBOOK,
+    )
+    background: bool = option(
+        SWITCH,
+        "Return at once; the run goes on by itself.",
+        False,
+        short="-b",
+        doors=Door.NOTEBOOK | Door.SHELL,
+    )
+    precision: str | None = option(
+        Kind(values=("no", "bf16", "fp16", "fp8")), "Mixed precision of Accelerate.", resumes=True
+    )
+    save: list[str] | None = option(
+        VARIABLES,
+        "Variables to save with the run as a model: model, tokenizer.",
+        metavar="model,tokenizer",
+        resumes=True,
+    )
+    no_replay: bool = option(
+        SWITCH, "Do not run this cell again on a rank that replaces a lost one.", False, doors=Door.NOTEBOOK
+    )
+    timeout: float | None = option(DURATION, "Stop the run after this time: 90s, 30m, 2h.")
+    hang_after: float = option(
+        DURATION,
+        "Report a rank that others have waited for this long (10s), or longer where that is normal.",
+        10.0,
+        resumes=True,
+    )
+    checkpoint_every: int = option(
+        COUNT_OR_NONE,
+        "Save a checkpoint of everything that is trained every N optimizer steps.",
+        0,
+        resumes=True,
+    )
+    keep_checkpoints: int = option(
+        Kind("K", integer(1)), "Keep the last K checkpoints (2), besides the best by metric.", 2, resumes=True
+    )
+    max_restarts: int = option(
+        TIMES,
+        "Execute the run again up to K times when a rank, an agent or a host is lost, from its newest checkpoint.",
+        0,
+        resumes=True,
+    )
+    resume: str | None = option(
+        TEXT,
+        "Go on from the newest checkpoint of an earlier run of this source, with its options, on any number of ranks.",
+        metavar="RUN",
+    )
+    seed: int | None = option(COUNT_OR_NONE, "Seed Python, NumPy and torch alike on every rank.", resumes=True)
+
+
+def inherited(earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run that resumes another one has from that one's spec, where it does not say otherwise."""
+    names = [option.name for option in RunSpec.options() if option.resumes]
+    kept = RunSpec.restore(earlier).as_dict()
+    return {name: kept[name] for name in names if name in kept}
+
+
+def table(spec: type[Spec]) -> str:
+    """Every option as a table in Markdown: how it is written, where it is there, what it does."""
+    doors = ((Door.NOTEBOOK, "notebook"), (Door.SHELL, "terminal"), (Door.REST, "REST"))
+    lines = ["| option | where | does |", "|---|---|---|"]
+    for option in spec.options():
+        value = option.metavar or "\\|".join(option.values)
+        flags = ", ".join(f"`{flag}`" for flag in option.flags) + (f" {value}" if value else "")
+        at = [word for door, word in doors if option in spec.options(door)]
+        lines.append(f"| {flags} | {'everywhere' if len(at) == len(doors) else ', '.join(at)} | {option.help} |")
+    return "\n".join(lines)
+
+
+def as_words(spec: type[Spec], values: Mapping[str, Any]) -> list[str]:
+    """Values as they would be typed: ["--name", "long", "--background"]."""
+    words: list[str] = []
+    for option in spec.options():
+        if option.name in values:
+            value = values[option.name]
+            words += [option.flags[-1], *([_as_text(value)] if option.takes_value else [])]
+    return words
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return f"{value:g}s" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A program that is run as `python FILE ARGUMENTS` would, not as a cell.
+
+    Attributes:
+        file: its absolute path; "" for a text that comes from no file.
+        arguments: what it finds in `sys.argv[1:]`.
+        folder: where it is run.
+    """
+
+    file: str = ""
+    arguments: list[str] = field(default_factory=list)
+    folder: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSpec(Spec):
+    """How a model is served."""
+
+    name: str | None = option(NAME, "Name of the endpoint (default: the run's or the folder's).")
+    replicas: int = option(Kind("K", integer(1)), "How many processes serve it.", 1)
+    dtype: str = option(
+        Kind(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
+    )
+    cluster: str | None = option(NAME, "Cluster to serve on (default: the newest).", doors=Door.NOTEBOOK | Door.REST)
+
+
+DISTRIBUTE = Syntax(
+    "%%distribute",
+    RunSpec.options(Door.NOTEBOOK),
+    help="Run the cell on every rank of the world as if it ran in the notebook.",
+)
+RUN = Syntax(
+    "jupyter llmcloud run", RunSpec.options(Door.SHELL), "FILE.py", "Run a script on the ranks of a new world."
+)
+SERVE = Syntax(
+    "%serve",
+    EndpointSpec.options(Door.NOTEBOOK),
+    "TARGET",
+    "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
+)

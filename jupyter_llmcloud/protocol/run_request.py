@@ -1,0 +1,43 @@
+"""A RunSpec as the message by which an agent is asked to execute it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from jupyter_llmcloud.core.spec import RunSpec, Script
+from jupyter_llmcloud.protocol.agent_messages import Execute
+
+
+def execute(spec: RunSpec, **about: Any) -> Execute:
+    """The request; `about` says what RunSpec does not: which run, which source, on which ranks of which world."""
+    about.setdefault("background", spec.background)
+    return Execute(
+        spec=spec.as_dict(),
+        precision=spec.precision or "",
+        save=spec.save or [],
+        pull=spec.pull or [],
+        timeout_s=spec.timeout or 0.0,
+        hang_after_s=spec.hang_after,
+        seed=spec.seed,
+        checkpoint_every=spec.checkpoint_every,
+        keep_checkpoints=spec.keep_checkpoints,
+        max_restarts=spec.max_restarts,
+        **about,
+    )
+
+
+def execute_script(source: str, script: Script, spec: RunSpec, **about: Any) -> Execute:
+    """The request for a program that comes from no notebook."""
+    code = without_leading_blank_lines(source)
+    above = source[: len(source) - len(code)].count("\n")
+    filename = script.file or f"<{about['name']}>"
+    return execute(spec, code=code, source=source, filename=filename, line_offset=above, script=asdict(script), **about)
+
+
+def without_leading_blank_lines(body: str) -> str:
+    """IPython drops them before it compiles; counted here, the lines below keep their numbers."""
+    lines = body.splitlines(keepends=True)
+    while lines and not lines[0].strip():
+        del lines[0]
+    return "".join(lines)

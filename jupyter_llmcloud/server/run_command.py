@@ -1,0 +1,122 @@
+"""`jupyter llmcloud run`: a script as a run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.client import discovery
+from jupyter_llmcloud.client.follow_run import FollowedRun
+from jupyter_llmcloud.client.rest import ServerClient
+from jupyter_llmcloud.core.options import Option
+from jupyter_llmcloud.core.spec import RUN, Door, RunSpec
+from jupyter_llmcloud.errors import ConnectionLost, UsageError
+
+DESCRIPTION = """\
+Run a script on the ranks of a new world, which ends with it, as `python FILE.py` would run it on each of them: on the
+cluster of the running server, or on one of this machine. Ctrl-C stops it; pressed again, harder. The exit status is 0
+when it has finished, 130 when it was stopped, else the script's own or 1."""
+EPILOG = "What follows -- goes to the script: jupyter llmcloud run train.py -n 2 -- --lr 3e-4"
+
+
+def add_run(nouns: Any) -> None:
+    """The command and its options."""
+    command = nouns.add_parser(
+        "run",
+        help="run a script on many ranks",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("file", nargs="?", metavar="FILE.py", help="the script; left out, that of --resume RUN")
+    add_options(command, RUN.options)
+    command.set_defaults(run=_run, noun="run")
+
+
+def add_options(command: argparse.ArgumentParser, options: tuple[Option, ...]) -> None:
+    """Options of a spec; one that is left out is not given."""
+    for option in options:
+        if option.takes_value:
+            command.add_argument(
+                *option.flags, metavar=option.metavar or "|".join(option.values), help=option.help.replace("%", "%%")
+            )
+        else:
+            command.add_argument(*option.flags, action="store_true", default=None, help=option.help)
+
+
+def read_options(arguments: argparse.Namespace, options: tuple[Option, ...]) -> dict[str, Any]:
+    """Those that were given, checked. Raises UsageError that names the option."""
+    given = {}
+    for option in options:
+        if (value := getattr(arguments, option.name)) is not None:
+            given[option.name] = option.read(value, option.flags[-1]) if option.takes_value else value
+    return given
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    given = read_options(arguments, RUN.options)
+    spec = RunSpec.make(given, Door.SHELL)
+    source, script = _program(arguments, spec)
+    given.setdefault("name", _name(script["file"]))
+    asked = {name: value for name, value in given.items() if name != "background"}
+    server, told = _start(source, asked, script)
+    for note in told["notes"]:
+        print(note, file=sys.stderr)
+    if spec.background:
+        print(told["run_id"])
+        return 0
+    print(f"{told['run_id']} begins.", file=sys.stderr, flush=True)
+    status = FollowedRun(server, server.run_folder(told["run_id"])).follow()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one press too many must not change the exit status
+    return status
+
+
+def _program(arguments: argparse.Namespace, spec: RunSpec) -> tuple[str, dict[str, Any]]:
+    """The source and what is known of its script."""
+    folder = os.getcwd()
+    if arguments.file is not None:
+        try:
+            source = Path(arguments.file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"{arguments.file} cannot be read: {reason}.") from None
+        file = os.path.abspath(arguments.file)
+        return source, {"file": file, "arguments": arguments.passed_on, "folder": folder}
+    if spec.resume is None:
+        raise UsageError("which script? jupyter llmcloud run FILE.py, or --resume RUN to go on with an earlier one.")
+    earlier = ServerClient.find().run(spec.resume)
+    script = earlier["script"]
+    if not script.get("file"):
+        raise UsageError(
+            f"--resume {spec.resume}: {earlier['run_id']} was a cell of a notebook. "
+            "Name the script to go on with, or resume it there: %%distribute --resume."
+        )
+    return earlier["source"], {**script, "arguments": arguments.passed_on or script["arguments"]}
+
+
+def _name(file: str) -> str:
+    """A run is named like its script, with what a name may hold."""
+    stem = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in Path(file).stem
+    )
+    return stem.lstrip("._-")[:64] or "script"
+
+
+def _start(source: str, spec: dict[str, Any], script: dict[str, Any]) -> tuple[ServerClient, dict[str, Any]]:
+    """On the running server, else on one of our own."""
+    if (server := discovery.running_server()) is not None:
+        try:
+            return server, server.start_run(source, spec, script)
+        except ConnectionLost:  # it has just ended, unless it was named
+            if os.environ.get(config.ENV_SERVER_URL):
+                raise
+    print("Starting a server and a cluster on this machine ...", file=sys.stderr, flush=True)
+    server = discovery.headless_server(for_world=True)
+    return server, server.start_run(source, spec, script)

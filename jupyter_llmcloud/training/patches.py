@@ -1,0 +1,242 @@
+"""The catalogue: every function of another package, and of the standard library, that a rank replaces, and why.
+
+Nothing in a rank is replaced in any other way (a test compares this list with a living rank). Each record is checked
+against the installed version before anything is replaced: what differs is off, with words for the user, and training
+works without it. `WHILE_TRACKED` holds only in cells that ask for checkpoints, restarts or resume, and is undone at
+their end.
+"""
+
+from __future__ import annotations
+
+from jupyter_llmcloud.system.patching import Patch
+
+_TORCH = "torch 2.6 to 2.15"
+_ACCELERATE = "accelerate 1.10 to 1.15"
+_TRANSFORMERS = "transformers 5.23 to 5.24"
+_PYTHON = "Python 3.11 to 3.13"
+_IPYTHON = "IPython 9.0 to 9.18"
+_C10D = "torch.distributed.distributed_c10d"
+
+# --- replay of a cell ------------------------------------------------------------------------------------------------
+
+LOADERS = Patch(
+    feature="Resume of a cell",
+    why="A data loader is found again in the next attempt by the order in which loaders were made; torch tells nobody.",
+    without="Training works; checkpoints, and restarts in the middle of a cell, do not: a restarted cell begins anew.",
+    checked=_TORCH,
+    targets={"torch.utils.data:DataLoader.__init__": ("dataset", "batch_size", "shuffle")},
+)
+PASSES = Patch(
+    feature="Resume of a cell",
+    why=(
+        "torchdata's StatefulDataLoader resumes only loops written for it, and not the random numbers of transforms; "
+        "the loader that a script made must deliver what it would have delivered."
+    ),
+    without="Training works; checkpoints, and restarts in the middle of a cell, do not: a restarted cell begins anew.",
+    checked=f"{_TORCH}, {_ACCELERATE}",
+    targets={
+        "torch.autograd:backward": ("tensors",),
+        "torch.utils.data:DataLoader.__iter__": (),
+        "accelerate.data_loader:DataLoaderShard.__iter__": (),
+        "accelerate.data_loader:DataLoaderDispatcher.__iter__": (),
+    },
+)
+TRAINER = Patch(
+    feature="Resume inside Trainer.train()",
+    why=(
+        "resume_from_checkpoint restores neither the place in an epoch of a loader with random transforms, nor what "
+        "callbacks, subclasses and the cell keep; so the Trainer is told where to begin, and we restore."
+    ),
+    without="Training works; a Trainer in a cell that is restarted begins anew.",
+    checked=_TRANSFORMERS,
+    targets={
+        "transformers.trainer:Trainer._inner_training_loop": (
+            *("batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
+        ),
+        "transformers.trainer:Trainer._init_training_state": (
+            *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
+        ),
+        "transformers.trainer:Trainer._prepare_for_training": (
+            *("max_steps", "train_dataloader", "resume_from_checkpoint"),
+        ),
+        "transformers.trainer:Trainer._run_epoch": ("model", "epoch", "train_dataloader"),
+        "transformers.trainer:Trainer._load_rng_state": ("checkpoint",),
+        "transformers.trainer:Trainer._finalize_training": ("trial",),
+        "transformers.trainer:Trainer._evaluate": (),
+        "transformers.trainer:Trainer.evaluate": ("eval_dataset",),
+        "transformers.trainer:skip_first_batches": ("dataloader", "num_batches"),
+    },
+)
+CODE_BY_VALUE = Patch(
+    feature="Sending functions of a cell by cloudpickle while it saves checkpoints",
+    why="The code that runs then counts loops; another process gets the code as it was written. There is no hook.",
+    without="Training works; send functions from a cell without checkpoints or restarts.",
+    checked="cloudpickle 3.0 to 3.1",
+    targets={"cloudpickle:CloudPickler.dispatch_table": None},
+)
+WHILE_TRACKED = (PASSES, TRAINER, CODE_BY_VALUE)
+
+# --- metrics and progress --------------------------------------------------------------------------------------------
+
+ACCELERATOR = Patch(
+    feature="Metrics of accelerator.log()",
+    why="log_with= names trackers of the script; ours is attached whatever the script names, and on every rank.",
+    without="Training works; log by run.log(loss=...) instead.",
+    checked=_ACCELERATE,
+    targets={"accelerate:Accelerator.__init__": (), "accelerate:Accelerator.log": ()},
+)
+PARTIAL_STATE = Patch(
+    feature="PartialState() on ranks without a GPU",
+    why="Only Accelerator() reads ACCELERATE_USE_CPU: PartialState() alone takes each rank for a world of its own.",
+    without="Make the Accelerator() before anything that asks for the state of the world.",
+    checked=_ACCELERATE,
+    targets={"accelerate.state:PartialState.__init__": ("cpu",)},
+)
+TRAINER_METRICS = Patch(
+    feature="Metrics and progress of Trainer",
+    why="Callbacks are given to each Trainer; there is no public list of those that every Trainer has.",
+    without="Training works; add a callback that calls run.log().",
+    checked=_TRANSFORMERS,
+    targets={"transformers.trainer:DEFAULT_CALLBACKS": None},
+)
+PROGRESS = Patch(
+    feature="The progress line that follows tqdm",
+    why="tqdm tells nobody where its bars are.",
+    without="Training works; say run.progress(step, total).",
+    checked="tqdm 4.67",
+    targets={"tqdm.std:tqdm.display": ()},
+)
+NOTEBOOK_BARS = Patch(
+    feature="Bars of tqdm.notebook as text",
+    why="Its widgets would have nobody to talk to: a rank is no kernel.",
+    without="Use tqdm.tqdm.",
+    checked="tqdm 4.67",
+    targets={"tqdm.notebook": None},
+)
+
+# --- state of libraries that ends with its cell ----------------------------------------------------------------------
+
+ENVIRONMENT = Patch(
+    feature="Taking back environment variables that a library has set in a cell",
+    why="Only who writes a variable tells whether it is the library's or the cell's; os.environ keeps no account.",
+    without="Training works; after a cell with a DeepSpeed or FSDP plugin restart the world.",
+    checked=_PYTHON,
+    targets={"os:_Environ.__setitem__": ("key", "value"), "os:_Environ.__delitem__": ("key",)},
+)
+ACCUMULATION = Patch(
+    feature="Ending a window of gradient accumulation with its cell",
+    why="All Accelerators of a process share one state of accumulation, for which Accelerate has no hook.",
+    without="Training works; a cell that ends inside such a window should be the last of its world.",
+    checked=_ACCELERATE,
+    targets={
+        "accelerate:Accelerator.__init__": (),
+        "accelerate:Accelerator.accumulate": (),
+        "accelerate:Accelerator.backward": (),
+    },
+)
+
+# --- launchers and process groups ------------------------------------------------------------------------------------
+
+LAUNCHERS = Patch(
+    feature="notebook_launcher() and spawn() in a cell",
+    why="The ranks of the world are the processes that they would start.",
+    without="Call the training function itself, without a launcher.",
+    checked=f"{_ACCELERATE}, {_TORCH}",
+    targets={
+        "accelerate:notebook_launcher": ("function", "args", "num_processes", "mixed_precision"),
+        "accelerate:debug_launcher": ("function", "args", "num_processes"),
+        "accelerate.launchers:notebook_launcher": ("function", "args", "num_processes", "mixed_precision"),
+        "accelerate.launchers:debug_launcher": ("function", "args", "num_processes"),
+        "torch.multiprocessing:spawn": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
+        "torch.multiprocessing.spawn:spawn": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
+    },
+)
+GROUPS = Patch(
+    feature="init_process_group() and destroy_process_group() in a cell",
+    why="The world has a group already, and the next cell needs it; a Stop must find the sockets of every group.",
+    without="Leave both calls out: the world has its group.",
+    checked=_TORCH,
+    targets={
+        f"{module}:{name}": parameters
+        for module in (_C10D, "torch.distributed")
+        for name, parameters in {
+            "init_process_group": ("backend",),
+            "destroy_process_group": ("group",),
+            "new_group": ("ranks",),
+        }.items()
+    },
+)
+GROUP_NUMBERS = Patch(
+    feature="The count of collectives in hang reports",
+    why="torch's flight recorder knows groups by the order in which they were made, which nothing public tells.",
+    without="Training works; a hang report names lines and ranks only.",
+    checked=_TORCH,
+    targets={f"{_C10D}:_new_process_group_helper": ()},
+)
+DDP_WRAPPERS = Patch(
+    feature="Keeping DistributedDataParallel models over a Stop",
+    why="A wrapper holds its group in C++, and keeps none of the arguments with which it was made.",
+    without="Training works; after a Stop or a failed rank wrap the model again.",
+    checked=_TORCH,
+    targets={"torch.nn.parallel:DistributedDataParallel.__init__": ("module",)},
+)
+
+# --- what a cell shows and asks --------------------------------------------------------------------------------------
+
+NO_STDIN = Patch(
+    feature="The answer to input() on a rank",
+    why="There is nobody to ask on a rank; it would wait for ever.",
+    without="Do not ask for input in a distributed cell.",
+    checked=_PYTHON,
+    targets={
+        "builtins:input": None,
+        "getpass:getpass": None,
+        "sys:breakpointhook": None,
+        "bdb:Bdb.set_trace": None,
+        "pdb:Pdb.interaction": None,
+    },
+)
+WARNINGS = Patch(
+    feature="Showing a warning of several ranks once",
+    why="warnings.showwarning is meant to be replaced; log handlers that libraries made before write to the terminal.",
+    without="Warnings are shown as each rank prints them.",
+    checked=_PYTHON,
+    targets={
+        "warnings:showwarning": ("message", "category", "filename", "lineno", "file", "line"),
+        "logging:StreamHandler.emit": ("record",),
+    },
+)
+GRAD_MODES = Patch(
+    feature="Telling evaluation from training in hang reports",
+    why="Whether gradients are on is a property of the thread; only that thread can ask torch.",
+    without="Training works; a report may call an evaluation a step that takes long.",
+    checked=_TORCH,
+    targets={
+        "torch:no_grad.__enter__": (),
+        "torch:no_grad.__exit__": (),
+        "torch:inference_mode.__enter__": (),
+        "torch:inference_mode.__exit__": (),
+    },
+)
+EXIT_ADVICE = Patch(
+    feature="Leaving out IPython's advice on exit",
+    why="SystemExit in a cell makes IPython advise keys that a rank has not.",
+    without="After sys.exit() in a cell IPython's advice is shown.",
+    checked=_IPYTHON,
+    targets={"IPython.core.interactiveshell:warn": None},  # a built-in function
+)
+FAILING_LINES = Patch(
+    feature="The failing line in tracebacks of cells",
+    why="IPython asks the disk for the lines of a file; cells are in linecache only.",
+    without="Tracebacks point at the head of the statement that failed.",
+    checked=_IPYTHON,
+    targets={"IPython.core.ultratb:get_line_number_of_frame": ("frame",)},
+)
+
+CATALOGUE = (
+    *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
+    *(ENVIRONMENT, ACCUMULATION),
+    *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
+    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS),
+    *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES),
+)

@@ -1,0 +1,27 @@
+"""A script is executed as `python FILE ARGUMENTS` would, though by the shell of a rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def prepare_script(script: Mapping[str, Any], namespace: dict[str, Any]) -> None:
+    """What Python gives to a script: `__file__`, `sys.argv`, and its own folder at the front of `sys.path`."""
+    file = script["file"]
+    sys.argv = [file or "-", *script["arguments"]]
+    if not file:
+        return
+    namespace["__file__"] = file
+    folder = os.path.dirname(file)
+    if sys.path[0] in (os.getcwd(), script["folder"]):
+        del sys.path[0]  # a notebook finds what lies beside it, a script what lies beside its file
+    if sys.path[0] != folder:
+        sys.path.insert(0, folder)
+
+
+def ended_well(error: BaseException | None) -> bool:
+    """Whether a script that raised `error` has left as it wanted to: by sys.exit(0)."""
+    return isinstance(error, SystemExit) and not error.code
