@@ -249,8 +249,13 @@ class ClusterPool:
                 await self._close_client(record.name)
                 await asyncio.sleep(0.1)
 
-    async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
-        """A socket on this host for a replica's socket beside an agent."""
+    async def reach_replica(self, cluster: str | None, agent: AgentInfo, path: str) -> str:
+        """A socket on this host for a replica's socket beside an agent: itself, where the agent is reached directly.
+
+        Whether it is there already says nothing: a replica that was just started has not bound it yet.
+        """
+        if agent.address == agent.home:
+            return path
         info = {"host": agent.host, "worker": agent.worker, "name": agent.name}
         return await self._reach.to(self._record(cluster), info, path)
 

@@ -18,6 +18,7 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import EngineError
 from jupyter_llmcloud.inference.openai.completion import Answer, Ask, Model
 from jupyter_llmcloud.inference.openai.responses import encode, event
+from jupyter_llmcloud.inference.usages import Usages
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ MAX_BODY = 16 * 2**20
 _LONG_BODY = 2**16
 _QUEUE_FACTOR = 4
 _RETRY_AFTER_S = 1.0
+USAGE_TIMEOUT_S = 2.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -68,6 +70,7 @@ class Application:
     def __init__(self, status: Status, token: str) -> None:
         self.status = status
         self.model: Model | None = None
+        self._usages = Usages()
         self._token = token.encode()
 
     def build(self) -> web.Application:
@@ -76,6 +79,7 @@ class Application:
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/stats", self.stats)
+        app.router.add_get("/usage/{request_id}", self.usage)
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
@@ -142,6 +146,13 @@ class Application:
             }
         return _json(body)
 
+    async def usage(self, request: web.Request) -> web.Response:
+        """What the request with this id has cost, once it has ended; for streams that did not tell."""
+        counted = await self._usages.of(request.match_info["request_id"], USAGE_TIMEOUT_S)
+        if counted is None:
+            raise ApiError(404, "No request with this id was answered here of late.", code="unknown_request")
+        return _json(counted.body())
+
     async def models(self, request: web.Request) -> web.Response:
         """The one model that is served here."""
         status = self.status
@@ -167,7 +178,7 @@ class Application:
         check: Callable[[bytes], Ask] = model.chat if route == "chat" else model.completion
         # Tokenising a long prompt takes a while, which the streams of others must not feel.
         ask = await asyncio.to_thread(check, body) if len(body) > _LONG_BODY else check(body)
-        with self._admitted(ask):
+        with self._admitted(ask), self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
             answer = Answer(model, ask)
             try:
                 if ask.stream:
@@ -178,6 +189,7 @@ class Application:
                 raise
             finally:
                 answer.close()
+                counted(answer.usage)
                 self.status.num_prompt_tokens += answer.usage.num_prompt
                 self.status.num_generated_tokens += answer.usage.num_generated
 
@@ -227,10 +239,22 @@ class Application:
             async with aclosing(answer.events()) as events:
                 async for chunk in events:
                     await response.write(chunk)
-        except EngineError as error:
+        except (ClientConnectionResetError, ConnectionResetError):
+            raise
+        except Exception as error:
             # The status line is gone: what is left to tell it is an event, and no [DONE].
             self.status.num_failed += 1
-            await response.write(event(ApiError(503, str(error), code="engine_failed").body()))
+            await response.write(event(_broken_off(error).body()))
+
+
+def _broken_off(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineError):
+        return ApiError(503, str(error), code="engine_failed")
+    log.error("an answer broke off", exc_info=error)
+    message = f"The answer broke off: {type(error).__name__}: {error}. The log of the replica says more."
+    return ApiError(500, message, code="internal")
 
 
 def _json(body: Any, status: int = 200) -> web.Response:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_server.extension.application import ExtensionApp
 
-from jupyter_llmcloud.server.api.base import SETTING
-from jupyter_llmcloud.server.context import Identity, ServerContext
-from jupyter_llmcloud.server.routes import HANDLERS
+from jupyter_llmcloud.server.cluster_access import Identity
+from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.server.routes import SETTING, handlers
 
 if TYPE_CHECKING:
     from jupyter_server.serverapp import ServerApp
@@ -32,7 +32,8 @@ class LLMCloudExtension(ExtensionApp):
 
     def initialize_handlers(self) -> None:
         """Add our routes."""
-        self.handlers.extend(HANDLERS)
+        assert self.context is not None
+        self.handlers.extend(handlers(self.context))
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         assert self.context is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.server.api.clusters import ClusterHandler, ClusterScaleHandler, ClustersHandler, PlacementHandler
 from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
@@ -10,30 +10,44 @@ from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
 from jupyter_llmcloud.server.api.runs import RunHandler, RunLogHandler, RunRecordsHandler, RunsHandler, RunStopHandler
 from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, StatusHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
-from jupyter_llmcloud.server.gateway.open_requests import ROUTES
+from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.context import ServerContext
+
+SETTING = "jupyter_llmcloud_context"
 NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
 
-HANDLERS: list[tuple[Any, ...]] = [
-    (r"/llmcloud/livez", LivezHandler),
-    (r"/llmcloud/readyz", ReadyzHandler),
-    (r"/llmcloud/api/status", StatusHandler),
-    (r"/llmcloud/api/clusters", ClustersHandler),
-    (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler),
-    (rf"/llmcloud/api/clusters/{NAME}/scale", ClusterScaleHandler),
-    (r"/llmcloud/api/placement", PlacementHandler),
-    (r"/llmcloud/api/runs", RunsHandler),
-    (rf"/llmcloud/api/runs/{NAME}", RunHandler),
-    (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler),
-    (rf"/llmcloud/api/runs/{NAME}/log", RunLogHandler),
-    (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler),
-    (r"/llmcloud/api/endpoints", EndpointsHandler),
-    (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler),
-    (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler),
-    (r"/llmcloud/api/keys", KeysHandler),
-    (rf"/llmcloud/api/keys/{NAME}", KeyHandler),
-    (r"/llmcloud/v1/models", ModelsHandler),
-    (rf"/llmcloud/v1/models/{NAME}", ModelHandler),
-    *((rf"/llmcloud/v1/{route}", InferenceHandler, {"route": route}) for route in ROUTES),
-    (r"/llmcloud/v1(?:/.*)?", UnknownPathHandler),
+_JSON = ("audit", "started")
+_RUNS = (*_JSON, "runs", "run_states")
+_GATEWAY = ("state", "endpoints", "started")
+
+# Where a route is, what answers there, and which services of the server it takes.
+ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
+    (r"/llmcloud/livez", LivezHandler, _JSON),
+    (r"/llmcloud/readyz", ReadyzHandler, _JSON),
+    (r"/llmcloud/api/status", StatusHandler, (*_JSON, "identity")),
+    (r"/llmcloud/api/clusters", ClustersHandler, (*_JSON, "clusters")),
+    (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler, (*_JSON, "clusters")),
+    (rf"/llmcloud/api/clusters/{NAME}/scale", ClusterScaleHandler, (*_JSON, "clusters")),
+    (r"/llmcloud/api/placement", PlacementHandler, (*_JSON, "clusters")),
+    (r"/llmcloud/api/runs", RunsHandler, (*_RUNS, "starts")),
+    (rf"/llmcloud/api/runs/{NAME}", RunHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/log", RunLogHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler, _RUNS),
+    (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler, (*_JSON, "endpoints")),
+    (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
+    (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),
+    (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
+    (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
+    *((rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests")) for route in INFERENCE_ROUTES),
+    (r"/llmcloud/v1(?:/.*)?", UnknownPathHandler, _GATEWAY),
 ]
+
+
+def handlers(context: ServerContext) -> list[tuple[str, type[Any], dict[str, Any]]]:
+    """The routes of one server, each with the services it takes."""
+    return [(path, handler, {name: getattr(context, name) for name in names}) for path, handler, names in ROUTES]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.core.serving.endpoint_plan import Revision
 from jupyter_llmcloud.errors import NotFound
 
 _SCHEMA = """
@@ -35,21 +36,64 @@ CREATE INDEX IF NOT EXISTS usage_by_endpoint ON usage (endpoint, t);
 """
 
 
+@dataclass(frozen=True)
+class StoredReplica:
+    """One replica as it is kept: with this a later server finds it again.
+
+    Attributes:
+        revision: number of the revision that it serves.
+        cluster: the cluster on which it was placed.
+        agent: a socket on this host for the agent that started it.
+        token: the bearer token that its requests must carry.
+        home: its socket on the host where it runs.
+        socket: the socket on this host that reaches it: `home` itself, or a bridge to it.
+    """
+
+    id: str
+    revision: int = 1
+    cluster: str = ""
+    agent: str = ""
+    token: str = ""
+    home: str = ""
+    socket: str = ""
+    log: str = ""
+    pid: int = 0
+
+
 @dataclass
 class StoredEndpoint:
-    """One endpoint as it is kept. `replicas`: [{id, agent, socket, token, pid, log}]."""
+    """One endpoint as it is kept. The newest revision is the last one; earlier ones are kept with no replicas."""
 
     name: str
-    model: str
-    target: str = ""
-    revision: str = ""
+    revisions: list[Revision]
     state: str = "starting"
     reason: str = ""
     created: float = 0.0
-    num_replicas: int = 1
-    dtype: str = "auto"
     cluster: str | None = None
-    replicas: list[dict[str, Any]] = field(default_factory=list)
+    replicas: list[StoredReplica] = field(default_factory=list)
+
+    @property
+    def current(self) -> Revision:
+        """The newest revision."""
+        return self.revisions[-1]
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> StoredEndpoint:
+        """Read a record; one from before there were revisions becomes revision 1."""
+        revisions = record.get("revisions") or [_only_revision(record)]
+        replicas = [_known(StoredReplica, {"home": row.get("socket", ""), **row}) for row in record.get("replicas", [])]
+        read = {**record, "revisions": [_known(Revision, row) for row in revisions], "replicas": replicas}
+        endpoint: StoredEndpoint = _known(cls, read)
+        return endpoint
+
+
+def _only_revision(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "number": 1, "fingerprint": record.get("revision", "")}
+
+
+def _known(kind: Any, fields: dict[str, Any]) -> Any:
+    """A record of another version of this package may hold more."""
+    return kind(**{name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -146,9 +190,7 @@ class ServerState:
     def endpoints(self, server_id: str) -> list[StoredEndpoint]:
         """The endpoints of a server."""
         rows = self._rows("SELECT record FROM endpoints WHERE server_id = ? ORDER BY name", server_id)
-        known = StoredEndpoint.__dataclass_fields__
-        records = [json.loads(row["record"]) for row in rows]
-        return [StoredEndpoint(**{k: v for k, v in record.items() if k in known}) for record in records]
+        return [StoredEndpoint.from_record(json.loads(row["record"])) for row in rows]
 
     def adopt_endpoints(self, old_server_id: str, server_id: str) -> None:
         """Give the endpoints of a server that is gone to another; of two with one name the new owner's stays."""

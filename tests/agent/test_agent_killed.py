@@ -15,7 +15,6 @@ import pytest
 
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.server.api import run_states
-from jupyter_llmcloud.server.api.run_states import true_state
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.storage.runs import RunFolder
 from tests.cluster.test_clusters import Server, agent_pid
@@ -43,14 +42,14 @@ def test_a_run_of_a_killed_agent_is_lost_for_good_and_a_new_agent_takes_the_plac
     running = _sleeps(server)
     folder = running.outcome.folder
     [agent] = server.agents()
-    assert asyncio.run(true_state(folder.read(), context)) == "running"
+    assert asyncio.run(context.run_states.true_state(folder.read())) == "running"
     killed = agent_pid(agent)
     os.kill(killed, signal.SIGKILL)
 
     [replaced] = until(lambda: _agents_but(server, killed), "there is a new agent", 60)
     assert replaced.address == agent.address
     assert replaced.free_slots == 2
-    assert asyncio.run(true_state(folder.read(), context)) == "lost"
+    assert asyncio.run(context.run_states.true_state(folder.read())) == "lost"
     record = folder.read()
     assert (record.state, record.is_active) == ("lost", False)
     assert "agent" in record.history[-1]["why"]
@@ -80,11 +79,11 @@ def test_a_run_whose_agent_stands_still_is_not_lost_until_it_is_silent_for_long(
     pid = agent_pid(agent)
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert asyncio.run(true_state(folder.read(), context)) == "running"
-        until(lambda: asyncio.run(true_state(folder.read(), context)) == "lost", "it counts as lost", 10)
+        assert asyncio.run(context.run_states.true_state(folder.read())) == "running"
+        until(lambda: asyncio.run(context.run_states.true_state(folder.read())) == "lost", "it counts as lost", 10)
         assert folder.read().state == "running", "nobody but its agent may write that down"
     finally:
         os.kill(pid, signal.SIGCONT)
-    until(lambda: asyncio.run(true_state(folder.read(), context)) == "running", "it is heard again", 10)
+    until(lambda: asyncio.run(context.run_states.true_state(folder.read())) == "running", "it is heard again", 10)
     assert running.stop().end().state == "stopped"
     running.ranks.end()

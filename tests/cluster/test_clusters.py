@@ -353,3 +353,9 @@ def test_a_cluster_scaled_to_nothing_says_so(server: Server) -> None:
     with pytest.raises(CapacityError, match="no workers"):
         server.do(server.pool.place(None, None))
     assert server.do(server.pool.scale("local", 2)).num_slots == 4
+
+
+def test_a_replica_beside_a_reached_agent_needs_no_bridge_before_it_has_bound_its_socket(own_root: Path) -> None:
+    pool = ClusterPool(os.getpid(), 2.0)
+    agent = AgentInfo("a", "/a.sock", "here", 2, 2, False, 0, [], [], worker="tcp://w", home="/a.sock")
+    assert asyncio.run(pool.reach_replica(None, agent, "/not-bound-yet.sock")) == "/not-bound-yet.sock"

@@ -411,6 +411,46 @@ def test_a_stream_whose_engine_fails_ends_with_an_error_event_and_no_done(held: 
     serve(held, body)
 
 
+def test_a_stream_ends_with_an_error_event_whatever_goes_wrong_in_it(held: Model) -> None:
+    async def body(client: Client, status: Status) -> None:
+        asked = {"model": "tiny", "prompt": "The for", "max_tokens": 8, "stream": True}
+        async with client.post("/v1/completions", json=asked) as response:
+            engine = held.engine
+            await settles(lambda: bool(engine.streams))
+            engine.step()
+            engine.streams[0].fail(ValueError("Invalid prefix encountered"))
+            got = await events(response)
+        assert got[-1]["error"]["code"] == "internal"
+        assert "ValueError: Invalid prefix encountered" in got[-1]["error"]["message"]
+        assert (status.num_open, status.num_sequences, status.num_failed) == (0, 0, 1)
+
+    serve(held, body)
+
+
+def test_what_a_request_has_cost_can_be_asked_after_it_ended_also_when_it_was_cut(held: Model) -> None:
+    async def body(client: Client, status: Status) -> None:
+        engine = held.engine
+        asked = {"model": "tiny", "prompt": "The for", "max_tokens": 8, "stream": True}
+        async with client.post("/v1/completions", json=asked, headers={"X-Request-Id": "req-1"}) as response:
+            await settles(lambda: bool(engine.streams))
+            engine.step()
+            asking = asyncio.ensure_future(client.get("/usage/req-1"))
+            engine.step(last=True)
+            await response.read()
+        usage = await (await asking).json()
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (2, 2)
+        async with client.post("/v1/completions", json=asked, headers={"X-Request-Id": "req-2"}) as response:
+            await settles(lambda: bool(engine.streams))
+            engine.step()
+            await response.content.readany()
+            response.close()
+        usage = await (await client.get("/usage/req-2")).json()
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (2, 1)
+        assert (await client.get("/usage/req-3")).status == 404
+
+    serve(held, body)
+
+
 def test_an_engine_that_fails_before_the_first_byte_is_a_503(held: Model) -> None:
     async def body(client: Client, status: Status) -> None:
         engine = held.engine

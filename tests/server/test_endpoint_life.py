@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import logging
 import os
 import signal
+import sqlite3
+import time
 from pathlib import Path
+from typing import Any
 
-from jupyter_llmcloud.server.context import Identity, ServerContext
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+
+from jupyter_llmcloud.server.cluster_access import Identity
+from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
+from jupyter_llmcloud.server.gateway.proxy import Proxy
+from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.server_parts import Server, StandInAgent, StandInPool, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -21,7 +34,7 @@ def make_context(agent: StandInAgent, identity: Identity | None = None) -> Serve
     async def make_pool() -> StandInPool:
         return pool
 
-    context.make_pool = make_pool
+    context.clusters.make_pool = make_pool
     return context
 
 
@@ -104,7 +117,7 @@ async def test_a_headless_server_takes_its_endpoints_and_clusters_along(agent: S
     context = make_context(agent, Identity(headless=True, owner_pid=os.getpid()))
     await context.started()
     await (await context.endpoints.create(str(model), "tiny")).wait("starting", 20)
-    pool = await context.pool()
+    pool = await context.clusters.pool()
     await context.close()
     assert pool.closed
     assert all(process.poll() is not None for process in agent.processes.values())
@@ -123,3 +136,254 @@ async def test_stopping_an_endpoint_that_is_still_starting_leaves_no_replica(age
     await context.endpoints.stop("tiny")
     assert all(process.poll() is not None for process in agent.processes.values())
     await context.close()
+
+
+# --- faults under a request ---
+
+
+def complete(server: Server, prompt: str, **body: Any) -> asyncio.Future[httpx.Response]:
+    return asyncio.ensure_future(server.complete(prompt, **body))
+
+
+async def first_event(server: Server, prompt: str = "endless") -> tuple[Any, Any]:
+    """A stream that has begun, and its lines."""
+    body = {"model": "tiny", "prompt": prompt, "stream": True}
+    request = server.client.build_request(
+        "POST",
+        f"{server.url}/llmcloud/v1/completions",
+        json=body,
+        headers={"Authorization": f"token {server.token}"},
+    )
+    answer = await server.client.send(request, stream=True)
+    lines = answer.aiter_lines()
+    await anext(lines)
+    return answer, lines
+
+
+async def last_error(answer: Any, lines: Any) -> dict[str, Any]:
+    """The error that ends a stream; [DONE] must not follow."""
+    rest = [line async for line in lines if line]
+    await answer.aclose()
+    assert "data: [DONE]" not in rest
+    return json.loads(rest[-1].removeprefix("data: "))["error"]
+
+
+def nothing_is_in_flight(server: Server) -> bool:
+    ready = server.context.endpoints.get("tiny").ready_replicas()
+    return not REGISTRY.get_sample_value("llmcloud_requests_in_flight") and not any(r.num_in_flight for r in ready)
+
+
+async def test_a_stream_of_a_frozen_replica_ends_within_fifteen_seconds_and_says_why(
+    server: Server, model: Path
+) -> None:
+    told = await server.serve(model)
+    answer, lines = await first_event(server)
+    os.kill(told["replicas"][0]["pid"], signal.SIGSTOP)
+    began = time.monotonic()
+    error = await last_error(answer, lines)
+    assert time.monotonic() - began < 15
+    assert error["code"] == "replica_lost" and "no answer to /readyz" in error["message"]
+    await until(lambda: nothing_is_in_flight(server), "the gauges are back at 0")
+    await until(server.context.endpoints.get("tiny").ready_replicas, "the frozen replica is replaced")
+
+
+async def test_a_replica_that_is_silent_for_ten_seconds_stays_and_those_who_ask_meanwhile_are_answered(
+    server: Server, model: Path
+) -> None:
+    told = await server.serve(model)
+    pid = told["replicas"][0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    asking = complete(server, "hello")
+    try:
+        await asyncio.sleep(10)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (await asking).json()["choices"][0]["text"] == "hello!"
+    await until(server.context.endpoints.get("tiny").ready_replicas, "it is ready again")
+    assert [replica.pid for replica in server.context.endpoints.get("tiny").ready_replicas()] == [pid]
+
+
+async def test_a_stream_of_an_endpoint_that_is_stopped_ends_at_once_and_says_so(server: Server, model: Path) -> None:
+    await server.serve(model)
+    answer, lines = await first_event(server)
+    began = time.monotonic()
+    stopping = asyncio.ensure_future(server.ask("DELETE", "llmcloud/api/endpoints/tiny"))
+    error = await last_error(answer, lines)
+    assert time.monotonic() - began < 5
+    assert error["code"] == "replica_lost" and "the endpoint was stopped" in error["message"]
+    assert (await stopping).json()["state"] == "stopped"
+    assert nothing_is_in_flight(server)
+
+
+async def test_a_stream_that_its_replica_ends_without_a_word_is_told_as_broken_off(server: Server, model: Path) -> None:
+    await server.serve(model)
+    answer, lines = await first_event(server, "end after 3")
+    assert "ended its answer before that was complete" in (await last_error(answer, lines))["message"]
+    await until(lambda: nothing_is_in_flight(server), "the gauges are back at 0")
+
+
+async def test_a_mistake_in_the_middle_of_a_stream_ends_it_with_an_error_event(
+    server: Server, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.serve(model)
+    monkeypatch.setattr(Proxy, "_note_stream_tokens", lambda *_: 1 / 0)
+    answer, lines = await first_event(server, "count 3")
+    rest = [line async for line in lines if line]
+    await answer.aclose()
+    error = json.loads(rest[-1].removeprefix("data: "))["error"]
+    assert error["code"] == "internal" and "ZeroDivisionError" in error["message"]
+    assert nothing_is_in_flight(server)
+
+
+async def test_a_stream_of_a_server_that_ends_is_told_that_it_restarts(server: Server, model: Path) -> None:
+    await server.serve(model)
+    key = await server.key()
+    answer, lines = await first_event(server)
+    waiting = complete(server, "wait", key=key)
+    await until(lambda: REGISTRY.get_sample_value("llmcloud_requests_in_flight") == 2, "both are being answered")
+    await server.context.requests.close()
+    assert (await last_error(answer, lines))["code"] == "server_restarting"
+    refused = await waiting
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "server_restarting"
+    assert nothing_is_in_flight(server)
+    outcomes = {row["outcome"] for row in server.context.state.usage()}
+    assert outcomes == {"server restarting"}
+    await server.ask("DELETE", "llmcloud/api/endpoints/tiny")
+
+
+async def test_a_request_after_a_replicas_death_waits_for_the_next_one(server: Server, model: Path) -> None:
+    told = await server.serve(model)
+    os.kill(told["replicas"][0]["pid"], signal.SIGKILL)
+    answer = await server.complete("hello")
+    assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, "hello!")
+
+
+async def test_who_has_less_patience_than_a_start_takes_is_refused_before_it_is_over(
+    server: Server, model: Path
+) -> None:
+    told = await server.serve(model)
+    (model / "slow").touch()
+    os.kill(told["replicas"][0]["pid"], signal.SIGKILL)
+    server.agent.processes[told["replicas"][0]["id"]].wait()
+    began = time.monotonic()
+    answer = await server.ask(
+        "POST",
+        "llmcloud/v1/completions",
+        {"model": "tiny", "prompt": "hello"},
+        headers={"X-Stainless-Read-Timeout": "3"},
+    )
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "model_not_ready"
+    assert 1.5 < time.monotonic() - began < 3
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+async def test_who_waits_for_a_replica_that_cannot_be_started_is_told_why(server: Server, model: Path) -> None:
+    told = await server.serve(model)
+    (model / "broken").touch()
+    os.kill(told["replicas"][0]["pid"], signal.SIGKILL)
+    answer = await server.complete("hello")
+    assert answer.status_code == 503 and "another shape" in answer.json()["error"]["message"]
+    later = await server.complete("hello")
+    assert (later.status_code, later.json()["error"]["code"]) == (503, "model_failed")
+    assert "another shape" in later.json()["error"]["message"]
+
+
+async def test_a_replica_on_another_host_is_reached_by_its_bridge_all_its_life(
+    agent: StandInAgent, model: Path, own_root: Path
+) -> None:
+    (model / "slow").touch()
+    context = make_context(agent)
+    pool = await context.clusters.pool()
+    pool.bridges = own_root.parent / "b"
+    await context.started()
+    endpoint = await context.endpoints.create(str(model), "tiny")
+    await until(lambda: endpoint.stored.replicas and endpoint.stored.replicas[0].socket, "its process runs")
+    [before] = endpoint.stored.replicas
+    assert (Path(before.socket).parent, Path(before.home).parent) == (pool.bridges, agent.folder)
+    found = await ReplicaHost(context.clusters.pool, context.clusters.agent).find(before)
+    assert found == before  # what its agent calls it is no reason to leave the bridge
+    lost = dataclasses.replace(before, socket="", home="", pid=0)  # of a server that ended before it had the answer
+    assert await ReplicaHost(context.clusters.pool, context.clusters.agent).find(lost) == before
+    (model / "slow").unlink()
+    await endpoint.wait("starting", 20)
+    [replica] = endpoint.ready_replicas()
+    assert replica.stored == before
+    await context.endpoints.stop("tiny")
+    await context.close()
+
+
+async def test_served_again_under_its_name_it_is_the_next_revision_and_the_first_one_is_remembered(
+    agent: StandInAgent, model: Path
+) -> None:
+    context = make_context(agent)
+    await context.started()
+    await (await context.endpoints.create(str(model), "tiny", num_replicas=2)).wait("starting", 20)
+    await context.endpoints.stop("tiny")
+    endpoint = await context.endpoints.create(str(model), "tiny")
+    await endpoint.wait("starting", 20)
+    [stored] = [row for row in context.state.endpoints(context.server_id)]
+    assert [(r.number, r.num_replicas, r.weight) for r in stored.revisions] == [(1, 0, 0), (2, 1, 100)]
+    assert [replica.stored.revision for replica in endpoint.ready_replicas()] == [2]
+    await context.endpoints.stop("tiny")
+    await context.close()
+
+
+# --- a full disk ---
+
+
+def fill_disk(state: ServerState) -> None:
+    """Leave the database no page to grow by."""
+    [pages] = state._database.execute("PRAGMA page_count").fetchone()
+    state._database.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        while True:
+            state.add_audit("test", "fill", "x" * 100, "done", {})
+
+
+def free_disk(state: ServerState) -> None:
+    state._database.execute("PRAGMA max_page_count=1000000")
+
+
+async def test_a_full_disk_keeps_no_endpoint_from_being_stopped_and_what_is_saved_later_is_true(
+    server: Server, model: Path
+) -> None:
+    await server.serve(model)
+    fill_disk(server.context.state)
+    answer = await server.ask("DELETE", "llmcloud/api/endpoints/tiny")
+    assert (answer.status_code, answer.json()["state"]) == (200, "stopped")
+    assert all(process.poll() is not None for process in server.agent.processes.values())
+    free_disk(server.context.state)
+
+    def saved() -> list[str]:
+        return [row.state for row in server.context.state.endpoints(server.context.server_id)]
+
+    await until(lambda: saved() == ["stopped"], "it is saved when there is room again")
+
+
+async def test_a_start_on_a_full_disk_leaves_an_endpoint_that_lives_and_no_ghost(server: Server, model: Path) -> None:
+    await server.serve(model, "other")
+    fill_disk(server.context.state)
+    await server.serve(model)
+    assert (await server.complete("hello")).status_code == 200
+    free_disk(server.context.state)
+
+    def saved() -> dict[str, str]:
+        return {row.name: row.state for row in server.context.state.endpoints(server.context.server_id)}
+
+    await until(lambda: saved().get("tiny") == "ready", "it is saved when there is room again")
+    await server.context.requests.write()
+    assert [row["outcome"] for row in server.context.state.usage()] == ["done"]
+    server.context.audit.tell("test", "next", "x")
+    actions = [row["action"] for row in server.context.state.audit(limit=20)]
+    assert actions[0] == "next" and "endpoint.start" in actions  # the audit lacks nothing
+
+
+async def test_a_key_that_cannot_be_kept_is_refused_with_the_reason(server: Server) -> None:
+    fill_disk(server.context.state)
+    answer = await server.ask("POST", "llmcloud/api/keys", {"scopes": ["models:read"], "label": "x" * 200})
+    codes = {answer.status_code}
+    while codes == {201}:  # until the last free page is used up
+        answer = await server.ask("POST", "llmcloud/api/keys", {"scopes": ["models:read"], "label": "x" * 200})
+        codes = {answer.status_code}
+    assert codes == {500} and "disk is full" in answer.json()["message"]
+    free_disk(server.context.state)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client import REGISTRY
+from traitlets.config import Config
 
 from jupyter_llmcloud.server.gateway import admission
 from tests.support.server_parts import Server, until
@@ -338,6 +339,45 @@ async def test_each_request_is_written_down_without_what_was_said(server: Server
     assert (row["actor"], row["endpoint"], row["status"]) == (f"key:{key.split('-')[2]}", "tiny", 200)
     assert (row["prompt_tokens"], row["completion_tokens"]) == (3, 5)
     assert "a secret prompt" not in json.dumps(row)
+
+
+async def test_a_stream_that_tells_no_usage_is_counted_too_also_when_its_client_hangs_up(
+    server: Server, model: Path
+) -> None:
+    await server.serve(model)
+    key = await server.key()
+    async with stream(server, "count 5", key) as answer:
+        await answer.aread()
+    async with httpx.AsyncClient(trust_env=False) as client, stream(server, "endless", key, client) as answer:
+        await anext(answer.aiter_raw())
+    await until(lambda: in_flight() == 0, "nothing is in flight")
+    await server.context.requests.write()
+    rows = {row["outcome"]: (row["prompt_tokens"], row["completion_tokens"]) for row in server.context.state.usage()}
+    assert rows == {"done": (3, 7), "hung up": (3, 7)}
+
+
+@pytest.mark.parametrize("path", ["llmcloud/v1/models", "llmcloud/api/status", "llmcloud/v1/nothing"])
+async def test_a_page_of_another_origin_cannot_read_an_answer(server: Server, path: str) -> None:
+    headers = {"Origin": "https://evil.example"}
+    for key in (None, await server.key()):
+        for method in ("GET", "OPTIONS"):
+            answer = await server.ask(method, path, key=key, headers=headers)
+            assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+class TestAllowedOrigin:
+    """With an origin that the server's configuration names."""
+
+    @pytest.fixture
+    def jp_server_config(self, jp_server_config: Config) -> Config:
+        jp_server_config.ServerApp.allow_origin = "https://friend.example"
+        return jp_server_config
+
+    async def test_a_page_of_an_origin_that_is_allowed_can(self, server: Server) -> None:
+        headers = {"Origin": "https://friend.example"}
+        for key in (None, await server.key()):
+            answer = await server.ask("GET", "llmcloud/v1/models", key=key, headers=headers)
+            assert answer.headers["Access-Control-Allow-Origin"] == "https://friend.example"
 
 
 async def test_a_request_counts_as_activity_of_the_server(server: Server, model: Path, jp_serverapp: Any) -> None:

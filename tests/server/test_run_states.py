@@ -15,7 +15,6 @@ import pytest
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
 from jupyter_llmcloud.server.api import run_states
-from jupyter_llmcloud.server.api.run_states import leader_address, stop, true_state
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
@@ -47,7 +46,7 @@ def make_run(own_root: Path) -> Callable[..., RunFolder]:
 
 
 def state_of(folder: RunFolder, context: ServerContext) -> str:
-    return asyncio.run(true_state(folder.read(), context))
+    return asyncio.run(context.run_states.true_state(folder.read()))
 
 
 def test_a_run_without_restarts_is_lost_with_its_agent(context: ServerContext, make_run: Callable[..., Any]) -> None:
@@ -87,11 +86,11 @@ def test_stop_ends_a_run_that_nobody_leads_at_once_and_for_good(
     context: ServerContext, make_run: Callable[..., Any]
 ) -> None:
     folder = make_run("train")
-    assert asyncio.run(stop(folder.read(), context)) == "stopped"
+    assert asyncio.run(context.run_states.stop(folder.read())) == "stopped"
     assert folder.read().state == "stopped"
     assert not Leadership(folder.path).claim(Claim(1, "late.sock", "host"))
     with pytest.raises(ConnectionLost):
-        asyncio.run(stop(make_run("plain", plain=True).read(), context))
+        asyncio.run(context.run_states.stop(make_run("plain", plain=True).read()))
 
 
 def test_the_leader_is_reached_where_it_is_now(context: ServerContext, own_root: Path) -> None:
@@ -106,14 +105,14 @@ def test_the_leader_is_reached_where_it_is_now(context: ServerContext, own_root:
     async def make_pool() -> Any:
         return Pool()
 
-    context.make_pool = make_pool
+    context.clusters.make_pool = make_pool
     begun = RunRecord("r", "r", agent="/a.sock", cluster="wide")
-    assert asyncio.run(leader_address(begun, context)) == "/a.sock"
+    assert asyncio.run(context.run_states.leader_address(begun)) == "/a.sock"
     moved = RunRecord("r", "r", agent="/there/agent.sock", host="two", cluster="wide")
-    assert asyncio.run(leader_address(moved, context)) == "/here/bridge.sock"
+    assert asyncio.run(context.run_states.leader_address(moved)) == "/here/bridge.sock"
     (own_root / "agent.sock").parent.mkdir(exist_ok=True)
     (own_root / "agent.sock").touch()
     here = RunRecord("r", "r", agent=str(own_root / "agent.sock"), host=socket.gethostname())
-    assert asyncio.run(leader_address(here, context)) == here.agent
+    assert asyncio.run(context.run_states.leader_address(here)) == here.agent
     with pytest.raises(NotFound, match="on three"):
-        asyncio.run(leader_address(RunRecord("r", "r", agent="/x", host="three", cluster="wide"), context))
+        asyncio.run(context.run_states.leader_address(RunRecord("r", "r", agent="/x", host="three", cluster="wide")))

@@ -17,7 +17,7 @@ from traitlets.config import Config
 
 from jupyter_llmcloud.server.api.base import RESOURCE
 from jupyter_llmcloud.server.gateway.handlers import UnknownPathHandler
-from jupyter_llmcloud.server.routes import HANDLERS
+from jupyter_llmcloud.server.routes import ROUTES
 from tests.support.server_parts import Server
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -29,8 +29,9 @@ METHODS = ("get", "head", "post", "put", "patch", "delete")
 def routes() -> list[tuple[str, str, Any]]:
     """(method, path, function) of every method that a route of ours implements."""
     found = []
-    for pattern, handler, *_ in HANDLERS:
-        path = pattern.replace("(logs|metrics)", "logs").replace("(?:/.*)?", "/nothing")
+    for pattern, handler, *_ in ROUTES:
+        path = pattern.replace("(logs|metrics)", "logs").replace("(completions)", "completions")
+        path = path.replace("(chat/completions)", "chat/completions").replace("(?:/.*)?", "/nothing")
         path = re.sub(r"\(\[A-Za-z0-9\].*?\)", "name", path)
         for method in METHODS:
             function = getattr(handler, method)
@@ -152,4 +153,4 @@ class TestReadOnly:
 
 
 def test_unknown_paths_are_answered_after_all_others() -> None:
-    assert HANDLERS[-1][1] is UnknownPathHandler
+    assert ROUTES[-1][1] is UnknownPathHandler

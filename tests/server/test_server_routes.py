@@ -272,7 +272,8 @@ async def test_a_model_that_cannot_be_loaded_fails_its_endpoint_with_the_reason(
     await server.ask("POST", "llmcloud/api/endpoints", {"target": str(folder), "name": "tiny"})
     told = (await server.ask("GET", "llmcloud/api/endpoints/tiny?wait_s=20")).json()
     assert told["state"] == "failed" and "another shape" in told["reason"]
-    assert (await server.complete("hello")).status_code == 404
+    answer = await server.complete("hello")
+    assert answer.status_code == 503 and "another shape" in answer.json()["error"]["message"]
 
 
 async def test_an_endpoint_on_a_cluster_that_does_not_exist_fails_with_the_reason(server: Server, model: Path) -> None:

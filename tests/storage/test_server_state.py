@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
 
+from jupyter_llmcloud.core.serving.endpoint_plan import Revision
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.storage.server_state import RequestRecord, ServerState, StoredEndpoint, StoredKey
+from jupyter_llmcloud.storage.server_state import RequestRecord, ServerState, StoredEndpoint, StoredKey, StoredReplica
 
 
 def make_key(name: str = "k1", **values: object) -> StoredKey:
@@ -33,7 +36,9 @@ def test_the_file_and_its_log_are_closed_to_others(tmp_path: Path) -> None:
 def test_an_endpoint_is_found_again_by_the_server_that_adopts_it(tmp_path: Path) -> None:
     state = ServerState(tmp_path / "server.sqlite")
     state.register_server("old", 1, 0.0, headless=False)
-    saved = StoredEndpoint("tiny", "/model", state="ready", replicas=[{"id": "r1", "token": "t"}])
+    revisions = [Revision(1, "/model", num_replicas=0, weight=0), Revision(2, "/better", "run", "f2", "bfloat16", 3)]
+    replicas = [StoredReplica("r1", 2, "local", "/a.sock", "t", "/there.sock", "/bridge.sock", "/log", 7)]
+    saved = StoredEndpoint("tiny", revisions, "ready", "one is slow", 3.0, "local", replicas)
     state.save_endpoint("old", saved)
     assert state.endpoints("new") == []
     state.adopt_endpoints("old", "new")
@@ -43,13 +48,39 @@ def test_an_endpoint_is_found_again_by_the_server_that_adopts_it(tmp_path: Path)
     state.close()
 
 
+def test_an_endpoint_of_before_there_were_revisions_is_read_as_its_first(tmp_path: Path) -> None:
+    replica = {"id": "r1", "agent": "/a.sock", "token": "t", "socket": "/r1.sock", "log": "/r1.log", "pid": 7}
+    record = {
+        "name": "tiny", "model": "/model", "target": "train", "revision": "0123456789ab", "state": "ready",
+        "reason": "", "created": 5.0, "num_replicas": 2, "dtype": "float16", "cluster": "wide", "replicas": [replica],
+    }  # fmt: skip
+    database = sqlite3.connect(tmp_path / "server.sqlite")
+    database.executescript(
+        "CREATE TABLE servers (id TEXT PRIMARY KEY, pid INTEGER, started REAL, headless INTEGER);"
+        "CREATE TABLE endpoints (server_id TEXT, name TEXT, state TEXT, record TEXT, PRIMARY KEY (server_id, name));"
+    )
+    database.execute("INSERT INTO endpoints VALUES ('old', 'tiny', 'ready', ?)", (json.dumps(record),))
+    database.commit()
+    database.close()
+    state = ServerState(tmp_path / "server.sqlite")
+    [endpoint] = state.endpoints("old")
+    assert endpoint.revisions == [Revision(1, "/model", "train", "0123456789ab", "float16", 2)]
+    assert (endpoint.name, endpoint.state, endpoint.created, endpoint.cluster) == ("tiny", "ready", 5.0, "wide")
+    assert endpoint.replicas == [
+        StoredReplica("r1", 1, "", "/a.sock", "t", "/r1.sock", "/r1.sock", "/r1.log", 7),
+    ]
+    state.save_endpoint("old", endpoint)
+    assert state.endpoints("old") == [endpoint]
+    state.close()
+
+
 def test_of_two_endpoints_with_one_name_the_adopting_servers_own_stays(tmp_path: Path) -> None:
     state = ServerState(tmp_path / "server.sqlite")
-    state.save_endpoint("old", StoredEndpoint("tiny", "/old"))
-    state.save_endpoint("new", StoredEndpoint("tiny", "/new"))
+    state.save_endpoint("old", StoredEndpoint("tiny", [Revision(1, "/old")]))
+    state.save_endpoint("new", StoredEndpoint("tiny", [Revision(1, "/new")]))
     state.adopt_endpoints("old", "new")
     state.forget_server("old")
-    assert [endpoint.model for endpoint in state.endpoints("new")] == ["/new"]
+    assert [endpoint.current.model for endpoint in state.endpoints("new")] == ["/new"]
     assert state.endpoints("old") == []
     state.close()
 

@@ -12,7 +12,7 @@ import pytest
 from traitlets.config import Config
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.server.api.base import SETTING
+from jupyter_llmcloud.server.routes import SETTING
 from tests.support.server_parts import Server, StandInAgent, StandInPool, make_model
 
 HEADLESS_DEADLINE_S = 60
@@ -50,7 +50,7 @@ def server(
     async def make_pool() -> StandInPool:
         return pool
 
-    context.make_pool = make_pool
+    context.clusters.make_pool = make_pool
     url = f"http://127.0.0.1:{http_server_port[-1]}{jp_base_url.rstrip('/')}"
 
     async def make() -> Server:

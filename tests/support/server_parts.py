@@ -29,6 +29,7 @@ from jupyter_llmcloud.server.context import ServerContext
 
 STAND_IN = Path(__file__).parent / "stand_in_replica.py"
 DEADLINE_S = 20.0
+STOP_GRACE_S = 1.0
 
 
 @dataclass
@@ -79,7 +80,11 @@ class StandInAgent:
         if process is None:
             raise NotFound("no such replica")
         process.send_signal(signal.SIGTERM)
-        process.wait()
+        try:
+            process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:  # it is frozen
+            process.kill()
+            process.wait()
 
     def _socket(self, name: str) -> str:
         return str(self.folder / f"{name[-8:]}.sock")
@@ -139,6 +144,7 @@ class StandInPool:
     def __init__(self, agent: StandInAgent) -> None:
         self.agent = agent
         self.clusters: dict[str, Cluster] = {}
+        self.bridges: Path | None = None
         self.closed = False
 
     async def list(self) -> list[Cluster]:
@@ -179,8 +185,18 @@ class StandInPool:
             self._find(cluster)
         return cluster or "local", AgentInfo(self.agent.address)
 
-    async def reach_replica(self, cluster: str, agent: AgentInfo, path: str) -> str:
-        return path
+    async def agents(self, name: str | None = None) -> list[AgentInfo]:
+        return [AgentInfo(self.agent.address)]
+
+    async def reach_replica(self, cluster: str | None, agent: AgentInfo, path: str) -> str:
+        """The socket itself; in the way of a bridge when there is a folder for them."""
+        if self.bridges is None:
+            return path
+        self.bridges.mkdir(exist_ok=True)
+        bridge = self.bridges / Path(path).name
+        if not bridge.is_symlink():
+            bridge.symlink_to(path)
+        return str(bridge)
 
     def _find(self, name: str) -> Cluster:
         if name not in self.clusters:

@@ -2,7 +2,8 @@
 
 Started like a replica, with its spec as one line of JSON on standard input. The prompt tells it what to do:
 `count N` streams N pieces, `wait` never answers, `endless` streams for ever, `die` ends the process before it answers,
-`die after N` does so in the middle of a stream, `busy` is a 503. All else is echoed.
+`die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503.
+All else is echoed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class StandIn:
         self.num_cancelled = 0
         self.num_asked = 0
         self.num_active = 0
+        self.ended: set[str] = set()
         self.is_ready = asyncio.Event()
 
     @web.middleware
@@ -61,6 +63,13 @@ class StandIn:
             raise
         finally:
             self.num_active -= 1
+            self.ended.add(request.headers.get("X-Request-Id", ""))
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """What a request that has ended has cost, for the gateway: always the same."""
+        if request.match_info["request_id"] not in self.ended:
+            return web.json_response({}, status=404)
+        return web.json_response({"prompt_tokens": 3, "completion_tokens": 7})
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         prompt = body.get("prompt") or body["messages"][-1]["content"]
@@ -82,14 +91,15 @@ class StandIn:
         async for piece in _pieces(prompt):
             event = {"choices": [{"index": 0, "delta": {"content": piece}, "text": piece}]}
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-        await response.write(b"data: [DONE]\n\n")
+        if not prompt.startswith("end after"):
+            await response.write(b"data: [DONE]\n\n")
         return response
 
 
 async def _pieces(prompt: str) -> AsyncIterator[str]:
     words = prompt.split()
     number = 0
-    while words[0] in ("endless", "die") or number < int(words[1]):
+    while words[0] in ("endless", "die") or number < int(words[-1]):
         if words[0] == "die" and number == int(words[2]):
             os._exit(9)
         yield f"{number} "
@@ -103,6 +113,7 @@ async def main() -> None:
     application = web.Application(middlewares=[stand_in.check])
     application.router.add_get("/readyz", stand_in.readyz)
     application.router.add_get("/stats", stand_in.stats)
+    application.router.add_get("/usage/{request_id}", stand_in.usage)
     application.router.add_post("/v1/completions", stand_in.complete)
     application.router.add_post("/v1/chat/completions", stand_in.complete)
     runner = web.AppRunner(application, handler_cancellation=True)

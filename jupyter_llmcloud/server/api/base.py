@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyter_server.auth.decorator import authorized
-from jupyter_server.base.handlers import APIHandler
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from tornado import web
 
 from jupyter_llmcloud import errors
@@ -15,10 +16,9 @@ from jupyter_llmcloud.errors import LLMCloudError, ServerError, UsageError
 from jupyter_llmcloud.protocol.rpc import refusal_body
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.server.context import ServerContext
+    from jupyter_llmcloud.server.audit import Audit
 
 RESOURCE = "llmcloud"
-SETTING = "jupyter_llmcloud_context"
 MAX_BODY = 1 << 20
 STATUS = {
     errors.UsageError: 400,
@@ -46,14 +46,22 @@ def access(action: str) -> Callable[[Method], Method]:
     return decorate
 
 
-class LLMCloudHandler(APIHandler):
+class OwnOriginOnly(JupyterHandler):
+    """Pages of other origins may read an answer only where Jupyter's `allow_origin` or `allow_origin_pat` says so."""
+
+    def set_cors_headers(self) -> None:
+        """Jupyter's own would name any origin that comes with a token."""
+        if self.allow_origin or self.allow_origin_pat:
+            super().set_cors_headers()
+
+
+class LLMCloudHandler(OwnOriginOnly, APIHandler):
     """Base of the JSON routes."""
 
-    @property
-    def context(self) -> ServerContext:
-        """What the handlers share."""
-        context: ServerContext = self.settings[SETTING]
-        return context
+    def initialize(self, audit: Audit, started: Callable[[], Awaitable[None]]) -> None:
+        """What every route uses; `started` waits until the endpoints of an earlier server are known."""
+        self.audit = audit
+        self.started = started
 
     @property
     def actor(self) -> str:
@@ -93,14 +101,16 @@ class LLMCloudHandler(APIHandler):
         try:
             result = await work
         except Exception as error:
-            self.context.audit.tell(self.actor, action, subject, type(error).__name__, **detail)
+            self.audit.tell(self.actor, action, subject, type(error).__name__, **detail)
             raise
-        self.context.audit.tell(self.actor, action, subject, **detail)
+        self.audit.tell(self.actor, action, subject, **detail)
         return result
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """`{"error": code of the class, "message"}`, with the status that belongs to the class."""
         error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, sqlite3.Error):
+            error = ServerError(f"the server's database could not be read or written: {error}.")
         if isinstance(error, LLMCloudError):
             status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
             return self.answer(refusal_body(error), status)

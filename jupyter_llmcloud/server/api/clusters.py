@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.cluster_access import ClusterAccess
 
 MAX_WORKERS = 10_000
 MAX_TICKET = 64
 
 
-class ClustersHandler(LLMCloudHandler):
+class _ClusterHandler(LLMCloudHandler):
+    def initialize(self, clusters: ClusterAccess, **shared: Any) -> None:  # type: ignore[override]
+        super().initialize(**shared)
+        self.clusters = clusters
+
+
+class ClustersHandler(_ClusterHandler):
     """All clusters."""
 
     @access("read")
     async def get(self) -> None:
         """List them."""
-        pool = await self.context.pool()
+        pool = await self.clusters.pool()
         self.answer({"clusters": [record.public() for record in await pool.list()]})
 
     @access("execute")
@@ -24,7 +35,7 @@ class ClustersHandler(LLMCloudHandler):
         """Start one, or connect to one that runs elsewhere (`address`)."""
         fields = self.fields("kind", "name", "workers", "options", "address")
         name = check_name(expect(str, "name", fields["name"]), "cluster") if "name" in fields else None
-        pool = await self.context.pool()
+        pool = await self.clusters.pool()
         if "address" in fields:
             if set(fields) - {"address", "name"}:
                 raise UsageError("a cluster is connected to by address and name alone.")
@@ -39,18 +50,18 @@ class ClustersHandler(LLMCloudHandler):
         self.answer(record.public(), 201)
 
 
-class ClusterHandler(LLMCloudHandler):
+class ClusterHandler(_ClusterHandler):
     """One cluster."""
 
     @access("execute")
     async def delete(self, name: str) -> None:
         """Stop it."""
-        pool = await self.context.pool()
+        pool = await self.clusters.pool()
         await self.carry_out("cluster.stop", name, pool.stop(name))
         self.answer({"name": name, "state": "stopped"})
 
 
-class ClusterScaleHandler(LLMCloudHandler):
+class ClusterScaleHandler(_ClusterHandler):
     """The size of a cluster."""
 
     @access("execute")
@@ -60,7 +71,7 @@ class ClusterScaleHandler(LLMCloudHandler):
         for field, value in fields.items():
             if not 0 <= expect(int, field, value) <= MAX_WORKERS:
                 raise UsageError(f"{field} {value} is not possible: 0 to {MAX_WORKERS}.")
-        pool = await self.context.pool()
+        pool = await self.clusters.pool()
         if set(fields) == {"workers"}:
             work = pool.scale(name, fields["workers"])
         elif set(fields) == {"minimum", "maximum"}:
@@ -71,7 +82,7 @@ class ClusterScaleHandler(LLMCloudHandler):
         self.answer(record.public())
 
 
-class PlacementHandler(LLMCloudHandler):
+class PlacementHandler(_ClusterHandler):
     """Where a world's ranks go."""
 
     @access("execute")
@@ -88,6 +99,6 @@ class PlacementHandler(LLMCloudHandler):
         ticket = expect(str, "ticket", fields.get("ticket", ""))
         if len(ticket) > MAX_TICKET:
             raise UsageError(f"ticket has {len(ticket)} characters: {MAX_TICKET} at most.")
-        pool = await self.context.pool()
+        pool = await self.clusters.pool()
         work = pool.place(cluster, num_ranks, ticket)
         self.answer(await self.carry_out("world.place", cluster or "", work, num_ranks=num_ranks))

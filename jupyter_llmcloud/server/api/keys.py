@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.serving.keys import NUM_ID_BYTES, NUM_SECRET_BYTES, ApiKey, check_scopes, make_key
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
 from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 
 DEFAULT_EXPIRY_S = 30 * 86400.0
 MAX_EXPIRY_S = 10 * 365 * 86400.0
@@ -36,10 +39,15 @@ def told(key: StoredKey) -> dict[str, Any]:
 class KeysHandler(LLMCloudHandler):
     """All keys."""
 
+    def initialize(self, state: ServerState, **shared: Any) -> None:  # type: ignore[override]
+        """`state` keeps the keys."""
+        super().initialize(**shared)
+        self.state = state
+
     @access("read")
     async def get(self) -> None:
         """List them."""
-        self.answer({"keys": [told(key) for key in self.context.state.list_keys()]})
+        self.answer({"keys": [told(key) for key in self.state.list_keys()]})
 
     @access("execute")
     async def post(self) -> None:
@@ -50,14 +58,20 @@ class KeysHandler(LLMCloudHandler):
         if not 1 <= expires_s <= MAX_EXPIRY_S:
             raise UsageError(f"expires_s {expires_s:g} is not possible: 1 second to ten years.")
         label = expect(str, "label", fields.get("label", ""))[:200]
-        key, stored = mint(self.context.state, scopes, self.actor, expires_s, label)
-        self.context.audit.tell(self.actor, "key.mint", key.id, scopes=stored.scopes, expires=stored.expires)
+        key, stored = mint(self.state, scopes, self.actor, expires_s, label)
+        self.audit.tell(self.actor, "key.mint", key.id, scopes=stored.scopes, expires=stored.expires)
         self.set_header("Cache-Control", "no-store")
         self.answer({**told(stored), "key": key.text}, 201)
 
 
 class KeyHandler(LLMCloudHandler):
     """One key, by its id."""
+
+    def initialize(self, state: ServerState, requests: OpenRequests, **shared: Any) -> None:  # type: ignore[override]
+        """`requests` are those that a key may have open."""
+        super().initialize(**shared)
+        self.state = state
+        self.requests = requests
 
     @access("execute")
     async def delete(self, key_id: str) -> None:
@@ -66,5 +80,5 @@ class KeyHandler(LLMCloudHandler):
         self.answer({"id": key_id, "state": "revoked"})
 
     async def _revoke(self, key_id: str) -> None:
-        self.context.state.revoke_key(key_id, time.time())
-        self.context.requests.check_keys()
+        self.state.revoke_key(key_id, time.time())
+        self.requests.check_keys()

@@ -22,7 +22,10 @@ from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.protocol.client import AgentConnection
-    from jupyter_llmcloud.server.context import ServerContext
+    from jupyter_llmcloud.server.api.run_starts import RunStarts
+    from jupyter_llmcloud.server.cluster_access import ClusterAccess
+    from jupyter_llmcloud.storage.runs import RunStore
+    from jupyter_llmcloud.storage.server_state import ServerState
 
 ASK_TIMEOUT_S = 5.0
 SILENT_S = 60.0  # an agent of another host that nobody reaches for so long counts as gone, until it is heard again
@@ -32,109 +35,124 @@ SERVER = "server:"  # what the owner of a run begins with that no kernel started
 _GONE = "its node agent has gone."
 
 
-async def true_state(record: RunRecord, context: ServerContext) -> str:
-    """The state of a run; an active one whose agent has gone, or does not know it any more, is lost."""
-    if not record.is_active:
-        return record.state
-    if not record.agent and record.owner.startswith(SERVER):
-        if _is_starting(record, context):
+class RunStates:
+    """The runs of all clusters of this server, as they truly are.
+
+    Args:
+        starts: the runs that this server is about to start.
+        state: where servers are known, those that start other runs among them.
+    """
+
+    def __init__(
+        self, server_id: str, runs: RunStore, clusters: ClusterAccess, starts: RunStarts, state: ServerState
+    ) -> None:
+        self._server_id = server_id
+        self._runs = runs
+        self._clusters = clusters
+        self._starts = starts
+        self._state = state
+        self._silent_since: dict[str, float] = {}  # agents that are not reached, by their address
+        self._leaderless_since: dict[str, float] = {}  # runs that no agent leads
+        self._leaders: dict[tuple[str, str], str] = {}  # sockets here for agents, by their host and their socket there
+
+    async def true_state(self, record: RunRecord) -> str:
+        """The state of a run; an active one whose agent has gone, or does not know it any more, is lost."""
+        if not record.is_active:
             return record.state
-        return await asyncio.to_thread(_end, record, context, "lost", "the server that was to start it has gone.")
-    try:
-        async with await _leader(record, context) as connection, asyncio.timeout(ASK_TIMEOUT_S):
-            worlds = (await connection.request(Describe())).worlds
-    except (ConnectionLost, TimeoutError) as error:
-        if isinstance(error, ConnectionLost) and not connected(error):
-            return await _leaderless(record, context, _GONE)
-        since = context.silent_since.setdefault(record.agent, time.monotonic())
-        return "lost" if time.monotonic() - since > SILENT_S else record.state
-    except NotFound:
-        return await _leaderless(record, context, _GONE)
-    except LLMCloudError:
-        return record.state
-    context.silent_since.pop(record.agent, None)
-    if record.world_id and record.world_id not in (world["world_id"] for world in worlds):
-        return await _leaderless(record, context, "its node agent was replaced; its ranks are gone.")
-    context.leaderless_since.pop(record.run_id, None)
-    return record.state
-
-
-def _is_starting(record: RunRecord, context: ServerContext) -> bool:
-    """Whether a server that lives is about to start it."""
-    if record.run_id in context.starts:
-        return True
-    server_id = record.owner.removeprefix(SERVER)
-    return server_id != context.server_id and any(
-        server["id"] == server_id and is_process(server["pid"], server["started"]) for server in context.state.servers()
-    )
-
-
-async def stop(record: RunRecord, context: ServerContext) -> str:
-    """Press Stop for an active run, also when no agent leads it now; returns its state. Raises LLMCloudError."""
-    if record.run_id in context.starts and await context.starts.stop(record.run_id):
-        return context.runs.folder(record.run_id).read().state
-    record = context.runs.folder(record.run_id).read()
-    for _ in range(STOP_ATTEMPTS):
+        if not record.agent and record.owner.startswith(SERVER):
+            if self._is_starting(record):
+                return record.state
+            return await asyncio.to_thread(self._end, record, "lost", "the server that was to start it has gone.")
         try:
-            async with await _leader(record, context) as connection:
-                await connection.request(StopRun(run_id=record.run_id))
-            return "stopping"
-        except (ConnectionLost, NotFound) as error:
-            gone = isinstance(error, NotFound) or not connected(error)
-            if not gone or not Leadership(context.runs.folder(record.run_id).path).can_be_taken:
-                raise
-        state = await asyncio.to_thread(_end, record, context, "stopped", "stopped while no agent led it.")
-        if state == "stopped":
-            return state
-        record = context.runs.folder(record.run_id).read()  # another agent leads it by now
-    raise WorldError(f"run {record.run_id!r} changes its leading agent now. Press Stop again.")
+            async with await self._leader(record) as connection, asyncio.timeout(ASK_TIMEOUT_S):
+                worlds = (await connection.request(Describe())).worlds
+        except (ConnectionLost, TimeoutError) as error:
+            if isinstance(error, ConnectionLost) and not connected(error):
+                return await self._leaderless(record, _GONE)
+            since = self._silent_since.setdefault(record.agent, time.monotonic())
+            return "lost" if time.monotonic() - since > SILENT_S else record.state
+        except NotFound:
+            return await self._leaderless(record, _GONE)
+        except LLMCloudError:
+            return record.state
+        self._silent_since.pop(record.agent, None)
+        if record.world_id and record.world_id not in (world["world_id"] for world in worlds):
+            return await self._leaderless(record, "its node agent was replaced; its ranks are gone.")
+        self._leaderless_since.pop(record.run_id, None)
+        return record.state
 
+    def _is_starting(self, record: RunRecord) -> bool:
+        """Whether a server that lives is about to start it."""
+        if record.run_id in self._starts:
+            return True
+        server_id = record.owner.removeprefix(SERVER)
+        return server_id != self._server_id and any(
+            server["id"] == server_id and is_process(server["pid"], server["started"])
+            for server in self._state.servers()
+        )
 
-async def leader_address(record: RunRecord, context: ServerContext) -> str:
-    """A socket on this host for the agent that leads a run. Raises NotFound when the cluster does not know it."""
-    if not record.host or (record.host == socket.gethostname() and os.path.exists(record.agent)):
-        return record.agent
-    key = (record.host, record.agent)
-    if key not in context.leaders:
-        pool = await context.pool()
-        agents = await pool.agents(record.cluster or None)
-        found = [agent.address for agent in agents if (agent.host, agent.home) == key]
-        if not found:
-            raise NotFound(f"the agent at {record.agent} on {record.host} is not in cluster {record.cluster!r}.")
-        context.leaders[key] = found[0]
-    return context.leaders[key]
+    async def stop(self, record: RunRecord) -> str:
+        """Press Stop for an active run, also when no agent leads it now; returns its state. Raises LLMCloudError."""
+        if record.run_id in self._starts and await self._starts.stop(record.run_id):
+            return self._runs.folder(record.run_id).read().state
+        record = self._runs.folder(record.run_id).read()
+        for _ in range(STOP_ATTEMPTS):
+            try:
+                async with await self._leader(record) as connection:
+                    await connection.request(StopRun(run_id=record.run_id))
+                return "stopping"
+            except (ConnectionLost, NotFound) as error:
+                gone = isinstance(error, NotFound) or not connected(error)
+                if not gone or not Leadership(self._runs.folder(record.run_id).path).can_be_taken:
+                    raise
+            state = await asyncio.to_thread(self._end, record, "stopped", "stopped while no agent led it.")
+            if state == "stopped":
+                return state
+            record = self._runs.folder(record.run_id).read()  # another agent leads it by now
+        raise WorldError(f"run {record.run_id!r} changes its leading agent now. Press Stop again.")
 
+    async def leader_address(self, record: RunRecord) -> str:
+        """A socket on this host for the agent that leads a run. Raises NotFound when the cluster does not know it."""
+        if not record.host or (record.host == socket.gethostname() and os.path.exists(record.agent)):
+            return record.agent
+        key = (record.host, record.agent)
+        if key not in self._leaders:
+            pool = await self._clusters.pool()
+            agents = await pool.agents(record.cluster or None)
+            found = [agent.address for agent in agents if (agent.host, agent.home) == key]
+            if not found:
+                raise NotFound(f"the agent at {record.agent} on {record.host} is not in cluster {record.cluster!r}.")
+            self._leaders[key] = found[0]
+        return self._leaders[key]
 
-async def _leader(record: RunRecord, context: ServerContext) -> AgentConnection:
-    return await context.open_agent(await leader_address(record, context))
+    async def _leader(self, record: RunRecord) -> AgentConnection:
+        return await self._clusters.agent(await self.leader_address(record))
+
+    async def _leaderless(self, record: RunRecord, why: str) -> str:
+        """No agent leads the run now: another one may still come to lead it, or it is lost."""
+        if Leadership(self._runs.folder(record.run_id).path).can_be_taken:
+            now = time.monotonic()
+            if now - self._leaderless_since.setdefault(record.run_id, now) < TAKEOVER_S:
+                return record.state
+        return await asyncio.to_thread(self._end, record, "lost", why)
+
+    def _end(self, record: RunRecord, state: str, why: str) -> str:
+        """Write the end down, unless the run has ended or got another leader in the meantime; returns its state."""
+        folder = self._runs.folder(record.run_id)
+        now = folder.read()
+        if not now.is_active:
+            return now.state
+        leadership = Leadership(folder.path)
+        with contextlib.suppress(OSError):
+            if (newest := leadership.newest()) is not None and not leadership.claim(Claim(newest.term + 1)):
+                return now.state
+            now.state, now.ended = state, time.time()
+            now.history.append({"t": round(now.ended, 3), "state": state, "why": why})
+            folder.write(now)
+            leadership.forget()
+        return state
 
 
 def connected(error: ConnectionLost) -> bool:
     """Whether somebody listened at all: nobody does at the socket of an agent that has ended."""
     return not isinstance(error.__context__, FileNotFoundError | ConnectionRefusedError)
-
-
-async def _leaderless(record: RunRecord, context: ServerContext, why: str) -> str:
-    """No agent leads the run now: another one may still come to lead it, or it is lost."""
-    if Leadership(context.runs.folder(record.run_id).path).can_be_taken:
-        now = time.monotonic()
-        if now - context.leaderless_since.setdefault(record.run_id, now) < TAKEOVER_S:
-            return record.state
-    return await asyncio.to_thread(_end, record, context, "lost", why)
-
-
-def _end(record: RunRecord, context: ServerContext, state: str, why: str) -> str:
-    """Write the end down, unless the run has ended or got another leader in the meantime; returns its state."""
-    folder = context.runs.folder(record.run_id)
-    now = folder.read()
-    if not now.is_active:
-        return now.state
-    leadership = Leadership(folder.path)
-    with contextlib.suppress(OSError):
-        if (newest := leadership.newest()) is not None and not leadership.claim(Claim(newest.term + 1)):
-            return now.state
-        now.state, now.ended = state, time.time()
-        now.history.append({"t": round(now.ended, 3), "state": state, "why": why})
-        folder.write(now)
-        leadership.forget()
-    return state

@@ -8,16 +8,19 @@ import itertools
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.spec import Script
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
-from jupyter_llmcloud.server.api.run_states import leader_address, stop, true_state
-from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.api.run_starts import RunStarts
+    from jupyter_llmcloud.server.api.run_states import RunStates
+    from jupyter_llmcloud.storage.runs import RunStore
 
 TAIL_BYTES = 1 << 16
 MAX_RECORDS = 100_000
@@ -42,23 +45,35 @@ def _tail(path: Path | None) -> list[Record]:
     return read_from(path, Cursor(offset=start), TAIL_BYTES)
 
 
-async def summary(record: RunRecord, context: ServerContext) -> dict[str, Any]:
-    """What the list of runs tells of one."""
-    told = {key: getattr(record, key) for key in _SUMMARY}
-    folder = context.runs.folder(record.run_id)
-    return {**told, "state": await true_state(record, context), **await asyncio.to_thread(latest, folder)}
-
-
 def newest(folder: RunFolder, kind: str, rank: int | None, limit: int) -> list[dict[str, Any]]:
     """The newest records of a kind ("logs" or "metrics"), in order of time."""
     rows = (row for row in folder.records(kind) if rank is None or row[0] == rank)
     return [{"rank": number, **record} for number, record in deque(rows, maxlen=limit)]
 
 
-class RunsHandler(LLMCloudHandler):
+class _RunHandler(LLMCloudHandler):
+    def initialize(self, runs: RunStore, run_states: RunStates, **shared: Any) -> None:  # type: ignore[override]
+        super().initialize(**shared)
+        self.runs = runs
+        self.run_states = run_states
+
+    async def summary(self, record: RunRecord) -> dict[str, Any]:
+        """What the list of runs tells of one."""
+        told = {key: getattr(record, key) for key in _SUMMARY}
+        folder = self.runs.folder(record.run_id)
+        state = await self.run_states.true_state(record)
+        return {**told, "state": state, **await asyncio.to_thread(latest, folder)}
+
+
+class RunsHandler(_RunHandler):
     """All runs."""
 
     _starting: asyncio.Future[Any] | None = None
+
+    def initialize(self, starts: RunStarts, **shared: Any) -> None:  # type: ignore[override]
+        """`starts` are the runs that this server is about to start."""
+        super().initialize(**shared)
+        self.starts = starts
 
     @access("read")
     async def get(self) -> None:
@@ -67,9 +82,9 @@ class RunsHandler(LLMCloudHandler):
         if state not in ("", "active"):
             raise UsageError(f"state={state!r} is not possible: write active, or leave it out.")
         limit = self.number("limit", 100, 10_000)
-        records = await asyncio.to_thread(self.context.runs.list)
+        records = await asyncio.to_thread(self.runs.list)
         chosen = (record for record in records if not state or record.is_active)
-        rows = await asyncio.gather(*(summary(record, self.context) for record in itertools.islice(chosen, limit)))
+        rows = await asyncio.gather(*(self.summary(record) for record in itertools.islice(chosen, limit)))
         self.answer({"runs": [row for row in rows if not state or row["state"] != "lost"]})
 
     @access("execute")
@@ -79,8 +94,8 @@ class RunsHandler(LLMCloudHandler):
         source = expect(str, "source", fields.get("source"))
         spec = expect(dict, "spec", fields.get("spec", {}))
         script = _script(expect(dict, "script", fields.get("script", {})))
-        await self.context.started()
-        work = self._starting = asyncio.ensure_future(self.context.starts.start(source, spec, script))
+        await self.started()
+        work = self._starting = asyncio.ensure_future(self.starts.start(source, spec, script))
         record, said = await self.carry_out("run.start", str(spec.get("name") or script.file)[:128], work)
         self.answer({"run_id": record.run_id, "name": record.name, "state": record.state, "notes": said}, 201)
 
@@ -98,27 +113,27 @@ def _script(fields: dict[str, Any]) -> Script:
     return Script(arguments=[expect(str, "script.arguments", item) for item in arguments], **texts)
 
 
-class RunHandler(LLMCloudHandler):
+class RunHandler(_RunHandler):
     """One run, by its id or name."""
 
     @access("read")
     async def get(self, name: str) -> None:
         """Everything its record holds."""
-        folder = self.context.runs.find(name)
+        folder = self.runs.find(name)
         record = await asyncio.to_thread(folder.read)
-        told = {**asdict(record), **await summary(record, self.context), "source": folder.source()}
+        told = {**asdict(record), **await self.summary(record), "source": folder.source()}
         with contextlib.suppress(LLMCloudError):  # as its record has it, when its cluster does not answer
-            told["agent"] = await leader_address(record, self.context)
+            told["agent"] = await self.run_states.leader_address(record)
         self.answer(told)
 
     @access("write")
     async def delete(self, name: str) -> None:
         """Remove a run that has ended, with everything it left."""
-        work = asyncio.to_thread(self.context.runs.delete, name)
+        work = asyncio.to_thread(self.runs.delete, name)
         self.answer({"run_id": await self.carry_out("run.delete", name, work)})
 
 
-class RunRecordsHandler(LLMCloudHandler):
+class RunRecordsHandler(_RunHandler):
     """Logs or metrics of a run."""
 
     @access("read")
@@ -126,11 +141,11 @@ class RunRecordsHandler(LLMCloudHandler):
         """The newest records, `?rank=` of one rank, at most `?limit=`."""
         rank = self.number("rank", 0, 1_000_000) if self.get_query_argument("rank", "") else None
         limit = self.number("limit", 1000, MAX_RECORDS)
-        folder = self.context.runs.find(name)
+        folder = self.runs.find(name)
         self.answer({"records": await asyncio.to_thread(newest, folder, kind, rank, limit)})
 
 
-class RunLogHandler(LLMCloudHandler):
+class RunLogHandler(_RunHandler):
     """All that a run has written."""
 
     _gone: asyncio.Future[None] | None = None
@@ -139,7 +154,7 @@ class RunLogHandler(LLMCloudHandler):
     async def get(self, name: str) -> None:
         """Stream it as text, `?rank=` of one rank; what ranks wrote is never taken for a page."""
         rank = self.number("rank", 0, 1_000_000) if self.get_query_argument("rank", "") else None
-        folder = self.context.runs.find(name)
+        folder = self.runs.find(name)
         pieces = log_text.pieces(folder, rank)
         piece = await asyncio.to_thread(next, pieces, b"")  # what goes wrong at once is an error, not half a log
         self.set_header("Content-Type", TEXT)
@@ -160,14 +175,14 @@ class RunLogHandler(LLMCloudHandler):
             self._gone.set_result(None)
 
 
-class RunStopHandler(LLMCloudHandler):
+class RunStopHandler(_RunHandler):
     """The end of a run."""
 
     @access("execute")
     async def post(self, name: str) -> None:
         """Ask its agent to stop it; asked again, the agent stops it harder."""
         self.fields()
-        record = self.context.runs.find(name).read()
+        record = self.runs.find(name).read()
         if not record.is_active:
             raise UsageError(f"run {record.run_id!r} is not active, it is {record.state}.")
-        self.answer({"state": await self.carry_out("run.stop", record.run_id, stop(record, self.context))})
+        self.answer({"state": await self.carry_out("run.stop", record.run_id, self.run_states.stop(record))})

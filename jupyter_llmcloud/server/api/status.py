@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from jupyter_server.auth.decorator import allow_unauthenticated
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.server.api.base import LLMCloudHandler, access
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.cluster_access import Identity
 
 
 def package_version() -> str:
@@ -22,10 +26,15 @@ def package_version() -> str:
 class StatusHandler(LLMCloudHandler):
     """What this server is."""
 
+    def initialize(self, identity: Identity, **shared: Any) -> None:  # type: ignore[override]
+        """`identity` tells which server this is."""
+        super().initialize(**shared)
+        self.identity = identity
+
     @access("read")
     async def get(self) -> None:
         """Answered by every server with our extension."""
-        headless = self.context.identity.headless
+        headless = self.identity.headless
         self.answer(
             {
                 "version": package_version(),
@@ -51,5 +60,5 @@ class ReadyzHandler(LLMCloudHandler):
     @allow_unauthenticated
     async def get(self) -> None:
         """Ready."""
-        await self.context.started()
+        await self.started()
         self.answer({"status": "ready"})

@@ -1,38 +1,57 @@
-"""Keeps endpoints alive: starts their replicas through node agents, watches them, replaces those that die."""
+"""The endpoints of a server, by name."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import check_name
+from jupyter_llmcloud.core.serving.endpoint_plan import Revision
 from jupyter_llmcloud.errors import NameTaken, NotFound, UsageError
-from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, LiveEndpoint
+from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
 from jupyter_llmcloud.server.endpoints.model_folder import resolve_target
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.server.context import ServerContext
+    from logging import Logger
+
+    from jupyter_llmcloud.server.endpoints.records import EndpointRecords
+    from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
+    from jupyter_llmcloud.storage.runs import RunStore
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAX_REPLICAS = 64
+MAX_REVISIONS = 20  # that are kept of one endpoint
 
 
-class EndpointKeeper:
-    """All endpoints of one server, by name."""
+class EndpointRegistry:
+    """All endpoints of one server."""
 
-    def __init__(self, context: ServerContext) -> None:
-        self._context = context
-        self._endpoints: dict[str, LiveEndpoint] = {}
+    def __init__(
+        self, records: EndpointRecords, host: ReplicaHost, runs: RunStore, root_dir: Path | None, log: Logger
+    ) -> None:
+        self._records = records
+        self._host = host
+        self._runs = runs
+        self._root_dir = root_dir
+        self._log = log
+        self._endpoints: dict[str, EndpointController] = {}
 
     async def start(self) -> None:
         """Take up the endpoints that the database knows; those that lived find their replicas again."""
-        for stored in self._context.state.endpoints(self._context.server_id):
-            endpoint = LiveEndpoint(stored, self._context)
-            self._endpoints.setdefault(stored.name, endpoint)
-            if stored.state in ACTIVE_STATES:
-                endpoint.open(inherited=True)
+        for stored in self._records.load():
+            if stored.name not in self._endpoints:
+                endpoint = self._add(stored)
+                if stored.state in ACTIVE_STATES:
+                    endpoint.open(inherited=True)
+
+    def _add(self, stored: StoredEndpoint) -> EndpointController:
+        endpoint = EndpointController(stored, self._host, self._records, self._log)
+        self._endpoints[stored.name] = endpoint
+        return endpoint
 
     async def create(
         self,
@@ -41,27 +60,28 @@ class EndpointKeeper:
         num_replicas: int = 1,
         dtype: str = "auto",
         cluster: str | None = None,
-    ) -> LiveEndpoint:
+    ) -> EndpointController:
         """Begin to serve a target. Everything that can be refused is refused before anything starts."""
         _check_options(num_replicas, dtype)
-        folder = await asyncio.to_thread(resolve_target, target, self._context.runs, self._context.root_dir)
+        folder = await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir)
         name = check_name(name or folder.name, "endpoint")
-        living = self._endpoints.get(name)
-        if living is not None and living.is_active:
+        known = self._endpoints.get(name)
+        if known is not None and known.is_active:
             raise NameTaken(
-                f"endpoint {name!r} serves {living.stored.target!r} already: choose another --name, "
+                f"endpoint {name!r} serves {known.stored.current.target!r} already: choose another --name, "
                 f"or stop it first (%endpoints stop {name})."
             )
-        stored = StoredEndpoint(
-            name=name, model=str(folder.path), target=target, revision=folder.revision, created=time.time(),
-            num_replicas=num_replicas, dtype=dtype, cluster=cluster,
-        )  # fmt: skip
-        endpoint = LiveEndpoint(stored, self._context)
-        self._endpoints[name] = endpoint
+        before = known.stored.revisions if known is not None else []
+        revision = Revision(
+            before[-1].number + 1 if before else 1, str(folder.path), target, folder.revision, dtype, num_replicas
+        )
+        retired = [dataclasses.replace(earlier, num_replicas=0, weight=0) for earlier in before]
+        revisions = [*retired, revision][-MAX_REVISIONS:]
+        endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=cluster))
         endpoint.open()
         return endpoint
 
-    def get(self, name: str) -> LiveEndpoint:
+    def get(self, name: str) -> EndpointController:
         """The endpoint with this name; raises NotFound."""
         if (endpoint := self._endpoints.get(name)) is None:
             known = ", ".join(sorted(self._endpoints)[:8])
@@ -70,7 +90,7 @@ class EndpointKeeper:
             )
         return endpoint
 
-    def list(self) -> list[LiveEndpoint]:
+    def list(self) -> list[EndpointController]:
         """Every endpoint, the newest first."""
         return sorted(self._endpoints.values(), key=lambda endpoint: endpoint.stored.created, reverse=True)
 
@@ -79,15 +99,16 @@ class EndpointKeeper:
         endpoint = self.get(name)
         if endpoint.is_active:
             await endpoint.stop()
-        else:
-            del self._endpoints[name]
-            self._context.state.delete_endpoint(self._context.server_id, name)
+        elif self._endpoints.pop(name, None) is not None:
+            self._records.delete(name)
         return endpoint.describe()
 
     async def close(self, stop: bool) -> None:
         """The server ends; `stop` ends the replicas too."""
-        active = [endpoint for endpoint in self._endpoints.values() if endpoint.is_active]
-        await asyncio.gather(*(endpoint.stop() if stop else endpoint.detach() for endpoint in active))
+        endpoints = list(self._endpoints.values())
+        await asyncio.gather(*(e.stop() if stop else e.detach() for e in endpoints if e.is_active))
+        await asyncio.gather(*(endpoint.ended() for endpoint in endpoints if not endpoint.is_active))
+        self._records.close()
 
 
 def _check_options(num_replicas: int, dtype: str) -> None:

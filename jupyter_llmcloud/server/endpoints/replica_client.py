@@ -1,19 +1,28 @@
-"""One replica as the server sees it: how it is reached, what it says of itself, how many requests it has."""
+"""One replica as the server sees it: how it is reached, what it says of itself, who is asking it."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
-PROBE_TIMEOUT_S = 10.0
+from jupyter_llmcloud.storage.server_state import StoredReplica
+
 MAX_CONCURRENT = 32
+USAGE_TIMEOUT_S = 3.0
+
+
+class ReplicaLost(Exception):
+    """A replica was given up or stopped while it was asked; the text says why."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """What `/readyz` said: ready, loading, failed, or unreachable."""
+    """What `/readyz` said: ready, loading, draining, failed, silent (nothing in time) or unreachable."""
 
     state: str
     reason: str = ""
@@ -21,32 +30,45 @@ class Health:
 
 
 @dataclass(eq=False)
+class _Use:
+    """Somebody is asking the replica."""
+
+    task: asyncio.Task[Any]
+    num_cancelled: int
+    reason: str | None = None
+
+
 class ReplicaClient:
-    """A process that serves a model on a unix socket, behind its own bearer token."""
+    """A process that serves a model on a unix socket, behind its own bearer token.
 
-    id: str
-    agent: str
-    token: str
-    socket: str = ""
-    log: str = ""
-    pid: int = 0
-    state: str = "starting"
-    max_concurrent: int = MAX_CONCURRENT
-    num_in_flight: int = 0
-    _session: aiohttp.ClientSession | None = field(default=None, repr=False)
+    Attributes:
+        number: names it within its endpoint.
+        stored: what is kept of it.
+        max_concurrent: how many requests it answers at once.
+        num_in_flight: how many it answers now.
+    """
 
-    @classmethod
-    def from_stored(cls, stored: dict[str, Any]) -> ReplicaClient:
-        """The replica that a row of the database tells of."""
-        return cls(**{key: stored[key] for key in ("id", "agent", "token", "socket", "log", "pid")})
+    def __init__(self, number: int, stored: StoredReplica) -> None:
+        self.number = number
+        self.stored = stored
+        self.max_concurrent = MAX_CONCURRENT
+        self.num_in_flight = 0
+        self._session: aiohttp.ClientSession | None = None
+        self._uses: set[_Use] = set()
+        self._lost: str | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
-    def to_stored(self) -> dict[str, Any]:
-        """What the database keeps; with this a later server finds it again."""
-        return {key: getattr(self, key) for key in ("id", "agent", "token", "socket", "log", "pid")}
+    @property
+    def id(self) -> str:
+        return self.stored.id
 
-    def describe(self) -> dict[str, Any]:
-        """What anybody may know."""
-        return {"id": self.id, "pid": self.pid, "state": self.state, "in_flight": self.num_in_flight}
+    @property
+    def pid(self) -> int:
+        return self.stored.pid
+
+    def __str__(self) -> str:
+        return f"replica {self.id} (pid {self.pid})" if self.pid else f"replica {self.id}"
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -54,8 +76,8 @@ class ReplicaClient:
         if self._session is None or self._session.closed:
             self._session = aiohttp.ClientSession(
                 "http://replica",
-                connector=aiohttp.UnixConnector(self.socket, limit=0, keepalive_timeout=60),
-                headers={"Authorization": f"Bearer {self.token}"},
+                connector=aiohttp.UnixConnector(self.stored.socket, limit=0, keepalive_timeout=60),
+                headers={"Authorization": f"Bearer {self.stored.token}"},
                 timeout=aiohttp.ClientTimeout(total=None, connect=5),
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept-Encoding"),
@@ -63,21 +85,82 @@ class ReplicaClient:
             )
         return self._session
 
-    async def health(self) -> Health:
+    # --- what it says of itself ---
+
+    async def health(self, timeout_s: float) -> Health:
         """Ask it how it is."""
-        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self.session.get("/readyz", timeout=timeout) as response:
                 values = await response.json(content_type=None) if response.status in (200, 500, 503) else {}
+        except TimeoutError:  # before OSError, of which it is a kind
+            return Health("silent", f"no answer to /readyz within {timeout_s:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Health("unreachable", str(error))
-        except TimeoutError:
-            return Health("silent", f"no answer to /readyz within {PROBE_TIMEOUT_S:.0f} s")
+            return Health("unreachable", str(error) or type(error).__name__)
         if response.status == 401:
             return Health("unreachable", "another process answers on its socket")
-        state = {200: "ready", 503: "loading", 500: "failed"}.get(response.status, "unreachable")
         values = values if isinstance(values, dict) else {}
-        return Health(state, str(values.get("reason", "")), values)
+        state = {200: "ready", 503: str(values.get("state", "loading")), 500: "failed"}.get(response.status)
+        return Health(state or "unreachable", str(values.get("reason", "")), values)
+
+    async def usage(self, request_id: str) -> dict[str, int] | None:
+        """What a request has cost, once it has ended there: its prompt and completion tokens; None when unknown."""
+        if self._lost is not None:
+            return None
+        timeout = aiohttp.ClientTimeout(total=USAGE_TIMEOUT_S)
+        try:
+            async with self.session.get(f"/usage/{request_id}", timeout=timeout) as response:
+                counted = await response.json() if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, ValueError):
+            return None
+        return counted if isinstance(counted, dict) else None
+
+    # --- who asks it ---
+
+    def enter(self) -> ReplicaClient:
+        """A request takes a place."""
+        self.num_in_flight += 1
+        self._idle.clear()
+        return self
+
+    def leave(self) -> None:
+        """A request gives its place back."""
+        self.num_in_flight -= 1
+        if not self.num_in_flight:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Until no request has a place."""
+        await self._idle.wait()
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Ask the replica inside: ReplicaLost is raised there as soon as the replica is given up.
+
+        Closing its connections would not do: aiohttp lets a reader that waits for the next chunk wait for ever.
+        """
+        if self._lost is not None:
+            raise ReplicaLost(self._lost)
+        task = asyncio.current_task()
+        assert task is not None
+        use = _Use(task, task.cancelling())
+        self._uses.add(use)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if use.reason is None or task.uncancel() > use.num_cancelled:
+                raise
+            raise ReplicaLost(use.reason) from None
+        finally:
+            self._uses.discard(use)
+
+    def give_up(self, reason: str) -> None:
+        """Nobody shall wait for it any longer."""
+        self._lost = reason
+        for use in self._uses:
+            if use.reason is None:
+                use.reason = reason
+                use.task.cancel()
 
     async def close(self) -> None:
         """Close the connections to it."""

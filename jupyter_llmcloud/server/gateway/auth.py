@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyter_server.auth.decorator import authorized
@@ -16,12 +16,12 @@ from tornado import web
 from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, may_read_models, parse_key
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.server.api.base import RESOURCE, SETTING
+from jupyter_llmcloud.server.api.base import RESOURCE, OwnOriginOnly
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.server.context import ServerContext
-    from jupyter_llmcloud.server.endpoints.controller import LiveEndpoint
-    from jupyter_llmcloud.storage.server_state import StoredKey
+    from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
+    from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -42,16 +42,18 @@ def gateway_access(action: str) -> Callable[[Method], Method]:
     return decorate
 
 
-class GatewayHandler(APIHandler):
+class GatewayHandler(OwnOriginOnly, APIHandler):
     """Base of `/llmcloud/v1`. A scoped key is tried against our own table alone, and never becomes a Jupyter login."""
 
     key: StoredKey | None = None
 
-    @property
-    def context(self) -> ServerContext:
-        """What the handlers share."""
-        context: ServerContext = self.settings[SETTING]
-        return context
+    def initialize(
+        self, state: ServerState, endpoints: EndpointRegistry, started: Callable[[], Awaitable[None]]
+    ) -> None:
+        """What every route here uses; `started` waits until the endpoints of an earlier server are known."""
+        self.state = state
+        self.endpoints = endpoints
+        self.started = started
 
     @property
     def actor(self) -> str:
@@ -83,7 +85,7 @@ class GatewayHandler(APIHandler):
 
     def _prepare_key(self, presented: str) -> None:
         key = parse_key(presented)
-        stored = self.context.state.key(key.id) if key is not None else None
+        stored = self.state.key(key.id) if key is not None else None
         if key is None or stored is None or not key.matches(stored.digest):
             raise ApiError(401, "this key is not valid here.", code="invalid_api_key")
         if not stored.is_valid(time.time()):
@@ -117,8 +119,8 @@ class GatewayHandler(APIHandler):
         """May whoever asks use this endpoint?"""
         return self.key is None or may_infer(self.key.scopes, endpoint)
 
-    def endpoint(self, name: str) -> LiveEndpoint:
-        """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none."""
+    def endpoint(self, name: str) -> EndpointController:
+        """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none, 503 when it failed."""
         if not self.may_ask(name):
             assert self.key is not None
             message = (
@@ -126,11 +128,14 @@ class GatewayHandler(APIHandler):
             )
             raise ApiError(403, message, param="model", code="scope_missing")
         try:
-            endpoint = self.context.endpoints.get(name)
+            endpoint = self.endpoints.get(name)
         except NotFound:
             endpoint = None
+        if endpoint is not None and endpoint.state == "failed":
+            message = f"model {name!r} has failed: {endpoint.reason}"
+            raise ApiError(503, message, param="model", code="model_failed")
         if endpoint is None or not endpoint.is_active:
-            known = [live.name for live in self.context.endpoints.list() if live.is_active and self.may_ask(live.name)]
+            known = [live.name for live in self.endpoints.list() if live.is_active and self.may_ask(live.name)]
             hint = f" There is: {', '.join(known[:8])}." if known else ""
             message = f"there is no model {name[:128]!r} here.{hint}"
             raise ApiError(404, message, param="model", code="model_not_found")

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from tornado import web
+from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.server.api.base import MAX_BODY
-from jupyter_llmcloud.server.endpoints.controller import LiveEndpoint
+from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
-from jupyter_llmcloud.server.gateway.open_requests import OpenRequest
-from jupyter_llmcloud.server.gateway.proxy import Forwarding
+from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestCut
+from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
 
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
+
+SLOW_READER_S = 30.0
+ANSWER_MARGIN_S = 1.0
+_PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
 
 
@@ -46,10 +55,10 @@ class ModelsHandler(GatewayHandler):
     @gateway_access("read")
     async def get(self) -> None:
         """List those that whoever asks may use (a key without any infer scope sees all names)."""
-        await self.context.started()
+        await self.started()
         self.require_models()
         lists_all = self.key is None or not any(scope.startswith("infer:") for scope in self.key.scopes)
-        endpoints = [live for live in self.context.endpoints.list() if live.is_active]
+        endpoints = [live for live in self.endpoints.list() if live.is_active]
         rows = [as_model(live) for live in endpoints if lists_all or self.may_ask(live.name)]
         self.finish({"object": "list", "data": rows})
 
@@ -60,12 +69,12 @@ class ModelHandler(GatewayHandler):
     @gateway_access("read")
     async def get(self, name: str) -> None:
         """Tell of it."""
-        await self.context.started()
+        await self.started()
         self.require_models()
         self.finish(as_model(self.endpoint(name)))
 
 
-def as_model(endpoint: LiveEndpoint) -> dict[str, Any]:
+def as_model(endpoint: EndpointController) -> dict[str, Any]:
     """An endpoint in OpenAI's words."""
     stored = endpoint.stored
     told = {
@@ -74,20 +83,21 @@ def as_model(endpoint: LiveEndpoint) -> dict[str, Any]:
         "created": int(stored.created),
         "owned_by": "jupyter-llmcloud",
     }
-    return {**told, "state": stored.state, "revision": stored.revision}
+    return {**told, "state": stored.state, "revision": stored.current.fingerprint}
 
 
 @web.stream_request_body
 class InferenceHandler(GatewayHandler):
-    """A request to a model: let in here, answered by a replica, its bytes copied."""
+    """A request to a model: let in here, answered by a replica, its bytes copied. It is the sink of its proxy."""
 
-    def initialize(self, route: str) -> None:
-        """`route` is where the replica answers the same request."""
-        self.route = route
-        self._chunks: list[bytes] = []
+    def initialize(self, requests: OpenRequests, **shared: Any) -> None:  # type: ignore[override]
+        """`requests` are those that are being answered."""
+        super().initialize(**shared)
+        self.requests = requests
+        self._body = bytearray()
         self._num_bytes = 0
-        self._answering: asyncio.Task[Any] | None = None
-        self.cut_because = ""
+        self._open = OpenRequest()
+        self._noted = 0.0
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
@@ -107,56 +117,74 @@ class InferenceHandler(GatewayHandler):
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
         if self._num_bytes <= MAX_BODY:
-            self._chunks.append(chunk)
+            self._body += chunk
 
     @gateway_access("execute")
-    async def post(self) -> None:
-        """Ask the model."""
+    async def post(self, route: str) -> None:
+        """Ask the model; `route` is where the replica answers the same request."""
         if self._num_bytes > MAX_BODY:
             raise self._too_large()
-        await self.context.started()
-        body = b"".join(self._chunks)
-        asked = parse(body)
-        endpoint = self.endpoint(asked.model)
+        await self.started()
+        body = bytes(self._body)
+        endpoint = self.endpoint(parse(body).model)
         self.note_activity()
-        forwarding = Forwarding(self, endpoint, body)
-        request = OpenRequest(self.key.id if self.key else None, self._cut_for_key)
-        self.context.requests.begin(request)
+        asked = GatewayRequest(self.request_id, self.actor, route, body, self._patience_s(), self.started_at)
+        proxy = Proxy(asked, endpoint, self, self.log)
+        self._open.key_id = self.key.id if self.key else None
+        self.requests.begin(self._open)
         try:
-            await self._answer(forwarding)
+            await self._answer(proxy)
         finally:
             self.note_activity()
-            self.context.requests.end(request, forwarding.usage())
+            self.requests.end(self._open, proxy.record(), proxy.unknown_usage())
 
-    async def _answer(self, forwarding: Forwarding) -> None:
-        answering = self._answering = asyncio.current_task()
+    async def _answer(self, proxy: Proxy) -> None:
         try:
-            if not self.cut_because:
-                await forwarding.run()
-        except asyncio.CancelledError:
-            if not self.cut_because:
-                raise
-            assert answering is not None
-            answering.uncancel()
-        finally:
-            self._answering = None
-        if self.cut_because:
-            forwarding.note_cut(self.cut_because)
-            if self.cut_because != "hung up":
-                message = "the key of this request is not valid any more."
-                forwarding.tell(ApiError(401, message, code="invalid_api_key"))
+            with self._open.cuttable():
+                await proxy.run()
+        except RequestCut as error:
+            proxy.cut(error.cut)
+
+    def _patience_s(self) -> float:
+        """How long this client is known to wait, less what the way to it takes."""
+        told = [self.request.headers.get(name, "") for name in _PATIENCE_HEADERS]
+        known = [
+            float(text) - ANSWER_MARGIN_S for text in told if text.isascii() and text.replace(".", "", 1).isdigit()
+        ]
+        return max(0.0, min([*known, QUEUE_TIMEOUT_S]))
 
     def on_connection_close(self) -> None:
         """The client has gone: nobody needs the rest of the answer."""
-        self._cut("hung up")
+        self._open.cut(HUNG_UP)
 
-    def _cut_for_key(self) -> None:
-        self._cut("key revoked")
+    # --- the sink of its proxy ---
 
-    def _cut(self, reason: str) -> None:
-        self.cut_because = self.cut_because or reason
-        if self._answering is not None:
-            self._answering.cancel()
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """The status and the headers are known."""
+        self.set_status(status)
+        for name, value in headers.items():
+            self.set_header(name, value)
+        connection: Any = self.request.connection
+        connection.stream.set_nodelay(True)
+
+    async def write_chunk(self, chunk: bytes) -> None:
+        """Pass a piece on; the next one is read when the client has taken this one."""
+        self.write(chunk)
+        flushed = self.flush()
+        self._note_streaming()
+        try:
+            if flushed.done():
+                flushed.result()
+            else:
+                await asyncio.wait_for(flushed, SLOW_READER_S)
+        except (TimeoutError, StreamClosedError):
+            self._open.cut(HUNG_UP)
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+            await asyncio.sleep(0)  # where the cut is felt
+
+    def end(self, last: bytes, content_type: str) -> None:
+        """The last of it."""
+        self.finish(last or None, set_content_type=content_type)
 
     def note_activity(self) -> None:
         """Somebody uses this server: the idle culler shall not end it."""
@@ -165,8 +193,7 @@ class InferenceHandler(GatewayHandler):
         self.settings["last_activity_times"]["llmcloud"] = utcnow()
         self._noted = time.monotonic()
 
-    def note_streaming(self) -> None:
-        """As `note_activity`, at most once a second."""
+    def _note_streaming(self) -> None:
         if time.monotonic() - self._noted > 1:
             self.note_activity()
 

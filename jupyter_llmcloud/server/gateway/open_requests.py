@@ -1,12 +1,15 @@
-"""The requests that are being answered: counted, written down when over, and cut when their key is revoked."""
+"""The requests that are being answered: counted, written down when over, and cut when that must be."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import sqlite3
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -19,19 +22,69 @@ if TYPE_CHECKING:
 
 KEY_CHECK_EVERY_S = 0.5
 WRITE_EVERY_S = 0.5
-ROUTES = ("completions", "chat/completions")
+CLOSE_TIMEOUT_S = 2.0
+MAX_UNWRITTEN = 10_000
+INFERENCE_ROUTES = ("completions", "chat/completions")
 IN_FLIGHT = Gauge("llmcloud_requests_in_flight", "Requests to endpoints that are being answered")
 REQUESTS = Counter("llmcloud_requests_total", "Requests to endpoints", ["route", "status"])
 FIRST_BYTE = Histogram("llmcloud_first_byte_seconds", "From a request to the first byte of its answer", ["route"])
 _STATUSES = (200, 400, 401, 403, 404, 413, 429, 499, 500, 503)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Why a request is ended from here: how that is written down, and what the client is told, if it is there."""
+
+    outcome: str
+    status: int
+    message: str = ""
+    code: str = ""
+
+
+HUNG_UP = Cut("hung up", 499)
+KEY_REVOKED = Cut("key revoked", 401, "the key of this request is not valid any more.", "invalid_api_key")
+RESTARTING = Cut("server restarting", 503, "the server ends or restarts: ask again in a moment.", "server_restarting")
+
+
+class RequestCut(Exception):
+    """The request is ended from here."""
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__(cut.outcome)
+        self.cut = cut
+
+
 @dataclass(eq=False)
 class OpenRequest:
     """One request: whose key it came with, and how to cut it."""
 
-    key_id: str | None
-    cut: Callable[[], None]
+    key_id: str | None = None
+    cut_by: Cut | None = None
+    _task: asyncio.Task[Any] | None = field(default=None, repr=False)
+
+    def cut(self, cut: Cut) -> None:
+        """End it; the first reason counts."""
+        if self.cut_by is None:
+            self.cut_by = cut
+            if self._task is not None:
+                self._task.cancel()
+
+    @contextmanager
+    def cuttable(self) -> Iterator[None]:
+        """What is done inside ends with RequestCut when the request is cut."""
+        if self.cut_by is not None:
+            raise RequestCut(self.cut_by)
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        num_cancelled = task.cancelling()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.cut_by is None or task.uncancel() > num_cancelled:
+                raise
+            raise RequestCut(self.cut_by) from None
+        finally:
+            self._task = None
 
 
 class OpenRequests:
@@ -41,26 +94,48 @@ class OpenRequests:
         self._state = state
         self._log = log
         self._open: set[OpenRequest] = set()
-        self._usages: list[RequestRecord] = []
+        self._none_open = asyncio.Event()
+        self._records: list[RequestRecord] = []
+        self._counting: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._closing = False
 
     def begin(self, request: OpenRequest) -> None:
         """A request is let in."""
         self._open.add(request)
         IN_FLIGHT.inc()
+        if self._closing:
+            request.cut(RESTARTING)
         if request.key_id is not None and (self._watching is None or self._watching.done()):
             self._watching = asyncio.ensure_future(self._watch())
 
-    def end(self, request: OpenRequest, usage: RequestRecord) -> None:
-        """A request is over, however it ended."""
+    def end(
+        self, request: OpenRequest, record: RequestRecord, usage: Awaitable[dict[str, int] | None] | None = None
+    ) -> None:
+        """A request is over, however it ended. `usage` tells its tokens when the answer did not."""
         self._open.discard(request)
+        if not self._open:
+            self._none_open.set()
         IN_FLIGHT.dec()
-        status = usage.status if usage.status in _STATUSES else usage.status // 100 * 100
-        REQUESTS.labels(usage.route, str(status)).inc()
-        if usage.first_byte_s is not None:
-            FIRST_BYTE.labels(usage.route).observe(usage.first_byte_s)
-        self._usages.append(usage)
+        status = record.status if record.status in _STATUSES else record.status // 100 * 100
+        REQUESTS.labels(record.route, str(status)).inc()
+        if record.first_byte_s is not None:
+            FIRST_BYTE.labels(record.route).observe(record.first_byte_s)
+        if usage is None:
+            self._append(record)
+            return
+        task = asyncio.ensure_future(self._count(record, usage))
+        self._counting.add(task)
+        task.add_done_callback(self._counting.discard)
+
+    async def _count(self, record: RequestRecord, usage: Awaitable[dict[str, int] | None]) -> None:
+        counted = await usage or {}
+        prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
+        self._append(dataclasses.replace(record, prompt_tokens=prompt, completion_tokens=completion))
+
+    def _append(self, record: RequestRecord) -> None:
+        self._records.append(record)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.ensure_future(self._write_soon())
 
@@ -71,7 +146,7 @@ class OpenRequests:
             if request.key_id is not None:
                 key = self._state.key(request.key_id)
                 if key is None or not key.is_valid(now):
-                    request.cut()
+                    request.cut(KEY_REVOKED)
 
     async def _watch(self) -> None:
         # Another server of the same user may have revoked a key, and any key may expire.
@@ -80,19 +155,37 @@ class OpenRequests:
             self.check_keys()
 
     async def _write_soon(self) -> None:
-        await asyncio.sleep(WRITE_EVERY_S)
-        await self.write()
+        while self._records:
+            await asyncio.sleep(WRITE_EVERY_S)
+            await self._write()
 
     async def write(self) -> None:
-        """Write down the requests that have ended."""
-        usages, self._usages = self._usages, []
-        if usages:
-            await asyncio.to_thread(self._state.add_usage, usages)
+        """Write down the requests that have ended, with what they have cost."""
+        if self._counting:
+            await asyncio.wait(self._counting)
+        await self._write()
+
+    async def _write(self) -> None:
+        records, self._records = self._records, []
+        if not records:
+            return
+        try:
+            await asyncio.to_thread(self._state.add_usage, records)
+        except sqlite3.Error as error:  # a full disk: they are written when there is room again
+            self._log.error("%s requests are not written down yet: %s", len(records), error)
+            self._records = [*records, *self._records][-MAX_UNWRITTEN:]
 
     async def close(self) -> None:
-        """The server ends: cut everything, lose no row."""
+        """The server ends: tell those who wait for an answer, lose no row."""
+        self._closing = True
+        self._none_open.clear()
         for request in list(self._open):
-            request.cut()
+            request.cut(RESTARTING)
+        if self._open:
+            try:
+                await asyncio.wait_for(self._none_open.wait(), CLOSE_TIMEOUT_S)
+            except TimeoutError:
+                self._log.warning("%s requests did not end in time", len(self._open))
         for task in (self._watching, self._writing):
             if task is not None:
                 task.cancel()

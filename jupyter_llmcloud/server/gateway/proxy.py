@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
 import msgspec
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.server.gateway.admission import NotAdmitted
+from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
+from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
+from jupyter_llmcloud.server.gateway.open_requests import Cut
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.server.endpoints.controller import LiveEndpoint
+    from logging import Logger
+
+    from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
-    from jupyter_llmcloud.server.gateway.handlers import InferenceHandler
 
-SLOW_READER_S = 30.0
-MAX_TRIES = 3
+MAX_TRIES = 5
+MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
+STREAM = "text/event-stream"
 _PASSED_ON = ("Content-Type", "Retry-After", "retry-after-ms")
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _TO_REPLICA = {"Content-Type": "application/json"}
+_DONE = b"data: [DONE]\n\n"
+_LOST = (aiohttp.ClientError, OSError, ReplicaLost)
 
 
-class Lost(Exception):
-    """The replica went away before the first byte of its answer."""
+class ResponseSink(Protocol):
+    """Where an answer goes: what the proxy needs of whoever took the request."""
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """The status and the headers are known; more follows."""
+
+    async def write_chunk(self, chunk: bytes) -> None:
+        """A piece of a stream; returns when the client can take the next one."""
+
+    def end(self, last: bytes, content_type: str) -> None:
+        """The last of it."""
+
+
+@dataclass(frozen=True)
+class GatewayRequest:
+    """What is asked.
+
+    Attributes:
+        actor: who asks.
+        route: what the replica calls it.
+        patience_s: how long the client waits for an answer to begin.
+        began: on the clock of `time.perf_counter`.
+    """
+
+    request_id: str
+    actor: str
+    route: str
+    body: bytes
+    patience_s: float = QUEUE_TIMEOUT_S
+    began: float = field(default_factory=time.perf_counter)
+
+
+class Unreached(Exception):
+    """The replica went away before the first byte of its answer. `delivered`: it had the request by then."""
+
+    def __init__(self, reason: str, delivered: bool) -> None:
+        super().__init__(reason)
+        self.delivered = delivered
 
 
 class _Tokens(msgspec.Struct):
@@ -38,94 +81,132 @@ class _WithUsage(msgspec.Struct):
     usage: _Tokens | None = None
 
 
-class Forwarding:
+class Proxy:
     """Copies one answer, and knows afterwards how it went."""
 
-    def __init__(self, handler: InferenceHandler, endpoint: LiveEndpoint, body: bytes) -> None:
-        self._handler = handler
+    def __init__(self, request: GatewayRequest, endpoint: EndpointController, sink: ResponseSink, log: Logger) -> None:
+        self._request = request
         self._endpoint = endpoint
-        self._body = body
-        self._replica = ""
+        self._admission = endpoint.admission
+        self._sink = sink
+        self._log = log
+        self._replica: ReplicaClient | None = None
         self._first_byte_s: float | None = None
         self._tokens = _Tokens()
         self._streams = False
         self._status = 0
         self._outcome = "done"
 
-    def usage(self) -> RequestRecord:
+    def record(self) -> RequestRecord:
         """How it went, for the books."""
-        handler = self._handler
+        request = self._request
         return RequestRecord(
-            request_id=handler.request_id, actor=handler.actor, endpoint=self._endpoint.name, route=handler.route,
-            status=self._status or handler.get_status(), replica=self._replica, outcome=self._outcome,
-            duration_s=time.perf_counter() - handler.started_at, first_byte_s=self._first_byte_s,
+            request_id=request.request_id, actor=request.actor, endpoint=self._endpoint.name, route=request.route,
+            status=self._status or 500, replica=self._replica.id if self._replica else "", outcome=self._outcome,
+            duration_s=time.perf_counter() - request.began, first_byte_s=self._first_byte_s,
             prompt_tokens=self._tokens.prompt_tokens, completion_tokens=self._tokens.completion_tokens, t=time.time(),
         )  # fmt: skip
 
-    def note_cut(self, reason: str) -> None:
-        """It was cut from our side."""
-        self._outcome = reason
-        self._status = 499 if reason == "hung up" else 401
+    def unknown_usage(self) -> Awaitable[dict[str, int] | None] | None:
+        """The tokens of an answer that did not tell them, from its replica: also of one that was cut."""
+        refused = self._outcome == "done" and self._status >= 400
+        if self._replica is None or self._tokens.completion_tokens is not None or refused:
+            return None
+        return self._replica.usage(self._request.request_id)
 
     async def run(self) -> None:
-        """Answer, whatever it takes."""
+        """Answer, whatever it takes. Raises ApiError as long as the client has been told nothing."""
         try:
             await self._try_replicas()
         except NotAdmitted as error:
             code = "queue_full" if error.status == 429 else "model_not_ready"
             message = f"model {self._endpoint.name!r} cannot answer now: {error} {self._state()}".rstrip()
-            self.tell(ApiError(error.status, message, code=code, retry_after_s=error.retry_after_s))
+            self._refuse(ApiError(error.status, message, code=code, retry_after_s=error.retry_after_s))
+        except _LOST as error:
+            message = f"the replica was lost in the middle of its answer ({_words(error)}): ask again."
+            self._refuse(ApiError(503, message, code="replica_lost"), "replica lost")
+        except ApiError:
+            raise
+        except Exception as error:
+            self._log.exception("request %s", self._request.request_id)
+            message = f"the answer broke off ({type(error).__name__}): the log of the Jupyter server tells more."
+            self._refuse(ApiError(500, message, code="internal"))
+
+    def cut(self, cut: Cut) -> None:
+        """It is ended from our side. Raises ApiError as long as the client has been told nothing."""
+        self._outcome = cut.outcome
+        self._status = cut.status
+        if cut.message:
+            self._refuse(ApiError(cut.status, cut.message, code=cut.code, retry_after_s=None), cut.outcome)
+
+    def _refuse(self, error: ApiError, outcome: str = "") -> None:
+        """Tell the client: as the answer, or as the last event of a stream, which then has no [DONE]."""
+        self._status = self._status or error.status
+        self._outcome = outcome or error.code or "refused"
+        if not self._streams:
+            raise error
+        self._sink.end(b"data: " + msgspec.json.encode(error.body()) + b"\n\n", STREAM)
 
     def _state(self) -> str:
-        stored = self._endpoint.stored
-        return f"It is {stored.state}: {stored.reason}" if stored.reason else f"It is {stored.state}."
+        state, reason = self._endpoint.state, self._endpoint.reason
+        return f"It is {state}: {reason}" if reason else f"It is {state}."
 
     async def _try_replicas(self) -> None:
         avoid: frozenset[str] = frozenset()
+        num_lost = 0
         for _ in range(MAX_TRIES):
-            replica = await self._endpoint.admission.enter(avoid)
+            replica = await self._admission.enter(avoid, self._patience_left())
             try:
                 await self._ask(replica)
                 return
-            except Lost:
+            except Unreached as error:
                 self._endpoint.suspect(replica)
                 avoid |= {replica.id}
+                num_lost += error.delivered
+                if num_lost >= MAX_LOST:
+                    why = f"{num_lost} replicas were lost while they answered this request, the last one: {error}."
+                    raise NotAdmitted(503, why, 2) from None
             finally:
-                self._endpoint.admission.leave(replica)
-        raise NotAdmitted(503, f"{MAX_TRIES} replicas were lost before they answered.", 2)
+                self._admission.leave(replica)
+        raise NotAdmitted(503, f"{MAX_TRIES} replicas could not be reached.", 2)
+
+    def _patience_left(self) -> float:
+        return max(0.0, self._request.patience_s - (time.perf_counter() - self._request.began))
 
     async def _ask(self, replica: ReplicaClient) -> None:
-        self._replica = replica.id
-        headers = {**_TO_REPLICA, "X-Request-Id": self._handler.request_id}
-        path = f"/v1/{self._handler.route}"
+        self._replica = replica
+        headers = {**_TO_REPLICA, "X-Request-Id": self._request.request_id}
+        response: aiohttp.ClientResponse | None = None
         try:
-            response = await replica.session.post(path, data=self._body, headers=headers)
-        except (aiohttp.ClientError, OSError) as error:
-            raise Lost(str(error)) from None
-        try:
-            if response.status == 503 and len(self._endpoint.ready_replicas()) > 1:
-                raise Lost("it is not ready any more")
-            await self._copy(response)
+            with replica.use():
+                path = f"/v1/{self._request.route}"
+                response = await replica.session.post(path, data=self._request.body, headers=headers)
+                if response.status == 503 and len(self._endpoint.ready_replicas()) > 1:
+                    raise Unreached("it is not ready any more", delivered=False)
+                await self._copy(response)
+        except _LOST as error:
+            if self._first_byte_s is not None:
+                raise
+            raise Unreached(_words(error), not isinstance(error, aiohttp.ClientConnectorError)) from None
         finally:
-            response.close() if not response.content.at_eof() else response.release()
+            if response is not None:
+                response.close() if not response.content.at_eof() else response.release()
 
     async def _copy(self, response: aiohttp.ClientResponse) -> None:
-        streams = response.content_type == "text/event-stream"
-        try:
-            first = await (response.content.readany() if streams else response.read())
-        except (aiohttp.ClientError, OSError) as error:
-            raise Lost(str(error)) from None
-        handler = self._handler
-        self._first_byte_s = time.perf_counter() - handler.started_at
-        handler.set_status(response.status)
-        for name in _PASSED_ON:
-            if name in response.headers:
-                handler.set_header(name, response.headers[name])
+        streams = response.content_type == STREAM
+        first = await (response.content.readany() if streams else response.read())
+        if streams and not first:
+            raise aiohttp.ClientPayloadError("it ended its answer before that had begun")
+        self._first_byte_s = time.perf_counter() - self._request.began
+        headers = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
+        self._status = response.status
+        self._sink.begin(response.status, {**headers, **(_STREAM_HEADERS if streams else {})})
         if streams:
+            self._streams = True
             await self._stream(first, response)
         else:
             self._note_tokens(first)
-            handler.finish(first, set_content_type=response.headers.get("Content-Type", "application/json"))
+            self._sink.end(first, response.headers.get("Content-Type", "application/json"))
 
     def _note_tokens(self, body: bytes) -> None:
         try:
@@ -134,39 +215,15 @@ class Forwarding:
             return
 
     async def _stream(self, chunk: bytes, response: aiohttp.ClientResponse) -> None:
-        handler = self._handler
-        self._streams = True
-        handler.set_header("Cache-Control", "no-cache")
-        handler.set_header("X-Accel-Buffering", "no")
-        connection: Any = handler.request.connection
-        connection.stream.set_nodelay(True)
-        last = b""
-        try:
-            while chunk:
-                await self._pass_on(chunk)
-                last = chunk
-                chunk = await response.content.readany()
-        except (aiohttp.ClientError, OSError):
-            self._outcome = "replica lost"
-            message = "the replica was lost in the middle of its answer: ask again."
-            self.tell(ApiError(503, message, code="replica_lost"))
-            return
+        last, tail = b"", b""
+        while chunk:
+            await self._sink.write_chunk(chunk)
+            last, tail = chunk, (tail + chunk)[-len(_DONE) :]
+            chunk = await response.content.readany()
+        if tail != _DONE and b'"error"' not in last:
+            raise aiohttp.ClientPayloadError("it ended its answer before that was complete")
         self._note_stream_tokens(last)
-        handler.finish(set_content_type="text/event-stream")
-
-    async def _pass_on(self, chunk: bytes) -> None:
-        handler = self._handler
-        handler.write(chunk)
-        flushed = handler.flush()
-        handler.note_streaming()
-        if flushed.done():
-            return
-        try:
-            await asyncio.wait_for(flushed, SLOW_READER_S)  # the next chunk is read when the client has taken this one
-        except TimeoutError:
-            handler.cut_because = "hung up"
-            handler.request.connection.stream.close()  # type: ignore[union-attr]
-            raise asyncio.CancelledError from None
+        self._sink.end(b"", STREAM)
 
     def _note_stream_tokens(self, last: bytes) -> None:
         for event in reversed(last.split(b"\n\n")):
@@ -174,13 +231,6 @@ class Forwarding:
                 self._note_tokens(event.removeprefix(b"data:").strip())
                 return
 
-    def tell(self, error: ApiError) -> None:
-        """Tell the client: as the answer, or as the last event of a stream, which then has no [DONE]."""
-        handler = self._handler
-        self._status = self._status or (error.status if not self._streams else 200)
-        if self._outcome == "done":
-            self._outcome = error.code or "refused"
-        if not self._streams:
-            raise error
-        handler.write(f"data: {json.dumps(error.body())}\n\n")
-        handler.finish(set_content_type="text/event-stream")
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

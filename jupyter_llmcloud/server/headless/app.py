@@ -18,10 +18,10 @@ from traitlets.config import Config
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.cluster.agent_launcher import end_agents
-from jupyter_llmcloud.server.api.base import SETTING
-from jupyter_llmcloud.server.api.run_states import true_state
-from jupyter_llmcloud.server.context import HEADLESS_LEASE_S, Identity, ServerContext
+from jupyter_llmcloud.server.cluster_access import HEADLESS_LEASE_S, Identity
+from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.extension import LLMCloudExtension
+from jupyter_llmcloud.server.routes import SETTING
 from jupyter_llmcloud.system.atomic_files import write_json
 from jupyter_llmcloud.system.processes import is_process
 
@@ -112,10 +112,10 @@ async def has_active_runs(context: ServerContext) -> bool:
     """Does a run go on, on a cluster of this server?"""
     if len(context.starts):
         return True
-    names = await context.cluster_names()
+    names = await context.clusters.names()
     records = [record for record in await asyncio.to_thread(context.runs.list) if record.is_active]
     mine = [record for record in records if record.cluster in names]
-    return any([await true_state(record, context) != "lost" for record in mine])
+    return any([await context.run_states.true_state(record) != "lost" for record in mine])
 
 
 async def end_with_owner(app: ServerApp, pid: int, started: float) -> None:

@@ -10,7 +10,7 @@ import sys
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.server.api.keys import mint
-from jupyter_llmcloud.server.context import Identity
+from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.headless.app import (
     HeadlessServerApp,
     announce,

@@ -1,0 +1,127 @@
+"""Where replicas run: placed on a cluster, started, looked for and ended by the node agents there."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jupyter_llmcloud.core.serving.endpoint_plan import Revision
+from jupyter_llmcloud.errors import ConnectionLost, NotFound
+from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
+from jupyter_llmcloud.server.endpoints.replica_client import MAX_CONCURRENT
+from jupyter_llmcloud.storage.server_state import StoredReplica
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.cluster.clusters import AgentInfo, ClusterPool
+    from jupyter_llmcloud.protocol.client import AgentConnection
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+
+
+class ReplicaGone(Exception):
+    """The process of a replica has ended. `lasting`: it decided to, and another one would again."""
+
+    def __init__(self, reason: str, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A replica that is not started yet, and the agent that will start it."""
+
+    replica: StoredReplica
+    agent: AgentInfo
+
+
+class ReplicaHost:
+    """The clusters of a server, as far as replicas need them."""
+
+    def __init__(
+        self,
+        pool: Callable[[], Awaitable[ClusterPool]],
+        open_agent: Callable[[str], Awaitable[AgentConnection]],
+    ) -> None:
+        self._pool = pool
+        self._open_agent = open_agent
+
+    async def place(self, endpoint: str, revision: Revision, cluster: str | None) -> Placed:
+        """Choose an agent for a replica that is not started yet; with no cluster a local one is started."""
+        name, agent = await (await self._pool()).agent_for_replica(cluster)
+        replica = StoredReplica(
+            id=f"{endpoint[:40]}-{secrets.token_hex(4)}",
+            revision=revision.number,
+            cluster=name,
+            agent=agent.address,
+            token=secrets.token_urlsafe(32),
+        )
+        return Placed(replica, agent)
+
+    async def start(self, endpoint: str, revision: Revision, placed: Placed) -> StoredReplica:
+        """Start its process."""
+        replica = placed.replica
+        spec = {
+            "endpoint": endpoint, "served_name": endpoint, "model": revision.model, "dtype": revision.dtype,
+            "token": replica.token, "max_concurrent": MAX_CONCURRENT, "num_threads": None,
+        }  # fmt: skip
+        async with await self._open_agent(replica.agent) as connection:
+            message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)
+            started = await connection.request(message, timeout_s=START_TIMEOUT_S)
+        return await self._reached(replica, placed.agent, started.pid, started.socket, started.log)
+
+    async def find(self, replica: StoredReplica) -> StoredReplica:
+        """A replica as its agent knows it; raises ReplicaGone when there is no process that will ever answer."""
+        try:
+            async with await self._open_agent(replica.agent) as connection:
+                rows = (await connection.request(DescribeReplicas())).replicas
+        except ConnectionLost as error:
+            raise ReplicaGone(f"replica {replica.id}: {error}") from None
+        known = next((row for row in rows if row["replica_id"] == replica.id), None)
+        if known is None:
+            raise ReplicaGone(f"replica {replica.id} is not known to its agent any more")
+        if (code := known.get("exit_code")) is not None:
+            ending = f"replica {replica.id} ended with {code} before it was ready"
+            if code > 0:
+                raise ReplicaGone(f"{ending}: {await asyncio.to_thread(last_line, replica.log)}", lasting=True)
+            raise ReplicaGone(f"{ending}. Its log: {replica.log}")
+        if known["socket"] != replica.home or not replica.socket:
+            agent = await self._agent_of(replica)
+            return await self._reached(replica, agent, known["pid"], known["socket"], known["log"])
+        return replica
+
+    async def _agent_of(self, replica: StoredReplica) -> AgentInfo:
+        agents = await (await self._pool()).agents(replica.cluster or None)
+        found = next((agent for agent in agents if agent.address == replica.agent), None)
+        if found is None:
+            raise ReplicaGone(f"replica {replica.id}: its agent is not in cluster {replica.cluster!r} any more")
+        return found
+
+    async def _reached(self, replica: StoredReplica, agent: AgentInfo, pid: int, home: str, log: str) -> StoredReplica:
+        """With its process and its socket, and the socket here that leads to it: a bridge, from another host."""
+        pool = await self._pool()
+        socket = await pool.reach_replica(replica.cluster or None, agent, home)
+        return dataclasses.replace(replica, pid=pid, log=log, home=home, socket=socket)
+
+    async def stop(self, replica: StoredReplica) -> None:
+        """End its process. Raises ConnectionLost when its agent does not answer; one that is gone already is fine."""
+        async with await self._open_agent(replica.agent) as connection:
+            try:
+                await connection.request(StopReplica(replica_id=replica.id), timeout_s=STOP_TIMEOUT_S)
+            except NotFound:
+                return
+
+
+def last_line(log: str) -> str:
+    """What a process said last."""
+    try:
+        data = Path(log).read_bytes()[-4096:].decode(errors="replace")
+    except OSError:
+        return "its log cannot be read here"
+    lines = [line for line in data.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "its log is empty"
