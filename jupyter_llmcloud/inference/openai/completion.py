@@ -9,13 +9,12 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import Engine, Generation, Sampling, TokenBatch, TokenStream
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
-from jupyter_llmcloud.inference.openai.detokenize import Piece, Transcript, detokenizer
+from jupyter_llmcloud.inference.openai.detokenize import Piece, Transcript
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts, room_for_answer
 from jupyter_llmcloud.inference.openai.requests import (
     ChatRequest,
@@ -34,6 +33,7 @@ from jupyter_llmcloud.inference.openai.responses import (
     TokenUsage,
     event,
 )
+from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class Model:
         loaded: the model and its tokenizer.
         engine: what generates.
         served_name: the name that requests must use.
+        vocabulary: what its tokens add to a text.
     """
 
     def __init__(
@@ -95,14 +96,10 @@ class Model:
         self.loaded = loaded
         self.engine = engine
         self.served_name = served_name
+        self.vocabulary = Vocabulary(loaded.tokenizer)
         self._defaults = defaults or {}
-
-        @lru_cache(maxsize=65536)
-        def token_text(token: int) -> str:
-            return str(loaded.tokenizer.decode([token]))
-
-        self._completion_format = CompletionFormat(token_text)
-        self._chat_format = ChatFormat(token_text)
+        self._completion_format = CompletionFormat(self.vocabulary)
+        self._chat_format = ChatFormat(self.vocabulary)
 
     def completion(self, body: bytes) -> Ask:
         """Check the body of POST /v1/completions; raises `ApiError`."""
@@ -156,8 +153,8 @@ class Answer:
 
     def _begin(self, generation: Generation) -> None:
         self._streams.append(self._model.engine.submit(generation))
-        decoder = detokenizer(self._model.loaded.tokenizer, generation.prompt)
-        self._transcripts.append(Transcript(decoder, self._ask.stops))
+        prompt = () if self._model.loaded.is_encoder_decoder else generation.prompt
+        self._transcripts.append(Transcript(self._model.vocabulary, prompt, self._ask.stops))
 
     def close(self) -> None:
         """Stop what still goes on."""

@@ -2,114 +2,106 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from tokenizers.decoders import DecodeStream
+from typing import NamedTuple
 
 from jupyter_llmcloud.inference.engines.base import FinishReason, TokenBatch, TokenLogprob
-
-_PROMPT_TAIL = 8
-"""How much of the prompt the decoder sees: enough to know whether a first space belongs to the text."""
+from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 _REPLACEMENT = "\ufffd"
 
 
-class Detokenizer(Protocol):
-    """Token ids to text, piece by piece."""
+class Detokenizer:
+    """The text of an answer: what its tokens add to the prompt. Bytes that are no UTF-8 become U+FFFD.
+
+    Of the prompt it knows whether there is text at all, and the bytes of a last character that is not complete.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int]) -> None:
+        self._vocabulary = vocabulary
+        self._at_start = all(token in vocabulary.special for token in prompt)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(vocabulary.tail(prompt))
+        self._prompts_own = bool(self._decoder.getstate()[0])
+        self.num_characters = 0
 
     def step(self, token: int) -> str:
         """The text that this token completes; empty while a character is incomplete."""
-        ...
+        if token in self._vocabulary.special:
+            return ""
+        of = self._vocabulary.first_bytes_of if self._at_start else self._vocabulary.bytes_of
+        self._at_start = False
+        return self._text(self._decoder.decode(of(token)))
 
     def rest(self) -> str:
         """What was held back, now that no more tokens come."""
-        ...
+        return self._text(self._decoder.decode(b"", True))
 
-
-class _FastDetokenizer:
-    """The tokenizers library's own incremental decoder; the cost of a token does not grow with the text."""
-
-    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=list(prompt[-_PROMPT_TAIL:]), skip_special_tokens=True)
-        self._held: list[int] = []
-
-    def step(self, token: int) -> str:
-        piece = self._stream.step(self._tokenizer, token)
-        if piece is None:
-            self._held.append(token)
-            return ""
-        self._held.clear()
-        return piece
-
-    def rest(self) -> str:
-        return self._tokenizer.decode(self._held, skip_special_tokens=True) if self._held else ""
-
-
-class _SlowDetokenizer:
-    """For tokenizers written in Python: decode a short window with the token, show what the token added."""
-
-    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._window = list(prompt[-_PROMPT_TAIL:])
-        self._shown = self._decode()
-
-    def _decode(self) -> str:
-        return str(self._tokenizer.decode(self._window, skip_special_tokens=True))
-
-    def step(self, token: int) -> str:
-        self._window.append(token)
-        text = self._decode()
-        if text.endswith(_REPLACEMENT):
-            return ""
-        piece = text[len(self._shown) :]
-        self._window = self._window[-_PROMPT_TAIL:]
-        self._shown = self._decode()
-        return piece
-
-    def rest(self) -> str:
-        return self._decode()[len(self._shown) :]
-
-
-def detokenizer(tokenizer: Any, prompt: Sequence[int]) -> Detokenizer:
-    """A decoder for what follows `prompt`."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return _FastDetokenizer(backend, prompt)
-    return _SlowDetokenizer(tokenizer, prompt)
+    def _text(self, text: str) -> str:
+        if text and self._prompts_own:
+            # The broken character was the prompt's: it stands in the prompt's own text.
+            self._prompts_own = False
+            text = text.removeprefix(_REPLACEMENT)
+        self.num_characters += len(text)
+        return text
 
 
 class StopStrings:
-    """Passes text on, except what is or might become a stop string."""
+    """Passes text on, except what is or might become a stop string.
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
+    Special tokens that a stop string spells come as hidden text: it is matched by such a stop, and never shown.
+    """
 
-    def feed(self, text: str) -> tuple[str, bool]:
+    def __init__(self, stops: Sequence[str], spelled: Sequence[str] = ()) -> None:
+        self._stops = [(stop, any(special in stop for special in spelled)) for stop in stops]
+        self._held: list[tuple[str, bool]] = []
+
+    def feed(self, text: str, *, hidden: bool = False) -> tuple[str, bool]:
         """The text that can be shown now, and whether a stop string was met (nothing may follow then)."""
         if not self._stops:
-            return text, False
-        self._held += text
-        found = [position for stop in self._stops if (position := self._held.find(stop)) >= 0]
+            return ("" if hidden else text), False
+        self._held += [(character, not hidden) for character in text]
+        found = [position for stop in self._stops if (position := self._find(*stop)) is not None]
         if found:
-            shown, self._held = self._held[: min(found)], ""
-            return shown, True
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown, False
+            return self._show(min(found)), True
+        return self._show(min(self._may_begin(*stop) for stop in self._stops)), False
 
     def rest(self) -> str:
         """What was held back and turned out not to be a stop string."""
-        shown, self._held = self._held, ""
+        return self._show(len(self._held))
+
+    def _seen(self, with_hidden: bool) -> tuple[str, list[int]]:
+        places = [place for place, (_, shown) in enumerate(self._held) if shown or with_hidden]
+        return "".join(self._held[place][0] for place in places), places
+
+    def _find(self, stop: str, with_hidden: bool) -> int | None:
+        text, places = self._seen(with_hidden)
+        position = text.find(stop)
+        return None if position < 0 else places[position]
+
+    def _may_begin(self, stop: str, with_hidden: bool) -> int:
+        text, places = self._seen(with_hidden)
+        overlap = _overlap(text, stop)
+        return places[len(places) - overlap] if overlap else len(self._held)
+
+    def _show(self, count: int) -> str:
+        shown = "".join(character for character, visible in self._held[:count] if visible)
+        del self._held[:count]
         return shown
 
 
 def _overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` begin `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class PlacedLogprob(NamedTuple):
+    """The log probability of a token, and where in the answer its first character stands."""
+
+    entry: TokenLogprob
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +112,7 @@ class Piece:
     """
 
     text: str
-    logprobs: list[TokenLogprob]
+    logprobs: list[PlacedLogprob]
     num_tokens: int
     finish_reason: FinishReason | None
 
@@ -128,22 +120,36 @@ class Piece:
 class Transcript:
     """Turns the batches of one sequence into pieces of text, up to its end or its first stop string."""
 
-    def __init__(self, decoder: Detokenizer, stops: Sequence[str]) -> None:
-        self._decoder = decoder
-        self._stops = StopStrings(stops)
+    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int], stops: Sequence[str]) -> None:
+        self._decoder = Detokenizer(vocabulary, prompt)
+        special = vocabulary.special.items()
+        self._spelled = {token: text for token, text in special if any(text in stop for stop in stops)}
+        self._stops = StopStrings(stops, list(self._spelled.values()))
 
     def feed(self, batch: TokenBatch) -> Piece:
         """The next piece. After one with a finish reason nothing more may be fed."""
         shown: list[str] = []
+        offsets: list[int] = []
         num_text = len(batch.tokens) - (batch.finish_reason == "stop")
         for index in range(num_text):
-            text, stopped = self._stops.feed(self._decoder.step(batch.tokens[index]))
+            offsets.append(self._decoder.num_characters)
+            text, stopped = self._step(batch.tokens[index])
             shown.append(text)
             if stopped:
-                return Piece("".join(shown), batch.logprobs[: index + 1], index + 1, "stop")
+                return Piece("".join(shown), _placed(batch.logprobs, offsets), index + 1, "stop")
         reason = batch.finish_reason
         if reason is not None:
             text, stopped = self._stops.feed(self._decoder.rest())
-            shown += [text, self._stops.rest()]
+            shown += [text, "" if stopped else self._stops.rest()]
             reason = "stop" if stopped else reason
-        return Piece("".join(shown), batch.logprobs[:num_text], len(batch.tokens), reason)
+        return Piece("".join(shown), _placed(batch.logprobs, offsets), len(batch.tokens), reason)
+
+    def _step(self, token: int) -> tuple[str, bool]:
+        if (spelled := self._spelled.get(token)) is not None:
+            return self._stops.feed(spelled, hidden=True)
+        return self._stops.feed(self._decoder.step(token))
+
+
+def _placed(entries: Sequence[TokenLogprob], offsets: Sequence[int]) -> list[PlacedLogprob]:
+    # A batch without log probabilities has no entries; an end-of-sequence token has one and no place.
+    return [PlacedLogprob(entry, offset) for entry, offset in zip(entries, offsets, strict=False)]

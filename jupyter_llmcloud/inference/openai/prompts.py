@@ -14,7 +14,7 @@ from jupyter_llmcloud.inference.openai.requests import ChatMessage, ChatRequest,
 
 def completion_prompts(request: CompletionRequest, loaded: LoadedModel) -> list[list[int]]:
     """The token ids of every prompt of the request: a text, texts, token ids, or lists of them."""
-    prompts = [_token_ids(item, loaded.tokenizer) for item in _separate(request.prompt)]
+    prompts = [_token_ids(item, loaded) for item in _separate(request.prompt)]
     if not prompts:
         raise ApiError(400, "prompt is an empty list.", param="prompt", code="invalid_value")
     return [_checked(prompt, loaded, "prompt") for prompt in prompts]
@@ -23,13 +23,14 @@ def completion_prompts(request: CompletionRequest, loaded: LoadedModel) -> list[
 def chat_prompt(request: ChatRequest, loaded: LoadedModel) -> list[int]:
     """The token ids of a conversation, through the model's chat template or else through `plain_template`."""
     if not getattr(loaded.tokenizer, "chat_template", None):
-        return _checked(_encode(loaded.tokenizer, plain_template(request.messages)), loaded, "messages")
+        return _checked(_text_to_continue(plain_template(request.messages), loaded), loaded, "messages")
     try:
         text = loaded.tokenizer.apply_chat_template(
             [_as_dict(message) for message in request.messages], add_generation_prompt=True, tokenize=False
         )
-    except TemplateError as error:
-        message = f"The model's chat template refuses these messages: {error}"
+    except Exception as error:  # a template is a program of others: it may raise whatever it likes
+        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        message = f"The model's chat template refuses these messages: {said}"
         raise ApiError(400, message, param="messages", code="invalid_value") from None
     # The template has put the special tokens where the model wants them.
     return _checked(_encode(loaded.tokenizer, text, special=False), loaded, "messages")
@@ -74,8 +75,24 @@ def _separate(prompt: str | list[Any]) -> list[Any]:
     return [prompt] if kinds == {int} else list(prompt)
 
 
-def _token_ids(item: str | list[int], tokenizer: Any) -> list[int]:
-    return _encode(tokenizer, item) if isinstance(item, str) else item
+def _token_ids(item: str | list[int], loaded: LoadedModel) -> list[int]:
+    return _text_to_continue(item, loaded) if isinstance(item, str) else item
+
+
+def _text_to_continue(text: str, loaded: LoadedModel) -> list[int]:
+    """A text with what the tokenizer puts before it. What it puts after it would end what shall go on."""
+    tokens = _encode(loaded.tokenizer, text)
+    if loaded.is_encoder_decoder:  # an encoder is given a whole text, with its end
+        return tokens
+    return tokens[: len(tokens) - _num_put_after(loaded.tokenizer)]
+
+
+def _num_put_after(tokenizer: Any) -> int:
+    """How many tokens the tokenizer's post-processor appends to a text."""
+    plain = _encode(tokenizer, "a", special=False)
+    whole = _encode(tokenizer, "a")
+    fits = [n for n in range(len(whole) - len(plain) + 1) if whole[n : n + len(plain)] == plain]
+    return len(whole) - len(plain) - fits[0] if fits else 0
 
 
 def _encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:

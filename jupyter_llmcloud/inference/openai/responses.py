@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
 from jupyter_llmcloud.inference.engines.base import FinishReason, TokenLogprob
+from jupyter_llmcloud.inference.openai.detokenize import PlacedLogprob
+from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 DONE = b"data: [DONE]\n\n"
 
@@ -56,7 +58,7 @@ class Choice:
 
     index: int
     text: str = ""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: list[PlacedLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
 
@@ -69,11 +71,11 @@ class Format(Protocol):
         """The first chunk of a choice, if the format has one."""
         ...
 
-    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+    def piece(self, choice: Choice, text: str, logprobs: Sequence[PlacedLogprob] | None) -> dict[str, Any]:
         """A choice in a chunk: new text, or the finish reason."""
         ...
 
-    def choice(self, choice: Choice, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+    def choice(self, choice: Choice, logprobs: Sequence[PlacedLogprob] | None) -> dict[str, Any]:
         """A choice in a whole reply."""
         ...
 
@@ -86,30 +88,27 @@ class Format(Protocol):
         ...
 
 
-TokenText = Callable[[int], str]
-
-
 class CompletionFormat:
     """POST /v1/completions."""
 
     prefix = "cmpl"
 
-    def __init__(self, token_text: TokenText) -> None:
-        self._token_text = token_text
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
 
     def opening(self, index: int) -> None:
         """A completion begins with its text."""
 
-    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+    def piece(self, choice: Choice, text: str, logprobs: Sequence[PlacedLogprob] | None) -> dict[str, Any]:
         """A choice in a chunk: new text, or the finish reason."""
         return {
             "index": choice.index,
             "text": text,
-            "logprobs": self._logprobs(logprobs, len(choice.text) - len(text)),
+            "logprobs": self._logprobs(logprobs),
             "finish_reason": choice.finish_reason,
         }
 
-    def choice(self, choice: Choice, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+    def choice(self, choice: Choice, logprobs: Sequence[PlacedLogprob] | None) -> dict[str, Any]:
         """A choice in a whole reply."""
         return {**self.piece(choice, choice.text, logprobs)}
 
@@ -121,19 +120,24 @@ class CompletionFormat:
         """A chunk of a stream."""
         return _object("text_completion", envelope, choices)
 
-    def _logprobs(self, entries: Sequence[TokenLogprob] | None, offset: int) -> dict[str, Any] | None:
-        if entries is None:
+    def _logprobs(self, placed: Sequence[PlacedLogprob] | None) -> dict[str, Any] | None:
+        if placed is None:
             return None
-        tokens = [self._token_text(entry.token) for entry in entries]
-        ends = [offset]
-        for token in tokens:
-            ends.append(ends[-1] + len(token))
         return {
-            "tokens": tokens,
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{self._token_text(t): p for t, p in entry.top} for entry in entries],
-            "text_offset": ends[:-1],
+            "tokens": [self._vocabulary.name(entry.token) for entry, _ in placed],
+            "token_logprobs": [entry.logprob for entry, _ in placed],
+            "top_logprobs": [self._top(entry) for entry, _ in placed],
+            "text_offset": [offset for _, offset in placed],
         }
+
+    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+        """Alternatives by name; of tokens spelled alike, the chosen or likelier one has it, the others their id."""
+        names = {entry.token: self._vocabulary.name(entry.token)}
+        for token, _ in entry.top:
+            if token not in names:
+                name = self._vocabulary.name(token)
+                names[token] = f"token_id:{token}" if name in names.values() else name
+        return {names[token]: logprob for token, logprob in entry.top}
 
 
 class ChatFormat:
@@ -141,15 +145,15 @@ class ChatFormat:
 
     prefix = "chatcmpl"
 
-    def __init__(self, token_text: TokenText) -> None:
-        self._token_text = token_text
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
 
     def opening(self, index: int) -> dict[str, Any]:
         """The role, before any text."""
         delta = {"role": "assistant", "content": "", "refusal": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+    def piece(self, choice: Choice, text: str, logprobs: Sequence[PlacedLogprob] | None) -> dict[str, Any]:
         """A choice in a chunk: new text, or the finish reason."""
         return {
             "index": choice.index,
@@ -158,7 +162,7 @@ class ChatFormat:
             "finish_reason": choice.finish_reason,
         }
 
-    def choice(self, choice: Choice, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+    def choice(self, choice: Choice, logprobs: Sequence[PlacedLogprob] | None) -> dict[str, Any]:
         """A choice in a whole reply."""
         return {
             "index": choice.index,
@@ -175,23 +179,21 @@ class ChatFormat:
         """A chunk of a stream."""
         return _object("chat.completion.chunk", envelope, choices)
 
-    def _logprobs(self, entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-        if entries is None:
+    def _logprobs(self, placed: Sequence[PlacedLogprob] | None) -> dict[str, Any] | None:
+        if placed is None:
             return None
         content = [
             {
                 **self._token(entry.token, entry.logprob),
                 "top_logprobs": [self._token(t, p) for t, p in entry.top],
             }
-            for entry in entries
+            for entry, _ in placed
         ]
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._token_text(token)
-        # A token that is a part of a character has no text of its own, so its bytes are not known here.
-        known = "\ufffd" not in text
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if known else None}
+        spelled = list(self._vocabulary.spelled(token))
+        return {"token": self._vocabulary.name(token), "logprob": logprob, "bytes": spelled}
 
 
 def _object(kind: str, envelope: Envelope, choices: list[dict[str, Any]]) -> dict[str, Any]:
