@@ -23,7 +23,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.special = _special(tokenizer)
-        self._alphabet = _byte_level_alphabet() if _is_byte_level(tokenizer) else None
+        self._alphabet = _alphabet(tokenizer)
         self._anchor: list[int] = [] if self._alphabet else self._plain_token()
         self._before = self._decode(self._anchor)
         self.bytes_of = lru_cache(maxsize=65536)(self._bytes_of)
@@ -102,6 +102,15 @@ def _special(tokenizer: Any) -> dict[int, str]:
         added = backend.get_added_tokens_decoder()
         return {token: entry.content for token, entry in added.items() if entry.special}
     return {token: str(tokenizer.convert_ids_to_tokens(token)) for token in tokenizer.all_special_ids}
+
+
+def _alphabet(tokenizer: Any) -> dict[str, int] | None:
+    """The byte of each character of a token, where tokens are spelled so; None: tokens are spelled as text."""
+    if _is_byte_level(tokenizer):
+        return _byte_level_alphabet()
+    if getattr(tokenizer, "_utf_vocab_size", None) == 256:  # ByT5
+        return {chr(byte): byte for byte in range(256)}
+    return getattr(tokenizer, "byte_decoder", None)  # byte-level ones written in Python
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
