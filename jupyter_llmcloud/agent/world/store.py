@@ -64,12 +64,12 @@ class Stores:
         self._ended: set[str] = set()  # names of those whose process has gone
         self._num_started = 0
 
-    async def start(self, world_id: str, shares: Sequence[Mapping[str, Any]]) -> str:
+    async def start(self, world_id: str, allocations: Sequence[Mapping[str, Any]]) -> str:
         """Start the store of a world, on loopback unless ranks on other hosts must reach it; returns `host:port`."""
         self._num_started += 1
         store = Store(f"{world_id}/store{self._num_started}", self._log)
         self._stores[world_id] = store
-        return await store.start(self._zygote, self._interface if is_elsewhere(shares) else "127.0.0.1")
+        return await store.start(self._zygote, self._interface if is_elsewhere(allocations) else "127.0.0.1")
 
     def is_alive(self, world_id: str) -> bool:
         """Whether the process of a world's store is there."""
@@ -90,6 +90,6 @@ class Stores:
             self._ended.discard(store.name)
 
 
-def is_elsewhere(shares: Sequence[Mapping[str, Any]]) -> bool:
+def is_elsewhere(allocations: Sequence[Mapping[str, Any]]) -> bool:
     """Whether some of these ranks are on another host."""
-    return any(share.get("host") not in (None, socket.gethostname()) for share in shares)
+    return any(allocation.get("host") not in (None, socket.gethostname()) for allocation in allocations)
