@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.rank_messages import ForkStore
-from jupyter_llmcloud.system.spawn import open_log
+from jupyter_llmcloud.system.spawn import last_words, open_log
 
-NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.no_names; man 5 resolv.conf
+NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.group.no_dns; man 5 resolv.conf
 
 
 class Store:
@@ -25,7 +27,10 @@ class Store:
         self._control: socket.socket | None = None
 
     async def start(self, zygote: ZygoteClient, interface: str) -> str:
-        """Bind port 0 of `interface`, fork, wait until it answers; returns `host:port`."""
+        """Bind port 0 of `interface`, fork, wait until it answers; returns `host:port`.
+
+        Raises WorldError when it ends instead.
+        """
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.bind((interface, 0))
             listener.listen(256)
@@ -37,9 +42,16 @@ class Store:
                 socket.send_fds(ours, [b"+"], [listener.fileno()])
         ours.setblocking(False)
         self._control = ours
-        await asyncio.get_running_loop().sock_recv(ours, 1)
+        await self._answered(ours)
         self.address = f"{host}:{port}"
         return self.address
+
+    async def _answered(self, control: socket.socket) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            if await asyncio.get_running_loop().sock_recv(control, 1):
+                return
+        words = last_words(self._log)
+        raise WorldError(f"the store by which ranks meet ended at its start. Its last words ({self._log}):\n{words}")
 
     def close(self) -> None:
         """End it."""
