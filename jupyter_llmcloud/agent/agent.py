@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from jupyter_llmcloud.agent.failover.leader_link import Followings
-from jupyter_llmcloud.agent.failover.standby import Takeovers
+from jupyter_llmcloud.agent.failover.leader_link import LeaderLinks
+from jupyter_llmcloud.agent.failover.standby import Standby
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.replicas import Replicas
 from jupyter_llmcloud.agent.world.led_world import LedWorlds
@@ -81,8 +81,8 @@ class Agent:
         self.node = NodeServices.build(folder, str(folder / AGENT_SOCKET), interface, num_slots)
         self.replicas = Replicas(folder, self.node.devices)
         self.worlds = LedWorlds(self.node)
-        self.takeovers = Takeovers(self.node.address, self.node.led, self.worlds.lead_on)
-        self.followings = Followings(self.node.groups, self.takeovers.expect)
+        self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
+        self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._responder = self._make_responder()
@@ -128,7 +128,7 @@ class Agent:
             await asyncio.sleep(LEASE_CHECK_S)
             now = time.monotonic()
             self.worlds.heartbeat(now)
-            self.followings.beat()
+            self.leader_links.heartbeat()
             if self.node.is_held or self.worlds or self.node.groups:  # a world has a lease of its own, on its leader
                 self._held_until = now + self.lease_s
             elif now > self._held_until:
@@ -146,7 +146,7 @@ class Agent:
             begun=list(self.worlds.begun),
             num_replicas=self.replicas.num_running,
             num_runs=self.takeovers.num_waiting + self.worlds.num_active_runs,
-            stands_by=self.followings.stands_by,
+            stands_by=self.leader_links.stands_by,
         )
 
     # --- connections ---
@@ -156,7 +156,7 @@ class Agent:
         try:
             async for message in connection.messages():
                 if isinstance(message, Said):
-                    self.followings.hear(message, connection)
+                    self.leader_links.hear(message, connection)
                 elif isinstance(message, Request | Unreadable):
                     self._do(self._responder.serve(message, connection.send, connection))
         except LLMCloudError as error:  # what came is no message of this version
@@ -175,7 +175,7 @@ class Agent:
     def _forget(self, connection: Connection) -> None:
         self.node.forget(connection)
         self.worlds.forget(connection)
-        self.followings.forget(connection)
+        self.leader_links.forget(connection)
 
     # --- requests ---
 
@@ -194,7 +194,7 @@ class Agent:
         responder.on(DescribeWorld, self._describe_world)
         responder.on(DumpStacks, lambda asked, _: self.worlds.get(asked.world_id).stacks())
         responder.on(Describe, lambda *_: self.describe())
-        responder.on(Follow, self.followings.follow)
+        responder.on(Follow, self.leader_links.follow)
         responder.on(StartReplica, self._start_replica)
         responder.on(StopReplica, lambda asked, _: self.replicas.stop(asked.replica_id))
         responder.on(DescribeReplicas, lambda *_: ReplicaList(replicas=self.replicas.describe()))
@@ -228,7 +228,7 @@ class Agent:
         return ReplicaDescription(**await self.replicas.start(asked.endpoint, asked.replica_id, asked.spec))
 
     def _renew_lease(self, asked: RenewLease, worker: Connection) -> None:
-        if self.node.held_by(worker, asked.finds_room):
+        if self.node.held_by(worker, asked.finds_capacity):
             self.worlds.worker_joined()
         self.takeovers.inherit()
 

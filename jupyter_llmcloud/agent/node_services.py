@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.agent.failover.standby import LedRuns
-from jupyter_llmcloud.agent.failover.worker_client import ClusterRoom
+from jupyter_llmcloud.agent.failover.worker_client import WorkerClient
 from jupyter_llmcloud.agent.ranks.devices import Devices
-from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, LocalGroups, RankEvents
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, LocalGroup, LocalGroups, RankEvents
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.agent.world.store import Stores
 from jupyter_llmcloud.protocol.connection import Connection
@@ -33,7 +33,7 @@ class NodeServices:
     zygote: ZygoteClient
     stores: Stores
     groups: LocalGroups
-    worker: ClusterRoom
+    worker: WorkerClient
     led: LedRuns
 
     @classmethod
@@ -48,7 +48,7 @@ class NodeServices:
         zygote = ZygoteClient(folder / "zygote.log", on_exit)
         stores = Stores(zygote, folder / "store.log", interface)
         groups = LocalGroups(zygote, devices)
-        worker = ClusterRoom(address, devices)
+        worker = WorkerClient(address, devices)
         return cls(address, interface, devices, zygote, stores, groups, worker, LedRuns(folder, zygote))
 
     # --- the agent's own ---
@@ -57,9 +57,9 @@ class NodeServices:
         """Begin to import what ranks need."""
         self.zygote.warm()
 
-    def held_by(self, worker: Connection, finds_room: bool) -> bool:
+    def held_by(self, worker: Connection, finds_capacity: bool) -> bool:
         """A worker renews the agent's lease; returns whether one that knows the cluster does so for the first time."""
-        return self.worker.held_by(worker, finds_room)
+        return self.worker.held_by(worker, finds_capacity)
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended, perhaps a worker's."""
@@ -94,13 +94,13 @@ class NodeServices:
         """The network interface by which ranks of other hosts reach this one."""
         return self.devices.interface_with(self.interface)
 
-    def host_ranks(self, spec: GroupSpec, events: RankEvents) -> HostedRanks:
+    def host_ranks(self, spec: GroupSpec, events: RankEvents) -> LocalGroup:
         """Slots for ranks of a world on this node. Raises Busy."""
         return self.groups.make(spec, events)
 
-    async def start_store(self, world_id: str, shares: Sequence[Mapping[str, Any]]) -> str:
+    async def start_store(self, world_id: str, allocations: Sequence[Mapping[str, Any]]) -> str:
         """Start the TCPStore of a world; returns `host:port`."""
-        return await self.stores.start(world_id, shares)
+        return await self.stores.start(world_id, allocations)
 
     def has_store(self, world_id: str) -> bool:
         """Whether the process of a world's store is there."""

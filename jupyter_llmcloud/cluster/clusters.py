@@ -253,30 +253,30 @@ class ClusterPool:
         record = self._record(cluster)
         self._queues.come(record.cluster_id, ticket)
         agents = await self.agents(record.name)
-        shares, world_id = self._queues.place(record.cluster_id, ticket, num_ranks, agents)
+        allocations, world_id = self._queues.place(record.cluster_id, ticket, num_ranks, agents)
         return {
             "cluster": record.name,
             "world_id": world_id,
-            "agents": await self._for_leader(record, agents, [asdict(share) for share in shares]),
-            "num_ranks": sum(share.num_ranks for share in shares),
+            "agents": await self._for_leader(record, agents, [asdict(allocation) for allocation in allocations]),
+            "num_ranks": sum(allocation.num_ranks for allocation in allocations),
             "started": started,
         }
 
     async def _for_leader(
-        self, record: ClusterRecord, agents: Sequence[AgentInfo], shares: list[dict[str, Any]]
+        self, record: ClusterRecord, agents: Sequence[AgentInfo], allocations: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Shares with `home` added: how the first agent, the leader, reaches each of them from its own host."""
         by_address = {agent.address: agent for agent in agents}
-        leader = by_address[shares[0]["address"]]
+        leader = by_address[allocations[0]["address"]]
         client = await self._client(record)
-        for share in shares:
-            agent = by_address[share["address"]]
-            share["home"] = agent.home
+        for allocation in allocations:
+            agent = by_address[allocation["address"]]
+            allocation["home"] = agent.home
             if agent is not leader:
                 info = {"host": agent.host, "worker": agent.worker, "name": agent.name, "address": agent.home}
                 beside, always = [leader.worker], self._reach.always_tunnel
-                share["home"] = (await client.run(open_bridge, info, always, workers=beside))[leader.worker]
-        return shares
+                allocation["home"] = (await client.run(open_bridge, info, always, workers=beside))[leader.worker]
+        return allocations
 
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
         """The agent with the fewest replicas; of the newest cluster, started if need be, when none is named."""

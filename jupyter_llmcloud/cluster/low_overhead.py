@@ -26,7 +26,7 @@ HEARTBEATS = Patch(
     feature="Fewer heartbeats of Dask workers",
     why="A scheduler tells its workers how often to report, by their number; no setting changes that.",
     without="Workers report twice a second; nothing else changes.",
-    checked="distributed 2026.1 to 2026.8",
+    checked="distributed 2026.1.1 to 2026.8",
     targets={"distributed:Scheduler.heartbeat_worker": ()},
 )
 

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from jupyter_llmcloud.cluster.agent_info import AgentInfo
-from jupyter_llmcloud.core.scheduling.placement import AgentSlots, Share, default_num_ranks, place
-from jupyter_llmcloud.core.scheduling.queue import PlacementQueue, Room
+from jupyter_llmcloud.core.scheduling.placement import AgentSlots, Allocation, default_num_ranks, place
+from jupyter_llmcloud.core.scheduling.queue import Capacity, PlacementQueue
 from jupyter_llmcloud.errors import Busy
 
 
@@ -26,7 +26,7 @@ class PlacementQueues:
 
     def place(
         self, cluster_id: str, ticket: str, num_ranks: int | None, agents: Sequence[AgentInfo]
-    ) -> tuple[list[Share], str]:
+    ) -> tuple[list[Allocation], str]:
         """Shares, and the id of the world that is to be started there.
 
         Raises CapacityError when the cluster can never hold it, Busy when it cannot now, or when others come first.
@@ -34,14 +34,14 @@ class PlacementQueues:
         slots = [AgentSlots(a.address, a.host, a.num_slots, a.free_slots, a.has_gpus) for a in agents]
         queue = self._queues[cluster_id]
         try:
-            shares, busy = place(num_ranks, slots), None
+            allocations, busy = place(num_ranks, slots), None
         except Busy as error:
-            shares, busy = [], error
+            allocations, busy = [], error
         except Exception:
             queue.leave(ticket)
             raise
-        wanted = sum(share.num_ranks for share in shares) or num_ranks or default_num_ranks(slots)
-        cluster = Room(
+        wanted = sum(allocation.num_ranks for allocation in allocations) or num_ranks or default_num_ranks(slots)
+        cluster = Capacity(
             sum(agent.free for agent in slots),
             sum(agent.total for agent in slots),
             {world["world_id"] for agent in agents for world in agent.worlds},
@@ -55,4 +55,4 @@ class PlacementQueues:
             others = f"kept for {verdict.before} ranks of others who have waited longer"
             reason = others if verdict.before else "about to be taken by worlds that are being started"
             raise Busy(f"-n {wanted}: {cluster.free} of {cluster.total} slots are free, but {reason}.")
-        return shares, world_id
+        return allocations, world_id

@@ -22,8 +22,8 @@ from jupyter_llmcloud.core.scheduling.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, WorldError
 from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
-    FindRoom,
-    FindStandBy,
+    FindCapacity,
+    FindStandby,
     Placement,
     RenewLease,
     Shutdown,
@@ -84,7 +84,7 @@ class AgentPlugin(WorkerPlugin):
                 await self._let_go()
                 responder = self._make_responder(worker)
                 connection = self._connection = await AgentConnection.open(self.info["address"], responder=responder)
-                await connection.request(RenewLease(finds_room=True))  # held while this connection is open
+                await connection.request(RenewLease(finds_capacity=True))  # held while this connection is open
                 self._watching = asyncio.create_task(self._watch(worker, connection))
         return self.info
 
@@ -126,15 +126,15 @@ class AgentPlugin(WorkerPlugin):
     def _make_responder(self, worker: Worker) -> Responder:
         """What the agent may ask about the others that its worker's scheduler knows."""
 
-        async def find_room(asked: FindRoom) -> Placement:
+        async def find_room(asked: FindCapacity) -> Placement:
             return await self._place(asked.num_ranks, await _all_agents(worker))
 
-        async def find_standby(_: FindStandBy) -> StandbyFound:
+        async def find_standby(_: FindStandby) -> StandbyFound:
             return await self._another(await _all_agents(worker))
 
         responder = Responder(f"the Dask worker {worker.name}")
-        responder.on(FindRoom, find_room)
-        responder.on(FindStandBy, find_standby)
+        responder.on(FindCapacity, find_room)
+        responder.on(FindStandby, find_standby)
         return responder
 
     async def _place(self, num_ranks: int, agents: dict[str, dict[str, Any]]) -> Placement:
@@ -143,9 +143,9 @@ class AgentPlugin(WorkerPlugin):
             for key, row in agents.items()
         ]
         found = []
-        for share in place(num_ranks, slots):
-            home = await self.bridge_to(agents[share.address])
-            found.append({"address": home, "home": home, "host": share.host, "num_ranks": share.num_ranks})
+        for allocation in place(num_ranks, slots):
+            home = await self.bridge_to(agents[allocation.address])
+            found.append({"address": home, "home": home, "host": allocation.host, "num_ranks": allocation.num_ranks})
         return Placement(agents=found)
 
     async def _another(self, agents: dict[str, dict[str, Any]]) -> StandbyFound:

@@ -249,10 +249,10 @@ class DescribeReplicas(Request[ReplicaList], frozen=True, kw_only=True):
 
 
 class RenewLease(Request[Done], frozen=True, kw_only=True):
-    """The owner is alive; one that `finds_room` answers FindRoom."""
+    """The owner is alive; one that `finds_capacity` answers FindCapacity."""
 
     world_id: str = ""
-    finds_room: bool = False
+    finds_capacity: bool = False
 
 
 class Shutdown(Request[Done], frozen=True, kw_only=True):
@@ -262,13 +262,13 @@ class Shutdown(Request[Done], frozen=True, kw_only=True):
 # --- asked by an agent of the worker that holds it ---
 
 
-class FindRoom(Request[Placement], frozen=True, kw_only=True):
+class FindCapacity(Request[Placement], frozen=True, kw_only=True):
     """Where can this agent start so many ranks?"""
 
     num_ranks: int
 
 
-class FindStandBy(Request[StandbyFound], frozen=True, kw_only=True):
+class FindStandby(Request[StandbyFound], frozen=True, kw_only=True):
     """Which other agent could lead in this one's place?"""
 
 

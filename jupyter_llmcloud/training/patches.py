@@ -14,7 +14,7 @@ _TORCH = "torch 2.6 to 2.15"
 _ACCELERATE = "accelerate 1.10 to 1.15"
 _TRANSFORMERS = "transformers 5.23 to 5.24"
 _PYTHON = "Python 3.11 to 3.13"
-_IPYTHON = "IPython 9.0 to 9.18"
+_IPYTHON = "IPython 9.4 to 9.18"
 _C10D = "torch.distributed.distributed_c10d"
 
 # --- replay of a cell ------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ CODE_BY_VALUE = Patch(
     feature="Sending functions of a cell by cloudpickle while it saves checkpoints",
     why="The code that runs then counts loops; another process gets the code as it was written. There is no hook.",
     without="Training works; send functions from a cell without checkpoints or restarts.",
-    checked="cloudpickle 3.0 to 3.1",
+    checked="cloudpickle 3.1",
     targets={"cloudpickle:CloudPickler.dispatch_table": None},
 )
 WHILE_TRACKED = (PASSES, TRAINER, CODE_BY_VALUE)

@@ -88,7 +88,11 @@ def hold_store(control: int, request: ForkStore) -> int:
 
     sock = socket.socket(fileno=control)
     _, (listener,), _, _ = socket.recv_fds(sock, 1, 1)
-    store = dist.TCPStore(request.host, request.port, is_master=True, wait_for_workers=False, master_listen_fd=listener)
+    options: dict[str, Any] = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener}
+    try:
+        store = dist.TCPStore(request.host, request.port, **options)
+    except NotImplementedError:  # of torch 2.6, whose newer store cannot be given a socket
+        store = dist.TCPStore(request.host, request.port, use_libuv=False, **options)
     sock.sendall(b"+")
     sock.recv(1)
     del store

@@ -211,9 +211,9 @@ def test_an_address_where_nobody_answers_is_told(server: Server, monkeypatch: py
 
 def test_ranks_are_placed_on_few_workers_first(server: Server) -> None:
     two = server.do(server.pool.place(None, 2))
-    assert [share["num_ranks"] for share in two["agents"]] == [2]
+    assert [allocation["num_ranks"] for allocation in two["agents"]] == [2]
     three = server.do(server.pool.place("local", 3))
-    assert sorted(share["num_ranks"] for share in three["agents"]) == [1, 2]
+    assert sorted(allocation["num_ranks"] for allocation in three["agents"]) == [1, 2]
     assert (three["num_ranks"], three["started"]) == (3, False)
     assert server.do(server.pool.place(None, None))["num_ranks"] == 2
 

@@ -165,7 +165,7 @@ def test_a_run_survives_partitions_a_killed_nanny_and_a_killed_scheduler(
     placement = server.do(server.pool.place(None, 2))
     world = WorldClient.start(placement, "me")
     assert Path(world.channel.address).name != "agent.sock"  # through the tunnel
-    pids = [row["pid"] for row in world.describe()["ranks"]]
+    pids = [row["pid"] for row in world.describe().ranks]
     agent = server.agent_pids()
 
     _a_cell_shows_everything_although_the_network_is_gone_for_a_while(dask, world, tmp_path, capsys)
@@ -180,7 +180,7 @@ def test_a_run_survives_partitions_a_killed_nanny_and_a_killed_scheduler(
         channel = AgentChannel(server.do(server.pool.agents())[0].address)
         channel.close()
         assert time.monotonic() - began < PROMISED_S, kill.__name__
-    assert [row["pid"] for row in world.describe()["ranks"]] == pids
+    assert [row["pid"] for row in world.describe().ranks] == pids
     again = server.do(server.pool.place(None, 2))
     assert again["num_ranks"] == 2
     flag.touch()

@@ -56,7 +56,7 @@ async def _everything_goes_through_tunnels(pool: ClusterPool, straight: bool) ->
     assert [await _is_reached(agent.worker) for agent in await pool.agents()] == [straight] * 2
     placement = await pool.place(None, 2)
     homes = {agent.home for agent in await pool.agents()}
-    assert not homes & {share["address"] for share in placement["agents"]}
+    assert not homes & {allocation["address"] for allocation in placement["agents"]}
     assert placement["agents"][1]["home"] not in homes
     heard = await asyncio.to_thread(_run_a_cell, placement)
     text = "".join(r["text"] for m in heard if isinstance(m, Journaled) for r in m.records if r["kind"] == "stdout")

@@ -99,14 +99,6 @@ def test_the_lock_and_the_constraints_hold_no_addresses() -> None:
         assert "://" not in (REPOSITORY / name).read_text(encoding="utf-8"), name
 
 
-def test_modules_stay_under_600_lines(committed: list[Path]) -> None:
-    package = REPOSITORY / "jupyter_llmcloud"
-    modules = [path for path in committed if path.suffix == ".py" and path.is_relative_to(package)]
-    assert modules
-    lengths = {str(path): len(path.read_bytes().splitlines()) for path in modules}
-    assert {name: length for name, length in lengths.items() if length > 600} == {}
-
-
 def test_one_version_is_told_everywhere() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     front_end = json.loads((REPOSITORY / "labextension/package.json").read_text(encoding="utf-8"))

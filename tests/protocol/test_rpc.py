@@ -28,7 +28,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
     DescribeReplicas,
     Execute,
-    FindStandBy,
+    FindStandby,
     Pull,
     Pulled,
     Push,
@@ -371,7 +371,7 @@ def test_both_ends_of_a_connection_ask_and_answer(tmp_path: Path) -> None:
             connection, responder = Connection(reader, writer, "the worker"), Responder("the agent")
 
             async def pull(asked: Pull) -> Pulled:
-                found.append((await connection.request(FindStandBy())).address)
+                found.append((await connection.request(FindStandby())).address)
                 with pytest.raises(ProtocolError, match="the worker does not answer Describe"):
                     await connection.request(Describe())
                 return Pulled(payload=asked.names[0].encode())
@@ -389,7 +389,7 @@ def test_both_ends_of_a_connection_ask_and_answer(tmp_path: Path) -> None:
                 tasks.append(asyncio.create_task(answer()))
 
         worker = Responder("the worker")
-        worker.on(FindStandBy, lambda _: StandbyFound(address="there"))
+        worker.on(FindStandby, lambda _: StandbyFound(address="there"))
         async with (
             Server(tmp_path / "a.sock", serve) as server,
             await AgentConnection.open(server.address, responder=worker) as connection,

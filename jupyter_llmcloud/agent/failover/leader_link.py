@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, LocalGroups, RankEvents
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, LocalGroup, LocalGroups, RankEvents
 from jupyter_llmcloud.core.scheduling.lease_link import Link, Stamp
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.agent_messages import StopWorld
@@ -45,7 +45,7 @@ class LeaderLink:
 
     def __init__(self, follow: Follow, serve: Serve, end: Callable[[LeaderLink], None]) -> None:
         self.link_id = follow.link_id
-        self.hosted: HostedRanks | None = None
+        self.hosted: LocalGroup | None = None
         self.stands_by: StandBy | None = None
         self._loop = asyncio.get_running_loop()
         self._link = Link(follow.lease_s, self._loop.time())
@@ -102,7 +102,7 @@ class LeaderLink:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Called every second: say that we are here, and let the ranks live on, or end them."""
         now = self._loop.time()
         if not self._link.check(now):
@@ -113,7 +113,7 @@ class LeaderLink:
             self.hosted.live_until(self._link.expires_at)
 
 
-class Followings:
+class LeaderLinks:
     """The leaders elsewhere whose ranks are here.
 
     Args:
@@ -133,52 +133,52 @@ class Followings:
     @property
     def stands_by(self) -> list[str]:
         """The runs that this agent leads when their leader has gone."""
-        told = [following.stands_by for following in self._by_link.values()]
+        told = [link.stands_by for link in self._by_link.values()]
         return [Path(run.folder).name for run in told if run is not None]
 
     def follow(self, message: Follow, connection: Connection) -> Followed:
         """A leader speaks for the first time, or on another connection."""
-        following = self._by_link.get(message.link_id)
-        if following is None and not message.received:
-            following = self._by_link[message.link_id] = LeaderLink(message, self._serve, self._end)
-        received = following.attach(connection, message.received) if following is not None else None
-        if following is None or received is None:
+        link = self._by_link.get(message.link_id)
+        if link is None and not message.received:
+            link = self._by_link[message.link_id] = LeaderLink(message, self._serve, self._end)
+        received = link.attach(connection, message.received) if link is not None else None
+        if link is None or received is None:
             raise NotFound("its ranks of this world have ended, since their leader was not heard for too long.")
-        self._by_connection[connection] = following
+        self._by_connection[connection] = link
         return Followed(received=received)
 
     def hear(self, said: Said, connection: Connection) -> None:
         """A leader says something."""
-        if following := self._by_connection.get(connection):
-            following.hear(said)
+        if link := self._by_connection.get(connection):
+            link.hear(said)
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended."""
-        if following := self._by_connection.pop(connection, None):
-            following.detach(connection)
+        if link := self._by_connection.pop(connection, None):
+            link.detach(connection)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Called every second."""
-        for following in list(self._by_link.values()):
-            following.beat()
+        for link in list(self._by_link.values()):
+            link.heartbeat()
 
-    def _end(self, following: LeaderLink) -> None:
-        if self._by_link.pop(following.link_id, None) is None:
+    def _end(self, link: LeaderLink) -> None:
+        if self._by_link.pop(link.link_id, None) is None:
             return
-        if following.hosted is not None:
-            following.hosted.close()
-        if following.stands_by is not None:
-            self._expect(following.stands_by, following.takes_over_at)
+        if link.hosted is not None:
+            link.hosted.close()
+        if link.stands_by is not None:
+            self._expect(link.stands_by, link.takes_over_at)
 
-    async def _serve(self, following: LeaderLink, message: Message) -> None:
+    async def _serve(self, link: LeaderLink, message: Message) -> None:
         if isinstance(message, Request | Unreadable):
-            await self._responder.serve(message, following.send, following)
+            await self._responder.serve(message, link.send, link)
         else:
-            self._told(following, message)
+            self._told(link, message)
 
     @staticmethod
-    def _told(following: LeaderLink, message: Message) -> None:
-        ranks = following.hosted.links if following.hosted is not None else {}
+    def _told(link: LeaderLink, message: Message) -> None:
+        ranks = link.hosted.links if link.hosted is not None else {}
         match message:
             case ToRank() if message.rank in ranks:
                 ranks[message.rank].send(decode(message.payload))
@@ -187,15 +187,15 @@ class Followings:
             case LookAtRank() if message.rank in ranks:
                 ranks[message.rank].look(message.dump)
             case StandBy():
-                following.stands_by = message if message.folder else None
+                link.stands_by = message if message.folder else None
 
-    def _stop(self, _: StopWorld, following: LeaderLink) -> None:
-        following.stands_by = None
-        self._end(following)
+    def _stop(self, _: StopWorld, link: LeaderLink) -> None:
+        link.stands_by = None
+        self._end(link)
 
-    async def _host(self, message: HostRanks, following: LeaderLink) -> RanksHosted:
+    async def _host(self, message: HostRanks, link: LeaderLink) -> RanksHosted:
         world_id = message.world_id
-        if following.hosted is None:
+        if link.hosted is None:
             spec = GroupSpec(
                 world_id=world_id,
                 world_size=message.world_size,
@@ -205,15 +205,15 @@ class Followings:
                 env=message.env,
             )
             events = RankEvents(
-                lambda rank, inner: following.send(FromRank(world_id=world_id, rank=rank, payload=encode(inner))),
-                lambda rank, status, evidence: following.send(
+                lambda rank, inner: link.send(FromRank(world_id=world_id, rank=rank, payload=encode(inner))),
+                lambda rank, status, evidence: link.send(
                     RankExited(world_id=world_id, rank=rank, status=status, evidence=evidence)
                 ),
             )
-            following.hosted = self._groups.make(spec, events)
-        following.beat()
-        pids = await following.hosted.start(message.ranks, message.local_ranks, message.num_threads)
-        if self._by_link.get(following.link_id) is not following:
-            following.hosted.close()  # the leader has gone meanwhile
-        num_threads = {rank: following.hosted.num_threads[rank] for rank in pids}
+            link.hosted = self._groups.make(spec, events)
+        link.heartbeat()
+        pids = await link.hosted.start(message.ranks, message.local_ranks, message.num_threads)
+        if self._by_link.get(link.link_id) is not link:
+            link.hosted.close()  # the leader has gone meanwhile
+        num_threads = {rank: link.hosted.num_threads[rank] for rank in pids}
         return RanksHosted(host=socket.gethostname(), pids=pids, num_threads=num_threads)

@@ -97,7 +97,7 @@ class RunLeadership:
         """Whether another agent has claimed to lead the run."""
         return self._leadership.is_claimed(self._term + 1)
 
-    def stand_by(self, followers: Sequence[FollowerLink]) -> None:
+    def standby(self, followers: Sequence[FollowerLink]) -> None:
         """Have the agents that host ranks stand by, or another one when there are none."""
         self._followers = [follower for follower in followers if not follower.gone]
         elsewhere = any(not follower.is_here for follower in self._followers)

@@ -72,7 +72,7 @@ class LedRuns:
             write_json(self._file, about, durable=False)  # for the agent after this one, on this host as it runs now
 
 
-class Takeovers:
+class Standby:
     """The runs of other agents that are led from here when those have gone.
 
     Args:

@@ -1,4 +1,4 @@
-"""Room for ranks elsewhere: asked of the Dask worker that holds this agent, which knows the cluster."""
+"""Slots for ranks elsewhere: asked of the Dask worker that holds this agent, which knows the cluster."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError
-from jupyter_llmcloud.protocol.agent_messages import FindRoom, FindStandBy
+from jupyter_llmcloud.protocol.agent_messages import FindCapacity, FindStandby
 from jupyter_llmcloud.protocol.connection import Connection
 
 ASK_TIMEOUT_S = 30.0
 
 
-class ClusterRoom:
+class WorkerClient:
     """The workers that hold this agent, and what is asked of them. The run's kernel and server may be gone by then.
 
     Args:
@@ -37,10 +37,10 @@ class ClusterRoom:
         """Whether a worker holds this agent that knows the cluster."""
         return any(self._workers.values())
 
-    def held_by(self, worker: Connection, finds_room: bool) -> bool:
+    def held_by(self, worker: Connection, finds_capacity: bool) -> bool:
         """A worker renews the agent's lease; returns whether one that knows the cluster does so for the first time."""
-        is_new = finds_room and not self._workers.get(worker)
-        self._workers[worker] = finds_room
+        is_new = finds_capacity and not self._workers.get(worker)
+        self._workers[worker] = finds_capacity
         return is_new
 
     def forget(self, connection: Connection) -> None:
@@ -54,7 +54,7 @@ class ClusterRoom:
         """
         for worker in self._that_find_room():
             try:
-                return (await worker.request(FindRoom(num_ranks=num_ranks), ASK_TIMEOUT_S)).agents
+                return (await worker.request(FindCapacity(num_ranks=num_ranks), ASK_TIMEOUT_S)).agents
             except CapacityError as error:
                 raise Busy(str(error)) from None
             except LLMCloudError:
@@ -68,8 +68,8 @@ class ClusterRoom:
         """A socket for another agent, on another host if there is one; "" when there is none or nobody can be asked."""
         for worker in self._that_find_room():
             with contextlib.suppress(LLMCloudError):
-                return (await worker.request(FindStandBy(), ASK_TIMEOUT_S)).address
+                return (await worker.request(FindStandby(), ASK_TIMEOUT_S)).address
         return ""
 
     def _that_find_room(self) -> list[Connection]:
-        return [worker for worker, finds_room in self._workers.items() if finds_room]
+        return [worker for worker, finds_capacity in self._workers.items() if finds_capacity]

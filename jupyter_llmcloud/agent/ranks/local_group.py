@@ -34,11 +34,11 @@ class RankEvents(NamedTuple):
     on_exit: Callable[[int, int, str], None]
 
 
-class HostedRanks:
+class LocalGroup:
     """Forks ranks, hears of their exits, gives their slots back."""
 
     def __init__(self, zygote: ZygoteClient, devices: Devices, spec: GroupSpec, events: RankEvents) -> None:
-        self.gone = ""  # as of RemoteRanks
+        self.gone = ""  # as of RemoteGroup
         self.until: float | None = None  # as of LiveUntil, for ranks whose leader is elsewhere
         self.num_threads: dict[int, int] = {}
         self.links: dict[int, LocalRank] = {}
@@ -151,11 +151,11 @@ class LocalGroups:
     def __init__(self, zygote: ZygoteClient, devices: Devices) -> None:
         self._zygote = zygote
         self._devices = devices
-        self._groups: dict[str, HostedRanks] = {}
+        self._groups: dict[str, LocalGroup] = {}
 
-    def make(self, spec: GroupSpec, events: RankEvents) -> HostedRanks:
+    def make(self, spec: GroupSpec, events: RankEvents) -> LocalGroup:
         """Slots for ranks of a world; they are forked when the group is started. Raises Busy."""
-        group = self._groups[spec.world_id] = HostedRanks(self._zygote, self._devices, spec, events)
+        group = self._groups[spec.world_id] = LocalGroup(self._zygote, self._devices, spec, events)
         return group
 
     def exited(self, name: str, status: int) -> None:

@@ -1,4 +1,4 @@
-"""A world's shares: its ranks on the agents that host them, here and elsewhere, and the store by which they meet."""
+"""The ranks of a world on the agents that host them, here and elsewhere, and the store by which they meet."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.node_services import NodeServices
-from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, HostedRanks, RankEvents
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, LocalGroup, RankEvents
 from jupyter_llmcloud.agent.ranks.local_rank import RankLink
-from jupyter_llmcloud.agent.ranks.remote_group import RemoteRanks
+from jupyter_llmcloud.agent.ranks.remote_group import RemoteGroup
 from jupyter_llmcloud.agent.world.store import is_elsewhere
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.protocol.agent_messages import StartWorld
@@ -30,7 +30,7 @@ class RankGroups:
         self._node = node
         self._spec = spec
         self._events = events
-        self._hosts: list[HostedRanks | RemoteRanks] = []
+        self._hosts: list[LocalGroup | RemoteGroup] = []
         self._num_shares = 0
         self._store = ""
         self._interface = ""  # that ranks have to use since the store has moved
@@ -41,25 +41,25 @@ class RankGroups:
         """Whether ranks can meet again."""
         return self._node.has_store(self._spec.world_id)
 
-    async def start(self, shares: Sequence[dict[str, Any]], world_size: int) -> None:
+    async def start(self, allocations: Sequence[dict[str, Any]], world_size: int) -> None:
         """Fork ranks on every agent; their numbers go on from those that there are."""
-        await self._have_store(shares)
-        for share in shares:
+        await self._have_store(allocations)
+        for allocation in allocations:
             first = len(self.links)
-            ranks = list(range(first, first + share["num_ranks"]))
-            await self._start_share(share.get("home", share["address"]), ranks, world_size)
+            ranks = list(range(first, first + allocation["num_ranks"]))
+            await self._start_allocation(allocation.get("home", allocation["address"]), ranks, world_size)
 
-    async def _have_store(self, shares: Sequence[dict[str, Any]]) -> None:
+    async def _have_store(self, allocations: Sequence[dict[str, Any]]) -> None:
         """Ranks of other hosts cannot speak to a store on loopback: then have another, which is told by `join`."""
         if not self._store:
-            self._store = await self._node.start_store(self._spec.world_id, shares)
-        elif self._store.startswith("127.") and is_elsewhere(shares):
+            self._store = await self._node.start_store(self._spec.world_id, allocations)
+        elif self._store.startswith("127.") and is_elsewhere(allocations):
             self._node.end_store(self._spec.world_id)
-            self._store = await self._node.start_store(self._spec.world_id, shares)
+            self._store = await self._node.start_store(self._spec.world_id, allocations)
             self._interface = self._node.interface_name()
             self._has_moved = True
 
-    async def _start_share(self, address: str, ranks: list[int], world_size: int) -> None:
+    async def _start_allocation(self, address: str, ranks: list[int], world_size: int) -> None:
         self._num_shares += 1
         group = GroupSpec(
             world_id=f"{self._spec.world_id}#{self._num_shares - 1}",
@@ -69,11 +69,11 @@ class RankGroups:
             cwd=self._spec.cwd,
             env=self._spec.env,
         )
-        host: HostedRanks | RemoteRanks
+        host: LocalGroup | RemoteGroup
         if address == self._node.address:
             host = self._node.host_ranks(group, self._events)
         else:
-            host = RemoteRanks(address, group, self._events, self._spec.link_lease_s)
+            host = RemoteGroup(address, group, self._events, self._spec.link_lease_s)
         self._hosts.append(host)
         try:
             await host.start(ranks, list(range(len(ranks))), self.num_threads)
@@ -108,14 +108,14 @@ class RankGroups:
         return [rank for rank in ranks if rank not in housed]
 
     async def _find_homes(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]]) -> list[str]:
-        fits = sum(share["num_ranks"] for share in slots) == len(ranks)  # others may have lost theirs since
-        shares = slots if fits else await self.find_capacity(len(ranks))
-        await self._have_store(shares)
+        fits = sum(allocation["num_ranks"] for allocation in slots) == len(ranks)  # others may have lost theirs since
+        allocations = slots if fits else await self.find_capacity(len(ranks))
+        await self._have_store(allocations)
         notes = []
-        for share in shares:
-            moving, ranks = ranks[: share["num_ranks"]], ranks[share["num_ranks"] :]
-            await self._start_share(share["home"], moving, world_size)
-            notes.append(f"rank{'s' if len(moving) > 1 else ''} {format_ranks(moving)} moved to {share['host']}.")
+        for allocation in allocations:
+            moving, ranks = ranks[: allocation["num_ranks"]], ranks[allocation["num_ranks"] :]
+            await self._start_allocation(allocation["home"], moving, world_size)
+            notes.append(f"rank{'s' if len(moving) > 1 else ''} {format_ranks(moving)} moved to {allocation['host']}.")
         return notes
 
     async def find_capacity(self, num_ranks: int, given: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
@@ -134,18 +134,18 @@ class RankGroups:
     @property
     def followers(self) -> list[FollowerLink]:
         """The links to the other agents that host ranks."""
-        return [host.leading for host in self._hosts if isinstance(host, RemoteRanks)]
+        return [host.leading for host in self._hosts if isinstance(host, RemoteGroup)]
 
     def live_until(self, until: float | None) -> None:
         """The ranks of this agent end at this time of its clock (None: they do not), unless they are told another."""
         for host in self._hosts:
-            if isinstance(host, HostedRanks) and (until is not None or host.until is not None):
+            if isinstance(host, LocalGroup) and (until is not None or host.until is not None):
                 host.live_until(until)
 
     def leave(self) -> None:
         """End the ranks of this agent; those elsewhere end when they notice that it has gone."""
         for host in self._hosts:
-            if isinstance(host, RemoteRanks):
+            if isinstance(host, RemoteGroup):
                 host.leading.leave()
             else:
                 host.close()

@@ -13,8 +13,8 @@ from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import FromRank, HostRanks, KillRank, LookAtRank, RankExited, ToRank
 
 
-class RemoteRanks:
-    """The same face as HostedRanks, over a link to the following agent."""
+class RemoteGroup:
+    """The same face as LocalGroup, over a link to the following agent."""
 
     def __init__(self, address: str, spec: GroupSpec, events: RankEvents, lease_s: float) -> None:
         self.links: dict[int, RemoteRank] = {}
@@ -84,7 +84,7 @@ class RemoteRanks:
 class RemoteRank:
     """One of them."""
 
-    def __init__(self, host: RemoteRanks, rank: int, pid: int, hostname: str) -> None:
+    def __init__(self, host: RemoteGroup, rank: int, pid: int, hostname: str) -> None:
         self.rank = rank
         self._host = host
         self._pid = pid

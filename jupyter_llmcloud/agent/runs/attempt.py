@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jupyter_llmcloud.agent.ranks.local_rank import RankLink
-from jupyter_llmcloud.agent.runs.hang_monitor import HangWatch
+from jupyter_llmcloud.agent.runs.hang_monitor import HangMonitor
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
 from jupyter_llmcloud.core.run import lifecycle
 from jupyter_llmcloud.core.run.end_report import report
@@ -61,12 +61,12 @@ class Attempt:
         self._rules = RunLifecycle(tuple(cell.ranks))
         self._errors: dict[int, dict[str, Any]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._hangs: HangWatch | None = None  # once it has begun
+        self._hangs: HangMonitor | None = None  # once it has begun
 
     def begin(self) -> None:
         """Send the cell to its ranks."""
         self._send(self.ranks, self.cell)
-        self._hangs = HangWatch(
+        self._hangs = HangMonitor(
             self.cell,
             self._links,
             lambda rank, record: self._feed.journal("logs", rank, [record]),

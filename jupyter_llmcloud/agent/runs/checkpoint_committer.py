@@ -14,7 +14,7 @@ from jupyter_llmcloud.storage.checkpoints import Checkpoint, CheckpointFolder
 FOLDER = "checkpoints"
 
 
-class RunCheckpoints:
+class CheckpointCommitter:
     """Commits, retains, and finds the newest that is complete.
 
     Args:

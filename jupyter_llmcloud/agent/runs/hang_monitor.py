@@ -18,7 +18,7 @@ CHECK_S = 1.0
 LATE_CHECK_S = 2.0  # the agent itself was held up: what ranks have said meanwhile is not read yet
 
 
-class HangWatch:
+class HangMonitor:
     """Of one run.
 
     Args:

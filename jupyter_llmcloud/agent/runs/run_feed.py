@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jupyter_llmcloud.agent.runs.writer import RunFiles
+from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
@@ -31,7 +31,7 @@ class RunFeed:
         self.record = record
         self._followers: set[Connection] = set()
         self._running = running
-        self._files = RunFiles(folder, record, source, self.note)
+        self._files = RunWriter(folder, record, source, self.note)
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
 
     def begin(self, *, at_once: bool) -> None:

@@ -14,7 +14,7 @@ from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
 from jupyter_llmcloud.agent.ranks.local_rank import RankLink
 from jupyter_llmcloud.agent.runs.attempt import Attempt
-from jupyter_llmcloud.agent.runs.checkpoint_committer import RunCheckpoints
+from jupyter_llmcloud.agent.runs.checkpoint_committer import CheckpointCommitter
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
 from jupyter_llmcloud.core.run import run_machine
 from jupyter_llmcloud.core.run.lifecycle import Finish
@@ -104,7 +104,7 @@ class RunSupervisor:
         self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running)
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world
-        self._checkpoints = RunCheckpoints(folder.path, cell.ranks, cell.keep_checkpoints, self._feed.note)
+        self._checkpoints = CheckpointCommitter(folder.path, cell.ranks, cell.keep_checkpoints, self._feed.note)
         self._machine = RunMachine(RestartPolicy(cell.max_restarts, record.num_restarts), deadline)
         self._attempt = self._make_attempt(cell)
         self._timed_out = ""
@@ -158,7 +158,7 @@ class RunSupervisor:
         """Send the cell to its ranks."""
         cell = self._attempt.cell
         if self._lead is not None:
-            self._lead.stand_by(self._world.followers)
+            self._lead.standby(self._world.followers)
         self._handle(Started())
         self._attempt.begin()
         self._feed.begin(at_once=cell.background or bool(cell.max_restarts))
@@ -251,7 +251,7 @@ class RunSupervisor:
             case run_machine.Resume():
                 self._resume(instruction)
             case run_machine.AppointStandby():
-                self._the_lead.stand_by(self._world.followers)
+                self._the_lead.standby(self._world.followers)
             case run_machine.StopAttempt():
                 self._attempt.stop()
             case run_machine.TimeOut():

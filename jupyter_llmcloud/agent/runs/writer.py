@@ -12,7 +12,7 @@ from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 RETRY_S = 1.0
 
 
-class RunFiles:
+class RunWriter:
     """What cannot be written is said once; the end of the run is written when there is room again.
 
     Args:

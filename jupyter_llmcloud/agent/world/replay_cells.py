@@ -19,7 +19,7 @@ class Ask(Protocol):
     async def __call__(self, rank: int, request: Request[R]) -> R: ...
 
 
-class Definitions:
+class ReplayCells:
     """In the order in which they were executed.
 
     Args:

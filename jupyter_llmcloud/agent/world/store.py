@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.rank_messages import ForkStore
-from jupyter_llmcloud.system.spawn import open_log
+from jupyter_llmcloud.system.spawn import last_words, open_log
 
-NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.no_names; man 5 resolv.conf
+NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.group.no_dns; man 5 resolv.conf
 
 
 class Store:
@@ -25,7 +27,10 @@ class Store:
         self._control: socket.socket | None = None
 
     async def start(self, zygote: ZygoteClient, interface: str) -> str:
-        """Bind port 0 of `interface`, fork, wait until it answers; returns `host:port`."""
+        """Bind port 0 of `interface`, fork, wait until it answers; returns `host:port`.
+
+        Raises WorldError when it ends instead.
+        """
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.bind((interface, 0))
             listener.listen(256)
@@ -37,9 +42,16 @@ class Store:
                 socket.send_fds(ours, [b"+"], [listener.fileno()])
         ours.setblocking(False)
         self._control = ours
-        await asyncio.get_running_loop().sock_recv(ours, 1)
+        await self._answered(ours)
         self.address = f"{host}:{port}"
         return self.address
+
+    async def _answered(self, control: socket.socket) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            if await asyncio.get_running_loop().sock_recv(control, 1):
+                return
+        words = last_words(self._log)
+        raise WorldError(f"the store by which ranks meet ended at its start. Its last words ({self._log}):\n{words}")
 
     def close(self) -> None:
         """End it."""
@@ -64,12 +76,12 @@ class Stores:
         self._ended: set[str] = set()  # names of those whose process has gone
         self._num_started = 0
 
-    async def start(self, world_id: str, shares: Sequence[Mapping[str, Any]]) -> str:
+    async def start(self, world_id: str, allocations: Sequence[Mapping[str, Any]]) -> str:
         """Start the store of a world, on loopback unless ranks on other hosts must reach it; returns `host:port`."""
         self._num_started += 1
         store = Store(f"{world_id}/store{self._num_started}", self._log)
         self._stores[world_id] = store
-        return await store.start(self._zygote, self._interface if is_elsewhere(shares) else "127.0.0.1")
+        return await store.start(self._zygote, self._interface if is_elsewhere(allocations) else "127.0.0.1")
 
     def is_alive(self, world_id: str) -> bool:
         """Whether the process of a world's store is there."""
@@ -90,6 +102,6 @@ class Stores:
             self._ended.discard(store.name)
 
 
-def is_elsewhere(shares: Sequence[Mapping[str, Any]]) -> bool:
+def is_elsewhere(allocations: Sequence[Mapping[str, Any]]) -> bool:
     """Whether some of these ranks are on another host."""
-    return any(share.get("host") not in (None, socket.gethostname()) for share in shares)
+    return any(allocation.get("host") not in (None, socket.gethostname()) for allocation in allocations)

@@ -13,7 +13,7 @@ from jupyter_llmcloud.agent.ranks.local_rank import RankLink
 from jupyter_llmcloud.agent.ranks.rank_groups import RankGroups
 from jupyter_llmcloud.agent.world.rank_calls import RankCalls
 from jupyter_llmcloud.agent.world.rendezvous import Rendezvous
-from jupyter_llmcloud.agent.world.replay_cells import Definitions
+from jupyter_llmcloud.agent.world.replay_cells import ReplayCells
 from jupyter_llmcloud.core.run import membership
 from jupyter_llmcloud.core.run.exits import describe_exit
 from jupyter_llmcloud.core.run.membership import Membership, Step
@@ -53,21 +53,21 @@ class World:
 
     def __init__(self, node: NodeServices, spec: StartWorld, listener: RankListener) -> None:
         self.spec = spec
-        self.members = Membership(sum(share["num_ranks"] for share in spec.agents))
-        self.shares = RankGroups(node, spec, RankEvents(self._on_message, self._on_exit))
+        self.members = Membership(sum(allocation["num_ranks"] for allocation in spec.agents))
+        self.groups = RankGroups(node, spec, RankEvents(self._on_message, self._on_exit))
         self.notes: list[str] = []
         self.cells: dict[str, int] = {}
         self.closed = False
         self._listener = listener
-        self._calls = RankCalls(self.shares.links)
-        self.definitions = Definitions(spec.world_id, self._calls.ask)
+        self._calls = RankCalls(self.groups.links)
+        self.definitions = ReplayCells(spec.world_id, self._calls.ask)
         self._rendezvous = Rendezvous()
         self._last_words: dict[int, str] = {}
 
     @property
     def links(self) -> dict[int, RankLink]:
         """How to reach each rank."""
-        return self.shares.links
+        return self.groups.links
 
     @property
     def world_id(self) -> str:
@@ -87,12 +87,12 @@ class World:
     @property
     def followers(self) -> list[FollowerLink]:
         """The links to the other agents that host ranks."""
-        return self.shares.followers
+        return self.groups.followers
 
     @property
     def num_threads(self) -> Mapping[int, int]:
         """Of each rank."""
-        return self.shares.num_threads
+        return self.groups.num_threads
 
     @property
     def replay_cells(self) -> list[Execute]:
@@ -110,7 +110,7 @@ class World:
 
     def live_until(self, until: float | None) -> None:
         """The ranks of this agent end at this time of its clock (None: they do not), unless they are told another."""
-        self.shares.live_until(until)
+        self.groups.live_until(until)
 
     def take_notes(self) -> list[str]:
         """What became of ranks, once."""
@@ -134,12 +134,12 @@ class World:
     def leave(self) -> None:
         """Another agent goes on with what is executed here: the ranks end, those elsewhere when they notice."""
         self.closed = True
-        self.shares.leave()
+        self.groups.leave()
 
     def close(self, reason: str) -> None:
         """End every rank."""
         self.closed = True
-        self.shares.close()
+        self.groups.close()
         for rank in self.members.ranks:
             self._expect_nothing(rank, reason)
 
@@ -151,17 +151,17 @@ class World:
 
     async def find_capacity(self) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone. Raises Busy when the cluster has none now."""
-        lost = self.shares.homeless(self.members.dead) if self.members.is_started else self.members.ranks
-        return await self.shares.find_capacity(len(lost)) if lost else []
+        lost = self.groups.homeless(self.members.dead) if self.members.is_started else self.members.ranks
+        return await self.groups.find_capacity(len(lost)) if lost else []
 
     async def heal(self, slots: Slots = ()) -> None:
         """Replace ranks that have died, and renew the group when it cannot be used; `slots` were found for them."""
         self._check_open()
         try:
-            await self._carry_out(self.members.repair(self.shares.has_store), slots)
+            await self._carry_out(self.members.repair(self.groups.has_store), slots)
         except BaseException:
             if not self.members.is_started:
-                self.shares.reset()
+                self.groups.reset()
                 self.members.start_anew()
             raise
 
@@ -169,7 +169,7 @@ class World:
         """Have `num_ranks` ranks: the highest end, or more are started. The others keep their variables."""
         await self.heal()
         if (num_added := num_ranks - self.members.size) > 0:
-            slots = await self.shares.find_capacity(num_added, given=slots)
+            slots = await self.groups.find_capacity(num_added, given=slots)
         await self._carry_out(self.members.resize(num_ranks), slots)
 
     async def _carry_out(self, steps: Sequence[Step], slots: Slots) -> None:
@@ -181,7 +181,7 @@ class World:
                     await self._replace(step.ranks, slots)
                 case membership.Drop():
                     self.members.size = step.num_ranks
-                    self.shares.drop(step.num_ranks)
+                    self.groups.drop(step.num_ranks)
                 case membership.Join():
                     await self._join(step.generation)
                 case membership.Restore():
@@ -191,19 +191,19 @@ class World:
         before = ranks[0]
         self.members.size = before + len(ranks)
         try:
-            await self.shares.start(slots or await self.shares.find_capacity(len(ranks)), self.members.size)
+            await self.groups.start(slots or await self.groups.find_capacity(len(ranks)), self.members.size)
             if len(self.links) < self.members.size:
                 raise Busy(f"{len(ranks)} ranks were asked for, and there are slots for fewer of them.")
         except BaseException:
             if self.members.is_started:
                 self.members.size = before
-                self.shares.drop(before)
+                self.groups.drop(before)
             raise
 
     async def _replace(self, ranks: Sequence[int], slots: Slots) -> None:
         self.members.replacing(ranks)
         try:
-            self.notes += await self.shares.replace(list(ranks), self.members.size, slots)
+            self.notes += await self.groups.replace(list(ranks), self.members.size, slots)
         except BaseException as error:
             self.members.not_replaced(ranks)
             if isinstance(error, Exception):
@@ -221,7 +221,7 @@ class World:
         await self._rendezvous.join(
             self.members.ranks,
             self.members.dead,
-            lambda: self.shares.join(generation, self.members.size),
+            lambda: self.groups.join(generation, self.members.size),
             release,
         )
         self.members.joined()

@@ -20,7 +20,7 @@ class AgentSlots:
 
 
 @dataclass(frozen=True)
-class Share:
+class Allocation:
     """`num_ranks` ranks go to the agent at `address`."""
 
     address: str
@@ -34,7 +34,7 @@ def default_num_ranks(agents: Sequence[AgentSlots]) -> int:
     return gpus or max(1, min(2, sum(agent.total for agent in agents)))
 
 
-def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Share]:
+def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Allocation]:
     """All ranks or none: fill the agent with the most free slots first, so that a world spans few hosts.
 
     Raises CapacityError when the cluster could never hold `num_ranks`, Busy when it cannot hold them now.
@@ -57,14 +57,14 @@ def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Share]:
             f"-n {num_ranks}: {free} of {total} slots are free, the others hold ranks of other worlds. "
             "Stop one of them (%world stop), choose a smaller -n, or add workers with %cluster scale."
         )
-    shares: list[Share] = []
+    allocations: list[Allocation] = []
     left = num_ranks
     for agent in sorted(agents, key=lambda agent: -agent.free):
         take = min(left, agent.free)
         if take:
-            shares.append(Share(agent.address, agent.host, take))
+            allocations.append(Allocation(agent.address, agent.host, take))
             left -= take
-    return shares
+    return allocations
 
 
 def _describe(agents: Sequence[AgentSlots]) -> str:

@@ -20,7 +20,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """What a cluster has: slots, the ids of its worlds, and of those that were started lately and may have ended."""
 
     free: int
@@ -64,7 +64,7 @@ class PlacementQueue:
         """The holder of a ticket waits no more."""
         self._places = [place for place in self._places if place.ticket != ticket]
 
-    def ask(self, ticket: str, num_ranks: int, cluster: Room, world_id: str, now: float) -> Admission:
+    def ask(self, ticket: str, num_ranks: int, cluster: Capacity, world_id: str, now: float) -> Admission:
         """May this one start `num_ranks` ranks, as world `world_id`? Who has no ticket comes after all others."""
         self._forget(cluster.begun, now)
         if ticket:
@@ -103,7 +103,7 @@ class PlacementQueue:
             place for place in self._places if place.world_id not in begun and now - place.renewed_at <= LEASE_S
         ]
 
-    def _under_way(self, cluster: Room, now: float) -> list[_Place]:
+    def _under_way(self, cluster: Capacity, now: float) -> list[_Place]:
         """Those who were sent and have not taken their slots yet."""
         sent = [place for place in self._places if place.world_id and now - place.renewed_at <= ARRIVES_S]
         return [place for place in sent if place.world_id not in cluster.worlds]

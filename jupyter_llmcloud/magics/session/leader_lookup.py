@@ -11,7 +11,7 @@ from jupyter_llmcloud.storage.runs import RunStore
 TIMEOUT_S = 2.0  # a Stop has the prompt back in 8 s in any case
 
 
-class Leaders:
+class LeaderLookup:
     """Asked by a notebook whose connection to a run or a world has broken.
 
     Args:

@@ -16,7 +16,7 @@ from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunRecord, RunStore
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.output.run_view import RunView
-    from jupyter_llmcloud.magics.session.leader_lookup import Leaders
+    from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
 
 PATIENCE_S = 30.0
 REFUSED_S = 2.0  # nobody listens any more: a bridge may be opening again, a node agent is not
@@ -25,7 +25,7 @@ POLL_S = 0.2
 ASK_S = 0.5  # how often the server is asked who leads a run with restarts
 
 
-class Regaining:
+class Reconnection:
     """The search for one run.
 
     Args:
@@ -36,7 +36,7 @@ class Regaining:
     """
 
     def __init__(
-        self, address: str, world_id: str, run_id: str, view: RunView, stop: StopSignal, leaders: Leaders | None
+        self, address: str, world_id: str, run_id: str, view: RunView, stop: StopSignal, leaders: LeaderLookup | None
     ) -> None:
         self.address = address
         self._world_id = world_id

@@ -15,7 +15,7 @@ from jupyter_llmcloud.system.atomic_files import read_json, write_json
 from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.magics.session.leader_lookup import Leaders
+    from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
     from jupyter_llmcloud.magics.session.world_client import WorldClient
 
 
@@ -43,7 +43,7 @@ def forget(owner: str) -> None:
     _path(owner).unlink(missing_ok=True)
 
 
-def recall(owner: str, leaders: Leaders) -> WorldClient | None:
+def recall(owner: str, leaders: LeaderLookup) -> WorldClient | None:
     """The living world of this notebook, if there is one, also where a run has taken it along."""
     from jupyter_llmcloud.magics.session.world_client import WorldClient
     from jupyter_llmcloud.protocol.client import AgentChannel

@@ -16,7 +16,7 @@ from jupyter_llmcloud.errors import Busy, ConnectionLost, NotFound, UsageError
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell
-from jupyter_llmcloud.magics.session.leader_lookup import Leaders
+from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
 from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remember
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.run_request import execute
@@ -87,7 +87,7 @@ class Session:
                 placement = server.place(cluster, num_ranks, ticket)
                 if placement["started"]:
                     print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
-                return WorldClient.start(placement, self.owner, Leaders(lambda: self.server))
+                return WorldClient.start(placement, self.owner, LeaderLookup(lambda: self.server))
             except Busy as busy:
                 # All or nothing: nothing but a place in the server's line is held while we wait, so two worlds cannot
                 # wait for each other.
@@ -100,7 +100,7 @@ class Session:
         """The world that this notebook has, also from before its kernel was restarted."""
         if self.world is None:
             environment_check.check()
-        if self.world is None and (known := recall(self.owner, Leaders(lambda: self.server))) is not None:
+        if self.world is None and (known := recall(self.owner, LeaderLookup(lambda: self.server))) is not None:
             self.world = known
             print(
                 f"This notebook's world of {known.world_size} ranks was still there, with its variables "

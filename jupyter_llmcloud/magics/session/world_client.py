@@ -18,7 +18,7 @@ from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.core.run.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.output.run_view import RunView
-from jupyter_llmcloud.magics.session.reconnect import Regaining
+from jupyter_llmcloud.magics.session.reconnect import Reconnection
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
     DumpStacks,
@@ -41,7 +41,7 @@ from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, 
 from jupyter_llmcloud.protocol.rpc import R, Refused, Request, restored
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.magics.session.leader_lookup import Leaders
+    from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
 
 # Functions that were defined on a rank call this round their loops, wherever they are pulled to.
 vars(builtins).setdefault("__llmcloud_loop__", lambda iterable, number: iterable)
@@ -65,7 +65,7 @@ class WorldClient:
     """A handle of the kernel: `start` makes one, `stop` ends its ranks."""
 
     def __init__(
-        self, channel: AgentChannel, world_id: str, cluster: str, world_size: int, leaders: Leaders | None = None
+        self, channel: AgentChannel, world_id: str, cluster: str, world_size: int, leaders: LeaderLookup | None = None
     ) -> None:
         self.address = channel.address  # of the leading agent
         self._channels = threading.local()  # two threads that read from one would take each other's answers
@@ -78,7 +78,7 @@ class WorldClient:
         self.leaders = leaders
 
     @classmethod
-    def start(cls, placement: dict[str, Any], owner: str, leaders: Leaders | None = None) -> WorldClient:
+    def start(cls, placement: dict[str, Any], owner: str, leaders: LeaderLookup | None = None) -> WorldClient:
         """Start ranks where the server has placed them."""
         channel = AgentChannel(placement["agents"][0]["address"])
         world_id = placement.get("world_id") or secrets.token_hex(6)
@@ -233,7 +233,7 @@ class WorldClient:
         """The connection has broken: another one, or how the run has ended."""
         self.channel.close()
         leaders = self.leaders if cell.max_restarts else None
-        regaining = Regaining(self.address, self.world_id, cell.run_id, view, stop, leaders)
+        regaining = Reconnection(self.address, self.world_id, cell.run_id, view, stop, leaders)
         channel, ended = regaining.regain()
         self.address = regaining.address
         if channel is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
@@ -12,16 +13,52 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 
-if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.replay import ReplayCursor
-
 ReplayPosition = dict[str, Any]
+
+
+class LoaderCursor(Protocol):
+    """What a pass over a loader asks and tells the cursor that follows the cell."""
+
+    replaying: bool
+
+    def begin(self, iteration: TrackedIterator) -> None:
+        """A pass begins: it is given its key and its ordinal."""
+
+    def plan(self, iteration: TrackedIterator) -> tuple[str, int]:
+        """What a pass that begins does: "run", "nothing", "forward", or "stand in" for so many batches."""
+
+    def take_up(self, iteration: TrackedIterator) -> None:
+        """A pass that began in an earlier cell is drawn from again."""
+
+    def saved_pass(self, key: str) -> ReplayPosition:
+        """Where the pass over this loader was."""
+
+    def went_on(self) -> None:
+        """A pass that was under way beside the saved place is drawn from again."""
+
+    def before_batch(self, iteration: TrackedIterator) -> None:
+        """The loop comes for its next batch."""
+
+    def after_batch(self, iteration: TrackedIterator) -> None:
+        """The loop is given a batch."""
+
+    def finished(self, iteration: TrackedIterator) -> None:
+        """A pass has delivered its last batch."""
+
+    def drawing(self, iteration: TrackedIterator) -> AbstractContextManager[None]:
+        """While inside, what the loader's own iterator draws counts as part of this pass."""
+
+    def advance(self, loader: Any, number: int, rng: dict[str, Any] | None) -> None:
+        """The next iterator of this loader begins after `number` batches."""
+
+    def advanced(self, loader: Any, source: Any) -> Any:
+        """The iterator of a loader, advanced where that was asked for."""
 
 
 class TrackedIterator:
     """One pass over a loader."""
 
-    def __init__(self, place: ReplayCursor, loader: Any, original: Callable[[Any], Iterator[Any]]) -> None:
+    def __init__(self, place: LoaderCursor, loader: Any, original: Callable[[Any], Iterator[Any]]) -> None:
         self.place = place
         self.loader = loader
         self.handed_out = 0
@@ -153,7 +190,7 @@ class TrackedIterator:
 class StepCount(TrackedIterator):
     """A pass over the steps of `run.steps(total)`."""
 
-    def __init__(self, place: ReplayCursor, total: int) -> None:
+    def __init__(self, place: LoaderCursor, total: int) -> None:
         super().__init__(place, range(total), iter)
 
     def state(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import dis
 import gc
 import inspect
 import itertools
+import re
 import sys
 import zlib
 from collections import deque
@@ -89,7 +90,7 @@ def variables(frames: list[FrameType], given: set[str]) -> dict[str, Any]:
     first_names: dict[int, str] = {}
     for depth, frame in enumerate(frames):
         for name, value in list(frame.f_locals.items()):
-            if name.startswith("_") or name in given or isinstance(value, type) or callable(value):
+            if not is_users(name) or name in given or isinstance(value, type) or callable(value):
                 continue
             if holds_secret(value):
                 continue
@@ -104,6 +105,14 @@ def variables(frames: list[FrameType], given: set[str]) -> dict[str, Any]:
             if isinstance(value, list | dict | set | deque | torch.Tensor):
                 first_names[id(value)] = address
     return found
+
+
+_SHELL_NAME = re.compile(r"_+|_i+|_[iod]?h|_i?\d+|__.*")  # what IPython keeps of earlier cells; dunder names
+
+
+def is_users(name: str) -> bool:
+    """Whether a variable of this name is the user's, not the shell's."""
+    return _SHELL_NAME.fullmatch(name) is None
 
 
 def changed(now: dict[str, Any], first: dict[str, Any]) -> list[str]:

@@ -20,15 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from jupyter_llmcloud.training.checkpoint import rng
 from jupyter_llmcloud.training.resume.user_code import is_own_module
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 LOOP_FUNCTION = "__llmcloud_loop__"
 _NUMBER = "llmcloud_number"
@@ -170,6 +167,22 @@ def _exchange(codes: dict[tuple[str, CodeType], CodeType]) -> None:
                 item.__code__ = other
 
 
+class LoopCursor(Protocol):
+    """What a loop asks and tells the cursor that follows the cell."""
+
+    loops: Loops
+    follows: bool
+    filename: str
+    begun: dict[str, int]
+    num_loaders: int
+
+    def before_item(self, loop: TrackedLoop) -> dict[str, Any] | None:
+        """The loop comes for its next item; returns the saved place when its body is to be led there."""
+
+    def begin_body(self, saved: dict[str, Any]) -> None:
+        """The body on the way to the saved place begins."""
+
+
 class TrackedLoop:
     """One running `for` loop."""
 
@@ -179,7 +192,7 @@ class TrackedLoop:
         "turned_at",
     )  # fmt: skip
 
-    def __init__(self, source: Iterable[Any], number: Number, place: ReplayCursor, frame: int) -> None:
+    def __init__(self, source: Iterable[Any], number: Number, place: LoopCursor, frame: int) -> None:
         self.loaders_at_begin = self.loaders_at_body = place.begun  # how often each loader has begun by then
         self.began = place.loops.count(number)
         self.begun_at_body = place.loops.begun
@@ -305,7 +318,7 @@ def _frames() -> set[int]:
     return found
 
 
-def install(place: ReplayCursor) -> None:
+def install(place: LoopCursor) -> None:
     """Let code with tracked loops find the function that wraps them. Called once, in a rank."""
 
     def loop(iterable: Iterable[Any], number: int) -> Iterable[Any]:

@@ -11,16 +11,27 @@ from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import CopyTensor, NotPlain, encode, encode_variable, put_back
-from jupyter_llmcloud.training.resume.change_detection import CONTAINERS, Identity, Marks, identity, is_own, mark
+from jupyter_llmcloud.training.resume.change_detection import (
+    CONTAINERS,
+    Identity,
+    Marks,
+    has_opaque_state,
+    identity,
+    is_own,
+    mark,
+)
+from jupyter_llmcloud.training.resume.frame_variables import is_users
 
 _MAX_DEPTH = 4
 _MAX_ITEMS = 64  # of a container that is looked into
+LARGE = torch.Tensor | np.ndarray | CONTAINERS
 _MAX_REPLACED = 1 << 16  # elements of a tensor that is made anew in every turn
 
 
@@ -36,7 +47,7 @@ def variables_of(frames: list[FrameType], given: set[str]) -> Iterator[tuple[str
     """Address and value of every variable that may hold something to save."""
     for depth, frame in enumerate(frames):
         for name, value in list(frame.f_locals.items()):
-            if not (name.startswith("_") or name in given or isinstance(value, type)):
+            if is_users(name) and name not in given and not isinstance(value, type):
                 yield f"{depth} {name}", value
 
 
@@ -72,7 +83,7 @@ def add_marks(
 ) -> None:
     """Remember how everything that is new is now: variables, attributes of `objects`, the states in `table`."""
     for address, value in variables_of(frames, given):
-        if isinstance(value, torch.Tensor | CONTAINERS) and address not in marks:
+        if (isinstance(value, LARGE) or has_opaque_state(value)) and address not in marks:
             marks[address] = (identity(value), mark(value))
     for address, value in objects.items():
         for name, item in list(vars(value).items()):
@@ -126,11 +137,13 @@ def take_large(
     taken: dict[str, Any] = {}
     for address, value in variables_of(frames, given):
         known = first.get(address)
-        if address in small or not isinstance(value, torch.Tensor | CONTAINERS):
+        if address in small or not (isinstance(value, LARGE) or has_opaque_state(value)):
             continue
         if known is not None and known[1] == mark(value):
             continue
         kept = known is not None and known[0]() is value
+        if not kept and isinstance(value, np.ndarray) and value.size > limit:
+            continue
         try:
             taken[address] = encode(value, _Copy(copy, None if kept else limit), f"variable {address}")
         except NotPlain as error:
@@ -156,13 +169,13 @@ class _Copy:
 
 
 def _encoded(value: Any, copy: CopyTensor, path: str) -> Any:
-    if isinstance(value, torch.Tensor | CONTAINERS | tuple):
+    if isinstance(value, LARGE | tuple):
         return encode(value, copy, path)
     return encode_variable(value)
 
 
 def _refuse_when_kept(value: Any, known: tuple[Identity, Any] | None, path: str, error: NotPlain) -> None:
-    if known is None or known[0]() is not value or not isinstance(value, CONTAINERS):
+    if known is None or known[0]() is not value or not (isinstance(value, LARGE) or has_opaque_state(value)):
         return
     name = path.partition(" ")[2] or path
     raise NotPlain(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
@@ -27,10 +27,31 @@ from jupyter_llmcloud.training.resume.dataloader_tracking import (
     set_loader,
 )
 from jupyter_llmcloud.training.resume.loop_tracking import Loops, TrackedLoop
-from jupyter_llmcloud.training.resume.observer import CellObserver
 from jupyter_llmcloud.training.resume.trainer_resume import Training, Trainings
 
 _NUMBER = "_llmcloud_number"
+
+
+class CellObserver(Protocol):
+    """Knows what to save of a cell; the cursor knows where and when."""
+
+    def save(self, position: dict[str, Any], complete: bool = True) -> bool:
+        """The cell is at a place to save. Returns False to be called again at the end of the next iteration."""
+
+    def restore(self) -> None:
+        """The cell is at the saved place: put back what was saved there."""
+
+    def is_soon(self) -> bool:
+        """Whether the place may be saved at the end of this iteration; asked once a batch."""
+
+    def where(self) -> list[tuple[str, str]]:
+        """Which functions of the cell run, and where in their code they are."""
+
+    def begun_pass(self) -> None:
+        """A pass over a loader begins."""
+
+    def went_on(self) -> None:
+        """A pass that was under way beside the saved place is drawn from again."""
 
 
 class ReplayCursor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import trainer as hf_trainer
 from transformers.trainer import Trainer
@@ -21,10 +21,7 @@ from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, decode, encode
 from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition, TrackedIterator
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.loop_tracking import TrackedLoop
-    from jupyter_llmcloud.training.resume.replay import ReplayCursor
+from jupyter_llmcloud.training.resume.loop_tracking import Loops, TrackedLoop
 
 TRAIN = "Trainer.train"
 EVALUATE = "Trainer.evaluate"
@@ -66,10 +63,23 @@ class Training:
         return self.plan != "run"
 
 
+class TrainingCursor(Protocol):
+    """What a Trainer's training asks and tells the cursor that follows the cell."""
+
+    loops: Loops
+    follows: bool
+    replaying: bool
+    begun: dict[str, int]
+    num_loaders: int
+
+    def lead_to_pass(self) -> None:
+        """The next pass over a loader is the saved one."""
+
+
 class Trainings:
     """The Trainers of the present cell."""
 
-    def __init__(self, place: ReplayCursor) -> None:
+    def __init__(self, place: TrainingCursor) -> None:
         self.place = place
         self.clear(None)
 

@@ -17,7 +17,7 @@ import pytest
 
 from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
 from jupyter_llmcloud.errors import ConnectionLost
-from jupyter_llmcloud.protocol.agent_messages import Describe, FindStandBy, RenewLease, StandbyFound, StopRun
+from jupyter_llmcloud.protocol.agent_messages import Describe, FindStandby, RenewLease, StandbyFound, StopRun
 from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rpc import Responder
@@ -79,12 +79,12 @@ class Worker:
 
     async def _hold(self, agent: AgentProcess) -> AgentConnection:
         responder = Responder("the worker")
-        responder.on(FindStandBy, self._answer)
+        responder.on(FindStandby, self._answer)
         connection = await AgentConnection.open(agent.address, responder=responder)
-        await connection.request(RenewLease(finds_room=True))
+        await connection.request(RenewLease(finds_capacity=True))
         return connection
 
-    async def _answer(self, question: FindStandBy) -> StandbyFound:
+    async def _answer(self, question: FindStandby) -> StandbyFound:
         self.asked.append(question)
         return StandbyFound(address=self._other.address)
 

@@ -95,7 +95,7 @@ def _held(pid: int, field: str, permissions: str = "") -> int:
 
 
 def test_a_run_leaves_a_folder_that_tells_everything(world: Ranks) -> None:
-    outcome = world.ok("print('seen')\nrun.log(loss=1.5)", name="told", options={"ranks": "0-1"}, owner="me")
+    outcome = world.ok("print('seen')\nrun.log(loss=1.5)", name="told", spec={"ranks": "0-1"}, owner="me")
     folder = outcome.folder
     assert {path.name for path in folder.path.iterdir()} == {"run.json", "cell.py", "logs", "metrics"}
     assert folder.source() == "%%distribute\nprint('seen')\nrun.log(loss=1.5)"

@@ -16,8 +16,8 @@ def gpus(name: str, total: int, free: int | None = None) -> AgentSlots:
     return AgentSlots(name, f"host-{name}", total, total if free is None else free, has_gpus=True)
 
 
-def shares(num_ranks: int | None, *agents: AgentSlots) -> list[tuple[str, int]]:
-    return [(share.address, share.num_ranks) for share in place(num_ranks, agents)]
+def allocations(num_ranks: int | None, *agents: AgentSlots) -> list[tuple[str, int]]:
+    return [(allocation.address, allocation.num_ranks) for allocation in place(num_ranks, agents)]
 
 
 def test_two_ranks_on_a_cpu_one_for_each_gpu() -> None:
@@ -28,17 +28,17 @@ def test_two_ranks_on_a_cpu_one_for_each_gpu() -> None:
 
 
 def test_a_world_spans_as_few_hosts_as_it_can() -> None:
-    assert shares(3, cpus("a", 4), cpus("b", 8)) == [("b", 3)]
-    assert shares(10, cpus("a", 4), cpus("b", 8)) == [("b", 8), ("a", 2)]
+    assert allocations(3, cpus("a", 4), cpus("b", 8)) == [("b", 3)]
+    assert allocations(10, cpus("a", 4), cpus("b", 8)) == [("b", 8), ("a", 2)]
 
 
 def test_slots_that_hold_other_ranks_are_left_alone() -> None:
-    assert shares(3, cpus("a", 8, 1), cpus("b", 4)) == [("b", 3)]
-    assert shares(5, cpus("a", 8, 1), cpus("b", 4)) == [("b", 4), ("a", 1)]
+    assert allocations(3, cpus("a", 8, 1), cpus("b", 4)) == [("b", 3)]
+    assert allocations(5, cpus("a", 8, 1), cpus("b", 4)) == [("b", 4), ("a", 1)]
 
 
 def test_no_share_is_empty() -> None:
-    assert shares(2, cpus("a", 8, 0), cpus("b", 4, 2)) == [("b", 2)]
+    assert allocations(2, cpus("a", 8, 0), cpus("b", 4, 2)) == [("b", 2)]
 
 
 def test_more_than_the_cluster_could_ever_hold_is_refused_with_the_number_it_holds() -> None:

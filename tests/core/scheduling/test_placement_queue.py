@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.core.scheduling.queue import ARRIVES_S, LEASE_S, MAX_PASSED, Admission, PlacementQueue, Room
+from jupyter_llmcloud.core.scheduling.queue import ARRIVES_S, LEASE_S, MAX_PASSED, Admission, Capacity, PlacementQueue
 from jupyter_llmcloud.errors import Busy
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.session import Session
@@ -35,7 +35,7 @@ class Cluster:
 
     def verdict(self, ticket: str, num_ranks: int, starts: bool = True) -> Admission:
         world = f"{ticket}@{self.now}"
-        told = self.line.ask(ticket, num_ranks, Room(self.free, TOTAL, self.held, self.begun), world, self.now)
+        told = self.line.ask(ticket, num_ranks, Capacity(self.free, TOTAL, self.held, self.begun), world, self.now)
         if told.goes and starts:
             self.held[world] = num_ranks
             self.begun.append(world)
@@ -171,7 +171,7 @@ def test_small_worlds_pass_a_large_one_that_has_no_room_but_not_for_ever(cluster
 def test_one_who_wants_more_than_there_is_any_more_keeps_nobody_out(cluster: Cluster) -> None:
     cluster.ask("holder", 1)
     for _ in range(3):
-        cluster.line.ask("too large", 8, Room(cluster.free, 8), "w", cluster.now)  # a worker was there then
+        cluster.line.ask("too large", 8, Capacity(cluster.free, 8), "w", cluster.now)  # a worker was there then
     assert cluster.ask("a", 3)
 
 

@@ -1,0 +1,173 @@
+"""Which kind an object is of."""
+
+from __future__ import annotations
+
+import array
+import collections
+import contextvars
+import enum
+import functools
+import io
+import logging
+import random
+import subprocess
+import threading
+import types
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from jupyter_llmcloud.training.object_graph import kinds, tensors
+from jupyter_llmcloud.training.object_graph.kinds import Kind
+from jupyter_llmcloud.training.object_graph.memory import Region
+from jupyter_llmcloud.training.resume.user_code import is_own_module
+
+_FIXED = kinds.Fixed()
+_NAMED = kinds.Named()
+_UNSAVED = kinds.Unsaved()
+_OBJECT = kinds.Object()
+_REDUCED, _RESTATED = kinds.Reduced(), kinds.Restated()
+_GENERATOR = kinds.Waiting()
+_DICT = kinds.Dict()
+_FUNCTION, _CLASS, _CACHE = kinds.Function(), kinds.Class(), kinds.Cache()
+_SCALAR, _MODULE = kinds.Scalar(), kinds.Module()
+_TENSOR, _ARRAY, _OBJECTS = tensors.Tensor(), tensors.Array(), tensors.Objects()
+
+# The packages whose objects tell others of a training, stand for data outside, or belong to our own and torch's
+# machinery: no state of a training is in them that the cell, a state_dict or we do not bring back.
+_PACKAGES = (
+    "accelerate", "jupyter_llmcloud", "torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd",
+    "torch.cuda", "torch.distributed", "torch.fx", "torch.jit", "torch.profiler", "torch.multiprocessing",
+    "torch.utils.tensorboard", "torch.utils.hooks", "torch.utils.data.dataloader", "torch.utils.data._utils",
+    "transformers.tokenization", "transformers.trainer", "tokenizers", "datasets", "pyarrow", "sentencepiece",
+    "tiktoken",
+    "tqdm", "rich", "logging", "IPython", "ipywidgets", "matplotlib", "tensorboard", "tensorboardX", "wandb", "mlflow",
+    "comet_ml", "trackio", "aim", "clearml", "neptune", "psutil", "h5py", "lmdb", "sqlite3", "zipfile", "tarfile",
+    "fsspec",
+    "concurrent", "asyncio", "multiprocessing", "socket", "ssl", "ctypes", "traitlets", "importlib", "abc",
+)  # fmt: skip
+_FIXED_TYPES: tuple[type, ...] = (
+    threading.Thread, threading.Condition, threading.Event, threading.Semaphore, subprocess.Popen, logging.Logger,
+    Trainer, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler, types.TracebackType, types.FrameType,
+    types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
+    type(threading.Lock()), type(threading.RLock()), type(Ellipsis), type(NotImplemented), weakref.ProxyType,
+)  # fmt: skip
+_LIBRARY_CODE: tuple[type, ...] = (
+    types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
+    types.ClassMethodDescriptorType, types.GenericAlias, types.UnionType, np.ufunc,
+)  # fmt: skip
+
+_EXACT: dict[type, Kind] = {
+    dict: _DICT,
+    list: kinds.Container(list),
+    tuple: kinds.Container(tuple, "[", "]", filled=False),
+    set: kinds.Container(set, "{", "}"),
+    frozenset: kinds.Container(frozenset, "{", "}", filled=False),
+    collections.deque: kinds.Container(collections.deque),
+    Region: tensors.Memory(),
+    torch.Tensor: _TENSOR,
+    torch.nn.Parameter: _TENSOR,
+    torch.Generator: kinds.TorchNumbers(),
+    np.random.Generator: kinds.OverBits(),
+    np.random.RandomState: kinds.NumpyNumbers(),
+    bytearray: kinds.Bytes(),
+    memoryview: kinds.View(),
+    array.array: kinds.Numbered(),
+    types.CellType: kinds.Cell(),
+    types.MethodType: kinds.Method(),
+    contextvars.ContextVar: kinds.Context(),
+    weakref.ref: kinds.Weak(),
+    weakref.WeakSet: kinds.WeakContainer(),
+    weakref.WeakKeyDictionary: kinds.WeakContainer(),
+    weakref.WeakValueDictionary: kinds.WeakContainer(),
+    functools._lru_cache_wrapper: _CACHE,
+    torch.dtype: kinds.Torch(),
+    torch.device: kinds.Torch(),
+    torch.Size: kinds.Torch(),
+    torch.layout: _FIXED,
+    types.GeneratorType: _GENERATOR,
+    types.CoroutineType: _GENERATOR,
+    types.AsyncGeneratorType: _GENERATOR,
+}
+_BASES: list[tuple[Any, Kind]] = [
+    (dict, _DICT),
+    *((kind.base, kind) for kind in _EXACT.values() if isinstance(kind, kinds.Container)),
+    (random.Random, kinds.Numbers()),
+    (np.random.BitGenerator, _EXACT[np.random.RandomState]),
+    (io.StringIO, kinds.Buffer()),
+    (io.BytesIO, kinds.Buffer()),
+    (io.IOBase, kinds.OpenFile()),
+    (weakref.ref, _EXACT[weakref.ref]),
+    (threading.local, kinds.Local()),
+    (BaseException, kinds.Raised()),
+    (DataLoader, kinds.Loader()),
+]
+BY_NAME: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _GENERATOR,
+        _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, kinds.Member(),
+    )
+}  # fmt: skip
+
+
+def kind_of(value: Any) -> Kind:
+    """The kind of an object."""
+    return _EXACT.get(type(value)) or _kind_by_base(value)
+
+
+def _kind_by_base(value: Any) -> Kind:
+    if isinstance(value, np.ndarray):
+        exact = type(value) in (np.ndarray, np.memmap, np.recarray)
+        return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _REDUCED
+    if isinstance(value, types.FunctionType):
+        return _FUNCTION if is_own(value) else _NAMED
+    if isinstance(value, type):
+        return _CLASS if is_own(value) else _NAMED
+    if isinstance(value, (types.ModuleType, *_LIBRARY_CODE)):
+        return _method_of(value)
+    if isinstance(value, torch.Tensor):
+        return _UNSAVED if not hasattr(value, "full_tensor") else _TENSOR
+    if isinstance(value, torch.nn.Module):
+        return _MODULE
+    if isinstance(value, enum.Enum):
+        return BY_NAME["enum"]
+    if isinstance(value, np.generic):
+        return _SCALAR if value.dtype.kind != "V" else _REDUCED
+    if isinstance(value, DataLoader):
+        return BY_NAME["loader"]
+    if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
+        return _FIXED
+    return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)
+
+
+def _method_of(value: Any) -> Kind:
+    """A method of a built-in object, such as `losses.append`, leads to the object."""
+    owner = getattr(value, "__self__", None)
+    if owner is None or isinstance(owner, types.ModuleType | type):
+        return _NAMED if isinstance(value, types.ModuleType) or getattr(value, "__module__", None) else _FIXED
+    return _EXACT[types.MethodType]
+
+
+def _kind_of_object(value: Any) -> Kind:
+    if _is_of(type(value), ("pandas",)):
+        return _RESTATED if hasattr(value, "_mgr") else _REDUCED
+    if kinds.has_plain_layout(type(value)):
+        return _OBJECT
+    return _REDUCED
+
+
+def _is_of(cls: type, packages: tuple[str, ...]) -> bool:
+    """Whether a class is of one of these packages, or of a module whose name begins like one below a package."""
+    module = str(cls.__module__)
+    return any(f"{module}.".startswith(f"{name}.") or ("." in name and module.startswith(name)) for name in packages)
+
+
+def is_own(code: Any) -> bool:
+    """Whether a class or function is the user's own."""
+    return is_own_module(str(code.__module__))

@@ -1,0 +1,99 @@
+"""The memory of tensors and arrays: one region that several of them may look into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Region:
+    """A piece of memory as flat bytes; `owner` keeps it alive."""
+
+    __slots__ = ("__weakref__", "bytes", "device", "owner", "start")
+
+    def __init__(self, owner: Any, data: np.ndarray | torch.Tensor, start: int, device: str) -> None:
+        self.owner = owner
+        self.bytes = data
+        self.start = start
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    def as_tensor(self) -> torch.Tensor:
+        """The same memory as a tensor of bytes."""
+        if isinstance(self.bytes, torch.Tensor):
+            return self.bytes
+        if isinstance(self.owner, torch.Tensor):
+            return _flat(self.owner)
+        return torch.from_numpy(self.bytes)
+
+    def as_array(self) -> np.ndarray:
+        """The same memory as an array of bytes; only on a CPU."""
+        assert isinstance(self.bytes, np.ndarray)
+        return self.bytes
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it may be written to."""
+        return isinstance(self.bytes, torch.Tensor) or bool(self.bytes.flags.writeable)
+
+    def fill(self, data: torch.Tensor) -> None:
+        """Write these bytes into it."""
+        with torch.no_grad():
+            self.as_tensor().copy_(data)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return flat.set_(tensor.untyped_storage())
+
+
+def of_tensor(tensor: torch.Tensor) -> Region:
+    """The storage of a tensor."""
+    flat = _flat(tensor)
+    is_cpu = tensor.device.type == "cpu"
+    return Region(tensor.detach(), flat.numpy() if is_cpu else flat, flat.data_ptr(), str(tensor.device))
+
+
+def of_array(array: np.ndarray) -> Region | None:
+    """The memory of the array that this one looks into; None when that is not in one piece."""
+    root: Any = array
+    while (base := getattr(root, "base", None)) is not None:
+        if not isinstance(base, np.ndarray) and type(base).__name__ != "DummyArray":
+            break
+        root = base
+    if isinstance(root.base, torch.Tensor):
+        return of_tensor(root.base)
+    if not isinstance(root, np.ndarray):
+        return None
+    plain = root.view(np.ndarray)
+    flat = plain.ravel(order="K")
+    if flat.size and not np.shares_memory(flat, plain):
+        return None
+    return Region(root, flat.view(np.uint8), int(flat.__array_interface__["data"][0]), "cpu")
+
+
+def allocate(num_bytes: int, device: str) -> Region:
+    """New memory."""
+    return of_tensor(torch.empty(num_bytes, dtype=torch.uint8, device=device))
+
+
+def offset_of(array: np.ndarray, region: Region) -> int:
+    """Where in the region the first element of an array is."""
+    return int(array.__array_interface__["data"][0]) - region.start
+
+
+def view_as_tensor(region: Region, dtype: torch.dtype, offset: int, size: Any, stride: Any) -> torch.Tensor:
+    """A tensor that looks into a region; `offset` in elements."""
+    storage = region.as_tensor().untyped_storage()
+    shift = (region.start - storage.data_ptr()) // dtype.itemsize
+    empty = torch.empty(0, dtype=dtype, device=region.device)
+    return empty.set_(storage, offset + shift, tuple(size), tuple(stride))
+
+
+def view_as_array(region: Region, dtype: np.dtype, offset: int, shape: Any, strides: Any) -> np.ndarray:
+    """An array that looks into a region; `offset` in bytes."""
+    return np.ndarray(tuple(shape), dtype, buffer=region.as_array().data, offset=offset, strides=tuple(strides))

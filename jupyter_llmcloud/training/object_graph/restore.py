@@ -1,0 +1,221 @@
+"""Objects of a saved graph put into place: into those that are there, as far as they are; the others are made.
+
+An object that is there and stands where the saved one stood is filled with the saved contents, so that everything that
+knows it, also what no checkpoint can look into, sees them. No object takes two places, and no two objects take one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.object_graph import memory
+from jupyter_llmcloud.training.object_graph.digest import digest_bytes
+from jupyter_llmcloud.training.object_graph.dispatch import BY_NAME
+from jupyter_llmcloud.training.object_graph.graph import Entry, Graph
+from jupyter_llmcloud.training.object_graph.kinds import SIMPLE, CannotSave, Kind, find, name_of
+from jupyter_llmcloud.training.object_graph.memory import Region
+
+_MISSING = object()
+_OF_WHOLE_PARTS = ("reduced", "frozenset", "numpy generator")  # what they consist of is looked at when they are made
+Node = dict[str, Any]
+
+
+class NotSaved:
+    """Stands for a value that was not saved, since the cell makes it anew before it is used; any use says so."""
+
+    def __init__(self, reason: str) -> None:
+        object.__setattr__(self, "_reason", reason)
+
+    def _fail(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            f"this variable held {object.__getattribute__(self, '_reason')}, which is not part of a checkpoint, when "
+            "the run was resumed. To keep it, hand it over: run.checkpoint(name=...)"
+        )
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        next(item for item in (*args, *(kwargs or {}).values()) if isinstance(item, cls))._fail()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return self._fail()
+
+    def __repr__(self) -> str:
+        return f"<not saved: {object.__getattribute__(self, '_reason')}>"
+
+    __bool__ = __len__ = __iter__ = __next__ = __getitem__ = __setitem__ = __call__ = __float__ = __int__ = _fail
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = _fail
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __neg__ = __contains__ = __index__ = __setattr__ = _fail
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Restorer:
+    """Puts a saved graph into place. `live` is the graph of what is there; of `nodes` only those wanted are used.
+
+    Attributes:
+        everything: also what had not changed is put back, as far as it was saved, and the rest is checked.
+    """
+
+    def __init__(self, nodes: dict[str, Node], live: Graph, everything: bool) -> None:
+        self.nodes = nodes
+        self.live = live
+        self.everything = everything
+        self._done: dict[str, Any] = {}
+        self._taken: set[int] = set()
+        self._pending: list[tuple[Kind, Any, Node]] = []
+        self._reserved = {
+            id(found) for address, node in nodes.items()
+            if node["known"] and (found := live.paths.get(address, _MISSING)) is not _MISSING
+        }  # fmt: skip
+
+    def value(self, saved: Any) -> Any:
+        """The object for a saved value."""
+        if type(saved) is not list:
+            return saved
+        [address] = saved
+        if address not in self._done:
+            found = self._object(address, self.nodes[address])
+            self._done.setdefault(address, found)
+        return self._done[address]
+
+    def finish(self) -> None:
+        """Fill what was found or made: what has keys after what these consist of, what is told its state last."""
+        ready = []
+        while self._pending:
+            kind, target, node = self._pending.pop(0)
+            ready.append((kind, target, node, [self.value(item) for item in node["items"]]))
+        ready.reverse()  # the inner before the outer
+        for kind, target, node, children in sorted(ready, key=lambda item: _order(item[0])):
+            kind.fill(target, node["head"], children)
+
+    def _there(self, address: str, node: Node) -> Any:
+        """The object that stands where the saved one stood, if nobody else has it."""
+        found = self.live.paths.get(address, _MISSING)
+        if found is _MISSING or id(found) in self._taken or (not node["known"] and id(found) in self._reserved):
+            return _MISSING
+        if isinstance(found, Region):
+            fits = node["kind"] == "memory" and [len(found), found.device] == node["head"]
+            return found if fits and (found.is_writable or "bytes" not in node) else _MISSING
+        if self.live.entry_of(found).transient:
+            return _MISSING  # it was made to be looked at
+        return found if name_of(type(found)) == node["type"] else _MISSING
+
+    def _object(self, address: str, node: Node) -> Any:
+        if node["kind"] == "lost":
+            return NotSaved(node["reason"])
+        kind, found = BY_NAME[node["kind"]], self._there(address, node)
+        is_here = "items" in node and kind.name != "memory"
+        if not is_here or (found is not _MISSING and not node["changed"] and not self.everything):
+            return self._as_it_is(address, node, found)
+        if kind.filled:
+            return self._filled(kind, address, node, found)
+        if found is not _MISSING and not kind.kept and self._is_same([address], [self.live.entry_of(found).address]):
+            self._taken.add(id(found))
+            return found
+        children = [self.value(item) for item in node["items"]]
+        if found is not _MISSING and kind.kept and self._is_like(found, node, children):
+            self._taken.add(id(found))
+            return found
+        return self._made(kind, address, node, children)
+
+    def _as_it_is(self, address: str, node: Node, found: Any) -> Any:
+        """Memory, or an object that has not changed."""
+        if node["kind"] == "memory" and "bytes" in node and (node["changed"] or self.everything or found is _MISSING):
+            region = found if found is not _MISSING else memory.allocate(*_on_this_device(node["head"]))
+            region.fill(node["bytes"])
+            self._taken.add(id(region))
+            return region
+        if found is _MISSING:
+            raise ResumeMissed(f"the checkpoint needs {_named(address)}, which the cell has not made again.")
+        self._check(address, node, found)
+        self._taken.add(id(found))
+        return found
+
+    def _check(self, address: str, node: Node, found: Any) -> None:
+        if not self.everything or "digest" not in node:
+            return
+        entry = self.live.entry_of(found)
+        now = digest_bytes(found.bytes) if isinstance(found, Region) else entry.fingerprint()
+        if now != node["digest"]:
+            raise ResumeMissed(
+                f"{_named(address)} had not changed since the training began, so it was not saved; but executed again, "
+                "the cell has made another one. Seed the random numbers that it comes from, or read it from a file."
+            )
+
+    def _filled(self, kind: Kind, address: str, node: Node, found: Any) -> Any:
+        if found is not _MISSING and (not hasattr(kind, "fits") or kind.fits(found, node["head"])):
+            target = found
+        elif not kind.made:
+            raise ResumeMissed(f"the checkpoint needs {_named(address)}, which the cell has not made again.")
+        else:
+            target = kind.make(self._class(node), node["head"])
+        self._taken.add(id(target))
+        self._done[address] = target  # what it consists of may lead back to it
+        self._pending.append((kind, target, node))
+        return target
+
+    def _made(self, kind: Kind, address: str, node: Node, children: list[Any]) -> Any:
+        if not kind.made:
+            raise ResumeMissed(f"the checkpoint needs {_named(address)}, which the cell has not made again.")
+        try:
+            if kind.name in _OF_WHOLE_PARTS:
+                self.finish()
+            if address in self._done:  # it is part of itself
+                return self._done[address]
+            cls = None if kind.name in ("reduced", "named", "torch value") else self._class(node)
+            return kind.build(cls, node["head"], children)
+        except CannotSave as error:
+            raise ResumeMissed(f"{_named(address)} cannot be restored: {error}.") from None
+
+    def _class(self, node: Node) -> Any:
+        cls = find(node["type"])
+        if not isinstance(cls, type):
+            raise ResumeMissed(
+                f"the class {node['type'].partition(':')[2]} cannot be found: define it in the cell itself."
+            )
+        return cls
+
+    def _is_like(self, found: Any, node: Node, children: list[Any]) -> bool:
+        """Whether an object that cannot be filled consists of just these."""
+        entry: Entry = self.live.entry_of(found)
+        if entry.refusal or entry.head != node["head"] or len(entry.items) != len(children):
+            return False
+        if isinstance(found, torch.Tensor) and found.grad_fn is not None and node["changed"]:
+            return False
+        return all(map(self._is_child, entry.items, children))
+
+    def _is_same(self, saved: Any, there: Any) -> bool:
+        """Whether a saved object and one that is there tell the same of themselves."""
+        if type(saved) is not list or type(there) is not list:
+            return self._is_child(there, saved)
+        node, entry = self.nodes[saved[0]], self.live.entries[there[0]]
+        if not entry.transient and entry.kind.kept:
+            return self.value(saved) is entry.value
+        if node["kind"] == "memory":
+            return self.value(saved) is entry.value
+        alike = (node["kind"], node["type"], node.get("head")) == (entry.kind.name, entry.type_name, entry.head)
+        items = node.get("items", [])
+        return alike and len(items) == len(entry.items) and all(map(self._is_same, items, entry.items))
+
+    def _is_child(self, item: Any, wanted: Any) -> bool:
+        if type(item) is not list:
+            return type(item) is type(wanted) and type(item) in SIMPLE and (item == wanted or item != item)
+        return self.live.entries[item[0]].value is wanted
+
+
+def _order(kind: Kind) -> int:
+    return 2 if not kind.kept else int(kind.name in ("dict", "set", "weak container"))
+
+
+def _on_this_device(head: Any) -> tuple[int, str]:
+    size, device = head
+    is_there = not device.startswith("cuda") or torch.cuda.is_available()
+    return size, device if is_there else "cpu"
+
+
+def _named(address: str) -> str:
+    return repr(address.partition(" ")[2] or address)

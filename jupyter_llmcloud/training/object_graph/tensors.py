@@ -1,0 +1,147 @@
+"""Kinds of tensors and arrays: each a view of a region of memory, which others may share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from jupyter_llmcloud.training.object_graph import memory
+from jupyter_llmcloud.training.object_graph.kinds import CannotSave, Child, Kind
+from jupyter_llmcloud.training.object_graph.memory import Region
+
+
+class _LostGraph(torch.autograd.Function):
+    """Stands for the operations that a value came from: there is no way back through them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(
+            "this tensor was restored from a checkpoint, which holds its value but not the operations that it came "
+            "from: detach() what is kept from one step of the training to the next."
+        )
+
+
+def without_graph(value: torch.Tensor) -> torch.Tensor:
+    """The same value; going back from it raises an error that says why."""
+    return _LostGraph.apply(value, torch.zeros((), requires_grad=True))
+
+
+class Memory(Kind):
+    """A region: its bytes are compared and saved by whoever asks for them."""
+
+    name = "memory"
+
+    def split(self, value: Region) -> tuple[Any, list[Child]]:
+        return [len(value), value.device], []
+
+    def make(self, cls: Any, head: Any) -> Any:
+        return memory.allocate(head[0], head[1])
+
+
+class Tensor(Kind):
+    """A tensor of torch, or a parameter."""
+
+    name = "tensor"
+    filled = False  # it is looked for by the memory that it is a view of
+
+    def split(self, value: torch.Tensor) -> tuple[Any, list[Child]]:
+        if value.is_meta or value.layout != torch.strided or value.is_quantized:
+            return self._other(value)
+        if hasattr(value, "full_tensor"):
+            raise CannotSave("a sharded tensor that no optimizer trains")
+        head = [
+            str(value.dtype), list(value.size()), list(value.stride()), value.storage_offset(), value.requires_grad,
+            isinstance(value, torch.nn.Parameter), value.grad_fn is not None, value.is_conj(), value.is_neg(),
+        ]  # fmt: skip
+        return head, [("<memory>", memory.of_tensor(value))]
+
+    def _other(self, value: torch.Tensor) -> tuple[Any, list[Child]]:
+        if value.layout is torch.sparse_coo:
+            head = ["sparse", list(value.shape), value.requires_grad, value.is_coalesced()]
+            return head, [("<indices>", value._indices()), ("<values>", value._values().detach())]
+        if value.layout is torch.sparse_csr:
+            parts = value.crow_indices(), value.col_indices(), value.values().detach()
+            return ["csr", list(value.shape), value.requires_grad], [(f"<{n}>", part) for n, part in enumerate(parts)]
+        if value.is_meta:
+            return ["meta", str(value.dtype), list(value.shape)], []
+        raise CannotSave(f"a tensor of layout {value.layout}, quantized: {value.is_quantized}")
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        if head[0] == "meta":
+            return torch.empty(head[2], dtype=getattr(torch, head[1].removeprefix("torch.")), device="meta")
+        if head[0] in ("sparse", "csr"):
+            return _sparse(head, children)
+        name, size, stride, offset, requires_grad, is_parameter, has_graph, is_conj, is_neg = head
+        dtype = getattr(torch, name.removeprefix("torch."))
+        made = memory.view_as_tensor(children[0], dtype, offset, size, stride)
+        if is_conj or is_neg:
+            made = torch._conj(made) if is_conj else torch._neg_view(made)
+        if is_parameter:
+            made = torch.nn.Parameter(made, requires_grad)
+        elif has_graph:
+            return without_graph(made) if requires_grad else made
+        elif requires_grad:
+            made.requires_grad_()
+        return made
+
+
+def _sparse(head: Any, children: list[Any]) -> torch.Tensor:
+    if head[0] == "csr":
+        rows, columns, values = children
+        return torch.sparse_csr_tensor(rows, columns, values, size=head[1]).requires_grad_(head[2])
+    indices, values = children
+    made = torch.sparse_coo_tensor(indices, values, size=head[1], is_coalesced=head[3], check_invariants=False)
+    return made.requires_grad_(head[2])
+
+
+class Array(Kind):
+    """A numpy array of numbers, texts of fixed length, times, or records of such."""
+
+    name = "array"
+    filled = False
+
+    def split(self, value: np.ndarray) -> tuple[Any, list[Child]]:
+        region = memory.of_array(value)
+        if region is None:
+            raise CannotSave("an array over memory that is not in one piece")
+        descr = np.lib.format.dtype_to_descr(value.dtype)
+        head = [descr, list(value.shape), list(value.strides), memory.offset_of(value, region) if value.size else 0]
+        return head, [("<memory>", region)]
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        descr, shape, strides, offset = head
+        dtype = np.lib.format.descr_to_dtype(descr)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        made = memory.view_as_array(children[0], dtype, offset, shape, strides)
+        return made if cls is np.memmap or cls is np.ndarray else made.view(cls)
+
+
+class Objects(Kind):
+    """A numpy array of objects."""
+
+    name = "array of objects"
+
+    def split(self, value: np.ndarray) -> tuple[Any, list[Child]]:
+        if value.dtype != object:
+            raise CannotSave(f"an array of {value.dtype}")
+        return list(value.shape), [(f"[{at}]", item) for at, item in enumerate(value.ravel().tolist())]
+
+    def make(self, cls: Any, head: Any) -> Any:
+        return np.empty(head, object)
+
+    def fill(self, value: np.ndarray, head: Any, children: list[Any]) -> None:
+        flat = np.empty(len(children), object)
+        for at, item in enumerate(children):
+            flat[at] = item
+        value[...] = flat.reshape(head)
+
+    def fits(self, value: np.ndarray, head: Any) -> bool:
+        """Whether an array that is there has the shape."""
+        return value.dtype == object and list(value.shape) == head
