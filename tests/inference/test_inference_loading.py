@@ -41,6 +41,17 @@ def only_half_of_the_weights(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def one_value_is(value: float) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"][3] = value
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
 def an_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
@@ -63,6 +74,8 @@ def code_of_its_own(folder: Path) -> None:
         (no_tokenizer, "no tokenizer"),
         (truncated, "could not be loaded"),
         (only_half_of_the_weights, "lacks 9 of the model's weights"),
+        (one_value_is(float("nan")), r"1 of the model's weights have NaN or infinite values \(model.norm.weight\)"),
+        (one_value_is(float("inf")), "NaN or infinite values"),
         (an_adapter, "merge_and_unload"),
         (code_of_its_own, "could not be loaded"),
     ],

@@ -104,6 +104,7 @@ def _load(folder: Path, dtype: str, device: str) -> LoadedModel:
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model, report = _from_pretrained(kind, folder, {**safe, "dtype": dtype})
     _check_weights(folder, report)
+    _check_finite(folder, model)
     model = model.to(device).eval()
     return LoadedModel(
         model=model,
@@ -130,6 +131,15 @@ def _check_weights(folder: Path, report: dict[str, Any]) -> None:
         raise ModelError(
             f"{folder} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), so it would "
             "answer with random ones. Save the whole model with its language-model head."
+        )
+
+
+def _check_finite(folder: Path, model: Any) -> None:
+    broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        raise ModelError(
+            f"{folder}: {len(broken)} of the model's weights have NaN or infinite values ({', '.join(broken[:3])}), "
+            "so every answer would be nonsense. Serve a checkpoint from before the loss diverged."
         )
 
 
