@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+PATIENCE_MS = 20_000  # of what a page is expected to show: none of it is a promise about time
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Nothing that reaches out of the machine, nothing that needs a display or a sandbox of its own.
 BROWSER_OPTIONS = [
@@ -108,6 +109,7 @@ def _end(process: subprocess.Popen[bytes], grace_s: float = 20) -> None:
 def running_browser(path: str) -> Iterator[Browser]:
     """Headless Chromium. One a test: while it runs, this thread can run no event loop of its own."""
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=BROWSER_OPTIONS)
         try:
             yield browser
@@ -118,6 +120,7 @@ def running_browser(path: str) -> Iterator[Browser]:
 def open_lab(browser: Browser | BrowserContext, lab: Lab, notebook: str = "") -> Page:
     """A page with JupyterLab restored and, if one is named, the notebook open and its kernel ready."""
     page = browser.new_page()
+    page.set_default_timeout(3 * PATIENCE_MS)
     page.set_viewport_size({"width": 1280, "height": 860})
     page.goto(lab.page_url(notebook))
     page.wait_for_function("() => window.jupyterapp !== undefined", timeout=60_000)

@@ -39,8 +39,8 @@ class Unit:
 
 
 def num_workers(cores: int, memory: int) -> int:
-    """How many workers pay off: tests mostly wait for processes, so two for a core until there are many cores."""
-    return max(1, min(2 * cores, cores + 2, MAX_WORKERS, memory // MEMORY_PER_WORKER))
+    """How many workers pay off: one for a core, since a test starts several processes of its own."""
+    return max(1, min(cores, MAX_WORKERS, memory // MEMORY_PER_WORKER))
 
 
 def make_units(tests: Iterable[str], groups: Mapping[str, str], seconds: Mapping[str, float]) -> list[Unit]:
