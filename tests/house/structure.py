@@ -36,7 +36,7 @@ EXCEPTIONS: dict[str, str] = {
     "Answer: self._ask.format": _DATA,
     "Answer: self._ask.sampling.num_logprobs": _DATA,
     "Answer: self._model.engine.submit": "a model is its engine, its weights and its tokenizer",
-    "Answer: self._model.loaded.tokenizer": "a model is its engine, its weights and its tokenizer",
+    "Answer: self._model.loaded.is_encoder_decoder": "a model is its engine, its weights and its tokenizer",
     "Rank: self.watchdog.collectives.state": _DATA,
     "CellState: self.place": _REPLAY,
     "Checkpoints: self.place": _REPLAY,
