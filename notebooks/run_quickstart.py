@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,11 +75,14 @@ def running_server(home: Path, token: str) -> Iterator[str]:
 
 
 def _announced_url(process: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
+    """The URL of a server that listens: a Jupyter server announces it a moment before."""
     announcement = runtime / f"jpserver-{process.pid}.json"
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return str(json.loads(announcement.read_text())["url"])
+        with contextlib.suppress(FileNotFoundError, ValueError, ConnectionError):
+            told = json.loads(announcement.read_text())
+            socket.create_connection(("127.0.0.1", told["port"]), timeout=START_S).close()
+            return str(told["url"])
         time.sleep(0.05)
     raise RuntimeError(f"the Jupyter server did not start:\n{log.read_text()[-3000:]}")
 

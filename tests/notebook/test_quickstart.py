@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -98,6 +100,31 @@ def test_the_notebook_runs_in_a_real_server_and_nothing_of_it_stays(tmp_path: Pa
     train = next(cell for cell in nbformat.reads(text, as_version=4).cells if cell.id == "train")
     shown = [output.data for output in train.outputs if output.output_type == "display_data"]
     assert any("image/svg+xml" in data.get("text/html", "") and "valid_loss" in data["text/plain"] for data in shown)
+
+
+def test_the_demo_waits_for_a_server_that_has_announced_itself_but_does_not_listen_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Jupyter server does for a moment, which is long on a machine that has never run one."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "notebooks"))
+    demo = importlib.import_module("run_quickstart")
+    with socket.socket() as server, subprocess.Popen(["sleep", "60"]) as process:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        told = {"port": port, "url": f"http://127.0.0.1:{port}/"}
+        (tmp_path / f"jpserver-{process.pid}.json").write_text(json.dumps(told))
+        waits: list[float] = []
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            server.listen()
+
+        monkeypatch.setattr(demo.time, "sleep", wait)
+        try:
+            assert demo._announced_url(process, tmp_path, tmp_path / "log") == told["url"]
+        finally:
+            process.kill()
+    assert len(waits) == 1
 
 
 FAILS = """%%distribute -n 2 --push num_steps

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -86,12 +87,14 @@ def running_lab(folder: Path, config: dict[str, Any] | None = None) -> Iterator[
 
 
 def _announced_url(process: subprocess.Popen[bytes], runtime: Path, log: Path, timeout_s: float = 60) -> str:
-    """The URL that the server tells in its runtime folder once it listens."""
+    """The URL that the server tells in its runtime folder, once it listens, which is a moment later."""
     announcement = runtime / f"jpserver-{process.pid}.json"
     deadline = time.monotonic() + timeout_s
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return str(json.loads(announcement.read_text(encoding="utf-8"))["url"])
+        with contextlib.suppress(FileNotFoundError, ValueError, ConnectionError):
+            told = json.loads(announcement.read_text(encoding="utf-8"))
+            socket.create_connection(("127.0.0.1", told["port"]), timeout=timeout_s).close()
+            return str(told["url"])
         time.sleep(0.05)
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')[-3000:]}")
 
