@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.rank_messages import ForkStore
 from jupyter_llmcloud.system.spawn import last_words, open_log
 
+_CLOSED = "the world was ended while it started."
 NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.group.no_dns; man 5 resolv.conf
 
 
@@ -25,39 +25,71 @@ class Store:
         self.address = ""
         self._log = log
         self._control: socket.socket | None = None
+        self._answered: asyncio.Future[bytes] | None = None
+        self._is_watched = False
 
     async def start(self, zygote: ZygoteClient, interface: str) -> str:
         """Bind port 0 of `interface`, fork, wait until it answers; returns `host:port`.
 
-        Raises WorldError when it ends instead.
+        Raises WorldError when it ends instead, or is closed meanwhile.
         """
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-            listener.bind((interface, 0))
-            listener.listen(256)
-            host, port = listener.getsockname()
-            ours, theirs = socket.socketpair()
-            with theirs, open_log(self._log) as log:
-                request = ForkStore(name=self.name, host=host, port=port, env=NO_NAMES)
-                await zygote.fork(request, [theirs.fileno(), log, log])
-                socket.send_fds(ours, [b"+"], [listener.fileno()])
-        ours.setblocking(False)
-        self._control = ours
-        await self._answered(ours)
+        self._control, theirs = socket.socketpair()
+        self._answered = asyncio.get_running_loop().create_future()
+        try:
+            with theirs, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+                listener.bind((interface, 0))
+                listener.listen(256)
+                host, port = listener.getsockname()
+                with open_log(self._log) as log:
+                    request = ForkStore(name=self.name, host=host, port=port, env=NO_NAMES)
+                    await zygote.fork(request, [theirs.fileno(), log, log])
+                self._hand_over(listener)
+            if not await self._answered:
+                words = last_words(self._log)
+                raise WorldError(
+                    f"the store by which ranks meet ended at its start. Its last words ({self._log}):\n{words}"
+                )
+        except BaseException:
+            self.close()
+            raise
         self.address = f"{host}:{port}"
         return self.address
 
-    async def _answered(self, control: socket.socket) -> None:
-        with contextlib.suppress(ConnectionResetError):
-            if await asyncio.get_running_loop().sock_recv(control, 1):
-                return
-        words = last_words(self._log)
-        raise WorldError(f"the store by which ranks meet ended at its start. Its last words ({self._log}):\n{words}")
+    def _hand_over(self, listener: socket.socket) -> None:
+        if self._control is None:
+            raise WorldError(_CLOSED)
+        socket.send_fds(self._control, [b"+"], [listener.fileno()])
+        self._control.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._control.fileno(), self._hear)
+        self._is_watched = True
+
+    def _hear(self) -> None:
+        assert self._control is not None and self._answered is not None
+        self._forget()
+        try:
+            said = self._control.recv(1)
+        except ConnectionResetError:
+            said = b""
+        if not self._answered.done():
+            self._answered.set_result(said)
 
     def close(self) -> None:
-        """End it."""
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        """End it, also while it starts."""
+        if self._control is None:
+            return
+        self._forget()
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(WorldError(_CLOSED))
+            self._answered.exception()  # seen: nobody need wait for it
+        self._control.close()
+        self._control = None
+
+    def _forget(self) -> None:
+        """Have the loop forget the socket: the next one may get its number, and the loop would never wake that one."""
+        if self._is_watched:
+            assert self._control is not None
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._is_watched = False
 
 
 class Stores:
