@@ -34,7 +34,7 @@ FEED = """
 import math, pathlib, random, time
 from jupyter_llmcloud.widgets.live_view import LiveView
 
-TOTAL = 3000
+TOTAL, SHORT = 3000, 40
 
 def feed(view, step, now):
     noise = random.Random(step)
@@ -55,6 +55,8 @@ for rank in (0, 1):
     view.handle_rank_state(rank, "running")
 flag, step = pathlib.Path("stop-flag"), 0
 while not flag.exists() and step < TOTAL:
+    while step == SHORT and not pathlib.Path("seen-short").exists():
+        time.sleep(0.02)  # the page measures the short chart
     for _ in range(20):
         feed(view, step, time.time())
         step += 1
@@ -181,6 +183,7 @@ def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
     browser.start_cell(page, 1)
     expect(page.locator(CHART)).to_have_count(3, timeout=30_000)
     short = len(page.locator(LINE).first.get_attribute("d") or "")
+    (folder / "seen-short").touch()
     page.wait_for_function(
         "([line, short]) => document.querySelector(line)?.getAttribute('d').length > 2 * short",
         arg=[LINE, short],
@@ -226,6 +229,7 @@ def test_the_saved_notebook_shows_the_run_without_a_kernel(
     opened: Opened, folder: Path, one_chromium: Browser, pictures: Path
 ) -> None:
     (folder / "stop-flag").unlink(missing_ok=True)
+    (folder / "seen-short").touch()
     once = UNTIL_STOPPED.replace("TOTAL:", "800:").replace('"stopped"', '"finished"').replace("else 0.1", "else 0.03")
     page = opened(FEED, once, stop=lambda route: route.abort())
     browser.run_cell(page, 0)
