@@ -120,6 +120,7 @@ class Replica:
         self.status.details = {
             "model": spec.served_name,
             "engine": model.engine.name,
+            "num_parallel": model.engine.num_parallel,
             "context_length": model.engine.context_length,
             "max_concurrent": spec.max_concurrent,
             "num_parameters": loaded.num_parameters,

@@ -274,6 +274,101 @@ def test_an_architecture_that_cannot_be_batched_is_served_one_sequence_per_threa
     assert "one sequence per thread" in caplog.text
 
 
+def forward_alone(loaded: LoadedModel, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens by whole forward passes, with no cache and no state."""
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            tokens.append(int(loaded.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def recurrent_gemma(folder: Path) -> LoadedModel:
+    import transformers
+
+    tokenizer = byte_level_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        lru_width=32, attention_window_size=64, eos_token_id=1, bos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    model = transformers.RecurrentGemmaForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(folder)
+
+
+def test_a_model_that_keeps_its_state_in_its_modules_answers_each_of_four_requests_as_it_would_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recurrent = recurrent_gemma(tmp_path)
+    asked = prompts(recurrent)[:4]
+    expected = [forward_alone(recurrent, prompt, 12) for prompt in asked]
+    biased = Sampling(temperature=0.0, logit_bias=((1, -100.0),))
+
+    async def body(engine: Engine) -> None:
+        assert engine.num_parallel == 1
+        answers = await asyncio.gather(*(collect(engine, Generation(prompt, 12, biased)) for prompt in asked))
+        assert [tokens for tokens, _ in answers] == expected
+
+    with_engine(tried(recurrent), body)
+    assert "one sequence at a time: it keeps a state in its modules (model.layers.0.temporal_block." in caplog.text
+
+
+def keeps_the_last_prompt(loaded: LoadedModel) -> Callable[..., Any]:
+    """A forward pass with a state that belongs to whoever came last, kept where no module shows it."""
+    forward, hidden = loaded.model.forward, {"shift": 0}
+
+    def stateful(*arguments: Any, **named: Any) -> Any:
+        output = forward(*arguments, **named)
+        ids, cache = named["input_ids"], named.get("past_key_values")
+        is_prompt = named.get("use_cache") is False or cache is None or cache.get_seq_length() == ids.shape[1]
+        if is_prompt:
+            hidden["shift"] = int(ids[0, 0]) % 7
+        output.logits = output.logits.roll(hidden["shift"], dims=-1)
+        return output
+
+    return stateful
+
+
+def test_sequences_that_are_mixed_when_they_run_together_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = load_model(tiny(tmp_path, "bloom"))
+    monkeypatch.setattr(other.model, "forward", keeps_the_last_prompt(other))
+    asked = prompts(other)[:4]
+    expected = [forward_alone(other, prompt, 6) for prompt in asked]
+
+    async def body(engine: Engine) -> None:
+        assert (engine.name, engine.num_parallel) == ("generate", 1)
+        endless = Sampling(temperature=0.0, logit_bias=((1, -1000.0),))
+        answers = await asyncio.gather(*(collect(engine, Generation(prompt, 6, endless)) for prompt in asked))
+        assert [tokens for tokens, _ in answers] == expected
+
+    with_engine(tried(other), body)
+    assert "sequences that ran at once were mixed" in caplog.text
+
+
+def test_a_model_that_is_wrong_also_one_sequence_at_a_time_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = load_model(tiny(tmp_path, "bloom"))
+    forward = other.model.forward
+
+    def wrong_with_a_cache(*arguments: Any, **named: Any) -> Any:
+        output = forward(*arguments, **named)
+        if named.get("use_cache") is not False:
+            output.logits = output.logits.flip(-1)
+        return output
+
+    monkeypatch.setattr(other.model, "forward", wrong_with_a_cache)
+    with pytest.raises(ModelError, match="what it generates is not what it computes: log probabilities are off"):
+        asyncio.run(open_engine(other, 8))
+
+
 def test_an_engine_that_disagrees_with_the_model_is_not_used(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

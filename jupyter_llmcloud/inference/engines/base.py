@@ -160,12 +160,14 @@ class Engine(Protocol):
     Attributes:
         name: what to call it in logs and statistics.
         context_length: how many tokens prompt and answer may have together.
+        num_parallel: how many sequences take their steps at the same time; the others wait.
         failure: None, or why the engine can generate nothing any more.
         on_failure: called once, in the event loop, when `failure` was set.
     """
 
     name: str
     context_length: int
+    num_parallel: int
     failure: str | None
     on_failure: Callable[[], None]
 

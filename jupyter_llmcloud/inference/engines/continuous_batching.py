@@ -96,6 +96,7 @@ class ContinuousBatchingEngine:
 
     def __init__(self, loaded: LoadedModel, plan: CachePlan, max_concurrent: int) -> None:
         self.context_length = plan.context_length
+        self.num_parallel = max_concurrent
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._eos = loaded.eos

@@ -28,10 +28,11 @@ from jupyter_llmcloud.inference.engines.base import (
 )
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.sampling import Row, Sampler
+from jupyter_llmcloud.inference.engines.trial import Lockstep
 
 log = logging.getLogger(__name__)
 
-_MAX_THREADS = 4
+MAX_THREADS = 4
 
 
 class _Cancelled(Exception):
@@ -59,6 +60,8 @@ class _Choosing(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         sequence = self._sequence
+        if self._engine.lockstep is not None:
+            self._engine.lockstep.arrive()
         if sequence.cancelled.is_set():
             raise _Cancelled
         row = Row(sequence.generation.sampling, sequence.tokens, sequence.logprobs)
@@ -71,22 +74,34 @@ class _Choosing(LogitsProcessor):
 
 
 class GenerateEngine:
-    """A few sequences at a time, each in its own thread; the others wait."""
+    """A few sequences at a time, each in its own thread; the others wait.
+
+    Attributes:
+        num_parallel: how many run at once.
+        lockstep: of a trial, in which the sequences take each step together.
+    """
 
     name = "generate"
 
-    def __init__(self, loaded: LoadedModel, max_concurrent: int) -> None:
+    def __init__(self, loaded: LoadedModel, num_threads: int = MAX_THREADS) -> None:
         self.context_length = loaded.context_length
+        self.num_parallel = min(MAX_THREADS, num_threads)
+        self.lockstep: Lockstep | None = None
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self.device: torch.device = loaded.model.device
         self._model = loaded.model
         self._eos = loaded.eos
         self._plain = _plain_configuration(loaded)
         self._sequences: set[_Sequence] = set()
         self._num_tokens = 0
         self._count = threading.Lock()
-        self._threads = ThreadPoolExecutor(min(_MAX_THREADS, max_concurrent), thread_name_prefix="generate")
+        self._threads = ThreadPoolExecutor(self.num_parallel, thread_name_prefix="generate")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self._model.device
+        return device
 
     def submit(self, generation: Generation) -> TokenStream:
         """Begin a sequence as soon as a thread is free."""
@@ -127,9 +142,9 @@ class GenerateEngine:
             sequence.loop.call_soon_threadsafe(self._sequences.discard, sequence)
 
     def _run(self, sequence: _Sequence) -> None:
-        if sequence.cancelled.is_set():
-            return
         try:
+            if sequence.cancelled.is_set():
+                return
             self._generate(sequence)
             self.deliver(sequence, finished=True)
         except _Cancelled:
@@ -138,6 +153,9 @@ class GenerateEngine:
             log.exception("generation failed")
             failure = EngineError(f"generation failed: {type(error).__name__}: {error}")
             sequence.loop.call_soon_threadsafe(self._end, sequence, failure)
+        finally:
+            if self.lockstep is not None:
+                self.lockstep.leave()
 
     def _generate(self, sequence: _Sequence) -> None:
         prompt = torch.tensor([list(sequence.generation.prompt)], device=self.device)
