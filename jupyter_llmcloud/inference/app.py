@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 MAX_BODY = 16 * 2**20
 _LONG_BODY = 2**16
 _QUEUE_FACTOR = 4
+_MAX_RENDERING = 32
 _RETRY_AFTER_S = 1.0
 USAGE_TIMEOUT_S = 2.0
 
@@ -71,11 +73,13 @@ class Application:
         self.status = status
         self.model: Model | None = None
         self._usages = Usages()
+        self._rendering = ThreadPoolExecutor(_MAX_RENDERING, thread_name_prefix="chat")
         self._token = token.encode()
 
     def build(self) -> web.Application:
         """An aiohttp application. Run it with `handler_cancellation=True`: hanging up cancels a request."""
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._errors, self._authorise])
+        app.on_cleanup.append(self._close)
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/stats", self.stats)
@@ -84,6 +88,9 @@ class Application:
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
         return app
+
+    async def _close(self, _: web.Application) -> None:
+        self._rendering.shutdown(wait=False, cancel_futures=True)
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -175,9 +182,7 @@ class Application:
     async def _answer(self, request: web.Request, route: str) -> web.StreamResponse:
         model = self._ready_model()
         body = await request.read()
-        check: Callable[[bytes], Ask] = model.chat if route == "chat" else model.completion
-        # Tokenising a long prompt takes a while, which the streams of others must not feel.
-        ask = await asyncio.to_thread(check, body) if len(body) > _LONG_BODY else check(body)
+        ask = await self._check(model, route, body)
         with self._admitted(ask), self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
             answer = Answer(model, ask)
             try:
@@ -192,6 +197,14 @@ class Application:
                 counted(answer.usage)
                 self.status.num_prompt_tokens += answer.usage.num_prompt
                 self.status.num_generated_tokens += answer.usage.num_generated
+
+    async def _check(self, model: Model, route: str, body: bytes) -> Ask:
+        """The request, checked. What takes a while is done in a thread: streams of others do not feel it."""
+        if route == "chat":  # whose template may take as long as it is let
+            return await asyncio.get_running_loop().run_in_executor(self._rendering, model.chat, body)
+        if len(body) > _LONG_BODY:
+            return await asyncio.to_thread(model.completion, body)
+        return model.completion(body)
 
     def _ready_model(self) -> Model:
         if self.model is None or self.status.state != "ready":

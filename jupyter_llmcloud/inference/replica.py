@@ -20,6 +20,7 @@ from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
 from jupyter_llmcloud.inference.openai.completion import Model
+from jupyter_llmcloud.inference.openai.templates import Templates
 from jupyter_llmcloud.system import unix_sockets
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class Replica:
         while self.status.num_open and not self._abandoned.is_set() and clock() < deadline:
             await asyncio.sleep(_POLL_S)
         if self._application.model is not None:
-            await self._application.model.engine.close()
+            await self._application.model.close()
 
 
 async def open_model(spec: ReplicaSpec, on_failure: Callable[[], None] = lambda: None) -> Model:
@@ -166,9 +167,16 @@ async def open_model(spec: ReplicaSpec, on_failure: Callable[[], None] = lambda:
     loaded, defaults = await asyncio.to_thread(_load_on_thread, spec)
     from jupyter_llmcloud.inference.engines.select import open_engine
 
-    engine = await open_engine(loaded, spec.max_concurrent)
+    templates = Templates()
+    if getattr(loaded.tokenizer, "chat_template", None):
+        templates.prepare()
+    try:
+        engine = await open_engine(loaded, spec.max_concurrent)
+    except BaseException:
+        templates.close()
+        raise
     engine.on_failure = on_failure
-    return Model(loaded, engine, spec.served_name, defaults)
+    return Model(loaded, engine, spec.served_name, defaults, templates)
 
 
 def _load_on_thread(spec: ReplicaSpec) -> tuple[LoadedModel, dict[str, float]]:
