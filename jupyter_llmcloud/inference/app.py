@@ -9,10 +9,11 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 from aiohttp import ClientConnectionResetError, hdrs, web
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
@@ -126,10 +127,19 @@ class Application:
         status = self.status
         body = {"state": status.state, "endpoint": status.endpoint, "pid": os.getpid()}
         if status.state == "ready":
-            return _json({**body, **status.details})
+            return _json({**body, **status.details, "memory": self._memory()})
         if status.state == "failed":
             return _json({**body, "reason": status.reason}, status=500)
         return _json(body, status=503)
+
+    def _memory(self) -> dict[str, int]:
+        """Bytes that this replica takes now, and how far the part that grows may grow."""
+        process = psutil.Process()
+        memory = {"process_bytes": sum(one.memory_info().rss for one in [process, *_children(process)])}
+        if self.model is not None:
+            engine = self.model.engine.stats()
+            memory |= {"cache_bytes": engine.cache_bytes, "max_cache_bytes": engine.max_cache_bytes}
+        return memory
 
     async def stats(self, request: web.Request) -> web.Response:
         """Gauges and counters."""
@@ -150,7 +160,9 @@ class Application:
                 "name": self.model.engine.name,
                 "num_active": engine.num_active,
                 "num_tokens": engine.num_tokens,
+                "num_threads": self.model.engine.num_threads,
             }
+            body["memory"] = self._memory()
         return _json(body)
 
     async def usage(self, request: web.Request) -> web.Response:
@@ -258,6 +270,13 @@ class Application:
             # The status line is gone: what is left to tell it is an event, and no [DONE].
             self.status.num_failed += 1
             await response.write(event(_broken_off(error).body()))
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    """Those that render chat templates."""
+    with suppress(psutil.Error):
+        return [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
+    return []
 
 
 def _broken_off(error: Exception) -> ApiError:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from jupyter_llmcloud.errors import ModelError
-from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling
+from jupyter_llmcloud.inference.engines import kv_cache
+from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling, TokenLogprob
 from jupyter_llmcloud.inference.engines.continuous_batching import ContinuousBatchingEngine
 from jupyter_llmcloud.inference.engines.generate import GenerateEngine
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan, plan_cache
@@ -47,11 +50,15 @@ def with_engine(engine: Callable[[], Awaitable[Engine]], body: Body) -> None:
     asyncio.run(run())
 
 
-async def collect(engine: Engine, generation: Generation) -> tuple[list[int], str | None]:
+async def collect(
+    engine: Engine, generation: Generation, entries: list[TokenLogprob] | None = None
+) -> tuple[list[int], str | None]:
     tokens: list[int] = []
     reason = None
     async for batch in engine.submit(generation):
         tokens += batch.tokens
+        if entries is not None:
+            entries += batch.logprobs
         reason = batch.finish_reason
     return tokens, reason
 
@@ -194,6 +201,100 @@ def test_sequences_that_do_not_fit_the_cache_together_still_end_right(loaded: Lo
         assert [tokens for tokens, _ in answers] == expected
 
     with_engine(small, body)
+
+
+def begins_with_four_pages(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[Engine]]:
+    monkeypatch.setattr(kv_cache, "_AT_FIRST", {"cpu": 0})
+    monkeypatch.setattr(kv_cache, "_MIN_TOKENS_AT_FIRST", 128)
+    plan = plan_cache(
+        loaded.model.config, torch.float32, context_length=256, max_concurrent=8, free=2**34, device_type="cpu"
+    )
+
+    async def make() -> Engine:
+        return ContinuousBatchingEngine(loaded, plan, 8)
+
+    return make
+
+
+def test_a_cache_that_grows_under_running_sequences_changes_none_of_their_tokens(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [generated_alone(loaded, prompt, 80) for prompt in prompts(loaded)]
+    seeded = Sampling(temperature=1.3, seed=11, num_logprobs=2)
+
+    async def body(engine: Engine) -> None:
+        assert engine.stats().num_cache_tokens == 128
+        sampled = await collect(engine, Generation(prompts(loaded)[0], 40, seeded))
+        assert engine.stats().num_cache_tokens == 128
+        entries: list[TokenLogprob] = []
+        again = asyncio.create_task(collect(engine, Generation(prompts(loaded)[0], 40, seeded), entries))
+        wanted = [Generation(prompt, 80, GREEDY, incremental=n % 2 == 0) for n, prompt in enumerate(prompts(loaded))]
+        answers = await asyncio.gather(*(collect(engine, generation) for generation in wanted))
+        assert [tokens for tokens, _ in answers] == expected
+        assert await again == sampled
+        assert [entry.token for entry in entries] == sampled[0]
+        stats = engine.stats()
+        assert 1024 <= stats.num_cache_tokens <= stats.max_cache_tokens == 8 * 9 * 32
+        assert 0 < stats.cache_bytes <= stats.max_cache_bytes
+
+    with_engine(begins_with_four_pages(loaded, monkeypatch), body)
+
+
+def test_what_is_cancelled_while_the_cache_grows_is_forgotten(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    async def body(engine: Engine) -> None:
+        streams = [engine.submit(Generation(prompt, 200, GREEDY)) for prompt in prompts(loaded)]
+        for stream in streams[1:]:
+            stream.close()
+        async for _ in streams[0]:
+            break
+        streams[0].close()
+        await settles(lambda: engine.stats().num_active == 0)
+        tokens, reason = await collect(engine, Generation(prompts(loaded)[0], 5, GREEDY))
+        assert (tokens, reason) == (generated_alone(loaded, prompts(loaded)[0], 5), "length")
+
+    with_engine(begins_with_four_pages(loaded, monkeypatch), body)
+
+
+def test_a_cache_that_finds_no_memory_to_grow_ends_the_sequences_that_need_it_and_no_other(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = (prompts(loaded)[0] * 60)[:150]
+
+    async def body(engine: Engine) -> None:
+        short = asyncio.create_task(collect(engine, Generation(prompts(loaded)[0], 50, GREEDY)))
+        await settles(lambda: engine.stats().num_tokens > 0)
+        monkeypatch.setattr(kv_cache, "free_memory", lambda device: 0)
+        with pytest.raises(EngineError, match="memory holds sequences of 64 tokens"):
+            await collect(engine, Generation(prompt, 20, GREEDY))
+        assert (await short)[0] == generated_alone(loaded, prompts(loaded)[0], 50)
+        assert engine.context_length == 64
+        assert engine.failure is None
+
+    with_engine(begins_with_four_pages(loaded, monkeypatch), body)
+
+
+def resident_memory() -> int:
+    return psutil.Process().memory_info().rss
+
+
+@pytest.mark.alone
+def test_a_small_model_with_a_long_context_starts_at_once_and_in_little_memory(tmp_path: Path) -> None:
+    long = load_model(save_tiny_llama(tmp_path, context_length=131072))
+    before, began = resident_memory(), time.monotonic()
+
+    async def body(engine: Engine) -> None:
+        assert time.monotonic() - began < 4.0  # 17.5 s, when all of it was allocated
+        assert resident_memory() - before < 256 << 20  # 6.2 GB
+        assert engine.context_length == 131072
+        prompt = prompts(long)[0]
+        tokens, _ = await collect(engine, Generation(prompt * 400, 4, GREEDY))
+        assert tokens == generated_alone(long, prompt * 400, 4)
+        assert resident_memory() - before < 512 << 20
+
+    with_engine(lambda: open_engine(long, 32), body)
 
 
 @pytest.mark.alone

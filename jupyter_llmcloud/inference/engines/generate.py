@@ -32,7 +32,7 @@ from jupyter_llmcloud.inference.engines.trial import Lockstep
 
 log = logging.getLogger(__name__)
 
-MAX_THREADS = 4
+MAX_PARALLEL = 4
 
 
 class _Cancelled(Exception):
@@ -83,14 +83,14 @@ class GenerateEngine:
 
     name = "generate"
 
-    def __init__(self, loaded: LoadedModel, num_threads: int = MAX_THREADS) -> None:
+    def __init__(self, loaded: LoadedModel, num_parallel: int = MAX_PARALLEL, num_threads: int | None = None) -> None:
         self.context_length = loaded.context_length
-        self.num_parallel = min(MAX_THREADS, num_threads)
+        self.num_parallel = min(MAX_PARALLEL, num_parallel)
+        self.num_threads = num_threads or torch.get_num_threads()
         self.lockstep: Lockstep | None = None
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self._model = loaded.model
-        self._eos = loaded.eos
+        self._loaded = loaded
         self._plain = _plain_configuration(loaded)
         self._sequences: set[_Sequence] = set()
         self._num_tokens = 0
@@ -100,7 +100,7 @@ class GenerateEngine:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = self._model.device
+        device: torch.device = self._loaded.model.device
         return device
 
     def submit(self, generation: Generation) -> TokenStream:
@@ -129,6 +129,10 @@ class GenerateEngine:
         """Called by the threads, once for every token."""
         with self._count:
             self._num_tokens += 1
+        # Those that run share the cores: with all of them each, they would wait for one another.
+        share = max(1, self.num_threads // max(1, min(len(self._sequences), self.num_parallel)))
+        if torch.get_num_threads() != share:
+            torch.set_num_threads(share)
 
     def deliver(self, sequence: _Sequence, *, finished: bool) -> None:
         """Called by the threads: hand what is new to the event loop."""
@@ -136,7 +140,7 @@ class GenerateEngine:
         logprobs = sequence.logprobs[sequence.num_delivered :]
         sequence.num_delivered = len(sequence.tokens)
         last = sequence.tokens[-1] if sequence.tokens else None
-        reason: FinishReason | None = ("stop" if last in self._eos else "length") if finished else None
+        reason: FinishReason | None = ("stop" if last in self._loaded.eos else "length") if finished else None
         sequence.loop.call_soon_threadsafe(sequence.stream.push, tokens, logprobs, reason)
         if finished:
             sequence.loop.call_soon_threadsafe(self._sequences.discard, sequence)
@@ -161,7 +165,7 @@ class GenerateEngine:
         prompt = torch.tensor([list(sequence.generation.prompt)], device=self.device)
         configuration = copy.deepcopy(self._plain)
         configuration.max_new_tokens = sequence.generation.max_tokens
-        self._model.generate(
+        self._loaded.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=configuration,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,12 @@ class LoadedModel:
 
 
 def load_model(
-    folder: str | Path, *, dtype: str = "auto", device: str = "cpu", base_model: str | Path | None = None
+    folder: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    base_model: str | Path | None = None,
+    max_model_len: int | None = None,
 ) -> LoadedModel:
     """Load the model in `folder`; raises `ModelError` with what is missing or wrong.
 
@@ -55,17 +60,26 @@ def load_model(
         dtype: "auto" takes the checkpoint's own.
         device: "cpu", "cuda:0", ...
         base_model: the folder of an adapter's base model, when it is not the one that the adapter names.
+        max_model_len: how many tokens prompt and answer may have together, when the model's own are too many.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}.")
     layout = check_folder(Path(folder), None if base_model is None else Path(base_model))
     try:
-        return _load(layout, dtype, device)
+        return _shortened(_load(layout, dtype, device), max_model_len)
     except ModelError:
         raise
     except Exception as error:
         # Much code of others runs here on files of others: whatever it raises is about this folder.
         raise ModelError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error
+
+
+def _shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
+    if max_model_len is None:
+        return loaded
+    if max_model_len > loaded.context_length:
+        raise ModelError(f"--max-model-len {max_model_len} is more than the model's {loaded.context_length} tokens.")
+    return replace(loaded, context_length=max_model_len)
 
 
 def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:

@@ -47,18 +47,18 @@ BATCHING = Patch(
 )
 
 
-async def open_engine(loaded: LoadedModel, max_concurrent: int) -> Engine:
+async def open_engine(loaded: LoadedModel, max_concurrent: int, num_threads: int | None = None) -> Engine:
     """The fastest engine that answers as the model itself does. It has generated its first tokens already."""
     reason = why_not_batched(loaded) or BATCHING.problem()
     if reason is None:
         attention = loaded.model.config._attn_implementation
         try:
-            return await _tried_batching(loaded, max_concurrent)
+            return await _tried_batching(loaded, max_concurrent, num_threads)
         except _DOES_NOT_FIT as error:
             reason = f"{type(error).__name__}: {error}"
             loaded.model.set_attn_implementation(attention)
     log.warning("no continuous batching, serving one sequence per thread: %s", reason)
-    return await _tried_generating(loaded, max_concurrent)
+    return await _tried_generating(loaded, max_concurrent, num_threads)
 
 
 def why_not_batched(loaded: LoadedModel) -> str | None:
@@ -73,7 +73,7 @@ def why_not_batched(loaded: LoadedModel) -> str | None:
     return positions_that_see_length(loaded)
 
 
-async def _tried_batching(loaded: LoadedModel, max_concurrent: int) -> Engine:
+async def _tried_batching(loaded: LoadedModel, max_concurrent: int, num_threads: int | None) -> Engine:
     from jupyter_llmcloud.inference.engines.continuous_batching import ContinuousBatchingEngine
 
     device = loaded.model.device
@@ -85,26 +85,26 @@ async def _tried_batching(loaded: LoadedModel, max_concurrent: int) -> Engine:
         free=free_memory(device),
         device_type=device.type,
     )
-    engine = await asyncio.to_thread(ContinuousBatchingEngine, loaded, plan, max_concurrent)
+    engine = await asyncio.to_thread(ContinuousBatchingEngine, loaded, plan, max_concurrent, num_threads)
     return await _tried(engine, compare_with_forward(engine, loaded))
 
 
-async def _tried_generating(loaded: LoadedModel, max_concurrent: int) -> Engine:
-    from jupyter_llmcloud.inference.engines.generate import MAX_THREADS, GenerateEngine
+async def _tried_generating(loaded: LoadedModel, max_concurrent: int, num_threads: int | None) -> Engine:
+    from jupyter_llmcloud.inference.engines.generate import MAX_PARALLEL, GenerateEngine
 
-    num_threads = min(MAX_THREADS, max_concurrent, len(LENGTHS))
-    reason = why_one_at_a_time(loaded) if num_threads > 1 else "--max-concurrent is 1"
+    num_parallel = min(MAX_PARALLEL, max_concurrent, len(LENGTHS))
+    reason = why_one_at_a_time(loaded) if num_parallel > 1 else "--max-concurrent is 1"
     if reason is None:
-        engine = GenerateEngine(loaded, num_threads)
-        engine.lockstep = Lockstep(num_threads)
+        engine = GenerateEngine(loaded, num_parallel, num_threads)
+        engine.lockstep = Lockstep(num_parallel)
         try:
-            await _tried(engine, compare_with_forward(engine, loaded, num_threads))
+            await _tried(engine, compare_with_forward(engine, loaded, num_parallel))
             engine.lockstep = None
             return engine
         except EngineError as error:
             reason = f"sequences that ran at once were mixed: {error}"
     log.warning("serving one sequence at a time: %s", reason)
-    engine = GenerateEngine(loaded, 1)
+    engine = GenerateEngine(loaded, 1, num_threads)
     try:
         return await _tried(engine, compare_with_forward(engine, loaded))
     except EngineError as error:

@@ -64,6 +64,8 @@ def serve(target: str, *, progress: Callable[[str], None] | None = None, **optio
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
     folder = Path(target).expanduser()
+    if options.get("base_model"):
+        options = {**options, "base_model": str(Path(options["base_model"]).expanduser().absolute())}
     if not NAME_PATTERN.fullmatch(target):
         return dict(server.create_endpoint(str(folder.absolute()), **options))
     try:
@@ -117,6 +119,7 @@ def table() -> Table:
             row["name"],
             row["state"],
             f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}",
+            memory(row["replicas"]),
             row["target"],
             row["revision"],
             ago(row["created"]),
@@ -124,8 +127,14 @@ def table() -> Table:
         )
         for row in session.current().server.endpoints()
     ]
-    headings = ["name", "state", "replicas", "serves", "revision", "started", "note"]
+    headings = ["name", "state", "replicas", "memory", "serves", "revision", "started", "note"]
     return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.")
+
+
+def memory(replicas: Any) -> str:
+    """What each replica of an endpoint takes, as far as it is known."""
+    known = [replica["memory"]["process_bytes"] for replica in replicas if replica.get("memory")]
+    return " + ".join(f"{num_bytes / 2**30:.1f} GiB" for num_bytes in known)
 
 
 def key_table() -> Table:
