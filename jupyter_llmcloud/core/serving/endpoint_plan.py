@@ -377,7 +377,7 @@ class EndpointPlan:
     def _note_not_ready_yet(self, replica: Replica, event: Probed, now: float) -> None:
         replica.probe_at = now + self.timing.loading_probe_s
         if event.health == "failed":
-            why = f"the model could not be loaded: {event.reason or 'its log tells more'}."
+            why = f"the model could not be loaded: {(event.reason or 'its log tells more').rstrip('.')}."
             self._lose(replica, why, now, lasting=True)
         elif event.health == "unreachable":
             replica.probe_at = now  # its agent is asked, before the next probe

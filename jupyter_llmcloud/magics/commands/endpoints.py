@@ -17,6 +17,7 @@ from jupyter_llmcloud.core.spec import SERVE, Door, EndpointSpec
 from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 
 WAIT_S = 1
@@ -53,7 +54,7 @@ def serve(target: str, *, progress: Callable[[str], None] | None = None, **optio
     began = time.monotonic()
     while record["state"] == "starting":
         if progress is not None:
-            reason = f" ({record['reason']})" if record.get("reason") else ""
+            reason = f" ({shown(record['reason'])})" if record.get("reason") else ""
             progress(f"{record['name']} is starting: {time.monotonic() - began:.0f} s{reason}")
         record = server.endpoint(record["name"], wait_s=WAIT_S)
     if record["state"] != "ready":
@@ -120,10 +121,10 @@ def table() -> Table:
             row["state"],
             f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}",
             memory(row["replicas"]),
-            row["target"],
+            shown(row["target"]),
             row["revision"],
             ago(row["created"]),
-            row["reason"],
+            shown(row["reason"]),
         )
         for row in session.current().server.endpoints()
     ]
@@ -195,7 +196,7 @@ class EndpointMagics(Magics):
         stop(given.arguments[0])
 
     def _logs(self, given: Any) -> None:
-        sys.stdout.write(logs(given.arguments[0], given.limit) + "\n")
+        sys.stdout.write(shown(logs(given.arguments[0], given.limit)) + "\n")
 
     def _keys(self, given: Any) -> Table | NewKey | None:
         verb, *rest = given.arguments or ["list"]
