@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from jupyter_llmcloud.training.object_graph import kinds, tensors
+from jupyter_llmcloud.training.object_graph import iterators, kinds, tensors
 from jupyter_llmcloud.training.object_graph.kinds import Kind
 from jupyter_llmcloud.training.object_graph.memory import Region
 from jupyter_llmcloud.training.resume.user_code import is_own_module
@@ -32,7 +32,7 @@ _NAMED = kinds.Named()
 _UNSAVED = kinds.Unsaved()
 _OBJECT = kinds.Object()
 _REDUCED, _RESTATED = kinds.Reduced(), kinds.Restated()
-_GENERATOR = kinds.Waiting()
+_STATEFUL = kinds.Stateful()
 _DICT = kinds.Dict()
 _FUNCTION, _CLASS, _CACHE = kinds.Function(), kinds.Class(), kinds.Cache()
 _SCALAR, _MODULE = kinds.Scalar(), kinds.Module()
@@ -41,7 +41,7 @@ _TENSOR, _ARRAY, _OBJECTS = tensors.Tensor(), tensors.Array(), tensors.Objects()
 # The packages whose objects tell others of a training, stand for data outside, or belong to our own and torch's
 # machinery: no state of a training is in them that the cell, a state_dict or we do not bring back.
 _PACKAGES = (
-    "accelerate", "jupyter_llmcloud", "torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd",
+    "accelerate", "torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd",
     "torch.cuda", "torch.distributed", "torch.fx", "torch.jit", "torch.profiler", "torch.multiprocessing",
     "torch.utils.tensorboard", "torch.utils.hooks", "torch.utils.data.dataloader", "torch.utils.data._utils",
     "transformers.tokenization", "transformers.trainer", "tokenizers", "datasets", "pyarrow", "sentencepiece",
@@ -53,10 +53,11 @@ _PACKAGES = (
 )  # fmt: skip
 _FIXED_TYPES: tuple[type, ...] = (
     threading.Thread, threading.Condition, threading.Event, threading.Semaphore, subprocess.Popen, logging.Logger,
-    Trainer, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler, types.TracebackType, types.FrameType,
+    Trainer, types.TracebackType, types.FrameType,
     types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
     type(threading.Lock()), type(threading.RLock()), type(Ellipsis), type(NotImplemented), weakref.ProxyType,
 )  # fmt: skip
+_STATEFUL_TYPES: tuple[type, ...] = (torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _LIBRARY_CODE: tuple[type, ...] = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
     types.ClassMethodDescriptorType, types.GenericAlias, types.UnionType, np.ufunc,
@@ -90,9 +91,6 @@ _EXACT: dict[type, Kind] = {
     torch.device: kinds.Torch(),
     torch.Size: kinds.Torch(),
     torch.layout: _FIXED,
-    types.GeneratorType: _GENERATOR,
-    types.CoroutineType: _GENERATOR,
-    types.AsyncGeneratorType: _GENERATOR,
 }
 _BASES: list[tuple[Any, Kind]] = [
     (dict, _DICT),
@@ -110,8 +108,9 @@ _BASES: list[tuple[Any, Kind]] = [
 BY_NAME: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _GENERATOR,
+        *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
         _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, kinds.Member(),
+        iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
 }  # fmt: skip
 
@@ -122,6 +121,8 @@ def kind_of(value: Any) -> Kind:
 
 
 def _kind_by_base(value: Any) -> Kind:
+    if isinstance(value, iterators.Generator):
+        return iterators.kind_of_generator(value)
     if isinstance(value, np.ndarray):
         exact = type(value) in (np.ndarray, np.memmap, np.recarray)
         return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _REDUCED
@@ -141,6 +142,12 @@ def _kind_by_base(value: Any) -> Kind:
         return _SCALAR if value.dtype.kind != "V" else _REDUCED
     if isinstance(value, DataLoader):
         return BY_NAME["loader"]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _EXACT[tuple]
+    if isinstance(value, _STATEFUL_TYPES):
+        return _STATEFUL
+    if _is_of(type(value), ("jupyter_llmcloud",)):
+        return iterators.FOLLOWED
     if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
         return _FIXED
     return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)

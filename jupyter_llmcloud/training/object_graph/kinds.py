@@ -12,7 +12,7 @@ import gc
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,14 @@ class Kind:
         filled: it can be filled in place, so that others who know the object see its new contents.
         made: a new one can be made from the file.
         kept: its parts are objects that are there for longer than it is being looked at.
+        led: it comes back by itself when the cell is executed again, or is saved in another way.
     """
 
     name = ""
     filled = True
     made = True
     kept = True
+    led = False
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         """(head, children)."""
@@ -704,7 +706,6 @@ def _position(value: Any) -> int:
 _VALUES = frozenset({"array", "builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "functools",
     "ipaddress", "itertools", "numpy", "operator", "pandas", "pathlib", "re", "scipy", "sklearn", "uuid",
     "zoneinfo", "_operator", "pytz", "PIL"})  # fmt: skip
-_STANDARD = frozenset({"builtins", "itertools"})
 _BUILTINS = frozenset({"complex", "slice", "range", "iter", "enumerate", "zip", "map", "filter", "reversed", "object"})
 _RECONSTRUCTORS = ("_unpickle", "_new_", "__pyx_unpickle", "_reconstruct", "_mareconstruct", "_frombuffer", "scalar",
                    "__newobj__", "__newobj_ex__", "_compile", "_array_reconstructor", "__generator_ctor",
@@ -775,6 +776,20 @@ class Restated(Kind):
 
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
         set_state(value, children[0])
+
+
+class Stateful(Kind):
+    """An optimizer, a schedule or a scaler: what it tells and takes as its state."""
+
+    name = "stateful"
+    made = False
+    kept = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [], [("<state>", value.state_dict())]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        value.load_state_dict(children[0])
 
 
 def _may_be_new(cls: Any) -> bool:
@@ -851,39 +866,3 @@ class Unsaved(Kind):
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         raise CannotSave(f"a {type(value).__module__}.{type(value).__name__}")
-
-
-class Waiting(Kind):
-    """A generator, which waits at some place in its code."""
-
-    name = "generator"
-    made = False
-
-    def split(self, value: Any) -> tuple[Any, list[Child]]:
-        frame = getattr(value, "gi_frame", None) or getattr(value, "cr_frame", None) or getattr(value, "ag_frame", None)
-        if frame is None:
-            return ["ended"], []
-        variables = list(frame.f_locals.items())
-        head = [frame.f_lasti, [name for name, _ in variables], _positions(value)]
-        return head, [(f"<{name}>", item) for name, item in variables]
-
-    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
-        """It waits where it waited."""
-
-    def refusal(self, head: Any) -> str:
-        return "a generator that has been advanced, which no checkpoint can hold"
-
-
-def _positions(value: Any, depth: int = 0) -> list[int]:
-    """How far the iterators are that something draws from, also those without a name."""
-    found: list[int] = []
-    for item in gc.get_referents(value):
-        if isinstance(item, Iterator) and not hasattr(item, "gi_frame") and type(item).__module__ in _STANDARD:
-            try:
-                reduced: Any = item.__reduce__()
-                _, arguments, *state = reduced
-            except Exception:
-                arguments, state = (), []
-            found += [number for number in (*arguments, *state) if type(number) is int]
-            found += _positions(item, depth + 1) if depth < 6 else []
-    return found
