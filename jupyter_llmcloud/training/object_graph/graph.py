@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from jupyter_llmcloud.training.object_graph.digest import Identity, digest, identity
-from jupyter_llmcloud.training.object_graph.dispatch import kind_of
-from jupyter_llmcloud.training.object_graph.kinds import SIMPLE, CannotSave, Kind, name_of
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind, name_of
+from jupyter_llmcloud.training.object_graph.kinds.dispatch import kind_of
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 _TOLD = (dict, list, tuple)

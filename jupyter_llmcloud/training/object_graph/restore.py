@@ -14,9 +14,9 @@ import torch
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.object_graph import memory
 from jupyter_llmcloud.training.object_graph.digest import digest_bytes
-from jupyter_llmcloud.training.object_graph.dispatch import BY_NAME
 from jupyter_llmcloud.training.object_graph.graph import Entry, Graph
-from jupyter_llmcloud.training.object_graph.kinds import SIMPLE, CannotSave, Kind, find, name_of
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind, find, name_of
+from jupyter_llmcloud.training.object_graph.kinds.dispatch import BY_NAME
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 _MISSING = object()

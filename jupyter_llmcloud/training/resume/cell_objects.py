@@ -17,9 +17,9 @@ import torch
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
-from jupyter_llmcloud.training.object_graph import iterators
 from jupyter_llmcloud.training.object_graph.graph import ANY, GRADIENT, LOSES, MAY, MUST, Graph, Identities
-from jupyter_llmcloud.training.object_graph.kinds import SIMPLE, CannotSave, Kind
+from jupyter_llmcloud.training.object_graph.kinds import iterators
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind
 from jupyter_llmcloud.training.object_graph.liveness import may_be_read, names_in
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import CopyBytes, ObjectState

@@ -15,7 +15,7 @@ from jupyter_llmcloud.training.checkpoint import rng, sharded_tensors, stateful_
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.object_graph import memory
 from jupyter_llmcloud.training.object_graph.graph import MAY, Graph, Identities
-from jupyter_llmcloud.training.object_graph.iterators import FOLLOWED
+from jupyter_llmcloud.training.object_graph.kinds.iterators import FOLLOWED
 from jupyter_llmcloud.training.parallel.fully_sharded import settle
 from jupyter_llmcloud.training.resume import frame_variables
 from jupyter_llmcloud.training.resume.cell_objects import CellObjects, Scope

@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
-from jupyter_llmcloud.training.object_graph.kinds import SIMPLE, Child, Kind
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, Child, Kind
 from jupyter_llmcloud.training.resume.dataloader_tracking import AdvancedBase, TrackedIterator
 from jupyter_llmcloud.training.resume.loop_tracking import TrackedLoop
 from jupyter_llmcloud.training.resume.user_code import is_own_module

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from jupyter_llmcloud.training.object_graph import memory
-from jupyter_llmcloud.training.object_graph.kinds import CannotSave, Child, Kind
+from jupyter_llmcloud.training.object_graph.kinds.base import CannotSave, Child, Kind
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 
