@@ -3,10 +3,12 @@
 Nothing in a rank is replaced in any other way (a test compares this list with a living rank). Each record is checked
 against the installed version before anything is replaced: what differs is off, with words for the user, and training
 works without it. `WHILE_TRACKED` holds only in cells that ask for checkpoints, restarts or resume, and is undone at
-their end.
+their end; `ON_IMPORT` only where a cell imports the library.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from jupyter_llmcloud.system.patching import Patch
 
@@ -151,6 +153,56 @@ LAUNCHERS = Patch(
         "torch.multiprocessing.spawn:spawn": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
     },
 )
+
+
+def _lightning(package: str, fabric: str) -> tuple[Patch, ...]:
+    """What is replaced of Lightning and Fabric, in either of the packages that have them."""
+    ranks: dict[str, Any] = {
+        "why": "Only their user can tell them how many devices and hosts there are; a CPU counts as one device.",
+        "without": "Say Trainer(strategy='ddp', devices=world_size), or Fabric alike, on a world of one host.",
+        "checked": "Lightning 2.5 to 2.6",
+    }
+    metrics: dict[str, Any] = {
+        "why": "Loggers are given to each Trainer and Fabric; there is no public list of those that all have.",
+        "without": "Training works; log by run.log(loss=...) instead.",
+        "checked": "Lightning 2.5 to 2.6",
+    }
+    connectors = f"{package}.trainer.connectors"
+    return (
+        Patch(
+            feature="Trainer() of Lightning over the ranks of a world",
+            targets={
+                f"{connectors}.accelerator_connector:_AcceleratorConnector.__init__": (
+                    *("devices", "num_nodes", "accelerator", "strategy"),
+                )
+            },
+            **ranks,
+        ),
+        Patch(
+            feature="Fabric() over the ranks of a world",
+            targets={
+                f"{fabric}.connector:_Connector.__init__": ("accelerator", "strategy", "devices", "num_nodes"),
+            },
+            **ranks,
+        ),
+        Patch(
+            feature="Metrics and progress of Lightning",
+            targets={
+                f"{connectors}.logger_connector.logger_connector:_LoggerConnector.{name}": parameters
+                for name, parameters in {"log_metrics": ("metrics", "step"), "update_train_step_metrics": ()}.items()
+            },
+            **metrics,
+        ),
+        Patch(
+            feature="Metrics of Fabric",
+            targets={f"{fabric}.fabric:Fabric.log_dict": ("metrics", "step")},
+            **metrics,
+        ),
+    )
+
+
+# Of libraries that most cells never load: replaced as soon as a cell imports the module.
+ON_IMPORT = (*_lightning("lightning.pytorch", "lightning.fabric"), *_lightning("pytorch_lightning", "lightning_fabric"))
 GROUPS = Patch(
     feature="init_process_group() and destroy_process_group() in a cell",
     why="The world has a group already, and the next cell needs it; a Stop must find the sockets of every group.",
@@ -237,6 +289,6 @@ CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
     *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
-    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS),
+    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, *ON_IMPORT),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES),
 )

@@ -50,7 +50,7 @@ from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.stop_barrier import Steps
-from jupyter_llmcloud.training.integrations import launchers, metrics
+from jupyter_llmcloud.training.integrations import launchers, lightning, metrics
 from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
@@ -134,6 +134,7 @@ class Rank:
         self.checkpoints.install()
         metrics.attach(self.run)
         launchers.adopt(self.run)
+        lightning.adopt(self.run)
         self._libraries.install()
         no_stdin.install()
         notebook_tqdm.install()
@@ -210,6 +211,7 @@ class Rank:
 
     def _join(self, wanted: Join) -> None:
         try:
+            os.environ.update(wanted.env)
             if wanted.world_size != self.group.world_size:
                 self._resize(wanted.world_size)
             if wanted.store and wanted.store != self.group.address:
@@ -227,7 +229,6 @@ class Rank:
 
     def _resize(self, world_size: int) -> None:
         self.group.world_size = self.run.world_size = world_size
-        os.environ["WORLD_SIZE"] = str(world_size)
         self._start_shell().give(world_size=world_size)
         AcceleratorState._reset_state(reset_partial_state=True)  # the next Accelerator() sees the new size
 
@@ -286,7 +287,7 @@ class Rank:
 
     def _execute(self, cell: Execute) -> None:
         self.steps.begin()
-        self.run.begin(cell.run_id, cell.name, cell.folder)
+        self.run.begin(cell.run_id, cell.name, cell.folder, len(cell.ranks))
         ended: dict[str, Any] = {}
         error: BaseException | None = None
         shell = self._start_shell()

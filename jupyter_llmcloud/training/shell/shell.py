@@ -155,6 +155,9 @@ class RankShell(InteractiveShell):
     def init_readline(self) -> None:
         pass
 
+    def init_prompts(self) -> None:
+        """No `sys.ps1`, by which libraries know a session that a person types into."""
+
     def system(self, cmd: str) -> None:
         """`!cmd`: its output is the cell's; it cannot ask, and would wait for an answer for ever."""
         if cmd.rstrip().endswith("&"):
