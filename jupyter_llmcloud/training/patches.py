@@ -233,6 +233,18 @@ DDP_WRAPPERS = Patch(
     targets={"torch.nn.parallel:DistributedDataParallel.__init__": ("module",)},
 )
 
+SEEDS = Patch(
+    feature="Random numbers of --seed that are apart on each rank while it trains",
+    why="Workers of a loader are seeded from a generator that ranks share; fully_shard tells nobody that it wraps.",
+    without="Training works; with --seed dropout and augmentation are alike on every rank.",
+    checked=_TORCH,
+    targets={
+        "torch.utils.data.dataloader:_BaseDataLoaderIter.__init__": ("loader",),
+        "torch.distributed.fsdp:fully_shard": ("module",),
+        "torch.distributed.fsdp:FullyShardedDataParallel.__init__": ("module",),
+    },
+)
+
 # --- what a cell shows and asks --------------------------------------------------------------------------------------
 
 NO_STDIN = Patch(
@@ -289,6 +301,6 @@ CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
     *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
-    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, *ON_IMPORT),
+    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, SEEDS, *ON_IMPORT),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES),
 )

@@ -49,6 +49,7 @@ from jupyter_llmcloud.training.control import ControlSocket
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
+from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import launchers, lightning, metrics
 from jupyter_llmcloud.training.integrations.library_state import LibraryState
@@ -130,6 +131,7 @@ class Rank:
         process_group.adopt(lambda: self.group)
         self.watchdog.start()
         plans.install()
+        STREAMS.install(lambda: self.steps.count)
         register_optimizer_step_post_hook(self.steps.boundary)
         self.checkpoints.install()
         metrics.attach(self.run)
@@ -332,10 +334,7 @@ class Rank:
         if cell.payload:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
-        if cell.seed is not None:
-            from accelerate.utils import set_seed
-
-            set_seed(cell.seed)
+        STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
 
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:
