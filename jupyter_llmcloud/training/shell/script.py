@@ -1,11 +1,13 @@
-"""A script is executed as `python FILE ARGUMENTS` would, though by the shell of a rank."""
+"""A script is executed as `python FILE ARGUMENTS` would, though by the shell of a rank; it, and a cell, may leave."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
+
+from IPython.core.autocall import ExitAutocall
 
 
 def prepare_script(script: Mapping[str, Any], namespace: dict[str, Any]) -> None:
@@ -23,5 +25,12 @@ def prepare_script(script: Mapping[str, Any], namespace: dict[str, Any]) -> None
 
 
 def ended_well(error: BaseException | None) -> bool:
-    """Whether a script that raised `error` has left as it wanted to: by sys.exit(0)."""
-    return isinstance(error, SystemExit) and not error.code
+    """Whether code that raised `error` has left as it wanted to: by sys.exit(), or with the status 0."""
+    return isinstance(error, SystemExit) and (error.code is None or (isinstance(error.code, int) and error.code == 0))
+
+
+class Leave(ExitAutocall):
+    """`exit` and `quit`, in a cell and in libraries: Python's own, but that standard input stays open."""
+
+    def __call__(self, code: Any = None) -> NoReturn:
+        raise SystemExit(code)

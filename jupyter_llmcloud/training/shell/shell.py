@@ -14,7 +14,7 @@ from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.process import system
 from traitlets import Any as AnyTrait
-from traitlets import Type
+from traitlets import Type, default
 from traitlets.config import Config
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
@@ -22,7 +22,7 @@ from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
 from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
-from jupyter_llmcloud.training.shell.script import ended_well, prepare_script
+from jupyter_llmcloud.training.shell.script import Leave, ended_well, prepare_script
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
 
@@ -173,8 +173,14 @@ class RankShell(InteractiveShell):
     def enable_gui(self, gui: str | None = None) -> None:
         pass
 
-    def ask_exit(self) -> None:
-        raise SystemExit
+    def init_builtins(self) -> None:
+        """IPython takes `exit` away from libraries, which leave by it."""
+        super().init_builtins()
+        self.builtin_trap.auto_builtins |= {"exit": self.exiter, "quit": self.exiter}
+
+    @default("exiter")
+    def _exiter_default(self) -> Leave:
+        return Leave(self)
 
     def showtraceback(
         self,
@@ -225,7 +231,7 @@ class RankShell(InteractiveShell):
         finally:
             self.compile.end()
         error: BaseException | None = result.error_before_exec or result.error_in_exec
-        if cell.script and ended_well(error):
+        if ended_well(error):
             return None
         if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
             self.outlet.text("stderr", "\n".join(self.last_traceback) + "\n")
