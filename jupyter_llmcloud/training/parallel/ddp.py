@@ -52,10 +52,6 @@ class DataParallel(Whole):
         if len(args) <= 1 and options.get("process_group") is None and options.get("device_mesh") is None:
             self._arguments[model] = options
 
-    def portable(self, value: Any) -> Any:
-        """The module inside a wrapper."""
-        return value.module if isinstance(value, DistributedDataParallel) else value
-
     def rebuild(self, group: Any) -> int:
         """Initialise every wrapper again on `group`.
 
