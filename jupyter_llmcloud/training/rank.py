@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +58,7 @@ from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
-from jupyter_llmcloud.training.shell import failure_locals, no_stdin
+from jupyter_llmcloud.training.shell import failure_locals, failure_memory, no_stdin
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
 from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
 
@@ -326,8 +325,11 @@ class Rank:
                 **ended,
             )
         )
-        _empty_frames(error)
         self._libraries.take_back()
+        if error is not None:
+            failure_memory.let_go(error)
+        else:
+            failure_memory.forget()
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
@@ -369,18 +371,6 @@ def _is_imported(value: Any) -> bool:
     module = sys.modules.get(str(getattr(value, "__module__", "")))
     name = getattr(value, "__qualname__", "")
     return module is not None and module.__name__ != "__main__" and getattr(module, name, None) is value
-
-
-def _empty_frames(error: BaseException | None) -> None:
-    """Let go of what the frames of a traceback hold: batches, activations, a loader with its workers.
-
-    Left to the garbage collector, a `DataLoader` makes some later cell wait five seconds for its workers.
-    """
-    seen: list[BaseException] = []  # `raise e from e` makes a circle
-    while error is not None and error not in seen:
-        traceback.clear_frames(error.__traceback__)
-        seen.append(error)
-        error = error.__cause__ or error.__context__
 
 
 def _device(request: ForkRank) -> torch.device:
