@@ -233,6 +233,16 @@ DDP_WRAPPERS = Patch(
     targets={"torch.nn.parallel:DistributedDataParallel.__init__": ("module",)},
 )
 
+SPAWNED_WORKERS = Patch(
+    feature="Loader workers started by spawn or forkserver with classes and functions of a cell",
+    why="multiprocessing sends them by name and imports the main module again; a cell is in no module.",
+    without='Say DataLoader(..., multiprocessing_context="fork"), or keep them in a module beside the notebook.',
+    checked=_PYTHON,
+    targets={
+        "multiprocessing.reduction:dump": ("obj", "file", "protocol"),
+        "multiprocessing.spawn:get_preparation_data": ("name",),
+    },
+)
 SEEDS = Patch(
     feature="Random numbers of --seed that are apart on each rank while it trains",
     why="Workers of a loader are seeded from a generator that ranks share; fully_shard tells nobody that it wraps.",
@@ -301,6 +311,6 @@ CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
     *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
-    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, SEEDS, *ON_IMPORT),
+    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES),
 )

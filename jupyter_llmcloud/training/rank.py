@@ -50,7 +50,7 @@ from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
-from jupyter_llmcloud.training.integrations import launchers, lightning, metrics
+from jupyter_llmcloud.training.integrations import launchers, lightning, metrics, spawned_workers
 from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
@@ -136,6 +136,7 @@ class Rank:
         metrics.attach(self.run)
         launchers.adopt(self.run)
         lightning.adopt(self.run)
+        spawned_workers.install()
         self._libraries.install()
         no_stdin.install()
         notebook_tqdm.install()
