@@ -194,6 +194,31 @@ def _lightning(package: str, fabric: str) -> tuple[Patch, ...]:
             **metrics,
         ),
         Patch(
+            feature="Resume inside fit() of Lightning",
+            why="Its checkpoints know neither the order of samples within an epoch nor the random numbers.",
+            without="Training works; a Trainer of Lightning in a cell that is restarted begins anew.",
+            checked="Lightning 2.5 to 2.6",
+            targets={f"{package}.loops.fit_loop:_FitLoop.run": ()},
+        ),
+        Patch(
+            feature="Means over an epoch that is resumed in Lightning",
+            why="The means of an epoch that is under way are in no checkpoint of its own.",
+            without="Training works; means over the epoch in which a cell was resumed begin there.",
+            checked="Lightning 2.5 to 2.6",
+            targets={
+                f"{connectors}.logger_connector.result:_ResultCollection.update_metrics": (
+                    *("key", "value", "batch_size"),
+                ),
+            },
+        ),
+        Patch(
+            feature="Resume of loaders that Fabric has set up",
+            why="They count their passes in an attribute, from which the order of samples follows.",
+            without="Training works; a loop of Fabric that is resumed may take samples in another order.",
+            checked="Lightning 2.5 to 2.6",
+            targets={f"{fabric}.fabric:Fabric.setup_dataloaders": ("dataloaders", "use_distributed_sampler")},
+        ),
+        Patch(
             feature="Metrics of Fabric",
             targets={f"{fabric}.fabric:Fabric.log_dict": ("metrics", "step")},
             **metrics,

@@ -16,6 +16,7 @@ from typing import Any
 
 from jupyter_llmcloud.system.import_hooks import when_imported
 from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.integrations import lightning_state
 from jupyter_llmcloud.training.run import Run
 
 _LAUNCHED = ("_spawn", "_fork", "_notebook")  # endings of "ddp" for strategies that would start processes of their own
@@ -28,6 +29,9 @@ def adopt(run: Run) -> None:
         "log_metrics": lambda original: _log_metrics(original, run),
         "update_train_step_metrics": lambda original: _update_train_step_metrics(original, run),
         "log_dict": lambda original: _log_dict(original, run),
+        "run": lambda original: _fit(original, run),
+        "update_metrics": _update_metrics,
+        "setup_dataloaders": lambda original: _setup_dataloaders(original, run),
     }
     for patch in patches.ON_IMPORT:
         when_imported(patch.module, lambda patch=patch: patch.apply(_by_name(patch, replacements)))  # type: ignore[misc]
@@ -128,3 +132,31 @@ def _log_dict(original: Callable[..., None], run: Run) -> Callable[..., None]:
         original(self, metrics, step)
 
     return log_dict
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def _fit(original: Callable[..., None], run: Run) -> Callable[..., None]:
+    def run_fit(self: Any) -> None:
+        with lightning_state.followed(self.trainer, run.checkpoints):
+            original(self)
+
+    return run_fit
+
+
+def _setup_dataloaders(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
+    def setup_dataloaders(self: Any, *dataloaders: Any, **options: Any) -> Any:
+        loaders = original(self, *dataloaders, **options)
+        lightning_state.note_loaders(self, loaders, run.checkpoints)
+        return loaders
+
+    return setup_dataloaders
+
+
+def _update_metrics(original: Callable[..., None]) -> Callable[..., None]:
+    def update_metrics(self: Any, key: str, value: Any, batch_size: int) -> None:
+        lightning_state.restore_mean(self, key)
+        original(self, key, value, batch_size)
+
+    return update_metrics

@@ -22,7 +22,8 @@ from jupyter_llmcloud.training.resume.user_code import is_own_frame
 from jupyter_llmcloud.training.shell.failure_locals import holds_secret
 
 _ITERATORS = (enumerate, zip, map, filter, itertools.islice, itertools.chain, itertools.starmap)
-_PASSING = ("jupyter_llmcloud.", "torch.utils.data", "accelerate.", "tqdm", "contextlib", "torch.utils._contextlib")
+_PASSING = ("jupyter_llmcloud.", "torch.utils.data", "accelerate.", "tqdm", "contextlib", "torch.utils._contextlib",
+            "lightning.", "lightning_fabric.", "pytorch_lightning.")  # fmt: skip
 SAME_AS = "__llmcloud_same_as__"
 
 
