@@ -201,6 +201,13 @@ def _lightning(package: str, fabric: str) -> tuple[Patch, ...]:
             targets={f"{package}.loops.fit_loop:_FitLoop.run": ()},
         ),
         Patch(
+            feature="Resume after an evaluation of Lightning",
+            why="It counts its batches and leaves its passes over loaders as if they were under way.",
+            without="Training works; the first evaluation after a resume within fit() may see no batches.",
+            checked="Lightning 2.5 to 2.6",
+            targets={f"{package}.loops.evaluation_loop:_EvaluationLoop.run": ()},
+        ),
+        Patch(
             feature="Means over an epoch that is resumed in Lightning",
             why="The means of an epoch that is under way are in no checkpoint of its own.",
             without="Training works; means over the epoch in which a cell was resumed begin there.",

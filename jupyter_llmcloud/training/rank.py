@@ -59,6 +59,7 @@ from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, no_stdin
+from jupyter_llmcloud.training.shell.script import was_stopped
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
 from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
 
@@ -319,7 +320,7 @@ class Rank:
             CellEnded(
                 run_id=cell.run_id,
                 error=self._describe(error, shell) if error is not None else None,
-                interrupted=isinstance(error, KeyboardInterrupt),
+                interrupted=was_stopped(error),
                 in_group=self.group.is_usable,
                 groups=self.watchdog.collectives.state(),
                 reply_to=cell.number,

@@ -210,13 +210,20 @@ class Module(lightning.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)]
 
+class Count(lightning.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, number):
+        self.seen.append((trainer.global_step, number))
+
 model = Module()
 trainer = lightning.Trainer(max_epochs=4, logger=False, log_every_n_steps=2, enable_progress_bar=False, num_sanity_val_steps=0,
     enable_checkpointing=False, enable_model_summary=False, gradient_clip_val=1.0,
-    callbacks=[lightning.pytorch.callbacks.EarlyStopping('held_out', patience=50)])
+    callbacks=[Count(), lightning.pytorch.callbacks.EarlyStopping('held_out', patience=50)])
 trainer.fit(model, DataLoader(Noisy(), batch_size=BATCH, shuffle=True), DataLoader(Noisy(), batch_size=8))
 tell(model, model.samples, model.turn, trainer.global_step, trainer.current_epoch, model.scores,
-     model.means, trainer.lr_scheduler_configs[0].scheduler.get_last_lr())
+     model.means, trainer.callbacks[0].seen, trainer.lr_scheduler_configs[0].scheduler.get_last_lr())
 """
 
 CELLS = {

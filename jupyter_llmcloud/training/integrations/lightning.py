@@ -25,11 +25,12 @@ _LAUNCHED = ("_spawn", "_fork", "_notebook")  # endings of "ddp" for strategies 
 def adopt(run: Run) -> None:
     """Look after them as soon as a cell imports them. Called once, in a rank."""
     replacements: dict[str, Callable[[Any], Any]] = {
+        "_EvaluationLoop.run": lambda original: _evaluation(original, run),
+        "_FitLoop.run": lambda original: _fit(original, run),
         "__init__": lambda original: _connector(original, run),
         "log_metrics": lambda original: _log_metrics(original, run),
         "update_train_step_metrics": lambda original: _update_train_step_metrics(original, run),
         "log_dict": lambda original: _log_dict(original, run),
-        "run": lambda original: _fit(original, run),
         "update_metrics": _update_metrics,
         "setup_dataloaders": lambda original: _setup_dataloaders(original, run),
     }
@@ -38,7 +39,8 @@ def adopt(run: Run) -> None:
 
 
 def _by_name(patch: patches.Patch, replacements: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    return {target: replacements[target.rpartition(".")[2]] for target in patch.targets}
+    names = {target: target.rpartition(":")[2] for target in patch.targets}
+    return {target: replacements.get(name) or replacements[name.rpartition(".")[2]] for target, name in names.items()}
 
 
 # --- the ranks are the devices ---------------------------------------------------------------------------------------
@@ -143,6 +145,16 @@ def _fit(original: Callable[..., None], run: Run) -> Callable[..., None]:
             original(self)
 
     return run_fit
+
+
+def _evaluation(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
+    def run_evaluation(self: Any) -> Any:
+        outcome = original(self)
+        if run.checkpoints.follows:
+            lightning_state.end_passes(self)
+        return outcome
+
+    return run_evaluation
 
 
 def _setup_dataloaders(original: Callable[..., Any], run: Run) -> Callable[..., Any]:

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _MEANS = ("value", "cumulated_batch_size", "_forward_cache", "_update_count")
+_SET_BY_LIGHTNING = ("log", "log_dict")
 _STASH, _STATE = "_llmcloud_means", "_llmcloud_state"
 
 
@@ -97,6 +99,7 @@ class LoopState:
             "fetched": fetcher.fetched,
             "index": fetcher.iterator._iterator._idx,
             "callbacks": [callback.state_dict() for callback in trainer.callbacks],
+            "own": [_own_attributes(callback) for callback in trainer.callbacks],
             "metrics": {name: dict(getattr(connector, name)) for name in _METRICS},
             "means": {key: _plain(metric) for key, metric in loop.epoch_loop._results.items()},
         }
@@ -111,9 +114,18 @@ class LoopState:
         for callback, own in zip(trainer.callbacks, state["callbacks"], strict=True):
             if own:
                 callback.load_state_dict(own)
+        for callback, attributes in zip(trainer.callbacks, state["own"], strict=True):
+            vars(callback).update(attributes)
         for name, values in state["metrics"].items():
             setattr(trainer._logger_connector, name, dict(values))
         vars(loop.epoch_loop._results)[_STASH] = dict(state["means"])
+
+
+def _own_attributes(callback: Any) -> dict[str, Any]:
+    """Those of a callback whose class is the user's: it counts on them whether it has a state_dict or not."""
+    if not is_own_module(type(callback).__module__):
+        return {}
+    return {name: value for name, value in vars(callback).items() if name not in _SET_BY_LIGHTNING}
 
 
 def _plain(metric: Any) -> dict[str, Any]:
@@ -145,6 +157,13 @@ def note_loaders(fabric: Any, loaders: Any, checkpoints: Checkpoints) -> None:
         state = vars(fabric)[_STATE] = FabricState(checkpoints.cell)  # checkpoints know it as long as it lives
         checkpoints.note_accelerator(state)
     state.note(loaders)
+
+
+def end_passes(loop: Any) -> None:
+    """An evaluation has ended: it counts its batches, so that its passes would look as if they were under way."""
+    iterator = getattr(getattr(loop, "_combined_loader", None), "_iterator", None)
+    if iterator is not None:
+        iterator.reset()
 
 
 @contextmanager

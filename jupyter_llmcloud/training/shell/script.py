@@ -29,6 +29,15 @@ def ended_well(error: BaseException | None) -> bool:
     return isinstance(error, SystemExit) and (error.code is None or (isinstance(error.code, int) and error.code == 0))
 
 
+def was_stopped(error: BaseException | None) -> bool:
+    """Whether an interrupt ended it, also where a library has taken the interrupt and left, as Lightning does."""
+    seen: set[int] = set()
+    while isinstance(error, SystemExit) and id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return isinstance(error, KeyboardInterrupt)
+
+
 class Leave(ExitAutocall):
     """`exit` and `quit`, in a cell and in libraries: Python's own, but that standard input stays open."""
 

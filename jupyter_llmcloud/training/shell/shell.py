@@ -22,7 +22,7 @@ from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
 from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
-from jupyter_llmcloud.training.shell.script import Leave, ended_well, prepare_script
+from jupyter_llmcloud.training.shell.script import Leave, ended_well, prepare_script, was_stopped
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
 
@@ -194,7 +194,7 @@ class RankShell(InteractiveShell):
         self.is_drawing = True
         try:
             error = exc_tuple[1] if exc_tuple else sys.exception()
-            if error is not None and (isinstance(error, KeyboardInterrupt) or holds_group(error) or is_deep(error)):
+            if error is not None and (was_stopped(error) or holds_group(error) or is_deep(error)):
                 self._showtraceback(type(error), error, draw_plainly(error, self.compile.cell_number))
             else:
                 # Of a SystemExit IPython would draw the exception only, and refer to %tb.
