@@ -177,6 +177,8 @@ for epoch in range(3):
 tell(model, samples, turn)
 """
 
+QUIET = """logger=False, log_every_n_steps=2, enable_progress_bar=False, num_sanity_val_steps=0,
+    enable_checkpointing=False, enable_model_summary=False,"""
 LIGHTNING = """
 import lightning
 
