@@ -15,7 +15,8 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 _PACKAGE = str(Path(__file__).parents[1])
-_MARKED = f"{_PACKAGE}/importlib._bootstrap/.."  # followed by the path in the package; lines are found by the loader
+MARK = "/importlib._bootstrap/.."  # between the package and the path in it; lines are found by the loader
+_MARKED = _PACKAGE + MARK
 
 
 def make_transparent(names: Iterable[str]) -> None:

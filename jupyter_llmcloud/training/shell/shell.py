@@ -18,6 +18,7 @@ from traitlets import Type, default
 from traitlets.config import Config
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.system.transparent_frames import MARK
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
 from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
@@ -204,7 +205,7 @@ class RankShell(InteractiveShell):
             self.is_drawing = False
 
     def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
-        self.last_traceback = "\n".join(stb).splitlines()
+        self.last_traceback = "\n".join(stb).replace(MARK, "").splitlines()
 
     def run_cell_magic(self, magic_name: str, line: str, cell: str) -> Any:
         """Its body stands one line below it."""

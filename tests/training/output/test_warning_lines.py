@@ -48,4 +48,4 @@ def test_an_error_that_passes_our_functions_still_shows_their_lines(world: Ranks
     outcome = world.run("import accelerate\naccelerate.notebook_launcher(lambda: 1 / 0)")
     text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(outcome.error["traceback"]))
     assert "return function(*args)" in text
-    assert "integrations/launchers.py" in text
+    assert "jupyter_llmcloud/training/integrations/launchers.py" in text
