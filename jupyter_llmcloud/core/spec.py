@@ -189,7 +189,11 @@ class RunSpec(Spec):
         "Go on from the newest checkpoint of an earlier run of this source, with its options, on any number of ranks.",
         metavar="RUN",
     )
-    seed: int | None = option(COUNT_OR_NONE, "Seed Python, NumPy and torch alike on every rank.", resumes=True)
+    seed: int | None = option(
+        COUNT_OR_NONE,
+        "Seed Python, NumPy and torch: alike on all ranks while models and splits are made, apart while they train.",
+        resumes=True,
+    )
 
 
 def inherited(earlier: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,7 @@ class ReplayCursor:
         self._lengths: dict[str, dict[int, int]] = {}
         self._trained: dict[str, list[int]] = {}
         self._due: Callable[[], TrackedLoop | TrackedWhile | TrackedIterator | Training | None] | None = None
+        self._due_key = ""
         self._last: Callable[[], TrackedIterator | None] = lambda: None
         self._advance: tuple[Any, int, dict[str, Any] | None] | None = None
         self._matched: list[weakref.ref[TrackedLoop | TrackedWhile]] = []
@@ -123,6 +124,7 @@ class ReplayCursor:
             self.trainings.active or loops.turning() or self._last() or loops.turning_while()
         )
         self._due = weakref.ref(target) if target is not None else None
+        self._due_key = target.key if isinstance(target, TrackedIterator) else ""
         return target is not None
 
     def note_step(self) -> None:
@@ -140,6 +142,10 @@ class ReplayCursor:
 
     def _is_due(self, target: TrackedLoop | TrackedWhile | TrackedIterator | Training) -> bool:
         return self._due is not None and self._due() is target
+
+    def _is_after_due(self, iteration: TrackedIterator) -> bool:
+        """A library that counts its batches leaves a pass without asking for more, and begins the next one."""
+        return self._due is not None and iteration.handed_out == 0 and iteration.key == self._due_key
 
     def before_item(self, loop: TrackedLoop | TrackedWhile) -> ReplayPosition | None:
         """A loop is about to fetch an item. Returns its saved place when the item is that of a body to run again."""
@@ -163,7 +169,7 @@ class ReplayCursor:
         elif training is not None and self._is_due(training) and iteration.loader is training.loader:
             point = {"training": self.trainings.point(training, iteration)}
             self._save_at(iteration, {"kind": "training", **point})
-        elif self._is_due(iteration):
+        elif self._is_due(iteration) or self._is_after_due(iteration):
             self._save_at(iteration, {"kind": "loader", "where": self._observer.where()})
         iteration.rng_of_last_call = randomness.snapshot() if self._observer.is_soon() else None
 

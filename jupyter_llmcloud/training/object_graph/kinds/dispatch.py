@@ -58,6 +58,7 @@ _PACKAGES = (
     "tqdm", "rich", "logging", "IPython", "ipywidgets", "matplotlib", "tensorboard", "tensorboardX", "wandb", "mlflow",
     "comet_ml", "trackio", "aim", "clearml", "neptune", "psutil", "h5py", "lmdb", "sqlite3", "zipfile", "tarfile",
     "fsspec",
+    "lightning", "lightning_fabric", "pytorch_lightning",
     "concurrent", "asyncio", "multiprocessing", "socket", "ssl", "ctypes", "traitlets", "importlib", "abc",
 )  # fmt: skip
 _FIXED_TYPES: tuple[type, ...] = (
