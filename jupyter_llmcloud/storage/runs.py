@@ -2,7 +2,7 @@
 
 <root>/runs/<run-id>/run.json                 spec and every state change (one writer: the leading agent)
                      cell.py                  the source as typed
-                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}
+                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}, NaN and Infinity among them,
                                               or {"seq", "t", "progress": [done, total], "desc"}
                      logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} (of a warning, too), or
                                               {..., "kind": "display" | "result" | "clear_output" | "report", ...}
@@ -63,6 +63,7 @@ class RunRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
+    not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)  # {metric: {"count", "first", "since"}}
     num_restarts: int = 0
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ export interface Run {
   ended: number | null;
   world_size: number;
   progress: [number, number] | null;
-  metrics: Record<string, number>;
+  metrics: Record<string, number | null>;
 }
 
 /** Why there is no list of runs: `kind` decides how it is shown, `message` says what to do. */
