@@ -2,11 +2,12 @@
 
 <root>/runs/<run-id>/run.json                 spec and every state change (one writer: the leading agent)
                      cell.py                  the source as typed
-                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}, NaN and Infinity among them,
+                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}, NaN and Infinity too,
                                               or {"seq", "t", "progress": [done, total], "desc"}
                      logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} (of a warning, too), or
                                               {..., "kind": "display" | "result" | "clear_output" | "report", ...}
                      log.txt                  all text of all ranks, once somebody wants it (see storage.log_text)
+                     view.json                how it is looked at: {"log": [metrics in powers of ten]}
                      model/                   what --save wrote
                      checkpoints/step-<n>/    complete training states (see storage.checkpoints)
 """
@@ -154,6 +155,17 @@ class RunFolder:
             raise NotFound(f"there is no run {self.run_id!r}.") from None
         known = RunRecord.__dataclass_fields__
         return RunRecord(**{key: value for key, value in data.items() if key in known})
+
+    def set_log_scales(self, metrics: list[str]) -> None:
+        """Remember which metrics are drawn in powers of ten, for every later view of the run."""
+        self._write("view.json", json.dumps({"log": metrics}).encode())
+
+    def log_scales(self) -> list[str] | None:
+        """Those metrics; None when nobody has said."""
+        try:
+            return list(json.loads((self.path / "view.json").read_text(encoding="utf-8"))["log"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def source(self) -> str:
         return (self.path / "cell.py").read_text(encoding="utf-8")

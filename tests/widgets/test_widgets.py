@@ -174,7 +174,6 @@ def test_late_ranks_and_what_became_of_them_are_told():
     text = static_view.html(state)
     assert "⚠ rank 1 is late at &lt;b&gt;" in text and "✓ rank 1 goes on" in text
     assert text.count("again") < 8 and "more reports" in text
-    assert state.alarm == "again"
     state.state, state.report = "stopped", ["--timeout: 1 s have passed.", "ranks 0-1: stopped, <variables> kept"]
     shown = static_view.html(state)
     assert "--timeout: 1 s have passed · ranks 0-1: stopped, &lt;variables&gt; kept" in shown

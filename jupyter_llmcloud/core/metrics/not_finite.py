@@ -123,10 +123,14 @@ class NotFiniteLog:
             for name, value in values.items():
                 if name in self._metrics:
                     found |= self._metrics[name].add(rank, step, _as_float(value))
-                elif (number := as_number(value)) is not None and not math.isfinite(number):
-                    if len(self._metrics) < MAX_METRICS:
-                        found |= self._metrics.setdefault(name, NotFinite()).add(rank, step, number)
+                elif not math.isfinite(number := _as_float(value)):
+                    found |= self._first(name).add(rank, step, number)
         return found
+
+    def _first(self, name: str) -> NotFinite:
+        if len(self._metrics) >= MAX_METRICS:
+            return NotFinite()
+        return self._metrics.setdefault(name, NotFinite())
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """{metric: {"count", "first", "since"}}, for those that had any."""

@@ -1,6 +1,6 @@
-"""The metric records of all ranks become one bounded series per metric: what its ranks say of each step they have reached.
+"""The metric records of all ranks become one bounded series per metric.
 
-A mean over ranks is a number of its own, so it is made only of steps that all of them have reached, and says of how many
+A mean over ranks is a number of its own: it is made only of steps that all of them have reached, and says of how many
 ranks it is one. A rank that has never logged the metric is none of its ranks; nor is one that has gone, from then on.
 """
 
@@ -230,6 +230,10 @@ class MetricCollector:
     def join(self, rank: int) -> None:
         """A rank is there (again)."""
         self._gone.discard(rank)
+
+    def end(self) -> None:
+        """The run is over: no rank logs anything any more."""
+        self._gone.update(self._steps)
 
     def _is_new(self, rank: int, record: Mapping[str, Any]) -> bool:
         seq = record.get("seq")

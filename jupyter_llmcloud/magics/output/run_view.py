@@ -141,12 +141,18 @@ class RunView:
         elif kind in ("display", "result", "clear_output"):
             self._show(self.folder.feed_rich(rank, record, now), now)
         elif kind == "report":
-            self.live.handle_report(record)
+            self.live.handle_report(record, is_printed=True)
             self.note(record["text"])
 
     def note(self, text: str) -> None:
         """A word on the run."""
         self._show(self.folder.note(text, self._now), self._now)
+
+    def queued(self, why: str) -> None:
+        """The run waits for its turn; the view says so at once."""
+        self.live.handle_state("queued")
+        self._go_live()
+        self.note(f"queued: {why}")
 
     def rank_state(self, rank: int, state: str, detail: str = "") -> None:
         """A rank's state has changed."""

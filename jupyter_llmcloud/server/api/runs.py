@@ -65,7 +65,9 @@ def newest(folder: RunFolder, kind: str, rank: int | None, limit: int) -> list[d
 def _not_finite(record: Record) -> dict[str, Any]:
     """What JSON has no number for, so that its value is null: {"not_finite": {"loss": "nan"}}."""
     values = record.get("values") or {}
-    found = {name: str(value) for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+    found = {
+        name: str(value) for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)
+    }
     return {"not_finite": found} if found else {}
 
 
@@ -191,6 +193,19 @@ class RunLogHandler(_RunHandler):
         """The reader has gone."""
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
+
+
+class RunViewHandler(_RunHandler):
+    """How a run is looked at."""
+
+    @access("write")
+    async def put(self, name: str) -> None:
+        """Remember which metrics are drawn in powers of ten: {"log": [names]}."""
+        names = expect(list, "log", self.fields("log").get("log", []))
+        metrics = [expect(str, "log", metric) for metric in names]
+        folder = self.runs.find(name)
+        await asyncio.to_thread(folder.set_log_scales, metrics)
+        self.answer({"log": metrics})
 
 
 class RunStopHandler(_RunHandler):
