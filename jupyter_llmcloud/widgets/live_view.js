@@ -6,7 +6,7 @@ const ACTIVE_WORDS = { queued: "queued", starting: "starting", running: "running
 const HEIGHT = 132;
 const LABEL_CHAR = 6.2; // pixels of a character beside an axis
 const MARGIN = { right: 10, top: 8, bottom: 20 };
-const TAIL_CHARS = 10; // of a name, which its end tells from others
+const TAIL_CHARS = 10; // at most; a name is told from others by its end
 
 // --- numbers as people read them (the same rules as numerals.py) ---
 
@@ -61,7 +61,7 @@ function setName(element, name) {
   if (element.title === name && element.childElementCount) return;
   element.title = name;
   element.replaceChildren();
-  const tail = name.length > 2 * TAIL_CHARS ? TAIL_CHARS : 0;
+  const tail = name.length > TAIL_CHARS ? Math.min(TAIL_CHARS, name.length >> 1) : 0;
   node(element, "span", "llmc-name-head", name.slice(0, name.length - tail));
   if (tail) node(element, "span", "llmc-name-tail", name.slice(-tail));
 }

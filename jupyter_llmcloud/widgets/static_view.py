@@ -20,10 +20,10 @@ from jupyter_llmcloud.widgets import chart
 from jupyter_llmcloud.widgets.view_state import ViewState, grouped, short, without_advice
 
 MAX_CHARTS = 20
-MAX_ROWS = 30
+MAX_ROWS = 26
 MAX_ERRORS = 8
 MAX_REPORTS = 8
-_POINTS_IN_ALL = 700
+_POINTS_IN_ALL = 480
 _COLUMNS = {"metric": "left", "trend": "left", "last": "right", "lowest": "right", "highest": "right"}
 _OPTIONAL = {"ranks": "left", "": "left"}
 _ONE_LINE = ("last", "lowest", "highest")
@@ -146,8 +146,7 @@ def _table(state: ViewState) -> str:
     columns = _COLUMNS | optional
     head = "".join(f"<th {_aligned(side)}>{name}</th>" for name, side in columns.items())
     body = "".join(
-        f"<tr>{''.join(f'<td {_aligned(side)}>{row[name]}</td>' for name, side in columns.items())}</tr>"
-        for row in rows
+        f"<tr>{''.join(_cell(name, side, row[name]) for name, side in columns.items())}</tr>" for row in rows
     )
     rest = _rest(state)
     tail = f"<p>{escape(rest)}</p>" if rest else ""
@@ -155,12 +154,12 @@ def _table(state: ViewState) -> str:
 
 
 def _cell(name: str, side: str, text: str) -> str:
-    return f"<td {_aligned(side, 'white-space:nowrap' if name in _ONE_LINE else '')}>{text}</td>"
+    return f"<td{' nowrap' if name in _ONE_LINE else ''} {_aligned(side)}>{text}</td>"
 
 
-def _aligned(side: str, style: str = "") -> str:
+def _aligned(side: str) -> str:
     # The attribute for where styles are stripped, the style for where a style sheet overrules the attribute.
-    return f'align="{side}" style="text-align:{side}{";" if style else ""}{style}"'
+    return f'align="{side}" style="text-align:{side}"'
 
 
 def _row(number: int, series: Series) -> dict[str, str]:

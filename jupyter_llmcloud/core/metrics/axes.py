@@ -13,7 +13,7 @@ from itertools import pairwise
 from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.core.output.numerals import format_number, format_tick, ticks
 
-LARGEST = 1e300  # beyond it the arithmetic of axes overflows
+LARGEST, SMALLEST = 1e300, 1e-300  # beyond them the arithmetic of axes overflows
 MARGIN = 0.06
 FEWEST = 8  # points of which some may be outliers
 OUTLIERS = 0.05  # of the points at each end
@@ -62,7 +62,7 @@ def plan(points: Sequence[Point]) -> Plan:
     return Plan(
         steps=_step_axis([point.step for point in points] or [0.0]),
         values=_value_axis(low, high),
-        log=_log_axis(min(lows), max(highs)) if drawn and min(lows) > 0 else None,
+        log=_log_axis(min(lows), max(highs)) if drawn and min(lows) > SMALLEST else None,
         outside=_outside(low, high, min(lows), max(highs)),
         marks=_marks(points),
     )
@@ -70,7 +70,7 @@ def plan(points: Sequence[Point]) -> Plan:
 
 def bounded(value: float) -> float:
     """What axes can work with."""
-    return max(-LARGEST, min(LARGEST, value))
+    return max(-LARGEST, min(LARGEST, value)) if abs(value) > SMALLEST else 0.0
 
 
 def _robust(means: Sequence[float], low: float, high: float) -> tuple[float, float]:

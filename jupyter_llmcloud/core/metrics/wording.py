@@ -13,7 +13,6 @@ from jupyter_llmcloud.core.output.numerals import format_number
 
 MAX_RANKS = 16
 MAX_METRICS = 2
-NOT_A_NUMBER = "not finite"
 
 
 def last_value(series: Series) -> str:
@@ -88,11 +87,11 @@ def alarms(series: Mapping[str, Series]) -> list[str]:
 def recorded_alarms(not_finite: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The same from what the server tells of a run: those whose last value is not finite."""
     words = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}
+    bad = {name: found for name, found in not_finite.items() if found.get("value")}
     return _some(
         [
-            f"{short_name(name)} is {words.get(found['value'], NOT_A_NUMBER)} since step {format_number(found['since'])}"
-            for name, found in not_finite.items()
-            if found.get("value")
+            f"{short_name(name)} is {words.get(found['value'], 'NaN')} since step {format_number(found['since'])}"
+            for name, found in bad.items()
         ]
     )
 
