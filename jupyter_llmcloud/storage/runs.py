@@ -75,6 +75,20 @@ class RunRecord:
     def is_active(self) -> bool:
         return self.state in ACTIVE_STATES
 
+    @property
+    def notes(self) -> list[str]:
+        """What was noted on the way."""
+        return [str(entry["why"]) for entry in self.history if "why" in entry]
+
+    def rank_state(self, rank: int) -> tuple[str, str]:
+        """The state of a rank and a detail, as far as they are recorded."""
+        for error in self.errors:
+            if error["rank"] == rank:
+                return "failed", str(error.get("ename", ""))
+        if self.is_active:
+            return ("queued" if self.state == "queued" else "running"), ""
+        return {"finished": "done", "failed": "stopped"}.get(self.state, self.state), ""
+
 
 class RunFolder:
     """One run on disk."""

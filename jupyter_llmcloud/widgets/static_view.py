@@ -144,7 +144,7 @@ def _table(state: ViewState) -> str:
     # A column that no row needs is left out.
     optional = {name: side for name, side in _OPTIONAL.items() if any(row[name] for row in rows)}
     columns = _COLUMNS | optional
-    head = "".join(f"<th {_aligned(side)}>{name}</th>" for name, side in columns.items())
+    head = "".join(f"<th {aligned(side)}>{name}</th>" for name, side in columns.items())
     body = "".join(
         f"<tr>{''.join(_cell(name, side, row[name]) for name, side in columns.items())}</tr>" for row in rows
     )
@@ -154,10 +154,11 @@ def _table(state: ViewState) -> str:
 
 
 def _cell(name: str, side: str, text: str) -> str:
-    return f"<td{' nowrap' if name in _ONE_LINE else ''} {_aligned(side)}>{text}</td>"
+    return f"<td{' nowrap' if name in _ONE_LINE else ''} {aligned(side)}>{text}</td>"
 
 
-def _aligned(side: str) -> str:
+def aligned(side: str) -> str:
+    """Attributes of a cell whose text is at its `left` or `right`."""
     # The attribute for where styles are stripped, the style for where a style sheet overrules the attribute.
     return f'align="{side}" style="text-align:{side}"'
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,22 @@ for number in range(30):
     go_on(0.02)
 log(1, "stderr", "\\rbar 100%\\n")
 view.finish("finished")
+"""
+LOG_SCALES = """
+from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+
+folder = RunStore().folder("scales-1")
+folder.create(RunRecord("scales-1", "scales", "running", time.time(), ranks=[0], world_size=1), "")
+view = LiveView("scales-1", "scales", [0], lambda: None)
+view.handle_rank_state(0, "running")
+LONG = "a/rather/long/name/of/a/metric/that/ends/in/validation_accuracy"
+for step in range(200):
+    values = {"loss": 2 + math.sin(step), LONG: 900.0 if step == 100 else 1.0 + math.sin(step) / 9}
+    view.handle_metrics(0, [{"seq": step + 1, "t": time.time(), "step": step, "values": values}])
+view.refresh(time.time())
+while folder.log_scales() != [LONG]:
+    time.sleep(0.02)
+view.finish("finished", time.time())
 """
 HOSTILE = """
 name = "<img src=x onerror=window.broken=1>"
@@ -262,22 +279,57 @@ def test_late_ranks_are_told_in_the_view_and_what_a_rank_clears_goes(
     browser.run_cell(page, 0)
     browser.start_cell(page, 1)
     notice = page.locator(f"{CARD} .llmc-notice")
-    expect(notice).to_have_text("⚠ rank 1 is late: <b>here</b>.", timeout=30_000)
+    expect(notice).to_have_text("⚠ rank 1 is late: <b>here</b>", timeout=30_000)
+    expect(page.locator(f"{CARD} .llmc-chip")).to_have_text(["rank 0waiting", "rank 1late"])
+    expect(page.locator(f"{CARD} .llmc-facts")).to_have_text("6 of 10 · waits for rank 1")
     for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
         browser.set_theme(page, theme)
         page.screenshot(path=pictures / f"notice-{name}.png")
     (folder / "seen-flag").touch()
     output = browser.wait_for_cell(page, 1)
     expect(output.first).to_contain_text("finished in")
-    expect(output.first).to_contain_text("⚠ rank 1 is late: <b>here</b>.")
+    expect(output.first).not_to_contain_text("is late")
     written = [line.rstrip() for text in output.all_inner_texts()[1:] for line in text.split("\n") if line.strip()]
     assert written == [
         "[0] kept",
-        "rank 1 is late: <b>here</b>.",
+        "rank 1 is late: <b>here</b>; rank 0 waits in barrier #3. Press Stop to interrupt, or wait.",
         "rank 1 goes on.",
         "[1] number 29",
         "[1] bar 100%",
     ]
+
+
+def test_charts_fill_the_row_and_a_log_scale_is_kept_in_the_saved_view(
+    opened: Opened, folder: Path, pictures: Path
+) -> None:
+    page = opened(FEED, LOG_SCALES, stop=lambda route: route.abort())
+    browser.run_cell(page, 0)
+    browser.start_cell(page, 1)
+    expect(page.locator(CHART)).to_have_count(2, timeout=30_000)
+    row = page.locator(f"{CARD} .llmc-charts").bounding_box()
+    first, second = (page.locator(CHART).nth(at).bounding_box() for at in (0, 1))
+    assert row and first and second
+    assert first["y"] == second["y"] and first["width"] + second["width"] > 0.95 * row["width"] - 26
+    expect(page.locator(f"{CHART} .llmc-chart-note").nth(1)).to_have_text("up to 900 above")
+    ends = page.locator(f"{CHART} .llmc-name-tail").nth(1)
+    expect(ends).to_have_text("n_accuracy")
+    page.locator(CARD).screenshot(path=pictures / "two-charts.png")
+    cell = page.locator(".jp-Notebook .jp-Cell[data-windowed-list-index='1'] .cm-content")
+    cell.focus()
+    stop, toggle = page.get_by_role("button", name="Stop scales"), page.locator(f"{CHART} .llmc-log").nth(1)
+    stop.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(toggle).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(cell).to_be_focused()
+    toggle.focus()
+    page.keyboard.press("Enter")
+    browser.wait_for_cell(page, 1)
+    image = browser.output_of(page, 1).locator("img").nth(1)
+    source = base64.b64decode((image.get_attribute("src") or "").partition(",")[2]).decode()
+    assert "log scale" in source and "up to 900" not in source
+    page.screenshot(path=pictures / "two-charts-static.png")
 
 
 def test_numbers_read_the_same_live_and_saved(one_chromium: Browser) -> None:

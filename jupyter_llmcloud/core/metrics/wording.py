@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from jupyter_llmcloud.core.metrics.not_finite import NotFinite, word
 from jupyter_llmcloud.core.metrics.series import Point, Series
@@ -84,16 +83,9 @@ def alarms(series: Mapping[str, Series]) -> list[str]:
     return _some([f"{short_name(name)} is {words}" for name, words in found if words])
 
 
-def recorded_alarms(not_finite: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The same from what the server tells of a run: those whose last value is not finite."""
-    words = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}
-    bad = {name: found for name, found in not_finite.items() if found.get("value")}
-    return _some(
-        [
-            f"{short_name(name)} is {words.get(found['value'], 'NaN')} since step {format_number(found['since'])}"
-            for name, found in bad.items()
-        ]
-    )
+def not_finite_word(value: str | None) -> str:
+    """The word for "nan", "inf" or "-inf", as the server names a value that JSON has no number for."""
+    return "infinite" if value in ("inf", "-inf") else "NaN"
 
 
 def _some(words: list[str]) -> list[str]:

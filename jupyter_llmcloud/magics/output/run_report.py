@@ -1,0 +1,68 @@
+"""Everything that is kept of a run: facts, charts, the values of each rank, warnings and hang reports."""
+
+from __future__ import annotations
+
+import time
+from html import escape
+
+from jupyter_llmcloud.core.names import name_ranks
+from jupyter_llmcloud.magics.commands.tables import Table
+from jupyter_llmcloud.magics.output.run_view import own_errors
+from jupyter_llmcloud.storage.notable import notable
+from jupyter_llmcloud.storage.run_journals import RunJournals
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.widgets import static_view
+from jupyter_llmcloud.widgets.view_state import ViewState
+
+MAX_WARNINGS = 20
+
+
+class RunReport:
+    """Displayed by IPython: as HTML in a notebook, as text in a terminal.
+
+    Args:
+        facts: what the record says.
+        state: of the run now, which the record of a lost one does not know.
+    """
+
+    def __init__(self, facts: Table, folder: RunFolder, record: RunRecord, state: str) -> None:
+        self._facts = facts
+        self._state = _view_state(folder, record, state)
+        self._warnings: dict[str, list[int]] = {}
+        for rank, entry in notable(folder):
+            if entry["kind"] == "report":
+                self._state.reports.append((entry["text"].strip(), bool(entry.get("recovered"))))
+            else:
+                self._warnings.setdefault(entry["text"].strip(), []).append(rank)
+
+    def _warning_lines(self) -> list[str]:
+        """Each warning once, with the ranks that gave it."""
+        lines = [
+            f"{name_ranks(sorted(set(ranks)))}: {text}" for text, ranks in list(self._warnings.items())[:MAX_WARNINGS]
+        ]
+        more = len(self._warnings) - MAX_WARNINGS
+        return [*lines, f"… and {more} more warnings: %runs logs {self._state.run_id}"] if more > 0 else lines
+
+    def __repr__(self) -> str:
+        warnings = self._warning_lines()
+        parts = [repr(self._facts), static_view.text(self._state)]
+        return "\n\n".join([*parts, *(["\n".join(["warnings:", *warnings])] if warnings else [])])
+
+    def _repr_html_(self) -> str:
+        warnings = "".join(f"<li><pre>{escape(line)}</pre></li>" for line in self._warning_lines())
+        shown = f"<p>warnings</p><ul>{warnings}</ul>" if warnings else ""
+        return f"{static_view.html(self._state)}{shown}{self._facts._repr_html_()}"
+
+
+def _view_state(folder: RunFolder, record: RunRecord, state: str) -> ViewState:
+    ended = record.ended or time.time()
+    view = ViewState(record.run_id, record.name, state, max(0.0, ended - record.created))
+    for rank in record.ranks:
+        view.set_rank(rank, *record.rank_state(rank))
+    for rank, records in RunJournals(folder, record.ranks).metrics():
+        view.metrics.feed(rank, records)
+    view.errors = own_errors(record.errors) if state == "failed" else ()
+    view.log = frozenset(folder.log_scales() or ())
+    if not view.is_active:
+        view.end(state)
+    return view
