@@ -131,7 +131,9 @@ def _image(series: Series, color: str, num_charts: int, is_log: bool) -> str:
         width=width,
     )
     alt = escape(f"{short_name(series.name)}: last {wording.last_value(series)} {wording.mean_of(series)}", quote=True)
-    size = f'width="{width}" height="{chart.HEIGHT}" style="max-width:100%"'
+    size = f'width="{width}" height="{chart.HEIGHT}"'
+    if num_charts in chart.WIDTHS:  # one or two fill the row, however wide it is
+        size = f'width="{98 // num_charts}%" style="max-width:{width}px"'
     image = base64.b64encode(source.encode()).decode()
     return f'<img alt="{alt.rstrip()}" {size} src="data:image/svg+xml;base64,{image}">'
 

@@ -98,7 +98,12 @@ go_on(0.5)
 log(1, "stderr", "\\rbar 50%")
 go_on(0.5)
 log(1, "stdout", "over the bar\\n")
-log(0, "report", "rank 1 is late: <b>here</b>.\\n")
+progress = {"t": time.time(), "progress": [5, 10], "desc": "steps"}
+view.records("metrics", 0, [{"seq": 101, **progress}, {"seq": 102, **progress, "t": time.time() + 1, "progress": [6, 10]}])
+for rank in (0, 1):
+    view.rank_state(rank, "running")
+late = "rank 1 is late: <b>here</b>; rank 0 waits in barrier #3. Press Stop to interrupt, or wait.\\n"
+log(0, "report", late, late=[1], waiting=[0])
 go_on(60, until=pathlib.Path("seen-flag").exists)
 log(0, "report", "rank 1 goes on.\\n", recovered=True)
 for number in range(30):
@@ -151,6 +156,31 @@ def lab(folder: Path) -> Iterator[Lab]:
         yield running
 
 
+CONTRASTS = """(selector) => {
+    const numbers = (color) => (color.match(/[\\d.]+/g) ?? []).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+        .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
+    const paperOf = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const color = numbers(getComputedStyle(at).backgroundColor);
+            if (color.length === 3 || color[3] === 1) return color;
+        }
+        return [255, 255, 255];
+    };
+    const found = {};
+    for (const element of document.querySelectorAll(`${selector}, ${selector} *`)) {
+        const own = [...element.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+        if (!own) continue;
+        const style = getComputedStyle(element);
+        const paper = paperOf(element);
+        const [r, g, b, alpha = 1] = numbers(element instanceof SVGElement ? style.fill : style.color);
+        const ink = [r, g, b].map((v, at) => v * alpha + paper[at] * (1 - alpha));
+        const [dark, bright] = [light(ink), light(paper)].sort((one, other) => one - other);
+        found[`${element.getAttribute("class") || element.tagName}: ${element.textContent}`] = (bright + 0.05) / (dark + 0.05);
+    }
+    return found;
+}"""
 Opened = Callable[..., Page]
 
 
@@ -231,6 +261,8 @@ def look(page: Page, pictures: Path) -> None:
         browser.set_theme(page, theme)
         page.mouse.move(5, 5)
         card.screenshot(path=pictures / f"live-view-{name}.png")
+        contrasts = page.evaluate(CONTRASTS, CARD)
+        assert len(contrasts) > 20 and {words: ratio for words, ratio in contrasts.items() if ratio < 4.5} == {}
         page.locator(f"{CHART} svg").first.hover()
         expect(page.locator(f"{CHART} .llmc-readout").nth(1)).to_contain_text("step")
         page.screenshot(path=pictures / f"live-view-hover-{name}.png")
@@ -311,7 +343,7 @@ def test_charts_fill_the_row_and_a_log_scale_is_kept_in_the_saved_view(
     assert row and first and second
     assert first["y"] == second["y"] and first["width"] + second["width"] > 0.95 * row["width"] - 26
     expect(page.locator(f"{CHART} .llmc-chart-note").nth(1)).to_have_text("up to 900 above")
-    ends = page.locator(f"{CHART} .llmc-name-tail").nth(1)
+    ends = page.locator(CHART).nth(1).locator(".llmc-name-tail")
     expect(ends).to_have_text("n_accuracy")
     page.locator(CARD).screenshot(path=pictures / "two-charts.png")
     cell = page.locator(".jp-Notebook .jp-Cell[data-windowed-list-index='1'] .cm-content")
