@@ -119,6 +119,9 @@ class OutputFolder:
         """Take in text that a rank wrote to `kind` ("stdout" or "stderr"); return what can be shown now."""
         state = self._state(rank)
         if state.num_chars > self.max_chars:
+            while state.screens:  # what was begun goes on in this text
+                begun, screen = state.screens.popitem()
+                state.tail.add_text(begun, "\n".join(screen.close()), now)
             self._leave_out(rank, kind, text, now)
             return self.flush(now) if now >= self._flushed_at + self.hold_s / 4 else []
         screen = state.screens.setdefault(kind, Screen(self.max_chars))

@@ -279,6 +279,12 @@ def test_what_the_end_shows_whole_is_not_said_to_be_left_out(num_over):
     assert ("left out" in text) == (num_over > 5)
 
 
+def test_a_line_that_is_torn_where_nobody_takes_it_apart_any_more_is_whole_at_the_end():
+    folder = OutputFolder([0], max_chars=1_000, name="demo")
+    events = [(0.0, 0, "x\n" * 1_500 + "be"), (0.1, 0, "gun\n"), (0.2, 0, "er", "stderr"), (0.3, 0, "ror\n", "stderr")]
+    assert on_screen(run(folder, *events))[-4:-2] == ["begun", "error"]
+
+
 def test_a_bar_that_is_left_out_ends_as_one_line():
     folder = OutputFolder([0], max_chars=200, name="demo")
     events = [(0.0, 0, "x\n" * 500), *((1.0 + n, 0, f"\rbar {n}%") for n in range(100)), (200.0, 0, "\n")]
