@@ -24,6 +24,9 @@ from jupyter_llmcloud.widgets.view_state import Hang, ViewState, chips, short
 if TYPE_CHECKING:
     from jupyter_llmcloud.widgets.live_widget import LiveWidget
 
+RUN_MIME = (
+    "application/vnd.jupyter-llmcloud.run+json"  # by which a page that was loaded again knows whose view it lacks
+)
 UPDATE_EVERY_S = 0.1
 SHOW_AFTER_S = 1.0
 _COST_SHARE = 10  # at most a tenth of the kernel's time goes into showing
@@ -99,7 +102,10 @@ class LiveView:
 
     def _live_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
-        return data | _widget_mime(self._widget) if self._widget is not None else data
+        if self._widget is None:
+            return data
+        run = {"run_id": self.state.run_id, "name": self.state.name}
+        return data | {RUN_MIME: run} | _widget_mime(self._widget)
 
     def refresh(self, now: float) -> None:
         """Bring the view up to date; cheap to call often: at most ten times a second does it do anything."""

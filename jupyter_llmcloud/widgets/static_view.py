@@ -32,9 +32,13 @@ _MARKS = {"finished": ("✓", _GREEN), "failed": ("✗", chart.RED), "stopped": 
 _RUNNING = ("●", _BLUE)
 
 
-def html(state: ViewState) -> str:
+def html(state: ViewState, *, says_how_to_follow: bool = True) -> str:
     """The run as HTML."""
     parts = [_title(state), *_errors(state), *_reports(state), _charts(state), _table(state), _ranks(state)]
+    if state.is_active and says_how_to_follow:
+        parts.append(
+            f"<p>The run goes on; this is how it was. <code>%runs attach {escape(state.name)}</code> follows it.</p>"
+        )
     return f"<div>{''.join(part for part in parts if part)}</div>"
 
 

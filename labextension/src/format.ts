@@ -4,7 +4,7 @@ import type { Run } from './api';
 const ACTIVE = ['queued', 'running', 'stopping'];
 
 /** Whether a run is still alive. */
-export function isActive(run: Run): boolean {
+export function isActive(run: Pick<Run, 'state'>): boolean {
   return ACTIVE.includes(run.state);
 }
 

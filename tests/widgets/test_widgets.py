@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 
 from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number, format_tick, sparkline, ticks
-from jupyter_llmcloud.magics.output.run_view import own_errors
+from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.widgets import chart, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips

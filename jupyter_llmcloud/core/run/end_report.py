@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.core.names import format_ranks
@@ -36,3 +36,9 @@ def report(
             text = f"{error['ename']}, variables kept"
         groups.setdefault(text, []).append(rank)
     return [f"rank{'s' if len(ranks) > 1 else ''} {format_ranks(ranks)}: {text}" for text, ranks in groups.items()]
+
+
+def own_errors(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The errors without the echoes of others' and without ranks that were merely released."""
+    own = [error for error in errors if not error.get("collateral") and error.get("ename") != "KeyboardInterrupt"]
+    return own or list(errors)

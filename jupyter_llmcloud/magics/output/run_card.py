@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Protocol
 
-from jupyter_llmcloud.magics.output.run_view import own_errors
+from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from jupyter_llmcloud.system.gil import Pace

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from html import escape
 
 from jupyter_llmcloud.core.names import name_ranks
 from jupyter_llmcloud.magics.commands.tables import Table
-from jupyter_llmcloud.magics.output.run_view import own_errors
 from jupyter_llmcloud.storage.notable import notable
-from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from jupyter_llmcloud.widgets import static_view
-from jupyter_llmcloud.widgets.view_state import ViewState
+from jupyter_llmcloud.widgets.recorded_view import recorded_view
 
 MAX_WARNINGS = 20
 
@@ -27,7 +24,7 @@ class RunReport:
 
     def __init__(self, facts: Table, folder: RunFolder, record: RunRecord, state: str) -> None:
         self._facts = facts
-        self._state = _view_state(folder, record, state)
+        self._state = recorded_view(folder, record, state)
         self._warnings: dict[str, list[int]] = {}
         for rank, entry in notable(folder):
             if entry["kind"] == "report":
@@ -52,17 +49,3 @@ class RunReport:
         warnings = "".join(f"<li><pre>{escape(line)}</pre></li>" for line in self._warning_lines())
         shown = f"<p>warnings</p><ul>{warnings}</ul>" if warnings else ""
         return f"{static_view.html(self._state)}{shown}{self._facts._repr_html_()}"
-
-
-def _view_state(folder: RunFolder, record: RunRecord, state: str) -> ViewState:
-    ended = record.ended or time.time()
-    view = ViewState(record.run_id, record.name, state, max(0.0, ended - record.created))
-    for rank in record.ranks:
-        view.set_rank(rank, *record.rank_state(rank))
-    for rank, records in RunJournals(folder, record.ranks).metrics():
-        view.metrics.feed(rank, records)
-    view.errors = own_errors(record.errors) if state == "failed" else ()
-    view.log = frozenset(folder.log_scales() or ())
-    if not view.is_active:
-        view.end(state)
-    return view

@@ -13,6 +13,7 @@ from IPython.display import clear_output, publish_display_data
 
 from jupyter_llmcloud.core.output.blocks import Block
 from jupyter_llmcloud.core.output.folding import OutputFolder
+from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.magics.output.cell_output import Page
 from jupyter_llmcloud.magics.output.log_link import log_link
 from jupyter_llmcloud.storage import log_text
@@ -233,9 +234,3 @@ class RunView:
     def _write_log_text(self) -> None:
         with short_turns(), contextlib.suppress(OSError):  # the run has been deleted, or the disk is full
             log_text.write(RunStore().folder(self.run_id))
-
-
-def own_errors(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The errors without the echoes of others' and without ranks that were merely released."""
-    own = [error for error in errors if not error.get("collateral") and error.get("ename") != "KeyboardInterrupt"]
-    return own or list(errors)

@@ -18,6 +18,8 @@ from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.widgets import static_view
+from jupyter_llmcloud.widgets.recorded_view import recorded_view
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.api.run_starts import RunStarts
@@ -196,7 +198,17 @@ class RunLogHandler(_RunHandler):
 
 
 class RunViewHandler(_RunHandler):
-    """How a run is looked at."""
+    """A run as it is looked at."""
+
+    @access("read")
+    async def get(self, name: str) -> None:
+        """Its static form as it is now, for a page that has lost the live one."""
+        folder = self.runs.find(name)
+        record = await asyncio.to_thread(folder.read)
+        state = await self.run_states.true_state(record)
+        view = await asyncio.to_thread(recorded_view, folder, record, state)
+        html = static_view.html(view, says_how_to_follow=False)
+        self.answer({"run_id": record.run_id, "name": record.name, "state": state, "html": html})
 
     @access("write")
     async def put(self, name: str) -> None:
