@@ -160,13 +160,14 @@ def _table(state: ViewState) -> str:
 
 
 def _cell(name: str, side: str, text: str) -> str:
-    return f"<td{' nowrap' if name in _ONE_LINE else ''} {aligned(side)}>{text}</td>"
+    style = "white-space:nowrap" if name in _ONE_LINE else ""
+    return f"<td {aligned(side, style)}>{text}</td>"
 
 
-def aligned(side: str) -> str:
+def aligned(side: str, style: str = "") -> str:
     """Attributes of a cell whose text is at its `left` or `right`."""
     # The attribute for where styles are stripped, the style for where a style sheet overrules the attribute.
-    return f'align="{side}" style="text-align:{side}"'
+    return f'align="{side}" style="{";".join(filter(None, (f"text-align:{side}", style)))}"'
 
 
 def _row(number: int, series: Series) -> dict[str, str]:
