@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
+MAX_REASON = 200  # characters
 OUT_OF_MEMORY = "RankOutOfMemory"
 
 
@@ -26,6 +27,7 @@ class Broken:
         ename: type of the error.
         step: optimizer steps finished by then.
         replaying: the cell had not reached its resume point yet.
+        reason: what the error says.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class Broken:
     ename: str = ""
     step: int = 0
     replaying: bool = False
+    reason: str = ""
 
     @property
     def words(self) -> str:
@@ -42,7 +45,9 @@ class Broken:
         who = f"rank {self.rank}" if self.rank is not None else "the group"
         lost = "was killed" if self.ename == "RankKilled" else "was lost"
         what = {"death": lost, "echo": "lost its connection", "error": f"raised {self.ename}"}[self.kind]
-        return f"{who} {what} at step {self.step}"
+        reason = self.reason.partition("\n")[0].rstrip(".")[:MAX_REASON]
+        why = f" ({reason})" if self.kind == "error" and reason else ""
+        return f"{who} {what} at step {self.step}{why}"
 
 
 @dataclass(frozen=True)
