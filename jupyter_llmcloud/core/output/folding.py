@@ -118,7 +118,7 @@ class OutputFolder:
     def feed(self, rank: int, kind: str, text: str, now: float) -> list[Block]:
         """Take in text that a rank wrote to `kind` ("stdout" or "stderr"); return what can be shown now."""
         state = self._state(rank)
-        if state.num_chars > self.max_chars:
+        if state.is_cut or state.num_chars > self.max_chars:
             while state.screens:  # what was begun goes on in this text
                 begun, screen = state.screens.popitem()
                 state.tail.add_text(begun, "\n".join(screen.close()), now)
@@ -203,7 +203,7 @@ class OutputFolder:
         return self._ranks[rank]
 
     def _take_line(self, state: _Rank, rank: int, kind: str, line: str, now: float) -> None:
-        if state.num_chars > self.max_chars:
+        if state.is_cut or state.num_chars > self.max_chars:
             self._leave_out(rank, kind, f"{line}\n", now)
             return
         key = _BAR_TIMES.sub("", line) if "<" in line and "|" in line else line
