@@ -125,6 +125,17 @@ async def test_what_json_has_no_number_for_is_null_and_said_beside_it(server: Se
     assert run["not_finite"] == {"loss": {"count": 1, "first": 3, "since": 3, "value": "nan"}}
 
 
+async def test_a_run_can_be_looked_at_and_remembers_its_log_scales(server: Server) -> None:
+    make_run()
+    told = (await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": ["loss"]})).json()
+    assert told == {"log": ["loss"]} and RunStore().find("train").log_scales() == ["loss"]
+    view = (await server.ask("GET", "llmcloud/api/runs/train/view")).json()
+    assert (view["run_id"], view["name"], view["state"]) == ("train-1", "train", "finished")
+    assert "loss" in view["html"] and "<img" in view["html"]
+    refusal(await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": [3]}), 400, "UsageError")
+    refusal(await server.ask("GET", "llmcloud/api/runs/none/view"), 404, "NotFound")
+
+
 async def test_the_newest_logs_of_a_rank_are_told(server: Server) -> None:
     make_run()
     rows = (await server.ask("GET", "llmcloud/api/runs/train/logs?rank=1&limit=2")).json()["records"]
