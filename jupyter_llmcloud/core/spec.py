@@ -251,6 +251,16 @@ class EndpointSpec(Spec):
     dtype: str = option(
         Kind(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
     )
+    max_model_len: int | None = option(
+        COUNT, "Tokens of prompt and answer together, at most (default: as many as the model was made for)."
+    )
+    max_concurrent: int = option(COUNT, "Sequences that each process generates at once; others wait.", 32)
+    threads: int | None = option(
+        COUNT, "CPU threads of each process (default: the cores of its host, shared out over its replicas)."
+    )
+    base_model: str | None = option(
+        TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
+    )
     cluster: str | None = option(NAME, "Cluster to serve on (default: the newest).", doors=Door.NOTEBOOK | Door.REST)
 
 

@@ -201,7 +201,7 @@ def test_a_flood_is_cut_and_the_full_log_is_where_the_cell_says(cells: dict[str,
     assert said, text(cells["flood"])[-500:]
     *_, end, note = text(cells["flood"]).rstrip().splitlines()
     assert "[1] line 99999" in text(cells["flood"]) and end.startswith("[") and end.endswith("\U0001f600" * 100)
-    assert re.fullmatch(r"… left out above: .*99,9\d\d lines of rank 1.*\. All of it: %runs logs flood · /\S+", note)
+    assert re.fullmatch(r"… left out above: .*99,9\d\d lines of rank 1.*\. All of it: %runs logs flood · \S+", note)
     assert "href" not in str(cells["flood"].outputs)  # there is no server that a browser could ask
     lines = open(said[1], encoding="utf-8").read().splitlines()  # noqa: SIM115
     assert [line for line in lines if line.startswith("[1] line")] == [f"[1] line {n}" for n in range(100_000)]

@@ -6,6 +6,7 @@ from html import escape
 
 from jupyter_llmcloud.core.names import name_ranks
 from jupyter_llmcloud.magics.commands.tables import Table
+from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.storage.notable import notable
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from jupyter_llmcloud.widgets import static_view
@@ -27,10 +28,11 @@ class RunReport:
         self._state = recorded_view(folder, record, state)
         self._warnings: dict[str, list[int]] = {}
         for rank, entry in notable(folder):
+            text = shown(entry["text"].strip())
             if entry["kind"] == "report":
-                self._state.reports.append((entry["text"].strip(), bool(entry.get("recovered"))))
+                self._state.reports.append((text, bool(entry.get("recovered"))))
             else:
-                self._warnings.setdefault(entry["text"].strip(), []).append(rank)
+                self._warnings.setdefault(text, []).append(rank)
 
     def _warning_lines(self) -> list[str]:
         """Each warning once, with the ranks that gave it."""
@@ -47,5 +49,5 @@ class RunReport:
 
     def _repr_html_(self) -> str:
         warnings = "".join(f"<li><pre>{escape(line)}</pre></li>" for line in self._warning_lines())
-        shown = f"<p>warnings</p><ul>{warnings}</ul>" if warnings else ""
-        return f"{static_view.html(self._state)}{shown}{self._facts._repr_html_()}"
+        listed = f"<p>warnings</p><ul>{warnings}</ul>" if warnings else ""
+        return f"{static_view.html(self._state)}{listed}{self._facts._repr_html_()}"

@@ -66,6 +66,7 @@ _FIXED_TYPES: tuple[type, ...] = (
     types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
     type(threading.Lock()), type(threading.RLock()), type(Ellipsis), type(NotImplemented), weakref.ProxyType,
 )  # fmt: skip
+_MAPPED = 1 << 20  # bytes
 _STATEFUL_TYPES: tuple[type, ...] = (torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _LIBRARY_CODE: tuple[type, ...] = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
@@ -132,6 +133,8 @@ def kind_of(value: Any) -> Kind:
 def _kind_by_base(value: Any) -> Kind:
     if isinstance(value, iterators.Generator):
         return iterators.kind_of_generator(value)
+    if isinstance(value, np.memmap) and not value.flags.writeable and value.nbytes > _MAPPED:
+        return _FIXED  # of a file that is read: a corpus may be larger than memory
     if isinstance(value, np.ndarray):
         exact = type(value) in (np.ndarray, np.memmap, np.recarray)
         return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _REDUCED
