@@ -92,6 +92,9 @@ class FollowedRun:
         if journals is not None:
             for rank, records in journals.metrics():
                 terminal.metrics(rank, records)
+            for rank in record.ranks:
+                if record.rank_state(rank)[0] == "failed":
+                    terminal.rank_has_gone(rank)
             terminal.logs(journals.logs())
         terminal.tick()
 
@@ -114,6 +117,8 @@ class FollowedRun:
         state = "lost" if self._is_lost else record.state
         terminal.finish(state, record.errors)
         took = f" after {record.ended - record.created:.1f} s" if record.ended else ""
+        for alarm in terminal.alarms:
+            terminal.say(f"⚠ {alarm}")
         terminal.say(f"{record.run_id} {state}{took}: {self._folder.path}")
         return exit_status(state, record)
 

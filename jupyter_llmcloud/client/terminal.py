@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.output.blocks import Block
 from jupyter_llmcloud.core.output.folding import OutputFolder
@@ -49,6 +50,15 @@ class Terminal:
     def metrics(self, rank: int, records: Sequence[Record]) -> None:
         """Records of a rank's metrics and progress."""
         self._metrics.feed(rank, records, self._now)
+
+    def rank_has_gone(self, rank: int) -> None:
+        """A rank logs nothing any more: a mean does not wait for it."""
+        self._metrics.leave(rank)
+
+    @property
+    def alarms(self) -> list[str]:
+        """`loss is NaN since step 60`."""
+        return wording.alarms(self._metrics.series)
 
     def logs(self, rows: Iterable[tuple[int, Record]]) -> None:
         """Log records of all ranks in order of time."""

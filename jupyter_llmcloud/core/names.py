@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 
 from jupyter_llmcloud.errors import UsageError
 
@@ -51,6 +52,20 @@ def format_ranks(ranks: list[int]) -> str:
         else:
             parts.append(str(rank))
     return ",".join(parts)
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """`rank 0` or `ranks 0-3`."""
+    members = list(ranks)
+    return f"rank{'s' if len(members) != 1 else ''} {format_ranks(members)}"
+
+
+def short_name(name: str, limit: int = 60) -> str:
+    """`name`, shortened in its middle: names of a kind begin alike, and differ at their end."""
+    if len(name) <= limit:
+        return name
+    tail = (limit - 1) // 2
+    return f"{name[: limit - 1 - tail]}…{name[-tail:]}"
 
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.server.api.clusters import ClusterHandler, ClusterScaleHandler, ClustersHandler, PlacementHandler
 from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
 from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
-from jupyter_llmcloud.server.api.runs import RunHandler, RunLogHandler, RunRecordsHandler, RunsHandler, RunStopHandler
+from jupyter_llmcloud.server.api.runs import (
+    RunHandler,
+    RunLogHandler,
+    RunRecordsHandler,
+    RunsHandler,
+    RunStopHandler,
+    RunViewHandler,
+)
 from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, StatusHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
@@ -36,6 +43,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/log", RunLogHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/view", RunViewHandler, _RUNS),
     (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler, (*_JSON, "endpoints")),

@@ -2,11 +2,12 @@
 
 <root>/runs/<run-id>/run.json                 spec and every state change (one writer: the leading agent)
                      cell.py                  the source as typed
-                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}
+                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}, NaN and Infinity too,
                                               or {"seq", "t", "progress": [done, total], "desc"}
                      logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} (of a warning, too), or
                                               {..., "kind": "display" | "result" | "clear_output" | "report", ...}
                      log.txt                  all text of all ranks, once somebody wants it (see storage.log_text)
+                     view.json                how it is looked at: {"log": [metrics in powers of ten]}
                      model/                   what --save wrote
                      checkpoints/step-<n>/    complete training states (see storage.checkpoints)
 """
@@ -63,6 +64,7 @@ class RunRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
+    not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)  # {metric: {"count", "first", "since"}}
     num_restarts: int = 0
 
     def __repr__(self) -> str:
@@ -72,6 +74,20 @@ class RunRecord:
     @property
     def is_active(self) -> bool:
         return self.state in ACTIVE_STATES
+
+    @property
+    def notes(self) -> list[str]:
+        """What was noted on the way."""
+        return [str(entry["why"]) for entry in self.history if "why" in entry]
+
+    def rank_state(self, rank: int) -> tuple[str, str]:
+        """The state of a rank and a detail, as far as they are recorded."""
+        for error in self.errors:
+            if error["rank"] == rank:
+                return "failed", str(error.get("ename", ""))
+        if self.is_active:
+            return ("queued" if self.state == "queued" else "running"), ""
+        return {"finished": "done", "failed": "stopped"}.get(self.state, self.state), ""
 
 
 class RunFolder:
@@ -153,6 +169,17 @@ class RunFolder:
             raise NotFound(f"there is no run {self.run_id!r}.") from None
         known = RunRecord.__dataclass_fields__
         return RunRecord(**{key: value for key, value in data.items() if key in known})
+
+    def set_log_scales(self, metrics: list[str]) -> None:
+        """Remember which metrics are drawn in powers of ten, for every later view of the run."""
+        self._write("view.json", json.dumps({"log": metrics}).encode())
+
+    def log_scales(self) -> list[str] | None:
+        """Those metrics; None when nobody has said."""
+        try:
+            return list(json.loads((self.path / "view.json").read_text(encoding="utf-8"))["log"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def source(self) -> str:
         return (self.path / "cell.py").read_text(encoding="utf-8")

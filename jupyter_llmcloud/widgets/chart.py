@@ -1,92 +1,117 @@
-"""A chart as a standalone SVG image: the mean as a line, the spread as a band, round ticks, last value."""
+"""A chart as a standalone SVG image. What it shows is decided in `core.metrics.axes`; here it is drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import log10
 
+from jupyter_llmcloud.core.metrics.axes import Axis, bounded, plan
 from jupyter_llmcloud.core.metrics.series import Point
-from jupyter_llmcloud.core.output.numerals import format_number, format_tick, ticks
+from jupyter_llmcloud.core.output.numerals import format_number
 
-PALETTE = ("#4c86e8", "#2fa98c", "#a06bdc", "#d9903d", "#d7649a", "#3aa3c4")
-_GREY = "#7f8894"  # readable on white and on black: the image cannot know the theme around it
-_RED = "#d9534f"
+# Text is written in these: a contrast of 4.5 on white, and still of 4 on a dark page, which the image cannot know of.
+PALETTE = ("#3a73d9", "#17836b", "#8f5bd0", "#a5670f", "#c2437f", "#137f9f")
+GREY = "#6a7683"
+RED = "#d03d38"
+WIDTHS = {1: 960, 2: 480}  # so many charts fill the row of a notebook
 WIDTH, HEIGHT = 320, 150
 _SCALE = 2  # coordinates are whole numbers in a box twice as large: half a pixel is exact enough, and short
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 312, 34, 130
-_MAX_GAP_MARKS = 12
+_TOP, _BOTTOM = 38, 130
+_MARGIN = 8
+_CHAR = 6  # pixels that a character of a label takes at most
 _MIN_BAND = 0.004
-_LARGEST = 1e300  # beyond it the arithmetic of axes overflows
 
 
 @dataclass(frozen=True)
 class _Frame:
     """Where data lies on the image."""
 
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
+    steps: Axis
+    values: Axis
+    left: int
+    right: int
+    is_log: bool
 
     def x(self, step: float) -> int:
-        return round(_SCALE * (_LEFT + (_RIGHT - _LEFT) * (step - self.x_low) / (self.x_high - self.x_low)))
+        share = (step - self.steps.low) / (self.steps.high - self.steps.low)
+        return round(_SCALE * (self.left + (self.right - self.left) * share))
 
     def y(self, value: float) -> int:
-        share = (_bounded(value) - self.y_low) / (self.y_high - self.y_low)
+        """Where a value is; at the edge when it lies outside."""
+        low, high, value = (self._scaled(number) for number in (self.values.low, self.values.high, value))
+        share = max(0.0, min(1.0, (value - low) / (high - low)))
         return round(_SCALE * (_BOTTOM - (_BOTTOM - _TOP) * share))
 
+    def _scaled(self, value: float) -> float:
+        return log10(max(value, 1e-307)) if self.is_log else bounded(value)
 
-def svg(name: str, points: Sequence[Point], last: Point | None, color: str = PALETTE[0]) -> str:
-    """The image of one metric. Names are escaped; there is no script and nothing from outside."""
-    frame = _frame(points)
+
+def svg(
+    name: str,
+    points: Sequence[Point],
+    last: Point | None,
+    color: str = PALETTE[0],
+    *,
+    value: str | None = None,
+    note: str = "",
+    is_log: bool = False,
+    width: int = WIDTH,
+) -> str:
+    """The image of one metric. Names are escaped; there is no script and nothing from outside.
+
+    Args:
+        last: its value is written in the corner, or `value` in its place.
+        note: a line below the title.
+        is_log: draw powers of ten, where all values allow it.
+    """
+    shown = plan(points)
+    is_log = is_log and shown.log is not None
+    values = shown.log if is_log and shown.log is not None else shown.values
+    left = _MARGIN + 4 + _CHAR * max(len(text) for _, text in values.ticks)
+    frame = _Frame(shown.steps, values, left, width - _MARGIN, is_log)
+    words = [note, "log scale" if is_log else "", "" if is_log else shown.outside]
+    corner = value if value is not None else format_number(last.mean) if last else ""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        f'viewBox="0 0 {_SCALE * WIDTH} {_SCALE * HEIGHT}" font-family="system-ui,sans-serif" fill="{_GREY}" '
-        f'font-size="21"><text x="16" y="34" font-size="25" font-weight="600">{escape(name)}</text>',
-        f'<text x="624" y="34" font-size="25" font-weight="600" text-anchor="end" fill="{color}">'
-        f"{escape(format_number(last.mean) if last else '')}</text>",
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" '
+        f'viewBox="0 0 {_SCALE * width} {_SCALE * HEIGHT}" font-family="system-ui,sans-serif" fill="{GREY}" '
+        f'font-size="21"><text x="16" y="32" font-size="25" font-weight="600">{escape(name)}</text>',
+        f'<text x="{_SCALE * (width - _MARGIN)}" y="32" font-size="25" font-weight="600" text-anchor="end" '
+        f'fill="{color}">{escape(corner)}</text>',
+        f'<text x="16" y="58" font-size="20">{escape(" · ".join(filter(None, words)))}</text>' if any(words) else "",
         *_axes(frame),
         *_band(points, frame, color),
         *_line(points, frame, color),
-        *_gaps(points, frame),
+        *(_mark(frame.x(first), frame.x(last)) for first, last in shown.marks),
         "</svg>",
     ]
     return "".join(parts)
 
 
-def _frame(points: Sequence[Point]) -> _Frame:
-    steps = [point.step for point in points] or [0.0]
-    lows = [_bounded(point.low) for point in points if point.low is not None] or [0.0]
-    highs = [_bounded(point.high) for point in points if point.high is not None] or [1.0]
-    x_low, x_high, y_low, y_high = min(steps), max(steps), min(lows), max(highs)
-    if x_low == x_high:
-        x_low, x_high = x_low - 1, x_high + 1
-    margin = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
-    return _Frame(x_low, x_high, y_low - margin, y_high + margin)
-
-
-def _bounded(value: float) -> float:
-    return max(-_LARGEST, min(_LARGEST, value))
-
-
 def _axes(frame: _Frame) -> list[str]:
-    rows = {frame.y(value): format_tick(value) for value in ticks(frame.y_low, frame.y_high, 4)}
-    columns = {frame.x(step): format_tick(step) for step in ticks(frame.x_low, frame.x_high, 4)}
-    lines = "".join(f"M{2 * _LEFT} {y}H{2 * _RIGHT}" for y in rows)
-    left = "".join(f'<text x="{2 * _LEFT - 10}" y="{y + 7}">{text}</text>' for y, text in rows.items())
-    below = "".join(f'<text x="{x}" y="{2 * _BOTTOM + 28}">{text}</text>' for x, text in columns.items())
+    rows = [(frame.y(value), text) for value, text in frame.values.ticks]
+    lines = "".join(f"M{_SCALE * frame.left} {y}H{_SCALE * frame.right}" for y, _ in rows)
+    left = "".join(f'<text x="{_SCALE * frame.left - 10}" y="{y + 7}">{text}</text>' for y, text in rows)
+    below = "".join(_column(frame, frame.x(step), text) for step, text in frame.steps.ticks)
     return [
-        f'<path d="{lines}" stroke="{_GREY}" stroke-opacity=".22"/>',
+        f'<path d="{lines}" stroke="{GREY}" stroke-opacity=".22"/>',
         f'<g text-anchor="end">{left}</g><g text-anchor="middle">{below}</g>',
     ]
+
+
+def _column(frame: _Frame, x: int, text: str) -> str:
+    """A label below the chart, moved inwards where it would be cut off."""
+    half = _CHAR * len(text) * _SCALE // 2
+    x = min(x, _SCALE * (frame.right + _MARGIN) - half)
+    return f'<text x="{x}" y="{_SCALE * _BOTTOM + 28}">{text}</text>'
 
 
 def _band(points: Sequence[Point], frame: _Frame, color: str) -> list[str]:
     parts = []
     for run in _stretches(points):
         spread = max((point.high or 0.0) - (point.low or 0.0) for point in run)
-        if spread > _MIN_BAND * (frame.y_high - frame.y_low):
+        if spread > _MIN_BAND * (frame.values.high - frame.values.low):
             upper = _path(run, frame, lambda point: point.high)
             lower = _path(run[::-1], frame, lambda point: point.low)
             parts.append(f'<path d="M{upper}L{lower}Z" fill="{color}" fill-opacity=".18"/>')
@@ -105,9 +130,9 @@ def _line(points: Sequence[Point], frame: _Frame, color: str) -> list[str]:
     return parts
 
 
-def _gaps(points: Sequence[Point], frame: _Frame) -> list[str]:
-    at = [frame.x(point.step) for point in points if point.mean is None][:_MAX_GAP_MARKS]
-    return [f'<path d="M{x} {2 * _BOTTOM}v-14" stroke="{_RED}" stroke-width="4"/>' for x in at]
+def _mark(left: int, right: int) -> str:
+    """Values that were not finite, beside the axis."""
+    return f'<rect x="{left - 2}" y="{_SCALE * _BOTTOM - 12}" width="{right - left + 4}" height="12" fill="{RED}"/>'
 
 
 def _stretches(points: Sequence[Point]) -> list[list[Point]]:

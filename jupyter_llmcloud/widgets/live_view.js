@@ -4,8 +4,9 @@
 const SVG = "http://www.w3.org/2000/svg";
 const ACTIVE_WORDS = { queued: "queued", starting: "starting", running: "running", stopping: "stopping" };
 const HEIGHT = 132;
-const LARGEST = 1e300; // beyond it the arithmetic of axes overflows
-const MARGIN = { left: 54, right: 10, top: 8, bottom: 20 };
+const LABEL_CHAR = 6.2; // pixels of a character beside an axis
+const MARGIN = { right: 10, top: 8, bottom: 20 };
+const TAIL_CHARS = 10; // at most; a name is told from others by its end
 
 // --- numbers as people read them (the same rules as numerals.py) ---
 
@@ -22,13 +23,6 @@ export function formatNumber(value, digits = 4) {
   return value.toLocaleString("en-US", { maximumFractionDigits: decimals });
 }
 
-export function formatTick(value) {
-  const text = formatNumber(value, 3);
-  if (text.length <= 7) return text;
-  const [mantissa, exponent] = value.toExponential(2).split("e");
-  return `${mantissa.replace(/\.?0+$/, "")}e${Number(exponent)}`;
-}
-
 export function formatDuration(seconds) {
   if (seconds < 9.95) return `${Math.max(0, seconds).toFixed(1)} s`;
   const whole = Math.round(seconds);
@@ -39,26 +33,6 @@ export function formatDuration(seconds) {
     }
   }
   return `${whole} s`;
-}
-
-export function ticks(low, high, count) {
-  if (!(high > low)) return [low];
-  const raw = (high - low) / Math.max(1, count);
-  const size = 10 ** Math.floor(Math.log10(raw));
-  const step = size * [1, 2, 2.5, 5, 10].find((factor) => size * factor >= raw * 0.75);
-  const values = [];
-  for (let n = Math.ceil(low / step - 1e-9); n <= Math.floor(high / step + 1e-9); n += 1) values.push(n * step);
-  return values;
-}
-
-function logTicks(low, high) {
-  const first = Math.ceil(Math.log10(low) - 1e-9);
-  const last = Math.floor(Math.log10(high) + 1e-9);
-  if (last - first < 1) return ticks(low, high, 3).filter((value) => value > 0);
-  const every = Math.ceil((last - first) / 4);
-  const values = [];
-  for (let n = first; n <= last; n += every) values.push(10 ** n);
-  return values;
 }
 
 // --- elements ---
@@ -82,6 +56,16 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// A name that is shortened in its middle where it does not fit.
+function setName(element, name) {
+  if (element.title === name && element.childElementCount) return;
+  element.title = name;
+  element.replaceChildren();
+  const tail = name.length > TAIL_CHARS ? Math.min(TAIL_CHARS, name.length >> 1) : 0;
+  node(element, "span", "llmc-name-head", name.slice(0, name.length - tail));
+  if (tail) node(element, "span", "llmc-name-tail", name.slice(-tail));
+}
+
 // --- stopping ---
 
 function pageConfig() {
@@ -99,7 +83,8 @@ function cookie(name) {
   return found ? decodeURIComponent(found.slice(name.length + 1)) : "";
 }
 
-async function postStop(runId) {
+// What the kernel cannot hear while it runs the cell goes through the server.
+async function send(method, runId, what, body) {
   const config = pageConfig();
   if (!config) return false;
   const base = (config.baseUrl || "/").replace(/\/?$/, "/");
@@ -108,8 +93,8 @@ async function postStop(runId) {
   if (xsrf) headers["X-XSRFToken"] = xsrf;
   if (config.token) headers.Authorization = `token ${config.token}`;
   try {
-    const url = `${base}llmcloud/api/runs/${encodeURIComponent(runId)}/stop`;
-    const answer = await fetch(url, { method: "POST", headers, body: "{}", credentials: "same-origin" });
+    const url = `${base}llmcloud/api/runs/${encodeURIComponent(runId)}/${what}`;
+    const answer = await fetch(url, { method, headers, body: JSON.stringify(body), credentials: "same-origin" });
     return answer.ok;
   } catch {
     return false;
@@ -135,7 +120,7 @@ function stopButton(model, parent, hint) {
   button.addEventListener("click", async () => {
     presses += 1;
     show();
-    const reached = await postStop(model.get("run").id);
+    const reached = await send("POST", model.get("run").id, "stop", {});
     if (!reached) {
       model.send({ type: "stop" });
       setText(hint, "Asked the kernel to stop. If nothing happens, use the notebook's own Stop button.");
@@ -169,7 +154,7 @@ function header(model, card) {
     },
     show() {
       const run = model.get("run");
-      setText(name, run.name);
+      setName(name, run.name);
       setText(state, ACTIVE_WORDS[run.state] ?? run.state);
       dot.dataset.state = run.state;
       if (!run.active) setText(hint, "");
@@ -193,6 +178,7 @@ function barWords(bar) {
   const words = [];
   const done = formatNumber(bar.done);
   words.push(bar.total ? `${done} of ${formatNumber(bar.total)}` : done);
+  if (bar.waits) return [...words, bar.waits].join(" · ");
   if (bar.rate) words.push(bar.rate >= 1 ? `${formatNumber(bar.rate, 3)} per s` : `${formatNumber(1 / bar.rate, 3)} s each`);
   if (bar.eta !== null && bar.fraction < 1) words.push(`${formatDuration(Math.round(bar.eta))} left`);
   return words.join(" · ").replace(".0 s left", " s left");
@@ -255,20 +241,21 @@ class Chart {
   constructor(host, name, color, shared) {
     this.shared = shared;
     this.name = name;
-    this.color = color;
-    this.points = [];
-    this.isLog = false;
+    this.chart = null;
+    this.latest = undefined;
     this.card = node(host, "figure", "llmc-chart");
     this.card.style.setProperty("--llmc-color", color);
     const head = node(this.card, "figcaption", "llmc-chart-head");
-    node(head, "span", "llmc-chart-name", name).title = name;
+    setName(node(head, "span", "llmc-chart-name"), name);
     this.warning = node(head, "span", "llmc-warning");
     this.readout = node(head, "span", "llmc-readout");
     this.value = node(head, "span", "llmc-value");
+    this.note = node(this.card, "div", "llmc-chart-note");
     this.svg = draw(this.card, "svg", { class: "llmc-plot", height: HEIGHT, role: "img" });
     this.toggle = node(this.card, "button", "llmc-log", "log");
     this.toggle.type = "button";
     this.toggle.setAttribute("aria-label", `logarithmic scale for ${name}`);
+    this.ranks = node(this.card, "div", "llmc-rank-values");
     this.grid = draw(this.svg, "g", { class: "llmc-grid" });
     this.data = draw(this.svg, "g", {});
     this.cursor = draw(this.svg, "g", { class: "llmc-cursor" });
@@ -278,10 +265,7 @@ class Chart {
   listen() {
     this.aborter = new AbortController();
     const { signal } = this.aborter;
-    this.toggle.addEventListener("click", () => {
-      this.isLog = !this.isLog;
-      this.draw();
-    }, { signal });
+    this.toggle.addEventListener("click", () => this.shared.toggleLog(this.name), { signal });
     this.svg.addEventListener("pointermove", (event) => this.hover(event), { signal });
     this.svg.addEventListener("pointerleave", () => this.shared.point(null), { signal });
     this.observer = new ResizeObserver(() => this.draw());
@@ -295,84 +279,83 @@ class Chart {
   }
 
   setData(chart) {
-    this.points = chart.points;
-    setText(this.warning, chart.bad ? `${chart.bad} not finite` : "");
+    this.chart = chart;
     this.draw();
   }
 
   setLatest(latest) {
     this.latest = latest;
-    if (this.shared.step === null) setText(this.value, latest ? formatNumber(latest.value) : "");
+    setText(this.warning, latest?.alarm ? `⚠ ${latest.alarm}` : "");
+    setText(this.ranks, latest?.ranks ?? "");
+    this.showNote();
+    if (this.shared.step === null) setText(this.value, latest?.text ?? "");
     this.svg.setAttribute("aria-label", this.words());
   }
 
+  showNote() {
+    const outside = this.frame?.isLog ? "" : this.chart?.outside;
+    setText(this.note, [this.latest?.note, outside].filter(Boolean).join(" · "));
+  }
+
   words() {
-    const means = this.points.map((point) => point[1]).filter((mean) => mean !== null);
+    const means = this.chart?.points.map((point) => point[1]).filter((mean) => mean !== null) ?? [];
     if (!means.length || !this.latest) return this.name;
     const low = formatNumber(Math.min(...means));
     const high = formatNumber(Math.max(...means));
-    return `${this.name}: ${formatNumber(this.latest.value)} at step ${formatNumber(this.latest.step)}, from ${low} to ${high}`;
+    const { text, step, note, ranks } = this.latest;
+    const facts = [`${this.name}: ${text} at step ${formatNumber(step)}, from ${low} to ${high}`, note, ranks];
+    return facts.filter(Boolean).join("; ");
   }
 
-  frame() {
-    const width = this.svg.clientWidth;
-    const steps = this.points.map((point) => point[0]);
-    const canLog = this.points.every((point) => point[1] === null || (point[2] ?? point[1]) > 0);
-    const log = this.isLog && canLog;
-    const scale = log ? Math.log10 : (value) => Math.max(-LARGEST, Math.min(LARGEST, value));
-    let low = Infinity;
-    let high = -Infinity;
-    for (const [, mean, least, most] of this.points) {
-      if (mean === null) continue;
-      low = Math.min(low, scale(least ?? mean));
-      high = Math.max(high, scale(most ?? mean));
-    }
-    if (!(low <= high)) [low, high] = [0, 1];
-    const room = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1;
-    [low, high] = [low - room, high + room];
-    let [left, right] = [steps[0], steps[steps.length - 1]];
-    if (left === right) [left, right] = [left - 1, right + 1];
-    const across = width - MARGIN.left - MARGIN.right;
+  makeFrame(width) {
+    const { steps, values, log } = this.chart;
+    const isLog = log !== null && this.shared.isLog(this.name);
+    const axis = isLog ? log : values;
+    const scale = isLog ? Math.log10 : (value) => value;
+    const [low, high] = [scale(axis.low), scale(axis.high)];
+    const left = 10 + LABEL_CHAR * Math.max(...axis.ticks.map(([, text]) => text.length));
+    const across = width - left - MARGIN.right;
     const down = HEIGHT - MARGIN.top - MARGIN.bottom;
+    const share = (value) => Math.max(0, Math.min(1, (scale(value) - low) / (high - low)));
     return {
-      width, log, canLog, left, right,
-      bounds: log ? [10 ** low, 10 ** high] : [low, high],
-      x: (step) => MARGIN.left + (across * (step - left)) / (right - left),
-      y: (value) => MARGIN.top + down * (1 - (scale(value) - low) / (high - low)),
-      step: (x) => left + ((x - MARGIN.left) / across) * (right - left),
+      width, left, isLog, steps, ticks: axis.ticks,
+      x: (step) => left + (across * (step - steps.low)) / (steps.high - steps.low),
+      y: (value) => MARGIN.top + down * (1 - share(value)), // at the edge when it lies outside
+      step: (x) => steps.low + ((x - left) / across) * (steps.high - steps.low),
     };
   }
 
   draw() {
-    if (!this.points.length || !this.svg.clientWidth) return;
-    const frame = this.frame();
-    this.current = frame;
-    this.toggle.disabled = !frame.canLog;
-    this.toggle.setAttribute("aria-pressed", String(frame.log));
-    this.drawGrid(frame);
-    this.drawData(frame);
+    const width = this.svg.clientWidth;
+    if (!this.chart?.points.length || !width) return;
+    this.frame = this.makeFrame(width);
+    this.toggle.disabled = this.chart.log === null;
+    this.toggle.setAttribute("aria-pressed", String(this.frame.isLog));
+    this.drawGrid(this.frame);
+    this.drawData(this.frame);
     this.showCursor();
+    this.showNote();
     this.svg.setAttribute("aria-label", this.words());
   }
 
   drawGrid(frame) {
     this.grid.replaceChildren();
-    const [low, high] = frame.bounds;
-    for (const value of frame.log ? logTicks(low, high) : ticks(low, high, 4)) {
+    for (const [value, label] of frame.ticks) {
       const y = Math.round(frame.y(value)) + 0.5;
-      draw(this.grid, "line", { x1: MARGIN.left, x2: frame.width - MARGIN.right, y1: y, y2: y });
-      draw(this.grid, "text", { x: MARGIN.left - 7, y: y + 3.5, "text-anchor": "end" }).textContent = formatTick(value);
+      draw(this.grid, "line", { x1: frame.left, x2: frame.width - MARGIN.right, y1: y, y2: y });
+      draw(this.grid, "text", { x: frame.left - 7, y: y + 3.5, "text-anchor": "end" }).textContent = label;
     }
-    for (const step of ticks(frame.left, frame.right, Math.max(2, Math.floor(frame.width / 90)))) {
-      const text = draw(this.grid, "text", { x: frame.x(step), y: HEIGHT - 5, "text-anchor": "middle" });
-      text.textContent = formatTick(step);
+    for (const [step, label] of frame.steps.ticks) {
+      const half = (LABEL_CHAR * label.length) / 2;
+      const x = Math.min(frame.x(step), frame.width - half); // moved inwards where it would be cut off
+      draw(this.grid, "text", { x, y: HEIGHT - 5, "text-anchor": "middle" }).textContent = label;
     }
   }
 
   drawData(frame) {
     this.data.replaceChildren();
     const at = (step, value) => `${frame.x(step).toFixed(1)},${frame.y(value).toFixed(1)}`;
-    for (const run of stretches(this.points)) {
+    for (const run of stretches(this.chart.points)) {
       if (run.some((point) => point.length > 2)) {
         const upper = run.map(([step, mean, , most]) => at(step, most ?? mean));
         const lower = run.map(([step, mean, least]) => at(step, least ?? mean)).reverse();
@@ -384,39 +367,38 @@ class Chart {
         draw(this.data, "path", { class: "llmc-line", d: `M${run.map(([step, mean]) => at(step, mean)).join("L")}` });
       }
     }
-    for (const [step, mean] of this.points) {
-      if (mean !== null) continue;
-      const x = frame.x(step);
-      draw(this.data, "line", { class: "llmc-gap", x1: x, x2: x, y1: HEIGHT - MARGIN.bottom - 7, y2: HEIGHT - MARGIN.bottom });
+    for (const [first, last] of this.chart.marks) {
+      const x = frame.x(first) - 1;
+      draw(this.data, "rect", { class: "llmc-gap", x, width: frame.x(last) + 1 - x, y: HEIGHT - MARGIN.bottom - 6, height: 6 });
     }
   }
 
   hover(event) {
-    if (!this.current) return;
+    if (!this.frame) return;
     const box = this.svg.getBoundingClientRect();
-    this.shared.point(this.current.step(event.clientX - box.left));
+    this.shared.point(this.frame.step(event.clientX - box.left));
   }
 
   showCursor() {
     this.cursor.replaceChildren();
     const { step } = this.shared;
-    if (step === null || !this.current || !this.points.length) {
+    if (step === null || !this.frame || !this.chart.points.length) {
       setText(this.readout, "");
       this.setLatest(this.latest);
       return;
     }
-    const point = nearest(this.points, step);
-    const [where, mean, low, high] = point;
-    const x = Math.round(this.current.x(where)) + 0.5;
+    const points = this.chart.points;
+    const [where, mean, low, high] = nearest(points, step);
+    const x = Math.round(this.frame.x(where)) + 0.5;
     draw(this.cursor, "line", { x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom });
-    if (mean !== null) draw(this.cursor, "circle", { cx: x, cy: this.current.y(mean), r: 3.5 });
-    const shownStep = Number.isInteger(this.points[0][0]) ? Math.round(where) : where;
+    if (mean !== null) draw(this.cursor, "circle", { cx: x, cy: this.frame.y(mean), r: 3.5 });
+    const shownStep = Number.isInteger(points[0][0]) ? Math.round(where) : where;
     setText(this.readout, `step ${formatNumber(shownStep)}`);
     setText(this.value, formatNumber(mean));
     if (low === undefined) return;
     const [least, most] = [formatNumber(low, 3), formatNumber(high, 3)];
     if (least === most) return;
-    const corner = { x: this.current.width - MARGIN.right, y: MARGIN.top + 5, "text-anchor": "end" };
+    const corner = { x: this.frame.width - MARGIN.right, y: MARGIN.top + 5, "text-anchor": "end" };
     const spread = draw(this.cursor, "text", corner);
     spread.textContent = `${least} to ${most}`;
   }
@@ -451,6 +433,14 @@ function charts(model, card) {
       shared.step = step;
       for (const chart of shown.values()) chart.showCursor();
     },
+    isLog: (name) => model.get("log_scales").includes(name),
+    toggleLog(name) {
+      const before = model.get("log_scales");
+      const names = before.includes(name) ? before.filter((other) => other !== name) : [...before, name];
+      model.set("log_scales", names);
+      model.save_changes();
+      send("PUT", model.get("run").id, "view", { log: names });
+    },
   };
   return {
     showLatest() {
@@ -471,6 +461,9 @@ function charts(model, card) {
       }
       this.showLatest();
     },
+    redraw() {
+      for (const chart of shown.values()) chart.draw();
+    },
     remove() {
       for (const chart of shown.values()) chart.remove();
       shown.clear();
@@ -478,11 +471,27 @@ function charts(model, card) {
   };
 }
 
+// Escape gives the focus back to where it was before it came here: the cell, usually.
+function returnFocus(card) {
+  let before = null;
+  card.addEventListener("focusin", (event) => {
+    if (!card.contains(event.relatedTarget)) before = event.relatedTarget;
+  });
+  card.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.stopPropagation();
+    const back = before?.isConnected ? before : card.closest(".jp-Notebook, [tabindex]");
+    if (back) back.focus({ preventScroll: true });
+    else document.activeElement?.blur();
+  });
+}
+
 // --- the widget ---
 
 function render({ model, el }) {
   const card = node(el, "section", "llmc-card");
   card.setAttribute("aria-label", `run ${model.get("run").name}`);
+  returnFocus(card);
   const top = header(model, card);
   const showNotice = notice(model, card);
   const showProgress = progress(model, card);
@@ -496,6 +505,7 @@ function render({ model, el }) {
     "change:charts": () => plots.show(),
     "change:latest": () => plots.showLatest(),
     "change:notice": showNotice,
+    "change:log_scales": () => plots.redraw(),
   };
   for (const [event, listener] of Object.entries(listeners)) {
     model.on(event, listener);

@@ -10,17 +10,23 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.metrics.series import Point
-from jupyter_llmcloud.storage.runs import nonce
+from jupyter_llmcloud.core.metrics import wording
+from jupyter_llmcloud.core.metrics.axes import Axis, plan
+from jupyter_llmcloud.core.metrics.series import Point, Series
+from jupyter_llmcloud.core.names import name_ranks
+from jupyter_llmcloud.storage.runs import RunStore, nonce
 from jupyter_llmcloud.widgets import static_view
 from jupyter_llmcloud.widgets.chart import PALETTE
 from jupyter_llmcloud.widgets.front_end import FrontEnd, find_front_end
 from jupyter_llmcloud.widgets.static_view import MAX_CHARTS
-from jupyter_llmcloud.widgets.view_state import ViewState, chips, name_ranks, short
+from jupyter_llmcloud.widgets.view_state import Hang, ViewState, chips, short
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.widgets.live_widget import LiveWidget
 
+RUN_MIME = (
+    "application/vnd.jupyter-llmcloud.run+json"  # by which a page that was loaded again knows whose view it lacks
+)
 UPDATE_EVERY_S = 0.1
 SHOW_AFTER_S = 1.0
 _COST_SHARE = 10  # at most a tenth of the kernel's time goes into showing
@@ -61,7 +67,9 @@ class LiveView:
 
     def handle_rank_state(self, rank: int, state: str, detail: str = "") -> None:
         """A rank is starting, running, done, failed, stopped or exited."""
-        self.state.ranks[rank] = (state, detail)
+        if self.state.state == "queued" and state == "running":  # its turn has come
+            self.state.state, self._started = "running", time.time()
+        self.state.set_rank(rank, state, detail)
         self._is_new = True
 
     def handle_state(self, state: str) -> None:
@@ -69,9 +77,13 @@ class LiveView:
         self.state.state = state
         self._is_new = True
 
-    def handle_report(self, record: Mapping[str, Any]) -> None:
-        """The ranks are late, or go on."""
-        self.state.reports.append((str(record.get("text", "")).strip(), bool(record.get("recovered"))))
+    def handle_report(self, record: Mapping[str, Any], *, is_printed: bool = False) -> None:
+        """The ranks are late, or go on. With `is_printed` the text is below the view already, and saved there."""
+        text, recovered = str(record.get("text", "")).strip(), bool(record.get("recovered"))
+        hang = Hang(text, tuple(record.get("late") or ()), tuple(record.get("waiting") or ()))
+        self.state.hang = None if recovered else hang
+        if not is_printed:
+            self.state.reports.append((text, recovered))
         self._is_new = True
 
     def show_again(self) -> None:
@@ -90,7 +102,10 @@ class LiveView:
 
     def _live_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
-        return data | _widget_mime(self._widget) if self._widget is not None else data
+        if self._widget is None:
+            return data
+        run = {"run_id": self.state.run_id, "name": self.state.name}
+        return data | {RUN_MIME: run} | _widget_mime(self._widget)
 
     def refresh(self, now: float) -> None:
         """Bring the view up to date; cheap to call often: at most ten times a second does it do anything."""
@@ -122,7 +137,8 @@ class LiveView:
 
         A run that was never shown and has nothing to draw leaves nothing behind.
         """
-        self.state.state = state
+        self.state.end(state)
+        self.state.log = self._log_scales()
         self.state.errors = errors
         self.state.report = report
         self.state.elapsed_s = max(0.0, now - self._started)
@@ -131,6 +147,13 @@ class LiveView:
         self._front_end.show(bundle(self.state), self._display_id, update=self.is_shown)
         self.is_shown = True
         self._close()
+
+    def _log_scales(self) -> frozenset[str]:
+        """The metrics whose switch is on. A busy kernel hears nothing of the widget; the run's folder has been told."""
+        told = RunStore().folder(self.state.run_id).log_scales()
+        if told is None:
+            told = self._widget.log_scales if self._widget is not None else []
+        return frozenset(told)
 
     def _line(self) -> str:
         return f"{self.state.name} · {self.state.state} on {name_ranks(self.state.ranks)}"
@@ -146,9 +169,9 @@ class LiveView:
             "run": {"id": state.run_id, "name": state.name, "state": state.state, "active": state.is_active},
             "elapsed": state.elapsed_s,
             "progress": _bars(state),
-            "ranks": [vars(chip) for chip in chips(state.ranks)],
+            "ranks": [vars(chip) for chip in chips(state.shown_ranks)],
             "latest": _latest(state),
-            "notice": state.alarm,
+            "notice": _notice(state),
         }
 
     def _send(self, widget: LiveWidget, now: float) -> None:
@@ -190,10 +213,10 @@ class _ChartTrait:
             self._sent_at = now
         for name, series in state.metrics.series.items():
             sent_values, sent_step = self._sent.get(name, (0, 0.0))
-            if series.num_values == sent_values:
+            ends = series.ends
+            if series.num_values == sent_values and ends and ends[1] == sent_step:
                 continue
             self.lags = True
-            ends = series.ends
             if not sent_values or now - self._sent_at >= _CHARTS_EVERY_S:
                 return True
             if ends and ends[1] - sent_step >= (ends[1] - ends[0]) / _POINTS:
@@ -209,14 +232,28 @@ class _ChartTrait:
             for name, series in state.metrics.series.items()
         }
         return [
-            {
-                "name": name,
-                "color": PALETTE[number % len(PALETTE)],
-                "points": [_packed(point) for point in series.points(_POINTS)],
-                "bad": series.num_not_finite,
-            }
-            for number, (name, series) in enumerate(list(state.metrics.series.items())[:MAX_CHARTS])
+            _chart(series, PALETTE[number % len(PALETTE)])
+            for number, series in enumerate(list(state.metrics.series.values())[:MAX_CHARTS])
         ]
+
+
+def _chart(series: Series, color: str) -> dict[str, Any]:
+    points = series.points(_POINTS)
+    shown = plan(points)
+    return {
+        "name": series.name,
+        "color": color,
+        "points": [_packed(point) for point in points],
+        "steps": _axis(shown.steps),
+        "values": _axis(shown.values),
+        "log": _axis(shown.log) if shown.log is not None else None,
+        "outside": shown.outside,
+        "marks": [list(mark) for mark in shown.marks],
+    }
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    return {"low": axis.low, "high": axis.high, "ticks": [list(tick) for tick in axis.ticks]}
 
 
 def _packed(point: Point) -> list[float | None]:
@@ -231,13 +268,27 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _latest(state: ViewState) -> dict[str, dict[str, float | None]]:
+def _latest(state: ViewState) -> dict[str, dict[str, Any]]:
     latest = {}
     for name, series in list(state.metrics.series.items())[:MAX_CHARTS]:
         if series.last:
             mean = series.last.mean
-            latest[name] = {"step": series.last.step, "value": None if mean is None else _rounded(mean)}
+            notes = [wording.mean_of(series), wording.waiting_for(series)]
+            latest[name] = {
+                "step": series.last.step,
+                "value": None if mean is None else _rounded(mean),
+                "text": wording.last_value(series),
+                "note": " · ".join(filter(None, notes)),
+                "ranks": wording.rank_values(series),
+                "alarm": wording.since_when(series.not_finite, len(series.ranks)),
+            }
     return latest
+
+
+def _notice(state: ViewState) -> str:
+    """What hinders the run now."""
+    late = [state.hang.headline] if state.hang else []
+    return " · ".join([*late, *wording.alarms(state.metrics.series)])
 
 
 def _bars(state: ViewState) -> list[dict[str, Any]]:
@@ -248,7 +299,8 @@ def _bars(state: ViewState) -> list[dict[str, Any]]:
             "total": bar.total,
             "fraction": bar.fraction,
             "rate": bar.rate,
-            "eta": bar.eta(bar.updated),
+            "eta": None if state.hang else bar.eta(bar.updated),
+            "waits": state.hang.waits if state.hang else "",
         }
         for bar in state.metrics.progress.shown()
     ]

@@ -18,10 +18,14 @@ class LiveWidget(anywidget.AnyWidget):
     Traits:
         run: {"id", "name", "state", "active"}.
         elapsed: seconds since the run began; the front end counts on by itself while the run is active.
-        progress: [{"desc", "done", "total", "fraction", "rate", "eta"}], the outer bar first.
+        progress: [{"desc", "done", "total", "fraction", "rate", "eta", "waits"}], the outer bar first; "waits"
+            stands in place of a time left that nobody knows.
         ranks: [{"label", "state", "detail"}].
-        charts: [{"name", "color", "points": [[step, mean, low?, high?], ...], "bad"}], mean None in a gap.
-        latest: {metric: {"step", "value"}}, sent more often than the charts.
+        charts: [{"name", "color", "points": [[step, mean, low?, high?], ...], "steps", "values", "log", "outside",
+            "marks"}]: mean None in a gap; axes are {"low", "high", "ticks": [[value, text], ...]}, "log" is None where
+            there is none; "marks" are [first, last] steps of values that were not finite. See core.metrics.axes.
+        latest: {metric: {"step", "value", "text", "note", "ranks", "alarm"}}, sent more often than the charts.
+        log_scales: names of the metrics that are shown in powers of ten; the front end sets it.
         notice: what hinders the run now, "" when nothing does.
     Message from the front end: {"type": "stop"}, when the REST route cannot be reached.
     """
@@ -36,6 +40,7 @@ class LiveWidget(anywidget.AnyWidget):
     charts: Any = traitlets.List().tag(sync=True)
     latest = traitlets.Dict().tag(sync=True)
     notice = traitlets.Unicode("").tag(sync=True)
+    log_scales: Any = traitlets.List().tag(sync=True)
 
     def __init__(self, stop: Callable[[], None], **traits: Any) -> None:
         super().__init__(**traits)

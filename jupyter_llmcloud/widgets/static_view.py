@@ -12,29 +12,33 @@ from __future__ import annotations
 import base64
 from html import escape
 
-from jupyter_llmcloud.core.metrics.series import Series
+from jupyter_llmcloud.core.metrics import wording
+from jupyter_llmcloud.core.metrics.series import Extreme, Series
+from jupyter_llmcloud.core.names import name_ranks, short_name
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number, sparkline
 from jupyter_llmcloud.widgets import chart
-from jupyter_llmcloud.widgets.view_state import Chip, ViewState, grouped, name_ranks, short
+from jupyter_llmcloud.widgets.view_state import ViewState, grouped, short, without_advice
 
 MAX_CHARTS = 20
-MAX_ROWS = 30
+MAX_ROWS = 26
 MAX_ERRORS = 8
 MAX_REPORTS = 8
-_POINTS_IN_ALL = 700
+_POINTS_IN_ALL = 480
 _COLUMNS = {"metric": "left", "trend": "left", "last": "right", "lowest": "right", "highest": "right"}
-_MARKS = {
-    "finished": ("✓", "#2fa98c"),
-    "failed": ("✗", "#d9534f"),
-    "stopped": ("■", "#d9903d"),
-    "lost": ("?", "#7f8894"),
-}
-_RUNNING = ("●", "#4c86e8")
+_OPTIONAL = {"ranks": "left", "": "left"}
+_ONE_LINE = ("last", "lowest", "highest")
+_BLUE, _GREEN, _AMBER = chart.PALETTE[0], chart.PALETTE[1], chart.PALETTE[3]
+_MARKS = {"finished": ("✓", _GREEN), "failed": ("✗", chart.RED), "stopped": ("■", _AMBER), "lost": ("?", chart.GREY)}
+_RUNNING = ("●", _BLUE)
 
 
-def html(state: ViewState) -> str:
+def html(state: ViewState, *, says_how_to_follow: bool = True) -> str:
     """The run as HTML."""
     parts = [_title(state), *_errors(state), *_reports(state), _charts(state), _table(state), _ranks(state)]
+    if state.is_active and says_how_to_follow:
+        parts.append(
+            f"<p>The run goes on; this is how it was. <code>%runs attach {escape(state.name)}</code> follows it.</p>"
+        )
     return f"<div>{''.join(part for part in parts if part)}</div>"
 
 
@@ -43,13 +47,15 @@ def text(state: ViewState) -> str:
     lines = [summary(state)]
     lines += [f"  {line}" for line in [*_error_lines(state), *_report_lines(state)]]
     shown = list(state.metrics.series.values())[:MAX_ROWS]
-    names = [short(series.name) for series in shown]
+    names = [short_name(series.name) for series in shown]
     width = max(map(len, names), default=0)
     for name, series in zip(names, shown, strict=True):
         trend = sparkline([point.mean for point in series.points(240)])
+        mean = wording.mean_of(series)
         words = [
-            f"  {name.ljust(width)}  {trend.ljust(24)}  {_last(series)}",
+            f"  {name.ljust(width)}  {trend.ljust(24)}  {wording.last_value(series)}{f' ({mean})' if mean else ''}",
             _best(series),
+            wording.rank_values(series),
             _warning(series),
         ]
         lines.append("   ".join(word for word in words if word))
@@ -59,11 +65,12 @@ def text(state: ViewState) -> str:
 
 
 def summary(state: ViewState) -> str:
-    """One line on how a run went: its name, state, duration and ranks."""
+    """One line on how a run went: its name, state, duration and ranks, and what is NaN."""
     mark, _ = _MARKS.get(state.state, _RUNNING)
     how = state.state if state.is_active else f"{state.state} after"
     how = "finished in" if state.state == "finished" else how
-    return f"{mark} {state.name} · {how} {format_duration(state.elapsed_s)} · {_ranks_in_words(state)}"
+    words = [state.name, f"{how} {format_duration(state.elapsed_s)}", _ranks_in_words(state)]
+    return f"{mark} {' · '.join([*words, *(f'⚠ {alarm}' for alarm in wording.alarms(state.metrics.series))])}"
 
 
 def _title(state: ViewState) -> str:
@@ -95,7 +102,8 @@ def _errors(state: ViewState) -> list[str]:
 
 def _report_lines(state: ViewState) -> list[str]:
     more = len(state.reports) - MAX_REPORTS
-    lines = [f"{'✓' if recovered else '⚠'} {short(text, 400)}" for text, recovered in state.reports[:MAX_REPORTS]]
+    shown = [(text if state.is_active else without_advice(text), recovered) for text, recovered in state.reports]
+    lines = [f"{'✓' if recovered else '⚠'} {short(text, 400)}" for text, recovered in shown[:MAX_REPORTS]]
     return [*lines, f"… and {more} more reports"] if more > 0 else lines
 
 
@@ -105,52 +113,81 @@ def _reports(state: ViewState) -> list[str]:
 
 
 def _charts(state: ViewState) -> str:
-    shown = [series for series in list(state.metrics.series.values())[:MAX_CHARTS] if series.num_values > 1]
-    images = []
-    for number, series in enumerate(shown):
-        points = series.points(max(24, min(100, _POINTS_IN_ALL // len(shown))))
+    shown = []
+    for number, series in enumerate(list(state.metrics.series.values())[:MAX_CHARTS]):
         color = chart.PALETTE[number % len(chart.PALETTE)]
-        image = base64.b64encode(chart.svg(short(series.name, 24), points, series.last, color).encode()).decode()
-        alt = escape(f"{short(series.name)}: last {_last(series)}", quote=True)
-        size = f'width="{chart.WIDTH}" height="{chart.HEIGHT}"'
-        images.append(f'<img alt="{alt}" {size} src="data:image/svg+xml;base64,{image}">')
+        if len(series.points(8)) > 1:
+            shown.append((series, color))
+    images = [_image(series, color, len(shown), series.name in state.log) for series, color in shown]
     return f"<p>{' '.join(images)}</p>" if images else ""
+
+
+def _image(series: Series, color: str, num_charts: int, is_log: bool) -> str:
+    width = chart.WIDTHS.get(num_charts, chart.WIDTH)
+    source = chart.svg(
+        short_name(series.name, 24 * width // chart.WIDTH),
+        series.points(max(24, min(100 * width // chart.WIDTH, _POINTS_IN_ALL // num_charts))),
+        series.last,
+        color,
+        value=wording.last_value(series),
+        note=" · ".join(filter(None, (wording.mean_of(series), _since(series)))),
+        is_log=is_log,
+        width=width,
+    )
+    alt = escape(f"{short_name(series.name)}: last {wording.last_value(series)} {wording.mean_of(series)}", quote=True)
+    size = f'width="{width}" height="{chart.HEIGHT}"'
+    if num_charts in chart.WIDTHS:  # one or two fill the row, however wide it is
+        size = f'width="{98 // num_charts}%" style="max-width:{width}px"'
+    image = base64.b64encode(source.encode()).decode()
+    return f'<img alt="{alt.rstrip()}" {size} src="data:image/svg+xml;base64,{image}">'
 
 
 def _table(state: ViewState) -> str:
     shown = list(state.metrics.series.values())[:MAX_ROWS]
     if not shown:
         return ""
-    head = "".join(f"<th {_aligned(align)}>{name}</th>" for name, align in _COLUMNS.items())
-    rows = "".join(_row(number, series) for number, series in enumerate(shown))
+    rows = [_row(number, series) for number, series in enumerate(shown)]
+    # A column that no row needs is left out.
+    optional = {name: side for name, side in _OPTIONAL.items() if any(row[name] for row in rows)}
+    columns = _COLUMNS | optional
+    head = "".join(f"<th {aligned(side)}>{name}</th>" for name, side in columns.items())
+    body = "".join(
+        f"<tr>{''.join(_cell(name, side, row[name]) for name, side in columns.items())}</tr>" for row in rows
+    )
     rest = _rest(state)
     tail = f"<p>{escape(rest)}</p>" if rest else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{tail}"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{tail}"
 
 
-def _aligned(side: str) -> str:
+def _cell(name: str, side: str, text: str) -> str:
+    style = "white-space:nowrap" if name in _ONE_LINE else ""
+    return f"<td {aligned(side, style)}>{text}</td>"
+
+
+def aligned(side: str, style: str = "") -> str:
+    """Attributes of a cell whose text is at its `left` or `right`."""
     # The attribute for where styles are stripped, the style for where a style sheet overrules the attribute.
-    return f'align="{side}" style="text-align:{side}"'
+    return f'align="{side}" style="{";".join(filter(None, (f"text-align:{side}", style)))}"'
 
 
-def _row(number: int, series: Series) -> str:
+def _row(number: int, series: Series) -> dict[str, str]:
+    """The cells of a metric by their column."""
     trend = sparkline([point.mean for point in series.points(240)], 16)
     color = chart.PALETTE[number % len(chart.PALETTE)]
-    left, right = _aligned("left"), _aligned("right")
-    cells = [
-        f"<td {left}>{escape(short(series.name))}</td>",
-        f'<td {left}><span style="color:{color}">{trend}</span></td>',
-        f"<td {right}><b>{_last(series)}</b></td>",
-    ]
-    for extreme in (series.lowest, series.highest):
-        words = f"{format_number(extreme.value)} at {format_number(extreme.step)}" if extreme else ""
-        cells.append(f"<td {right}>{words}</td>")
-    warning = _warning(series)
-    return f"<tr>{''.join(cells)}{f'<td>{warning}</td>' if warning else ''}</tr>"
+    mean = wording.mean_of(series)
+    return {
+        "metric": escape(short_name(series.name)),
+        "trend": f'<span style="color:{color}">{trend}</span>',
+        "last": f"<b>{wording.last_value(series)}</b>{f'<br>{mean}' if mean else ''}",
+        "lowest": _extreme(series.lowest),
+        "highest": _extreme(series.highest),
+        "ranks": wording.rank_values(series),
+        "": _warning(series),
+    }
 
 
-def _last(series: Series) -> str:
-    return format_number(series.last.mean) if series.last else ""
+def _extreme(extreme: Extreme | None) -> str:
+    return f"{format_number(extreme.value)} at {format_number(extreme.step)}" if extreme else ""
 
 
 def _best(series: Series) -> str:
@@ -159,10 +196,13 @@ def _best(series: Series) -> str:
     return f"lowest {format_number(series.lowest.value)}, highest {format_number(series.highest.value)}"
 
 
+def _since(series: Series) -> str:
+    return wording.since_when(series.not_finite, len(series.ranks))
+
+
 def _warning(series: Series) -> str:
-    if not series.num_not_finite:
-        return ""
-    return f"⚠ {series.num_not_finite:,} not finite, first at step {format_number(series.first_not_finite)}"
+    words = wording.warning(series)
+    return f"⚠ {words}" if words else ""
 
 
 def _rest(state: ViewState) -> str:
@@ -175,12 +215,8 @@ def _rest(state: ViewState) -> str:
 def _ranks(state: ViewState) -> str:
     if state.report and state.state != "finished":
         return f"<p>{escape(' · '.join(short(line.rstrip('.'), 200) for line in state.report[:12]))}</p>"
-    groups = grouped(state.ranks)
+    groups = grouped(state.shown_ranks)
     if len(groups) == 1 and groups[0].state == "done":
         return ""
     words = [f"{chip.label}: {chip.state}{f' ({short(chip.detail, 120)})' if chip.detail else ''}" for chip in groups]
     return f"<p>{escape(' · '.join(words[:12]))}</p>" if words else ""
-
-
-def _reason(chip: Chip) -> str:
-    return f" ({short(chip.detail, 120)})" if chip.detail else ""

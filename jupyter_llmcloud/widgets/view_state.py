@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from jupyter_llmcloud.core.metrics.series import MetricCollector
-from jupyter_llmcloud.core.names import format_ranks
+from jupyter_llmcloud.core.names import name_ranks
 
+LIVING = ("queued", "starting", "running")  # of ranks
 ACTIVE_STATES = ("queued", "starting", "running", "stopping")
 MAX_CHIPS = 8
-MAX_NAME_CHARS = 60
+MAX_CHARS = 60
+_ADVICE = re.compile(r"\s*Press Stop[^.]*\.")
+
+
+@dataclass(frozen=True)
+class Hang:
+    """What is said of ranks that do not go on."""
+
+    text: str
+    late: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """Who is late and where; what the others do meanwhile, their chips say."""
+        return self.text.partition(";")[0]
+
+    @property
+    def waits(self) -> str:
+        """What stands in place of the time left."""
+        return f"waits for {name_ranks(self.late)}" if self.late else "does not go on"
 
 
 @dataclass
@@ -27,11 +49,34 @@ class ViewState:
     errors: Sequence[Mapping[str, Any]] = ()
     report: Sequence[str] = ()  # what became of the ranks, in words
     reports: list[tuple[str, bool]] = field(default_factory=list)  # (text, whether all goes on again)
+    hang: Hang | None = None  # until the ranks go on
+    log: Set[str] = frozenset()  # metrics that are drawn in powers of ten
+
+    def set_rank(self, rank: int, state: str, detail: str = "") -> None:
+        """A rank's state has changed; the charts wait for those that can still log."""
+        self.ranks[rank] = (state, detail)
+        if state in LIVING:
+            self.metrics.join(rank)
+        else:
+            self.metrics.leave(rank)
+
+    def end(self, state: str) -> None:
+        """The run is over: nothing more comes of any rank."""
+        self.state, self.hang = state, None
+        self.metrics.end()
 
     @property
-    def alarm(self) -> str:
-        """The newest report, until the ranks go on."""
-        return self.reports[-1][0] if self.reports and not self.reports[-1][1] else ""
+    def shown_ranks(self) -> dict[int, tuple[str, str]]:
+        """Their states, with what the queue or a hang makes of them."""
+        if self.state == "queued":
+            return dict.fromkeys(self.ranks, ("queued", ""))
+        if self.hang is None:
+            return self.ranks
+        held_up = dict.fromkeys(self.hang.waiting, "waiting") | dict.fromkeys(self.hang.late, "late")
+        return {
+            rank: (held_up[rank], self.hang.text) if rank in held_up and state in LIVING else (state, detail)
+            for rank, (state, detail) in self.ranks.items()
+        }
 
     @property
     def is_active(self) -> bool:
@@ -67,12 +112,11 @@ def grouped(ranks: Mapping[int, tuple[str, str]]) -> list[Chip]:
     return [Chip(name_ranks(members), state, detail) for (state, detail), members in groups.items()]
 
 
-def name_ranks(ranks: Iterable[int]) -> str:
-    """`rank 0` or `ranks 0-3`."""
-    members = list(ranks)
-    return f"rank{'s' if len(members) != 1 else ''} {format_ranks(members)}"
+def without_advice(text: str) -> str:
+    """A report of a run that is over, which nobody can stop any more."""
+    return _ADVICE.sub("", text).strip()
 
 
-def short(text: str, limit: int = MAX_NAME_CHARS) -> str:
+def short(text: str, limit: int = MAX_CHARS) -> str:
     """`text`, cut at `limit` with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

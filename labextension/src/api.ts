@@ -11,7 +11,7 @@ export interface Run {
   ended: number | null;
   world_size: number;
   progress: [number, number] | null;
-  metrics: Record<string, number>;
+  metrics: Record<string, number | null>;
 }
 
 /** Why there is no list of runs: `kind` decides how it is shown, `message` says what to do. */
@@ -32,6 +32,22 @@ export async function fetchRuns(
   const query = limit === null ? '?state=active' : `?limit=${limit}`;
   const answer = await request(settings, `runs${query}`, 'GET');
   return (answer as { runs: Run[] }).runs;
+}
+
+/** A run as it looks now: `html` is its static form. */
+export interface View {
+  run_id: string;
+  name: string;
+  state: string;
+  html: string;
+}
+
+/** The static form of a run. */
+export async function fetchView(
+  settings: ServerConnection.ISettings,
+  runId: string
+): Promise<View> {
+  return (await request(settings, `runs/${encodeURIComponent(runId)}/view`, 'GET')) as View;
 }
 
 /** Ask a run to stop; its variables stay on the ranks. */

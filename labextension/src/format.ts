@@ -4,7 +4,7 @@ import type { Run } from './api';
 const ACTIVE = ['queued', 'running', 'stopping'];
 
 /** Whether a run is still alive. */
-export function isActive(run: Run): boolean {
+export function isActive(run: Pick<Run, 'state'>): boolean {
   return ACTIVE.includes(run.state);
 }
 
@@ -31,8 +31,11 @@ export function runDuration(run: Run, now: number): string {
   return durationText((run.ended ?? now) - run.created);
 }
 
-/** The number a person looks at first: the training loss, else any loss, else the first metric there is. */
-export function headline(metrics: Record<string, number>): string {
+/**
+ * The number a person looks at first: the training loss, else any loss, else the first metric there is.
+ * JSON has no NaN and no infinity: such a value is null.
+ */
+export function headline(metrics: Record<string, number | null>): string {
   const names = Object.keys(metrics);
   const name =
     ['loss', 'train_loss', 'train/loss'].find(known => names.includes(known)) ??
@@ -42,5 +45,5 @@ export function headline(metrics: Record<string, number>): string {
     return '';
   }
   const value = metrics[name];
-  return `${name} ${typeof value === 'number' ? Number(value.toPrecision(4)) : value}`;
+  return `${name} ${typeof value === 'number' ? Number(value.toPrecision(4)) : 'is not finite'}`;
 }

@@ -1,8 +1,9 @@
-// The front end of jupyter-llmcloud in JupyterLab: the runs in the status bar.
+// The front end of jupyter-llmcloud in JupyterLab: the runs in the status bar, and views that an earlier page has lost.
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
 import { IStatusBar } from '@jupyterlab/statusbar';
 
+import { LostViews } from './lost-views';
 import { RunsModel } from './runs';
 import { RunsStatus } from './status';
 
@@ -27,4 +28,13 @@ const runsStatus: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default runsStatus;
+const lostViews: JupyterFrontEndPlugin<void> = {
+  id: 'jupyter-llmcloud:lost-views',
+  description: 'Shows the static form of a run whose live view was lost with an earlier page.',
+  autoStart: true,
+  activate: (app: JupyterFrontEnd) => {
+    void app.restored.then(() => new LostViews(app, app.serviceManager.serverSettings));
+  }
+};
+
+export default [runsStatus, lostViews];

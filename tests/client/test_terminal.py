@@ -120,3 +120,13 @@ def test_without_progress_the_line_says_for_how_long_it_runs() -> None:
 def test_the_exit_status_says_how_a_run_ended(state: str, error: dict[str, str] | None, status: int) -> None:
     record = RunRecord("long-1", "long", state, errors=[error] if error else [])
     assert exit_status(state, record) == status
+
+
+def test_a_loss_that_is_nan_is_said_in_the_line_and_at_the_end() -> None:
+    terminal, _, _ = shown(is_terminal=True)
+    for rank in (0, 1):
+        values = [1.0, 1.0, float("nan")]
+        records = [{"seq": n + 1, "t": NOW, "step": n, "values": {"loss": value}} for n, value in enumerate(values)]
+        terminal.metrics(rank, records)
+    assert terminal.alarms == ["loss is NaN since step 2"]
+    assert progress_line("long", "running", terminal._metrics, 72.0, 5.0, 80) == "long  1 min 12 s  loss NaN"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from jupyter_llmcloud.errors import RankError, WorldError
 from jupyter_llmcloud.magics.commands import runs
+from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.session import run_handle
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
 from jupyter_llmcloud.storage import log_text
@@ -28,9 +30,13 @@ class Server:
         return {"state": self.state}
 
     def runs(self, limit: int) -> list[dict[str, Any]]:
-        metrics = {"loss": 0.5, "nan": "nan"}
+        metrics = {"loss": 0.5, "nan": None, "up": None}
+        found = {"nan": {"since": 60, "value": "nan"}, "up": {"since": 1200, "value": "inf"}}
         row = {"run_id": "r-1", "name": "r", "state": "running", "created": time.time(), "ended": None}
-        return [{**row, "world_size": 2, "metrics": metrics, "artifacts": {}}]
+        return [{**row, "world_size": 2, "metrics": metrics, "not_finite": found, "artifacts": {}}]
+
+    def run(self, name: str) -> dict[str, Any]:
+        return {"run_id": "r-1", "state": self.state}
 
 
 class Session:
@@ -138,4 +144,41 @@ def test_the_text_of_the_log_is_written_again_when_there_is_more(folder: RunFold
 
 def test_a_metric_that_is_not_finite_is_listed(monkeypatch) -> None:
     monkeypatch.setattr(runs.session, "current", lambda: Session("running"))
-    assert "loss 0.5, nan nan" in repr(runs.table())
+    assert "loss 0.5, nan NaN since step 60, up infinite since step 1,200" in repr(runs.table())
+
+
+LATE = "rank 1 is late: at In [3], line 4 for 5 s; rank 0 waits in barrier #3. Press Stop to interrupt, or wait."
+
+
+def test_a_run_is_shown_with_its_metrics_chart_warnings_and_hang_reports(folder: RunFolder, monkeypatch) -> None:
+    monkeypatch.setattr(runs.session, "current", lambda: Session("stopped"))
+    record = folder.read()
+    record.state, record.ended = "stopped", record.created + 7
+    folder.write(record)
+    for rank in (0, 1):
+        metrics = JournalWriter(folder.metrics(rank))
+        metrics.append([{"step": n, "values": {"loss": 2.0 + rank if n < 8 else math.nan}} for n in range(10)])
+        metrics.append([{"step": n, "values": {"lr": 0.5**n}} for n in range(10)] if rank == 0 else [])
+        metrics.close()
+        write(folder, rank, out('said "kind":"report"\n', 1.0), {**out("Mind <the> gap\n", 2.0), "warning": True})
+    write(folder, 1, {"kind": "report", "text": LATE + "\n", "late": [1], "waiting": [0], "t": 3.0})
+    shown = runs.show("r")
+    for text in (repr(shown), shown._repr_html_()):
+        for words in (
+            "stopped after 7.0 s",
+            "loss is NaN since step 8",
+            "rank 1 is late: at In [3], line 4",
+            "barrier #3",
+        ):
+            assert words in text
+        assert "Press Stop" not in text and "said" not in text
+    assert "ranks 0-1: Mind <the> gap" in repr(shown) and "ranks 0-1: Mind &lt;the&gt; gap" in shown._repr_html_()
+    assert "0.001953" in repr(shown) and "rank 0: NaN · rank 1: NaN" not in repr(shown)
+    assert shown._repr_html_().count("<img") == 2
+
+
+def test_text_is_at_the_left_of_a_table_and_numbers_at_the_right() -> None:
+    table = Table(["name", "ranks"], [["a", 2], ["long", 16]], "")
+    assert repr(table) == "name  ranks\na         2\nlong     16"
+    assert '<td align="left" style="text-align:left">a</td>' in table._repr_html_()
+    assert '<td align="right" style="text-align:right">16</td>' in table._repr_html_()

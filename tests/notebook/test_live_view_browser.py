@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +21,10 @@ pytestmark = pytest.mark.browser
 
 STOP_ROUTE = re.compile(r"/llmcloud/api/runs/[^/]+/stop$")
 LIVE_VIEW = Path(live_view.__file__).with_suffix(".js")
-ASK_JAVASCRIPT = """async ([source, values, durations, spans]) => {
+ASK_JAVASCRIPT = """async ([source, values, durations]) => {
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-    const { formatNumber, formatDuration, formatTick, ticks } = await import(url);
-    return [values.map((value) => formatNumber(value)), durations.map(formatDuration),
-            spans.map(([low, high]) => ticks(low, high, 4)), values.map(formatTick)];
+    const { formatNumber, formatDuration } = await import(url);
+    return [values.map((value) => formatNumber(value)), durations.map(formatDuration)];
 }"""
 CARD = ".llmc-card"
 CHART = f"{CARD} .llmc-chart"
@@ -98,7 +98,12 @@ go_on(0.5)
 log(1, "stderr", "\\rbar 50%")
 go_on(0.5)
 log(1, "stdout", "over the bar\\n")
-log(0, "report", "rank 1 is late: <b>here</b>.\\n")
+progress = {"t": time.time(), "progress": [5, 10], "desc": "steps"}
+view.records("metrics", 0, [{"seq": 101, **progress}, {"seq": 102, **progress, "t": time.time() + 1, "progress": [6, 10]}])
+for rank in (0, 1):
+    view.rank_state(rank, "running")
+late = "rank 1 is late: <b>here</b>; rank 0 waits in barrier #3. Press Stop to interrupt, or wait.\\n"
+log(0, "report", late, late=[1], waiting=[0])
 go_on(60, until=pathlib.Path("seen-flag").exists)
 log(0, "report", "rank 1 goes on.\\n", recovered=True)
 for number in range(30):
@@ -107,6 +112,22 @@ for number in range(30):
     go_on(0.02)
 log(1, "stderr", "\\rbar 100%\\n")
 view.finish("finished")
+"""
+LOG_SCALES = """
+from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+
+folder = RunStore().folder("scales-1")
+folder.create(RunRecord("scales-1", "scales", "running", time.time(), ranks=[0], world_size=1), "")
+view = LiveView("scales-1", "scales", [0], lambda: None)
+view.handle_rank_state(0, "running")
+LONG = "a/rather/long/name/of/a/metric/that/ends/in/validation_accuracy"
+for step in range(200):
+    values = {"loss": 2 + math.sin(step), LONG: 900.0 if step == 100 else 1.0 + math.sin(step) / 9}
+    view.handle_metrics(0, [{"seq": step + 1, "t": time.time(), "step": step, "values": values}])
+view.refresh(time.time())
+while folder.log_scales() != [LONG]:
+    time.sleep(0.02)
+view.finish("finished", time.time())
 """
 HOSTILE = """
 name = "<img src=x onerror=window.broken=1>"
@@ -135,6 +156,31 @@ def lab(folder: Path) -> Iterator[Lab]:
         yield running
 
 
+CONTRASTS = """(selector) => {
+    const numbers = (color) => (color.match(/[\\d.]+/g) ?? []).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+        .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
+    const paperOf = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const color = numbers(getComputedStyle(at).backgroundColor);
+            if (color.length === 3 || color[3] === 1) return color;
+        }
+        return [255, 255, 255];
+    };
+    const found = {};
+    for (const element of document.querySelectorAll(`${selector}, ${selector} *`)) {
+        const own = [...element.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+        if (!own) continue;
+        const style = getComputedStyle(element);
+        const paper = paperOf(element);
+        const [r, g, b, alpha = 1] = numbers(element instanceof SVGElement ? style.fill : style.color);
+        const ink = [r, g, b].map((v, at) => v * alpha + paper[at] * (1 - alpha));
+        const [dark, bright] = [light(ink), light(paper)].sort((one, other) => one - other);
+        found[`${element.getAttribute("class") || element.tagName}: ${element.textContent}`] = (bright + 0.05) / (dark + 0.05);
+    }
+    return found;
+}"""
 Opened = Callable[..., Page]
 
 
@@ -215,6 +261,8 @@ def look(page: Page, pictures: Path) -> None:
         browser.set_theme(page, theme)
         page.mouse.move(5, 5)
         card.screenshot(path=pictures / f"live-view-{name}.png")
+        contrasts = page.evaluate(CONTRASTS, CARD)
+        assert len(contrasts) > 20 and {words: ratio for words, ratio in contrasts.items() if ratio < 4.5} == {}
         page.locator(f"{CHART} svg").first.hover()
         expect(page.locator(f"{CHART} .llmc-readout").nth(1)).to_contain_text("step")
         page.screenshot(path=pictures / f"live-view-hover-{name}.png")
@@ -263,22 +311,57 @@ def test_late_ranks_are_told_in_the_view_and_what_a_rank_clears_goes(
     browser.run_cell(page, 0)
     browser.start_cell(page, 1)
     notice = page.locator(f"{CARD} .llmc-notice")
-    expect(notice).to_have_text("⚠ rank 1 is late: <b>here</b>.", timeout=30_000)
+    expect(notice).to_have_text("⚠ rank 1 is late: <b>here</b>", timeout=30_000)
+    expect(page.locator(f"{CARD} .llmc-chip")).to_have_text(["rank 0waiting", "rank 1late"])
+    expect(page.locator(f"{CARD} .llmc-facts")).to_have_text("6 of 10 · waits for rank 1")
     for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
         browser.set_theme(page, theme)
         page.screenshot(path=pictures / f"notice-{name}.png")
     (folder / "seen-flag").touch()
     output = browser.wait_for_cell(page, 1)
     expect(output.first).to_contain_text("finished in")
-    expect(output.first).to_contain_text("⚠ rank 1 is late: <b>here</b>.")
+    expect(output.first).not_to_contain_text("is late")
     written = [line.rstrip() for text in output.all_inner_texts()[1:] for line in text.split("\n") if line.strip()]
     assert written == [
         "[0] kept",
-        "rank 1 is late: <b>here</b>.",
+        "rank 1 is late: <b>here</b>; rank 0 waits in barrier #3. Press Stop to interrupt, or wait.",
         "rank 1 goes on.",
         "[1] number 29",
         "[1] bar 100%",
     ]
+
+
+def test_charts_fill_the_row_and_a_log_scale_is_kept_in_the_saved_view(
+    opened: Opened, folder: Path, pictures: Path
+) -> None:
+    page = opened(FEED, LOG_SCALES, stop=lambda route: route.abort())
+    browser.run_cell(page, 0)
+    browser.start_cell(page, 1)
+    expect(page.locator(CHART)).to_have_count(2, timeout=30_000)
+    row = page.locator(f"{CARD} .llmc-charts").bounding_box()
+    first, second = (page.locator(CHART).nth(at).bounding_box() for at in (0, 1))
+    assert row and first and second
+    assert first["y"] == second["y"] and first["width"] + second["width"] > 0.95 * row["width"] - 26
+    expect(page.locator(f"{CHART} .llmc-chart-note").nth(1)).to_have_text("up to 900 above")
+    ends = page.locator(CHART).nth(1).locator(".llmc-name-tail")
+    expect(ends).to_have_text("n_accuracy")
+    page.locator(CARD).screenshot(path=pictures / "two-charts.png")
+    cell = page.locator(".jp-Notebook .jp-Cell[data-windowed-list-index='1'] .cm-content")
+    cell.focus()
+    stop, toggle = page.get_by_role("button", name="Stop scales"), page.locator(f"{CHART} .llmc-log").nth(1)
+    stop.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(toggle).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(cell).to_be_focused()
+    toggle.focus()
+    page.keyboard.press("Enter")
+    browser.wait_for_cell(page, 1)
+    image = browser.output_of(page, 1).locator("img").nth(1)
+    source = base64.b64decode((image.get_attribute("src") or "").partition(",")[2]).decode()
+    assert "log scale" in source and "up to 900" not in source
+    page.screenshot(path=pictures / "two-charts-static.png")
 
 
 def test_numbers_read_the_same_live_and_saved(one_chromium: Browser) -> None:
@@ -303,13 +386,9 @@ def test_numbers_read_the_same_live_and_saved(one_chromium: Browser) -> None:
         -0.05,
     ]
     durations = [0.0, 0.44, 9.9, 9.97, 47, 60, 72.4, 3600, 7512, 90000]
-    spans = [(0, 1), (1.7, 5.3), (0.0, 3e-4), (-12, 30), (0, 2999), (5, 5)]
-    told = page.evaluate(ASK_JAVASCRIPT, [LIVE_VIEW.read_text(encoding="utf-8"), values, durations, spans])
+    told = page.evaluate(ASK_JAVASCRIPT, [LIVE_VIEW.read_text(encoding="utf-8"), values, durations])
     assert told[0] == [numerals.format_number(value) for value in values]
-    assert told[3] == [numerals.format_tick(value) for value in values]
-    assert max(map(len, told[3])) <= 8
     assert told[1] == [numerals.format_duration(value) for value in durations]
-    assert told[2] == [pytest.approx(numerals.ticks(*span)) for span in spans]
 
 
 def test_stop_goes_through_the_kernel_where_the_server_has_no_route(opened: Opened) -> None:

@@ -68,5 +68,5 @@ def _is_short_and_tells_no_secret(lab: Lab, path: Path) -> None:
     for cell in (flood, logs):
         (link,) = re.findall(r'href="([^"]*)"', str([out.get("data", {}).get("text/html") for out in cell.outputs]))
         assert link.startswith("/") and link.endswith("/log") and f'href="{link}"' in exported
-    assert "further output is in the full log: %runs logs flood · /" in str(flood.outputs)
+    assert "further output is in the full log: %runs logs flood · $LLMCLOUD_ROOT/" in str(flood.outputs)
     assert elsewhere.outputs[0].data["text/plain"] == "''"  # this server would look among other runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,36 @@ async def test_runs_are_listed_with_their_progress_and_last_values(server: Serve
     assert run["metrics"] == {"loss": pytest.approx(1 / 3)}
     told = (await server.ask("GET", "llmcloud/api/runs/train")).json()
     assert told["run_id"] == "train-1" and told["source"] == "print(1)\n"
+
+
+async def test_what_json_has_no_number_for_is_null_and_said_beside_it(server: Server) -> None:
+    record = make_run(not_finite={"loss": {"count": 1, "first": 3, "since": 3}})
+    metrics = JournalWriter(RunStore().folder(record.run_id).metrics(0))
+    metrics.append([{"step": 3, "values": {"loss": math.nan, "up": math.inf, "lr": 0.1}}])
+    metrics.close()
+
+    def refuse(token: str) -> None:
+        raise AssertionError(f"{token} is no JSON")
+
+    for path in ("runs", "runs/train", "runs/train/metrics"):
+        answer = await server.ask("GET", f"llmcloud/api/{path}")
+        told = json.loads(answer.text, parse_constant=refuse)
+    assert told["records"][-1]["values"] == {"loss": None, "up": None, "lr": 0.1}
+    assert told["records"][-1]["not_finite"] == {"loss": "nan", "up": "inf"}
+    run = (await server.ask("GET", "llmcloud/api/runs/train")).json()
+    assert run["metrics"] == {"loss": None, "up": None, "lr": 0.1}
+    assert run["not_finite"] == {"loss": {"count": 1, "first": 3, "since": 3, "value": "nan"}}
+
+
+async def test_a_run_can_be_looked_at_and_remembers_its_log_scales(server: Server) -> None:
+    make_run()
+    told = (await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": ["loss"]})).json()
+    assert told == {"log": ["loss"]} and RunStore().find("train").log_scales() == ["loss"]
+    view = (await server.ask("GET", "llmcloud/api/runs/train/view")).json()
+    assert (view["run_id"], view["name"], view["state"]) == ("train-1", "train", "finished")
+    assert "loss" in view["html"] and "<img" in view["html"]
+    refusal(await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": [3]}), 400, "UsageError")
+    refusal(await server.ask("GET", "llmcloud/api/runs/none/view"), 404, "NotFound")
 
 
 async def test_the_newest_logs_of_a_rank_are_told(server: Server) -> None:

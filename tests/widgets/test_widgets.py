@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 
 from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number, format_tick, sparkline, ticks
-from jupyter_llmcloud.magics.output.run_view import own_errors
+from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.widgets import chart, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips
@@ -174,7 +174,6 @@ def test_late_ranks_and_what_became_of_them_are_told():
     text = static_view.html(state)
     assert "⚠ rank 1 is late at &lt;b&gt;" in text and "✓ rank 1 goes on" in text
     assert text.count("again") < 8 and "more reports" in text
-    assert state.alarm == "again"
     state.state, state.report = "stopped", ["--timeout: 1 s have passed.", "ranks 0-1: stopped, <variables> kept"]
     shown = static_view.html(state)
     assert "--timeout: 1 s have passed · ranks 0-1: stopped, &lt;variables&gt; kept" in shown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import math
 import os
 import select
 import signal
@@ -245,10 +244,8 @@ class _OutputPipes:
 
 
 def _metric_record(data: bytes) -> dict[str, Any]:
-    """What a rank wrote to its ring, as a journal has it; JSON has no NaN or infinity, so they go on as text."""
+    """What a rank wrote to its ring, as a journal has it."""
     kind, now, first, second, third = msgspec.msgpack.decode(data)
     if kind == "progress":
         return {"t": now, "progress": [first, second], "desc": third}
-    if not all(map(math.isfinite, second.values())):
-        second = {name: value if math.isfinite(value) else str(value) for name, value in second.items()}
     return {"t": now, "step": first, "values": second}

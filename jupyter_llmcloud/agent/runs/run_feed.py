@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jupyter_llmcloud.agent.runs.writer import RunWriter
+from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
 from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 RECORD_AFTER_S = 0.05
+NOT_FINITE_AFTER_S = 1.0  # how soon a loss that is NaN is in the record; its count is brought up to date at the end
 
 
 class RunFeed:
@@ -33,6 +35,8 @@ class RunFeed:
         self._running = running
         self._files = RunWriter(folder, record, source, self.note)
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
+        self._not_finite = NotFiniteLog(record.not_finite)
+        self._due: asyncio.TimerHandle | None = None  # when what was not finite is written
 
     def begin(self, *, at_once: bool) -> None:
         """The run has begun.
@@ -61,6 +65,10 @@ class RunFeed:
 
     def write_record(self) -> None:
         """Write the record as it is now."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        self.record.not_finite = self._not_finite.summary()
         if self._late is not None:
             self._tell_begun()
         else:
@@ -78,8 +86,16 @@ class RunFeed:
     def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:
         """Write records of a rank, then ring at the followers."""
         self._tell_begun()
+        if kind == "metrics" and self._not_finite.take(rank, records):
+            self._note_not_finite()
         written = self._files.append(kind, rank, records)
         self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
+
+    def _note_not_finite(self) -> None:
+        known, found = self.record.not_finite, self._not_finite.summary()
+        is_news = any(name not in known or known[name]["since"] != new["since"] for name, new in found.items())
+        if is_news and self._due is None:
+            self._due = asyncio.get_running_loop().call_later(NOT_FINITE_AFTER_S, self.write_record)
 
     def tell_state(self, rank: int, state: str, detail: str = "", *, hurry: bool = True) -> None:
         """Tell those who follow of the state of a rank."""
@@ -102,9 +118,13 @@ class RunFeed:
 
     def cut_off(self) -> None:
         """Those who follow find the run again where it is led from now on."""
+        if self._due is not None:
+            self._due.cancel()
         for follower in self._followers:
             follower.close()
 
     def close(self) -> None:
         """The run has ended."""
+        if self._due is not None:
+            self._due.cancel()
         self._files.close()

@@ -1,32 +1,41 @@
-"""Metric records of all ranks become one bounded series per metric.
+"""The metric records of all ranks become one bounded series per metric.
 
-A series is a set of buckets over the step axis. Each distinct step has its own bucket until there are more
-than `max_points`; from then on a bucket covers a power of two of steps, doubled when they become too many. So
-the records of slow ranks find their bucket whenever they arrive, memory is bounded, and a record costs O(1).
+A mean over ranks is a number of its own: it is made only of steps that all of them have reached, and says of how many
+ranks it is one. A rank that has never logged the metric is none of its ranks; nor is one that has gone, from then on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
+from jupyter_llmcloud.core.metrics.not_finite import NotFinite
 from jupyter_llmcloud.core.metrics.progress import Progress
+from jupyter_llmcloud.core.metrics.rank_series import RankSeries, Stretch, wider
+from jupyter_llmcloud.core.metrics.values import StepCount, as_number
 
 MAX_POINTS = 500
 MAX_METRICS = 100
+MAX_CELLS = 8192  # of all ranks of a metric
+MIN_CELLS = 128  # of each of them
+FAR_AHEAD = 10  # steps; ranks that log in turns are no further apart
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place on a chart: the mean over ranks (and steps, when thinned), its spread, or None."""
+    """One place on a chart: the mean over ranks (and steps, when thinned) and its spread.
+
+    They are None where the mean is not finite. `num_ranks` have a value there; `num_not_finite` values are left out.
+    """
 
     step: float
     mean: float | None
     low: float | None
     high: float | None
+    num_ranks: int = field(default=1, compare=False)
+    num_not_finite: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -37,154 +46,157 @@ class Extreme:
     value: float
 
 
-class _Bucket:
-    """What was seen in a stretch of steps."""
-
-    __slots__ = ("count", "first", "high", "last", "low", "mean")
-
-    def __init__(self, step: float) -> None:
-        self.first = self.last = step
-        self.count = 0
-        self.mean = 0.0
-        self.low = math.inf
-        self.high = -math.inf
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.mean += value / self.count - self.mean / self.count  # divided first: no overflow
-        if value < self.low:
-            self.low = value
-        if value > self.high:
-            self.high = value
-
-    def merge(self, other: _Bucket) -> None:
-        self.first = min(self.first, other.first)
-        self.last = max(self.last, other.last)
-        if count := self.count + other.count:
-            self.mean = self.mean * (self.count / count) + other.mean * (other.count / count)
-        self.count += other.count
-        self.low = min(self.low, other.low)
-        self.high = max(self.high, other.high)
-
-    def copy(self) -> _Bucket:
-        twin = _Bucket(self.first)
-        twin.merge(self)
-        return twin
-
-    def point(self, step: float | None = None) -> Point:
-        where = (self.first + self.last) / 2 if step is None else step
-        if not self.count:
-            return Point(where, None, None, None)
-        return Point(where, self.mean, self.low, self.high)
-
-
 class Series:
-    """One metric over steps."""
+    """One metric over steps.
 
-    def __init__(self, name: str, max_points: int = MAX_POINTS) -> None:
+    Args:
+        gone: ranks that log nothing any more; whoever makes the series keeps it up to date.
+
+    Attributes:
+        num_values: taken in so far.
+    """
+
+    def __init__(self, name: str, max_points: int = MAX_POINTS, gone: Set[int] = frozenset()) -> None:
         if max_points < 8:
             raise ValueError(f"max_points={max_points}: a series needs at least 8 points.")
         self.name = name
         self.max_points = max_points
         self.num_values = 0
-        self.num_not_finite = 0
-        self.first_not_finite: float | None = None
-        self.lowest: Extreme | None = None
-        self.highest: Extreme | None = None
-        self._width = 0.0  # 0: every step has a bucket of its own
-        self._buckets: dict[float, _Bucket] = {}
-        self._first: _Bucket | None = None
-        self._last: _Bucket | None = None
+        self.not_finite = NotFinite()
+        self._gone = gone
+        self._ranks: dict[int, RankSeries] = {}
 
-    def add(self, step: float, value: float) -> None:
-        """Take in one rank's value at a step."""
-        key = step // self._width if self._width else step
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            bucket = self._buckets[key] = _Bucket(step)
-        elif step > bucket.last:
-            bucket.last = step
-        elif step < bucket.first:
-            bucket.first = step
-        self._add_to_ends(step, value)
-        self._count(step, value)
-        if math.isfinite(value):
-            bucket.add(value)
-        if len(self._buckets) > self.max_points - 2:  # room for the exact first and last
-            self._thin()
+    def add(self, step: float, value: float, rank: int = 0) -> None:
+        """Take in a rank's value at a step; a later one at the same step takes its place."""
+        self.num_values += 1
+        if rank not in self._ranks:
+            self._ranks[rank] = RankSeries()
+        limit = min(self.max_points - 2, max(MIN_CELLS, MAX_CELLS // len(self._ranks)))  # room for the exact ends
+        self._ranks[rank].add(step, value, limit)
+        self.not_finite.add(rank, step, value)
+
+    # --- what is drawn ---
 
     def points(self, max_points: int | None = None) -> list[Point]:
-        """The series in order of steps, at most `max_points` long; its first and last points are exact."""
-        if self._first is None or self._last is None:
+        """The steps that all ranks have reached, in order, at most `max_points`; the first and last are exact."""
+        if not self._ranks:
             return []
         limit = max(8, min(max_points or self.max_points, self.max_points))
-        buckets, width = self._buckets, self._width
-        if len(buckets) > limit - 2:
-            buckets, width = _thinned(buckets, width, limit - 2)
-        points = [buckets[key].point() for key in sorted(buckets)]
-        if width:
-            points = [self._first.point(), *points, self._last.point()]
-            return [point for at, point in enumerate(points) if not at or point.step > points[at - 1].step]
-        return points
+        width, columns = self._columns(limit - 2)
+        end = self.reached
+        points = [_point(columns[key].values()) for key in sorted(columns)]
+        ends = [max(seen.last for seen in columns[key].values()) for key in sorted(columns)]
+        points = [point for point, last in zip(points, ends, strict=True) if last <= end]
+        if not width:
+            return points
+        points = [self._exact(self._began), *points, self._exact(end)]
+        return [point for at, point in enumerate(points) if not at or point.step > points[at - 1].step]
+
+    def _columns(self, limit: int) -> tuple[float, dict[float, dict[int, Stretch]]]:
+        """What each rank says in each column of the chart, and the width of a column."""
+        width = max(series.width for series in self._ranks.values())
+        steps = {cell.step for _, cell in self._cells()}
+        if len({step // width for step in steps} if width else steps) > limit:
+            width = wider(width, list(steps), limit)
+        columns: dict[float, dict[int, Stretch]] = {}
+        for rank, cell in self._cells():
+            column = columns.setdefault(cell.step // width if width else cell.step, {})
+            if rank in column:
+                column[rank].merge(cell.seen())
+            else:
+                column[rank] = cell.seen()
+        return width, columns
+
+    def _cells(self) -> Iterator[tuple[int, Any]]:
+        for rank, series in self._ranks.items():
+            for cell in series.cells.values():
+                yield rank, cell
+
+    @property
+    def reached(self) -> float:
+        """The highest step that all its ranks have reached."""
+        living = [series.reached for rank, series in self._ranks.items() if rank not in self._gone]
+        return min(living) if living else max(series.reached for series in self._ranks.values())
+
+    @property
+    def _began(self) -> float:
+        return min(series.began for series in self._ranks.values())
+
+    def _exact(self, step: float) -> Point:
+        """The mean over those ranks that have a value at this very step."""
+        values = [value for series in self._ranks.values() if (value := series.at(step)) is not None]
+        return _point([Stretch(step, value) for value in values]) if values else Point(step, None, None, None, 0)
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """The first and the last step."""
-        return (self._first.first, self._last.last) if self._first and self._last else None
+        """The first step, and the last one that all ranks have reached."""
+        return (self._began, self.reached) if self._ranks else None
 
     @property
     def last(self) -> Point | None:
-        """The newest step: mean over the ranks that have reported it; None as mean when not finite."""
-        return self._last.point() if self._last else None
+        """The newest step that all ranks have reached."""
+        if not self._ranks:
+            return None
+        exact = self._exact(self.reached)
+        return exact if exact.num_ranks else self.points(8)[-1]
 
-    def _add_to_ends(self, step: float, value: float) -> None:
-        if self._first is None or step < self._first.first:
-            self._first = _Bucket(step)
-        if self._last is None or step > self._last.first:
-            self._last = _Bucket(step)
-        if math.isfinite(value):
-            if step == self._first.first:
-                self._first.add(value)
-            if step == self._last.first:
-                self._last.add(value)
+    # --- what is said beside it ---
 
-    def _count(self, step: float, value: float) -> None:
-        self.num_values += 1
-        if not math.isfinite(value):
-            self.num_not_finite += 1
-            if self.first_not_finite is None or step < self.first_not_finite:
-                self.first_not_finite = step
-            return
-        if self.lowest is None or value < self.lowest.value:
-            self.lowest = Extreme(step, value)
-        if self.highest is None or value > self.highest.value:
-            self.highest = Extreme(step, value)
+    @property
+    def ranks(self) -> dict[int, Extreme]:
+        """The value of each rank: at the newest step that all have reached, else its own newest one."""
+        end, found = self.reached if self._ranks else 0.0, {}
+        for rank, series in sorted(self._ranks.items()):
+            for step in (end, series.reached):
+                if (value := series.at(step)) is not None:
+                    found[rank] = Extreme(step, value)
+                    break
+        return found
 
-    def _thin(self) -> None:
-        self._buckets, self._width = _thinned(self._buckets, self._width, self.max_points // 2)
+    @property
+    def behind(self) -> list[int]:
+        """The ranks that the chart waits for, when others are far ahead."""
+        if not self._ranks or max(series.num_after(self.reached) for series in self._ranks.values()) < FAR_AHEAD:
+            return []
+        living = {rank: series for rank, series in self._ranks.items() if rank not in self._gone}
+        return sorted(rank for rank, series in living.items() if series.reached == self.reached)
+
+    @property
+    def lowest(self) -> Extreme | None:
+        """The lowest value of any rank."""
+        seen = [cell.seen() for _, cell in self._cells()]
+        found = min((one for one in seen if one.count), key=lambda one: (one.low, one.low_at), default=None)
+        return Extreme(found.low_at, found.low) if found is not None else None
+
+    @property
+    def highest(self) -> Extreme | None:
+        """The highest value of any rank."""
+        seen = [cell.seen() for _, cell in self._cells()]
+        found = max((one for one in seen if one.count), key=lambda one: (one.high, -one.high_at), default=None)
+        return Extreme(found.high_at, found.high) if found is not None else None
+
+    @property
+    def num_not_finite(self) -> int:
+        """How many values were NaN or infinite."""
+        return self.not_finite.count
+
+    @property
+    def first_not_finite(self) -> float | None:
+        """The first step with such a value."""
+        return self.not_finite.first
 
 
-def _thinned(buckets: dict[float, _Bucket], width: float, limit: int) -> tuple[dict[float, _Bucket], float]:
-    """The same buckets joined to at most `limit`, and their width: the smallest power of two that does it."""
-    steps = [bucket.first for bucket in buckets.values()]
-    if not width:
-        width = 2.0 ** math.floor(math.log2(_usual_gap(steps)))
-    while len({step // width for step in steps}) > limit:
-        width *= 2
-    joined: dict[float, _Bucket] = {}
-    for bucket in buckets.values():
-        key = bucket.first // width
-        if key in joined:
-            joined[key].merge(bucket)
-        else:
-            joined[key] = bucket.copy()
-    return joined, width
-
-
-def _usual_gap(steps: list[float]) -> float:
-    """The median distance of neighbours: a lone step far away must not swallow the rest into one bucket."""
-    ordered = sorted(steps)
-    return sorted(after - before for before, after in pairwise(ordered))[len(ordered) // 2 - 1]
+def _point(seen: Iterable[Stretch]) -> Point:
+    """A column of a chart. Where one rank has nothing but NaN, there is no mean over ranks."""
+    ranks = list(seen)
+    where = (min(one.first for one in ranks) + max(one.last for one in ranks)) / 2
+    step = ranks[0].first if len(ranks) == 1 and ranks[0].first == ranks[0].last else where
+    num_not_finite = sum(one.num_not_finite for one in ranks)
+    if not all(one.count for one in ranks):
+        return Point(step, None, None, None, len(ranks), num_not_finite)
+    mean = math.fsum(one.mean / len(ranks) for one in ranks)
+    low, high = min(one.low for one in ranks), max(one.high for one in ranks)
+    return Point(step, mean, low, high, len(ranks), num_not_finite)
 
 
 class MetricCollector:
@@ -198,7 +210,8 @@ class MetricCollector:
         self.num_records = 0
         self.num_left_out = 0  # values of metrics beyond `max_metrics`
         self._seq: dict[int, int] = {}
-        self._order: dict[int, int] = {}
+        self._steps: dict[int, StepCount] = {}
+        self._gone: set[int] = set()
 
     def feed(self, rank: int, records: Iterable[Mapping[str, Any]], now: float = 0.0) -> bool:
         """Take in records of one rank; True when anything was new. `now` stands in for a missing `t`."""
@@ -209,6 +222,18 @@ class MetricCollector:
                 changed = True
                 self._take(rank, record, now)
         return changed
+
+    def leave(self, rank: int) -> None:
+        """A rank has gone, or has ended its cell: what others have reached does not wait for it."""
+        self._gone.add(rank)
+
+    def join(self, rank: int) -> None:
+        """A rank is there (again)."""
+        self._gone.discard(rank)
+
+    def end(self) -> None:
+        """The run is over: no rank logs anything any more."""
+        self._gone.update(self._steps)
 
     def _is_new(self, rank: int, record: Mapping[str, Any]) -> bool:
         seq = record.get("seq")
@@ -221,24 +246,22 @@ class MetricCollector:
 
     def _take(self, rank: int, record: Mapping[str, Any], now: float) -> None:
         if values := record.get("values"):
-            step = self._step(rank, record)
+            if rank not in self._steps:
+                self._steps[rank] = StepCount()
+            step = self._steps[rank].of(record)
             for name, value in values.items():
-                self._take_value(str(name), step, value)
+                self._take_value(str(name), step, value, rank)
         if progress := record.get("progress"):
-            done, total = (_number(part) for part in (*progress, None)[:2])
-            if done is not None and math.isfinite(done):
-                total = total if total and math.isfinite(total) and total > 0 else None
-                self.progress.move(rank, done, total, str(record.get("desc") or ""), record.get("t", now))
+            self._take_progress(rank, progress, str(record.get("desc") or ""), record.get("t", now))
 
-    def _step(self, rank: int, record: Mapping[str, Any]) -> float:
-        step = _number(record.get("step"))
-        if step is not None and math.isfinite(step):
-            return step
-        self._order[rank] = self._order.get(rank, 0) + 1
-        return self._order[rank]
+    def _take_progress(self, rank: int, progress: Sequence[Any], desc: str, now: float) -> None:
+        done, total = (None if part is None else as_number(part) for part in (*progress, None)[:2])
+        if done is not None and math.isfinite(done):
+            total = total if total and math.isfinite(total) and total > 0 else None
+            self.progress.move(rank, done, total, desc, now)
 
-    def _take_value(self, name: str, step: float, value: Any) -> None:
-        number = math.nan if value is None else _number(value)  # JSON has no NaN: some writers say null
+    def _take_value(self, name: str, step: float, value: Any, rank: int) -> None:
+        number = as_number(value)
         if number is None:
             return
         series = self.series.get(name)
@@ -246,21 +269,5 @@ class MetricCollector:
             if len(self.series) >= self.max_metrics:
                 self.num_left_out += 1
                 return
-            series = self.series[name] = Series(name, self.max_points)
-        series.add(step, number)
-
-
-def _number(value: Any) -> float | None:
-    """A number to draw, an int where it is one (an axis says 7, not 7.0); None for what is no number."""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, int):
-        return value if abs(value) < 1 << 53 else _as_float(value)
-    return value if isinstance(value, float) else None
-
-
-def _as_float(value: int) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
+            series = self.series[name] = Series(name, self.max_points, self._gone)
+        series.add(step, number, rank)

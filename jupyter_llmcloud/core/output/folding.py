@@ -3,6 +3,9 @@
 Every complete line waits up to `hold_s` for the same line of other ranks. The order of each rank's own output
 is always kept. Text that is still being written (a line without its end, a bar that rewrites itself) is shown
 as one passing line of one rank, rewritten in place, until it is complete; then it is a line like any other.
+
+A cell has room for `max_chars`, some of it for every rank. Of what a rank writes beyond that the newest line is shown
+in passing, and at the end the last lines, and a word on how much is left out between.
 """
 
 from __future__ import annotations
@@ -15,13 +18,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jupyter_llmcloud.core.names import name_ranks
 from jupyter_llmcloud.core.output.blocks import Block, Joiner, as_text, label_of
 from jupyter_llmcloud.core.output.budget import Budget
 from jupyter_llmcloud.core.output.live_line import PassingLine
+from jupyter_llmcloud.core.output.tail import Tail
 from jupyter_llmcloud.core.output.terminal import Screen
 
-MAX_CHARS = 130_000  # as saved, in bytes; with the live view's static version that makes 200 kB
+MAX_CHARS = 110_000  # as saved, in bytes; with the ends of ranks and the live view's static version that makes 200 kB
 MAX_RICH_CHARS = 4_000_000  # figures are what a cell is run for: a budget of their own
+_TAIL_SHARE = 0.2  # of max_chars, on top of them
+_TAIL_CHARS = 6_000  # of one rank
+_LAST_LINE_CHARS = 12_000  # for the newest line of what is left out, rewritten in place
 _RICH_PATIENCE = 10  # ranks draw the same figure at moments further apart than they print the same line
 _LOOK_AHEAD = 32  # how many lines of a rank may be pulled forward to reach one that can be folded
 _CUT_WIDTH = 2_000
@@ -71,6 +79,8 @@ class _Rank:
     num_chars: int = 0
     displays: dict[str, int] = field(default_factory=dict)  # by id, in the order of their first appearance
     num_warned: dict[str, int] = field(default_factory=dict)
+    is_cut: bool = False  # nothing more of it is shown but its end
+    tail: Tail = field(default_factory=Tail)
 
 
 class OutputFolder:
@@ -81,7 +91,6 @@ class OutputFolder:
 
     Attributes:
         shows_passing: whether lines that are still being written are shown.
-        num_dropped_lines: lines that are in the full log only, because the cell has had `max_chars`.
         num_dropped_rich: displays that are in the full log only.
     """
 
@@ -93,7 +102,6 @@ class OutputFolder:
         self.max_chars = max_chars
         self.where = where or f"%runs logs {name}".rstrip()
         self.shows_passing = True
-        self.num_dropped_lines = 0
         self.num_dropped_rich = 0
         self._ranks = {rank: _Rank() for rank in self.ranks}
         self._arrivals: deque[_Item] = deque()
@@ -103,15 +111,19 @@ class OutputFolder:
         self._warned: dict[str, int] = {}
         self._is_full = False
         self._last_kind = ""
+        self._flushed_at = float("-inf")
         self._settling: dict[tuple[int, str], Screen] = {}
         self._passing = PassingLine(hold_s, max_chars // 3)
 
     def feed(self, rank: int, kind: str, text: str, now: float) -> list[Block]:
         """Take in text that a rank wrote to `kind` ("stdout" or "stderr"); return what can be shown now."""
         state = self._state(rank)
-        if self._is_full or state.num_chars > self.max_chars:
-            self.num_dropped_lines += text.count("\n")
-            return self.flush(now)
+        if state.is_cut or state.num_chars > self.max_chars:
+            while state.screens:  # what was begun goes on in this text
+                begun, screen = state.screens.popitem()
+                state.tail.add_text(begun, "\n".join(screen.close()), now)
+            self._leave_out(rank, kind, text, now)
+            return self.flush(now) if now >= self._flushed_at + self.hold_s / 4 else []
         screen = state.screens.setdefault(kind, Screen(self.max_chars))
         for line in screen.write(text, now):
             self._take_line(state, rank, kind, line, now)
@@ -123,10 +135,9 @@ class OutputFolder:
 
     def feed_warning(self, rank: int, kind: str, text: str, now: float) -> list[Block]:
         """Take in a warning, of one line or several; it is shown once, however far apart the ranks say it."""
-        if not self._is_full:
-            state = self._state(rank)
-            self._close_lines(state, rank, now)
-            self._take_warning(state, rank, kind, text.removesuffix("\n"), now)
+        state = self._state(rank)
+        self._close_lines(state, rank, now)
+        self._take_warning(state, rank, kind, text.removesuffix("\n"), now)
         return self.flush(now)
 
     def feed_rich(self, rank: int, record: Mapping[str, Any], now: float) -> list[Block]:
@@ -152,6 +163,7 @@ class OutputFolder:
 
     def flush(self, now: float, final: bool = False) -> list[Block]:
         """What can be shown at `now`; with `final`, everything."""
+        self._flushed_at = now
         if self._settling:
             self._settle(now)
         if final:
@@ -159,10 +171,11 @@ class OutputFolder:
                 self._close_lines(state, rank, now)
         blocks = Joiner()
         for items in self._ready(now, final):
-            self._show(blocks, items)
+            self._show(blocks, items, now)
         if final:
             self._passing.erase(blocks)
-        elif self.shows_passing and not self._is_full:
+            self._show_tails(blocks, now)
+        elif self.shows_passing:
             self._text.take((), self._passing.show(blocks, self.label, now))
         return blocks.finish()
 
@@ -177,7 +190,7 @@ class OutputFolder:
         times = [start + self.hold_s for start in starts if start is not None]
         if (head := self._head()) is not None:
             times.append(head.arrived + self._hold_s(head))
-        if self.shows_passing and not self._is_full and (due := self._passing.due) is not None:
+        if self.shows_passing and (due := self._passing.due) is not None:
             times.append(due)
         return min(times, default=None)
 
@@ -190,8 +203,8 @@ class OutputFolder:
         return self._ranks[rank]
 
     def _take_line(self, state: _Rank, rank: int, kind: str, line: str, now: float) -> None:
-        if state.num_chars > self.max_chars:
-            self.num_dropped_lines += 1
+        if state.is_cut or state.num_chars > self.max_chars:
+            self._leave_out(rank, kind, f"{line}\n", now)
             return
         key = _BAR_TIMES.sub("", line) if "<" in line and "|" in line else line
         if kind == "stderr" and line:
@@ -299,7 +312,7 @@ class OutputFolder:
         """`[0-1]`, or nothing when the run has one rank only."""
         return label_of(ranks) if len(self._ranks) > 1 else ""
 
-    def _show(self, blocks: Joiner, items: list[_Item]) -> None:
+    def _show(self, blocks: Joiner, items: list[_Item], now: float) -> None:
         ranks = tuple(item.rank for item in items)
         item = items[0]
         if item.key[0] == "clear_output":
@@ -308,21 +321,75 @@ class OutputFolder:
             self._show_rich(blocks, ranks, items)
         else:
             for line in item.line.split("\n"):
-                self._show_line(blocks, ranks, item.key[0], line)
+                self._show_line(blocks, ranks, item.key[0], line, now)
 
-    def _show_line(self, blocks: Joiner, ranks: tuple[int, ...], kind: str, line: str) -> None:
-        text = self._labelled(ranks, _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", line))
-        room = self._text.room
-        if not self._is_full and saved_size(text) < room:
-            self._put_line(blocks, ranks, kind, text)
+    def _show_line(self, blocks: Joiner, ranks: tuple[int, ...], kind: str, line: str, now: float) -> None:
+        whole = tuple(rank for rank in ranks if not self._ranks[rank].is_cut)
+        text = self._labelled(whole, line)
+        room = self._text.room_for(whole, self.ranks)
+        if whole and saved_size(text) < room:
+            self._put_line(blocks, whole, kind, text)
+        elif whole:
+            if min(room, len(text)) > _CUT_WIDTH:
+                share = room / saved_size(text)
+                self._put_line(blocks, whole, kind, text[: int(share * len(text)) - 2] + "…")
+            self._say_full(blocks)
+        for rank in ranks:
+            if rank not in whole or saved_size(text) >= room:
+                self._cut(rank, kind, line, now)
+
+    def _cut(self, rank: int, kind: str, line: str, now: float) -> None:
+        """A line that there is no room for; from here on nothing of its rank is shown but the end."""
+        state = self._ranks[rank]
+        state.is_cut = True
+        state.tail.add_line(kind, line, now)
+        self._passing.touch((rank, kind), state.tail, now)
+
+    def _leave_out(self, rank: int, kind: str, text: str, now: float) -> None:
+        """Text that comes after more than a cell could ever show: it is not even taken apart."""
+        state = self._ranks[rank]
+        state.tail.add_text(kind, text, now)
+        if state.is_cut:
+            self._passing.touch((rank, kind), state.tail, now)
+
+    @property
+    def num_dropped_lines(self) -> int:
+        """How many lines of ranks are in the full log only."""
+        return sum(state.tail.num_lines for state in self._ranks.values())
+
+    def _show_tails(self, blocks: Joiner, now: float) -> None:
+        """The last lines of every rank of which something was left out, the same ones once; then how much it was."""
+        tails = {rank: state.tail for rank, state in self._ranks.items() if state.tail.is_live}
+        if not tails:
             return
-        self.num_dropped_lines += len(ranks)
-        if not self._is_full and min(room, len(text)) > _CUT_WIDTH:
-            share = room / saved_size(text)
-            self._put_line(blocks, ranks, kind, text[: int(share * len(text)) - 2] + "…")
-        self._say_full(blocks)
+        limit = min(_TAIL_CHARS, int(_TAIL_SHARE * self.max_chars) // len(tails))
+        groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+        for rank, tail in tails.items():
+            groups.setdefault(tuple(_within(tail.lines(), limit)), []).append(rank)
+        left: dict[int, list[int]] = {}
+        for lines, ranks in groups.items():
+            for rank in ranks:
+                if num_left := max(0, tails[rank].num_lines - len(lines)):
+                    left.setdefault(num_left, []).append(rank)
+            if any(tails[rank].num_lines > len(lines) for rank in ranks):
+                blocks.add("stdout", f"{self.label(tuple(ranks))} …\n".lstrip(), tuple(ranks))
+            for kind, line in lines:
+                blocks.add(kind, self._labelled(tuple(ranks), line) + "\n", tuple(ranks))
+        if left or self.num_dropped_rich:
+            blocks.add("stdout", f"… left out above: {self._left_out(left)}. All of it: {self.where}\n", self.ranks)
+
+    def _left_out(self, left: dict[int, list[int]]) -> str:
+        """`480 lines of each of ranks 0-1, 7 of rank 2`."""
+        words = []
+        for number, ranks in left.items():
+            whose = f" of {'each of ' if len(ranks) > 1 else ''}{name_ranks(ranks)}" if len(self._ranks) > 1 else ""
+            words.append(f"{number:,} line{'s' if number != 1 else ''}{whose}")
+        if number := self.num_dropped_rich:
+            words.append(f"{number:,} display{'s' if number != 1 else ''}")
+        return ", ".join(words)
 
     def _labelled(self, ranks: tuple[int, ...], line: str) -> str:
+        line = _UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", line)
         label = self.label(ranks)
         if not label:
             return line
@@ -362,6 +429,9 @@ class OutputFolder:
         self._passing.erase(blocks)
         for budget in (self._text, self._rich):
             budget.clear(set(ranks))
+        for rank in ranks:
+            self._ranks[rank].is_cut = False
+            self._ranks[rank].tail.clear()
         if self._text.used < self.max_chars / 2 and self._rich.used < MAX_RICH_CHARS / 2:
             self._is_full = False
         blocks.add_rich(Block("clear_output", "", ranks, record=item.record))
@@ -370,4 +440,16 @@ class OutputFolder:
         if not self._is_full:
             self._is_full = True
             self._passing.erase(blocks)
+            self._passing.slow_down(_LAST_LINE_CHARS)
             blocks.add("stdout", f"… further output is in the full log: {self.where}\n", self.ranks)
+
+
+def _within(lines: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
+    """The last of these lines, as many as take no more than `limit` in a notebook's file."""
+    size, kept = 0, deque[tuple[str, str]]()
+    for kind, line in reversed(lines):
+        size += saved_size(line) + _SAVED_LINE
+        if size > limit:
+            break
+        kept.appendleft((kind, line))
+    return list(kept)

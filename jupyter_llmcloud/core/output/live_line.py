@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from jupyter_llmcloud.core.output.blocks import Joiner
-from jupyter_llmcloud.core.output.terminal import Screen
 
 MAX_PASSING_WIDTH = 120
 _PASSING_EVERY_S = 0.1
 _SLOWDOWN = 0.02  # after t seconds it is rewritten every t/50: a few hundred times however long the run
+
+
+class Unfinished(Protocol):
+    """Text that goes on: a line without its end, or the newest line of all that is left out."""
+
+    is_rewritten: bool
+    live_since: float
+
+    @property
+    def is_live(self) -> bool:
+        """Is there any?"""
+
+    @property
+    def current(self) -> str:
+        """The line as it looks now."""
 
 
 class PassingLine:
@@ -22,14 +37,15 @@ class PassingLine:
     def __init__(self, hold_s: float, budget: int) -> None:
         self._hold_s = hold_s
         self._budget = budget
+        self._slowdown = _SLOWDOWN
         self._writer: tuple[int, str] | None = None
-        self._screen: Screen | None = None
+        self._screen: Unfinished | None = None
         self._began: float | None = None
         self._shown_at: float | None = None
         self._shown = ""
         self._is_new = False
 
-    def touch(self, writer: tuple[int, str], screen: Screen, now: float) -> None:
+    def touch(self, writer: tuple[int, str], screen: Unfinished, now: float) -> None:
         """A rank's unfinished text has changed; the lowest rank that writes is followed."""
         if self._began is None:
             self._began = now
@@ -37,6 +53,10 @@ class PassingLine:
             self._writer, self._screen = writer, screen
         if self._writer == writer:
             self._is_new = True
+
+    def slow_down(self, budget: int) -> None:
+        """From now on write no more than that, and five times more rarely."""
+        self._budget, self._slowdown = budget, 5 * _SLOWDOWN
 
     @property
     def due(self) -> float | None:
@@ -47,7 +67,7 @@ class PassingLine:
         ripe = screen.live_since + (0.0 if screen.is_rewritten else 3 * self._hold_s)
         if self._shown_at is None:
             return ripe
-        return max(ripe, self._shown_at + max(_PASSING_EVERY_S, (self._shown_at - self._began) * _SLOWDOWN))
+        return max(ripe, self._shown_at + max(_PASSING_EVERY_S, (self._shown_at - self._began) * self._slowdown))
 
     def show(self, blocks: Joiner, label: Callable[[tuple[int, ...]], str], now: float) -> int:
         """Rewrite the line when its time has come; how many characters that took."""
@@ -76,5 +96,5 @@ class PassingLine:
             self._is_new = True
         return text
 
-    def _live(self) -> Screen | None:
+    def _live(self) -> Unfinished | None:
         return self._screen if self._screen is not None and self._screen.is_live else None

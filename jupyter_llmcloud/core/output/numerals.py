@@ -45,13 +45,15 @@ def format_duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers from `low` to `high`."""
+def ticks(low: float, high: float, count: int = 4, *, is_whole: bool = False) -> list[float]:
+    """About `count` round numbers from `low` to `high`; with `is_whole` no fractions."""
     if not high > low:
         return [low]
     raw = (high - low) / max(1, count)
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.75)
+    if is_whole and not float(step).is_integer():
+        step = max(1.0, 2 * size if step == 2.5 * size else step)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(number * step, 12) if abs(step) > 1e-9 else number * step for number in range(first, last + 1)]
 

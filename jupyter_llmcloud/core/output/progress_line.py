@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.progress import Bar
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number
@@ -32,7 +31,7 @@ def progress_line(name: str, state: str, metrics: MetricCollector, elapsed_s: fl
         parts += _bar(bar, now)
     if not bars or bars[0].eta(now) is None:
         parts.append(format_duration(elapsed_s))
-    parts += [f"{name} {format_number(point.mean)}" for name, point in _values(metrics)]
+    parts += [f"{name} {wording.last_value(series)}" for name, series in [*metrics.series.items()][:MAX_METRICS]]
     line = "  ".join(parts)
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
@@ -50,8 +49,3 @@ def _bar(bar: Bar, now: float) -> list[str]:
     if (left := bar.eta(now)) is not None and not bar.is_complete:
         parts.append(f"ETA {format_duration(left)}")
     return parts
-
-
-def _values(metrics: MetricCollector) -> list[tuple[str, Any]]:
-    newest = [(name, series.last) for name, series in metrics.series.items()]
-    return [(name, point) for name, point in newest if point is not None][:MAX_METRICS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.core.names import format_ranks
@@ -43,3 +43,9 @@ def _what(error: Mapping[str, Any]) -> str:
         return str(error["ename"])
     code = str(error.get("evalue", ""))
     return f"left with exit status {code}" if code.lstrip("-").isdigit() else f"left by sys.exit: {code}"
+
+
+def own_errors(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The errors without the echoes of others' and without ranks that were merely released."""
+    own = [error for error in errors if not error.get("collateral") and error.get("ename") != "KeyboardInterrupt"]
+    return own or list(errors)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
 
+from jupyter_llmcloud.core.metrics.wording import not_finite_word
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
 from jupyter_llmcloud.core.output.folding import MAX_CHARS, saved_size
+from jupyter_llmcloud.core.output.numerals import format_number
 from jupyter_llmcloud.core.output.paths import shorten
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago, span
 from jupyter_llmcloud.magics.output.log_link import log_link
+from jupyter_llmcloud.magics.output.run_report import RunReport
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
 from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.runs import RunStore
 
 MAX_LINE = MAX_CHARS // 2
 VERBS = {
@@ -56,7 +61,9 @@ def table(limit: int | None = None) -> Table:
     """Runs, the newest first."""
     rows = []
     for run in session.current().server.runs(limit=limit or 20):
-        metrics = ", ".join(f"{name} {_short(value)}" for name, value in [*(run.get("metrics") or {}).items()][:3])
+        not_finite = run.get("not_finite") or {}
+        values = [*(run.get("metrics") or {}).items()][:3]
+        metrics = ", ".join(f"{name} {_short(value, not_finite.get(name))}" for name, value in values)
         lasted = span((run["ended"] or time.time()) - run["created"])
         kept = ", ".join(run.get("artifacts") or {})
         rows.append(
@@ -71,32 +78,38 @@ def table(limit: int | None = None) -> Table:
                 kept,
             )
         )
-    headings = ["run", "name", "state", "began", "took", "ranks", "last metrics", "saved"]
+    headings = ["run", "name", "state", "began", "took", "ranks", "last metrics (first rank)", "saved"]
     return Table(headings, rows, "There are no runs yet.")
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)  # JSON has no NaN: those are text
+def _short(value: Any, not_finite: Mapping[str, Any] | None) -> str:
+    """`1.41`, `NaN since step 60`: JSON has no number for it, so that the value is null."""
+    if isinstance(value, (int, float)):
+        return f"{value:.4g}"
+    if not_finite is None:
+        return "NaN"
+    return f"{not_finite_word(not_finite.get('value'))} since step {format_number(not_finite['since'])}"
 
 
-def show(name: str) -> Table:
+def show(name: str) -> RunReport:
     """One run."""
-    handle = get(name)
-    record = handle.record
+    told = session.current().server.run(name)
+    folder, state = RunStore().folder(told["run_id"]), str(told["state"])
+    record = folder.read()
     rows: Any = [
         ("run", record.run_id),
-        ("state", record.state),
+        ("state", state),
         ("ranks", format_ranks(record.ranks)),
         ("cluster", record.cluster),
         ("began", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))),
         ("took", span((record.ended or time.time()) - record.created)),
     ]
-    rows += [("note", shown(entry["why"])) for entry in record.history if "why" in entry][-5:]
-    rows += [("saved", shown(str(handle.folder.path / path))) for path in record.artifacts.values()]
+    rows += [("note", shown(why)) for why in record.notes[-5:]]
+    rows += [("saved", shown(str(folder.path / path))) for path in record.artifacts.values()]
     rows += [
         (f"error on rank {error['rank']}", shown(f"{error['ename']}: {error['evalue']}")) for error in record.errors[:3]
     ]
-    return Table(["", ""], rows, "")
+    return RunReport(Table(["", ""], rows, ""), folder, record, state)
 
 
 def logs(name: str, rank: int | None = None, tail: int | None = None, follow: bool = False) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import html
+import re
 import time
 from collections.abc import Sequence
 
+from jupyter_llmcloud.widgets.static_view import aligned
+
+_NUMBER = re.compile(r"-?[\d,]*\.?\d+(e-?\d+)?( ?%)?")
+
 
 class Table:
-    """Rows under headings; displayed by IPython."""
+    """Rows under headings; displayed by IPython. Numbers are at the right of their columns, text at the left."""
 
     def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
         self.headings = list(headings)
@@ -21,21 +26,36 @@ class Table:
     def __repr__(self) -> str:
         if not self.rows:
             return self.empty
-        table = [self.headings, *self.rows]
+        table = [self.headings, *self.rows] if any(self.headings) else self.rows
         widths = [max(len(row[i]) for row in table) for i in range(len(self.headings))]
+        sides = self._sides()
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+            "  ".join(
+                cell.rjust(width) if side == "right" else cell.ljust(width)
+                for cell, width, side in zip(row, widths, sides, strict=True)
+            ).rstrip()
+            for row in table
         )
+
+    def _sides(self) -> list[str]:
+        columns = [[row[at] for row in self.rows if row[at]] for at in range(len(self.headings))]
+        return ["right" if cells and all(map(_NUMBER.fullmatch, cells)) else "left" for cells in columns]
 
     def _repr_html_(self) -> str:
         if not self.rows:
             return f"<p>{html.escape(self.empty)}</p>"
-        head = "".join(f'<th align="left">{html.escape(heading)}</th>' for heading in self.headings)
+        sides = self._sides()
+        head = "".join(
+            f"<th {aligned(s)}>{html.escape(text)}</th>" for text, s in zip(self.headings, sides, strict=True)
+        )
         body = "".join(
-            "<tr>" + "".join(f'<td align="left">{html.escape(cell)}</td>' for cell in row) + "</tr>"
+            "<tr>"
+            + "".join(f"<td {aligned(side)}>{html.escape(cell)}</td>" for cell, side in zip(row, sides, strict=True))
+            + "</tr>"
             for row in self.rows
         )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        top = f"<thead><tr>{head}</tr></thead>" if any(self.headings) else ""
+        return f"<table>{top}<tbody>{body}</tbody></table>"
 
 
 def ago(then: float) -> str:

@@ -13,6 +13,7 @@ from IPython.display import clear_output, publish_display_data
 
 from jupyter_llmcloud.core.output.blocks import Block
 from jupyter_llmcloud.core.output.folding import OutputFolder
+from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.magics.output.cell_output import Page
 from jupyter_llmcloud.magics.output.log_link import log_link
 from jupyter_llmcloud.magics.output.shown_paths import shown
@@ -144,12 +145,18 @@ class RunView:
         elif kind in ("display", "result", "clear_output"):
             self._show(self.folder.feed_rich(rank, record, now), now)
         elif kind == "report":
-            self.live.handle_report(record)
+            self.live.handle_report(record, is_printed=True)
             self.note(record["text"])
 
     def note(self, text: str) -> None:
         """A word on the run."""
         self._show(self.folder.note(shown(text), self._now), self._now)
+
+    def queued(self, why: str) -> None:
+        """The run waits for its turn; the view says so at once."""
+        self.live.handle_state("queued")
+        self._go_live()
+        self.note(f"queued: {why}")
 
     def rank_state(self, rank: int, state: str, detail: str = "") -> None:
         """A rank's state has changed."""
@@ -230,9 +237,3 @@ class RunView:
     def _write_log_text(self) -> None:
         with short_turns(), contextlib.suppress(OSError):  # the run has been deleted, or the disk is full
             log_text.write(RunStore().folder(self.run_id))
-
-
-def own_errors(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The errors without the echoes of others' and without ranks that were merely released."""
-    own = [error for error in errors if not error.get("collateral") and error.get("ename") != "KeyboardInterrupt"]
-    return own or list(errors)

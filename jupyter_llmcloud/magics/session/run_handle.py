@@ -162,7 +162,7 @@ class RunHandle:
         """Its record, once it has ranks; a run may wait for them."""
         said: set[str] = set()
         while not (record := self.record).ranks and not self._has_ended(record):
-            for why in [why for why in _whys(record) if why not in said]:
+            for why in [why for why in record.notes if why not in said]:
                 print(f"{self.run_id} {why}", flush=True)
                 said.add(why)
             time.sleep(POLL_S)
@@ -184,7 +184,7 @@ class RunHandle:
                 record = self.record
                 ended = self._has_ended(record)
                 for number in ranks:
-                    if (state_now := _state_of(number, record)) != states.get(number):
+                    if (state_now := record.rank_state(number)) != states.get(number):
                         states[number] = state_now
                         view.rank_state(number, *state_now)
                 for number, records in journals.metrics() if has_live else ():
@@ -195,26 +195,21 @@ class RunHandle:
                     break
                 time.sleep(POLL_S)
         state = "lost" if self._is_lost else record.state
-        view.finish(state, record.errors, _whys(record), record.ended)
+        view.finish(state, record.errors, record.notes, record.ended)
         if not ended:
             print(f"Detached. The run goes on: %runs attach {self.run_id}")
         elif state == "lost":
             print(f"Run {self.run_id} is lost: its agent has gone. What it wrote until then is above.")
 
+    def _ipython_display_(self) -> None:
+        from jupyter_llmcloud.magics.output.run_card import RunCard
+        from jupyter_llmcloud.widgets.front_end import find_front_end
+
+        front_end = find_front_end()
+        if front_end.takes_widgets:
+            RunCard(self, front_end).show()
+        else:
+            print(repr(self))
+
     def __repr__(self) -> str:
         return f"<run {self.run_id}: {self.state}>"
-
-
-def _whys(record: RunRecord) -> list[str]:
-    """What was noted on the way."""
-    return [str(entry["why"]) for entry in record.history if "why" in entry]
-
-
-def _state_of(rank: int, record: RunRecord) -> tuple[str, str]:
-    """The state of a rank and a detail, as far as the record of its run tells."""
-    for error in record.errors:
-        if error["rank"] == rank:
-            return "failed", str(error.get("ename", ""))
-    if record.is_active:
-        return "running", ""
-    return {"finished": "done", "failed": "stopped"}.get(record.state, record.state), ""

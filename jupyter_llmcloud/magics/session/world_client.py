@@ -247,6 +247,8 @@ class WorldClient:
         match message:
             case Journaled(run_id=known) if known == run_id:
                 view.records(message.journal, message.rank, message.records)
+            case RankState(run_id=known, rank=-1, state="queued") if known == run_id:
+                view.queued(message.detail)
             case RankState(run_id=known, rank=-1) if known == run_id:
                 view.note(message.detail)
             case RankState(run_id=known) if known == run_id:

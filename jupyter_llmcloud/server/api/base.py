@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -92,9 +93,13 @@ class LLMCloudHandler(OwnOriginOnly, APIHandler):
         return int(text)
 
     def answer(self, body: dict[str, Any], status: int = 200) -> None:
-        """Finish with JSON."""
+        """Finish with JSON; a number that JSON does not have (NaN, infinity) is null."""
         self.set_status(status)
-        self.finish(json.dumps(body, default=str))
+        try:
+            text = json.dumps(body, default=str, allow_nan=False)
+        except ValueError:
+            text = json.dumps(_finite(body), default=str)
+        self.finish(text)
 
     async def carry_out(self, action: str, subject: str, work: Awaitable[Any], **detail: Any) -> Any:
         """Do something that changes the world, and tell the audit how it went."""
@@ -122,6 +127,14 @@ class LLMCloudHandler(OwnOriginOnly, APIHandler):
         """An answer that is an error on purpose needs no traceback in the log."""
         if not isinstance(value, LLMCloudError):
             super().log_exception(kind, value, trace)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def expect(kind: type | tuple[type, ...], name: str, value: Any) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.widgets import static_view
+from jupyter_llmcloud.widgets.recorded_view import recorded_view
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.api.run_starts import RunStarts
@@ -28,14 +32,23 @@ TEXT = "text/plain; charset=utf-8"
 _SUMMARY = ("run_id", "name", "state", "created", "ended", "world_size", "ranks", "cluster", "artifacts")
 
 
-def latest(folder: RunFolder) -> dict[str, Any]:
-    """Progress and the last value of each metric, from the end of the first rank's journal."""
+def latest(folder: RunFolder, not_finite: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Progress and the last value of each metric, from the end of the first rank's journal.
+
+    `not_finite` is that of the run's record; where the last value is one, its "value" says which: "nan", "inf", "-inf".
+    """
     progress: list[float] | None = None
     values: dict[str, float] = {}
     for record in _tail(next(iter(sorted((folder.path / "metrics").glob("rank-*.jsonl"))), None)):
         progress = record.get("progress", progress)
         values.update(record.get("values") or {})
-    return {"progress": progress, "metrics": values}
+    told = {name: {**found, **_named(name, values)} for name, found in not_finite.items()}
+    return {"progress": progress, "metrics": values, "not_finite": told}
+
+
+def _named(name: str, values: Mapping[str, float]) -> dict[str, str]:
+    value = values.get(name, 0.0)
+    return {} if math.isfinite(value) else {"value": str(value)}
 
 
 def _tail(path: Path | None) -> list[Record]:
@@ -48,7 +61,16 @@ def _tail(path: Path | None) -> list[Record]:
 def newest(folder: RunFolder, kind: str, rank: int | None, limit: int) -> list[dict[str, Any]]:
     """The newest records of a kind ("logs" or "metrics"), in order of time."""
     rows = (row for row in folder.records(kind) if rank is None or row[0] == rank)
-    return [{"rank": number, **record} for number, record in deque(rows, maxlen=limit)]
+    return [{"rank": number, **record, **_not_finite(record)} for number, record in deque(rows, maxlen=limit)]
+
+
+def _not_finite(record: Record) -> dict[str, Any]:
+    """What JSON has no number for, so that its value is null: {"not_finite": {"loss": "nan"}}."""
+    values = record.get("values") or {}
+    found = {
+        name: str(value) for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)
+    }
+    return {"not_finite": found} if found else {}
 
 
 class _RunHandler(LLMCloudHandler):
@@ -62,7 +84,7 @@ class _RunHandler(LLMCloudHandler):
         told = {key: getattr(record, key) for key in _SUMMARY}
         folder = self.runs.folder(record.run_id)
         state = await self.run_states.true_state(record)
-        return {**told, "state": state, **await asyncio.to_thread(latest, folder)}
+        return {**told, "state": state, **await asyncio.to_thread(latest, folder, record.not_finite)}
 
 
 class RunsHandler(_RunHandler):
@@ -173,6 +195,29 @@ class RunLogHandler(_RunHandler):
         """The reader has gone."""
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
+
+
+class RunViewHandler(_RunHandler):
+    """A run as it is looked at."""
+
+    @access("read")
+    async def get(self, name: str) -> None:
+        """Its static form as it is now, for a page that has lost the live one."""
+        folder = self.runs.find(name)
+        record = await asyncio.to_thread(folder.read)
+        state = await self.run_states.true_state(record)
+        view = await asyncio.to_thread(recorded_view, folder, record, state)
+        html = static_view.html(view, says_how_to_follow=False)
+        self.answer({"run_id": record.run_id, "name": record.name, "state": state, "html": html})
+
+    @access("write")
+    async def put(self, name: str) -> None:
+        """Remember which metrics are drawn in powers of ten: {"log": [names]}."""
+        names = expect(list, "log", self.fields("log").get("log", []))
+        metrics = [expect(str, "log", metric) for metric in names]
+        folder = self.runs.find(name)
+        await asyncio.to_thread(folder.set_log_scales, metrics)
+        self.answer({"log": metrics})
 
 
 class RunStopHandler(_RunHandler):

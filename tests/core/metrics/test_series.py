@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
 from jupyter_llmcloud.core.metrics.progress import Bar, Progress
 from jupyter_llmcloud.core.metrics.series import Extreme, MetricCollector, Point, Series
 
@@ -80,6 +81,130 @@ def test_values_that_are_not_finite_are_gaps_and_are_counted():
     series = collector.series["loss"]
     assert [point.mean for point in series.points()] == [1.0, None, None, None, 2.0]
     assert (series.num_not_finite, series.first_not_finite, series.num_values) == (3, 1, 5)
+
+
+def test_the_last_value_of_a_rank_at_a_step_counts():
+    collector = MetricCollector()
+    for rank in (0, 1):
+        collector.feed(rank, [record(1, 16, eval_loss=0.05), record(2, 16, eval_loss=0.003 + rank * 0.002)])
+    series = collector.series["eval_loss"]
+    assert series.points() == [Point(16, 0.004, 0.003, 0.005)]
+    assert (series.lowest, series.highest) == (Extreme(16, 0.003), Extreme(16, 0.005))
+    assert series.ranks == {0: Extreme(16, 0.003), 1: Extreme(16, 0.005)}
+
+
+@pytest.mark.parametrize("num_steps", [100, 5_000], ids=["exact", "thinned"])
+def test_a_rank_that_goes_back_replaces_what_it_had_said(num_steps):
+    series = Series("loss")
+    for step in range(num_steps):
+        series.add(step, 9.0)
+    for step in range(num_steps // 2, num_steps):
+        series.add(step, 1.0)
+    points = series.points()
+    assert {point.mean for point in points if point.step < num_steps / 3} == {9.0}
+    assert {point.mean for point in points if point.step > 2 * num_steps / 3} == {1.0}
+
+
+def test_a_mean_is_drawn_only_for_steps_that_all_its_ranks_have_reached():
+    collector = MetricCollector()
+    collector.feed(0, [record(n, n, loss=1.0) for n in range(1, 9)])
+    collector.feed(1, [record(n, n, loss=3.0) for n in range(1, 4)])
+    series = collector.series["loss"]
+    assert [(point.step, point.mean, point.num_ranks) for point in series.points()] == [(n, 2.0, 2) for n in (1, 2, 3)]
+    assert (series.last, series.last.num_ranks, series.ends) == (Point(3, 2.0, 1.0, 3.0), 2, (1, 3))
+    collector.feed(1, [record(n, n, loss=3.0) for n in range(4, 9)])
+    assert [point.mean for point in series.points()] == [2.0] * 8
+
+
+def test_a_long_mean_waits_for_its_slowest_rank_and_its_last_point_is_exact():
+    collector = MetricCollector()
+    collector.feed(0, [record(n, n, loss=float(n)) for n in range(1, 5_001)])
+    collector.feed(1, [record(n, n, loss=float(n) + 2) for n in range(1, 4_981)])
+    series = collector.series["loss"]
+    assert series.points()[-1] == series.last == Point(4_980, 4_981.0, 4_980.0, 4_982.0)
+    assert all(point.num_ranks == 2 for point in series.points())
+    assert series.behind == [1]
+
+
+def test_a_rank_that_has_gone_holds_nothing_up_and_one_that_never_logs_neither():
+    collector = MetricCollector()
+    for rank, last in ((0, 50), (1, 50), (2, 7)):
+        collector.feed(rank, [record(n, n, loss=float(rank)) for n in range(1, last + 1)])
+    collector.feed(3, [progress(1, 1, 100, 0.0), record(2, 1, other=1.0)])
+    series = collector.series["loss"]
+    assert (series.reached, series.behind) == (7, [2])
+    collector.leave(2)
+    assert (series.reached, series.behind) == (50, [])
+    points = series.points()
+    assert [points[6].mean, points[6].num_ranks, points[7].mean, points[7].num_ranks] == [1.0, 3, 0.5, 2]
+    collector.join(2)
+    assert series.reached == 7
+    for rank in range(4):
+        collector.leave(rank)
+    assert series.reached == 50
+
+
+def test_where_one_rank_is_nan_there_is_no_mean_over_ranks():
+    collector = MetricCollector()
+    collector.feed(0, [record(1, 1, loss=1.0), record(2, 2, loss=1.0)])
+    collector.feed(1, [record(1, 1, loss=1.0), record(2, 2, loss=math.nan)])
+    assert collector.series["loss"].points() == [Point(1, 1.0, 1.0, 1.0), Point(2, None, None, None)]
+    assert collector.series["loss"].not_finite.ranks == [1]
+
+
+def test_a_lone_nan_among_thousands_of_steps_is_still_marked():
+    series = Series("loss")
+    for step in range(20_000):
+        series.add(step, math.nan if step == 7_777 else 1.0)
+    marked = [point for point in series.points(160) if point.num_not_finite]
+    assert [(point.mean, point.num_not_finite) for point in marked] == [(1.0, 1)]
+    assert abs(marked[0].step - 7_777) < 200
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "first", "since", "ranks"),
+    [
+        ([1.0, math.nan, math.inf, 2.0], 2, 1, 1, []),
+        ([1.0, math.nan, 2.0, math.nan, math.nan], 3, 1, 3, [0]),
+        ([math.nan] * 3, 3, 0, 0, [0]),
+        ([1.0, 2.0], 0, None, None, []),
+    ],
+    ids=["a while", "again", "always", "never"],
+)
+def test_it_is_known_how_many_values_were_not_finite_and_since_when(values, count, first, since, ranks):
+    series = Series("loss")
+    for step, value in enumerate(values):
+        series.add(step, value)
+    found = series.not_finite
+    assert (found.count, found.first, found.since, found.ranks) == (count, first, since, ranks)
+
+
+def test_a_nan_that_another_value_at_its_step_replaces_was_none():
+    log = NotFiniteLog()
+    log.take(0, [record(1, 1, loss=math.nan), record(2, 2, loss=1.0)])
+    log.take(0, [record(3, 16, loss=math.nan), record(4, 16, loss=0.5), record(5, 17, other=math.nan)])
+    log.take(1, [record(1, 5, other=math.inf)])
+    assert log.summary() == {
+        "loss": {"count": 1, "first": 1, "since": 1},
+        "other": {"count": 2, "first": 5, "since": 5},
+    }
+
+
+def test_another_leader_of_a_run_goes_on_counting():
+    log = NotFiniteLog({"loss": {"count": 2, "first": 10, "since": 11}, "old": {"count": 1, "first": 1, "since": 1}})
+    log.take(0, [record(1, 30, loss=math.inf)])
+    assert log.summary() == {
+        "loss": {"count": 3, "first": 10, "since": 30},
+        "old": {"count": 1, "first": 1, "since": 1},
+    }
+
+
+def test_the_values_of_many_ranks_take_bounded_memory():
+    collector = MetricCollector()
+    for rank in range(100):
+        collector.feed(rank, [record(n, n, loss=1.0) for n in range(1, 600)])
+    cells = sum(len(series.cells) for series in collector.series["loss"]._ranks.values())
+    assert cells < 30_000 and len(collector.series["loss"].points()) > 50
 
 
 def test_a_newest_value_that_is_not_finite_is_not_hidden_by_an_older_one():

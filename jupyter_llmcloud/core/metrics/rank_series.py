@@ -1,0 +1,176 @@
+"""One rank's values of one metric, bounded.
+
+A rank's series is a set of cells over the step axis. Each distinct step has its own cell until there are more than
+`limit`; from then on a cell covers a power of two of steps, doubled when they become too many. So memory is bounded, a
+record costs O(1), and the cells of different ranks lie above each other whatever each of them has logged.
+
+The last value at a step counts: a cell keeps its newest step apart, where another value may replace it. A rank that
+goes back to an earlier step (a resumed run, a second loop) replaces what it had said there.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+RECENT_STEPS = 64  # of which the exact values are kept, so that ranks at different steps have one in common
+_START = -math.inf
+
+
+class Stretch:
+    """What was seen in some steps."""
+
+    __slots__ = ("count", "first", "high", "high_at", "last", "low", "low_at", "mean", "num_not_finite")
+
+    def __init__(self, step: float, value: float) -> None:
+        self.first = self.last = step
+        self.low_at = self.high_at = step
+        is_finite = math.isfinite(value)
+        self.count = int(is_finite)
+        self.num_not_finite = int(not is_finite)
+        self.mean = value if is_finite else 0.0
+        self.low = value if is_finite else math.inf
+        self.high = value if is_finite else -math.inf
+
+    def add(self, step: float, value: float) -> None:
+        """A value at a step after the last one."""
+        self.last = step
+        if not math.isfinite(value):
+            self.num_not_finite += 1
+            return
+        self.count += 1
+        self.mean += value / self.count - self.mean / self.count  # divided first: no overflow
+        if value < self.low:
+            self.low, self.low_at = value, step
+        if value > self.high:
+            self.high, self.high_at = value, step
+
+    def merge(self, other: Stretch) -> None:
+        """Take in another stretch."""
+        self.first, self.last = min(self.first, other.first), max(self.last, other.last)
+        if count := self.count + other.count:
+            self.mean = self.mean * (self.count / count) + other.mean * (other.count / count)
+        self.count += other.count
+        self.num_not_finite += other.num_not_finite
+        if other.low < self.low:
+            self.low, self.low_at = other.low, other.low_at
+        if other.high > self.high:
+            self.high, self.high_at = other.high, other.high_at
+
+    def copy(self) -> Stretch:
+        twin = Stretch.__new__(Stretch)
+        twin.first, twin.last, twin.count, twin.mean = self.first, self.last, self.count, self.mean
+        twin.low, twin.low_at, twin.high, twin.high_at = self.low, self.low_at, self.high, self.high_at
+        twin.num_not_finite = self.num_not_finite
+        return twin
+
+
+class Cell:
+    """The values of some steps; that of the newest one can still be replaced."""
+
+    __slots__ = ("closed", "step", "value")
+
+    def __init__(self, step: float, value: float, closed: Stretch | None = None) -> None:
+        self.step = step
+        self.value = value
+        self.closed = closed
+
+    def go_on(self, step: float, value: float) -> None:
+        """A value at a later step."""
+        if self.closed is None:
+            self.closed = Stretch(self.step, self.value)
+        else:
+            self.closed.add(self.step, self.value)
+        self.step, self.value = step, value
+
+    def seen(self) -> Stretch:
+        """All of it."""
+        if self.closed is None:
+            return Stretch(self.step, self.value)
+        whole = self.closed.copy()
+        whole.add(self.step, self.value)
+        return whole
+
+    def followed_by(self, later: Cell) -> Cell:
+        """Both as one."""
+        closed = self.seen()
+        if later.closed is not None:
+            closed.merge(later.closed)
+        return Cell(later.step, later.value, closed)
+
+
+class RankSeries:
+    """Of one rank.
+
+    Attributes:
+        reached: the highest step with a value.
+        width: of a cell in steps; 0 while every step has its own.
+    """
+
+    def __init__(self) -> None:
+        self.cells: dict[float, Cell] = {}
+        self.reached = _START
+        self.width = 0.0
+        self._first = (math.inf, math.nan)
+        self._recent: dict[float, float] = {}
+
+    def add(self, step: float, value: float, limit: int) -> None:
+        """The rank's value at a step; at most `limit` cells are kept."""
+        self.reached = max(self.reached, step)
+        if step <= self._first[0]:
+            self._first = (step, value)
+        self._recent.pop(step, None)
+        self._recent[step] = value
+        if len(self._recent) > RECENT_STEPS:
+            del self._recent[next(iter(self._recent))]
+        key = step // self.width if self.width else step
+        cell = self.cells.get(key)
+        if cell is None or step < cell.step:
+            self.cells[key] = Cell(step, value)
+            if len(self.cells) > limit:
+                self._thin(limit // 2 + 1)
+        elif step > cell.step:
+            cell.go_on(step, value)
+        else:
+            cell.value = value
+
+    def at(self, step: float) -> float | None:
+        """The exact value at a step; None where it is not known any more, or never was."""
+        if step in self._recent:
+            return self._recent[step]
+        if step == self._first[0]:
+            return self._first[1]
+        cell = self.cells.get(step // self.width if self.width else step)
+        return cell.value if cell is not None and cell.step == step else None
+
+    @property
+    def began(self) -> float:
+        """The lowest step with a value."""
+        return self._first[0]
+
+    def num_after(self, step: float) -> int:
+        """How many of the recent steps lie behind a step."""
+        return sum(recent > step for recent in self._recent)
+
+    def _thin(self, limit: int) -> None:
+        self.width = wider(self.width, [cell.step for cell in self.cells.values()], limit)
+        joined: dict[float, Cell] = {}
+        for cell in sorted(self.cells.values(), key=lambda cell: cell.step):
+            key = cell.step // self.width
+            joined[key] = joined[key].followed_by(cell) if key in joined else cell
+        self.cells = joined
+
+
+def wider(width: float, steps: list[float], limit: int) -> float:
+    """The smallest power of two from `width` on of which at most `limit` hold all steps."""
+    if not width:
+        width = 2.0 ** math.floor(math.log2(_usual_gap(steps)))
+    while len({step // width for step in steps}) > limit:
+        width *= 2
+    return width
+
+
+def _usual_gap(steps: list[float]) -> float:
+    """The median distance of neighbours: a lone step far away must not swallow the rest into one cell."""
+    ordered = sorted(set(steps))
+    return sorted(after - before for before, after in pairwise(ordered))[len(ordered) // 2 - 1]
