@@ -30,6 +30,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Names,
     Pull,
     Push,
+    ReleaseWorld,
     RenewLease,
     ReplicaDescription,
     ReplicaList,
@@ -191,6 +192,7 @@ class Agent:
         responder.on(StartWorld, self.worlds.start)
         responder.on(ResizeWorld, self._resize_world)
         responder.on(StopWorld, lambda asked, _: self.worlds.end(asked.world_id))
+        responder.on(ReleaseWorld, lambda asked, _: self.worlds.get(asked.world_id).release(asked.grace_s))
         responder.on(DescribeWorld, self._describe_world)
         responder.on(DumpStacks, lambda asked, _: self.worlds.get(asked.world_id).stacks())
         responder.on(Describe, lambda *_: self.describe())
@@ -210,7 +212,7 @@ class Agent:
             RunFolder(Path(cell.folder)).check_room()  # whoever waits for its end will look there only
             self._do(world.runs.execute(cell, None))
             return Submitted(run_id=cell.run_id)
-        world.owners.add(connection)
+        world.use(connection)
         await world.runs.execute(cell, connection)
         return None
 
@@ -221,7 +223,7 @@ class Agent:
 
     def _describe_world(self, asked: DescribeWorld, connection: Connection) -> WorldDescription:
         world = self.worlds.get(asked.world_id)
-        world.owners.add(connection)
+        world.use(connection)
         return world.describe_with_memory()
 
     async def _start_replica(self, asked: StartReplica, _: Connection) -> ReplicaDescription:

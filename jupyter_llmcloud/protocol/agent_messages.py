@@ -14,7 +14,10 @@ from jupyter_llmcloud.protocol.rpc import Done, Reply, Request
 
 
 class AgentDescription(Reply, frozen=True, kw_only=True):
-    """What an agent is, and what it holds now; `worlds`: [{"world_id", "owner", "world_size"}]."""
+    """What an agent is, and what it holds now; `worlds`: those that it leads, as core.scheduling.holders.HeldWorld.
+
+    `held` tells how many slots each world has here, whoever leads it.
+    """
 
     name: str
     pid: int
@@ -28,6 +31,7 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     num_replicas: int
     num_runs: int
     stands_by: list[str]  # for these runs
+    held: dict[str, int] = field(default_factory=dict)
 
 
 class WorldDescription(Reply, frozen=True, kw_only=True):
@@ -130,6 +134,13 @@ class StopWorld(Request[Done], frozen=True, kw_only=True):
     """End every rank of a world."""
 
     world_id: str
+
+
+class ReleaseWorld(Request[Done], frozen=True, kw_only=True):
+    """Its notebook was shut down: the world ends `grace_s` after its last run, unless somebody uses it again."""
+
+    world_id: str
+    grace_s: float
 
 
 class ResizeWorld(Request[WorldDescription], frozen=True, kw_only=True):

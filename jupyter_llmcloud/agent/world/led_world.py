@@ -41,11 +41,13 @@ class LedWorld:
 
     def __init__(self, node: NodeServices, spec: StartWorld, worlds: LedWorlds) -> None:
         self.world_id = spec.world_id
-        self.owners: set[Connection] = set()
+        self._users: set[Connection] = set()
         self._spec = spec
         self._world = World(node, spec, self)
         self.runs = RunQueue(node, self._world, lambda: worlds.end(spec.world_id))
-        self._unowned_since = time.monotonic()
+        self._started = time.time()
+        self._unused_since = time.monotonic()
+        self._lease_s = spec.lease_s
 
     # --- what its ranks say, and its runs want to know ---
 
@@ -109,15 +111,38 @@ class LedWorld:
 
     def summary(self) -> dict[str, Any]:
         """For the description of the agent."""
-        return {"world_id": self.world_id, "owner": self._spec.owner, "world_size": self._world.size}
+        run = self.runs.active
+        return {
+            "world_id": self.world_id,
+            "owner": self._spec.owner,
+            "world_size": self._world.size,
+            "run_id": run.run_id if run is not None else "",
+            "started": self._started,
+            "ends_in_s": self._ends_in_s(time.monotonic()),
+        }
 
     # --- how long it lives ---
 
+    def use(self, connection: Connection) -> None:
+        """Whoever asks over this connection uses the world: it has its whole lease again."""
+        self._users.add(connection)
+        self._lease_s = self._spec.lease_s
+
+    def release(self, grace_s: float) -> None:
+        """Its notebook was shut down: there is nobody to find it again, but for one who opens the notebook at once."""
+        self._lease_s = min(grace_s, self._spec.lease_s)
+
+    def _ends_in_s(self, now: float) -> float | None:
+        """When it ends unless somebody uses it; None while it is used."""
+        if self._users or not self.runs.is_idle:
+            return None
+        return max(self._unused_since, self.runs.idle_since) + self._lease_s - now
+
     def forget(self, connection: Connection) -> None:
         """A connection has ended."""
-        if connection in self.owners:
-            self.owners.discard(connection)
-            self._unowned_since = time.monotonic()
+        if connection in self._users:
+            self._users.discard(connection)
+            self._unused_since = time.monotonic()
         self.runs.forget(connection)
 
     def heartbeat(self, now: float) -> bool:
@@ -125,8 +150,8 @@ class LedWorld:
 
         Ranks beside a leader that stands still end before another one leads.
         """
-        since = max(self._unowned_since, self.runs.idle_since)
-        if self.runs.is_idle and not self.owners and now - since > self._spec.lease_s:
+        ends_in_s = self._ends_in_s(now)
+        if ends_in_s is not None and ends_in_s < 0:
             return False
         self._world.live_until(self.runs.until)
         return True
@@ -170,7 +195,7 @@ class LedWorlds:
         if spec.world_id in self._worlds:
             raise NameTaken(f"there is a world {spec.world_id!r} already.")
         world = self._worlds[spec.world_id] = LedWorld(self._node, spec, self)
-        world.owners.add(connection)
+        world.use(connection)
         try:
             await world.start()
         except BaseException:

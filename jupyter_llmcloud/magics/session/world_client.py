@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.client.stop_signal import StopSignal
+from jupyter_llmcloud.client.stop_signal import StopSignal, said
 from jupyter_llmcloud.core.run.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.output.run_view import RunView
+from jupyter_llmcloud.magics.session.kernel_end import KernelEnds, kernel_end
 from jupyter_llmcloud.magics.session.reconnect import Reconnection
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
@@ -28,6 +29,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Pull,
     Push,
     RankState,
+    ReleaseWorld,
     ResizeWorld,
     RunEnded,
     StartWorld,
@@ -48,6 +50,7 @@ vars(builtins).setdefault("__llmcloud_loop__", lambda iterable, number: iterable
 
 WORLD_LEASE_S = 900.0
 START_TIMEOUT_S = 300.0
+RELEASE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,14 @@ class WorldClient:
             channel.close()
         return fold_stacks(stacks.ranks, stacks.cells)
 
+    def release(self, grace_s: float) -> None:
+        """Say that this notebook ends: the world does so after its last run, unless it is found again in time."""
+        channel = AgentChannel(self.address, RELEASE_TIMEOUT_S)  # its own: another thread may follow a run
+        try:
+            channel.request(ReleaseWorld(world_id=self.world_id, grace_s=grace_s), RELEASE_TIMEOUT_S)
+        finally:
+            channel.close()
+
     def stop(self) -> None:
         """End every rank; its variables are gone."""
         try:
@@ -184,14 +195,19 @@ class WorldClient:
 
     def execute(self, cell: Execute, ranks: Sequence[int]) -> RunResult:
         """Execute and show; returns when every rank has ended. Raises RankError, KeyboardInterrupt after a Stop."""
-        with StopSignal() as stop:
+        with StopSignal(kernel_end.explains_press) as stop:
             try:
                 self.channel.send(cell)
             except ConnectionLost:  # while nothing was done: half a message is no message
                 self._reopen()
                 self.channel.send(cell)
             view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
-            ended = self._follow(cell, view, stop)
+            try:
+                ended = self._follow(cell, view, stop)
+            except KernelEnds:
+                words = f"{kernel_end.words} The run goes on: %runs attach {cell.run_id} shows all of it."
+                view.finish("running", report=[words])
+                raise said(words) from None
         return self._result(ended, stop.presses > 0)
 
     def _stop_from_elsewhere(self, run_id: str) -> None:
@@ -217,6 +233,8 @@ class WorldClient:
     def _hear(self, run_id: str, view: RunView, stop: StopSignal) -> RunEnded:
         while True:
             message = self.channel.receive(0 if self.channel.has_more else view.next_tick_s(), wake_fd=stop.fd)
+            if stop.is_leaving:
+                raise KernelEnds
             if stop.presses > stop.passed_on:
                 stop.drain()
                 for _ in range(stop.presses - stop.passed_on):
@@ -294,9 +312,7 @@ def _folder() -> str:
 
 def stopped(run_id: str, report: Sequence[str]) -> KeyboardInterrupt:
     """What a stopped run raises: Run All ends as after any Stop, and the cell says what was kept."""
-    error = KeyboardInterrupt(f"run {run_id} was stopped")
-    error._render_traceback_ = lambda: ["KeyboardInterrupt: the run was stopped.", *report]  # type: ignore[attr-defined]
-    return error
+    return said(f"run {run_id} was stopped", "KeyboardInterrupt: the run was stopped.", *report)
 
 
 def pickled(values: dict[str, Any], what: str = "--push") -> bytes:
