@@ -82,7 +82,7 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// --- stopping ---
+// --- the server ---
 
 function pageConfig() {
   const element = document.getElementById("jupyter-config-data");
@@ -99,22 +99,27 @@ function cookie(name) {
   return found ? decodeURIComponent(found.slice(name.length + 1)) : "";
 }
 
-async function postStop(runId) {
+// The JSON of the answer; null when there is no server behind this page, or it refuses.
+async function ask(method, path) {
   const config = pageConfig();
-  if (!config) return false;
+  if (!config) return null;
   const base = (config.baseUrl || "/").replace(/\/?$/, "/");
   const headers = { "Content-Type": "application/json" };
   const xsrf = cookie("_xsrf");
   if (xsrf) headers["X-XSRFToken"] = xsrf;
   if (config.token) headers.Authorization = `token ${config.token}`;
   try {
-    const url = `${base}llmcloud/api/runs/${encodeURIComponent(runId)}/stop`;
-    const answer = await fetch(url, { method: "POST", headers, body: "{}", credentials: "same-origin" });
-    return answer.ok;
+    const body = method === "GET" ? undefined : "{}";
+    const answer = await fetch(`${base}llmcloud/api/${path}`, { method, headers, body, credentials: "same-origin" });
+    return answer.ok ? await answer.json() : null;
   } catch {
-    return false;
+    return null;
   }
 }
+
+const runPath = (runId) => `runs/${encodeURIComponent(runId)}`;
+
+// --- stopping ---
 
 function stopButton(model, parent, hint) {
   const button = node(parent, "button", "llmc-stop", "Stop");
@@ -135,13 +140,49 @@ function stopButton(model, parent, hint) {
   button.addEventListener("click", async () => {
     presses += 1;
     show();
-    const reached = await postStop(model.get("run").id);
+    const reached = await ask("POST", `${runPath(model.get("run").id)}/stop`);
     if (!reached) {
       model.send({ type: "stop" });
       setText(hint, "Asked the kernel to stop. If nothing happens, use the notebook's own Stop button.");
     }
   });
   return show;
+}
+
+// --- a kernel that has gone: the run goes on without it, and the server knows how ---
+
+const ASK_EVERY_MS = 2000;
+const GONE = "The kernel of this cell has gone; the run goes on without it.";
+const ENDED = "The run has ended without the kernel of this cell.";
+
+function goOnWithoutKernel(model, card) {
+  const line = node(card, "div", "llmc-hint");
+  line.setAttribute("role", "status");
+  let timer = null;
+  const show = async () => {
+    const run = model.get("run");
+    const told = await ask("GET", runPath(run.id));
+    const state = told ? told.state : run.state;
+    const active = state in ACTIVE_WORDS;
+    setText(line, `${active ? GONE : ENDED} %runs attach ${run.id} shows all of it.`);
+    if (state !== run.state || active !== run.active) model.set("run", { ...run, state, active });
+    if (active) return;
+    clearInterval(timer);
+    if (!told) return;
+    model.set("elapsed", Math.max(0, told.ended - told.created));
+    const last = state === "finished" ? "done" : state;
+    model.set("ranks", model.get("ranks").map((rank) => (rank.state === "running" ? { ...rank, state: last } : rank)));
+  };
+  const begin = () => {
+    if (timer !== null || !model.get("run").active) return;
+    timer = setInterval(show, ASK_EVERY_MS);
+    show();
+  };
+  model.on("comm_live_update", begin); // the front end has lost its kernel
+  return () => {
+    model.off("comm_live_update", begin);
+    clearInterval(timer);
+  };
 }
 
 // --- header, progress, ranks ---
@@ -502,7 +543,9 @@ function render({ model, el }) {
     listener();
   }
   const clock = setInterval(top.tick, 1000);
+  const leave = goOnWithoutKernel(model, card);
   return () => {
+    leave();
     clearInterval(clock);
     for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
     plots.remove();

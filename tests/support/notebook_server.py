@@ -49,7 +49,7 @@ class Notebook:
         client = BlockingKernelClient(connection_file=str(path))
         client.load_connection_file()
         client.start_channels()
-        client.wait_for_ready(timeout=60)
+        until(lambda: _is_ready(client), "the kernel answers", 60)
         client.execute_interactive("%load_ext jupyter_llmcloud", timeout=60)
         return client
 
@@ -59,8 +59,8 @@ class Notebook:
         self.client.execute_interactive(code, timeout=timeout_s, output_hook=shown.hear)
         return shown
 
-    def ok(self, code: str) -> Shown:
-        shown = self.run(code)
+    def ok(self, code: str, timeout_s: float = 90) -> Shown:
+        shown = self.run(code, timeout_s)
         assert not shown.error, shown.error
         return shown
 
@@ -90,6 +90,14 @@ class Notebook:
         """As Lab's Shut Down Kernel."""
         self.client.stop_channels()
         self._server.ask("DELETE", f"api/sessions/{self.session_id}")
+
+
+def _is_ready(client: BlockingKernelClient) -> bool:
+    """One that has just begun misses a heartbeat or two where the machine is busy, and is given up for dead."""
+    with contextlib.suppress(RuntimeError):
+        client.wait_for_ready(timeout=20)
+        return True
+    return False
 
 
 class NotebookServer:

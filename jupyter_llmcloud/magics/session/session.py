@@ -124,9 +124,11 @@ class Session:
             environment_check.check()
         if self.world is None and (known := recall(self.owner, LeaderLookup(lambda: self.server))) is not None:
             self.world = known
+            run_id = known.describe().run_id
+            goes_on = f" The run {run_id} goes on there: %runs attach {run_id} shows all of it." if run_id else ""
             print(
                 f"This notebook's world of {known.world_size} ranks was still there, with its variables "
-                "(%world restart starts afresh)."
+                f"(%world restart starts afresh).{goes_on}"
             )
         return self.world
 
