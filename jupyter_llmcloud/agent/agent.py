@@ -54,6 +54,7 @@ from jupyter_llmcloud.system import unix_sockets
 from jupyter_llmcloud.system.atomic_files import write_json
 
 LEASE_CHECK_S = 1.0
+LEAVE_S = 20.0  # until what was told to end by SIGTERM ends: SIGKILL follows after 30 s, as a rule
 
 
 class Agent:
@@ -88,6 +89,7 @@ class Agent:
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._responder = self._make_responder()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_leaving = False
 
     # --- life ---
 
@@ -97,13 +99,26 @@ class Agent:
         self._announce()
         self.node.warm()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._finish, True)
+        loop.add_signal_handler(signal.SIGTERM, self._take_leave)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         watch = asyncio.create_task(self._watch_leases())
         was_signalled = await self._finished
         watch.cancel()
         server.close()
         await self._close(was_signalled)
+
+    def _take_leave(self) -> None:
+        """The host or its place in a batch system is taken away: everything here is told so, and ends soon anyway."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            self.node.groups.outlive_sigterm()
+            self._do(self._leave())
+
+    async def _leave(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self.worlds.save()
+        self._finish(was_signalled=True)
 
     def _finish(self, was_signalled: bool = False) -> None:
         if not self._finished.done():
@@ -235,4 +250,5 @@ class Agent:
         self.takeovers.inherit()
 
     def _shut_down(self, *_: Any) -> None:
-        asyncio.get_running_loop().call_later(0.05, self._finish)  # when the reply has left
+        if not self._is_leaving:  # else whoever asks is taken away, too
+            asyncio.get_running_loop().call_later(0.05, self._finish)  # when the reply has left

@@ -178,6 +178,21 @@ class RunSupervisor:
             self._feed.write_record()
         self._handle(StopAsked())
 
+    async def save(self) -> None:
+        """Have a checkpoint of the present step, where the run saves any: this agent is about to end."""
+        cell = self._attempt.cell
+        if self.is_over or not (cell.checkpoint_every or cell.max_restarts or cell.resume):
+            return
+        saved = asyncio.ensure_future(self._saved())
+        either: list[asyncio.Future[Any]] = [saved, self.ended]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not saved.cancel() and not self.is_over and (step := saved.result()) >= 0:
+            self._feed.note(f"the node agent was told to end: a checkpoint of step {step} was saved.")
+
+    async def _saved(self) -> int:
+        step = await self._attempt.save()
+        return await self._checkpoints.until_settled(step) if step >= 0 else -1
+
     def leave(self) -> bool:
         """This agent is told to end; returns whether another one goes on with the run."""
         self._handle(LeaveAsked())

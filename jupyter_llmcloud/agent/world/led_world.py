@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import deque
@@ -156,6 +157,10 @@ class LedWorld:
         self._world.live_until(self.runs.until)
         return True
 
+    async def save(self) -> None:
+        """Have a checkpoint of the run that is executed, where it saves any."""
+        await self.runs.save()
+
     def leave(self) -> None:
         """The host or its place in a batch system is taken away: a run with restarts goes on elsewhere."""
         if self.runs.leave():
@@ -264,6 +269,10 @@ class LedWorlds:
         for world_id, world in list(self._worlds.items()):
             if not world.heartbeat(now):
                 self.end(world_id)
+
+    async def save(self) -> None:
+        """Have checkpoints of the runs that are executed, where they save any."""
+        await asyncio.gather(*(world.save() for world in self._worlds.values()))
 
     def close(self, *, leave: bool) -> None:
         """The agent ends; its runs go on elsewhere where they can when it is to `leave`."""

@@ -211,6 +211,11 @@ class RunQueue:
             for rank in self.active.ranks:
                 self.active.rank_died(rank, name, reason)
 
+    async def save(self) -> None:
+        """Have a checkpoint of the active run, where it saves any."""
+        if self.active is not None:
+            await self.active.save()
+
     def leave(self) -> bool:
         """Let another agent go on with the active run at once; False when it has no restarts."""
         return self.active is not None and self.active.leave()

@@ -86,6 +86,7 @@ class Checkpoints:
         self._saved: dict[str, Any] | None = None
         self._wanted: Wanted | None = None
         self._unforeseen = False  # a checkpoint has come that was not expected
+        self._save_at = -1  # steps, as the agent asks for one
         self._most_steps = 1  # between two batches
         self._steps_before = 0
 
@@ -155,11 +156,24 @@ class Checkpoints:
         assert self.cell is not None
         self.state.note_step(optimizer)
         self.place.note_step()
+        if self._is_asked_for and not self.place.replaying:
+            self._save_at = -1
+            self._wanted = Wanted(waits=True) if self.place.want_save() else None
+            return
         every = self.cell.checkpoint_every
         if not every or self.steps.count % every or self.place.replaying:
             return
         if self._wanted is None or not self._wanted.waits:  # one may wait for a turn that was left by `break`
             self._wanted = Wanted() if self.place.want_save() else None
+
+    @property
+    def _is_asked_for(self) -> bool:
+        return 0 <= self._save_at <= self.steps.count
+
+    def save_at(self, step: int) -> None:
+        """The agent asks for a checkpoint when this many steps are finished; called in the side thread. -1: not."""
+        self._save_at = step
+        self._unforeseen = self._unforeseen or step >= 0
 
     def is_soon(self) -> bool:
         """Whether a checkpoint may be saved before the next batch but one; asked once a batch."""
