@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from jupyter_llmcloud.system import unix_sockets
 from jupyter_llmcloud.system.atomic_files import write_json
 
 LEASE_CHECK_S = 1.0
+LEAVE_CHECK_S = 0.05
 LEAVE_S = 20.0  # until what was told to end by SIGTERM ends: SIGKILL follows after 30 s, as a rule
 
 
@@ -87,7 +89,6 @@ class Agent:
         self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
-        self._responder = self._make_responder()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_leaving = False
 
@@ -117,7 +118,10 @@ class Agent:
     async def _leave(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
+                self.leader_links.leave()
                 await self.worlds.save()
+                while self.leader_links.hosts_ranks:
+                    await asyncio.sleep(LEAVE_CHECK_S)
         self._finish(was_signalled=True)
 
     def _finish(self, was_signalled: bool = False) -> None:
@@ -195,7 +199,8 @@ class Agent:
 
     # --- requests ---
 
-    def _make_responder(self) -> Responder:
+    @cached_property
+    def _responder(self) -> Responder:
         """What this agent answers; every handler is given the connection besides."""
         responder = Responder("the node agent")
         responder.on(Execute, self._execute)

@@ -244,6 +244,10 @@ class HostRanks(Request[RanksHosted], frozen=True, kw_only=True):
     num_threads: dict[int, int] = field(default_factory=dict)
 
 
+class AgentLeaves(Message, frozen=True, kw_only=True):
+    """Told by an agent to the leaders of the ranks that it hosts: it ends as soon as they have let them go."""
+
+
 class StandBy(Message, frozen=True, kw_only=True):
     """Said by a leader: when I have gone, lead this run in my place, as its leader of the next term.
 

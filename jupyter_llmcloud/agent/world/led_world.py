@@ -26,6 +26,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
 )
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.rank_messages import AgentLeaves
 from jupyter_llmcloud.protocol.rpc import R, Request
 from jupyter_llmcloud.storage.runs import RunRecord
 
@@ -49,6 +50,7 @@ class LedWorld:
         self._started = time.time()
         self._unused_since = time.monotonic()
         self._lease_s = spec.lease_s
+        self._giving_up: asyncio.Future[None] | None = None
 
     # --- what its ranks say, and its runs want to know ---
 
@@ -58,8 +60,15 @@ class LedWorld:
         return self.runs.active is not None
 
     def on_message(self, rank: int, message: Message) -> None:
-        """A rank says something."""
-        self.runs.on_message(rank, message)
+        """A rank says something, or the agent that hosts it elsewhere."""
+        if isinstance(message, AgentLeaves):
+            self._giving_up = asyncio.ensure_future(self._give_up(rank))
+        else:
+            self.runs.on_message(rank, message)
+
+    async def _give_up(self, rank: int) -> None:
+        await self.runs.save()
+        self._world.give_up(rank, _TAKEN_AWAY)
 
     def on_death(self, rank: int, name: str, reason: str) -> None:
         """The process of a rank has gone."""

@@ -136,6 +136,10 @@ class World:
         self.closed = True
         self.groups.leave()
 
+    def give_up(self, rank: int, reason: str) -> None:
+        """The agent elsewhere that hosts this rank is about to end: its ranks are lost from now on."""
+        self.groups.give_up(rank, reason)
+
     def close(self, reason: str) -> None:
         """End every rank."""
         self.closed = True

@@ -115,3 +115,22 @@ def test_a_rank_that_is_told_to_end_alone_does_and_its_subprocesses_do(world: Ra
     assert ended.state == "failed"
     assert (ended.error["rank"], ended.error["ename"]) == (1, "RankKilled")
     assert "SIGTERM" in ended.error["evalue"]
+
+
+@pytest.mark.parametrize("taken", ["the follower", "both"])
+def test_a_run_over_two_agents_saves_its_step_also_when_one_of_them_only_hosts_ranks(
+    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess, taken: str
+) -> None:
+    leader, follower = make_agent(), make_agent()
+    ranks = Ranks(leader, 2, shares=[(leader, 1), (follower, 1)])
+    running = ranks.send(f"WORKERS, PAUSE = 0, 0.2\n{SLOW}", checkpoint_every=RARELY).wait_for("turn 15")
+    began = time.monotonic()
+    for agent in [follower, leader] if taken == "both" else [follower]:
+        for pid in family(agent.process.pid):
+            os.kill(pid, signal.SIGTERM)
+    assert follower.process.wait(15) == 0
+    if taken == "both":
+        assert leader.process.wait(15) == 0
+    until(lambda: not running.outcome.folder.read().is_active, "the run has ended")
+    assert time.monotonic() - began < 10
+    assert 7 <= newest_step(running) <= 12
