@@ -204,9 +204,9 @@ class Agent:
         """What this agent answers; every handler is given the connection besides."""
         responder = Responder("the node agent")
         responder.on(Execute, self._execute)
-        responder.on(Push, lambda asked, _: self.worlds.get(asked.world_id).push(asked))
-        responder.on(Pull, lambda asked, _: self.worlds.get(asked.world_id).ask(asked.rank, asked))
-        responder.on(Names, lambda asked, _: self.worlds.get(asked.world_id).ask(asked.rank, asked))
+        responder.on(Push, lambda asked, who: self.worlds.get(asked.world_id).push(asked, who))
+        responder.on(Pull, lambda asked, who: self.worlds.get(asked.world_id).ask(asked.rank, asked, who))
+        responder.on(Names, lambda asked, who: self.worlds.get(asked.world_id).ask(asked.rank, asked, who))
         responder.on(StopRun, lambda asked, _: self.worlds.stop_run(asked))
         responder.on(Subscribe, self.worlds.subscribe)
         responder.on(StartWorld, self.worlds.start)

@@ -13,7 +13,7 @@ import psutil
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.world.run_queue import RunQueue
 from jupyter_llmcloud.agent.world.world import World
-from jupyter_llmcloud.errors import NameTaken, NotFound
+from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound
 from jupyter_llmcloud.protocol.agent_messages import (
     Execute,
     Push,
@@ -85,15 +85,20 @@ class LedWorld:
         async with self.runs.turn:
             await self._world.resize(asked.num_ranks, asked.agents)
 
-    async def ask(self, rank: int, request: Request[R]) -> R:
-        """Send a request to a rank when no run is under way; raises what it refuses with."""
+    async def ask(self, rank: int, request: Request[R], connection: Connection) -> R:
+        """Send a request to a rank when no run is under way; raises what it refuses with.
+
+        Nothing is done any more for who has given up waiting for that.
+        """
         async with self.runs.turn:
+            if connection.closed:
+                raise ConnectionLost("whoever asked has gone.")
             return await self._world.ask(rank, request)
 
-    async def push(self, asked: Push) -> None:
+    async def push(self, asked: Push, connection: Connection) -> None:
         """Set variables on ranks."""
         for rank in asked.ranks or range(self._world.size):
-            await self.ask(rank, asked)
+            await self.ask(rank, asked, connection)
 
     async def stacks(self) -> WorldStacks:
         """What every thread of every rank is doing now."""

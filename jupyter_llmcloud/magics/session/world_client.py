@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ vars(builtins).setdefault("__llmcloud_loop__", lambda iterable, number: iterable
 WORLD_LEASE_S = 900.0
 START_TIMEOUT_S = 300.0
 RELEASE_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 600.0
+SAID_AFTER_S = 0.7  # a request that has waited so long for its turn says for what
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,46 @@ class WorldClient:
         """Ranks with pid, host, memory and what each is doing."""
         return self._ask(DescribeWorld(world_id=self.world_id))
 
-    def _ask(self, request: Request[R], timeout_s: float = 60.0) -> R:
+    def _ask(self, request: Request[R], timeout_s: float = 60.0, waits_on: Callable[[], bool] = lambda: False) -> R:
         """Ask what may be asked twice: over another connection when this one has broken."""
         try:
-            return self.channel.request(request, timeout_s)
+            return self.channel.request(request, timeout_s, waits_on)
         except ConnectionLost:
             self._reopen()
-            return self.channel.request(request, timeout_s)
+            return self.channel.request(request, timeout_s, waits_on)
+
+    def _ask_in_turn(self, request: Request[R], what: str) -> R:
+        """Ask for something of the ranks, which a run in the background may use now: then say so and wait for it."""
+        return self._ask(request, SAID_AFTER_S, self._waits_for_run(what, ANSWER_TIMEOUT_S))
+
+    def _waits_for_run(self, what: str, patience_s: float) -> Callable[[], bool]:
+        """Whether to wait on for an answer: as long as a run has the ranks, and then for so long without one."""
+        said: set[str] = set()
+        free_since = time.monotonic()
+
+        def waits_on() -> bool:
+            nonlocal free_since
+            run_id = self.beside().run_id
+            if run_id:
+                free_since = time.monotonic()
+            if run_id and run_id not in said:
+                said.add(run_id)
+                print(
+                    f"{what} waits until the run {run_id} has ended, which uses the ranks now. "
+                    f"%runs stop {run_id} ends it; Stop here gives up waiting.",
+                    flush=True,
+                )
+            return time.monotonic() - free_since < patience_s
+
+        return waits_on
+
+    def beside(self) -> WorldDescription:
+        """The world now, asked over a connection of its own: another one may be waiting for its answer."""
+        channel = AgentChannel(self.address)
+        try:
+            return channel.request(DescribeWorld(world_id=self.world_id))
+        finally:
+            channel.close()
 
     def _reopen_if_closed(self) -> None:
         if self.channel.closed:  # by a Stop in the middle of a message
@@ -144,7 +179,8 @@ class WorldClient:
         agents = placement["agents"] if placement else []
         request = ResizeWorld(world_id=self.world_id, num_ranks=num_ranks, agents=agents)
         self._reopen_if_closed()
-        self.world_size = self.channel.request(request, START_TIMEOUT_S).world_size
+        waits_on = self._waits_for_run("%world resize", START_TIMEOUT_S)
+        self.world_size = self.channel.request(request, SAID_AFTER_S, waits_on).world_size
 
     def stacks(self) -> list[str]:
         """What every rank is doing now, as lines; what is equal is said once. Works while a run goes on."""
@@ -174,17 +210,17 @@ class WorldClient:
 
     def push(self, values: dict[str, Any], ranks: Sequence[int] = ()) -> None:
         """Set variables on ranks (all when empty)."""
-        self._ask(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values, "%push")), 600)
+        self._ask_in_turn(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values, "%push")), "%push")
 
     def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
         """Variables of one rank."""
-        pulled = self._ask(Pull(world_id=self.world_id, names=list(names), rank=rank), 600)
+        pulled = self._ask_in_turn(Pull(world_id=self.world_id, names=list(names), rank=rank), "%pull")
         values: dict[str, Any] = cloudpickle.loads(pulled.payload)
         return values
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Which of these rank 0 does not have."""
-        return self._ask(Names(world_id=self.world_id, names=list(names))).missing
+        return self._ask_in_turn(Names(world_id=self.world_id, names=list(names)), "The cell").missing
 
     # --- cells ---
 
