@@ -93,10 +93,7 @@ class ClusterPool:
         if workers is not None and workers < 1:
             raise UsageError(f"--workers {workers}: a cluster is started with at least one worker.")
         name = check_name(name, "the cluster's name") if name else self._free_name(kind)
-        if name in self._records and self._records[name].is_alive:
-            raise NameTaken(
-                f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}."
-            )
+        self._check_free(name)
         cluster_id = ""
         if starts_here(kind, options or {}):
             cluster_id, self._begun_cluster_id = self._begun_cluster_id, ""
@@ -121,6 +118,12 @@ class ClusterPool:
             raise
         return await self._fresh(self._records[name])
 
+    def _check_free(self, name: str) -> None:
+        if name in self._records and self._records[name].is_alive:
+            raise NameTaken(
+                f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}."
+            )
+
     def _free_name(self, kind: str) -> str:
         base = kind.rsplit(":", 1)[-1].lower()
         taken = {name for name, record in self._records.items() if record.is_alive}
@@ -129,6 +132,7 @@ class ClusterPool:
     async def connect(self, address: str, name: str | None = None, num_slots: int | None = None) -> ClusterRecord:
         """Use a cluster that somebody else has started. TLS as Dask's configuration says."""
         name = check_name(name, "the cluster's name") if name else self._free_name("connected")
+        self._check_free(name)
         record = ClusterRecord(
             cluster_id=secrets.token_hex(4),
             name=name,
@@ -142,7 +146,12 @@ class ClusterPool:
             client = await open_client(address)
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise ConnectionLost(f"no Dask scheduler answers at {address!r}: {error}.") from None
-        await install(client, record)
+        try:
+            await install(client, record)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise
         record.dashboard = client.dashboard_link or ""
         record.tls = tls_of(client.security)
         record.save()
