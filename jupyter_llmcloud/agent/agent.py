@@ -210,7 +210,7 @@ class Agent:
         responder.on(StopRun, lambda asked, _: self.worlds.stop_run(asked))
         responder.on(Subscribe, self.worlds.subscribe)
         responder.on(StartWorld, self.worlds.start)
-        responder.on(ResizeWorld, self._resize_world)
+        responder.on(ResizeWorld, lambda asked, who: self.worlds.get(asked.world_id).resize(asked, who))
         responder.on(StopWorld, lambda asked, _: self.worlds.end(asked.world_id))
         responder.on(ReleaseWorld, lambda asked, _: self.worlds.get(asked.world_id).release(asked.grace_s))
         responder.on(DescribeWorld, self._describe_world)
@@ -235,11 +235,6 @@ class Agent:
         world.use(connection)
         await world.runs.execute(cell, connection)
         return None
-
-    async def _resize_world(self, asked: ResizeWorld, _: Connection) -> WorldDescription:
-        world = self.worlds.get(asked.world_id)
-        await world.resize(asked)
-        return world.describe()
 
     def _describe_world(self, asked: DescribeWorld, connection: Connection) -> WorldDescription:
         world = self.worlds.get(asked.world_id)

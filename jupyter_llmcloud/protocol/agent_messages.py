@@ -35,7 +35,10 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
 
 
 class WorldDescription(Reply, frozen=True, kw_only=True):
-    """A world now; `ranks`: [{rank, local_rank, pid, host, device, state, rss}]."""
+    """A world now; `ranks`: [{rank, local_rank, pid, host, device, state, rss}].
+
+    `notes` say what new ranks lack, once, after a resize.
+    """
 
     world_id: str
     world_size: int
@@ -43,6 +46,7 @@ class WorldDescription(Reply, frozen=True, kw_only=True):
     generation: int
     run_id: str
     ranks: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
 
 
 class Submitted(Reply, frozen=True, kw_only=True):
@@ -187,6 +191,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     spec: dict[str, Any] = field(default_factory=dict)  # what was asked for, as its record keeps it
     script: dict[str, Any] = field(default_factory=dict)  # of a script, not a cell: as core.spec.Script
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
+    makes: list[str] | None = None  # variables that it binds; None when its text does not tell
     timeout_s: float = 0.0
     seed: int | None = None
     checkpoint_every: int = 0  # optimizer steps

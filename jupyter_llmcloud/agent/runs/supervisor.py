@@ -68,7 +68,7 @@ class Restartable(Protocol):
     async def find_capacity(self) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone. Raises Busy."""
 
-    async def heal(self, slots: Sequence[dict[str, Any]] = ()) -> None:
+    async def heal(self, slots: Sequence[dict[str, Any]] = (), coming: Execute | None = None) -> None:
         """Replace ranks that have died, and renew the process group. Raises LLMCloudError."""
 
     def take_notes(self) -> list[str]:
@@ -320,7 +320,7 @@ class RunSupervisor:
         self._handle(event)
 
     async def _heal(self, slots: Sequence[dict[str, Any]]) -> Event:
-        await self._world.heal(slots)
+        await self._world.heal(slots, self._attempt.cell)
         return Healed()
 
     async def _find_resume_point(self) -> Event:

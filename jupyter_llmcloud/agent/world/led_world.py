@@ -25,7 +25,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     WorldStacks,
 )
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.frames import Message, replace
 from jupyter_llmcloud.protocol.rank_messages import AgentLeaves
 from jupyter_llmcloud.protocol.rpc import R, Request
 from jupyter_llmcloud.storage.runs import RunRecord
@@ -80,10 +80,13 @@ class LedWorld:
         """Start its ranks."""
         await self._world.start()
 
-    async def resize(self, asked: ResizeWorld) -> None:
-        """Have more or fewer ranks, when no run is under way."""
+    async def resize(self, asked: ResizeWorld, connection: Connection) -> WorldDescription:
+        """Have more or fewer ranks, when no run is under way; says what those that are new lack."""
         async with self.runs.turn:
+            if connection.closed:
+                raise ConnectionLost("whoever asked has gone.")
             await self._world.resize(asked.num_ranks, asked.agents)
+            return replace(self.describe(), notes=self._world.take_notes())
 
     async def ask(self, rank: int, request: Request[R], connection: Connection) -> R:
         """Send a request to a rank when no run is under way; raises what it refuses with.

@@ -73,7 +73,8 @@ def resize(num_ranks: int) -> Table:
     if world is None:
         raise NotFound("this notebook has no world to resize: %world start.")
     more = num_ranks - world.world_size
-    world.resize(num_ranks, current.server.place(world.cluster, more) if more > 0 else None)
+    for note in world.resize(num_ranks, current.server.place(world.cluster, more) if more > 0 else None):
+        print(note, flush=True)
     return status()
 
 

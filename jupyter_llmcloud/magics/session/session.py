@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
-from jupyter_llmcloud.core.names import run_id
+from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Door, RunSpec
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.magics.session import cell as cells
@@ -209,8 +210,8 @@ class Session:
             world = self.ensure_world(spec.nproc)
             chosen = self._check_ranks(spec.ranks, world)
             self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
-            is_definition = tree is not None and not spec.no_replay and cells.is_definition(tree)
-            message = self._message(world, cell, spec, values, chosen, is_definition, checkpoint)
+            self._warn_of_guards(world, tree, chosen)
+            message = self._message(world, cell, spec, values, chosen, tree, checkpoint)
         if spec.background:
             return self._submit(world, message)
         address = world.address
@@ -247,6 +248,23 @@ class Session:
                 "and the ranks have none. Nothing was run."
             )
 
+    @staticmethod
+    def _warn_of_guards(world: WorldClient, tree: ast.Module | None, ranks: Sequence[int]) -> None:
+        """Say when ranks go different ways through `if "model" not in globals()`: they may wait for each other."""
+        names = sorted(cells.guarded_names(tree)) if tree is not None else []
+        if not names or len(ranks) < 2 or world.beside().run_id:
+            return
+        missing = {rank: world.missing(names, rank) for rank in ranks}
+        for name in names:
+            lacking = [rank for rank in ranks if name in missing[rank]]
+            if 0 < len(lacking) < len(ranks):
+                having = format_ranks([rank for rank in ranks if rank not in lacking])
+                print(
+                    f"Only ranks {having} have {name!r}, for which this cell asks: ranks {format_ranks(lacking)} take "
+                    f"another way. Where that is not meant, run the cell that makes it again, or del {name} first.",
+                    flush=True,
+                )
+
     def _message(
         self,
         world: WorldClient,
@@ -254,9 +272,10 @@ class Session:
         spec: RunSpec,
         values: bytes,
         ranks: list[int],
-        is_definition: bool,
+        tree: ast.Module | None,
         checkpoint: Checkpoint | None,
     ) -> Execute:
+        bound = cells.bound_names(tree) if tree is not None else None
         name = spec.name or f"cell-{cell.number}"
         identity = run_id(name, time.time(), nonce())
         return execute(
@@ -274,7 +293,8 @@ class Session:
             agent=world.address,
             cluster=world.cluster,
             owner=self.owner,
-            is_definition=is_definition,
+            is_definition=tree is not None and not spec.no_replay and cells.is_definition(tree),
+            makes=None if bound is None else sorted(bound),
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
         )

@@ -174,13 +174,15 @@ class WorldClient:
         self.channel = AgentChannel(self.address)
         self.channel.request(DescribeWorld(world_id=self.world_id))  # whose connection owns the world
 
-    def resize(self, num_ranks: int, placement: dict[str, Any] | None = None) -> None:
-        """Have `num_ranks` ranks; more go where the server has placed them."""
+    def resize(self, num_ranks: int, placement: dict[str, Any] | None = None) -> list[str]:
+        """Have `num_ranks` ranks; more go where the server has placed them. Says what those that are new lack."""
         agents = placement["agents"] if placement else []
         request = ResizeWorld(world_id=self.world_id, num_ranks=num_ranks, agents=agents)
         self._reopen_if_closed()
         waits_on = self._waits_for_run("%world resize", START_TIMEOUT_S)
-        self.world_size = self.channel.request(request, SAID_AFTER_S, waits_on).world_size
+        resized = self.channel.request(request, SAID_AFTER_S, waits_on)
+        self.world_size = resized.world_size
+        return resized.notes
 
     def stacks(self) -> list[str]:
         """What every rank is doing now, as lines; what is equal is said once. Works while a run goes on."""
@@ -218,9 +220,9 @@ class WorldClient:
         values: dict[str, Any] = cloudpickle.loads(pulled.payload)
         return values
 
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Which of these rank 0 does not have."""
-        return self._ask_in_turn(Names(world_id=self.world_id, names=list(names)), "The cell").missing
+    def missing(self, names: Sequence[str], rank: int = 0) -> list[str]:
+        """Which of these a rank does not have."""
+        return self._ask_in_turn(Names(world_id=self.world_id, names=list(names), rank=rank), "The cell").missing
 
     # --- cells ---
 
