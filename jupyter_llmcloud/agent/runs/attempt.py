@@ -22,7 +22,7 @@ from jupyter_llmcloud.core.run.lifecycle import (
     StopPressed,
     Tick,
 )
-from jupyter_llmcloud.core.run.restarts import Broken
+from jupyter_llmcloud.core.run.restarts import Broken, kind_of
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import (
@@ -198,7 +198,7 @@ class Attempt:
         error = self._errors.get(finish.culprit, {})
         died = self._rules.state_of(finish.culprit) == "died"
         return Broken(
-            "death" if died else "echo" if error.get("collateral") else "error",
+            kind_of(died, bool(error.get("collateral")), error.get("evalue", "")),
             finish.culprit,
             error.get("ename", ""),
             max((other.get("step", 0) for other in self._errors.values()), default=0),
