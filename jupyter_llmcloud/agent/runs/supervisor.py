@@ -362,6 +362,8 @@ class RunSupervisor:
         self._feed.change(finish.state)
         record.ended, record.errors = time.time(), self._attempt.errors(finish.culprit)
         report = self._attempt.report(finish.culprit)
+        if finish.state == "finished":
+            self._feed.note_saved()
         self._feed.write_record()
         self._feed.tell(
             RunEnded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.core.names import format_ranks
@@ -13,6 +13,13 @@ _WORDS = {
     "failed": "failed",
     "died": "lost: the next cell runs on a new process without its variables",
 }
+
+
+def saved_in_words(names: Sequence[str], num_bytes: int, run: str) -> str:
+    """`Saved model and tokenizer of the run long (12.8 MB): %serve long serves them.`"""
+    size = f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+    what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"Saved {what} of the run {run} ({size}): %serve {run} serves {'it' if len(names) == 1 else 'them'}."
 
 
 def report(

@@ -6,7 +6,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.options import Syntax, integer, parse, split
+from jupyter_llmcloud.core.options import Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import WorldSpec
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago
@@ -31,6 +31,7 @@ VERBS = {
         (),
         "[WORLD]",
         "End the ranks of this notebook, or a world by its id or its notebook; their variables are gone.",
+        names="worlds",
     ),
 }
 
@@ -159,9 +160,7 @@ class WorldMagics(Magics):
     def world(self, line: str) -> Any:
         """%world [status | start | restart | resize N | list | stacks | locals | stop [WORLD]]: ranks of notebooks."""
         words = split(line, "%world")
-        verb = words.pop(0) if words else "status"
-        if verb not in VERBS:
-            raise UsageError(f"%world {verb}: expected one of {', '.join(VERBS)}.")
+        verb = take_verb("%world", VERBS, words, "status")
         given = parse(VERBS[verb], words)
         if verb == "resize":
             return resize(_number_of_ranks(given.arguments[0]))

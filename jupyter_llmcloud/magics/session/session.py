@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.names import format_ranks, run_id
@@ -62,6 +63,13 @@ class Session:
     def server(self) -> ServerClient:
         """The Jupyter server, found or started at the first use."""
         return self._find_server()
+
+    @property
+    def known_server(self) -> ServerClient | None:
+        """The server, where it need not be started for that."""
+        if self._server is None and os.environ.get(config.ENV_SERVER_URL):
+            return self._find_server()
+        return self._server or discovery.parent_server()
 
     def _find_server(self, for_world: bool = False) -> ServerClient:
         if self._server is None:

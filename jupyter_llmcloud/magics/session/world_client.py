@@ -224,6 +224,14 @@ class WorldClient:
         """Which of these a rank does not have."""
         return self._ask_in_turn(Names(world_id=self.world_id, names=list(names), rank=rank), "The cell").missing
 
+    def own_names(self, timeout_s: float) -> list[str]:
+        """The user's variables on rank 0. Raises ConnectionLost when a run has the ranks for longer than that."""
+        channel = AgentChannel(self.address, timeout_s)
+        try:
+            return channel.request(Names(world_id=self.world_id, names=[]), timeout_s).own
+        finally:
+            channel.close()
+
     # --- cells ---
 
     def submit(self, cell: Execute) -> None:
