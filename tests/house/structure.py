@@ -31,7 +31,6 @@ EXCEPTIONS: dict[str, str] = {
     "jupyter_llmcloud.training.resume.dataloader_tracking.TrackedIterator": _REPLAY,
     "jupyter_llmcloud.training.resume.loop_tracking.TrackedLoop": _REPLAY,
     "jupyter_llmcloud.training.resume.replay.ReplayCursor": _REPLAY,
-    "jupyter_llmcloud/training/object_graph/kinds.py": "a table: one short class for each kind of object",
     "Attempt: self._feed.record.artifacts": _DATA,
     "Answer: self._ask.format": _DATA,
     "Answer: self._ask.sampling.num_logprobs": _DATA,

@@ -203,6 +203,7 @@ class Attempt:
             error.get("ename", ""),
             max((other.get("step", 0) for other in self._errors.values()), default=0),
             bool(error.get("replaying")),
+            str(error.get("evalue", "")),
         )
 
     def errors(self, culprit: int | None) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
+MAX_REASON = 200  # characters
 OUT_OF_MEMORY = "RankOutOfMemory"
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid[^)]*\)*[\d, ]*\)? (is killed by signal|exited unexpectedly)")
 
@@ -28,6 +29,7 @@ class Broken:
         ename: type of the error.
         step: optimizer steps finished by then.
         replaying: the cell had not reached its resume point yet.
+        reason: what the error says.
     """
 
     kind: str
@@ -35,6 +37,7 @@ class Broken:
     ename: str = ""
     step: int = 0
     replaying: bool = False
+    reason: str = ""
 
     @property
     def words(self) -> str:
@@ -44,7 +47,9 @@ class Broken:
         who = f"rank {self.rank}" if self.rank is not None else "the group"
         lost = "was killed" if self.ename == "RankKilled" else "was lost"
         what = {"death": lost, "echo": "lost its connection", "error": f"raised {self.ename}"}[self.kind]
-        return f"{who} {what} at step {self.step}"
+        reason = self.reason.partition("\n")[0].rstrip(".")[:MAX_REASON]
+        why = f" ({reason})" if self.kind == "error" and reason else ""
+        return f"{who} {what} at step {self.step}{why}"
 
 
 def kind_of(died: bool, collateral: bool, evalue: str) -> str:

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from jupyter_llmcloud.training.checkpoint import sharded_tensors
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import CopyTensor, NotPlain, decode, encode
+from jupyter_llmcloud.training.object_graph import memory
 from jupyter_llmcloud.training.parallel.plans import layout_of
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
-from jupyter_llmcloud.training.resume.change_detection import Marks
-from jupyter_llmcloud.training.resume.frame_variables import mentioned
-from jupyter_llmcloud.training.resume.object_state import has_changed
 
 _LISTS = ("_models", "_optimizers", "_schedulers", "_custom_objects")
 
@@ -40,9 +36,13 @@ class StatefulObject:
     def is_module(self) -> bool:
         return isinstance(self.value, torch.nn.Module)
 
+    @property
+    def is_optimizer(self) -> bool:
+        return _is_optimizer(self.value)
 
-def addresses(frames: list[FrameType], accelerators: dict[str, Any]) -> dict[str, Any]:
-    """Everything that could be saved, by address."""
+
+def of_accelerators(accelerators: dict[str, Any]) -> dict[str, Any]:
+    """What Accelerators know that could be saved, by address."""
     table: dict[str, Any] = {}
     for at, accelerator in accelerators.items():
         for name in _LISTS:
@@ -50,11 +50,6 @@ def addresses(frames: list[FrameType], accelerators: dict[str, Any]) -> dict[str
                 table[f"accelerator {at} {name} {number}"] = value
         if getattr(accelerator, "scaler", None) is not None:
             table[f"accelerator {at} scaler"] = accelerator.scaler
-    for depth, frame in enumerate(frames):
-        for name, value in list(frame.f_locals.items()):
-            stale = isinstance(value, torch.amp.GradScaler) and name not in mentioned(frame)
-            if not name.startswith("_") and not stale and callable(getattr(type(value), "state_dict", None)):
-                table[f"variable {depth} {name}"] = value
     return table
 
 
@@ -81,22 +76,6 @@ def find(
         if (follows or isinstance(value, torch.amp.GradScaler)) and not _is_chosen(chosen, value):
             chosen[address] = value
     return _shared(chosen, alone)
-
-
-def also_changed(table: dict[str, Any], found: list[StatefulObject], first: Marks) -> list[StatefulObject]:
-    """What no optimizer trains and has changed all the same, such as an average of the weights."""
-    chosen = {item.address: item.value for item in found}
-    covered = {id(p) for item in found if item.is_module for p in [*item.value.parameters(), *item.value.buffers()]}
-    more = []
-    for address, value in table.items():
-        if _is_chosen(chosen, value) or not callable(getattr(value, "load_state_dict", None)):
-            continue
-        if _is_module(value) and _all_in([*value.parameters(), *value.buffers()], covered):
-            continue
-        if not isinstance(value, DataLoader) and has_changed(value, address, first):
-            chosen[address] = value
-            more.append(StatefulObject(address, value, False))
-    return more
 
 
 def is_in(table: dict[str, Any], value: Any) -> bool:
@@ -131,6 +110,24 @@ def _inner(value: Any) -> Any:
         name = "optimizer" if hasattr(value, "param_groups") else "scheduler"
         return getattr(value, name, value)
     return value
+
+
+def layers(value: Any) -> list[Any]:
+    """An object and what it wraps."""
+    inner = _inner(value)
+    return [value] if inner is value else [value, inner]
+
+
+def memory_of(found: list[StatefulObject]) -> set[int]:
+    """Where the memory begins that these objects' states hold."""
+    tensors: list[torch.Tensor] = []
+    for item in found:
+        if item.is_module:
+            tensors += [*item.value.parameters(), *item.value.buffers()]
+        elif item.is_optimizer:
+            states = _inner(item.value).state.values()
+            tensors += [part for state in states for part in state.values() if isinstance(part, torch.Tensor)]
+    return {start for tensor in tensors if (start := memory.start_of(tensor))}
 
 
 def _is_optimizer(value: Any) -> bool:

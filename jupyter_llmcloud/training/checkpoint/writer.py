@@ -34,6 +34,7 @@ class Write:
     bad_loss: str
     copies: list[tuple[torch.Tensor, torch.Tensor]]
     copied: threading.Event
+    changed: Callable[[], list[str]]  # what was compared meanwhile, and is not what the checkpoint takes it for
 
     def parts(self) -> CheckpointPart:
         """Copy what is left, check, write, make durable; returns what to tell the agent."""
@@ -47,12 +48,20 @@ class Write:
         states = {**(self.shared or {}), **self.own["objects"]}
         if reason := stateful_objects.not_finite(states) or (self.bad_loss and f"{self.bad_loss} is not finite"):
             return replace(self.part, not_finite=reason)
+        if changed := self.changed():
+            raise RuntimeError(
+                f"{_named(changed[0])} is large and has changed for the first time; the next one holds it"
+            )
         aside = self.aside()
         names = [self.name]
         if self.shared is not None:
             names += _write_shared(self.shared, aside)
         torch.save(self.own, aside / self.name)
         return replace(self.part, files={name: seal(aside / name) for name in names})
+
+
+def _named(address: str) -> str:
+    return repr(address.partition(" ")[2].removesuffix("<memory>") or address)
 
 
 def report(outlet: Outlet, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:

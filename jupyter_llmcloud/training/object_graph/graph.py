@@ -8,20 +8,21 @@ address that it had then, wherever it has moved to.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from jupyter_llmcloud.training.object_graph.digest import Identity, digest, identity
-from jupyter_llmcloud.training.object_graph.dispatch import kind_of
-from jupyter_llmcloud.training.object_graph.kinds import SIMPLE, CannotSave, Kind, name_of
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind, name_of
+from jupyter_llmcloud.training.object_graph.kinds.dispatch import kind_of
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 _TOLD = (dict, list, tuple)
 GRADIENT = "<gradient>"
 _LONG = 160  # characters of an address, from where on a number takes the place of the path
+MAX_OBJECTS = 100_000  # of a cell; each costs some 20 µs at every checkpoint
 
 # What is to be done about an object that cannot be saved, by what leads to it; the first that leads there counts. What
 # holds something of ANY or MAY that cannot be saved is left as the cell makes it; of MAY only little is saved.
@@ -34,6 +35,7 @@ class Entry:
 
     Attributes:
         address: its name in the graph.
+        path: how it was reached first.
         need: MUST, LOSES (what leads to it is written before it is read), ANY (it belongs to a library) or MAY (nothing
             of the cell mentions it).
         head, items: what it consists of: plain data; plain values, and [address] for other objects.
@@ -42,6 +44,7 @@ class Entry:
 
     value: Any
     address: str
+    path: str
     kind: Kind
     need: str
     transient: bool
@@ -59,6 +62,10 @@ class Entry:
         if self.data is None:
             self.data = digest((self.kind.name, self.type_name, self.head, self.items))
         return self.data
+
+
+class TooMany(CannotSave):
+    """Variables lead to more objects than can be looked at."""
 
 
 class Identities:
@@ -96,12 +103,12 @@ class Graph:
         paths: the object to which each path leads.
     """
 
-    def __init__(self, known: Identities, skipped: Collection[int] = ()) -> None:
+    def __init__(self, known: Identities, kinds: Mapping[int, Kind] | None = None) -> None:
         self.roots: dict[str, Any] = {}
         self.entries: dict[str, Entry] = {}
         self.paths: dict[str, Any] = {}
         self._known = known
-        self._skipped = skipped  # ids of objects that are fixed here: somebody else saves them
+        self._kinds = kinds or {}  # of objects that are looked at in another way here, by id
         self._addresses: dict[int, str] = {}
         self._regions: dict[tuple[int, int, str], Region] = {}
         self._queue: deque[Entry] = deque()
@@ -112,29 +119,38 @@ class Graph:
         if type(value) in SIMPLE:
             self.roots[address] = value
             return
-        self.roots[address] = [self._visit(value, address, need, False)]
+        self.roots[address] = [self._visit(value, address, address, need, False)]
         while self._queue:
             self._split(self._queue.popleft())
+            if len(self.entries) > MAX_OBJECTS:
+                name = address.partition(" ")[2] or address
+                raise TooMany(
+                    f"the variables up to {name!r} lead to more than {MAX_OBJECTS:,} objects, too many to look at for "
+                    "every checkpoint. Keep numbers in tensors or arrays, and rows in a data set"
+                )
 
-    def _visit(self, value: Any, path: str, need: str, transient: bool) -> str:
+    def _visit(self, value: Any, path: str, now: str, need: str, transient: bool) -> str:
+        """`path` begins with the address of what leads to the object, `now` with how that is reached now."""
         if isinstance(value, Region) and len(value):
             value = self._regions.setdefault((value.start, len(value), value.device), value)
         if len(path) > _LONG:
             path = f"…{len(self._addresses)}"
+        if len(now) > _LONG:
+            now = path
         self.paths.setdefault(path, value)
         if (address := self._addresses.get(id(value))) is not None:
             return address
-        address = self._known.address_of(value) or path
-        if address in self.entries or (address == path and not self._is_free(path, value)):
+        kind = self._kinds.get(id(value)) or kind_of(value)
+        # What is led back is where it is, whatever else was there before.
+        address = now if kind.led else self._known.address_of(value) or path
+        if address in self.entries or (address == path and not kind.led and not self._is_free(path, value)):
             address = self._another(address)
         self._addresses[id(value)] = address
         self._kept.append(value)
-        kind = kind_of(value)
         # A list that an object makes to tell of itself is not there for others; a function in it is.
         transient = isinstance(value, Region) or (transient and type(value) in _TOLD)
-        self.entries[address] = entry = Entry(value, address, kind, need, transient)
-        if id(value) not in self._skipped:
-            self._queue.append(entry)
+        self.entries[address] = entry = Entry(value, address, now, kind, need, transient)
+        self._queue.append(entry)
         return address
 
     def _is_free(self, path: str, value: Any) -> bool:
@@ -157,12 +173,11 @@ class Graph:
             return
         transient = not entry.kind.kept
         for suffix, child in children:
-            simple = type(child) in SIMPLE
-            entry.items.append(
-                child
-                if simple
-                else [self._visit(child, entry.address + suffix, entry.need, transient or entry.transient)]
-            )
+            if type(child) in SIMPLE:
+                entry.items.append(child)
+                continue
+            where = entry.address + suffix, entry.path + suffix
+            entry.items.append([self._visit(child, *where, entry.need, transient or entry.transient)])
         self._kept.append(children)
 
     def add_gradients(self, others: Collection[int]) -> None:
@@ -173,6 +188,17 @@ class Graph:
                 continue
             if value.grad is not None and id(value) not in others:
                 self.add(f"{entry.address}{GRADIENT}", value.grad)
+
+    def leave(self, values: Iterable[Any], kind: Kind) -> None:
+        """These objects are saved in another way, as `kind` tells; what they consist of is left out."""
+        for value in values:
+            if (address := self._addresses.get(id(value))) is not None:
+                entry = self.entries[address]
+                entry.kind, entry.head, entry.items, entry.refusal, entry.data = kind, [], [], "", None
+
+    def reached(self) -> set[str]:
+        """The addresses of everything that a variable leads to."""
+        return self.under(self.roots)
 
     def entry_of(self, value: Any) -> Entry:
         """The entry of an object that was reached."""

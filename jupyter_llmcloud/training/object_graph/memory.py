@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,12 @@ class Region:
             return self.bytes
         if isinstance(self.owner, torch.Tensor):
             return _flat(self.owner)
-        return torch.from_numpy(self.bytes)
+        return torch.from_numpy(self.bytes)  # of an array, which is its owner
 
     def as_array(self) -> np.ndarray:
-        """The same memory as an array of bytes; only on a CPU."""
+        """The same memory as an array of bytes that keeps it alive; only on a CPU."""
         assert isinstance(self.bytes, np.ndarray)
-        return self.bytes
+        return _flat(self.owner).numpy() if isinstance(self.owner, torch.Tensor) else self.bytes
 
     @property
     def is_writable(self) -> bool:
@@ -54,8 +55,24 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 def of_tensor(tensor: torch.Tensor) -> Region:
     """The storage of a tensor."""
     flat = _flat(tensor)
-    is_cpu = tensor.device.type == "cpu"
-    return Region(tensor.detach(), flat.numpy() if is_cpu else flat, flat.data_ptr(), str(tensor.device))
+    start = flat.data_ptr()
+    data = _at(start, len(flat)) if tensor.device.type == "cpu" else flat
+    return Region(tensor.detach(), data, start, str(tensor.device))
+
+
+def start_of(tensor: torch.Tensor) -> int:
+    """Where the memory of a tensor begins; 0 when it has none of its own here."""
+    local = getattr(tensor, "to_local", None)
+    plain = local() if local is not None else tensor
+    has_storage = plain.layout is torch.strided and not plain.is_meta
+    return plain.untyped_storage().data_ptr() if has_storage else 0
+
+
+def _at(start: int, num_bytes: int) -> np.ndarray:
+    """The bytes at an address. `Tensor.numpy()` would forbid the storage to be resized, which FSDP does."""
+    if not num_bytes:
+        return np.empty(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(start))
 
 
 def of_array(array: np.ndarray) -> Region | None:

@@ -6,6 +6,7 @@ knows it, also what no checkpoint can look into, sees them. No object takes two 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ import torch
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.object_graph import memory
 from jupyter_llmcloud.training.object_graph.digest import digest_bytes
-from jupyter_llmcloud.training.object_graph.dispatch import BY_NAME
 from jupyter_llmcloud.training.object_graph.graph import Entry, Graph
-from jupyter_llmcloud.training.object_graph.kinds import SIMPLE, CannotSave, Kind, find, name_of
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind, find, name_of
+from jupyter_llmcloud.training.object_graph.kinds.dispatch import BY_NAME
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 _MISSING = object()
@@ -56,17 +57,20 @@ class NotSaved:
 class Restorer:
     """Puts a saved graph into place. `live` is the graph of what is there; of `nodes` only those wanted are used.
 
+    `in_use`: ids of iterators that running loops draw from, which another one could not take the place of.
+
     Attributes:
         everything: also what had not changed is put back, as far as it was saved, and the rest is checked.
     """
 
-    def __init__(self, nodes: dict[str, Node], live: Graph, everything: bool) -> None:
+    def __init__(self, nodes: dict[str, Node], live: Graph, everything: bool, in_use: Collection[int] = ()) -> None:
+        self._in_use = in_use
         self.nodes = nodes
         self.live = live
         self.everything = everything
         self._done: dict[str, Any] = {}
         self._taken: set[int] = set()
-        self._pending: list[tuple[Kind, Any, Node]] = []
+        self._pending: list[tuple[Kind, Any, Node, bool]] = []
         self._reserved = {
             id(found) for address, node in nodes.items()
             if node["known"] and (found := live.paths.get(address, _MISSING)) is not _MISSING
@@ -86,8 +90,10 @@ class Restorer:
         """Fill what was found or made: what has keys after what these consist of, what is told its state last."""
         ready = []
         while self._pending:
-            kind, target, node = self._pending.pop(0)
-            ready.append((kind, target, node, [self.value(item) for item in node["items"]]))
+            kind, target, node, is_kept = self._pending.pop(0)
+            children = [self.value(item) for item in node["items"]]
+            if not (is_kept and self._has(target, children)):
+                ready.append((kind, target, node, children))
         ready.reverse()  # the inner before the outer
         for kind, target, node, children in sorted(ready, key=lambda item: _order(item[0])):
             kind.fill(target, node["head"], children)
@@ -95,6 +101,8 @@ class Restorer:
     def _there(self, address: str, node: Node) -> Any:
         """The object that stands where the saved one stood, if nobody else has it."""
         found = self.live.paths.get(address, _MISSING)
+        if found is _MISSING and not BY_NAME[node["kind"]].made:
+            found = self.live.paths.get(node["path"], _MISSING)  # another one had its place when the training began
         if found is _MISSING or id(found) in self._taken or (not node["known"] and id(found) in self._reserved):
             return _MISSING
         if isinstance(found, Region):
@@ -109,18 +117,35 @@ class Restorer:
             return NotSaved(node["reason"])
         kind, found = BY_NAME[node["kind"]], self._there(address, node)
         is_here = "items" in node and kind.name != "memory"
-        if not is_here or (found is not _MISSING and not node["changed"] and not self.everything):
+        if not is_here:
             return self._as_it_is(address, node, found)
+        if kind.led and found is _MISSING:
+            return self._missing(address, node)
         if kind.filled:
             return self._filled(kind, address, node, found)
         if found is not _MISSING and not kind.kept and self._is_same([address], [self.live.entry_of(found).address]):
             self._taken.add(id(found))
             return found
+        if kind.name == "reduced" and (id(found) in self._in_use or self._draws(address)):
+            raise ResumeMissed(f"the iterator {_named(address)} is not where it was: it is drawn from beside a loop.")
         children = [self.value(item) for item in node["items"]]
         if found is not _MISSING and kind.kept and self._is_like(found, node, children):
             self._taken.add(id(found))
             return found
         return self._made(kind, address, node, children)
+
+    def _draws(self, address: str) -> bool:
+        """Whether an iterator draws from a pass over a loader, so that another one could not go on in its place."""
+        pending, seen = [address], set[str]()
+        while pending:
+            node = self.nodes[pending.pop()]
+            if node["kind"] in ("followed", "delivering generator"):
+                return True
+            if node["kind"] in ("reduced", "tuple"):
+                inner = {item[0] for item in node.get("items", ()) if type(item) is list} - seen
+                seen |= inner
+                pending += inner
+        return False
 
     def _as_it_is(self, address: str, node: Node, found: Any) -> Any:
         """Memory, or an object that has not changed."""
@@ -130,10 +155,16 @@ class Restorer:
             self._taken.add(id(region))
             return region
         if found is _MISSING:
-            raise ResumeMissed(f"the checkpoint needs {_named(address)}, which the cell has not made again.")
+            return self._missing(address, node)
         self._check(address, node, found)
         self._taken.add(id(found))
         return found
+
+    def _missing(self, address: str, node: Node) -> NotSaved:
+        """Stands for an object that only the cell can make; it has not, and what will be read must be there."""
+        if node.get("must", True):
+            raise ResumeMissed(f"the checkpoint needs {_named(address)}, which the cell has not made again.")
+        return NotSaved(f"a {node['type'].rpartition(':')[2]}")
 
     def _check(self, address: str, node: Node, found: Any) -> None:
         if not self.everything or "digest" not in node:
@@ -150,17 +181,20 @@ class Restorer:
         if found is not _MISSING and (not hasattr(kind, "fits") or kind.fits(found, node["head"])):
             target = found
         elif not kind.made:
-            raise ResumeMissed(f"the checkpoint needs {_named(address)}, which the cell has not made again.")
+            return self._missing(address, node)
         else:
             target = kind.make(self._class(node), node["head"])
+        is_kept = target is found and not node["changed"] and not self.everything
         self._taken.add(id(target))
         self._done[address] = target  # what it consists of may lead back to it
-        self._pending.append((kind, target, node))
+        self._pending.append((kind, target, node, is_kept))
         return target
 
     def _made(self, kind: Kind, address: str, node: Node, children: list[Any]) -> Any:
         if not kind.made:
-            raise ResumeMissed(f"the checkpoint needs {_named(address)}, which the cell has not made again.")
+            return self._missing(address, node)
+        if kind.name in ("tensor", "array") and isinstance(children[0], NotSaved):
+            return children[0]  # its memory
         try:
             if kind.name in _OF_WHOLE_PARTS:
                 self.finish()
@@ -184,9 +218,20 @@ class Restorer:
         entry: Entry = self.live.entry_of(found)
         if entry.refusal or entry.head != node["head"] or len(entry.items) != len(children):
             return False
-        if isinstance(found, torch.Tensor) and found.grad_fn is not None and node["changed"]:
-            return False
+        if node["kind"] == "tensor" and node["changed"] and entry.head[-3:-2] == [True]:
+            return False  # it has a graph (which is not asked for here: that could make it anew, and fail)
         return all(map(self._is_child, entry.items, children))
+
+    def _has(self, target: Any, children: list[Any]) -> bool:
+        """Whether an object that has not changed, in a cell that may have been edited, is best left alone.
+
+        What it leads to has been put in place by itself; it is filled only when one of these became another object.
+        """
+        entry: Entry = self.live.entry_of(target)
+        if entry.refusal or len(entry.items) != len(children):
+            return True
+        pairs = zip(entry.items, children, strict=True)
+        return all(type(item) is not list or self.live.entries[item[0]].value is child for item, child in pairs)
 
     def _is_same(self, saved: Any, there: Any) -> bool:
         """Whether a saved object and one that is there tell the same of themselves."""

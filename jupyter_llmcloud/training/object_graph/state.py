@@ -54,6 +54,7 @@ class ObjectState:
         self._first: dict[str, bytes] = {}  # fingerprints
         self._first_roots: dict[str, bytes] = {}
         self._early: set[str] = set()  # what there was when the training began
+        self._left = MAX_AT_ONCE
         self._changing: set[str] = set()  # regions that are known to change: they are not compared again
 
     @property
@@ -83,8 +84,9 @@ class ObjectState:
 
     def take(self, graph: Graph, covered: set[int], copy: CopyBytes, limit: int) -> dict[str, Any]:
         """The roots and nodes of a graph as loadable values; raises NotPlain for what cannot be saved."""
-        self.later = []
-        nodes = {address: self._node(entry, covered, copy, limit) for address, entry in graph.entries.items()}
+        self.later, self._left = [], MAX_AT_ONCE
+        reached = graph.reached()
+        nodes = {at: self._node(entry, covered, copy, limit) for at, entry in graph.entries.items() if at in reached}
         for root in self._not_whole(graph, nodes):
             del graph.roots[root]
         wanted = graph.under(graph.roots)
@@ -111,20 +113,23 @@ class ObjectState:
             return self._unsaved(entry, entry.refusal)
         known = self._first.get(entry.address)
         changed = known != entry.fingerprint()
-        if known is None and not entry.kind.made:
+        if known is None and not (entry.kind.made or entry.kind.led):
             return self._unsaved(entry, f"a {entry.type_name.rpartition(':')[2]} that the training has made")
         if changed and (reason := entry.kind.refusal(entry.head)):
             return self._unsaved(entry, reason)
         node = {"kind": entry.kind.name, "type": entry.type_name, "changed": changed, "digest": entry.fingerprint(),
-                "known": self.known.address_of(entry.value) == entry.address}  # fmt: skip
+                "known": self.known.address_of(entry.value) == entry.address, "path": entry.path,
+                "must": entry.need == MUST}  # fmt: skip
         size = _size(entry)
-        if not changed and entry.address in self._early and size > _FEW and not entry.transient:
+        leads_on = any(type(item) is list for item in entry.items)
+        if not (changed or leads_on or entry.transient) and entry.address in self._early and size > _FEW:
             return node
         return {**node, "head": entry.head, "items": entry.items, "whole": entry.kind.made and size <= _MANY}
 
     def _memory(self, entry: Entry, covered: set[int], copy: CopyBytes, limit: int) -> dict[str, Any]:
         region, address = entry.value, entry.address
-        node = {"kind": "memory", "type": "", "head": [len(region), region.device], "items": [], "known": False}
+        node = {"kind": "memory", "type": "", "head": [len(region), region.device], "items": [], "known": False,
+                "must": entry.need == MUST}  # fmt: skip
         if region.start in covered:
             return {**node, "changed": False, "covered": True}
         known, size = self._first.get(address), len(region)
@@ -133,7 +138,9 @@ class ObjectState:
         if entry.need == MAY and size > SMALL:
             return {**node, "changed": False}
         changed = known is None or address not in self._early or address in self._changing
-        if not changed and size > MAX_AT_ONCE:
+        if not changed and size > SMALL:
+            self._left -= size
+        if not changed and size > SMALL and self._left < 0:
             assert known is not None
             self.later.append(Compare(address, region, known))
             return {**node, "changed": False, "digest": known}

@@ -44,12 +44,16 @@ class FullyShards(Whole):
         return state
 
 
-def settle(value: Any) -> None:
-    """Parameters that were gathered for a forward pass are let go again, so that the module holds its shards."""
-    if isinstance(value, torch.nn.Module):
-        for module in value.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+def settle(value: Any) -> bool:
+    """Parameters that were gathered for a forward pass are let go again, so that the module holds its shards.
+
+    Returns whether there are such parameters.
+    """
+    modules = value.modules() if isinstance(value, torch.nn.Module) else ()
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.reshard()
+    return bool(sharded)
 
 
 def _whole(tensor: Any) -> Any:

@@ -13,9 +13,12 @@ import torch
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint import rng, sharded_tensors, stateful_objects, writer
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.object_graph import memory
+from jupyter_llmcloud.training.object_graph.graph import MAY, Graph, Identities
+from jupyter_llmcloud.training.object_graph.kinds.iterators import FOLLOWED
 from jupyter_llmcloud.training.parallel.fully_sharded import settle
-from jupyter_llmcloud.training.resume import frame_variables, object_state
-from jupyter_llmcloud.training.resume.change_detection import Marks
+from jupyter_llmcloud.training.resume import frame_variables
+from jupyter_llmcloud.training.resume.cell_objects import CellObjects, Scope
 from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition
 from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
@@ -33,6 +36,7 @@ class CellState:
     def __init__(self, place: ReplayCursor, rank: int) -> None:
         self.place = place
         self.rank = rank
+        self._cell_objects = CellObjects()
         self.clear()
 
     def clear(self) -> None:
@@ -41,20 +45,25 @@ class CellState:
         self.copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._accelerators_made: list[weakref.ref[Any]] = []
         self._buffers: dict[str, torch.Tensor] = {}
-        self._first: dict[str, Any] | None = None  # small variables when the training began
-        self._marks: Marks = {}  # of everything else then
+        self._cell_objects.clear()
         self._namespace: dict[str, Any] = {}
         self._given: set[str] = set()
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._backwards: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by their last steps
         self._batches_at_step = 0
         self._cannot: Exception | None = None
-        self._suspended: dict[str, dict[str, Any]] = {}
+        self._rng_at_begin: dict[str, Any] = {}
 
     def begin(self, cell: Execute, namespace: dict[str, Any], given: set[str]) -> None:
         """The cell begins; `given` are names that every namespace starts with."""
         self.cell = cell
         self._namespace, self._given = namespace, given
+
+    def begin_following(self, saved: dict[str, Any] | None) -> None:
+        """The cell is followed. One that is executed again draws the same random numbers from its start."""
+        if saved is not None and not saved["is_new"]:
+            rng.restore(saved["rng_at_begin"])
+        self._rng_at_begin = rng.snapshot()
 
     def note_accelerator(self, accelerator: Any) -> None:
         """An Accelerator was made."""
@@ -64,26 +73,16 @@ class CellState:
         """A pass over data begins, or a first step: what is new is remembered as it is now."""
         try:
             frames = frame_variables.user_frames(self._namespace)
-            self._mark(frames, *self._found(frames))
+            self._cell_objects.remember(self._cell_objects.graph(self._scope(frames)), self._trained_memory())
         except Exception as error:  # the training must not end by what it is looked at with
             self._cannot = error
-
-    def _mark(self, frames: list[Any], attributes: dict[str, Any], table: dict[str, Any]) -> None:
-        object_state.add_marks(self._marks, frames, self._given, attributes, table)
-        for path in self.place.trainings.always():
-            self._marks.pop(path, None)
 
     def note_step(self, optimizer: Any) -> None:
         """An optimizer has stepped."""
         self._optimizers.add(optimizer)
         self._backwards[optimizer] = self.place.num_backwards
         self._batches_at_step = self.place.num_batches
-        if self._first is None:
-            self._note_first(frame_variables.user_frames(self._namespace))
-
-    def _note_first(self, frames: list[Any]) -> None:
-        self._first = frame_variables.variables(frames, self._given)
-        if not self._marks:
+        if not self._cell_objects.has_begun:
             self.note_begin()
 
     def where(self) -> list[tuple[str, str]]:
@@ -92,17 +91,46 @@ class CellState:
 
     def check(self, objects: dict[str, Any]) -> None:
         """Raise when one of these objects cannot be part of a checkpoint."""
-        stateful_objects.find(self._found(frame_variables.user_frames(self._namespace))[1], (), objects)
+        stateful_objects.find(self._look(frame_variables.user_frames(self._namespace))[2], (), objects)
 
-    def _found(self, frames: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Objects with attributes, and those with a state, by address."""
-        attributes = {**object_state.walk(frames, self._given), **self.place.trainings.attributes()}
-        table = stateful_objects.addresses(frames, self._accelerators())
-        own = object_state.stateful(attributes)
-        known = {id(value) for value in table.values()}
+    def _scope(self, frames: list[Any]) -> Scope:
+        trainings = self.place.trainings
+        return Scope(
+            frames=frames,
+            given=self._given,
+            attributes=trainings.attributes(),
+            always=trainings.always(),
+            sources=[loop.source for loop in self.place.loops.nest()],
+            followed=[*self._optimizers, *trainings.left_behind(), *self._trained_tensors()],
+            loaders=self.place.loaders(),
+        )
+
+    def _trained_tensors(self) -> list[torch.Tensor]:
+        return [p for optimizer in self._optimizers for p in stateful_objects.parameters_of(optimizer)]
+
+    def _trained_memory(self) -> set[int]:
+        return {start for tensor in self._trained_tensors() if (start := memory.start_of(tensor))}
+
+    def _look(self, frames: list[Any], known: Identities | None = None) -> tuple[Scope, Graph, dict[str, Any]]:
+        """Where the cell is, its objects, and those of them that have a state of their own by address."""
+        scope = self._scope(frames)
+        graph = self._cell_objects.graph(scope, known)
+        table = self._table(graph)
+        if any([settle(value) for value in table.values()]):  # their tensors are other ones now
+            scope = self._scope(frames)
+            graph = self._cell_objects.graph(scope, known)
+            table = self._table(graph)
+        return scope, graph, table
+
+    def _table(self, graph: Graph) -> dict[str, Any]:
+        table = stateful_objects.of_accelerators(self._accelerators())
         table |= self.place.trainings.addresses()
-        table |= {f"attribute {address}": value for address, value in own.items() if id(value) not in known}
-        return attributes, table
+        for path, value in graph.paths.items():
+            if not callable(getattr(type(value), "state_dict", None)) or isinstance(value, type):
+                continue
+            if not (isinstance(value, torch.amp.GradScaler) and graph.entry_of(value).need == MAY):  # of another cell
+                table[f"variable {path}"] = value
+        return table
 
     # --- taking ---
 
@@ -113,26 +141,22 @@ class CellState:
         frames = frame_variables.user_frames(self._namespace)
         self._refuse_what_is_not_followed(frames, position)
         alone = len(self.cell.ranks) == 1
-        attributes, table = self._found(frames)
-        for value in table.values():
-            settle(value)
+        _, graph, table = self._look(frames)
         optimizers = self._stepped(table)
         found = stateful_objects.find(table, optimizers, self.objects, alone)
-        found += stateful_objects.also_changed(table, found, self._marks)
-        small = frame_variables.variables(frames, self._given)
-        limit = sum(p.numel() for item in found if item.is_module for p in item.value.parameters())
-        large = object_state.take_large(frames, self._given, small, self._marks, self._copy, limit)
+        graph.leave(
+            [inner for item in found if not item.is_module for inner in stateful_objects.layers(item.value)], FOLLOWED
+        )
+        covered = self._trained_memory() | stateful_objects.memory_of(found)
+        limit = sum(p.nbytes for item in found if item.is_module for p in item.value.parameters())
+        trained = {id(p) for item in found if item.is_optimizer for p in stateful_objects.parameters_of(item.value)}
         accelerators = self._accelerators()
-        changed = object_state.take_attributes(attributes, self._marks, self._copy)
         own = {
             "position": rng.loadable(position),
             "rng": rng.loadable(rng.snapshot()),
+            "rng_at_begin": rng.loadable(self._rng_at_begin),
             "frames": frame_variables.names_of(frames),
-            "variables": {**small, **large},
-            "changed": [*frame_variables.changed(small, self._first or {}), *large],
-            "attributes": changed,
-            "unmarked": object_state.unmarked(changed, self._marks, self.place.trainings.always()),
-            "suspended": frame_variables.suspended(frames, self._given),
+            "graph": self._cell_objects.take(graph, covered, trained, self._copy, limit),
             "steps": num_steps,
             "world_size": len(self.cell.ranks),
             "accelerators": {
@@ -147,6 +171,10 @@ class CellState:
         if self.rank != self.cell.ranks[0]:
             return None, own
         return stateful_objects.take(found, True, self._copy, self._copy_later), own
+
+    def changed_while_written(self) -> list[str]:
+        """Memory that was too large to be compared at once and has changed: the next checkpoint holds it."""
+        return self._cell_objects.changed_while_written()
 
     def _refuse_what_is_not_followed(self, frames: list[Any], position: ReplayPosition) -> None:
         if position["kind"] == "loader" and (what := frame_variables.unfollowed_loop()):
@@ -231,10 +259,9 @@ class CellState:
         if frame_variables.names_of(frames) != saved["frames"]:
             raise ResumeMissed("the saved place was in other functions than the cell is in now.")
         accelerators = self._accelerators_of(saved["accelerators"])
-        attributes, table = self._found(frames)
-        self._mark(frames, attributes, table)
-        self._note_first(frames)  # of the cell as it begins, not as it goes on
-        table |= stateful_objects.addresses(frames, accelerators)
+        scope, graph, table = self._look(frames, Identities())
+        self._cell_objects.remember(graph, self._trained_memory())  # the cell as it begins, not as it goes on
+        table |= stateful_objects.of_accelerators(accelerators)
         folder = Path(self.cell.resume["folder"])
         shared = {address: writer.with_tensors(state, folder) for address, state in saved["shared"].items()}
         # Another world has other settings (a batch per rank, say): there only what the training has changed goes on.
@@ -247,13 +274,8 @@ class CellState:
             )
         if same_world:
             stateful_objects.put_gradients(saved["gradients"], table)
-        wanted = saved["variables"]
-        if not same_world or not self.cell.attempt:  # by --resume: the cell may have been edited, too
-            there = set(frame_variables.variables(frames, self._given))
-            wanted = {name: wanted[name] for name in wanted if name in saved["changed"] or name not in there}
-        frame_variables.set_variables(frames, wanted)
-        object_state.put_attributes(saved["attributes"], attributes, () if same_world else saved["unmarked"])
-        self._suspended = saved["suspended"] if same_world else {}
+        # By --resume, in attempt 0, the cell may have been edited, too.
+        self._cell_objects.put(saved["graph"], graph, scope, same_world, bool(self.cell.attempt))
         for name, accelerator in accelerators.items():
             accelerator.step, sync_gradients = saved["accelerators"][name]
             accelerator.gradient_state._set_sync_gradients(sync_gradients)
@@ -276,5 +298,4 @@ class CellState:
 
     def went_on(self) -> None:
         """A pass that was under way beside the saved place is drawn from again."""
-        if self._suspended:
-            frame_variables.resume_suspended(frame_variables.user_frames(self._namespace), self._suspended)
+        self._cell_objects.went_on(frame_variables.user_frames(self._namespace))

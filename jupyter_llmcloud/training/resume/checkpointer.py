@@ -105,6 +105,8 @@ class Checkpoints:
             self._cannot_track(cell, problem)
         self.replaying = bool(cell.resume)
         self._saved = self.state.load(cell) if cell.resume else None
+        if self.follows:
+            self.state.begin_following(self._saved)
         self.place.begin_cell(self.follows, self._saved["position"] if self._saved else None, cell.filename)
         self.outlet.muted = self.replaying
 
@@ -243,7 +245,8 @@ class Checkpoints:
         name, aside = f"rank-{self.rank:04d}.pt", self._aside(part)
         copies, self.state.copies = self.state.copies, []
         self._copied.clear()
-        return writer.Write(part, name, aside, shared, own, bad_loss, copies, self._copied).parts
+        changed = self.state.changed_while_written
+        return writer.Write(part, name, aside, shared, own, bad_loss, copies, self._copied, changed).parts
 
     def _all_save(self, complete: bool) -> bool:
         """Whether a periodic checkpoint is saved or left out: the first rank says so, a part alone is of no use."""

@@ -1,4 +1,4 @@
-"""The frames of a cell and their small variables: found without help of the cell, taken as values, put back."""
+"""The frames of a cell: found without help of the cell, with where they are and what they draw from."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ import itertools
 import re
 import sys
 import zlib
-from collections import deque
 from collections.abc import Iterable, Mapping
-from types import FrameType, GeneratorType, SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
-import torch
-
-from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, encode_variable, put_back
 from jupyter_llmcloud.training.resume.user_code import is_own_frame
-from jupyter_llmcloud.training.shell.failure_locals import holds_secret
 
 _ITERATORS = (enumerate, zip, map, filter, itertools.islice, itertools.chain, itertools.starmap)
 _PASSING = ("jupyter_llmcloud.", "torch.utils.data", "accelerate.", "tqdm", "contextlib", "torch.utils._contextlib")
-SAME_AS = "__llmcloud_same_as__"
 
 
 def user_frames(namespace: Mapping[str, Any]) -> list[FrameType]:
@@ -81,33 +75,7 @@ def trainer_runs() -> bool:
     return False
 
 
-def variables(frames: list[FrameType], given: set[str]) -> dict[str, Any]:
-    """The small plain variables by address; `given` are names that a rank's namespace starts with.
-
-    Of several names for one list, only the first holds its items.
-    """
-    found: dict[str, Any] = {}
-    first_names: dict[int, str] = {}
-    for depth, frame in enumerate(frames):
-        for name, value in list(frame.f_locals.items()):
-            if not is_users(name) or name in given or isinstance(value, type) or callable(value):
-                continue
-            if holds_secret(value):
-                continue
-            address = f"{depth} {name}"
-            if id(value) in first_names:
-                found[address] = {SAME_AS: first_names[id(value)]}
-                continue
-            try:
-                found[address] = encode_variable(value)
-            except NotPlain:
-                continue
-            if isinstance(value, list | dict | set | deque | torch.Tensor):
-                first_names[id(value)] = address
-    return found
-
-
-_SHELL_NAME = re.compile(r"_+|_i+|_[iod]?h|_i?\d+|__.*")  # what IPython keeps of earlier cells; dunder names
+_SHELL_NAME = re.compile(r"_+|_i+|_[iod]?h|_i?\d+|__.*|\..*")  # what IPython keeps of earlier cells; dunder names; .0
 
 
 def is_users(name: str) -> bool:
@@ -115,40 +83,8 @@ def is_users(name: str) -> bool:
     return _SHELL_NAME.fullmatch(name) is None
 
 
-def changed(now: dict[str, Any], first: dict[str, Any]) -> list[str]:
-    """Addresses of the variables that are not as they were when the training began."""
-    return [address for address, value in now.items() if address not in first or not _equal(value, first[address])]
-
-
-def _equal(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except (RuntimeError, ValueError):
-        return False  # tensors
-
-
-def set_variables(frames: list[FrameType], saved: dict[str, Any]) -> None:
-    """Put variables back into the frames that run now."""
-    filled: set[int] = set()
-    restored: dict[str, Any] = {}
-    for depth, frame in enumerate(frames):
-        present = frame.f_locals
-        bound = {}
-        for address, value in saved.items():
-            at, _, name = address.partition(" ")
-            if int(at) != depth:
-                continue
-            if isinstance(value, dict) and SAME_AS in value:
-                if value[SAME_AS] in restored:
-                    bound[name] = restored[address] = restored[value[SAME_AS]]
-                continue
-            anew, restored[address] = put_back(value, present.get(name), filled)
-            if anew:
-                bound[name] = restored[address]
-        _bind(frame, bound)
-
-
-def _bind(frame: FrameType, values: dict[str, Any]) -> None:
+def bind(frame: FrameType, values: dict[str, Any]) -> None:
+    """Give variables of a frame that runs, or of a generator that waits, their values."""
     frame.f_locals.update(values)
     # A function keeps its variables elsewhere.
     if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
@@ -171,24 +107,11 @@ def mentioned(frame: FrameType) -> set[str]:
 # --- iterators that are not running now ------------------------------------------------------------------------------
 
 
-def suspended(frames: list[FrameType], given: set[str]) -> dict[str, dict[str, Any]]:
-    """The variables of the cell's generators that wait in a variable, by function name."""
-    found: dict[str, dict[str, Any]] = {}
-    pending = [value for frame in frames for value in list(frame.f_locals.values())]
-    while pending:
-        value = pending.pop()
-        waits = isinstance(value, GeneratorType) and value.gi_frame is not None and not value.gi_running
-        if waits and value.gi_frame.f_globals is frames[0].f_globals and value.gi_code.co_name not in found:
-            found[value.gi_code.co_name] = variables([value.gi_frame], given)
-            pending += [*value.gi_frame.f_locals.values()]
-    return found
-
-
 def resume_suspended(frames: list[FrameType], saved: dict[str, dict[str, Any]]) -> None:
     """A generator runs again and is about to deliver: its variables are those it had; each is taken from `saved`."""
     for frame in frames:
         if frame.f_code.co_flags & inspect.CO_GENERATOR and frame.f_code.co_name in saved:
-            set_variables([frame], saved.pop(frame.f_code.co_name))
+            bind(frame, saved.pop(frame.f_code.co_name))
 
 
 def keeps_batches(value: Any, depth: int = 0) -> bool:

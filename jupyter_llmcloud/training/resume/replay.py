@@ -198,6 +198,10 @@ class ReplayCursor:
 
     # --- passes over loaders ---
 
+    def loaders(self) -> list[Any]:
+        """The loaders over which a pass has begun."""
+        return [loader for ref in self._loaders.values() if (loader := ref()) is not None]
+
     def key_of(self, loader: Any) -> str:
         """A loader's name that is the same when the cell is executed again: the order in which they were made."""
         numbered = getattr(loader, "base_dataloader", loader)

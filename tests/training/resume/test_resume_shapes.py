@@ -173,12 +173,6 @@ def train(batch):
 
 """
 REFUSED = {
-    "a list of models": (
-        "models = []\nfor fold in range(2):\n    for batch in loader:\n        train(batch)\n"
-        "    models.append(torch.nn.Linear(1, 1))\nlen(models), turn",
-        "models",
-        "(2, 24)",
-    ),
     "a library's own loop": (
         "library = types.ModuleType('library')\n"
         "exec('def fit(loader, train):\\n    for batch in loader: train(batch)', vars(library))\n"

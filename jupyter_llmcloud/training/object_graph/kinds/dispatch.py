@@ -22,26 +22,35 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from jupyter_llmcloud.training.object_graph import kinds, tensors
-from jupyter_llmcloud.training.object_graph.kinds import Kind
+from jupyter_llmcloud.training.object_graph.kinds import (
+    base,
+    code,
+    containers,
+    instances,
+    iterators,
+    reduced,
+    tensors,
+    values,
+)
+from jupyter_llmcloud.training.object_graph.kinds.base import Kind
 from jupyter_llmcloud.training.object_graph.memory import Region
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
-_FIXED = kinds.Fixed()
-_NAMED = kinds.Named()
-_UNSAVED = kinds.Unsaved()
-_OBJECT = kinds.Object()
-_REDUCED, _RESTATED = kinds.Reduced(), kinds.Restated()
-_GENERATOR = kinds.Waiting()
-_DICT = kinds.Dict()
-_FUNCTION, _CLASS, _CACHE = kinds.Function(), kinds.Class(), kinds.Cache()
-_SCALAR, _MODULE = kinds.Scalar(), kinds.Module()
+_FIXED = base.Fixed()
+_NAMED = code.Named()
+_UNSAVED = base.Unsaved()
+_OBJECT = instances.Object()
+_REDUCED, _RESTATED = reduced.Reduced(), reduced.Restated()
+_STATEFUL = reduced.Stateful()
+_DICT = containers.Dict()
+_FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
+_SCALAR, _MODULE = values.Scalar(), instances.Module()
 _TENSOR, _ARRAY, _OBJECTS = tensors.Tensor(), tensors.Array(), tensors.Objects()
 
 # The packages whose objects tell others of a training, stand for data outside, or belong to our own and torch's
 # machinery: no state of a training is in them that the cell, a state_dict or we do not bring back.
 _PACKAGES = (
-    "accelerate", "jupyter_llmcloud", "torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd",
+    "accelerate", "torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd",
     "torch.cuda", "torch.distributed", "torch.fx", "torch.jit", "torch.profiler", "torch.multiprocessing",
     "torch.utils.tensorboard", "torch.utils.hooks", "torch.utils.data.dataloader", "torch.utils.data._utils",
     "transformers.tokenization", "transformers.trainer", "tokenizers", "datasets", "pyarrow", "sentencepiece",
@@ -53,10 +62,11 @@ _PACKAGES = (
 )  # fmt: skip
 _FIXED_TYPES: tuple[type, ...] = (
     threading.Thread, threading.Condition, threading.Event, threading.Semaphore, subprocess.Popen, logging.Logger,
-    Trainer, torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler, types.TracebackType, types.FrameType,
+    Trainer, types.TracebackType, types.FrameType,
     types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
     type(threading.Lock()), type(threading.RLock()), type(Ellipsis), type(NotImplemented), weakref.ProxyType,
 )  # fmt: skip
+_STATEFUL_TYPES: tuple[type, ...] = (torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _LIBRARY_CODE: tuple[type, ...] = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
     types.ClassMethodDescriptorType, types.GenericAlias, types.UnionType, np.ufunc,
@@ -64,54 +74,52 @@ _LIBRARY_CODE: tuple[type, ...] = (
 
 _EXACT: dict[type, Kind] = {
     dict: _DICT,
-    list: kinds.Container(list),
-    tuple: kinds.Container(tuple, "[", "]", filled=False),
-    set: kinds.Container(set, "{", "}"),
-    frozenset: kinds.Container(frozenset, "{", "}", filled=False),
-    collections.deque: kinds.Container(collections.deque),
+    list: containers.Container(list),
+    tuple: containers.Container(tuple, "[", "]", filled=False),
+    set: containers.Container(set, "{", "}"),
+    frozenset: containers.Container(frozenset, "{", "}", filled=False),
+    collections.deque: containers.Container(collections.deque),
     Region: tensors.Memory(),
     torch.Tensor: _TENSOR,
     torch.nn.Parameter: _TENSOR,
-    torch.Generator: kinds.TorchNumbers(),
-    np.random.Generator: kinds.OverBits(),
-    np.random.RandomState: kinds.NumpyNumbers(),
-    bytearray: kinds.Bytes(),
-    memoryview: kinds.View(),
-    array.array: kinds.Numbered(),
-    types.CellType: kinds.Cell(),
-    types.MethodType: kinds.Method(),
-    contextvars.ContextVar: kinds.Context(),
-    weakref.ref: kinds.Weak(),
-    weakref.WeakSet: kinds.WeakContainer(),
-    weakref.WeakKeyDictionary: kinds.WeakContainer(),
-    weakref.WeakValueDictionary: kinds.WeakContainer(),
+    torch.Generator: values.TorchNumbers(),
+    np.random.Generator: values.OverBits(),
+    np.random.RandomState: values.NumpyNumbers(),
+    bytearray: values.Bytes(),
+    memoryview: values.View(),
+    array.array: values.Numbered(),
+    types.CellType: code.Cell(),
+    types.MethodType: code.Method(),
+    contextvars.ContextVar: code.Context(),
+    weakref.ref: containers.Weak(),
+    weakref.WeakSet: containers.WeakContainer(),
+    weakref.WeakKeyDictionary: containers.WeakContainer(),
+    weakref.WeakValueDictionary: containers.WeakContainer(),
     functools._lru_cache_wrapper: _CACHE,
-    torch.dtype: kinds.Torch(),
-    torch.device: kinds.Torch(),
-    torch.Size: kinds.Torch(),
+    torch.dtype: values.Torch(),
+    torch.device: values.Torch(),
+    torch.Size: values.Torch(),
     torch.layout: _FIXED,
-    types.GeneratorType: _GENERATOR,
-    types.CoroutineType: _GENERATOR,
-    types.AsyncGeneratorType: _GENERATOR,
 }
 _BASES: list[tuple[Any, Kind]] = [
     (dict, _DICT),
-    *((kind.base, kind) for kind in _EXACT.values() if isinstance(kind, kinds.Container)),
-    (random.Random, kinds.Numbers()),
+    *((kind.base, kind) for kind in _EXACT.values() if isinstance(kind, containers.Container)),
+    (random.Random, values.Numbers()),
     (np.random.BitGenerator, _EXACT[np.random.RandomState]),
-    (io.StringIO, kinds.Buffer()),
-    (io.BytesIO, kinds.Buffer()),
-    (io.IOBase, kinds.OpenFile()),
+    (io.StringIO, values.Buffer()),
+    (io.BytesIO, values.Buffer()),
+    (io.IOBase, values.OpenFile()),
     (weakref.ref, _EXACT[weakref.ref]),
-    (threading.local, kinds.Local()),
-    (BaseException, kinds.Raised()),
-    (DataLoader, kinds.Loader()),
+    (threading.local, instances.Local()),
+    (BaseException, instances.Raised()),
+    (DataLoader, instances.Loader()),
 ]
 BY_NAME: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _GENERATOR,
-        _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, kinds.Member(),
+        *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
+        _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, instances.Member(),
+        iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
 }  # fmt: skip
 
@@ -122,6 +130,8 @@ def kind_of(value: Any) -> Kind:
 
 
 def _kind_by_base(value: Any) -> Kind:
+    if isinstance(value, iterators.Generator):
+        return iterators.kind_of_generator(value)
     if isinstance(value, np.ndarray):
         exact = type(value) in (np.ndarray, np.memmap, np.recarray)
         return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _REDUCED
@@ -141,6 +151,12 @@ def _kind_by_base(value: Any) -> Kind:
         return _SCALAR if value.dtype.kind != "V" else _REDUCED
     if isinstance(value, DataLoader):
         return BY_NAME["loader"]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _EXACT[tuple]
+    if isinstance(value, _STATEFUL_TYPES):
+        return _STATEFUL
+    if _is_of(type(value), ("jupyter_llmcloud",)):
+        return iterators.FOLLOWED
     if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
         return _FIXED
     return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)
@@ -157,7 +173,7 @@ def _method_of(value: Any) -> Kind:
 def _kind_of_object(value: Any) -> Kind:
     if _is_of(type(value), ("pandas",)):
         return _RESTATED if hasattr(value, "_mgr") else _REDUCED
-    if kinds.has_plain_layout(type(value)):
+    if instances.has_plain_layout(type(value)):
         return _OBJECT
     return _REDUCED
 

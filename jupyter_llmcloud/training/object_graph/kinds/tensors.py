@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from jupyter_llmcloud.training.object_graph import memory
-from jupyter_llmcloud.training.object_graph.kinds import CannotSave, Child, Kind
+from jupyter_llmcloud.training.object_graph.kinds.base import CannotSave, Child, Kind
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 
@@ -55,9 +55,11 @@ class Tensor(Kind):
             return self._other(value)
         if hasattr(value, "full_tensor"):
             raise CannotSave("a sharded tensor that no optimizer trains")
+        if value.numel() and not value.untyped_storage().size():
+            return ["freed"], []  # FSDP has let it go until it is gathered again
         head = [
             str(value.dtype), list(value.size()), list(value.stride()), value.storage_offset(), value.requires_grad,
-            isinstance(value, torch.nn.Parameter), value.grad_fn is not None, value.is_conj(), value.is_neg(),
+            isinstance(value, torch.nn.Parameter), not value.is_leaf, value.is_conj(), value.is_neg(),
         ]  # fmt: skip
         return head, [("<memory>", memory.of_tensor(value))]
 
@@ -75,6 +77,8 @@ class Tensor(Kind):
     def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
         if head[0] == "meta":
             return torch.empty(head[2], dtype=getattr(torch, head[1].removeprefix("torch.")), device="meta")
+        if head[0] == "freed":
+            raise CannotSave("its memory was let go")
         if head[0] in ("sparse", "csr"):
             return _sparse(head, children)
         name, size, stride, offset, requires_grad, is_parameter, has_graph, is_conj, is_neg = head

@@ -1,0 +1,1 @@
+"""The kinds of objects, and which kind an object is of."""

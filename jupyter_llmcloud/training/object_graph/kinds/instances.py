@@ -1,0 +1,146 @@
+"""Objects: instances of classes written in Python, modules of torch, exceptions, members of an enumeration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from jupyter_llmcloud.training.object_graph.kinds.base import (
+    SIMPLE,
+    Child,
+    Kind,
+    set_attributes,
+    slots,
+    visible,
+)
+from jupyter_llmcloud.training.resume.user_code import is_own_module
+
+OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
+
+
+class Object(Kind):
+    """An instance of a class written in Python."""
+
+    name = "object"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        own = visible(value)
+        return [name for name, _ in own], [(f".{name}", item) for name, item in own]
+
+    def make(self, cls: Any, head: Any) -> Any:
+        return object.__new__(cls)
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        set_attributes(value, head, children)
+
+
+class Module(Kind):
+    """A module of torch: its tensors and modules, and the attributes that its class has added.
+
+    Hooks are left as the cell has made them, and so is what belongs to a wrapper such as DistributedDataParallel.
+    """
+
+    name = "module"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        own = vars(value)
+        wraps = type(value).__module__.startswith(_WRAPPERS)
+        plain = [] if wraps else [(name, item) for name, item in own.items() if not _is_of_module(name)]
+        parts = [list((own.get(part) or {}).items()) for part in _PARTS]
+        children = [(f".{name}", item) for part in (plain, *parts) for name, item in part]
+        return [value.training, [name for name, _ in plain], *([name for name, _ in part] for part in parts)], children
+
+    def make(self, cls: Any, head: Any) -> Any:
+        made = object.__new__(cls)
+        torch.nn.Module.__init__(made)
+        return made
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        training, names, *parts = head
+        own, at = vars(value), len(names)
+        if not type(value).__module__.startswith(_WRAPPERS):
+            for name in [name for name in own if not _is_of_module(name) and name not in names]:
+                del own[name]
+        own.update(zip(names, children, strict=False))
+        own["training"] = training
+        for part, inner in zip(_PARTS, parts, strict=True):
+            wanted = dict(zip(inner, children[at : at + len(inner)], strict=True))
+            at += len(inner)
+            present = own[part]
+            for name in [name for name in present if name not in wanted]:
+                del present[name]
+            present.update(wanted)
+
+
+_PARTS = ("_parameters", "_buffers", "_modules")
+_WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
+_OF_MODULES = frozenset(vars(torch.nn.Module())) | {"_hf_hook", "_old_forward", "_original_forward", "forward"}
+
+
+def _is_of_module(name: str) -> bool:
+    return name in _OF_MODULES or name.startswith("__llmcloud")
+
+
+def has_plain_layout(cls: type) -> bool:
+    """Whether its instances hold nothing but attributes: no part of it is written in C."""
+    if any(base is not object and not base.__flags__ & (1 << 9) for base in cls.__mro__):
+        return cls.__module__ == "types" and cls.__name__ == "SimpleNamespace"
+    weak, own_dict = cls.__weakrefoffset__ > 0, cls.__dictoffset__ > 0
+    return cls.__basicsize__ <= object.__basicsize__ + 8 * (len(slots(cls)) + weak + own_dict)
+
+
+class Local(Object):
+    """threading.local, as the main thread sees it."""
+
+    name = "threading.local"
+
+    def make(self, cls: Any, head: Any) -> Any:
+        return cls.__new__(cls)
+
+
+class Raised(Kind):
+    """An exception that was kept, without its traceback."""
+
+    name = "exception"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        own = visible(value)
+        return [name for name, _ in own], [("<arguments>", value.args), *((f".{name}", item) for name, item in own)]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        value.args = children[0]
+        set_attributes(value, head, children[1:])
+
+
+class Loader(Kind):
+    """A DataLoader: which batch is next is known elsewhere, what it draws from may change."""
+
+    name = "loader"
+    made = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        parts = ("dataset", "sampler", "batch_sampler", "collate_fn")
+        found = [(f".{name}", getattr(value, name, None)) for name in parts]
+        own = [(name, part) for name, part in found if name == ".dataset" or is_own_module(type(part).__module__)]
+        return [name for name, _ in own], own
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        """Its parts are filled by themselves."""
+
+
+class Member(Kind):
+    """A member of an enumeration, with attributes of its own."""
+
+    name = "enum"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        own = [(name, item) for name, item in visible(value) if name not in OF_MEMBERS]
+        plain = value.value if type(value.value) in SIMPLE else None
+        return [value.name, plain, [name for name, _ in own]], [(f".{name}", item) for name, item in own]
+
+    def make(self, cls: Any, head: Any) -> Any:
+        return cls[head[0]] if head[0] in cls.__members__ else cls(head[1])
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        vars(value).update(zip(head[2], children, strict=True))

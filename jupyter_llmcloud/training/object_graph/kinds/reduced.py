@@ -1,0 +1,113 @@
+"""What tells others how it is made: as pickle is told, or by `state_dict()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_llmcloud.training.object_graph.kinds.base import CannotSave, Child, Kind, find, name_of
+from jupyter_llmcloud.training.object_graph.kinds.instances import has_plain_layout
+from jupyter_llmcloud.training.resume.user_code import is_own_module
+
+_VALUES = frozenset({"array", "builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "functools",
+    "ipaddress", "itertools", "numpy", "operator", "pandas", "pathlib", "re", "scipy", "sklearn", "uuid",
+    "zoneinfo", "_operator", "pytz", "PIL"})  # fmt: skip
+_BUILTINS = frozenset({"complex", "slice", "range", "iter", "enumerate", "zip", "map", "filter", "reversed", "object"})
+_RECONSTRUCTORS = ("_unpickle", "_new_", "__pyx_unpickle", "_reconstruct", "_mareconstruct", "_frombuffer", "scalar",
+                   "__newobj__", "__newobj_ex__", "_compile", "_array_reconstructor", "__generator_ctor",
+                   "__bit_generator_ctor", "__randomstate_ctor")  # fmt: skip
+
+
+def may_construct(function: Any) -> bool:
+    """Whether a function or class is known to construct a value and to do nothing else."""
+    module, name = str(getattr(function, "__module__", "")), str(getattr(function, "__name__", ""))
+    package = module.partition(".")[0]
+    if package == "builtins":
+        return name in _BUILTINS
+    if package not in _VALUES:
+        return False
+    if isinstance(function, type):
+        return package != "functools" or name == "partial"
+    return name.startswith(_RECONSTRUCTORS)
+
+
+class Reduced(Kind):
+    """What tells pickle how it is made: a function, its arguments, a state, items."""
+
+    name = "reduced"
+    filled = False
+    kept = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        try:
+            reduced = value.__reduce_ex__(4)
+        except Exception as error:
+            raise CannotSave(f"a {type(value).__module__}.{type(value).__name__} ({error})") from None
+        if isinstance(reduced, str) or not may_construct(reduced[0]):
+            raise CannotSave(f"a {type(value).__module__}.{type(value).__name__}")
+        function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        if function.__name__ in ("__newobj__", "__newobj_ex__") and not _may_be_new(arguments[0]):
+            raise CannotSave(f"a {type(value).__module__}.{type(value).__name__}")
+        children = [("<arguments>", tuple(arguments)), ("<state>", state)]
+        children += [("<items>", list(items) if items is not None else None)]
+        children += [("<pairs>", list(pairs) if pairs is not None else None)]
+        return [name_of(function)], children
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        function = find(head[0])
+        arguments, state, items, pairs = children
+        if function is None or not may_construct(function):
+            raise CannotSave(f"{head[0]} is not called for a file")
+        if function.__name__ in ("__newobj__", "__newobj_ex__") and not _may_be_new(arguments[0]):
+            raise CannotSave(f"a {arguments[0]} is not made for a file")
+        made = function(*arguments)
+        if state is not None:
+            set_state(made, state)
+        if items is not None:
+            made.extend(items)
+        for key, item in pairs or ():
+            made[key] = item
+        return made
+
+
+class Restated(Kind):
+    """What is made empty and then told its state, as pickle does it: a DataFrame."""
+
+    name = "restated"
+    kept = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        _, _, state, *_ = value.__reduce_ex__(4)
+        return [], [("<state>", state)]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        set_state(value, children[0])
+
+
+class Stateful(Kind):
+    """An optimizer, a schedule or a scaler: what it tells and takes as its state."""
+
+    name = "stateful"
+    made = False
+    kept = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [], [("<state>", value.state_dict())]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        value.load_state_dict(children[0])
+
+
+def _may_be_new(cls: Any) -> bool:
+    return isinstance(cls, type) and (may_construct(cls) or has_plain_layout(cls) or is_own_module(str(cls.__module__)))
+
+
+def set_state(value: Any, state: Any) -> None:
+    """As pickle does it."""
+    if hasattr(value, "__setstate__"):
+        value.__setstate__(state)
+        return
+    own, in_slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+    if own:
+        vars(value).update(own)
+    for name, item in (in_slots or {}).items():
+        object.__setattr__(value, name, item)
