@@ -97,6 +97,14 @@ class Shell:
         self.kernel = Kernel()
 
 
+def test_without_a_kernel_a_press_is_a_stop_at_once() -> None:
+    with StopSignal(KernelEnd().explains_press) as stop:
+        began = time.monotonic()
+        stop._press(2, None)
+        assert time.monotonic() - began < HOLD_S
+        assert stop.presses == 1
+
+
 def test_a_press_is_a_stop_unless_the_kernel_is_asked_to_end_within_a_moment() -> None:
     end, shell, told = KernelEnd(), Shell(), []
     end.watch(shell, told.append)

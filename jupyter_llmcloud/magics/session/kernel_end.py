@@ -32,6 +32,7 @@ class KernelEnd:
     def __init__(self) -> None:
         self._asked, self._write = os.pipe()
         self._is_watched = False
+        self._can_be_asked = False
         self.words = ""
 
     def watch(self, shell: Any, on_end: Callable[[bool], None]) -> None:
@@ -46,6 +47,7 @@ class KernelEnd:
         if kernel is None:
             atexit.register(on_end, False)
             return
+        self._can_be_asked = True
         shut_down = kernel.do_shutdown  # the method that ipykernel gives kernels to override
 
         def do_shutdown(restart: bool) -> Any:
@@ -62,7 +64,7 @@ class KernelEnd:
 
     def explains_press(self) -> bool:
         """Whether the interrupt that has just come belongs to the end of the kernel: then it is no Stop."""
-        return self.is_near(HOLD_S)
+        return self._can_be_asked and self.is_near(HOLD_S)
 
 
 kernel_end = KernelEnd()
