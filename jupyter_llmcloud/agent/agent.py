@@ -116,13 +116,16 @@ class Agent:
             self._do(self._leave())
 
     async def _leave(self) -> None:
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(LEAVE_S):
                 self.leader_links.leave()
                 await self.worlds.save()
                 while self.leader_links.hosts_ranks:
                     await asyncio.sleep(LEAVE_CHECK_S)
-        self._finish(was_signalled=True)
+        except TimeoutError:
+            pass  # whoever was waited for has had its time
+        finally:
+            self._finish(was_signalled=True)  # also when something failed that nobody foresaw
 
     def _finish(self, was_signalled: bool = False) -> None:
         if not self._finished.done():
