@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.labextension-built
 BENCH := $(VENV)/.bench-installed
+LIBRARIES := $(VENV)/.libraries-installed
 # The build of torch depends on the machine: make setup TORCH="torch==2.11.0 --index-url ..." takes another one.
 TORCH ?= torch==2.13.0
 CONSTRAINTS := .ci/constraints.txt
@@ -58,7 +59,8 @@ lint: $(BUILT)  ## ruff, mypy, the import rules, the types of the front end
 chaos: $(BUILT)  ## inject the faults that the promises are about
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-compat: $(BUILT)  ## the core with the oldest and the newest libraries that are allowed, on Python 3.12 and 3.13
+compat: $(LIBRARIES) $(BUILT)  ## libraries that notebooks use; the core with the oldest and the newest that are allowed
+	$(BIN)/python -m pytest -n $(WORKERS) tests/compat $(ARGS)
 	.ci/compat oldest $(ARGS)
 	.ci/compat newest $(ARGS)
 
@@ -74,6 +76,10 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 # Installing again builds the front end where its sources are newer, and puts it where JupyterLab looks.
 $(BUILT): $(FRONT_END) | $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(LIBRARIES): $(INSTALLED)
+	$(INSTALL) --editable ".[test,dev,compat]"
 	@touch $@
 
 $(BENCH): $(INSTALLED)

@@ -17,7 +17,7 @@ LLMCloudError
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -27,10 +27,12 @@ class LLMCloudError(Exception):
     Attributes:
         code: names the class to other processes, and to users of the REST API. It stays when the class is renamed.
         by_code: every class that has a code of its own.
+        shown: how a notebook shows a message, which is saved with it.
     """
 
     code: ClassVar[str] = "LLMCloudError"
     by_code: ClassVar[dict[str, type[LLMCloudError]]] = {}
+    shown: ClassVar[Callable[[str], str]] = staticmethod(str)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -48,7 +50,9 @@ class LLMCloudError(Exception):
         return cls(message)
 
     def _render_traceback_(self) -> list[str]:
-        # A message for the user, not a bug report: IPython shows this in place of our own frames.
+        # A message for the user, not a bug report: IPython shows this in place of our own frames, and then asks for
+        # the message itself.
+        self.args = (type(self).shown(str(self)),)
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -170,5 +174,7 @@ class RankError(LLMCloudError):
         return cls(**detail)
 
     def _render_traceback_(self) -> list[str]:
+        self.args = (type(self).shown(str(self)),)
         lines = list(self.traceback) or [f"{self.ename}: {self.evalue}"]
-        return [*lines, "", f"RankError: the cell failed on rank {self.rank}.", *self.report]
+        shown = [type(self).shown(line) for line in [*lines, *self.report]]
+        return [*shown[: len(lines)], "", f"RankError: the cell failed on rank {self.rank}.", *shown[len(lines) :]]

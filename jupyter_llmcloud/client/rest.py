@@ -177,17 +177,9 @@ class ServerClient:
         """Every endpoint, the newest first."""
         return list(self.ask("GET", "endpoints")["endpoints"])
 
-    def create_endpoint(
-        self,
-        target: str,
-        name: str | None = None,
-        replicas: int | None = None,
-        dtype: str | None = None,
-        cluster: str | None = None,
-    ) -> dict[str, Any]:
-        """Begin to serve; the endpoint is starting when this returns."""
-        body = {"target": target, "name": name, "replicas": replicas, "dtype": dtype, "cluster": cluster}
-        return self.ask("POST", "endpoints", body)
+    def create_endpoint(self, target: str, **options: Any) -> dict[str, Any]:
+        """Begin to serve, with the options of an EndpointSpec; the endpoint is starting when this returns."""
+        return self.ask("POST", "endpoints", {"target": target, **options})
 
     def endpoint(self, name: str, wait_s: int = 0) -> dict[str, Any]:
         """One endpoint; waits up to `wait_s` (at most 20 are useful) while it is starting."""

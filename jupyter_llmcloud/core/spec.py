@@ -194,7 +194,11 @@ class RunSpec(Spec):
         RUN_NAME,
         "Go on from the newest checkpoint of an earlier run of this source, with its options, on any number of ranks.",
     )
-    seed: int | None = option(COUNT_OR_NONE, "Seed Python, NumPy and torch alike on every rank.", resumes=True)
+    seed: int | None = option(
+        COUNT_OR_NONE,
+        "Seed Python, NumPy and torch: alike on all ranks while models and splits are made, apart while they train.",
+        resumes=True,
+    )
 
 
 def inherited(earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,6 +259,16 @@ class EndpointSpec(Spec):
     replicas: int = option(Kind("K", integer(1)), "How many processes serve it.", 1)
     dtype: str = option(
         Kind(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
+    )
+    max_model_len: int | None = option(
+        COUNT, "Tokens of prompt and answer together, at most (default: as many as the model was made for)."
+    )
+    max_concurrent: int = option(COUNT, "Sequences that each process generates at once; others wait.", 32)
+    threads: int | None = option(
+        COUNT, "CPU threads of each process (default: the cores of its host, shared out over its replicas)."
+    )
+    base_model: str | None = option(
+        TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
     )
     cluster: str | None = option(CLUSTER, "Cluster to serve on (default: the newest).", doors=Door.NOTEBOOK | Door.REST)
 

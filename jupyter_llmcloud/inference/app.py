@@ -8,10 +8,12 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 from aiohttp import ClientConnectionResetError, hdrs, web
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 MAX_BODY = 16 * 2**20
 _LONG_BODY = 2**16
 _QUEUE_FACTOR = 4
+_MAX_RENDERING = 32
 _RETRY_AFTER_S = 1.0
 USAGE_TIMEOUT_S = 2.0
 
@@ -71,11 +74,13 @@ class Application:
         self.status = status
         self.model: Model | None = None
         self._usages = Usages()
+        self._rendering = ThreadPoolExecutor(_MAX_RENDERING, thread_name_prefix="chat")
         self._token = token.encode()
 
     def build(self) -> web.Application:
         """An aiohttp application. Run it with `handler_cancellation=True`: hanging up cancels a request."""
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._errors, self._authorise])
+        app.on_cleanup.append(self._close)
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/stats", self.stats)
@@ -84,6 +89,9 @@ class Application:
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
         return app
+
+    async def _close(self, _: web.Application) -> None:
+        self._rendering.shutdown(wait=False, cancel_futures=True)
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -119,10 +127,19 @@ class Application:
         status = self.status
         body = {"state": status.state, "endpoint": status.endpoint, "pid": os.getpid()}
         if status.state == "ready":
-            return _json({**body, **status.details})
+            return _json({**body, **status.details, "memory": self._memory()})
         if status.state == "failed":
             return _json({**body, "reason": status.reason}, status=500)
         return _json(body, status=503)
+
+    def _memory(self) -> dict[str, int]:
+        """Bytes that this replica takes now, and how far the part that grows may grow."""
+        process = psutil.Process()
+        memory = {"process_bytes": sum(one.memory_info().rss for one in [process, *_children(process)])}
+        if self.model is not None:
+            engine = self.model.engine.stats()
+            memory |= {"cache_bytes": engine.cache_bytes, "max_cache_bytes": engine.max_cache_bytes}
+        return memory
 
     async def stats(self, request: web.Request) -> web.Response:
         """Gauges and counters."""
@@ -143,7 +160,9 @@ class Application:
                 "name": self.model.engine.name,
                 "num_active": engine.num_active,
                 "num_tokens": engine.num_tokens,
+                "num_threads": self.model.engine.num_threads,
             }
+            body["memory"] = self._memory()
         return _json(body)
 
     async def usage(self, request: web.Request) -> web.Response:
@@ -175,9 +194,7 @@ class Application:
     async def _answer(self, request: web.Request, route: str) -> web.StreamResponse:
         model = self._ready_model()
         body = await request.read()
-        check: Callable[[bytes], Ask] = model.chat if route == "chat" else model.completion
-        # Tokenising a long prompt takes a while, which the streams of others must not feel.
-        ask = await asyncio.to_thread(check, body) if len(body) > _LONG_BODY else check(body)
+        ask = await self._check(model, route, body)
         with self._admitted(ask), self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
             answer = Answer(model, ask)
             try:
@@ -192,6 +209,14 @@ class Application:
                 counted(answer.usage)
                 self.status.num_prompt_tokens += answer.usage.num_prompt
                 self.status.num_generated_tokens += answer.usage.num_generated
+
+    async def _check(self, model: Model, route: str, body: bytes) -> Ask:
+        """The request, checked. What takes a while is done in a thread: streams of others do not feel it."""
+        if route == "chat":  # whose template may take as long as it is let
+            return await asyncio.get_running_loop().run_in_executor(self._rendering, model.chat, body)
+        if len(body) > _LONG_BODY:
+            return await asyncio.to_thread(model.completion, body)
+        return model.completion(body)
 
     def _ready_model(self) -> Model:
         if self.model is None or self.status.state != "ready":
@@ -245,6 +270,13 @@ class Application:
             # The status line is gone: what is left to tell it is an event, and no [DONE].
             self.status.num_failed += 1
             await response.write(event(_broken_off(error).body()))
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    """Those that render chat templates."""
+    with suppress(psutil.Error):
+        return [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
+    return []
 
 
 def _broken_off(error: Exception) -> ApiError:

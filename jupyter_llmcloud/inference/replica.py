@@ -16,16 +16,20 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.core_share import CoreShare
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
 from jupyter_llmcloud.inference.openai.completion import Model
+from jupyter_llmcloud.inference.openai.templates import Templates
 from jupyter_llmcloud.system import unix_sockets
 
 log = logging.getLogger(__name__)
 
 _LINGER_S = 2.0
 _POLL_S = 0.05
+_SHARE_EVERY_S = 1.0
 
 
 class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
@@ -38,8 +42,10 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         token: the bearer token that requests must carry.
         served_name: the model's name in requests and replies.
         dtype: auto, float32, bfloat16 or float16.
+        base_model: of an adapter, the folder of its base model.
         max_concurrent: sequences in one batch.
-        num_threads: CPU threads of the engine; by default all cores but one.
+        max_model_len: tokens of prompt and answer together; by default as many as the model was made for.
+        num_threads: CPU threads of the engine; by default its share of all cores but one, beside other replicas.
         device: cpu or cuda:N.
         drain_s: how long a SIGTERM lets requests finish.
     """
@@ -50,7 +56,9 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
     token: str
     served_name: str
     dtype: str = "auto"
+    base_model: str = ""
     max_concurrent: int = 32
+    max_model_len: int | None = None
     num_threads: int | None = None
     device: str = "cpu"
     drain_s: float = 5.0
@@ -62,13 +70,14 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
             spec = msgspec.json.decode(line, type=cls)
         except msgspec.MsgspecError as error:
             raise UsageError(f"the spec on stdin is not valid: {error}") from None
-        if spec.max_concurrent < 1 or not spec.token or (spec.num_threads is not None and spec.num_threads < 1):
-            raise UsageError("the spec on stdin needs max_concurrent >= 1, num_threads >= 1 and a token.")
+        numbers = (spec.max_concurrent, spec.num_threads, spec.max_model_len)
+        if not spec.token or any(number is not None and number < 1 for number in numbers):
+            raise UsageError("the spec on stdin needs a token, and max_concurrent, num_threads, max_model_len >= 1.")
         return spec
 
     @property
     def threads(self) -> int:
-        """CPU threads of the engine. One core is left to HTTP and to whoever else is there."""
+        """CPU threads of the engine at most. One core is left to HTTP and to whoever else is there."""
         return self.num_threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
@@ -79,6 +88,7 @@ class Replica:
         self._spec = spec
         self.status = Status(spec.endpoint, spec.served_name, spec.max_concurrent)
         self._application = Application(self.status, spec.token)
+        self._share = CoreShare(config.runtime_dir() / "replicas", spec.num_threads)
         self._stop = asyncio.Event()
         self._abandoned = asyncio.Event()
 
@@ -89,6 +99,7 @@ class Replica:
             loop.add_signal_handler(number, self._stop.set)
         if stdin is not None:
             _on_eof(stdin, lambda: loop.call_soon_threadsafe(self._abandon))
+        self._share.join()
         runner = web.AppRunner(self._application.build(), handler_cancellation=True, access_log=None)
         await runner.setup()
         with _bound(Path(self._spec.socket)) as listener:
@@ -98,6 +109,7 @@ class Replica:
             finally:
                 await runner.cleanup()
                 Path(self._spec.socket).unlink(missing_ok=True)
+                self._share.leave()
 
     async def _serve(self) -> int:
         loading = asyncio.create_task(self._load())
@@ -108,22 +120,25 @@ class Replica:
             return 0
         if error := loading.exception():
             return await self._fail(str(error) if isinstance(error, LLMCloudError) else f"{error!r}")
+        sharing = asyncio.create_task(self._share_cores())
         await stopping
+        sharing.cancel()
         if self.status.state == "failed":
             return await self._fail(self.status.reason)
         await self._drain()
         return 0
 
     async def _load(self) -> None:
-        model = await open_model(self._spec, self._engine_failed)
+        model = await open_model(self._spec, self._engine_failed, self._share.num_threads())
         spec, loaded = self._spec, model.loaded
         self.status.details = {
             "model": spec.served_name,
             "engine": model.engine.name,
+            "num_parallel": model.engine.num_parallel,
             "context_length": model.engine.context_length,
             "max_concurrent": spec.max_concurrent,
             "num_parameters": loaded.num_parameters,
-            "num_threads": spec.threads,
+            "num_threads": model.engine.num_threads,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": str(loaded.model.device),
             "chat_template": "model" if getattr(loaded.tokenizer, "chat_template", None) else "plain",
@@ -131,6 +146,13 @@ class Replica:
         self._application.model = model
         self.status.state = "ready"
         log.info("ready: %s", self.status.details)
+
+    async def _share_cores(self) -> None:
+        """Use as many threads as there are, while other replicas of the host come and go."""
+        engine = self._application.model.engine if self._application.model is not None else None
+        while engine is not None:
+            await asyncio.sleep(_SHARE_EVERY_S)
+            engine.num_threads = self.status.details["num_threads"] = self._share.num_threads()
 
     def _engine_failed(self) -> None:
         model = self._application.model
@@ -157,24 +179,38 @@ class Replica:
         while self.status.num_open and not self._abandoned.is_set() and clock() < deadline:
             await asyncio.sleep(_POLL_S)
         if self._application.model is not None:
-            await self._application.model.engine.close()
+            await self._application.model.close()
 
 
-async def open_model(spec: ReplicaSpec, on_failure: Callable[[], None] = lambda: None) -> Model:
+async def open_model(
+    spec: ReplicaSpec, on_failure: Callable[[], None] = lambda: None, num_threads: int | None = None
+) -> Model:
     """Load the model of `spec` and open its engine; raises `ModelError`. Imports torch and transformers."""
-    loaded, defaults = await asyncio.to_thread(_load_on_thread, spec)
+    num_threads = num_threads or spec.threads
+    loaded, defaults = await asyncio.to_thread(_load_on_thread, spec, num_threads)
     from jupyter_llmcloud.inference.engines.select import open_engine
 
-    engine = await open_engine(loaded, spec.max_concurrent)
+    templates = Templates()
+    if getattr(loaded.tokenizer, "chat_template", None):
+        templates.prepare()
+    try:
+        engine = await open_engine(loaded, spec.max_concurrent, num_threads)
+    except BaseException:
+        templates.close()
+        raise
     engine.on_failure = on_failure
-    return Model(loaded, engine, spec.served_name, defaults)
+    return Model(loaded, engine, spec.served_name, defaults, templates)
 
 
-def _load_on_thread(spec: ReplicaSpec) -> tuple[LoadedModel, dict[str, float]]:
+def _load_on_thread(spec: ReplicaSpec, num_threads: int) -> tuple[LoadedModel, dict[str, float]]:
     import torch
 
-    torch.set_num_threads(spec.threads)
-    return load_model(spec.model, dtype=spec.dtype, device=spec.device), defaults_for_sampling(spec.model)
+    torch.set_num_threads(num_threads)
+    base = spec.base_model or None
+    loaded = load_model(
+        spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len
+    )
+    return loaded, defaults_for_sampling(base or spec.model)
 
 
 def _on_eof(descriptor: int, callback: Callable[[], Any]) -> None:

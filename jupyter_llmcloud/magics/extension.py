@@ -9,6 +9,7 @@ from jupyter_llmcloud.core.options import Syntax, usage
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE
 from jupyter_llmcloud.magics.commands import clusters, distribute, endpoints, runs, worlds
 from jupyter_llmcloud.magics.commands.completion import complete_line
+from jupyter_llmcloud.magics.output import shown_paths
 
 VERBS: dict[str, dict[str, Syntax]] = {
     "%cluster": clusters.VERBS,
@@ -26,6 +27,7 @@ SINGLE: dict[str, Syntax] = {
 
 def load(shell: Any) -> None:
     """Register everything with an IPython shell."""
+    shown_paths.install()
     groups = [
         distribute.DistributeMagics,
         clusters.ClusterMagics,

@@ -11,6 +11,7 @@ from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
 from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
+from jupyter_llmcloud.magics.output import shown_paths
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.magics.session.null_run import run
@@ -29,6 +30,9 @@ __all__ = [
     "serve",
     "world",
 ]
+
+
+shown_paths.install()
 
 
 def _describe(function: Any, spec: type[Spec]) -> None:

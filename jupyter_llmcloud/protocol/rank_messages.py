@@ -13,11 +13,13 @@ from jupyter_llmcloud.protocol.rpc import Reply, Request
 class Join(Message, frozen=True, kw_only=True):
     """Join the process group of a generation, of `world_size` ranks; answered by Joined.
 
-    `store`: where the world's TCPStore is now, and `interface` the one to use, when they have changed.
+    `store`: where the world's TCPStore is now, and `interface` the one to use, when they have changed. `env`: the
+    variables by which a launcher tells a process its place among the others.
     """
 
     generation: int
     world_size: int
+    env: dict[str, str] = field(default_factory=dict)
     store: str = ""
     interface: str = ""
 

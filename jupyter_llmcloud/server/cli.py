@@ -119,7 +119,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from jupyter_llmcloud.server.headless.foreground import serve
 
     spec = EndpointSpec.make(read_options(arguments, EndpointSpec.options(Door.SHELL)))
-    return serve(arguments.target, spec.name, arguments.port, spec.replicas, spec.dtype)
+    return serve(arguments.target, spec, arguments.port)
 
 
 def _list(arguments: argparse.Namespace) -> None:

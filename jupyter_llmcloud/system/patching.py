@@ -45,6 +45,11 @@ class Patch:
     targets: Mapping[str, Names | None]
     _originals: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def module(self) -> str:
+        """The module that its first target is in."""
+        return next(iter(self.targets)).partition(":")[0]
+
     def problem(self) -> str | None:
         """Why it cannot be applied here, in words for the user; None when it can."""
         for target, parameters in self.targets.items():

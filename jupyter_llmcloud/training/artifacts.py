@@ -10,6 +10,7 @@ from typing import Any
 
 import cloudpickle
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud import config
@@ -26,7 +27,7 @@ from jupyter_llmcloud.training.parallel.agreement import (
     group_of,
     unlike_values,
 )
-from jupyter_llmcloud.training.parallel.unwrap import unwrapped
+from jupyter_llmcloud.training.parallel.unwrap import inner, is_fabric, plain_forward, unwrapped
 
 
 def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[int], rank: int) -> dict[str, str]:
@@ -39,6 +40,7 @@ def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[
     """
     if not names:
         return {}
+    namespace = {name: inner(value) if is_fabric(value) else value for name, value in namespace.items()}
     with group_of(ranks) as group:
         described = gathered({name: _describe(name, namespace, ranks, rank) for name in names}, ranks, group)
     agree(described)
@@ -103,7 +105,7 @@ def _save_one(name: str, value: Any, folder: Path, writes: bool) -> None:
 
 
 def pickled(values: dict[str, Any], what: str = "%pull") -> bytes:
-    """Variables that leave their rank: models without their group, tensors on the CPU, wherever they are inside.
+    """Variables that leave their rank: plain models, tensors on the CPU, wherever they are inside.
 
     Raises TypeError naming the one that cannot be pickled, UsageError naming those that are too large; `what` asked.
     """
@@ -124,10 +126,25 @@ def _dump(value: Any, file: Any) -> None:
     _PicklerForElsewhere(file).dump(value)
 
 
+def _module(module: torch.nn.Module) -> Any:
+    """How a module leaves as the plain one that it was; None when it is that already."""
+    if isinstance(module, FullyShardedDataParallel):
+        raise TypeError(
+            "it is spread over the ranks (FullyShardedDataParallel), and this one has a part of it. It is gathered by "
+            "--save"
+        )
+    if (wrapped := inner(module)) is not module:
+        return operator.itemgetter(0), ((wrapped,),)
+    if "_original_forward" not in vars(module):
+        return None
+    make, arguments, state, *rest = module.__reduce_ex__(4)
+    return make, arguments, plain_forward(state, type(module)), *rest
+
+
 class _PicklerForElsewhere(cloudpickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
-        if (portable := plans.portable(value)) is not value:
-            return operator.itemgetter(0), ((portable,),)
+        if isinstance(value, torch.nn.Module) and (reduced := _module(value)) is not None:
+            return reduced
         if isinstance(value, DTensor):
             raise TypeError(
                 "it is spread over the ranks (DTensor). Gather it in a cell, as in x = x.full_tensor(), and pull that. "

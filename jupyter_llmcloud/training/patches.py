@@ -3,10 +3,12 @@
 Nothing in a rank is replaced in any other way (a test compares this list with a living rank). Each record is checked
 against the installed version before anything is replaced: what differs is off, with words for the user, and training
 works without it. `WHILE_TRACKED` holds only in cells that ask for checkpoints, restarts or resume, and is undone at
-their end.
+their end; `ON_IMPORT` only where a cell imports the library.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from jupyter_llmcloud.system.patching import Patch
 
@@ -166,6 +168,88 @@ LAUNCHERS = Patch(
         "torch.multiprocessing.spawn:spawn": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
     },
 )
+
+
+def _lightning(package: str, fabric: str) -> tuple[Patch, ...]:
+    """What is replaced of Lightning and Fabric, in either of the packages that have them."""
+    ranks: dict[str, Any] = {
+        "why": "Only their user can tell them how many devices and hosts there are; a CPU counts as one device.",
+        "without": "Say Trainer(strategy='ddp', devices=world_size), or Fabric alike, on a world of one host.",
+        "checked": "Lightning 2.5 to 2.6",
+    }
+    metrics: dict[str, Any] = {
+        "why": "Loggers are given to each Trainer and Fabric; there is no public list of those that all have.",
+        "without": "Training works; log by run.log(loss=...) instead.",
+        "checked": "Lightning 2.5 to 2.6",
+    }
+    connectors = f"{package}.trainer.connectors"
+    return (
+        Patch(
+            feature="Trainer() of Lightning over the ranks of a world",
+            targets={
+                f"{connectors}.accelerator_connector:_AcceleratorConnector.__init__": (
+                    *("devices", "num_nodes", "accelerator", "strategy"),
+                )
+            },
+            **ranks,
+        ),
+        Patch(
+            feature="Fabric() over the ranks of a world",
+            targets={
+                f"{fabric}.connector:_Connector.__init__": ("accelerator", "strategy", "devices", "num_nodes"),
+            },
+            **ranks,
+        ),
+        Patch(
+            feature="Metrics and progress of Lightning",
+            targets={
+                f"{connectors}.logger_connector.logger_connector:_LoggerConnector.{name}": parameters
+                for name, parameters in {"log_metrics": ("metrics", "step"), "update_train_step_metrics": ()}.items()
+            },
+            **metrics,
+        ),
+        Patch(
+            feature="Resume inside fit() of Lightning",
+            why="Its checkpoints know neither the order of samples within an epoch nor the random numbers.",
+            without="Training works; a Trainer of Lightning in a cell that is restarted begins anew.",
+            checked="Lightning 2.5 to 2.6",
+            targets={f"{package}.loops.fit_loop:_FitLoop.run": ()},
+        ),
+        Patch(
+            feature="Resume after an evaluation of Lightning",
+            why="It counts its batches and leaves its passes over loaders as if they were under way.",
+            without="Training works; the first evaluation after a resume within fit() may see no batches.",
+            checked="Lightning 2.5 to 2.6",
+            targets={f"{package}.loops.evaluation_loop:_EvaluationLoop.run": ()},
+        ),
+        Patch(
+            feature="Means over an epoch that is resumed in Lightning",
+            why="The means of an epoch that is under way are in no checkpoint of its own.",
+            without="Training works; means over the epoch in which a cell was resumed begin there.",
+            checked="Lightning 2.5 to 2.6",
+            targets={
+                f"{connectors}.logger_connector.result:_ResultCollection.update_metrics": (
+                    *("key", "value", "batch_size"),
+                ),
+            },
+        ),
+        Patch(
+            feature="Resume of loaders that Fabric has set up",
+            why="They count their passes in an attribute, from which the order of samples follows.",
+            without="Training works; a loop of Fabric that is resumed may take samples in another order.",
+            checked="Lightning 2.5 to 2.6",
+            targets={f"{fabric}.fabric:Fabric.setup_dataloaders": ("dataloaders", "use_distributed_sampler")},
+        ),
+        Patch(
+            feature="Metrics of Fabric",
+            targets={f"{fabric}.fabric:Fabric.log_dict": ("metrics", "step")},
+            **metrics,
+        ),
+    )
+
+
+# Of libraries that most cells never load: replaced as soon as a cell imports the module.
+ON_IMPORT = (*_lightning("lightning.pytorch", "lightning.fabric"), *_lightning("pytorch_lightning", "lightning_fabric"))
 GROUPS = Patch(
     feature="init_process_group() and destroy_process_group() in a cell",
     why="The world has a group already, and the next cell needs it; a Stop must find the sockets of every group.",
@@ -194,6 +278,28 @@ DDP_WRAPPERS = Patch(
     without="Training works; after a Stop or a failed rank wrap the model again.",
     checked=_TORCH,
     targets={"torch.nn.parallel:DistributedDataParallel.__init__": ("module",)},
+)
+
+SPAWNED_WORKERS = Patch(
+    feature="Loader workers started by spawn or forkserver with classes and functions of a cell",
+    why="multiprocessing sends them by name and imports the main module again; a cell is in no module.",
+    without='Say DataLoader(..., multiprocessing_context="fork"), or keep them in a module beside the notebook.',
+    checked=_PYTHON,
+    targets={
+        "multiprocessing.reduction:dump": ("obj", "file", "protocol"),
+        "multiprocessing.spawn:get_preparation_data": ("name",),
+    },
+)
+SEEDS = Patch(
+    feature="Random numbers of --seed that are apart on each rank while it trains",
+    why="Workers of a loader are seeded from a generator that ranks share; fully_shard tells nobody that it wraps.",
+    without="Training works; with --seed dropout and augmentation are alike on every rank.",
+    checked=_TORCH,
+    targets={
+        "torch.utils.data.dataloader:_BaseDataLoaderIter.__init__": ("loader",),
+        "torch.distributed.fsdp:fully_shard": ("module",),
+        "torch.distributed.fsdp:FullyShardedDataParallel.__init__": ("module",),
+    },
 )
 
 # --- what a cell shows and asks --------------------------------------------------------------------------------------
@@ -253,6 +359,6 @@ CATALOGUE = (
     *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
-    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS),
+    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES),
 )

@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +50,9 @@ from jupyter_llmcloud.training.control import ControlSocket
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
+from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
-from jupyter_llmcloud.training.integrations import launchers, metrics
+from jupyter_llmcloud.training.integrations import launchers, lightning, metrics, spawned_workers
 from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
@@ -60,7 +60,8 @@ from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
-from jupyter_llmcloud.training.shell import failure_locals, no_stdin
+from jupyter_llmcloud.training.shell import failure_locals, failure_memory, no_stdin
+from jupyter_llmcloud.training.shell.script import was_stopped
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
 from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
 
@@ -132,10 +133,13 @@ class Rank:
         process_group.adopt(lambda: self.group)
         self.watchdog.start()
         plans.install()
+        STREAMS.install(lambda: self.steps.count)
         register_optimizer_step_post_hook(self.steps.boundary)
         self.checkpoints.install()
         metrics.attach(self.run)
         launchers.adopt(self.run)
+        lightning.adopt(self.run)
+        spawned_workers.install()
         self._libraries.install()
         no_stdin.install()
         notebook_tqdm.install()
@@ -217,6 +221,7 @@ class Rank:
 
     def _join(self, wanted: Join) -> None:
         try:
+            os.environ.update(wanted.env)
             if wanted.world_size != self.group.world_size:
                 self._resize(wanted.world_size)
             if wanted.store and wanted.store != self.group.address:
@@ -234,7 +239,6 @@ class Rank:
 
     def _resize(self, world_size: int) -> None:
         self.group.world_size = self.run.world_size = world_size
-        os.environ["WORLD_SIZE"] = str(world_size)
         self._start_shell().give(world_size=world_size)
         AcceleratorState._reset_state(reset_partial_state=True)  # the next Accelerator() sees the new size
 
@@ -293,7 +297,7 @@ class Rank:
 
     def _execute(self, cell: Execute) -> None:
         self.steps.begin()
-        self.run.begin(cell.run_id, cell.name, cell.folder)
+        self.run.begin(cell.run_id, cell.name, cell.folder, len(cell.ranks))
         ended: dict[str, Any] = {}
         error: BaseException | None = None
         shell = self._start_shell()
@@ -323,25 +327,25 @@ class Rank:
             CellEnded(
                 run_id=cell.run_id,
                 error=self._describe(error, shell) if error is not None else None,
-                interrupted=isinstance(error, KeyboardInterrupt),
+                interrupted=was_stopped(error),
                 in_group=self.group.is_usable,
                 groups=self.watchdog.collectives.state(),
                 reply_to=cell.number,
                 **ended,
             )
         )
-        _empty_frames(error)
         self._libraries.take_back()
+        if error is not None:
+            failure_memory.let_go(error)
+        else:
+            failure_memory.forget()
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
         if cell.payload:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
-        if cell.seed is not None:
-            from accelerate.utils import set_seed
-
-            set_seed(cell.seed)
+        STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
 
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:
@@ -376,18 +380,6 @@ def _is_imported(value: Any) -> bool:
     module = sys.modules.get(str(getattr(value, "__module__", "")))
     name = getattr(value, "__qualname__", "")
     return module is not None and module.__name__ != "__main__" and getattr(module, name, None) is value
-
-
-def _empty_frames(error: BaseException | None) -> None:
-    """Let go of what the frames of a traceback hold: batches, activations, a loader with its workers.
-
-    Left to the garbage collector, a `DataLoader` makes some later cell wait five seconds for its workers.
-    """
-    seen: list[BaseException] = []  # `raise e from e` makes a circle
-    while error is not None and error not in seen:
-        traceback.clear_frames(error.__traceback__)
-        seen.append(error)
-        error = error.__cause__ or error.__context__
 
 
 def _device(request: ForkRank) -> torch.device:

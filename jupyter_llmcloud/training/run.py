@@ -20,6 +20,7 @@ class Run:
         id, name: of the run.
         folder: its folder, for files that should stay with it.
         rank, world_size: of this process.
+        is_on_all_ranks: whether the cell runs on every rank of its world, not on some as with `--ranks 0`.
     """
 
     def __init__(self, outlet: Outlet, rank: int, world_size: int, checkpoints: Checkpoints) -> None:
@@ -29,11 +30,13 @@ class Run:
         self.id = ""
         self.name = ""
         self.folder = Path()
+        self.is_on_all_ranks = True
         self.should_stop = False
         self.checkpoints = checkpoints
 
-    def begin(self, run_id: str, name: str, folder: str) -> None:
-        """A new cell."""
+    def begin(self, run_id: str, name: str, folder: str, num_ranks: int) -> None:
+        """A new cell, which runs on so many ranks."""
+        self.is_on_all_ranks = num_ranks in (0, self.world_size)
         self.id, self.name, self.folder = run_id, name, Path(folder)
         self.should_stop = False
 

@@ -34,6 +34,8 @@ from jupyter_llmcloud.protocol.rpc import Reply, not_answered, refusal
 _WHO = "the process that forks ranks"
 PR_SET_PDEATHSIG = 1
 MADV_DONTNEED = 4
+# Parts of this package whose functions are called in place of a library's.
+_BETWEEN = ("integrations", "group", "parallel", "resume", "diagnostics.grad_mode", "output.notebook_tqdm")
 # In /proc/<pid>/smaps: a mapping of a file that is only read or executed, with what follows; what of it is our own.
 _MAPPING = re.compile(
     r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) r-[-x]p \S+ \S+ [1-9]\d* +/.*\n(?P<fields>(?:[A-Z].*\n)+)", re.MULTILINE
@@ -70,9 +72,11 @@ def preload() -> None:
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 
+    from jupyter_llmcloud.system.transparent_frames import make_transparent
     from jupyter_llmcloud.training import rank  # noqa: F401
     from jupyter_llmcloud.training.shell.shell import make_shell
 
+    make_transparent(f"jupyter_llmcloud.training.{part}" for part in _BETWEEN)
     make_shell()
 
 

@@ -102,6 +102,7 @@ def test_the_python_twin_names_and_explains_every_option(function: Any, spec: ty
 
 def test_the_readme_has_the_table_of_every_option() -> None:
     assert table(RunSpec) in README.read_text(encoding="utf-8")
+    assert table(EndpointSpec) in README.read_text(encoding="utf-8")
 
 
 def test_serve_and_world_have_the_options_of_their_specs() -> None:

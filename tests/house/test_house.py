@@ -123,6 +123,39 @@ def test_every_magic_and_its_verbs_are_in_the_readme() -> None:
     assert missing == []
 
 
+def test_the_limits_and_lifetimes_of_the_readme_are_those_of_the_code() -> None:
+    from jupyter_llmcloud.core.output.folding import MAX_CHARS
+    from jupyter_llmcloud.inference.openai import requests, template_process
+    from jupyter_llmcloud.magics.session.world_client import WORLD_LEASE_S
+    from jupyter_llmcloud.server import cluster_access
+    from jupyter_llmcloud.server.api import base, keys
+    from jupyter_llmcloud.server.gateway import admission, handlers
+
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for told in (
+        f"{base.MAX_BODY >> 20} MiB; {requests.MAX_CHOICES} choices; {requests.MAX_STOPS} stop strings",
+        f"{admission.MAX_QUEUED_PER_REPLICA} more requests may wait, {admission.QUEUE_TIMEOUT_S:.0f} seconds",
+        f"{template_process.CPU_S} seconds of processor time, {template_process.MAX_MEMORY >> 20} MiB, "
+        f"{template_process.MAX_TEXT >> 20} MiB of text",
+        f"{handlers.SLOW_READER_S:.0f} seconds without reading",
+        f"up to {WORLD_LEASE_S / 60:.0f} minutes while it is idle",
+        f"up to {cluster_access.CLUSTER_LEASE_S / 60:.0f} minutes longer",
+        f"{keys.DEFAULT_EXPIRY_S / 86400:.0f} days, or `--expires`",
+    ):
+        assert told in text, told
+    assert MAX_CHARS <= 200_000
+
+
+def test_every_kind_of_cluster_of_the_readme_is_one() -> None:
+    from jupyter_llmcloud.cluster.factory import KINDS
+
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^%cluster start (\w+)", text, re.MULTILINE)) | {"pbs", "lsf", "sge", "htcondor", "oar"}
+    configured = set(re.findall(r"^  clusters:\n    (\w+):", text, re.MULTILINE))
+    assert configured == {"gpus"}
+    assert told <= {*KINDS, *configured}
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "jupyter_llmcloud/README.md"])
 def test_every_file_a_document_points_to_is_there(name: str) -> None:
     document = REPOSITORY / name

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from jupyter_llmcloud.errors import ModelError
-from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling
+from jupyter_llmcloud.inference.engines import kv_cache
+from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling, TokenLogprob
 from jupyter_llmcloud.inference.engines.continuous_batching import ContinuousBatchingEngine
 from jupyter_llmcloud.inference.engines.generate import GenerateEngine
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan, plan_cache
@@ -47,11 +50,15 @@ def with_engine(engine: Callable[[], Awaitable[Engine]], body: Body) -> None:
     asyncio.run(run())
 
 
-async def collect(engine: Engine, generation: Generation) -> tuple[list[int], str | None]:
+async def collect(
+    engine: Engine, generation: Generation, entries: list[TokenLogprob] | None = None
+) -> tuple[list[int], str | None]:
     tokens: list[int] = []
     reason = None
     async for batch in engine.submit(generation):
         tokens += batch.tokens
+        if entries is not None:
+            entries += batch.logprobs
         reason = batch.finish_reason
     return tokens, reason
 
@@ -196,6 +203,100 @@ def test_sequences_that_do_not_fit_the_cache_together_still_end_right(loaded: Lo
     with_engine(small, body)
 
 
+def begins_with_four_pages(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[Engine]]:
+    monkeypatch.setattr(kv_cache, "_AT_FIRST", {"cpu": 0})
+    monkeypatch.setattr(kv_cache, "_MIN_TOKENS_AT_FIRST", 128)
+    plan = plan_cache(
+        loaded.model.config, torch.float32, context_length=256, max_concurrent=8, free=2**34, device_type="cpu"
+    )
+
+    async def make() -> Engine:
+        return ContinuousBatchingEngine(loaded, plan, 8)
+
+    return make
+
+
+def test_a_cache_that_grows_under_running_sequences_changes_none_of_their_tokens(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [generated_alone(loaded, prompt, 80) for prompt in prompts(loaded)]
+    seeded = Sampling(temperature=1.3, seed=11, num_logprobs=2)
+
+    async def body(engine: Engine) -> None:
+        assert engine.stats().num_cache_tokens == 128
+        sampled = await collect(engine, Generation(prompts(loaded)[0], 40, seeded))
+        assert engine.stats().num_cache_tokens == 128
+        entries: list[TokenLogprob] = []
+        again = asyncio.create_task(collect(engine, Generation(prompts(loaded)[0], 40, seeded), entries))
+        wanted = [Generation(prompt, 80, GREEDY, incremental=n % 2 == 0) for n, prompt in enumerate(prompts(loaded))]
+        answers = await asyncio.gather(*(collect(engine, generation) for generation in wanted))
+        assert [tokens for tokens, _ in answers] == expected
+        assert await again == sampled
+        assert [entry.token for entry in entries] == sampled[0]
+        stats = engine.stats()
+        assert 1024 <= stats.num_cache_tokens <= stats.max_cache_tokens == 8 * 9 * 32
+        assert 0 < stats.cache_bytes <= stats.max_cache_bytes
+
+    with_engine(begins_with_four_pages(loaded, monkeypatch), body)
+
+
+def test_what_is_cancelled_while_the_cache_grows_is_forgotten(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    async def body(engine: Engine) -> None:
+        streams = [engine.submit(Generation(prompt, 200, GREEDY)) for prompt in prompts(loaded)]
+        for stream in streams[1:]:
+            stream.close()
+        async for _ in streams[0]:
+            break
+        streams[0].close()
+        await settles(lambda: engine.stats().num_active == 0)
+        tokens, reason = await collect(engine, Generation(prompts(loaded)[0], 5, GREEDY))
+        assert (tokens, reason) == (generated_alone(loaded, prompts(loaded)[0], 5), "length")
+
+    with_engine(begins_with_four_pages(loaded, monkeypatch), body)
+
+
+def test_a_cache_that_finds_no_memory_to_grow_ends_the_sequences_that_need_it_and_no_other(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = (prompts(loaded)[0] * 60)[:150]
+
+    async def body(engine: Engine) -> None:
+        short = asyncio.create_task(collect(engine, Generation(prompts(loaded)[0], 50, GREEDY)))
+        await settles(lambda: engine.stats().num_tokens > 0)
+        monkeypatch.setattr(kv_cache, "free_memory", lambda device: 0)
+        with pytest.raises(EngineError, match="memory holds sequences of 64 tokens"):
+            await collect(engine, Generation(prompt, 20, GREEDY))
+        assert (await short)[0] == generated_alone(loaded, prompts(loaded)[0], 50)
+        assert engine.context_length == 64
+        assert engine.failure is None
+
+    with_engine(begins_with_four_pages(loaded, monkeypatch), body)
+
+
+def resident_memory() -> int:
+    return psutil.Process().memory_info().rss
+
+
+@pytest.mark.alone
+def test_a_small_model_with_a_long_context_starts_at_once_and_in_little_memory(tmp_path: Path) -> None:
+    long = load_model(save_tiny_llama(tmp_path, context_length=131072))
+    before, began = resident_memory(), time.monotonic()
+
+    async def body(engine: Engine) -> None:
+        assert time.monotonic() - began < 4.0  # 17.5 s, when all of it was allocated
+        assert resident_memory() - before < 256 << 20  # 6.2 GB
+        assert engine.context_length == 131072
+        prompt = prompts(long)[0]
+        tokens, _ = await collect(engine, Generation(prompt * 400, 4, GREEDY))
+        assert tokens == generated_alone(long, prompt * 400, 4)
+        assert resident_memory() - before < 512 << 20
+
+    with_engine(lambda: open_engine(long, 32), body)
+
+
 @pytest.mark.alone
 def test_the_first_answer_of_an_opened_engine_is_quick(loaded: LoadedModel) -> None:
     async def body(engine: Engine) -> None:
@@ -272,6 +373,101 @@ def test_an_architecture_that_cannot_be_batched_is_served_one_sequence_per_threa
 
     with_engine(tried(other), body)
     assert "one sequence per thread" in caplog.text
+
+
+def forward_alone(loaded: LoadedModel, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens by whole forward passes, with no cache and no state."""
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            tokens.append(int(loaded.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def recurrent_gemma(folder: Path) -> LoadedModel:
+    import transformers
+
+    tokenizer = byte_level_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        lru_width=32, attention_window_size=64, eos_token_id=1, bos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    model = transformers.RecurrentGemmaForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(folder)
+
+
+def test_a_model_that_keeps_its_state_in_its_modules_answers_each_of_four_requests_as_it_would_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recurrent = recurrent_gemma(tmp_path)
+    asked = prompts(recurrent)[:4]
+    expected = [forward_alone(recurrent, prompt, 12) for prompt in asked]
+    biased = Sampling(temperature=0.0, logit_bias=((1, -100.0),))
+
+    async def body(engine: Engine) -> None:
+        assert engine.num_parallel == 1
+        answers = await asyncio.gather(*(collect(engine, Generation(prompt, 12, biased)) for prompt in asked))
+        assert [tokens for tokens, _ in answers] == expected
+
+    with_engine(tried(recurrent), body)
+    assert "one sequence at a time: it keeps a state in its modules (model.layers.0.temporal_block." in caplog.text
+
+
+def keeps_the_last_prompt(loaded: LoadedModel) -> Callable[..., Any]:
+    """A forward pass with a state that belongs to whoever came last, kept where no module shows it."""
+    forward, hidden = loaded.model.forward, {"shift": 0}
+
+    def stateful(*arguments: Any, **named: Any) -> Any:
+        output = forward(*arguments, **named)
+        ids, cache = named["input_ids"], named.get("past_key_values")
+        is_prompt = named.get("use_cache") is False or cache is None or cache.get_seq_length() == ids.shape[1]
+        if is_prompt:
+            hidden["shift"] = int(ids[0, 0]) % 7
+        output.logits = output.logits.roll(hidden["shift"], dims=-1)
+        return output
+
+    return stateful
+
+
+def test_sequences_that_are_mixed_when_they_run_together_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = load_model(tiny(tmp_path, "bloom"))
+    monkeypatch.setattr(other.model, "forward", keeps_the_last_prompt(other))
+    asked = prompts(other)[:4]
+    expected = [forward_alone(other, prompt, 6) for prompt in asked]
+
+    async def body(engine: Engine) -> None:
+        assert (engine.name, engine.num_parallel) == ("generate", 1)
+        endless = Sampling(temperature=0.0, logit_bias=((1, -1000.0),))
+        answers = await asyncio.gather(*(collect(engine, Generation(prompt, 6, endless)) for prompt in asked))
+        assert [tokens for tokens, _ in answers] == expected
+
+    with_engine(tried(other), body)
+    assert "sequences that ran at once were mixed" in caplog.text
+
+
+def test_a_model_that_is_wrong_also_one_sequence_at_a_time_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = load_model(tiny(tmp_path, "bloom"))
+    forward = other.model.forward
+
+    def wrong_with_a_cache(*arguments: Any, **named: Any) -> Any:
+        output = forward(*arguments, **named)
+        if named.get("use_cache") is not False:
+            output.logits = output.logits.flip(-1)
+        return output
+
+    monkeypatch.setattr(other.model, "forward", wrong_with_a_cache)
+    with pytest.raises(ModelError, match="what it generates is not what it computes: log probabilities are off"):
+        asyncio.run(open_engine(other, 8))
 
 
 def test_an_engine_that_disagrees_with_the_model_is_not_used(

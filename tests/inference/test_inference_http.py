@@ -28,6 +28,8 @@ class HeldEngine:
 
     name = "held"
     context_length = 64
+    num_parallel = 8
+    num_threads = 1
 
     def __init__(self, tokens: list[int]) -> None:
         self.failure: str | None = None

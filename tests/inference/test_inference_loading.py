@@ -11,7 +11,7 @@ import torch
 
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.loading import defaults_for_sampling, load_model
-from tests.support.tiny_models import save_tiny_llama
+from tests.support.tiny_models import byte_level_tokenizer, save_tiny_llama, tiny_llama
 
 
 @pytest.fixture
@@ -39,6 +39,52 @@ def only_half_of_the_weights(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if "layers.1" not in name}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def a_config_of_fewer_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+
+
+def a_config_of_more_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+
+
+def a_config_of_wider_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 256}))
+
+
+def layers_of_peft(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("q_proj.", "q_proj.base_layer."): value for name, value in weights.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def a_larger_tokenizer(folder: Path) -> None:
+    tokenizer = byte_level_tokenizer(384)
+    tokenizer.add_tokens(["<|one|>", "<|two|>"])
+    tokenizer.save_pretrained(folder)
+
+
+def a_tokenizer_without_the_end(folder: Path) -> None:
+    tokenizer = byte_level_tokenizer(384)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 383}))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {text: token for text, token in state["model"]["vocab"].items() if token < 300}
+    state["model"] |= {"vocab": kept, "merges": [m for m in state["model"]["merges"] if "".join(m) in kept]}
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+
+
+def a_tokenizer_with_another_end(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 70}))
 
 
 def one_value_is(value: float) -> Callable[[Path], None]:
@@ -74,6 +120,16 @@ def code_of_its_own(folder: Path) -> None:
         (no_tokenizer, "no tokenizer"),
         (truncated, "could not be loaded"),
         (only_half_of_the_weights, "lacks 9 of the model's weights"),
+        (a_config_of_fewer_layers, r"holds 9 weights that its config.json does not know \(model.layers.1."),
+        (a_config_of_more_layers, r"lacks 9 of the model's weights \(model.layers.2."),
+        (
+            a_config_of_wider_layers,
+            r"holds 6 weights of another shape .*down_proj.weight: \(64, 128\), not \(64, 256\)",
+        ),
+        (layers_of_peft, r"lacks 2 of the model's weights .* holds 2 weights that its config.json does not know"),
+        (a_larger_tokenizer, r"2 tokens of the tokenizer are beyond the model's 384 embeddings \('<\|one\|>' is 384"),
+        (a_tokenizer_without_the_end, "ends a text with token 383 .* the tokenizer has no such token: it has 300"),
+        (a_tokenizer_with_another_end, "ends a text with token 70 .* which is an ordinary '.*' for the tokenizer"),
         (one_value_is(float("nan")), r"1 of the model's weights have NaN or infinite values \(model.norm.weight\)"),
         (one_value_is(float("inf")), "NaN or infinite values"),
         (an_adapter, "merge_and_unload"),
@@ -87,6 +143,49 @@ def test_a_folder_that_cannot_be_served_is_refused_with_the_reason(
     with pytest.raises(ModelError, match=message):
         load_model(folder)
     assert not (folder / "ran").exists()
+
+
+SIZE = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("config", "model", "message"),
+    [
+        ("BertConfig", "BertLMHeadModel", "an encoder: BertLMHeadModel reads a text in both directions"),
+        ("RobertaConfig", "RobertaForCausalLM", "an encoder: RobertaForCausalLM .*config.json says is_decoder: false"),
+        ("ElectraConfig", "ElectraForCausalLM", "an encoder: ElectraForCausalLM"),
+        ("BertConfig", "BertForMaskedLM", "a BertForMaskedLM, which has no head that generates text"),
+        ("RobertaConfig", "RobertaForSequenceClassification", "no head that generates text"),
+        ("LlamaConfig", "LlamaForSequenceClassification", "a LlamaForSequenceClassification, which has no head"),
+        ("LlamaConfig", "LlamaModel", "a LlamaModel, which has no head"),
+    ],
+)
+def test_a_model_that_cannot_generate_text_is_refused_by_name_with_the_reason(
+    tmp_path: Path, config: str, model: str, message: str, dtype: torch.dtype
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    made = getattr(transformers, model)(getattr(transformers, config)(**SIZE))
+    made.to(dtype).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path)
+
+
+def test_an_encoder_that_was_made_a_decoder_is_served(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.BertLMHeadModel(transformers.BertConfig(**SIZE, is_decoder=True)).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    assert type(load_model(tmp_path).model).__name__ == "BertLMHeadModel"
+
+
+def test_embeddings_that_are_padded_to_a_round_size_are_no_other_vocabulary(tmp_path: Path) -> None:
+    tiny_llama(512).save_pretrained(tmp_path)
+    byte_level_tokenizer(384).save_pretrained(tmp_path)
+    assert load_model(tmp_path).num_vocabulary == 512
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:

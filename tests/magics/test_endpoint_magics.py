@@ -50,6 +50,16 @@ async def test_serve_waits_until_the_endpoint_answers(magics: EndpointMagics, mo
     assert await off_loop(lambda: endpoint.state) == "stopped"
 
 
+async def test_the_card_and_the_table_tell_what_each_replica_takes(magics: EndpointMagics, model: Path) -> None:
+    line = f"{model} --name tiny --max-model-len 512 --max-concurrent 4 --threads 3"
+    endpoint = await off_loop(magics.serve, line)
+    card = await off_loop(endpoint._repr_html_)
+    assert "300 MiB, of them 64 MiB for keys and values (up to 5.0 GiB when needed), 3 threads, 4 sequences" in card
+    assert "512 tokens each" in card
+    assert "0.3 GiB" in str(await off_loop(endpoints.table))
+    await off_loop(endpoint.stop)
+
+
 async def test_a_folder_is_found_from_the_notebooks_folder(
     magics: EndpointMagics, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

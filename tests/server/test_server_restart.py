@@ -81,3 +81,28 @@ def test_a_killed_jupyter_server_finds_its_endpoint_and_cluster_again_within_ten
         client.stop_endpoint("tiny")
         client.stop_cluster(cluster["name"])
         client.close()
+
+
+@pytest.mark.slow
+def test_a_stream_of_a_jupyter_server_that_is_terminated_is_told_that_it_restarts(
+    own_root: Path, real_model: Path
+) -> None:
+    with jupyter_server(own_root.parent) as (process, client):
+        client.create_endpoint(str(real_model), name="tiny")
+        told = client.endpoint("tiny")
+        while told["state"] == "starting":
+            told = client.endpoint("tiny", wait_s=10)
+        assert told["state"] == "ready", told["reason"]
+        endpoint = Endpoint("tiny", client)
+        body = {"model": "tiny", "prompt": "The for", "max_tokens": 200, "stream": True, "logit_bias": {"1": -100}}
+        lines = []
+        with httpx.stream(
+            "POST", f"{endpoint.base_url}/completions", json={**body, "n": 8}, timeout=60,
+            headers={"Authorization": f"Bearer {endpoint.api_key}"},
+        ) as response:  # fmt: skip
+            for line in response.iter_lines():
+                if not lines:
+                    process.terminate()
+                lines.append(line)
+        last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+        assert last["error"]["code"] == "server_restarting", last

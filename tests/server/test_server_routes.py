@@ -282,10 +282,52 @@ async def test_a_name_that_is_taken_is_refused_and_free_again_when_stopped(serve
     assert (await server.ask("GET", "llmcloud/api/endpoints")).json()["endpoints"] == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("replicas", 0), ("replicas", 65), ("dtype", "int7"), ("name", "a b")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("replicas", 0),
+        ("replicas", 65),
+        ("dtype", "int7"),
+        ("name", "a b"),
+        ("max_model_len", 0),
+        ("max_concurrent", 0),
+        ("threads", -1),
+    ],
+)
 async def test_an_option_that_is_not_possible_is_refused(server: Server, model: Path, field: str, value: Any) -> None:
     answer = await server.ask("POST", "llmcloud/api/endpoints", {"target": str(model), field: value})
     assert str(value) in refusal(answer, 400, "UsageError")
+
+
+async def test_the_limits_of_an_endpoint_reach_its_replicas_and_what_they_take_is_told(
+    server: Server, model: Path
+) -> None:
+    limits = {"max_model_len": 512, "max_concurrent": 4, "threads": 3}
+    await server.ask("POST", "llmcloud/api/endpoints", {"target": str(model), "name": "tiny", **limits})
+    told = (await server.ask("GET", "llmcloud/api/endpoints/tiny?wait_s=20")).json()
+    assert {name: told[name] for name in limits} == limits
+    [replica] = told["replicas"]
+    assert (replica["context_length"], replica["num_parallel"], replica["num_threads"]) == (512, 4, 3)
+    assert replica["memory"] == {"process_bytes": 300 << 20, "cache_bytes": 64 << 20, "max_cache_bytes": 5 << 30}
+
+
+async def test_an_adapter_is_served_when_its_base_model_is_known(server: Server, model: Path, own_root: Path) -> None:
+    adapter = own_root.parent / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "meta-llama/Llama-3.2-1B"}))
+    (adapter / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    answer = await server.ask("POST", "llmcloud/api/endpoints", {"target": str(adapter)})
+    assert "'meta-llama/Llama-3.2-1B' is not a folder here" in refusal(answer, 422, "ModelError")
+    answer = await server.ask("POST", "llmcloud/api/endpoints", {"target": str(adapter), "base_model": "/nowhere"})
+    assert "--base-model /nowhere is not a folder" in refusal(answer, 422, "ModelError")
+    await server.ask("POST", "llmcloud/api/endpoints", {"target": str(adapter), "base_model": str(model)})
+    told = (await server.ask("GET", "llmcloud/api/endpoints/adapter?wait_s=20")).json()
+    assert (told["state"], told["base_model"]) == ("ready", str(model))
+    (model / "config.json").write_text('{"another": 1}')
+    await server.ask("DELETE", "llmcloud/api/endpoints/adapter")
+    await server.ask("POST", "llmcloud/api/endpoints", {"target": str(adapter), "base_model": str(model)})
+    again = (await server.ask("GET", "llmcloud/api/endpoints/adapter?wait_s=20")).json()
+    assert again["revision"] != told["revision"]
 
 
 async def test_a_model_that_cannot_be_loaded_fails_its_endpoint_with_the_reason(server: Server, own_root: Path) -> None:

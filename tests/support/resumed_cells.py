@@ -462,7 +462,82 @@ tell(second.model, samples, turn, score, first.state.global_step, [p.tolist() fo
 """
 )
 
+# No loader and no `for`: batches are cut from an array, the next one before the step, steps are counted by hand.
+WHILE = """
+model = nn.parallel.DistributedDataParallel(net())
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+rows, samples, iter_num, best, max_iters = torch.randn(500, 8), [], 0, float("inf"), 41
+
+def get_batch():
+    at = torch.randint(500, (BATCH,))
+    samples.append(at.tolist())
+    return rows[at], rows[at].sum(1, keepdim=True)
+
+X, Y = get_batch()
+while True:
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2 / (1 + iter_num)
+    for micro_step in range(2):
+        model.require_backward_grad_sync = micro_step == 1
+        loss = nn.functional.mse_loss(model(X), Y) / 2
+        X, Y = get_batch()
+        loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    best = min(best, loss.item())
+    iter_num += 1
+    perhaps_die(iter_num)
+    if iter_num > max_iters:
+        break
+tell(model.module, samples, iter_num, best)
+"""
+WHILE_IN_FUNCTIONS = """
+def epoch(model, optimizer, rows, samples, done):
+    num = 0
+    while num < 6 and done + num < 40:
+        at = torch.randint(500, (BATCH,))
+        samples.append(at.tolist())
+        loss = nn.functional.mse_loss(model(rows[at]), rows[at].sum(1, keepdim=True))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        num += 1
+        perhaps_die(done + num)
+    return num
+
+def main():
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    rows, samples, done, epochs = torch.randn(500, 8), [], 0, 0
+    for epochs in range(9):
+        done += epoch(model, optimizer, rows, samples, done)
+    tell(model.module, samples, done, epochs)
+
+main()
+"""
+# Gradients that are never dropped, only decayed: a loop without zero_grad().
+DECAYED_GRADIENTS = """
+model = nn.parallel.DistributedDataParallel(net())
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+samples, turn = [], 0
+for epoch in range(3):
+    for i, x, y in DataLoader(Noisy(), batch_size=BATCH, shuffle=True):
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        for p in model.parameters():
+            p.grad.mul_(0.7)
+        samples.append(i.tolist())
+        turn += 1
+        perhaps_die(turn)
+tell(model.module, samples, turn)
+"""
+
 MORE_CELLS = {
+    "while": WHILE,
+    "while in functions": WHILE_IN_FUNCTIONS,
+    "decayed gradients": DECAYED_GRADIENTS,
+    "kept gradients": DECAYED_GRADIENTS.replace("p.grad.mul_(0.7)", "pass"),
     "while next": WHILE_NEXT,
     "for next": FOR_NEXT,
     "break": BREAK,

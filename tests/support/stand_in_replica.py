@@ -44,7 +44,12 @@ class StandIn:
             return web.json_response({"state": "failed", "reason": "the weights are of another shape"}, status=500)
         if os.path.exists(os.path.join(self.spec["model"], "slow")):
             return web.json_response({"state": "loading"}, status=503)
-        return web.json_response({"state": "ready", "max_concurrent": self.spec.get("max_concurrent", 32)})
+        ready = {"state": "ready", "max_concurrent": self.spec.get("max_concurrent", 32)}
+        if self.spec.get("max_model_len"):
+            ready |= {"context_length": self.spec["max_model_len"], "num_threads": self.spec["num_threads"]}
+            ready |= {"num_parallel": self.spec["max_concurrent"], "engine": "stand-in"}
+            ready["memory"] = {"process_bytes": 300 << 20, "cache_bytes": 64 << 20, "max_cache_bytes": 5 << 30}
+        return web.json_response(ready)
 
     async def stats(self, _: web.Request) -> web.Response:
         """What happened so far."""

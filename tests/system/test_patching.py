@@ -17,7 +17,16 @@ from jupyter_llmcloud.system.patching import Patch
 
 PACKAGE = Path(patching.__file__).parents[1]
 # State of the process and of objects that are ours to set, not functions of another package.
-STATE = {"sys.argv", "sys.stdout", "sys.stderr", "os.environ", "c10d._world.group_count", "builtins.LOOP_FUNCTION"}
+STATE = {
+    "sys.argv",
+    "sys.stdout",
+    "sys.stderr",
+    "os.environ",
+    "c10d._world.group_count",
+    "builtins.LOOP_FUNCTION",
+    "builtins.WHILE_FUNCTION",
+    "module.name",
+}  # the last one: variables of the user's modules, put back by a resume
 
 
 @pytest.fixture

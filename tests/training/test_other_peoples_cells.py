@@ -177,10 +177,54 @@ def test_an_exit_shows_where_it_was_and_gives_no_advice_for_terminals(world: Ran
     assert (outcome.error["ename"], outcome.error["evalue"]) == ("SystemExit", "3")
     assert "----> 5     sys.exit(3)" in traceback_of(outcome)
     assert "%tb" not in traceback_of(outcome)
-    outcome = world.run("import warnings\nwarnings.filterwarnings('error')\nquit()")
-    assert outcome.error["ename"] == "SystemExit"
+    outcome = world.run("import warnings\nwarnings.filterwarnings('error')\nquit(2)")
+    assert (outcome.error["ename"], outcome.error["evalue"]) == ("SystemExit", "2")
     assert outcome.text(kind="stderr") == ""
     world.ok("warnings.resetwarnings()")
+
+
+LEFT_WELL = {
+    "status 0": "sys.exit(0)",
+    "no status": "sys.exit()",
+    "None": "sys.exit(None)",
+    "main that returns nothing": "def main(): print('trained')\nsys.exit(main())",
+    "main that returns 0": "def main(): return 0\nraise SystemExit(main())",
+    "a status that is no int of its own": "sys.exit(False)",
+    "quit": "quit()",
+    "exit of a library": "import builtins\nbuiltins.exit(0)",
+    "help of argparse": "import argparse\nargparse.ArgumentParser(prog='train').parse_args(['--help'])",
+    "inside a with and a function": "def stop():\n    with torch.no_grad():\n        sys.exit(0)\nstop()",
+}
+
+
+@pytest.mark.parametrize("leave", LEFT_WELL.values(), ids=LEFT_WELL)
+def test_a_cell_that_leaves_with_status_0_ends_well_and_saves(world: Ranks, leave: str) -> None:
+    outcome = world.ok(f"import sys, torch\nmodel = torch.nn.Linear(2, 1)\n{leave}", save=["model"])
+    assert (outcome.folder.path / "model" / "model.safetensors").exists()
+    assert "SystemExit" not in outcome.text(kind="stderr")
+    assert ("usage: train" in outcome.text(0)) == ("argparse" in leave)
+    assert outcome.report == "ranks 0-1: finished"
+
+
+@pytest.mark.parametrize(
+    ("leave", "evalue", "report"),
+    [
+        ("sys.exit(2)", "2", "left with exit status 2"),
+        ("exit(7)", "7", "left with exit status 7"),
+        ("sys.exit(True)", "True", "left by sys.exit: True"),
+        ("sys.exit('no data at /tmp')", "no data at /tmp", "left by sys.exit: no data at /tmp"),
+        ("sys.exit('')", "", "left by sys.exit: "),
+        ("import argparse\nargparse.ArgumentParser().parse_args(['--lr'])", "2", "left with exit status 2"),
+    ],
+)
+def test_a_cell_that_leaves_with_another_status_fails_with_it(
+    world: Ranks, leave: str, evalue: str, report: str
+) -> None:
+    outcome = world.run(f"import sys, torch\nmodel = torch.nn.Linear(2, 1)\n{leave}", save=["model"])
+    assert outcome.state == "failed"
+    assert (outcome.error["ename"], outcome.error["evalue"]) == ("SystemExit", evalue)
+    assert outcome.report == f"ranks 0-1: {report}, variables kept"
+    assert not (outcome.folder.path / "model").exists()
 
 
 def test_a_keyboard_interrupt_of_the_cells_own_is_drawn_with_the_cells_lines(world: Ranks) -> None:

@@ -65,6 +65,74 @@ def test_a_large_variable_makes_the_round_trip(world: Ranks) -> None:
     assert torch.equal(world.pull("big", 1), big * 2)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_pulled_model_is_the_plain_one_at_any_depth(world: Ranks, precision: str) -> None:
+    world.ok(
+        """
+        import types
+        import torch
+        from accelerate import Accelerator
+        from torch.nn.parallel import DistributedDataParallel
+
+        def net():
+            torch.manual_seed(0)
+            return torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+
+        class Own(torch.nn.Module):
+            def __init__(self, inside):
+                super().__init__()
+                self.inside = inside
+            def forward(self, x):
+                return 2 * self.inside(x)
+
+        accelerator = Accelerator()
+        x = torch.linspace(-1, 1, 64).reshape(4, 16)
+        wanted = net()(x).tolist()
+        prepared = accelerator.prepare(net())
+        twice = Accelerator().prepare(net())
+        compiled = torch.compile(accelerator.prepare(net()), backend="eager")
+        compiled_first = accelerator.prepare(torch.compile(net(), backend="eager"))
+        of_the_cell = accelerator.prepare(Own(net()))
+        part = Own(accelerator.prepare(net()))
+        held = {"models": [(prepared, twice)], "part": types.SimpleNamespace(of=part)}
+        changed = net()
+        changed.forward = types.MethodType(lambda self, x: torch.nn.Sequential.forward(self, x) + 1, changed)
+        changed = accelerator.prepare(changed)
+        prepared(x).sum().backward()
+        """,
+        precision=precision,
+    )
+    x, wanted = world.pull("x"), world.pull("wanted")
+    held = world.pull("held")
+    alike = [world.pull(name) for name in ("prepared", "twice", "compiled", "compiled_first")]
+    for model in [*alike, *held["models"][0]]:
+        assert type(model) is torch.nn.Sequential
+        assert "forward" not in vars(model)
+        assert model(x).tolist() == wanted
+    for model in (world.pull("of_the_cell"), world.pull("part"), held["part"].of):
+        assert type(model).__name__ == "Own"
+        assert type(model.inside) is torch.nn.Sequential
+        assert model(x).tolist() == [[2 * value for value in row] for row in wanted]
+    assert torch.allclose(world.pull("changed")(x), torch.tensor(wanted) + 1, atol=1e-6)
+    # On the ranks nothing has changed.
+    assert (
+        world.ok("(prepared(x) == net()(x)).all().item()", precision=precision).results()
+        == [str(precision == "no")] * 2
+    )
+
+
+def test_a_model_that_fsdp_has_cut_is_refused_when_pulled(world: Ranks) -> None:
+    world.ok(
+        """
+        import torch
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        cut = FullyShardedDataParallel(torch.nn.Linear(4, 2), device_id=torch.device("cpu"))
+        """
+    )
+    with pytest.raises(UsageError, match=r"'cut'.*FullyShardedDataParallel.*--save"):
+        world.pull("cut")
+
+
 def test_what_is_too_large_to_be_pulled_is_named_with_a_way_out_and_harms_nobody(world: Ranks) -> None:
     world.ok(
         """

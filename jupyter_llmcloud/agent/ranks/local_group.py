@@ -14,6 +14,15 @@ from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import ForkRank, LiveUntil, TakenAway
 
+# By these, libraries know that their processes have been launched: they start none, and find the other ranks. The rest
+# of what torchrun sets is told when the ranks join (see RankGroups). What a rank starts meets in a store of its own.
+_AS_TORCHRUN = {
+    "ROLE_NAME": "default",
+    "TORCHELASTIC_RESTART_COUNT": 0,
+    "TORCHELASTIC_MAX_RESTARTS": 0,
+    "TORCHELASTIC_USE_AGENT_STORE": False,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSpec:
@@ -85,6 +94,8 @@ class LocalGroup:
             "LOCAL_WORLD_SIZE": self._spec.local_world_size,
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
+            **_AS_TORCHRUN,
+            "TORCHELASTIC_RUN_ID": self._spec.world_id.partition("#")[0],
             "OMP_NUM_THREADS": self.num_threads[rank],
             "TOKENIZERS_PARALLELISM": "false",
         }

@@ -87,8 +87,28 @@ class RankGroups:
     def join(self, generation: int, world_size: int) -> None:
         """Have every rank join the process group of a generation."""
         store = self._store if self._has_moved else ""
-        for link in self.links.values():
-            link.send(Join(generation=generation, world_size=world_size, store=store, interface=self._interface))
+        places = self._places(world_size)
+        for rank, link in self.links.items():
+            env = {name: str(value) for name, value in places.get(rank, {}).items()}
+            link.send(
+                Join(generation=generation, world_size=world_size, env=env, store=store, interface=self._interface)
+            )
+
+    def _places(self, world_size: int) -> dict[int, dict[str, int]]:
+        """Where each rank is, in torchrun's variables; a group is what one agent has started at once."""
+        groups = [sorted(host.links) for host in self._hosts if host.links]
+        return {
+            rank: {
+                "WORLD_SIZE": world_size,
+                "LOCAL_WORLD_SIZE": len(ranks),
+                "GROUP_RANK": number,
+                "GROUP_WORLD_SIZE": len(groups),
+                "ROLE_RANK": rank,
+                "ROLE_WORLD_SIZE": world_size,
+            }
+            for number, ranks in enumerate(groups)
+            for rank in ranks
+        }
 
     async def replace(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]] = ()) -> list[str]:
         """New processes for ranks that have died, elsewhere if their agent has gone; says which of them have moved."""

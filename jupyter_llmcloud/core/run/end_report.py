@@ -29,7 +29,7 @@ def report(
 
     Args:
         states: of each rank, as of core.lifecycle.
-        errors: of those ranks that had one: "ename", "collateral".
+        errors: of those ranks that had one: "ename", "evalue", "collateral".
         culprit: the rank that failed first.
         was_stopped: whether somebody pressed Stop.
     """
@@ -40,6 +40,13 @@ def report(
         echo = state == "failed" and error is not None and error.get("collateral") and rank != culprit
         text = interrupted if echo or state == "interrupted" else _WORDS[state]
         if state == "failed" and not echo and error is not None:
-            text = f"{error['ename']}, variables kept"
+            text = f"{_what(error)}, variables kept"
         groups.setdefault(text, []).append(rank)
     return [f"rank{'s' if len(ranks) > 1 else ''} {format_ranks(ranks)}: {text}" for text, ranks in groups.items()]
+
+
+def _what(error: Mapping[str, Any]) -> str:
+    if error["ename"] != "SystemExit":
+        return str(error["ename"])
+    code = str(error.get("evalue", ""))
+    return f"left with exit status {code}" if code.lstrip("-").isdigit() else f"left by sys.exit: {code}"

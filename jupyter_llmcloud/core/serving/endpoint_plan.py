@@ -32,6 +32,10 @@ class Revision:
         num_replicas: how many processes serve it.
         weight: its share of the requests, relative to the other revisions; 0 gets none.
         priority: of several revisions that need replicas, the one with the highest starts first.
+        base_model: of an adapter, the folder of its base model.
+        max_model_len: tokens of prompt and answer together; None: as many as the model was made for.
+        max_concurrent: sequences that a replica generates at once.
+        threads: CPU threads of a replica; None: its share of the host's cores.
     """
 
     number: int
@@ -42,6 +46,10 @@ class Revision:
     num_replicas: int = 1
     weight: int = 100
     priority: int = 0
+    base_model: str = ""
+    max_model_len: int | None = None
+    max_concurrent: int = 32
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -369,7 +377,7 @@ class EndpointPlan:
     def _note_not_ready_yet(self, replica: Replica, event: Probed, now: float) -> None:
         replica.probe_at = now + self.timing.loading_probe_s
         if event.health == "failed":
-            why = f"the model could not be loaded: {event.reason or 'its log tells more'}."
+            why = f"the model could not be loaded: {(event.reason or 'its log tells more').rstrip('.')}."
             self._lose(replica, why, now, lasting=True)
         elif event.health == "unreachable":
             replica.probe_at = now  # its agent is asked, before the next probe

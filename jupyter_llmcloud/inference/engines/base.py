@@ -80,10 +80,17 @@ class EngineStats:
     Attributes:
         num_active: sequences that were submitted and have neither ended nor been closed.
         num_tokens: tokens generated since the start, those nobody waited for included.
+        num_cache_tokens, max_cache_tokens: tokens that the cache of keys and values holds now, and may hold; 0: an
+            engine whose sequences have one each.
+        cache_bytes, max_cache_bytes: what it takes for that.
     """
 
     num_active: int
     num_tokens: int
+    num_cache_tokens: int = 0
+    max_cache_tokens: int = 0
+    cache_bytes: int = 0
+    max_cache_bytes: int = 0
 
 
 class TokenStream:
@@ -160,12 +167,16 @@ class Engine(Protocol):
     Attributes:
         name: what to call it in logs and statistics.
         context_length: how many tokens prompt and answer may have together.
+        num_parallel: how many sequences take their steps at the same time; the others wait.
+        num_threads: CPU threads for each step; may be changed at any time.
         failure: None, or why the engine can generate nothing any more.
         on_failure: called once, in the event loop, when `failure` was set.
     """
 
     name: str
     context_length: int
+    num_parallel: int
+    num_threads: int
     failure: str | None
     on_failure: Callable[[], None]
 

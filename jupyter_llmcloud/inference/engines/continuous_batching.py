@@ -44,21 +44,45 @@ _STOP_S = 30.0
 
 @dataclass(slots=True)
 class _Sequence:
-    """A sequence that goes on: what the sampler must know of it, and what was delivered already."""
+    """A sequence that goes on: what the sampler must know of it, and what was delivered already.
+
+    Attributes:
+        tokens: those that are known to have been generated.
+        num_before: how many of them the manager was given as part of the prompt.
+    """
 
     generation: Generation
     stream: TokenStream
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    num_before: int = 0
     num_delivered: int = 0
+
+    def note(self, tokens: list[int]) -> None:
+        """So far these were generated."""
+        if len(tokens) > len(self.tokens):
+            self.tokens = tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens that are kept of it, the next one included."""
+        return len(self.generation.prompt) + len(self.tokens) + 1
+
+    def begin_again(self) -> list[int]:
+        """The prompt with which another manager goes on."""
+        self.num_before = len(self.tokens)
+        del self.logprobs[self.num_before :]
+        return [*self.generation.prompt, *self.tokens]
 
 
 class _Choosing(ContinuousBatchingLogitsProcessorList):
     """Stands where the library keeps its list of logits processors, and applies our sampler instead."""
 
-    def __init__(self, sampler: Sampler, sequences: dict[str, _Sequence]) -> None:
+    def __init__(self, sampler: Sampler, sequences: dict[str, _Sequence], on_step: Callable[[], None]) -> None:
         super().__init__(LogitsProcessorList())
         self._sampler = sampler
         self._sequences = sequences
+        self.on_step = on_step
         self._rows: list[Row] = []
         self.num_tokens = 0
         self.do_processing = True
@@ -72,6 +96,7 @@ class _Choosing(ContinuousBatchingLogitsProcessorList):
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
         """Called before each step: note which sequences get a token, in the order of the logits."""
         self._rows = [self._row(request.state) for request in requests_in_batch if request.has_new_token]
+        self.on_step()
         return arg_storage
 
     def _row(self, state: Any) -> Row:
@@ -80,7 +105,9 @@ class _Choosing(ContinuousBatchingLogitsProcessorList):
             return Row(_GREEDY)
         # Short of pages, the library starts a sequence again with its tokens as part of the prompt.
         again = state.initial_tokens[len(sequence.generation.prompt) :]
-        return Row(sequence.generation.sampling, again + state.generated_tokens, sequence.logprobs)
+        generated = again + state.generated_tokens
+        sequence.note(generated)
+        return Row(sequence.generation.sampling, generated, sequence.logprobs)
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
@@ -90,21 +117,39 @@ class _Choosing(ContinuousBatchingLogitsProcessorList):
 
 
 class ContinuousBatchingEngine:
-    """Many sequences in one batch that any may join or leave at every step."""
+    """Many sequences in one batch that any may join or leave at every step.
+
+    Its cache begins small. When the sequences that are there need more, the library's manager is stopped between two
+    steps and replaced by one with a larger cache, in which they go on: what was generated is part of the prompt then.
+
+    Attributes:
+        budget: the cache as large as it may become.
+    """
 
     name = "continuous-batching"
 
-    def __init__(self, loaded: LoadedModel, plan: CachePlan, max_concurrent: int) -> None:
-        self.context_length = plan.context_length
+    def __init__(
+        self, loaded: LoadedModel, budget: CachePlan, max_concurrent: int, num_threads: int | None = None
+    ) -> None:
+        self.context_length = budget.context_length
+        self.num_parallel = max_concurrent
+        self.num_threads = num_threads or torch.get_num_threads()
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self._eos = loaded.eos
+        self.budget = budget
+        self._loaded = loaded
+        self._plan = budget.at_first(loaded.model.device.type)
         self._sequences: dict[str, _Sequence] = {}
-        self._manager = _manager(loaded, plan, max_concurrent)
-        self._choosing = _Choosing(Sampler(loaded.model.device), self._sequences)
-        self._manager.logit_processor = self._choosing
-        self._manager.warmup()  # allocates here and now, so that a lack of memory is raised to the caller
-        self._manager.start()
+        self._growing: asyncio.Task[None] | None = None
+        self._choosing = _Choosing(Sampler(loaded.model.device), self._sequences, lambda: None)
+        self._manager: ContinuousBatchingManager | None = self._started(self._plan)
+
+    def _started(self, plan: CachePlan) -> ContinuousBatchingManager:
+        manager = _manager(self._loaded, plan, self.num_parallel)
+        manager.logit_processor = self._choosing
+        manager.warmup()  # allocates here and now, so that a lack of memory is raised to the caller
+        manager.start()
+        return manager
 
     def submit(self, generation: Generation) -> TokenStream:
         """Begin a sequence; it waits inside the engine while the batch is full."""
@@ -113,55 +158,141 @@ class ContinuousBatchingEngine:
         request_id = uuid.uuid4().hex
         stream = TokenStream(lambda: self._cancel(request_id))
         self._sequences[request_id] = _Sequence(generation, stream)
-        # The handler comes first: a token that finds no handler is lost.
-        self._manager.register_result_handler(request_id, lambda output: self._deliver(request_id, output))
-        accepted = self._manager.add_request(
-            list(generation.prompt),
-            request_id=request_id,
-            max_new_tokens=generation.max_tokens,
-            streaming=generation.incremental,
-            eos_token_id=sorted(self._eos) or -1,
-        )
-        if accepted is None:
+        self._watch_the_cache()
+        self._grow_if_needed()
+        if self._growing is None and not self._add(request_id):
             self._forget(request_id)
             raise EngineError(self._fail("the generation thread has stopped"))
         return stream
 
+    def _add(self, request_id: str) -> bool:
+        """Give a sequence to the manager; whether it took it. One for which there is no memory fails, and no other."""
+        manager, sequence = self._manager, self._sequences[request_id]
+        assert manager is not None
+        prompt = sequence.begin_again()
+        room = self.context_length - len(sequence.generation.prompt)
+        if min(sequence.generation.max_tokens, room) <= sequence.num_before:
+            self._forget(request_id)
+            sequence.stream.fail(
+                EngineError(f"memory holds sequences of {self.context_length} tokens, and no longer ones")
+            )
+            return True
+        # The handler comes first: a token that finds no handler is lost.
+        manager.register_result_handler(request_id, lambda output: self._deliver(manager, request_id, output))
+        accepted = manager.add_request(
+            prompt,
+            request_id=request_id,
+            max_new_tokens=min(sequence.generation.max_tokens, room) - sequence.num_before,
+            streaming=sequence.generation.incremental,
+            eos_token_id=sorted(self._loaded.eos) or -1,
+        )
+        return accepted is not None
+
     def stats(self) -> EngineStats:
         """The gauges now."""
-        return EngineStats(num_active=len(self._sequences), num_tokens=self._choosing.num_tokens)
+        return EngineStats(
+            num_active=len(self._sequences),
+            num_tokens=self._choosing.num_tokens,
+            num_cache_tokens=self._plan.num_tokens,
+            max_cache_tokens=self.budget.num_tokens,
+            cache_bytes=self._plan.num_bytes,
+            max_cache_bytes=self.budget.num_bytes,
+        )
 
     async def close(self) -> None:
         """Stop the generation thread; sequences that go on fail."""
         if self.failure is None:
             self.failure = "the engine was closed"
-        await asyncio.to_thread(self._manager.stop, block=True, timeout=_STOP_S, hard_stop=True)
+        if self._growing is not None:
+            await asyncio.wait([self._growing])
+        await self._stop_manager()
+        self._fail_sequences(self.failure)
+
+    async def _stop_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            await asyncio.to_thread(manager.stop, block=True, timeout=_STOP_S, hard_stop=True)
+
+    def _fail_sequences(self, reason: str) -> None:
         for request_id in list(self._sequences):
-            self._sequences[request_id].stream.fail(EngineError(self.failure))
+            self._sequences[request_id].stream.fail(EngineError(reason))
             self._forget(request_id)
 
-    def _deliver(self, request_id: str, output: Any) -> None:
+    # --- the cache grows ---
+
+    def _watch_the_cache(self) -> None:
+        """Have the generation thread look, at each step, whether the cache is large enough, and use its threads."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            if torch.get_num_threads() != self.num_threads:
+                torch.set_num_threads(self.num_threads)
+            if self._growing is None and self._is_small():
+                loop.call_soon_threadsafe(self._grow_if_needed)
+
+        self._choosing.on_step = look
+
+    def _num_needed(self) -> int:
+        # A copy: the generation thread asks while sequences come and go.
+        return sum(self._plan.pages(sequence.length) for sequence in list(self._sequences.values()))
+
+    def _is_small(self) -> bool:
+        """Whether it should grow now: the last quarter is for the steps until it has."""
+        return self._plan.num_pages < self.budget.num_pages and 4 * self._num_needed() > 3 * self._plan.num_pages
+
+    def _grow_if_needed(self) -> None:
+        if self._growing is None and self.failure is None and self._is_small():
+            self._growing = asyncio.ensure_future(self._grow())
+
+    async def _grow(self) -> None:
+        try:
+            await self._stop_manager()
+            await self._replace_manager()
+        except Exception as error:  # of a library, in the midst of allocating
+            log.exception("the cache could not grow")
+            self._fail_sequences(self._fail(f"the cache could not grow: {type(error).__name__}: {error}"))
+        finally:
+            self._growing = None
+        self._grow_if_needed()
+
+    async def _replace_manager(self) -> None:
+        device, before = self._loaded.model.device, self._plan
+        wanted = max(2 * before.num_pages, 2 * self._num_needed())
+        self._plan = self.budget.with_pages(min(wanted, self.budget.affordable(before.num_pages, device)))
+        if self._plan.num_pages < min(wanted, self.budget.num_pages):
+            self.budget = self._plan  # others have taken the memory: this is all there is
+            self.context_length = min(self.context_length, self._plan.longest)
+        log.info("the cache grows from %d to %d tokens", before.num_tokens, self._plan.num_tokens)
+        self._manager = await asyncio.to_thread(self._started, self._plan)
+        if not all(self._add(request_id) for request_id in list(self._sequences)):
+            raise RuntimeError("the generation thread has stopped")
+
+    # --- what the manager tells ---
+
+    def _deliver(self, manager: ContinuousBatchingManager, request_id: str, output: Any) -> None:
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return
         if output.error is not None:
-            self._forget(request_id)
-            sequence.stream.fail(EngineError(f"generation failed: {output.error}"))
-            self._notice_death(output.error)
+            if manager is self._manager:  # one that was stopped fails what goes on in the next one
+                self._forget(request_id)
+                sequence.stream.fail(EngineError(f"generation failed: {output.error}"))
+                self._notice_death(manager, output.error)
             return
-        seen, tokens = sequence.num_delivered, output.generated_tokens
+        tokens = sequence.tokens[: sequence.num_before] + output.generated_tokens
+        sequence.note(tokens)
         reason = self._finish_reason(tokens) if output.is_finished() else None
-        sequence.num_delivered = len(tokens)
+        seen, sequence.num_delivered = sequence.num_delivered, len(tokens)
         if reason is not None:
             self._forget(request_id)
         sequence.stream.push(tokens[seen:], sequence.logprobs[seen : len(tokens)], reason)
 
     def _finish_reason(self, tokens: list[int]) -> FinishReason:
-        return "stop" if tokens and tokens[-1] in self._eos else "length"
+        return "stop" if tokens and tokens[-1] in self._loaded.eos else "length"
 
-    def _notice_death(self, error: str) -> None:
+    def _notice_death(self, manager: ContinuousBatchingManager, error: str) -> None:
         # The thread delivers the failures a moment before its own end: ask for its status, not its life.
-        if self._manager.background_thread_status.local_status and self.failure is None:
+        if manager.background_thread_status.local_status and self.failure is None:
             self._fail(f"the generation thread has stopped: {error}")
 
     def _fail(self, reason: str) -> str:
@@ -172,10 +303,13 @@ class ContinuousBatchingEngine:
 
     def _cancel(self, request_id: str) -> None:
         self._forget(request_id)
-        self._manager.cancel_request(request_id)
+        if self._manager is not None:
+            self._manager.cancel_request(request_id)
 
     def _forget(self, request_id: str) -> None:
         self._sequences.pop(request_id, None)
+        if self._manager is None:
+            return
         router = self._manager.output_router
         with router._lock:
             router.result_handlers.pop(request_id, None)

@@ -28,10 +28,11 @@ from jupyter_llmcloud.inference.engines.base import (
 )
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.sampling import Row, Sampler
+from jupyter_llmcloud.inference.engines.trial import Lockstep
 
 log = logging.getLogger(__name__)
 
-_MAX_THREADS = 4
+MAX_PARALLEL = 4
 
 
 class _Cancelled(Exception):
@@ -59,6 +60,8 @@ class _Choosing(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         sequence = self._sequence
+        if self._engine.lockstep is not None:
+            self._engine.lockstep.arrive()
         if sequence.cancelled.is_set():
             raise _Cancelled
         row = Row(sequence.generation.sampling, sequence.tokens, sequence.logprobs)
@@ -71,22 +74,34 @@ class _Choosing(LogitsProcessor):
 
 
 class GenerateEngine:
-    """A few sequences at a time, each in its own thread; the others wait."""
+    """A few sequences at a time, each in its own thread; the others wait.
+
+    Attributes:
+        num_parallel: how many run at once.
+        lockstep: of a trial, in which the sequences take each step together.
+    """
 
     name = "generate"
 
-    def __init__(self, loaded: LoadedModel, max_concurrent: int) -> None:
+    def __init__(self, loaded: LoadedModel, num_parallel: int = MAX_PARALLEL, num_threads: int | None = None) -> None:
         self.context_length = loaded.context_length
+        self.num_parallel = min(MAX_PARALLEL, num_parallel)
+        self.num_threads = num_threads or torch.get_num_threads()
+        self.lockstep: Lockstep | None = None
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self.device: torch.device = loaded.model.device
-        self._model = loaded.model
-        self._eos = loaded.eos
+        self._loaded = loaded
         self._plain = _plain_configuration(loaded)
         self._sequences: set[_Sequence] = set()
         self._num_tokens = 0
         self._count = threading.Lock()
-        self._threads = ThreadPoolExecutor(min(_MAX_THREADS, max_concurrent), thread_name_prefix="generate")
+        self._threads = ThreadPoolExecutor(self.num_parallel, thread_name_prefix="generate")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self._loaded.model.device
+        return device
 
     def submit(self, generation: Generation) -> TokenStream:
         """Begin a sequence as soon as a thread is free."""
@@ -114,6 +129,10 @@ class GenerateEngine:
         """Called by the threads, once for every token."""
         with self._count:
             self._num_tokens += 1
+        # Those that run share the cores: with all of them each, they would wait for one another.
+        share = max(1, self.num_threads // max(1, min(len(self._sequences), self.num_parallel)))
+        if torch.get_num_threads() != share:
+            torch.set_num_threads(share)
 
     def deliver(self, sequence: _Sequence, *, finished: bool) -> None:
         """Called by the threads: hand what is new to the event loop."""
@@ -121,15 +140,15 @@ class GenerateEngine:
         logprobs = sequence.logprobs[sequence.num_delivered :]
         sequence.num_delivered = len(sequence.tokens)
         last = sequence.tokens[-1] if sequence.tokens else None
-        reason: FinishReason | None = ("stop" if last in self._eos else "length") if finished else None
+        reason: FinishReason | None = ("stop" if last in self._loaded.eos else "length") if finished else None
         sequence.loop.call_soon_threadsafe(sequence.stream.push, tokens, logprobs, reason)
         if finished:
             sequence.loop.call_soon_threadsafe(self._sequences.discard, sequence)
 
     def _run(self, sequence: _Sequence) -> None:
-        if sequence.cancelled.is_set():
-            return
         try:
+            if sequence.cancelled.is_set():
+                return
             self._generate(sequence)
             self.deliver(sequence, finished=True)
         except _Cancelled:
@@ -138,12 +157,15 @@ class GenerateEngine:
             log.exception("generation failed")
             failure = EngineError(f"generation failed: {type(error).__name__}: {error}")
             sequence.loop.call_soon_threadsafe(self._end, sequence, failure)
+        finally:
+            if self.lockstep is not None:
+                self.lockstep.leave()
 
     def _generate(self, sequence: _Sequence) -> None:
         prompt = torch.tensor([list(sequence.generation.prompt)], device=self.device)
         configuration = copy.deepcopy(self._plain)
         configuration.max_new_tokens = sequence.generation.max_tokens
-        self._model.generate(
+        self._loaded.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=configuration,

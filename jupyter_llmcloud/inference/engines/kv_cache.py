@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 PAGE_SIZE = 32
 _SHARE_OF_FREE = {"cpu": 0.4, "cuda": 0.8}
+_AT_FIRST = {"cpu": 64 << 20, "cuda": 1 << 30}
+_MIN_TOKENS_AT_FIRST = 1024
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,51 @@ class CachePlan:
     Attributes:
         context_length: the longest sequence that fits, at most the model's own.
         page_size: tokens in a page.
-        num_pages: how many pages there are.
+        num_pages: how many pages there may be.
         max_batch_tokens: tokens that one step may process.
+        bytes_per_page: what a page takes, with what grows with the number of pages; 0: not known.
     """
 
     context_length: int
     page_size: int
     num_pages: int
     max_batch_tokens: int
+    bytes_per_page: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it holds."""
+        return self.num_pages * self.page_size
+
+    @property
+    def num_bytes(self) -> int:
+        """How much memory it takes."""
+        return self.num_pages * self.bytes_per_page
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence. Two pages stay free, so that it never waits for one that nobody can give back."""
+        return (self.num_pages - 2) * self.page_size
+
+    def pages(self, num_tokens: int) -> int:
+        """How many pages so many tokens of one sequence need."""
+        return -(-num_tokens // self.page_size)
+
+    def at_first(self, device_type: str) -> CachePlan:
+        """What is allocated before anybody has asked: it grows when it is needed."""
+        if not self.bytes_per_page:
+            return self
+        few = max(_AT_FIRST.get(device_type, 64 << 20) // self.bytes_per_page, _MIN_TOKENS_AT_FIRST // self.page_size)
+        return self.with_pages(few)
+
+    def with_pages(self, num_pages: int) -> CachePlan:
+        """The same with fewer pages, or as many as there may be."""
+        return replace(self, num_pages=min(self.num_pages, num_pages))
+
+    def affordable(self, num_pages: int, device: torch.device) -> int:
+        """To how many pages a cache of `num_pages` may grow with the memory that is free now."""
+        more = int(free_memory(device) * _SHARE_OF_FREE.get(device.type, 0.4)) // max(1, self.bytes_per_page)
+        return min(self.num_pages, num_pages + more)
 
 
 def free_memory(device: torch.device) -> int:
@@ -74,22 +113,21 @@ def plan_cache(
     wanted = max_concurrent * (_pages(context_length) + 1)
     affordable = int(free * _SHARE_OF_FREE.get(device_type, 0.4)) // (per_token * PAGE_SIZE)
     num_pages = min(wanted, affordable)
-    # Two pages stay free, so that a full-length sequence never waits for a page that nobody can give back.
-    longest = min(context_length, (num_pages - 2) * PAGE_SIZE)
-    if longest < min(context_length, PAGE_SIZE):
+    plan = CachePlan(context_length, PAGE_SIZE, num_pages, max_batch_tokens, per_token * PAGE_SIZE)
+    if plan.longest < min(context_length, PAGE_SIZE):
         raise ModelError(
             f"{free / 2**30:.1f} GiB of free memory hold no sequence of this model: one token takes "
             f"{per_token / 2**20:.2f} MiB. Free memory or serve a smaller model."
         )
     if num_pages < wanted:
-        log.warning(
+        log.info(
             "memory holds %d tokens of the %d that %d sequences of %d tokens could need",
             num_pages * PAGE_SIZE,
             wanted * PAGE_SIZE,
             max_concurrent,
             context_length,
         )
-    return CachePlan(longest, PAGE_SIZE, num_pages, max_batch_tokens)
+    return replace(plan, context_length=min(context_length, plan.longest))
 
 
 def _pages(num_tokens: int) -> int:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.errors import ModelError
+from jupyter_llmcloud.inference.engines.soundness import check_causal, check_finite, check_vocabulary, check_weights
+from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder
 
 log = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEFAULT_CONTEXT = 2048
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "spiece.model",
-)
+_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -49,20 +45,28 @@ class LoadedModel:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def load_model(folder: str | Path, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    base_model: str | Path | None = None,
+    max_model_len: int | None = None,
+) -> LoadedModel:
     """Load the model in `folder`; raises `ModelError` with what is missing or wrong.
 
     Args:
-        folder: config.json, *.safetensors and a tokenizer, as `save_pretrained` writes them.
+        folder: config.json, *.safetensors and a tokenizer, as `save_pretrained` writes them; or an adapter of PEFT.
         dtype: "auto" takes the checkpoint's own.
         device: "cpu", "cuda:0", ...
+        base_model: the folder of an adapter's base model, when it is not the one that the adapter names.
+        max_model_len: how many tokens prompt and answer may have together, when the model's own are too many.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}.")
-    folder = Path(folder)
-    check_folder(folder)
+    layout = check_folder(Path(folder), None if base_model is None else Path(base_model))
     try:
-        return _load(folder, dtype, device)
+        return _shortened(_load(layout, dtype, device), max_model_len)
     except ModelError:
         raise
     except Exception as error:
@@ -70,42 +74,31 @@ def load_model(folder: str | Path, *, dtype: str = "auto", device: str = "cpu") 
         raise ModelError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error
 
 
-def check_folder(folder: Path) -> None:
-    """Raise `ModelError` unless `folder` seems a whole model in safetensors; looks at file names only."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is not a folder. Give the folder that save_pretrained() wrote.")
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"{folder} holds an adapter (adapter_config.json), not a whole model. "
-            "Save model.merge_and_unload() with save_pretrained() and serve that folder."
-        )
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json. Save the model with model.save_pretrained(folder).")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{folder} has no *.safetensors file{_pickles(folder)}. Only safetensors are loaded, since other "
-            "formats can run code: save the model again with model.save_pretrained(folder)."
-        )
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelError(f"{folder} has no tokenizer. Save it with tokenizer.save_pretrained(folder).")
+def _shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
+    if max_model_len is None:
+        return loaded
+    if max_model_len > loaded.context_length:
+        raise ModelError(f"--max-model-len {max_model_len} is more than the model's {loaded.context_length} tokens.")
+    return replace(loaded, context_length=max_model_len)
 
 
-def _pickles(folder: Path) -> str:
-    found = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    return f" (it has {', '.join(found[:3])})" if found else ""
+def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
+    from transformers import AutoConfig, AutoTokenizer
 
+    folder = layout.folder
+    _check_architecture(folder)
+    config = AutoConfig.from_pretrained(folder, **_SAFE)
+    tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
+    model, report = _from_pretrained(_auto_class(folder, config), folder, dtype)
+    check_weights(folder, report)
+    if layout.adapter is not None:
+        from jupyter_llmcloud.inference.engines.adapters import merged
 
-def _load(folder: Path, dtype: str, device: str) -> LoadedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(folder, **safe)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model, report = _from_pretrained(kind, folder, {**safe, "dtype": dtype})
-    _check_weights(folder, report)
-    _check_finite(folder, model)
+        model = merged(model, layout.adapter)
+    check_finite(layout.adapter or folder, model)
+    check_vocabulary(layout.tokenizer, model, tokenizer)
     model = model.to(device).eval()
+    check_causal(folder, model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -116,31 +109,47 @@ def _load(folder: Path, dtype: str, device: str) -> LoadedModel:
     )
 
 
-def _from_pretrained(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
-    options = {**options, "use_safetensors": True, "output_loading_info": True}
+def _check_architecture(folder: Path) -> None:
+    """Refuse by name, before weights are read, what generates no text or is not known."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = json.loads((folder / "config.json").read_bytes())
+    kind = config.get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{folder} could not be loaded: its model_type {kind!r} is no architecture of the transformers that is "
+            f"installed ({transformers.__version__}), and code from a model's folder is never run. "
+            "Serve a model of a known architecture, or install a newer transformers."
+        )
+    for name in config.get("architectures") or ():
+        known: Any = getattr(transformers, str(name), None)
+        if hasattr(known, "can_generate") and not known.can_generate():
+            raise ModelError(
+                f"{folder} holds a {name}, which has no head that generates text. "
+                "Serve a causal language model (...ForCausalLM) or an encoder-decoder (...ForConditionalGeneration)."
+            )
+
+
+def _auto_class(folder: Path, config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if type(config) not in auto._model_mapping:
+        names = ", ".join(config.architectures or [config.model_type])
+        raise ModelError(f"{folder} holds a {names}, which does not generate text from text.")
+    return auto
+
+
+def _from_pretrained(auto: Any, folder: Path, dtype: str) -> Any:
+    # Shapes that do not fit are told by name afterwards: the library's own error says "see the report above".
+    report = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {**_SAFE, **report, "dtype": dtype}
     try:
-        return kind.from_pretrained(folder, attn_implementation="sdpa", **options)
+        return auto.from_pretrained(folder, attn_implementation="sdpa", **options)
     except ValueError as error:
         log.info("%s: without scaled_dot_product_attention (%s)", folder.name, error)
-        return kind.from_pretrained(folder, **options)
-
-
-def _check_weights(folder: Path, report: dict[str, Any]) -> None:
-    missing = sorted(str(key) for key in report.get("missing_keys") or ())
-    if missing:
-        raise ModelError(
-            f"{folder} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), so it would "
-            "answer with random ones. Save the whole model with its language-model head."
-        )
-
-
-def _check_finite(folder: Path, model: Any) -> None:
-    broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
-    if broken:
-        raise ModelError(
-            f"{folder}: {len(broken)} of the model's weights have NaN or infinite values ({', '.join(broken[:3])}), "
-            "so every answer would be nonsense. Serve a checkpoint from before the loss diverged."
-        )
+        return auto.from_pretrained(folder, **options)
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:

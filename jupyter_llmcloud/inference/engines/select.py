@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
-
-import torch
+from collections.abc import Awaitable
 
 from jupyter_llmcloud.errors import ModelError
-from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling, TokenBatch
+from jupyter_llmcloud.inference.engines.base import Engine, EngineError
 from jupyter_llmcloud.inference.engines.kv_cache import free_memory, plan_cache
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.engines.trial import (
+    LENGTHS,
+    Lockstep,
+    compare_with_forward,
+    positions_that_see_length,
+    why_one_at_a_time,
+)
 from jupyter_llmcloud.system.patching import Patch
 
 log = logging.getLogger(__name__)
 
-_TRIAL_LENGTHS = (12, 5)
-_TRIAL_TOKENS = 3
-_TRIAL_LOGPROBS = 8
 # Which of them comes depends on where in transformers an architecture turns out not to fit.
 _DOES_NOT_FIT = (EngineError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ImportError)
 _CB = "transformers.generation.continuous_batching"
@@ -43,21 +45,20 @@ BATCHING = Patch(
         f"{_PROCESSORS}.check_kwargs": (),
     },
 )
-_TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
-async def open_engine(loaded: LoadedModel, max_concurrent: int) -> Engine:
+async def open_engine(loaded: LoadedModel, max_concurrent: int, num_threads: int | None = None) -> Engine:
     """The fastest engine that answers as the model itself does. It has generated its first tokens already."""
     reason = why_not_batched(loaded) or BATCHING.problem()
     if reason is None:
         attention = loaded.model.config._attn_implementation
         try:
-            return await _tried_batching(loaded, max_concurrent)
+            return await _tried_batching(loaded, max_concurrent, num_threads)
         except _DOES_NOT_FIT as error:
             reason = f"{type(error).__name__}: {error}"
             loaded.model.set_attn_implementation(attention)
     log.warning("no continuous batching, serving one sequence per thread: %s", reason)
-    return await _tried_generating(loaded, max_concurrent)
+    return await _tried_generating(loaded, max_concurrent, num_threads)
 
 
 def why_not_batched(loaded: LoadedModel) -> str | None:
@@ -69,10 +70,10 @@ def why_not_batched(loaded: LoadedModel) -> str | None:
         return f"{kind} keeps a state instead of keys and values"
     if not getattr(loaded.model, "_supports_attention_backend", False):
         return f"{kind} has an attention of its own"
-    return None
+    return positions_that_see_length(loaded)
 
 
-async def _tried_batching(loaded: LoadedModel, max_concurrent: int) -> Engine:
+async def _tried_batching(loaded: LoadedModel, max_concurrent: int, num_threads: int | None) -> Engine:
     from jupyter_llmcloud.inference.engines.continuous_batching import ContinuousBatchingEngine
 
     device = loaded.model.device
@@ -84,66 +85,36 @@ async def _tried_batching(loaded: LoadedModel, max_concurrent: int) -> Engine:
         free=free_memory(device),
         device_type=device.type,
     )
-    engine = await asyncio.to_thread(ContinuousBatchingEngine, loaded, plan, max_concurrent)
+    engine = await asyncio.to_thread(ContinuousBatchingEngine, loaded, plan, max_concurrent, num_threads)
+    return await _tried(engine, compare_with_forward(engine, loaded))
+
+
+async def _tried_generating(loaded: LoadedModel, max_concurrent: int, num_threads: int | None) -> Engine:
+    from jupyter_llmcloud.inference.engines.generate import MAX_PARALLEL, GenerateEngine
+
+    num_parallel = min(MAX_PARALLEL, max_concurrent, len(LENGTHS))
+    reason = why_one_at_a_time(loaded) if num_parallel > 1 else "--max-concurrent is 1"
+    if reason is None:
+        engine = GenerateEngine(loaded, num_parallel, num_threads)
+        engine.lockstep = Lockstep(num_parallel)
+        try:
+            await _tried(engine, compare_with_forward(engine, loaded, num_parallel))
+            engine.lockstep = None
+            return engine
+        except EngineError as error:
+            reason = f"sequences that ran at once were mixed: {error}"
+    log.warning("serving one sequence at a time: %s", reason)
+    engine = GenerateEngine(loaded, 1, num_threads)
     try:
-        await _compare_with_forward(engine, loaded)
+        return await _tried(engine, compare_with_forward(engine, loaded))
+    except EngineError as error:
+        raise ModelError(f"the model loads, but what it generates is not what it computes: {error}") from error
+
+
+async def _tried(engine: Engine, trial: Awaitable[None]) -> Engine:
+    try:
+        await trial
     except BaseException:
         await engine.close()
         raise
     return engine
-
-
-async def _tried_generating(loaded: LoadedModel, max_concurrent: int) -> Engine:
-    from jupyter_llmcloud.inference.engines.generate import GenerateEngine
-
-    engine = GenerateEngine(loaded, max_concurrent)
-    try:
-        await _collect(engine, Generation(_trial_prompt(4, loaded.num_vocabulary), 1))
-    except EngineError as error:
-        await engine.close()
-        raise ModelError(f"the model loads but generates nothing: {error}") from error
-    return engine
-
-
-async def _compare_with_forward(engine: Engine, loaded: LoadedModel) -> None:
-    """Raise `EngineError` unless log probabilities, in a mixed batch, are those of a plain forward pass."""
-    prompts = [_trial_prompt(length, loaded.num_vocabulary) for length in _TRIAL_LENGTHS]
-    prompts = [prompt[: max(1, loaded.context_length - _TRIAL_TOKENS)] for prompt in prompts]
-    sampling = Sampling(temperature=0.0, num_logprobs=min(_TRIAL_LOGPROBS, loaded.num_vocabulary))
-    answers = await asyncio.gather(
-        *(_collect(engine, Generation(prompt, _TRIAL_TOKENS, sampling)) for prompt in prompts)
-    )
-    for prompt, answer in zip(prompts, answers, strict=True):
-        error = await asyncio.to_thread(_largest_error, loaded, prompt, answer)
-        tolerance = _TOLERANCE.get(loaded.model.dtype, 0.5)
-        if not error <= tolerance:
-            raise EngineError(f"log probabilities are off by {error:.3g} (up to {tolerance:g} is rounding)")
-
-
-def _trial_prompt(length: int, num_vocabulary: int) -> list[int]:
-    return [(7 * position + 3) % num_vocabulary for position in range(length)]
-
-
-async def _collect(engine: Engine, generation: Generation) -> TokenBatch:
-    stream = engine.submit(generation)
-    tokens, logprobs = [], []
-    try:
-        async for batch in stream:
-            tokens += batch.tokens
-            logprobs += batch.logprobs
-    finally:
-        stream.close()
-    return TokenBatch(tokens, logprobs, None)
-
-
-@torch.inference_mode()
-def _largest_error(loaded: LoadedModel, prompt: list[int], answer: TokenBatch) -> float:
-    sequence = torch.tensor([prompt + answer.tokens[:-1]], device=loaded.model.device)
-    logits: Any = loaded.model(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 :].float()
-    expected = logits.log_softmax(dim=-1)
-    differences = [
-        abs(float(expected[step, token]) - logprob)
-        for step, entry in enumerate(answer.logprobs)
-        for token, logprob in entry.top
-    ]
-    return max(differences)

@@ -33,6 +33,7 @@ from jupyter_llmcloud.inference.openai.responses import (
     TokenUsage,
     event,
 )
+from jupyter_llmcloud.inference.openai.templates import Templates
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 
@@ -91,13 +92,19 @@ class Model:
     """
 
     def __init__(
-        self, loaded: LoadedModel, engine: Engine, served_name: str, defaults: dict[str, float] | None = None
+        self,
+        loaded: LoadedModel,
+        engine: Engine,
+        served_name: str,
+        defaults: dict[str, float] | None = None,
+        templates: Templates | None = None,
     ) -> None:
         self.loaded = loaded
         self.engine = engine
         self.served_name = served_name
         self.vocabulary = Vocabulary(loaded.tokenizer)
         self._defaults = defaults or {}
+        self._templates = templates
         self._completion_format = CompletionFormat(self.vocabulary)
         self._chat_format = ChatFormat(self.vocabulary)
 
@@ -111,7 +118,7 @@ class Model:
         """Check the body of POST /v1/chat/completions; raises `ApiError`."""
         request = decode_chat(body)
         self._check_name(request.model)
-        return self._ask(request, [chat_prompt(request, self.loaded)], self._chat_format)
+        return self._ask(request, [chat_prompt(request, self.loaded, self._templates)], self._chat_format)
 
     def _ask(self, request: CompletionRequest | ChatRequest, prompts: list[list[int]], form: Format) -> Ask:
         return Ask(
@@ -124,6 +131,12 @@ class Model:
             stream=bool(request.stream),
             include_usage=request.include_usage,
         )
+
+    async def close(self) -> None:
+        """End what generates, and what renders."""
+        await self.engine.close()
+        if self._templates is not None:
+            await asyncio.to_thread(self._templates.close)
 
     def _check_name(self, name: str) -> None:
         if name != self.served_name:

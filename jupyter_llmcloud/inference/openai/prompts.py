@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from typing import Any
-
-from jinja2 import TemplateError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.requests import ChatMessage, ChatRequest, CompletionRequest
+from jupyter_llmcloud.inference.openai.templates import TemplateFault, Templates
 
 
 def completion_prompts(request: CompletionRequest, loaded: LoadedModel) -> list[list[int]]:
@@ -20,20 +20,33 @@ def completion_prompts(request: CompletionRequest, loaded: LoadedModel) -> list[
     return [_checked(prompt, loaded, "prompt") for prompt in prompts]
 
 
-def chat_prompt(request: ChatRequest, loaded: LoadedModel) -> list[int]:
-    """The token ids of a conversation, through the model's chat template or else through `plain_template`."""
+def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates | None = None) -> list[int]:
+    """The token ids of a conversation, through the model's chat template or else through `plain_template`.
+
+    Args:
+        templates: what renders; without it, a process is started for this conversation alone.
+    """
     if not getattr(loaded.tokenizer, "chat_template", None):
         return _checked(_text_to_continue(plain_template(request.messages), loaded), loaded, "messages")
-    try:
-        text = loaded.tokenizer.apply_chat_template(
-            [_as_dict(message) for message in request.messages], add_generation_prompt=True, tokenize=False
-        )
-    except Exception as error:  # a template is a program of others: it may raise whatever it likes
-        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-        message = f"The model's chat template refuses these messages: {said}"
-        raise ApiError(400, message, param="messages", code="invalid_value") from None
+    messages = [_as_dict(message) for message in request.messages]
+    with nullcontext(templates) if templates is not None else closing(Templates()) as renderer:
+        try:
+            text = _rendered(loaded.tokenizer, messages, renderer)
+        except Exception as error:  # a template is a program of others: it may raise whatever it likes
+            said = str(error) if isinstance(error, TemplateFault) else f"{type(error).__name__}: {error}"
+            message = f"The model's chat template refuses these messages: {said}"
+            raise ApiError(400, message, param="messages", code="invalid_value") from None
     # The template has put the special tokens where the model wants them.
     return _checked(_encode(loaded.tokenizer, text, special=False), loaded, "messages")
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], templates: Templates) -> str:
+    from transformers import PreTrainedTokenizerBase
+
+    if getattr(tokenizer.apply_chat_template, "__func__", None) is not PreTrainedTokenizerBase.apply_chat_template:
+        # Code of a library that is installed, not a template.
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return templates.render(tokenizer.get_chat_template(), dict(tokenizer.special_tokens_map), messages)
 
 
 def plain_template(messages: Sequence[ChatMessage]) -> str:

@@ -17,6 +17,7 @@ from jupyter_llmcloud.core.spec import SERVE, Door, EndpointSpec
 from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 
 WAIT_S = 1
@@ -55,7 +56,7 @@ def serve(target: str, *, progress: Callable[[str], None] | None = None, **optio
     began = time.monotonic()
     while record["state"] == "starting":
         if progress is not None:
-            reason = f" ({record['reason']})" if record.get("reason") else ""
+            reason = f" ({shown(record['reason'])})" if record.get("reason") else ""
             progress(f"{record['name']} is starting: {time.monotonic() - began:.0f} s{reason}")
         record = server.endpoint(record["name"], wait_s=WAIT_S)
     if record["state"] != "ready":
@@ -66,6 +67,8 @@ def serve(target: str, *, progress: Callable[[str], None] | None = None, **optio
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
     folder = Path(target).expanduser()
+    if options.get("base_model"):
+        options = {**options, "base_model": str(Path(options["base_model"]).expanduser().absolute())}
     if not NAME_PATTERN.fullmatch(target):
         return dict(server.create_endpoint(str(folder.absolute()), **options))
     try:
@@ -119,15 +122,22 @@ def table() -> Table:
             row["name"],
             row["state"],
             f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}",
-            row["target"],
+            memory(row["replicas"]),
+            shown(row["target"]),
             row["revision"],
             ago(row["created"]),
-            row["reason"],
+            shown(row["reason"]),
         )
         for row in session.current().server.endpoints()
     ]
-    headings = ["name", "state", "replicas", "serves", "revision", "started", "note"]
+    headings = ["name", "state", "replicas", "memory", "serves", "revision", "started", "note"]
     return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.")
+
+
+def memory(replicas: Any) -> str:
+    """What each replica of an endpoint takes, as far as it is known."""
+    known = [replica["memory"]["process_bytes"] for replica in replicas if replica.get("memory")]
+    return " + ".join(f"{num_bytes / 2**30:.1f} GiB" for num_bytes in known)
 
 
 def key_table() -> Table:
@@ -186,7 +196,7 @@ class EndpointMagics(Magics):
         stop(given.arguments[0])
 
     def _logs(self, given: Any) -> None:
-        sys.stdout.write(logs(given.arguments[0], given.limit) + "\n")
+        sys.stdout.write(shown(logs(given.arguments[0], given.limit)) + "\n")
 
     def _keys(self, given: Any) -> Table | NewKey | None:
         rest = [*given.arguments]

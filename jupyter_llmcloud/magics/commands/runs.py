@@ -12,9 +12,11 @@ from IPython.display import display
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.output.folding import MAX_CHARS, saved_size
+from jupyter_llmcloud.core.output.paths import shorten
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago, span
 from jupyter_llmcloud.magics.output.log_link import log_link
+from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
 from jupyter_llmcloud.storage import log_text
@@ -90,9 +92,11 @@ def show(name: str) -> Table:
         ("began", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))),
         ("took", span((record.ended or time.time()) - record.created)),
     ]
-    rows += [("note", entry["why"]) for entry in record.history if "why" in entry][-5:]
-    rows += [("saved", str(handle.folder.path / path)) for path in record.artifacts.values()]
-    rows += [(f"error on rank {error['rank']}", f"{error['ename']}: {error['evalue']}") for error in record.errors[:3]]
+    rows += [("note", shown(entry["why"])) for entry in record.history if "why" in entry][-5:]
+    rows += [("saved", shown(str(handle.folder.path / path))) for path in record.artifacts.values()]
+    rows += [
+        (f"error on rank {error['rank']}", shown(f"{error['ename']}: {error['evalue']}")) for error in record.errors[:3]
+    ]
     return Table(["", ""], rows, "")
 
 
@@ -104,19 +108,19 @@ def logs(name: str, rank: int | None = None, tail: int | None = None, follow: bo
     if follow:
         handle.follow_logs(rank)
         return
-    shown: deque[str] = deque()
+    kept: deque[str] = deque()
     size = num_lines = 0
     for line in log_text.lines(handle.folder, rank):
         num_lines += 1
-        shown.append(line if saved_size(line) < MAX_LINE else line[: MAX_LINE // 8] + "…")
-        size += saved_size(shown[-1])
-        while size > MAX_CHARS or (tail is not None and len(shown) > tail):
-            size -= saved_size(shown.popleft())
-    if left := num_lines - len(shown):
-        print(f"… {left:,} lines before these: {log_text.write(handle.folder)}", flush=True)
+        kept.append(line if saved_size(line) < MAX_LINE else line[: MAX_LINE // 8] + "…")
+        size += saved_size(kept[-1])
+        while size > MAX_CHARS or (tail is not None and len(kept) > tail):
+            size -= saved_size(kept.popleft())
+    if left := num_lines - len(kept):
+        print(f"… {left:,} lines before these: {shown(str(log_text.write(handle.folder)))}", flush=True)
         if data := log_link(handle.run_id, handle.record.name):
             display(data, raw=True)
-    print("\n".join(shown))
+    print(shorten("\n".join(kept), []))  # names of code only: what a program prints is its own
 
 
 def stop(name: str) -> str:

@@ -148,13 +148,22 @@ class Endpoint:
         )
         return {"curl": curl, "openai": python}
 
+    def replicas(self) -> list[str]:
+        """Each replica in a line: what serves it, in how much memory, on how many threads."""
+        return [_described(row) for row in self._client.endpoint(self.name)["replicas"] if row.get("memory")]
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<div><small>{title}</small><pre style='{_PRE}'>{html.escape(text)}</pre></div>"
             for title, text in self.snippets().items()
         )
         name, url = html.escape(self.name), html.escape(self.base_url)
-        return f"<div style='{_STYLE}'><b>{name}</b> &middot; <code>{url}</code>{rows}</div>"
+        try:
+            lines = self.replicas()
+        except LLMCloudError:  # a card is shown also when the server has gone meanwhile
+            lines = []
+        small = "".join(f"<div><small>{html.escape(line)}</small></div>" for line in lines)
+        return f"<div style='{_STYLE}'><b>{name}</b> &middot; <code>{url}</code>{rows}{small}</div>"
 
     def show(self, handle: Any = None) -> None:
         """Display the card, in place of what `handle` shows; as the value of the same cell it is not shown again."""
@@ -189,6 +198,23 @@ class Endpoint:
 
         live: Any = make_card(self.name, self.base_url, self.snippets(), lambda: self.api_key)._repr_mimebundle_()
         return {**(live[0] if isinstance(live, tuple) else live), **bundle}
+
+
+def _described(replica: dict[str, Any]) -> str:
+    memory = replica["memory"]
+    cache = ""
+    if limit := memory.get("max_cache_bytes"):
+        cache = f", of them {_size(memory['cache_bytes'])} for keys and values (up to {_size(limit)} when needed)"
+    threads = replica.get("num_threads") or 0
+    sequences = replica.get("num_parallel") or 0
+    return (
+        f"replica {replica['id']}: {_size(memory['process_bytes'])}{cache}, {threads} thread{'s' * (threads != 1)}, "
+        f"{sequences} sequence{'s' * (sequences != 1)} at once, {replica.get('context_length')} tokens each"
+    )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
 def _refusal(response: httpx.Response) -> LLMCloudError:

@@ -15,6 +15,7 @@ from jupyter_llmcloud.core.output.blocks import Block
 from jupyter_llmcloud.core.output.folding import OutputFolder
 from jupyter_llmcloud.magics.output.cell_output import Page
 from jupyter_llmcloud.magics.output.log_link import log_link
+from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.runs import RunStore, nonce
 from jupyter_llmcloud.system.gil import Pace, short_turns
@@ -80,7 +81,7 @@ class RunView:
         self.name = name
         front_end = find_front_end()
         self.live = LiveView(run_id, name, list(ranks), stop, started=since, front_end=front_end)
-        path = log_text.path(RunStore().folder(run_id))
+        path = shown(str(log_text.path(RunStore().folder(run_id))))
         hold_s = HOLD_S if since is None else READ_HOLD_S
         self.folder = OutputFolder(ranks, hold_s, name=name, where=f"%runs logs {name} · {path}")
         self.folder.shows_passing = not has_live
@@ -136,8 +137,10 @@ class RunView:
     def _record(self, rank: int, record: Mapping[str, Any], now: float) -> None:
         kind = record["kind"]
         if kind in ("stdout", "stderr"):
-            feed = self.folder.feed_warning if record.get("warning") else self.folder.feed
-            self._show(feed(rank, kind, record["text"], now), now)
+            if record.get("warning"):  # which begins with the file that it is about
+                self._show(self.folder.feed_warning(rank, kind, shown(record["text"]), now), now)
+            else:
+                self._show(self.folder.feed(rank, kind, record["text"], now), now)
         elif kind in ("display", "result", "clear_output"):
             self._show(self.folder.feed_rich(rank, record, now), now)
         elif kind == "report":
@@ -146,7 +149,7 @@ class RunView:
 
     def note(self, text: str) -> None:
         """A word on the run."""
-        self._show(self.folder.note(text, self._now), self._now)
+        self._show(self.folder.note(shown(text), self._now), self._now)
 
     def rank_state(self, rank: int, state: str, detail: str = "") -> None:
         """A rank's state has changed."""

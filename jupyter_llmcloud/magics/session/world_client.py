@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 # Functions that were defined on a rank call this round their loops, wherever they are pulled to.
 vars(builtins).setdefault("__llmcloud_loop__", lambda iterable, number: iterable)
+vars(builtins).setdefault("__llmcloud_while__", lambda number, first, last: None)
 
 WORLD_LEASE_S = 900.0
 START_TIMEOUT_S = 300.0

@@ -48,8 +48,10 @@ class EndpointsHandler(_EndpointHandler):
         target = expect(str, "target", fields.pop("target", None))
         spec = EndpointSpec.make(fields, Door.REST)
         work = self.endpoints.create(
-            target, name=spec.name, num_replicas=spec.replicas, dtype=spec.dtype, cluster=spec.cluster
-        )
+            target, spec.name, spec.replicas, spec.dtype, spec.cluster,
+            base_model=spec.base_model, max_model_len=spec.max_model_len, max_concurrent=spec.max_concurrent,
+            threads=spec.threads,
+        )  # fmt: skip
         endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
         self.answer(self.told(endpoint), 201)
 

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT_S = Timing().probe_timeout_s
 ACTIVE_STATES = ("starting", "ready")
+_TOLD = ("model", "target", "dtype", "num_replicas", "base_model", "max_model_len", "max_concurrent", "threads")
+_TOLD_OF_REPLICAS = ("engine", "num_parallel", "num_threads", "context_length", "memory")
 
 
 class EndpointController:
@@ -100,13 +102,17 @@ class EndpointController:
         """What the API tells of it: neither sockets nor tokens."""
         stored, current = self.stored, self.stored.current
         kept = {key: getattr(stored, key) for key in ("name", "state", "created", "reason", "cluster")}
-        served = {key: getattr(current, key) for key in ("model", "target", "dtype", "num_replicas")}
+        served = {key: getattr(current, key) for key in _TOLD}
         states = self._plan.states()
         replicas = [
-            {"id": replica.id, "pid": replica.pid, "state": states.get(number, ""), "in_flight": replica.num_in_flight}
+            {
+                "id": replica.id, "pid": replica.pid, "state": states.get(number, ""),
+                "in_flight": replica.num_in_flight,
+                **{key: value for key, value in replica.said.items() if key in _TOLD_OF_REPLICAS},
+            }
             for number, replica in self._replicas.items()
             if replica.id
-        ]
+        ]  # fmt: skip
         return {**kept, **served, "revision": current.fingerprint, "replicas": replicas}
 
     def logs(self) -> list[str]:
@@ -242,6 +248,7 @@ class EndpointController:
         health = await replica.health(PROBE_TIMEOUT_S)
         if health.state == "ready":
             replica.max_concurrent = int(health.values.get("max_concurrent") or replica.max_concurrent)
+            replica.said = health.values
             return Probed(replica.number, "ready")
         if health.state == "failed":
             return Probed(replica.number, "failed", health.reason)

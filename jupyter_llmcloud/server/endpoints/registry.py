@@ -60,10 +60,15 @@ class EndpointRegistry:
         num_replicas: int = 1,
         dtype: str = "auto",
         cluster: str | None = None,
+        *,
+        base_model: str | None = None,
+        max_model_len: int | None = None,
+        max_concurrent: int = 32,
+        threads: int | None = None,
     ) -> EndpointController:
         """Begin to serve a target. Everything that can be refused is refused before anything starts."""
         _check_options(num_replicas, dtype)
-        folder = await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir)
+        folder = await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir, base_model)
         name = check_name(name or folder.name, "endpoint")
         known = self._endpoints.get(name)
         if known is not None and known.is_active:
@@ -73,8 +78,9 @@ class EndpointRegistry:
             )
         before = known.stored.revisions if known is not None else []
         revision = Revision(
-            before[-1].number + 1 if before else 1, str(folder.path), target, folder.revision, dtype, num_replicas
-        )
+            before[-1].number + 1 if before else 1, str(folder.path), target, folder.revision, dtype, num_replicas,
+            base_model=folder.base_model, max_model_len=max_model_len, max_concurrent=max_concurrent, threads=threads,
+        )  # fmt: skip
         retired = [dataclasses.replace(earlier, num_replicas=0, weight=0) for earlier in before]
         revisions = [*retired, revision][-MAX_REVISIONS:]
         endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=cluster))

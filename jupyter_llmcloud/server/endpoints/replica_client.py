@@ -46,6 +46,7 @@ class ReplicaClient:
         stored: what is kept of it.
         max_concurrent: how many requests it answers at once.
         num_in_flight: how many it answers now.
+        said: what it told of itself when it was ready last: its engine, threads, memory.
     """
 
     def __init__(self, number: int, stored: StoredReplica) -> None:
@@ -53,6 +54,7 @@ class ReplicaClient:
         self.stored = stored
         self.max_concurrent = MAX_CONCURRENT
         self.num_in_flight = 0
+        self.said: dict[str, Any] = {}
         self._session: aiohttp.ClientSession | None = None
         self._uses: set[_Use] = set()
         self._lost: str | None = None

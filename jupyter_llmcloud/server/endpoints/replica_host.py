@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from jupyter_llmcloud.core.serving.endpoint_plan import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
-from jupyter_llmcloud.server.endpoints.replica_client import MAX_CONCURRENT
 from jupyter_llmcloud.storage.server_state import StoredReplica
 
 if TYPE_CHECKING:
@@ -69,7 +68,8 @@ class ReplicaHost:
         replica = placed.replica
         spec = {
             "endpoint": endpoint, "served_name": endpoint, "model": revision.model, "dtype": revision.dtype,
-            "token": replica.token, "max_concurrent": MAX_CONCURRENT, "num_threads": None,
+            "base_model": revision.base_model, "token": replica.token, "max_concurrent": revision.max_concurrent,
+            "max_model_len": revision.max_model_len, "num_threads": revision.threads,
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
             message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)

@@ -8,6 +8,7 @@ import secrets
 import sys
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.server.api.keys import mint
 from jupyter_llmcloud.server.cluster_access import Identity
@@ -23,7 +24,7 @@ from jupyter_llmcloud.server.headless.app import (
 WAIT_S = 3600.0
 
 
-def serve(target: str, name: str | None, port: int, num_replicas: int, dtype: str) -> int:
+def serve(target: str, spec: EndpointSpec, port: int) -> int:
     """Serve `target` and print its URL and a key, once; returns the exit status."""
     token = secrets.token_urlsafe(32)
     app = make_app(Identity(headless=True, owner_pid=os.getpid()), token, port, log_level="ERROR")
@@ -33,7 +34,7 @@ def serve(target: str, name: str | None, port: int, num_replicas: int, dtype: st
     async def begin() -> None:
         announce(path, app, token)
         try:
-            await _begin(app, target, name, num_replicas, dtype)
+            await _begin(app, target, spec)
         except LLMCloudError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             status.append(1)
@@ -48,12 +49,16 @@ def serve(target: str, name: str | None, port: int, num_replicas: int, dtype: st
     return status[0] if status else 0
 
 
-async def _begin(app: HeadlessServerApp, target: str, name: str | None, num_replicas: int, dtype: str) -> None:
+async def _begin(app: HeadlessServerApp, target: str, spec: EndpointSpec) -> None:
     context = context_of(app)
     folder = os.path.abspath(os.path.expanduser(target))
     await context.started()
     chosen = folder if os.path.isdir(folder) else target
-    endpoint = await context.endpoints.create(chosen, name, num_replicas, dtype)
+    base = spec.base_model and os.path.abspath(os.path.expanduser(spec.base_model))
+    endpoint = await context.endpoints.create(
+        chosen, spec.name, spec.replicas, spec.dtype, base_model=base, max_model_len=spec.max_model_len,
+        max_concurrent=spec.max_concurrent, threads=spec.threads,
+    )  # fmt: skip
     print(f"Starting {endpoint.name} ...", file=sys.stderr, flush=True)
     await asyncio.wait_for(endpoint.wait("starting", WAIT_S), WAIT_S + 1)
     if endpoint.stored.state != "ready":

@@ -106,7 +106,7 @@ def _inner(value: Any) -> Any:
     """Behind the wrappers of Accelerate, parallel training and torch.compile."""
     if isinstance(value, torch.nn.Module):
         return unwrapped(value)
-    if type(value).__module__.startswith("accelerate."):
+    if type(value).__module__.startswith(("accelerate.", "lightning.fabric.", "lightning_fabric.")):
         name = "optimizer" if hasattr(value, "param_groups") else "scheduler"
         return getattr(value, name, value)
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,14 @@ def of_array(array: np.ndarray) -> Region | None:
     if flat.size and not np.shares_memory(flat, plain):
         return None
     return Region(root, flat.view(np.uint8), int(flat.__array_interface__["data"][0]), "cpu")
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether an array looks into a file that is mapped to be read: it may be larger than memory, and never changes."""
+    root: Any = array
+    while isinstance(root, np.ndarray):
+        root = root.base
+    return isinstance(root, mmap.mmap) and not array.flags.writeable
 
 
 def allocate(num_bytes: int, device: str) -> Region:

@@ -21,6 +21,7 @@ from jupyter_llmcloud.training.object_graph.memory import Region
 
 _MISSING = object()
 _OF_WHOLE_PARTS = ("reduced", "frozenset", "numpy generator")  # what they consist of is looked at when they are made
+_KNOWN_EVERYWHERE = ("class", "function", "enum", "named")  # another one is never filled in their place
 Node = dict[str, Any]
 
 
@@ -101,7 +102,7 @@ class Restorer:
     def _there(self, address: str, node: Node) -> Any:
         """The object that stands where the saved one stood, if nobody else has it."""
         found = self.live.paths.get(address, _MISSING)
-        if found is _MISSING and not BY_NAME[node["kind"]].made:
+        if found is _MISSING and "path" in node and node["kind"] not in _KNOWN_EVERYWHERE:
             found = self.live.paths.get(node["path"], _MISSING)  # another one had its place when the training began
         if found is _MISSING or id(found) in self._taken or (not node["known"] and id(found) in self._reserved):
             return _MISSING
@@ -121,6 +122,9 @@ class Restorer:
             return self._as_it_is(address, node, found)
         if kind.led and found is _MISSING:
             return self._missing(address, node)
+        if found is not _MISSING and not (node["changed"] or self.everything or node["items"]):
+            self._taken.add(id(found))
+            return found
         if kind.filled:
             return self._filled(kind, address, node, found)
         if found is not _MISSING and not kind.kept and self._is_same([address], [self.live.entry_of(found).address]):

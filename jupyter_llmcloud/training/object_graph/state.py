@@ -129,7 +129,7 @@ class ObjectState:
     def _memory(self, entry: Entry, covered: set[int], copy: CopyBytes, limit: int) -> dict[str, Any]:
         region, address = entry.value, entry.address
         node = {"kind": "memory", "type": "", "head": [len(region), region.device], "items": [], "known": False,
-                "must": entry.need == MUST}  # fmt: skip
+                "path": entry.path, "must": entry.need == MUST}  # fmt: skip
         if region.start in covered:
             return {**node, "changed": False, "covered": True}
         known, size = self._first.get(address), len(region)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.parallel.unwrap import chain
 from jupyter_llmcloud.training.parallel.whole import Whole
 
@@ -46,13 +47,10 @@ class DataParallel(Whole):
     def prepare(self, model: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
         """Initialise a wrapper; one on a group of its own making cannot be rebuilt, and is not remembered."""
         _initialise(model, *args, **kwargs)
+        STREAMS.begin_training(model.parameters())
         options = {name: value for name, value in kwargs.items() if name != "module"}
         if len(args) <= 1 and options.get("process_group") is None and options.get("device_mesh") is None:
             self._arguments[model] = options
-
-    def portable(self, value: Any) -> Any:
-        """The module inside a wrapper."""
-        return value.module if isinstance(value, DistributedDataParallel) else value
 
     def rebuild(self, group: Any) -> int:
         """Initialise every wrapper again on `group`.

@@ -43,8 +43,5 @@ class Plan(Layout, Protocol):
     def prepare(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Make a model parallel, and remember how it was done."""
 
-    def portable(self, value: Any) -> Any:
-        """What of a value can leave its rank: a wrapper holds a process group, what it wraps does not."""
-
     def rebuild(self, group: Any) -> int:
         """Have every prepared model use a renewed process group; all ranks must call it. Returns how many there are."""

@@ -29,13 +29,6 @@ def rebuild(group: Any) -> None:
         plan.rebuild(group)
 
 
-def portable(value: Any) -> Any:
-    """What of a value can leave its rank."""
-    for plan in _PLANS:
-        value = plan.portable(value)
-    return value
-
-
 def layout_of(model: torch.nn.Module) -> Layout:
     """How a model is spread over the ranks."""
     return next(layout for layout in _LAYOUTS if layout.holds(model))

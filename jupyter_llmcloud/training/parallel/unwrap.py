@@ -36,6 +36,24 @@ def chain(value: Any) -> Iterator[Any]:
         value = inside
 
 
+def inner(value: Any) -> Any:
+    """What a wrapper wraps, one layer of it; anything else as it is."""
+    attribute = _attribute(value) if isinstance(value, torch.nn.Module) else ""
+    return value._modules[attribute] if attribute else value
+
+
+def plain_forward(state: Any, kind: type) -> Any:
+    """The attributes of a module of this class as before Accelerate has put mixed precision round its forward."""
+    if not isinstance(state, dict) or "_original_forward" not in state:
+        return state
+    plain = {name: item for name, item in state.items() if name not in ("forward", "_original_forward")}
+    original = state["_original_forward"]
+    # One of this module alone, not of its class; a compiled wrapper puts its own aside on what it wraps.
+    if "forward" in state and getattr(original, "__func__", None) is not getattr(kind, "forward", None):
+        plain["forward"] = original
+    return plain
+
+
 def plain_name(model: torch.nn.Module, name: str) -> str:
     """The name that a tensor of a model's state has in the plain model."""
     while attribute := _attribute(model):
@@ -56,4 +74,12 @@ def _inside(model: torch.nn.Module) -> torch.nn.Module:
 
 def _attribute(model: torch.nn.Module) -> str:
     """Where a wrapper keeps what it wraps; "" when it is no wrapper."""
+    if is_fabric(model):
+        return "_forward_module"
     return next((name for kind, name in _WRAPPERS.items() if isinstance(model, kind)), "")
+
+
+def is_fabric(value: Any) -> bool:
+    """Whether it is what `fabric.setup()` returns, round a wrapper; its state has the names of the plain model."""
+    kind = type(value)
+    return kind.__name__ == "_FabricModule" and kind.__module__.startswith(("lightning.", "lightning_fabric."))

@@ -20,6 +20,7 @@ from jupyter_llmcloud.training.parallel.fully_sharded import settle
 from jupyter_llmcloud.training.resume import frame_variables
 from jupyter_llmcloud.training.resume.cell_objects import CellObjects, Scope
 from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition
+from jupyter_llmcloud.training.resume.kept_gradients import KeptGradients
 from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 _SMALL = 4096  # elements: copied at once
@@ -50,6 +51,7 @@ class CellState:
         self._given: set[str] = set()
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._backwards: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by their last steps
+        self._kept_gradients = KeptGradients()
         self._batches_at_step = 0
         self._cannot: Exception | None = None
         self._rng_at_begin: dict[str, Any] = {}
@@ -84,6 +86,10 @@ class CellState:
         self._batches_at_step = self.place.num_batches
         if not self._cell_objects.has_begun:
             self.note_begin()
+
+    def note_backward(self) -> None:
+        """Gradients are about to be computed: those that are there after a step were kept over it."""
+        self._kept_gradients.look(o for o, number in self._backwards.items() if number == self.place.num_backwards)
 
     def where(self) -> list[tuple[str, str]]:
         """Which functions run, and which of their instructions."""
@@ -202,9 +208,11 @@ class CellState:
         return [optimizer for optimizer in self._optimizers if id(optimizer) not in behind]
 
     def _has_gradients(self, value: Any) -> bool:
-        """Whether gradients wait for the next step of an optimizer: there was a backward pass since the last one."""
+        """Whether the next step of an optimizer uses gradients that are there now."""
         optimizer = stateful_objects.inner_optimizer(value)
-        return optimizer is not None and self.place.num_backwards > self._backwards.get(optimizer, 0)
+        if optimizer is None:
+            return False
+        return self.place.num_backwards > self._backwards.get(optimizer, 0) or self._kept_gradients.may_be_of(optimizer)
 
     def _accelerators(self) -> dict[str, Any]:
         """The Accelerators of the cell by name: those it has made, else those of earlier cells that it trains with."""
@@ -272,8 +280,7 @@ class CellState:
             raise ResumeMissed(
                 f"it was saved between two steps, with gradients of {saved['world_size']} ranks: resume it on as many."
             )
-        if same_world:
-            stateful_objects.put_gradients(saved["gradients"], table)
+        stateful_objects.put_gradients(saved["gradients"], table)
         # By --resume, in attempt 0, the cell may have been edited, too.
         self._cell_objects.put(saved["graph"], graph, scope, same_world, bool(self.cell.attempt))
         for name, accelerator in accelerators.items():

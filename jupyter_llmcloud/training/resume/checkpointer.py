@@ -39,6 +39,10 @@ _OLD_WORKERS = (
     "The workers of a loader with persistent_workers=True keep random numbers of their own, which no checkpoint holds: "
     "where the data set draws some, they differ from here on. Without persistent_workers they are the same.\n"
 )
+_NOT_FOLLOWED = (
+    "No checkpoint is saved: the steps are taken in no loop that is followed. `for` and `while` loops of a cell, or of "
+    "a module of yours, are; so is `for step in run.steps(total)`; or call run.checkpoint() after a step.\n"
+)
 _THREAD = "llmcloud-checkpoint"
 _ASKS = re.compile(r"\brun\s*\.\s*(checkpoint|steps)\b")
 
@@ -81,7 +85,7 @@ class Checkpoints:
     def _clear(self) -> None:
         self.state.clear()
         self._losses: dict[str, float] = {}  # the last value of each metric that is called a loss
-        self._refused = False
+        self._refused = self._has_said = False
         self._serial = self._num_late = 0
         self._saved: dict[str, Any] | None = None
         self._wanted: Wanted | None = None
@@ -167,6 +171,9 @@ class Checkpoints:
             return
         if self._wanted is None or not self._wanted.waits:  # one may wait for a turn that was left by `break`
             self._wanted = Wanted() if self.place.want_save() else None
+            if self._wanted is None and not self._has_said:
+                self._has_said = True
+                self.outlet.warning("stderr", _NOT_FOLLOWED)
 
     @property
     def _is_asked_for(self) -> bool:
@@ -290,6 +297,10 @@ class Checkpoints:
     def where(self) -> list[tuple[str, str]]:
         """Which functions of the cell run, and where in their code they are."""
         return self.state.where()
+
+    def before_backward(self) -> None:
+        """Gradients are about to be computed."""
+        self.state.note_backward()
 
     def begun_pass(self) -> None:
         """A pass over a loader begins."""

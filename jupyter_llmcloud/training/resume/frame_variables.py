@@ -17,7 +17,8 @@ from typing import Any
 from jupyter_llmcloud.training.resume.user_code import is_own_frame
 
 _ITERATORS = (enumerate, zip, map, filter, itertools.islice, itertools.chain, itertools.starmap)
-_PASSING = ("jupyter_llmcloud.", "torch.utils.data", "accelerate.", "tqdm", "contextlib", "torch.utils._contextlib")
+_PASSING = ("jupyter_llmcloud.", "torch.utils.data", "accelerate.", "tqdm", "contextlib", "torch.utils._contextlib",
+            "lightning.", "lightning_fabric.", "pytorch_lightning.")  # fmt: skip
 
 
 def user_frames(namespace: Mapping[str, Any]) -> list[FrameType]:

@@ -74,8 +74,7 @@ def _follow_passes(place: ReplayCursor) -> None:
     def make_backward(original: Any) -> Any:
         def backward(*args: Any, **kwargs: Any) -> None:
             if place.follows:
-                place.num_backwards += 1
-                place.loops.note_backward()
+                place.note_backward()
             original(*args, **kwargs)
 
         return backward

@@ -1,10 +1,11 @@
-"""The `for` loops of a cell: which are running, how far they are, and how to get back there.
+"""The loops of a cell: which are running, how far they are, and how to get back there.
 
-In a cell that is tracked, the loops of cells, and of the user's own modules, have their iterable in a `TrackedLoop`.
-At any moment the running loops, outermost first, and the number of items each has delivered say where the cell is. On
-the way back, each loop of a saved place throws away the items it had finished without running its body, and delivers
-the one it was at. In every other cell, and in whatever leaves the rank, functions have the code that Python makes of
-their source.
+In a cell that is tracked, the `for` loops of cells, and of the user's own modules, have their iterable in a
+`TrackedLoop`; a `while` loop asks a `TrackedWhile` at each turn, which counts where nothing else tells a step from the
+next. At any moment the running loops, outermost first, and the number of items each has delivered say where the cell
+is. On the way back, each loop of a saved place throws away the items it had finished without running its body, and
+delivers the one it was at. In every other cell, and in whatever leaves the rank, functions have the code that Python
+makes of their source.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -28,6 +29,7 @@ from jupyter_llmcloud.training.checkpoint import rng
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 LOOP_FUNCTION = "__llmcloud_loop__"
+WHILE_FUNCTION = "__llmcloud_while__"
 _NUMBER = "llmcloud_number"
 _FAST_S = 0.01
 
@@ -35,7 +37,7 @@ Number = int | str  # of a loop: its place in the cell; in other code with the n
 
 
 class NumberLoops(ast.NodeTransformer):
-    """Numbers the `for` loops of a cell, so that each has one name however the cell is compiled."""
+    """Numbers the loops of a cell, so that each has one name however the cell is compiled."""
 
     def visit(self, node: ast.AST) -> ast.AST:
         for number, loop in enumerate(_loops_in(node)):
@@ -43,24 +45,62 @@ class NumberLoops(ast.NodeTransformer):
         return node
 
 
-def _loops_in(tree: ast.AST) -> list[ast.For]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.For)]  # which does not recurse
+def _loops_in(tree: ast.AST) -> list[ast.For | ast.While]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While)]  # which does not recurse
 
 
 @contextmanager
 def _wrapped(tree: ast.AST) -> Iterator[None]:
-    """Within the block `for x in y` is `for x in __llmcloud_loop__(y, number)`."""
-    loops = [loop for loop in _loops_in(tree) if hasattr(loop, _NUMBER)]
-    iterables = [loop.iter for loop in loops]
-    for loop in loops:
-        function = ast.copy_location(ast.Name(LOOP_FUNCTION, ast.Load()), loop.iter)
-        number = ast.copy_location(ast.Constant(getattr(loop, _NUMBER)), loop.iter)
-        loop.iter = ast.copy_location(ast.Call(function, [loop.iter, number], []), loop.iter)
-    try:
+    """Within the block every loop of a tree is tracked.
+
+    `for x in y` is `for x in __llmcloud_loop__(y, number)`. Before `while y` there is
+    `__llmcloud_while_N = __llmcloud_while__(number, first line, last line)`, and it is
+    `while (__llmcloud_while_N is None or __llmcloud_while_N.turn()) and y`.
+    """
+    undo = ExitStack()
+    with undo:
+        for node in list(ast.walk(tree)):
+            if isinstance(node, ast.For) and hasattr(node, _NUMBER):
+                _set(undo, node, "iter", _call(node.iter, LOOP_FUNCTION, node.iter, getattr(node, _NUMBER)))
+            for block in ("body", "orelse", "finalbody"):
+                statements = getattr(node, block, None)
+                if isinstance(statements, list) and any(map(_is_numbered_while, statements)):
+                    _set(undo, node, block, [part for one in statements for part in _tracked_while(undo, one)])
         yield
-    finally:
-        for loop, iterable in zip(loops, iterables, strict=True):
-            loop.iter = iterable
+
+
+def _is_numbered_while(node: ast.AST) -> bool:
+    return isinstance(node, ast.While) and hasattr(node, _NUMBER)
+
+
+def _tracked_while(undo: ExitStack, node: ast.stmt) -> list[ast.stmt]:
+    if not isinstance(node, ast.While) or not hasattr(node, _NUMBER):
+        return [node]
+    number, at = getattr(node, _NUMBER), node.test
+    name = f"__llmcloud_while_{number}"
+    begin = ast.Assign([ast.Name(name, ast.Store())], _call(at, WHILE_FUNCTION, number, node.lineno, node.end_lineno))
+    none = ast.Compare(ast.Name(name, ast.Load()), [ast.Is()], [ast.Constant(None)])
+    turn = ast.Call(ast.Attribute(ast.Name(name, ast.Load()), "turn", ast.Load()), [], [])
+    _set(undo, node, "test", _placed(ast.BoolOp(ast.And(), [ast.BoolOp(ast.Or(), [none, turn]), at]), at))
+    return [_placed(begin, at), node]
+
+
+def _call(at: ast.AST, function: str, *arguments: Any) -> Any:
+    nodes: list[Any] = [one if isinstance(one, ast.AST) else ast.Constant(one) for one in arguments]
+    return _placed(ast.Call(ast.Name(function, ast.Load()), nodes, []), at)
+
+
+def _placed(node: Any, at: ast.AST) -> Any:
+    """A node, and those in it that have no place yet, where another one is in the source."""
+    for part in ast.walk(node):
+        if "lineno" in part._attributes and not hasattr(part, "lineno"):
+            ast.copy_location(part, at)
+    return node
+
+
+def _set(undo: ExitStack, node: ast.AST, name: str, value: Any) -> None:
+    undo.callback(setattr, node, name, getattr(node, name))
+    setattr(node, name, value)
 
 
 @dataclass(frozen=True)
@@ -176,7 +216,7 @@ class LoopCursor(Protocol):
     begun: dict[str, int]
     num_loaders: int
 
-    def before_item(self, loop: TrackedLoop) -> dict[str, Any] | None:
+    def before_item(self, loop: TrackedLoop | TrackedWhile) -> dict[str, Any] | None:
         """The loop comes for its next item; returns the saved place when its body is to be led there."""
 
     def begin_body(self, saved: dict[str, Any]) -> None:
@@ -241,16 +281,48 @@ class TrackedLoop:
             self.delivered += 1
 
 
+class TrackedWhile:
+    """One running `while` loop: a turn has no item, so on the way back nothing has to be thrown away."""
+
+    __slots__ = ("__weakref__", "_place", "began", "delivered", "frame", "in_body", "lines", "number", "saw_backward")
+
+    def __init__(self, number: Number, place: LoopCursor, frame: int, lines: tuple[int, int]) -> None:
+        self.began = place.loops.count(number)
+        self._place = place
+        self.number = number
+        self.frame = frame
+        self.lines = lines
+        self.delivered = 0
+        self.in_body = False
+        self.saw_backward = False
+        place.loops.push_while(self)
+
+    def turn(self) -> bool:
+        """The loop is about to look at its condition: it is at the end of a turn, and before the next."""
+        self.in_body = False
+        self._place.before_item(self)
+        self.delivered += 1
+        self.in_body = True
+        self.saw_backward = False
+        return True
+
+    def skip(self, number: int) -> None:
+        """Count turns that were made before."""
+        self.delivered += number
+
+
 class Loops:
     """The running loops of a cell. A loop that was left by `break` or an error drops out by itself."""
 
     def __init__(self) -> None:
         self._running: list[weakref.ref[TrackedLoop]] = []
+        self._whiles: list[weakref.ref[TrackedWhile]] = []
         self.begun: dict[Number, int] = {}  # how often each loop has begun; replaced, never changed
 
     def clear(self) -> None:
         """A new cell."""
         self._running = []
+        self._whiles = []
         self.begun = {}
 
     def count(self, number: Number) -> int:
@@ -263,6 +335,17 @@ class Loops:
         """A loop has begun."""
         self._running = [ref for ref in self._running if ref() is not None]
         self._running.append(weakref.ref(loop))
+
+    def push_while(self, loop: TrackedWhile) -> None:
+        """A `while` loop has begun."""
+        self._whiles = [ref for ref in self._whiles if ref() is not None]
+        self._whiles.append(weakref.ref(loop))
+
+    def whiles(self) -> list[TrackedWhile]:
+        """The `while` loops round the code that runs now, outermost first."""
+        lines = _frames()
+        running = [loop for ref in self._whiles if (loop := ref()) is not None and loop.frame in lines]
+        return [loop for loop in running if loop.lines[0] <= lines[loop.frame] <= loop.lines[1]]
 
     def nest(self) -> list[TrackedLoop]:
         """The loops round the code that runs now, outermost first; not those of generators that are suspended."""
@@ -279,16 +362,21 @@ class Loops:
 
     def note_backward(self) -> None:
         """Gradients are computed in the bodies that run now."""
-        for loop in self.nest():
+        loops: list[TrackedLoop | TrackedWhile] = [*self.nest(), *self.whiles()]
+        for loop in loops:
             loop.saw_backward = loop.in_body
 
     def turning(self) -> TrackedLoop | None:
-        """The loop with whose body a step of the training ends: the innermost that draws data or saw a backward."""
+        """The `for` loop with whose body a step of the training ends: the innermost with data, or with a backward."""
         inside = [loop for loop in reversed(self.nest()) if loop.in_body]
         with_data = next((loop for loop in inside if loop.fetches_data), None)
         return with_data or next((loop for loop in inside if loop.saw_backward), None)
 
-    def path(self, last: TrackedLoop | None) -> list[dict[str, Any]]:
+    def turning_while(self) -> TrackedWhile | None:
+        """The innermost `while` loop with whose body a step of the training ends."""
+        return next((loop for loop in reversed(self.whiles()) if loop.in_body and loop.saw_backward), None)
+
+    def path(self, last: TrackedLoop | TrackedWhile | None) -> list[dict[str, Any]]:
         """Where the cell is, in plain values: the loops that run round `last`, and it."""
         path: list[dict[str, Any]] = []
         before: dict[Number, int] = {}
@@ -306,14 +394,18 @@ class Loops:
             if loop is last:
                 break
             before = loop.begun_at_body
+        if isinstance(last, TrackedWhile):
+            ordinal = last.began - before.get(last.number, 0)
+            path.append({"loop": last.number, "ordinal": ordinal, "delivered": last.delivered, "loaders": {}})
         return path
 
 
-def _frames() -> set[int]:
-    found = set()
+def _frames() -> dict[int, int]:
+    """The line of each frame that runs, by its id; a frame that is kept by its own variable would keep the loops."""
+    found = {}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        found.add(id(frame))
+        found[id(frame)] = frame.f_lineno
         frame = frame.f_back
     return found
 
@@ -328,7 +420,14 @@ def install(place: LoopCursor) -> None:
         frame = sys._getframe(1)
         return TrackedLoop(iterable, _name(frame, number, place.filename), place, id(frame))
 
+    def begin_while(number: int, first: int, last: int) -> TrackedWhile | None:
+        if torch.compiler.is_compiling() or not place.follows:
+            return None
+        frame = sys._getframe(1)
+        return TrackedWhile(f"while {_name(frame, number, place.filename)}", place, id(frame), (first, last))
+
     setattr(builtins, LOOP_FUNCTION, loop)
+    setattr(builtins, WHILE_FUNCTION, begin_while)
 
 
 def _name(frame: FrameType, number: int, filename: str) -> Number:

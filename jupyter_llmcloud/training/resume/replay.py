@@ -26,7 +26,7 @@ from jupyter_llmcloud.training.resume.dataloader_tracking import (
     position_of,
     set_loader,
 )
-from jupyter_llmcloud.training.resume.loop_tracking import Loops, TrackedLoop
+from jupyter_llmcloud.training.resume.loop_tracking import Loops, TrackedLoop, TrackedWhile
 from jupyter_llmcloud.training.resume.trainer_resume import Training, Trainings
 
 _NUMBER = "_llmcloud_number"
@@ -43,6 +43,9 @@ class CellObserver(Protocol):
 
     def is_soon(self) -> bool:
         """Whether the place may be saved at the end of this iteration; asked once a batch."""
+
+    def before_backward(self) -> None:
+        """Gradients are about to be computed."""
 
     def where(self) -> list[tuple[str, str]]:
         """Which functions of the cell run, and where in their code they are."""
@@ -88,10 +91,11 @@ class ReplayCursor:
         self._passes: list[weakref.ref[TrackedIterator]] = []
         self._lengths: dict[str, dict[int, int]] = {}
         self._trained: dict[str, list[int]] = {}
-        self._due: Callable[[], TrackedLoop | TrackedIterator | Training | None] | None = None
+        self._due: Callable[[], TrackedLoop | TrackedWhile | TrackedIterator | Training | None] | None = None
+        self._due_key = ""
         self._last: Callable[[], TrackedIterator | None] = lambda: None
         self._advance: tuple[Any, int, dict[str, Any] | None] | None = None
-        self._matched: list[weakref.ref[TrackedLoop]] = []
+        self._matched: list[weakref.ref[TrackedLoop | TrackedWhile]] = []
         self._swallowing = False
         self._skips = False
 
@@ -115,10 +119,12 @@ class ReplayCursor:
 
     def want_save(self) -> bool:
         """Save at the end of this turn of the loop that trains; False when no loop is known."""
-        target: TrackedLoop | TrackedIterator | Training | None = (
-            self.trainings.active or self.loops.turning() or self._last()
+        loops = self.loops
+        target: TrackedLoop | TrackedWhile | TrackedIterator | Training | None = (
+            self.trainings.active or loops.turning() or self._last() or loops.turning_while()
         )
         self._due = weakref.ref(target) if target is not None else None
+        self._due_key = target.key if isinstance(target, TrackedIterator) else ""
         return target is not None
 
     def note_step(self) -> None:
@@ -128,10 +134,20 @@ class ReplayCursor:
             last.trained = True
             self._trained.setdefault(last.key, []).append(last.ordinal)
 
-    def _is_due(self, target: TrackedLoop | TrackedIterator | Training) -> bool:
+    def note_backward(self) -> None:
+        """Gradients are about to be computed."""
+        self._observer.before_backward()
+        self.num_backwards += 1
+        self.loops.note_backward()
+
+    def _is_due(self, target: TrackedLoop | TrackedWhile | TrackedIterator | Training) -> bool:
         return self._due is not None and self._due() is target
 
-    def before_item(self, loop: TrackedLoop) -> ReplayPosition | None:
+    def _is_after_due(self, iteration: TrackedIterator) -> bool:
+        """A library that counts its batches leaves a pass without asking for more, and begins the next one."""
+        return self._due is not None and iteration.handed_out == 0 and iteration.key == self._due_key
+
+    def before_item(self, loop: TrackedLoop | TrackedWhile) -> ReplayPosition | None:
         """A loop is about to fetch an item. Returns its saved place when the item is that of a body to run again."""
         if self.replaying:
             return self._lead(loop)
@@ -153,7 +169,7 @@ class ReplayCursor:
         elif training is not None and self._is_due(training) and iteration.loader is training.loader:
             point = {"training": self.trainings.point(training, iteration)}
             self._save_at(iteration, {"kind": "training", **point})
-        elif self._is_due(iteration):
+        elif self._is_due(iteration) or self._is_after_due(iteration):
             self._save_at(iteration, {"kind": "loader", "where": self._observer.where()})
         iteration.rng_of_last_call = randomness.snapshot() if self._observer.is_soon() else None
 
@@ -330,7 +346,7 @@ class ReplayCursor:
             and (iteration.key, iteration.ordinal) == (saved["key"], saved["ordinal"])
         )
 
-    def _lead(self, loop: TrackedLoop) -> ReplayPosition | None:
+    def _lead(self, loop: TrackedLoop | TrackedWhile) -> ReplayPosition | None:
         assert self._saved is not None
         if self._swallowing:
             return None  # a loop inside the source of the one that is led
@@ -363,9 +379,9 @@ class ReplayCursor:
             for key, number in element["loaders"].items()
         }
 
-    def _matches(self, loop: TrackedLoop, wanted: ReplayPosition) -> bool:
+    def _matches(self, loop: TrackedLoop | TrackedWhile, wanted: ReplayPosition) -> bool:
         parent = self._matched[-1]() if self._matched else None
-        before = parent.begun_at_body.get(loop.number, 0) if parent is not None else 0
+        before = parent.begun_at_body.get(loop.number, 0) if isinstance(parent, TrackedLoop) else 0
         return loop.number == wanted["loop"] and loop.began - before == wanted["ordinal"]
 
     def _arrive(self) -> None:

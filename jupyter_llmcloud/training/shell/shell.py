@@ -14,15 +14,16 @@ from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.process import system
 from traitlets import Any as AnyTrait
-from traitlets import Type
+from traitlets import Type, default
 from traitlets.config import Config
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.system.transparent_frames import MARK
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
 from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
-from jupyter_llmcloud.training.shell.script import ended_well, prepare_script
+from jupyter_llmcloud.training.shell.script import Leave, ended_well, prepare_script, was_stopped
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
 
@@ -155,6 +156,9 @@ class RankShell(InteractiveShell):
     def init_readline(self) -> None:
         pass
 
+    def init_prompts(self) -> None:
+        """No `sys.ps1`, by which libraries know a session that a person types into."""
+
     def system(self, cmd: str) -> None:
         """`!cmd`: its output is the cell's; it cannot ask, and would wait for an answer for ever."""
         if cmd.rstrip().endswith("&"):
@@ -170,8 +174,14 @@ class RankShell(InteractiveShell):
     def enable_gui(self, gui: str | None = None) -> None:
         pass
 
-    def ask_exit(self) -> None:
-        raise SystemExit
+    def init_builtins(self) -> None:
+        """IPython takes `exit` away from libraries, which leave by it."""
+        super().init_builtins()
+        self.builtin_trap.auto_builtins |= {"exit": self.exiter, "quit": self.exiter}
+
+    @default("exiter")
+    def _exiter_default(self) -> Leave:
+        return Leave(self)
 
     def showtraceback(
         self,
@@ -185,7 +195,7 @@ class RankShell(InteractiveShell):
         self.is_drawing = True
         try:
             error = exc_tuple[1] if exc_tuple else sys.exception()
-            if error is not None and (isinstance(error, KeyboardInterrupt) or holds_group(error) or is_deep(error)):
+            if error is not None and (was_stopped(error) or holds_group(error) or is_deep(error)):
                 self._showtraceback(type(error), error, draw_plainly(error, self.compile.cell_number))
             else:
                 # Of a SystemExit IPython would draw the exception only, and refer to %tb.
@@ -195,7 +205,7 @@ class RankShell(InteractiveShell):
             self.is_drawing = False
 
     def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
-        self.last_traceback = "\n".join(stb).splitlines()
+        self.last_traceback = "\n".join(stb).replace(MARK, "").splitlines()
 
     def run_cell_magic(self, magic_name: str, line: str, cell: str) -> Any:
         """Its body stands one line below it."""
@@ -222,7 +232,7 @@ class RankShell(InteractiveShell):
         finally:
             self.compile.end()
         error: BaseException | None = result.error_before_exec or result.error_in_exec
-        if cell.script and ended_well(error):
+        if ended_well(error):
             return None
         if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
             self.outlet.text("stderr", "\n".join(self.last_traceback) + "\n")

@@ -422,6 +422,14 @@ def test_what_cannot_be_saved_and_has_not_changed_is_no_trouble(name: str) -> No
     assert restored["x"] == 1
 
 
+def test_a_mapped_file_that_is_only_read_is_not_looked_through(tmp_path: pathlib.Path) -> None:
+    np.zeros(1 << 20, np.uint16).tofile(tmp_path / "train.bin")
+    data = np.memmap(tmp_path / "train.bin", np.uint16, "r")
+    saved, _ = saved_by(lambda: {"data": data, "part": data[:10]}, lambda names: None)
+    assert sum(node["head"][0] for node in saved["nodes"].values() if node["kind"] == "memory") < 1 << 10
+    assert put(saved, {"data": data, "part": data[:10]})["data"] is data
+
+
 def test_a_file_that_was_written_to_is_refused_one_that_is_appended_to_is_not(tmp_path: pathlib.Path) -> None:
     with pytest.raises(NotPlain, match="'file' is or holds a file that was written to"):
         saved_by(lambda: {"file": (tmp_path / "log").open("w")}, lambda names: names["file"].write("text"))

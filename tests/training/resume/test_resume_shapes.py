@@ -198,6 +198,14 @@ def test_what_could_not_go_on_as_it_was_is_refused_aloud(world: Ranks, name: str
     assert outcome.results() == [result, result]
 
 
+def test_steps_in_no_loop_that_is_followed_are_said_to_have_no_checkpoint(world: Ranks) -> None:
+    code = SMALL + "batch = torch.randn(2, 2)\nlist(map(train, [batch] * 8))\nturn"
+    outcome = world.ok(code, checkpoint_every=2)
+    assert outcome.results() == ["8", "8"]
+    assert outcome.text(0, "stderr").count("No checkpoint is saved: the steps are taken in no loop") == 1
+    assert not list(outcome.folder.path.glob("checkpoints/step-*"))
+
+
 def test_functions_come_back_from_ranks_although_their_loops_are_followed(world: Ranks) -> None:
     import jupyter_llmcloud.magics.session.world_client  # noqa: F401  (as in a notebook)
 

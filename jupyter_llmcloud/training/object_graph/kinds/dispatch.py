@@ -58,6 +58,7 @@ _PACKAGES = (
     "tqdm", "rich", "logging", "IPython", "ipywidgets", "matplotlib", "tensorboard", "tensorboardX", "wandb", "mlflow",
     "comet_ml", "trackio", "aim", "clearml", "neptune", "psutil", "h5py", "lmdb", "sqlite3", "zipfile", "tarfile",
     "fsspec",
+    "lightning", "lightning_fabric", "pytorch_lightning",
     "concurrent", "asyncio", "multiprocessing", "socket", "ssl", "ctypes", "traitlets", "importlib", "abc",
 )  # fmt: skip
 _FIXED_TYPES: tuple[type, ...] = (
@@ -66,6 +67,7 @@ _FIXED_TYPES: tuple[type, ...] = (
     types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
     type(threading.Lock()), type(threading.RLock()), type(Ellipsis), type(NotImplemented), weakref.ProxyType,
 )  # fmt: skip
+_MAPPED = 1 << 20  # bytes
 _STATEFUL_TYPES: tuple[type, ...] = (torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _LIBRARY_CODE: tuple[type, ...] = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
@@ -132,6 +134,8 @@ def kind_of(value: Any) -> Kind:
 def _kind_by_base(value: Any) -> Kind:
     if isinstance(value, iterators.Generator):
         return iterators.kind_of_generator(value)
+    if isinstance(value, np.memmap) and not value.flags.writeable and value.nbytes > _MAPPED:
+        return _FIXED  # of a file that is read: a corpus may be larger than memory
     if isinstance(value, np.ndarray):
         exact = type(value) in (np.ndarray, np.memmap, np.recarray)
         return _OBJECTS if value.dtype.hasobject else _ARRAY if exact else _REDUCED

@@ -111,6 +111,8 @@ class Array(Kind):
     filled = False
 
     def split(self, value: np.ndarray) -> tuple[Any, list[Child]]:
+        if memory.is_mapped(value):
+            value = np.array(value)  # what it shows, not the whole file
         region = memory.of_array(value)
         if region is None:
             raise CannotSave("an array over memory that is not in one piece")

@@ -1,0 +1,148 @@
+"""Chat templates, rendered by processes that are ended when they take too long."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jupyter_llmcloud.inference.openai.template_process import CPU_S, read_message, write_message
+
+RENDER_S = 8.0  # on the clock; the budget of processor time ends a template sooner, unless the machine is busy
+START_S = 60.0
+MAX_PROCESSES = 4
+_MODULE = "jupyter_llmcloud.inference.openai.template_process"
+
+
+class TemplateFault(Exception):
+    """A template could not be rendered; the text says why."""
+
+
+class _Process:
+    """One process that renders. It is started at once, and waited for when it is needed."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", _MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        self._is_ready = False
+
+    def render(self, asked: dict[str, Any]) -> str:
+        """The text; raises TemplateFault, also when the process had to be ended: then `lives` is False."""
+        assert self._process.stdin is not None
+        try:
+            if not self._is_ready:
+                self._read(START_S)
+                self._is_ready = True
+            write_message(self._process.stdin, asked)
+            reply = self._read(RENDER_S)
+        except (EOFError, OSError, TimeoutError) as error:
+            raise TemplateFault(self._ending(error)) from None
+        if "error" in reply:
+            raise TemplateFault(reply["error"])
+        return str(reply["text"])
+
+    def _read(self, timeout_s: float) -> Any:
+        assert self._process.stdout is not None
+        return read_message(_Timed(self._process.stdout.fileno(), time.monotonic() + timeout_s))
+
+    def _ending(self, error: Exception) -> str:
+        """Why there was no answer. The process is ended, if it was not already."""
+        is_late = isinstance(error, TimeoutError)
+        if is_late:
+            self.kill()
+        code = self._process.wait()
+        if is_late or code == -signal.SIGXCPU:
+            return f"it did not end within {CPU_S} s of processor time, and was ended"
+        return f"it ended the process that rendered it (exit status {code})"
+
+    @property
+    def lives(self) -> bool:
+        """Whether it can be asked again."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it."""
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+        self._process.wait()
+
+
+class _Timed:
+    """A pipe that is read until a deadline."""
+
+    def __init__(self, descriptor: int, deadline: float) -> None:
+        self._descriptor = descriptor
+        self._deadline = deadline
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def read(self, size: int) -> bytes:
+        """So many bytes; raises TimeoutError, and EOFError when there will be fewer."""
+        data = b""
+        while len(data) < size:
+            left_s = max(0.0, self._deadline - time.monotonic())
+            if not self._poll.poll(1000 * left_s):
+                raise TimeoutError
+            if not (piece := os.read(self._descriptor, size - len(data))):
+                raise EOFError
+            data += piece
+        return data
+
+
+class Templates:
+    """Renders for many threads at once, each in a process of its own; a process that lives is used again."""
+
+    def __init__(self, max_processes: int = MAX_PROCESSES) -> None:
+        self._places = threading.Semaphore(max_processes)
+        self._idle: list[_Process] = []
+        self._used: set[_Process] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def prepare(self) -> None:
+        """Start a process before it is needed."""
+        with self._lock:
+            self._idle.append(_Process())
+
+    def render(self, template: str, variables: dict[str, Any], messages: Sequence[dict[str, Any]]) -> str:
+        """The text of a conversation; raises TemplateFault. Blocks, for a bounded time."""
+        with self._places, self._process() as process:
+            return process.render({"template": template, "variables": variables, "messages": list(messages)})
+
+    @contextlib.contextmanager
+    def _process(self) -> Iterator[_Process]:
+        with self._lock:
+            if self._closed:
+                raise TemplateFault("the replica ends")
+            process = self._idle.pop() if self._idle else _Process()
+            self._used.add(process)
+        try:
+            yield process
+        finally:
+            with self._lock:
+                self._used.discard(process)
+                if not self._closed:  # one that was ended has a successor, which starts meanwhile
+                    self._idle.append(process if process.lives else _Process())
+
+    def close(self) -> None:
+        """End the processes, also those that render."""
+        with self._lock:
+            self._closed = True
+            processes = [*self._idle, *self._used]
+            self._idle.clear()
+        for process in processes:
+            process.kill()

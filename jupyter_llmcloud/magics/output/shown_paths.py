@@ -1,0 +1,43 @@
+"""How this kernel shows paths: by the folder of the notebook, the home folder and the few others that are ours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jupyter_llmcloud import config
+from jupyter_llmcloud.core.output.paths import shorten
+from jupyter_llmcloud.errors import LLMCloudError
+
+
+def shown(text: str) -> str:
+    """`text` without absolute paths: they are relative to the notebook's folder, or begin with what has a name."""
+    return shorten(text, list(_places()))
+
+
+def install() -> None:
+    """Have the errors of this package that a cell ends with shown so."""
+    LLMCloudError.shown = staticmethod(shown)
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    for folder, name in (
+        (_working_folder(), ""),
+        (str(Path.home()), "~"),
+        (str(config.root()), f"${config.ENV_ROOT}" if os.environ.get(config.ENV_ROOT) else "<llmcloud>"),
+        (str(Path(__file__).resolve().parents[3]), ""),
+        (tempfile.gettempdir(), "$TMPDIR/…"),
+    ):
+        if folder:
+            yield folder, name
+            if (real := os.path.realpath(folder)) != folder:
+                yield real, name
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""

@@ -1,0 +1,76 @@
+"""Processes that are started by spawn or forkserver get what lives in `__main__` by value.
+
+multiprocessing sends it by name, and has the new process import the main module again. A notebook has none to import:
+its classes and functions go along with what needs them, and are in the `__main__` of the new process, so that what it
+sends back by name is found again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.reduction
+import pickle
+import sys
+from collections import ChainMap
+from typing import Any
+
+import cloudpickle
+
+_MAIN = "__main__"
+_WAYS_OUT = (
+    "A process that is started by spawn or forkserver, the default of Python 3.14, gets classes and functions of a "
+    "cell by value, with all that they use. Two ways out: keep them in a module beside the notebook and import it, or "
+    'start workers by fork: DataLoader(..., multiprocessing_context="fork").'
+)
+
+
+def dump(obj: Any, file: Any, protocol: int | None = None) -> None:
+    """As `multiprocessing.reduction.dump`. Raises PicklingError that names what of a cell cannot be sent."""
+    pickler = _Pickler(file, protocol)
+    try:
+        pickler.dump(_WithMain(obj, pickler.sent))
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
+        if not pickler.sent:
+            raise
+        raise pickle.PicklingError(f"{pickler.last!r} of the cell cannot be sent: {error}. {_WAYS_OUT}") from error
+
+
+class _Pickler(cloudpickle.Pickler):
+    """cloudpickle that knows what multiprocessing, torch among others, has registered for its own pickler.
+
+    Attributes:
+        sent: what of `__main__` has been met, by name.
+        last: the name of the class or function that was met last, or of an object's class.
+    """
+
+    def __init__(self, file: Any, protocol: int | None) -> None:
+        registered = multiprocessing.reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+        self.dispatch_table = ChainMap(registered, cloudpickle.CloudPickler.dispatch_table)  # read by what comes next
+        super().__init__(file, protocol)
+        self.sent: dict[str, Any] = {}
+        self.last = ""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if getattr(obj, "__module__", None) == _MAIN:
+            if name := getattr(obj, "__qualname__", ""):
+                self.sent[name] = obj
+            self.last = (name or type(obj).__qualname__).partition(".")[0]
+        return super().reducer_override(obj)
+
+
+class _WithMain:
+    """What is sent, and after it what of `__main__` went with it."""
+
+    def __init__(self, obj: Any, definitions: dict[str, Any]) -> None:
+        self._obj = obj
+        self._definitions = definitions
+
+    def __reduce__(self) -> Any:
+        return _unpack, (self._obj, self._definitions)
+
+
+def _unpack(obj: Any, definitions: dict[str, Any]) -> Any:
+    main = vars(sys.modules[_MAIN])
+    for name, value in definitions.items():
+        if name.isidentifier():
+            main.setdefault(name, value)
+    return obj

@@ -1,0 +1,31 @@
+"""Workers of loaders that are started by spawn or forkserver know the classes and functions of the cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_llmcloud.system import main_by_value
+from jupyter_llmcloud.training import patches
+
+_MAIN_MODULE = ("init_main_from_name", "init_main_from_path")
+
+
+def install() -> None:
+    """For the processes that this one starts. Called once, in a rank."""
+
+    def prepare(original: Any) -> Any:
+        def get_preparation_data(name: str) -> dict[str, Any]:
+            # A cell, and a script on a rank, is executed by its rank alone.
+            return {key: value for key, value in original(name).items() if key not in _MAIN_MODULE}
+
+        return get_preparation_data
+
+    def replace_dump(_: Any) -> Any:
+        def dump(obj: Any, file: Any, protocol: int | None = None) -> None:
+            main_by_value.dump(obj, file, protocol)
+
+        return dump
+
+    patches.SPAWNED_WORKERS.apply(
+        {"multiprocessing.reduction:dump": replace_dump, "multiprocessing.spawn:get_preparation_data": prepare}
+    )

@@ -1,0 +1,115 @@
+"""Loader workers that are started by spawn or forkserver know what the cell has defined, or the error says what to do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.support.worlds import Ranks
+
+DEFINITIONS = """
+import dataclasses, threading
+import torch, torch.multiprocessing
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+SCALE = 2
+
+@dataclasses.dataclass
+class Batch:
+    rows: torch.Tensor
+    worker: int
+
+class Base(Dataset):
+    def __len__(self): return 16
+
+class Squares(Base):
+    def __getitem__(self, i): return torch.tensor(i * i)
+
+class Backwards(Sampler):
+    def __iter__(self): return iter(range(15, -1, -1))
+    def __len__(self): return 16
+
+started = None
+def note(worker):
+    global started
+    started = worker * SCALE
+
+def gather(batch): return torch.stack(batch).sum()
+def wrap(batch): return Batch(torch.stack(batch) * SCALE, started)
+"""
+CONTEXTS = ["fork", "spawn", "forkserver"]
+
+
+@pytest.fixture(scope="module")
+def defined(world: Ranks) -> Ranks:
+    world.ok(DEFINITIONS)
+    return world
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_workers_get_classes_functions_and_lambdas_of_the_cell(defined: Ranks, context: str) -> None:
+    outcome = defined.ok(
+        f"""
+        def total(**options):
+            loader = DataLoader(Squares(), batch_size=4, num_workers=1, multiprocessing_context={context!r}, **options)
+            return sum(int(x.sum()) for x in loader)
+        shift = 1
+        print(total(), total(collate_fn=gather), total(collate_fn=lambda b: torch.stack(b).sum() + shift, shuffle=True))
+        loader = DataLoader(Squares(), batch_size=4, num_workers=2, sampler=Backwards(), collate_fn=wrap,
+                            worker_init_fn=note, multiprocessing_context={context!r})
+        batches = list(loader)
+        print([b.rows.tolist() for b in batches][0], [b.worker for b in batches], {{type(b) is Batch for b in batches}})
+        """,
+        ranks=[0],
+    )
+    assert outcome.text(0).splitlines() == ["1240 1240 1244", "[450, 392, 338, 288] [0, 2, 0, 2] {True}"]
+
+
+def test_forkserver_may_be_the_default_and_loops_may_be_tracked(defined: Ranks) -> None:
+    outcome = defined.ok(
+        """
+        torch.multiprocessing.set_start_method("forkserver", force=True)
+        class Sums(Base):
+            def __getitem__(self, i):
+                total = 0
+                for number in range(i):
+                    total += number
+                return total
+        print(sum(int(x.sum()) for x in DataLoader(Sums(), batch_size=4, num_workers=2, collate_fn=torch.tensor)))
+        torch.multiprocessing.set_start_method("fork", force=True)
+        """,
+        ranks=[0],
+        checkpoint_every=5,
+    )
+    assert outcome.text(0) == "560\n"
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_what_cannot_be_sent_is_named_with_both_ways_out(defined: Ranks, context: str) -> None:
+    outcome = defined.run(
+        f"""
+        class Locked(Squares):
+            def __init__(self): self.lock = threading.Lock()
+        next(iter(DataLoader(Locked(), num_workers=1, multiprocessing_context={context!r})))
+        """,
+        ranks=[0],
+    )
+    assert outcome.error["ename"] == "PicklingError"
+    assert re.search(
+        r"'Locked' of the cell cannot be sent: cannot pickle '_thread.lock'.*module beside the notebook.*=\"fork\"",
+        outcome.error["evalue"],
+    )
+
+
+def test_a_script_with_spawned_workers_is_not_run_again_in_them(defined: Ranks, tmp_path: object) -> None:
+    outcome = defined.ok(
+        f"""
+        __file__ = {str(tmp_path)!r} + "/script.py"
+        open(__file__, "w").write("raise SystemExit('this was run again')")
+        print(sum(int(x.sum()) for x in DataLoader(Squares(), num_workers=1, multiprocessing_context="spawn")))
+        del __file__
+        """,
+        ranks=[0],
+    )
+    assert outcome.text(0) == "1240\n"
