@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Names,
     Pull,
     Push,
+    ReleaseWorld,
     RenewLease,
     ReplicaDescription,
     ReplicaList,
@@ -53,6 +55,8 @@ from jupyter_llmcloud.system import unix_sockets
 from jupyter_llmcloud.system.atomic_files import write_json
 
 LEASE_CHECK_S = 1.0
+LEAVE_CHECK_S = 0.05
+LEAVE_S = 20.0  # until what was told to end by SIGTERM ends: SIGKILL follows after 30 s, as a rule
 
 
 class Agent:
@@ -85,8 +89,8 @@ class Agent:
         self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
-        self._responder = self._make_responder()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_leaving = False
 
     # --- life ---
 
@@ -96,13 +100,32 @@ class Agent:
         self._announce()
         self.node.warm()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._finish, True)
+        loop.add_signal_handler(signal.SIGTERM, self._take_leave)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         watch = asyncio.create_task(self._watch_leases())
         was_signalled = await self._finished
         watch.cancel()
         server.close()
         await self._close(was_signalled)
+
+    def _take_leave(self) -> None:
+        """The host or its place in a batch system is taken away: everything here is told so, and ends soon anyway."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            self.node.groups.outlive_sigterm()
+            self._do(self._leave())
+
+    async def _leave(self) -> None:
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                self.leader_links.leave()
+                await self.worlds.save()
+                while self.leader_links.hosts_ranks:
+                    await asyncio.sleep(LEAVE_CHECK_S)
+        except TimeoutError:
+            pass  # whoever was waited for has had its time
+        finally:
+            self._finish(was_signalled=True)  # also when something failed that nobody foresaw
 
     def _finish(self, was_signalled: bool = False) -> None:
         if not self._finished.done():
@@ -179,18 +202,20 @@ class Agent:
 
     # --- requests ---
 
-    def _make_responder(self) -> Responder:
+    @cached_property
+    def _responder(self) -> Responder:
         """What this agent answers; every handler is given the connection besides."""
         responder = Responder("the node agent")
         responder.on(Execute, self._execute)
-        responder.on(Push, lambda asked, _: self.worlds.get(asked.world_id).push(asked))
-        responder.on(Pull, lambda asked, _: self.worlds.get(asked.world_id).ask(asked.rank, asked))
-        responder.on(Names, lambda asked, _: self.worlds.get(asked.world_id).ask(asked.rank, asked))
+        responder.on(Push, lambda asked, who: self.worlds.get(asked.world_id).push(asked, who))
+        responder.on(Pull, lambda asked, who: self.worlds.get(asked.world_id).ask(asked.rank, asked, who))
+        responder.on(Names, lambda asked, who: self.worlds.get(asked.world_id).ask(asked.rank, asked, who))
         responder.on(StopRun, lambda asked, _: self.worlds.stop_run(asked))
         responder.on(Subscribe, self.worlds.subscribe)
         responder.on(StartWorld, self.worlds.start)
-        responder.on(ResizeWorld, self._resize_world)
+        responder.on(ResizeWorld, lambda asked, who: self.worlds.get(asked.world_id).resize(asked, who))
         responder.on(StopWorld, lambda asked, _: self.worlds.end(asked.world_id))
+        responder.on(ReleaseWorld, lambda asked, _: self.worlds.get(asked.world_id).release(asked.grace_s))
         responder.on(DescribeWorld, self._describe_world)
         responder.on(DumpStacks, lambda asked, _: self.worlds.get(asked.world_id).stacks())
         responder.on(Describe, lambda *_: self.describe())
@@ -210,18 +235,13 @@ class Agent:
             RunFolder(Path(cell.folder)).check_room()  # whoever waits for its end will look there only
             self._do(world.runs.execute(cell, None))
             return Submitted(run_id=cell.run_id)
-        world.owners.add(connection)
+        world.use(connection)
         await world.runs.execute(cell, connection)
         return None
 
-    async def _resize_world(self, asked: ResizeWorld, _: Connection) -> WorldDescription:
-        world = self.worlds.get(asked.world_id)
-        await world.resize(asked)
-        return world.describe()
-
     def _describe_world(self, asked: DescribeWorld, connection: Connection) -> WorldDescription:
         world = self.worlds.get(asked.world_id)
-        world.owners.add(connection)
+        world.use(connection)
         return world.describe_with_memory()
 
     async def _start_replica(self, asked: StartReplica, _: Connection) -> ReplicaDescription:
@@ -233,4 +253,5 @@ class Agent:
         self.takeovers.inherit()
 
     def _shut_down(self, *_: Any) -> None:
-        asyncio.get_running_loop().call_later(0.05, self._finish)  # when the reply has left
+        if not self._is_leaving:  # else whoever asks is taken away, too
+            asyncio.get_running_loop().call_later(0.05, self._finish)  # when the reply has left

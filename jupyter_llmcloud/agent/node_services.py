@@ -78,7 +78,12 @@ class NodeServices:
     def describe_slots(self) -> dict[str, Any]:
         """For the description of the agent."""
         devices = self.devices
-        return {"num_slots": len(devices.slots), "free_slots": len(devices.free), "has_gpus": devices.has_gpus}
+        return {
+            "num_slots": len(devices.slots),
+            "free_slots": len(devices.free),
+            "has_gpus": devices.has_gpus,
+            "held": devices.held,
+        }
 
     def end_groups(self) -> None:
         """End every rank that is hosted here."""

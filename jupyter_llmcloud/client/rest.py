@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from jupyter_llmcloud.errors import ConnectionLost
+from jupyter_llmcloud.errors import Busy, ConnectionLost
 from jupyter_llmcloud.protocol.rpc import restored_body
 from jupyter_llmcloud.storage.runs import RunFolder
 
@@ -110,14 +110,30 @@ class ServerClient:
         self.ask("DELETE", f"clusters/{_name(name)}", timeout_s=START_TIMEOUT_S)
 
     def place(
-        self, cluster: str | None = None, num_ranks: int | None = None, ticket: str | None = None
+        self,
+        cluster: str | None = None,
+        num_ranks: int | None = None,
+        ticket: str | None = None,
+        replaces: str | None = None,
     ) -> dict[str, Any]:
-        """Where ranks go: {"cluster", "agents", "num_ranks", "world_id", "started"}.
+        """Where ranks go: {"cluster", "agents", "num_ranks", "world_id", "started"}. Raises Busy.
 
-        Who is refused as Busy and soon asks again with the same `ticket` comes before those who came later.
+        Who soon asks again with the same `ticket` comes before those who came later. The slots of the world `replaces`
+        count as free.
         """
-        body = {"cluster": cluster, "num_ranks": num_ranks, "ticket": ticket}
-        return self.ask("POST", "placement", body, START_TIMEOUT_S)
+        body = {"cluster": cluster, "num_ranks": num_ranks, "ticket": ticket, "replaces": replaces}
+        placed = self.ask("POST", "placement", body, START_TIMEOUT_S)
+        if placed.get("state") == "waiting":
+            raise Busy(str(placed["reason"]))
+        return placed
+
+    def worlds(self, cluster: str | None = None) -> list[dict[str, Any]]:
+        """Every world with its holder, ranks, state and age, the newest first."""
+        return list(self.ask("GET", "worlds", cluster=cluster)["worlds"])
+
+    def stop_world(self, name: str) -> dict[str, Any]:
+        """End a world by its id or its notebook, whoever has it; returns what it was."""
+        return self.ask("DELETE", f"worlds/{_name(name)}")
 
     def run_folder(self, run_id: str) -> RunFolder:
         """Where the server records a run, as far as this machine has that folder."""

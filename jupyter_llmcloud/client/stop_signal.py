@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -29,12 +29,18 @@ def _take_pipe() -> tuple[int, int]:
 class StopSignal:
     """Within the block SIGINT makes `fd` readable and is counted in `presses`. Works in the main thread only.
 
+    Args:
+        is_no_stop: says of a press that has just come that it is not meant as one; it may take a moment.
+
     Attributes:
+        is_leaving: a press was no Stop, since this process is about to end.
         passed_on: how many of the presses whoever waits here has passed on.
         requests: the numbers of the requests by which that was done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_no_stop: Callable[[], bool] = lambda: False) -> None:
+        self._is_no_stop = is_no_stop
+        self.is_leaving = False
         self.presses = self.passed_on = 0
         self.requests: set[int] = set()
         self.fd, self._write = _take_pipe()
@@ -48,7 +54,10 @@ class StopSignal:
         return self
 
     def _press(self, number: int, frame: FrameType | None) -> None:
-        self.presses += 1
+        if self.is_leaving or self._is_no_stop():
+            self.is_leaving = True
+        else:
+            self.presses += 1
         os.write(self._write, b".")
 
     def drain(self) -> None:
@@ -100,6 +109,11 @@ def said_when_stopped(words: str) -> Iterator[None]:
         swallow_more_presses()
         if hasattr(stopped, "_render_traceback_"):  # said within
             raise
-        error = KeyboardInterrupt(words)
-        error._render_traceback_ = lambda: [f"KeyboardInterrupt: {words}"]  # type: ignore[attr-defined]
-        raise error from None
+        raise said(words, f"KeyboardInterrupt: {words}") from None
+
+
+def said(words: str, *lines: str) -> KeyboardInterrupt:
+    """What ends a cell, and Run All with it, drawn as these lines; as its words when there are none."""
+    error = KeyboardInterrupt(words)
+    error._render_traceback_ = lambda: [*lines] or [words]  # type: ignore[attr-defined]
+    return error

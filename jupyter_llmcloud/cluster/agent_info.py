@@ -17,7 +17,8 @@ class AgentInfo:
     free_slots: int
     has_gpus: bool
     num_replicas: int
-    worlds: list[dict[str, Any]]
+    worlds: list[dict[str, Any]]  # those that it leads
+    held: dict[str, int]  # slots here, by the ids of worlds
     begun: list[str]  # ids of worlds, some of which have ended
     worker: str  # address of the Dask worker beside it
     home: str  # its socket on its own host; `address` is what is connected to from here

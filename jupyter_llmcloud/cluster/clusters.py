@@ -24,8 +24,9 @@ from jupyter_llmcloud.cluster.tunnel.agent_sockets import Reach
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.core.names import check_name
+from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import AdoptCluster, Describe, ScaleCluster, Shutdown
+from jupyter_llmcloud.protocol.agent_messages import AdoptCluster, Describe, ScaleCluster, Shutdown, StopWorld
 from jupyter_llmcloud.protocol.client import AgentConnection
 
 ASK_TIMEOUT_S = 30.0
@@ -92,10 +93,7 @@ class ClusterPool:
         if workers is not None and workers < 1:
             raise UsageError(f"--workers {workers}: a cluster is started with at least one worker.")
         name = check_name(name, "the cluster's name") if name else self._free_name(kind)
-        if name in self._records and self._records[name].is_alive:
-            raise NameTaken(
-                f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}."
-            )
+        self._check_free(name)
         cluster_id = ""
         if starts_here(kind, options or {}):
             cluster_id, self._begun_cluster_id = self._begun_cluster_id, ""
@@ -120,6 +118,12 @@ class ClusterPool:
             raise
         return await self._fresh(self._records[name])
 
+    def _check_free(self, name: str) -> None:
+        if name in self._records and self._records[name].is_alive:
+            raise NameTaken(
+                f"there is a cluster {name!r} already. Choose another --name, or stop it: %cluster stop {name}."
+            )
+
     def _free_name(self, kind: str) -> str:
         base = kind.rsplit(":", 1)[-1].lower()
         taken = {name for name, record in self._records.items() if record.is_alive}
@@ -128,6 +132,7 @@ class ClusterPool:
     async def connect(self, address: str, name: str | None = None, num_slots: int | None = None) -> ClusterRecord:
         """Use a cluster that somebody else has started. TLS as Dask's configuration says."""
         name = check_name(name, "the cluster's name") if name else self._free_name("connected")
+        self._check_free(name)
         record = ClusterRecord(
             cluster_id=secrets.token_hex(4),
             name=name,
@@ -141,7 +146,12 @@ class ClusterPool:
             client = await open_client(address)
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise ConnectionLost(f"no Dask scheduler answers at {address!r}: {error}.") from None
-        await install(client, record)
+        try:
+            await install(client, record)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise
         record.dashboard = client.dashboard_link or ""
         record.tls = tls_of(client.security)
         record.save()
@@ -245,15 +255,21 @@ class ClusterPool:
 
     # --- use ---
 
-    async def place(self, cluster: str | None, num_ranks: int | None, ticket: str = "") -> dict[str, Any]:
-        """Where `num_ranks` ranks go (a `ticket` keeps one's turn); with no cluster a local one is started."""
+    async def place(
+        self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = ""
+    ) -> dict[str, Any]:
+        """Where `num_ranks` ranks go (a `ticket` keeps one's turn); with no cluster a local one is started.
+
+        The slots of the world `replaces` count as free: whoever asks ends it next, and comes back with the ticket.
+        """
         async with self._default_start:
             if started := (cluster is None and not self._has_any()):
                 await self.start()
         record = self._record(cluster)
-        self._queues.come(record.cluster_id, ticket)
+        if not replaces:
+            self._queues.come(record.cluster_id, ticket)
         agents = await self.agents(record.name)
-        allocations, world_id = self._queues.place(record.cluster_id, ticket, num_ranks, agents)
+        allocations, world_id = self._queues.place(record.cluster_id, ticket, num_ranks, agents, replaces)
         return {
             "cluster": record.name,
             "world_id": world_id,
@@ -277,6 +293,24 @@ class ClusterPool:
                 beside, always = [leader.worker], self._reach.always_tunnel
                 allocation["home"] = (await client.run(open_bridge, info, always, workers=beside))[leader.worker]
         return allocations
+
+    async def worlds(self, cluster: str | None = None) -> list[tuple[str, HeldWorld]]:
+        """Every world with the name of its cluster; of all clusters when none is named."""
+        names = [cluster] if cluster is not None else [record.name for record in await self.list()]
+        return [(name, world) for name in names for world, _ in await self._worlds_with_leaders(name)]
+
+    async def _worlds_with_leaders(self, cluster: str) -> list[tuple[HeldWorld, AgentInfo]]:
+        agents = await self.agents(cluster)
+        return [(HeldWorld.read(world), agent) for agent in agents for world in agent.worlds]
+
+    async def stop_world(self, name: str) -> HeldWorld:
+        """End a world, whoever has it, with its variables and what is executed there. Raises NotFound, UsageError."""
+        found = [pair for record in await self.list() for pair in await self._worlds_with_leaders(record.name)]
+        ended = find_world([world for world, _ in found], name)
+        leader = next(agent for world, agent in found if world is ended)
+        async with await AgentConnection.open(leader.address) as connection:
+            await connection.request(StopWorld(world_id=ended.world_id))
+        return ended
 
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
         """The agent with the fewest replicas; of the newest cluster, started if need be, when none is named."""

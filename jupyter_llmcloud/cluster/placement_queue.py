@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from jupyter_llmcloud.cluster.agent_info import AgentInfo
+from jupyter_llmcloud.core.scheduling.holders import HeldWorld, in_words
 from jupyter_llmcloud.core.scheduling.placement import AgentSlots, Allocation, default_num_ranks, place
 from jupyter_llmcloud.core.scheduling.queue import Capacity, PlacementQueue
 from jupyter_llmcloud.errors import Busy
@@ -25,16 +26,21 @@ class PlacementQueues:
             self._queues[cluster_id].renew(ticket, time.monotonic())
 
     def place(
-        self, cluster_id: str, ticket: str, num_ranks: int | None, agents: Sequence[AgentInfo]
+        self, cluster_id: str, ticket: str, num_ranks: int | None, agents: Sequence[AgentInfo], replaces: str = ""
     ) -> tuple[list[Allocation], str]:
-        """Shares, and the id of the world that is to be started there.
+        """Shares, and the id of the world that is to be started there, in place of the world `replaces` if any.
 
-        Raises CapacityError when the cluster can never hold it, Busy when it cannot now, or when others come first.
+        Raises CapacityError when the cluster can never hold it, Busy when it cannot now, or when others come first:
+        then a world that is to be replaced stays, and nobody waits.
         """
-        slots = [AgentSlots(a.address, a.host, a.num_slots, a.free_slots, a.has_gpus) for a in agents]
+        traded = {agent.address: agent.held.get(replaces, 0) for agent in agents}
+        slots = [
+            AgentSlots(a.address, a.host, a.num_slots, a.free_slots + traded[a.address], a.has_gpus) for a in agents
+        ]
+        holders = [HeldWorld.read(world) for agent in agents for world in agent.worlds if world["world_id"] != replaces]
         queue = self._queues[cluster_id]
         try:
-            allocations, busy = place(num_ranks, slots), None
+            allocations, busy = place(num_ranks, slots, in_words(holders)), None
         except Busy as error:
             allocations, busy = [], error
         except Exception:
@@ -48,7 +54,9 @@ class PlacementQueues:
             {world_id for agent in agents for world_id in agent.begun},
         )
         world_id = secrets.token_hex(6)
-        verdict = queue.ask(ticket, wanted, cluster, world_id, time.monotonic())
+        verdict = queue.ask(ticket, wanted, cluster, world_id, time.monotonic(), trades=sum(traded.values()))
+        if replaces and (busy is not None or not verdict.goes):
+            queue.leave(ticket)
         if busy is not None:
             raise busy
         if not verdict.goes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class Option:
         repeat: may be given several times; its value is a list.
         default: its value when it is left out; None: there is none.
         resumes: whether a run that goes on from another one has it from there.
+        names: of what kind of thing its value is a name, or several with commas ("variables"); for completion.
     """
 
     flags: tuple[str, ...]
@@ -34,6 +35,7 @@ class Option:
     repeat: bool = False
     default: Any = None
     resumes: bool = False
+    names: str = ""
 
     @property
     def name(self) -> str:
@@ -67,12 +69,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Syntax:
-    """What may follow a magic (or one verb of it)."""
+    """What may follow a magic (or one verb of it). `names` is of the arguments, as in Option."""
 
     magic: str
     options: tuple[Option, ...] = ()
-    arguments: str = ""  # for example "NAME" or "A B"; "[NAME]" may be left out, "NAME..." repeats
+    arguments: str = ""  # for example "NAME" or "A B"; "[NAME]" may be left out, "NAME..." repeats, "a|b" are words
     help: str = ""
+    names: str = ""
 
     def option(self, flag: str) -> Option | None:
         return next((option for option in self.options if flag in option.flags), None)
@@ -120,6 +123,20 @@ def split(line: str, magic: str) -> list[str]:
         return shlex.split(line)
     except ValueError as error:
         raise UsageError(f"{magic}: {error} in {line!r}.") from None
+
+
+def take_verb(magic: str, verbs: Mapping[str, Any], words: list[str], default: str = "") -> str:
+    """The first of `words`, taken from them, or the default. Raises UsageError that says which was perhaps meant."""
+    verb = words.pop(0) if words or not default else default
+    if verb not in verbs:
+        raise UsageError(f"{magic} {verb}: expected one of {', '.join(verbs)}.{did_you_mean(verb, verbs)}")
+    return verb
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """` Did you mean list?`, or nothing when none is alike."""
+    close = difflib.get_close_matches(word.lower(), list(words), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def parse(syntax: Syntax, words: Sequence[str]) -> Parsed:
@@ -174,8 +191,7 @@ def _describe(option: Option) -> str:
 
 def _unknown(syntax: Syntax, flag: str) -> str:
     flags = [flag for option in syntax.options for flag in option.flags]
-    close = difflib.get_close_matches(flag, flags, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(flag, flags)
     if flag in ("-h", "--help"):
         hint = f" {syntax.magic.split()[0]}? shows what each does."
     allowed = f" Allowed: {', '.join(option.flags[-1] for option in syntax.options)}." if flags else " It takes none."
@@ -208,15 +224,49 @@ def usage(syntax: Syntax) -> str:
     return "\n".join(lines)
 
 
-def complete(syntax: Syntax, text: str) -> list[str]:
+Known = Callable[[str], Sequence[str]]  # the names there are of a kind of thing
+
+
+def complete(syntax: Syntax, text: str, known: Known = lambda kind: ()) -> list[str]:
     """Completions of the last word of `text`, which is what follows the magic's name up to the cursor."""
     words = text.split(" ")
     last = words[-1]
     if len(words) > 1 and (option := syntax.option(words[-2])) and option.takes_value:
-        return [value for value in option.values if value.startswith(last)]
+        return _named(option.values or known(option.names), last)
     if "=" in last and (option := syntax.option(last.partition("=")[0])):
         head, _, start = last.partition("=")
-        return [f"{head}={value}" for value in option.values if value.startswith(start)]
-    if last.startswith("-") or not last:
-        return [option.flags[-1] for option in syntax.options if option.flags[-1].startswith(last)]
-    return []
+        return [f"{head}={value}" for value in _named(option.values or known(option.names), start)]
+    flags = [option.flags[-1] for option in syntax.options if option.flags[-1].startswith(last)]
+    if last.startswith("-"):
+        return flags
+    found = _named(_of_argument(syntax, sum(1 for _ in _arguments(syntax, words[:-1])), known), last)
+    return [*found, *flags] if not last else found
+
+
+def _named(names: Sequence[str], text: str) -> list[str]:
+    """Those that begin with what follows the last comma of `text`, with what stands before it."""
+    before, comma, start = text.rpartition(",")
+    taken = before.split(",") if comma else []
+    return [f"{before}{comma}{name}" for name in names if name.startswith(start) and name not in taken]
+
+
+def _arguments(syntax: Syntax, words: Sequence[str]) -> Iterator[str]:
+    """The words that are no options and no values of such."""
+    is_value = False
+    for word in words:
+        if is_value or not word:
+            is_value = False
+        elif word.startswith("-"):
+            option = syntax.option(word)
+            is_value = option is not None and option.takes_value
+        else:
+            yield word
+
+
+def _of_argument(syntax: Syntax, number: int, known: Known) -> Sequence[str]:
+    """What the argument of this number may be."""
+    expected = syntax.arguments.split()
+    if not expected or (number >= len(expected) and "..." not in expected[-1]):
+        return ()
+    placeholder = expected[min(number, len(expected) - 1)].strip("[]")
+    return placeholder.split("|") if "|" in placeholder else known(syntax.names)

@@ -34,6 +34,7 @@ class Kind:
     metavar: str = ""
     parse: Callable[[str], Any] = str
     values: tuple[str, ...] = ()
+    names: str = ""  # as in Option
 
 
 SWITCH = Kind()
@@ -43,7 +44,11 @@ COUNT = Kind("N", integer(1))
 COUNT_OR_NONE = Kind("N", integer(0))
 TIMES = Kind("K", integer(0))
 DURATION = Kind("TIME", parse_duration)
-VARIABLES = Kind("a,b", parse_variables)
+VARIABLES = Kind("a,b", parse_variables, names="variables of ranks")
+OWN_VARIABLES = Kind("a,b", parse_variables, names="variables")
+CLUSTER = Kind("NAME", NAME.parse, names="clusters")
+RUN_NAME = Kind("RUN", names="runs")
+CLUSTER_KINDS = ("local", "cuda", "ssh", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "kubernetes")
 
 
 def option(
@@ -113,6 +118,7 @@ def _as_option(item: Any) -> Option:
         parse=kind.parse,
         default=item.default,
         resumes=about["resumes"],
+        names=kind.names,
     )
 
 
@@ -121,7 +127,7 @@ class WorldSpec(Spec):
     """The ranks on which runs are executed."""
 
     nproc: int | None = option(COUNT, "Number of ranks: one per GPU when left out, two on a CPU.", short="-n")
-    cluster: str | None = option(NAME, "The cluster to start it on.")
+    cluster: str | None = option(CLUSTER, "The cluster to start it on.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +140,9 @@ class RunSpec(Spec):
     ranks: str | None = option(
         TEXT, "Run on these ranks only, for example 0,2-3.", metavar="RANKS", doors=Door.NOTEBOOK
     )
-    cluster: str | None = option(NAME, "The cluster to run on (default: the newest).", doors=Door.SHELL | Door.REST)
+    cluster: str | None = option(CLUSTER, "The cluster to run on (default: the newest).", doors=Door.SHELL | Door.REST)
     name: str | None = option(NAME, "Name of the run, by which it is shown, served and compared.")
-    push: list[str] | None = option(VARIABLES, "Variables to copy to every rank first.", doors=Door.NOTEBOOK)
+    push: list[str] | None = option(OWN_VARIABLES, "Variables to copy to every rank first.", doors=Door.NOTEBOOK)
     pull: list[str] | None = option(
         VARIABLES,
         "Variables to bring back from the first rank afterwards.",
@@ -185,9 +191,8 @@ class RunSpec(Spec):
         resumes=True,
     )
     resume: str | None = option(
-        TEXT,
+        RUN_NAME,
         "Go on from the newest checkpoint of an earlier run of this source, with its options, on any number of ranks.",
-        metavar="RUN",
     )
     seed: int | None = option(
         COUNT_OR_NONE,
@@ -265,7 +270,7 @@ class EndpointSpec(Spec):
     base_model: str | None = option(
         TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
     )
-    cluster: str | None = option(NAME, "Cluster to serve on (default: the newest).", doors=Door.NOTEBOOK | Door.REST)
+    cluster: str | None = option(CLUSTER, "Cluster to serve on (default: the newest).", doors=Door.NOTEBOOK | Door.REST)
 
 
 DISTRIBUTE = Syntax(
@@ -281,4 +286,5 @@ SERVE = Syntax(
     EndpointSpec.options(Door.NOTEBOOK),
     "TARGET",
     "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
+    names="runs with a model",
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from jupyter_llmcloud.core.options import Syntax, complete, usage
+from jupyter_llmcloud.core.options import Syntax, usage
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE
 from jupyter_llmcloud.magics.commands import clusters, distribute, endpoints, runs, worlds
+from jupyter_llmcloud.magics.commands.completion import complete_line
 from jupyter_llmcloud.magics.output import shown_paths
 
 VERBS: dict[str, dict[str, Syntax]] = {
@@ -70,8 +72,8 @@ def _complete(shell: Any) -> None:
 
     @context_matcher()
     def magic_options(context: Any) -> Any:
-        """Options of our magics and their values."""
-        found = completions(context.line_with_cursor[: context.cursor_position])
+        """Verbs and options of our magics, their values, and names of what there is."""
+        found = completions(context.line_with_cursor[: context.cursor_position], shell.user_ns)
         return {
             "completions": [SimpleCompletion(text, type="param") for text in found],
             "suppress": bool(found),
@@ -81,15 +83,6 @@ def _complete(shell: Any) -> None:
     completer.custom_matchers.append(magic_options)
 
 
-def completions(line: str) -> list[str]:
-    """What can complete the last word of a line that begins with one of our magics."""
-    words = line.lstrip().split(" ")
-    if len(words) < 2:
-        return []
-    name = words[0]
-    if name in SINGLE:
-        return complete(SINGLE[name], " ".join(words[1:]))
-    verbs = VERBS.get(name, {})
-    if len(words) == 2:
-        return [verb for verb in verbs if verb.startswith(words[1])]
-    return complete(verbs[words[1]], " ".join(words[2:])) if words[1] in verbs else []
+def completions(line: str, variables: Mapping[str, Any] | None = None) -> list[str]:
+    """What can complete the last word of a line that begins with one of our magics; `variables` are the notebook's."""
+    return complete_line(line, VERBS, SINGLE, variables or {})

@@ -14,7 +14,10 @@ from jupyter_llmcloud.protocol.rpc import Done, Reply, Request
 
 
 class AgentDescription(Reply, frozen=True, kw_only=True):
-    """What an agent is, and what it holds now; `worlds`: [{"world_id", "owner", "world_size"}]."""
+    """What an agent is, and what it holds now; `worlds`: those that it leads, as core.scheduling.holders.HeldWorld.
+
+    `held` tells how many slots each world has here, whoever leads it.
+    """
 
     name: str
     pid: int
@@ -28,10 +31,14 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     num_replicas: int
     num_runs: int
     stands_by: list[str]  # for these runs
+    held: dict[str, int] = field(default_factory=dict)
 
 
 class WorldDescription(Reply, frozen=True, kw_only=True):
-    """A world now; `ranks`: [{rank, local_rank, pid, host, device, state, rss}]."""
+    """A world now; `ranks`: [{rank, local_rank, pid, host, device, state, rss}].
+
+    `notes` say what new ranks lack, once, after a resize.
+    """
 
     world_id: str
     world_size: int
@@ -39,6 +46,7 @@ class WorldDescription(Reply, frozen=True, kw_only=True):
     generation: int
     run_id: str
     ranks: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
 
 
 class Submitted(Reply, frozen=True, kw_only=True):
@@ -132,6 +140,13 @@ class StopWorld(Request[Done], frozen=True, kw_only=True):
     world_id: str
 
 
+class ReleaseWorld(Request[Done], frozen=True, kw_only=True):
+    """Its notebook was shut down: the world ends `grace_s` after its last run, unless somebody uses it again."""
+
+    world_id: str
+    grace_s: float
+
+
 class ResizeWorld(Request[WorldDescription], frozen=True, kw_only=True):
     """Have `num_ranks` ranks; more go to `agents`, as in StartWorld."""
 
@@ -176,6 +191,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     spec: dict[str, Any] = field(default_factory=dict)  # what was asked for, as its record keeps it
     script: dict[str, Any] = field(default_factory=dict)  # of a script, not a cell: as core.spec.Script
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
+    makes: list[str] | None = None  # variables that it binds; None when its text does not tell
     timeout_s: float = 0.0
     seed: int | None = None
     checkpoint_every: int = 0  # optimizer steps

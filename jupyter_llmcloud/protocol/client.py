@@ -8,6 +8,7 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError
@@ -134,10 +135,11 @@ class AgentChannel:
             check_reply(message, self._last, _name(self.address))
         return message
 
-    def request(self, request: Request[R], timeout_s: float = 60.0) -> R:
+    def request(self, request: Request[R], timeout_s: float = 60.0, waits_on: Callable[[], bool] = lambda: False) -> R:
         """Send a request and wait for its reply; a refusal is raised. Other messages stay in the inbox.
 
-        A KeyboardInterrupt closes the channel: it may have come in the middle of a message.
+        `waits_on` is asked each time that `timeout_s` has passed in vain whether to wait as long again. A
+        KeyboardInterrupt closes the channel: it may have come in the middle of a message.
         """
         others: list[Message] = []
         deadline = time.monotonic() + timeout_s
@@ -145,6 +147,9 @@ class AgentChannel:
             number = self.send(request)
             while True:
                 message = self.receive(max(0.0, deadline - time.monotonic()))
+                if message is None and waits_on():
+                    deadline = time.monotonic() + timeout_s
+                    continue
                 if message is None:
                     raise ConnectionLost(f"{_name(self.address)} did not answer in {timeout_s:g} s.")
                 if isinstance(message, Reply | Unreadable) and message.reply_to == number:

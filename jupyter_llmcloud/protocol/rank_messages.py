@@ -36,7 +36,9 @@ class Interrupt(Message, frozen=True, kw_only=True):
 
 
 class StepAsked(Message, frozen=True, kw_only=True):
-    """Pause at the next step boundary and say which step you are in."""
+    """Pause at the next step boundary and say which step you are in; `stops`: the run is about to be stopped."""
+
+    stops: bool = True
 
 
 class StepTold(Message, frozen=True, kw_only=True):
@@ -49,6 +51,16 @@ class StopAt(Message, frozen=True, kw_only=True):
     """Raise KeyboardInterrupt when this many steps are finished (-1: go on, forget the pause)."""
 
     step: int
+
+
+class SaveAt(Message, frozen=True, kw_only=True):
+    """Go on, and save a checkpoint when this many steps are finished (-1: save none)."""
+
+    step: int
+
+
+class TakenAway(Message, frozen=True, kw_only=True):
+    """The place of all of us is being taken away: a SIGTERM is no reason to end yet."""
 
 
 class Release(Message, frozen=True, kw_only=True):
@@ -232,6 +244,10 @@ class HostRanks(Request[RanksHosted], frozen=True, kw_only=True):
     cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
     num_threads: dict[int, int] = field(default_factory=dict)
+
+
+class AgentLeaves(Message, frozen=True, kw_only=True):
+    """Told by an agent to the leaders of the ranks that it hosts: it ends as soon as they have let them go."""
 
 
 class StandBy(Message, frozen=True, kw_only=True):

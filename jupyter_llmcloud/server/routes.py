@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.server.api.clusters import ClusterHandler, ClusterScaleHandler, ClustersHandler, PlacementHandler
+from jupyter_llmcloud.server.api.clusters import (
+    ClusterHandler,
+    ClusterScaleHandler,
+    ClustersHandler,
+    PlacementHandler,
+    WorldHandler,
+    WorldsHandler,
+)
 from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
 from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
 from jupyter_llmcloud.server.api.runs import (
@@ -38,6 +45,8 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}/scale", ClusterScaleHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/placement", PlacementHandler, (*_JSON, "clusters")),
+    (r"/llmcloud/api/worlds", WorldsHandler, (*_JSON, "clusters")),
+    (r"/llmcloud/api/worlds/(.+)", WorldHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/runs", RunsHandler, (*_RUNS, "starts")),
     (rf"/llmcloud/api/runs/{NAME}", RunHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler, _RUNS),

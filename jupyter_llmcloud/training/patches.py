@@ -137,6 +137,21 @@ ACCUMULATION = Patch(
     },
 )
 
+# --- a place that is taken away -------------------------------------------------------------------------------------
+
+LOADER_WORKERS = Patch(
+    feature="Workers of data loaders that outlive a SIGTERM of all processes",
+    why="They die of it before the rank has saved a checkpoint; torch has no hook that runs before a worker fetches.",
+    without="Training works; where a batch system takes a place away, a run goes on from its last periodic checkpoint.",
+    checked=_TORCH,
+    targets={
+        "torch.utils.data._utils.worker:_worker_loop": (
+            *("dataset_kind", "dataset", "index_queue", "data_queue", "done_event"),
+        ),
+        "torch.utils.data._utils.signal_handling:_set_worker_signal_handlers": None,  # of C++
+    },
+)
+
 # --- launchers and process groups ------------------------------------------------------------------------------------
 
 LAUNCHERS = Patch(
@@ -343,6 +358,7 @@ CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
     *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
+    LOADER_WORKERS,
     *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES),
 )

@@ -36,9 +36,11 @@ from jupyter_llmcloud.protocol.rank_messages import (
     Joined,
     LiveUntil,
     Release,
+    SaveAt,
     StepAsked,
     StepTold,
     StopAt,
+    TakenAway,
 )
 from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
 from jupyter_llmcloud.system import patching
@@ -78,7 +80,7 @@ def begin(request: ForkRank | ForkStore, fds: list[int]) -> int:
     for fd in fds[1:3]:
         os.close(fd)
     os.environ.update(request.env)
-    if isinstance(request, ForkStore):
+    if isinstance(request, ForkStore):  # which goes on ignoring SIGTERM, as the zygote does
         return hold_store(fds[0], request)
     return Rank(socket.socket(fileno=fds[0]), RingWriter(fds[3]), request).serve()
 
@@ -178,10 +180,15 @@ class Rank:
             case Release():
                 self.group.release(message.generation)
             case StepAsked():
-                self.run.should_stop = True
+                self.run.should_stop |= message.stops
                 self.outlet.send(StepTold(step=self.steps.ask()))
             case StopAt():
                 self.steps.stop_at(message.step)
+            case TakenAway():
+                self._control_socket.outlive_sigterm()
+            case SaveAt():
+                self.checkpoints.save_at(message.step)
+                self.steps.stop_at(-1)
             case LiveUntil():
                 self._control_socket.renew(message.until)
             case Exit():

@@ -208,6 +208,7 @@ def main() -> None:
     die_with_parent(os.getppid())
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when a place is taken away: the agent says when to end
     preload()
     settle()
     outlive_parent()

@@ -66,7 +66,7 @@ function setName(element, name) {
   if (tail) node(element, "span", "llmc-name-tail", name.slice(-tail));
 }
 
-// --- stopping ---
+// --- the server ---
 
 function pageConfig() {
   const element = document.getElementById("jupyter-config-data");
@@ -84,22 +84,27 @@ function cookie(name) {
 }
 
 // What the kernel cannot hear while it runs the cell goes through the server.
-async function send(method, runId, what, body) {
+// The JSON of the answer; null when there is no server behind this page, or it refuses.
+async function ask(method, path, content = {}) {
   const config = pageConfig();
-  if (!config) return false;
+  if (!config) return null;
   const base = (config.baseUrl || "/").replace(/\/?$/, "/");
   const headers = { "Content-Type": "application/json" };
   const xsrf = cookie("_xsrf");
   if (xsrf) headers["X-XSRFToken"] = xsrf;
   if (config.token) headers.Authorization = `token ${config.token}`;
   try {
-    const url = `${base}llmcloud/api/runs/${encodeURIComponent(runId)}/${what}`;
-    const answer = await fetch(url, { method, headers, body: JSON.stringify(body), credentials: "same-origin" });
-    return answer.ok;
+    const body = method === "GET" ? undefined : JSON.stringify(content);
+    const answer = await fetch(`${base}llmcloud/api/${path}`, { method, headers, body, credentials: "same-origin" });
+    return answer.ok ? await answer.json() : null;
   } catch {
-    return false;
+    return null;
   }
 }
+
+const runPath = (runId) => `runs/${encodeURIComponent(runId)}`;
+
+// --- stopping ---
 
 function stopButton(model, parent, hint) {
   const button = node(parent, "button", "llmc-stop", "Stop");
@@ -120,13 +125,49 @@ function stopButton(model, parent, hint) {
   button.addEventListener("click", async () => {
     presses += 1;
     show();
-    const reached = await send("POST", model.get("run").id, "stop", {});
+    const reached = await ask("POST", `${runPath(model.get("run").id)}/stop`);
     if (!reached) {
       model.send({ type: "stop" });
       setText(hint, "Asked the kernel to stop. If nothing happens, use the notebook's own Stop button.");
     }
   });
   return show;
+}
+
+// --- a kernel that has gone: the run goes on without it, and the server knows how ---
+
+const ASK_EVERY_MS = 2000;
+const GONE = "The kernel of this cell has gone; the run goes on without it.";
+const ENDED = "The run has ended without the kernel of this cell.";
+
+function goOnWithoutKernel(model, card) {
+  const line = node(card, "div", "llmc-hint");
+  line.setAttribute("role", "status");
+  let timer = null;
+  const show = async () => {
+    const run = model.get("run");
+    const told = await ask("GET", runPath(run.id));
+    const state = told ? told.state : run.state;
+    const active = state in ACTIVE_WORDS;
+    setText(line, `${active ? GONE : ENDED} %runs attach ${run.id} shows all of it.`);
+    if (state !== run.state || active !== run.active) model.set("run", { ...run, state, active });
+    if (active) return;
+    clearInterval(timer);
+    if (!told) return;
+    model.set("elapsed", Math.max(0, told.ended - told.created));
+    const last = state === "finished" ? "done" : state;
+    model.set("ranks", model.get("ranks").map((rank) => (rank.state === "running" ? { ...rank, state: last } : rank)));
+  };
+  const begin = () => {
+    if (timer !== null || !model.get("run").active) return;
+    timer = setInterval(show, ASK_EVERY_MS);
+    show();
+  };
+  model.on("comm_live_update", begin); // the front end has lost its kernel
+  return () => {
+    model.off("comm_live_update", begin);
+    clearInterval(timer);
+  };
 }
 
 // --- header, progress, ranks ---
@@ -439,7 +480,7 @@ function charts(model, card) {
       const names = before.includes(name) ? before.filter((other) => other !== name) : [...before, name];
       model.set("log_scales", names);
       model.save_changes();
-      send("PUT", model.get("run").id, "view", { log: names });
+      ask("PUT", `${runPath(model.get("run").id)}/view`, { log: names });
     },
   };
   return {
@@ -512,7 +553,9 @@ function render({ model, el }) {
     listener();
   }
   const clock = setInterval(top.tick, 1000);
+  const leave = goOnWithoutKernel(model, card);
   return () => {
+    leave();
     clearInterval(clock);
     for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
     plots.remove();

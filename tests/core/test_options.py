@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jupyter_llmcloud.core.names import parse_duration, parse_variables
-from jupyter_llmcloud.core.options import Option, Parsed, Syntax, complete, integer, parse, split, usage
+from jupyter_llmcloud.core.options import Option, Parsed, Syntax, complete, integer, parse, split, take_verb, usage
 from jupyter_llmcloud.core.spec import DISTRIBUTE
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.distribute import PULL
@@ -145,3 +145,43 @@ def test_every_option_of_distribute_is_explained_in_a_sentence(option: Option) -
 def test_an_attribute_that_is_no_option_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError):
         _ = given("").no_such
+
+
+NAMED = Syntax(
+    "%keys",
+    (Option(("--of",), "Whose.", metavar="a,b", names="people"), Option(("--all",), "All.")),
+    "[list|revoke] [ID]",
+    names="ids",
+)
+NAMES = {"people": ["ann", "anna", "bob"], "ids": ["k1", "k2"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ["list", "revoke", "--of", "--all"]),
+        ("re", ["revoke"]),
+        ("revoke ", ["k1", "k2", "--of", "--all"]),
+        ("revoke k2", ["k2"]),
+        ("--all revoke k", ["k1", "k2"]),
+        ("--of a", ["ann", "anna"]),
+        ("--of ann,", ["ann,anna", "ann,bob"]),
+        ("--of=bob,an", ["--of=bob,ann", "--of=bob,anna"]),
+        ("--of ann re", ["revoke"]),
+        ("revoke k1 ", ["--of", "--all"]),
+        ("--o", ["--of"]),
+    ],
+)
+def test_names_of_what_there_is_complete_options_and_arguments(text: str, found: list[str]) -> None:
+    assert complete(NAMED, text, lambda kind: NAMES.get(kind, ())) == found
+
+
+def test_a_verb_that_is_none_is_refused_with_the_one_that_was_perhaps_meant() -> None:
+    verbs = {"list": 1, "attach": 2, "stop": 3}
+    words = ["attach", "name"]
+    assert (take_verb("%runs", verbs, words, "list"), words) == ("attach", ["name"])
+    assert take_verb("%runs", verbs, [], "list") == "list"
+    with pytest.raises(UsageError, match=r"%runs atach: expected one of list, attach, stop\. Did you mean attach\?"):
+        take_verb("%runs", verbs, ["atach"], "list")
+    with pytest.raises(UsageError, match=r"stop\.$"):
+        take_verb("%runs", verbs, ["zzz"], "list")

@@ -15,6 +15,8 @@ from jupyter_llmcloud.magics.session.cell import (
     CellSyntaxError,
     bound_names,
     check_syntax,
+    guarded_names,
+    is_definition,
     read_cell,
     without_leading_blank_lines,
 )
@@ -153,3 +155,27 @@ def test_the_names_a_cell_may_bind_are_known(code: str, expected: set[str]) -> N
 )
 def test_names_that_cannot_be_told_are_not_guessed(code: str) -> None:
     assert names(code) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "can_be_run_again"),
+    [
+        ('if "model" not in globals():\n    model = make()', "model", True),
+        ("if not 'model' in dir():\n    model = make()\n    model.to(device)", "model", True),
+        ("try:\n    model\nexcept NameError:\n    model = make()", "model", True),
+        ('import torch\nif "model" not in vars():\n    for _ in range(2): model = make()', "model", True),
+        ('if "model" not in globals():\n    model = accelerator.prepare(make())', "model", False),
+        ('if "model" not in globals():\n    dist.barrier()', "model", False),
+        ('if "model" not in globals():\n    model = DDP(make())', "model", False),
+        ('if "model" not in globals():\n    model = 1\ntrain(model)', "model", False),
+        ('if "model" not in things:\n    model = make()', "", False),
+        ("if rank == 0:\n    model = make()", "", False),
+        ("try:\n    import torch\nexcept ImportError:\n    torch = None", "", False),
+    ],
+)
+def test_what_is_made_only_where_it_is_missing_can_be_run_again_unless_ranks_make_it_together(
+    code: str, name: str, can_be_run_again: bool
+) -> None:
+    tree = ast.parse(code)
+    assert guarded_names(tree) == ({name} if name else set())
+    assert is_definition(tree) is can_be_run_again

@@ -208,7 +208,9 @@ def test_a_killed_rank_is_named_and_the_next_cell_says_what_is_missing(notebook:
 def test_a_world_can_be_ended_and_begun_again(notebook: Notebook) -> None:
     notebook.ok("%world restart -n 3")
     assert "again 2" in notebook.ok("%%distribute\nprint('again', rank)").text
-    assert re.search("-n 99.*8", notebook.run("%world restart -n 99").error)
+    assert re.search("-n 99.*8.*nothing was ended", notebook.run("%world restart -n 99").error)
+    assert "still 2" in notebook.ok("%%distribute -n 3\nprint('still', rank)").text
+    notebook.ok("%world stop")
     notebook.ok("%%distribute -n 2\nprint('back', rank)")
     notebook.ok("%world stop")
     assert "no world yet" in str(notebook.ok("%world"))
@@ -218,3 +220,17 @@ def _printed(name: str, text: str) -> bool:
     runs = [record for record in RunStore().list() if record.name == name]
     records = RunStore().folder(runs[0].run_id).records("logs") if runs else iter(())
     return sum(text in record.get("text", "") for _, record in records) == 2
+
+
+def test_a_resize_says_what_new_ranks_lack_and_a_cell_that_asks_for_it_warns(notebook: Notebook) -> None:
+    notebook.ok("%world start -n 2")
+    guarded = '%%distribute\nimport torch\nif "model" not in globals():\n    model = torch.nn.Linear(3, 1)'
+    together = '%%distribute\nif "whole" not in globals():\n    torch.distributed.barrier()\n    whole = 1'
+    notebook.ok(guarded)
+    notebook.ok(together)
+    said = notebook.ok("%world resize 3").text
+    assert re.search(r"rank 2 is a new process; 1 definition cells.*Not restored: 1 variable \(whole\)\. Made by", said)
+    assert notebook.ok("%%distribute --pull model\nmodel.in_features").text.count("3") >= 1
+    shown = notebook.run("%%distribute --timeout 2s\n" + together.partition("\n")[2])
+    assert "Only ranks 0-1 have 'whole'" in shown.text and "ranks 2 take another way" in shown.text
+    assert "Only ranks" not in notebook.ok(guarded).text

@@ -23,9 +23,9 @@ from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell, CellSyntaxError, check_syntax
 from jupyter_llmcloud.magics.session.session import Session
-from jupyter_llmcloud.magics.session.world_client import WorldClient
+from jupyter_llmcloud.magics.session.world_client import WorldClient, pickled
 from jupyter_llmcloud.protocol import connection as agent_connection
-from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, Pulled, StartWorld, StopWorld
+from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, Pulled, Push, StartWorld, StopWorld
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.rank_messages import Printed
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
@@ -106,6 +106,54 @@ def test_a_stop_in_the_middle_of_a_push_or_pull_spoils_nothing(
         assert handle.pull(["small"]) == {"small": 1}
     assert handle.missing(["never"]) == ["never"]
     assert len(handle.pull(["large"], 1)["large"]) == 20 << 20
+
+
+def background(world: WorldClient, run_id: str, until_there: Path) -> None:
+    code = f"import os, time\nwhile not os.path.exists({str(until_there)!r}): time.sleep(0.02)\nx = 'of the run'"
+    cell = Execute(
+        world_id=world.world_id, run_id=run_id, name=run_id, code=code, background=True, folder=_folder(run_id)
+    )
+    world.submit(cell)
+    until(lambda: world.beside().run_id == run_id, "the run has begun")
+
+
+def test_a_push_or_pull_during_a_run_says_what_it_waits_for_and_is_done_after_it(
+    handle: WorldClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = tmp_path / "flag"
+    background(handle, "long-1", flag)
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [
+            threads.submit(handle.push, {"x": "pushed"}),
+            threads.submit(handle.pull, ["rank"]),
+            threads.submit(handle.missing, ["nothing"]),
+        ]
+        shown = ""
+
+        def has_said_all() -> bool:
+            nonlocal shown
+            shown += capsys.readouterr().out
+            return shown.count("waits until the run long-1 has ended") == 3
+
+        until(has_said_all, "all say what they wait for")
+        assert not any(one.done() for one in waiting)
+        assert "%push waits" in shown and "%pull waits" in shown and "%runs stop long-1" in shown
+        flag.touch()
+        assert [one.result(20) for one in waiting] == [None, {"rank": 0}, ["nothing"]]
+    assert handle.pull(["x"]) == {"x": "pushed"}
+    handle.push({"x": 2})
+    assert "waits" not in capsys.readouterr().out
+
+
+def test_a_push_that_was_given_up_is_not_done_later(handle: WorldClient, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    background(handle, "long-2", flag)
+    channel = handle.channel
+    channel.send(Push(world_id=handle.world_id, payload=pickled({"x": "given up"})))
+    channel.close()
+    handle._reopen_if_closed()
+    flag.touch()
+    assert handle.pull(["x"]) == {"x": "of the run"}
 
 
 def test_threads_of_a_notebook_do_not_take_each_others_answers(handle: WorldClient) -> None:

@@ -97,6 +97,27 @@ async def test_ranks_are_placed_or_it_is_said_why_not(server: Server) -> None:
     )
 
 
+async def test_to_wait_for_slots_is_no_error_unless_something_is_ended_for_them(server: Server) -> None:
+    server.pool.free = 1
+    path, waits = "llmcloud/api/placement", {"num_ranks": 2, "ticket": "mine"}
+    before = len(server.context.state.audit())
+    answer = await server.ask("POST", path, waits)
+    assert (answer.status_code, answer.json()["state"]) == (202, "waiting")
+    assert "1 of 4 slots" in answer.json()["reason"]
+    assert len(server.context.state.audit()) == before
+    refusal(await server.ask("POST", path, {"num_ranks": 2}), 409, "Busy")
+    refusal(await server.ask("POST", path, {**waits, "replaces": "abc123"}), 409, "Busy")
+    refusal(await server.ask("POST", path, {"num_ranks": 2, "replaces": "abc123"}), 400, "UsageError")
+
+
+async def test_worlds_are_listed_and_ended_by_id_or_notebook_without_an_absolute_path(server: Server) -> None:
+    [world] = (await server.ask("GET", "llmcloud/api/worlds")).json()["worlds"]
+    assert (world["world_id"], world["holder"], world["num_ranks"]) == ("abc123", "project/a.ipynb", 2)
+    assert "/home" not in json.dumps(world)
+    assert (await server.ask("DELETE", "llmcloud/api/worlds/project%2Fa.ipynb")).json()["world_id"] == "abc123"
+    refusal(await server.ask("DELETE", "llmcloud/api/worlds/b.ipynb"), 404, "NotFound")
+
+
 async def test_runs_are_listed_with_their_progress_and_last_values(server: Server) -> None:
     make_run()
     [run] = (await server.ask("GET", "llmcloud/api/runs")).json()["runs"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeReplicas,
@@ -145,6 +146,7 @@ class StandInPool:
         self.agent = agent
         self.clusters: dict[str, Cluster] = {}
         self.bridges: Path | None = None
+        self.free = 4
         self.closed = False
 
     async def list(self) -> list[Cluster]:
@@ -173,11 +175,22 @@ class StandInPool:
         del self.clusters[name]
         return name
 
-    async def place(self, cluster: str | None, num_ranks: int | None, ticket: str = "") -> dict[str, Any]:
-        from jupyter_llmcloud.errors import CapacityError
+    async def worlds(self, cluster: str | None = None) -> list[tuple[str, HeldWorld]]:
+        return [("local", HeldWorld(world_id="abc123", owner="/home/me/project/a.ipynb", world_size=2, started=1.0))]
+
+    async def stop_world(self, name: str) -> HeldWorld:
+        [(_, world)] = await self.worlds()
+        return find_world([world], name)
+
+    async def place(
+        self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = ""
+    ) -> dict[str, Any]:
+        from jupyter_llmcloud.errors import Busy, CapacityError
 
         if (num_ranks or 2) > 4:
             raise CapacityError(f"-n {num_ranks}: the cluster holds 4 ranks.")
+        if (num_ranks or 2) > self.free:
+            raise Busy(f"-n {num_ranks}: {self.free} of 4 slots are free.")
         return {"cluster": "local", "agents": [], "num_ranks": num_ranks or 2, "started": False}
 
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:

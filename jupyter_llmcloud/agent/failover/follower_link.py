@@ -158,6 +158,11 @@ class FollowerLink:
         self._calls.fail(ConnectionLost(self.gone))
         self._on_loss(self.gone)
 
+    def give_up(self, reason: str) -> None:
+        """Do without the agent from now on: what it hosts for this link ends."""
+        self.say(StopWorld(world_id=self._link_id))
+        self._lose(reason)
+
     def close(self) -> None:
         """It is not needed any more: what it hosts for this link ends."""
         self.say(StopWorld(world_id=self._link_id))

@@ -15,6 +15,7 @@ from jupyter_llmcloud.protocol.agent_messages import StopWorld
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, Unreadable, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import (
+    AgentLeaves,
     Follow,
     Followed,
     FromRank,
@@ -135,6 +136,17 @@ class LeaderLinks:
         """The runs that this agent leads when their leader has gone."""
         told = [link.stands_by for link in self._by_link.values()]
         return [Path(run.folder).name for run in told if run is not None]
+
+    def leave(self) -> None:
+        """Tell the leaders that this agent is about to end."""
+        for link in self._by_link.values():
+            if link.hosted is not None:
+                link.send(AgentLeaves())
+
+    @property
+    def hosts_ranks(self) -> bool:
+        """Whether a leader still has ranks here."""
+        return any(link.hosted is not None for link in self._by_link.values())
 
     def follow(self, message: Follow, connection: Connection) -> Followed:
         """A leader speaks for the first time, or on another connection."""

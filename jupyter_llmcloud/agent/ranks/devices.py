@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import psutil
 
@@ -51,6 +52,14 @@ class Devices:
         held = {slot for slots in self._held.values() for slot in slots}
         free = [slot for slot in self.slots if slot not in held]
         return [slot for slot in free if self._locks.is_free(slot)] if self.has_gpus else free
+
+    @property
+    def held(self) -> dict[str, int]:
+        """How many slots each world has here, over all groups of its ranks (`world#0`, `world#1`)."""
+        held: Counter[str] = Counter()
+        for group, slots in self._held.items():
+            held[group.partition("#")[0]] += len(slots)
+        return dict(held)
 
     def take(self, world_id: str, number: int) -> list[str]:
         """Slots for a world: all of them, or Busy."""

@@ -12,7 +12,7 @@ from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import ForkRank, LiveUntil
+from jupyter_llmcloud.protocol.rank_messages import ForkRank, LiveUntil, TakenAway
 
 # By these, libraries know that their processes have been launched: they start none, and find the other ranks. The rest
 # of what torchrun sets is told when the ranks join (see RankGroups). What a rank starts meets in a store of its own.
@@ -116,6 +116,11 @@ class LocalGroup:
             env={name: str(value) for name, value in env.items()},
         )
 
+    def outlive_sigterm(self) -> None:
+        """The ranks go on until this agent ends them."""
+        for rank in self.links.values():
+            rank.send(TakenAway())
+
     def live_until(self, until: float | None) -> None:
         """When the ranks end by themselves, unless they are told a later time before."""
         self.until = until
@@ -176,6 +181,11 @@ class LocalGroups:
                 if group.is_over:
                     del self._groups[world_id]
                 return
+
+    def outlive_sigterm(self) -> None:
+        """This agent is told to end, and so are its ranks perhaps: they go on until it ends them."""
+        for group in self._groups.values():
+            group.outlive_sigterm()
 
     def __bool__(self) -> bool:
         return bool(self._groups)

@@ -162,6 +162,12 @@ class RankGroups:
             if isinstance(host, LocalGroup) and (until is not None or host.until is not None):
                 host.live_until(until)
 
+    def give_up(self, rank: int, reason: str) -> None:
+        """Do without the agent elsewhere that hosts this rank."""
+        for host in self._hosts:
+            if isinstance(host, RemoteGroup) and rank in host.links:
+                host.leading.give_up(reason)
+
     def leave(self) -> None:
         """End the ranks of this agent; those elsewhere end when they notice that it has gone."""
         for host in self._hosts:

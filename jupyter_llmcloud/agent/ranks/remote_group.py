@@ -10,7 +10,15 @@ from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, RankEvents
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
-from jupyter_llmcloud.protocol.rank_messages import FromRank, HostRanks, KillRank, LookAtRank, RankExited, ToRank
+from jupyter_llmcloud.protocol.rank_messages import (
+    AgentLeaves,
+    FromRank,
+    HostRanks,
+    KillRank,
+    LookAtRank,
+    RankExited,
+    ToRank,
+)
 
 
 class RemoteGroup:
@@ -63,6 +71,8 @@ class RemoteGroup:
         match message:
             case FromRank():
                 self._events.on_message(message.rank, decode(message.payload))
+            case AgentLeaves() if self.links:
+                self._events.on_message(min(self.links), message)
             case RankExited():
                 self._events.on_exit(message.rank, message.status, message.evidence)
 

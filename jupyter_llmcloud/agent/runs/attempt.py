@@ -17,11 +17,12 @@ from jupyter_llmcloud.core.run.lifecycle import (
     RankDied,
     RankEnded,
     RunLifecycle,
+    SaveAsked,
     StepReported,
     StopPressed,
     Tick,
 )
-from jupyter_llmcloud.core.run.restarts import Broken
+from jupyter_llmcloud.core.run.restarts import Broken, kind_of
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import (
@@ -30,6 +31,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     Interrupt,
     RankLooked,
     Release,
+    SaveAt,
     StepAsked,
     StepTold,
     StopAt,
@@ -61,6 +63,7 @@ class Attempt:
         self._rules = RunLifecycle(tuple(cell.ranks))
         self._errors: dict[int, dict[str, Any]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._saving: asyncio.Future[int] | None = None
         self._hangs: HangMonitor | None = None  # once it has begun
 
     def begin(self) -> None:
@@ -89,6 +92,20 @@ class Attempt:
     def stop(self) -> None:
         """Begin the ladder of a Stop, or go to its next rung."""
         self._handle(StopPressed())
+
+    async def save(self) -> int:
+        """Ask for a checkpoint of the next step that all ranks can save; returns that step, -1 when there is none."""
+        if self._hangs is None or not self.running:
+            return -1
+        if self._saving is None:
+            self._saving = asyncio.get_running_loop().create_future()
+            self._handle(SaveAsked())
+        return await asyncio.shield(self._saving)
+
+    def _has_saved(self, step: int) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None and not saving.done():
+            saving.set_result(step)
 
     def on_message(self, rank: int, message: Message) -> None:
         """A rank says something."""
@@ -148,8 +165,11 @@ class Attempt:
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
-            case lifecycle.AskStep(ranks):
-                self._send(ranks, StepAsked())
+            case lifecycle.AskStep(ranks, stops):
+                self._send(ranks, StepAsked(stops=stops))
+            case lifecycle.TellSaveAt(ranks, step):
+                self._send(ranks, SaveAt(step=step))
+                self._has_saved(step)
             case lifecycle.TellStopAt(ranks, step):
                 self._send(ranks, StopAt(step=step))
             case lifecycle.InterruptRanks(ranks):
@@ -178,7 +198,7 @@ class Attempt:
         error = self._errors.get(finish.culprit, {})
         died = self._rules.state_of(finish.culprit) == "died"
         return Broken(
-            "death" if died else "echo" if error.get("collateral") else "error",
+            kind_of(died, bool(error.get("collateral")), error.get("evalue", "")),
             finish.culprit,
             error.get("ename", ""),
             max((other.get("step", 0) for other in self._errors.values()), default=0),

@@ -35,6 +35,8 @@ class CheckpointCommitter:
         self._work: asyncio.Task[None] | None = None
         self._said: set[str] = set()
         self._sweeping: asyncio.Task[None] | None = None
+        self._settled: list[tuple[int, bool]] = []  # steps, and whether they were committed
+        self._news = asyncio.Event()
 
     def part(self, rank: int, part: CheckpointPart) -> None:
         """A rank has written its part, or could not."""
@@ -45,30 +47,45 @@ class CheckpointCommitter:
         if set(parts) >= self._ranks:
             self._parts = {serial: other for serial, other in self._parts.items() if serial > part.serial}
             before = self._work
-            self._work = asyncio.ensure_future(self._settle(before, part, parts))
+            self._work = asyncio.ensure_future(self._see_to(before, part, parts))
 
     @property
     def busy(self) -> asyncio.Task[None] | None:
         """The work that is under way, to be waited for."""
         return self._work if self._work is not None and not self._work.done() else None
 
-    async def _settle(
+    async def until_settled(self, step: int) -> int:
+        """Wait for a checkpoint of this step or a later one; returns its step, -1 when it could not be kept."""
+        while True:
+            for settled, is_kept in self._settled:
+                if settled >= step:
+                    return settled if is_kept else -1
+            self._news.clear()
+            await self._news.wait()
+
+    async def _see_to(
         self, before: asyncio.Task[None] | None, last: CheckpointPart, parts: dict[int, CheckpointPart]
     ) -> None:
         if before is not None:
             await before
+        self._settled = [*self._settled[-8:], (last.step, await self._settle(last, parts))]
+        self._news.set()
+
+    async def _settle(self, last: CheckpointPart, parts: dict[int, CheckpointPart]) -> bool:
         step = last.step
         aside = self._folder.aside_path(step, last.attempt, last.serial)
         for rank, part in sorted(parts.items()):
             if reason := _refusal(rank, part):
                 await asyncio.to_thread(shutil.rmtree, aside, True)
                 await self._say_lost(step, reason)
-                return
+                return False
         try:
             await asyncio.to_thread(self._commit, aside, step, parts)
         except OSError as error:
             await asyncio.to_thread(shutil.rmtree, aside, True)
             await self._say_lost(step, f"could not be written: {error.strerror or error}")
+            return False
+        return True
 
     def _commit(self, aside: Path, step: int, parts: dict[int, CheckpointPart]) -> None:
         files = {name: entry for part in parts.values() for name, entry in part.files.items()}

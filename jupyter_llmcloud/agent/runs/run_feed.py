@@ -9,6 +9,7 @@ from typing import Any
 
 from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
+from jupyter_llmcloud.core.run.end_report import saved_in_words
 from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
@@ -31,6 +32,7 @@ class RunFeed:
         self, record: RunRecord, folder: RunFolder, source: str, running: Callable[[], Iterable[int]] = tuple
     ) -> None:
         self.record = record
+        self._path = folder.path
         self._followers: set[Connection] = set()
         self._running = running
         self._files = RunWriter(folder, record, source, self.note)
@@ -78,6 +80,12 @@ class RunFeed:
         """A word for who follows the run, and for its record."""
         self.remember(text)
         self.tell_state(-1, "note", text)
+
+    def note_saved(self) -> None:
+        """Say what --save has saved, if anything."""
+        for folder in self.record.artifacts.values():
+            size = sum(file.stat().st_size for file in (self._path / folder).rglob("*") if file.is_file())
+            self.note(saved_in_words(self.record.spec.get("save") or [folder], size, self.record.name))
 
     def remember(self, why: str) -> None:
         """A word for its record alone."""

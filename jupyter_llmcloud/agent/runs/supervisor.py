@@ -68,7 +68,7 @@ class Restartable(Protocol):
     async def find_capacity(self) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone. Raises Busy."""
 
-    async def heal(self, slots: Sequence[dict[str, Any]] = ()) -> None:
+    async def heal(self, slots: Sequence[dict[str, Any]] = (), coming: Execute | None = None) -> None:
         """Replace ranks that have died, and renew the process group. Raises LLMCloudError."""
 
     def take_notes(self) -> list[str]:
@@ -177,6 +177,21 @@ class RunSupervisor:
             self._feed.change("stopping")
             self._feed.write_record()
         self._handle(StopAsked())
+
+    async def save(self) -> None:
+        """Have a checkpoint of the present step, where the run saves any: this agent is about to end."""
+        cell = self._attempt.cell
+        if self.is_over or not (cell.checkpoint_every or cell.max_restarts or cell.resume):
+            return
+        saved = asyncio.ensure_future(self._saved())
+        either: list[asyncio.Future[Any]] = [saved, self.ended]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not saved.cancel() and not self.is_over and (step := saved.result()) >= 0:
+            self._feed.note(f"the node agent was told to end: a checkpoint of step {step} was saved.")
+
+    async def _saved(self) -> int:
+        step = await self._attempt.save()
+        return await self._checkpoints.until_settled(step) if step >= 0 else -1
 
     def leave(self) -> bool:
         """This agent is told to end; returns whether another one goes on with the run."""
@@ -305,7 +320,7 @@ class RunSupervisor:
         self._handle(event)
 
     async def _heal(self, slots: Sequence[dict[str, Any]]) -> Event:
-        await self._world.heal(slots)
+        await self._world.heal(slots, self._attempt.cell)
         return Healed()
 
     async def _find_resume_point(self) -> Event:
@@ -347,6 +362,8 @@ class RunSupervisor:
         self._feed.change(finish.state)
         record.ended, record.errors = time.time(), self._attempt.errors(finish.culprit)
         report = self._attempt.report(finish.culprit)
+        if finish.state == "finished":
+            self._feed.note_saved()
         self._feed.write_record()
         self._feed.tell(
             RunEnded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import deque
@@ -12,7 +13,7 @@ import psutil
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.world.run_queue import RunQueue
 from jupyter_llmcloud.agent.world.world import World
-from jupyter_llmcloud.errors import NameTaken, NotFound
+from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound
 from jupyter_llmcloud.protocol.agent_messages import (
     Execute,
     Push,
@@ -24,7 +25,8 @@ from jupyter_llmcloud.protocol.agent_messages import (
     WorldStacks,
 )
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.frames import Message
+from jupyter_llmcloud.protocol.frames import Message, replace
+from jupyter_llmcloud.protocol.rank_messages import AgentLeaves
 from jupyter_llmcloud.protocol.rpc import R, Request
 from jupyter_llmcloud.storage.runs import RunRecord
 
@@ -41,11 +43,14 @@ class LedWorld:
 
     def __init__(self, node: NodeServices, spec: StartWorld, worlds: LedWorlds) -> None:
         self.world_id = spec.world_id
-        self.owners: set[Connection] = set()
+        self._users: set[Connection] = set()
         self._spec = spec
         self._world = World(node, spec, self)
         self.runs = RunQueue(node, self._world, lambda: worlds.end(spec.world_id))
-        self._unowned_since = time.monotonic()
+        self._started = time.time()
+        self._unused_since = time.monotonic()
+        self._lease_s = spec.lease_s
+        self._giving_up: asyncio.Future[None] | None = None
 
     # --- what its ranks say, and its runs want to know ---
 
@@ -55,8 +60,15 @@ class LedWorld:
         return self.runs.active is not None
 
     def on_message(self, rank: int, message: Message) -> None:
-        """A rank says something."""
-        self.runs.on_message(rank, message)
+        """A rank says something, or the agent that hosts it elsewhere."""
+        if isinstance(message, AgentLeaves):
+            self._giving_up = asyncio.ensure_future(self._give_up(rank))
+        else:
+            self.runs.on_message(rank, message)
+
+    async def _give_up(self, rank: int) -> None:
+        await self.runs.save()
+        self._world.give_up(rank, _TAKEN_AWAY)
 
     def on_death(self, rank: int, name: str, reason: str) -> None:
         """The process of a rank has gone."""
@@ -68,20 +80,28 @@ class LedWorld:
         """Start its ranks."""
         await self._world.start()
 
-    async def resize(self, asked: ResizeWorld) -> None:
-        """Have more or fewer ranks, when no run is under way."""
+    async def resize(self, asked: ResizeWorld, connection: Connection) -> WorldDescription:
+        """Have more or fewer ranks, when no run is under way; says what those that are new lack."""
         async with self.runs.turn:
+            if connection.closed:
+                raise ConnectionLost("whoever asked has gone.")
             await self._world.resize(asked.num_ranks, asked.agents)
+            return replace(self.describe(), notes=self._world.take_notes())
 
-    async def ask(self, rank: int, request: Request[R]) -> R:
-        """Send a request to a rank when no run is under way; raises what it refuses with."""
+    async def ask(self, rank: int, request: Request[R], connection: Connection) -> R:
+        """Send a request to a rank when no run is under way; raises what it refuses with.
+
+        Nothing is done any more for who has given up waiting for that.
+        """
         async with self.runs.turn:
+            if connection.closed:
+                raise ConnectionLost("whoever asked has gone.")
             return await self._world.ask(rank, request)
 
-    async def push(self, asked: Push) -> None:
+    async def push(self, asked: Push, connection: Connection) -> None:
         """Set variables on ranks."""
         for rank in asked.ranks or range(self._world.size):
-            await self.ask(rank, asked)
+            await self.ask(rank, asked, connection)
 
     async def stacks(self) -> WorldStacks:
         """What every thread of every rank is doing now."""
@@ -109,15 +129,38 @@ class LedWorld:
 
     def summary(self) -> dict[str, Any]:
         """For the description of the agent."""
-        return {"world_id": self.world_id, "owner": self._spec.owner, "world_size": self._world.size}
+        run = self.runs.active
+        return {
+            "world_id": self.world_id,
+            "owner": self._spec.owner,
+            "world_size": self._world.size,
+            "run_id": run.run_id if run is not None else "",
+            "started": self._started,
+            "ends_in_s": self._ends_in_s(time.monotonic()),
+        }
 
     # --- how long it lives ---
 
+    def use(self, connection: Connection) -> None:
+        """Whoever asks over this connection uses the world: it has its whole lease again."""
+        self._users.add(connection)
+        self._lease_s = self._spec.lease_s
+
+    def release(self, grace_s: float) -> None:
+        """Its notebook was shut down: there is nobody to find it again, but for one who opens the notebook at once."""
+        self._lease_s = min(grace_s, self._spec.lease_s)
+
+    def _ends_in_s(self, now: float) -> float | None:
+        """When it ends unless somebody uses it; None while it is used."""
+        if self._users or not self.runs.is_idle:
+            return None
+        return max(self._unused_since, self.runs.idle_since) + self._lease_s - now
+
     def forget(self, connection: Connection) -> None:
         """A connection has ended."""
-        if connection in self.owners:
-            self.owners.discard(connection)
-            self._unowned_since = time.monotonic()
+        if connection in self._users:
+            self._users.discard(connection)
+            self._unused_since = time.monotonic()
         self.runs.forget(connection)
 
     def heartbeat(self, now: float) -> bool:
@@ -125,11 +168,15 @@ class LedWorld:
 
         Ranks beside a leader that stands still end before another one leads.
         """
-        since = max(self._unowned_since, self.runs.idle_since)
-        if self.runs.is_idle and not self.owners and now - since > self._spec.lease_s:
+        ends_in_s = self._ends_in_s(now)
+        if ends_in_s is not None and ends_in_s < 0:
             return False
         self._world.live_until(self.runs.until)
         return True
+
+    async def save(self) -> None:
+        """Have a checkpoint of the run that is executed, where it saves any."""
+        await self.runs.save()
 
     def leave(self) -> None:
         """The host or its place in a batch system is taken away: a run with restarts goes on elsewhere."""
@@ -170,7 +217,7 @@ class LedWorlds:
         if spec.world_id in self._worlds:
             raise NameTaken(f"there is a world {spec.world_id!r} already.")
         world = self._worlds[spec.world_id] = LedWorld(self._node, spec, self)
-        world.owners.add(connection)
+        world.use(connection)
         try:
             await world.start()
         except BaseException:
@@ -239,6 +286,10 @@ class LedWorlds:
         for world_id, world in list(self._worlds.items()):
             if not world.heartbeat(now):
                 self.end(world_id)
+
+    async def save(self) -> None:
+        """Have checkpoints of the runs that are executed, where they save any."""
+        await asyncio.gather(*(world.save() for world in self._worlds.values()))
 
     def close(self, *, leave: bool) -> None:
         """The agent ends; its runs go on elsewhere where they can when it is to `leave`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Collection, Sequence
 from typing import Protocol
@@ -11,6 +12,9 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute, Names, Pull, Push
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rpc import R, Request
+
+REPLAY_TIMEOUT_S = 120.0
+MAX_NAMED = 8
 
 
 class Ask(Protocol):
@@ -32,28 +36,61 @@ class ReplayCells:
         self._world_id = world_id
         self._ask = ask
         self._missing: dict[int, set[str]] = {}  # what ranks lacked after they were replaced
+        self._made: dict[str, int] = {}  # execution counts of the cells that bound variables last
 
-    async def restore(self, replaced: Sequence[int], ranks: Collection[int]) -> list[str]:
-        """Run them on the ranks that were replaced, of all `ranks`; says what could not be restored."""
+    def note(self, cell: Execute) -> None:
+        """A cell was executed on all ranks."""
+        self._made |= dict.fromkeys(cell.makes or (), cell.execution_count)
+        if cell.is_definition:
+            self.cells.append(cell)
+
+    async def restore(
+        self, replaced: Sequence[int], ranks: Collection[int], coming: Execute | None = None
+    ) -> tuple[list[str], list[int]]:
+        """Run them on the ranks that were replaced, of all `ranks`; says what could not be restored.
+
+        What the cell that is `coming` makes again is not missed. Returns as well the ranks on which a cell did not end
+        within its time: alone it waits for others.
+        """
         survivors = [rank for rank in ranks if rank not in replaced]
-        notes = []
-        for rank in replaced:
-            for cell in self.cells:
-                await self._ask(rank, replace(cell, ranks=[rank], save=[], pull=[]))
-            if survivors:
-                notes.append(f"rank {rank} is {self._new(1)}{await self._compare(rank, survivors[0])}")
+        stuck = [rank for rank in replaced if not await self._replay(rank)]
         if replaced and not survivors:
-            one = len(replaced) == 1
-            who = f"rank{'' if one else 's'} {format_ranks(list(replaced))} {'is' if one else 'are'}"
             gone = " What other cells had made is gone: no rank is left that has it."
-            notes.append(f"{who} {self._new(len(replaced))}{gone}")
-        return notes
+            return [f"{self._again(replaced)}{'' if coming is not None and coming.script else gone}"], stuck
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for rank in replaced:
+            missing = [] if rank in stuck else await self._compare(rank, survivors[0])
+            alike.setdefault(tuple(name for name in missing if not _makes(coming, name)), []).append(rank)
+        return [f"{self._again(who)}{self._lacking(names, who, stuck, coming)}" for names, who in alike.items()], stuck
 
-    def _new(self, number: int) -> str:
-        what, whom = ("a new process", "it") if number == 1 else ("new processes", "them")
-        return f"{what}; {len(self.cells)} definition cells were run on {whom} again."
+    async def _replay(self, rank: int) -> bool:
+        """False when a cell did not end."""
+        try:
+            async with asyncio.timeout(REPLAY_TIMEOUT_S):
+                for cell in self.cells:
+                    await self._ask(rank, replace(cell, ranks=[rank], save=[], pull=[]))
+        except TimeoutError:
+            return False
+        return True
 
-    async def _compare(self, rank: int, survivor: int) -> str:
+    def _again(self, ranks: Sequence[int]) -> str:
+        numbers = format_ranks(list(ranks))
+        one = len(ranks) == 1
+        who = f"rank {numbers} is a new process" if one else f"ranks {numbers} are new processes"
+        return f"{who}; {len(self.cells)} definition cells were run on {'it' if one else 'them'} again."
+
+    def _lacking(self, names: Sequence[str], ranks: Sequence[int], stuck: Sequence[int], coming: Execute | None) -> str:
+        if set(ranks) & set(stuck):
+            return f" One of them did not end there in {REPLAY_TIMEOUT_S:g} s: alone it waits for other ranks."
+        if not names:
+            return " Nothing is missing." if coming is None else ""
+        more = len(names) - MAX_NAMED
+        listed = ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+        makers = sorted({self._made[name] for name in names if name in self._made})
+        cells = f" Made by In [{'], In ['.join(map(str, makers))}]." if makers else ""
+        return f" Not restored: {len(names)} variable{'' if len(names) == 1 else 's'} ({listed}).{cells}"
+
+    async def _compare(self, rank: int, survivor: int) -> list[str]:
         """What a rank lacks that another has: modules are imported, the rest is named."""
         known = await self._ask(survivor, Names(world_id=self._world_id, names=[]))
         names = {*known.own, *self._missing.get(survivor, ())}
@@ -63,10 +100,15 @@ class ReplayCells:
             await self._import(rank, survivor, imported)
             missing = (await self._ask(rank, asked)).missing
         self._missing[rank] = set(missing)
-        return f" Not restored: {', '.join(missing)}." if missing else " Nothing is missing."
+        return missing
 
     async def _import(self, rank: int, survivor: int, names: list[str]) -> None:
         """Have what another rank has imported, in whatever cell; pickled it is a reference."""
         with contextlib.suppress(UsageError):  # what cannot be pickled or loaded is named as missing
             pulled = await self._ask(survivor, Pull(world_id=self._world_id, names=names))
             await self._ask(rank, Push(world_id=self._world_id, payload=pulled.payload))
+
+
+def _makes(cell: Execute | None, name: str) -> bool:
+    """Whether a cell makes this variable, so that nobody misses it before."""
+    return cell is not None and (bool(cell.script) or name in (cell.makes or ()))

@@ -59,7 +59,7 @@ class RunQueue:
             self._never_began(cell, connection, "stopped")
             return
         try:
-            await self._world.heal()
+            await self._world.heal(coming=cell)
             await self._execute(cell, connection)
         except LLMCloudError as error:
             if connection is None or RunFolder(Path(cell.folder)).exists:  # nobody to refuse it to, or it has waited
@@ -211,13 +211,18 @@ class RunQueue:
             for rank in self.active.ranks:
                 self.active.rank_died(rank, name, reason)
 
+    async def save(self) -> None:
+        """Have a checkpoint of the active run, where it saves any."""
+        if self.active is not None:
+            await self.active.save()
+
     def leave(self) -> bool:
         """Let another agent go on with the active run at once; False when it has no restarts."""
         return self.active is not None and self.active.leave()
 
     def _after(self, cell: Execute, finish: Finish) -> None:
         is_everywhere = len(self._world.links) == len(cell.ranks or self._world.links)
-        if cell.is_definition and finish.state == "finished" and is_everywhere:
+        if finish.state == "finished" and is_everywhere:
             self._world.remember(cell)
 
     def __contains__(self, run_id: str) -> bool:

@@ -20,7 +20,7 @@ from jupyter_llmcloud.core.run.membership import Membership, Step
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import Joined, Printed, Release
+from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, Printed, Release
 from jupyter_llmcloud.protocol.rpc import R, Request
 
 Slots = Sequence[dict[str, Any]]
@@ -100,8 +100,8 @@ class World:
         return self.definitions.cells
 
     def remember(self, cell: Execute) -> None:
-        """A definition cell was executed: it is run again on ranks that are new processes."""
-        self.replay_cells.append(cell)
+        """A cell was executed on all ranks: one of definitions is run again on ranks that are new processes."""
+        self.definitions.note(cell)
 
     def inherit(self, num_ranks: int, definitions: list[Execute]) -> None:
         """Be like the world that a run had under a leader that has gone."""
@@ -136,6 +136,10 @@ class World:
         self.closed = True
         self.groups.leave()
 
+    def give_up(self, rank: int, reason: str) -> None:
+        """The agent elsewhere that hosts this rank is about to end: its ranks are lost from now on."""
+        self.groups.give_up(rank, reason)
+
     def close(self, reason: str) -> None:
         """End every rank."""
         self.closed = True
@@ -154,11 +158,14 @@ class World:
         lost = self.groups.homeless(self.members.dead) if self.members.is_started else self.members.ranks
         return await self.groups.find_capacity(len(lost)) if lost else []
 
-    async def heal(self, slots: Slots = ()) -> None:
-        """Replace ranks that have died, and renew the group when it cannot be used; `slots` were found for them."""
+    async def heal(self, slots: Slots = (), coming: Execute | None = None) -> None:
+        """Replace ranks that have died, and renew the group when it cannot be used; `slots` were found for them.
+
+        What the cell that is `coming` makes is not missed.
+        """
         self._check_open()
         try:
-            await self._carry_out(self.members.repair(self.groups.has_store), slots)
+            await self._carry_out(self.members.repair(self.groups.has_store), slots, coming)
         except BaseException:
             if not self.members.is_started:
                 self.groups.reset()
@@ -172,7 +179,7 @@ class World:
             slots = await self.groups.find_capacity(num_added, given=slots)
         await self._carry_out(self.members.resize(num_ranks), slots)
 
-    async def _carry_out(self, steps: Sequence[Step], slots: Slots) -> None:
+    async def _carry_out(self, steps: Sequence[Step], slots: Slots, coming: Execute | None = None) -> None:
         for step in steps:
             match step:
                 case membership.Start():
@@ -185,7 +192,15 @@ class World:
                 case membership.Join():
                     await self._join(step.generation)
                 case membership.Restore():
-                    self.notes += await self.definitions.restore(step.ranks, self.links)
+                    await self._restore(step.ranks, coming)
+
+    async def _restore(self, ranks: Sequence[int], coming: Execute | None) -> None:
+        notes, stuck = await self.definitions.restore(ranks, self.links, coming)
+        self.notes += notes
+        for rank in stuck:
+            for message in (Interrupt(), Release()):
+                self.links[rank].send(message)
+        self.members.must_renew |= bool(stuck)
 
     async def _start_ranks(self, ranks: Sequence[int], slots: Slots) -> None:
         before = ranks[0]

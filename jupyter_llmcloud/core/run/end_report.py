@@ -15,6 +15,13 @@ _WORDS = {
 }
 
 
+def saved_in_words(names: Sequence[str], num_bytes: int, run: str) -> str:
+    """`Saved model and tokenizer of the run long (12.8 MB): %serve long serves them.`"""
+    size = f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+    what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"Saved {what} of the run {run} ({size}): %serve {run} serves {'it' if len(names) == 1 else 'them'}."
+
+
 def report(
     states: Mapping[int, str], errors: Mapping[int, Mapping[str, Any]], culprit: int | None, was_stopped: bool
 ) -> list[str]:

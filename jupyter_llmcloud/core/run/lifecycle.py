@@ -66,6 +66,11 @@ class StopPressed:
 
 
 @dataclass(frozen=True)
+class SaveAsked:
+    """A checkpoint is wanted as soon as all ranks can save one of the same step."""
+
+
+@dataclass(frozen=True)
 class StepReported:
     """Steps a rank has finished when asked. A cell in which no rank has finished one is taken to have none."""
 
@@ -78,7 +83,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = RankEnded | RankDied | StopPressed | StepReported | Tick
+Event = RankEnded | RankDied | StopPressed | SaveAsked | StepReported | Tick
 
 
 # --- instructions ---------------------------------------------------------------------------------------------------
@@ -87,6 +92,15 @@ Event = RankEnded | RankDied | StopPressed | StepReported | Tick
 @dataclass(frozen=True)
 class AskStep:
     ranks: tuple[int, ...]
+    stops: bool = True
+
+
+@dataclass(frozen=True)
+class TellSaveAt:
+    """The same step for all; -1: none, since they do not step, or are being let go."""
+
+    ranks: tuple[int, ...]
+    step: int
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ class Finish:
     dead: tuple[int, ...]
 
 
-Instruction = AskStep | TellStopAt | InterruptRanks | ReleaseRanks | KillRanks | Finish
+Instruction = AskStep | TellSaveAt | TellStopAt | InterruptRanks | ReleaseRanks | KillRanks | Finish
 
 
 @dataclass
@@ -150,6 +164,7 @@ class RunLifecycle:
         self._interrupted_at: float | None = None
         self._failed_at: float | None = None
         self._in_group = True
+        self._saves_by: float | None = None  # until when ranks may say their steps, for a checkpoint
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -175,15 +190,39 @@ class RunLifecycle:
                 out = self._rank_died(event, now)
             case StopPressed():
                 out = self._stop_pressed(now)
+            case SaveAsked():
+                out = self._save_asked(now)
             case StepReported():
                 out = self._step_reported(event, now)
             case Tick():
                 out = self._climb(now)
+        if self._saves_by is not None and (self.is_ending or not self.running or now >= self._saves_by):
+            out = [*self._tell_save_at(-1), *out]
         if not self.running:
             return [*out, self._finish()]
         due = self._next_rung()
-        self.wake_at = due[1] if due is not None else None
+        self.wake_at = due[1] if due is not None else self._saves_by
         return out
+
+    # --- a checkpoint ---
+
+    def _save_asked(self, now: float) -> list[Instruction]:
+        if self.is_ending:
+            return [TellSaveAt(self.running, -1)]
+        self._saves_by = now + self.ladder.interrupt_s
+        return [AskStep(self.running, stops=False)]
+
+    def _tell_save_at(self, step: int) -> list[Instruction]:
+        self._saves_by = None
+        for item in self._ranks.values():
+            item.steps = None
+        return [TellSaveAt(self.running, step)]
+
+    def _common_step(self) -> int | None:
+        """The largest step that a rank has finished, once all have said theirs."""
+        steps = [item.steps for item in self._ranks.values() if item.state == "running" or item.steps is not None]
+        known = [step for step in steps if step is not None]
+        return max(known) if len(known) == len(steps) else None
 
     # --- ranks end ---
 
@@ -230,16 +269,16 @@ class RunLifecycle:
         return self._reach(Rung(min(self.rung + 1, Rung.KILL)), now)
 
     def _step_reported(self, event: StepReported, now: float) -> list[Instruction]:
-        if self.rung != Rung.CONSENSUS or event.rank not in self._ranks:
+        if event.rank not in self._ranks or not (self.rung == Rung.CONSENSUS or self._saves_by is not None):
             return []
         self._ranks[event.rank].steps = event.step
-        steps = [item.steps for item in self._ranks.values() if item.state == "running" or item.steps is not None]
-        known = [step for step in steps if step is not None]
-        if len(known) < len(steps):
+        if (step := self._common_step()) is None:
             return []
-        if max(known) <= 0:
+        if self._saves_by is not None and not self.is_ending:
+            return self._tell_save_at(step + 1 if step > 0 else -1)
+        if step <= 0:
             return [TellStopAt(self.running, -1), *self._reach(Rung.INTERRUPT, now)]
-        return [TellStopAt(self.running, max(known) + 1)]
+        return [TellStopAt(self.running, step + 1)]
 
     def _climb(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []

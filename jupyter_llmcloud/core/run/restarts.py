@@ -1,19 +1,21 @@
 """Whether a run that broke is executed again, as rules: what happened in, a decision out.
 
-A rank that died, or a group that fell apart, is nobody's mistake: the run is executed again while it has restarts
-left, at once the first time and later and later while it makes no progress. An error of the cell itself is tried
-once more (a bad read, a full GPU), but the same error at the same step would only come again. A cell that fails while
-it is being led back to its resume point cannot be led there: from then on it is executed from its start.
+A rank or a loader's worker that died, or a group that fell apart, is nobody's mistake: the run is executed again while
+it has restarts left, at once the first time and later and later while it makes no progress. An error of the script ends
+the run: restarts are not for that. A cell that fails while it is being led back to its resume point cannot be led
+there: from then on it is executed from its start.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
 MAX_REASON = 200  # characters
 OUT_OF_MEMORY = "RankOutOfMemory"
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid[^)]*\)*[\d, ]*\)? (is killed by signal|exited unexpectedly)")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class Broken:
         return f"{who} {what} at step {self.step}{why}"
 
 
+def kind_of(died: bool, collateral: bool, evalue: str) -> str:
+    """The `kind` of Broken for the culprit of an attempt: its process has gone, or what its error says."""
+    if died or _WORKER_DIED.search(evalue):
+        return "death"
+    return "echo" if collateral else "error"
+
+
 @dataclass(frozen=True)
 class Again:
     """Execute the run again, the `number`-th time, after `delay_s`; `from_start`: without a checkpoint."""
@@ -73,7 +82,6 @@ class RestartPolicy:
     max_restarts: int = 0
     num_restarts: int = 0
     from_start: bool = False
-    _errors: set[tuple[str, int]] = field(default_factory=set)
     _num_stuck: int = 0
     _out_of_memory: bool = False
     _furthest: int = -1
@@ -102,12 +110,7 @@ class RestartPolicy:
                 return f"{event.ename} came again when the cell was executed from its start."
             self.from_start = True
             return ""
-        if event.step <= 0:
-            return f"{event.ename} came before the first step: it would come again."
-        if (event.ename, event.step) in self._errors:
-            return f"{event.ename} came again at step {event.step}."
-        self._errors.add((event.ename, event.step))
-        return ""
+        return f"{event.ename} is an error of the script; restarts are for ranks, agents and hosts that are lost."
 
     def _note_progress(self, event: Broken) -> None:
         if event.step > self._furthest:

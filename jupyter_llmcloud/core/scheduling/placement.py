@@ -34,8 +34,10 @@ def default_num_ranks(agents: Sequence[AgentSlots]) -> int:
     return gpus or max(1, min(2, sum(agent.total for agent in agents)))
 
 
-def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Allocation]:
+def place(num_ranks: int | None, agents: Sequence[AgentSlots], holders: str = "") -> list[Allocation]:
     """All ranks or none: fill the agent with the most free slots first, so that a world spans few hosts.
+
+    `holders` says who has the slots that are not free, for the message of Busy.
 
     Raises CapacityError when the cluster could never hold `num_ranks`, Busy when it cannot hold them now.
     """
@@ -54,8 +56,8 @@ def place(num_ranks: int | None, agents: Sequence[AgentSlots]) -> list[Allocatio
     free = sum(agent.free for agent in agents)
     if num_ranks > free:
         raise Busy(
-            f"-n {num_ranks}: {free} of {total} slots are free, the others hold ranks of other worlds. "
-            "Stop one of them (%world stop), choose a smaller -n, or add workers with %cluster scale."
+            f"-n {num_ranks}: {free} of {total} slots are free, the others hold {holders or 'ranks of other worlds'}. "
+            "Stop one of them (%world stop WORLD), choose a smaller -n, or add workers with %cluster scale."
         )
     allocations: list[Allocation] = []
     left = num_ranks

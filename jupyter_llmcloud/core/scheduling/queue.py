@@ -17,6 +17,7 @@ class _Place:
     num_ranks: int = 0  # not known before the cluster has been looked at
     num_passed: int = 0  # how many who came later were served first
     world_id: str = ""  # of the world that it was sent to start
+    arrives_s: float = ARRIVES_S  # until it has taken its slots, or asks again
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,17 @@ class PlacementQueue:
         """The holder of a ticket waits no more."""
         self._places = [place for place in self._places if place.ticket != ticket]
 
-    def ask(self, ticket: str, num_ranks: int, cluster: Capacity, world_id: str, now: float) -> Admission:
-        """May this one start `num_ranks` ranks, as world `world_id`? Who has no ticket comes after all others."""
+    def ask(
+        self, ticket: str, num_ranks: int, cluster: Capacity, world_id: str, now: float, trades: int = 0
+    ) -> Admission:
+        """May this one start `num_ranks` ranks, as world `world_id`? Who has no ticket comes after all others.
+
+        Who `trades` this many slots that it holds, counted as free in `cluster`, has time to end what is there. It
+        comes first when it needs no others: nobody who waits could have them.
+        """
         self._forget(cluster.begun, now)
+        if trades and num_ranks <= trades and self._find(ticket) is None:
+            self._places.insert(0, _Place(ticket, now))
         if ticket:
             self.renew(ticket, now)
         own = self._find(ticket) if ticket else None
@@ -92,7 +101,7 @@ class PlacementQueue:
         for place in passed:
             place.num_passed += 1
         if own is not None:
-            own.world_id = world_id
+            own.world_id, own.arrives_s = world_id, LEASE_S if trades else ARRIVES_S
         return Admission(True, room, before)
 
     def _find(self, ticket: str) -> _Place | None:
@@ -105,5 +114,5 @@ class PlacementQueue:
 
     def _under_way(self, cluster: Capacity, now: float) -> list[_Place]:
         """Those who were sent and have not taken their slots yet."""
-        sent = [place for place in self._places if place.world_id and now - place.renewed_at <= ARRIVES_S]
+        sent = [place for place in self._places if place.world_id and now - place.renewed_at <= place.arrives_s]
         return [place for place in sent if place.world_id not in cluster.worlds]

@@ -7,13 +7,13 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago
 from jupyter_llmcloud.magics.session import session
 
 _NAME = Option(("--name",), "Name of the cluster.", metavar="NAME")
-_WHICH = Option(("--name",), "Which cluster (default: the newest).", metavar="NAME")
+_WHICH = Option(("--name",), "Which cluster (default: the newest).", metavar="NAME", names="clusters")
 VERBS = {
     "list": Syntax("%cluster list", (), "", "The clusters of this server."),
     "start": Syntax(
@@ -21,11 +21,12 @@ VERBS = {
         (Option(("--workers",), "Number of Dask workers.", metavar="N", parse=integer(1)), _NAME),
         "[KIND] [key=value...]",
         "Start a cluster: local (default), cuda, ssh, slurm, kubernetes, ... or module:Class.",
+        names="kinds of clusters",
     ),
     "connect": Syntax("%cluster connect", (_NAME,), "ADDRESS", "Use a Dask cluster that somebody else has started."),
     "scale": Syntax("%cluster scale", (_WHICH,), "N", "Have N workers."),
     "adapt": Syntax("%cluster adapt", (_WHICH,), "MIN MAX", "Have between MIN and MAX workers, as the load asks."),
-    "stop": Syntax("%cluster stop", (), "[NAME]", "End a cluster and all that runs on it."),
+    "stop": Syntax("%cluster stop", (), "[NAME]", "End a cluster and all that runs on it.", names="clusters"),
 }
 
 
@@ -106,9 +107,7 @@ class ClusterMagics(Magics):
     def cluster(self, line: str) -> Any:
         """%cluster [list | start [KIND] | connect ADDRESS | scale N | stop [NAME]]: where ranks run."""
         words = split(line, "%cluster")
-        verb = words.pop(0) if words else "list"
-        if verb not in VERBS:
-            raise UsageError(f"%cluster {verb}: expected one of {', '.join(VERBS)}.")
+        verb = take_verb("%cluster", VERBS, words, "list")
         given = parse(VERBS[verb], words)
         return getattr(self, f"_{verb}")(given)
 

@@ -19,8 +19,15 @@ PUSH = Syntax(
     (Option(("--ranks",), "Only to these ranks.", metavar="RANKS"),),
     "NAMES...",
     "Copy variables to every rank.",
+    names="variables",
 )
-PULL = Syntax("%pull", (), "NAMES...", "Bring variables back: x from rank 0, x@3 from rank 3, x@all as a list.")
+PULL = Syntax(
+    "%pull",
+    (),
+    "NAMES...",
+    "Bring variables back: x from rank 0, x@3 from rank 3, x@all as a list.",
+    names="variables of ranks",
+)
 
 
 @magics_class

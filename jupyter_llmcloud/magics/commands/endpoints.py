@@ -12,7 +12,7 @@ from typing import Any
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from jupyter_llmcloud.core.names import NAME_PATTERN, parse_duration
-from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import SERVE, Door, EndpointSpec
 from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago
@@ -34,9 +34,11 @@ _KEY_OPTIONS = (
 )
 VERBS = {
     "list": Syntax("%endpoints list", (), "", "The endpoints of this server."),
-    "stop": Syntax("%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten."),
-    "logs": Syntax("%endpoints logs", (_LIMIT,), "NAME", "What its replicas printed."),
-    "keys": Syntax("%endpoints keys", _KEY_OPTIONS, "[list|create|revoke] [ID]", "Scoped keys."),
+    "stop": Syntax(
+        "%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten.", names="endpoints"
+    ),
+    "logs": Syntax("%endpoints logs", (_LIMIT,), "NAME", "What its replicas printed.", names="endpoints"),
+    "keys": Syntax("%endpoints keys", _KEY_OPTIONS, "[list|create|revoke] [ID]", "Scoped keys.", names="keys"),
 }
 KEY_VERBS = ("list", "create", "revoke")
 
@@ -184,9 +186,7 @@ class EndpointMagics(Magics):
     def endpoints(self, line: str) -> Any:
         """%endpoints [list | stop NAME | logs NAME | keys ...]: what is served, and with which keys."""
         words = split(line, "%endpoints")
-        verb = words.pop(0) if words else "list"
-        if verb not in VERBS:
-            raise UsageError(f"%endpoints {verb}: expected one of {', '.join(VERBS)}.")
+        verb = take_verb("%endpoints", VERBS, words, "list")
         return getattr(self, f"_{verb}")(parse(VERBS[verb], words))
 
     def _list(self, given: Any) -> Table:
@@ -199,9 +199,8 @@ class EndpointMagics(Magics):
         sys.stdout.write(shown(logs(given.arguments[0], given.limit)) + "\n")
 
     def _keys(self, given: Any) -> Table | NewKey | None:
-        verb, *rest = given.arguments or ["list"]
-        if verb not in KEY_VERBS:
-            raise UsageError(f"%endpoints keys {verb}: expected one of {', '.join(KEY_VERBS)}.")
+        rest = [*given.arguments]
+        verb = take_verb("%endpoints keys", dict.fromkeys(KEY_VERBS), rest, "list")
         if (verb == "revoke") != bool(rest):
             wanted = "expected the ID of a key" if verb == "revoke" else f"what does {rest[0]!r} mean"
             raise UsageError(f"%endpoints keys {verb}: {wanted}.")

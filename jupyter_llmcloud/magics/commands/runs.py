@@ -12,7 +12,7 @@ from IPython.display import display
 
 from jupyter_llmcloud.core.metrics.wording import not_finite_word
 from jupyter_llmcloud.core.names import format_ranks
-from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split
+from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.output.folding import MAX_CHARS, saved_size
 from jupyter_llmcloud.core.output.numerals import format_number
 from jupyter_llmcloud.core.output.paths import shorten
@@ -34,8 +34,8 @@ VERBS = {
         "",
         "A table of runs.",
     ),
-    "show": Syntax("%runs show", (), "NAME", "One run: state, metrics, artifacts, errors."),
-    "attach": Syntax("%runs attach", (), "NAME", "Show all of a run in this cell, then follow it."),
+    "show": Syntax("%runs show", (), "NAME", "One run: state, metrics, artifacts, errors.", names="runs"),
+    "attach": Syntax("%runs attach", (), "NAME", "Show all of a run in this cell, then follow it.", names="runs"),
     "logs": Syntax(
         "%runs logs",
         (
@@ -45,9 +45,10 @@ VERBS = {
         ),
         "NAME",
         "What it has written, and the file that holds all of it.",
+        names="runs",
     ),
-    "stop": Syntax("%runs stop", (), "NAME", "Stop a run; again while it stops: harder."),
-    "delete": Syntax("%runs delete", (), "NAME", "Remove a run that has ended, with its model."),
+    "stop": Syntax("%runs stop", (), "NAME", "Stop a run; again while it stops: harder.", names="active runs"),
+    "delete": Syntax("%runs delete", (), "NAME", "Remove a run that has ended, with its model.", names="runs"),
 }
 
 
@@ -153,9 +154,7 @@ class RunsMagics(Magics):
     def runs(self, line: str) -> Any:
         """%runs [list | show | attach | logs | stop | delete] NAME: what was run and what is running."""
         words = split(line, "%runs")
-        verb = words.pop(0) if words else "list"
-        if verb not in VERBS:
-            raise UsageError(f"%runs {verb}: expected one of {', '.join(VERBS)}.")
+        verb = take_verb("%runs", VERBS, words, "list")
         given = parse(VERBS[verb], words)
         match verb:
             case "list":

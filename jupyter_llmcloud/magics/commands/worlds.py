@@ -6,10 +6,10 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.options import Syntax, integer, parse, split
+from jupyter_llmcloud.core.options import Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import WorldSpec
 from jupyter_llmcloud.errors import NotFound, UsageError
-from jupyter_llmcloud.magics.commands.tables import Table
+from jupyter_llmcloud.magics.commands.tables import Table, ago
 from jupyter_llmcloud.magics.session import session
 
 VERBS = {
@@ -25,7 +25,14 @@ VERBS = {
         "%world stacks", (), "", "What every rank is doing now, also while a run goes on; what is equal is said once."
     ),
     "locals": Syntax("%world locals", (), "", "The local variables of the line at which the last cell failed."),
-    "stop": Syntax("%world stop", (), "", "End the ranks; their variables are gone."),
+    "list": Syntax("%world list", (), "", "The worlds of all notebooks: who has them, what they do."),
+    "stop": Syntax(
+        "%world stop",
+        (),
+        "[WORLD]",
+        "End the ranks of this notebook, or a world by its id or its notebook; their variables are gone.",
+        names="worlds",
+    ),
 }
 
 
@@ -56,12 +63,7 @@ def start(nproc: int | None = None, cluster: str | None = None) -> Table:
 
 def restart(nproc: int | None = None, cluster: str | None = None) -> Table:
     """End the ranks and start new ones, as many as before when `nproc` is None."""
-    current = session.current()
-    if current.attach_world() is None or current.world is None:
-        raise NotFound("this notebook has no world to restart: %world start.")
-    size, where = current.world.world_size, current.world.cluster
-    current.stop_world()
-    current.start_world(nproc or size, cluster or where)
+    session.current().restart_world(nproc, cluster)
     return status()
 
 
@@ -72,7 +74,8 @@ def resize(num_ranks: int) -> Table:
     if world is None:
         raise NotFound("this notebook has no world to resize: %world start.")
     more = num_ranks - world.world_size
-    world.resize(num_ranks, current.server.place(world.cluster, more) if more > 0 else None)
+    for note in world.resize(num_ranks, current.server.place(world.cluster, more) if more > 0 else None):
+        print(note, flush=True)
     return status()
 
 
@@ -101,9 +104,45 @@ def local_variables() -> Table:
     return Table(["name", heading], [*error.locals.items()], "The failed line has no variables of its own.")
 
 
-def stop() -> None:
-    """End the ranks of this notebook."""
-    session.current().stop_world()
+def listing() -> Table:
+    """A row per world of the server's clusters, whoever has it."""
+    current = session.current()
+    world = current.attach_world()
+    own = world.world_id if world is not None else ""
+    rows = [
+        (
+            row["world_id"],
+            "this notebook" if row["world_id"] == own else row["holder"],
+            row["cluster"],
+            row["num_ranks"],
+            row["state"],
+            ago(row["started"]),
+        )
+        for row in current.server.worlds()
+    ]
+    return Table(["world", "holder", "cluster", "ranks", "state", "started"], rows, "There are no worlds.")
+
+
+def stop(name: str | None = None) -> None:
+    """End the ranks of this notebook, or the world of this id or notebook, whoever has it; says what was ended."""
+    current = session.current()
+    world = current.attach_world()
+    if name is None or (world is not None and world.world_id == name):
+        current.stop_world()
+        return
+    ended = current.server.stop_world(name)
+    if world is not None and ended["world_id"] == world.world_id:
+        current.lose_world()
+    run = f" The run {ended['run_id']} was stopped." if ended["run_id"] else ""
+    print(
+        f"Ended the world {ended['world_id']} of {ended['holder']}: its {ended['num_ranks']} ranks and their variables "
+        f"are gone.{run}"
+    )
+
+
+def list() -> Table:
+    """The same as `listing`, for `lc.world.list()`."""
+    return listing()
 
 
 def _number_of_ranks(text: str) -> int:
@@ -119,13 +158,13 @@ class WorldMagics(Magics):
 
     @line_magic
     def world(self, line: str) -> Any:
-        """%world [status | start -n N | restart | stacks | locals | stop]: the ranks of this notebook."""
+        """%world [status | start | restart | resize N | list | stacks | locals | stop [WORLD]]: ranks of notebooks."""
         words = split(line, "%world")
-        verb = words.pop(0) if words else "status"
-        if verb not in VERBS:
-            raise UsageError(f"%world {verb}: expected one of {', '.join(VERBS)}.")
+        verb = take_verb("%world", VERBS, words, "status")
         given = parse(VERBS[verb], words)
         if verb == "resize":
             return resize(_number_of_ranks(given.arguments[0]))
-        calls = {"status": status, "start": start, "restart": restart, "stop": stop}
+        if verb == "stop":
+            return stop(given.arguments[0] if given.arguments else None)
+        calls = {"status": status, "start": start, "restart": restart, "list": listing}
         return {**calls, "stacks": stacks, "locals": local_variables}[verb](**given.values)

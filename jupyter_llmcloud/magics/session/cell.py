@@ -11,6 +11,14 @@ from typing import Any
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
+_NAMESPACES = ("globals", "locals", "vars", "dir")
+_TOGETHER = {
+    *("prepare", "prepare_model", "wait_for_everyone", "gather", "gather_for_metrics", "reduce", "main_process_first"),
+    *("all_reduce", "all_gather", "all_gather_object", "all_gather_into_tensor", "all_to_all", "barrier", "broadcast"),
+    *("broadcast_object_list", "reduce_scatter", "scatter", "send", "recv", "new_group", "init_process_group"),
+    *("DistributedDataParallel", "DDP", "FullyShardedDataParallel", "FSDP", "fully_shard", "init_device_mesh"),
+    *("train", "fit", "evaluate", "predict", "backward", "save_state", "load_state", "notebook_launcher"),
+}
 _DYNAMIC = ("run_line_magic", "run_cell_magic", "exec", "eval", "globals", "locals")
 
 
@@ -89,11 +97,49 @@ def check_syntax(shell: Any, cell: Cell) -> ast.Module | None:
 
 
 def is_definition(tree: ast.Module) -> bool:
-    """Whether the cell only imports, defines and names constants, so that it can be run again at any time."""
+    """Whether the cell only imports, defines and names constants, so that it can be run again at any time.
+
+    So can what it makes only where it is not there yet: `if "model" not in globals(): model = make()`, unless the ranks
+    must make that together.
+    """
     return all(_is_definition(node) for node in tree.body)
 
 
+def guarded_names(tree: ast.Module) -> set[str]:
+    """Variables of which the cell asks whether they are there: ranks that differ in them go different ways."""
+    return {name for node in tree.body if (name := _guarded(node))}
+
+
+def _guarded(node: ast.stmt) -> str:
+    """`model` for `if "model" not in globals()`, and for `try: model` with `except NameError`; "" for others."""
+    match node:
+        case ast.If(test=ast.UnaryOp(op=ast.Not(), operand=test)) | ast.If(test=test):
+            match test:
+                case ast.Compare(
+                    left=ast.Constant(value=str() as name),
+                    ops=[ast.In() | ast.NotIn()],
+                    comparators=[ast.Call(func=ast.Name(id=where), args=[])],
+                ) if where in _NAMESPACES:
+                    return name
+        case ast.Try(body=[ast.Expr(value=ast.Name(id=name))], handlers=[ast.ExceptHandler(type=ast.Name(id=error))]):
+            return name if error == "NameError" else ""
+    return ""
+
+
+def _is_made_alone(node: ast.AST) -> bool:
+    """Whether nothing in it looks as if ranks had to do it together."""
+    for part in ast.walk(node):
+        match part:
+            case ast.Call(func=ast.Name(id=name)) | ast.Call(func=ast.Attribute(attr=name)) if name in _TOGETHER:
+                return False
+            case ast.Await():
+                return False
+    return True
+
+
 def _is_definition(node: ast.stmt) -> bool:
+    if _guarded(node):
+        return _is_made_alone(node)
     match node:
         case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             return True
@@ -106,7 +152,11 @@ def _is_definition(node: ast.stmt) -> bool:
 def bound_names(tree: ast.Module) -> set[str] | None:
     """Names that running the cell may bind at its top level; None when that cannot be told from the text."""
     names: set[str] = set()
-    if any(_binds_anything(node) for node in ast.walk(tree)):
+    nodes = list(ast.walk(tree))
+    looked_in = {
+        where for node in nodes if isinstance(node, ast.Compare) for where in node.comparators
+    }  # `in globals()`
+    if any(_binds_anything(node) for node in nodes if node not in looked_in):
         return None
     for node in _top_level(tree):
         match node:

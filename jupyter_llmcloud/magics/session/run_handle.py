@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal
+from jupyter_llmcloud.core.output.numerals import format_duration
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldError
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.run_journals import RunJournals
@@ -198,8 +199,8 @@ class RunHandle:
         view.finish(state, record.errors, record.notes, record.ended)
         if not ended:
             print(f"Detached. The run goes on: %runs attach {self.run_id}")
-        elif state == "lost":
-            print(f"Run {self.run_id} is lost: its agent has gone. What it wrote until then is above.")
+        elif words := _end_in_words(state, record):
+            print(f"Run {self.run_id} {words}")
 
     def _ipython_display_(self) -> None:
         from jupyter_llmcloud.magics.output.run_card import RunCard
@@ -213,3 +214,16 @@ class RunHandle:
 
     def __repr__(self) -> str:
         return f"<run {self.run_id}: {self.state}>"
+
+
+def _end_in_words(state: str, record: RunRecord) -> str:
+    """How a run ended that has not finished; "" for one that has."""
+    error = record.errors[0] if record.errors else {}
+    match state:
+        case "stopped":
+            return f"was stopped after {format_duration((record.ended or record.created) - record.created)}."
+        case "failed" if error:
+            return f"failed on rank {error['rank']}: {error['ename']}: {error['evalue']}".split("\n")[0]
+        case "lost":
+            return "is lost: its agent has gone. What it wrote until then is above."
+    return "" if state == "finished" else f"ended as {state}."

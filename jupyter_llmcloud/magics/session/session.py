@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
-from jupyter_llmcloud.core.names import run_id
+from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Door, RunSpec
-from jupyter_llmcloud.errors import Busy, ConnectionLost, NotFound, UsageError
+from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell
+from jupyter_llmcloud.magics.session.kernel_end import kernel_end
 from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
 from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remember
 from jupyter_llmcloud.protocol.agent_messages import Execute
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.magics.session.world_client import RunResult, WorldClient
 
 FRESH_S = 5.0  # a world that was heard so recently is not asked whether it lives
+GRACE_S = 10.0  # ranks of a notebook that was shut down stay so long, for one that is opened again at once
+_PROCESS = "pid:"  # what the owner begins with where no server tells the name of the notebook
 WAIT_S = 0.25  # how often a world that waits for slots asks again
 
 
@@ -50,12 +57,19 @@ class Session:
     @property
     def owner(self) -> str:
         """Who owns what this kernel starts: the notebook, where the server tells its name."""
-        return os.environ.get("JPY_SESSION_NAME") or f"pid:{os.getpid()}"
+        return os.environ.get("JPY_SESSION_NAME") or f"{_PROCESS}{os.getpid()}"
 
     @property
     def server(self) -> ServerClient:
         """The Jupyter server, found or started at the first use."""
         return self._find_server()
+
+    @property
+    def known_server(self) -> ServerClient | None:
+        """The server, where it need not be started for that."""
+        if self._server is None and os.environ.get(config.ENV_SERVER_URL):
+            return self._find_server()
+        return self._server or discovery.parent_server()
 
     def _find_server(self, for_world: bool = False) -> ServerClient:
         if self._server is None:
@@ -66,22 +80,22 @@ class Session:
 
     # --- worlds ---
 
-    def start_world(self, num_ranks: int | None = None, cluster: str | None = None) -> WorldClient:
-        """Start a world; there must be none."""
+    def start_world(self, num_ranks: int | None = None, cluster: str | None = None, ticket: str = "") -> WorldClient:
+        """Start a world; there must be none. A `ticket` keeps the turn that was had with it."""
         if self.world is not None:
             raise UsageError(
                 f"this notebook has a world of {self.world.world_size} ranks already: %world restart or %world stop."
             )
         with said_when_stopped("stopped while the ranks were being started. Nothing was run, nothing is held."):
-            self.world = self._start_when_there_is_room(num_ranks, cluster or self.cluster)
+            self.world = self._start_when_there_is_room(num_ranks, cluster or self.cluster, ticket or nonce())
             remember(self.owner, self.world)
         return self.world
 
-    def _start_when_there_is_room(self, num_ranks: int | None, cluster: str | None) -> WorldClient:
+    def _start_when_there_is_room(self, num_ranks: int | None, cluster: str | None, ticket: str) -> WorldClient:
         from jupyter_llmcloud.magics.session.world_client import WorldClient
 
         server = self._find_server(for_world=cluster is None)
-        said, ticket = "", nonce()
+        said = ""
         while True:
             try:
                 placement = server.place(cluster, num_ranks, ticket)
@@ -96,15 +110,34 @@ class Session:
                     said = str(busy)
                 time.sleep(WAIT_S)
 
+    def restart_world(self, num_ranks: int | None = None, cluster: str | None = None) -> WorldClient:
+        """End the ranks and start others, as many as before when `num_ranks` is None.
+
+        Raises Busy or CapacityError, and has ended nothing, when those cannot be had.
+        """
+        world = self.attach_world()
+        if world is None:
+            raise NotFound("this notebook has no world to restart: %world start.")
+        size, where, ticket = num_ranks or world.world_size, cluster or world.cluster, nonce()
+        try:
+            self.server.place(where, size, ticket, replaces=world.world_id)
+        except CapacityError as error:
+            kept = f"{world.world_size} ranks were counted as free; they stay, with their variables"
+            raise type(error)(f"{error} This notebook's {kept}: nothing was ended.") from None
+        self.stop_world()
+        return self.start_world(size, where, ticket)
+
     def attach_world(self) -> WorldClient | None:
         """The world that this notebook has, also from before its kernel was restarted."""
         if self.world is None:
             environment_check.check()
         if self.world is None and (known := recall(self.owner, LeaderLookup(lambda: self.server))) is not None:
             self.world = known
+            run_id = known.describe().run_id
+            goes_on = f" The run {run_id} goes on there: %runs attach {run_id} shows all of it." if run_id else ""
             print(
                 f"This notebook's world of {known.world_size} ranks was still there, with its variables "
-                "(%world restart starts afresh)."
+                f"(%world restart starts afresh).{goes_on}"
             )
         return self.world
 
@@ -113,9 +146,24 @@ class Session:
         world = self.attach_world()
         if world is None:
             raise NotFound("this notebook has no world.")
+        self.lose_world()
+        world.stop()
+
+    def lose_world(self) -> None:
+        """Somebody ends this notebook's world."""
         self.world = None
         forget(self.owner)
-        world.stop()
+
+    def kernel_ends(self, restart: bool) -> None:
+        """The kernel was asked to end: its ranks are given back unless another kernel can find them again.
+
+        A kernel that is killed says nothing: its ranks are kept for their lease.
+        """
+        is_found_again = not self.owner.startswith(_PROCESS)
+        if self.world is None or (restart and is_found_again):
+            return
+        with contextlib.suppress(LLMCloudError):  # its agent has gone: so have the ranks
+            self.world.release(GRACE_S if is_found_again else 0.0)
 
     def ensure_world(self, num_ranks: int | None) -> WorldClient:
         """The living world, or a new one. Raises UsageError when it has another size than asked for."""
@@ -170,8 +218,8 @@ class Session:
             world = self.ensure_world(spec.nproc)
             chosen = self._check_ranks(spec.ranks, world)
             self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
-            is_definition = tree is not None and not spec.no_replay and cells.is_definition(tree)
-            message = self._message(world, cell, spec, values, chosen, is_definition, checkpoint)
+            self._warn_of_guards(world, tree, chosen)
+            message = self._message(world, cell, spec, values, chosen, tree, checkpoint)
         if spec.background:
             return self._submit(world, message)
         address = world.address
@@ -208,6 +256,23 @@ class Session:
                 "and the ranks have none. Nothing was run."
             )
 
+    @staticmethod
+    def _warn_of_guards(world: WorldClient, tree: ast.Module | None, ranks: Sequence[int]) -> None:
+        """Say when ranks go different ways through `if "model" not in globals()`: they may wait for each other."""
+        names = sorted(cells.guarded_names(tree)) if tree is not None else []
+        if not names or len(ranks) < 2 or world.beside().run_id:
+            return
+        missing = {rank: world.missing(names, rank) for rank in ranks}
+        for name in names:
+            lacking = [rank for rank in ranks if name in missing[rank]]
+            if 0 < len(lacking) < len(ranks):
+                having = format_ranks([rank for rank in ranks if rank not in lacking])
+                print(
+                    f"Only ranks {having} have {name!r}, for which this cell asks: ranks {format_ranks(lacking)} take "
+                    f"another way. Where that is not meant, run the cell that makes it again, or del {name} first.",
+                    flush=True,
+                )
+
     def _message(
         self,
         world: WorldClient,
@@ -215,9 +280,10 @@ class Session:
         spec: RunSpec,
         values: bytes,
         ranks: list[int],
-        is_definition: bool,
+        tree: ast.Module | None,
         checkpoint: Checkpoint | None,
     ) -> Execute:
+        bound = cells.bound_names(tree) if tree is not None else None
         name = spec.name or f"cell-{cell.number}"
         identity = run_id(name, time.time(), nonce())
         return execute(
@@ -235,7 +301,8 @@ class Session:
             agent=world.address,
             cluster=world.cluster,
             owner=self.owner,
-            is_definition=is_definition,
+            is_definition=tree is not None and not spec.no_replay and cells.is_definition(tree),
+            makes=None if bound is None else sorted(bound),
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
         )
@@ -268,4 +335,10 @@ def current() -> Session:
     global _session
     if _session is None:
         _session = Session()
+        kernel_end.watch(_shell(), _session.kernel_ends)
     return _session
+
+
+def _shell() -> Any:
+    """The IPython that runs here, if one does."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

@@ -7,17 +7,18 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.client.stop_signal import StopSignal
+from jupyter_llmcloud.client.stop_signal import StopSignal, said
 from jupyter_llmcloud.core.run.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.output.run_view import RunView
+from jupyter_llmcloud.magics.session.kernel_end import KernelEnds, kernel_end
 from jupyter_llmcloud.magics.session.reconnect import Reconnection
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
@@ -28,6 +29,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Pull,
     Push,
     RankState,
+    ReleaseWorld,
     ResizeWorld,
     RunEnded,
     StartWorld,
@@ -49,6 +51,9 @@ vars(builtins).setdefault("__llmcloud_while__", lambda number, first, last: None
 
 WORLD_LEASE_S = 900.0
 START_TIMEOUT_S = 300.0
+RELEASE_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 600.0
+SAID_AFTER_S = 0.7  # a request that has waited so long for its turn says for what
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,46 @@ class WorldClient:
         """Ranks with pid, host, memory and what each is doing."""
         return self._ask(DescribeWorld(world_id=self.world_id))
 
-    def _ask(self, request: Request[R], timeout_s: float = 60.0) -> R:
+    def _ask(self, request: Request[R], timeout_s: float = 60.0, waits_on: Callable[[], bool] = lambda: False) -> R:
         """Ask what may be asked twice: over another connection when this one has broken."""
         try:
-            return self.channel.request(request, timeout_s)
+            return self.channel.request(request, timeout_s, waits_on)
         except ConnectionLost:
             self._reopen()
-            return self.channel.request(request, timeout_s)
+            return self.channel.request(request, timeout_s, waits_on)
+
+    def _ask_in_turn(self, request: Request[R], what: str) -> R:
+        """Ask for something of the ranks, which a run in the background may use now: then say so and wait for it."""
+        return self._ask(request, SAID_AFTER_S, self._waits_for_run(what, ANSWER_TIMEOUT_S))
+
+    def _waits_for_run(self, what: str, patience_s: float) -> Callable[[], bool]:
+        """Whether to wait on for an answer: as long as a run has the ranks, and then for so long without one."""
+        said: set[str] = set()
+        free_since = time.monotonic()
+
+        def waits_on() -> bool:
+            nonlocal free_since
+            run_id = self.beside().run_id
+            if run_id:
+                free_since = time.monotonic()
+            if run_id and run_id not in said:
+                said.add(run_id)
+                print(
+                    f"{what} waits until the run {run_id} has ended, which uses the ranks now. "
+                    f"%runs stop {run_id} ends it; Stop here gives up waiting.",
+                    flush=True,
+                )
+            return time.monotonic() - free_since < patience_s
+
+        return waits_on
+
+    def beside(self) -> WorldDescription:
+        """The world now, asked over a connection of its own: another one may be waiting for its answer."""
+        channel = AgentChannel(self.address)
+        try:
+            return channel.request(DescribeWorld(world_id=self.world_id))
+        finally:
+            channel.close()
 
     def _reopen_if_closed(self) -> None:
         if self.channel.closed:  # by a Stop in the middle of a message
@@ -137,12 +175,15 @@ class WorldClient:
         self.channel = AgentChannel(self.address)
         self.channel.request(DescribeWorld(world_id=self.world_id))  # whose connection owns the world
 
-    def resize(self, num_ranks: int, placement: dict[str, Any] | None = None) -> None:
-        """Have `num_ranks` ranks; more go where the server has placed them."""
+    def resize(self, num_ranks: int, placement: dict[str, Any] | None = None) -> list[str]:
+        """Have `num_ranks` ranks; more go where the server has placed them. Says what those that are new lack."""
         agents = placement["agents"] if placement else []
         request = ResizeWorld(world_id=self.world_id, num_ranks=num_ranks, agents=agents)
         self._reopen_if_closed()
-        self.world_size = self.channel.request(request, START_TIMEOUT_S).world_size
+        waits_on = self._waits_for_run("%world resize", START_TIMEOUT_S)
+        resized = self.channel.request(request, SAID_AFTER_S, waits_on)
+        self.world_size = resized.world_size
+        return resized.notes
 
     def stacks(self) -> list[str]:
         """What every rank is doing now, as lines; what is equal is said once. Works while a run goes on."""
@@ -152,6 +193,14 @@ class WorldClient:
         finally:
             channel.close()
         return fold_stacks(stacks.ranks, stacks.cells)
+
+    def release(self, grace_s: float) -> None:
+        """Say that this notebook ends: the world does so after its last run, unless it is found again in time."""
+        channel = AgentChannel(self.address, RELEASE_TIMEOUT_S)  # its own: another thread may follow a run
+        try:
+            channel.request(ReleaseWorld(world_id=self.world_id, grace_s=grace_s), RELEASE_TIMEOUT_S)
+        finally:
+            channel.close()
 
     def stop(self) -> None:
         """End every rank; its variables are gone."""
@@ -164,17 +213,25 @@ class WorldClient:
 
     def push(self, values: dict[str, Any], ranks: Sequence[int] = ()) -> None:
         """Set variables on ranks (all when empty)."""
-        self._ask(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values, "%push")), 600)
+        self._ask_in_turn(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values, "%push")), "%push")
 
     def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
         """Variables of one rank."""
-        pulled = self._ask(Pull(world_id=self.world_id, names=list(names), rank=rank), 600)
+        pulled = self._ask_in_turn(Pull(world_id=self.world_id, names=list(names), rank=rank), "%pull")
         values: dict[str, Any] = cloudpickle.loads(pulled.payload)
         return values
 
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Which of these rank 0 does not have."""
-        return self._ask(Names(world_id=self.world_id, names=list(names))).missing
+    def missing(self, names: Sequence[str], rank: int = 0) -> list[str]:
+        """Which of these a rank does not have."""
+        return self._ask_in_turn(Names(world_id=self.world_id, names=list(names), rank=rank), "The cell").missing
+
+    def own_names(self, timeout_s: float) -> list[str]:
+        """The user's variables on rank 0. Raises ConnectionLost when a run has the ranks for longer than that."""
+        channel = AgentChannel(self.address, timeout_s)
+        try:
+            return channel.request(Names(world_id=self.world_id, names=[]), timeout_s).own
+        finally:
+            channel.close()
 
     # --- cells ---
 
@@ -185,14 +242,19 @@ class WorldClient:
 
     def execute(self, cell: Execute, ranks: Sequence[int]) -> RunResult:
         """Execute and show; returns when every rank has ended. Raises RankError, KeyboardInterrupt after a Stop."""
-        with StopSignal() as stop:
+        with StopSignal(kernel_end.explains_press) as stop:
             try:
                 self.channel.send(cell)
             except ConnectionLost:  # while nothing was done: half a message is no message
                 self._reopen()
                 self.channel.send(cell)
             view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
-            ended = self._follow(cell, view, stop)
+            try:
+                ended = self._follow(cell, view, stop)
+            except KernelEnds:
+                words = f"{kernel_end.words} The run goes on: %runs attach {cell.run_id} shows all of it."
+                view.finish("running", report=[words])
+                raise said(words) from None
         return self._result(ended, stop.presses > 0)
 
     def _stop_from_elsewhere(self, run_id: str) -> None:
@@ -218,6 +280,8 @@ class WorldClient:
     def _hear(self, run_id: str, view: RunView, stop: StopSignal) -> RunEnded:
         while True:
             message = self.channel.receive(0 if self.channel.has_more else view.next_tick_s(), wake_fd=stop.fd)
+            if stop.is_leaving:
+                raise KernelEnds
             if stop.presses > stop.passed_on:
                 stop.drain()
                 for _ in range(stop.presses - stop.passed_on):
@@ -297,9 +361,7 @@ def _folder() -> str:
 
 def stopped(run_id: str, report: Sequence[str]) -> KeyboardInterrupt:
     """What a stopped run raises: Run All ends as after any Stop, and the cell says what was kept."""
-    error = KeyboardInterrupt(f"run {run_id} was stopped")
-    error._render_traceback_ = lambda: ["KeyboardInterrupt: the run was stopped.", *report]  # type: ignore[attr-defined]
-    return error
+    return said(f"run {run_id} was stopped", "KeyboardInterrupt: the run was stopped.", *report)
 
 
 def pickled(values: dict[str, Any], what: str = "--push") -> bytes:

@@ -101,12 +101,20 @@ class LLMCloudHandler(OwnOriginOnly, APIHandler):
             text = json.dumps(_finite(body), default=str)
         self.finish(text)
 
-    async def carry_out(self, action: str, subject: str, work: Awaitable[Any], **detail: Any) -> Any:
-        """Do something that changes the world, and tell the audit how it went."""
+    async def carry_out(
+        self,
+        action: str,
+        subject: str,
+        work: Awaitable[Any],
+        no_refusal: type[Exception] | tuple[()] = (),
+        **detail: Any,
+    ) -> Any:
+        """Do something that changes the world, and tell the audit how it went; nothing of a `no_refusal`."""
         try:
             result = await work
         except Exception as error:
-            self.audit.tell(self.actor, action, subject, type(error).__name__, **detail)
+            if not isinstance(error, no_refusal):
+                self.audit.tell(self.actor, action, subject, type(error).__name__, **detail)
             raise
         self.audit.tell(self.actor, action, subject, **detail)
         return result

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import check_name
-from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.core.scheduling.holders import HeldWorld
+from jupyter_llmcloud.errors import Busy, UsageError
 from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
 
 if TYPE_CHECKING:
@@ -89,9 +90,11 @@ class PlacementHandler(_ClusterHandler):
     async def post(self) -> None:
         """Choose agents for `num_ranks` ranks; with no cluster a local one is started.
 
-        Who is refused as Busy and asks again with the same `ticket` within two seconds keeps its place in the line.
+        With a `ticket`, a lack of slots is no error: the answer is 202 with {"state": "waiting", "reason"}, and who
+        asks again with it within two seconds keeps its place in the line. With `replaces`, the slots of that world
+        count as free, and a lack of slots is refused: it is asked before that world is ended.
         """
-        fields = self.fields("cluster", "num_ranks", "ticket")
+        fields = self.fields("cluster", "num_ranks", "ticket", "replaces")
         cluster = expect(str, "cluster", fields["cluster"]) if "cluster" in fields else None
         num_ranks = expect(int, "num_ranks", fields["num_ranks"]) if "num_ranks" in fields else None
         if num_ranks is not None and num_ranks < 1:
@@ -99,6 +102,53 @@ class PlacementHandler(_ClusterHandler):
         ticket = expect(str, "ticket", fields.get("ticket", ""))
         if len(ticket) > MAX_TICKET:
             raise UsageError(f"ticket has {len(ticket)} characters: {MAX_TICKET} at most.")
+        replaces = expect(str, "replaces", fields.get("replaces", ""))
+        if replaces and not ticket:
+            raise UsageError("replaces needs a ticket, which keeps the slots until that world has ended.")
         pool = await self.clusters.pool()
-        work = pool.place(cluster, num_ranks, ticket)
-        self.answer(await self.carry_out("world.place", cluster or "", work, num_ranks=num_ranks))
+        work = pool.place(cluster, num_ranks, ticket, replaces)
+        waits = Busy if ticket and not replaces else ()
+        try:
+            placed = await self.carry_out("world.place", cluster or "", work, no_refusal=waits, num_ranks=num_ranks)
+            status = 200
+        except Busy as busy:
+            if not waits:
+                raise
+            placed, status = {"state": "waiting", "reason": str(busy)}, 202
+        self.answer(placed, status)
+
+
+class WorldsHandler(_ClusterHandler):
+    """The worlds of all clusters."""
+
+    @access("read")
+    async def get(self) -> None:
+        """List them, of one cluster if one is named; the newest first."""
+        pool = await self.clusters.pool()
+        found = await pool.worlds(self.get_query_argument("cluster", None))
+        rows = [_public(world, cluster) for cluster, world in found]
+        self.answer({"worlds": sorted(rows, key=lambda row: -row["started"])})
+
+
+class WorldHandler(_ClusterHandler):
+    """One world."""
+
+    @access("execute")
+    async def delete(self, name: str) -> None:
+        """End it, whoever has it: its variables are gone, and a run that is executed there is stopped."""
+        pool = await self.clusters.pool()
+        ended = await self.carry_out("world.stop", name, pool.stop_world(name))
+        self.answer(_public(ended))
+
+
+def _public(world: HeldWorld, cluster: str = "") -> dict[str, Any]:
+    """What is told of a world."""
+    return {
+        "world_id": world.world_id,
+        "cluster": cluster,
+        "holder": world.holder,
+        "num_ranks": world.world_size,
+        "state": world.state,
+        "run_id": world.run_id,
+        "started": world.started,
+    }

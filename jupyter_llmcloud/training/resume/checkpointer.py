@@ -90,6 +90,7 @@ class Checkpoints:
         self._saved: dict[str, Any] | None = None
         self._wanted: Wanted | None = None
         self._unforeseen = False  # a checkpoint has come that was not expected
+        self._save_at = -1  # steps, as the agent asks for one
         self._most_steps = 1  # between two batches
         self._steps_before = 0
 
@@ -161,6 +162,10 @@ class Checkpoints:
         assert self.cell is not None
         self.state.note_step(optimizer)
         self.place.note_step()
+        if self._is_asked_for and not self.place.replaying:
+            self._save_at = -1
+            self._wanted = Wanted(waits=True) if self.place.want_save() else None
+            return
         every = self.cell.checkpoint_every
         if not every or self.steps.count % every or self.place.replaying:
             return
@@ -169,6 +174,15 @@ class Checkpoints:
             if self._wanted is None and not self._has_said:
                 self._has_said = True
                 self.outlet.warning("stderr", _NOT_FOLLOWED)
+
+    @property
+    def _is_asked_for(self) -> bool:
+        return 0 <= self._save_at <= self.steps.count
+
+    def save_at(self, step: int) -> None:
+        """The agent asks for a checkpoint when this many steps are finished; called in the side thread. -1: not."""
+        self._save_at = step
+        self._unforeseen = self._unforeseen or step >= 0
 
     def is_soon(self) -> bool:
         """Whether a checkpoint may be saved before the next batch but one; asked once a batch."""

@@ -20,8 +20,10 @@ from jupyter_llmcloud.core.run.lifecycle import (
     ReleaseRanks,
     Rung,
     RunLifecycle,
+    SaveAsked,
     StepReported,
     StopPressed,
+    TellSaveAt,
     TellStopAt,
     Tick,
 )
@@ -338,3 +340,41 @@ def _one_thing_happens(
                     item.told(step)
         case 2 if answers:
             _deliver(run.handle(answers.pop(rng.randrange(len(answers))), 0.0), trainees)
+
+
+# --- a checkpoint before the end ---
+
+
+def test_a_checkpoint_is_of_the_next_step_that_no_rank_has_passed_and_nobody_is_told_to_stop() -> None:
+    run = two()
+    assert feed(run, SaveAsked()) == [AskStep((0, 1), stops=False)]
+    assert feed(run, StepReported(0, 7)) == []
+    assert feed(run, StepReported(1, 8)) == [TellSaveAt((0, 1), 9)]
+    assert run.wake_at is None and not run.is_ending
+    assert feed(run, StopPressed()) == [AskStep((0, 1))]
+    assert feed(run, StepReported(0, 9), StepReported(1, 9)) == [TellStopAt((0, 1), 10)]
+
+
+@pytest.mark.parametrize("steps", [(), (5,), (0, 0)])
+def test_ranks_that_do_not_step_go_on_without_a_checkpoint(steps: tuple[int, ...]) -> None:
+    run = two()
+    feed(run, SaveAsked(), now=10.0)
+    said = [out for rank, step in enumerate(steps) for out in run.handle(StepReported(rank, step), 10.1)]
+    if len(steps) < 2:
+        assert run.wake_at == 10.0 + LADDER.interrupt_s
+        said = run.handle(Tick(), run.wake_at)
+    assert said == [TellSaveAt((0, 1), -1)]
+    assert run.wake_at is None
+
+
+def test_a_stop_a_failure_or_the_end_comes_before_a_checkpoint() -> None:
+    for event in (StopPressed(), failed(0), RankDied(0, "gone")):
+        run = two()
+        feed(run, SaveAsked())
+        said = feed(run, event)
+        assert isinstance(said[0], TellSaveAt) and said[0].step == -1
+        assert feed(run, SaveAsked())[0] == TellSaveAt(run.running, -1)
+    run = two()
+    feed(run, SaveAsked(), RankEnded(0))
+    assert feed(run, StepReported(1, 3)) == [TellSaveAt((1,), 4)]
+    assert [type(out) for out in feed(two(), SaveAsked(), RankEnded(0), RankEnded(1))][-2:] == [TellSaveAt, Finish]

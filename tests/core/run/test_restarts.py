@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.core.run.restarts import MAX_DELAY_S, Again, Broken, GiveUp, RestartPolicy
+from jupyter_llmcloud.core.run.restarts import MAX_DELAY_S, Again, Broken, GiveUp, RestartPolicy, kind_of
 
 DEATH = Broken("death", 1, "RankKilled", step=37)
 
@@ -38,21 +38,29 @@ def test_without_progress_each_restart_waits_longer_up_to_a_limit() -> None:
     assert policy.handle(Broken("death", 1, step=38)) == Again(11, 0.0)
 
 
-def test_an_error_of_the_cell_is_tried_once_more_but_not_when_it_comes_again_at_the_same_step() -> None:
+@pytest.mark.parametrize("step", [0, 12])
+def test_an_error_of_the_script_ends_the_run_and_uses_up_no_restart(step: int) -> None:
     policy = RestartPolicy(9)
-    assert isinstance(policy.handle(error(12)), Again)
-    decision = policy.handle(error(12))
+    decision = policy.handle(error(step))
     assert isinstance(decision, GiveUp)
-    assert "came again at step 12" in decision.why
+    assert "ValueError is an error of the script" in decision.why
+    assert policy.num_restarts == 0
 
 
-def test_another_error_or_another_step_is_something_new() -> None:
-    policy = RestartPolicy(9)
-    assert all(isinstance(policy.handle(event), Again) for event in (error(12), error(13), error(13, "OSError")))
-
-
-def test_an_error_before_the_first_step_would_come_again() -> None:
-    assert isinstance(RestartPolicy(9).handle(error(0, "NameError")), GiveUp)
+@pytest.mark.parametrize(
+    ("evalue", "kind"),
+    [
+        ("DataLoader worker (pid 4711) is killed by signal: Killed. ", "death"),
+        ("DataLoader worker (pid 4711) is killed by signal: Terminated. ", "death"),
+        ("DataLoader worker (pid(s) 12, 13) exited unexpectedly", "death"),
+        ("Caught ValueError in DataLoader worker process 0.\nbad sample", "error"),
+        ("bad sample", "error"),
+    ],
+)
+def test_a_loaders_worker_that_died_is_a_death_and_an_exception_in_it_is_not(evalue: str, kind: str) -> None:
+    assert kind_of(False, False, evalue) == kind
+    assert kind_of(True, False, evalue) == "death"
+    assert kind_of(False, True, "Connection closed by peer") == "echo"
 
 
 def test_a_cell_that_fails_on_its_way_to_the_resume_point_runs_from_its_start_from_then_on() -> None:

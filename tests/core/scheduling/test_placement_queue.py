@@ -230,3 +230,24 @@ def test_a_notebook_waits_with_one_ticket_and_starts_the_world_that_it_was_sent_
         asked.clear()
     assert len(tickets) == 2
     assert capsys.readouterr().out.count("Waiting for free slots. others come first.") == 2
+
+
+@pytest.mark.parametrize(("own", "wanted"), [(3, 3), (2, 4)])
+def test_who_trades_slots_that_it_holds_has_time_to_end_what_is_there(cluster: Cluster, own: int, wanted: int) -> None:
+    assert cluster.ask("mine", own)
+    if wanted == own:
+        assert not cluster.ask("theirs", 2)  # they wait for what is mine
+    as_free = Capacity(cluster.free + own, TOTAL, cluster.held, cluster.begun)
+    assert cluster.line.ask("mine-again", wanted, as_free, "new", cluster.now, trades=own).goes
+    cluster.pass_time(0.75, ("theirs", 2))
+    cluster.end("mine")
+    cluster.pass_time(0.75, ("theirs", 2))
+    assert cluster.ask("mine-again", wanted)
+
+
+def test_who_trades_slots_and_needs_more_comes_after_those_who_wait_for_these(cluster: Cluster) -> None:
+    assert cluster.ask("mine", 2) and cluster.ask("others", 1)
+    assert not cluster.ask("theirs", 2)
+    as_free = Capacity(cluster.free + 2, TOTAL, cluster.held, cluster.begun)
+    told = cluster.line.ask("mine-again", 3, as_free, "new", cluster.now, trades=2)
+    assert not told.goes and told.before == 2

@@ -175,13 +175,33 @@ def _again():
     assert results(world)[0]["more"][0] == 36
 
 
-def test_an_error_that_comes_again_at_the_same_step_is_not_tried_a_third_time(world: Ranks) -> None:
+def test_an_error_of_the_script_uses_up_no_restart(world: Ranks) -> None:
     code = cell("run.steps").replace("perhaps_die(step + 1)", "assert step < 21, 'bad sample'")
     outcome = world.run(code, **RESUMABLE)
     assert outcome.state == "failed"
     assert outcome.error["ename"] == "AssertionError"
+    assert (len(resumed(outcome)), outcome.record.num_restarts) == (0, 0)
+    assert any("not executed again: AssertionError is an error of the script" in note for note in notes(outcome))
+
+
+def test_a_loaders_worker_that_is_killed_is_a_loss_like_that_of_a_rank(world: Ranks) -> None:
+    undisturbed = cell("accelerate").replace("shuffle=True)", "shuffle=True, num_workers=1)")
+    world.ok(undisturbed)
+    wanted = results(world)
+    killed = cell("accelerate", 25).replace("shuffle=True)", "shuffle=True, num_workers=1)")
+    killed = killed.replace("os.kill(os.getpid(), signal.SIGKILL)", "kill_worker()").replace(
+        "def perhaps_die",
+        """def kill_worker():
+    import multiprocessing
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+
+def perhaps_die""",
+    )
+    outcome = world.ok(killed, **RESUMABLE)
     assert len(resumed(outcome)) == 1
-    assert any("not executed again: AssertionError came again at step 22" in note for note in notes(outcome))
+    assert all(same(*pair) for pair in zip(wanted, results(world), strict=True))
 
 
 def test_a_stop_between_two_attempts_ends_the_run_and_the_next_cell_works(world: Ranks) -> None:
