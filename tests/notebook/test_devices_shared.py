@@ -196,7 +196,7 @@ def test_two_notebooks_share_devices_and_a_run_outlives_the_server_that_started_
 def _the_second_waits_visibly_and_stop_works_while_it_waits(second: Kernel) -> None:
     waiting = second.send("%%distribute -n 2 --name never\n1")
     text, _ = second.hear(waiting, "Waiting for free slots")
-    assert "0 of 2 slots are free, the others hold ranks of other worlds" in text
+    assert re.search(r"0 of 2 slots are free, the others hold .*world", text), text
     pressed = time.monotonic()
     second.interrupt()
     text, error = second.hear(waiting)

@@ -20,6 +20,7 @@ from jupyter_llmcloud.training.checkpoint import stateful_objects
 from jupyter_llmcloud.training.output.sender import Outlet
 
 _NICE = 10  # the training goes first
+_PROBE = 1 << 20  # bytes
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Write:
         names = [self.name]
         if self.shared is not None:
             names += _write_shared(self.shared, aside)
-        torch.save(self.own, aside / self.name)
+        _save(self.own, aside / self.name)
         return replace(self.part, files={name: seal(aside / name) for name in names})
 
 
@@ -73,6 +74,17 @@ def report(outlet: Outlet, part: CheckpointPart, write: Callable[[], CheckpointP
         outlet.send(part)
 
 
+def _save(value: Any, path: Path) -> None:
+    """As torch.save, with the error of the operating system: torch says "unexpected pos" where a disk is full."""
+    try:
+        torch.save(value, path)
+    except RuntimeError:
+        with path.open("ab", buffering=0) as file:
+            file.write(bytes(_PROBE))
+            os.fsync(file.fileno())
+        raise
+
+
 def _write_shared(shared: dict[str, Any], aside: Path) -> list[str]:
     """Models as safetensors, which other programs read too; the rest beside them."""
     names, rest = ["shared.pt"], {}
@@ -86,7 +98,7 @@ def _write_shared(shared: dict[str, Any], aside: Path) -> list[str]:
         others = {key: value for key, value in state["state"].items() if key not in tensors}
         rest[address] = {**state, "state": others, "file": name}
         names.append(name)
-    torch.save(rest, aside / "shared.pt")
+    _save(rest, aside / "shared.pt")
     return names
 
 

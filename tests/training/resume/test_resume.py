@@ -338,7 +338,7 @@ def test_a_full_disk_is_said_and_training_goes_on(new_world: Callable[..., Ranks
         assert any("No space left on device" in note for note in notes(outcome)), notes(outcome)
         found, _ = CheckpointFolder(disk / "runs" / "full" / "checkpoints").newest()
         assert found is not None
-        assert found.step in (8, 12)
+        assert found.step in (4, 8, 12)  # one that comes due while another is written is left out
         assert results(world)[0]["more"][0] == 39
 
 
