@@ -181,9 +181,9 @@ class ServerClient:
         """Begin to serve, with the options of an EndpointSpec; the endpoint is starting when this returns."""
         return self.ask("POST", "endpoints", {"target": target, **options})
 
-    def endpoint(self, name: str, wait_s: int = 0) -> dict[str, Any]:
+    def endpoint(self, name: str, wait_s: int = 0, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         """One endpoint; waits up to `wait_s` (at most 20 are useful) while it is starting."""
-        return self.ask("GET", f"endpoints/{_name(name)}", timeout_s=TIMEOUT_S + wait_s, wait_s=wait_s)
+        return self.ask("GET", f"endpoints/{_name(name)}", timeout_s=timeout_s + wait_s, wait_s=wait_s)
 
     def stop_endpoint(self, name: str) -> dict[str, Any]:
         """End an endpoint; one that has ended is forgotten."""

@@ -2,11 +2,11 @@
 
 <run>/checkpoints/step-40/              committed: every file is named in the manifest with its size and hash
                           manifest.json {"version", "step", "created", "files", "sha256", and what the run says of it}
-                  .step-60.1.7.aside/   being written by attempt 1 of the run as its seventh, not committed yet
+                  .step-60.1.7.staging/   being written by attempt 1 of the run as its seventh, not committed yet
                   .step-20.gone/        being deleted
 
-A checkpoint is written aside, each file fsynced and hashed, and committed by one rename. Whatever is found later is
-verified before it is trusted: sizes first, then hashes.
+A checkpoint is written to a staging folder, each file fsynced and hashed, and committed by one rename. Whatever is
+found later is verified before it is trusted: sizes first, then hashes.
 """
 
 from __future__ import annotations
@@ -56,26 +56,26 @@ class CheckpointFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def aside(self, step: int, attempt: int, serial: int = 0) -> Path:
+    def staging(self, step: int, attempt: int, serial: int = 0) -> Path:
         """Where an attempt of the run writes the checkpoint of a step; made if it is not there."""
-        folder = self.aside_path(step, attempt, serial)
+        folder = self.staging_path(step, attempt, serial)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
-    def aside_path(self, step: int, attempt: int, serial: int = 0) -> Path:
+    def staging_path(self, step: int, attempt: int, serial: int = 0) -> Path:
         """The name of that folder."""
-        return self.path / f".step-{step}.{attempt}.{serial}.aside"
+        return self.path / f".step-{step}.{attempt}.{serial}.staging"
 
-    def commit(self, aside: Path, step: int, files: dict[str, dict[str, Any]], **about: Any) -> Checkpoint:
+    def commit(self, staging: Path, step: int, files: dict[str, dict[str, Any]], **about: Any) -> Checkpoint:
         """Write the manifest and rename: from then on the checkpoint counts. Raises OSError when it cannot."""
         for name, entry in files.items():
-            if (aside / name).stat().st_size != entry["size"]:
-                raise OSError(f"{aside / name} has not the size that was written")
+            if (staging / name).stat().st_size != entry["size"]:
+                raise OSError(f"{staging / name} has not the size that was written")
         manifest = {"version": VERSION, "step": step, "created": round(time.time(), 3), **about, "files": files}
         manifest["sha256"] = _digest(manifest)
-        write_atomically(aside / MANIFEST, json.dumps(manifest, indent=1).encode(), mode=0o666)
+        write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1).encode(), mode=0o666)
         target = self.path / f"step-{step}"
-        publish_folder(aside, target)
+        publish_folder(staging, target)
         return Checkpoint(target, step, manifest)
 
     def newest(self, resumable: bool = False) -> tuple[Checkpoint | None, list[str]]:

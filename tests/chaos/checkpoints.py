@@ -83,7 +83,7 @@ def _kill_writers(kills: int, source: random.Random) -> bool:
             times.append(time.monotonic() - began)
             unloadable += found is None or bool(words)
             left = {path.name.rsplit(".", 1)[-1] for path in folder.path.iterdir() if path.name.startswith(".")}
-            moments["while writing" if "aside" in left else "while deleting" if "gone" in left else "between"] += 1
+            moments["while writing" if "staging" in left else "while deleting" if "gone" in left else "between"] += 1
             folder.sweep()
     print(
         f"kills during a checkpoint: {kills} ({counts(moments)}); newest not loadable {unloadable}; "
@@ -93,12 +93,12 @@ def _kill_writers(kills: int, source: random.Random) -> bool:
 
 
 def _save(folder: CheckpointFolder, step: int) -> None:
-    aside = folder.aside(step, 0)
+    staging = folder.staging(step, 0)
     sealed = {}
     for name in ("model.safetensors", "shared.pt", "rank-0000.pt"):
-        (aside / name).write_bytes(os.urandom(FILE_SIZE))
-        sealed[name] = seal(aside / name)
-    folder.commit(aside, step, sealed)
+        (staging / name).write_bytes(os.urandom(FILE_SIZE))
+        sealed[name] = seal(staging / name)
+    folder.commit(staging, step, sealed)
     folder.retain(2)
 
 

@@ -73,7 +73,8 @@ async def test_nothing_that_is_shown_holds_the_key(magics: EndpointMagics, model
     endpoint = await off_loop(lambda: endpoints.serve(str(model), name="tiny"))
     key = await off_loop(lambda: endpoint.api_key)
     assert key.startswith("sk-llmc-")
-    shown = [repr(endpoint), str(endpoint), endpoint._repr_html_(), json.dumps(endpoint._bundle())]
+    shown = [repr(endpoint), str(endpoint), await off_loop(endpoint._repr_html_)]
+    shown.append(json.dumps(await off_loop(endpoint._bundle)))
     card = make_card(endpoint.name, endpoint.base_url, endpoint.snippets(), lambda: endpoint.api_key)
     shown.append(json.dumps(card.get_state(), default=str))
     assert all(key.split("-")[3] not in text for text in shown)

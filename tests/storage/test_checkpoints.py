@@ -25,12 +25,12 @@ _WRITES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmt
 
 def save(folder: CheckpointFolder, step: int, attempt: int = 0, keep: int | None = None, **about: Any) -> None:
     """What ranks and agent do together for one checkpoint."""
-    aside = folder.aside(step, attempt)
+    staging = folder.staging(step, attempt)
     sealed = {}
     for name in FILES:
-        (aside / name).write_bytes(f"{name} of step {step}".encode() * 100)
-        sealed[name] = seal(aside / name)
-    folder.commit(aside, step, sealed, **about)
+        (staging / name).write_bytes(f"{name} of step {step}".encode() * 100)
+        sealed[name] = seal(staging / name)
+    folder.commit(staging, step, sealed, **about)
     if keep is not None:
         folder.retain(keep)
 
@@ -166,7 +166,7 @@ def test_a_crash_at_every_write_leaves_a_checkpoint_that_loads(tmp_path: Path) -
     at, ends = 0, collections.Counter[int]()
     while True:
         path = tmp_path / str(at)
-        CheckpointFolder(path).aside(0, 0)
+        CheckpointFolder(path).staging(0, 0)
         folder = CheckpointFolder(path)
         for step in (10, 20):
             save(folder, step)

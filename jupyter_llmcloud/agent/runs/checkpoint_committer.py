@@ -73,28 +73,28 @@ class CheckpointCommitter:
 
     async def _settle(self, last: CheckpointPart, parts: dict[int, CheckpointPart]) -> bool:
         step = last.step
-        aside = self._folder.aside_path(step, last.attempt, last.serial)
+        staging = self._folder.staging_path(step, last.attempt, last.serial)
         for rank, part in sorted(parts.items()):
             if reason := _refusal(rank, part):
-                await asyncio.to_thread(shutil.rmtree, aside, True)
+                await asyncio.to_thread(shutil.rmtree, staging, True)
                 await self._say_lost(step, reason)
                 return False
         try:
-            await asyncio.to_thread(self._commit, aside, step, parts)
+            await asyncio.to_thread(self._commit, staging, step, parts)
         except OSError as error:
-            await asyncio.to_thread(shutil.rmtree, aside, True)
+            await asyncio.to_thread(shutil.rmtree, staging, True)
             await self._say_lost(step, f"could not be written: {error.strerror or error}")
             return False
         return True
 
-    def _commit(self, aside: Path, step: int, parts: dict[int, CheckpointPart]) -> None:
+    def _commit(self, staging: Path, step: int, parts: dict[int, CheckpointPart]) -> None:
         files = {name: entry for part in parts.values() for name, entry in part.files.items()}
         first = parts[min(parts)]
         about: dict[str, Any] = {"world_size": len(parts), "resumable": first.resumable}
         metrics = [part.metric for part in parts.values() if part.metric is not None]
         if metrics:
             about |= {"metric": sum(metrics) / len(metrics), "mode": first.mode}
-        self._folder.commit(aside, step, files, **about)
+        self._folder.commit(staging, step, files, **about)
         self._folder.retain(self._keep)
 
     async def _say_lost(self, step: int, reason: str) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.client.rest import ServerClient
 
 READ_TIMEOUT_S = 600.0
+_SHOW_TIMEOUT_S = 2.0  # showing an object must not hold a cell up
 _ERRORS: dict[int, type[LLMCloudError]] = {
     400: UsageError, 404: NotFound, 413: UsageError, 422: UsageError, 429: CapacityError,
 }  # fmt: skip
@@ -150,7 +151,11 @@ class Endpoint:
 
     def replicas(self) -> list[str]:
         """Each replica in a line: what serves it, in how much memory, on how many threads."""
-        return [_described(row) for row in self._client.endpoint(self.name)["replicas"] if row.get("memory")]
+        return self._replicas()
+
+    def _replicas(self, timeout_s: float = 60.0) -> list[str]:
+        known = self._client.endpoint(self.name, timeout_s=timeout_s)
+        return [_described(row) for row in known["replicas"] if row.get("memory")]
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -159,8 +164,8 @@ class Endpoint:
         )
         name, url = html.escape(self.name), html.escape(self.base_url)
         try:
-            lines = self.replicas()
-        except LLMCloudError:  # a card is shown also when the server has gone meanwhile
+            lines = self._replicas(_SHOW_TIMEOUT_S)
+        except LLMCloudError:  # a card is shown also when the server has gone meanwhile, or is slow
             lines = []
         small = "".join(f"<div><small>{html.escape(line)}</small></div>" for line in lines)
         return f"<div style='{_STYLE}'><b>{name}</b> &middot; <code>{url}</code>{rows}{small}</div>"

@@ -29,7 +29,7 @@ class Write:
 
     part: CheckpointPart
     name: str
-    aside: Callable[[], Path]
+    staging: Callable[[], Path]
     shared: dict[str, Any] | None
     own: dict[str, Any]
     bad_loss: str
@@ -53,12 +53,12 @@ class Write:
             raise RuntimeError(
                 f"{_named(changed[0])} is large and has changed for the first time; the next one holds it"
             )
-        aside = self.aside()
+        staging = self.staging()
         names = [self.name]
         if self.shared is not None:
-            names += _write_shared(self.shared, aside)
-        _save(self.own, aside / self.name)
-        return replace(self.part, files={name: seal(aside / name) for name in names})
+            names += _write_shared(self.shared, staging)
+        _save(self.own, staging / self.name)
+        return replace(self.part, files={name: seal(staging / name) for name in names})
 
 
 def _named(address: str) -> str:
@@ -85,7 +85,7 @@ def _save(value: Any, path: Path) -> None:
         raise
 
 
-def _write_shared(shared: dict[str, Any], aside: Path) -> list[str]:
+def _write_shared(shared: dict[str, Any], staging: Path) -> list[str]:
     """Models as safetensors, which other programs read too; the rest beside them."""
     names, rest = ["shared.pt"], {}
     for address, state in shared.items():
@@ -94,11 +94,11 @@ def _write_shared(shared: dict[str, Any], aside: Path) -> list[str]:
             continue
         tensors = {name: value for name, value in state["state"].items() if isinstance(value, torch.Tensor)}
         name = "model.safetensors" if len(names) == 1 else f"model-{len(names)}.safetensors"
-        save_file(tensors, str(aside / name))
+        save_file(tensors, str(staging / name))
         others = {key: value for key, value in state["state"].items() if key not in tensors}
         rest[address] = {**state, "state": others, "file": name}
         names.append(name)
-    _save(rest, aside / "shared.pt")
+    _save(rest, staging / "shared.pt")
     return names
 
 

@@ -249,11 +249,11 @@ class Checkpoints:
     def _write(self, part: CheckpointPart, position: ReplayPosition) -> Callable[[], CheckpointPart]:
         shared, own = self.state.take(position, self.steps.count)
         bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
-        name, aside = f"rank-{self.rank:04d}.pt", self._aside(part)
+        name, staging = f"rank-{self.rank:04d}.pt", self._staging(part)
         copies, self.state.copies = self.state.copies, []
         self._copied.clear()
         changed = self.state.changed_while_written
-        return writer.Write(part, name, aside, shared, own, bad_loss, copies, self._copied, changed).parts
+        return writer.Write(part, name, staging, shared, own, bad_loss, copies, self._copied, changed).parts
 
     def _all_save(self, complete: bool) -> bool:
         """Whether a periodic checkpoint is saved or left out: the first rank says so, a part alone is of no use."""
@@ -278,10 +278,10 @@ class Checkpoints:
     def _is_writing(self) -> bool:
         return self._writer is not None and self._writer.is_alive()
 
-    def _aside(self, part: CheckpointPart) -> Callable[[], Path]:
+    def _staging(self, part: CheckpointPart) -> Callable[[], Path]:
         assert self.cell is not None
         folder = Path(self.cell.folder) / "checkpoints"
-        return lambda: CheckpointFolder(folder).aside(part.step, part.attempt, part.serial)
+        return lambda: CheckpointFolder(folder).staging(part.step, part.attempt, part.serial)
 
     @property
     def _is_first(self) -> bool:

@@ -52,7 +52,7 @@ def test_own_files_are_those_of_no_installation(tmp_path: Path) -> None:
 
 def test_two_checkpoints_of_one_step_are_written_apart(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
-    assert folder.aside(4, 0, 1) != folder.aside(4, 0, 2)
+    assert folder.staging(4, 0, 1) != folder.staging(4, 0, 2)
 
 
 def test_sharded_variables_are_no_plain_values() -> None:
