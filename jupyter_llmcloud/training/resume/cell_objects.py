@@ -6,6 +6,7 @@ the attributes of a Trainer. What the code will write before it reads it, or nev
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class CellObjects:
         if at not in self._alive:
             self._alive[at] = may_be_read(frame)
         alive = self._alive[at]
-        if code.co_name != "<module>":
+        if code.co_flags & inspect.CO_OPTIMIZED:  # of a function
             return {name: MUST if name in alive else LOSES for name in frame.f_locals}
         shared = {name for value in list(frame.f_locals.values()) for name in self._mentioned(value)}
         return {**dict.fromkeys(self._names_in(code), LOSES), **dict.fromkeys(shared | alive, MUST)}
