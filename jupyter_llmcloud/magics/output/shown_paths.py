@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ def _places() -> Iterator[tuple[str, str]]:
         (str(config.root()), f"${config.ENV_ROOT}" if os.environ.get(config.ENV_ROOT) else "<llmcloud>"),
         (str(Path(__file__).resolve().parents[3]), ""),
         (tempfile.gettempdir(), "$TMPDIR/…"),
+        # This Python's own packages by their folder, which may have a space in its name.
+        (os.path.dirname(sysconfig.get_path("purelib")), ""),
+        (os.path.dirname(sysconfig.get_path("stdlib")), ""),
     ):
         if folder:
             yield folder, name
