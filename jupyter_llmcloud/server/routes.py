@@ -9,20 +9,20 @@ from jupyter_llmcloud.server.api.clusters import (
     ClusterScaleHandler,
     ClustersHandler,
     PlacementHandler,
-    WorldHandler,
-    WorldsHandler,
 )
 from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
 from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
 from jupyter_llmcloud.server.api.runs import (
     RunHandler,
     RunLogHandler,
-    RunRecordsHandler,
+    RunLogsHandler,
+    RunMetricsHandler,
     RunsHandler,
     RunStopHandler,
     RunViewHandler,
 )
 from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, StatusHandler
+from jupyter_llmcloud.server.api.worlds import WorldHandler, WorldsHandler, WorldStacksHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 
@@ -46,10 +46,12 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/clusters/{NAME}/scale", ClusterScaleHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/placement", PlacementHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/worlds", WorldsHandler, (*_JSON, "clusters")),
+    (r"/llmcloud/api/worlds/(.+)/stacks", WorldStacksHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/worlds/(.+)", WorldHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/runs", RunsHandler, (*_RUNS, "starts")),
     (rf"/llmcloud/api/runs/{NAME}", RunHandler, _RUNS),
-    (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/logs", RunLogsHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/metrics", RunMetricsHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/log", RunLogHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/view", RunViewHandler, _RUNS),

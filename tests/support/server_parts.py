@@ -191,7 +191,8 @@ class StandInPool:
             raise CapacityError(f"-n {num_ranks}: the cluster holds 4 ranks.")
         if (num_ranks or 2) > self.free:
             raise Busy(f"-n {num_ranks}: {self.free} of 4 slots are free.")
-        return {"cluster": "local", "agents": [], "num_ranks": num_ranks or 2, "started": False}
+        found = {"cluster": "local", "agents": [], "num_ranks": num_ranks or 2, "started": False}
+        return {**found, "world_id": "0123456789ab"}
 
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
         if cluster is not None:
