@@ -1,0 +1,215 @@
+"""Runs: as a list tells of them, as their records hold them, what they wrote, and what is asked of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+
+from msgspec import Meta
+
+from jupyter_llmcloud.core.spec import RunSpec
+from jupyter_llmcloud.protocol.http.base import Body, Query, Response
+from jupyter_llmcloud.protocol.http.options import Options, options_body
+
+Number = Annotated[float | None, Meta(description="Null stands for what JSON has no number for: NaN, infinity.")]
+OfRank = Annotated[Annotated[int, Meta(ge=0, le=1_000_000)] | None, Meta(description="Of this rank only.")]
+
+# --- what is asked ---
+
+if TYPE_CHECKING:
+
+    class RunOptions(Options, frozen=True):
+        """The options of a RunSpec."""
+
+else:
+    RunOptions = options_body("RunOptions", "How a source text is executed on the ranks of a world.", RunSpec)
+
+
+class ScriptFields(Body, frozen=True):
+    """A program that is run as `python FILE ARGUMENTS` would, not as a cell."""
+
+    file: Annotated[str, Meta(description="Its absolute path; empty for a text that comes from no file.")] = ""
+    arguments: Annotated[list[str], Meta(description="What it finds in sys.argv[1:].")] = []
+    folder: Annotated[str, Meta(description="Where it is run.")] = ""
+
+
+class StartRun(Body, frozen=True):
+    """A run to start, on ranks of its own."""
+
+    source: Annotated[str, Meta(description="A Python program, or the text of a cell.")]
+    spec: RunOptions = RunOptions()
+    script: ScriptFields = ScriptFields()
+
+
+class RunsQuery(Query, frozen=True):
+    """Which runs."""
+
+    state: Annotated[Literal["active"] | None, Meta(description="Only those that go on.")] = None
+    limit: Annotated[int, Meta(ge=0, le=10_000, description="The newest so many.")] = 100
+
+
+class RecordsQuery(Query, frozen=True):
+    """Which records."""
+
+    rank: OfRank = None
+    limit: Annotated[int, Meta(ge=0, le=100_000, description="The newest so many.")] = 1000
+
+
+class LogQuery(Query, frozen=True):
+    """Of which rank."""
+
+    rank: OfRank = None
+
+
+class LogScales(Body, frozen=True):
+    """Metrics that are drawn in powers of ten."""
+
+    log: list[str] = []
+
+
+# --- what is answered ---
+
+
+class NotFinite(TypedDict, total=False):
+    """Values of a metric that were NaN or infinite."""
+
+    count: int
+    first: Annotated[float, Meta(description="The first step with one.")]
+    since: Annotated[float | None, Meta(description="Since which step all were; null when they are finite again.")]
+    value: Annotated[str, Meta(description="The last value, when it is one: nan, inf or -inf.")]
+
+
+class HistoryEntry(TypedDict, total=False):
+    """A change of state, or a note."""
+
+    t: Annotated[float, Meta(description="Seconds since the epoch.")]
+    state: str
+    why: str
+
+
+class RunError(TypedDict, total=False):
+    """How a rank failed."""
+
+    rank: int
+    ename: Annotated[str, Meta(description="Name of the exception's type.")]
+    evalue: Annotated[str, Meta(description="Its message.")]
+    traceback: Annotated[list[str], Meta(description="Lines with terminal colours, as IPython draws them.")]
+    place: Annotated[str, Meta(description="The line of the notebook or script that failed.")]
+    locals: Annotated[dict[str, str], Meta(description="Variables there, as short texts.")]
+    collateral: Annotated[bool, Meta(description="Whether it failed only because another rank did.")]
+    step: Any
+
+
+class Run(Response, frozen=True):
+    """A run as a list tells of it. Times are seconds since the epoch."""
+
+    run_id: str
+    name: str
+    state: Annotated[str, Meta(description="queued, running, stopping; finished, failed, stopped or lost.")]
+    created: float
+    ended: float | None
+    world_size: Annotated[int, Meta(description="Ranks of its world; 0 while they are not chosen yet.")]
+    ranks: Annotated[list[int], Meta(description="Those that execute it.")]
+    cluster: str
+    artifacts: Annotated[dict[str, str], Meta(description="What it saved: {model: path in its folder}.")]
+    progress: Annotated[
+        list[float | None] | None, Meta(description="[done, total] of its newest progress bar; null for none.")
+    ] = None
+    metrics: Annotated[dict[str, Number], Meta(description="The last value of each metric, of the first rank.")] = {}
+    not_finite: dict[str, NotFinite] = {}
+    world_id: Annotated[str, Meta(description="Of the world that executes it; empty while none does.")] = ""
+    holder: Annotated[str, Meta(description="Who started it, in words: the end of a notebook's path, a process.")] = ""
+    num_restarts: int = 0
+
+
+class Runs(Response, frozen=True):
+    """Runs, the newest first."""
+
+    runs: list[Run]
+
+
+class RunDetail(Run, frozen=True):
+    """Everything that the record of a run holds."""
+
+    agent: Annotated[str, Meta(description="Socket of the node agent that leads it, on the server's host.")] = ""
+    host: Annotated[str, Meta(description="Of that agent, when it is not the host of whoever started the run.")] = ""
+    owner: str = ""
+    spec: Annotated[dict[str, Any], Meta(description="The options that differ from their defaults.")] = {}
+    script: Annotated[dict[str, Any], Meta(description="Which script was run, if it was one.")] = {}
+    history: list[HistoryEntry] = []
+    errors: list[RunError] = []
+    source: Annotated[str, Meta(description="As it was typed.")] = ""
+    versions: Annotated[dict[str, str], Meta(description="Of Python and of libraries, on its ranks; {} unknown.")] = {}
+
+
+class RunStarted(Response, frozen=True):
+    """The run is on its way; it may wait for ranks."""
+
+    run_id: str
+    name: str
+    state: str
+    notes: Annotated[list[str], Meta(description="What there is to say, one sentence each.")]
+
+
+class RunStopped(Response, frozen=True):
+    """The state now: stopping while its ranks come to an end."""
+
+    state: str
+
+
+class RunDeleted(Response, frozen=True):
+    """The run is gone, with everything it left."""
+
+    run_id: str
+
+
+class RunView(Response, frozen=True):
+    """A run as it looks now."""
+
+    run_id: str
+    name: str
+    state: str
+    html: Annotated[str, Meta(description="Its static form.")]
+
+
+class LogScalesKept(Response, frozen=True):
+    """The metrics that every later view of the run draws in powers of ten."""
+
+    log: list[str]
+
+
+class LogRecord(TypedDict, total=False):
+    """What a rank wrote; display and result have more fields."""
+
+    rank: int
+    seq: Annotated[int, Meta(description="1, 2, ... of its rank.")]
+    t: Annotated[float, Meta(description="Seconds since the epoch.")]
+    kind: Annotated[str, Meta(description="stdout, stderr, display, result, clear_output or report.")]
+    text: str
+    warning: Annotated[bool, Meta(description="Whether Python's warnings wrote it.")]
+    data: Annotated[dict[str, Any], Meta(description="Of display and result: by MIME type.")]
+    metadata: dict[str, Any]
+
+
+class LogRecords(Response, frozen=True):
+    """What ranks wrote, in order of time."""
+
+    records: list[LogRecord]
+
+
+class MetricRecord(TypedDict, total=False):
+    """What a rank measured: values at a step, or how far it is."""
+
+    rank: int
+    seq: Annotated[int, Meta(description="1, 2, ... of its rank.")]
+    t: Annotated[float, Meta(description="Seconds since the epoch.")]
+    step: Number
+    values: dict[str, Number]
+    not_finite: Annotated[dict[str, str], Meta(description="Which values are null, and for what: nan, inf, -inf.")]
+    progress: Annotated[list[Number], Meta(description="[done, total].")]
+    desc: Annotated[str, Meta(description="Of the progress bar.")]
+
+
+class MetricRecords(Response, frozen=True):
+    """What ranks measured, in order of time."""
+
+    records: list[MetricRecord]
