@@ -7,9 +7,16 @@ Numbers that JSON has no words for (NaN, infinity) are null, and counted beside.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+from jupyter_llmcloud.protocol.http.clusters import Cluster
+from jupyter_llmcloud.protocol.http.endpoints import Endpoint
+from jupyter_llmcloud.protocol.http.keys import Key
+from jupyter_llmcloud.protocol.http.runs import Run
+from jupyter_llmcloud.protocol.http.worlds import World
 
 Topic = Literal["clusters", "worlds", "runs", "endpoints", "keys"]
 TOPICS: tuple[Topic, ...] = ("clusters", "worlds", "runs", "endpoints", "keys")
@@ -298,12 +305,29 @@ class Hello(Event, kw_only=True, frozen=True, tag="hello"):
     heartbeat_s: float
 
 
+ITEMS: dict[Topic, type[msgspec.Struct]] = {
+    "clusters": Cluster,
+    "worlds": World,
+    "runs": Run,
+    "endpoints": Endpoint,
+    "keys": Key,
+}
+# As it is kept and sent: encoded once, compared and passed on as bytes.
+Item = Annotated[
+    msgspec.Raw,
+    Meta(
+        description="Of the type that belongs to the topic.",
+        extra_json_schema={"anyOf": [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in ITEMS.values()]},
+    ),
+]
+
+
 class Snapshot(Event, kw_only=True, frozen=True, tag="snapshot"):
     """All items of a topic; what a client had before is replaced."""
 
     topic: Topic
     cursor: int
-    items: list[dict[str, Any]]
+    items: list[Item]
 
 
 class Changed(Event, kw_only=True, frozen=True, tag="changed"):
@@ -311,7 +335,7 @@ class Changed(Event, kw_only=True, frozen=True, tag="changed"):
 
     topic: Topic
     cursor: int
-    item: dict[str, Any]
+    item: Item
 
 
 class Removed(Event, kw_only=True, frozen=True, tag="removed"):
