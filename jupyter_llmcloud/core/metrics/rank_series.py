@@ -4,6 +4,8 @@ A rank's series is a set of cells over the step axis. Each distinct step has its
 `limit`; from then on a cell covers a power of two of steps, doubled when they become too many. So memory is bounded, a
 record costs O(1), and the cells of different ranks lie above each other whatever each of them has logged.
 
+With each value goes when it was logged, and in which epoch; a cell tells that of its last value.
+
 The last value at a step counts: a cell keeps its newest step apart, where another value may replace it. A rank that
 goes back to an earlier step (a resumed run, a second loop) replaces what it had said there.
 """
@@ -20,9 +22,22 @@ _START = -math.inf
 class Stretch:
     """What was seen in some steps."""
 
-    __slots__ = ("count", "first", "high", "high_at", "last", "low", "low_at", "mean", "num_not_finite")
+    __slots__ = (
+        "count",
+        "epoch",
+        "first",
+        "high",
+        "high_at",
+        "last",
+        "low",
+        "low_at",
+        "mean",
+        "num_not_finite",
+        "time",
+    )
 
-    def __init__(self, step: float, value: float) -> None:
+    def __init__(self, step: float, value: float, time: float = 0.0, epoch: float | None = None) -> None:
+        self.time, self.epoch = time, epoch
         self.first = self.last = step
         self.low_at = self.high_at = step
         is_finite = math.isfinite(value)
@@ -32,9 +47,9 @@ class Stretch:
         self.low = value if is_finite else math.inf
         self.high = value if is_finite else -math.inf
 
-    def add(self, step: float, value: float) -> None:
+    def add(self, step: float, value: float, time: float = 0.0, epoch: float | None = None) -> None:
         """A value at a step after the last one."""
-        self.last = step
+        self.last, self.time, self.epoch = step, time, epoch
         if not math.isfinite(value):
             self.num_not_finite += 1
             return
@@ -47,6 +62,8 @@ class Stretch:
 
     def merge(self, other: Stretch) -> None:
         """Take in another stretch."""
+        if other.last >= self.last:
+            self.time, self.epoch = other.time, other.epoch
         self.first, self.last = min(self.first, other.first), max(self.last, other.last)
         if count := self.count + other.count:
             self.mean = self.mean * (self.count / count) + other.mean * (other.count / count)
@@ -61,34 +78,38 @@ class Stretch:
         twin = Stretch.__new__(Stretch)
         twin.first, twin.last, twin.count, twin.mean = self.first, self.last, self.count, self.mean
         twin.low, twin.low_at, twin.high, twin.high_at = self.low, self.low_at, self.high, self.high_at
-        twin.num_not_finite = self.num_not_finite
+        twin.num_not_finite, twin.time, twin.epoch = self.num_not_finite, self.time, self.epoch
         return twin
 
 
 class Cell:
     """The values of some steps; that of the newest one can still be replaced."""
 
-    __slots__ = ("closed", "step", "value")
+    __slots__ = ("closed", "epoch", "step", "time", "value")
 
-    def __init__(self, step: float, value: float, closed: Stretch | None = None) -> None:
+    def __init__(
+        self, step: float, value: float, time: float = 0.0, epoch: float | None = None, closed: Stretch | None = None
+    ) -> None:
         self.step = step
         self.value = value
+        self.time = time
+        self.epoch = epoch
         self.closed = closed
 
-    def go_on(self, step: float, value: float) -> None:
+    def go_on(self, step: float, value: float, time: float, epoch: float | None) -> None:
         """A value at a later step."""
         if self.closed is None:
-            self.closed = Stretch(self.step, self.value)
+            self.closed = Stretch(self.step, self.value, self.time, self.epoch)
         else:
-            self.closed.add(self.step, self.value)
-        self.step, self.value = step, value
+            self.closed.add(self.step, self.value, self.time, self.epoch)
+        self.step, self.value, self.time, self.epoch = step, value, time, epoch
 
     def seen(self) -> Stretch:
         """All of it."""
         if self.closed is None:
-            return Stretch(self.step, self.value)
+            return Stretch(self.step, self.value, self.time, self.epoch)
         whole = self.closed.copy()
-        whole.add(self.step, self.value)
+        whole.add(self.step, self.value, self.time, self.epoch)
         return whole
 
     def followed_by(self, later: Cell) -> Cell:
@@ -96,7 +117,7 @@ class Cell:
         closed = self.seen()
         if later.closed is not None:
             closed.merge(later.closed)
-        return Cell(later.step, later.value, closed)
+        return Cell(later.step, later.value, later.time, later.epoch, closed)
 
 
 class RankSeries:
@@ -114,7 +135,7 @@ class RankSeries:
         self._first = (math.inf, math.nan)
         self._recent: dict[float, float] = {}
 
-    def add(self, step: float, value: float, limit: int) -> None:
+    def add(self, step: float, value: float, limit: int, time: float = 0.0, epoch: float | None = None) -> None:
         """The rank's value at a step; at most `limit` cells are kept."""
         self.reached = max(self.reached, step)
         if step <= self._first[0]:
@@ -126,13 +147,13 @@ class RankSeries:
         key = step // self.width if self.width else step
         cell = self.cells.get(key)
         if cell is None or step < cell.step:
-            self.cells[key] = Cell(step, value)
+            self.cells[key] = Cell(step, value, time, epoch)
             if len(self.cells) > limit:
                 self._thin(limit // 2 + 1)
         elif step > cell.step:
-            cell.go_on(step, value)
+            cell.go_on(step, value, time, epoch)
         else:
-            cell.value = value
+            cell.value, cell.time, cell.epoch = value, time, epoch
 
     def at(self, step: float) -> float | None:
         """The exact value at a step; None where it is not known any more, or never was."""

@@ -28,6 +28,7 @@ class Point:
     """One place on a chart: the mean over ranks (and steps, when thinned) and its spread.
 
     They are None where the mean is not finite. `num_ranks` have a value there; `num_not_finite` values are left out.
+    `time` and `epoch` are those of the last value.
     """
 
     step: float
@@ -36,6 +37,8 @@ class Point:
     high: float | None
     num_ranks: int = field(default=1, compare=False)
     num_not_finite: int = field(default=0, compare=False)
+    time: float = field(default=0.0, compare=False)
+    epoch: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Series:
 
     Attributes:
         num_values: taken in so far.
+        dirty_from: the lowest step at which something was taken in since somebody set it to infinity.
     """
 
     def __init__(self, name: str, max_points: int = MAX_POINTS, gone: Set[int] = frozenset()) -> None:
@@ -62,17 +66,22 @@ class Series:
         self.name = name
         self.max_points = max_points
         self.num_values = 0
+        self.dirty_from = -math.inf
         self.not_finite = NotFinite()
         self._gone = gone
         self._ranks: dict[int, RankSeries] = {}
 
-    def add(self, step: float, value: float, rank: int = 0) -> None:
-        """Take in a rank's value at a step; a later one at the same step takes its place."""
+    def add(self, step: float, value: float, rank: int = 0, *, time: float = 0.0, epoch: float | None = None) -> None:
+        """Take in a rank's value at a step; a later one at the same step takes its place.
+
+        `time` says when it was logged, in seconds since the epoch; `epoch` is the newest value of the metric "epoch".
+        """
         self.num_values += 1
+        self.dirty_from = min(self.dirty_from, step)
         if rank not in self._ranks:
             self._ranks[rank] = RankSeries()
         limit = min(self.max_points - 2, max(MIN_CELLS, MAX_CELLS // len(self._ranks)))  # room for the exact ends
-        self._ranks[rank].add(step, value, limit)
+        self._ranks[rank].add(step, value, limit, time, epoch)
         self.not_finite.add(rank, step, value)
 
     # --- what is drawn ---
@@ -82,9 +91,10 @@ class Series:
         if not self._ranks:
             return []
         limit = max(8, min(max_points or self.max_points, self.max_points))
-        width, columns = self._columns(limit - 2)
+        width = self.column_width(limit - 2)
+        columns = self.columns(width)
         end = self.reached
-        points = [_point(columns[key].values()) for key in sorted(columns)]
+        points = [point_of(columns[key].values()) for key in sorted(columns)]
         ends = [max(seen.last for seen in columns[key].values()) for key in sorted(columns)]
         points = [point for point, last in zip(points, ends, strict=True) if last <= end]
         if not width:
@@ -92,20 +102,27 @@ class Series:
         points = [self._exact(self._began), *points, self._exact(end)]
         return [point for at, point in enumerate(points) if not at or point.step > points[at - 1].step]
 
-    def _columns(self, limit: int) -> tuple[float, dict[float, dict[int, Stretch]]]:
-        """What each rank says in each column of the chart, and the width of a column."""
+    def column_width(self, limit: int) -> float:
+        """Steps that a column covers, for at most `limit` of them; 0 while each step has its own."""
         width = max(series.width for series in self._ranks.values())
         steps = {cell.step for _, cell in self._cells()}
         if len({step // width for step in steps} if width else steps) > limit:
             width = wider(width, list(steps), limit)
+        return width
+
+    def columns(self, width: float, from_key: float = -math.inf) -> dict[float, dict[int, Stretch]]:
+        """What each rank says in each column from one on; a column's key is its first step in units of `width`."""
         columns: dict[float, dict[int, Stretch]] = {}
+        least = from_key * width if width else from_key
         for rank, cell in self._cells():
+            if cell.step < least:
+                continue
             column = columns.setdefault(cell.step // width if width else cell.step, {})
             if rank in column:
                 column[rank].merge(cell.seen())
             else:
                 column[rank] = cell.seen()
-        return width, columns
+        return columns
 
     def _cells(self) -> Iterator[tuple[int, Any]]:
         for rank, series in self._ranks.items():
@@ -125,7 +142,7 @@ class Series:
     def _exact(self, step: float) -> Point:
         """The mean over those ranks that have a value at this very step."""
         values = [value for series in self._ranks.values() if (value := series.at(step)) is not None]
-        return _point([Stretch(step, value) for value in values]) if values else Point(step, None, None, None, 0)
+        return point_of([Stretch(step, value) for value in values]) if values else Point(step, None, None, None, 0)
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -141,6 +158,11 @@ class Series:
         return exact if exact.num_ranks else self.points(8)[-1]
 
     # --- what is said beside it ---
+
+    @property
+    def logged_by(self) -> Set[int]:
+        """The ranks that have logged it."""
+        return self._ranks.keys()
 
     @property
     def ranks(self) -> dict[int, Extreme]:
@@ -186,17 +208,18 @@ class Series:
         return self.not_finite.first
 
 
-def _point(seen: Iterable[Stretch]) -> Point:
+def point_of(seen: Iterable[Stretch]) -> Point:
     """A column of a chart. Where one rank has nothing but NaN, there is no mean over ranks."""
     ranks = list(seen)
     where = (min(one.first for one in ranks) + max(one.last for one in ranks)) / 2
     step = ranks[0].first if len(ranks) == 1 and ranks[0].first == ranks[0].last else where
     num_not_finite = sum(one.num_not_finite for one in ranks)
+    newest = max(ranks, key=lambda one: (one.last, one.time))
     if not all(one.count for one in ranks):
-        return Point(step, None, None, None, len(ranks), num_not_finite)
+        return Point(step, None, None, None, len(ranks), num_not_finite, newest.time, newest.epoch)
     mean = math.fsum(one.mean / len(ranks) for one in ranks)
     low, high = min(one.low for one in ranks), max(one.high for one in ranks)
-    return Point(step, mean, low, high, len(ranks), num_not_finite)
+    return Point(step, mean, low, high, len(ranks), num_not_finite, newest.time, newest.epoch)
 
 
 class MetricCollector:
@@ -211,6 +234,7 @@ class MetricCollector:
         self.num_left_out = 0  # values of metrics beyond `max_metrics`
         self._seq: dict[int, int] = {}
         self._steps: dict[int, StepCount] = {}
+        self._epochs: dict[int, float] = {}  # the newest of each rank
         self._gone: set[int] = set()
 
     def feed(self, rank: int, records: Iterable[Mapping[str, Any]], now: float = 0.0) -> bool:
@@ -249,8 +273,11 @@ class MetricCollector:
             if rank not in self._steps:
                 self._steps[rank] = StepCount()
             step = self._steps[rank].of(record)
+            if (epoch := values.get("epoch")) is not None and math.isfinite(epoch := as_number(epoch) or 0.0):
+                self._epochs[rank] = epoch
+            time = record.get("t", now)
             for name, value in values.items():
-                self._take_value(str(name), step, value, rank)
+                self._take_value(str(name), step, value, rank, time)
         if progress := record.get("progress"):
             self._take_progress(rank, progress, str(record.get("desc") or ""), record.get("t", now))
 
@@ -260,7 +287,7 @@ class MetricCollector:
             total = total if total and math.isfinite(total) and total > 0 else None
             self.progress.move(rank, done, total, desc, now)
 
-    def _take_value(self, name: str, step: float, value: Any, rank: int) -> None:
+    def _take_value(self, name: str, step: float, value: Any, rank: int, time: float) -> None:
         number = as_number(value)
         if number is None:
             return
@@ -270,4 +297,4 @@ class MetricCollector:
                 self.num_left_out += 1
                 return
             series = self.series[name] = Series(name, self.max_points, self._gone)
-        series.add(step, number, rank)
+        series.add(step, number, rank, time=time, epoch=self._epochs.get(rank))

@@ -1,0 +1,59 @@
+"""The columns of a chart, kept up to date at the cost of what is new.
+
+A `Series` can be asked for its points at any time; that costs as much as it holds. Who shows it ten times a second
+keeps `Columns` of it, which look only at the columns that something was logged to since, and tell from where on they
+have changed: a front end replaces the tail of what it has.
+"""
+
+from __future__ import annotations
+
+import math
+
+from jupyter_llmcloud.core.metrics.series import Point, Series, point_of
+
+
+class Columns:
+    """Of one series, `limit` at most.
+
+    Attributes:
+        points: one a column, in order of their steps, as far as all ranks have reached.
+        is_partial: whether ranks are behind, so that values are known beyond the last column.
+    """
+
+    def __init__(self, series: Series, limit: int) -> None:
+        self.points: list[Point] = []
+        self.is_partial = False
+        self._series = series
+        self._limit = limit
+        self._width = -1.0
+        self._seen: dict[float, tuple[float, Point]] = {}  # by key: the last step in it, and what it shows
+        self._keys: list[float] = []
+        self._ranks: set[int] = set()
+
+    def update(self, dirty_from: float) -> int:
+        """Take in what was logged at steps from `dirty_from` on; returns the index of the first column that changed.
+
+        When none has, that is their number.
+        """
+        series, before = self._series, self.points
+        width = series.column_width(self._limit)
+        first = dirty_from // width if width and math.isfinite(dirty_from) else dirty_from
+        if width != self._width or series.logged_by != self._ranks:
+            self._width, self._ranks, first = width, set(series.logged_by), -math.inf
+            self._seen = {}
+        for key, ranks in series.columns(width, first).items():
+            self._seen[key] = (max(one.last for one in ranks.values()), point_of(ranks.values()))
+        self._keys = sorted(self._seen)
+        end = series.reached if self._keys else 0.0
+        self.points = [self._seen[key][1] for key in self._keys if self._seen[key][0] <= end]
+        self.is_partial = len(self.points) < len(self._keys)
+        return _first_difference(before, self.points)
+
+
+def _first_difference(before: list[Point], after: list[Point]) -> int:
+    shorter = min(len(before), len(after))
+    for at in range(shorter):
+        old, new = before[at], after[at]
+        if old is not new and (old != new or old.time != new.time or old.num_not_finite != new.num_not_finite):
+            return at
+    return shorter
