@@ -25,6 +25,7 @@ from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, Stat
 from jupyter_llmcloud.server.api.worlds import WorldHandler, WorldsHandler, WorldStacksHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
+from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.context import ServerContext
@@ -40,6 +41,7 @@ _GATEWAY = ("state", "endpoints", "started")
 ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/livez", LivezHandler, _JSON),
     (r"/llmcloud/readyz", ReadyzHandler, _JSON),
+    (r"/llmcloud/openapi\.json", OpenApiHandler, (*_JSON, "routes")),
     (r"/llmcloud/api/status", StatusHandler, (*_JSON, "identity")),
     (r"/llmcloud/api/clusters", ClustersHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler, (*_JSON, "clusters")),
@@ -69,4 +71,8 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
 
 def handlers(context: ServerContext) -> list[tuple[str, type[Any], dict[str, Any]]]:
     """The routes of one server, each with the services it takes."""
-    return [(path, handler, {name: getattr(context, name) for name in names}) for path, handler, names in ROUTES]
+
+    def service(name: str) -> Any:
+        return ROUTES if name == "routes" else getattr(context, name)
+
+    return [(path, handler, {name: service(name) for name in names}) for path, handler, names in ROUTES]
