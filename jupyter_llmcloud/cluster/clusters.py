@@ -26,7 +26,15 @@ from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import AdoptCluster, Describe, ScaleCluster, Shutdown, StopWorld
+from jupyter_llmcloud.protocol.agent_messages import (
+    AdoptCluster,
+    Describe,
+    DumpStacks,
+    ScaleCluster,
+    Shutdown,
+    StopWorld,
+    WorldStacks,
+)
 from jupyter_llmcloud.protocol.client import AgentConnection
 
 ASK_TIMEOUT_S = 30.0
@@ -305,12 +313,21 @@ class ClusterPool:
 
     async def stop_world(self, name: str) -> HeldWorld:
         """End a world, whoever has it, with its variables and what is executed there. Raises NotFound, UsageError."""
-        found = [pair for record in await self.list() for pair in await self._worlds_with_leaders(record.name)]
-        ended = find_world([world for world, _ in found], name)
-        leader = next(agent for world, agent in found if world is ended)
+        ended, leader = await self._find_world(name)
         async with await AgentConnection.open(leader.address) as connection:
             await connection.request(StopWorld(world_id=ended.world_id))
         return ended
+
+    async def world_stacks(self, name: str) -> tuple[str, WorldStacks]:
+        """The id of a world, and what every thread of its ranks is doing. Raises NotFound, UsageError."""
+        world, leader = await self._find_world(name)
+        async with await AgentConnection.open(leader.address) as connection:
+            return world.world_id, await connection.request(DumpStacks(world_id=world.world_id), ASK_TIMEOUT_S)
+
+    async def _find_world(self, name: str) -> tuple[HeldWorld, AgentInfo]:
+        found = [pair for record in await self.list() for pair in await self._worlds_with_leaders(record.name)]
+        wanted = find_world([world for world, _ in found], name)
+        return wanted, next(agent for world, agent in found if world is wanted)
 
     async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
         """The agent with the fewest replicas; of the newest cluster, started if need be, when none is named."""

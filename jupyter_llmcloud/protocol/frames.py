@@ -101,17 +101,18 @@ def encode(message: Message) -> bytes:
 
 def _tidied(message: M) -> M:
     """Half characters and numbers of more than 64 bits, which no header can carry, as what comes nearest to them."""
-    fields = {name: _tidy(getattr(message, name)) for name in message.__struct_fields__}
+    fields = {name: tidy(getattr(message, name)) for name in message.__struct_fields__}
     return replace(message, **fields)
 
 
-def _tidy(value: Any) -> Any:
+def tidy(value: Any) -> Any:
+    """`value` with what an encoder takes in place of half characters and numbers of more than 64 bits."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {_tidy(key): _tidy(item) for key, item in value.items()}
+        return {tidy(key): tidy(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_tidy(item) for item in value]
+        return [tidy(item) for item in value]
     if isinstance(value, int) and not _MIN_INT <= value <= _MAX_INT:
         try:
             return float(value)

@@ -9,22 +9,23 @@ from jupyter_llmcloud.server.api.clusters import (
     ClusterScaleHandler,
     ClustersHandler,
     PlacementHandler,
-    WorldHandler,
-    WorldsHandler,
 )
 from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
 from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
 from jupyter_llmcloud.server.api.runs import (
     RunHandler,
     RunLogHandler,
-    RunRecordsHandler,
+    RunLogsHandler,
+    RunMetricsHandler,
     RunsHandler,
     RunStopHandler,
     RunViewHandler,
 )
 from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, StatusHandler
+from jupyter_llmcloud.server.api.worlds import WorldHandler, WorldsHandler, WorldStacksHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
+from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.context import ServerContext
@@ -40,16 +41,19 @@ _GATEWAY = ("state", "endpoints", "started")
 ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/livez", LivezHandler, _JSON),
     (r"/llmcloud/readyz", ReadyzHandler, _JSON),
+    (r"/llmcloud/openapi\.json", OpenApiHandler, (*_JSON, "routes")),
     (r"/llmcloud/api/status", StatusHandler, (*_JSON, "identity")),
     (r"/llmcloud/api/clusters", ClustersHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}/scale", ClusterScaleHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/placement", PlacementHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/worlds", WorldsHandler, (*_JSON, "clusters")),
+    (r"/llmcloud/api/worlds/(.+)/stacks", WorldStacksHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/worlds/(.+)", WorldHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/runs", RunsHandler, (*_RUNS, "starts")),
     (rf"/llmcloud/api/runs/{NAME}", RunHandler, _RUNS),
-    (rf"/llmcloud/api/runs/{NAME}/(logs|metrics)", RunRecordsHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/logs", RunLogsHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/metrics", RunMetricsHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/log", RunLogHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/view", RunViewHandler, _RUNS),
@@ -67,4 +71,8 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
 
 def handlers(context: ServerContext) -> list[tuple[str, type[Any], dict[str, Any]]]:
     """The routes of one server, each with the services it takes."""
-    return [(path, handler, {name: getattr(context, name) for name in names}) for path, handler, names in ROUTES]
+
+    def service(name: str) -> Any:
+        return ROUTES if name == "routes" else getattr(context, name)
+
+    return [(path, handler, {name: service(name) for name in names}) for path, handler, names in ROUTES]

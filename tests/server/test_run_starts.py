@@ -35,7 +35,7 @@ class NoRoom:
         ({"source": "if"}, 400, "SyntaxError"),
         ({"source": "\0"}, 400, "Nothing was started"),
         ({"source": "1", "sepc": {}}, 400, "field 'sepc' is not known here: source, spec, script are."),
-        ({"source": "1", "spec": {"pull": "x"}}, 400, "there is no option 'pull' here"),
+        ({"source": "1", "spec": {"pull": "x"}}, 400, "spec.pull is not known here: nproc, cluster, name,"),
         ({"source": "1", "spec": {"precision": "fp7"}}, 400, "Choose one of no, bf16, fp16, fp8"),
         ({"source": "1", "spec": {"resume": "nothing"}}, 404, "nothing"),
         ({"source": "1", "spec": {"nproc": 5}}, 409, "-n 5"),

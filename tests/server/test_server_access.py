@@ -30,7 +30,7 @@ def routes() -> list[tuple[str, str, Any]]:
     """(method, path, function) of every method that a route of ours implements."""
     found = []
     for pattern, handler, *_ in ROUTES:
-        path = pattern.replace("(logs|metrics)", "logs").replace("(completions)", "completions")
+        path = pattern.replace("(.+)", "name").replace("(completions)", "completions")
         path = path.replace("(chat/completions)", "chat/completions").replace("(?:/.*)?", "/nothing")
         path = re.sub(r"\(\[A-Za-z0-9\].*?\)", "name", path)
         for method in METHODS:

@@ -68,7 +68,7 @@ async def test_a_cluster_is_started_scaled_and_stopped(server: Server) -> None:
         ("clusters", {"name": "../x"}, "not a valid name"),
         ("clusters", {"colour": 1}, "'colour' is not known"),
         ("clusters", {"address": "tcp://x", "workers": 2}, "address and name alone"),
-        ("placement", {"num_ranks": 0}, "at least one rank"),
+        ("placement", {"num_ranks": 0}, "num_ranks 0 is not possible: at least 1."),
         ("placement", {"ticket": 3}, "ticket must be str"),
         ("placement", {"ticket": "x" * 65}, "64 at most"),
         ("endpoints", {}, "target must be str"),

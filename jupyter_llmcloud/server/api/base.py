@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from tornado import web
 
 from jupyter_llmcloud import errors
-from jupyter_llmcloud.errors import LLMCloudError, ServerError, UsageError
+from jupyter_llmcloud.errors import LLMCloudError, ServerError
+from jupyter_llmcloud.protocol.frames import tidy
+from jupyter_llmcloud.protocol.http.base import Refusal, Response
 from jupyter_llmcloud.protocol.rpc import refusal_body
 
 if TYPE_CHECKING:
@@ -70,36 +71,24 @@ class LLMCloudHandler(OwnOriginOnly, APIHandler):
         user = self.current_user
         return getattr(user, "username", None) or "unknown"
 
-    def fields(self, *allowed: str) -> dict[str, Any]:
-        """The JSON object in the body; a field that is not `allowed` is refused by name."""
+    def content(self) -> bytes:
+        """The body, as far as it is not too large."""
         if len(self.request.body) > MAX_BODY:
             raise web.HTTPError(413)
-        try:
-            body = json.loads(self.request.body or b"{}")
-        except (ValueError, RecursionError):
-            raise UsageError("the body is not JSON.") from None
-        if not isinstance(body, dict):
-            raise UsageError("the body must be a JSON object.")
-        unknown = sorted(set(body) - set(allowed))
-        if unknown:
-            raise UsageError(f"field {unknown[0]!r} is not known here: {', '.join(allowed) or 'none'} are.")
-        return {key: value for key, value in body.items() if value is not None}
+        return self.request.body
 
-    def number(self, name: str, default: int, most: int) -> int:
-        """A count in the query."""
-        text = self.get_query_argument(name, str(default))
-        if not text.isascii() or not text.isdigit() or not 0 <= int(text[:10]) <= most:
-            raise UsageError(f"{name}={text!r} is not a number from 0 to {most}.")
-        return int(text)
+    def arguments(self) -> dict[str, str]:
+        """The query: of a name that comes again, the last value."""
+        return {name: self.get_query_argument(name) for name in self.request.query_arguments}
 
-    def answer(self, body: dict[str, Any], status: int = 200) -> None:
-        """Finish with JSON; a number that JSON does not have (NaN, infinity) is null."""
+    def answer(self, body: Response, status: int = 200) -> None:
+        """Finish with JSON. What JSON cannot carry: NaN and infinity are null, half characters are replaced."""
         self.set_status(status)
         try:
-            text = json.dumps(body, default=str, allow_nan=False)
-        except ValueError:
-            text = json.dumps(_finite(body), default=str)
-        self.finish(text)
+            content = msgspec.json.encode(body)
+        except UnicodeEncodeError:
+            content = msgspec.json.encode(tidy(msgspec.to_builtins(body)))
+        self.finish(content)
 
     async def carry_out(
         self,
@@ -126,32 +115,12 @@ class LLMCloudHandler(OwnOriginOnly, APIHandler):
             error = ServerError(f"the server's database could not be read or written: {error}.")
         if isinstance(error, LLMCloudError):
             status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-            return self.answer(refusal_body(error), status)
+            return self.answer(Refusal(**refusal_body(error)), status)
         message = getattr(error, "log_message", None) or self._reason
-        self.answer(refusal_body(ServerError(f"{message} (HTTP {status_code})")), status_code)
+        self.answer(Refusal(**refusal_body(ServerError(f"{message} (HTTP {status_code})"))), status_code)
         return None
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """An answer that is an error on purpose needs no traceback in the log."""
         if not isinstance(value, LLMCloudError):
             super().log_exception(kind, value, trace)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def expect(kind: type | tuple[type, ...], name: str, value: Any) -> Any:
-    """`value`, when it is of that type; a number is never taken for true or false."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in _as_tuple(kind)):
-        names = " or ".join(item.__name__ for item in _as_tuple(kind))
-        raise UsageError(f"{name} must be {names}, not {value!r:.80}.")
-    return value
-
-
-def _as_tuple(kind: type | tuple[type, ...]) -> tuple[type, ...]:
-    return kind if isinstance(kind, tuple) else (kind,)

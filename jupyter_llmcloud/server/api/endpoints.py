@@ -10,14 +10,27 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.utils import url_path_join
 
 from jupyter_llmcloud.core.spec import Door, EndpointSpec
-from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
+from jupyter_llmcloud.protocol.http.endpoints import (
+    Endpoint,
+    EndpointLogs,
+    EndpointLogsQuery,
+    EndpointQuery,
+    Endpoints,
+    Replica,
+    ReplicaLog,
+    StartEndpoint,
+)
+from jupyter_llmcloud.server.api.base import LLMCloudHandler
+from jupyter_llmcloud.server.api.operation import operation
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
 
-MAX_WAIT_S = 60
-MAX_LINES = 10_000
+
+def as_endpoint(described: dict[str, Any], url: str = "") -> Endpoint:
+    """An endpoint as `EndpointController.describe` tells of it, with the URL under which a client reaches it."""
+    replicas = [Replica(**row) for row in described["replicas"]]
+    return Endpoint(**{**described, "replicas": replicas, "url": url})
 
 
 class _EndpointHandler(LLMCloudHandler):
@@ -25,68 +38,66 @@ class _EndpointHandler(LLMCloudHandler):
         super().initialize(**shared)
         self.endpoints = endpoints
 
-    def told(self, endpoint: EndpointController) -> dict[str, Any]:
-        """Its record, with the URL under which this client reached the server."""
+    def told(self, described: dict[str, Any]) -> Endpoint:
+        """With the URL under which this client reached the server."""
         origin = f"{self.request.protocol}://{self.request.host}"
-        return {**endpoint.describe(), "url": origin + url_path_join(self.base_url, "llmcloud/v1")}
+        return as_endpoint(described, origin + url_path_join(self.base_url, "llmcloud/v1"))
 
 
 class EndpointsHandler(_EndpointHandler):
     """All endpoints."""
 
-    @access("read")
-    async def get(self) -> None:
-        """List them, the newest first."""
+    @operation("read", Endpoints)
+    async def get(self) -> Endpoints:
+        """List the endpoints, the newest first."""
         await self.started()
-        self.answer({"endpoints": [self.told(endpoint) for endpoint in self.endpoints.list()]})
+        return Endpoints(endpoints=[self.told(endpoint.describe()) for endpoint in self.endpoints.list()])
 
-    @access("execute")
-    async def post(self) -> None:
+    @operation("execute", Endpoint, 201, body=StartEndpoint)
+    async def post(self, body: StartEndpoint) -> Endpoint:
         """Serve a run's model or a folder. Answers at once; the endpoint is starting then."""
         await self.started()
-        fields = self.fields("target", *(option.name for option in EndpointSpec.options(Door.REST)))
-        target = expect(str, "target", fields.pop("target", None))
-        spec = EndpointSpec.make(fields, Door.REST)
+        options = body.given()
+        target = options.pop("target")
+        spec = EndpointSpec.make(options, Door.REST)
         work = self.endpoints.create(
             target, spec.name, spec.replicas, spec.dtype, spec.cluster,
             base_model=spec.base_model, max_model_len=spec.max_model_len, max_concurrent=spec.max_concurrent,
             threads=spec.threads,
         )  # fmt: skip
         endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
-        self.answer(self.told(endpoint), 201)
+        return self.told(endpoint.describe())
 
 
 class EndpointHandler(_EndpointHandler):
     """One endpoint."""
 
-    @access("read")
-    async def get(self, name: str) -> None:
-        """Its record; `?wait_s=` waits until it is not starting any more."""
+    @operation("read", Endpoint, query=EndpointQuery)
+    async def get(self, name: str, query: EndpointQuery) -> Endpoint:
+        """Tell of an endpoint; `wait_s` waits until it is not starting any more."""
         await self.started()
         endpoint = self.endpoints.get(name)
-        wait_s = self.number("wait_s", 0, MAX_WAIT_S)
-        if wait_s:
-            await endpoint.wait("starting", wait_s)
-        self.answer(self.told(endpoint))
+        if query.wait_s:
+            await endpoint.wait("starting", query.wait_s)
+        return self.told(endpoint.describe())
 
-    @access("execute")
-    async def delete(self, name: str) -> None:
-        """Stop it; one that is stopped already is forgotten."""
+    @operation("execute", Endpoint)
+    async def delete(self, name: str) -> Endpoint:
+        """Stop an endpoint; one that is stopped already is forgotten."""
         await self.started()
-        self.answer(await self.carry_out("endpoint.stop", name, self.endpoints.stop(name)))
+        return self.told(await self.carry_out("endpoint.stop", name, self.endpoints.stop(name)))
 
 
 class EndpointLogsHandler(_EndpointHandler):
     """What the replicas of an endpoint printed."""
 
-    @access("read")
-    async def get(self, name: str) -> None:
-        """The newest `?limit=` lines of each replica."""
+    @operation("read", EndpointLogs, query=EndpointLogsQuery)
+    async def get(self, name: str, query: EndpointLogsQuery) -> EndpointLogs:
+        """The newest lines of each replica of an endpoint."""
         await self.started()
-        limit = self.number("limit", 200, MAX_LINES)
         paths = self.endpoints.get(name).logs()
-        texts = await asyncio.gather(*(asyncio.to_thread(last_lines, Path(path), limit) for path in paths))
-        self.answer({"logs": [{"path": path, "text": text} for path, text in zip(paths, texts, strict=True)]})
+        texts = await asyncio.gather(*(asyncio.to_thread(last_lines, Path(path), query.limit) for path in paths))
+        return EndpointLogs(logs=[ReplicaLog(path=path, text=text) for path, text in zip(paths, texts, strict=True)])
 
 
 def last_lines(path: Path, limit: int) -> str:

@@ -6,16 +6,18 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from jupyter_llmcloud.core.serving.keys import NUM_ID_BYTES, NUM_SECRET_BYTES, ApiKey, check_scopes, make_key
-from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
+from jupyter_llmcloud.protocol.http.keys import DEFAULT_EXPIRY_S, CreateKey, Key, KeyRevoked, Keys, NewKey
+from jupyter_llmcloud.server.api.base import LLMCloudHandler
+from jupyter_llmcloud.server.api.operation import operation
 from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 
-DEFAULT_EXPIRY_S = 30 * 86400.0
-MAX_EXPIRY_S = 10 * 365 * 86400.0
+MAX_LABEL = 200
 
 
 def mint(
@@ -29,11 +31,18 @@ def mint(
     return key, stored
 
 
-def told(key: StoredKey) -> dict[str, Any]:
+def told(key: StoredKey) -> Key:
     """What the API tells of a key: not even its digest."""
-    state = "revoked" if key.revoked else "valid" if key.is_valid(time.time()) else "expired"
-    kept = ("id", "label", "scopes", "owner", "created", "expires", "revoked")
-    return {**{name: getattr(key, name) for name in kept}, "state": state}
+    return Key(
+        id=key.id,
+        label=key.label,
+        scopes=key.scopes,
+        owner=key.owner,
+        created=key.created,
+        expires=key.expires,
+        revoked=key.revoked,
+        state="revoked" if key.revoked else "valid" if key.is_valid(time.time()) else "expired",
+    )
 
 
 class KeysHandler(LLMCloudHandler):
@@ -44,24 +53,18 @@ class KeysHandler(LLMCloudHandler):
         super().initialize(**shared)
         self.state = state
 
-    @access("read")
-    async def get(self) -> None:
-        """List them."""
-        self.answer({"keys": [told(key) for key in self.state.list_keys()]})
+    @operation("read", Keys)
+    async def get(self) -> Keys:
+        """List the keys, without their secrets."""
+        return Keys(keys=[told(key) for key in self.state.list_keys()])
 
-    @access("execute")
-    async def post(self) -> None:
-        """Mint one; the answer is the only place where it is ever written."""
-        fields = self.fields("scopes", "expires_s", "label")
-        scopes = [expect(str, "scopes", scope) for scope in expect(list, "scopes", fields.get("scopes", []))]
-        expires_s = float(expect((int, float), "expires_s", fields.get("expires_s", DEFAULT_EXPIRY_S)))
-        if not 1 <= expires_s <= MAX_EXPIRY_S:
-            raise UsageError(f"expires_s {expires_s:g} is not possible: 1 second to ten years.")
-        label = expect(str, "label", fields.get("label", ""))[:200]
-        key, stored = mint(self.state, scopes, self.actor, expires_s, label)
+    @operation("execute", NewKey, 201, body=CreateKey)
+    async def post(self, body: CreateKey) -> NewKey:
+        """Mint a key; the answer is the only place where it is ever written."""
+        key, stored = mint(self.state, body.scopes, self.actor, body.expires_s, body.label[:MAX_LABEL])
         self.audit.tell(self.actor, "key.mint", key.id, scopes=stored.scopes, expires=stored.expires)
         self.set_header("Cache-Control", "no-store")
-        self.answer({**told(stored), "key": key.text}, 201)
+        return NewKey(**msgspec.structs.asdict(told(stored)), key=key.text)
 
 
 class KeyHandler(LLMCloudHandler):
@@ -73,11 +76,11 @@ class KeyHandler(LLMCloudHandler):
         self.state = state
         self.requests = requests
 
-    @access("execute")
-    async def delete(self, key_id: str) -> None:
-        """Revoke it, also for the streams it has open."""
+    @operation("execute", KeyRevoked)
+    async def delete(self, key_id: str) -> KeyRevoked:
+        """Revoke a key, also for the streams it has open."""
         await self.carry_out("key.revoke", key_id, self._revoke(key_id))
-        self.answer({"id": key_id, "state": "revoked"})
+        return KeyRevoked(id=key_id)
 
     async def _revoke(self, key_id: str) -> None:
         self.state.revoke_key(key_id, time.time())

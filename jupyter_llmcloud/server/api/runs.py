@@ -10,11 +10,34 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
+from jupyter_llmcloud.core.scheduling.holders import holder
 from jupyter_llmcloud.core.spec import Script
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
-from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
+from jupyter_llmcloud.protocol.http.runs import (
+    LogQuery,
+    LogRecord,
+    LogRecords,
+    LogScales,
+    LogScalesKept,
+    MetricRecord,
+    MetricRecords,
+    RecordsQuery,
+    Run,
+    RunDeleted,
+    RunDetail,
+    Runs,
+    RunsQuery,
+    RunStarted,
+    RunStopped,
+    RunView,
+    StartRun,
+)
+from jupyter_llmcloud.server.api.base import LLMCloudHandler
+from jupyter_llmcloud.server.api.operation import NoFields, operation
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
@@ -27,9 +50,10 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.storage.runs import RunStore
 
 TAIL_BYTES = 1 << 16
-MAX_RECORDS = 100_000
-TEXT = "text/plain; charset=utf-8"
-_SUMMARY = ("run_id", "name", "state", "created", "ended", "world_size", "ranks", "cluster", "artifacts")
+TEXT = "text/plain"
+_SUMMARY = (
+    "run_id", "name", "created", "ended", "world_size", "ranks", "cluster", "artifacts", "world_id", "num_restarts",
+)  # fmt: skip
 
 
 def latest(folder: RunFolder, not_finite: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -79,12 +103,13 @@ class _RunHandler(LLMCloudHandler):
         self.runs = runs
         self.run_states = run_states
 
-    async def summary(self, record: RunRecord) -> dict[str, Any]:
+    async def summary(self, record: RunRecord) -> Run:
         """What the list of runs tells of one."""
-        told = {key: getattr(record, key) for key in _SUMMARY}
+        kept = {key: getattr(record, key) for key in _SUMMARY}
         folder = self.runs.folder(record.run_id)
         state = await self.run_states.true_state(record)
-        return {**told, "state": state, **await asyncio.to_thread(latest, folder, record.not_finite)}
+        values = await asyncio.to_thread(latest, folder, record.not_finite)
+        return Run(**kept, state=state, holder=holder(record.owner) if record.owner else "", **values)
 
 
 class RunsHandler(_RunHandler):
@@ -97,29 +122,22 @@ class RunsHandler(_RunHandler):
         super().initialize(**shared)
         self.starts = starts
 
-    @access("read")
-    async def get(self) -> None:
-        """List them, the newest first; `?state=active` only those that go on."""
-        state = self.get_query_argument("state", "")
-        if state not in ("", "active"):
-            raise UsageError(f"state={state!r} is not possible: write active, or leave it out.")
-        limit = self.number("limit", 100, 10_000)
+    @operation("read", Runs, query=RunsQuery)
+    async def get(self, query: RunsQuery) -> Runs:
+        """List runs, the newest first; `state=active` only those that go on."""
         records = await asyncio.to_thread(self.runs.list)
-        chosen = (record for record in records if not state or record.is_active)
-        rows = await asyncio.gather(*(self.summary(record) for record in itertools.islice(chosen, limit)))
-        self.answer({"runs": [row for row in rows if not state or row["state"] != "lost"]})
+        chosen = (record for record in records if query.state is None or record.is_active)
+        rows = await asyncio.gather(*(self.summary(record) for record in itertools.islice(chosen, query.limit)))
+        return Runs(runs=[row for row in rows if query.state is None or row.state != "lost"])
 
-    @access("execute")
-    async def post(self) -> None:
+    @operation("execute", RunStarted, 201, body=StartRun)
+    async def post(self, body: StartRun) -> RunStarted:
         """Start a run from a source text and a RunSpec, on ranks of its own. It may wait for them when this answers."""
-        fields = self.fields("source", "spec", "script")
-        source = expect(str, "source", fields.get("source"))
-        spec = expect(dict, "spec", fields.get("spec", {}))
-        script = _script(expect(dict, "script", fields.get("script", {})))
+        given, script = body.spec.given(), Script(**msgspec.structs.asdict(body.script))
         await self.started()
-        work = self._starting = asyncio.ensure_future(self.starts.start(source, spec, script))
-        record, said = await self.carry_out("run.start", str(spec.get("name") or script.file)[:128], work)
-        self.answer({"run_id": record.run_id, "name": record.name, "state": record.state, "notes": said}, 201)
+        work = self._starting = asyncio.ensure_future(self.starts.start(body.source, given, script))
+        record, said = await self.carry_out("run.start", str(given.get("name") or script.file)[:128], work)
+        return RunStarted(run_id=record.run_id, name=record.name, state=record.state, notes=said)
 
     def on_connection_close(self) -> None:
         """Whoever asked for a run has gone before it was theirs."""
@@ -127,44 +145,44 @@ class RunsHandler(_RunHandler):
             self._starting.cancel()
 
 
-def _script(fields: dict[str, Any]) -> Script:
-    if unknown := sorted(set(fields) - set(Script.__dataclass_fields__)):
-        raise UsageError(f"script.{unknown[0]} is not known here: {', '.join(Script.__dataclass_fields__)} are.")
-    arguments = expect(list, "script.arguments", fields.get("arguments", []))
-    texts = {name: expect(str, f"script.{name}", fields.get(name, "")) for name in ("file", "folder")}
-    return Script(arguments=[expect(str, "script.arguments", item) for item in arguments], **texts)
-
-
 class RunHandler(_RunHandler):
     """One run, by its id or name."""
 
-    @access("read")
-    async def get(self, name: str) -> None:
-        """Everything its record holds."""
+    @operation("read", RunDetail)
+    async def get(self, name: str) -> RunDetail:
+        """Everything that the record of a run holds, by its id or name."""
         folder = self.runs.find(name)
         record = await asyncio.to_thread(folder.read)
-        told = {**asdict(record), **await self.summary(record), "source": folder.source()}
+        told = {**asdict(record), **msgspec.structs.asdict(await self.summary(record)), "source": folder.source()}
         with contextlib.suppress(LLMCloudError):  # as its record has it, when its cluster does not answer
             told["agent"] = await self.run_states.leader_address(record)
-        self.answer(told)
+        return RunDetail(**told)
 
-    @access("write")
-    async def delete(self, name: str) -> None:
+    @operation("write", RunDeleted)
+    async def delete(self, name: str) -> RunDeleted:
         """Remove a run that has ended, with everything it left."""
         work = asyncio.to_thread(self.runs.delete, name)
-        self.answer({"run_id": await self.carry_out("run.delete", name, work)})
+        return RunDeleted(run_id=await self.carry_out("run.delete", name, work))
 
 
-class RunRecordsHandler(_RunHandler):
-    """Logs or metrics of a run."""
+class RunLogsHandler(_RunHandler):
+    """What the ranks of a run wrote, record by record."""
 
-    @access("read")
-    async def get(self, name: str, kind: str) -> None:
-        """The newest records, `?rank=` of one rank, at most `?limit=`."""
-        rank = self.number("rank", 0, 1_000_000) if self.get_query_argument("rank", "") else None
-        limit = self.number("limit", 1000, MAX_RECORDS)
-        folder = self.runs.find(name)
-        self.answer({"records": await asyncio.to_thread(newest, folder, kind, rank, limit)})
+    @operation("read", LogRecords, query=RecordsQuery)
+    async def get(self, name: str, query: RecordsQuery) -> LogRecords:
+        """The newest log records of a run, of one rank if one is named."""
+        rows = await asyncio.to_thread(newest, self.runs.find(name), "logs", query.rank, query.limit)
+        return LogRecords(records=cast(list[LogRecord], rows))
+
+
+class RunMetricsHandler(_RunHandler):
+    """What the ranks of a run measured, record by record."""
+
+    @operation("read", MetricRecords, query=RecordsQuery)
+    async def get(self, name: str, query: RecordsQuery) -> MetricRecords:
+        """The newest metric records of a run, of one rank if one is named."""
+        rows = await asyncio.to_thread(newest, self.runs.find(name), "metrics", query.rank, query.limit)
+        return MetricRecords(records=cast(list[MetricRecord], rows))
 
 
 class RunLogHandler(_RunHandler):
@@ -172,14 +190,13 @@ class RunLogHandler(_RunHandler):
 
     _gone: asyncio.Future[None] | None = None
 
-    @access("read")
-    async def get(self, name: str) -> None:
-        """Stream it as text, `?rank=` of one rank; what ranks wrote is never taken for a page."""
-        rank = self.number("rank", 0, 1_000_000) if self.get_query_argument("rank", "") else None
+    @operation("read", TEXT, query=LogQuery)
+    async def get(self, name: str, query: LogQuery) -> None:
+        """All that a run has written, as text, of one rank if one is named; it is never taken for a page."""
         folder = self.runs.find(name)
-        pieces = log_text.pieces(folder, rank)
+        pieces = log_text.pieces(folder, query.rank)
         piece = await asyncio.to_thread(next, pieces, b"")  # what goes wrong at once is an error, not half a log
-        self.set_header("Content-Type", TEXT)
+        self.set_header("Content-Type", f"{TEXT}; charset=utf-8")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
         self.set_header("Content-Disposition", f'inline; filename="{folder.run_id}.txt"')
@@ -189,7 +206,7 @@ class RunLogHandler(_RunHandler):
             # No faster than it is read. What a reader who has gone had not taken is never flushed, and never fails.
             await asyncio.wait([self._gone, self.flush()], return_when=asyncio.FIRST_COMPLETED)
             piece = await asyncio.to_thread(next, pieces, b"")
-        self.finish(set_content_type=TEXT)
+        self.finish(set_content_type=f"{TEXT}; charset=utf-8")
 
     def on_connection_close(self) -> None:
         """The reader has gone."""
@@ -200,34 +217,30 @@ class RunLogHandler(_RunHandler):
 class RunViewHandler(_RunHandler):
     """A run as it is looked at."""
 
-    @access("read")
-    async def get(self, name: str) -> None:
-        """Its static form as it is now, for a page that has lost the live one."""
+    @operation("read", RunView)
+    async def get(self, name: str) -> RunView:
+        """The static form of a run as it is now, for a page that has lost the live one."""
         folder = self.runs.find(name)
         record = await asyncio.to_thread(folder.read)
         state = await self.run_states.true_state(record)
         view = await asyncio.to_thread(recorded_view, folder, record, state)
         html = static_view.html(view, says_how_to_follow=False)
-        self.answer({"run_id": record.run_id, "name": record.name, "state": state, "html": html})
+        return RunView(run_id=record.run_id, name=record.name, state=state, html=html)
 
-    @access("write")
-    async def put(self, name: str) -> None:
-        """Remember which metrics are drawn in powers of ten: {"log": [names]}."""
-        names = expect(list, "log", self.fields("log").get("log", []))
-        metrics = [expect(str, "log", metric) for metric in names]
-        folder = self.runs.find(name)
-        await asyncio.to_thread(folder.set_log_scales, metrics)
-        self.answer({"log": metrics})
+    @operation("write", LogScalesKept, body=LogScales)
+    async def put(self, name: str, body: LogScales) -> LogScalesKept:
+        """Remember which metrics of a run are drawn in powers of ten."""
+        await asyncio.to_thread(self.runs.find(name).set_log_scales, body.log)
+        return LogScalesKept(log=body.log)
 
 
 class RunStopHandler(_RunHandler):
     """The end of a run."""
 
-    @access("execute")
-    async def post(self, name: str) -> None:
-        """Ask its agent to stop it; asked again, the agent stops it harder."""
-        self.fields()
+    @operation("execute", RunStopped, body=NoFields)
+    async def post(self, name: str, body: NoFields) -> RunStopped:
+        """Ask the agent of a run to stop it; asked again, the agent stops it harder."""
         record = self.runs.find(name).read()
         if not record.is_active:
             raise UsageError(f"run {record.run_id!r} is not active, it is {record.state}.")
-        self.answer({"state": await self.carry_out("run.stop", record.run_id, self.run_states.stop(record))})
+        return RunStopped(state=await self.carry_out("run.stop", record.run_id, self.run_states.stop(record)))

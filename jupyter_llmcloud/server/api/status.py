@@ -6,10 +6,10 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from jupyter_server.auth.decorator import allow_unauthenticated
-
 from jupyter_llmcloud import config
-from jupyter_llmcloud.server.api.base import LLMCloudHandler, access
+from jupyter_llmcloud.protocol.http.status import Live, Ready, Status
+from jupyter_llmcloud.server.api.base import LLMCloudHandler
+from jupyter_llmcloud.server.api.operation import EVERYBODY, operation
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.cluster_access import Identity
@@ -31,34 +31,31 @@ class StatusHandler(LLMCloudHandler):
         super().initialize(**shared)
         self.identity = identity
 
-    @access("read")
-    async def get(self) -> None:
-        """Answered by every server with our extension."""
-        headless = self.identity.headless
-        self.answer(
-            {
-                "version": package_version(),
-                "pid": os.getpid(),
-                "headless": headless,
-                "root": str(config.root()),
-            }
+    @operation("read", Status)
+    async def get(self) -> Status:
+        """What this server is; answered by every server with our extension."""
+        return Status(
+            version=package_version(),
+            pid=os.getpid(),
+            headless=self.identity.headless,
+            root=str(config.root()),
         )
 
 
 class LivezHandler(LLMCloudHandler):
     """For probes, which have no token: says nothing but that the loop turns."""
 
-    @allow_unauthenticated
-    async def get(self) -> None:
-        """Alive."""
-        self.answer({"status": "ok"})
+    @operation(EVERYBODY, Live)
+    async def get(self) -> Live:
+        """Whether the server answers."""
+        return Live()
 
 
 class ReadyzHandler(LLMCloudHandler):
     """For probes, which have no token: ready when the saved endpoints are known again."""
 
-    @allow_unauthenticated
-    async def get(self) -> None:
-        """Ready."""
+    @operation(EVERYBODY, Ready)
+    async def get(self) -> Ready:
+        """Answered when the saved endpoints are known again."""
         await self.started()
-        self.answer({"status": "ready"})
+        return Ready()

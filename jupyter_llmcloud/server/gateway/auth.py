@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 import uuid
@@ -32,6 +33,7 @@ def gateway_access(action: str) -> Callable[[Method], Method]:
     def decorate(method: Method) -> Method:
         as_user: Any = authorized(action, resource=RESOURCE)(method)
 
+        @functools.wraps(method)
         async def admitted(self: GatewayHandler, *args: Any) -> None:
             await (method if self.key is not None else as_user)(self, *args)
 

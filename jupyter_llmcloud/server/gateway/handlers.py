@@ -12,6 +12,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
@@ -28,17 +29,10 @@ _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in se
 BODY_TIMEOUT_S = 30.0
 
 
-class Asked(msgspec.Struct):
-    """What the gateway reads of a request; all else is the replica's to judge."""
-
-    model: str
-    stream: bool | None = False
+_decode = msgspec.json.Decoder(InferenceRequest).decode
 
 
-_decode = msgspec.json.Decoder(Asked).decode
-
-
-def parse(body: bytes) -> Asked:
+def parse(body: bytes) -> InferenceRequest:
     """The model that a body names; 400 when it is not JSON of that form."""
     try:
         return _decode(body)
@@ -54,13 +48,13 @@ class ModelsHandler(GatewayHandler):
 
     @gateway_access("read")
     async def get(self) -> None:
-        """List those that whoever asks may use (a key without any infer scope sees all names)."""
+        """List the models that whoever asks may use (a key without any infer scope sees all names)."""
         await self.started()
         self.require_models()
         lists_all = self.key is None or not any(scope.startswith("infer:") for scope in self.key.scopes)
         endpoints = [live for live in self.endpoints.list() if live.is_active]
         rows = [as_model(live) for live in endpoints if lists_all or self.may_ask(live.name)]
-        self.finish({"object": "list", "data": rows})
+        self.finish(msgspec.json.encode(Models(data=rows)))
 
 
 class ModelHandler(GatewayHandler):
@@ -68,22 +62,16 @@ class ModelHandler(GatewayHandler):
 
     @gateway_access("read")
     async def get(self, name: str) -> None:
-        """Tell of it."""
+        """Tell of a model."""
         await self.started()
         self.require_models()
-        self.finish(as_model(self.endpoint(name)))
+        self.finish(msgspec.json.encode(as_model(self.endpoint(name))))
 
 
-def as_model(endpoint: EndpointController) -> dict[str, Any]:
+def as_model(endpoint: EndpointController) -> Model:
     """An endpoint in OpenAI's words."""
     stored = endpoint.stored
-    told = {
-        "id": stored.name,
-        "object": "model",
-        "created": int(stored.created),
-        "owned_by": "jupyter-llmcloud",
-    }
-    return {**told, "state": stored.state, "revision": stored.current.fingerprint}
+    return Model(id=stored.name, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
 
 
 @web.stream_request_body
@@ -121,7 +109,7 @@ class InferenceHandler(GatewayHandler):
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
-        """Ask the model; `route` is where the replica answers the same request."""
+        """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
         if self._num_bytes > MAX_BODY:
             raise self._too_large()
         await self.started()

@@ -1,0 +1,50 @@
+"""`/llmcloud/v1`, as far as the server itself reads and answers there; the rest is OpenAI's API, spoken by replicas."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from jupyter_llmcloud.protocol.http.base import Response
+
+
+class InferenceRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """What the gateway reads of a request, which is one of OpenAI's API; all else is the replica's to judge."""
+
+    model: Annotated[str, Meta(description="Name of an endpoint.")]
+    stream: Annotated[bool | None, Meta(description="Whether to answer by server-sent events.")] = False
+
+
+class Model(Response, frozen=True):
+    """An endpoint in OpenAI's words."""
+
+    id: Annotated[str, Meta(description="Name of the endpoint.")]
+    created: Annotated[int, Meta(description="Seconds since the epoch.")]
+    state: Annotated[str, Meta(description="starting or ready.")]
+    revision: Annotated[str, Meta(description="A fingerprint of what is served.")]
+    object: Literal["model"] = "model"
+    owned_by: str = "jupyter-llmcloud"
+
+
+class Models(Response, frozen=True):
+    """The endpoints that whoever asks may use."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class InferenceError(Response, frozen=True):
+    """What went wrong, in OpenAI's words."""
+
+    message: str
+    type: Annotated[str, Meta(description="Such as invalid_request_error.", examples=["rate_limit_error"])]
+    param: Annotated[str | None, Meta(description="The parameter at fault, when there is one.")]
+    code: Annotated[str | None, Meta(description="A short reason, such as context_length_exceeded.")]
+
+
+class InferenceRefusal(Response, frozen=True):
+    """Why a request to a model was not answered."""
+
+    error: InferenceError
