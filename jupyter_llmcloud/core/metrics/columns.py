@@ -8,7 +8,6 @@ have changed: a front end replaces the tail of what it has.
 from __future__ import annotations
 
 import math
-
 from collections import deque
 
 from jupyter_llmcloud.core.metrics.series import MetricCollector, Point, Series, point_of

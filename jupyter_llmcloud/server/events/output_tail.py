@@ -19,12 +19,13 @@ class OutputTail:
 
     Attributes:
         num_taken: how many there have been, those before the tail included.
+        num_chars: how much it holds.
     """
 
     def __init__(self) -> None:
         self.num_taken = 0
         self._records: deque[OutputRecord] = deque()
-        self._num_chars = 0
+        self.num_chars = 0
 
     def skip(self, count: int) -> None:
         """So many records were left out before those that come."""
@@ -35,10 +36,10 @@ class OutputTail:
         for rank, row in rows:
             record = output_record(rank, row)
             self._records.append(record)
-            self._num_chars += _size(record)
+            self.num_chars += _size(record)
             self.num_taken += 1
-        while self._records and (len(self._records) > MAX_RECORDS or self._num_chars > MAX_CHARS):
-            self._num_chars -= _size(self._records.popleft())
+        while self._records and (len(self._records) > MAX_RECORDS or self.num_chars > MAX_CHARS):
+            self.num_chars -= _size(self._records.popleft())
 
     def since(self, number: int) -> tuple[list[OutputRecord], int, int]:
         """(records, how many are skipped before them, the number to ask with next): a batch after `number`."""

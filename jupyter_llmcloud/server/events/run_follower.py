@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EVERY_S = 0.05
 ENDED_EVERY_S = 1.0  # somebody may delete it, or resume it
 STATES_S = 3.0
+TICK_S = 1.0  # what is said of an active run changes with time alone
 PASS_BYTES = 1 << 20  # of each journal, before those who watch are told
 TAIL_BYTES = 2 << 20  # of each rank's output, for who begins to watch
 MAX_METRICS = 400
@@ -46,6 +47,7 @@ class RunFollower:
         reports: hang reports, in order of time.
         is_complete: whether everything that is there has been read once.
         is_gone: whether there is no such run, or no more.
+        num_changes: how often there was something new.
         guard: held by whoever reads or changes the metrics.
     """
 
@@ -58,6 +60,7 @@ class RunFollower:
         self.reports: list[dict[str, Any]] = []
         self.is_complete = False
         self.is_gone = False
+        self.num_changes = 0
         self.guard = asyncio.Lock()
         self._states = states
         self._journals = _Journals(folder)
@@ -84,20 +87,22 @@ class RunFollower:
             self._task = None
 
     def _tell(self) -> None:
+        self.num_changes += 1
         for listener in list(self._listeners):
             listener()
 
     # --- reading ---
 
     async def _follow(self) -> None:
-        asked_at = -STATES_S
+        asked_at, told_at = -STATES_S, 0.0
         while not self.is_gone:
             async with self.guard:
                 is_news, has_more = await asyncio.to_thread(self._read)
             if self.record is not None and time.monotonic() - asked_at >= STATES_S and self.record.is_active:
                 asked_at = time.monotonic()
                 is_news |= await self._ask_state(self.record)
-            if is_news or (self.record is not None and self.record.is_active):
+            if is_news or (time.monotonic() - told_at >= TICK_S and self.view.is_active):
+                told_at = time.monotonic()
                 self._tell()
             if not has_more:
                 is_over = self.record is not None and not self.view.is_active and self.is_complete
@@ -135,11 +140,11 @@ class RunFollower:
         if not self._journals.record_changed() and self.record is not None:
             return False
         record = self.folder.read()
-        is_first, self.record = self.record is None, record
+        self.record = record
         self.view.name = record.name
         self._set_state(record, record.state)
         self.view.log = frozenset(self.folder.log_scales() or ())
-        return is_first or True
+        return True
 
     def _set_state(self, record: RunRecord, state: str) -> None:
         self.view.state = state

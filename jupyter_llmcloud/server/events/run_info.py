@@ -83,12 +83,12 @@ def phases_of(history: Sequence[Mapping[str, Any]], created: float, is_active: b
     if not is_active and (not changes or changes[-1][1] != "ended"):
         changes.append((changes[-1][0] if changes else created, "ended"))
     ends = [began for began, _ in changes[1:]]
-    return [Phase(name=name, began=began, ended=end) for (began, name), end in zip(changes, [*ends, None], strict=False)]
+    return [
+        Phase(name=name, began=began, ended=end) for (began, name), end in zip(changes, [*ends, None], strict=False)
+    ]
 
 
-def marks_of(
-    record: RunRecord, marks: Sequence[Mapping[str, Any]], reports: Sequence[Mapping[str, Any]]
-) -> list[Mark]:
+def marks_of(record: RunRecord, marks: Sequence[Mapping[str, Any]], reports: Sequence[Mapping[str, Any]]) -> list[Mark]:
     """What to draw on a chart, in order of time; of very many, the newest."""
     found = [
         Mark(t=float(mark["t"]), kind=_kind(mark["mark"]), text=str(mark.get("text", "")), step=mark.get("step"))
@@ -115,7 +115,7 @@ def _ranks(record: RunRecord, view: ViewState, facts: Mapping[int, RankFacts]) -
     for rank in sorted({*record.ranks, *shown}):
         state, detail = shown.get(rank, ("starting", ""))
         known = dict(facts.get(rank, {})) if view.is_active else {}
-        if (seen := known.pop("state", "")) == "lost" and state == "running":
+        if known.pop("state", "") == "lost" and state == "running":
             state = "exited"
         rows.append(RankInfo(rank=rank, state=state, detail=detail or known.pop("detail", ""), **known))
     return rows

@@ -12,10 +12,9 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.core.scheduling.holders import holder
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.http.runs import Run
-from jupyter_llmcloud.server.api.runs import latest
+from jupyter_llmcloud.server.api.runs import as_run, latest
 from jupyter_llmcloud.server.events.sources import Source, encoded
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
@@ -169,7 +168,7 @@ class RunSource(Source):
             figures = await asyncio.to_thread(latest, folder, record.not_finite)
         except FileNotFoundError:
             return None  # it is being deleted
-        return run_item(record, await self._state(record), figures)
+        return as_run(record, await self._state(record), figures)
 
     async def _state(self, record: RunRecord) -> str:
         """Its state: the record's, or what has become of it since its agent has gone."""
@@ -183,12 +182,3 @@ class RunSource(Source):
             state = await self._states.true_state(record)
             self._true[record.run_id] = (time.monotonic(), state)
         return state
-
-
-def run_item(record: RunRecord, state: str, figures: dict[str, object]) -> Run:
-    """A run as the list tells of it."""
-    kept = ("run_id", "name", "created", "ended", "world_size", "ranks", "cluster", "artifacts", "world_id")
-    about = {name: getattr(record, name) for name in kept}
-    return Run(
-        **about, state=state, holder=holder(record.owner), num_restarts=record.num_restarts, **figures
-    )  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from jupyter_llmcloud.protocol.http.events import (
 from jupyter_llmcloud.server.events.run_follower import RunFollower
 from jupyter_llmcloud.server.events.run_info import run_info
 
+RankFacts = Mapping[int, Mapping[str, Any]]  # of each rank's process, as fields of a RankInfo
 BATCH_S = 0.1
 INFO_S = 0.25
 COST_SHARE = 4  # making batches for one run takes at most a fifth of the time
@@ -69,14 +70,15 @@ class RunWatch:
         follower: RunFollower,
         columns: SharedColumns,
         points: int,
-        rank_facts: Callable[[], Mapping[int, Mapping[str, Any]]] = dict,
+        rank_facts: Callable[[], RankFacts] = dict,
     ) -> None:
         self.run_id = follower.folder.run_id
-        self.is_new = True  # there is something that the client has not been told
         self._follower = follower
         self._columns = columns
         self._points = points
         self._rank_facts = rank_facts
+        self._seen = -1  # changes of the run that the client has been told
+        self._has_more = False  # of them was not told for want of room or time
         self._due = 0.0
         self._info_due = 0.0
         self._version = 0
@@ -91,7 +93,9 @@ class RunWatch:
 
     def due_in(self, now: float) -> float | None:
         """Seconds until the next batch may be made; None while there is none, or the client is behind."""
-        if not self.is_new or len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
+        if self._seen == self._follower.num_changes and not self._has_more:
+            return None
+        if len(self._unacknowledged) >= MAX_UNACKNOWLEDGED and not self.is_gone:
             return None
         return max(0.0, self._due - now)
 
@@ -104,12 +108,13 @@ class RunWatch:
         """The next batch, under this cursor; empty when there is nothing to tell."""
         if self._follower.is_gone:
             return [RunGone(run_id=self.run_id)]
-        self.is_new = False
+        self._seen, self._has_more = self._follower.num_changes, False
         if self._follower.record is None or self._is_loading():
             return []
         began = time.perf_counter()
+        facts = self._rank_facts()
         async with self._follower.guard:
-            batch = await asyncio.to_thread(self._make, cursor)
+            batch = await asyncio.to_thread(self._make, cursor, facts)
         took = time.perf_counter() - began
         self._due = time.monotonic() + max(BATCH_S, COST_SHARE * took)
         if batch:
@@ -120,15 +125,15 @@ class RunWatch:
         """A run that has ended is told whole: not before all of it has been read."""
         return not self._follower.is_complete and not self._follower.view.is_active
 
-    def _make(self, cursor: int) -> list[ServerMessage]:
-        return [*self._told_info(cursor), *self._told_series(cursor), *self._told_output(cursor)]
+    def _make(self, cursor: int, facts: RankFacts) -> list[ServerMessage]:
+        return [*self._told_info(cursor, facts), *self._told_series(cursor), *self._told_output(cursor)]
 
-    def _told_info(self, cursor: int) -> list[ServerMessage]:
+    def _told_info(self, cursor: int, facts: RankFacts) -> list[ServerMessage]:
         now = time.monotonic()
         follower = self._follower
         is_over = self._info is not None and self._info.state != follower.view.state
         if now < self._info_due and not is_over:
-            self.is_new = True
+            self._has_more = True
             return []
         self._info_due = now + INFO_S
         assert follower.record is not None
@@ -138,9 +143,13 @@ class RunWatch:
             time.time(),
             marks=follower.marks,
             reports=follower.reports,
-            ranks=self._rank_facts(),
+            ranks=facts,
         )
-        if self._info is not None and _but_time(info) == _but_time(self._info) and info.elapsed_s - self._info.elapsed_s < 1:
+        if (
+            self._info is not None
+            and _but_time(info) == _but_time(self._info)
+            and info.elapsed_s - self._info.elapsed_s < 1
+        ):
             return []
         self._info = info
         return [RunInfoChanged(run_id=self.run_id, cursor=cursor, info=info)]
@@ -161,7 +170,7 @@ class RunWatch:
     def _told_output(self, cursor: int) -> list[ServerMessage]:
         records, skipped, self._output = self._follower.output.since(self._output)
         if self._output < self._follower.output.num_taken:
-            self.is_new = True
+            self._has_more = True
         if not records and not skipped:
             return []
         return [RunOutput(run_id=self.run_id, cursor=cursor, records=records, skipped=skipped)]

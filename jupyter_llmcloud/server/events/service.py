@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.http.events import Hello, Topic
 from jupyter_llmcloud.server.api.status import package_version
 from jupyter_llmcloud.server.events.hub import EventHub
@@ -71,9 +70,17 @@ class EventService:
 
     def unwatch(self, run_id: str, on_news: Callable[[], None]) -> None:
         """One client less follows it."""
-        follower, _ = self._followed[run_id]
-        if follower.unlisten(on_news):
+        if run_id in self._followed and self._followed[run_id][0].unlisten(on_news):
             del self._followed[run_id]
+
+    def source(self, topic: Topic) -> Source:
+        """What reads this topic."""
+        return self._sources[topic]
+
+    @property
+    def watched(self) -> dict[str, RunFollower]:
+        """The runs that somebody watches."""
+        return {run_id: follower for run_id, (follower, _) in self._followed.items()}
 
     def close(self) -> None:
         """The server ends."""
@@ -82,6 +89,3 @@ class EventService:
         for follower, _ in self._followed.values():
             follower.stop()
         self._followed.clear()
-
-
-__all__ = ["EventService", "NotFound"]

@@ -134,7 +134,6 @@ class EventStream:
 
     async def _tell_watches(self) -> None:
         for run_id, watch in list(self._watches.items()):
-            watch.is_new |= watch.has_news()
             if watch.due_in(time.monotonic()) == 0:
                 self._cursor += 1
                 await self._say(await watch.take(self._cursor))
