@@ -111,6 +111,7 @@ function show(place: HTMLElement, view: View): void {
   const line = element('p', 'llmc-LostView-hint', hint);
   line.append(command, isActive(view) ? ' in another notebook shows it live.' : '');
   const form = element('div', '');
+  // eslint-disable-next-line no-restricted-properties
   form.innerHTML = new Sanitizer().sanitize(view.html); // escaped by the server, too
   place.replaceChildren(line, form);
 }

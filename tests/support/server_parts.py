@@ -27,6 +27,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.rpc import Responder
 from jupyter_llmcloud.server.context import ServerContext
+from tests.support.api_schema import check_answer
 
 STAND_IN = Path(__file__).parent / "stand_in_replica.py"
 DEADLINE_S = 20.0
@@ -235,7 +236,8 @@ class Server:
         self.pool = pool
         # It keeps no cookie: Jupyter signs in whoever comes with its token, and a later request shall not profit.
         jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-        self.client = httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False, cookies=jar)
+        hooks = {"response": [check_answer]}
+        self.client = httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False, cookies=jar, event_hooks=hooks)
 
     async def ask(
         self, method: str, path: str, body: Any = None, key: str | None = None, **options: Any
