@@ -23,17 +23,13 @@ from jupyter_llmcloud.server.api.runs import (
     RunViewHandler,
 )
 from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, StatusHandler
-<<<<<<< HEAD
 from jupyter_llmcloud.server.api.worlds import (
     WorldHandler,
     WorldsHandler,
     WorldStacksHandler,
     WorldVariablesHandler,
 )
-=======
-from jupyter_llmcloud.server.api.worlds import WorldHandler, WorldsHandler, WorldStacksHandler
 from jupyter_llmcloud.server.events.handler import EventsHandler
->>>>>>> e
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
