@@ -28,6 +28,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
     DumpStacks,
     Execute,
+    ListVariables,
     Names,
     Pull,
     Push,
@@ -218,6 +219,7 @@ class Agent:
         responder.on(ReleaseWorld, lambda asked, _: self.worlds.get(asked.world_id).release(asked.grace_s))
         responder.on(DescribeWorld, self._describe_world)
         responder.on(DumpStacks, lambda asked, _: self.worlds.get(asked.world_id).stacks())
+        responder.on(ListVariables, lambda asked, _: self.worlds.get(asked.world_id).variables())
         responder.on(Describe, lambda *_: self.describe())
         responder.on(Follow, self.leader_links.follow)
         responder.on(StartReplica, self._start_replica)
