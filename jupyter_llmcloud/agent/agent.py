@@ -36,6 +36,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     ReplicaDescription,
     ReplicaList,
     ResizeWorld,
+    SaveCheckpoint,
     Shutdown,
     StartReplica,
     StartWorld,
@@ -211,6 +212,7 @@ class Agent:
         responder.on(Pull, lambda asked, who: self.worlds.get(asked.world_id).ask(asked.rank, asked, who))
         responder.on(Names, lambda asked, who: self.worlds.get(asked.world_id).ask(asked.rank, asked, who))
         responder.on(StopRun, lambda asked, _: self.worlds.stop_run(asked))
+        responder.on(SaveCheckpoint, lambda asked, _: self.worlds.save_run(asked))
         responder.on(Subscribe, self.worlds.subscribe)
         responder.on(StartWorld, self.worlds.start)
         responder.on(ResizeWorld, lambda asked, who: self.worlds.get(asked.world_id).resize(asked, who))

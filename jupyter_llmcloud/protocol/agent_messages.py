@@ -237,6 +237,18 @@ class StopRun(Request[Done], frozen=True, kw_only=True):
     run_id: str
 
 
+class CheckpointSaved(Reply, frozen=True, kw_only=True):
+    """The step whose checkpoint is complete now."""
+
+    step: int
+
+
+class SaveCheckpoint(Request[CheckpointSaved], frozen=True, kw_only=True):
+    """Have a checkpoint of the next step that all ranks of a run share; answered when it is complete."""
+
+    run_id: str
+
+
 class DumpStacks(Request[WorldStacks], frozen=True, kw_only=True):
     """What is every thread of every rank doing?"""
 

@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         ("endpoints", "logs", _endpoint_logs, "what its replicas printed"),
         ("keys", "revoke", _delete, "end a key"),
         ("runs", "stop", _stop_run, "stop a run"),
+        ("runs", "checkpoint", _checkpoint_run, "have a run save a checkpoint now"),
         ("runs", "delete", _delete, "remove a run that has ended"),
         ("runs", "attach", _attach, "show all of a run, then follow it; Ctrl-C leaves it alone"),
         ("runs", "logs", _run_logs, "what its ranks printed"),
@@ -137,6 +138,10 @@ def _delete(arguments: argparse.Namespace) -> None:
 
 def _stop_run(arguments: argparse.Namespace) -> None:
     print(discovery.find_running().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
+
+
+def _checkpoint_run(arguments: argparse.Namespace) -> None:
+    print(f"step {discovery.find_running().checkpoint_run(arguments.name)['step']}")
 
 
 def _attach(arguments: argparse.Namespace) -> int:
