@@ -135,6 +135,10 @@ class ServerClient:
         """End a world by its id or its notebook, whoever has it; returns what it was."""
         return self.ask("DELETE", f"worlds/{_name(name)}")
 
+    def world_stacks(self, name: str) -> dict[str, Any]:
+        """What the ranks of a world are doing now, by its id or its notebook: {"world_id", "lines"}."""
+        return self.ask("GET", f"worlds/{_name(name)}/stacks")
+
     def run_folder(self, run_id: str) -> RunFolder:
         """Where the server records a run, as far as this machine has that folder."""
         return RunFolder(Path(self.status()["root"]) / "runs" / run_id)
