@@ -224,8 +224,7 @@ class RankShell(InteractiveShell):
         self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
-        if cell.script:
-            prepare_script(cell.script, self.user_ns)
+        prepare_script(cell, self.user_ns)
         self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
         try:
             result = self.run_cell(cell.code, store_history=False)
@@ -262,7 +261,7 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
     shell = make_shell()
     shell.outlet = outlet
     shell.give(**namespace)
-    shell.initial_names = set(shell.user_ns)
+    shell.initial_names = {*shell.user_ns, "__file__"}
     return shell
 
 
