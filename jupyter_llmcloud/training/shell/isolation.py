@@ -35,8 +35,8 @@ class Setting(NamedTuple):
     set: Callable[[Any], Any]
 
 
-def _attribute(owner: Any, name: str) -> Setting:
-    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+def _attribute(settings: Any, name: str) -> Setting:
+    return Setting(lambda: getattr(settings, name), lambda value: setattr(settings, name, value))
 
 
 def _content(container: Any) -> Setting:
