@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,14 @@ class Audit:
         self._state = state
         self._events = event_logger
         self._log = log
+        self._listeners: list[Callable[[str], None]] = []
         self._unwritten: deque[tuple[str, str, str, str, dict[str, Any]]] = deque(maxlen=MAX_UNWRITTEN)
         if event_logger is not None and SCHEMA_ID not in event_logger.schemas:
             event_logger.register_event_schema(SCHEMA_PATH)
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Have this called with every action, when it was carried out."""
+        self._listeners.append(listener)
 
     def tell(self, actor: str, action: str, subject: str, outcome: str = "done", **detail: Any) -> None:
         """Something was changed, or refused (`outcome` is then the name of the error)."""
@@ -44,6 +50,8 @@ class Audit:
             self._log.error(
                 "the audit cannot be written (%s): %s did %s to %s: %s", error, actor, action, subject, outcome
             )
+        for listener in self._listeners:
+            listener(action)
         if self._events is not None:
             data = {
                 "action": action,

@@ -15,6 +15,9 @@ from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
 from jupyter_llmcloud.server.endpoints.records import EndpointRecords
 from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
+from jupyter_llmcloud.server.events.resources import Resources
+from jupyter_llmcloud.server.events.service import EventService
+from jupyter_llmcloud.server.events.topics import Topics, changed_by
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.storage.server_state import ServerState
@@ -53,6 +56,12 @@ class ServerContext:
             log,
         )
         self.requests = OpenRequests(self.state, log)
+        resources = Resources(self.clusters)
+        self.events = EventService(self.server_id, self.runs, self.run_states, resources)
+        Topics(self.clusters, resources, self.endpoints, self.state).add_to(
+            self.events, self.runs, self.run_states, log
+        )
+        self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -86,6 +95,7 @@ class ServerContext:
         self._closed = True
         if self._started is not None:
             await asyncio.gather(self._started, return_exceptions=True)
+        self.events.close()
         await self.starts.close()
         await self.requests.close()
         await self.endpoints.close(stop=self.identity.headless)

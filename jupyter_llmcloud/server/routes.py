@@ -23,6 +23,7 @@ from jupyter_llmcloud.server.api.runs import (
 )
 from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, StatusHandler
 from jupyter_llmcloud.server.api.worlds import WorldHandler, WorldsHandler, WorldStacksHandler
+from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
@@ -42,6 +43,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/livez", LivezHandler, _JSON),
     (r"/llmcloud/readyz", ReadyzHandler, _JSON),
     (r"/llmcloud/openapi\.json", OpenApiHandler, (*_JSON, "routes")),
+    (r"/llmcloud/api/events", EventsHandler, ("events", "started")),
     (r"/llmcloud/api/status", StatusHandler, (*_JSON, "identity")),
     (r"/llmcloud/api/clusters", ClustersHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler, (*_JSON, "clusters")),

@@ -8,8 +8,11 @@ have changed: a front end replaces the tail of what it has.
 from __future__ import annotations
 
 import math
+from collections import deque
 
-from jupyter_llmcloud.core.metrics.series import Point, Series, point_of
+from jupyter_llmcloud.core.metrics.series import MetricCollector, Point, Series, point_of
+
+MAX_CHANGES = 64  # of each series; who knows it as it was before them gets all of it
 
 
 class Columns:
@@ -30,6 +33,11 @@ class Columns:
         self._keys: list[float] = []
         self._ranks: set[int] = set()
 
+    @property
+    def ranks(self) -> list[int]:
+        """Those that log it."""
+        return sorted(self._series.logged_by)
+
     def update(self, dirty_from: float) -> int:
         """Take in what was logged at steps from `dirty_from` on; returns the index of the first column that changed.
 
@@ -48,6 +56,52 @@ class Columns:
         self.points = [self._seen[key][1] for key in self._keys if self._seen[key][0] <= end]
         self.is_partial = len(self.points) < len(self._keys)
         return _first_difference(before, self.points)
+
+
+class MetricColumns:
+    """The columns of all series of a run, for any number of front ends that know different versions of them.
+
+    Attributes:
+        version: the number of the newest change.
+    """
+
+    def __init__(self, metrics: MetricCollector, limit: int) -> None:
+        self.version = 0
+        self._metrics = metrics
+        self._limit = limit
+        self._columns: dict[str, Columns] = {}
+        self._changes: dict[str, deque[tuple[int, int]]] = {}  # (version, index of the first column that changed)
+        self._dirty: dict[str, float] = {}
+
+    def dirty(self, name: str, from_step: float) -> None:
+        """Something was logged to a series, at steps from this one on; infinity: ranks have come or gone."""
+        self._dirty[name] = min(from_step, self._dirty.get(name, math.inf))
+
+    def update(self) -> None:
+        """Bring the columns of what is dirty up to date."""
+        dirty, self._dirty = self._dirty, {}
+        for name, from_step in dirty.items():
+            if name not in self._columns:
+                self._columns[name] = Columns(self._metrics.series[name], self._limit)
+                self._changes[name] = deque(maxlen=MAX_CHANGES)
+            columns = self._columns[name]
+            before, was_partial = len(columns.points), columns.is_partial
+            first = columns.update(from_step)
+            after = len(columns.points)
+            if first < after or before != after or was_partial != columns.is_partial:
+                self.version += 1
+                self._changes[name].append((self.version, first))
+
+    def since(self, version: int) -> list[tuple[str, int, Columns]]:
+        """(metric, index from which its columns are other ones, its columns) of each that changed after a version."""
+        found = []
+        for name, changes in self._changes.items():
+            if not changes or changes[-1][0] <= version:
+                continue
+            is_known = version and (len(changes) < MAX_CHANGES or changes[0][0] <= version)
+            first = min(at for changed, at in changes if changed > version) if is_known else 0
+            found.append((name, first, self._columns[name]))
+        return found
 
 
 def _first_difference(before: list[Point], after: list[Point]) -> int:

@@ -70,6 +70,12 @@ def latest(folder: RunFolder, not_finite: Mapping[str, Mapping[str, Any]]) -> di
     return {"progress": progress, "metrics": values, "not_finite": told}
 
 
+def as_run(record: RunRecord, state: str, figures: Mapping[str, Any]) -> Run:
+    """A run as a list tells of it; `state` is that of now, `figures` are those of `latest`."""
+    kept = {key: getattr(record, key) for key in _SUMMARY}
+    return Run(**kept, state=state, holder=holder(record.owner) if record.owner else "", **figures)
+
+
 def _named(name: str, values: Mapping[str, float]) -> dict[str, str]:
     value = values.get(name, 0.0)
     return {} if math.isfinite(value) else {"value": str(value)}
@@ -105,11 +111,9 @@ class _RunHandler(LLMCloudHandler):
 
     async def summary(self, record: RunRecord) -> Run:
         """What the list of runs tells of one."""
-        kept = {key: getattr(record, key) for key in _SUMMARY}
         folder = self.runs.folder(record.run_id)
         state = await self.run_states.true_state(record)
-        values = await asyncio.to_thread(latest, folder, record.not_finite)
-        return Run(**kept, state=state, holder=holder(record.owner) if record.owner else "", **values)
+        return as_run(record, state, await asyncio.to_thread(latest, folder, record.not_finite))
 
 
 class RunsHandler(_RunHandler):

@@ -77,7 +77,7 @@ class EventHub:
     def replace(self, name: Topic, items: Mapping[str, bytes]) -> None:
         """The whole topic as it is now."""
         topic = self.topic(name)
-        is_news = self._readable(topic)
+        is_news = self._make_fresh(topic)
         for key in [key for key in topic.items if key not in items]:
             is_news |= self._remove(topic, key)
         for key, item in items.items():
@@ -92,6 +92,10 @@ class EventHub:
         """An item is no more."""
         self._tell(self._remove(self.topic(name), key))
 
+    def readable(self, name: Topic) -> None:
+        """The topic was read, and is as it is known."""
+        self._tell(self._make_fresh(self.topic(name)))
+
     def fail(self, name: Topic, problem: str) -> None:
         """The topic cannot be read now; what is known of it stays."""
         topic = self.topic(name)
@@ -104,7 +108,7 @@ class EventHub:
         self.topic(name).is_fresh = False
 
     @staticmethod
-    def _readable(topic: TopicState) -> bool:
+    def _make_fresh(topic: TopicState) -> bool:
         was_readable = topic.is_fresh and not topic.problem
         topic.is_fresh, topic.problem = True, ""
         return not was_readable

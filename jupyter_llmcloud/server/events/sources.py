@@ -69,6 +69,11 @@ class Source:
             self._task = None
             self._hub.rest(self.topic)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody follows it."""
+        return self._task is not None
+
     def wake(self) -> None:
         """Something was done that may have changed it."""
         self._woken.set()

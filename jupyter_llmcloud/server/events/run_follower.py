@@ -1,0 +1,243 @@
+"""A run that is watched: its folder is read by cursors, once for all who watch it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.core.metrics.series import MetricCollector
+from jupyter_llmcloud.core.run.end_report import own_errors
+from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.server.events.output_tail import OutputTail
+from jupyter_llmcloud.storage.journal import Cursor, read_from
+from jupyter_llmcloud.storage.notable import notable
+from jupyter_llmcloud.system.gil import Pace
+from jupyter_llmcloud.widgets.view_state import Hang, ViewState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jupyter_llmcloud.server.api.run_states import RunStates
+    from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+
+EVERY_S = 0.05
+ENDED_EVERY_S = 1.0  # somebody may delete it, or resume it
+STATES_S = 3.0
+TICK_S = 1.0  # what is said of an active run changes with time alone
+PASS_BYTES = 1 << 20  # of each journal, before those who watch are told
+TAIL_BYTES = 2 << 20  # of each rank's output, for who begins to watch
+MAX_METRICS = 400
+
+
+class RunFollower:
+    """One run.
+
+    Args:
+        folder: of the run.
+        states: tells whether it truly goes on.
+
+    Attributes:
+        record: as it was read last; None before, and when there is no such run.
+        view: its metrics and what is said of it.
+        output: what its ranks wrote.
+        marks: what ranks and their agent marked on the way, as in their journals.
+        reports: hang reports, in order of time.
+        is_complete: whether everything that is there has been read once.
+        is_gone: whether there is no such run, or no more.
+        num_changes: how often there was something new.
+        guard: held by whoever reads or changes the metrics.
+    """
+
+    def __init__(self, folder: RunFolder, states: RunStates) -> None:
+        self.folder = folder
+        self.record: RunRecord | None = None
+        self.view = ViewState(folder.run_id, folder.run_id, metrics=MetricCollector(max_metrics=MAX_METRICS))
+        self.output = OutputTail()
+        self.marks: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
+        self.is_complete = False
+        self.is_gone = False
+        self.num_changes = 0
+        self.guard = asyncio.Lock()
+        self._states = states
+        self._journals = _Journals(folder)
+        self._listeners: set[Callable[[], None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have this called when there is something new; the first listener begins the reading."""
+        self._listeners.add(listener)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._follow())
+
+    def unlisten(self, listener: Callable[[], None]) -> bool:
+        """No more; returns whether nobody listens now."""
+        self._listeners.discard(listener)
+        if not self._listeners:
+            self.stop()
+        return not self._listeners
+
+    def stop(self) -> None:
+        """Read it no more."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def _tell(self) -> None:
+        self.num_changes += 1
+        for listener in list(self._listeners):
+            listener()
+
+    # --- reading ---
+
+    async def _follow(self) -> None:
+        asked_at, told_at = -STATES_S, 0.0
+        while not self.is_gone:
+            async with self.guard:
+                is_news, has_more = await asyncio.to_thread(self._read)
+            if self.record is not None and time.monotonic() - asked_at >= STATES_S and self.record.is_active:
+                asked_at = time.monotonic()
+                is_news |= await self._ask_state(self.record)
+            if is_news or (time.monotonic() - told_at >= TICK_S and self.view.is_active):
+                told_at = time.monotonic()
+                self._tell()
+            if not has_more:
+                is_over = self.record is not None and not self.view.is_active and self.is_complete
+                await asyncio.sleep(ENDED_EVERY_S if is_over else EVERY_S)
+        self._tell()
+
+    async def _ask_state(self, record: RunRecord) -> bool:
+        """Whether it turns out that nobody leads it any more."""
+        state = await self._states.true_state(record)
+        if state == record.state or state == self.view.state:
+            return False
+        async with self.guard:
+            self._set_state(record, state)
+        return True
+
+    def _read(self) -> tuple[bool, bool]:
+        """One pass; returns whether there was anything new, and whether there is more to read at once."""
+        try:
+            is_news = self._read_record()
+        except NotFound:
+            self.is_gone = True
+            return True, False
+        assert self.record is not None
+        if not self.is_complete and self.output.num_taken == 0:
+            self.reports += [record for _, record in notable(self.folder) if record.get("kind") == "report"]
+            self.output.skip(self._journals.skip_output(self.record.ranks))
+        found, has_more = self._read_metrics(self.record.ranks)
+        rows, more_output = self._journals.output(self.record.ranks)
+        self._take_output(rows)
+        first_time = not self.is_complete and not (has_more or more_output)
+        self.is_complete |= first_time
+        return is_news or found or bool(rows) or first_time, has_more or more_output
+
+    def _read_record(self) -> bool:
+        if not self._journals.record_changed() and self.record is not None:
+            return False
+        record = self.folder.read()
+        self.record = record
+        self.view.name = record.name
+        self._set_state(record, record.state)
+        self.view.log = frozenset(self.folder.log_scales() or ())
+        return True
+
+    def _set_state(self, record: RunRecord, state: str) -> None:
+        self.view.state = state
+        for rank in record.ranks:
+            self.view.set_rank(rank, *record.rank_state(rank))
+        self.view.errors = own_errors(record.errors) if state == "failed" else ()
+        if not self.view.is_active:
+            self.view.end(state)
+
+    def _read_metrics(self, ranks: list[int]) -> tuple[bool, bool]:
+        pace, is_news, has_more = Pace(), False, False
+        for rank, records, is_full in self._journals.metrics(ranks):
+            has_more |= is_full
+            for record in records:
+                is_news |= self.view.metrics.feed(rank, [record])
+                if "mark" in record:
+                    self.marks.append(record)
+                pace.rest_when_due()
+        return is_news, has_more
+
+    def _take_output(self, rows: list[tuple[int, dict[str, Any]]]) -> None:
+        self.output.add(rows)
+        known = {(report.get("t"), report.get("text")) for report in self.reports}
+        for _, record in rows:
+            if record.get("kind") != "report":
+                continue
+            if (record.get("t"), record.get("text")) not in known:
+                self.reports.append(record)
+            if self.view.is_active:
+                hang = Hang(record["text"].strip(), tuple(record.get("late") or ()), tuple(record.get("waiting") or ()))
+                self.view.hang = None if record.get("recovered") else hang
+
+
+class _Journals:
+    """Where the reading of a folder is."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._metrics: dict[int, Cursor] = {}
+        self._logs: dict[int, Cursor] = {}
+        self._stamp: tuple[int, int, int] | None = None
+
+    def record_changed(self) -> bool:
+        """Whether the record, or how the run is looked at, was written since the last time. Raises NotFound."""
+        try:
+            found = (self._folder.path / "run.json").stat()
+        except OSError:
+            raise NotFound(f"there is no run {self._folder.run_id!r}.") from None
+        look = 0
+        with contextlib.suppress(OSError):
+            look = (self._folder.path / "view.json").stat().st_mtime_ns
+        before, self._stamp = self._stamp, (found.st_mtime_ns, found.st_ino, look)
+        return before != self._stamp
+
+    def metrics(self, ranks: list[int]) -> list[tuple[int, list[dict[str, Any]], bool]]:
+        """(rank, records, whether there may be more) of each journal with something new."""
+        found = []
+        for rank in ranks:
+            path = self._folder.metrics(rank)
+            cursor = self._metrics.setdefault(rank, Cursor())
+            if _size(path) > cursor.offset and (records := read_from(path, cursor, PASS_BYTES)):
+                found.append((rank, records, _size(path) - cursor.offset >= PASS_BYTES // 4))
+        return found
+
+    def skip_output(self, ranks: list[int]) -> int:
+        """Begin with the end of what each rank wrote; returns how many records are left out."""
+        skipped = 0
+        for rank in ranks:
+            path = self._folder.logs(rank)
+            if (size := _size(path)) <= TAIL_BYTES:
+                continue
+            first = read_from(path, Cursor(size - TAIL_BYTES), TAIL_BYTES)
+            if first:
+                seq = int(first[0].get("seq", 1)) - 1
+                self._logs[rank] = Cursor(size - TAIL_BYTES, seq)
+                skipped += seq
+        return skipped
+
+    def output(self, ranks: list[int]) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
+        """((rank, record) in order of time, whether there may be more)."""
+        rows: list[tuple[int, dict[str, Any]]] = []
+        has_more = False
+        for rank in ranks:
+            path = self._folder.logs(rank)
+            cursor = self._logs.setdefault(rank, Cursor())
+            if _size(path) > cursor.offset and (records := read_from(path, cursor, PASS_BYTES)):
+                rows += [(rank, record) for record in records]
+                has_more |= _size(path) - cursor.offset >= PASS_BYTES // 4
+        return sorted(rows, key=lambda row: row[1].get("t", 0.0)), has_more
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,179 @@
+"""What is said of a watched run beside its series and its output. Pure: from its record and its view to values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from jupyter_llmcloud.core.metrics import wording
+from jupyter_llmcloud.core.metrics.series import Series
+from jupyter_llmcloud.core.names import short_name
+from jupyter_llmcloud.protocol.http.events import (
+    LatestValue,
+    Mark,
+    Phase,
+    ProgressBar,
+    RankError,
+    RankInfo,
+    RunActions,
+    RunInfo,
+)
+from jupyter_llmcloud.storage.runs import RunRecord
+from jupyter_llmcloud.widgets.view_state import ViewState, without_advice
+
+MAX_MARKS = 500
+MARKS = ("checkpoint", "restart", "resize", "alert", "hang")
+PHASES = {"queued": "waiting", "running": "running", "stopping": "running"}
+
+RankFacts = Mapping[str, Any]  # what is known of the process of a rank: fields of a RankInfo
+
+
+def run_info(
+    record: RunRecord,
+    view: ViewState,
+    now: float,
+    *,
+    marks: Sequence[Mapping[str, Any]] = (),
+    reports: Sequence[Mapping[str, Any]] = (),
+    ranks: Mapping[int, RankFacts] | None = None,
+) -> RunInfo:
+    """All of it at `now` (seconds since the epoch).
+
+    Args:
+        marks: from the journals: {"t", "mark": kind, "step", "text"}.
+        reports: of ranks that do not go on, as in the journals.
+        ranks: what is known of the ranks' processes.
+    """
+    phases = phases_of(record.history, record.created, view.is_active)
+    return RunInfo(
+        run_id=record.run_id,
+        name=record.name,
+        state=view.state,
+        created=record.created,
+        ended=record.ended,
+        elapsed_s=max(0.0, (record.ended or now) - record.created),
+        phase=phases[-1].name if phases else "",
+        phases=phases,
+        world_size=record.world_size,
+        world_id=record.world_id,
+        cluster=record.cluster,
+        ranks=_ranks(record, view, ranks or {}),
+        progress=_bars(view),
+        notice=_notice(view),
+        latest={name: _latest(series) for name, series in view.metrics.series.items() if series.last},
+        marks=marks_of(record, marks, reports),
+        notes=record.notes,
+        errors=[_error(error) for error in view.errors],
+        log_scales=sorted(view.log),
+        artifacts=record.artifacts,
+        num_left_out=view.metrics.num_left_out,
+        actions=_actions(record, view),
+    )
+
+
+def phases_of(history: Sequence[Mapping[str, Any]], created: float, is_active: bool) -> list[Phase]:
+    """The stretches of a run's life, from the changes that its record holds."""
+    changes: list[tuple[float, str]] = []
+    for entry in history:
+        state = entry.get("state")
+        name = entry.get("phase") or (PHASES.get(state, "ended") if state else "")
+        if name and (not changes or changes[-1][1] != name):
+            changes.append((float(entry.get("t", created)), str(name)))
+    if not is_active and (not changes or changes[-1][1] != "ended"):
+        changes.append((changes[-1][0] if changes else created, "ended"))
+    ends = [began for began, _ in changes[1:]]
+    return [
+        Phase(name=name, began=began, ended=end) for (began, name), end in zip(changes, [*ends, None], strict=False)
+    ]
+
+
+def marks_of(record: RunRecord, marks: Sequence[Mapping[str, Any]], reports: Sequence[Mapping[str, Any]]) -> list[Mark]:
+    """What to draw on a chart, in order of time; of very many, the newest."""
+    found = [
+        Mark(t=float(mark["t"]), kind=_kind(mark["mark"]), text=str(mark.get("text", "")), step=mark.get("step"))
+        for mark in marks
+        if mark.get("mark") in MARKS
+    ]
+    for report in reports:
+        if not report.get("recovered"):
+            text = without_advice(str(report.get("text", "")))
+            found.append(Mark(t=float(report.get("t", 0.0)), kind="hang", text=text))
+    for name, bad in record.not_finite.items():
+        text = f"{short_name(name)}: {bad['count']:,} values were NaN or infinite, first at step {bad['first']:g}"
+        found.append(Mark(t=record.ended or record.created, kind="alert", text=text, step=bad["first"]))
+    return sorted(found, key=lambda mark: mark.t)[-MAX_MARKS:]
+
+
+def _kind(name: Any) -> Literal["checkpoint", "restart", "resize", "alert", "hang"]:
+    return cast('Literal["checkpoint", "restart", "resize", "alert", "hang"]', name)
+
+
+def _ranks(record: RunRecord, view: ViewState, facts: Mapping[int, RankFacts]) -> list[RankInfo]:
+    shown = view.shown_ranks
+    rows = []
+    for rank in sorted({*record.ranks, *shown}):
+        state, detail = shown.get(rank, ("starting", ""))
+        known = dict(facts.get(rank, {})) if view.is_active else {}
+        if known.pop("state", "") == "lost" and state == "running":
+            state = "exited"
+        rows.append(RankInfo(rank=rank, state=state, detail=detail or known.pop("detail", ""), **known))
+    return rows
+
+
+def _actions(record: RunRecord, view: ViewState) -> RunActions:
+    spec = record.spec
+    saves = bool(spec.get("checkpoint_every") or spec.get("max_restarts") or spec.get("resume"))
+    return RunActions(
+        stop=view.is_active,
+        checkpoint=view.state == "running" and saves,
+        serve=not view.is_active and "model" in record.artifacts,
+    )
+
+
+def _latest(series: Series) -> LatestValue:
+    last = series.last
+    assert last is not None
+    notes = [wording.mean_of(series), wording.waiting_for(series)]
+    return LatestValue(
+        step=last.step,
+        value=last.mean,
+        text=wording.point_value(series, last),
+        note=" · ".join(filter(None, notes)),
+        ranks=wording.rank_values(series),
+        alarm=wording.since_when(series.not_finite, len(series.logged_by)),
+    )
+
+
+def _notice(view: ViewState) -> str:
+    late = [view.hang.headline] if view.hang else []
+    return " · ".join([*late, *wording.alarms(view.metrics.series)])
+
+
+def _bars(view: ViewState) -> list[ProgressBar]:
+    return [
+        ProgressBar(
+            desc=bar.desc,
+            done=bar.done,
+            total=bar.total,
+            fraction=bar.fraction,
+            rate=bar.rate,
+            eta=None if view.hang or not view.is_active else _finite(bar.eta(bar.updated)),
+            waits=view.hang.waits if view.hang else "",
+        )
+        for bar in view.metrics.progress.shown()
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _error(error: Mapping[str, Any]) -> RankError:
+    lines = error.get("traceback") or ()
+    return RankError(
+        rank=int(error.get("rank", -1)),
+        ename=str(error.get("ename", "")),
+        evalue=str(error.get("evalue", "")),
+        traceback=lines if isinstance(lines, str) else "\n".join(map(str, lines)),
+    )

@@ -1,0 +1,152 @@
+"""One client of the events: what it follows, and the one task that writes to it.
+
+Nothing is queued for a client. When its connection takes more, it is told what it does not know by then: of topics
+each changed item once, of a run that it watches one batch that joins all that has happened. So one that is slow, or
+stands still, costs as much memory as any other, and holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.http import events
+from jupyter_llmcloud.protocol.http.events import (
+    MAX_POINTS,
+    Ack,
+    ClientMessage,
+    Refused,
+    RunGone,
+    ServerMessage,
+    SubscribeTopics,
+    UnsubscribeTopics,
+    UnwatchRun,
+    WatchRun,
+)
+from jupyter_llmcloud.server.events.hub import Subscription
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.events.run_watch import RunWatch
+    from jupyter_llmcloud.server.events.service import EventService
+
+MAX_WATCHES = 50
+MAX_REFUSALS = 20  # that wait to be told
+LONG_S = 3600.0
+
+
+class EventStream:
+    """One of them.
+
+    Args:
+        send: sends a text frame; done when the connection has taken it.
+    """
+
+    def __init__(self, service: EventService, send: Callable[[bytes], Awaitable[None]]) -> None:
+        self._service = service
+        self._send = send
+        self._subscription = Subscription(service.hub)
+        self._watches: dict[str, RunWatch] = {}
+        self._replies: list[ServerMessage] = []
+        self._cursor = 0  # of the batches of watches
+        self._woken = asyncio.Event()
+
+    # --- what the client says ---
+
+    def receive(self, text: str | bytes) -> None:
+        """A message of the client; one that is not understood is refused."""
+        try:
+            self._obey(events.read(text))
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            self._refuse(f"this message is not understood: {error}.")
+        except UsageError as error:
+            self._refuse(str(error))
+        self._woken.set()
+
+    def _refuse(self, words: str) -> None:
+        if len(self._replies) < MAX_REFUSALS:
+            self._replies.append(Refused(message=words))
+
+    def _obey(self, message: ClientMessage) -> None:
+        match message:
+            case SubscribeTopics():
+                for topic in message.topics:
+                    if topic not in self._subscription.topics:
+                        self._service.hold(topic)
+                    self._subscription.follow(topic, message.epoch, message.cursor)
+            case UnsubscribeTopics():
+                for topic in message.topics:
+                    if topic in self._subscription.topics:
+                        self._subscription.leave(topic)
+                        self._service.release(topic)
+            case WatchRun():
+                self._watch(message)
+            case UnwatchRun():
+                self._unwatch(message.run_id)
+            case Ack():
+                for watch in self._watches.values():
+                    watch.acknowledge(message.cursor)
+
+    def _watch(self, asked: WatchRun) -> None:
+        if not 2 <= asked.points <= MAX_POINTS:
+            raise UsageError(f"points={asked.points} is not possible: 2 to {MAX_POINTS}.")
+        self._unwatch(asked.run_id)
+        if len(self._watches) >= MAX_WATCHES:
+            raise UsageError(f"{MAX_WATCHES} runs are watched on this connection already: unwatch one of them.")
+        try:
+            watch = self._service.watch(asked.run_id, asked.points, self._woken.set)
+        except UsageError:  # it is no name of a run
+            self._replies.append(RunGone(run_id=asked.run_id))
+            return
+        self._watches[asked.run_id] = watch
+
+    def _unwatch(self, run_id: str) -> None:
+        if self._watches.pop(run_id, None) is not None:
+            self._service.unwatch(run_id, self._woken.set)
+
+    # --- what it is told ---
+
+    async def run(self) -> None:
+        """Tell it everything, until cancelled."""
+        hub = self._service.hub
+        hub.listen(self._woken.set)
+        try:
+            await self._say([self._service.hello()])
+            while True:
+                self._woken.clear()
+                replies, self._replies = self._replies, []
+                await self._say([*replies, *self._subscription.take()])
+                await self._tell_watches()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), self._next_due())
+        finally:
+            hub.unlisten(self._woken.set)
+            self._leave()
+
+    async def _say(self, messages: list[ServerMessage]) -> None:
+        for message in messages:
+            await self._send(events.write(message))
+
+    async def _tell_watches(self) -> None:
+        for run_id, watch in list(self._watches.items()):
+            if watch.due_in(time.monotonic()) == 0:
+                self._cursor += 1
+                await self._say(await watch.take(self._cursor))
+            if watch.is_gone:
+                self._unwatch(run_id)
+
+    def _next_due(self) -> float:
+        now = time.monotonic()
+        due = [in_s for watch in self._watches.values() if (in_s := watch.due_in(now)) is not None]
+        return min(due, default=LONG_S)
+
+    def _leave(self) -> None:
+        for topic in self._subscription.topics:
+            self._service.release(topic)
+        for run_id in list(self._watches):
+            self._unwatch(run_id)
