@@ -236,13 +236,12 @@ def _stacks(arguments: argparse.Namespace) -> None:
 
 def _create_key(arguments: argparse.Namespace) -> None:
     scopes = arguments.scope or ["infer:*", "models:read"]
-    body = {"scopes": scopes, "expires_s": arguments.expires, "label": arguments.label}
-    print(discovery.find_running().ask("POST", "keys", body)["key"])
+    print(discovery.find_running().create_key(scopes, arguments.expires, arguments.label)["key"])
 
 
 def _start_cluster(arguments: argparse.Namespace) -> None:
-    body = {"kind": arguments.kind, "workers": arguments.workers, "name": arguments.name}
-    print(discovery.find_running().ask("POST", "clusters", body)["name"])
+    server = discovery.find_running()
+    print(server.start_cluster(arguments.kind, arguments.name, arguments.workers)["name"])
 
 
 def _cell(column: str, value: Any) -> str:
