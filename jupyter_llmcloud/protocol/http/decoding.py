@@ -51,6 +51,8 @@ def decode_query(kind: type[Q], arguments: Mapping[str, str]) -> Q:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         complaint = _Complaint(kind, given, str(error))
+        if not complaint.names:
+            raise UsageError(complaint.in_words()) from None
         raise UsageError(complaint.of_query(arguments[complaint.names[0]])) from None
 
 

@@ -86,6 +86,7 @@ class EventService:
         """The server ends."""
         for source in self._sources.values():
             source.stop()
+        self._resources.close()
         for follower, _ in self._followed.values():
             follower.stop()
         self._followed.clear()
