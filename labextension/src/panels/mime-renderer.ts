@@ -5,7 +5,7 @@ import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/applica
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import type { IRenderMime } from '@jupyterlab/rendermime-interfaces';
-import { ITranslator } from '@jupyterlab/translation';
+import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import type { ServerConnection } from '@jupyterlab/services';
 import { PanelLayout, Widget } from '@lumino/widgets';
 
@@ -104,7 +104,7 @@ export const mimeRenderer: JupyterFrontEndPlugin<void> = {
     translator: ITranslator | null
   ) => {
     const settings: ServerConnection.ISettings = app.serviceManager.serverSettings;
-    const trans = (translator ?? rendermime.translator)?.load('jupyter_llmcloud');
+    const trans = (translator ?? nullTranslator).load('jupyter_llmcloud');
     // Each notebook has a registry of its own, and the widgets of its kernel are known to that one only.
     const add = (registry: IRenderMimeRegistry) =>
       registry.addFactory(
@@ -112,7 +112,7 @@ export const mimeRenderer: JupyterFrontEndPlugin<void> = {
           safe: true,
           mimeTypes: [PANEL_MIME],
           defaultRank: RANK,
-          createRenderer: () => new PanelRenderer(clientOf(serverConnection(settings)), registry, trans as IRenderMime.TranslationBundle)
+          createRenderer: () => new PanelRenderer(clientOf(serverConnection(settings)), registry, trans)
         },
         RANK
       );
