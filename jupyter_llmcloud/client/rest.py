@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+import msgspec
+
 from jupyter_llmcloud.errors import Busy, ConnectionLost
+from jupyter_llmcloud.protocol.http.clusters import ScaleCluster, StartCluster
+from jupyter_llmcloud.protocol.http.keys import DEFAULT_EXPIRY_S, CreateKey
+from jupyter_llmcloud.protocol.http.worlds import AskPlacement
 from jupyter_llmcloud.protocol.rpc import restored_body
 from jupyter_llmcloud.storage.runs import RunFolder
 
 if TYPE_CHECKING:
     import httpx
+
+    from jupyter_llmcloud.protocol.http.base import Body
 
 TIMEOUT_S = 60.0
 START_TIMEOUT_S = 330.0
@@ -56,13 +63,19 @@ class ServerClient:
             self._http = None
 
     def ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = TIMEOUT_S, **query: Any
+        self,
+        method: str,
+        path: str,
+        body: Body | dict[str, Any] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        **query: Any,
     ) -> dict[str, Any]:
         """One request below `/llmcloud/api/`; raises what the server refuses it with."""
         import httpx
 
         params = {key: str(value) for key, value in query.items() if value is not None}
-        fields = None if body is None else {key: value for key, value in body.items() if value is not None}
+        given: dict[str, Any] = {} if body is None else msgspec.to_builtins(body)
+        fields = None if body is None else {key: value for key, value in given.items() if value is not None}
         url = f"{self.url}llmcloud/api/{path}"
         try:
             response = self.http().request(method, url, json=fields, params=params, timeout=timeout_s)
@@ -90,20 +103,20 @@ class ServerClient:
         options: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Start a cluster and wait until it runs."""
-        body = {"kind": kind, "name": name, "workers": workers, "options": options}
+        body = StartCluster(kind=kind, name=name, workers=workers, options=options or {})
         return self.ask("POST", "clusters", body, START_TIMEOUT_S)
 
     def connect_cluster(self, address: str, name: str | None = None) -> dict[str, Any]:
         """Use a cluster that runs elsewhere."""
-        return self.ask("POST", "clusters", {"address": address, "name": name}, START_TIMEOUT_S)
+        return self.ask("POST", "clusters", StartCluster(address=address, name=name), START_TIMEOUT_S)
 
     def scale_cluster(self, name: str, workers: int) -> dict[str, Any]:
         """Change its number of workers."""
-        return self.ask("POST", f"clusters/{_name(name)}/scale", {"workers": workers}, START_TIMEOUT_S)
+        return self.ask("POST", f"clusters/{_name(name)}/scale", ScaleCluster(workers=workers), START_TIMEOUT_S)
 
     def adapt_cluster(self, name: str, minimum: int, maximum: int) -> dict[str, Any]:
         """Have between `minimum` and `maximum` workers, as the load asks."""
-        return self.ask("POST", f"clusters/{_name(name)}/scale", {"minimum": minimum, "maximum": maximum})
+        return self.ask("POST", f"clusters/{_name(name)}/scale", ScaleCluster(minimum=minimum, maximum=maximum))
 
     def stop_cluster(self, name: str) -> None:
         """End a cluster."""
@@ -113,15 +126,15 @@ class ServerClient:
         self,
         cluster: str | None = None,
         num_ranks: int | None = None,
-        ticket: str | None = None,
-        replaces: str | None = None,
+        ticket: str = "",
+        replaces: str = "",
     ) -> dict[str, Any]:
         """Where ranks go: {"cluster", "agents", "num_ranks", "world_id", "started"}. Raises Busy.
 
         Who soon asks again with the same `ticket` comes before those who came later. The slots of the world `replaces`
         count as free.
         """
-        body = {"cluster": cluster, "num_ranks": num_ranks, "ticket": ticket, "replaces": replaces}
+        body = AskPlacement(cluster=cluster, num_ranks=num_ranks, ticket=ticket, replaces=replaces)
         placed = self.ask("POST", "placement", body, START_TIMEOUT_S)
         if placed.get("state") == "waiting":
             raise Busy(str(placed["reason"]))
@@ -134,6 +147,10 @@ class ServerClient:
     def stop_world(self, name: str) -> dict[str, Any]:
         """End a world by its id or its notebook, whoever has it; returns what it was."""
         return self.ask("DELETE", f"worlds/{_name(name)}")
+
+    def world_stacks(self, name: str) -> dict[str, Any]:
+        """What the ranks of a world are doing now, by its id or its notebook: {"world_id", "lines"}."""
+        return self.ask("GET", f"worlds/{_name(name)}/stacks")
 
     def run_folder(self, run_id: str) -> RunFolder:
         """Where the server records a run, as far as this machine has that folder."""
@@ -169,6 +186,17 @@ class ServerClient:
         """Stop a run: {"state"}."""
         return self.ask("POST", f"runs/{_name(name)}/stop", {}, timeout_s)
 
+    def checkpoint_run(self, name: str) -> dict[str, Any]:
+        """Have a run save a checkpoint, and wait until it is complete: {"run_id", "step"}."""
+        return self.ask("POST", f"runs/{_name(name)}/checkpoint", {}, START_TIMEOUT_S)
+
+    def run_series(
+        self, name: str, metric: str, first: float | None = None, last: float | None = None, **query: Any
+    ) -> dict[str, Any]:
+        """A metric between two steps; `points` columns at most, `by` mean or rank: {"metric", "by", "columns"}."""
+        asked = {"metric": metric, "from": first, "to": last, **query}
+        return self.ask("GET", f"runs/{_name(name)}/series", timeout_s=START_TIMEOUT_S, **asked)
+
     def delete_run(self, name: str) -> None:
         """Remove a run that has ended."""
         self.ask("DELETE", f"runs/{_name(name)}")
@@ -199,7 +227,10 @@ class ServerClient:
 
     def create_key(self, scopes: list[str], expires_s: float | None = None, label: str | None = None) -> dict[str, Any]:
         """Mint a key; `["key"]` of the answer is told here and never again."""
-        return self.ask("POST", "keys", {"scopes": scopes, "expires_s": expires_s, "label": label})
+        body = CreateKey(
+            scopes=scopes, expires_s=DEFAULT_EXPIRY_S if expires_s is None else expires_s, label=label or ""
+        )
+        return self.ask("POST", "keys", body)
 
     def revoke_key(self, key_id: str) -> None:
         """End a key."""

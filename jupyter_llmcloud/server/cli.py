@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +26,18 @@ COLUMNS = {
     "keys": ("id", "state", "scopes", "label", "created", "expires"),
     "runs": ("run_id", "state", "world_size", "created", "ended"),
     "clusters": ("name", "kind", "state", "num_workers", "num_slots", "address", "created"),
+    "worlds": ("world_id", "holder", "num_ranks", "state", "cluster", "started"),
 }
+SHOWN = {
+    "runs": (
+        "run_id", "name", "state", "created", "ended", "holder", "cluster", "world_size", "num_restarts", "progress",
+        "metrics", "spec", "artifacts",
+    ),
+    "endpoints": (
+        "name", "state", "reason", "created", "target", "model", "revision", "dtype", "num_replicas", "url", "cluster",
+    ),
+}  # fmt: skip
+TIMES = ("created", "ended", "expires", "started")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,20 +70,28 @@ def parser() -> argparse.ArgumentParser:
     nouns = top.add_subparsers(required=True, metavar="COMMAND")
     add_run(nouns)
     _add_serve(nouns)
+    _add_mcp(nouns)
     verbs = {noun: _add_noun(nouns, noun) for noun in COLUMNS}
     for noun, verb, run, text in (
         ("endpoints", "stop", _delete, "end an endpoint"),
-        ("endpoints", "logs", _endpoint_logs, "what its replicas printed"),
         ("keys", "revoke", _delete, "end a key"),
         ("runs", "stop", _stop_run, "stop a run"),
+        ("runs", "checkpoint", _checkpoint_run, "have a run save a checkpoint now"),
         ("runs", "delete", _delete, "remove a run that has ended"),
         ("runs", "attach", _attach, "show all of a run, then follow it; Ctrl-C leaves it alone"),
-        ("runs", "logs", _run_logs, "what its ranks printed"),
         ("clusters", "stop", _delete, "end a cluster"),
+        ("worlds", "stop", _delete, "end a world, whoever has it"),
     ):
-        command = verbs[noun].add_parser(verb, help=text)
-        command.add_argument("name", metavar="ID" if noun == "keys" else "NAME")
-        command.set_defaults(run=run, noun=noun)
+        _add_verb(verbs[noun], noun, verb, run, text)
+    for noun, verb, run, text in (
+        ("endpoints", "show", _show, "all there is to know of an endpoint"),
+        ("endpoints", "logs", _endpoint_logs, "what its replicas printed"),
+        ("runs", "show", _show, "all there is to know of a run"),
+        ("runs", "logs", _run_logs, "what its ranks printed"),
+        ("runs", "metrics", _run_metrics, "what its ranks measured, the newest values"),
+        ("worlds", "stacks", _stacks, "what its ranks are doing now, and where"),
+    ):
+        _add_json(_add_verb(verbs[noun], noun, verb, run, text))
     _add_create_key(verbs["keys"])
     _add_start_cluster(verbs["clusters"])
     return top
@@ -86,14 +105,32 @@ def _add_serve(nouns: Any) -> None:
     command.set_defaults(run=_serve, noun="serve")
 
 
+def _add_mcp(nouns: Any) -> None:
+    command = nouns.add_parser("mcp", help="tools of the Model Context Protocol, on standard input and output")
+    command.add_argument("--allow-changes", action="store_true", help="also those that stop and scale something")
+    command.set_defaults(run=_serve_tools, noun="mcp")
+
+
 def _add_noun(nouns: Any, noun: str) -> Any:
     command = nouns.add_parser(noun, help=f"list, ... {noun} of the running server")
     verbs = command.add_subparsers(metavar="VERB")
     verb = verbs.add_parser("list", help=f"the {noun}")
     for parser in (command, verb):
-        parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON, with all there is")
+        _add_json(parser)
         parser.set_defaults(run=_list, noun=noun)
     return verbs
+
+
+def _add_verb(verbs: Any, noun: str, verb: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = verbs.add_parser(verb, help=text)
+    command.add_argument("name", metavar="ID" if noun == "keys" else "NAME")
+    command.set_defaults(run=run, noun=noun)
+    return command
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    # Without a default, or that of a verb would undo what was said before it.
+    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON, with all there is")
 
 
 def _add_create_key(verbs: Any) -> None:
@@ -122,13 +159,34 @@ def _serve(arguments: argparse.Namespace) -> int:
     return serve(arguments.target, spec, arguments.port)
 
 
+def _serve_tools(arguments: argparse.Namespace) -> None:
+    from jupyter_llmcloud.client import mcp_server
+
+    mcp_server.serve(arguments.allow_changes)
+
+
 def _list(arguments: argparse.Namespace) -> None:
     noun = arguments.noun
     rows = discovery.find_running().ask("GET", noun)[noun]
-    if getattr(arguments, "json", False):
-        print(json.dumps(rows, indent=2))
-        return
-    print(format_table(COLUMNS[noun], [[_cell(column, row.get(column)) for column in COLUMNS[noun]] for row in rows]))
+    if not _print_json(arguments, rows):
+        columns = COLUMNS[noun]
+        print(format_table(columns, [[_cell(column, row.get(column)) for column in columns] for row in rows]))
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    told = discovery.find_running().ask("GET", f"{arguments.noun}/{quote(arguments.name, safe='')}")
+    if not _print_json(arguments, told):
+        rows = [[name, _cell(name, told.get(name))] for name in SHOWN[arguments.noun]]
+        rows += [["note", entry["why"]] for entry in told.get("history", []) if "why" in entry]
+        rows += [["error", f"rank {row['rank']}: {row['ename']}: {row['evalue']}"] for row in told.get("errors", [])]
+        print(format_table(["", ""], [row for row in rows if row[1]]).lstrip("\n"))
+
+
+def _print_json(arguments: argparse.Namespace, told: Any) -> bool:
+    """Print it so when that is wished."""
+    if wished := getattr(arguments, "json", False):
+        print(json.dumps(told, indent=2))
+    return wished
 
 
 def _delete(arguments: argparse.Namespace) -> None:
@@ -139,6 +197,10 @@ def _stop_run(arguments: argparse.Namespace) -> None:
     print(discovery.find_running().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
 
 
+def _checkpoint_run(arguments: argparse.Namespace) -> None:
+    print(f"step {discovery.find_running().checkpoint_run(arguments.name)['step']}")
+
+
 def _attach(arguments: argparse.Namespace) -> int:
     server = discovery.find_running()
     run_id = server.run(arguments.name)["run_id"]
@@ -146,32 +208,54 @@ def _attach(arguments: argparse.Namespace) -> int:
 
 
 def _endpoint_logs(arguments: argparse.Namespace) -> None:
-    for row in discovery.find_running().ask("GET", f"endpoints/{quote(arguments.name, safe='')}/logs")["logs"]:
-        sys.stdout.write(row["text"])
+    rows = discovery.find_running().endpoint_logs(arguments.name)
+    if not _print_json(arguments, rows):
+        for row in rows:
+            sys.stdout.write(row["text"])
 
 
 def _run_logs(arguments: argparse.Namespace) -> None:
-    for record in discovery.find_running().ask("GET", f"runs/{quote(arguments.name, safe='')}/logs")["records"]:
-        if "text" in record:
-            print(f"[{record['rank']}] {record['text']}", end="" if record["text"].endswith("\n") else "\n")
+    records = discovery.find_running().run_logs(arguments.name)
+    if not _print_json(arguments, records):
+        for record in records:
+            if "text" in record:
+                print(f"[{record['rank']}] {record['text']}", end="" if record["text"].endswith("\n") else "\n")
+
+
+def _run_metrics(arguments: argparse.Namespace) -> None:
+    records = discovery.find_running().run_metrics(arguments.name)
+    if not _print_json(arguments, records):
+        rows = [
+            [str(record["step"]), str(record["rank"]), name, record.get("not_finite", {}).get(name) or f"{value:.6g}"]
+            for record in records
+            for name, value in record.get("values", {}).items()
+        ]
+        print(format_table(["step", "rank", "metric", "value"], rows))
+
+
+def _stacks(arguments: argparse.Namespace) -> None:
+    told = discovery.find_running().world_stacks(arguments.name)
+    if not _print_json(arguments, told):
+        print("\n".join(told["lines"]))
 
 
 def _create_key(arguments: argparse.Namespace) -> None:
     scopes = arguments.scope or ["infer:*", "models:read"]
-    body = {"scopes": scopes, "expires_s": arguments.expires, "label": arguments.label}
-    print(discovery.find_running().ask("POST", "keys", body)["key"])
+    print(discovery.find_running().create_key(scopes, arguments.expires, arguments.label)["key"])
 
 
 def _start_cluster(arguments: argparse.Namespace) -> None:
-    body = {"kind": arguments.kind, "workers": arguments.workers, "name": arguments.name}
-    print(discovery.find_running().ask("POST", "clusters", body)["name"])
+    server = discovery.find_running()
+    print(server.start_cluster(arguments.kind, arguments.name, arguments.workers)["name"])
 
 
 def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
-    if column in ("created", "ended", "expires"):
+    if column in TIMES:
         return datetime.fromtimestamp(value).strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={part}" for name, part in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

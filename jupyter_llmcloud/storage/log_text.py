@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jupyter_llmcloud.storage.journal import Record, read_all
@@ -31,8 +31,13 @@ def _of(rank: int, path: Path) -> Iterator[tuple[int, Record]]:
 
 def lines(folder: RunFolder, rank: int | None = None, pace: Pace | None = None) -> Iterator[str]:
     """Every complete line, labelled with its rank; of what is no text, the text that stands in for it."""
+    return joined(in_order(folder, rank), pace)
+
+
+def joined(rows: Iterable[tuple[int, Record]], pace: Pace | None = None) -> Iterator[str]:
+    """The lines of (rank, log record) in order of time; what a rank has not ended yet comes last."""
     begun: dict[tuple[int, str], list[str]] = {}
-    for number, record in in_order(folder, rank):
+    for number, record in rows:
         if pace is not None:
             pace.rest_when_due()
         kind = str(record["kind"])

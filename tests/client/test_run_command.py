@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from mcp import Client, StdioServerParameters
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
@@ -229,8 +231,28 @@ def test_a_run_in_the_background_is_attached_to_and_stopped(shell: Shell) -> Non
     assert "The run goes on" in err
     listed = json.loads(shell.run("runs", "--json")[1])
     assert [row["state"] for row in listed if row["run_id"] == run_id] == ["running"]
+    assert_its_stacks_are_told(shell, run_id)
     assert shell.run("runs", "stop", run_id)[0] == 0
     until(lambda: newest("behind").state == "stopped", "it has stopped", 20)
+
+
+def assert_its_stacks_are_told(shell: Shell, run_id: str) -> None:
+    """In the terminal by the world, over MCP by the run."""
+    world_id = json.loads(shell.run("runs", "show", run_id, "--json")[1])["world_id"]
+    [world] = [row for row in json.loads(shell.run("worlds", "--json")[1]) if row["run_id"] == run_id]
+    assert world["world_id"] == world_id and world["num_ranks"] == 1
+    status, out, _ = shell.run("worlds", "stacks", world_id)
+    assert status == 0 and out.startswith("rank 0: running") and "endless.py" in out
+    told = asyncio.run(_ask_tool(shell, "stacks", {"name": run_id}))
+    assert told.startswith("rank 0: running") and "endless.py" in told
+
+
+async def _ask_tool(shell: Shell, tool: str, arguments: dict[str, str]) -> str:
+    server = {"LLMCLOUD_SERVER_URL": shell.server.url, "LLMCLOUD_SERVER_TOKEN": shell.server._token}
+    words = ["-m", "jupyter_llmcloud.server.cli", "mcp"]
+    command = StdioServerParameters(command=sys.executable, args=words, env={**os.environ, **server})
+    async with Client(command) as client:
+        return str((await client.call_tool(tool, arguments)).content[0].text)
 
 
 def test_a_notebook_attaches_to_a_run_of_a_terminal(
@@ -304,7 +326,7 @@ def test_a_run_that_waits_for_slots_says_so_and_can_be_stopped(shell: Shell) -> 
 
 def test_rest_refuses_by_name(shell: Shell) -> None:
     start: Callable[..., object] = shell.server.start_run
-    with pytest.raises(UsageError, match="no option 'push' here"):
+    with pytest.raises(UsageError, match=r"spec\.push is not known here: nproc, cluster,"):
         start("pass", {"push": "a"})
     with pytest.raises(UsageError, match=r"script\.argv is not known"):
         start("pass", {}, {"argv": []})

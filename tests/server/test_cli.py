@@ -72,6 +72,44 @@ async def test_runs_and_clusters_are_listed(named: Server, capsys: pytest.Captur
     assert await run("clusters", "stop", "c1") == 0
 
 
+@pytest.mark.parametrize("noun", ["runs", "endpoints", "keys", "clusters", "worlds"])
+async def test_every_listing_is_json_with_all_there_is(
+    named: Server, model: Path, noun: str, capsys: pytest.CaptureFixture
+) -> None:
+    make_run()
+    await named.serve(model)
+    await named.key()
+    await named.ask("POST", "llmcloud/api/clusters", {"name": "c1"})
+    rows = (await named.ask("GET", f"llmcloud/api/{noun}")).json()[noun]
+    assert len(rows) == 1
+    for words in ((noun, "--json"), (noun, "list", "--json"), (noun, "--json", "list")):
+        assert await run(*words) == 0
+        assert [set(row) for row in json.loads(capsys.readouterr().out)] == [set(row) for row in rows]
+
+
+async def test_one_run_and_one_endpoint_are_shown(named: Server, model: Path, capsys: pytest.CaptureFixture) -> None:
+    make_run(
+        history=[{"t": 1.0, "state": "running"}, {"t": 2.0, "why": "it waited"}],
+        errors=[{"rank": 1, "ename": "ValueError", "evalue": "no", "traceback": []}],
+    )
+    await named.serve(model)
+    assert await run("runs", "show", "train", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["source"] == "print(1)\n"
+    assert await run("runs", "show", "train") == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (shown["state"], shown["note"], shown["error"]) == ("finished", "it waited", "rank 1: ValueError: no")
+    assert "loss=0.333" in shown["metrics"]
+    assert await run("runs", "metrics", "train") == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["2", "0", "loss", "0.333333"]
+    assert await run("runs", "metrics", "train", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) == 4
+    assert await run("runs", "logs", "train", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) == 10
+    assert await run("endpoints", "show", "tiny") == 0
+    assert "url  " in capsys.readouterr().out
+    assert await run("runs", "show", "nothing") == 1
+
+
 async def test_a_refusal_is_one_line_and_status_1(named: Server, capsys: pytest.CaptureFixture) -> None:
     assert await run("endpoints", "stop", "nothing") == 1
     assert capsys.readouterr().err.startswith("NotFound: there is no endpoint 'nothing'")

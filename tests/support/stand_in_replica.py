@@ -83,7 +83,8 @@ class StandIn:
         if prompt == "wait":
             await asyncio.Event().wait()
         if prompt == "busy":
-            return web.json_response({"error": {"message": "busy"}}, status=503, headers={"Retry-After": "7"})
+            error = {"message": "busy", "type": "service_unavailable_error", "param": None, "code": None}
+            return web.json_response({"error": error}, status=503, headers={"Retry-After": "7"})
         if body.get("stream"):
             return await self._stream(request, prompt)
         usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}

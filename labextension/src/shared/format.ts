@@ -61,3 +61,9 @@ const ACTIVE = ['queued', 'starting', 'running', 'stopping'];
 export function isActive(state: string): boolean {
   return ACTIVE.includes(state);
 }
+
+/** Text without the colours of a terminal. */
+export function plainText(text: string): string {
+  // eslint-disable-next-line no-control-regex
+  return text.replace(/\x1b\[[0-9;?]*[A-Za-z]/g, '');
+}
