@@ -20,7 +20,7 @@ export function StartForm({ client, onStarted }: { client: Client; onStarted: (n
   const [address, setAddress] = useState('');
   const [texts, setTexts] = useState<Record<string, string>>({});
   const load = useAction(async () => setKinds((await client.rest.get<ClusterKinds>('cluster-kinds')).kinds));
-  useEffect(() => void load.run(), [client]); // eslint-disable-line react-hooks/exhaustive-deps
+  useEffect(() => void load.run(), [client]);
   const chosen = kinds.find(known => known.kind === kind);
   const start = useAction(async () => {
     const known = name ? { name } : {};
