@@ -160,12 +160,12 @@ def reaches() -> dict[str, list[str]]:
 
 
 def _attribute_types(ours: set[str]) -> dict[str, dict[str, str]]:
-    """Class of ours -> its attribute -> the class of ours that this is an instance of."""
+    """Class of ours -> its attribute -> the class of ours that this is an instance of; classes of one name as one."""
     types: dict[str, dict[str, str]] = {}
     for path in modules().values():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
-                types[node.name] = dict(_attribute_types_of(node, ours))
+                types.setdefault(node.name, {}).update(_attribute_types_of(node, ours))
     return types
 
 
