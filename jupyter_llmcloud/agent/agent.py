@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,17 @@ import psutil
 
 from jupyter_llmcloud.agent.failover.leader_link import LeaderLinks
 from jupyter_llmcloud.agent.failover.standby import Standby
+from jupyter_llmcloud.agent.gpus import GpuStats
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.replicas import Replicas
+from jupyter_llmcloud.agent.resources import Ours, Resources
 from jupyter_llmcloud.agent.world.led_world import LedWorlds
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import (
     AgentDescription,
     Describe,
     DescribeReplicas,
+    DescribeResources,
     DescribeWorld,
     DumpStacks,
     Execute,
@@ -36,6 +39,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     ReplicaDescription,
     ReplicaList,
     ResizeWorld,
+    SaveCheckpoint,
     Shutdown,
     StartReplica,
     StartWorld,
@@ -87,6 +91,7 @@ class Agent:
         self.worlds = LedWorlds(self.node)
         self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
         self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
+        self.resources = Resources(self._processes, GpuStats(self.node.devices.gpus))
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -172,6 +177,11 @@ class Agent:
             stands_by=self.leader_links.stands_by,
         )
 
+    def _processes(self) -> Iterator[Ours]:
+        yield Ours(pid=os.getpid(), kind="agent")
+        yield from self.node.processes()
+        yield from self.replicas.processes()
+
     # --- connections ---
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -211,6 +221,7 @@ class Agent:
         responder.on(Pull, lambda asked, who: self.worlds.get(asked.world_id).ask(asked.rank, asked, who))
         responder.on(Names, lambda asked, who: self.worlds.get(asked.world_id).ask(asked.rank, asked, who))
         responder.on(StopRun, lambda asked, _: self.worlds.stop_run(asked))
+        responder.on(SaveCheckpoint, lambda asked, _: self.worlds.save_run(asked))
         responder.on(Subscribe, self.worlds.subscribe)
         responder.on(StartWorld, self.worlds.start)
         responder.on(ResizeWorld, lambda asked, who: self.worlds.get(asked.world_id).resize(asked, who))
@@ -219,6 +230,7 @@ class Agent:
         responder.on(DescribeWorld, self._describe_world)
         responder.on(DumpStacks, lambda asked, _: self.worlds.get(asked.world_id).stacks())
         responder.on(Describe, lambda *_: self.describe())
+        responder.on(DescribeResources, lambda *_: self.resources.describe())
         responder.on(Follow, self.leader_links.follow)
         responder.on(StartReplica, self._start_replica)
         responder.on(StopReplica, lambda asked, _: self.replicas.stop(asked.replica_id))

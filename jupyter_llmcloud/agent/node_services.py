@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from jupyter_llmcloud.agent.failover.worker_client import WorkerClient
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, LocalGroup, LocalGroups, RankEvents
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.agent.resources import Ours
 from jupyter_llmcloud.agent.world.store import Stores
 from jupyter_llmcloud.protocol.connection import Connection
 
@@ -84,6 +85,14 @@ class NodeServices:
             "has_gpus": devices.has_gpus,
             "held": devices.held,
         }
+
+    def processes(self) -> Iterator[Ours]:
+        """The processes of ranks that are hosted here, and the one that they are forked from."""
+        if (zygote := self.zygote.process) is not None and zygote.poll() is None:
+            yield Ours(pid=zygote.pid, kind="zygote")
+        for world_id, rank, pid, slot in self.groups.ranks():
+            device = self.devices.gpus.index(slot) if self.devices.has_gpus and slot in self.devices.gpus else None
+            yield Ours(pid=pid, kind="rank", world_id=world_id, rank=rank, device=device)
 
     def end_groups(self) -> None:
         """End every rank that is hosted here."""

@@ -7,11 +7,13 @@ import contextlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
+from jupyter_llmcloud.agent.resources import Ours
 from jupyter_llmcloud.errors import NameTaken, NotFound
 from jupyter_llmcloud.system.spawn import open_log
 
@@ -27,6 +29,7 @@ class ReplicaProcess:
     process: asyncio.subprocess.Process
     socket: Path
     log: Path
+    device: str
     watch: asyncio.Task[int] | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
@@ -71,7 +74,7 @@ class Replicas:
             )
         assert process.stdin is not None
         process.stdin.write(json.dumps(spec).encode() + b"\n")
-        replica = ReplicaProcess(replica_id, endpoint, process, Path(spec["socket"]), log_path)
+        replica = ReplicaProcess(replica_id, endpoint, process, Path(spec["socket"]), log_path, str(spec["device"]))
         replica.watch = asyncio.create_task(self._watch(replica))
         self._replicas[replica_id] = replica
         return replica.describe()
@@ -111,6 +114,18 @@ class Replicas:
     def describe(self) -> list[dict[str, Any]]:
         """Every replica started here and not stopped on request."""
         return [replica.describe() for replica in self._replicas.values()]
+
+    def processes(self) -> Iterator[Ours]:
+        """Their processes."""
+        for replica in self._replicas.values():
+            if replica.process.returncode is None:
+                yield Ours(
+                    pid=replica.process.pid,
+                    kind="replica",
+                    endpoint=replica.endpoint,
+                    replica_id=replica.replica_id,
+                    device=int(replica.device.partition(":")[2]) if ":" in replica.device else None,
+                )
 
     async def close(self) -> None:
         """End them all."""

@@ -186,6 +186,17 @@ class ServerClient:
         """Stop a run: {"state"}."""
         return self.ask("POST", f"runs/{_name(name)}/stop", {}, timeout_s)
 
+    def checkpoint_run(self, name: str) -> dict[str, Any]:
+        """Have a run save a checkpoint, and wait until it is complete: {"run_id", "step"}."""
+        return self.ask("POST", f"runs/{_name(name)}/checkpoint", {}, START_TIMEOUT_S)
+
+    def run_series(
+        self, name: str, metric: str, first: float | None = None, last: float | None = None, **query: Any
+    ) -> dict[str, Any]:
+        """A metric between two steps; `points` columns at most, `by` mean or rank: {"metric", "by", "columns"}."""
+        asked = {"metric": metric, "from": first, "to": last, **query}
+        return self.ask("GET", f"runs/{_name(name)}/series", timeout_s=START_TIMEOUT_S, **asked)
+
     def delete_run(self, name: str) -> None:
         """Remove a run that has ended."""
         self.ask("DELETE", f"runs/{_name(name)}")

@@ -5,6 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jupyter_llmcloud.protocol.agent_messages import AgentDescription, AgentResources
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """A worker with its node agent as somebody who looks at the cluster sees it.
+
+    Attributes:
+        worker: address of the Dask worker.
+        silence: why the agent says nothing; empty when it does.
+        resources: None of an agent that does not tell.
+    """
+
+    worker: str
+    silence: str = ""
+    host: str = ""
+    agent: AgentDescription | None = None
+    resources: AgentResources | None = None
+
 
 @dataclass(frozen=True)
 class AgentInfo:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from distributed import Client
 
-from jupyter_llmcloud.cluster.agent_info import AgentInfo
+from jupyter_llmcloud.cluster.agent_info import AgentInfo, AgentView
 from jupyter_llmcloud.cluster.dask_client import ask_agents, install, open_client
 from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
 from jupyter_llmcloud.cluster.host import security_from, tls_of
@@ -25,10 +25,19 @@ from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
-from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound, UsageError, WorldError
+from jupyter_llmcloud.errors import (
+    ConnectionLost,
+    LLMCloudError,
+    NameTaken,
+    NotFound,
+    ProtocolError,
+    UsageError,
+    WorldError,
+)
 from jupyter_llmcloud.protocol.agent_messages import (
     AdoptCluster,
     Describe,
+    DescribeResources,
     DumpStacks,
     ScaleCluster,
     Shutdown,
@@ -231,6 +240,26 @@ class ClusterPool:
             values = await connection.request(Describe(), DESCRIBE_TIMEOUT_S)
         known = {**values.as_dict(), "address": address, "worker": info["worker"], "home": info["address"]}
         return AgentInfo(**{key: known[key] for key in AgentInfo.__dataclass_fields__})
+
+    async def look(self, name: str | None = None) -> list[AgentView]:
+        """Every worker of a cluster with its node agent, what that holds, and what its processes take."""
+        record, rows = await self._ask_workers(name)
+        found = await asyncio.gather(*(self._look_at(record, worker, row) for worker, row in rows.items()))
+        return list(found)
+
+    async def _look_at(self, record: ClusterRecord, worker: str, row: Any) -> AgentView:
+        if isinstance(row, BaseException):
+            return AgentView(worker, "its node agent has not started yet, or has ended")
+        try:
+            address = await self._reach.to(record, row, row["address"])
+            async with await AgentConnection.open(address) as connection:
+                described = await connection.request(Describe(), DESCRIBE_TIMEOUT_S)
+                resources = None
+                with contextlib.suppress(ProtocolError, UsageError):  # of an earlier version
+                    resources = await connection.request(DescribeResources(), DESCRIBE_TIMEOUT_S)
+        except (LLMCloudError, TimeoutError) as error:
+            return AgentView(worker, f"its node agent does not answer: {error}".rstrip("."), host=row.get("host", ""))
+        return AgentView(worker, "", described.host, described, resources)
 
     async def _ask_workers(self, name: str | None) -> tuple[ClusterRecord, dict[str, Any]]:
         """What each worker's plugin says of its agent; goes on when the scheduler is killed meanwhile."""

@@ -34,6 +34,23 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     held: dict[str, int] = field(default_factory=dict)
 
 
+class AgentResources(Reply, frozen=True, kw_only=True):
+    """What an agent's host and its processes take; times are seconds since the epoch, `cpu` a share of 1.
+
+    `devices`: [{index, name, uuid, memory_bytes, total_memory_bytes, utilization}], `processes`: [{pid, kind, world_id,
+    rank, endpoint, replica_id, device, memory_bytes, gpu_memory_bytes, cpu}], each as far as it is known.
+    """
+
+    host: str
+    t: float
+    num_cores: int
+    cpu: float
+    memory_bytes: int
+    total_memory_bytes: int
+    devices: list[dict[str, Any]] = field(default_factory=list)
+    processes: list[dict[str, Any]] = field(default_factory=list)
+
+
 class WorldDescription(Reply, frozen=True, kw_only=True):
     """A world now; `ranks`: [{rank, local_rank, pid, host, device, state, rss}].
 
@@ -115,6 +132,10 @@ class ClusterDescription(Reply, frozen=True, kw_only=True):
 
 class Describe(Request[AgentDescription], frozen=True, kw_only=True):
     """What is this agent?"""
+
+
+class DescribeResources(Request[AgentResources], frozen=True, kw_only=True):
+    """What do this agent's host and its processes take now?"""
 
 
 class StartWorld(Request[WorldDescription], frozen=True, kw_only=True):
@@ -235,6 +256,18 @@ class Subscribe(Request[Done], frozen=True, kw_only=True):
 
 class StopRun(Request[Done], frozen=True, kw_only=True):
     """Stop a run; asked again while it is stopping, go to the next rung at once."""
+
+    run_id: str
+
+
+class CheckpointSaved(Reply, frozen=True, kw_only=True):
+    """The step whose checkpoint is complete now."""
+
+    step: int
+
+
+class SaveCheckpoint(Request[CheckpointSaved], frozen=True, kw_only=True):
+    """Have a checkpoint of the next step that all ranks of a run share; answered when it is complete."""
 
     run_id: str
 

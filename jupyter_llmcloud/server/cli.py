@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         ("endpoints", "stop", _delete, "end an endpoint"),
         ("keys", "revoke", _delete, "end a key"),
         ("runs", "stop", _stop_run, "stop a run"),
+        ("runs", "checkpoint", _checkpoint_run, "have a run save a checkpoint now"),
         ("runs", "delete", _delete, "remove a run that has ended"),
         ("runs", "attach", _attach, "show all of a run, then follow it; Ctrl-C leaves it alone"),
         ("clusters", "stop", _delete, "end a cluster"),
@@ -194,6 +195,10 @@ def _delete(arguments: argparse.Namespace) -> None:
 
 def _stop_run(arguments: argparse.Namespace) -> None:
     print(discovery.find_running().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
+
+
+def _checkpoint_run(arguments: argparse.Namespace) -> None:
+    print(f"step {discovery.find_running().checkpoint_run(arguments.name)['step']}")
 
 
 def _attach(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from jupyter_llmcloud.server.events.resources import Resources
 from jupyter_llmcloud.server.events.service import EventService
 from jupyter_llmcloud.server.events.topics import Topics, changed_by
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
+from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.storage.server_state import ServerState
 from jupyter_llmcloud.system.processes import is_process
@@ -55,6 +56,7 @@ class ServerContext:
             root_dir,
             log,
         )
+        self.series = SeriesWindows()
         self.requests = OpenRequests(self.state, log)
         resources = Resources(self.clusters)
         self.events = EventService(self.server_id, self.runs, self.run_states, resources)

@@ -13,10 +13,12 @@ from jupyter_llmcloud.server.api.clusters import (
 from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
 from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
 from jupyter_llmcloud.server.api.runs import (
+    RunCheckpointHandler,
     RunHandler,
     RunLogHandler,
     RunLogsHandler,
     RunMetricsHandler,
+    RunSeriesHandler,
     RunsHandler,
     RunStopHandler,
     RunViewHandler,
@@ -57,6 +59,8 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/runs/{NAME}/logs", RunLogsHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/metrics", RunMetricsHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/log", RunLogHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/series", RunSeriesHandler, (*_RUNS, "series")),
+    (rf"/llmcloud/api/runs/{NAME}/checkpoint", RunCheckpointHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/view", RunViewHandler, _RUNS),
     (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),

@@ -203,6 +203,9 @@ class StandInPool:
     async def agents(self, name: str | None = None) -> list[AgentInfo]:
         return [AgentInfo(self.agent.address)]
 
+    async def look(self, cluster: str | None = None) -> list[Any]:
+        return []
+
     async def reach_replica(self, cluster: str | None, agent: AgentInfo, path: str) -> str:
         """The socket itself; in the way of a bridge when there is a folder for them."""
         if self.bridges is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -141,6 +141,12 @@ class LocalGroup:
                 return True
         return False
 
+    def ranks(self) -> Iterator[tuple[int, int, str]]:
+        """(rank, pid, slot) of each."""
+        for (rank, link), slot in zip(sorted(self.links.items()), self._slots, strict=False):
+            if link.alive:
+                yield rank, link.pid, slot
+
     @property
     def is_over(self) -> bool:
         """No rank is left here."""
@@ -181,6 +187,12 @@ class LocalGroups:
                 if group.is_over:
                     del self._groups[world_id]
                 return
+
+    def ranks(self) -> Iterator[tuple[str, int, int, str]]:
+        """(world, rank, pid, slot) of each that is hosted here."""
+        for group_id, group in self._groups.items():
+            for rank, pid, slot in group.ranks():
+                yield group_id.partition("#")[0], rank, pid, slot
 
     def outlive_sigterm(self) -> None:
         """This agent is told to end, and so are its ranks perhaps: they go on until it ends them."""

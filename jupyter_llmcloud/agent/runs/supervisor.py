@@ -41,7 +41,7 @@ from jupyter_llmcloud.core.run.run_machine import (
     Tick,
     WorkerJoined,
 )
-from jupyter_llmcloud.errors import Busy, LLMCloudError
+from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, replace
@@ -179,16 +179,38 @@ class RunSupervisor:
             self._feed.write_record()
         self._handle(StopAsked())
 
-    async def save(self) -> None:
+    async def save_before_end(self) -> None:
         """Have a checkpoint of the present step, where the run saves any: this agent is about to end."""
+        if self._saves and (step := await self._save()) >= 0:
+            self._feed.note(f"the node agent was told to end: a checkpoint of step {step} was saved.")
+
+    async def save(self) -> int:
+        """Have a checkpoint of the next step that all ranks share; returns the step. Raises UsageError, WorldError."""
+        if not self._saves:
+            raise UsageError(
+                f"run {self.run_id!r} saves no checkpoints. It does when it is started with --checkpoint-every or"
+                " --max-restarts."
+            )
+        if (step := await self._save()) < 0:
+            raise WorldError(
+                f"no checkpoint of run {self.run_id!r} was saved: it has no optimizer step now at which all ranks could"
+                " save one, or it has ended."
+            )
+        return step
+
+    @property
+    def _saves(self) -> bool:
         cell = self._attempt.cell
-        if self.is_over or not (cell.checkpoint_every or cell.max_restarts or cell.resume):
-            return
+        return bool(cell.checkpoint_every or cell.max_restarts or cell.resume)
+
+    async def _save(self) -> int:
+        """The step that was saved; -1 for none."""
+        if self.is_over:
+            return -1
         saved = asyncio.ensure_future(self._saved())
         either: list[asyncio.Future[Any]] = [saved, self.ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not saved.cancel() and not self.is_over and (step := saved.result()) >= 0:
-            self._feed.note(f"the node agent was told to end: a checkpoint of step {step} was saved.")
+        return -1 if saved.cancel() or self.is_over else saved.result()
 
     async def _saved(self) -> int:
         step = await self._attempt.save()

@@ -15,9 +15,11 @@ from jupyter_llmcloud.agent.world.run_queue import RunQueue
 from jupyter_llmcloud.agent.world.world import World
 from jupyter_llmcloud.errors import ConnectionLost, NameTaken, NotFound
 from jupyter_llmcloud.protocol.agent_messages import (
+    CheckpointSaved,
     Execute,
     Push,
     ResizeWorld,
+    SaveCheckpoint,
     StartWorld,
     StopRun,
     Subscribe,
@@ -255,6 +257,13 @@ class LedWorlds:
             if asked.run_id in world.runs:
                 world.runs.stop(asked.run_id)
                 return
+        raise NotFound(f"run {asked.run_id!r} has ended.")
+
+    async def save_run(self, asked: SaveCheckpoint) -> CheckpointSaved:
+        """Have a checkpoint of a run that is executed here. Raises NotFound, UsageError, WorldError."""
+        for world in self._worlds.values():
+            if asked.run_id in world.runs:
+                return CheckpointSaved(step=await world.runs.save_run(asked.run_id))
         raise NotFound(f"run {asked.run_id!r} has ended.")
 
     def subscribe(self, asked: Subscribe, connection: Connection) -> None:

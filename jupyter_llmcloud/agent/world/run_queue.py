@@ -214,7 +214,13 @@ class RunQueue:
     async def save(self) -> None:
         """Have a checkpoint of the active run, where it saves any."""
         if self.active is not None:
-            await self.active.save()
+            await self.active.save_before_end()
+
+    async def save_run(self, run_id: str) -> int:
+        """Have a checkpoint of this run; returns its step. Raises LLMCloudError."""
+        if self.active is None or self.active.run_id != run_id:
+            raise WorldError(f"run {run_id!r} has not begun: it waits for another one to end.")
+        return await self.active.save()
 
     def leave(self) -> bool:
         """Let another agent go on with the active run at once; False when it has no restarts."""

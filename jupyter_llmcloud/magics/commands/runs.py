@@ -48,6 +48,9 @@ VERBS = {
         names="runs",
     ),
     "stop": Syntax("%runs stop", (), "NAME", "Stop a run; again while it stops: harder.", names="active runs"),
+    "checkpoint": Syntax(
+        "%runs checkpoint", (), "NAME", "Have a run save a checkpoint now; it goes on.", names="active runs"
+    ),
     "delete": Syntax("%runs delete", (), "NAME", "Remove a run that has ended, with its model.", names="runs"),
 }
 
@@ -141,6 +144,11 @@ def stop(name: str) -> str:
     return session.current().server.stop_run(get(name).run_id)["state"]
 
 
+def checkpoint(name: str) -> int:
+    """Have a run save a checkpoint of its next step; returns the step, when it is complete."""
+    return int(session.current().server.checkpoint_run(get(name).run_id)["step"])
+
+
 def delete(name: str) -> None:
     """Remove a run that has ended."""
     session.current().server.delete_run(get(name).run_id)
@@ -152,7 +160,7 @@ class RunsMagics(Magics):
 
     @line_magic
     def runs(self, line: str) -> Any:
-        """%runs [list | show | attach | logs | stop | delete] NAME: what was run and what is running."""
+        """%runs [list | show | attach | logs | stop | checkpoint | delete] NAME: what was run and what is running."""
         words = split(line, "%runs")
         verb = take_verb("%runs", VERBS, words, "list")
         given = parse(VERBS[verb], words)
@@ -167,6 +175,8 @@ class RunsMagics(Magics):
                 logs(given.arguments[0], given.rank, given.tail, given.follow)
             case "stop":
                 print(f"{given.arguments[0]}: {stop(given.arguments[0])}")
+            case "checkpoint":
+                print(f"{given.arguments[0]}: step {checkpoint(given.arguments[0])}")
             case "delete":
                 delete(given.arguments[0])
         return None

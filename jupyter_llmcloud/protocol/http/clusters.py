@@ -48,7 +48,9 @@ class Process(Response, frozen=True):
     """A process of ours on a worker's host, and what it does there."""
 
     pid: int
-    kind: Annotated[str, Meta(description="rank, replica, agent or worker.", examples=["rank"])]
+    kind: Annotated[
+        str, Meta(description="rank, replica, agent, or zygote, from which ranks are forked.", examples=["rank"])
+    ]
     text: Annotated[str, Meta(description="What it does, in words: rank 3 of run long-1, replica of endpoint poet.")]
     device: Annotated[int | None, Meta(description="Index of the GPU that it uses.")] = None
     memory_bytes: int | None = None
@@ -58,6 +60,7 @@ class Process(Response, frozen=True):
     run_id: str = ""
     rank: int | None = None
     endpoint: str = ""
+    holder: Annotated[str, Meta(description="Who has it: the end of a notebook's path, a process; of ranks.")] = ""
 
 
 class Worker(Response, frozen=True):

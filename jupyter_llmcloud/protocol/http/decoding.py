@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -45,13 +46,24 @@ def decode_query(kind: type[Q], arguments: Mapping[str, str]) -> Q:
     given: dict[str, Any] = {}
     for field in _fields(kind):
         if text := arguments.get(field.encode_name, ""):
-            is_count = isinstance(_bare(field.type), inspect.IntType) and text.isascii() and text.isdigit()
-            given[field.encode_name] = int(text[:18]) if is_count else text
+            given[field.encode_name] = _number(_bare(field.type), text)
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         complaint = _Complaint(kind, given, str(error))
+        if not complaint.names:
+            raise UsageError(complaint.in_words()) from None
         raise UsageError(complaint.of_query(arguments[complaint.names[0]])) from None
+
+
+def _number(kind: inspect.Type, text: str) -> int | float | str:
+    """What a field of this type is given; a text that is no number for it is left to be refused."""
+    if isinstance(kind, inspect.IntType) and text.isascii() and text.isdigit():
+        return int(text[:18])
+    if isinstance(kind, inspect.FloatType):
+        with contextlib.suppress(ValueError):
+            return float(text[:40])
+    return text
 
 
 @cache

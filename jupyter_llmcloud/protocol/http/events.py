@@ -403,31 +403,6 @@ ServerMessage = (
 )
 
 
-# --- GET runs/{id}/series -------------------------------------------------------------------------------------------
-
-
-class SeriesColumns(msgspec.Struct, kw_only=True, frozen=True):
-    """Columns of one metric between two steps; as in SeriesTail. Where each column is one step, `is_exact`."""
-
-    step: list[float]
-    time: list[float]
-    epoch: list[float | None]
-    mean: list[float | None]
-    low: list[float | None]
-    high: list[float | None]
-    n: list[int]
-    not_finite: list[int]
-    is_exact: bool = False
-
-
-class SeriesWindow(msgspec.Struct, kw_only=True, frozen=True):
-    """A stretch of a metric: {"mean": columns over all ranks}, or by rank {"0": columns, "1": ...}."""
-
-    metric: str
-    by: Literal["mean", "rank"]
-    columns: dict[str, SeriesColumns]
-
-
 _decode = msgspec.json.Decoder(ClientMessage).decode
 _encode = msgspec.json.Encoder().encode
 

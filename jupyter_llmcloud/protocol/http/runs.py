@@ -156,6 +156,13 @@ class RunStopped(Response, frozen=True):
     state: str
 
 
+class CheckpointSaved(Response, frozen=True):
+    """A checkpoint is complete."""
+
+    run_id: str
+    step: Annotated[int, Meta(description="Of which it is: optimizer steps finished.")]
+
+
 class RunDeleted(Response, frozen=True):
     """The run is gone, with everything it left."""
 

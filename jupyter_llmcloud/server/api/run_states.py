@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound, WorldError
-from jupyter_llmcloud.protocol.agent_messages import Describe, StopRun
+from jupyter_llmcloud.protocol.agent_messages import Describe, SaveCheckpoint, StopRun
 from jupyter_llmcloud.storage.leadership import Claim, Leadership
 from jupyter_llmcloud.storage.runs import RunRecord
 from jupyter_llmcloud.system.processes import is_process
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.storage.server_state import ServerState
 
 ASK_TIMEOUT_S = 5.0
+SAVE_TIMEOUT_S = 120.0
 SILENT_S = 60.0  # an agent of another host that nobody reaches for so long counts as gone, until it is heard again
 TAKEOVER_S = 90.0  # for another agent to lead a run whose leader has gone: see core.link.TAKES_OVER
 STOP_ATTEMPTS = 3
@@ -110,6 +111,11 @@ class RunStates:
                 return state
             record = self._runs.folder(record.run_id).read()  # another agent leads it by now
         raise WorldError(f"run {record.run_id!r} changes its leading agent now. Press Stop again.")
+
+    async def save(self, record: RunRecord) -> int:
+        """Have a checkpoint of a run that goes on; returns its step when it is complete. Raises LLMCloudError."""
+        async with await self._leader(record) as connection:
+            return (await connection.request(SaveCheckpoint(run_id=record.run_id), SAVE_TIMEOUT_S)).step
 
     async def leader_address(self, record: RunRecord) -> str:
         """A socket on this host for the agent that leads a run. Raises NotFound when the cluster does not know it."""

@@ -18,6 +18,7 @@ from jupyter_llmcloud.core.scheduling.holders import holder
 from jupyter_llmcloud.core.spec import Script
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.http.runs import (
+    CheckpointSaved,
     LogQuery,
     LogRecord,
     LogRecords,
@@ -36,6 +37,7 @@ from jupyter_llmcloud.protocol.http.runs import (
     RunView,
     StartRun,
 )
+from jupyter_llmcloud.protocol.http.series import SeriesQuery, SeriesWindow
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import NoFields, operation
 from jupyter_llmcloud.storage import log_text
@@ -47,6 +49,7 @@ from jupyter_llmcloud.widgets.recorded_view import recorded_view
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.api.run_starts import RunStarts
     from jupyter_llmcloud.server.api.run_states import RunStates
+    from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
     from jupyter_llmcloud.storage.runs import RunStore
 
 TAIL_BYTES = 1 << 16
@@ -236,6 +239,33 @@ class RunViewHandler(_RunHandler):
         """Remember which metrics of a run are drawn in powers of ten."""
         await asyncio.to_thread(self.runs.find(name).set_log_scales, body.log)
         return LogScalesKept(log=body.log)
+
+
+class RunCheckpointHandler(_RunHandler):
+    """A checkpoint, out of turn."""
+
+    @operation("execute", CheckpointSaved, body=NoFields)
+    async def post(self, name: str, body: NoFields) -> CheckpointSaved:
+        """Have a run save a checkpoint of its next step, and wait until it is complete; the run goes on."""
+        record = self.runs.find(name).read()
+        if record.state != "running":
+            raise UsageError(f"run {record.run_id!r} is not running, it is {record.state}.")
+        step = await self.carry_out("run.checkpoint", record.run_id, self.run_states.save(record))
+        return CheckpointSaved(run_id=record.run_id, step=step)
+
+
+class RunSeriesHandler(_RunHandler):
+    """A metric of a run, from near."""
+
+    def initialize(self, series: SeriesWindows, **shared: Any) -> None:  # type: ignore[override]
+        """`series` keeps what was asked for last."""
+        super().initialize(**shared)
+        self.series = series
+
+    @operation("read", SeriesWindow, query=SeriesQuery)
+    async def get(self, name: str, query: SeriesQuery) -> SeriesWindow:
+        """A stretch of a metric over the ranks, or of each rank: exact values where they are few, else columns."""
+        return await self.series.window(self.runs.find(name), query)
 
 
 class RunStopHandler(_RunHandler):

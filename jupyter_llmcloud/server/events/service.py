@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from jupyter_llmcloud.protocol.http.events import Hello, Topic
 from jupyter_llmcloud.server.api.status import package_version
 from jupyter_llmcloud.server.events.hub import EventHub
-from jupyter_llmcloud.server.events.run_follower import RunFollower
-from jupyter_llmcloud.server.events.run_watch import RunWatch, SharedColumns
+from jupyter_llmcloud.server.watches.follower import RunFollower
+from jupyter_llmcloud.server.watches.watch import RunWatch, SharedColumns
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.api.run_states import RunStates
@@ -86,6 +86,7 @@ class EventService:
         """The server ends."""
         for source in self._sources.values():
             source.stop()
+        self._resources.close()
         for follower, _ in self._followed.values():
             follower.stop()
         self._followed.clear()

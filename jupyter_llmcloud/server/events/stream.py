@@ -32,8 +32,8 @@ from jupyter_llmcloud.protocol.http.events import (
 from jupyter_llmcloud.server.events.hub import Subscription
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.server.events.run_watch import RunWatch
     from jupyter_llmcloud.server.events.service import EventService
+    from jupyter_llmcloud.server.watches.watch import RunWatch
 
 MAX_WATCHES = 50
 MAX_REFUSALS = 20  # that wait to be told

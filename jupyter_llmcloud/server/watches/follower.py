@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.server.events.output_tail import OutputTail
+from jupyter_llmcloud.server.watches.output_tail import OutputTail
 from jupyter_llmcloud.storage.journal import Cursor, read_from
 from jupyter_llmcloud.storage.notable import notable
 from jupyter_llmcloud.system.gil import Pace

@@ -19,8 +19,8 @@ from jupyter_llmcloud.protocol.http.events import (
     SeriesTail,
     ServerMessage,
 )
-from jupyter_llmcloud.server.events.run_follower import RunFollower
-from jupyter_llmcloud.server.events.run_info import run_info
+from jupyter_llmcloud.server.watches.follower import RunFollower
+from jupyter_llmcloud.server.watches.info import run_info
 
 RankFacts = Mapping[int, Mapping[str, Any]]  # of each rank's process, as fields of a RankInfo
 BATCH_S = 0.1
