@@ -31,6 +31,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
     DumpStacks,
     Execute,
+    ListVariables,
     Names,
     Pull,
     Push,
@@ -229,6 +230,7 @@ class Agent:
         responder.on(ReleaseWorld, lambda asked, _: self.worlds.get(asked.world_id).release(asked.grace_s))
         responder.on(DescribeWorld, self._describe_world)
         responder.on(DumpStacks, lambda asked, _: self.worlds.get(asked.world_id).stacks())
+        responder.on(ListVariables, lambda asked, _: self.worlds.get(asked.world_id).variables())
         responder.on(Describe, lambda *_: self.describe())
         responder.on(DescribeResources, lambda *_: self.resources.describe())
         responder.on(Follow, self.leader_links.follow)

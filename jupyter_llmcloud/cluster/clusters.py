@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -39,10 +40,12 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
     DescribeResources,
     DumpStacks,
+    ListVariables,
     ScaleCluster,
     Shutdown,
     StopWorld,
     WorldStacks,
+    WorldVariables,
 )
 from jupyter_llmcloud.protocol.client import AgentConnection
 
@@ -290,6 +293,11 @@ class ClusterPool:
         info = {"host": agent.host, "worker": agent.worker, "name": agent.name}
         return await self._reach.to(self._record(cluster), info, path)
 
+    def log(self, name: str) -> tuple[ClusterRecord, Path]:
+        """The record of a cluster, also of one that is starting, and where its host process prints to."""
+        record = self._record(name)
+        return record, record.folder / "host.log"
+
     # --- use ---
 
     async def place(
@@ -352,6 +360,12 @@ class ClusterPool:
         world, leader = await self._find_world(name)
         async with await AgentConnection.open(leader.address) as connection:
             return world.world_id, await connection.request(DumpStacks(world_id=world.world_id), ASK_TIMEOUT_S)
+
+    async def world_variables(self, name: str) -> tuple[str, WorldVariables]:
+        """The id of a world, and the user's variables on its ranks. Raises NotFound, UsageError."""
+        world, leader = await self._find_world(name)
+        async with await AgentConnection.open(leader.address) as connection:
+            return world.world_id, await connection.request(ListVariables(world_id=world.world_id), ASK_TIMEOUT_S)
 
     async def _find_world(self, name: str) -> tuple[HeldWorld, AgentInfo]:
         found = [pair for record in await self.list() for pair in await self._worlds_with_leaders(record.name)]

@@ -153,6 +153,16 @@ class DumpRankStacks(Request[RankStacks], frozen=True, kw_only=True):
     """Asked of a rank: what is every thread doing?"""
 
 
+class RankVariables(Reply, frozen=True, kw_only=True):
+    """The user's variables of a rank: rows of {"name", "type", "text", "num_bytes"}."""
+
+    variables: list[dict[str, Any]]
+
+
+class ListRankVariables(Request[RankVariables], frozen=True, kw_only=True):
+    """Asked of a rank: which variables does the user have there? Answered also while a cell runs."""
+
+
 class CheckpointPart(Message, frozen=True, kw_only=True):
     """A rank's part of a checkpoint is written; or `error` says why not, `not_finite` what must not be kept.
 

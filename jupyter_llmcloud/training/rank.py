@@ -34,7 +34,9 @@ from jupyter_llmcloud.protocol.rank_messages import (
     Interrupt,
     Join,
     Joined,
+    ListRankVariables,
     LiveUntil,
+    RankVariables,
     Release,
     SaveAt,
     StepAsked,
@@ -59,7 +61,7 @@ from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
-from jupyter_llmcloud.training.shell import failure_locals, failure_memory, no_stdin
+from jupyter_llmcloud.training.shell import failure_locals, failure_memory, namespace, no_stdin
 from jupyter_llmcloud.training.shell.process_state import ProcessState
 from jupyter_llmcloud.training.shell.script import was_stopped
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
@@ -174,6 +176,8 @@ class Rank:
         match message:
             case DumpRankStacks():
                 self._answer(message, lambda _: self.watchdog.stacks())
+            case ListRankVariables():
+                self._answer(message, self._variables)
             case Interrupt():
                 self.run.should_stop = True
                 os.kill(os.getpid(), signal.SIGINT)
@@ -278,19 +282,24 @@ class Rank:
 
     def _names(self, message: Names) -> NamesFound:
         shell = self._start_shell()
-        namespace = shell.user_ns
-        missing = [name for name in message.names if name not in namespace]
-        own = [name for name in namespace if name not in shell.initial_names and not name.startswith("_")]
-        imported = [name for name in own if _is_imported(namespace[name])]
+        values = shell.user_ns
+        missing = [name for name in message.names if name not in values]
+        own = [name for name in values if name not in shell.initial_names and not name.startswith("_")]
+        imported = [name for name in own if _is_imported(values[name])]
         return NamesFound(missing=missing, own=own, imported=imported)
 
+    def _variables(self, _: ListRankVariables) -> RankVariables:
+        # In the thread that listens: the main one may compute for hours.
+        shell = self.shell
+        return RankVariables(variables=namespace.rows(shell.user_ns, shell.initial_names) if shell is not None else [])
+
     def _pickled(self, names: list[str], what: str = "%pull") -> bytes:
-        namespace = self._start_shell().user_ns
+        variables = self._start_shell().user_ns
         values = {}
         for name in names:
-            if name not in namespace:
+            if name not in variables:
                 raise NameError(f"there is no variable {name!r} on rank {self.group.rank}")
-            values[name] = namespace[name]
+            values[name] = variables[name]
         return artifacts.pickled(values, what)
 
     # --- a cell ---

@@ -1,9 +1,9 @@
-// The front end of jupyter-llmcloud in JupyterLab: the runs in the status bar, and views that an earlier page has lost.
+// The front end of jupyter-llmcloud in JupyterLab: the runs in the status bar, and the panels in the outputs of cells.
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
 import { IStatusBar } from '@jupyterlab/statusbar';
 
-import { LostViews } from './lost-views';
+import { mimeRenderer } from './panels/mime-renderer';
 import { RunsModel } from './runs';
 import { RunsStatus } from './status';
 
@@ -28,13 +28,4 @@ const runsStatus: JupyterFrontEndPlugin<void> = {
   }
 };
 
-const lostViews: JupyterFrontEndPlugin<void> = {
-  id: 'jupyter-llmcloud:lost-views',
-  description: 'Shows the static form of a run whose live view was lost with an earlier page.',
-  autoStart: true,
-  activate: (app: JupyterFrontEnd) => {
-    void app.restored.then(() => new LostViews(app, app.serviceManager.serverSettings));
-  }
-};
-
-export default [runsStatus, lostViews];
+export default [runsStatus, mimeRenderer];

@@ -1,9 +1,11 @@
 // What is known of the runs, kept fresh by a poll that backs off on failures and sleeps while the page is hidden.
 import type { ServerConnection } from '@jupyterlab/services';
 import { Poll } from '@lumino/polling';
-import { ISignal, Signal } from '@lumino/signaling';
+import type { ISignal} from '@lumino/signaling';
+import { Signal } from '@lumino/signaling';
 
-import { fetchRuns, Run, stopRun, Unavailable } from './api';
+import type { Run} from './api';
+import { fetchRuns, stopRun, Unavailable } from './api';
 import { isActive } from './format';
 
 const CALM_MS = 5_000;

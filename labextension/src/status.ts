@@ -1,5 +1,6 @@
 // The item in the status bar: how many runs are alive, and the way to their list.
-import { Popup, showPopup } from '@jupyterlab/statusbar';
+import type { Popup} from '@jupyterlab/statusbar';
+import { showPopup } from '@jupyterlab/statusbar';
 import { Widget } from '@lumino/widgets';
 
 import { element, setText } from './dom';

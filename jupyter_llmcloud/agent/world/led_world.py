@@ -25,6 +25,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Subscribe,
     WorldDescription,
     WorldStacks,
+    WorldVariables,
 )
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, replace
@@ -108,6 +109,10 @@ class LedWorld:
     async def stacks(self) -> WorldStacks:
         """What every thread of every rank is doing now."""
         return await self._world.stacks()
+
+    async def variables(self) -> WorldVariables:
+        """The user's variables of every rank."""
+        return await self._world.variables()
 
     def describe(self) -> WorldDescription:
         """For `%world` and the server."""

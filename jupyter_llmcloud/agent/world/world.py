@@ -18,7 +18,7 @@ from jupyter_llmcloud.core.run import membership
 from jupyter_llmcloud.core.run.exits import describe_exit
 from jupyter_llmcloud.core.run.membership import Membership, Step
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks, WorldVariables
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, Printed, Release
 from jupyter_llmcloud.protocol.rpc import R, Request
@@ -255,6 +255,12 @@ class World:
         ranks = sorted(self.links)
         rows = await asyncio.gather(*map(self._stack_of, ranks))
         return WorldStacks(ranks=dict(zip(ranks, rows, strict=True)), cells=self.cells)
+
+    async def variables(self) -> WorldVariables:
+        """The user's variables of every rank, also while a run goes on."""
+        ranks = sorted(set(self.links) - set(self.members.dead))
+        rows = await asyncio.gather(*map(self._calls.variables_of, ranks))
+        return WorldVariables(ranks=dict(zip(ranks, rows, strict=True)))
 
     async def _stack_of(self, rank: int) -> dict[str, Any]:
         return {"state": ""} if rank in self.members.dead else await self._calls.stack_of(rank)
