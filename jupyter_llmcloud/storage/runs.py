@@ -151,7 +151,7 @@ class RunFolder:
         finally:
             os.close(fd)
 
-    def check_room(self) -> None:
+    def check_free_space(self) -> None:
         """Raises WorldError when no record can be written where this folder will be."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

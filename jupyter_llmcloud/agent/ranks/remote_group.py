@@ -15,7 +15,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     FromRank,
     HostRanks,
     KillRank,
-    LookAtRank,
+    ProbeRank,
     RankExited,
     ToRank,
 )
@@ -53,15 +53,15 @@ class RemoteGroup:
 
     def to_rank(self, rank: int, message: Message) -> None:
         """Send to one of its ranks."""
-        self.leading.say(ToRank(world_id=self._spec.world_id, rank=rank, payload=encode(message)))
+        self.leading.send(ToRank(world_id=self._spec.world_id, rank=rank, payload=encode(message)))
 
     def kill(self, rank: int) -> None:
         """End one of its ranks now."""
-        self.leading.say(KillRank(world_id=self._spec.world_id, rank=rank))
+        self.leading.send(KillRank(world_id=self._spec.world_id, rank=rank))
 
     def look(self, rank: int, dump: bool) -> None:
         """Look at the process of one of its ranks."""
-        self.leading.say(LookAtRank(world_id=self._spec.world_id, rank=rank, dump=dump))
+        self.leading.send(ProbeRank(world_id=self._spec.world_id, rank=rank, dump=dump))
 
     def _lost(self, reason: str) -> None:
         for rank in list(self.links):

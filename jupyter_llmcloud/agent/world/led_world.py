@@ -82,7 +82,7 @@ class LedWorld:
 
     async def resize(self, asked: ResizeWorld, connection: Connection) -> WorldDescription:
         """Have more or fewer ranks, when no run is under way; says what those that are new lack."""
-        async with self.runs.turn:
+        async with self.runs.lock:
             if connection.closed:
                 raise ConnectionLost("whoever asked has gone.")
             await self._world.resize(asked.num_ranks, asked.agents)
@@ -93,7 +93,7 @@ class LedWorld:
 
         Nothing is done any more for who has given up waiting for that.
         """
-        async with self.runs.turn:
+        async with self.runs.lock:
             if connection.closed:
                 raise ConnectionLost("whoever asked has gone.")
             return await self._world.ask(rank, request)

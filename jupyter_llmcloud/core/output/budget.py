@@ -17,7 +17,8 @@ class Budget:
         self._by_rank: dict[int, float] = {}
 
     @property
-    def room(self) -> int:
+    def remaining(self) -> int:
+        """Characters that may still be shown."""
         return self.limit - self.used
 
     def take(self, ranks: tuple[int, ...], size: int) -> None:
@@ -28,11 +29,11 @@ class Budget:
             self._by_rank[rank] = self._by_rank.get(rank, 0.0) + size / len(key)
         self.used += size
 
-    def room_for(self, ranks: Collection[int], everybody: Collection[int]) -> float:
+    def remaining_for(self, ranks: Collection[int], everybody: Collection[int]) -> float:
         """What is left for these ranks: a little of it is kept for every other one that has shown little yet."""
         least = min(LEAST, self.limit / (4 * max(1, len(everybody))))
         kept = sum(max(0.0, least - self._by_rank.get(rank, 0.0)) for rank in everybody if rank not in ranks)
-        return self.room - kept
+        return self.remaining - kept
 
     def clear(self, ranks: Set[int]) -> None:
         """These ranks take back what is theirs; what others have said as well stays."""

@@ -27,7 +27,7 @@ from jupyter_llmcloud.core.output.terminal import Screen
 
 MAX_CHARS = 110_000  # as saved, in bytes; with the ends of ranks and the live view's static version that makes 200 kB
 MAX_RICH_CHARS = 4_000_000  # figures are what a cell is run for: a budget of their own
-_TAIL_SHARE = 0.2  # of max_chars, on top of them
+_TAIL_FRACTION = 0.2  # of max_chars, on top of them
 _TAIL_CHARS = 6_000  # of one rank
 _LAST_LINE_CHARS = 12_000  # for the newest line of what is left out, rewritten in place
 _RICH_PATIENCE = 10  # ranks draw the same figure at moments further apart than they print the same line
@@ -326,16 +326,16 @@ class OutputFolder:
     def _show_line(self, blocks: Joiner, ranks: tuple[int, ...], kind: str, line: str, now: float) -> None:
         whole = tuple(rank for rank in ranks if not self._ranks[rank].is_cut)
         text = self._labelled(whole, line)
-        room = self._text.room_for(whole, self.ranks)
-        if whole and saved_size(text) < room:
+        remaining = self._text.remaining_for(whole, self.ranks)
+        if whole and saved_size(text) < remaining:
             self._put_line(blocks, whole, kind, text)
         elif whole:
-            if min(room, len(text)) > _CUT_WIDTH:
-                share = room / saved_size(text)
-                self._put_line(blocks, whole, kind, text[: int(share * len(text)) - 2] + "…")
+            if min(remaining, len(text)) > _CUT_WIDTH:
+                fraction = remaining / saved_size(text)
+                self._put_line(blocks, whole, kind, text[: int(fraction * len(text)) - 2] + "…")
             self._say_full(blocks)
         for rank in ranks:
-            if rank not in whole or saved_size(text) >= room:
+            if rank not in whole or saved_size(text) >= remaining:
                 self._cut(rank, kind, line, now)
 
     def _cut(self, rank: int, kind: str, line: str, now: float) -> None:
@@ -362,7 +362,7 @@ class OutputFolder:
         tails = {rank: state.tail for rank, state in self._ranks.items() if state.tail.is_live}
         if not tails:
             return
-        limit = min(_TAIL_CHARS, int(_TAIL_SHARE * self.max_chars) // len(tails))
+        limit = min(_TAIL_CHARS, int(_TAIL_FRACTION * self.max_chars) // len(tails))
         groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
         for rank, tail in tails.items():
             groups.setdefault(tuple(_within(tail.lines(), limit)), []).append(rank)
@@ -411,7 +411,7 @@ class OutputFolder:
         kind = str(record.get("kind", "display"))
         size = sum(len(str(value)) for value in (record.get("data") or {}).values())
         if kind != "error":
-            if size > self._rich.room:
+            if size > self._rich.remaining:
                 self.num_dropped_rich += 1
                 self._say_full(blocks)
                 return

@@ -96,7 +96,7 @@ class AskStep:
 
 
 @dataclass(frozen=True)
-class TellSaveAt:
+class SaveAtStep:
     """The same step for all; -1: none, since they do not step, or are being let go."""
 
     ranks: tuple[int, ...]
@@ -104,7 +104,7 @@ class TellSaveAt:
 
 
 @dataclass(frozen=True)
-class TellStopAt:
+class StopAtStep:
     ranks: tuple[int, ...]
     step: int
 
@@ -134,7 +134,7 @@ class Finish:
     dead: tuple[int, ...]
 
 
-Instruction = AskStep | TellSaveAt | TellStopAt | InterruptRanks | ReleaseRanks | KillRanks | Finish
+Instruction = AskStep | SaveAtStep | StopAtStep | InterruptRanks | ReleaseRanks | KillRanks | Finish
 
 
 @dataclass
@@ -208,7 +208,7 @@ class RunLifecycle:
 
     def _save_asked(self, now: float) -> list[Instruction]:
         if self.is_ending:
-            return [TellSaveAt(self.running, -1)]
+            return [SaveAtStep(self.running, -1)]
         self._saves_by = now + self.ladder.interrupt_s
         return [AskStep(self.running, stops=False)]
 
@@ -216,7 +216,7 @@ class RunLifecycle:
         self._saves_by = None
         for item in self._ranks.values():
             item.steps = None
-        return [TellSaveAt(self.running, step)]
+        return [SaveAtStep(self.running, step)]
 
     def _common_step(self) -> int | None:
         """The largest step that a rank has finished, once all have said theirs."""
@@ -277,8 +277,8 @@ class RunLifecycle:
         if self._saves_by is not None and not self.is_ending:
             return self._tell_save_at(step + 1 if step > 0 else -1)
         if step <= 0:
-            return [TellStopAt(self.running, -1), *self._reach(Rung.INTERRUPT, now)]
-        return [TellStopAt(self.running, step + 1)]
+            return [StopAtStep(self.running, -1), *self._reach(Rung.INTERRUPT, now)]
+        return [StopAtStep(self.running, step + 1)]
 
     def _climb(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []

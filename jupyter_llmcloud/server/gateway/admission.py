@@ -23,7 +23,7 @@ class NotAdmitted(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Admission:
+class AdmissionControl:
     """The door of one endpoint.
 
     Args:

@@ -23,11 +23,11 @@ from jupyter_llmcloud.training.diagnostics import stack_location
 from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow
 from jupyter_llmcloud.training.diagnostics.grad_mode import WithoutGradients
 from jupyter_llmcloud.training.diagnostics.stack_location import CellNumber, StackLocation
-from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.output.sender import OutputSender
 
 TICK_S = 0.5
 SPACING_S = 1.0  # a rank that moves is not worth more messages than this
-BUSY_SHARE = 0.01  # of a core: the process works; one that only polls uses less
+BUSY_FRACTION = 0.01  # of a core: the process works; one that only polls uses less
 BUSY_BYTES = 100_000  # read or written in a second: it works as well
 MOVED_S = 2.0  # a rank that moved so recently works
 CLOSE_S = 1.0  # one that stands still for so long is looked at closely
@@ -44,10 +44,10 @@ class Watchdog:
         cell_number: the execution count of a notebook cell, by the name of its file.
     """
 
-    def __init__(self, outlet: Outlet, num_steps: Callable[[], int], cell_number: CellNumber) -> None:
+    def __init__(self, sender: OutputSender, num_steps: Callable[[], int], cell_number: CellNumber) -> None:
         self.collectives = Collectives()
         self._without_gradients = WithoutGradients()
-        self._outlet = outlet
+        self._sender = sender
         self._num_steps = num_steps
         self._cell_number = cell_number
         self._active = threading.Event()
@@ -73,7 +73,7 @@ class Watchdog:
         self._active.clear()
 
     def _forget(self) -> None:
-        self._mark: Any = None
+        self._fingerprint: Any = None
         self._moved_at = time.monotonic()
         self._without_gradients.depth = 0
         self._used: tuple[float, float, int] | None = None  # the side thread takes it: a cell must not wait
@@ -127,9 +127,9 @@ class Watchdog:
 
     def _still(self, now: float, groups: dict[str, GroupRow]) -> float:
         """Seconds since the main thread moved, as far as was seen."""
-        mark = (stack_location.fingerprint(stack_location.main_frame()), self._num_steps(), groups)
-        if mark != self._mark:
-            self._mark, self._moved_at = mark, now
+        fingerprint = (stack_location.fingerprint(stack_location.main_frame()), self._num_steps(), groups)
+        if fingerprint != self._fingerprint:
+            self._fingerprint, self._moved_at = fingerprint, now
         return now - self._moved_at
 
     def _phase(self, at: StackLocation) -> str:
@@ -144,19 +144,21 @@ class Watchdog:
             used_s += _children_cpu() if at.phase == "data" else 0.0
             self._used = (now, used_s, moved_now)
             span_s = now - began
-            self._busy = used_s - cpu_s > BUSY_SHARE * span_s or moved_now - moved > BUSY_BYTES * span_s
+            self._busy = used_s - cpu_s > BUSY_FRACTION * span_s or moved_now - moved > BUSY_BYTES * span_s
         return self._busy
 
-    def _say(self, beat: Heartbeat) -> None:
+    def _say(self, heartbeat: Heartbeat) -> None:
         self._said_at = time.monotonic()
-        self._outlet.send(replace(beat, rss=_rss()))
+        self._sender.send(replace(heartbeat, rss=_rss()))
 
     # --- stacks ---
 
     def stacks(self) -> RankStacks:
         """Of every thread but our own."""
-        beat = self.look()
-        number = next((f" #{row[1]}" for row in beat.groups.values() if row[1] > row[2]), "") if beat.op else ""
+        heartbeat = self.look()
+        number = (
+            next((f" #{row[1]}" for row in heartbeat.groups.values() if row[1] > row[2]), "") if heartbeat.op else ""
+        )
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         found: dict[str, list[str]] = {}
         for ident, frame in sys._current_frames().items():
@@ -164,7 +166,7 @@ class Watchdog:
             if not name.startswith("llmcloud-") and name != "MainThread":
                 found[name] = stack_location.stack(frame, self._cell_number)
         main = stack_location.stack(stack_location.main_frame(), self._cell_number) if self._active.is_set() else []
-        return RankStacks(main=main, threads=found, op=beat.op + number)
+        return RankStacks(main=main, threads=found, op=heartbeat.op + number)
 
 
 def _operation(at: StackLocation, groups: dict[str, GroupRow], still_s: float) -> str:
