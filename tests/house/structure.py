@@ -21,10 +21,8 @@ _DATA = "the part is a value that the parent holds (a record, settings, a format
 
 # Each exception with its reason. A test fails when one is not needed any more.
 EXCEPTIONS: dict[str, str] = {
-    "jupyter_llmcloud.core.output.folding.OutputFolder": _ONE_MACHINE,
     "jupyter_llmcloud.magics.output.cell_output.CellOutput": _ONE_MACHINE,
     "jupyter_llmcloud.magics.output.run_view.RunView": "the view of one cell: where it is shown, and what it has shown",
-    "jupyter_llmcloud.training.diagnostics.watchdog.Watchdog": _ONE_MACHINE,
     "jupyter_llmcloud.training.group.process_group.WorldGroup": "a group and what it takes to make the next one",
     "jupyter_llmcloud.training.resume.cell_state.CellState": _REPLAY,
     "jupyter_llmcloud.training.resume.checkpointer.Checkpoints": _REPLAY,

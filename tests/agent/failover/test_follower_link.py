@@ -140,7 +140,7 @@ def test_who_still_waits_when_the_link_is_given_up_is_told(tmp_path: Path) -> No
     async def test(link: Link) -> None:
         asked = asyncio.create_task(link.leading.ask(HOST))
         await asyncio.sleep(0)
-        link.leading.say(KillRank(world_id="w", rank=0))
+        link.leading.send(KillRank(world_id="w", rank=0))
         link.leading.close()
         with pytest.raises(LLMCloudError, match="The world has ended"):
             await asked
