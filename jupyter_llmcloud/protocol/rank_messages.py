@@ -118,7 +118,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
 
 class ProbeRank(Message, frozen=True, kw_only=True):
-    """Asked of a following agent: look at a rank's process from outside; answered by RankLooked from that rank.
+    """Asked of a following agent: look at a rank's process from outside; answered by RankProbed from that rank.
 
     `dump`: have it write its stacks as well, which works without its interpreter's lock.
     """

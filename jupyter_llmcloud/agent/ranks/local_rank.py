@@ -45,7 +45,7 @@ class RankLink(Protocol):
         """End its process now."""
 
     def look(self, dump: bool = False) -> None:
-        """Look at its process from outside; a RankLooked of it follows, with its stacks if `dump`."""
+        """Look at its process from outside; a RankProbed of it follows, with its stacks if `dump`."""
 
     def drain(self) -> None:
         """Deliver what it has written to its file descriptors so far."""
