@@ -281,7 +281,7 @@ class ClusterPool:
     async def _for_leader(
         self, record: ClusterRecord, agents: Sequence[AgentInfo], allocations: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Shares with `home` added: how the first agent, the leader, reaches each of them from its own host."""
+        """Allocations with `home` added: how the first agent, the leader, reaches each of them from its own host."""
         by_address = {agent.address: agent for agent in agents}
         leader = by_address[allocations[0]["address"]]
         client = await self._client(record)

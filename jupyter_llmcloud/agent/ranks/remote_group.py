@@ -22,7 +22,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
 
 
 class RemoteGroup:
-    """The same face as LocalGroup, over a link to the following agent."""
+    """Ranks of a world on another agent: the interface of LocalGroup, over a link to that agent."""
 
     def __init__(self, address: str, spec: GroupSpec, events: RankEvents, lease_s: float) -> None:
         self.links: dict[int, RemoteRank] = {}
@@ -92,7 +92,7 @@ class RemoteGroup:
 
 
 class RemoteRank:
-    """One of them."""
+    """A rank that another agent hosts."""
 
     def __init__(self, host: RemoteGroup, rank: int, pid: int, hostname: str) -> None:
         self.rank = rank

@@ -19,7 +19,7 @@ LATE_CHECK_S = 2.0  # the agent itself was held up: what ranks have said meanwhi
 
 
 class HangMonitor:
-    """Of one run.
+    """Watches the ranks of one run for hangs.
 
     Args:
         cell: what is executed; `ranks` is complete.

@@ -20,7 +20,7 @@ NOT_FINITE_AFTER_S = 1.0  # how soon a loss that is NaN is in the record; its co
 
 
 class RunFeed:
-    """Of one run on its leading agent.
+    """The records of one run on its leading agent, written and passed on to who follows the run.
 
     Args:
         record: its `run.json` so far.

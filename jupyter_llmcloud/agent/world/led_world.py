@@ -205,7 +205,7 @@ class LedWorlds:
         return bool(self._worlds)
 
     def get(self, world_id: str) -> LedWorld:
-        """One of them. Raises NotFound."""
+        """The world of this id. Raises NotFound."""
         if world_id not in self._worlds:
             raise NotFound(
                 "the world has ended: its lease ran out or somebody stopped it. The next cell starts a new one."

@@ -16,6 +16,8 @@ from enum import IntEnum
 
 
 class Rung(IntEnum):
+    """How hard a Stop presses: each rung is tried when ranks still run a while after the one before."""
+
     NONE = 0
     CONSENSUS = 1
     INTERRUPT = 2
@@ -91,6 +93,8 @@ Event = RankEnded | RankDied | StopPressed | SaveAsked | StepReported | Tick
 
 @dataclass(frozen=True)
 class AskStep:
+    """Pause at the next step boundary and report the step; `stops`: for a Stop, otherwise for a checkpoint."""
+
     ranks: tuple[int, ...]
     stops: bool = True
 
@@ -105,22 +109,30 @@ class SaveAtStep:
 
 @dataclass(frozen=True)
 class StopAtStep:
+    """Interrupt each of these ranks when it has finished this many steps; -1: go on, forget the pause."""
+
     ranks: tuple[int, ...]
     step: int
 
 
 @dataclass(frozen=True)
 class InterruptRanks:
+    """Raise KeyboardInterrupt in their main threads."""
+
     ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ReleaseRanks:
+    """Break their process group, so that a blocked collective raises an error."""
+
     ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class KillRanks:
+    """Send SIGKILL to their processes."""
+
     ranks: tuple[int, ...]
 
 
@@ -177,6 +189,7 @@ class RunLifecycle:
         return self.stop_requested or self._failed_at is not None
 
     def state_of(self, rank: int) -> str:
+        """The state of a rank in this attempt."""
         return self._ranks[rank].state
 
     def handle(self, event: Event, now: float) -> list[Instruction]:

@@ -24,7 +24,7 @@ class NotAdmitted(Exception):
 
 
 class AdmissionControl:
-    """The door of one endpoint.
+    """Lets requests to one endpoint through to its replicas, or has them wait.
 
     Args:
         ready: which replicas can be asked.
