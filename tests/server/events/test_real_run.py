@@ -144,6 +144,10 @@ async def test_a_connection_that_is_killed_misses_nothing_of_a_run(
     await asyncio.to_thread(real_server.stop_run, run_id)
     for client in (events, third):
         await client.until(lambda client=client: client.info.get("state") == "stopped", 60)
+    window = await asyncio.to_thread(real_server.run_series, run_id, "loss")
+    num_steps = len(window["columns"]["mean"]["step"])
+    for client in (events, third):
+        await client.until(lambda client=client: len(client.columns["loss"]) == num_steps, 30)
     steps = [step for step, _ in third.columns["loss"]]
     assert steps == list(range(len(steps))), "a step is missing, or there twice"
     assert events.columns["loss"] == third.columns["loss"]
