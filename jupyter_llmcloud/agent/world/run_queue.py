@@ -105,6 +105,13 @@ class RunQueue:
             report = ["It had not begun: no rank has executed any of it."]
             connection.send(RunEnded(run_id=cell.run_id, state=state, errors=record.errors, report=report))
 
+    def _phases(self, cell: Execute) -> list[dict[str, Any]]:
+        """What went before the first run of this world, for its record."""
+        phases = self._world.take_phases()
+        if phases and cell.asked:
+            phases.insert(0, (min(cell.asked, phases[0][0]), "finding a cluster"))
+        return [{"t": round(at, 3), "phase": name} for at, name in phases]
+
     def _record(self, cell: Execute) -> RunRecord:
         return RunRecord(
             run_id=cell.run_id,
@@ -118,6 +125,7 @@ class RunQueue:
             owner=cell.owner,
             spec=cell.spec,
             script=cell.script,
+            history=self._phases(cell),
         )
 
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -49,6 +50,7 @@ class World:
     Attributes:
         notes: what became of ranks that were replaced, to be told with the next run.
         cells: execution counts by the files of notebook cells.
+        phases: (when, which) of the start of its ranks, until its first run has them.
     """
 
     def __init__(self, node: NodeServices, spec: StartWorld, listener: RankListener) -> None:
@@ -57,6 +59,7 @@ class World:
         self.groups = RankGroups(node, spec, RankEvents(self._on_message, self._on_exit))
         self.notes: list[str] = []
         self.cells: dict[str, int] = {}
+        self.phases: list[tuple[float, str]] = []
         self.closed = False
         self._listener = listener
         self._calls = RankCalls(self.groups.links)
@@ -117,6 +120,11 @@ class World:
         notes, self.notes = self.notes, []
         return notes
 
+    def take_phases(self) -> list[tuple[float, str]]:
+        """How its ranks were started, once."""
+        phases, self.phases = self.phases, []
+        return phases
+
     def needs_renewal(self, must_renew: bool) -> None:
         """A run has ended; whether it left the process group in a state that cannot be used."""
         self.members.must_renew |= must_renew
@@ -125,6 +133,7 @@ class World:
 
     async def start(self) -> None:
         """Fork the ranks on every agent and join them to one process group."""
+        self.phases = [(time.time(), "starting ranks")]
         try:
             await self._carry_out(self.members.start(), self.spec.agents)
         except BaseException:
@@ -227,6 +236,8 @@ class World:
 
     async def _join(self, generation: int) -> None:
         self._check_open()
+        if len(self.phases) == 1:
+            self.phases.append((time.time(), "joining"))
         self.members.joining(generation)
 
         def release() -> None:

@@ -206,6 +206,7 @@ class Session:
 
     def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle:
         """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start."""
+        asked = time.time()
         spec = RunSpec.make(given, Interface.NOTEBOOK)
         with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
             values = pushed_values(shell.user_ns, spec.push or ())
@@ -219,7 +220,7 @@ class Session:
             chosen = self._check_ranks(spec.ranks, world)
             self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
             self._warn_of_guards(world, tree, chosen)
-            message = self._message(world, cell, spec, values, chosen, tree, checkpoint)
+            message = self._message(world, cell, spec, values, chosen, tree, checkpoint, asked)
         if spec.background:
             return self._submit(world, message)
         address = world.address
@@ -282,6 +283,7 @@ class Session:
         ranks: list[int],
         tree: ast.Module | None,
         checkpoint: Checkpoint | None,
+        asked: float,
     ) -> Execute:
         bound = cells.bound_names(tree) if tree is not None else None
         name = spec.name or f"cell-{cell.number}"
@@ -303,6 +305,7 @@ class Session:
             owner=self.owner,
             is_definition=tree is not None and not spec.no_replay and cells.is_definition(tree),
             makes=None if bound is None else sorted(bound),
+            asked=asked,
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
         )

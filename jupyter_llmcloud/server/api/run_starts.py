@@ -113,7 +113,7 @@ class RunStarts:
             owner=self._owner,
             spec=spec.as_dict(),
             script=asdict(script),
-            history=[{"t": round(now, 3), "state": "queued"}],
+            history=[{"t": round(now, 3), "state": "queued", "phase": "finding a cluster"}],
         )
         return Start(source, script, spec, record, resumption)
 
@@ -156,6 +156,7 @@ class RunStarts:
 
     async def _start_world(self, start: Start, placement: dict[str, Any]) -> AgentConnection:
         """A connection to the leading agent, which holds the new world as long as it is open."""
+        self._phase(start.record, "starting ranks")
         connection = await self._open_agent(placement["agents"][0]["address"])
         request = StartWorld(
             world_id=placement["world_id"],
@@ -170,6 +171,11 @@ class RunStarts:
             await connection.close()
             raise
         return connection
+
+    def _phase(self, record: RunRecord, name: str) -> None:
+        if name != record.history[-1].get("phase"):
+            record.history.append({"t": round(time.time(), 3), "phase": name})
+            self._store.folder(record.run_id).write(record)
 
     async def _hand_over(self, start: Start, placement: dict[str, Any], connection: AgentConnection) -> None:
         record, address = start.record, placement["agents"][0]["address"]
@@ -192,6 +198,7 @@ class RunStarts:
             cluster=record.cluster,
             owner=self._owner,
             background=True,
+            asked=record.created,
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
         )
         start.is_handed_over = True
