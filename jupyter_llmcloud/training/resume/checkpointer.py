@@ -27,9 +27,10 @@ from jupyter_llmcloud.training.checkpoint import writer
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.output.sender import Outlet
-from jupyter_llmcloud.training.resume import hooks, loop_tracking
-from jupyter_llmcloud.training.resume.cell_state import CellState
-from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition, StepCount
+from jupyter_llmcloud.training.resume import hooks
+from jupyter_llmcloud.training.resume.cell.state import CellState
+from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition, StepCount
+from jupyter_llmcloud.training.resume.loops import tracking
 from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 _PATIENCE_S = 30.0  # the first rank may be writing a model of its own
@@ -80,7 +81,7 @@ class Checkpoints:
         register_optimizer_step_pre_hook(self.before_step)
         register_optimizer_step_post_hook(self.after_step)
         hooks.number_loaders(self.place)
-        loop_tracking.install(self.place)
+        tracking.install(self.place)
 
     def _clear(self) -> None:
         self.state.clear()

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.resume import trainer_resume
-from jupyter_llmcloud.training.resume.dataloader_tracking import TrackedIterator
-from jupyter_llmcloud.training.resume.import_hook import ModuleFinder
+from jupyter_llmcloud.training.resume.loaders.iterator import TrackedIterator
+from jupyter_llmcloud.training.resume.loops.import_hook import ModuleFinder
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode
+    from jupyter_llmcloud.training.resume.loops.instrumentation import InstrumentedCode
     from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
-from jupyter_llmcloud.training.resume.dataloader_tracking import (
+from jupyter_llmcloud.training.resume.loaders.iterator import (
     AdvancedBase,
     Drawing,
     ReplayPosition,
@@ -26,7 +26,7 @@ from jupyter_llmcloud.training.resume.dataloader_tracking import (
     position_of,
     set_loader,
 )
-from jupyter_llmcloud.training.resume.loop_tracking import Loops, TrackedLoop, TrackedWhile
+from jupyter_llmcloud.training.resume.loops.tracking import Loops, TrackedLoop, TrackedWhile
 from jupyter_llmcloud.training.resume.trainer_resume import Training, Trainings
 
 _NUMBER = "_llmcloud_number"

@@ -20,8 +20,8 @@ from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, decode, encode
-from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition, TrackedIterator
-from jupyter_llmcloud.training.resume.loop_tracking import Loops, TrackedLoop
+from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition, TrackedIterator
+from jupyter_llmcloud.training.resume.loops.tracking import Loops, TrackedLoop
 
 TRAIN = "Trainer.train"
 EVALUATE = "Trainer.evaluate"

@@ -17,10 +17,10 @@ from jupyter_llmcloud.training.object_graph import memory
 from jupyter_llmcloud.training.object_graph.graph import MAY, Graph, Identities
 from jupyter_llmcloud.training.object_graph.kinds.iterators import FOLLOWED
 from jupyter_llmcloud.training.parallel.fully_sharded import settle
-from jupyter_llmcloud.training.resume import frame_variables
-from jupyter_llmcloud.training.resume.cell_objects import CellObjects, Scope
-from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition
-from jupyter_llmcloud.training.resume.kept_gradients import KeptGradients
+from jupyter_llmcloud.training.resume.cell import frame_variables
+from jupyter_llmcloud.training.resume.cell.objects import CellObjects, Scope
+from jupyter_llmcloud.training.resume.cell.optimizers import KeptGradients
+from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition
 from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 _SMALL = 4096  # elements: copied at once
