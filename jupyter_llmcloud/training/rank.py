@@ -57,7 +57,7 @@ from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
 from jupyter_llmcloud.training.parallel import plans
-from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, no_stdin
@@ -115,8 +115,8 @@ class Rank:
         self.steps = Steps()
         self.group = WorldGroup(request.store, request.rank, request.world_size, request.backend, _device(request))
         self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
-        self.checkpoints = Checkpoints(self.outlet, self.steps, lambda: self.group.store, self.group.rank)
-        self.hooks = Hooks(self.checkpoints.place)
+        self.checkpoints = Checkpointer(self.outlet, self.steps, lambda: self.group.store, self.group.rank)
+        self.hooks = Hooks(self.checkpoints.cursor)
         self.run = Run(self.outlet, self.group.rank, self.group.world_size, self.checkpoints)
         self.shell: RankShell | None = None
         self._libraries = LibraryState()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jupyter_llmcloud.training.output.sender import Outlet, number
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+    from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 
 
 class Run:
@@ -23,7 +23,7 @@ class Run:
         is_on_all_ranks: whether the cell runs on every rank of its world, not on some as with `--ranks 0`.
     """
 
-    def __init__(self, outlet: Outlet, rank: int, world_size: int, checkpoints: Checkpoints) -> None:
+    def __init__(self, outlet: Outlet, rank: int, world_size: int, checkpoints: Checkpointer) -> None:
         self._outlet = outlet
         self.rank = rank
         self.world_size = world_size

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
@@ -148,7 +148,7 @@ def restore_mean(results: Any, key: str) -> None:
             setattr(results[key], name, value)
 
 
-def note_loaders(fabric: Any, loaders: Any, checkpoints: Checkpoints) -> None:
+def note_loaders(fabric: Any, loaders: Any, checkpoints: Checkpointer) -> None:
     """A Fabric has set up loaders: their counts are part of the checkpoints of the cell."""
     if not checkpoints.follows:
         return
@@ -167,7 +167,7 @@ def end_passes(loop: Any) -> None:
 
 
 @contextmanager
-def followed(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
+def followed(trainer: Any, checkpoints: Checkpointer) -> Iterator[None]:
     """In the block its `fit()` is part of the checkpoints of the cell."""
     if not checkpoints.follows:
         yield

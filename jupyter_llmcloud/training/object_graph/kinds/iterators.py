@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, Child, Kind
-from jupyter_llmcloud.training.resume.loaders.iterator import AdvancedBase, TrackedIterator
+from jupyter_llmcloud.training.resume.loaders.iterator import TrackedIterator
+from jupyter_llmcloud.training.resume.loaders.source import AdvancedBase
 from jupyter_llmcloud.training.resume.loops.tracking import TrackedLoop
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 

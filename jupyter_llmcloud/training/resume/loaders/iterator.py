@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any, Protocol
 
-import torch
-from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from accelerate.data_loader import DataLoaderShard
 
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.resume.loaders.order import batch_size, order_of, set_order
+from jupyter_llmcloud.training.resume.loaders.source import LoaderSource
 
 ReplayPosition = dict[str, Any]
 
@@ -19,7 +18,9 @@ ReplayPosition = dict[str, Any]
 class LoaderCursor(Protocol):
     """What a pass over a loader asks and tells the cursor that follows the cell."""
 
-    replaying: bool
+    @property
+    def replaying(self) -> bool:
+        """Whether the cell is on its way to the saved position."""
 
     def begin(self, iteration: TrackedIterator) -> None:
         """A pass begins: it is given its key and its ordinal."""
@@ -28,13 +29,13 @@ class LoaderCursor(Protocol):
         """What a pass that begins does: "run", "nothing", "forward", or "stand in" for so many batches."""
 
     def take_up(self, iteration: TrackedIterator) -> None:
-        """A pass that began in an earlier cell is drawn from again."""
+        """A pass that has begun is drawn from again on the way to the saved position."""
 
     def saved_pass(self, key: str) -> ReplayPosition:
         """Where the pass over this loader was."""
 
     def went_on(self) -> None:
-        """A pass that was under way beside the saved place is drawn from again."""
+        """A pass that was under way beside the saved position is drawn from again."""
 
     def before_batch(self, iteration: TrackedIterator) -> None:
         """The loop comes for its next batch."""
@@ -45,34 +46,36 @@ class LoaderCursor(Protocol):
     def finished(self, iteration: TrackedIterator) -> None:
         """A pass has delivered its last batch."""
 
-    def drawing(self, iteration: TrackedIterator) -> AbstractContextManager[None]:
-        """While inside, what the loader's own iterator draws counts as part of this pass."""
-
-    def advance(self, loader: Any, number: int, rng: dict[str, Any] | None) -> None:
-        """The next iterator of this loader begins after `number` batches."""
-
-    def advanced(self, loader: Any, source: Any) -> Any:
-        """The iterator of a loader, advanced where that was asked for."""
-
 
 class TrackedIterator:
-    """One pass over a loader."""
+    """One pass over a loader.
 
-    def __init__(self, place: LoaderCursor, loader: Any, original: Callable[[Any], Iterator[Any]]) -> None:
-        self.place = place
-        self.loader = loader
-        self.handed_out = 0
-        self.ordinal = -1
+    Attributes:
+        key: the name of the loader in the cell.
+        ordinal: how many passes over it began before.
+        handed_out: batches delivered.
+        start: what decided the order of its samples when it began.
+        rng_of_last_call: the random numbers before its last batch was drawn; None where nobody may need them.
+        forward_to: the saved pass as which it goes on when its next batch is asked for.
+        ended: nothing more is drawn.
+    """
+
+    def __init__(self, cursor: LoaderCursor, source: LoaderSource) -> None:
+        self._cursor = cursor
+        self._source = source
         self.key = ""
-        self.trained = False
+        self.ordinal = -1
+        self.handed_out = 0
         self.start: dict[str, Any] = {}
         self.rng_of_last_call: dict[str, Any] | None = None
         self.forward_to: ReplayPosition | None = None
-        self._original = original
-        self._source: Iterator[Any] | None = None
-        self._stand_ins = 0
-        self._stand_in: Any = None
-        self._ended = False
+        self.ended = False
+        self._stand_ins: list[Any] = []  # delivered in place of batches that were used
+
+    @property
+    def loader(self) -> Any:
+        """What it passes over."""
+        return self._source.loader
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -81,52 +84,71 @@ class TrackedIterator:
         return len(self.loader)
 
     def __next__(self) -> Any:
-        if self._source is None and not self._ended:
+        if not self._source.is_open and not self.ended:
             self._begin()
-        elif self.place.replaying:
-            self.place.take_up(self)
+        elif self._cursor.replaying:
+            self._cursor.take_up(self)
         if self._stand_ins:
-            self._stand_ins -= 1
-            return self._stand_in
+            return self._stand_ins.pop()
         if self.forward_to is not None:
             self._forward(self.forward_to)
-            self.place.went_on()
-        if self._ended:
+            self._cursor.went_on()
+        if self.ended:
             raise StopIteration
-        self.place.before_batch(self)
+        self._cursor.before_batch(self)
         batch = self._draw()
         self.handed_out += 1
-        self.place.after_batch(self)
+        self._cursor.after_batch(self)
         return batch
 
     def take_up(self, saved: ReplayPosition) -> None:
         """Go on as this saved pass."""
-        self.forward_to, self._ended = saved, False
+        self.forward_to, self.ended = saved, False
 
     def end(self) -> None:
-        """Deliver nothing more: the saved place is in a later pass."""
-        self._ended = True
+        """Deliver nothing more: the saved position is in a later pass."""
+        self.ended = True
+
+    # --- what is saved ---
+
+    def position(self) -> ReplayPosition:
+        """Where it is, in plain values."""
+        return {
+            "ordinal": self.ordinal,
+            "handed_out": self.handed_out,
+            "start": self.start,
+            "rng_of_last_call": self.rng_of_last_call,
+            "batch": batch_size(self.loader),
+        }
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the random numbers of a batch that waits in a prepared loader would be other ones than they were."""
+        waits = type(self.loader) is DataLoaderShard and self.handed_out > 1 and not self.ended
+        return waits and self.rng_of_last_call is None
+
+    def state(self) -> dict[str, Any]:
+        """What decides the order of a pass that begins now."""
+        return {"rng": randomness.snapshot(), **order_of(self.loader)}
 
     # --- beginning ---
 
     def _begin(self) -> None:
-        self.place.begin(self)
+        self._cursor.begin(self)
         self.start = self.state()
-        plan, number = self.place.plan(self)
+        plan, number = self._cursor.plan(self)
         if plan == "nothing":
-            self._ended = True
+            self.ended = True
         elif plan == "stand in":
-            self._begin_source()
-            self._stand_in, self._stand_ins = self._first(), number
-            self._ended = True
+            self._source.open()
+            self._stand_ins = [self._first()] * number
+            self.ended = True
         elif plan == "forward":
-            saved = self.place.saved_pass(self.key)
-            self._forward(saved)
-            self._stand_ins = number
-            if not self.place.replaying:
-                self.place.went_on()
+            self._stand_ins = [self._forward(self._cursor.saved_pass(self.key))] * number
+            if not self._cursor.replaying:
+                self._cursor.went_on()
         else:
-            self._begin_source()
+            self._source.open()
 
     def _first(self) -> Any:
         try:
@@ -134,28 +156,18 @@ class TrackedIterator:
         except StopIteration:
             return None
 
-    def _begin_source(self) -> None:
-        with self.place.drawing(self):
-            self._source = iter(self.place.advanced(self.loader, self._original(self.loader)))
-
     def _draw(self) -> Any:
-        assert self._source is not None
         try:
-            with self.place.drawing(self):
-                return next(self._source)
+            return self._source.draw()
         except StopIteration:
-            self._ended = True
-            self.place.finished(self)
+            self.ended = True
+            self._cursor.finished(self)
             raise
-
-    def state(self) -> dict[str, Any]:
-        """What decides the order of a pass that begins now."""
-        return {"rng": randomness.snapshot(), **order_of(self.loader)}
 
     # --- getting back ---
 
-    def _forward(self, saved: ReplayPosition) -> None:
-        """Be where a saved pass was: the same order of samples, `handed_out` of them used."""
+    def _forward(self, saved: ReplayPosition) -> Any:
+        """Be where a saved pass was: the same order of samples, `handed_out` of them used. Returns the last one."""
         self.forward_to = None
         if (size := batch_size(self.loader)) != saved["batch"]:
             raise ResumeMissed(
@@ -165,139 +177,29 @@ class TrackedIterator:
         now = randomness.snapshot()
         self.start = saved["start"]
         self.set_state(self.start)
-        self._use_up(saved["handed_out"], saved["rng_of_last_call"])
+        last = None
+        for _ in range(self._source.open_after(saved["handed_out"], saved["rng_of_last_call"])):
+            last = self._draw()
         self.handed_out = saved["handed_out"]
         self.rng_of_last_call = saved["rng_of_last_call"]
         randomness.restore(now)
+        return last
 
     def set_state(self, start: dict[str, Any]) -> None:
         """The order of the next pass is that of one which began in this state."""
         randomness.restore(start["rng"])
-        set_loader(self.loader, start)
-
-    def _use_up(self, number: int, rng_of_last_call: dict[str, Any] | None) -> None:
-        is_shard = type(self.loader) is DataLoaderShard
-        base = self.loader.base_dataloader if is_shard else self.loader
-        if number and _draws_in_this_process(base):
-            # What was used is passed over by the sampler and never read, but for the last batch, which stands in.
-            self.place.advance(base, number - 1, rng_of_last_call if is_shard and number > 1 else None)
-            number = 1
-        self._begin_source()
-        for _ in range(number):
-            self._stand_in = self._draw()
+        set_order(self.loader, start)
 
 
 class StepCount(TrackedIterator):
-    """A pass over the steps of `run.steps(total)`."""
-
-    def __init__(self, place: LoaderCursor, total: int) -> None:
-        super().__init__(place, range(total), iter)
+    """A pass over the steps of `run.steps(total)`, which have no order to restore."""
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def set_state(self, start: dict[str, Any]) -> None:
-        """Steps have no order to restore."""
-
-    def _use_up(self, number: int, rng_of_last_call: dict[str, Any] | None) -> None:
-        self._source = iter(range(number, len(self.loader)))
+        """Steps are in order."""
 
     def __next__(self) -> int:
         step: int = super().__next__()
         return step
-
-
-class AdvancedBase:
-    """The iterator of a prepared loader's inner loader: before its second item the generators are as they were then."""
-
-    def __init__(self, source: Any, rng: dict[str, Any]) -> None:
-        self._source = source
-        self._rng: dict[str, Any] | None = rng
-        self._num_drawn = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        self._num_drawn += 1
-        if self._num_drawn == 2 and self._rng is not None:
-            randomness.restore(self._rng)
-            self._rng = None
-        return next(self._source)
-
-
-class Drawing:
-    """While a pass draws from its source."""
-
-    __slots__ = ("_iteration", "_stack")
-
-    def __init__(self, stack: list[TrackedIterator], iteration: TrackedIterator) -> None:
-        self._stack = stack
-        self._iteration = iteration
-
-    def __enter__(self) -> None:
-        self._stack.append(self._iteration)
-
-    def __exit__(self, *_: Any) -> None:
-        self._stack.pop()
-
-
-def position_of(iteration: TrackedIterator) -> ReplayPosition:
-    return {
-        "ordinal": iteration.ordinal,
-        "handed_out": iteration.handed_out,
-        "start": iteration.start,
-        "rng_of_last_call": iteration.rng_of_last_call,
-        "batch": batch_size(iteration.loader),
-    }
-
-
-def is_incomplete(iteration: TrackedIterator) -> bool:
-    """Whether the random numbers of a batch that waits in a prepared loader would be other ones than they were."""
-    waits = type(iteration.loader) is DataLoaderShard and iteration.handed_out > 1 and not iteration._ended
-    return waits and iteration.rng_of_last_call is None
-
-
-def order_of(loader: Any) -> dict[str, Any]:
-    """The epoch and the generators of a loader."""
-    generators = [generator.get_state() for generator in randomness.generators_of(loader)]
-    epochs = [sampler.epoch for sampler in _with_epoch(loader)]
-    return {"iteration": getattr(loader, "iteration", None), "generators": generators, "epochs": epochs}
-
-
-def set_loader(loader: Any, state: dict[str, Any]) -> None:
-    """The epoch and the generators of a loader as they were."""
-    if state.get("iteration") is not None and hasattr(loader, "iteration"):
-        loader.iteration = state["iteration"]
-    for generator, value in zip(randomness.generators_of(loader), state.get("generators", ()), strict=False):
-        generator.set_state(value)
-    for sampler, epoch in zip(_with_epoch(loader), state.get("epochs", ()), strict=False):
-        sampler.epoch = epoch
-
-
-def _with_epoch(loader: Any) -> list[Any]:
-    """Samplers that are told the epoch, like DistributedSampler."""
-    parts = randomness.parts_of(loader)
-    return [part for part in parts if isinstance(part, Sampler) and isinstance(getattr(part, "epoch", None), int)]
-
-
-def batch_size(loader: Any) -> int:
-    """Samples of one batch over all ranks; 0 when it cannot be told."""
-    if isinstance(loader, range):
-        return 1
-    try:
-        if type(loader) in (DataLoaderShard, DataLoaderDispatcher):
-            return int(loader.total_batch_size)
-        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        return int(loader.batch_size) * world_size
-    except (AttributeError, TypeError):
-        return 0
-
-
-def _draws_in_this_process(loader: Any) -> bool:
-    return (
-        type(loader) is DataLoader
-        and loader.num_workers == 0
-        and not isinstance(loader.dataset, IterableDataset)
-        and loader.batch_sampler is not None
-    )

@@ -43,7 +43,7 @@ def _wrapped(tree: ast.AST) -> Iterator[None]:
 
     `for x in y` is `for x in __llmcloud_loop__(y, number)`. Before `while y` there is
     `__llmcloud_while_N = __llmcloud_while__(number, first line, last line)`, and it is
-    `while (__llmcloud_while_N is None or __llmcloud_while_N.turn()) and y`.
+    `while (__llmcloud_while_N is None or __llmcloud_while_N.iterate()) and y`.
     """
     undo = ExitStack()
     with undo:
@@ -68,8 +68,8 @@ def _tracked_while(undo: ExitStack, node: ast.stmt) -> list[ast.stmt]:
     name = f"__llmcloud_while_{number}"
     begin = ast.Assign([ast.Name(name, ast.Store())], _call(at, WHILE_FUNCTION, number, node.lineno, node.end_lineno))
     none = ast.Compare(ast.Name(name, ast.Load()), [ast.Is()], [ast.Constant(None)])
-    turn = ast.Call(ast.Attribute(ast.Name(name, ast.Load()), "turn", ast.Load()), [], [])
-    _set(undo, node, "test", _placed(ast.BoolOp(ast.And(), [ast.BoolOp(ast.Or(), [none, turn]), at]), at))
+    iterate = ast.Call(ast.Attribute(ast.Name(name, ast.Load()), "iterate", ast.Load()), [], [])
+    _set(undo, node, "test", _placed(ast.BoolOp(ast.And(), [ast.BoolOp(ast.Or(), [none, iterate]), at]), at))
     return [_placed(begin, at), node]
 
 

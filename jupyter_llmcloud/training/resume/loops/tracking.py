@@ -11,13 +11,12 @@ import builtins
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from jupyter_llmcloud.training.checkpoint import rng
 from jupyter_llmcloud.training.resume.loops.instrumentation import LOOP_FUNCTION, WHILE_FUNCTION
 
 _FAST_S = 0.01
@@ -25,66 +24,95 @@ _FAST_S = 0.01
 Number = int | str  # of a loop: its place in the cell; in other code with the name of that
 
 
+class BodyStart(NamedTuple):
+    """How things were when the body of a loop began.
+
+    Attributes:
+        loops: how often each loop had begun.
+        passes: how many passes over each loader had begun.
+        num_loaders: loaders made in the cell.
+        rng: the random numbers; None in loops that iterate fast, which a snapshot would slow down.
+    """
+
+    loops: Mapping[Number, int]
+    passes: Mapping[str, int]
+    num_loaders: int
+    rng: dict[str, Any] | None
+
+
 class LoopCursor(Protocol):
     """What a loop asks and tells the cursor that follows the cell."""
 
-    loops: Loops
     follows: bool
     filename: str
-    begun: dict[str, int]
-    num_loaders: int
 
     def before_item(self, loop: TrackedLoop | TrackedWhile) -> dict[str, Any] | None:
-        """The loop comes for its next item; returns the saved place when its body is to be led there."""
+        """The loop comes for its next item; returns the saved position when its body is to be led there."""
 
     def begin_body(self, saved: dict[str, Any]) -> None:
-        """The body on the way to the saved place begins."""
+        """The body on the way to the saved position begins."""
+
+    def body_start(self, with_rng: bool) -> BodyStart:
+        """How things are now."""
 
 
-class TrackedLoop:
-    """One running `for` loop."""
+class _RunningLoop:
+    """What is alike of both.
 
-    __slots__ = (
-        "__weakref__", "_place", "_source", "_started", "began", "begun_at_body", "delivered", "fetches_data", "frame",
-        "in_body", "loaders_at_begin", "loaders_at_body", "number", "numbered_at_body", "rng_at_body", "saw_backward",
-        "turned_at",
-    )  # fmt: skip
+    Attributes:
+        number: its name in the code.
+        began: how many loops of this number began before.
+        frame: the id of the frame that it runs in.
+        delivered: iterations that have begun.
+        in_body: an iteration runs, and no item is waited for.
+        saw_backward: gradients were computed in the present iteration.
+    """
 
-    def __init__(self, source: Iterable[Any], number: Number, place: LoopCursor, frame: int) -> None:
-        self.loaders_at_begin = self.loaders_at_body = place.begun  # how often each loader has begun by then
-        self.began = place.loops.count(number)
-        self.begun_at_body = place.loops.begun
-        self._source = iter(source)
-        self._place = place
+    __slots__ = ("__weakref__", "_cursor", "began", "delivered", "frame", "in_body", "number", "saw_backward")
+
+    def __init__(self, number: Number, began: int, frame: int, cursor: LoopCursor) -> None:
         self.number = number
+        self.began = began
         self.frame = frame
         self.delivered = 0
         self.in_body = False
-        self.fetches_data = False  # its items come from a loader that is followed
-        self.saw_backward = False  # in the body that runs now
-        self.numbered_at_body = place.num_loaders
-        self.rng_at_body: dict[str, Any] | None = None
-        self.turned_at = 0.0
-        place.loops.push(self)
+        self.saw_backward = False
+        self._cursor = cursor
+
+
+class TrackedLoop(_RunningLoop):
+    """One running `for` loop.
+
+    Attributes:
+        fetches_data: its items come from a loader that is followed.
+        passes_at_begin: how many passes over each loader had begun when it began.
+        body: how things were when its present iteration began.
+    """
+
+    __slots__ = ("_iterated_at", "_source", "body", "fetches_data", "passes_at_begin")
+
+    def __init__(self, source: Iterable[Any], number: Number, began: int, frame: int, cursor: LoopCursor) -> None:
+        super().__init__(number, began, frame, cursor)
+        self.fetches_data = False
+        self.passes_at_begin = cursor.body_start(False).passes
+        self._source = iter(source)
+        self.body = cursor.body_start(False)
+        self._iterated_at = 0.0
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         self.in_body = False
-        led_to = self._place.before_item(self)
+        led_to = self._cursor.before_item(self)
         item = next(self._source)
         if led_to is not None:
-            self._place.begin_body(led_to)
+            self._cursor.begin_body(led_to)
         self.delivered += 1
         self.in_body = True
         self.saw_backward = False
-        self.begun_at_body = self._place.loops.begun
-        self.loaders_at_body = self._place.begun
-        self.numbered_at_body = self._place.num_loaders
-        turned_at, self.turned_at = self.turned_at, time.monotonic()
-        # Loops that turn fast hold no training of their own; a snapshot would slow them down.
-        self.rng_at_body = rng.snapshot() if self.turned_at - turned_at > _FAST_S else None
+        before, self._iterated_at = self._iterated_at, time.monotonic()
+        self.body = self._cursor.body_start(self._iterated_at - before > _FAST_S)
         return item
 
     @property
@@ -99,33 +127,26 @@ class TrackedLoop:
             self.delivered += 1
 
 
-class TrackedWhile:
-    """One running `while` loop: a turn has no item, so on the way back nothing has to be thrown away."""
+class TrackedWhile(_RunningLoop):
+    """One running `while` loop: an iteration has no item, so on the way back nothing has to be thrown away."""
 
-    __slots__ = ("__weakref__", "_place", "began", "delivered", "frame", "in_body", "lines", "number", "saw_backward")
+    __slots__ = ("lines",)
 
-    def __init__(self, number: Number, place: LoopCursor, frame: int, lines: tuple[int, int]) -> None:
-        self.began = place.loops.count(number)
-        self._place = place
-        self.number = number
-        self.frame = frame
+    def __init__(self, number: Number, began: int, frame: int, cursor: LoopCursor, lines: tuple[int, int]) -> None:
+        super().__init__(number, began, frame, cursor)
         self.lines = lines
-        self.delivered = 0
-        self.in_body = False
-        self.saw_backward = False
-        place.loops.push_while(self)
 
-    def turn(self) -> bool:
-        """The loop is about to look at its condition: it is at the end of a turn, and before the next."""
+    def iterate(self) -> bool:
+        """The loop is about to look at its condition: it is at the end of an iteration, and before the next."""
         self.in_body = False
-        self._place.before_item(self)
+        self._cursor.before_item(self)
         self.delivered += 1
         self.in_body = True
         self.saw_backward = False
         return True
 
     def skip(self, number: int) -> None:
-        """Count turns that were made before."""
+        """Count iterations that were made before."""
         self.delivered += number
 
 
@@ -184,34 +205,34 @@ class Loops:
         for loop in loops:
             loop.saw_backward = loop.in_body
 
-    def turning(self) -> TrackedLoop | None:
+    def training_loop(self) -> TrackedLoop | None:
         """The `for` loop with whose body a step of the training ends: the innermost with data, or with a backward."""
         inside = [loop for loop in reversed(self.nest()) if loop.in_body]
         with_data = next((loop for loop in inside if loop.fetches_data), None)
         return with_data or next((loop for loop in inside if loop.saw_backward), None)
 
-    def turning_while(self) -> TrackedWhile | None:
+    def training_while(self) -> TrackedWhile | None:
         """The innermost `while` loop with whose body a step of the training ends."""
         return next((loop for loop in reversed(self.whiles()) if loop.in_body and loop.saw_backward), None)
 
     def path(self, last: TrackedLoop | TrackedWhile | None) -> list[dict[str, Any]]:
         """Where the cell is, in plain values: the loops that run round `last`, and it."""
         path: list[dict[str, Any]] = []
-        before: dict[Number, int] = {}
+        before: Mapping[Number, int] = {}
         for loop in self.nest():
             path.append(
                 {
                     "loop": loop.number,
                     "ordinal": loop.began - before.get(loop.number, 0),
                     "delivered": loop.delivered,
-                    "loaders": loop.loaders_at_begin if loop is last else loop.loaders_at_body,
-                    "num_loaders": loop.numbered_at_body,
-                    "rng": None if loop is last else loop.rng_at_body,
+                    "loaders": loop.passes_at_begin if loop is last else loop.body.passes,
+                    "num_loaders": loop.body.num_loaders,
+                    "rng": None if loop is last else loop.body.rng,
                 }
             )
             if loop is last:
                 break
-            before = loop.begun_at_body
+            before = loop.body.loops
         if isinstance(last, TrackedWhile):
             ordinal = last.began - before.get(last.number, 0)
             path.append({"loop": last.number, "ordinal": ordinal, "delivered": last.delivered, "loaders": {}})
@@ -228,21 +249,27 @@ def _frames() -> dict[int, int]:
     return found
 
 
-def install(place: LoopCursor) -> None:
+def install(cursor: LoopCursor, loops: Loops) -> None:
     """Let code with tracked loops find the function that wraps them. Called once, in a rank."""
 
     def loop(iterable: Iterable[Any], number: int) -> Iterable[Any]:
         # While torch.compile traces, this is the constant True, and the iterable goes through untouched.
-        if torch.compiler.is_compiling() or not place.follows:
+        if torch.compiler.is_compiling() or not cursor.follows:
             return iterable
         frame = sys._getframe(1)
-        return TrackedLoop(iterable, _name(frame, number, place.filename), place, id(frame))
+        name = _name(frame, number, cursor.filename)
+        tracked = TrackedLoop(iterable, name, loops.count(name), id(frame), cursor)
+        loops.push(tracked)
+        return tracked
 
     def begin_while(number: int, first: int, last: int) -> TrackedWhile | None:
-        if torch.compiler.is_compiling() or not place.follows:
+        if torch.compiler.is_compiling() or not cursor.follows:
             return None
         frame = sys._getframe(1)
-        return TrackedWhile(f"while {_name(frame, number, place.filename)}", place, id(frame), (first, last))
+        name = f"while {_name(frame, number, cursor.filename)}"
+        tracked = TrackedWhile(name, loops.count(name), id(frame), cursor, (first, last))
+        loops.push_while(tracked)
+        return tracked
 
     setattr(builtins, LOOP_FUNCTION, loop)
     setattr(builtins, WHILE_FUNCTION, begin_while)
