@@ -50,6 +50,26 @@ def test_every_shape_of_a_loop_ends_as_if_undisturbed(world: Ranks, fresh: Ranks
         assert same(wanted[rank], result), f"rank {rank}"
 
 
+STREAM_BY_HAND = """
+from torch.utils.data import IterableDataset
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        source = torch.Generator().manual_seed(5)
+        for i in range(96):
+            yield i, torch.randn(8, generator=source), torch.randn(1, generator=source)
+""" + MORE_CELLS["while next"].replace(
+    "DataLoader(data, batch_size=BATCH, shuffle=True)", "DataLoader(Stream(), batch_size=BATCH)"
+)
+
+
+def test_a_stream_without_a_length_that_is_drawn_from_by_hand_goes_on(world: Ranks, fresh: Ranks) -> None:
+    fresh.ok(cell(STREAM_BY_HAND))
+    wanted = results(fresh)
+    assert step_of(world.ok(cell(STREAM_BY_HAND, DIE), **RESUMABLE)) > 0
+    assert all(same(*pair) for pair in zip(wanted, results(world), strict=True))
+
+
 # --- Trainers -------------------------------------------------------------------------------------------------------
 
 
