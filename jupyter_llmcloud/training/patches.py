@@ -139,7 +139,7 @@ ACCUMULATION = Patch(
     },
 )
 
-# --- a place that is taken away -------------------------------------------------------------------------------------
+# --- preemption -----------------------------------------------------------------------------------------------------
 
 LOADER_WORKERS = Patch(
     feature="Workers of data loaders that outlive a SIGTERM of all processes",

@@ -69,7 +69,7 @@ class Run:
         return self.checkpoints.count_steps(total)
 
     def checkpoint(self, *, metric: Any = None, mode: Literal["min", "max"] = "min", **objects: Any) -> None:
-        """Save a checkpoint at the end of this turn of the training loop (`--checkpoint-every` does so by itself).
+        """Save a checkpoint at the end of this iteration of the training loop (`--checkpoint-every` does so by itself).
 
         What an Accelerator has prepared, and what an optimizer trains, is saved anyway. Hand over by name what else
         belongs to it: `run.checkpoint(ema=ema, metric=loss)`, anything with state_dict(). The checkpoint with the

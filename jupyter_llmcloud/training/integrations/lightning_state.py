@@ -2,7 +2,7 @@
 
 Its loops are `while` loops over counters that they keep in objects, and draw batches through a fetcher of their own.
 So when a cell is executed again, `fit()` begins as ever, up to its first batch; there the loader is led to the saved
-place, as that of any loop, and the counters are put back with everything else. Lightning's own checkpoints cannot do
+position, as that of any loop, and the counters are put back with everything else. Lightning's own checkpoints cannot do
 that: within an epoch they neither know the order of samples nor the random numbers.
 """
 
@@ -85,7 +85,7 @@ class LoopState:
         self._trainer: weakref.ref[Any] = weakref.ref(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """In plain values. Raises RuntimeError where a place between two batches cannot be told."""
+        """In plain values. Raises RuntimeError where the position between two batches is not known."""
         trainer: Any = self._trainer()
         loop, fetcher = trainer.fit_loop, trainer.fit_loop._data_fetcher
         if getattr(fetcher, "batches", ()) or len(fetcher.combined_loader.flattened) > 1:

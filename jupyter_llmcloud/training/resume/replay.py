@@ -131,9 +131,9 @@ class ReplayCursor:
     def _is_due(self, target: SaveTarget) -> bool:
         return self._due is not None and self._due() is target
 
-    def _is_after_due(self, iteration: TrackedIterator) -> bool:
+    def _is_after_due(self, iterator: TrackedIterator) -> bool:
         """A library that counts its batches leaves a pass without asking for more, and begins the next one."""
-        return self._due is not None and iteration.handed_out == 0 and iteration.key == self._due_key
+        return self._due is not None and iterator.handed_out == 0 and iterator.key == self._due_key
 
     def before_item(self, loop: TrackedLoop | TrackedWhile) -> ReplayPosition | None:
         """A loop is about to fetch an item. Returns its saved position when the item is that of a body to run again."""
@@ -154,32 +154,32 @@ class ReplayCursor:
         rng = randomness.snapshot() if with_rng else None
         return BodyStart(self.loops.begun, self.passes.begun, self.loaders.num_made, rng)
 
-    def before_batch(self, iteration: TrackedIterator) -> None:
+    def before_batch(self, iterator: TrackedIterator) -> None:
         """A loader is about to fetch a batch."""
         training = self.trainings.active
-        if self._target is not None and self._is_reached_by(iteration, self._target):
+        if self._target is not None and self._is_reached_by(iterator, self._target):
             self._arrive(self._target)
-        elif training is not None and self._is_due(training) and iteration.loader is training.loader:
-            point = {"training": self.trainings.point(training, iteration)}
-            self._save_at(iteration, {"kind": "training", **point})
-        elif self._is_due(iteration) or self._is_after_due(iteration):
-            self._save_at(iteration, {"kind": "loader", "where": self._observer.where()})
-        iteration.rng_of_last_call = randomness.snapshot() if self._observer.is_soon() else None
+        elif training is not None and self._is_due(training) and iterator.loader is training.loader:
+            point = {"training": self.trainings.point(training, iterator)}
+            self._save_at(iterator, {"kind": "training", **point})
+        elif self._is_due(iterator) or self._is_after_due(iterator):
+            self._save_at(iterator, {"kind": "loader", "where": self._observer.where()})
+        iterator.rng_of_last_call = randomness.snapshot() if self._observer.is_soon() else None
 
-    def after_batch(self, iteration: TrackedIterator) -> None:
+    def after_batch(self, iterator: TrackedIterator) -> None:
         """A loader has delivered."""
-        self.passes.note_batch(iteration)
+        self.passes.note_batch(iterator)
         self._observer.after_batch()
         self.loops.note_batch()
 
-    def _save_at(self, iteration: TrackedIterator, point: ReplayPosition) -> None:
-        point |= {"path": self.loops.path(None), "key": iteration.key, "ordinal": iteration.ordinal}
-        self._save_here(point, iteration)
+    def _save_at(self, iterator: TrackedIterator, point: ReplayPosition) -> None:
+        point |= {"path": self.loops.path(None), "key": iterator.key, "ordinal": iterator.ordinal}
+        self._save_here(point, iterator)
 
-    def _save_here(self, point: ReplayPosition, iteration: TrackedIterator | None = None) -> None:
+    def _save_here(self, point: ReplayPosition, iterator: TrackedIterator | None = None) -> None:
         position = {**point, **self.describe()}
-        if iteration is not None:
-            position["passes"][iteration.key] = iteration.position()
+        if iterator is not None:
+            position["passes"][iterator.key] = iterator.position()
         if self._observer.save(position, not any(item.is_incomplete for item in self.passes.alive())):
             self._due = None
 
@@ -203,54 +203,54 @@ class ReplayCursor:
         """The steps from 0 to `total`; in a cell that is followed, as a pass."""
         return StepCount(self, StepSource(total, self.inner)) if self.follows else iter(range(total))
 
-    def begin(self, iteration: TrackedIterator) -> None:
+    def begin(self, iterator: TrackedIterator) -> None:
         """A pass begins."""
-        if isinstance(iteration, StepCount):
-            iteration.key = "steps"
+        if isinstance(iterator, StepCount):
+            iterator.key = "steps"
         else:
-            iteration.key = self.loaders.use(iteration.loader)
+            iterator.key = self.loaders.use(iterator.loader)
             if not self.replaying:
-                self.loaders.restore_order(iteration.key)
-        if self._is_taken_up_by(iteration):
+                self.loaders.restore_order(iterator.key)
+        if self._is_taken_up_by(iterator):
             self.lead_to_pass()
-        self.passes.begin(iteration)
+        self.passes.begin(iterator)
         self._observer.begun_pass()
 
     def went_on(self) -> None:
         """A pass that was under way beside the saved position is drawn from again."""
         self._observer.went_on()
 
-    def finished(self, iteration: TrackedIterator) -> None:
+    def finished(self, iterator: TrackedIterator) -> None:
         """A pass has come to its end."""
-        self.passes.finished(iteration)
+        self.passes.finished(iterator)
 
     # --- on the way back ---
 
-    def plan(self, iteration: TrackedIterator) -> tuple[str, int]:
+    def plan(self, iterator: TrackedIterator) -> tuple[str, int]:
         """What a pass that begins does: "run", "nothing", "forward", or "stand in" for so many batches."""
-        key, ordinal = iteration.key, iteration.ordinal
+        key, ordinal = iterator.key, iterator.ordinal
         if self._target is None:
             return ("forward" if self.passes.is_pending(key, ordinal) else "run"), 0
-        return self._target.plan(key, ordinal, lambda: self._is_taken_up_by(iteration))
+        return self._target.plan(key, ordinal, lambda: self._is_taken_up_by(iterator))
 
     def lead_to_pass(self) -> None:
         """The next pass over the loader of the saved position is the saved one."""
         assert self._target is not None
         self.passes.next_is(*self._target.saved_pass)
 
-    def _is_taken_up_by(self, iteration: TrackedIterator) -> bool:
+    def _is_taken_up_by(self, iterator: TrackedIterator) -> bool:
         """Whether the code is where the next batch was asked for by hand when the position was saved."""
         target = self._target
-        if target is None or not target.is_by_hand(iteration.key):
+        if target is None or not target.is_by_hand(iterator.key):
             return False
         return target.is_here(self.loops.path(None), self._observer.where)
 
-    def take_up(self, iteration: TrackedIterator) -> None:
+    def take_up(self, iterator: TrackedIterator) -> None:
         """A pass that has begun becomes the saved one when its next batch is asked for at the saved position."""
-        if iteration.forward_to is None and self._is_taken_up_by(iteration):
+        if iterator.forward_to is None and self._is_taken_up_by(iterator):
             self.lead_to_pass()
-            iteration.ordinal = self.passes.count(iteration.key)
-            iteration.take_up(self.saved_pass(iteration.key))
+            iterator.ordinal = self.passes.count(iterator.key)
+            iterator.take_up(self.saved_pass(iterator.key))
 
     def saved_pass(self, key: str) -> ReplayPosition:
         """Where the pass over this loader was when the cell was saved."""
@@ -259,8 +259,8 @@ class ReplayCursor:
         assert self._target is not None
         return self._target.pass_position(key)
 
-    def _is_reached_by(self, iteration: TrackedIterator, target: ReplayTarget) -> bool:
-        return target.is_reached_by(iteration.key, iteration.ordinal, lambda: self._is_taken_up_by(iteration))
+    def _is_reached_by(self, iterator: TrackedIterator, target: ReplayTarget) -> bool:
+        return target.is_reached_by(iterator.key, iterator.ordinal, lambda: self._is_taken_up_by(iterator))
 
     def _lead(self, loop: TrackedLoop | TrackedWhile, target: ReplayTarget) -> ReplayPosition | None:
         element = target.enter(loop)

@@ -113,14 +113,14 @@ class Trainings:
         outputs = {t.ordinal: t.output for t in self._finished if t.output is not None}
         return {"trainings": outputs, "evaluations": dict(self._evaluations)}
 
-    def point(self, training: Training, iteration: TrackedIterator) -> ReplayPosition:
+    def point(self, training: Training, iterator: TrackedIterator) -> ReplayPosition:
         """The present position of a training that is about to fetch a batch."""
         trainer = training.trainer()
         assert trainer is not None
         return {
             "ordinal": training.ordinal,
             "epoch": training.epoch,
-            "batches": training.skipped + iteration.handed_out,
+            "batches": training.skipped + iterator.handed_out,
             "skipped": training.skipped,
             "accumulation": trainer.args.gradient_accumulation_steps,
             "num_loaders": training.num_loaders,

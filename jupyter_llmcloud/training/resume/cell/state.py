@@ -215,5 +215,5 @@ class CellState:
         return {**objects, **{address: sharded_tensors.merge([one[address] for one in every]) for address in spread}}
 
     def went_on(self) -> None:
-        """A pass that was under way beside the saved place is drawn from again."""
+        """A pass that was under way beside the saved position is drawn from again."""
         self._cell_objects.went_on(self._context.frames())

@@ -22,13 +22,13 @@ class LoaderCursor(Protocol):
     def replaying(self) -> bool:
         """Whether the cell is on its way to the saved position."""
 
-    def begin(self, iteration: TrackedIterator) -> None:
+    def begin(self, iterator: TrackedIterator) -> None:
         """A pass begins: it is given its key and its ordinal."""
 
-    def plan(self, iteration: TrackedIterator) -> tuple[str, int]:
+    def plan(self, iterator: TrackedIterator) -> tuple[str, int]:
         """What a pass that begins does: "run", "nothing", "forward", or "stand in" for so many batches."""
 
-    def take_up(self, iteration: TrackedIterator) -> None:
+    def take_up(self, iterator: TrackedIterator) -> None:
         """A pass that has begun is drawn from again on the way to the saved position."""
 
     def saved_pass(self, key: str) -> ReplayPosition:
@@ -37,13 +37,13 @@ class LoaderCursor(Protocol):
     def went_on(self) -> None:
         """A pass that was under way beside the saved position is drawn from again."""
 
-    def before_batch(self, iteration: TrackedIterator) -> None:
+    def before_batch(self, iterator: TrackedIterator) -> None:
         """The loop comes for its next batch."""
 
-    def after_batch(self, iteration: TrackedIterator) -> None:
+    def after_batch(self, iterator: TrackedIterator) -> None:
         """The loop is given a batch."""
 
-    def finished(self, iteration: TrackedIterator) -> None:
+    def finished(self, iterator: TrackedIterator) -> None:
         """A pass has delivered its last batch."""
 
 

@@ -40,24 +40,24 @@ class PassHistory:
         """The next one over this loader is counted as this one."""
         self.begun = {**self.begun, key: ordinal}
 
-    def begin(self, iteration: TrackedIterator) -> None:
+    def begin(self, iterator: TrackedIterator) -> None:
         """A pass begins."""
-        iteration.ordinal = self.count(iteration.key)
+        iterator.ordinal = self.count(iterator.key)
         self._alive = [ref for ref in self._alive if ref() is not None]
-        self._alive.append(weakref.ref(iteration))
+        self._alive.append(weakref.ref(iterator))
 
-    def note_batch(self, iteration: TrackedIterator) -> None:
+    def note_batch(self, iterator: TrackedIterator) -> None:
         """A pass has delivered."""
-        self._last = weakref.ref(iteration)
+        self._last = weakref.ref(iterator)
 
     def note_step(self) -> None:
         """An optimizer has stepped: the pass whose batch it used was trained on."""
         if (last := self._last()) is not None:
             self._trained.setdefault(last.key, set()).add(last.ordinal)
 
-    def finished(self, iteration: TrackedIterator) -> None:
+    def finished(self, iterator: TrackedIterator) -> None:
         """A pass has come to its end."""
-        self._lengths.setdefault(iteration.key, {})[iteration.ordinal] = iteration.handed_out
+        self._lengths.setdefault(iterator.key, {})[iterator.ordinal] = iterator.handed_out
 
     @property
     def last(self) -> TrackedIterator | None:

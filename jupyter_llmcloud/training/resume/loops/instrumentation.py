@@ -69,17 +69,17 @@ def _tracked_while(undo: ExitStack, node: ast.stmt) -> list[ast.stmt]:
     begin = ast.Assign([ast.Name(name, ast.Store())], _call(at, WHILE_FUNCTION, number, node.lineno, node.end_lineno))
     none = ast.Compare(ast.Name(name, ast.Load()), [ast.Is()], [ast.Constant(None)])
     iterate = ast.Call(ast.Attribute(ast.Name(name, ast.Load()), "iterate", ast.Load()), [], [])
-    _set(undo, node, "test", _placed(ast.BoolOp(ast.And(), [ast.BoolOp(ast.Or(), [none, iterate]), at]), at))
-    return [_placed(begin, at), node]
+    _set(undo, node, "test", _located(ast.BoolOp(ast.And(), [ast.BoolOp(ast.Or(), [none, iterate]), at]), at))
+    return [_located(begin, at), node]
 
 
 def _call(at: ast.AST, function: str, *arguments: Any) -> Any:
     nodes: list[Any] = [one if isinstance(one, ast.AST) else ast.Constant(one) for one in arguments]
-    return _placed(ast.Call(ast.Name(function, ast.Load()), nodes, []), at)
+    return _located(ast.Call(ast.Name(function, ast.Load()), nodes, []), at)
 
 
-def _placed(node: Any, at: ast.AST) -> Any:
-    """A node, and those in it that have no place yet, where another one is in the source."""
+def _located(node: Any, at: ast.AST) -> Any:
+    """A node, and those in it that have no line yet, on the lines of another one."""
     for part in ast.walk(node):
         if "lineno" in part._attributes and not hasattr(part, "lineno"):
             ast.copy_location(part, at)

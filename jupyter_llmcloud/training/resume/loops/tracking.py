@@ -21,7 +21,7 @@ from jupyter_llmcloud.training.resume.loops.instrumentation import LOOP_FUNCTION
 
 _FAST_S = 0.01
 
-Number = int | str  # of a loop: its place in the cell; in other code with the name of that
+Number = int | str  # of a loop: which of the cell it is; in other code with the name of that
 
 
 class BodyStart(NamedTuple):
