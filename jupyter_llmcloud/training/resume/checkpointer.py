@@ -224,13 +224,13 @@ class Checkpointer:
         bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
         return Write(
             part,
-            f"rank-{self._state.rank:04d}.pt",
-            lambda: folder.staging(part.step, part.attempt, part.serial),
-            shared,
-            own,
-            bad_loss,
-            stager.hand_over(),
-            self._state.changed_while_written,
+            name=f"rank-{self._state.rank:04d}.pt",
+            staging=lambda: folder.staging(part.step, part.attempt, part.serial),
+            shared=shared,
+            own=own,
+            bad_loss=bad_loss,
+            finish_copies=stager.hand_over(),
+            changed=self._state.changed_while_written,
         )
 
     def _all_save(self, cell: Execute, complete: bool) -> bool:

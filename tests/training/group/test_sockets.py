@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -66,3 +67,14 @@ def test_a_number_that_another_socket_has_by_now_is_left_alone(listener: socket.
         shut_down({(one.fileno(), "socket:[0]")})
         one.sendall(b"x")
         assert other.recv(1) == b"x"
+
+
+def test_a_default_timeout_of_the_cell_leaves_descriptors_of_others_blocking(listener: socket.socket) -> None:
+    one, other = connected(listener)
+    socket.setdefaulttimeout(0.5)
+    try:
+        assert one.fileno() in {fd for fd, _ in tcp_sockets()}
+    finally:
+        socket.setdefaulttimeout(None)
+    with one, other:
+        assert os.get_blocking(one.fileno())

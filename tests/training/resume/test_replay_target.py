@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +36,22 @@ def element(number: int, delivered: int, ordinal: int = 0, **loaders: int) -> di
 
 def position(kind: str, *path: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"kind": kind, "path": list(path), "passes": {}, "trained": {}, "lengths": {}, **more}
+
+
+def look_at_each_item_thrown_away(target: ReplayTarget, look: Callable[[], Any]) -> list[Any]:
+    """What `look` finds inside the source of a loop that is led, once for each item that it had finished."""
+    found: list[Any] = []
+
+    def items() -> Iterator[None]:
+        while True:
+            found.append(look())
+            yield
+
+    outer = TrackedLoop(items(), 0, 0, 0, Cursor())
+    led = target.enter(outer)
+    assert led is not None
+    target.skip(outer, led)
+    return found
 
 
 def here() -> bool:
@@ -80,18 +96,7 @@ def test_a_loop_that_comes_for_another_item_has_missed_the_position() -> None:
 def test_loops_inside_the_source_of_one_that_is_led_are_left_alone() -> None:
     target = ReplayTarget(position("loop", element(0, 3)))
     inside = loop(1)
-    seen = []
-
-    def items() -> Iterator[int]:
-        while True:
-            seen.append(target.enter(inside))
-            yield 0
-
-    outer = TrackedLoop(items(), 0, 0, 0, Cursor())
-    found = target.enter(outer)
-    assert found is not None
-    target.skip(outer, found)
-    assert seen == [None] * 3
+    assert look_at_each_item_thrown_away(target, lambda: target.enter(inside)) == [None] * 3
 
 
 def test_a_pass_that_was_under_way_then_and_later_begins_anew() -> None:
@@ -132,17 +137,9 @@ def test_passes_within_items_that_are_thrown_away_stand_in_for_their_batches() -
         passes={"b": {"ordinal": 0, "handed_out": 2}, "steps": {"ordinal": 0}},
     )
     target = ReplayTarget(saved)
-    plans = []
-
-    def items() -> Iterator[int]:
-        while True:
-            plans.append([target.plan(key, 0, elsewhere) for key in ("a", "b", "c", "steps")])
-            yield 0
-
-    outer = TrackedLoop(items(), 0, 0, 0, Cursor())
-    found = target.enter(outer)
-    assert found is not None
-    target.skip(outer, found)
+    plans = look_at_each_item_thrown_away(
+        target, lambda: [target.plan(key, 0, elsewhere) for key in ("a", "b", "c", "steps")]
+    )
     assert plans[0] == [("stand in", 7), ("forward", 2), ("run", 0), ("run", 0)]
 
 

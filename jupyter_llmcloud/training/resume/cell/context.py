@@ -91,7 +91,7 @@ class CellContext:
             loaders=self._loaders.used().values(),
         )
 
-    def stateful_objects(self, graph: Graph) -> dict[str, Any]:
+    def with_state(self, graph: Graph) -> dict[str, Any]:
         """What has a state of its own, by address."""
         table = stateful_objects.of_accelerators(self.accelerators())
         table |= self._trainings.addresses()

@@ -105,7 +105,7 @@ class CellState:
     def _look_once(self, frames: list[Any], known: Identities | None) -> tuple[Scope, Graph, dict[str, Any]]:
         scope = self._context.scope(frames)
         graph = self._cell_objects.graph(scope, known)
-        return scope, graph, self._context.stateful_objects(graph)
+        return scope, graph, self._context.with_state(graph)
 
     # --- taking ---
 
