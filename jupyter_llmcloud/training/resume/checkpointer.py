@@ -108,7 +108,10 @@ class Checkpointer:
         self._resumed_step = 0
         follows = bool(cell.checkpoint_every or cell.max_restarts or asks or cell.resume)
         if follows and (problem := hooks.why_not()):
-            follows = self._cannot_track(cell, problem)
+            if cell.resume:
+                raise ResumeMissed(problem)
+            self._outlet.warning("stderr", problem + "\n")
+            follows = False
         saved = None
         if cell.resume:
             self._resumed_step = None
@@ -117,12 +120,6 @@ class Checkpointer:
             self._state.begin_following(saved)
         self.cursor.begin_cell(follows, saved["position"] if saved else None, cell.filename)
         self._outlet.muted = self.replaying
-
-    def _cannot_track(self, cell: Execute, problem: str) -> bool:
-        if cell.resume:
-            raise ResumeMissed(problem)
-        self._outlet.warning("stderr", problem + "\n")
-        return False
 
     def end(self, error: BaseException | None) -> None:
         """The cell has ended. Raises ResumeMissed when it should have been resumed on the way."""
