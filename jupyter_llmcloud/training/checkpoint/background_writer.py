@@ -10,7 +10,7 @@ from typing import Any
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.training.checkpoint.stager import Stager
-from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.output.sender import OutputSender
 
 _MAX_LATE = 3  # checkpoints in a row, after which no more are tried
 _THREAD = "llmcloud-checkpoint"
@@ -26,8 +26,8 @@ class BackgroundWriter:
         has_given_up: no more checkpoints are tried in this cell.
     """
 
-    def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
+    def __init__(self, sender: OutputSender) -> None:
+        self._sender = sender
         self._thread: threading.Thread | None = None
         self.clear()
 
@@ -73,18 +73,18 @@ class BackgroundWriter:
 
     def _start(self, part: CheckpointPart, write: WritePart) -> None:
         # Also a refusal leaves through a thread: an interrupt must not tear a frame on the rank's socket.
-        work = (self._outlet, part, write)
+        work = (self._sender, part, write)
         self._thread = threading.Thread(target=_report, args=work, name=_THREAD, daemon=True)
         self._thread.start()
 
 
-def _report(outlet: Outlet, part: CheckpointPart, write: WritePart) -> None:
+def _report(sender: OutputSender, part: CheckpointPart, write: WritePart) -> None:
     try:
         part = write()
     except Exception as error:
         part = replace(part, error=_message_of(error))
     with contextlib.suppress(OSError):  # the agent has gone, and this process ends with it
-        outlet.send(part)
+        sender.send(part)
 
 
 def _message_of(error: Exception) -> str:

@@ -25,7 +25,7 @@ from jupyter_llmcloud.training.checkpoint.background_writer import BackgroundWri
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.writer import Write
 from jupyter_llmcloud.training.group.stop_barrier import Steps
-from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.resume import hooks
 from jupyter_llmcloud.training.resume.cell.context import CellContext
 from jupyter_llmcloud.training.resume.cell.state import CellState
@@ -54,14 +54,14 @@ class Checkpointer:
         rank: of this process.
     """
 
-    def __init__(self, outlet: Outlet, steps: Steps, store: Callable[[], Any], rank: int) -> None:
-        self._outlet = outlet
+    def __init__(self, sender: OutputSender, steps: Steps, store: Callable[[], Any], rank: int) -> None:
+        self._sender = sender
         self._steps = steps
         self._store = store
         self.cursor = ReplayCursor(self)
         context = CellContext(self.cursor.loops, self.cursor.trainings, self.cursor.loaders)
         self._state = CellState(context, rank)
-        self._writer = BackgroundWriter(outlet)
+        self._writer = BackgroundWriter(sender)
         self.cell: Execute | None = None
         self._resumed_step: int | None = 0  # None: the cell has not come to its resume point yet
         self._clear(CheckpointSchedule())
@@ -110,7 +110,7 @@ class Checkpointer:
         if follows and (problem := hooks.why_not()):
             if cell.resume:
                 raise ResumeMissed(problem)
-            self._outlet.warning("stderr", problem + "\n")
+            self._sender.warning("stderr", problem + "\n")
             follows = False
         saved = None
         if cell.resume:
@@ -119,11 +119,11 @@ class Checkpointer:
         if follows:
             self._state.begin_following(saved)
         self.cursor.begin_cell(follows, saved["position"] if saved else None, cell.filename)
-        self._outlet.muted = self.replaying
+        self._sender.muted = self.replaying
 
     def end(self, error: BaseException | None) -> None:
         """The cell has ended. Raises ResumeMissed when it should have been resumed on the way."""
-        self._outlet.muted = False
+        self._sender.muted = False
         if error is None and self.follows:
             self.cursor.end_cell()
             if self._wanted is not None and self._wanted.waits:
@@ -132,7 +132,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """Let go of the cell, however it has ended."""
-        self._outlet.muted = False
+        self._sender.muted = False
         self.cursor.close()
         self._clear(CheckpointSchedule())
 
@@ -163,7 +163,7 @@ class Checkpointer:
         self._wanted = request if self.cursor.want_save() else None
         if self._wanted is None and not request.waits and not self._has_warned:
             self._has_warned = True
-            self._outlet.warning("stderr", _NOT_FOLLOWED)
+            self._sender.warning("stderr", _NOT_FOLLOWED)
 
     def save_at(self, step: int) -> None:
         """The agent asks for a checkpoint when this many steps are finished; called in the side thread. -1: not."""
@@ -277,6 +277,6 @@ class Checkpointer:
         """The cell is at the saved position."""
         saved = self._state.restore()
         self._steps.count = self._resumed_step = saved["steps"]
-        self._outlet.muted = False
+        self._sender.muted = False
         if saved["position"]["persistent"] and self._state.is_first:
-            self._outlet.text("stderr", _OLD_WORKERS)
+            self._sender.text("stderr", _OLD_WORKERS)

@@ -17,7 +17,7 @@ LARGE = 5000
 PART = CheckpointPart(run_id="r", step=4, attempt=0, serial=1, metric=None, mode="min", resumable=True)
 
 
-class Outlet:
+class Sender:
     """Keeps what is sent."""
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class Outlet:
 
 
 @pytest.fixture
-def outlet() -> Outlet:
-    return Outlet()
+def sender() -> Sender:
+    return Sender()
 
 
 @pytest.fixture
-def writer(outlet: Outlet) -> BackgroundWriter:
-    return BackgroundWriter(cast("Any", outlet))
+def writer(sender: Sender) -> BackgroundWriter:
+    return BackgroundWriter(cast("Any", sender))
 
 
 def test_large_tensors_are_copied_when_they_are_handed_over_and_small_ones_at_once() -> None:
@@ -84,7 +84,7 @@ def test_a_step_does_not_wait_for_copies_that_nobody_makes(writer: BackgroundWri
     writer.before_step()
 
 
-def test_what_was_written_is_sent_and_so_is_what_went_wrong(writer: BackgroundWriter, outlet: Outlet) -> None:
+def test_what_was_written_is_sent_and_so_is_what_went_wrong(writer: BackgroundWriter, sender: Sender) -> None:
     written = replace(PART, files={"rank-0000.pt": (1, "hash")})
 
     def fail() -> CheckpointPart:
@@ -93,14 +93,14 @@ def test_what_was_written_is_sent_and_so_is_what_went_wrong(writer: BackgroundWr
     for write in (lambda: written, fail):
         writer.write(PART, write)
         writer.wait()
-    assert outlet.sent == [written, replace(PART, error="No space left on device")]
+    assert sender.sent == [written, replace(PART, error="No space left on device")]
 
 
-def test_no_more_are_tried_after_one_that_cannot_be_saved(writer: BackgroundWriter, outlet: Outlet) -> None:
+def test_no_more_are_tried_after_one_that_cannot_be_saved(writer: BackgroundWriter, sender: Sender) -> None:
     writer.refuse(PART, ValueError("no"))
     writer.wait()
     assert writer.has_given_up
-    assert [part.error for part in outlet.sent] == ["ValueError: no"]
+    assert [part.error for part in sender.sent] == ["ValueError: no"]
     writer.clear()
     assert not writer.has_given_up
 
