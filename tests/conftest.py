@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 from jupyter_server.serverapp import ServerApp
 
-from tests.support import leaks
-from tests.support.session import FOLDER, is_worker, make_folder, mark_of, remove_folders
+from tests.support import guardian, leaks
+from tests.support.session import FOLDER, is_worker, make_folder, mark_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -36,6 +37,7 @@ FOREIGN_VARIABLES = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "LLMCLOUD_SERVER_URL"
 GPUS = "LLMCLOUD_TEST_GPUS"
 
 _variables = pytest.StashKey[dict[str, str]]()
+_guardian = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 def _settings(folder: Path, mark: str) -> dict[str, str]:
@@ -57,7 +59,6 @@ def _settings(folder: Path, mark: str) -> dict[str, str]:
         "HF_HOME": str(folder / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
@@ -72,16 +73,20 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     os.environ.update(_settings(folder, mark_of(config)))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles our sources anew
+    if not is_worker(config):
+        config.stash[_guardian] = guardian.start(mark_of(config), folder)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Give the environment back and remove the session's folder, and what workers left that did not come so far."""
-    if not is_worker(config):
-        leaks.end(leaks.marked_processes(mark_of(config)))
+    guardian.clean_up(mark_of(config), config.stash[FOLDER])
+    if _guardian in config.stash:
+        config.stash[_guardian].kill()
+        config.stash[_guardian].wait()
     os.environ.clear()
     os.environ.update(config.stash[_variables])
-    remove_folders(config)
 
 
 @pytest.fixture(scope="session", autouse=True)

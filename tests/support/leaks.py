@@ -122,7 +122,7 @@ def watched_folders() -> list[Path]:
 
 
 def _is_source(path: Path) -> bool:
-    return path.suffix in (".py", ".md") or (path / "__init__.py").is_file()
+    return path.suffix in (".py", ".md") or path.name == "__pycache__" or (path / "__init__.py").is_file()
 
 
 def environment() -> dict[str, str]:
