@@ -35,6 +35,7 @@ FOREIGN_VARIABLES = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "LLMCLOUD_SERVER_URL"
 
 # The GPUs of this machine: tests below tests/gpu use them, all others see none, so that they test the same everywhere.
 GPUS = "LLMCLOUD_TEST_GPUS"
+ABSENT = Path(__file__).parent / "support" / "absent"
 
 _variables = pytest.StashKey[dict[str, str]]()
 _guardian = pytest.StashKey[subprocess.Popen[bytes]]()
@@ -46,6 +47,7 @@ def _settings(folder: Path, mark: str) -> dict[str, str]:
         GPUS: os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all")),
         "CUDA_VISIBLE_DEVICES": "",
         leaks.MARK: f"{mark}session",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ABSENT), os.environ.get("PYTHONPATH")))),
         "HOME": str(folder / "home"),
         "LLMCLOUD_ROOT": str(folder / "root"),
         "LLMCLOUD_RUNTIME_DIR": str(folder / "run"),
