@@ -123,18 +123,27 @@ def for_the_session(request: pytest.FixtureRequest) -> Callable[[], AbstractCont
     return lambda: leaks.marked(f"{mark_of(request.config)}session")
 
 
+@contextlib.contextmanager
+def _root(patch: pytest.MonkeyPatch) -> Iterator[Path]:
+    session = Path(os.environ["LLMCLOUD_ROOT"]).parent
+    with tempfile.TemporaryDirectory(prefix="own-", dir=session) as folder:
+        patch.setenv("LLMCLOUD_ROOT", f"{folder}/root")
+        patch.setenv("LLMCLOUD_RUNTIME_DIR", f"{folder}/run")
+        yield Path(folder) / "root"
+
+
 @pytest.fixture
 def own_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A root and a runtime folder that no other test sees; returns the root."""
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="own-", dir=_session_folder())))
-        monkeypatch.setenv("LLMCLOUD_ROOT", str(folder / "root"))
-        monkeypatch.setenv("LLMCLOUD_RUNTIME_DIR", str(folder / "run"))
-        yield folder / "root"
+    with _root(monkeypatch) as root:
+        yield root
 
 
-def _session_folder() -> Path:
-    return Path(os.environ["LLMCLOUD_ROOT"]).parent
+@pytest.fixture(scope="module")
+def module_root() -> Iterator[Path]:
+    """The same for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patch, _root(patch) as root:
+        yield root
 
 
 @pytest.fixture(autouse=True)
