@@ -1,8 +1,9 @@
-"""Names of runs and endpoints, run ids, rank lists, durations: text in, values out."""
+"""Names of runs and endpoints, run ids, rank lists, durations, arguments: text in, values out."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Iterable
 
@@ -87,3 +88,9 @@ def parse_variables(text: str, option: str = "") -> list[str]:
         words = "expected names of variables separated by commas" + (f", not {bad[0]!r}." if bad else ".")
         raise UsageError(f"{option} {text!r}: {words}" if option else words)
     return names
+
+
+def parse_arguments(text: str) -> str:
+    """A command line's arguments, as they were: checked to be words and closed quotes of a shell."""
+    shlex.split(text)
+    return text

@@ -25,6 +25,7 @@ class Option:
         default: its value when it is left out; None: there is none.
         resumes: whether a run that goes on from another one has it from there.
         names: of what kind of thing its value is a name, or several with commas ("variables"); for completion.
+        is_command_line: whether its value is arguments for a program, which begin with dashes; as a list, its words.
     """
 
     flags: tuple[str, ...]
@@ -36,6 +37,7 @@ class Option:
     default: Any = None
     resumes: bool = False
     names: str = ""
+    is_command_line: bool = False
 
     @property
     def name(self) -> str:
@@ -54,7 +56,8 @@ class Option:
         several = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
         if not several and (isinstance(value, bool) or not isinstance(value, str | int | float)):
             raise UsageError(f"{self.name} {value!r:.80} is not possible: {_describe(self)}.")
-        return self.read(",".join(value) if several else str(value), self.name)
+        join = shlex.join if self.is_command_line else ",".join
+        return self.read(join(value) if several else str(value), self.name)
 
     def read(self, text: str, flag: str) -> Any:
         """The value that `text` stands for. Raises UsageError, which names the option by `flag`."""
@@ -161,7 +164,7 @@ def parse(syntax: Syntax, words: Sequence[str]) -> Parsed:
             values[option.name] = True
             continue
         if not equals:
-            if not rest or (rest[0].startswith("-") and not _is_number(rest[0])):
+            if not rest or (rest[0].startswith("-") and not option.is_command_line and not _is_number(rest[0])):
                 raise UsageError(f"{syntax.magic}: {flag} needs a value: {_describe(option)}.")
             given = rest.pop(0)
         value = _value(syntax, option, flag, given)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Self
 
-from jupyter_llmcloud.core.names import check_name, parse_duration, parse_variables
+from jupyter_llmcloud.core.names import check_name, parse_arguments, parse_duration, parse_variables
 from jupyter_llmcloud.core.options import Option, Syntax, integer
 from jupyter_llmcloud.errors import UsageError
 
@@ -35,6 +35,7 @@ class Kind:
     parse: Callable[[str], Any] = str
     values: tuple[str, ...] = ()
     names: str = ""  # as in Option
+    is_command_line: bool = False  # as in Option
 
 
 SWITCH = Kind()
@@ -44,6 +45,7 @@ COUNT = Kind("N", integer(1))
 COUNT_OR_NONE = Kind("N", integer(0))
 TIMES = Kind("K", integer(0))
 DURATION = Kind("TIME", parse_duration)
+ARGUMENTS = Kind('"ARGS"', parse_arguments, is_command_line=True)
 VARIABLES = Kind("a,b", parse_variables, names="variables of ranks")
 OWN_VARIABLES = Kind("a,b", parse_variables, names="variables")
 CLUSTER = Kind("NAME", NAME.parse, names="clusters")
@@ -119,6 +121,7 @@ def _as_option(item: Any) -> Option:
         default=item.default,
         resumes=about["resumes"],
         names=kind.names,
+        is_command_line=kind.is_command_line,
     )
 
 
@@ -167,6 +170,17 @@ class RunSpec(Spec):
     )
     no_replay: bool = option(
         SWITCH, "Do not run this cell again on a rank that replaces a lost one.", False, doors=Door.NOTEBOOK
+    )
+    fresh: bool = option(
+        SWITCH,
+        "Run the cell as a whole script in a new process would be: without the variables, the environment, the own "
+        "modules and the settings of other cells, which are back afterwards.",
+        False,
+        doors=Door.NOTEBOOK,
+        resumes=True,
+    )
+    args: str | None = option(
+        ARGUMENTS, 'What the cell finds in sys.argv[1:]: --args "--lr 3e-4".', doors=Door.NOTEBOOK, resumes=True
     )
     timeout: float | None = option(DURATION, "Stop the run after this time: 90s, 30m, 2h.")
     hang_after: float = option(

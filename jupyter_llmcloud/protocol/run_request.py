@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +24,8 @@ def execute(spec: RunSpec, **about: Any) -> Execute:
         checkpoint_every=spec.checkpoint_every,
         keep_checkpoints=spec.keep_checkpoints,
         max_restarts=spec.max_restarts,
+        arguments=shlex.split(spec.args or ""),
+        fresh=spec.fresh,
         **about,
     )
 

@@ -44,14 +44,22 @@ class Patch:
     checked: str
     targets: Mapping[str, Names | None]
     _originals: dict[str, Any] = field(default_factory=dict, repr=False)
+    _is_checked: bool = field(default=False, repr=False)
 
     @property
     def module(self) -> str:
         """The module that its first target is in."""
         return next(iter(self.targets)).partition(":")[0]
 
+    def check_once(self) -> None:
+        """Spare the processes forked from this one the check, where what is replaced is imported and as it must be."""
+        modules = {target.partition(":")[0] for target in self.targets}
+        self._is_checked = modules <= sys.modules.keys() and self.problem() is None
+
     def problem(self) -> str | None:
         """Why it cannot be applied here, in words for the user; None when it can."""
+        if self._is_checked:
+            return None
         for target, parameters in self.targets.items():
             if (difference := _difference(target, parameters)) is not None:
                 return (
@@ -101,6 +109,10 @@ def alike(replacement: Any, original: Any) -> Any:
     if not inspect.isroutine(original) or not inspect.isfunction(replacement):
         return replacement
     functools.update_wrapper(replacement, original)
+    if inspect.isbuiltin(original):
+        # Its signature is found by __wrapped__ when somebody asks. To read it, inspect copies sys.modules, which writes
+        # to a page of each module: 12 MiB that a forked rank would no longer share.
+        return replacement
     try:
         # Besides __wrapped__, which inspect.getfullargspec does not follow.
         replacement.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]

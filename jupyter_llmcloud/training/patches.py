@@ -353,6 +353,13 @@ FAILING_LINES = Patch(
     checked=_IPYTHON,
     targets={"IPython.core.ultratb:get_line_number_of_frame": ("frame",)},
 )
+CLASS_SOURCES = Patch(
+    feature="The source of classes of cells",
+    why="Python looks for the source of a class in the file of its module; a notebook has many cells.",
+    without="inspect.getsource() finds no class, or that of another cell.",
+    checked=_PYTHON,
+    targets={"inspect:getfile": ("object",)},
+)
 
 CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
@@ -360,5 +367,5 @@ CATALOGUE = (
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
     *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
-    *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES),
+    *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES),
 )

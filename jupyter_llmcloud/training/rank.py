@@ -53,7 +53,6 @@ from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import launchers, lightning, metrics, spawned_workers
-from jupyter_llmcloud.training.integrations.library_state import LibraryState
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import Outlet
 from jupyter_llmcloud.training.parallel import plans
@@ -61,6 +60,7 @@ from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, no_stdin
+from jupyter_llmcloud.training.shell.process_state import ProcessState
 from jupyter_llmcloud.training.shell.script import was_stopped
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
 from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
@@ -119,7 +119,7 @@ class Rank:
         self.hooks = Hooks(self.checkpoints.place)
         self.run = Run(self.outlet, self.group.rank, self.group.world_size, self.checkpoints)
         self.shell: RankShell | None = None
-        self._libraries = LibraryState()
+        self._process = ProcessState()
         self._prepare(request)
 
     def _prepare(self, request: ForkRank) -> None:
@@ -140,10 +140,10 @@ class Rank:
         launchers.adopt(self.run)
         lightning.adopt(self.run)
         spawned_workers.install()
-        self._libraries.install()
         no_stdin.install()
         notebook_tqdm.install()
         warning_capture.install(self.outlet)
+        self._process.install()
 
     # --- the two threads ---
 
@@ -221,7 +221,7 @@ class Rank:
 
     def _join(self, wanted: Join) -> None:
         try:
-            os.environ.update(wanted.env)
+            self._process.set_environment(wanted.env)
             if wanted.world_size != self.group.world_size:
                 self._resize(wanted.world_size)
             if wanted.store and wanted.store != self.group.address:
@@ -334,7 +334,7 @@ class Rank:
                 **ended,
             )
         )
-        self._libraries.take_back()
+        self._process.end(shell.user_ns)
         if error is not None:
             failure_memory.let_go(error)
         else:
@@ -342,6 +342,7 @@ class Rank:
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
+        self._process.begin(cell, shell.user_ns, shell.initial_names)
         if cell.payload:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"

@@ -68,16 +68,20 @@ def end_group(pid: int) -> None:
 
 def preload() -> None:
     """Import what ranks use; model classes are what takes the time."""
+    import pdb  # noqa: F401 - a rank replaces parts of it
+
     import accelerate  # noqa: F401
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 
     from jupyter_llmcloud.system.transparent_frames import make_transparent
-    from jupyter_llmcloud.training import rank  # noqa: F401
+    from jupyter_llmcloud.training import patches, rank  # noqa: F401
     from jupyter_llmcloud.training.shell.shell import make_shell
 
     make_transparent(f"jupyter_llmcloud.training.{part}" for part in _BETWEEN)
     make_shell()
+    for patch in patches.CATALOGUE:
+        patch.check_once()
 
 
 def settle() -> None:

@@ -188,6 +188,19 @@ def test_the_python_twin_does_the_same(notebook: Notebook) -> None:
     assert notebook.ok("lc.run.log(a=1)").results == []
 
 
+def test_a_whole_script_has_its_own_process_and_arguments(notebook: Notebook) -> None:
+    notebook.ok("%%distribute\nimport os\nflag = os.environ['MY_FLAG'] = 'set'")
+    script = """
+import os, pathlib, sys
+assert "flag" not in globals() and "MY_FLAG" not in os.environ
+print(rank, sys.argv[1:], "MY_FLAG" in pathlib.Path(__file__).read_text())
+"""
+    shown = notebook.ok(f"%%distribute --fresh --args \"--lr '3e-4 x'\" --name script{script}")
+    assert shown.text.count("['--lr', '3e-4 x'] True") == 2
+    assert "set" in notebook.ok("%%distribute\nprint(flag, os.environ['MY_FLAG'])").text
+    assert "No closing quotation" in notebook.refused('%%distribute --args "\'"\n1')
+
+
 def test_tables_of_runs_and_ranks(notebook: Notebook) -> None:
     runs = "".join(notebook.ok("%runs").results)
     assert "endless" in runs and "stopped" in runs and "behind" in runs

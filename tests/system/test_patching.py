@@ -25,8 +25,9 @@ STATE = {
     "c10d._world.group_count",
     "builtins.LOOP_FUNCTION",
     "builtins.WHILE_FUNCTION",
-    "module.name",
-}  # the last one: variables of the user's modules, put back by a resume
+    "module.name",  # variables of the user's modules, put back by a resume
+    "settings.name",  # of the process: put back after a fresh cell
+}
 
 
 @pytest.fixture
@@ -54,6 +55,28 @@ def loudly(original: Any) -> Any:
         return str(original(*args, **kwargs)) + "!"
 
     return function
+
+
+def test_what_is_checked_once_is_not_looked_at_again(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching, missing = patch("model"), patch(target="nobodys_library:train")
+    for one in watching, missing:
+        one.check_once()
+    monkeypatch.setattr(inspect, "signature", lambda _: pytest.fail("looked at again"))
+    assert watching.problem() is None
+    assert missing.problem() is not None
+
+
+def test_nothing_is_read_of_a_built_in_function_which_would_touch_every_module(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.train = len
+    asking = Patch("Asking", "there is no hook", "Training works.", "version 1", {"somebodys_library:train": None})
+    with monkeypatch.context() as patched:
+        patched.setattr(inspect, "signature", lambda _: pytest.fail("copies sys.modules"))
+        assert asking.apply({"somebodys_library:train": lambda _: lambda *_: 0})
+    assert library.train("abc") == 0
+    assert [*inspect.signature(library.train).parameters] == ["obj"]
+    asking.undo()
 
 
 def test_a_replacement_looks_like_its_original_and_is_undone(library: Any) -> None:

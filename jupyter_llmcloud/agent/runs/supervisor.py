@@ -160,8 +160,9 @@ class RunSupervisor:
         if self._lead is not None:
             self._lead.standby(self._world.followers)
         self._handle(Started())
+        is_read = "__file__" in cell.code  # which is in the folder
+        self._feed.begin(at_once=is_read or cell.background or bool(cell.max_restarts))
         self._attempt.begin()
-        self._feed.begin(at_once=cell.background or bool(cell.max_restarts))
         for note in self._world.take_notes():
             self._feed.tell_state(-1, "note", note)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from jupyter_llmcloud import config
@@ -15,7 +15,9 @@ from jupyter_llmcloud.errors import LLMCloudError
 
 def shown(text: str) -> str:
     """`text` without absolute paths: they are relative to the notebook's folder, or begin with what has a name."""
-    return shorten(text, list(_places()))
+    if "/" not in text:
+        return text
+    return shorten(text, _places(_working_folder(), str(Path.home()), str(config.root())))
 
 
 def install() -> None:
@@ -23,11 +25,13 @@ def install() -> None:
     LLMCloudError.shown = staticmethod(shown)
 
 
-def _places() -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=8)  # every cell shows a path, and its folders are looked up on disk
+def _places(working_folder: str, home: str, root: str) -> list[tuple[str, str]]:
+    found = []
     for folder, name in (
-        (_working_folder(), ""),
-        (str(Path.home()), "~"),
-        (str(config.root()), f"${config.ENV_ROOT}" if os.environ.get(config.ENV_ROOT) else "<llmcloud>"),
+        (working_folder, ""),
+        (home, "~"),
+        (root, f"${config.ENV_ROOT}" if os.environ.get(config.ENV_ROOT) else "<llmcloud>"),
         (str(Path(__file__).resolve().parents[3]), ""),
         (tempfile.gettempdir(), "$TMPDIR/…"),
         # This Python's own packages by their folder, which may have a space in its name.
@@ -35,9 +39,10 @@ def _places() -> Iterator[tuple[str, str]]:
         (os.path.dirname(sysconfig.get_path("stdlib")), ""),
     ):
         if folder:
-            yield folder, name
+            found.append((folder, name))
             if (real := os.path.realpath(folder)) != folder:
-                yield real, name
+                found.append((real, name))
+    return found
 
 
 def _working_folder() -> str:

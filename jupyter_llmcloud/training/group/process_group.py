@@ -43,8 +43,25 @@ def _tcp_sockets() -> set[tuple[int, str]]:
     return found
 
 
+@contextmanager
+def _socket_of(fd: int) -> Iterator[socket.socket]:
+    """A socket object for a descriptor of somebody else's, which is left as it is.
+
+    With a default timeout, which a cell may have set, Python would make the descriptor itself non-blocking, and torch
+    would take its store for dead.
+    """
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)
+    try:
+        sock = socket.socket(fileno=os.dup(fd))
+    finally:
+        socket.setdefaulttimeout(timeout)
+    with sock:
+        yield sock
+
+
 def _is_connected_tcp(fd: int) -> bool:
-    with socket.socket(fileno=os.dup(fd)) as sock:
+    with _socket_of(fd) as sock:
         return (
             sock.family in (socket.AF_INET, socket.AF_INET6)
             and sock.type == socket.SOCK_STREAM
@@ -135,7 +152,7 @@ class WorldGroup:
         for fd, inode in sockets:
             try:
                 if os.readlink(f"/proc/self/fd/{fd}") == inode:
-                    with socket.socket(fileno=os.dup(fd)) as sock:
+                    with _socket_of(fd) as sock:
                         sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue  # closed meanwhile: the collective it served has ended

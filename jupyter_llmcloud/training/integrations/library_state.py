@@ -1,6 +1,6 @@
 """Process-wide state of libraries ends with the cell that made it, as it would with a script; variables stay.
 
-Accelerate keeps singletons and writes to the environment, scripts install signal handlers and read `sys.argv`. In a
+Accelerate keeps singletons and writes to the environment, scripts install signal handlers. In a
 rank the process goes on: what such state would decide in the next cell is taken back when a cell ends.
 """
 
@@ -19,7 +19,6 @@ from accelerate.state import GradientState
 
 from jupyter_llmcloud.training import patches
 
-_ARGUMENTS = ("cell",)  # as of a script that was given none
 _LIBRARIES = ("accelerate", "deepspeed", "lightning", "lightning_fabric", "pytorch_lightning", "transformers")
 _NAMES = ("ACCELERATE_", "DEEPSPEED_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "PL_")
 _BETWEEN = ("os", "_collections_abc", "collections.abc", "contextlib")  # modules on the way from a writer to os.environ
@@ -39,11 +38,9 @@ class LibraryState:
         self._environment.install()
         self._accumulation.install()
         self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-        sys.argv = list(_ARGUMENTS)
 
     def take_back(self) -> None:
         """A cell has ended, in whatever way."""
-        sys.argv = list(_ARGUMENTS)
         self._environment.take_back()
         self._accumulation.take_back()
         for timer in _TIMERS:  # before the handlers: an alarm without its handler would end the process

@@ -1,24 +1,32 @@
-"""A script is executed as `python FILE ARGUMENTS` would, though by the shell of a rank; it, and a cell, may leave."""
+"""A cell, and a script, finds what `python FILE ARGUMENTS` gives to a program; and it may leave as one."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from IPython.core.autocall import ExitAutocall
 
+from jupyter_llmcloud.protocol.agent_messages import Execute
 
-def prepare_script(script: Mapping[str, Any], namespace: dict[str, Any]) -> None:
-    """What Python gives to a script: `__file__`, `sys.argv`, and its own folder at the front of `sys.path`."""
-    file = script["file"]
-    sys.argv = [file or "-", *script["arguments"]]
-    if not file:
-        return
-    namespace["__file__"] = file
-    folder = os.path.dirname(file)
-    if sys.path[0] in (os.getcwd(), script["folder"]):
+
+def prepare_script(cell: Execute, namespace: dict[str, Any]) -> None:
+    """Set `__file__` and `sys.argv`, and for a script the front of `sys.path`.
+
+    The file of a cell is `cell.py` in the folder of its run, so that what a script keeps beside itself is kept there.
+    """
+    file = cell.script["file"] if cell.script else os.path.join(cell.folder, "cell.py")
+    sys.argv = [file or "-", *(cell.script["arguments"] if cell.script else cell.arguments)]
+    namespace.pop("__file__", None)
+    if file:
+        namespace["__file__"] = file
+    if cell.script and file:
+        _put_first(os.path.dirname(file), cell.script["folder"])
+
+
+def _put_first(folder: str, run_in: str) -> None:
+    if sys.path[0] in (os.getcwd(), run_in):
         del sys.path[0]  # a notebook finds what lies beside it, a script what lies beside its file
     if sys.path[0] != folder:
         sys.path.insert(0, folder)

@@ -22,6 +22,7 @@ from jupyter_llmcloud.system.transparent_frames import MARK
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
 from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
+from jupyter_llmcloud.training.shell import class_sources
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
 from jupyter_llmcloud.training.shell.script import Leave, ended_well, prepare_script, was_stopped
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
@@ -39,6 +40,7 @@ class CellCompiler(CachingCompiler):
         self.offset = 0
         self.code = InstrumentedCode()
         self._scripts: set[str] = set()  # known by the names of their files
+        self._cells: dict[str, None] = {}  # of both, in the order in which they came last
 
     def begin(self, cell: Execute) -> None:
         """The code of this cell comes next."""
@@ -48,6 +50,10 @@ class CellCompiler(CachingCompiler):
 
     def end(self) -> None:
         self.cell, self.offset = None, 0
+
+    def cells(self) -> list[str]:
+        """The names of all cells and scripts, the newest last."""
+        return list(self._cells)
 
     def cell_number(self, filename: str) -> int | None:
         """The execution count of the notebook cell that was compiled under this name; 0 of the script that is run."""
@@ -70,6 +76,8 @@ class CellCompiler(CachingCompiler):
             return super().cache(transformed_code, number, raw_code)
         # The whole body, or the part of it below a cell magic.
         self.offset = cell.line_offset + cell.code.rstrip()[: -len(raw)].count("\n")
+        self._cells.pop(cell.filename, None)
+        self._cells[cell.filename] = None
         if cell.script:
             self._scripts.add(cell.filename)
         else:
@@ -224,8 +232,7 @@ class RankShell(InteractiveShell):
         self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
-        if cell.script:
-            prepare_script(cell.script, self.user_ns)
+        prepare_script(cell, self.user_ns)
         self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
         try:
             result = self.run_cell(cell.code, store_history=False)
@@ -250,6 +257,7 @@ def make_shell() -> RankShell:
     shell = RankShell.instance(config=config)
     shell.ast_transformers += [NumberLoops(), ShiftLines(shell.compile)]
     point_at_the_failing_line()
+    class_sources.install(shell.compile.cells)
     _do_not_advise_on_exit()
     shell.run_cell("pass", store_history=False)
     return shell
@@ -262,7 +270,7 @@ def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
     shell = make_shell()
     shell.outlet = outlet
     shell.give(**namespace)
-    shell.initial_names = set(shell.user_ns)
+    shell.initial_names = {*shell.user_ns, "__file__"}
     return shell
 
 

@@ -139,8 +139,3 @@ def test_signal_handlers_and_timers_of_a_cell_end_with_it(world: Ranks) -> None:
     assert world.ok(now + ", signal.alarm(0)").results() == ["(True, 0)"] * 2
     os.kill(world.pids()[0], signal.SIGTERM)
     assert world.run("import time\ntime.sleep(20)").state == "failed"  # as of a rank that nobody has told otherwise
-
-
-def test_a_cell_begins_with_the_arguments_of_a_script_that_was_given_none(world: Ranks) -> None:
-    assert world.ok("import sys\nsys.argv += ['--lr', '1']\nsys.argv").results() == ["['cell', '--lr', '1']"] * 2
-    assert world.ok("sys.argv").results() == ["['cell']"] * 2
