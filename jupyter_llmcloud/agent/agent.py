@@ -50,7 +50,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
 )
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
 from jupyter_llmcloud.protocol.frames import Unreadable
-from jupyter_llmcloud.protocol.rank_messages import Follow, Said
+from jupyter_llmcloud.protocol.rank_messages import Follow, LinkMessage
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.storage.runs import RunFolder
 from jupyter_llmcloud.system import unix_sockets
@@ -191,7 +191,7 @@ class Agent:
         connection = Connection(reader, writer, "whoever asks this node agent")
         try:
             async for message in connection.messages():
-                if isinstance(message, Said):
+                if isinstance(message, LinkMessage):
                     self.leader_links.hear(message, connection)
                 elif isinstance(message, Request | Unreadable):
                     self._do(self._responder.serve(message, connection.send, connection))
@@ -245,7 +245,7 @@ class Agent:
         if cell.precision in ("fp16", "fp8") and not self.node.has_gpus:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
-            RunFolder(Path(cell.folder)).check_room()  # whoever waits for its end will look there only
+            RunFolder(Path(cell.folder)).check_free_space()  # whoever waits for its end will look there only
             self._do(world.runs.execute(cell, None))
             return Submitted(run_id=cell.run_id)
         world.use(connection)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-TURN_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 WORK_S = 0.002
 REST_S = 0.001
 MAX_REST_S = 0.02
@@ -40,11 +40,11 @@ class Pace:
 
 _turns = threading.Lock()
 _num_short = 0
-_turn_s = 0.0
+_ordinary_interval_s = 0.0
 
 
 @contextlib.contextmanager
-def short_turns() -> Iterator[None]:
+def short_switch_intervals() -> Iterator[None]:
     """Beside the main thread: what cannot rest, such as an import, gives way sooner than after 5 ms."""
     if threading.current_thread() is threading.main_thread():
         yield
@@ -57,9 +57,9 @@ def short_turns() -> Iterator[None]:
 
 
 def _count_short(change: int) -> None:
-    global _num_short, _turn_s
+    global _num_short, _ordinary_interval_s
     with _turns:
         if not _num_short:
-            _turn_s = sys.getswitchinterval()
+            _ordinary_interval_s = sys.getswitchinterval()
         _num_short += change
-        sys.setswitchinterval(min(TURN_S, _turn_s) if _num_short else _turn_s)
+        sys.setswitchinterval(min(SWITCH_INTERVAL_S, _ordinary_interval_s) if _num_short else _ordinary_interval_s)

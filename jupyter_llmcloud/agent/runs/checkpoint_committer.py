@@ -109,9 +109,9 @@ class CheckpointCommitter:
         """The newest checkpoint from which the run can go on; those that are not complete are skipped with a word."""
         if self.busy:
             await self.busy
-        found, words = await asyncio.to_thread(self._folder.newest, True)
-        for word in words:
-            self._say(f"checkpoint {word}.")
+        found, skipped = await asyncio.to_thread(self._folder.newest, True)
+        for reason in skipped:
+            self._say(f"checkpoint {reason}.")
         return found
 
     def new_attempt(self, number: int) -> None:

@@ -17,7 +17,7 @@ RECENT_STEPS = 64  # of which the exact values are kept, so that ranks at differ
 _START = -math.inf
 
 
-class Stretch:
+class Span:
     """What was seen in some steps."""
 
     __slots__ = ("count", "first", "high", "high_at", "last", "low", "low_at", "mean", "num_not_finite")
@@ -45,7 +45,7 @@ class Stretch:
         if value > self.high:
             self.high, self.high_at = value, step
 
-    def merge(self, other: Stretch) -> None:
+    def merge(self, other: Span) -> None:
         """Take in another stretch."""
         self.first, self.last = min(self.first, other.first), max(self.last, other.last)
         if count := self.count + other.count:
@@ -57,20 +57,20 @@ class Stretch:
         if other.high > self.high:
             self.high, self.high_at = other.high, other.high_at
 
-    def copy(self) -> Stretch:
-        twin = Stretch.__new__(Stretch)
+    def copy(self) -> Span:
+        twin = Span.__new__(Span)
         twin.first, twin.last, twin.count, twin.mean = self.first, self.last, self.count, self.mean
         twin.low, twin.low_at, twin.high, twin.high_at = self.low, self.low_at, self.high, self.high_at
         twin.num_not_finite = self.num_not_finite
         return twin
 
 
-class Cell:
+class Bucket:
     """The values of some steps; that of the newest one can still be replaced."""
 
     __slots__ = ("closed", "step", "value")
 
-    def __init__(self, step: float, value: float, closed: Stretch | None = None) -> None:
+    def __init__(self, step: float, value: float, closed: Span | None = None) -> None:
         self.step = step
         self.value = value
         self.closed = closed
@@ -78,25 +78,25 @@ class Cell:
     def go_on(self, step: float, value: float) -> None:
         """A value at a later step."""
         if self.closed is None:
-            self.closed = Stretch(self.step, self.value)
+            self.closed = Span(self.step, self.value)
         else:
             self.closed.add(self.step, self.value)
         self.step, self.value = step, value
 
-    def seen(self) -> Stretch:
+    def seen(self) -> Span:
         """All of it."""
         if self.closed is None:
-            return Stretch(self.step, self.value)
+            return Span(self.step, self.value)
         whole = self.closed.copy()
         whole.add(self.step, self.value)
         return whole
 
-    def followed_by(self, later: Cell) -> Cell:
+    def followed_by(self, later: Bucket) -> Bucket:
         """Both as one."""
         closed = self.seen()
         if later.closed is not None:
             closed.merge(later.closed)
-        return Cell(later.step, later.value, closed)
+        return Bucket(later.step, later.value, closed)
 
 
 class RankSeries:
@@ -108,7 +108,7 @@ class RankSeries:
     """
 
     def __init__(self) -> None:
-        self.cells: dict[float, Cell] = {}
+        self.cells: dict[float, Bucket] = {}
         self.reached = _START
         self.width = 0.0
         self._first = (math.inf, math.nan)
@@ -126,7 +126,7 @@ class RankSeries:
         key = step // self.width if self.width else step
         cell = self.cells.get(key)
         if cell is None or step < cell.step:
-            self.cells[key] = Cell(step, value)
+            self.cells[key] = Bucket(step, value)
             if len(self.cells) > limit:
                 self._thin(limit // 2 + 1)
         elif step > cell.step:
@@ -154,7 +154,7 @@ class RankSeries:
 
     def _thin(self, limit: int) -> None:
         self.width = wider(self.width, [cell.step for cell in self.cells.values()], limit)
-        joined: dict[float, Cell] = {}
+        joined: dict[float, Bucket] = {}
         for cell in sorted(self.cells.values(), key=lambda cell: cell.step):
             key = cell.step // self.width
             joined[key] = joined[key].followed_by(cell) if key in joined else cell

@@ -13,7 +13,7 @@ from typing import Any
 
 from jupyter_llmcloud.core.metrics.not_finite import NotFinite
 from jupyter_llmcloud.core.metrics.progress import Progress
-from jupyter_llmcloud.core.metrics.rank_series import RankSeries, Stretch, wider
+from jupyter_llmcloud.core.metrics.rank_series import RankSeries, Span, wider
 from jupyter_llmcloud.core.metrics.values import StepCount, as_number
 
 MAX_POINTS = 500
@@ -92,13 +92,13 @@ class Series:
         points = [self._exact(self._began), *points, self._exact(end)]
         return [point for at, point in enumerate(points) if not at or point.step > points[at - 1].step]
 
-    def _columns(self, limit: int) -> tuple[float, dict[float, dict[int, Stretch]]]:
+    def _columns(self, limit: int) -> tuple[float, dict[float, dict[int, Span]]]:
         """What each rank says in each column of the chart, and the width of a column."""
         width = max(series.width for series in self._ranks.values())
         steps = {cell.step for _, cell in self._cells()}
         if len({step // width for step in steps} if width else steps) > limit:
             width = wider(width, list(steps), limit)
-        columns: dict[float, dict[int, Stretch]] = {}
+        columns: dict[float, dict[int, Span]] = {}
         for rank, cell in self._cells():
             column = columns.setdefault(cell.step // width if width else cell.step, {})
             if rank in column:
@@ -125,7 +125,7 @@ class Series:
     def _exact(self, step: float) -> Point:
         """The mean over those ranks that have a value at this very step."""
         values = [value for series in self._ranks.values() if (value := series.at(step)) is not None]
-        return _point([Stretch(step, value) for value in values]) if values else Point(step, None, None, None, 0)
+        return _point([Span(step, value) for value in values]) if values else Point(step, None, None, None, 0)
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -186,7 +186,7 @@ class Series:
         return self.not_finite.first
 
 
-def _point(seen: Iterable[Stretch]) -> Point:
+def _point(seen: Iterable[Span]) -> Point:
     """A column of a chart. Where one rank has nothing but NaN, there is no mean over ranks."""
     ranks = list(seen)
     where = (min(one.first for one in ranks) + max(one.last for one in ranks)) / 2

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_server.utils import url_path_join
 
-from jupyter_llmcloud.core.spec import Door, EndpointSpec
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.server.api.base import LLMCloudHandler, access, expect
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class EndpointsHandler(_EndpointHandler):
     async def post(self) -> None:
         """Serve a run's model or a folder. Answers at once; the endpoint is starting then."""
         await self.started()
-        fields = self.fields("target", *(option.name for option in EndpointSpec.options(Door.REST)))
+        fields = self.fields("target", *(option.name for option in EndpointSpec.options(Interface.REST)))
         target = expect(str, "target", fields.pop("target", None))
-        spec = EndpointSpec.make(fields, Door.REST)
+        spec = EndpointSpec.make(fields, Interface.REST)
         work = self.endpoints.create(
             target, spec.name, spec.replicas, spec.dtype, spec.cluster,
             base_model=spec.base_model, max_model_len=spec.max_model_len, max_concurrent=spec.max_concurrent,

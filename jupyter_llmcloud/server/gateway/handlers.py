@@ -15,7 +15,7 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
-from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestCut
+from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
 
 if TYPE_CHECKING:
@@ -28,17 +28,17 @@ _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in se
 BODY_TIMEOUT_S = 30.0
 
 
-class Asked(msgspec.Struct):
+class RequestFields(msgspec.Struct):
     """What the gateway reads of a request; all else is the replica's to judge."""
 
     model: str
     stream: bool | None = False
 
 
-_decode = msgspec.json.Decoder(Asked).decode
+_decode = msgspec.json.Decoder(RequestFields).decode
 
 
-def parse(body: bytes) -> Asked:
+def parse(body: bytes) -> RequestFields:
     """The model that a body names; 400 when it is not JSON of that form."""
     try:
         return _decode(body)
@@ -142,7 +142,7 @@ class InferenceHandler(GatewayHandler):
         try:
             with self._open.cuttable():
                 await proxy.run()
-        except RequestCut as error:
+        except RequestAborted as error:
             proxy.cut(error.cut)
 
     def _patience_s(self) -> float:
