@@ -296,12 +296,13 @@ DDP_WRAPPERS = Patch(
 )
 
 SPAWNED_WORKERS = Patch(
-    feature="Loader workers started by spawn or forkserver with classes and functions of a cell",
+    feature="Loader workers and pools started by spawn or forkserver with classes and functions of a cell",
     why="multiprocessing sends them by name and imports the main module again; a cell is in no module.",
     without='Say DataLoader(..., multiprocessing_context="fork"), or keep them in a module beside the notebook.',
     checked=_PYTHON,
     targets={
         "multiprocessing.reduction:dump": ("obj", "file", "protocol"),
+        "multiprocessing.reduction:ForkingPickler.__init__": (),
         "multiprocessing.spawn:get_preparation_data": ("name",),
     },
 )

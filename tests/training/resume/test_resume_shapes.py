@@ -11,7 +11,7 @@ import pytest
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.journal import read_all
 from tests.support.resumed_cells import MORE_CELLS, TRAINER_PARTS
-from tests.support.resuming import cell, notes, results, resumed, same
+from tests.support.resuming import cell, dies_before, notes, results, resumed, same
 from tests.support.worlds import AgentProcess, Outcome, Ranks
 
 RESUMABLE: dict[str, Any] = {"checkpoint_every": 4, "max_restarts": 3}
@@ -74,11 +74,8 @@ def test_a_stream_without_a_length_that_is_drawn_from_by_hand_goes_on(world: Ran
 
 
 def test_a_trainer_killed_twice_logs_every_step_once_more_only_after_its_checkpoint(world: Ranks, fresh: Ranks) -> None:
-    code = cell("trainer", 30)
-    again = code.replace('once = run.folder / "died"', 'once = run.folder / f"died-{turn}"')
-    again = again.replace("if turn == DIE", "if turn in (17, DIE)")
     fresh.ok(cell("trainer"))
-    outcome = world.ok(again, **RESUMABLE)
+    outcome = world.ok(dies_before(cell("trainer", 30), 17), **RESUMABLE)
     assert len(resumed(outcome)) == 2
     steps = [int(found) for found in re.findall(r"resumed from step (\d+)", " ".join(notes(outcome)))]
     assert len(steps) == 2
