@@ -6,8 +6,10 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 SWITCH_INTERVAL_S = 0.0005
 WORK_S = 0.002
 REST_S = 0.001
@@ -54,6 +56,12 @@ def short_switch_intervals() -> Iterator[None]:
         yield
     finally:
         _count_short(-1)
+
+
+def in_short_turns(work: Callable[..., T], *given: Any) -> T:
+    """Do work that cannot rest, in a thread beside a loop that has others to answer."""
+    with short_switch_intervals():
+        return work(*given)
 
 
 def _count_short(change: int) -> None:
