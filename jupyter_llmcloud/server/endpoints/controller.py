@@ -7,6 +7,7 @@ time (a start, a probe, an end) is an operation beside that task; how it ended i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from jupyter_llmcloud.core.serving.endpoint_plan import (
     Tick,
     Timing,
 )
+from jupyter_llmcloud.core.serving.rates import RateWindow
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone
@@ -59,6 +61,7 @@ class EndpointController:
     Attributes:
         stored: what is kept of it.
         admission: the door through which requests come to its replicas.
+        rates: what went through it of late.
     """
 
     def __init__(self, stored: StoredEndpoint, host: ReplicaHost, records: EndpointRecords, log: Logger) -> None:
@@ -74,6 +77,7 @@ class EndpointController:
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self.admission = AdmissionControl(self.ready_replicas, lambda: self._plan.may_recover)
+        self.rates = RateWindow()
 
     @property
     def name(self) -> str:
@@ -113,7 +117,12 @@ class EndpointController:
             for number, replica in self._replicas.items()
             if replica.id
         ]  # fmt: skip
-        return {**kept, **served, "revision": current.fingerprint, "replicas": replicas}
+        rates = {
+            **self.rates.rates(time.time()),
+            "num_queued": self.admission.num_waiting,
+            "num_in_flight": sum(replica.num_in_flight for replica in self._replicas.values()),
+        }
+        return {**kept, **served, "revision": current.fingerprint, "replicas": replicas, "rates": rates}
 
     def logs(self) -> list[str]:
         """Where its replicas keep their output, the newest last."""
