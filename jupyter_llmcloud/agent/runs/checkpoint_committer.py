@@ -22,14 +22,23 @@ class CheckpointCommitter:
         ranks: whose parts make a checkpoint.
         keep: how many of the last are kept.
         say: tells those who follow the run.
+        on_commit: called with the step of each checkpoint that is complete.
     """
 
-    def __init__(self, path: Path, ranks: list[int], keep: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ranks: list[int],
+        keep: int,
+        say: Callable[[str], None],
+        on_commit: Callable[[int], None],
+    ) -> None:
         self.path = path / FOLDER
         self.attempt = 0
         self._ranks = set(ranks)
         self._keep = keep
         self._say = say
+        self._on_commit = on_commit
         self._folder = CheckpointFolder(self.path)
         self._parts: dict[int, dict[int, CheckpointPart]] = {}  # by serial, then by rank
         self._work: asyncio.Task[None] | None = None
@@ -85,6 +94,7 @@ class CheckpointCommitter:
             await asyncio.to_thread(shutil.rmtree, staging, True)
             await self._say_lost(step, f"could not be written: {error.strerror or error}")
             return False
+        self._on_commit(step)
         return True
 
     def _commit(self, staging: Path, step: int, parts: dict[int, CheckpointPart]) -> None:
@@ -109,9 +119,9 @@ class CheckpointCommitter:
         """The newest checkpoint from which the run can go on; those that are not complete are skipped with a word."""
         if self.busy:
             await self.busy
-        found, words = await asyncio.to_thread(self._folder.newest, True)
-        for word in words:
-            self._say(f"checkpoint {word}.")
+        found, skipped = await asyncio.to_thread(self._folder.newest, True)
+        for reason in skipped:
+            self._say(f"checkpoint {reason}.")
         return found
 
     def new_attempt(self, number: int) -> None:

@@ -14,7 +14,7 @@ from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.watches.output_tail import OutputTail
 from jupyter_llmcloud.storage.journal import Cursor, read_from
 from jupyter_llmcloud.storage.notable import notable
-from jupyter_llmcloud.system.gil import Pace
+from jupyter_llmcloud.system.gil import in_short_turns
 from jupyter_llmcloud.widgets.view_state import Hang, ViewState
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class RunFollower:
         asked_at, told_at = -STATES_S, 0.0
         while not self.is_gone:
             async with self.guard:
-                is_news, has_more = await asyncio.to_thread(self._read)
+                is_news, has_more = await asyncio.to_thread(in_short_turns, self._read)
             if self.record is not None and time.monotonic() - asked_at >= STATES_S and self.record.is_active:
                 asked_at = time.monotonic()
                 is_news |= await self._ask_state(self.record)
@@ -155,14 +155,11 @@ class RunFollower:
             self.view.end(state)
 
     def _read_metrics(self, ranks: list[int]) -> tuple[bool, bool]:
-        pace, is_news, has_more = Pace(), False, False
+        is_news, has_more = False, False
         for rank, records, is_full in self._journals.metrics(ranks):
             has_more |= is_full
-            for record in records:
-                is_news |= self.view.metrics.feed(rank, [record])
-                if "mark" in record:
-                    self.marks.append(record)
-                pace.rest_when_due()
+            is_news |= self.view.metrics.feed(rank, records)
+            self.marks += [record for record in records if "mark" in record]
         return is_news, has_more
 
     def _take_output(self, rows: list[tuple[int, dict[str, Any]]]) -> None:

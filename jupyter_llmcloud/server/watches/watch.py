@@ -21,6 +21,7 @@ from jupyter_llmcloud.protocol.http.events import (
 )
 from jupyter_llmcloud.server.watches.follower import RunFollower
 from jupyter_llmcloud.server.watches.info import run_info
+from jupyter_llmcloud.system.gil import in_short_turns
 
 RankFacts = Mapping[int, Mapping[str, Any]]  # of each rank's process, as fields of a RankInfo
 BATCH_S = 0.1
@@ -114,7 +115,7 @@ class RunWatch:
         began = time.perf_counter()
         facts = self._rank_facts()
         async with self._follower.guard:
-            batch = await asyncio.to_thread(self._make, cursor, facts)
+            batch = await asyncio.to_thread(in_short_turns, self._make, cursor, facts)
         took = time.perf_counter() - began
         self._due = time.monotonic() + max(BATCH_S, COST_SHARE * took)
         if batch:

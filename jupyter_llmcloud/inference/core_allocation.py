@@ -12,7 +12,7 @@ import psutil
 from jupyter_llmcloud.system.processes import is_process
 
 
-def share_of(num_cores: int, fixed: list[int], num_sharing: int) -> int:
+def cores_for(num_cores: int, fixed: list[int], num_sharing: int) -> int:
     """The threads of a replica that shares; one core is left to HTTP and to whoever else is there.
 
     Args:
@@ -23,7 +23,7 @@ def share_of(num_cores: int, fixed: list[int], num_sharing: int) -> int:
     return max(1, (num_cores - 1 - sum(fixed)) // max(1, num_sharing))
 
 
-class CoreShare:
+class CoreAllocation:
     """One replica among those of its host: a file says that it is there, and how many threads it was given.
 
     Args:
@@ -53,7 +53,7 @@ class CoreShare:
             return self._fixed
         there = list(self._living())
         fixed = [number for number in there if number]
-        return share_of(len(os.sched_getaffinity(0)), fixed, len(there) - len(fixed))
+        return cores_for(len(os.sched_getaffinity(0)), fixed, len(there) - len(fixed))
 
     def _living(self) -> Iterator[int]:
         """The threads of each replica that lives, 0 for one that shares; what is left of dead ones is removed."""

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from jupyter_llmcloud.inference.core_share import CoreShare, share_of
+from jupyter_llmcloud.inference.core_allocation import CoreAllocation, cores_for
 from jupyter_llmcloud.inference.engines.base import Engine, Generation, Sampling
 from jupyter_llmcloud.inference.engines.generate import GenerateEngine
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
@@ -27,12 +27,12 @@ from tests.support.tiny_models import one_thread, save_tiny_llama
     [(8, [], 1, 7), (8, [], 2, 3), (8, [3], 2, 2), (2, [], 1, 1), (2, [], 5, 1), (1, [], 1, 1), (4, [9], 1, 1)],
 )
 def test_the_cores_but_one_are_shared_out(num_cores: int, fixed: list[int], num_sharing: int, threads: int) -> None:
-    assert share_of(num_cores, fixed, num_sharing) == threads
+    assert cores_for(num_cores, fixed, num_sharing) == threads
 
 
 def test_a_share_follows_the_replicas_that_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
-    share = CoreShare(tmp_path / "replicas")
+    share = CoreAllocation(tmp_path / "replicas")
     share.join()
     assert share.num_threads() == 8
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
@@ -45,7 +45,7 @@ def test_a_share_follows_the_replicas_that_come_and_go(tmp_path: Path, monkeypat
         other.kill()
         other.wait()
     assert share.num_threads() == 8
-    assert CoreShare(tmp_path / "replicas", 2).num_threads() == 2
+    assert CoreAllocation(tmp_path / "replicas", 2).num_threads() == 2
     share.leave()
     assert list((tmp_path / "replicas").iterdir()) == []
 
