@@ -31,6 +31,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
     DumpStacks,
     Execute,
+    ListVariables,
     Names,
     Pull,
     Push,
@@ -52,7 +53,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
 )
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
 from jupyter_llmcloud.protocol.frames import Unreadable
-from jupyter_llmcloud.protocol.rank_messages import Follow, Said
+from jupyter_llmcloud.protocol.rank_messages import Follow, LinkMessage
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.storage.runs import RunFolder
 from jupyter_llmcloud.system import unix_sockets
@@ -91,7 +92,6 @@ class Agent:
         self.worlds = LedWorlds(self.node)
         self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
         self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
-        self.resources = Resources(self._processes, GpuStats(self.node.devices.gpus))
         self._held_until = time.monotonic() + max(lease_s, first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -177,6 +177,11 @@ class Agent:
             stands_by=self.leader_links.stands_by,
         )
 
+    @cached_property
+    def resources(self) -> Resources:
+        """What its host and its processes take."""
+        return Resources(self._processes, GpuStats(self.node.devices.gpus))
+
     def _processes(self) -> Iterator[Ours]:
         yield Ours(pid=os.getpid(), kind="agent")
         yield from self.node.processes()
@@ -188,7 +193,7 @@ class Agent:
         connection = Connection(reader, writer, "whoever asks this node agent")
         try:
             async for message in connection.messages():
-                if isinstance(message, Said):
+                if isinstance(message, LinkMessage):
                     self.leader_links.hear(message, connection)
                 elif isinstance(message, Request | Unreadable):
                     self._do(self._responder.serve(message, connection.send, connection))
@@ -229,6 +234,7 @@ class Agent:
         responder.on(ReleaseWorld, lambda asked, _: self.worlds.get(asked.world_id).release(asked.grace_s))
         responder.on(DescribeWorld, self._describe_world)
         responder.on(DumpStacks, lambda asked, _: self.worlds.get(asked.world_id).stacks())
+        responder.on(ListVariables, lambda asked, _: self.worlds.get(asked.world_id).variables())
         responder.on(Describe, lambda *_: self.describe())
         responder.on(DescribeResources, lambda *_: self.resources.describe())
         responder.on(Follow, self.leader_links.follow)
@@ -244,7 +250,7 @@ class Agent:
         if cell.precision in ("fp16", "fp8") and not self.node.has_gpus:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
-            RunFolder(Path(cell.folder)).check_room()  # whoever waits for its end will look there only
+            RunFolder(Path(cell.folder)).check_free_space()  # whoever waits for its end will look there only
             self._do(world.runs.execute(cell, None))
             return Submitted(run_id=cell.run_id)
         world.use(connection)

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.host_launcher import HostProcesses
 from jupyter_llmcloud.cluster.placement_queue import PlacementQueues
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
-from jupyter_llmcloud.cluster.tunnel.agent_sockets import Reach
+from jupyter_llmcloud.cluster.tunnel.agent_sockets import AgentSockets
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.core.names import check_name
@@ -39,10 +40,12 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
     DescribeResources,
     DumpStacks,
+    ListVariables,
     ScaleCluster,
     Shutdown,
     StopWorld,
     WorldStacks,
+    WorldVariables,
 )
 from jupyter_llmcloud.protocol.client import AgentConnection
 
@@ -68,7 +71,7 @@ class ClusterPool:
         self.owner_pid = owner_pid
         self.lease_s = lease_s
         self._records: dict[str, ClusterRecord] = {}
-        self._reach = Reach(lambda name: self._records[name], always_tunnel)
+        self._reach = AgentSockets(lambda name: self._records[name], always_tunnel)
         self._clients: dict[str, Client] = {}
         self._hosts = HostProcesses(lease_s)
         self._queues = PlacementQueues()
@@ -290,6 +293,11 @@ class ClusterPool:
         info = {"host": agent.host, "worker": agent.worker, "name": agent.name}
         return await self._reach.to(self._record(cluster), info, path)
 
+    def log(self, name: str) -> tuple[ClusterRecord, Path]:
+        """The record of a cluster, also of one that is starting, and where its host process prints to."""
+        record = self._record(name)
+        return record, record.folder / "host.log"
+
     # --- use ---
 
     async def place(
@@ -318,7 +326,7 @@ class ClusterPool:
     async def _for_leader(
         self, record: ClusterRecord, agents: Sequence[AgentInfo], allocations: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Shares with `home` added: how the first agent, the leader, reaches each of them from its own host."""
+        """Allocations with `home` added: how the first agent, the leader, reaches each of them from its own host."""
         by_address = {agent.address: agent for agent in agents}
         leader = by_address[allocations[0]["address"]]
         client = await self._client(record)
@@ -352,6 +360,12 @@ class ClusterPool:
         world, leader = await self._find_world(name)
         async with await AgentConnection.open(leader.address) as connection:
             return world.world_id, await connection.request(DumpStacks(world_id=world.world_id), ASK_TIMEOUT_S)
+
+    async def world_variables(self, name: str) -> tuple[str, WorldVariables]:
+        """The id of a world, and the user's variables on its ranks. Raises NotFound, UsageError."""
+        world, leader = await self._find_world(name)
+        async with await AgentConnection.open(leader.address) as connection:
+            return world.world_id, await connection.request(ListVariables(world_id=world.world_id), ASK_TIMEOUT_S)
 
     async def _find_world(self, name: str) -> tuple[HeldWorld, AgentInfo]:
         found = [pair for record in await self.list() for pair in await self._worlds_with_leaders(record.name)]

@@ -24,7 +24,7 @@ KINDS = {
     "kubernetes": "dask_kubernetes.operator:KubeCluster",
 }
 _PACKAGES = {"dask_cuda": "dask-cuda", "dask_jobqueue": "dask-jobqueue", "dask_kubernetes": "dask-kubernetes"}
-_LOCAL_OPTIONS = (
+LOCAL_OPTIONS = (
     "dashboard_address",
     "host",
     "interface",
@@ -32,6 +32,8 @@ _LOCAL_OPTIONS = (
     "scheduler_port",
     "silence_logs",
 )
+
+LOCAL_DEFAULTS = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "silence_logs": 40}
 
 
 def known_kinds() -> list[str]:
@@ -43,13 +45,13 @@ def starts_here(kind: str, options: dict[str, Any]) -> bool:
     """Whether this is Dask's own local cluster with its workers at their usual places: its agents can start ahead."""
     slots = options.get("slots", 1)
     usual = not options.keys() - {"slots"} and isinstance(slots, int) and slots > 0
-    return kind == "local" and usual and _find(kind) == (KINDS["local"], {})
+    return kind == "local" and usual and find_factory(kind) == (KINDS["local"], {})
 
 
 def make_cluster(kind: str, workers: int | None, options: dict[str, Any], security: Any) -> Any:
     """Build the cluster object, asynchronous, not started yet. Raises UsageError for a kind or option that is none."""
-    path, defaults = _find(kind)
-    factory = _load(kind, path)
+    path, defaults = find_factory(kind)
+    factory = load_factory(kind, path)
     options = {**defaults, **options}
     if path == KINDS["local"]:
         options = _local_options(options, workers, security)
@@ -63,7 +65,8 @@ def make_cluster(kind: str, workers: int | None, options: dict[str, Any], securi
         raise UsageError(f"%cluster start {kind}: {error}") from None
 
 
-def _find(kind: str) -> tuple[str, dict[str, Any]]:
+def find_factory(kind: str) -> tuple[str, dict[str, Any]]:
+    """module:Class of a kind, and the options that are set for it. Raises UsageError."""
     configured = dask.config.get("llmcloud.clusters", {}).get(kind)
     if configured is not None:
         return configured["factory"], dict(configured.get("options", {}))
@@ -78,7 +81,8 @@ def _find(kind: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _load(kind: str, path: str) -> Any:
+def load_factory(kind: str, path: str) -> Any:
+    """The class, or function, that makes such a cluster. Raises UsageError where its package is missing."""
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
@@ -91,8 +95,8 @@ def _load(kind: str, path: str) -> Any:
 
 def _local_options(options: dict[str, Any], workers: int | None, security: Any) -> dict[str, Any]:
     for name in options:
-        if name not in _LOCAL_OPTIONS:
-            allowed = ", ".join(["slots", *_LOCAL_OPTIONS])
+        if name not in LOCAL_OPTIONS:
+            allowed = ", ".join(["slots", *LOCAL_OPTIONS])
             raise UsageError(f"%cluster start local: there is no option {name}=. Allowed: {allowed}.")
     fixed = {
         "n_workers": workers or 1,
@@ -103,7 +107,7 @@ def _local_options(options: dict[str, Any], workers: int | None, security: Any) 
         "protocol": "tls://" if security else "tcp://",
         "scheduler_sync_interval": SYNC_S,
     }
-    return {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "silence_logs": 40, **options, **fixed}
+    return {**LOCAL_DEFAULTS, **options, **fixed}
 
 
 def _check_options(kind: str, factory: Any, options: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from jupyter_llmcloud import errors
-from jupyter_llmcloud.core.spec import Door, EndpointSpec, RunSpec, Spec
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface, RunSpec, Spec
 from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
@@ -38,7 +38,7 @@ shown_paths.install()
 def _describe(function: Any, spec: type[Spec]) -> None:
     """Give a function the options of its spec: in its signature, and explained in its docstring."""
     known = inspect.signature(function)
-    options = spec.options(Door.NOTEBOOK)
+    options = spec.options(Interface.NOTEBOOK)
     keyword = inspect.Parameter.KEYWORD_ONLY
     named = [item for item in known.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
     added = [inspect.Parameter(option.name, keyword, default=option.default) for option in options]

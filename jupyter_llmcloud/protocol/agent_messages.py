@@ -91,6 +91,12 @@ class WorldStacks(Reply, frozen=True, kw_only=True):
     cells: dict[str, int]
 
 
+class WorldVariables(Reply, frozen=True, kw_only=True):
+    """By rank: {"variables": rows as in RankVariables} or {"problem": why they are not told}."""
+
+    ranks: dict[int, dict[str, Any]]
+
+
 class ReplicaDescription(Reply, frozen=True, kw_only=True):
     """A replica's process now."""
 
@@ -275,6 +281,12 @@ class SaveCheckpoint(Request[CheckpointSaved], frozen=True, kw_only=True):
 
 class DumpStacks(Request[WorldStacks], frozen=True, kw_only=True):
     """What is every thread of every rank doing?"""
+
+    world_id: str
+
+
+class ListVariables(Request[WorldVariables], frozen=True, kw_only=True):
+    """Which variables does the user have on every rank?"""
 
     world_id: str
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.server.api.cluster_kinds import ClusterKindsHandler, ClusterLogHandler
 from jupyter_llmcloud.server.api.clusters import (
     ClusterHandler,
     ClusterScaleHandler,
@@ -24,7 +25,12 @@ from jupyter_llmcloud.server.api.runs import (
     RunViewHandler,
 )
 from jupyter_llmcloud.server.api.status import LivezHandler, ReadyzHandler, StatusHandler
-from jupyter_llmcloud.server.api.worlds import WorldHandler, WorldsHandler, WorldStacksHandler
+from jupyter_llmcloud.server.api.worlds import (
+    WorldHandler,
+    WorldsHandler,
+    WorldStacksHandler,
+    WorldVariablesHandler,
+)
 from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
@@ -50,9 +56,12 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/api/clusters", ClustersHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}/scale", ClusterScaleHandler, (*_JSON, "clusters")),
+    (rf"/llmcloud/api/clusters/{NAME}/log", ClusterLogHandler, (*_JSON, "clusters")),
+    (r"/llmcloud/api/cluster-kinds", ClusterKindsHandler, _JSON),
     (r"/llmcloud/api/placement", PlacementHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/worlds", WorldsHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/worlds/(.+)/stacks", WorldStacksHandler, (*_JSON, "clusters")),
+    (r"/llmcloud/api/worlds/(.+)/variables", WorldVariablesHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/worlds/(.+)", WorldHandler, (*_JSON, "clusters")),
     (r"/llmcloud/api/runs", RunsHandler, (*_RUNS, "starts")),
     (rf"/llmcloud/api/runs/{NAME}", RunHandler, _RUNS),

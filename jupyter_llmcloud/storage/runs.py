@@ -73,6 +73,7 @@ class RunRecord:
 
     @property
     def is_active(self) -> bool:
+        """Whether the run has not ended."""
         return self.state in ACTIVE_STATES
 
     @property
@@ -98,6 +99,7 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
+        """The id, which is the name of the folder."""
         return self.path.name
 
     @property
@@ -107,12 +109,15 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
+        """Where `--save` writes a model."""
         return self.path / "model"
 
     def metrics(self, rank: int) -> Path:
+        """The journal of metrics of a rank."""
         return self.path / "metrics" / f"rank-{rank:04d}.jsonl"
 
     def logs(self, rank: int) -> Path:
+        """The journal of output of a rank."""
         return self.path / "logs" / f"rank-{rank:04d}.jsonl"
 
     def create(self, record: RunRecord, source: str) -> None:
@@ -151,7 +156,7 @@ class RunFolder:
         finally:
             os.close(fd)
 
-    def check_room(self) -> None:
+    def check_free_space(self) -> None:
         """Raises WorldError when no record can be written where this folder will be."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -182,6 +187,7 @@ class RunFolder:
             return None
 
     def source(self) -> str:
+        """The source of the cell or script, as typed. Raises OSError."""
         return (self.path / "cell.py").read_text(encoding="utf-8")
 
     def records(self, kind: str) -> Iterator[tuple[int, Record]]:
@@ -200,6 +206,7 @@ class RunStore:
         self.path = (root or config.root()) / "runs"
 
     def folder(self, run_id: str) -> RunFolder:
+        """The folder of a run, whether it exists or not. Raises UsageError for what is no name of a run."""
         if not NAME_PATTERN.fullmatch(run_id):
             raise UsageError(f"{run_id!r} is not the name of a run.")
         return RunFolder(self.path / run_id)

@@ -10,29 +10,24 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.metrics import wording
-from jupyter_llmcloud.core.metrics.axes import Axis, plan
-from jupyter_llmcloud.core.metrics.series import Point, Series
+import msgspec
+
 from jupyter_llmcloud.core.names import name_ranks
 from jupyter_llmcloud.storage.runs import RunStore, nonce
-from jupyter_llmcloud.widgets import static_view
-from jupyter_llmcloud.widgets.chart import PALETTE
+from jupyter_llmcloud.widgets import live_info, static_view
 from jupyter_llmcloud.widgets.front_end import FrontEnd, find_front_end
+from jupyter_llmcloud.widgets.panel_mime import panel
 from jupyter_llmcloud.widgets.static_view import MAX_CHARTS
-from jupyter_llmcloud.widgets.view_state import Hang, ViewState, chips, short
+from jupyter_llmcloud.widgets.view_state import Hang, ViewState
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.widgets.live_widget import LiveWidget
+    from jupyter_llmcloud.widgets.run_monitor import RunMonitor
 
-RUN_MIME = (
-    "application/vnd.jupyter-llmcloud.run+json"  # by which a page that was loaded again knows whose view it lacks
-)
 UPDATE_EVERY_S = 0.1
 SHOW_AFTER_S = 1.0
 _COST_SHARE = 10  # at most a tenth of the kernel's time goes into showing
 _POINTS = 160  # what a chart of this size can show
 _CHARTS_EVERY_S = 2.0
-_DIGITS = 6
 
 
 class LiveView:
@@ -56,10 +51,10 @@ class LiveView:
         self._show_after_s = show_after_s
         self._front_end = front_end or find_front_end()
         self._display_id = f"llmcloud-{nonce()}"
-        self._widget: LiveWidget | None = None
+        self._widget: RunMonitor | None = None
         self._next = 0.0
         self._is_new = True
-        self._charts = _ChartTrait()
+        self._series = _SeriesTrait()
 
     def handle_metrics(self, rank: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Take in metric and progress records of a rank; shown at the next `refresh`."""
@@ -104,8 +99,7 @@ class LiveView:
         data: dict[str, Any] = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
         if self._widget is None:
             return data
-        run = {"run_id": self.state.run_id, "name": self.state.name}
-        return data | {RUN_MIME: run} | _widget_mime(self._widget)
+        return data | panel("run", self.state.run_id, self.state.name) | _widget_mime(self._widget)
 
     def refresh(self, now: float) -> None:
         """Bring the view up to date; cheap to call often: at most ten times a second does it do anything."""
@@ -158,44 +152,38 @@ class LiveView:
     def _line(self) -> str:
         return f"{self.state.name} · {self.state.state} on {name_ranks(self.state.ranks)}"
 
-    def _make_widget(self) -> LiveWidget:
-        from jupyter_llmcloud.widgets.live_widget import LiveWidget
+    def _make_widget(self) -> RunMonitor:
+        from jupyter_llmcloud.widgets.run_monitor import RunMonitor
 
-        return LiveWidget(self._stop, **self._traits(), charts=self._charts.build(self.state))
+        return RunMonitor(self._stop, info=self._info(), series=self._series.build(self.state))
 
-    def _traits(self) -> dict[str, Any]:
-        state = self.state
-        return {
-            "run": {"id": state.run_id, "name": state.name, "state": state.state, "active": state.is_active},
-            "elapsed": state.elapsed_s,
-            "progress": _bars(state),
-            "ranks": [vars(chip) for chip in chips(state.shown_ranks)],
-            "latest": _latest(state),
-            "notice": _notice(state),
-        }
+    def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = msgspec.to_builtins(live_info.live_info(self.state, self._started))
+        return info
 
-    def _send(self, widget: LiveWidget, now: float) -> None:
+    def _send(self, widget: RunMonitor, now: float) -> None:
         with widget.hold_sync():
-            for name, value in self._traits().items():
-                setattr(widget, name, value)
-            if self._charts.is_due(self.state, now):
-                widget.charts = self._charts.build(self.state, now)
+            widget.info = self._info()
+            if self._series.is_due(self.state, now):
+                widget.series = self._series.build(self.state, now)
             else:
-                self._is_new |= self._charts.lags
+                self._is_new |= self._series.lags
 
     def _close(self) -> None:
         widget, self._widget = self._widget, None
         if widget is not None:
-            widget.charts = []  # front ends that store widget states must not store this one's data
+            widget.series = []  # front ends that store widget states must not store this one's data
+            widget.info = {}
             widget.close()
 
 
-def bundle(state: ViewState) -> dict[str, str]:
-    """The static view as a mime bundle."""
-    return {"text/html": static_view.html(state), "text/plain": static_view.text(state)}
+def bundle(state: ViewState) -> dict[str, Any]:
+    """The static view as a mime bundle, and by what a page with a server shows more."""
+    forms = {"text/html": static_view.html(state), "text/plain": static_view.text(state)}
+    return forms | panel("run", state.run_id, state.name)
 
 
-class _ChartTrait:
+class _SeriesTrait:
     """Decides when the charts are worth sending again: a new pixel, a new metric, or two seconds.
 
     `lags` says whether the front end lacks values that were not worth it yet.
@@ -232,81 +220,12 @@ class _ChartTrait:
             for name, series in state.metrics.series.items()
         }
         return [
-            _chart(series, PALETTE[number % len(PALETTE)])
-            for number, series in enumerate(list(state.metrics.series.values())[:MAX_CHARTS])
+            msgspec.to_builtins(live_info.tail(series.name, series.points(_POINTS), ranks=sorted(series.logged_by)))
+            for series in list(state.metrics.series.values())[:MAX_CHARTS]
         ]
 
 
-def _chart(series: Series, color: str) -> dict[str, Any]:
-    points = series.points(_POINTS)
-    shown = plan(points)
-    return {
-        "name": series.name,
-        "color": color,
-        "points": [_packed(point) for point in points],
-        "steps": _axis(shown.steps),
-        "values": _axis(shown.values),
-        "log": _axis(shown.log) if shown.log is not None else None,
-        "outside": shown.outside,
-        "marks": [list(mark) for mark in shown.marks],
-    }
-
-
-def _axis(axis: Axis) -> dict[str, Any]:
-    return {"low": axis.low, "high": axis.high, "ticks": [list(tick) for tick in axis.ticks]}
-
-
-def _packed(point: Point) -> list[float | None]:
-    if point.mean is None or point.low is None or point.high is None:
-        return [point.step, None]
-    if point.low == point.high:
-        return [point.step, _rounded(point.mean)]
-    return [point.step, _rounded(point.mean), _rounded(point.low), _rounded(point.high)]
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
-
-
-def _latest(state: ViewState) -> dict[str, dict[str, Any]]:
-    latest = {}
-    for name, series in list(state.metrics.series.items())[:MAX_CHARTS]:
-        if series.last:
-            mean = series.last.mean
-            notes = [wording.mean_of(series), wording.waiting_for(series)]
-            latest[name] = {
-                "step": series.last.step,
-                "value": None if mean is None else _rounded(mean),
-                "text": wording.last_value(series),
-                "note": " · ".join(filter(None, notes)),
-                "ranks": wording.rank_values(series),
-                "alarm": wording.since_when(series.not_finite, len(series.ranks)),
-            }
-    return latest
-
-
-def _notice(state: ViewState) -> str:
-    """What hinders the run now."""
-    late = [state.hang.headline] if state.hang else []
-    return " · ".join([*late, *wording.alarms(state.metrics.series)])
-
-
-def _bars(state: ViewState) -> list[dict[str, Any]]:
-    return [
-        {
-            "desc": short(bar.desc),
-            "done": bar.done,
-            "total": bar.total,
-            "fraction": bar.fraction,
-            "rate": bar.rate,
-            "eta": None if state.hang else bar.eta(bar.updated),
-            "waits": state.hang.waits if state.hang else "",
-        }
-        for bar in state.metrics.progress.shown()
-    ]
-
-
-def _widget_mime(widget: LiveWidget) -> dict[str, Any]:
+def _widget_mime(widget: RunMonitor) -> dict[str, Any]:
     found = widget._repr_mimebundle_()
     data = found[0] if isinstance(found, tuple) else found or {}
     return {key: value for key, value in data.items() if key.startswith("application/")}

@@ -1,1 +1,3 @@
+import 'uplot/dist/uPlot.min.css';
+import '../src/shared/style/index.css';
 import './index.css';

@@ -27,7 +27,7 @@ from jupyter_llmcloud.magics.session.world_client import WorldClient, pickled
 from jupyter_llmcloud.protocol import connection as agent_connection
 from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, Pulled, Push, StartWorld, StopWorld
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.rank_messages import Printed
+from jupyter_llmcloud.protocol.rank_messages import LogRecords
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
 from tests.magics.test_cell import SHELL
 from tests.support.worlds import AgentProcess, Ranks, until
@@ -55,7 +55,7 @@ def test_a_large_answer_does_not_cut_off_who_asked_for_it(monkeypatch: pytest.Mo
         theirs.close()
         return closed
 
-    answer, note = Pulled(payload=bytes(8 << 20)), Printed(records=[{"text": "x" * (1 << 19)}])
+    answer, note = Pulled(payload=bytes(8 << 20)), LogRecords(records=[{"text": "x" * (1 << 19)}])
     assert not asyncio.run(closed_after(answer, note, answer))
     assert asyncio.run(closed_after(answer, *[note] * 5))
 

@@ -119,4 +119,4 @@ def test_a_press_is_a_stop_unless_the_kernel_is_asked_to_end_within_a_moment() -
         stop._press(2, None)
         assert (stop.presses, stop.is_leaving) == (1, True)
     assert told == [True]
-    assert "restarted" in end.words
+    assert "restarted" in end.message

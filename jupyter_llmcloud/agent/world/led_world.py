@@ -25,6 +25,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     Subscribe,
     WorldDescription,
     WorldStacks,
+    WorldVariables,
 )
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, replace
@@ -84,7 +85,7 @@ class LedWorld:
 
     async def resize(self, asked: ResizeWorld, connection: Connection) -> WorldDescription:
         """Have more or fewer ranks, when no run is under way; says what those that are new lack."""
-        async with self.runs.turn:
+        async with self.runs.lock:
             if connection.closed:
                 raise ConnectionLost("whoever asked has gone.")
             await self._world.resize(asked.num_ranks, asked.agents)
@@ -95,7 +96,7 @@ class LedWorld:
 
         Nothing is done any more for who has given up waiting for that.
         """
-        async with self.runs.turn:
+        async with self.runs.lock:
             if connection.closed:
                 raise ConnectionLost("whoever asked has gone.")
             return await self._world.ask(rank, request)
@@ -108,6 +109,10 @@ class LedWorld:
     async def stacks(self) -> WorldStacks:
         """What every thread of every rank is doing now."""
         return await self._world.stacks()
+
+    async def variables(self) -> WorldVariables:
+        """The user's variables of every rank."""
+        return await self._world.variables()
 
     def describe(self) -> WorldDescription:
         """For `%world` and the server."""
@@ -207,7 +212,7 @@ class LedWorlds:
         return bool(self._worlds)
 
     def get(self, world_id: str) -> LedWorld:
-        """One of them. Raises NotFound."""
+        """The world of this id. Raises NotFound."""
         if world_id not in self._worlds:
             raise NotFound(
                 "the world has ended: its lease ran out or somebody stopped it. The next cell starts a new one."

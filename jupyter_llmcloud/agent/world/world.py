@@ -19,9 +19,9 @@ from jupyter_llmcloud.core.run import membership
 from jupyter_llmcloud.core.run.exits import describe_exit
 from jupyter_llmcloud.core.run.membership import Membership, Step
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks
+from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks, WorldVariables
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, Printed, Release
+from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, LogRecords, Release
 from jupyter_llmcloud.protocol.rpc import R, Request
 
 Slots = Sequence[dict[str, Any]]
@@ -65,7 +65,7 @@ class World:
         self._calls = RankCalls(self.groups.links)
         self.definitions = ReplayCells(spec.world_id, self._calls.ask)
         self._rendezvous = Rendezvous()
-        self._last_words: dict[int, str] = {}
+        self._last_output: dict[int, str] = {}
 
     @property
     def links(self) -> dict[int, RankLink]:
@@ -164,7 +164,7 @@ class World:
 
     async def find_capacity(self) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone. Raises Busy when the cluster has none now."""
-        lost = self.groups.homeless(self.members.dead) if self.members.is_started else self.members.ranks
+        lost = self.groups.displaced(self.members.dead) if self.members.is_started else self.members.ranks
         return await self.groups.find_capacity(len(lost)) if lost else []
 
     async def heal(self, slots: Slots = (), coming: Execute | None = None) -> None:
@@ -267,6 +267,12 @@ class World:
         rows = await asyncio.gather(*map(self._stack_of, ranks))
         return WorldStacks(ranks=dict(zip(ranks, rows, strict=True)), cells=self.cells)
 
+    async def variables(self) -> WorldVariables:
+        """The user's variables of every rank, also while a run goes on."""
+        ranks = sorted(set(self.links) - set(self.members.dead))
+        rows = await asyncio.gather(*map(self._calls.variables_of, ranks))
+        return WorldVariables(ranks=dict(zip(ranks, rows, strict=True)))
+
     async def _stack_of(self, rank: int) -> dict[str, Any]:
         return {"state": ""} if rank in self.members.dead else await self._calls.stack_of(rank)
 
@@ -276,15 +282,15 @@ class World:
         if isinstance(message, Joined):
             self._rendezvous.hear(rank, message)
         elif not self._calls.hear(rank, message):
-            if isinstance(message, Printed):
+            if isinstance(message, LogRecords):
                 text = "".join(record.get("text", "") for record in message.records if record["kind"] == "stderr")
-                self._last_words[rank] = (self._last_words.get(rank, "") + text)[-2000:]
+                self._last_output[rank] = (self._last_output.get(rank, "") + text)[-2000:]
             self._listener.on_message(rank, message)
 
     def _on_exit(self, rank: int, status: int, evidence: str) -> None:
         name, reason = describe_exit(status, evidence)
-        if not self._listener.is_busy and (words := self._last_words.get(rank, "").strip()):
-            reason += f" Its last words:\n{words}"
+        if not self._listener.is_busy and (tail := self._last_output.get(rank, "").strip()):
+            reason += f" Its last words:\n{tail}"
         if self.closed or not self.members.died(rank):
             return
         self._expect_nothing(rank, reason)

@@ -79,19 +79,19 @@ def resize(num_ranks: int) -> Table:
     return status()
 
 
-class Stacks(list[str]):
+class StacksText(list[str]):
     """Lines that IPython shows as they are."""
 
     def __repr__(self) -> str:
         return "\n".join(self)
 
 
-def stacks() -> Stacks:
+def stacks() -> StacksText:
     """What every rank is doing now, at which notebook line; works while a run goes on."""
     world = session.current().attach_world()
     if world is None:
         raise NotFound("this notebook has no world: %world start.")
-    return Stacks(world.stacks())
+    return StacksText(world.stacks())
 
 
 def local_variables() -> Table:

@@ -111,3 +111,42 @@ class ClusterStopped(Response, frozen=True):
 
     name: str
     state: Literal["stopped"] = "stopped"
+
+
+class ClusterOption(Response, frozen=True):
+    """An option of a kind of cluster, as a form asks for it."""
+
+    name: str
+    type: Annotated[str, Meta(description="integer, number, boolean, choice or text.", examples=["integer"])]
+    default: Annotated[str | int | float | bool | None, Meta(description="Null: what the cluster's class takes.")] = (
+        None
+    )
+    help: Annotated[str, Meta(description="What it means, in one sentence; may be empty.")] = ""
+    choices: Annotated[list[str | int | float | bool], Meta(description="Of a choice.")] = []
+
+
+class ClusterKind(Response, frozen=True):
+    """A kind of cluster that can be asked for."""
+
+    kind: Annotated[str, Meta(description="As it is started by.", examples=["local"])]
+    title: Annotated[str, Meta(description="As it is shown.")]
+    help: Annotated[str, Meta(description="What it is, in one sentence; may be empty.")] = ""
+    problem: Annotated[str, Meta(description="Why it cannot be started here, such as a package that is missing.")] = ""
+    options: list[ClusterOption] = []
+
+
+class ClusterKinds(Response, frozen=True):
+    """Every kind of cluster with its options, and how pages reach Dask's dashboards."""
+
+    kinds: list[ClusterKind]
+    has_dashboard_proxy: Annotated[
+        bool, Meta(description="Whether jupyter-server-proxy is enabled: BASE_URL/proxy/PORT leads to a dashboard.")
+    ] = False
+
+
+class ClusterLog(Response, frozen=True):
+    """The end of what the host process of a cluster has printed."""
+
+    name: str
+    state: Annotated[str, Meta(description="Of the cluster: starting, running or failed.")]
+    text: str

@@ -57,6 +57,30 @@ class Stacks(Response, frozen=True):
     lines: Annotated[list[str], Meta(description="As text: which ranks, what they do, and below it where.")]
 
 
+class Variable(Response, frozen=True):
+    """A variable of a rank; what it holds is not told."""
+
+    name: str
+    type: Annotated[str, Meta(description="Name of its class.")]
+    text: Annotated[str, Meta(description="Its shape, its length or its value, in few words; masked when secret.")] = ""
+    num_bytes: Annotated[int | None, Meta(description="Of tensors, arrays and modules; null: not known.")] = None
+
+
+class RankVariables(Response, frozen=True):
+    """The user's variables of a rank."""
+
+    rank: int
+    variables: list[Variable] = []
+    problem: Annotated[str, Meta(description="Why they cannot be told now; empty when they are.")] = ""
+
+
+class WorldVariables(Response, frozen=True):
+    """The user's variables of every rank of a world."""
+
+    world_id: str
+    ranks: list[RankVariables]
+
+
 class AskPlacement(Body, frozen=True):
     """Ranks that want a place."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_server.utils import url_path_join
 
-from jupyter_llmcloud.core.spec import Door, EndpointSpec
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
     Endpoint,
     EndpointLogs,
@@ -59,7 +59,7 @@ class EndpointsHandler(_EndpointHandler):
         await self.started()
         options = body.given()
         target = options.pop("target")
-        spec = EndpointSpec.make(options, Door.REST)
+        spec = EndpointSpec.make(options, Interface.REST)
         work = self.endpoints.create(
             target, spec.name, spec.replicas, spec.dtype, spec.cluster,
             base_model=spec.base_model, max_model_len=spec.max_model_len, max_concurrent=spec.max_concurrent,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import run_id
-from jupyter_llmcloud.core.spec import Door, RunSpec, Script
+from jupyter_llmcloud.core.spec import Interface, RunSpec, Script
 from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import StartWorld
 from jupyter_llmcloud.protocol.run_request import execute_script
@@ -89,7 +89,7 @@ class RunStarts:
         self._starts[name] = start
         task = self._tasks[name] = asyncio.create_task(self._see_to(start, placement))
         task.add_done_callback(lambda _: self._forget(name))
-        said = list(start.resumption.words) if start.resumption else []
+        said = list(start.resumption.notes) if start.resumption else []
         if placement and placement["started"]:
             said.append(f"Started the cluster {placement['cluster']!r} on this machine.")
         return start.record, said
@@ -98,7 +98,7 @@ class RunStarts:
         del self._starts[name], self._tasks[name]
 
     def _prepare(self, source: str, given: Mapping[str, Any], script: Script) -> Start:
-        spec = RunSpec.make(given, Door.REST)
+        spec = RunSpec.make(given, Interface.REST)
         check_syntax(source, script.file)
         resumption = resume(self._store, spec.resume, given) if spec.resume else None
         spec = resumption.spec if resumption else spec

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from jupyter_llmcloud.core.run.stacks import fold_stacks
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld
-from jupyter_llmcloud.protocol.http.worlds import Stacks, World, Worlds, WorldsQuery
+from jupyter_llmcloud.protocol.http.worlds import (
+    RankVariables,
+    Stacks,
+    Variable,
+    World,
+    Worlds,
+    WorldsQuery,
+    WorldVariables,
+)
 from jupyter_llmcloud.server.api.clusters import ClusterHandlerBase
 from jupyter_llmcloud.server.api.operation import operation
 
@@ -39,6 +50,22 @@ class WorldStacksHandler(ClusterHandlerBase):
         pool = await self.clusters.pool()
         world_id, found = await pool.world_stacks(name)
         return Stacks(world_id=world_id, lines=fold_stacks(found.ranks, found.cells))
+
+
+class WorldVariablesHandler(ClusterHandlerBase):
+    """What the ranks of a world hold."""
+
+    @operation("read", WorldVariables)
+    async def get(self, name: str) -> WorldVariables:
+        """The user's variables of every rank by name, type and size, also while a run goes on."""
+        pool = await self.clusters.pool()
+        world_id, found = await pool.world_variables(name)
+        return WorldVariables(world_id=world_id, ranks=[_variables(rank, row) for rank, row in found.ranks.items()])
+
+
+def _variables(rank: int, row: Mapping[str, Any]) -> RankVariables:
+    known = [Variable(**variable) for variable in row.get("variables", ())]
+    return RankVariables(rank=rank, variables=known, problem=row.get("problem", ""))
 
 
 def as_world(world: HeldWorld, cluster: str = "") -> World:

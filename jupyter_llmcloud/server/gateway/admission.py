@@ -23,8 +23,8 @@ class NotAdmitted(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Admission:
-    """The door of one endpoint.
+class AdmissionControl:
+    """Lets requests to one endpoint through to its replicas, or has them wait.
 
     Args:
         ready: which replicas can be asked.

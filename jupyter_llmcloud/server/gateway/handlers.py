@@ -16,7 +16,7 @@ from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Mode
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
-from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestCut
+from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class InferenceHandler(GatewayHandler):
         try:
             with self._open.cuttable():
                 await proxy.run()
-        except RequestCut as error:
+        except RequestAborted as error:
             proxy.cut(error.cut)
 
     def _patience_s(self) -> float:

@@ -32,7 +32,7 @@ _STATUSES = (200, 400, 401, 403, 404, 413, 429, 499, 500, 503)
 
 
 @dataclass(frozen=True)
-class Cut:
+class AbortReason:
     """Why a request is ended from here: how that is written down, and what the client is told, if it is there."""
 
     outcome: str
@@ -41,15 +41,17 @@ class Cut:
     code: str = ""
 
 
-HUNG_UP = Cut("hung up", 499)
-KEY_REVOKED = Cut("key revoked", 401, "the key of this request is not valid any more.", "invalid_api_key")
-RESTARTING = Cut("server restarting", 503, "the server ends or restarts: ask again in a moment.", "server_restarting")
+HUNG_UP = AbortReason("hung up", 499)
+KEY_REVOKED = AbortReason("key revoked", 401, "the key of this request is not valid any more.", "invalid_api_key")
+RESTARTING = AbortReason(
+    "server restarting", 503, "the server ends or restarts: ask again in a moment.", "server_restarting"
+)
 
 
-class RequestCut(Exception):
+class RequestAborted(Exception):
     """The request is ended from here."""
 
-    def __init__(self, cut: Cut) -> None:
+    def __init__(self, cut: AbortReason) -> None:
         super().__init__(cut.outcome)
         self.cut = cut
 
@@ -59,10 +61,10 @@ class OpenRequest:
     """One request: whose key it came with, and how to cut it."""
 
     key_id: str | None = None
-    cut_by: Cut | None = None
+    cut_by: AbortReason | None = None
     _task: asyncio.Task[Any] | None = field(default=None, repr=False)
 
-    def cut(self, cut: Cut) -> None:
+    def cut(self, cut: AbortReason) -> None:
         """End it; the first reason counts."""
         if self.cut_by is None:
             self.cut_by = cut
@@ -73,7 +75,7 @@ class OpenRequest:
     def cuttable(self) -> Iterator[None]:
         """What is done inside ends with RequestCut when the request is cut."""
         if self.cut_by is not None:
-            raise RequestCut(self.cut_by)
+            raise RequestAborted(self.cut_by)
         task = self._task = asyncio.current_task()
         assert task is not None
         num_cancelled = task.cancelling()
@@ -82,7 +84,7 @@ class OpenRequest:
         except asyncio.CancelledError:
             if self.cut_by is None or task.uncancel() > num_cancelled:
                 raise
-            raise RequestCut(self.cut_by) from None
+            raise RequestAborted(self.cut_by) from None
         finally:
             self._task = None
 

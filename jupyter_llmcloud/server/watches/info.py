@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-from jupyter_llmcloud.core.metrics import wording
-from jupyter_llmcloud.core.metrics.series import Series
 from jupyter_llmcloud.core.names import short_name
 from jupyter_llmcloud.protocol.http.events import (
-    LatestValue,
     Mark,
     Phase,
-    ProgressBar,
     RankError,
     RankInfo,
     RunActions,
     RunInfo,
 )
 from jupyter_llmcloud.storage.runs import RunRecord
+from jupyter_llmcloud.widgets.live_info import bars, latest, notice
 from jupyter_llmcloud.widgets.view_state import ViewState, without_advice
 
 MAX_MARKS = 500
@@ -59,9 +55,9 @@ def run_info(
         world_id=record.world_id,
         cluster=record.cluster,
         ranks=_ranks(record, view, ranks or {}),
-        progress=_bars(view),
-        notice=_notice(view),
-        latest={name: _latest(series) for name, series in view.metrics.series.items() if series.last},
+        progress=bars(view),
+        notice=notice(view),
+        latest={name: latest(series) for name, series in view.metrics.series.items() if series.last},
         marks=marks_of(record, marks, reports),
         notes=record.notes,
         errors=[_error(error) for error in view.errors],
@@ -129,44 +125,6 @@ def _actions(record: RunRecord, view: ViewState) -> RunActions:
         checkpoint=view.state == "running" and saves,
         serve=not view.is_active and "model" in record.artifacts,
     )
-
-
-def _latest(series: Series) -> LatestValue:
-    last = series.last
-    assert last is not None
-    notes = [wording.mean_of(series), wording.waiting_for(series)]
-    return LatestValue(
-        step=last.step,
-        value=last.mean,
-        text=wording.point_value(series, last),
-        note=" · ".join(filter(None, notes)),
-        ranks=wording.rank_values(series),
-        alarm=wording.since_when(series.not_finite, len(series.logged_by)),
-    )
-
-
-def _notice(view: ViewState) -> str:
-    late = [view.hang.headline] if view.hang else []
-    return " · ".join([*late, *wording.alarms(view.metrics.series)])
-
-
-def _bars(view: ViewState) -> list[ProgressBar]:
-    return [
-        ProgressBar(
-            desc=bar.desc,
-            done=bar.done,
-            total=bar.total,
-            fraction=bar.fraction,
-            rate=bar.rate,
-            eta=None if view.hang or not view.is_active else _finite(bar.eta(bar.updated)),
-            waits=view.hang.waits if view.hang else "",
-        )
-        for bar in view.metrics.progress.shown()
-    ]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _error(error: Mapping[str, Any]) -> RankError:

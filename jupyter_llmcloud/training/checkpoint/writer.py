@@ -17,7 +17,7 @@ from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import seal
 from jupyter_llmcloud.training.checkpoint import stateful_objects
-from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.output.sender import OutputSender
 
 _NICE = 10  # the training goes first
 _PROBE = 1 << 20  # bytes
@@ -65,7 +65,7 @@ def _named(address: str) -> str:
     return repr(address.partition(" ")[2].removesuffix("<memory>") or address)
 
 
-def report(outlet: Outlet, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:
+def report(outlet: OutputSender, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:
     try:
         part = write()
     except Exception as error:

@@ -26,7 +26,7 @@ from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint import writer
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.group.stop_barrier import Steps
-from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.resume import hooks, loop_tracking
 from jupyter_llmcloud.training.resume.cell_state import CellState
 from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition, StepCount
@@ -59,7 +59,7 @@ class Wanted:
 class Checkpoints:
     """The checkpoints of the cell that a rank executes."""
 
-    def __init__(self, outlet: Outlet, steps: Steps, store: Callable[[], Any], rank: int) -> None:
+    def __init__(self, outlet: OutputSender, steps: Steps, store: Callable[[], Any], rank: int) -> None:
         self.outlet = outlet
         self.steps = steps
         self._store = store  # the one by which the ranks meet now

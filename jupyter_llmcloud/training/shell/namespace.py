@@ -1,0 +1,63 @@
+"""The variables of a rank by name, type and size, told from a thread beside the one that computes.
+
+Nothing that a value has written itself is run, and no value of a tensor is read: that would wait for its device.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from jupyter_llmcloud.training.shell.failure_locals import named
+
+MAX_VARIABLES = 500
+_NO_VARIABLES = (types.ModuleType,)
+
+
+def rows(namespace: Mapping[str, Any], initial_names: Collection[str]) -> list[dict[str, Any]]:
+    """{"name", "type", "text", "num_bytes"} of what the user has defined, the largest first."""
+    own = [
+        (name, value)
+        for name, value in list(namespace.items())
+        if not name.startswith("_") and name not in initial_names and not isinstance(value, _NO_VARIABLES)
+    ]
+    found = [_row(name, value) for name, value in own]
+    return sorted(found, key=lambda row: (-(row["num_bytes"] or 0), row["name"]))[:MAX_VARIABLES]
+
+
+def _row(name: str, value: Any) -> dict[str, Any]:
+    text = _tensor(value) if isinstance(value, torch.Tensor) else _plain(name, value)
+    return {"name": name, "type": type(value).__name__, "text": text, "num_bytes": _num_bytes(value)}
+
+
+def _tensor(value: torch.Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+
+
+def _plain(name: str, value: Any) -> str:
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+        return ""
+    return named(name, value)
+
+
+def _num_bytes(value: Any) -> int | None:
+    try:
+        if isinstance(value, torch.Tensor):
+            return _tensor_bytes(value)
+        if isinstance(value, torch.nn.Module):
+            held = [*value.parameters(), *value.buffers()]
+            return sum(_tensor_bytes(tensor) for tensor in held)
+        if isinstance(value, torch.optim.Optimizer):
+            states = [state for state in list(value.state.values()) if isinstance(state, dict)]
+            return sum(_tensor_bytes(t) for state in states for t in state.values() if isinstance(t, torch.Tensor))
+    except (RuntimeError, AttributeError, NotImplementedError):  # changed by the other thread meanwhile, or meta
+        return None
+    num_bytes = getattr(value, "nbytes", None) if type(value).__module__.split(".")[0] == "numpy" else None
+    return int(num_bytes) if isinstance(num_bytes, int) else None
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

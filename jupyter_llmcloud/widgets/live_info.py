@@ -1,0 +1,97 @@
+"""What a view says of a run while it goes on, as the structs that front ends take. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jupyter_llmcloud.core.metrics import wording
+from jupyter_llmcloud.core.metrics.series import Point, Series
+from jupyter_llmcloud.protocol.http.events import LatestValue, ProgressBar, RankInfo, RunActions, RunInfo, SeriesTail
+from jupyter_llmcloud.widgets.view_state import ViewState
+
+_DIGITS = 6  # of a value on a chart
+
+
+def live_info(state: ViewState, created: float) -> RunInfo:
+    """What the kernel knows of its run; the server knows more."""
+    return RunInfo(
+        run_id=state.run_id,
+        name=state.name,
+        state=state.state,
+        created=created,
+        elapsed_s=state.elapsed_s,
+        phase="running" if state.is_active else "ended",
+        world_size=len(state.ranks),
+        ranks=[RankInfo(rank=rank, state=how, detail=why) for rank, (how, why) in sorted(state.shown_ranks.items())],
+        progress=bars(state),
+        notice=notice(state),
+        latest={name: latest(series) for name, series in state.metrics.series.items() if series.last},
+        log_scales=sorted(state.log),
+        actions=RunActions(stop=state.is_active),
+    )
+
+
+def notice(state: ViewState) -> str:
+    """What hinders the run now."""
+    late = [state.hang.headline] if state.hang else []
+    return " · ".join([*late, *wording.alarms(state.metrics.series)])
+
+
+def bars(state: ViewState) -> list[ProgressBar]:
+    """The progress bars, the outer one first; what a hang makes of the time left."""
+    return [
+        ProgressBar(
+            desc=bar.desc,
+            done=bar.done,
+            total=bar.total,
+            fraction=bar.fraction,
+            rate=bar.rate,
+            eta=None if state.hang or not state.is_active else _finite(bar.eta(bar.updated)),
+            waits=state.hang.waits if state.hang else "",
+        )
+        for bar in state.metrics.progress.shown()
+    ]
+
+
+def latest(series: Series) -> LatestValue:
+    """The newest value that all ranks have reached; there is one."""
+    last = series.last
+    assert last is not None
+    notes = [wording.mean_of(series), wording.waiting_for(series)]
+    return LatestValue(
+        step=last.step,
+        value=last.mean,
+        text=wording.point_value(series, last),
+        note=" · ".join(filter(None, notes)),
+        ranks=wording.rank_values(series),
+        alarm=wording.since_when(series.not_finite, len(series.logged_by)),
+    )
+
+
+def tail(
+    name: str, points: Sequence[Point], *, first: int = 0, is_partial: bool = False, ranks: Sequence[int] = ()
+) -> SeriesTail:
+    """These points as the columns of a series from `first` on."""
+    return SeriesTail(
+        name=name,
+        from_=first,
+        step=[point.step for point in points],
+        time=[point.time for point in points],
+        epoch=[point.epoch for point in points],
+        mean=[_rounded(point.mean) for point in points],
+        low=[_rounded(point.low) for point in points],
+        high=[_rounded(point.high) for point in points],
+        n=[point.num_ranks for point in points],
+        not_finite=[point.num_not_finite for point in points],
+        is_partial=is_partial,
+        ranks=list(ranks),
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,39 @@
+"""The monitor of a run as a widget: for front ends that cannot show its panel from the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+STATIC = Path(__file__).parent / "static"  # built from labextension/src/widgets
+
+
+class RunMonitor(anywidget.AnyWidget):
+    """Shows a run in a cell: from the server of the page where that knows the run, else from these traits.
+
+    Traits:
+        info: a `RunInfo` (see protocol.http.events) of what the kernel knows of the run.
+        series: its metrics as `SeriesTail`s, whole; sent less often than `info`.
+        log_scales: names of the metrics that are shown in powers of ten; the front end sets it.
+    Message from the front end: {"type": "stop"}, when the REST route cannot be reached.
+    """
+
+    _esm = STATIC / "run-monitor.js"
+    _css = STATIC / "panels.css"
+
+    info = traitlets.Dict().tag(sync=True)
+    series: Any = traitlets.List().tag(sync=True)
+    log_scales: Any = traitlets.List().tag(sync=True)
+
+    def __init__(self, stop: Callable[[], None], **traits: Any) -> None:
+        super().__init__(**traits)
+        self._stop = stop
+        self.on_msg(self._on_message)
+
+    def _on_message(self, _widget: object, content: object, _buffers: object) -> None:
+        if isinstance(content, dict) and content.get("type") == "stop":
+            self._stop()

@@ -1,0 +1,332 @@
+// One metric: its curve over all ranks, what it is now, and what a cursor points at.
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from 'preact/hooks';
+
+import type { Columns, LatestValue, Mark, Window } from '../../api/types';
+import { formatNumber } from '../../format';
+import { useTrans } from '../../translation';
+import { Name } from '../name';
+import { DASHES, shownColor } from './palette';
+import { type Drawing, Plot, scaled } from './plot';
+import {
+  clockLabel,
+  nearestRow,
+  numNotFinite,
+  type Range,
+  stepsOf,
+  tableOf,
+  valueRange,
+  withWindow,
+  type XAxis,
+  xRange
+} from './plot-data';
+
+const HEIGHT = 140;
+const WINDOW_POINTS = 1200; // of a stretch: two for each pixel of a chart
+const MAX_POINTS = 2000; // that the server gives at once
+const FETCH_AFTER_MS = 120; // without a move of the mouse
+const MAX_RANKS = 8; // whose values are told one by one
+
+/** A run's curve in a chart; the first is that of the run itself, the others are compared with it. */
+export interface ChartCurve {
+  runId: string;
+  label: string;
+  columns: Columns;
+  start: number;
+}
+
+/** Gives a stretch of a metric; null where there is no server to ask. */
+export type FetchSeries =
+  | ((
+      runId: string,
+      metric: string,
+      window: { from?: number; to?: number; points: number; by: 'mean' | 'rank' }
+    ) => Promise<Record<string, Window>>)
+  | null;
+
+export interface ChartProps {
+  name: string;
+  color: number;
+  curves: ChartCurve[];
+  latest: LatestValue | undefined;
+  marks: readonly Mark[];
+  axis: XAxis;
+  smoothing: number;
+  isLog: boolean;
+  zoom: Range | null;
+  syncKey: string;
+  fetchSeries: FetchSeries;
+  onZoom(range: Range | null): void;
+  onLog(isLog: boolean): void;
+}
+
+export function Chart(props: ChartProps) {
+  const { name, curves, latest, axis, smoothing, zoom } = props;
+  const trans = useTrans();
+  const [showAll, setShowAll] = useState(false);
+  const [pointed, setPointed] = useState<{ x: number; isOwn: boolean } | null>(null);
+  const windows = useWindows(props);
+  const drawn = useMemo(() => {
+    const columns = curves.map((curve, at) => withWindow(curve.columns, zoom ? (windows[at] ?? null) : null));
+    const linear = columns.map((one, at) => tableOf(one, axis, curves[at]?.start ?? 0, smoothing));
+    const whole = zoom ?? xRange(linear);
+    const { canLog } = valueRange(linear, [-Infinity, Infinity], false, true);
+    const isLog = props.isLog && canLog;
+    const tables = isLog
+      ? columns.map((one, at) => tableOf(one, axis, curves[at]?.start ?? 0, smoothing, true))
+      : linear;
+    const { range, outside } = valueRange(tables, whole, isLog, showAll);
+    const drawing: Drawing = {
+      curves: tables.map((table, at) => ({
+        table,
+        columns: columns[at] as Columns,
+        color: shownColor(props.color + at),
+        dash: DASHES[at % DASHES.length] ?? []
+      })),
+      axis,
+      start: curves[0]?.start ?? 0,
+      isLog,
+      isSmoothed: smoothing > 0,
+      x: whole,
+      y: range,
+      marks: props.marks
+    };
+    return { columns, tables, x: whole, canLog, isLog, outside, drawing };
+  }, [curves, windows, axis, smoothing, zoom, showAll, props.isLog, props.color, props.marks.length]);
+  const color = shownColor(props.color);
+  const place = useRef<HTMLDivElement>(null);
+  const plot = usePlot(place, drawn.drawing, props, setPointed);
+  const table = drawn.tables[0];
+  const row = pointed && table?.x.length ? nearestRow(table.x, pointed.x) : null;
+  const exact = useExact(props, drawn.columns[0], row === null ? null : (table?.row[row] ?? null), pointed?.isOwn ?? false);
+  const at = row === null ? null : (table?.row[row] ?? null);
+  const shown = drawn.columns[0];
+  const readout = at === null || !shown ? '' : readoutOf(shown, at, axis, curves[0]?.start ?? 0);
+  const isWide = at !== null && shown && formatNumber(shown.low[at], 3) !== formatNumber(shown.high[at], 3);
+  const spread = isWide && shown.mean[at] !== null ? `${formatNumber(shown.low[at], 3)} to ${formatNumber(shown.high[at], 3)}` : '';
+  const value = at === null || !shown ? (latest?.text ?? '') : formatNumber(shown.mean[at]);
+  const numBad = curves[0] ? numNotFinite(curves[0].columns) : 0;
+  const bad = numBad ? trans._n('%1 value is NaN or infinite', '%1 values are NaN or infinite', numBad) : '';
+  const note = [latest?.note, drawn.outside, latest?.alarm ? '' : bad].filter(Boolean).join(' · ');
+  const move = (by: number) => {
+    if (!table?.x.length) return;
+    const from = row ?? table.x.length - 1;
+    const next = Math.max(0, Math.min(table.x.length - 1, from + by));
+    plot.current?.pointAt(table.x[next] as number);
+  };
+  const onKeyDown = (event: KeyboardEvent) => {
+    const [low, high] = drawn.x;
+    const around = pointed?.x ?? (low + high) / 2;
+    const width = high - low;
+    const actions: Record<string, () => void> = {
+      ArrowLeft: () => (event.shiftKey ? props.onZoom([low - width / 10, high - width / 10]) : move(-1)),
+      ArrowRight: () => (event.shiftKey ? props.onZoom([low + width / 10, high + width / 10]) : move(1)),
+      PageUp: () => move(-Math.ceil((table?.x.length ?? 0) / 10)),
+      PageDown: () => move(Math.ceil((table?.x.length ?? 0) / 10)),
+      Home: () => move(-Infinity),
+      End: () => move(Infinity),
+      '+': () => props.onZoom(scaled(drawn.x, around, 0.5)),
+      '=': () => props.onZoom(scaled(drawn.x, around, 0.5)),
+      '-': () => props.onZoom(scaled(drawn.x, around, 2)),
+      '0': () => props.onZoom(null)
+    };
+    const action = actions[event.key];
+    if (action) {
+      event.preventDefault();
+      event.stopPropagation(); // no key of the notebook
+      action();
+    }
+  };
+  const spoken = pointed?.isOwn && readout ? `${name}, ${readout}: ${value}${spread ? `, ${spread}` : ''}` : '';
+  return (
+    <figure class="llmc-chart" style={{ '--llmc-draw': color }} data-metric={name}>
+      <figcaption class="llmc-chart-head">
+        <Name class="llmc-chart-name" text={name} />
+        {latest?.alarm && <span class="llmc-warning">⚠ {latest.alarm}</span>}
+        <span class="llmc-readout">{readout && [readout, spread].filter(Boolean).join(' · ')}</span>
+        <span class="llmc-value">{value}</span>
+      </figcaption>
+      <div class="llmc-chart-line">
+        <span class="llmc-chart-note">{note}</span>
+        {drawn.outside && (
+          <button type="button" class="llmc-mini" onClick={() => setShowAll(true)}>
+            {trans.__('show all')}
+          </button>
+        )}
+        {showAll && (
+          <button type="button" class="llmc-mini" aria-pressed="true" onClick={() => setShowAll(false)}>
+            {trans.__('all')}
+          </button>
+        )}
+        {zoom && (
+          <button type="button" class="llmc-mini" aria-label={trans.__('show the whole of %1', name)} onClick={() => props.onZoom(null)}>
+            {trans.__('reset zoom')}
+          </button>
+        )}
+        <button
+          type="button"
+          class="llmc-mini llmc-log"
+          disabled={!drawn.canLog}
+          aria-pressed={drawn.isLog ? 'true' : 'false'}
+          aria-label={trans.__('logarithmic scale for %1', name)}
+          onClick={() => props.onLog(!props.isLog)}
+        >
+          log
+        </button>
+      </div>
+      <div
+        ref={place}
+        class="llmc-plot"
+        style={{ height: `${HEIGHT}px` }}
+        tabIndex={0}
+        role="img"
+        aria-label={words(name, curves[0]?.columns, latest)}
+        aria-description={trans.__('Arrow keys move the cursor, plus and minus zoom, 0 shows all.')}
+        data-points={curves[0]?.columns.step.length ?? 0}
+        data-window={windows[0]?.step.length ?? 0}
+        data-from={drawn.x[0]}
+        data-to={drawn.x[1]}
+        onKeyDown={onKeyDown}
+        onBlur={() => plot.current?.hideCursor()}
+      />
+      <div class="llmc-rank-values">{exact || latest?.ranks || ''}</div>
+      <span class="llmc-hidden-text" role="status">
+        {spoken}
+      </span>
+    </figure>
+  );
+}
+
+function readoutOf(columns: Columns, at: number, axis: XAxis, start: number): string {
+  const step = columns.step[at] ?? 0;
+  const whole = Number.isInteger(columns.step[0]) ? Math.round(step) : step;
+  if (axis === 'time') return `${clockLabel((columns.time[at] ?? start) - start)} · step ${formatNumber(whole)}`;
+  if (axis === 'epoch') return `epoch ${formatNumber(columns.epoch[at])} · step ${formatNumber(whole)}`;
+  return `step ${formatNumber(whole)}`;
+}
+
+/** What the chart shows, for whoever does not see it. */
+function words(name: string, columns: Columns | undefined, latest: LatestValue | undefined): string {
+  const means = columns?.mean.filter(mean => mean !== null) ?? [];
+  if (!means.length || !latest) return name;
+  const low = formatNumber(means.reduce((one, other) => Math.min(one, other)));
+  const high = formatNumber(means.reduce((one, other) => Math.max(one, other)));
+  const facts = [`${name}: ${latest.text} at step ${formatNumber(latest.step)}, from ${low} to ${high}`, latest.note, latest.ranks];
+  return facts.filter(Boolean).join('; ');
+}
+
+/** The plot in the place: made when first drawn or for another kind of scale, told what is new else. */
+function usePlot(
+  place: { current: HTMLDivElement | null },
+  drawing: Drawing,
+  props: ChartProps,
+  setPointed: (pointed: { x: number; isOwn: boolean } | null) => void
+): { current: Plot | null } {
+  const plot = useRef<Plot | null>(null);
+  const latest = useRef(props);
+  latest.current = props;
+  const signature = Plot.signature(drawing);
+  const made = useRef('');
+  useLayoutEffect(() => {
+    if (!place.current) return;
+    if (plot.current && made.current === signature) {
+      if (plot.current.drawing !== drawing) plot.current.update(drawing);
+      return;
+    }
+    plot.current?.destroy();
+    made.current = signature;
+    const listener = {
+      point: (x: number | null, isOwn: boolean) => setPointed(x === null ? null : { x, isOwn }),
+      zoom: (range: Range | null) => latest.current.onZoom(range)
+    };
+    plot.current = new Plot(place.current, drawing, listener, props.syncKey, HEIGHT);
+  });
+  useEffect(() => () => plot.current?.destroy(), []);
+  return plot;
+}
+
+/** The stretch that is zoomed into, of each curve, as fine as it can be shown; the overview until it is there. */
+function useWindows({ name, curves, axis, zoom, fetchSeries }: ChartProps): (Window | null)[] {
+  const [windows, setWindows] = useState<(Window | null)[]>([]);
+  const latest = useRef(curves);
+  latest.current = curves;
+  const ids = curves.map(curve => curve.runId).join();
+  useEffect(() => {
+    if (!zoom || !fetchSeries) {
+      setWindows([]);
+      return;
+    }
+    let isOld = false;
+    const timer = window.setTimeout(() => {
+      const asked = latest.current.map(async curve => {
+        const [from, to] = stepsOf(curve.columns, tableOf(curve.columns, axis, curve.start, 0), zoom);
+        const answer = await fetchSeries(curve.runId, name, { from, to, points: WINDOW_POINTS, by: 'mean' });
+        return answer['mean'] ?? null;
+      });
+      // A stretch that cannot be had is shown as the overview has it.
+      void Promise.all(asked.map(one => one.catch(() => null))).then(found => isOld || setWindows(found));
+    }, FETCH_AFTER_MS);
+    return () => {
+      isOld = true;
+      window.clearTimeout(timer);
+    };
+  }, [name, axis, zoom?.[0], zoom?.[1], ids, fetchSeries]);
+  return windows;
+}
+
+/** Each rank's exact value at the row that is pointed at, in words; empty until the server has told. */
+function useExact(
+  { name, curves, fetchSeries }: ChartProps,
+  columns: Columns | undefined,
+  row: number | null,
+  isOwn: boolean
+): string {
+  const [told, setTold] = useState<{ key: string; text: string }>({ key: '', text: '' });
+  const cache = useRef(new Map<string, string>());
+  const runId = curves[0]?.runId ?? '';
+  const step = row === null || !columns ? null : (columns.step[row] ?? null);
+  const before = row === null || !columns ? null : (columns.step[row - 1] ?? null);
+  const after = row === null || !columns ? null : (columns.step[row + 1] ?? null);
+  const key = step === null ? '' : `${step} ${before} ${after}`;
+  useEffect(() => {
+    if (step === null || !fetchSeries || !isOwn) return;
+    const known = cache.current.get(key);
+    if (known !== undefined) {
+      setTold({ key, text: known });
+      return;
+    }
+    let isOld = false;
+    const timer = window.setTimeout(() => {
+      const from = before === null ? step : (before + step) / 2;
+      const to = after === null ? step : (after + step) / 2;
+      fetchSeries(runId, name, { from, to, points: MAX_POINTS, by: 'rank' }).then(
+        ranks => {
+          const text = rankWords(ranks, step);
+          cache.current.set(key, text);
+          if (!isOld) setTold({ key, text });
+        },
+        () => undefined // what the ranks had last stays
+      );
+    }, FETCH_AFTER_MS);
+    return () => {
+      isOld = true;
+      window.clearTimeout(timer);
+    };
+  }, [key, isOwn, fetchSeries, runId, name]);
+  return key && told.key === key ? told.text : '';
+}
+
+/** "rank 0: 1.23 · rank 1: 1.25", of many ranks the lowest and the highest; at the step nearest to `step`. */
+export function rankWords(ranks: Record<string, Window>, step: number): string {
+  const found = Object.entries(ranks).flatMap(([rank, columns]) => {
+    if (!columns.step.length) return [];
+    const at = nearestRow(columns.step, step);
+    return [{ rank: Number(rank), step: columns.step[at] as number, value: columns.mean[at] ?? null }];
+  });
+  if (found.length < 2) return '';
+  const at = formatNumber(found[0]?.step);
+  const say = (one: { rank: number; value: number | null }) => `rank ${one.rank}: ${formatNumber(one.value, 5)}`;
+  if (found.length <= MAX_RANKS) return `at step ${at} · ${found.map(say).join(' · ')}`;
+  const finite = found.filter(one => one.value !== null).sort((one, other) => (one.value as number) - (other.value as number));
+  const [lowest, highest] = [finite[0], finite[finite.length - 1]];
+  return lowest && highest ? `at step ${at} · lowest ${say(lowest)} · highest ${say(highest)}` : `at step ${at} · not finite`;
+}

@@ -1,0 +1,29 @@
+import { expect, test } from 'vitest';
+
+import { formatBytes, formatDuration, formatNumber, splitName } from '../src/shared/format';
+
+test('numbers have four digits that count, and tell what is not finite', () => {
+  expect([0.00025, -0.00125, 1_250_000, 2.3412345, 3.1e-5, 1.5e9].map(value => formatNumber(value))).toEqual([
+    '0.00025',
+    '-0.00125',
+    '1,250,000',
+    '2.341',
+    '3.1e-5',
+    '1.5e9'
+  ]);
+  expect(formatNumber(null)).toBe('not finite');
+  expect(formatNumber(1e300)).toBe('1e300');
+});
+
+test('durations have two units at most', () => {
+  expect([4.2, 47, 185, 7512, 90000].map(formatDuration)).toEqual(['4.2 s', '47 s', '3 min 5 s', '2 h 5 min', '1 d 1 h']);
+});
+
+test('bytes are told in powers of a thousand', () => {
+  expect([512, 1_500_000_000, null].map(formatBytes)).toEqual(['512 B', '1.5 GB', '']);
+});
+
+test('a long name keeps its end', () => {
+  expect(splitName('loss')).toEqual(['loss', '']);
+  expect(splitName('a/rather/long/name/of/validation_accuracy')[1]).toBe('n_accuracy');
+});
