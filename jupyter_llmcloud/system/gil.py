@@ -58,7 +58,7 @@ def short_switch_intervals() -> Iterator[None]:
         _count_short(-1)
 
 
-def in_short_turns(work: Callable[..., T], *given: Any) -> T:
+def with_short_intervals(work: Callable[..., T], *given: Any) -> T:
     """Do work that cannot rest, in a thread beside a loop that has others to answer."""
     with short_switch_intervals():
         return work(*given)

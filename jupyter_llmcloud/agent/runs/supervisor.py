@@ -104,9 +104,7 @@ class RunSupervisor:
         self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running)
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world
-        self._checkpoints = CheckpointCommitter(
-            folder.path, cell.ranks, cell.keep_checkpoints, self._feed.note, self._checkpointed
-        )
+        self._checkpoints = CheckpointCommitter(folder.path, cell.ranks, cell.keep_checkpoints, self._feed)
         self._machine = RunMachine(RestartPolicy(cell.max_restarts, record.num_restarts), deadline)
         self._attempt = self._make_attempt(cell)
         self._timed_out = ""
@@ -351,9 +349,6 @@ class RunSupervisor:
     async def _find_resume_point(self) -> Event:
         found = await self._checkpoints.newest()
         return ResumePointFound(ResumePoint(str(found.path), found.step) if found is not None else None)
-
-    def _checkpointed(self, step: int) -> None:
-        self._feed.mark("checkpoint", step, f"checkpoint of step {step}")
 
     def _resume(self, resume: run_machine.Resume) -> None:
         """Send the cell once more, with the checkpoint that it is to be led back to."""
