@@ -24,9 +24,22 @@ const run = (name: string, changes: Partial<Run> = {}): Run => ({
   ranks: [0, 1],
   cluster: 'local',
   artifacts: {},
+  progress: null,
+  metrics: {},
+  not_finite: {},
+  world_id: '',
+  holder: '',
+  num_restarts: 0,
   ...changes
 });
-const option = (name: string, type: string, changes: Partial<ClusterOption> = {}): ClusterOption => ({ name, type, ...changes });
+const option = (name: string, type: string, changes: Partial<ClusterOption> = {}): ClusterOption => ({
+  name,
+  type,
+  default: null,
+  help: '',
+  choices: [],
+  ...changes
+});
 
 test('the version of the front end is that of its package', () => {
   expect(VERSION).toBe(manifest.version);

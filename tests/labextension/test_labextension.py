@@ -63,7 +63,7 @@ def test_runs_on_disk_are_counted_and_listed_and_names_are_texts(page: Page, pic
     ended_run("ended-2", name, "failed")
     expect(page.locator(STATUS)).to_have_text("no runs")
     page.locator(STATUS).click()
-    rows = page.locator(f"{LIST} .llmc-run")
+    rows = page.locator(f"{LIST} .llmc-runrow")
     expect(rows.filter(has_text="ended-run")).to_contain_text("finished")
     expect(rows.filter(has_text=name)).to_contain_text("failed")
     assert page.evaluate("() => window.broken") is None
@@ -77,7 +77,7 @@ def test_runs_are_searched_and_filtered_by_state(page: Page) -> None:
     ended_run("search-2", "poet-again", "failed")
     ended_run("search-3", "painter")
     page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
-    rows = page.locator(f"{SIDEBAR} .llmc-run")
+    rows = page.locator(f"{SIDEBAR} .llmc-runrow")
     expect(rows.filter(has_text="painter")).to_have_count(1)
     page.locator(SIDEBAR).get_by_label("Search runs").fill("poet")
     expect(rows).to_have_count(2)

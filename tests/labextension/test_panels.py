@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,12 +47,19 @@ def context(one_chromium: Browser) -> BrowserContext:
 
 
 @pytest.fixture
-def page(context: BrowserContext, lab: Lab) -> Iterator[Page]:
+def alone(context: BrowserContext) -> Iterator[None]:
+    """No page is left open: a second one of the same workspace would be given another."""
+    yield
+    for page in context.pages:
+        page.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, lab: Lab, alone: None) -> Page:
     """JupyterLab with the sidebar open."""
     page = open_lab(context, lab)
     open_sidebar(page)
-    yield page
-    page.close()
+    return page
 
 
 def open_sidebar(page: Page) -> None:
@@ -109,37 +115,36 @@ def test_a_cluster_is_started_scaled_and_stopped_by_mouse(page: Page, pictures: 
 
 
 def test_a_run_begins_and_ends_in_the_sidebar_and_its_tab_is_there_after_a_reload(
-    context: BrowserContext, lab: Lab, pictures: Path
+    context: BrowserContext, lab: Lab, alone: None, pictures: Path
 ) -> None:
     page = open_lab(context, lab, "train.ipynb")
     open_sidebar(page)
     expect(page.locator(STATUS)).to_have_text("no runs")
     start_cell(page, 0)
     start_cell(page, 1)
-    row = page.locator(f"{SIDEBAR} .llmc-run").filter(has_text="painted")
+    row = page.locator(f"{SIDEBAR} .llmc-runrow").filter(has_text="painted")
     expect(row).to_contain_text("running", timeout=START_MS)
     expect(page.locator(STATUS)).to_have_text("1 run")
     row.get_by_role("button", name="painted", exact=True).click()
     tab = page.locator(".llmc-Tab .llmc-card").filter(has_text="painted")
     expect(tab).to_be_visible()
-    # Its state is saved a moment after it changed, and not only when the page is left.
+    # The layout is saved a moment after it changed, and not only when the page is left.
     page.wait_for_function(
         """async () => {
-            const found = await fetch(document.location.origin + window.jupyterapp.serviceManager.serverSettings.baseUrl
-                .replace(document.location.origin, '') + 'api/workspaces/default').then(answer => answer.text());
-            return found.includes('llmcloud-run');
+            const { baseUrl } = window.jupyterapp.serviceManager.serverSettings;
+            const saved = await fetch(`${baseUrl}lab/api/workspaces/default`).then(answer => answer.json());
+            return JSON.stringify(saved.data["layout-restorer:data"]?.main ?? "").includes("llmcloud-run");
         }"""
     )
-    page.goto(re.sub(r"[&?]reset", "", page.url))
+    page.goto(f"{lab.url}lab?token={lab.token}")
     page.wait_for_function("() => window.jupyterapp !== undefined")
     page.evaluate("async () => { await window.jupyterapp.restored; }")
     expect(page.locator(".lm-TabBar-tabLabel", has_text="painted").first).to_be_visible()
     expect(page.locator(".llmc-Tab .llmc-card").filter(has_text="painted")).to_be_visible()
-    row = page.locator(f"{SIDEBAR} .llmc-run").filter(has_text="painted")
+    row = page.locator(f"{SIDEBAR} .llmc-runrow").filter(has_text="painted")
     expect(row).to_contain_text("finished", timeout=START_MS)
     expect(page.locator(STATUS)).to_have_text("no runs")
     look(page, pictures, "run-tab", SIDEBAR)
-    page.close()
 
 
 def test_the_ranks_of_a_notebook_are_looked_at_and_their_slots_released(page: Page, pictures: Path) -> None:

@@ -66,7 +66,7 @@ function RunRow({ client, run, openers }: { client: Client; run: Run; openers: O
   const [done, total] = run.progress ?? [null, null];
   const name = run.name || run.run_id;
   return (
-    <li class="llmc-run" data-run-id={run.run_id} data-state={run.state}>
+    <li class="llmc-runrow" data-run-id={run.run_id} data-state={run.state}>
       <div class="llmc-row">
         {openers.openRun ? (
           <button type="button" class="llmc-link llmc-grow" onClick={() => openers.openRun?.(run.run_id, run.name)}>

@@ -168,7 +168,7 @@ function StacksOfWorld({ client, world }: { client: Client; world: World }) {
       </button>
       <Problem text={look.problem} />
       {lines && (
-        <pre class="llmc-log" tabIndex={0} aria-label={trans.__('Stacks')}>{lines.join('\n')}</pre>
+        <pre class="llmc-logtext" tabIndex={0} aria-label={trans.__('Stacks')}>{lines.join('\n')}</pre>
       )}
     </div>
   );
