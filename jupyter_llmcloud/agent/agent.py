@@ -106,7 +106,6 @@ class Agent:
         self.worlds = LedWorlds(self.node)
         self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
         self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
-        self.resources = Resources(self._processes, GpuStats(self.node.devices.gpus))
         self._held_until = time.monotonic() + max(lifetimes.lease_s, lifetimes.first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.serving.endpoint_plan import (
@@ -61,7 +61,6 @@ class EndpointController:
     Attributes:
         stored: what is kept of it.
         admission: the door through which requests come to its replicas.
-        rates: what went through it of late.
     """
 
     def __init__(self, stored: StoredEndpoint, host: ReplicaHost, records: EndpointRecords, log: Logger) -> None:
@@ -77,7 +76,11 @@ class EndpointController:
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self.admission = AdmissionControl(self.ready_replicas, lambda: self._plan.may_recover)
-        self.rates = RateWindow()
+
+    @cached_property
+    def rates(self) -> RateWindow:
+        """What went through it of late."""
+        return RateWindow()
 
     @property
     def name(self) -> str:
