@@ -34,22 +34,6 @@ export async function fetchRuns(
   return (answer as { runs: Run[] }).runs;
 }
 
-/** A run as it looks now: `html` is its static form. */
-export interface View {
-  run_id: string;
-  name: string;
-  state: string;
-  html: string;
-}
-
-/** The static form of a run. */
-export async function fetchView(
-  settings: ServerConnection.ISettings,
-  runId: string
-): Promise<View> {
-  return (await request(settings, `runs/${encodeURIComponent(runId)}/view`, 'GET')) as View;
-}
-
 /** Ask a run to stop; its variables stay on the ranks. */
 export async function stopRun(
   settings: ServerConnection.ISettings,
