@@ -234,6 +234,7 @@ def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
     page = opened(FEED, UNTIL_STOPPED, stop=stop)
     browser.run_cell(page, 0)
     browser.start_cell(page, 1)
+    see_charts(page)
     expect(page.locator(CHART)).to_have_count(3, timeout=30_000)
     short = int(page.locator(PLOT).first.get_attribute("data-points") or 0)
     (folder / "seen-short").touch()
@@ -261,6 +262,11 @@ def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
     for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
         browser.set_theme(page, theme)
         page.screenshot(path=pictures / f"static-view-{name}.png")
+
+
+def see_charts(page: Page) -> None:
+    """Scroll to where the charts are: those that nobody sees are not drawn."""
+    page.locator(f"{CARD} .llmc-chart-place").last.scroll_into_view_if_needed(timeout=30_000)
 
 
 def look(page: Page, pictures: Path) -> None:
@@ -346,6 +352,7 @@ def test_charts_fill_the_row_and_a_log_scale_is_kept_in_the_saved_view(
     page = opened(FEED, LOG_SCALES, stop=lambda route: route.abort())
     browser.run_cell(page, 0)
     browser.start_cell(page, 1)
+    see_charts(page)
     expect(page.locator(CHART)).to_have_count(2, timeout=30_000)
     row = page.locator(f"{CARD} .llmc-charts").bounding_box()
     first, second = (page.locator(CHART).nth(at).bounding_box() for at in (0, 1))
