@@ -9,18 +9,21 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.agent.failover.leader_link import LeaderLinks
 from jupyter_llmcloud.agent.failover.standby import Standby
 from jupyter_llmcloud.agent.gpus import GpuStats
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.replicas import Replicas
 from jupyter_llmcloud.agent.resources import Ours, Resources
+from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.world.led_world import LedWorlds
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import (
@@ -53,7 +56,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
 )
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
 from jupyter_llmcloud.protocol.frames import Unreadable
-from jupyter_llmcloud.protocol.rank_messages import Follow, Said
+from jupyter_llmcloud.protocol.rank_messages import Follow, LinkMessage
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.storage.runs import RunFolder
 from jupyter_llmcloud.system import unix_sockets
@@ -61,7 +64,21 @@ from jupyter_llmcloud.system.atomic_files import write_json
 
 LEASE_CHECK_S = 1.0
 LEAVE_CHECK_S = 0.05
-LEAVE_S = 20.0  # until what was told to end by SIGTERM ends: SIGKILL follows after 30 s, as a rule
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """How long an agent stays, in seconds.
+
+    Attributes:
+        lease_s: when no worker holds a connection and nothing runs.
+        first_lease_s: for its first worker, at least.
+        leave_s: for checkpoints, when it is told to end by SIGTERM.
+    """
+
+    lease_s: float
+    first_lease_s: float = 0.0
+    leave_s: float = config.LEAVE_S
 
 
 class Agent:
@@ -71,8 +88,6 @@ class Agent:
         folder: where its socket, logs and `agent.json` live (0700).
         name: of the worker.
         interface: address on which ranks of other hosts reach this one.
-        lease_s: seconds it lives when no worker holds a connection and nothing runs.
-        first_lease_s: seconds it waits for its first worker at least.
     """
 
     def __init__(
@@ -81,19 +96,18 @@ class Agent:
         name: str,
         interface: str,
         num_slots: int | None,
-        lease_s: float,
-        first_lease_s: float = 0.0,
+        lifetimes: Lifetimes,
     ) -> None:
         self.folder = folder
         self.name = name
-        self.lease_s = lease_s
+        self.lifetimes = lifetimes
         self.node = NodeServices.build(folder, str(folder / AGENT_SOCKET), interface, num_slots)
         self.replicas = Replicas(folder, self.node.devices)
         self.worlds = LedWorlds(self.node)
         self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
         self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
         self.resources = Resources(self._processes, GpuStats(self.node.devices.gpus))
-        self._held_until = time.monotonic() + max(lease_s, first_lease_s)
+        self._held_until = time.monotonic() + max(lifetimes.lease_s, lifetimes.first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_leaving = False
@@ -106,6 +120,7 @@ class Agent:
         self._announce()
         self.node.warm()
         loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, library_versions)  # known when the first run asks for them
         loop.add_signal_handler(signal.SIGTERM, self._take_leave)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         watch = asyncio.create_task(self._watch_leases())
@@ -123,7 +138,7 @@ class Agent:
 
     async def _leave(self) -> None:
         try:
-            async with asyncio.timeout(LEAVE_S):
+            async with asyncio.timeout(self.lifetimes.leave_s):
                 self.leader_links.leave()
                 await self.worlds.save()
                 while self.leader_links.hosts_ranks:
@@ -159,7 +174,7 @@ class Agent:
             self.worlds.heartbeat(now)
             self.leader_links.heartbeat()
             if self.node.is_held or self.worlds or self.node.groups:  # a world has a lease of its own, on its leader
-                self._held_until = now + self.lease_s
+                self._held_until = now + self.lifetimes.lease_s
             elif now > self._held_until:
                 self._finish()
 
@@ -178,6 +193,11 @@ class Agent:
             stands_by=self.leader_links.stands_by,
         )
 
+    @cached_property
+    def resources(self) -> Resources:
+        """What its host and its processes take."""
+        return Resources(self._processes, GpuStats(self.node.devices.gpus))
+
     def _processes(self) -> Iterator[Ours]:
         yield Ours(pid=os.getpid(), kind="agent")
         yield from self.node.processes()
@@ -189,7 +209,7 @@ class Agent:
         connection = Connection(reader, writer, "whoever asks this node agent")
         try:
             async for message in connection.messages():
-                if isinstance(message, Said):
+                if isinstance(message, LinkMessage):
                     self.leader_links.hear(message, connection)
                 elif isinstance(message, Request | Unreadable):
                     self._do(self._responder.serve(message, connection.send, connection))
@@ -246,7 +266,7 @@ class Agent:
         if cell.precision in ("fp16", "fp8") and not self.node.has_gpus:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
-            RunFolder(Path(cell.folder)).check_room()  # whoever waits for its end will look there only
+            RunFolder(Path(cell.folder)).check_free_space()  # whoever waits for its end will look there only
             self._do(world.runs.execute(cell, None))
             return Submitted(run_id=cell.run_id)
         world.use(connection)

@@ -16,7 +16,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, ServerError
 from jupyter_llmcloud.system.atomic_files import read_json
-from jupyter_llmcloud.system.spawn import last_words, spawn
+from jupyter_llmcloud.system.spawn import log_tail, spawn
 
 START_TIMEOUT_S = 60.0
 POLL_S = 0.02
@@ -131,5 +131,5 @@ def _await(process: subprocess.Popen[bytes], path: Path, log_path: Path) -> Serv
         time.sleep(POLL_S)
     else:
         process.terminate()
-    end = last_words(log_path)
+    end = log_tail(log_path)
     raise ServerError(f"the headless server of this kernel did not start. The end of {log_path}:\n{end}")

@@ -101,19 +101,19 @@ def swallow_more_presses() -> None:
 
 
 @contextmanager
-def said_when_stopped(words: str) -> Iterator[None]:
-    """A Stop within the block is drawn as these words, not as a traceback of ours."""
+def said_when_stopped(message: str) -> Iterator[None]:
+    """A Stop within the block is shown as this message, not as a traceback of ours."""
     try:
         yield
     except KeyboardInterrupt as stopped:
         swallow_more_presses()
         if hasattr(stopped, "_render_traceback_"):  # said within
             raise
-        raise said(words, f"KeyboardInterrupt: {words}") from None
+        raise said(message, f"KeyboardInterrupt: {message}") from None
 
 
-def said(words: str, *lines: str) -> KeyboardInterrupt:
-    """What ends a cell, and Run All with it, drawn as these lines; as its words when there are none."""
-    error = KeyboardInterrupt(words)
-    error._render_traceback_ = lambda: [*lines] or [words]  # type: ignore[attr-defined]
+def said(message: str, *lines: str) -> KeyboardInterrupt:
+    """What ends a cell, and Run All with it, shown as these lines; as its message when there are none."""
+    error = KeyboardInterrupt(message)
+    error._render_traceback_ = lambda: [*lines] or [message]  # type: ignore[attr-defined]
     return error

@@ -20,7 +20,7 @@ from jupyter_llmcloud.cluster.record import cluster_folder
 from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.system.atomic_files import read_json, write_json
 from jupyter_llmcloud.system.processes import is_process
-from jupyter_llmcloud.system.spawn import last_words, spawn
+from jupyter_llmcloud.system.spawn import log_tail, spawn
 
 START_TIMEOUT_S = 60.0
 
@@ -51,8 +51,8 @@ async def ensure_agent(folder: Path, worker: object, interface: str, num_slots: 
     async with asyncio.timeout(START_TIMEOUT_S):
         while (known := living_agent(folder)) is None:
             if not is_coming_up(folder):
-                words = last_words(folder / "agent.log")
-                raise WorldError(f"the node agent of worker {worker} ended at its start:\n{words}")
+                tail = log_tail(folder / "agent.log")
+                raise WorldError(f"the node agent of worker {worker} ended at its start:\n{tail}")
             await asyncio.sleep(0.02)
     return known
 

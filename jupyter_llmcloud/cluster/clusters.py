@@ -21,7 +21,7 @@ from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.host_launcher import HostProcesses
 from jupyter_llmcloud.cluster.placement_queue import PlacementQueues
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
-from jupyter_llmcloud.cluster.tunnel.agent_sockets import Reach
+from jupyter_llmcloud.cluster.tunnel.agent_sockets import AgentSockets
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.core.names import check_name
@@ -71,7 +71,7 @@ class ClusterPool:
         self.owner_pid = owner_pid
         self.lease_s = lease_s
         self._records: dict[str, ClusterRecord] = {}
-        self._reach = Reach(lambda name: self._records[name], always_tunnel)
+        self._reach = AgentSockets(lambda name: self._records[name], always_tunnel)
         self._clients: dict[str, Client] = {}
         self._hosts = HostProcesses(lease_s)
         self._queues = PlacementQueues()
@@ -326,7 +326,7 @@ class ClusterPool:
     async def _for_leader(
         self, record: ClusterRecord, agents: Sequence[AgentInfo], allocations: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Shares with `home` added: how the first agent, the leader, reaches each of them from its own host."""
+        """Allocations with `home` added: how the first agent, the leader, reaches each of them from its own host."""
         by_address = {agent.address: agent for agent in agents}
         leader = by_address[allocations[0]["address"]]
         client = await self._client(record)

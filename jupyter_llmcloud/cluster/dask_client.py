@@ -112,14 +112,14 @@ async def _greeting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     start = await _heard(reader)
     if start is not None:
         is_dask = len(start) == 8 and struct.unpack("Q", start)[0] <= MAX_GREETING
-        return "" if is_dask else _words_for(start)
+        return "" if is_dask else _describe_answer(start)
     with contextlib.suppress(OSError):  # whoever is silent may be waiting to be asked
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
         await writer.drain()
     answer = await _heard(reader)
     if answer is None:
         return f"something listens there and says nothing for {SPEAKS_FIRST_S:g} s, unlike a scheduler"
-    return _words_for(answer)
+    return _describe_answer(answer)
 
 
 async def _speaks_tls(host: str, port: int) -> bool:
@@ -147,7 +147,7 @@ async def _heard(reader: asyncio.StreamReader) -> bytes | None:
         return b""
 
 
-def _words_for(start: bytes) -> str:
+def _describe_answer(start: bytes) -> str:
     if start.startswith(b"HTTP/"):
         return "an HTTP server does. A scheduler's own port is often 8786, its dashboard's 8787"
     if not start:

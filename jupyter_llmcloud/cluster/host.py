@@ -23,7 +23,7 @@ from distributed import Client, Security
 
 from jupyter_llmcloud.cluster.dask_config import DASK_SETTINGS, TLS_SETTINGS
 from jupyter_llmcloud.cluster.factory import make_cluster
-from jupyter_llmcloud.cluster.low_overhead import QuietPlugin
+from jupyter_llmcloud.cluster.low_overhead import LowOverheadPlugin
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import AgentPlugin, agent_info, end_agent, is_agent_busy
@@ -90,7 +90,7 @@ class ClusterHost:
         self.client = await Client(self.cluster, asynchronous=True, set_as_default=False)
         with contextlib.suppress(Exception):  # without this package there: workers are reached directly or not
             await self.client.register_plugin(RelayPlugin())
-            await self.client.register_plugin(QuietPlugin())
+            await self.client.register_plugin(LowOverheadPlugin())
         await self.client.register_plugin(AgentPlugin(self.record.cluster_id, slots))
         self.record.address = self.cluster.scheduler_address
         self.record.dashboard = self.cluster.dashboard_link or ""

@@ -23,7 +23,7 @@ from jupyter_llmcloud.protocol.agent_messages import StopCluster
 from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.protocol.rpc import Request
 from jupyter_llmcloud.system.processes import is_process
-from jupyter_llmcloud.system.spawn import last_words, spawn
+from jupyter_llmcloud.system.spawn import log_tail, spawn
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 40.0
@@ -55,8 +55,8 @@ class HostProcesses:
                 if known is not None and known.state == "failed":
                     raise UsageError(f"the cluster {record.name!r} did not start: {known.reason}")
                 if process.poll() is not None:
-                    words = last_words(log)
-                    raise WorldError(f"the host process of cluster {record.name!r} ended at its start:\n{words}")
+                    tail = log_tail(log)
+                    raise WorldError(f"the host process of cluster {record.name!r} ended at its start:\n{tail}")
                 await asyncio.sleep(0.02)
 
     async def ask(self, record: ClusterRecord, request: Request[Any], timeout_s: float = 10.0) -> None:

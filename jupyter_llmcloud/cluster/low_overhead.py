@@ -31,7 +31,7 @@ HEARTBEATS = Patch(
 )
 
 
-class QuietPlugin(SchedulerPlugin):
+class LowOverheadPlugin(SchedulerPlugin):
     """Registered on the schedulers of clusters that we start."""
 
     name = "llmcloud-quiet"

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from jupyter_llmcloud.cluster.agent_info import AgentInfo
-from jupyter_llmcloud.core.scheduling.holders import HeldWorld, in_words
+from jupyter_llmcloud.core.scheduling.holders import HeldWorld, list_worlds
 from jupyter_llmcloud.core.scheduling.placement import AgentSlots, Allocation, default_num_ranks, place
 from jupyter_llmcloud.core.scheduling.queue import Capacity, PlacementQueue
 from jupyter_llmcloud.errors import Busy
@@ -40,7 +40,7 @@ class PlacementQueues:
         holders = [HeldWorld.read(world) for agent in agents for world in agent.worlds if world["world_id"] != replaces]
         queue = self._queues[cluster_id]
         try:
-            allocations, busy = place(num_ranks, slots, in_words(holders)), None
+            allocations, busy = place(num_ranks, slots, list_worlds(holders)), None
         except Busy as error:
             allocations, busy = [], error
         except Exception:

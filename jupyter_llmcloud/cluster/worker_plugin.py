@@ -17,7 +17,7 @@ from distributed.core import Status
 
 from jupyter_llmcloud.cluster.agent_launcher import agent_folder, ensure_agent, living_agent
 from jupyter_llmcloud.cluster.tunnel.bridge import Bridges, is_here
-from jupyter_llmcloud.cluster.tunnel.relay import TUNNEL, Ways, answer_tunnel
+from jupyter_llmcloud.cluster.tunnel.relay import TUNNEL, SocketRoutes, answer_tunnel
 from jupyter_llmcloud.core.scheduling.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, WorldError
 from jupyter_llmcloud.protocol.agent_messages import (
@@ -65,7 +65,7 @@ class AgentPlugin(WorkerPlugin):
         """Called by Dask when the worker starts."""
         self._folder = agent_folder(self.cluster_id, worker.name)
         args = worker.security.get_connection_args("worker")
-        self._bridges = Bridges(self._folder, Ways(lambda: str(worker.scheduler.address), lambda: args))
+        self._bridges = Bridges(self._folder, SocketRoutes(lambda: str(worker.scheduler.address), lambda: args))
 
         async def describe() -> dict[str, Any]:
             return await self.describe(worker)
@@ -126,14 +126,14 @@ class AgentPlugin(WorkerPlugin):
     def _make_responder(self, worker: Worker) -> Responder:
         """What the agent may ask about the others that its worker's scheduler knows."""
 
-        async def find_room(asked: FindCapacity) -> Placement:
+        async def find_capacity(asked: FindCapacity) -> Placement:
             return await self._place(asked.num_ranks, await _all_agents(worker))
 
         async def find_standby(_: FindStandby) -> StandbyFound:
             return await self._another(await _all_agents(worker))
 
         responder = Responder(f"the Dask worker {worker.name}")
-        responder.on(FindCapacity, find_room)
+        responder.on(FindCapacity, find_capacity)
         responder.on(FindStandby, find_standby)
         return responder
 

@@ -18,7 +18,7 @@ from jupyter_llmcloud.core.options import Option, Syntax, integer
 from jupyter_llmcloud.errors import UsageError
 
 
-class Door(enum.Flag):
+class Interface(enum.Flag):
     """Where something is started from."""
 
     NOTEBOOK = enum.auto()  # the magic and its Python twin
@@ -28,7 +28,7 @@ class Door(enum.Flag):
 
 
 @dataclass(frozen=True)
-class Kind:
+class OptionType:
     """A kind of value: what stands for it in the help, and how it is read."""
 
     metavar: str = ""
@@ -38,29 +38,29 @@ class Kind:
     is_command_line: bool = False  # as in Option
 
 
-SWITCH = Kind()
-TEXT = Kind("TEXT")
-NAME = Kind("NAME", lambda text: check_name(text, "--name"))
-COUNT = Kind("N", integer(1))
-COUNT_OR_NONE = Kind("N", integer(0))
-TIMES = Kind("K", integer(0))
-DURATION = Kind("TIME", parse_duration)
-ARGUMENTS = Kind('"ARGS"', parse_arguments, is_command_line=True)
-VARIABLES = Kind("a,b", parse_variables, names="variables of ranks")
-OWN_VARIABLES = Kind("a,b", parse_variables, names="variables")
-CLUSTER = Kind("NAME", NAME.parse, names="clusters")
-RUN_NAME = Kind("RUN", names="runs")
+SWITCH = OptionType()
+TEXT = OptionType("TEXT")
+NAME = OptionType("NAME", lambda text: check_name(text, "--name"))
+COUNT = OptionType("N", integer(1))
+COUNT_OR_NONE = OptionType("N", integer(0))
+TIMES = OptionType("K", integer(0))
+DURATION = OptionType("TIME", parse_duration)
+ARGUMENTS = OptionType('"ARGS"', parse_arguments, is_command_line=True)
+VARIABLES = OptionType("a,b", parse_variables, names="variables of ranks")
+OWN_VARIABLES = OptionType("a,b", parse_variables, names="variables")
+CLUSTER = OptionType("NAME", NAME.parse, names="clusters")
+RUN_NAME = OptionType("RUN", names="runs")
 CLUSTER_KINDS = ("local", "cuda", "ssh", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "kubernetes")
 
 
 def option(
-    kind: Kind,
+    kind: OptionType,
     help: str,
     default: Any = None,
     *,
     short: str = "",
     metavar: str = "",
-    doors: Door = Door.ANY,
+    interfaces: Interface = Interface.ANY,
     resumes: bool = False,
 ) -> Any:
     """A field of a spec that is an option: its long flag is the field's name.
@@ -71,10 +71,17 @@ def option(
         default: when it is left out.
         short: a flag of one letter.
         metavar: in place of the kind's own.
-        doors: where there is this option.
+        interfaces: where there is this option.
         resumes: whether a run that resumes an earlier one has it from there, unless it says otherwise.
     """
-    about = {"kind": kind, "help": help, "short": short, "metavar": metavar, "doors": doors, "resumes": resumes}
+    about = {
+        "kind": kind,
+        "help": help,
+        "short": short,
+        "metavar": metavar,
+        "interfaces": interfaces,
+        "resumes": resumes,
+    }
     return field(default=default, metadata=about)
 
 
@@ -84,14 +91,14 @@ class Spec:
 
     @classmethod
     @cache
-    def options(cls, door: Door = Door.ANY) -> tuple[Option, ...]:
-        """Those that there are at a door, in order."""
-        return tuple(_as_option(item) for item in fields(cls) if item.metadata["doors"] & door)
+    def options(cls, interface: Interface = Interface.ANY) -> tuple[Option, ...]:
+        """Those that there are at a interface, in order."""
+        return tuple(_as_option(item) for item in fields(cls) if item.metadata["interfaces"] & interface)
 
     @classmethod
-    def make(cls, given: Mapping[str, Any], door: Door = Door.ANY) -> Self:
+    def make(cls, given: Mapping[str, Any], interface: Interface = Interface.ANY) -> Self:
         """Checked values by name; None stands for what is left out. Raises UsageError that names the option."""
-        known = {option.name: option for option in cls.options(door)}
+        known = {option.name: option for option in cls.options(interface)}
         if unknown := [name for name in given if name not in known]:
             raise UsageError(f"there is no option {unknown[0]!r} here. Allowed: {', '.join(known)}.")
         return cls(**{name: known[name].check(value) for name, value in given.items() if value is not None})
@@ -110,7 +117,7 @@ class Spec:
 
 def _as_option(item: Any) -> Option:
     about = item.metadata
-    kind: Kind = about["kind"]
+    kind: OptionType = about["kind"]
     long = "--" + item.name.replace("_", "-")
     return Option(
         (about["short"], long) if about["short"] else (long,),
@@ -141,26 +148,30 @@ class RunSpec(Spec):
         COUNT, "Number of ranks, when it starts the world; else one per GPU, two on a CPU.", short="-n"
     )
     ranks: str | None = option(
-        TEXT, "Run on these ranks only, for example 0,2-3.", metavar="RANKS", doors=Door.NOTEBOOK
+        TEXT, "Run on these ranks only, for example 0,2-3.", metavar="RANKS", interfaces=Interface.NOTEBOOK
     )
-    cluster: str | None = option(CLUSTER, "The cluster to run on (default: the newest).", doors=Door.SHELL | Door.REST)
+    cluster: str | None = option(
+        CLUSTER, "The cluster to run on (default: the newest).", interfaces=Interface.SHELL | Interface.REST
+    )
     name: str | None = option(NAME, "Name of the run, by which it is shown, served and compared.")
-    push: list[str] | None = option(OWN_VARIABLES, "Variables to copy to every rank first.", doors=Door.NOTEBOOK)
+    push: list[str] | None = option(
+        OWN_VARIABLES, "Variables to copy to every rank first.", interfaces=Interface.NOTEBOOK
+    )
     pull: list[str] | None = option(
         VARIABLES,
         "Variables to bring back from the first rank afterwards.",
         metavar="x,y",
-        doors=Door.NOTEBOOK,
+        interfaces=Interface.NOTEBOOK,
     )
     background: bool = option(
         SWITCH,
         "Return at once; the run goes on by itself.",
         False,
         short="-b",
-        doors=Door.NOTEBOOK | Door.SHELL,
+        interfaces=Interface.NOTEBOOK | Interface.SHELL,
     )
     precision: str | None = option(
-        Kind(values=("no", "bf16", "fp16", "fp8")), "Mixed precision of Accelerate.", resumes=True
+        OptionType(values=("no", "bf16", "fp16", "fp8")), "Mixed precision of Accelerate.", resumes=True
     )
     save: list[str] | None = option(
         VARIABLES,
@@ -169,18 +180,21 @@ class RunSpec(Spec):
         resumes=True,
     )
     no_replay: bool = option(
-        SWITCH, "Do not run this cell again on a rank that replaces a lost one.", False, doors=Door.NOTEBOOK
+        SWITCH, "Do not run this cell again on a rank that replaces a lost one.", False, interfaces=Interface.NOTEBOOK
     )
     fresh: bool = option(
         SWITCH,
         "Run the cell as a whole script in a new process would be: without the variables, the environment, the own "
         "modules and the settings of other cells, which are back afterwards.",
         False,
-        doors=Door.NOTEBOOK,
+        interfaces=Interface.NOTEBOOK,
         resumes=True,
     )
     args: str | None = option(
-        ARGUMENTS, 'What the cell finds in sys.argv[1:]: --args "--lr 3e-4".', doors=Door.NOTEBOOK, resumes=True
+        ARGUMENTS,
+        'What the cell finds in sys.argv[1:]: --args "--lr 3e-4".',
+        interfaces=Interface.NOTEBOOK,
+        resumes=True,
     )
     timeout: float | None = option(DURATION, "Stop the run after this time: 90s, 30m, 2h.")
     hang_after: float = option(
@@ -196,7 +210,7 @@ class RunSpec(Spec):
         resumes=True,
     )
     keep_checkpoints: int = option(
-        Kind("K", integer(1)), "Keep the last K checkpoints (2), besides the best by metric.", 2, resumes=True
+        OptionType("K", integer(1)), "Keep the last K checkpoints (2), besides the best by metric.", 2, resumes=True
     )
     max_restarts: int = option(
         TIMES,
@@ -224,17 +238,17 @@ def inherited(earlier: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(spec: type[Spec]) -> str:
     """Every option as a table in Markdown: how it is written, where it is there, what it does."""
-    doors = ((Door.NOTEBOOK, "notebook"), (Door.SHELL, "terminal"), (Door.REST, "REST"))
+    interfaces = ((Interface.NOTEBOOK, "notebook"), (Interface.SHELL, "terminal"), (Interface.REST, "REST"))
     lines = ["| option | where | does |", "|---|---|---|"]
     for option in spec.options():
         value = option.metavar or "\\|".join(option.values)
         flags = ", ".join(f"`{flag}`" for flag in option.flags) + (f" {value}" if value else "")
-        at = [word for door, word in doors if option in spec.options(door)]
-        lines.append(f"| {flags} | {'everywhere' if len(at) == len(doors) else ', '.join(at)} | {option.help} |")
+        at = [word for interface, word in interfaces if option in spec.options(interface)]
+        lines.append(f"| {flags} | {'everywhere' if len(at) == len(interfaces) else ', '.join(at)} | {option.help} |")
     return "\n".join(lines)
 
 
-def as_words(spec: type[Spec], values: Mapping[str, Any]) -> list[str]:
+def as_arguments(spec: type[Spec], values: Mapping[str, Any]) -> list[str]:
     """Values as they would be typed: ["--name", "long", "--background"]."""
     words: list[str] = []
     for option in spec.options():
@@ -270,9 +284,9 @@ class EndpointSpec(Spec):
     """How a model is served."""
 
     name: str | None = option(NAME, "Name of the endpoint (default: the run's or the folder's).")
-    replicas: int = option(Kind("K", integer(1)), "How many processes serve it.", 1)
+    replicas: int = option(OptionType("K", integer(1)), "How many processes serve it.", 1)
     dtype: str = option(
-        Kind(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
+        OptionType(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
     )
     max_model_len: int | None = option(
         COUNT, "Tokens of prompt and answer together, at most (default: as many as the model was made for)."
@@ -284,20 +298,22 @@ class EndpointSpec(Spec):
     base_model: str | None = option(
         TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
     )
-    cluster: str | None = option(CLUSTER, "Cluster to serve on (default: the newest).", doors=Door.NOTEBOOK | Door.REST)
+    cluster: str | None = option(
+        CLUSTER, "Cluster to serve on (default: the newest).", interfaces=Interface.NOTEBOOK | Interface.REST
+    )
 
 
 DISTRIBUTE = Syntax(
     "%%distribute",
-    RunSpec.options(Door.NOTEBOOK),
+    RunSpec.options(Interface.NOTEBOOK),
     help="Run the cell on every rank of the world as if it ran in the notebook.",
 )
 RUN = Syntax(
-    "jupyter llmcloud run", RunSpec.options(Door.SHELL), "FILE.py", "Run a script on the ranks of a new world."
+    "jupyter llmcloud run", RunSpec.options(Interface.SHELL), "FILE.py", "Run a script on the ranks of a new world."
 )
 SERVE = Syntax(
     "%serve",
-    EndpointSpec.options(Door.NOTEBOOK),
+    EndpointSpec.options(Interface.NOTEBOOK),
     "TARGET",
     "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
     names="runs with a model",

@@ -18,7 +18,7 @@ from aiohttp import ClientConnectionResetError, hdrs, web
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import EngineError
-from jupyter_llmcloud.inference.openai.completion import Answer, Ask, Model
+from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest, ServedModel
 from jupyter_llmcloud.inference.openai.responses import encode, event
 from jupyter_llmcloud.inference.usages import Usages
 
@@ -72,7 +72,7 @@ class Application:
 
     def __init__(self, status: Status, token: str) -> None:
         self.status = status
-        self.model: Model | None = None
+        self.model: ServedModel | None = None
         self._usages = Usages()
         self._rendering = ThreadPoolExecutor(_MAX_RENDERING, thread_name_prefix="chat")
         self._token = token.encode()
@@ -196,7 +196,7 @@ class Application:
         body = await request.read()
         ask = await self._check(model, route, body)
         with self._admitted(ask), self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
-            answer = Answer(model, ask)
+            answer = Completion(model, ask)
             try:
                 if ask.stream:
                     return await self._stream(request, answer)
@@ -210,7 +210,7 @@ class Application:
                 self.status.num_prompt_tokens += answer.usage.num_prompt
                 self.status.num_generated_tokens += answer.usage.num_generated
 
-    async def _check(self, model: Model, route: str, body: bytes) -> Ask:
+    async def _check(self, model: ServedModel, route: str, body: bytes) -> GenerationRequest:
         """The request, checked. What takes a while is done in a thread: streams of others do not feel it."""
         if route == "chat":  # whose template may take as long as it is let
             return await asyncio.get_running_loop().run_in_executor(self._rendering, model.chat, body)
@@ -218,14 +218,14 @@ class Application:
             return await asyncio.to_thread(model.completion, body)
         return model.completion(body)
 
-    def _ready_model(self) -> Model:
+    def _ready_model(self) -> ServedModel:
         if self.model is None or self.status.state != "ready":
             message = f"The replica is {self.status.state}. Try again."
             raise ApiError(503, message, code="not_ready", retry_after_s=_RETRY_AFTER_S)
         return self.model
 
     @contextmanager
-    def _admitted(self, ask: Ask) -> Iterator[None]:
+    def _admitted(self, ask: GenerationRequest) -> Iterator[None]:
         status, wanted = self.status, ask.num_sequences
         if wanted > status.max_sequences:
             message = f"{wanted} sequences in one request: at most {status.max_sequences}. Send several requests."
@@ -243,7 +243,7 @@ class Application:
             status.num_open -= 1
             status.num_sequences -= wanted
 
-    async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, answer: Completion) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
@@ -259,7 +259,7 @@ class Application:
             self.status.num_cancelled += 1
         return response
 
-    async def _send(self, response: web.StreamResponse, answer: Answer) -> None:
+    async def _send(self, response: web.StreamResponse, answer: Completion) -> None:
         try:
             async with aclosing(answer.events()) as events:
                 async for chunk in events:

@@ -19,9 +19,9 @@ from aiohttp import web
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
-from jupyter_llmcloud.inference.core_share import CoreShare
+from jupyter_llmcloud.inference.core_allocation import CoreAllocation
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
-from jupyter_llmcloud.inference.openai.completion import Model
+from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.templates import Templates
 from jupyter_llmcloud.system import unix_sockets
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _LINGER_S = 2.0
 _POLL_S = 0.05
-_SHARE_EVERY_S = 1.0
+_ALLOCATE_EVERY_S = 1.0
 
 
 class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
@@ -88,7 +88,7 @@ class Replica:
         self._spec = spec
         self.status = Status(spec.endpoint, spec.served_name, spec.max_concurrent)
         self._application = Application(self.status, spec.token)
-        self._share = CoreShare(config.runtime_dir() / "replicas", spec.num_threads)
+        self._share = CoreAllocation(config.runtime_dir() / "replicas", spec.num_threads)
         self._stop = asyncio.Event()
         self._abandoned = asyncio.Event()
 
@@ -120,7 +120,7 @@ class Replica:
             return 0
         if error := loading.exception():
             return await self._fail(str(error) if isinstance(error, LLMCloudError) else f"{error!r}")
-        sharing = asyncio.create_task(self._share_cores())
+        sharing = asyncio.create_task(self._allocate_cores())
         await stopping
         sharing.cancel()
         if self.status.state == "failed":
@@ -147,11 +147,11 @@ class Replica:
         self.status.state = "ready"
         log.info("ready: %s", self.status.details)
 
-    async def _share_cores(self) -> None:
+    async def _allocate_cores(self) -> None:
         """Use as many threads as there are, while other replicas of the host come and go."""
         engine = self._application.model.engine if self._application.model is not None else None
         while engine is not None:
-            await asyncio.sleep(_SHARE_EVERY_S)
+            await asyncio.sleep(_ALLOCATE_EVERY_S)
             engine.num_threads = self.status.details["num_threads"] = self._share.num_threads()
 
     def _engine_failed(self) -> None:
@@ -184,7 +184,7 @@ class Replica:
 
 async def open_model(
     spec: ReplicaSpec, on_failure: Callable[[], None] = lambda: None, num_threads: int | None = None
-) -> Model:
+) -> ServedModel:
     """Load the model of `spec` and open its engine; raises `ModelError`. Imports torch and transformers."""
     num_threads = num_threads or spec.threads
     loaded, defaults = await asyncio.to_thread(_load_on_thread, spec, num_threads)
@@ -199,7 +199,7 @@ async def open_model(
         templates.close()
         raise
     engine.on_failure = on_failure
-    return Model(loaded, engine, spec.served_name, defaults, templates)
+    return ServedModel(loaded, engine, spec.served_name, defaults, templates)
 
 
 def _load_on_thread(spec: ReplicaSpec, num_threads: int) -> tuple[LoadedModel, dict[str, float]]:

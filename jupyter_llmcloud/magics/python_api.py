@@ -6,19 +6,23 @@ import inspect
 from typing import Any
 
 from jupyter_llmcloud import errors
-from jupyter_llmcloud.core.spec import Door, EndpointSpec, RunSpec, Spec
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface, RunSpec, Spec
 from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
 from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
 from jupyter_llmcloud.magics.output import shown_paths
+from jupyter_llmcloud.magics.output.panels import ClusterPanel, EndpointPanel, WorldPanel
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.magics.session.null_run import run
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
 __all__ = [
+    "ClusterPanel",
     "Endpoint",
+    "EndpointPanel",
+    "WorldPanel",
     "cluster",
     "distribute",
     "endpoints",
@@ -38,7 +42,7 @@ shown_paths.install()
 def _describe(function: Any, spec: type[Spec]) -> None:
     """Give a function the options of its spec: in its signature, and explained in its docstring."""
     known = inspect.signature(function)
-    options = spec.options(Door.NOTEBOOK)
+    options = spec.options(Interface.NOTEBOOK)
     keyword = inspect.Parameter.KEYWORD_ONLY
     named = [item for item in known.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
     added = [inspect.Parameter(option.name, keyword, default=option.default) for option in options]

@@ -222,6 +222,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
     makes: list[str] | None = None  # variables that it binds; None when its text does not tell
     timeout_s: float = 0.0
+    asked: float = 0.0  # when somebody asked for it, in seconds since the epoch; a cluster was looked for since
     seed: int | None = None
     checkpoint_every: int = 0  # optimizer steps
     keep_checkpoints: int = 2

@@ -168,9 +168,11 @@ class AgentChannel:
 
     @property
     def closed(self) -> bool:
+        """Whether the socket was closed from here."""
         return self._sock.fileno() < 0
 
     def fileno(self) -> int:
+        """The descriptor of the socket, for `select`."""
         return self._sock.fileno()
 
     def close(self) -> None:

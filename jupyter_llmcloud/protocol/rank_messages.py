@@ -35,13 +35,13 @@ class Interrupt(Message, frozen=True, kw_only=True):
     """Raise KeyboardInterrupt in the main thread."""
 
 
-class StepAsked(Message, frozen=True, kw_only=True):
+class StepQuery(Message, frozen=True, kw_only=True):
     """Pause at the next step boundary and say which step you are in; `stops`: the run is about to be stopped."""
 
     stops: bool = True
 
 
-class StepTold(Message, frozen=True, kw_only=True):
+class StepReply(Message, frozen=True, kw_only=True):
     """Steps finished so far."""
 
     step: int
@@ -59,7 +59,7 @@ class SaveAt(Message, frozen=True, kw_only=True):
     step: int
 
 
-class TakenAway(Message, frozen=True, kw_only=True):
+class Preempted(Message, frozen=True, kw_only=True):
     """The place of all of us is being taken away: a SIGTERM is no reason to end yet."""
 
 
@@ -76,13 +76,13 @@ class Exit(Message, frozen=True, kw_only=True):
     """Leave."""
 
 
-class Printed(Message, frozen=True, kw_only=True):
+class LogRecords(Message, frozen=True, kw_only=True):
     """Log records of a rank: {"kind": ..., ...} without seq."""
 
     records: list[dict[str, Any]]
 
 
-class Measured(Message, frozen=True, kw_only=True):
+class MetricRecords(Message, frozen=True, kw_only=True):
     """Metric and progress records of a rank, without seq."""
 
     records: list[dict[str, Any]]
@@ -117,8 +117,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     rss: int = 0
 
 
-class LookAtRank(Message, frozen=True, kw_only=True):
-    """Asked of a following agent: look at a rank's process from outside; answered by RankLooked from that rank.
+class ProbeRank(Message, frozen=True, kw_only=True):
+    """Asked of a following agent: look at a rank's process from outside; answered by RankProbed from that rank.
 
     `dump`: have it write its stacks as well, which works without its interpreter's lock.
     """
@@ -128,7 +128,7 @@ class LookAtRank(Message, frozen=True, kw_only=True):
     dump: bool = False
 
 
-class RankLooked(Message, frozen=True, kw_only=True):
+class RankProbed(Message, frozen=True, kw_only=True):
     """A rank's process as its agent sees it: state as in /proc ("" when gone), processor seconds, stacks."""
 
     state: str = ""
@@ -182,19 +182,19 @@ class CheckpointPart(Message, frozen=True, kw_only=True):
     resumable: bool = True
 
 
-class LiveUntil(Message, frozen=True, kw_only=True):
+class LeaseUntil(Message, frozen=True, kw_only=True):
     """This rank ends at this time of its host's monotonic clock, unless it is told a later one; None: it does not."""
 
     until: float | None
 
 
-class Followed(Reply, frozen=True, kw_only=True):
+class FollowAccepted(Reply, frozen=True, kw_only=True):
     """The link is taken up; `received` as in core.link.Stamp."""
 
     received: int
 
 
-class Follow(Request[Followed], frozen=True, kw_only=True):
+class Follow(Request[FollowAccepted], frozen=True, kw_only=True):
     """Asked of an agent by a leader, the first time or on another connection: speak with me by a core.link.Link.
 
     Refused as NotFound when the link has ended there and its ranks with it. `direct`: the leader is
@@ -207,7 +207,7 @@ class Follow(Request[Followed], frozen=True, kw_only=True):
     direct: bool = False
 
 
-class Said(Message, frozen=True, kw_only=True):
+class LinkMessage(Message, frozen=True, kw_only=True):
     """A word of a link (payload: the inner frame, or nothing) with the fields of its core.link.Stamp."""
 
     number: int

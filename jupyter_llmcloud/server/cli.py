@@ -17,7 +17,7 @@ from urllib.parse import quote
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import FollowedRun
 from jupyter_llmcloud.core.names import parse_duration
-from jupyter_llmcloud.core.spec import Door, EndpointSpec
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
 
@@ -101,7 +101,7 @@ def _add_serve(nouns: Any) -> None:
     command = nouns.add_parser("serve", help="serve a run or a model folder until Ctrl-C")
     command.add_argument("target", metavar="PATH", help="a folder in the Hugging Face layout, or a run")
     command.add_argument("--port", type=int, default=0, help="default: any free one")
-    add_options(command, EndpointSpec.options(Door.SHELL))
+    add_options(command, EndpointSpec.options(Interface.SHELL))
     command.set_defaults(run=_serve, noun="serve")
 
 
@@ -155,7 +155,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     skip_slow_imports()
     from jupyter_llmcloud.server.headless.foreground import serve
 
-    spec = EndpointSpec.make(read_options(arguments, EndpointSpec.options(Door.SHELL)))
+    spec = EndpointSpec.make(read_options(arguments, EndpointSpec.options(Interface.SHELL)))
     return serve(arguments.target, spec, arguments.port)
 
 

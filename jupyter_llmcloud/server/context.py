@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import psutil
@@ -56,16 +57,24 @@ class ServerContext:
             root_dir,
             log,
         )
-        self.series = SeriesWindows()
         self.requests = OpenRequests(self.state, log)
-        resources = Resources(self.clusters)
-        self.events = EventService(self.server_id, self.runs, self.run_states, resources)
-        Topics(self.clusters, resources, self.endpoints, self.state).add_to(
-            self.events, self.runs, self.run_states, log
-        )
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
         self._closed = False
+
+    @cached_property
+    def events(self) -> EventService:
+        """What changes, for those who follow it."""
+        resources = Resources(self.clusters)
+        events = EventService(self.server_id, self.runs, self.run_states, resources)
+        topics = Topics(self.clusters, resources, self.endpoints, self.state)
+        topics.add_to(events, self.runs, self.run_states)
+        return events
+
+    @cached_property
+    def series(self) -> SeriesWindows:
+        """Metrics of runs that are looked at from near."""
+        return SeriesWindows()
 
     async def started(self) -> None:
         """Wait until the endpoints that this server inherits are known again."""

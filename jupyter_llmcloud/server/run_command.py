@@ -15,7 +15,7 @@ from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import FollowedRun
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.options import Option
-from jupyter_llmcloud.core.spec import RUN, Door, RunSpec
+from jupyter_llmcloud.core.spec import RUN, Interface, RunSpec
 from jupyter_llmcloud.errors import ConnectionLost, UsageError
 
 DESCRIPTION = """\
@@ -61,7 +61,7 @@ def read_options(arguments: argparse.Namespace, options: tuple[Option, ...]) -> 
 
 def _run(arguments: argparse.Namespace) -> int:
     given = read_options(arguments, RUN.options)
-    spec = RunSpec.make(given, Door.SHELL)
+    spec = RunSpec.make(given, Interface.SHELL)
     source, script = _program(arguments, spec)
     given.setdefault("name", _name(script["file"]))
     asked = {name: value for name, value in given.items() if name != "background"}

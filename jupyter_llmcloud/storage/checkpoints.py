@@ -39,7 +39,7 @@ class Checkpoint:
 
 
 class CorruptCheckpoint(Exception):
-    """What is wrong with a folder, in words."""
+    """What is wrong with a folder."""
 
 
 def seal(path: Path) -> dict[str, Any]:
@@ -83,15 +83,15 @@ class CheckpointFolder:
 
         With `resumable` only those count from which a run can go on.
         """
-        words: list[str] = []
+        skipped: list[str] = []
         for path in self._committed():
             try:
                 found = verify(path)
                 if found.manifest.get("resumable", True) or not resumable:
-                    return found, words
+                    return found, skipped
             except CorruptCheckpoint as error:
-                words.append(f"{path.name} was skipped: {error}")
-        return None, words
+                skipped.append(f"{path.name} was skipped: {error}")
+        return None, skipped
 
     def retain(self, keep: int) -> list[int]:
         """Delete all but the last `keep` and the best by metric; returns the steps that were deleted."""

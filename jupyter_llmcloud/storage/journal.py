@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 Record = dict[str, Any]
+_decode = msgspec.json.Decoder().decode  # a fifth of the time that json takes
 
 
 class JournalWriter:
@@ -122,8 +125,11 @@ def read_all(path: Path, max_bytes: int = 1 << 22) -> Iterator[Record]:
 def _parse(data: bytes) -> Iterator[Record]:
     for line in data.splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a torn line in the middle: its writer was killed and another took over
+            record = _decode(line)
+        except ValueError:  # NaN, Infinity, half characters: for json they are none
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # a torn line in the middle: its writer was killed and another took over
         if isinstance(record, dict):
             yield record

@@ -23,7 +23,7 @@ _MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
-class Claim:
+class TermClaim:
     """A term and who leads in it: an agent's socket and host; no agent when the run was ended for one that had gone."""
 
     term: int
@@ -42,7 +42,7 @@ class Leadership:
         self._terms = run / "terms"
         self._spec = run / "restart.bin"
 
-    def claim(self, claim: Claim) -> bool:
+    def claim(self, claim: TermClaim) -> bool:
         """Lead from now on; False when somebody else leads in this term. Raises OSError when nobody can tell."""
         self._terms.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = {"agent": claim.agent, "host": claim.host, "t": round(time.time(), 3)}
@@ -63,7 +63,7 @@ class Leadership:
     def _path(self, term: int) -> Path:
         return self._terms / f"{term:04d}.json"
 
-    def newest(self) -> Claim | None:
+    def newest(self) -> TermClaim | None:
         """The newest term; None when the run has none, since it has no restarts."""
         try:
             terms = sorted(self._terms.glob("*.json"))
@@ -71,11 +71,11 @@ class Leadership:
                 return None
             term = int(terms[-1].stem)
             about = json.loads(terms[-1].read_text())
-            return Claim(term, about["agent"], about["host"])
+            return TermClaim(term, about["agent"], about["host"])
         except (OSError, KeyError):
             return None
         except ValueError:  # whoever made it was killed before it had written
-            return Claim(term)
+            return TermClaim(term)
 
     @property
     def can_be_taken(self) -> bool:

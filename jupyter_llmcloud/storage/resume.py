@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_llmcloud.core.spec import RunSpec, as_words, inherited
+from jupyter_llmcloud.core.spec import RunSpec, as_arguments, inherited
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.checkpoints import Checkpoint, CheckpointFolder
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
@@ -18,13 +18,13 @@ class Resumption:
 
     Attributes:
         spec: what was asked for, completed by what the earlier run had.
-        words: what a user is told of it.
+        notes: what a user is told of it.
     """
 
     earlier: RunFolder
     checkpoint: Checkpoint
     spec: RunSpec
-    words: list[str]
+    notes: list[str]
 
 
 def resume(store: RunStore, run: str, given: Mapping[str, Any]) -> Resumption:
@@ -35,13 +35,13 @@ def resume(store: RunStore, run: str, given: Mapping[str, Any]) -> Resumption:
     folder = store.find(run)
     found, skipped = CheckpointFolder(folder.path / "checkpoints").newest(resumable=True)
     if found is None:
-        words = f" ({'; '.join(skipped)})" if skipped else ""
+        reasons = f" ({'; '.join(skipped)})" if skipped else ""
         raise UsageError(
-            f"--resume {run}: {folder.run_id} has left no complete checkpoint{words}. "
+            f"--resume {run}: {folder.run_id} has left no complete checkpoint{reasons}. "
             "Leave --resume out; with --checkpoint-every N a run saves them."
         )
     kept = {name: value for name, value in inherited(folder.read().spec).items() if given.get(name) is None}
-    again = f", with {' '.join(as_words(RunSpec, kept))} as before" if kept else ""
+    again = f", with {' '.join(as_arguments(RunSpec, kept))} as before" if kept else ""
     said = [f"Resuming from step {found.step} of {folder.run_id}{again}.", *skipped]
     asked = {name: value for name, value in given.items() if value is not None}
     return Resumption(folder, found, RunSpec.make({**kept, **asked}), said)

@@ -66,6 +66,7 @@ class RunRecord:
     artifacts: dict[str, str] = field(default_factory=dict)
     not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)  # {metric: {"count", "first", "since"}}
     num_restarts: int = 0
+    versions: dict[str, str] = field(default_factory=dict)  # of Python and of libraries, as the leading agent has them
 
     def __repr__(self) -> str:
         took = f" after {self.ended - self.created:.1f} s" if self.ended else ""
@@ -73,6 +74,7 @@ class RunRecord:
 
     @property
     def is_active(self) -> bool:
+        """Whether the run has not ended."""
         return self.state in ACTIVE_STATES
 
     @property
@@ -98,6 +100,7 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
+        """The id, which is the name of the folder."""
         return self.path.name
 
     @property
@@ -107,12 +110,15 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
+        """Where `--save` writes a model."""
         return self.path / "model"
 
     def metrics(self, rank: int) -> Path:
+        """The journal of metrics of a rank."""
         return self.path / "metrics" / f"rank-{rank:04d}.jsonl"
 
     def logs(self, rank: int) -> Path:
+        """The journal of output of a rank."""
         return self.path / "logs" / f"rank-{rank:04d}.jsonl"
 
     def create(self, record: RunRecord, source: str) -> None:
@@ -151,7 +157,7 @@ class RunFolder:
         finally:
             os.close(fd)
 
-    def check_room(self) -> None:
+    def check_free_space(self) -> None:
         """Raises WorldError when no record can be written where this folder will be."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -182,6 +188,7 @@ class RunFolder:
             return None
 
     def source(self) -> str:
+        """The source of the cell or script, as typed. Raises OSError."""
         return (self.path / "cell.py").read_text(encoding="utf-8")
 
     def records(self, kind: str) -> Iterator[tuple[int, Record]]:
@@ -200,6 +207,7 @@ class RunStore:
         self.path = (root or config.root()) / "runs"
 
     def folder(self, run_id: str) -> RunFolder:
+        """The folder of a run, whether it exists or not. Raises UsageError for what is no name of a run."""
         if not NAME_PATTERN.fullmatch(run_id):
             raise UsageError(f"{run_id!r} is not the name of a run.")
         return RunFolder(self.path / run_id)
@@ -243,4 +251,4 @@ def _as_json(record: RunRecord) -> bytes:
 def _in_short(record: RunRecord) -> RunRecord:
     """Without what may be long."""
     first = [{**error, "evalue": error["evalue"][:300], "traceback": [], "locals": {}} for error in record.errors[:1]]
-    return replace(record, errors=first, history=record.history[-3:], spec={}, script={})
+    return replace(record, errors=first, history=record.history[-3:], spec={}, script={}, versions={})

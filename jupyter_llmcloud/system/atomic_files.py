@@ -79,7 +79,7 @@ def publish_folder(staging: Path, path: Path, *, durable: bool = True) -> None:
     """
     if durable:
         sync_folder(staging)
-    before = _set_aside(path) if path.exists() else None
+    before = _move_away(path) if path.exists() else None
     os.rename(staging, path)
     if durable:
         sync_folder(path.parent)
@@ -89,10 +89,10 @@ def publish_folder(staging: Path, path: Path, *, durable: bool = True) -> None:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder; it is never seen half deleted under its name. Raises OSError when it cannot be renamed."""
-    shutil.rmtree(_set_aside(path), ignore_errors=True)
+    shutil.rmtree(_move_away(path), ignore_errors=True)
 
 
-def _set_aside(path: Path) -> Path:
+def _move_away(path: Path) -> Path:
     gone = path.with_name(f".{path.name}.{time.time_ns()}.gone")
     os.rename(path, gone)
     return gone

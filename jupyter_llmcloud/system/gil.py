@@ -6,9 +6,11 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-TURN_S = 0.0005
+T = TypeVar("T")
+SWITCH_INTERVAL_S = 0.0005
 WORK_S = 0.002
 REST_S = 0.001
 MAX_REST_S = 0.02
@@ -40,11 +42,11 @@ class Pace:
 
 _turns = threading.Lock()
 _num_short = 0
-_turn_s = 0.0
+_ordinary_interval_s = 0.0
 
 
 @contextlib.contextmanager
-def short_turns() -> Iterator[None]:
+def short_switch_intervals() -> Iterator[None]:
     """Beside the main thread: what cannot rest, such as an import, gives way sooner than after 5 ms."""
     if threading.current_thread() is threading.main_thread():
         yield
@@ -56,10 +58,16 @@ def short_turns() -> Iterator[None]:
         _count_short(-1)
 
 
+def with_short_intervals(work: Callable[..., T], *given: Any) -> T:
+    """Do work that cannot rest, in a thread beside a loop that has others to answer."""
+    with short_switch_intervals():
+        return work(*given)
+
+
 def _count_short(change: int) -> None:
-    global _num_short, _turn_s
+    global _num_short, _ordinary_interval_s
     with _turns:
         if not _num_short:
-            _turn_s = sys.getswitchinterval()
+            _ordinary_interval_s = sys.getswitchinterval()
         _num_short += change
-        sys.setswitchinterval(min(TURN_S, _turn_s) if _num_short else _turn_s)
+        sys.setswitchinterval(min(SWITCH_INTERVAL_S, _ordinary_interval_s) if _num_short else _ordinary_interval_s)

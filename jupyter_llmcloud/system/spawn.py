@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-MAX_LAST_WORDS = 2000  # bytes
+MAX_TAIL_BYTES = 2000  # bytes
 _started: list[subprocess.Popen[bytes]] = []  # forgetting one that lives would warn
 
 
@@ -55,11 +55,11 @@ def open_log(path: Path, *, fresh: bool = False) -> Iterator[int]:
         os.close(fd)
 
 
-def last_words(log: Path) -> str:
+def log_tail(log: Path) -> str:
     """The end of a log, "" when there is none."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_LAST_WORDS))
-            return file.read(MAX_LAST_WORDS).decode(errors="replace").strip()
+            file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_TAIL_BYTES))
+            return file.read(MAX_TAIL_BYTES).decode(errors="replace").strip()
     except OSError:
         return ""

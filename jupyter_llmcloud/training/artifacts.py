@@ -20,7 +20,7 @@ from jupyter_llmcloud.system.atomic_files import publish_folder
 from jupyter_llmcloud.training import saved_model
 from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.parallel.agreement import (
-    Description,
+    SavedModel,
     agree,
     describe,
     gathered,
@@ -62,13 +62,13 @@ def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[
     return {"model": folder.name}
 
 
-def _describe(name: str, namespace: dict[str, Any], ranks: list[int], rank: int) -> Description:
+def _describe(name: str, namespace: dict[str, Any], ranks: list[int], rank: int) -> SavedModel:
     if name not in namespace:
-        return Description(f"--save {name}: the cell left no variable {name!r} on rank {rank}")
+        return SavedModel(f"--save {name}: the cell left no variable {name!r} on rank {rank}")
     value = namespace[name]
     can_be_saved = isinstance(value, torch.nn.Module) or hasattr(value, "save_pretrained") or _is_raw_tokenizer(value)
     if not can_be_saved:
-        return Description(
+        return SavedModel(
             f"--save {name}: cannot save a {type(value).__name__}. Name a model (torch.nn.Module), a tokenizer, "
             "or anything with save_pretrained()."
         )

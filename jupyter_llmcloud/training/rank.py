@@ -34,15 +34,15 @@ from jupyter_llmcloud.protocol.rank_messages import (
     Interrupt,
     Join,
     Joined,
+    LeaseUntil,
     ListRankVariables,
-    LiveUntil,
+    Preempted,
     RankVariables,
     Release,
     SaveAt,
-    StepAsked,
-    StepTold,
+    StepQuery,
+    StepReply,
     StopAt,
-    TakenAway,
 )
 from jupyter_llmcloud.protocol.rpc import Done, Reply, Request, not_answered, refusal
 from jupyter_llmcloud.system import patching
@@ -56,9 +56,9 @@ from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import launchers, lightning, metrics, spawned_workers
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
-from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.parallel import plans
-from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, namespace, no_stdin
@@ -113,13 +113,13 @@ class Rank:
         self._control_socket = ControlSocket(sock, request.until)
         self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.executing = False
-        self.outlet = Outlet(sock, ring)
+        self.sender = OutputSender(sock, ring)
         self.steps = Steps()
         self.group = WorldGroup(request.store, request.rank, request.world_size, request.backend, _device(request))
-        self.watchdog = Watchdog(self.outlet, lambda: self.steps.count, self._cell_number)
-        self.checkpoints = Checkpoints(self.outlet, self.steps, lambda: self.group.store, self.group.rank)
-        self.hooks = Hooks(self.checkpoints.place)
-        self.run = Run(self.outlet, self.group.rank, self.group.world_size, self.checkpoints)
+        self.watchdog = Watchdog(self.sender, lambda: self.steps.count, self._cell_number)
+        self.checkpoints = Checkpointer(self.sender, self.steps, lambda: self.group.store, self.group.rank)
+        self.hooks = Hooks(self.checkpoints.cursor)
+        self.run = Run(self.sender, self.group.rank, self.group.world_size, self.checkpoints)
         self.shell: RankShell | None = None
         self._process = ProcessState()
         self._prepare(request)
@@ -144,7 +144,7 @@ class Rank:
         spawned_workers.install()
         no_stdin.install()
         notebook_tqdm.install()
-        warning_capture.install(self.outlet)
+        warning_capture.install(self.sender)
         self._process.install()
 
     # --- the two threads ---
@@ -183,21 +183,21 @@ class Rank:
                 os.kill(os.getpid(), signal.SIGINT)
             case Release():
                 self.group.release(message.generation)
-            case StepAsked():
+            case StepQuery():
                 self.run.should_stop |= message.stops
-                self.outlet.send(StepTold(step=self.steps.ask()))
+                self.sender.send(StepReply(step=self.steps.ask()))
             case StopAt():
                 self.steps.stop_at(message.step)
-            case TakenAway():
+            case Preempted():
                 self._control_socket.outlive_sigterm()
             case SaveAt():
                 self.checkpoints.save_at(message.step)
                 self.steps.stop_at(-1)
-            case LiveUntil():
+            case LeaseUntil():
                 self._control_socket.renew(message.until)
             case Exit():
                 with contextlib.suppress(OSError):
-                    self.outlet.flush()
+                    self.sender.flush()
                 os._exit(0)
             case _:
                 self.requests.put(message)
@@ -237,9 +237,9 @@ class Rank:
         except Exception as error:
             with contextlib.suppress(Exception):  # released while it waited: the next time it needs the store again
                 self.group.move(self.group.address)
-            self.outlet.send(Joined(generation=wanted.generation, error=f"{type(error).__name__}: {error}"))
+            self.sender.send(Joined(generation=wanted.generation, error=f"{type(error).__name__}: {error}"))
         else:
-            self.outlet.send(Joined(generation=wanted.generation))
+            self.sender.send(Joined(generation=wanted.generation))
 
     def _resize(self, world_size: int) -> None:
         self.group.world_size = self.run.world_size = world_size
@@ -250,7 +250,7 @@ class Rank:
         if self.shell is None:
             local_rank = int(os.environ["LOCAL_RANK"])
             self.shell = start_shell(
-                self.outlet,
+                self.sender,
                 {
                     "rank": self.group.rank,
                     "local_rank": local_rank,
@@ -271,7 +271,7 @@ class Rank:
 
     def _reply(self, request: Any, reply: Reply) -> None:
         if request.number:
-            self.outlet.send(replace(reply, reply_to=request.number))
+            self.sender.send(replace(reply, reply_to=request.number))
 
     def _push(self, message: Push) -> Done:
         self._start_shell().user_ns.update(cloudpickle.loads(message.payload))
@@ -319,7 +319,7 @@ class Rank:
             if self.checkpoints.follows:
                 self.hooks.begin(shell.compile.code)
             for notice in [] if self.checkpoints.replaying else patching.take_notices():
-                self.outlet.warning("stderr", notice + "\n")
+                self.sender.warning("stderr", notice + "\n")
             error = shell.run(cell)
             self.checkpoints.end(error)
             self.hooks.end()  # what is pulled and saved is as it was written
@@ -332,7 +332,7 @@ class Rank:
         self.checkpoints.close()
         self.hooks.end()
         self.watchdog.end()
-        self.outlet.send(
+        self.sender.send(
             CellEnded(
                 run_id=cell.run_id,
                 error=self._describe(error, shell) if error is not None else None,

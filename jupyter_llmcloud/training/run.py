@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jupyter_llmcloud.training.output.sender import Outlet, number
+from jupyter_llmcloud.training.output.sender import OutputSender, number
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+    from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 
 
 class Run:
@@ -23,8 +23,8 @@ class Run:
         is_on_all_ranks: whether the cell runs on every rank of its world, not on some as with `--ranks 0`.
     """
 
-    def __init__(self, outlet: Outlet, rank: int, world_size: int, checkpoints: Checkpoints) -> None:
-        self._outlet = outlet
+    def __init__(self, sender: OutputSender, rank: int, world_size: int, checkpoints: Checkpointer) -> None:
+        self._sender = sender
         self.rank = rank
         self.world_size = world_size
         self.id = ""
@@ -51,13 +51,13 @@ class Run:
                 values = _numbers(values)
                 break
         if values:
-            self._outlet.measure("values", step, values)
+            self._sender.measure("values", step, values)
             if self.checkpoints.follows:
                 self.checkpoints.note_metrics(values)
 
     def progress(self, step: float, total: float | None = None, desc: str = "") -> None:
         """Move the progress bar: `step` of `total` is done."""
-        self._outlet.measure("progress", step, total, desc)
+        self._sender.measure("progress", step, total, desc)
 
     @property
     def resumed_step(self) -> int:
@@ -69,7 +69,7 @@ class Run:
         return self.checkpoints.count_steps(total)
 
     def checkpoint(self, *, metric: Any = None, mode: Literal["min", "max"] = "min", **objects: Any) -> None:
-        """Save a checkpoint at the end of this turn of the training loop (`--checkpoint-every` does so by itself).
+        """Save a checkpoint at the end of this iteration of the training loop (`--checkpoint-every` does so by itself).
 
         What an Accelerator has prepared, and what an optimizer trains, is saved anyway. Hand over by name what else
         belongs to it: `run.checkpoint(ema=ema, metric=loss)`, anything with state_dict(). The checkpoint with the

@@ -6,7 +6,7 @@ ranks as cores whatever else computes takes its time from a rank. So each rank o
 the CPU that each of its threads has used after the warm-up (/proc/<pid>/task/*/schedstat, in nanoseconds), and rank 0
 that of all processes which were started for this contender:
 
-- the side threads of a rank (control, outlet, watchdog: named llmcloud-*) and the node agents, which hold the hang
+- the side threads of a rank (control, sender, watchdog: named llmcloud-*) and the node agents, which hold the hang
   watch and write the journals, are supervision, as a share of the time that the ranks trained;
 - what supervision does in the main thread itself (run.log, print, the hooks of a step) is a fraction of a millisecond,
   lost in a step of 160: so the ranks also run the loop round a model that is next to nothing. What its steps take more

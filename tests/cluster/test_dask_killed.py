@@ -152,11 +152,11 @@ def steps(name: str, rank: int = 0) -> list[int]:
     return [record["step"] for number, record in RunStore().folder(name).records("metrics") if number == rank]
 
 
-def goes_on(name: str) -> None:
+def goes_on(name: str, num_steps: int = 10) -> None:
     """Its ranks take more steps from now on."""
     until(RunStore().folder(name).path.is_dir, f"{name} has begun")
     before = len(steps(name))
-    until(lambda: len(steps(name)) > before + 10, f"{name} trains on")
+    until(lambda: len(steps(name)) > before + num_steps, f"{name} trains on")
 
 
 def test_a_run_survives_partitions_a_killed_nanny_and_a_killed_scheduler(
@@ -205,8 +205,7 @@ def _a_cell_shows_everything_although_the_network_is_gone_for_a_while(
         for harm in (Wire.hold, Wire.refuse, Wire.cut):
             for wire in wires:
                 harm(wire)
-            goes_on("cell")
-            time.sleep(1.5)  # the length of the partition
+            goes_on("cell", num_steps=75)  # the partition lasts as long as these steps: at least 1.5 s
             for wire in wires:
                 wire.mend()
             goes_on("cell")

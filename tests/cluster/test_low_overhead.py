@@ -8,7 +8,7 @@ import dask
 from distributed import Client, Scheduler, Worker
 
 from jupyter_llmcloud.cluster.dask_config import DASK_SETTINGS
-from jupyter_llmcloud.cluster.low_overhead import HEARTBEAT_S, LOOK_S, LOOKS, QuietPlugin
+from jupyter_llmcloud.cluster.low_overhead import HEARTBEAT_S, LOOK_S, LOOKS, LowOverheadPlugin
 
 
 def test_workers_report_seldom_and_a_lost_one_is_seen_at_once_all_the_same() -> None:
@@ -22,7 +22,7 @@ async def _report_and_be_lost() -> None:
             Worker(scheduler.address, memory_limit=0) as worker,
             Client(scheduler.address, asynchronous=True, set_as_default=False) as client,
         ):
-            await client.register_plugin(QuietPlugin())
+            await client.register_plugin(LowOverheadPlugin())
             await worker.heartbeat()
             assert worker.periodic_callbacks["heartbeat"].callback_time == 1000 * HEARTBEAT_S
             assert [scheduler.periodic_callbacks[name].callback_time for name in LOOKS] == [1000 * LOOK_S] * len(LOOKS)

@@ -220,7 +220,7 @@ def test_ends_that_close_in_the_middle_of_the_greeting_lead_nowhere_and_no_furth
         async with resets:
             port = resets.sockets[0].getsockname()[1]
             address = f"tls://127.0.0.1:{port}"
-            way = relay.Ways(lambda: address, lambda: security.get_connection_args("client"))
+            way = relay.SocketRoutes(lambda: address, lambda: security.get_connection_args("client"))
             for _ in range(5):
                 with pytest.raises(ConnectionLost, match=r"far.*direct: .*relayed: |far.*relayed: .*direct: "):
                     await way.open(address, "far", "/a/agent.sock")

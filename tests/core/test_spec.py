@@ -1,4 +1,4 @@
-"""Every option is defined once, and every door to a run, a world or an endpoint has those that are its own."""
+"""Every option is defined once, and every interface to a run, a world or an endpoint has those that are its own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jupyter_llmcloud.core.spec import (
     DISTRIBUTE,
     RUN,
     SERVE,
-    Door,
     EndpointSpec,
+    Interface,
     RunSpec,
     Spec,
     WorldSpec,
-    as_words,
+    as_arguments,
     inherited,
     table,
 )
@@ -55,27 +55,27 @@ VALUES: dict[str, tuple[str, Any]] = {
 }
 
 
-def options(spec: type[Spec], door: Door) -> dict[str, Option]:
-    return {option.name: option for option in spec.options(door)}
+def options(spec: type[Spec], interface: Interface) -> dict[str, Option]:
+    return {option.name: option for option in spec.options(interface)}
 
 
-@pytest.mark.parametrize("name", options(RunSpec, Door.NOTEBOOK))
+@pytest.mark.parametrize("name", options(RunSpec, Interface.NOTEBOOK))
 def test_the_magic_takes_completes_and_explains_every_option_of_a_notebook(name: str) -> None:
-    option = options(RunSpec, Door.NOTEBOOK)[name]
+    option = options(RunSpec, Interface.NOTEBOOK)[name]
     text, value = VALUES[name]
     parsed = parse(DISTRIBUTE, split(f"{option.flags[0]} {text}", "%%distribute"))
     assert parsed.given == {name: value}
-    assert getattr(RunSpec.make(parsed.given, Door.NOTEBOOK), name) == value
+    assert getattr(RunSpec.make(parsed.given, Interface.NOTEBOOK), name) == value
     assert option.flags[-1] in complete(DISTRIBUTE, option.flags[-1][:-1])
     assert option.flags[-1] in extension.completions(f"%%distribute {option.flags[-1]}")
     assert option.help in usage(DISTRIBUTE)
 
 
-@pytest.mark.parametrize("name", options(RunSpec, Door.SHELL))
+@pytest.mark.parametrize("name", options(RunSpec, Interface.SHELL))
 def test_the_command_line_takes_and_explains_every_option_of_a_terminal(
     name: str, capsys: pytest.CaptureFixture
 ) -> None:
-    option = options(RunSpec, Door.SHELL)[name]
+    option = options(RunSpec, Interface.SHELL)[name]
     text, value = VALUES[name]
     given = getattr(parser().parse_args(["run", "x.py", option.flags[0], *([text] if text else [])]), name)
     assert (option.read(given, option.flags[-1]) if option.takes_value else given) == value
@@ -85,11 +85,11 @@ def test_the_command_line_takes_and_explains_every_option_of_a_terminal(
     assert option.flags[-1] in shown and option.help in shown
 
 
-def test_a_bad_value_is_refused_alike_at_every_door() -> None:
+def test_a_bad_value_is_refused_alike_at_every_interface() -> None:
     words = "fp7' is not possible. Choose one of no, bf16, fp16, fp8."
-    for door in Door.NOTEBOOK, Door.REST:
+    for interface in Interface.NOTEBOOK, Interface.REST:
         with pytest.raises(UsageError, match=re.escape(words)):
-            RunSpec.make({"precision": "fp7"}, door)
+            RunSpec.make({"precision": "fp7"}, interface)
     with pytest.raises(UsageError, match=re.escape(words)):
         parse(DISTRIBUTE, ["--precision", "fp7"])
 
@@ -97,7 +97,7 @@ def test_a_bad_value_is_refused_alike_at_every_door() -> None:
 @pytest.mark.parametrize(("function", "spec"), [(lc.distribute, RunSpec), (lc.serve, EndpointSpec)])
 def test_the_python_twin_names_and_explains_every_option(function: Any, spec: type[Spec]) -> None:
     known = inspect.signature(function).parameters
-    for option in spec.options(Door.NOTEBOOK):
+    for option in spec.options(Interface.NOTEBOOK):
         assert known[option.name].default == option.default
         assert option.help in function.__doc__
 
@@ -108,10 +108,10 @@ def test_the_readme_has_the_table_of_every_option() -> None:
 
 
 def test_serve_and_world_have_the_options_of_their_specs() -> None:
-    assert SERVE.options == EndpointSpec.options(Door.NOTEBOOK)
+    assert SERVE.options == EndpointSpec.options(Interface.NOTEBOOK)
     assert extension.VERBS["%world"]["start"].options == WorldSpec.options()
     command = parser().parse_args(["serve", "folder", "--replicas", "2", "--dtype", "float16", "--name", "x"])
-    assert all(hasattr(command, option.name) for option in EndpointSpec.options(Door.SHELL))
+    assert all(hasattr(command, option.name) for option in EndpointSpec.options(Interface.SHELL))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_python_or_json_gives_is_checked_by_name(given: dict[str, Any], wor
 
 def test_a_door_has_no_options_of_another() -> None:
     with pytest.raises(UsageError, match="there is no option 'push' here"):
-        RunSpec.make({"push": ["a"]}, Door.REST)
+        RunSpec.make({"push": ["a"]}, Interface.REST)
     assert "push" not in {option.name for option in RUN.options}
 
 
@@ -165,7 +165,7 @@ def test_who_resumes_has_the_options_of_training_but_not_those_of_the_call() -> 
 def test_options_can_be_written_as_they_were_typed() -> None:
     words = "--nproc 2 --name long --background --save model,tokenizer --timeout 90s"
     parsed = parse(DISTRIBUTE, words.split())
-    assert " ".join(as_words(RunSpec, parsed.given)) == words
+    assert " ".join(as_arguments(RunSpec, parsed.given)) == words
 
 
 @pytest.mark.parametrize("spec", [RunSpec, WorldSpec, EndpointSpec])

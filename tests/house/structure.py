@@ -16,32 +16,22 @@ MAX_FILES = 12
 MAX_ATTRIBUTES = 12
 
 _ONE_MACHINE = "one state machine, whose fields change together in one method"
-_REPLAY = "the replay of a cell: its fields are one position that is saved and restored as a whole"
 _DATA = "the part is a value that the parent holds (a record, settings, a format), not a partner with a life of its own"
 
 # Each exception with its reason. A test fails when one is not needed any more.
 EXCEPTIONS: dict[str, str] = {
-    "jupyter_llmcloud.core.output.folding.OutputFolder": _ONE_MACHINE,
-    "jupyter_llmcloud.magics.output.cell_output.Page": _ONE_MACHINE,
+    "jupyter_llmcloud.magics.output.cell_output.CellOutput": _ONE_MACHINE,
     "jupyter_llmcloud.magics.output.run_view.RunView": "the view of one cell: where it is shown, and what it has shown",
-    "jupyter_llmcloud.training.diagnostics.watchdog.Watchdog": _ONE_MACHINE,
-    "jupyter_llmcloud.training.group.process_group.WorldGroup": "a group and what it takes to make the next one",
-    "jupyter_llmcloud.training.resume.cell_state.CellState": _REPLAY,
-    "jupyter_llmcloud.training.resume.checkpointer.Checkpoints": _REPLAY,
-    "jupyter_llmcloud.training.resume.dataloader_tracking.TrackedIterator": _REPLAY,
-    "jupyter_llmcloud.training.resume.loop_tracking.TrackedLoop": _REPLAY,
-    "jupyter_llmcloud.training.resume.replay.ReplayCursor": _REPLAY,
     "Attempt: self._feed.record.artifacts": _DATA,
-    "Answer: self._ask.format": _DATA,
-    "Answer: self._ask.sampling.num_logprobs": _DATA,
-    "Answer: self._model.engine.submit": "a model is its engine, its weights and its tokenizer",
-    "Answer: self._model.loaded.is_encoder_decoder": "a model is its engine, its weights and its tokenizer",
+    "Completion: self._ask.format": _DATA,
+    "Completion: self._ask.sampling.num_logprobs": _DATA,
+    "Completion: self._model.engine.submit": "a model is its engine, its weights and its tokenizer",
+    "Completion: self._model.loaded.is_encoder_decoder": "a model is its engine, its weights and its tokenizer",
+    "RunFollower: self.view": _DATA,
+    "RunWatch: self._follower": "a watch tells what its follower has read of one run, all of it values",
+    "SharedColumns: self._follower": "a watch tells what its follower has read of one run, all of it values",
     "Rank: self.watchdog.collectives.state": _DATA,
-    "CellState: self.place": _REPLAY,
-    "Checkpoints: self.place": _REPLAY,
-    "TrackedLoop: self._place": _REPLAY,
-    "Trainings: self.place": _REPLAY,
-    "OutletDisplayHook: self.shell.compile.cell": "IPython makes the hook and gives it the shell alone",
+    "RankDisplayHook: self.shell.compile.cell": "IPython makes the hook and gives it the shell alone",
     "LiveView: self.state.metrics": _DATA,
     "ViewState: self.metrics.progress.shown": _DATA,
 }
@@ -160,12 +150,12 @@ def reaches() -> dict[str, list[str]]:
 
 
 def _attribute_types(ours: set[str]) -> dict[str, dict[str, str]]:
-    """Class of ours -> its attribute -> the class of ours that this is an instance of."""
+    """Class of ours -> its attribute -> the class of ours that this is an instance of; classes of one name as one."""
     types: dict[str, dict[str, str]] = {}
     for path in modules().values():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
-                types[node.name] = dict(_attribute_types_of(node, ours))
+                types.setdefault(node.name, {}).update(_attribute_types_of(node, ours))
     return types
 
 

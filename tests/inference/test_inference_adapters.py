@@ -15,7 +15,7 @@ from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.base import Generation, Sampling
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
-from jupyter_llmcloud.inference.openai.completion import Answer, Model
+from jupyter_llmcloud.inference.openai.completion import Completion, ServedModel
 from jupyter_llmcloud.storage.model_folder import check_folder
 from tests.support.tiny_models import byte_level_tokenizer, one_thread, save_tiny_llama
 
@@ -166,13 +166,13 @@ def test_a_tokenizer_that_is_written_in_python_is_served(tmp_path: Path) -> None
     loaded = byt5(tmp_path)
 
     async def answer() -> dict[str, Any]:
-        model = Model(loaded, await open_engine(loaded, 2), "byt5")
+        model = ServedModel(loaded, await open_engine(loaded, 2), "byt5")
         try:
             ask = model.completion(
                 b'{"model": "byt5", "prompt": "Gr\xc3\xb6\xc3\x9fe", "max_tokens": 5, "temperature": 0}'
             )
             assert ask.prompts == [[byte + 3 for byte in "Größe".encode()] + [1]]
-            return await Answer(model, ask).whole()
+            return await Completion(model, ask).whole()
         finally:
             await model.close()
 

@@ -14,7 +14,7 @@ from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.engines.base import EngineError, EngineStats, Generation, Sampling, TokenStream
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
-from jupyter_llmcloud.inference.openai.completion import Model
+from jupyter_llmcloud.inference.openai.completion import ServedModel
 from tests.support.tiny_models import CHAT_TEMPLATE, one_thread, save_tiny_llama
 
 TOKEN = "the-bearer"
@@ -76,19 +76,19 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def real(loaded: LoadedModel) -> Iterator[Model]:
+def real(loaded: LoadedModel) -> Iterator[ServedModel]:
     engine = asyncio.run(open_engine(loaded, 8))
-    yield Model(loaded, engine, "tiny")
+    yield ServedModel(loaded, engine, "tiny")
     asyncio.run(engine.close())
 
 
 @pytest.fixture
-def held(loaded: LoadedModel) -> Model:
-    return Model(loaded, HeldEngine(loaded.tokenizer("The for statement")["input_ids"]), "tiny")
+def held(loaded: LoadedModel) -> ServedModel:
+    return ServedModel(loaded, HeldEngine(loaded.tokenizer("The for statement")["input_ids"]), "tiny")
 
 
 def serve(
-    model: Model | None,
+    model: ServedModel | None,
     body: Callable[[Client, Status], Awaitable[None]],
     *,
     max_concurrent: int = 8,
@@ -126,7 +126,7 @@ def said(*texts: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text} for text in texts]
 
 
-def test_a_completion_has_openais_shape_and_the_models_words(real: Model) -> None:
+def test_a_completion_has_openais_shape_and_the_models_words(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         response = await client.post("/v1/completions", **ask(prompt="The for", max_tokens=12))
         reply = await response.json()
@@ -142,11 +142,11 @@ def test_a_completion_has_openais_shape_and_the_models_words(real: Model) -> Non
     serve(real, body)
 
 
-def greedy(model: Model, prompt: str, count: int) -> Generation:
+def greedy(model: ServedModel, prompt: str, count: int) -> Generation:
     return Generation(model.loaded.tokenizer(prompt)["input_ids"], count, Sampling(temperature=0.0))
 
 
-def test_every_form_of_prompt_gives_choices_in_order(real: Model) -> None:
+def test_every_form_of_prompt_gives_choices_in_order(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         texts = ["The for", "A function definition"]
         ids = [real.loaded.tokenizer(text)["input_ids"] for text in texts]
@@ -163,7 +163,7 @@ def test_every_form_of_prompt_gives_choices_in_order(real: Model) -> None:
     serve(real, body)
 
 
-def test_a_chat_stream_has_a_role_first_and_one_finish_reason_per_choice(real: Model) -> None:
+def test_a_chat_stream_has_a_role_first_and_one_finish_reason_per_choice(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         fields = {"messages": said("The for"), "max_tokens": 10, "n": 2}
         whole = await (await client.post("/v1/chat/completions", **ask(**fields))).json()
@@ -185,7 +185,7 @@ def test_a_chat_stream_has_a_role_first_and_one_finish_reason_per_choice(real: M
     serve(real, body)
 
 
-def test_a_completion_stream_without_usage_says_nothing_of_it(real: Model) -> None:
+def test_a_completion_stream_without_usage_says_nothing_of_it(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         whole = await (await client.post("/v1/completions", **ask(prompt="The"))).json()
         response = await client.post("/v1/completions", **ask(prompt="The", stream=True))
@@ -200,7 +200,7 @@ def test_a_completion_stream_without_usage_says_nothing_of_it(real: Model) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_ends_the_answer_before_it(real: Model, stream: bool) -> None:
+def test_a_stop_string_ends_the_answer_before_it(real: ServedModel, stream: bool) -> None:
     async def body(client: Client, status: Status) -> None:
         free = await (await client.post("/v1/completions", **ask(prompt="The for", max_tokens=40))).json()
         text = free["choices"][0]["text"]
@@ -219,7 +219,7 @@ def test_a_stop_string_ends_the_answer_before_it(real: Model, stream: bool) -> N
     serve(real, body)
 
 
-def test_the_chat_template_of_the_model_is_used(real: Model) -> None:
+def test_the_chat_template_of_the_model_is_used(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         templated = "<|system|>Be brief.\n<|user|>The for\n<|assistant|>"
         messages = [{"role": "developer", "content": "Be brief."}, *said("The for")]
@@ -231,7 +231,7 @@ def test_the_chat_template_of_the_model_is_used(real: Model) -> None:
     serve(real, body)
 
 
-def test_logprobs_are_worded_as_each_route_does(real: Model) -> None:
+def test_logprobs_are_worded_as_each_route_does(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         fields = {"logprobs": True, "top_logprobs": 2, "max_tokens": 3}
         chat = await (await client.post("/v1/chat/completions", **ask(messages=said("The"), **fields))).json()
@@ -247,7 +247,7 @@ def test_logprobs_are_worded_as_each_route_does(real: Model) -> None:
     serve(real, body)
 
 
-def test_a_seed_repeats_an_answer_and_tells_choices_apart(real: Model) -> None:
+def test_a_seed_repeats_an_answer_and_tells_choices_apart(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         fields = ask(prompt="The", n=3, seed=11)
         fields["json"]["temperature"] = 1.5
@@ -271,7 +271,7 @@ def test_a_seed_repeats_an_answer_and_tells_choices_apart(real: Model) -> None:
     ],
 )
 def test_what_does_not_fit_the_context_is_a_400_with_both_numbers(
-    real: Model, path: str, fields: dict[str, Any], param: str
+    real: ServedModel, path: str, fields: dict[str, Any], param: str
 ) -> None:
     async def body(client: Client, status: Status) -> None:
         response = await client.post(f"/v1/{path}", **ask(**fields))
@@ -283,7 +283,7 @@ def test_what_does_not_fit_the_context_is_a_400_with_both_numbers(
     serve(real, body)
 
 
-def test_a_chat_answer_may_fill_the_rest_of_the_context(held: Model) -> None:
+def test_a_chat_answer_may_fill_the_rest_of_the_context(held: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         asking = asyncio.create_task(client.post("/v1/chat/completions", **ask(messages=said("x"))))
         engine = held.engine
@@ -301,7 +301,7 @@ def test_a_chat_answer_may_fill_the_rest_of_the_context(held: Model) -> None:
     ("fields", "param"),
     [({"prompt": [1, 999]}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": []}, "prompt")],
 )
-def test_tokens_that_the_model_does_not_know_are_refused(real: Model, fields: dict[str, Any], param: str) -> None:
+def test_tokens_that_the_model_does_not_know_are_refused(real: ServedModel, fields: dict[str, Any], param: str) -> None:
     async def body(client: Client, status: Status) -> None:
         response = await client.post("/v1/completions", **ask(**fields))
         assert (response.status, (await response.json())["error"]["param"]) == (400, param)
@@ -309,7 +309,7 @@ def test_tokens_that_the_model_does_not_know_are_refused(real: Model, fields: di
     serve(real, body)
 
 
-def test_another_models_name_is_a_404(real: Model) -> None:
+def test_another_models_name_is_a_404(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         response = await client.post("/v1/completions", json={"model": "gpt-5", "prompt": "x"})
         assert (response.status, (await response.json())["error"]["code"]) == (404, "model_not_found")
@@ -318,7 +318,7 @@ def test_another_models_name_is_a_404(real: Model) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}])
-def test_everything_but_livez_needs_the_token(real: Model, headers: dict[str, str]) -> None:
+def test_everything_but_livez_needs_the_token(real: ServedModel, headers: dict[str, str]) -> None:
     async def body(client: Client, status: Status) -> None:
         assert (await client.get("/livez")).status == 200
         for path in ("/readyz", "/stats", "/v1/models", "/nowhere"):
@@ -329,7 +329,7 @@ def test_everything_but_livez_needs_the_token(real: Model, headers: dict[str, st
     serve(real, body, headers=headers)
 
 
-def test_wrong_routes_methods_and_sizes_have_the_same_error_shape(real: Model) -> None:
+def test_wrong_routes_methods_and_sizes_have_the_same_error_shape(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         for response, expected in (
             (await client.get("/v1/nowhere"), 404),
@@ -356,7 +356,7 @@ def test_until_the_model_is_loaded_requests_are_asked_to_come_back() -> None:
     serve(None, body)
 
 
-def test_a_full_replica_answers_429_and_recovers(held: Model) -> None:
+def test_a_full_replica_answers_429_and_recovers(held: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         engine = held.engine
         assert isinstance(engine, HeldEngine)
@@ -376,7 +376,7 @@ def test_a_full_replica_answers_429_and_recovers(held: Model) -> None:
 
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_the_engine_and_every_gauge(held: Model, stream: bool, n: int) -> None:
+def test_a_client_that_hangs_up_frees_the_engine_and_every_gauge(held: ServedModel, stream: bool, n: int) -> None:
     async def body(client: Client, status: Status) -> None:
         engine = held.engine
         assert isinstance(engine, HeldEngine)
@@ -396,7 +396,7 @@ def test_a_client_that_hangs_up_frees_the_engine_and_every_gauge(held: Model, st
     serve(held, body)
 
 
-def test_a_stream_whose_engine_fails_ends_with_an_error_event_and_no_done(held: Model) -> None:
+def test_a_stream_whose_engine_fails_ends_with_an_error_event_and_no_done(held: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         engine = held.engine
         assert isinstance(engine, HeldEngine)
@@ -413,7 +413,7 @@ def test_a_stream_whose_engine_fails_ends_with_an_error_event_and_no_done(held: 
     serve(held, body)
 
 
-def test_a_stream_ends_with_an_error_event_whatever_goes_wrong_in_it(held: Model) -> None:
+def test_a_stream_ends_with_an_error_event_whatever_goes_wrong_in_it(held: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         asked = {"model": "tiny", "prompt": "The for", "max_tokens": 8, "stream": True}
         async with client.post("/v1/completions", json=asked) as response:
@@ -429,7 +429,7 @@ def test_a_stream_ends_with_an_error_event_whatever_goes_wrong_in_it(held: Model
     serve(held, body)
 
 
-def test_what_a_request_has_cost_can_be_asked_after_it_ended_also_when_it_was_cut(held: Model) -> None:
+def test_what_a_request_has_cost_can_be_asked_after_it_ended_also_when_it_was_cut(held: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         engine = held.engine
         asked = {"model": "tiny", "prompt": "The for", "max_tokens": 8, "stream": True}
@@ -453,7 +453,7 @@ def test_what_a_request_has_cost_can_be_asked_after_it_ended_also_when_it_was_cu
     serve(held, body)
 
 
-def test_an_engine_that_fails_before_the_first_byte_is_a_503(held: Model) -> None:
+def test_an_engine_that_fails_before_the_first_byte_is_a_503(held: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         engine = held.engine
         assert isinstance(engine, HeldEngine)
@@ -467,7 +467,7 @@ def test_an_engine_that_fails_before_the_first_byte_is_a_503(held: Model) -> Non
     serve(held, body)
 
 
-def test_a_slow_reader_gets_joined_chunks(held: Model) -> None:
+def test_a_slow_reader_gets_joined_chunks(held: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         stream = held.engine.submit(Generation([1], 5))
         engine = held.engine
@@ -479,7 +479,7 @@ def test_a_slow_reader_gets_joined_chunks(held: Model) -> None:
     serve(held, body)
 
 
-def test_stats_count_requests_and_tokens(real: Model) -> None:
+def test_stats_count_requests_and_tokens(real: ServedModel) -> None:
     async def body(client: Client, status: Status) -> None:
         await client.post("/v1/completions", **ask(prompt="The for", max_tokens=5))
         stats = await (await client.get("/stats")).json()

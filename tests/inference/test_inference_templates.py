@@ -15,11 +15,11 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
-from jupyter_llmcloud.inference.openai.completion import Model
+from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt
 from jupyter_llmcloud.inference.openai.requests import decode_chat
 from jupyter_llmcloud.inference.openai.template_process import MAX_TEXT
-from jupyter_llmcloud.inference.openai.templates import RENDER_S, TemplateFault, Templates
+from jupyter_llmcloud.inference.openai.templates import RENDER_S, TemplateFailed, Templates
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_level_tokenizer, one_thread, save_tiny_llama
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -64,7 +64,7 @@ def test_a_template_that_does_not_end_is_ended_and_the_next_one_is_rendered(
 ) -> None:
     assert templates.render(CHAT_TEMPLATE, {}, MESSAGES) == "<|user|>hello\n<|assistant|>"
     began = time.monotonic()
-    with pytest.raises(TemplateFault, match="did not end within 2 s of processor time"):
+    with pytest.raises(TemplateFailed, match="did not end within 2 s of processor time"):
         templates.render(template, {}, MESSAGES)
     assert time.monotonic() - began < RENDER_S + 1
     assert templates.render(CHAT_TEMPLATE, {}, MESSAGES) == "<|user|>hello\n<|assistant|>"
@@ -72,7 +72,7 @@ def test_a_template_that_does_not_end_is_ended_and_the_next_one_is_rendered(
 
 @pytest.mark.parametrize(("template", "says"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
 def test_a_template_that_wants_too_much_or_is_wrong_says_so(templates: Templates, template: str, says: str) -> None:
-    with pytest.raises(TemplateFault, match=says):
+    with pytest.raises(TemplateFailed, match=says):
         templates.render(template, {}, MESSAGES)
     assert templates.render("{{ eos_token }}", {"eos_token": "</s>"}, MESSAGES) == "</s>"
 
@@ -89,7 +89,7 @@ def test_many_are_rendered_at_once(templates: Templates) -> None:
 def test_a_process_that_was_killed_is_replaced(templates: Templates) -> None:
     templates.render(CHAT_TEMPLATE, {}, MESSAGES)
     templates._idle[0]._process.kill()
-    with pytest.raises(TemplateFault, match="ended the process that rendered it"):
+    with pytest.raises(TemplateFailed, match="ended the process that rendered it"):
         templates.render(CHAT_TEMPLATE, {}, MESSAGES)
     assert templates.render("fine", {}, MESSAGES) == "fine"
 
@@ -113,7 +113,7 @@ def test_while_a_template_loops_others_are_answered_and_it_is_a_400(tmp_path: An
 
     async def run() -> None:
         templates = Templates()
-        model = Model(loaded, await open_engine(loaded, 8), "tiny", templates=templates)
+        model = ServedModel(loaded, await open_engine(loaded, 8), "tiny", templates=templates)
         status = Status("endpoint", "tiny", 8)
         application = Application(status, "secret")
         application.model, status.state = model, "ready"

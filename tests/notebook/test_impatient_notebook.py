@@ -27,7 +27,7 @@ from jupyter_llmcloud.magics.session.world_client import WorldClient, pickled
 from jupyter_llmcloud.protocol import connection as agent_connection
 from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, Pulled, Push, StartWorld, StopWorld
 from jupyter_llmcloud.protocol.connection import Connection
-from jupyter_llmcloud.protocol.rank_messages import Printed
+from jupyter_llmcloud.protocol.rank_messages import LogRecords
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
 from tests.magics.test_cell import SHELL
 from tests.support.worlds import AgentProcess, Ranks, until
@@ -55,7 +55,7 @@ def test_a_large_answer_does_not_cut_off_who_asked_for_it(monkeypatch: pytest.Mo
         theirs.close()
         return closed
 
-    answer, note = Pulled(payload=bytes(8 << 20)), Printed(records=[{"text": "x" * (1 << 19)}])
+    answer, note = Pulled(payload=bytes(8 << 20)), LogRecords(records=[{"text": "x" * (1 << 19)}])
     assert not asyncio.run(closed_after(answer, note, answer))
     assert asyncio.run(closed_after(answer, *[note] * 5))
 
@@ -264,6 +264,7 @@ def test_settings_that_cannot_be_used_are_refused_in_one_line(own_root: Path, mo
         ("LLMCLOUD_RUNTIME_DIR", str(open_to_all), "closed to others.*LLMCLOUD_RUNTIME_DIR"),
         ("LLMCLOUD_RUNTIME_DIR", str(own_root / ("r" * 80)), "too long.*LLMCLOUD_RUNTIME_DIR"),
         ("LLMCLOUD_LEASE_S", "soon", "LLMCLOUD_LEASE_S='soon'"),
+        ("LLMCLOUD_LEAVE_S", "later", "LLMCLOUD_LEAVE_S='later'"),
     ]:
         with monkeypatch.context() as patch, pytest.raises(UsageError, match=words):
             patch.setenv(variable, value)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.core.spec import Door, EndpointSpec, RunSpec
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface, RunSpec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.http import clusters, endpoints, keys, runs, worlds
 from jupyter_llmcloud.protocol.http.decoding import decode_body, decode_query
@@ -63,7 +63,7 @@ def test_a_wrong_body_is_refused_by_field_and_value(kind: Any, body: Any, words:
 
 def test_an_unknown_option_is_refused_with_those_there_are() -> None:
     words = refusal(runs.StartRun, {"source": "1", "spec": {"pull": "x"}})
-    known = ", ".join(option.name for option in RunSpec.options(Door.REST))
+    known = ", ".join(option.name for option in RunSpec.options(Interface.REST))
     assert words == f"spec.pull is not known here: {known} are."
 
 
@@ -80,9 +80,9 @@ def test_options_reach_their_spec_as_they_were_sent_which_checks_them() -> None:
     assert given == asked
     del given["target"]
     with pytest.raises(UsageError, match="replicas 'two'"):
-        EndpointSpec.make(given, Door.REST)
+        EndpointSpec.make(given, Interface.REST)
     spec = decode_body(runs.StartRun, b'{"source": "1", "spec": {"save": ["a"], "timeout": "90s"}}').spec.given()
-    assert RunSpec.make(spec, Door.REST).timeout == 90
+    assert RunSpec.make(spec, Interface.REST).timeout == 90
 
 
 @pytest.mark.parametrize(

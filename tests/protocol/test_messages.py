@@ -13,14 +13,14 @@ from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol import frames
 from jupyter_llmcloud.protocol.agent_messages import Execute, NamesFound, Pull, Pulled, WorldStacks
 from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, decode, encode
-from jupyter_llmcloud.protocol.rank_messages import CheckpointPart, Heartbeat, Printed
+from jupyter_llmcloud.protocol.rank_messages import CheckpointPart, Heartbeat, LogRecords
 from jupyter_llmcloud.protocol.rpc import Done, Refused
 
 SOME: list[Message] = [
     WorldStacks(reply_to=3, ranks={0: {"main": [], "ä": "€\u2028", "b": None}}, cells={"cell": 1}),
     Pulled(payload=bytes(range(256)) * 50),
     Refused(code="UsageError", message="no", detail={"ranks": [0, 1]}),
-    Printed(records=[{"kind": "stdout", "text": "x\ny\0"}]),
+    LogRecords(records=[{"kind": "stdout", "text": "x\ny\0"}]),
     Execute(world_id="w", run_id="r", name="n", code="1\n", ranks=[0, 2], seed=0, number=9),
     Pull(world_id="w", names=[]),
 ]
@@ -77,7 +77,7 @@ def test_what_is_no_number_and_what_is_infinite_arrive_as_they_are() -> None:
     ],
 )
 def test_what_no_header_can_carry_arrives_as_what_comes_nearest(said: Any, heard: Any) -> None:
-    assert decode(encode(Printed(records=[{"data": said}]))) == Printed(records=[{"data": heard}])
+    assert decode(encode(LogRecords(records=[{"data": said}]))) == LogRecords(records=[{"data": heard}])
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -14,7 +14,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from jupyter_llmcloud.cluster.record import ClusterRecord
-from jupyter_llmcloud.core.spec import Door, EndpointSpec, RunSpec
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface, RunSpec
 from jupyter_llmcloud.protocol.http import clusters, events, runs
 from jupyter_llmcloud.storage.runs import RunRecord
 from tests.server.test_server_access import PUBLIC, routes
@@ -61,7 +61,7 @@ def test_every_json_route_names_the_struct_of_its_answer() -> None:
 def test_options_are_those_of_their_specs_with_their_words() -> None:
     for schema, spec, more in (("StartEndpoint", EndpointSpec, {"target"}), ("RunOptions", RunSpec, set())):
         told = SCHEMAS[schema]["properties"]
-        options = {option.name: option for option in spec.options(Door.REST)}
+        options = {option.name: option for option in spec.options(Interface.REST)}
         assert set(told) == set(options) | more
         assert {name: told[name]["description"] for name in options} == {
             name: option.help for name, option in options.items()

@@ -16,7 +16,7 @@ from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
 from jupyter_llmcloud.server.api import run_states
 from jupyter_llmcloud.server.context import ServerContext
-from jupyter_llmcloud.storage.leadership import Claim, Leadership
+from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 
 SPEC = StartWorld(world_id="w", agents=[])
@@ -38,7 +38,7 @@ def make_run(own_root: Path) -> Callable[..., RunFolder]:
         folder.create(record, "x = 1")
         if not plain:
             cell = Execute(world_id="w", run_id=name, name=name, code="x = 1", max_restarts=1)
-            Leadership(folder.path).claim(Claim(0, record.agent, socket.gethostname()))
+            Leadership(folder.path).claim(TermClaim(0, record.agent, socket.gethostname()))
             Leadership(folder.path).save(SPEC, cell, [])
         return folder
 
@@ -62,7 +62,7 @@ def test_a_run_with_restarts_is_lost_when_no_other_agent_has_come_to_lead_it(
     monkeypatch.setattr(run_states, "TAKEOVER_S", 0.0)
     assert state_of(folder, context) == "lost"
     assert folder.read().state == "lost"
-    assert not Leadership(folder.path).claim(Claim(1, "late.sock", "host")), "an agent that comes too late leads it"
+    assert not Leadership(folder.path).claim(TermClaim(1, "late.sock", "host")), "an agent that comes too late leads it"
     assert not Leadership(folder.path).can_be_taken
 
 
@@ -72,9 +72,9 @@ def test_a_run_that_another_agent_has_just_claimed_is_not_lost(
     folder, newest = make_run("train"), Leadership.newest
     monkeypatch.setattr(run_states, "TAKEOVER_S", 0.0)
 
-    def claimed_meanwhile(leadership: Leadership) -> Claim | None:
+    def claimed_meanwhile(leadership: Leadership) -> TermClaim | None:
         found = newest(leadership)
-        leadership.claim(Claim(1, "b.sock", "two"))
+        leadership.claim(TermClaim(1, "b.sock", "two"))
         return found
 
     monkeypatch.setattr(Leadership, "newest", claimed_meanwhile)
@@ -88,7 +88,7 @@ def test_stop_ends_a_run_that_nobody_leads_at_once_and_for_good(
     folder = make_run("train")
     assert asyncio.run(context.run_states.stop(folder.read())) == "stopped"
     assert folder.read().state == "stopped"
-    assert not Leadership(folder.path).claim(Claim(1, "late.sock", "host"))
+    assert not Leadership(folder.path).claim(TermClaim(1, "late.sock", "host"))
     with pytest.raises(ConnectionLost):
         asyncio.run(context.run_states.stop(make_run("plain", plain=True).read()))
 

@@ -10,7 +10,7 @@ import pytest
 from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
 from jupyter_llmcloud.protocol.frames import encode
-from jupyter_llmcloud.storage.leadership import Claim, Leadership
+from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 
 SPEC = StartWorld(world_id="w", agents=[{"home": "/a.sock", "num_ranks": 2}], num_threads={0: 2})
 CELL = Execute(world_id="w", run_id="r", name="train", code="x = 1", max_restarts=2, payload=b"\0pushed")
@@ -19,30 +19,30 @@ CELL = Execute(world_id="w", run_id="r", name="train", code="x = 1", max_restart
 def test_a_term_belongs_to_whoever_claims_it_first(tmp_path: Path) -> None:
     here, there = Leadership(tmp_path), Leadership(tmp_path)
     assert here.newest() is None
-    assert here.claim(Claim(0, "/a.sock", "one"))
-    assert not there.claim(Claim(0, "/b.sock", "two"))
-    assert there.claim(Claim(1, "/b.sock", "two"))
-    assert here.newest() == Claim(1, "/b.sock", "two")
+    assert here.claim(TermClaim(0, "/a.sock", "one"))
+    assert not there.claim(TermClaim(0, "/b.sock", "two"))
+    assert there.claim(TermClaim(1, "/b.sock", "two"))
+    assert here.newest() == TermClaim(1, "/b.sock", "two")
 
 
 def test_terms_are_in_order_also_when_there_are_many(tmp_path: Path) -> None:
     leadership = Leadership(tmp_path)
-    assert all(leadership.claim(Claim(term)) for term in range(12))
-    assert leadership.newest() == Claim(11)
+    assert all(leadership.claim(TermClaim(term)) for term in range(12))
+    assert leadership.newest() == TermClaim(11)
 
 
 def test_a_claim_whose_maker_was_killed_before_it_had_written_counts_and_is_nobodys(tmp_path: Path) -> None:
     leadership = Leadership(tmp_path)
-    leadership.claim(Claim(0, "/a.sock", "one"))
+    leadership.claim(TermClaim(0, "/a.sock", "one"))
     (tmp_path / "terms" / "0001.json").touch()
-    assert leadership.newest() == Claim(1)
-    assert not leadership.claim(Claim(1, "/a.sock", "one"))
+    assert leadership.newest() == TermClaim(1)
+    assert not leadership.claim(TermClaim(1, "/a.sock", "one"))
 
 
 def _race(folder: Path, start: object, wins: object, name: str) -> None:
     start.wait()  # type: ignore[attr-defined]
     for term in range(50):
-        if Leadership(folder).claim(Claim(term, name, "host")):
+        if Leadership(folder).claim(TermClaim(term, name, "host")):
             wins.put((term, name))  # type: ignore[attr-defined]
 
 

@@ -67,6 +67,7 @@ class EventClient:
         return [message for message in self.messages if message["type"] == kind]
 
     async def close(self) -> None:
+        self.acknowledges = False
         self.connection.close()
         while await self.read() is not None:
             pass

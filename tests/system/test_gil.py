@@ -14,7 +14,7 @@ import pytest
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder
-from jupyter_llmcloud.system.gil import TURN_S, WORK_S, Pace, short_turns
+from jupyter_llmcloud.system.gil import SWITCH_INTERVAL_S, WORK_S, Pace, short_switch_intervals
 
 pytestmark = pytest.mark.alone
 
@@ -73,14 +73,14 @@ def test_a_long_log_is_written_in_short_pieces(
 
 def test_turns_are_short_while_anybody_works_beside_the_main_thread_and_then_as_before() -> None:
     before = sys.getswitchinterval()
-    with short_turns():
+    with short_switch_intervals():
         assert sys.getswitchinterval() == before  # the main thread itself has nobody to give way to
 
     def nested() -> float:
-        with short_turns():
-            with short_turns():
+        with short_switch_intervals():
+            with short_switch_intervals():
                 pass
             return sys.getswitchinterval()
 
-    assert abs(in_a_thread(nested) - TURN_S) < 1e-6
+    assert abs(in_a_thread(nested) - SWITCH_INTERVAL_S) < 1e-6
     assert sys.getswitchinterval() == before

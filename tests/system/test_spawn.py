@@ -7,7 +7,7 @@ import stat
 import sys
 from pathlib import Path
 
-from jupyter_llmcloud.system.spawn import MAX_LAST_WORDS, last_words, open_log, spawn
+from jupyter_llmcloud.system.spawn import MAX_TAIL_BYTES, log_tail, open_log, spawn
 
 
 def run(code: str, log: Path, **options: object) -> str:
@@ -52,9 +52,9 @@ def test_it_has_the_folder_environment_and_descriptors_that_it_is_given(tmp_path
 
 def test_the_end_of_a_log_is_what_it_said_last(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
-    assert last_words(log) == ""
+    assert log_tail(log) == ""
     log.write_bytes(b"x" * 10_000 + "é\n".encode() + b"the end\n")
-    assert last_words(log).endswith("xé\nthe end") and len(last_words(log)) <= MAX_LAST_WORDS
+    assert log_tail(log).endswith("xé\nthe end") and len(log_tail(log)) <= MAX_TAIL_BYTES
     with open_log(log) as fd:
         os.write(fd, b"\xff and more\n")
-    assert last_words(log).endswith("\N{REPLACEMENT CHARACTER} and more")
+    assert log_tail(log).endswith("\N{REPLACEMENT CHARACTER} and more")

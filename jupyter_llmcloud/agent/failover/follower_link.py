@@ -1,4 +1,4 @@
-"""The leader's end of a link: what is said to an agent that follows, over connections that may break."""
+"""The leader's end of a link: messages to an agent that follows, over connections that may break."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jupyter_llmcloud.core.run.exits import LOST_AGENT
-from jupyter_llmcloud.core.scheduling.lease_link import Link, Stamp
+from jupyter_llmcloud.core.scheduling.lease_link import LeaseLink, LinkHeader
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError
 from jupyter_llmcloud.protocol.agent_messages import StopWorld
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
-from jupyter_llmcloud.protocol.rank_messages import Follow, Said
+from jupyter_llmcloud.protocol.rank_messages import Follow, LinkMessage
 from jupyter_llmcloud.protocol.rpc import Calls, R, Reply, Request
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 CONNECT_AGAIN_S = 0.2
 
 
@@ -49,7 +49,7 @@ class FollowerLink:
         self._on_loss = lose
         self._hosts = hosts
         self._loop = asyncio.get_running_loop()
-        self._link = Link(lease_s, self._loop.time())
+        self._link = LeaseLink(lease_s, self._loop.time())
         self._calls = Calls(f"the node agent at {address}")
         self._connection: Connection | None = None
         self._is_taken_up = False  # by the other end of the connection
@@ -58,17 +58,17 @@ class FollowerLink:
     def begin(self) -> None:
         """Connect, and stay connected; again it does nothing."""
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._beat())]
+            self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._heartbeat())]
 
-    def say(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """Send to the following agent, now or when it is reached again."""
         if not self.gone:
-            word = encode(message)
-            self._write(self._link.say(word, self._loop.time()), word)
+            frame = encode(message)
+            self._write(self._link.send(frame, self._loop.time()), frame)
 
     async def ask(self, request: Request[R]) -> R:
         """Send a request and wait for its reply, over as many connections as it takes; a refusal is raised."""
-        return await self._calls.ask(request, self.say)
+        return await self._calls.ask(request, self.send)
 
     @property
     def is_here(self) -> bool:
@@ -80,9 +80,9 @@ class FollowerLink:
         """Until when nobody at the other end leads in this one's place (seconds of the loop's clock)."""
         return self._link.leads_until
 
-    def _write(self, stamp: Stamp, word: bytes = b"") -> None:
+    def _write(self, header: LinkHeader, frame: bytes = b"") -> None:
         if self._connection is not None and self._is_taken_up:
-            self._connection.send(Said(**vars(stamp), payload=word))
+            self._connection.send(LinkMessage(**vars(header), payload=frame))
 
     # --- the connection ---
 
@@ -107,8 +107,8 @@ class FollowerLink:
         try:
             followed = await connection.request(follow, None)
             self._is_taken_up = True
-            for stamp, word in self._link.again(followed.received, self._loop.time()):
-                self._write(stamp, word)
+            for header, frame in self._link.again(followed.received, self._loop.time()):
+                self._write(header, frame)
             await reading
         except ConnectionLost:
             pass
@@ -122,13 +122,13 @@ class FollowerLink:
 
     async def _read(self, connection: Connection) -> None:
         async for message in connection.messages():
-            if isinstance(message, Said):
+            if isinstance(message, LinkMessage):
                 self._hear(message)
 
-    def _hear(self, said: Said) -> None:
-        stamp = Stamp(said.number, said.received, said.at, said.echo)
-        if self._link.hear(stamp, self._loop.time()):
-            message = decode(said.payload)
+    def _hear(self, received: LinkMessage) -> None:
+        header = LinkHeader(received.number, received.received, received.at, received.echo)
+        if self._link.hear(header, self._loop.time()):
+            message = decode(received.payload)
             if isinstance(message, Reply):
                 self._calls.take(message)
             else:
@@ -140,14 +140,14 @@ class FollowerLink:
             self._connection.close()
             self._connection = None
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         while not self.gone:
             now = self._loop.time()
             if self._link.is_given_up(now) or (not self._hosts and self._link.is_unheard(now)):
                 self._lose("it was not heard for too long")
                 return
-            self._write(self._link.stamp(now))
-            await asyncio.sleep(min(BEAT_S, self._link.lease_s / 8))
+            self._write(self._link.header(now))
+            await asyncio.sleep(min(HEARTBEAT_S, self._link.lease_s / 8))
 
     def _lose(self, reason: str) -> None:
         """The agent has gone, or what it hosts has ended by its lease: it has not been heard for longer than that."""
@@ -160,18 +160,18 @@ class FollowerLink:
 
     def give_up(self, reason: str) -> None:
         """Do without the agent from now on: what it hosts for this link ends."""
-        self.say(StopWorld(world_id=self._link_id))
+        self.send(StopWorld(world_id=self._link_id))
         self._lose(reason)
 
     def close(self) -> None:
         """It is not needed any more: what it hosts for this link ends."""
-        self.say(StopWorld(world_id=self._link_id))
+        self.send(StopWorld(world_id=self._link_id))
         self.leave()
 
     def leave(self) -> None:
         """Go, as if by a crash: who stands by at the other end leads from then on."""
         for task in self._tasks:
             task.cancel()
-        self._disconnect()  # what was said is sent first
+        self._disconnect()  # what was queued is sent first
         self.gone = self.gone or "The world has ended."
         self._calls.fail(ConnectionLost(self.gone))

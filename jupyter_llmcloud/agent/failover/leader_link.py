@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, LocalGroup, LocalGroups, RankEvents
-from jupyter_llmcloud.core.scheduling.lease_link import Link, Stamp
+from jupyter_llmcloud.core.scheduling.lease_link import LeaseLink, LinkHeader
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.agent_messages import StopWorld
 from jupyter_llmcloud.protocol.connection import Connection
@@ -17,14 +17,14 @@ from jupyter_llmcloud.protocol.frames import Message, Unreadable, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import (
     AgentLeaves,
     Follow,
-    Followed,
+    FollowAccepted,
     FromRank,
     HostRanks,
     KillRank,
-    LookAtRank,
+    LinkMessage,
+    ProbeRank,
     RankExited,
     RanksHosted,
-    Said,
     StandBy,
     ToRank,
 )
@@ -49,7 +49,7 @@ class LeaderLink:
         self.hosted: LocalGroup | None = None
         self.stands_by: StandBy | None = None
         self._loop = asyncio.get_running_loop()
-        self._link = Link(follow.lease_s, self._loop.time())
+        self._link = LeaseLink(follow.lease_s, self._loop.time())
         self._direct = follow.direct
         self._serve = serve
         self._end = end
@@ -64,8 +64,8 @@ class LeaderLink:
         before, self._connection = self._connection, connection
         if before is not None and before is not connection:
             before.close()
-        for stamp, word in self._link.again(received, self._loop.time()):
-            self._write(stamp, word)
+        for header, frame in self._link.again(received, self._loop.time()):
+            self._write(header, frame)
         return self._link.received
 
     def detach(self, connection: Connection) -> None:
@@ -84,22 +84,22 @@ class LeaderLink:
         return self._link.takes_over_at
 
     def send(self, message: Message) -> None:
-        """Say something to the leader."""
-        word = encode(message)
-        self._write(self._link.say(word, self._loop.time()), word)
+        """Send to the leader, now or when it has connected again."""
+        frame = encode(message)
+        self._write(self._link.send(frame, self._loop.time()), frame)
 
-    def _write(self, stamp: Stamp, word: bytes = b"") -> None:
+    def _write(self, header: LinkHeader, frame: bytes = b"") -> None:
         if self._connection is not None:
-            self._connection.send(Said(**vars(stamp), payload=word))
+            self._connection.send(LinkMessage(**vars(header), payload=frame))
 
-    def hear(self, said: Said) -> None:
-        """The leader says something."""
+    def hear(self, received: LinkMessage) -> None:
+        """Take a message of the leader."""
         now = self._loop.time()
-        new = self._link.hear(Stamp(said.number, said.received, said.at, said.echo), now)
+        new = self._link.hear(LinkHeader(received.number, received.received, received.at, received.echo), now)
         if not self._link.check(now):
             self._end(self)
         elif new:
-            task = asyncio.create_task(self._serve(self, decode(said.payload)))
+            task = asyncio.create_task(self._serve(self, decode(received.payload)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -109,7 +109,7 @@ class LeaderLink:
         if not self._link.check(now):
             self._end(self)
             return
-        self._write(self._link.stamp(now))
+        self._write(self._link.header(now))
         if self.hosted is not None:
             self.hosted.live_until(self._link.expires_at)
 
@@ -148,7 +148,7 @@ class LeaderLinks:
         """Whether a leader still has ranks here."""
         return any(link.hosted is not None for link in self._by_link.values())
 
-    def follow(self, message: Follow, connection: Connection) -> Followed:
+    def follow(self, message: Follow, connection: Connection) -> FollowAccepted:
         """A leader speaks for the first time, or on another connection."""
         link = self._by_link.get(message.link_id)
         if link is None and not message.received:
@@ -157,9 +157,9 @@ class LeaderLinks:
         if link is None or received is None:
             raise NotFound("its ranks of this world have ended, since their leader was not heard for too long.")
         self._by_connection[connection] = link
-        return Followed(received=received)
+        return FollowAccepted(received=received)
 
-    def hear(self, said: Said, connection: Connection) -> None:
+    def hear(self, said: LinkMessage, connection: Connection) -> None:
         """A leader says something."""
         if link := self._by_connection.get(connection):
             link.hear(said)
@@ -196,7 +196,7 @@ class LeaderLinks:
                 ranks[message.rank].send(decode(message.payload))
             case KillRank() if message.rank in ranks:
                 ranks[message.rank].kill()
-            case LookAtRank() if message.rank in ranks:
+            case ProbeRank() if message.rank in ranks:
                 ranks[message.rank].look(message.dump)
             case StandBy():
                 link.stands_by = message if message.folder else None

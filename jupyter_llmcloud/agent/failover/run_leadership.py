@@ -20,7 +20,7 @@ from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import StandBy
-from jupyter_llmcloud.storage.leadership import Claim, Leadership
+from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 
 
 class RunLeadership:
@@ -71,10 +71,10 @@ class RunLeadership:
         claim = self._next_claim()
         return self._claimed(claim, self._leadership.claim(claim))
 
-    def _next_claim(self) -> Claim:
-        return Claim(self._term + 1, self._node.address, socket.gethostname())
+    def _next_claim(self) -> TermClaim:
+        return TermClaim(self._term + 1, self._node.address, socket.gethostname())
 
-    def _claimed(self, claim: Claim, is_ours: bool) -> bool:
+    def _claimed(self, claim: TermClaim, is_ours: bool) -> bool:
         if is_ours:
             self._term = claim.term
             self._standing_by = []
@@ -106,7 +106,7 @@ class RunLeadership:
         told = StandBy(folder=str(self._folder), term=self._term, wait_s=wait_s)
         self._drop_spare()
         for follower in self._followers:
-            follower.say(told)
+            follower.send(told)
         self._standing_by = list(self._followers)
         self._on_change(self.until)
         if not self._followers:
@@ -122,7 +122,7 @@ class RunLeadership:
         )
         self._standing_by.append(self._spare)
         self._spare.begin()
-        self._spare.say(told)
+        self._spare.send(told)
         self._on_change(self.until)
 
     def _drop_spare(self) -> None:
@@ -146,7 +146,7 @@ class RunLeadership:
             task.cancel()
         self._node.leads_no_more(self._folder)
         for follower in self._followers:
-            follower.say(StandBy(folder=""))
+            follower.send(StandBy(folder=""))
         self._drop_spare()
         self._standing_by = []
         self._on_change(None)

@@ -21,7 +21,7 @@ from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
 from jupyter_llmcloud.protocol.rank_messages import StandBy
-from jupyter_llmcloud.storage.leadership import Claim, Leadership
+from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from jupyter_llmcloud.system.atomic_files import read_json, write_json
 from jupyter_llmcloud.system.processes import is_process
@@ -134,7 +134,7 @@ class Standby:
 
     async def _take_over(self, folder: Path, term: int) -> bool:
         run, leadership = RunFolder(folder), Leadership(folder)
-        claim = Claim(term, self._address, socket.gethostname())
+        claim = TermClaim(term, self._address, socket.gethostname())
         if not leadership.can_be_taken or not await asyncio.to_thread(leadership.claim, claim):
             return False
         try:

@@ -52,7 +52,7 @@ class WorkerClient:
 
         Raises Busy when there is no room.
         """
-        for worker in self._that_find_room():
+        for worker in self._that_find_capacity():
             try:
                 return (await worker.request(FindCapacity(num_ranks=num_ranks), ASK_TIMEOUT_S)).agents
             except CapacityError as error:
@@ -66,10 +66,10 @@ class WorkerClient:
 
     async def find_stand_by(self) -> str:
         """A socket for another agent, on another host if there is one; "" when there is none or nobody can be asked."""
-        for worker in self._that_find_room():
+        for worker in self._that_find_capacity():
             with contextlib.suppress(LLMCloudError):
                 return (await worker.request(FindStandby(), ASK_TIMEOUT_S)).address
         return ""
 
-    def _that_find_room(self) -> list[Connection]:
+    def _that_find_capacity(self) -> list[Connection]:
         return [worker for worker, finds_capacity in self._workers.items() if finds_capacity]

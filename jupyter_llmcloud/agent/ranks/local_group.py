@@ -12,7 +12,7 @@ from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import ForkRank, LiveUntil, TakenAway
+from jupyter_llmcloud.protocol.rank_messages import ForkRank, LeaseUntil, Preempted
 
 # By these, libraries know that their processes have been launched: they start none, and find the other ranks. The rest
 # of what torchrun sets is told when the ranks join (see RankGroups). What a rank starts meets in a store of its own.
@@ -119,13 +119,13 @@ class LocalGroup:
     def outlive_sigterm(self) -> None:
         """The ranks go on until this agent ends them."""
         for rank in self.links.values():
-            rank.send(TakenAway())
+            rank.send(Preempted())
 
     def live_until(self, until: float | None) -> None:
         """When the ranks end by themselves, unless they are told a later time before."""
         self.until = until
         for rank in self.links.values():
-            rank.send(LiveUntil(until=until))
+            rank.send(LeaseUntil(until=until))
 
     def exited(self, name: str, status: int) -> bool:
         """A forked process has ended; returns whether it was one of these ranks."""

@@ -18,7 +18,15 @@ from jupyter_llmcloud.agent.ranks.process_info import MemoryEvidence, StackDump
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
-from jupyter_llmcloud.protocol.rank_messages import CellEnded, Exit, ForkRank, Heartbeat, Measured, Printed, RankLooked
+from jupyter_llmcloud.protocol.rank_messages import (
+    CellEnded,
+    Exit,
+    ForkRank,
+    Heartbeat,
+    LogRecords,
+    MetricRecords,
+    RankProbed,
+)
 from jupyter_llmcloud.system.shared_ring import RingReader, create_ring
 
 MAX_READ = 1 << 16  # bytes: for a larger buffer the allocator would ask the system for pages, each time
@@ -37,7 +45,7 @@ class RankLink(Protocol):
         """End its process now."""
 
     def look(self, dump: bool = False) -> None:
-        """Look at its process from outside; a RankLooked of it follows, with its stacks if `dump`."""
+        """Look at its process from outside; a RankProbed of it follows, with its stacks if `dump`."""
 
     def drain(self) -> None:
         """Deliver what it has written to its file descriptors so far."""
@@ -57,7 +65,7 @@ class LocalRank:
         self._on_message = on_message
         self._decoder = Decoder(f"rank {rank}")
         self._sock: socket.socket | None = None
-        self._pipes = _OutputPipes(lambda record: self._on_message(self.rank, Printed(records=[record])))
+        self._pipes = _OutputPipes(lambda record: self._on_message(self.rank, LogRecords(records=[record])))
         self._outgoing = bytearray()
         self._ring: RingReader | None = None
         self._memory: MemoryEvidence | None = None
@@ -125,7 +133,7 @@ class LocalRank:
     def look(self, dump: bool = False) -> None:
         if not dump:
             state, cpu_s = process_info.state(self.pid)
-            self._on_message(self.rank, RankLooked(state=state, cpu_s=cpu_s))
+            self._on_message(self.rank, RankProbed(state=state, cpu_s=cpu_s))
             return
         asking = StackDump(self.pid)
         asyncio.get_running_loop().call_later(DUMP_S, self._tell_dump, asking)
@@ -133,7 +141,7 @@ class LocalRank:
     def _tell_dump(self, asking: StackDump) -> None:
         state, cpu_s = process_info.state(self.pid)
         busy = cpu_s - asking.cpu_s > DUMP_S / 4
-        looked = RankLooked(state=state, cpu_s=cpu_s, busy=busy, dump=asking.read(), dumped=True)
+        looked = RankProbed(state=state, cpu_s=cpu_s, busy=busy, dump=asking.read(), dumped=True)
         self._on_message(self.rank, looked)
 
     def evidence(self, status: int) -> str:
@@ -159,21 +167,23 @@ class LocalRank:
         try:
             messages = self._decoder.feed(data)
         except ProtocolError as error:  # something in that process has written to a descriptor that is not its own
-            self._on_message(self.rank, Printed(records=[{"kind": "stderr", "text": f"this rank is ended: {error}\n"}]))
+            self._on_message(
+                self.rank, LogRecords(records=[{"kind": "stderr", "text": f"this rank is ended: {error}\n"}])
+            )
             self.kill()
             return
         for message in messages:
-            if isinstance(message, Measured | CellEnded):
+            if isinstance(message, MetricRecords | CellEnded):
                 self._read_metrics()
                 self.drain()
             if isinstance(message, Heartbeat) and self._memory is not None:
                 self._memory.rss = message.rss
-            if not isinstance(message, Measured):
+            if not isinstance(message, MetricRecords):
                 self._on_message(self.rank, message)
 
     def _read_metrics(self) -> None:
         if self._ring is not None and (records := [_metric_record(data) for data in self._ring.read()]):
-            self._on_message(self.rank, Measured(records=records))
+            self._on_message(self.rank, MetricRecords(records=records))
 
     def drain(self) -> None:
         self._pipes.drain()

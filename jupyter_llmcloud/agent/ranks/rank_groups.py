@@ -31,7 +31,7 @@ class RankGroups:
         self._spec = spec
         self._events = events
         self._hosts: list[LocalGroup | RemoteGroup] = []
-        self._num_shares = 0
+        self._num_groups = 0
         self._store = ""
         self._interface = ""  # that ranks have to use since the store has moved
         self._has_moved = False
@@ -60,9 +60,9 @@ class RankGroups:
             self._has_moved = True
 
     async def _start_allocation(self, address: str, ranks: list[int], world_size: int) -> None:
-        self._num_shares += 1
+        self._num_groups += 1
         group = GroupSpec(
-            world_id=f"{self._spec.world_id}#{self._num_shares - 1}",
+            world_id=f"{self._spec.world_id}#{self._num_groups - 1}",
             world_size=world_size,
             local_world_size=len(ranks),
             store=self._store,
@@ -113,21 +113,21 @@ class RankGroups:
     async def replace(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]] = ()) -> list[str]:
         """New processes for ranks that have died, elsewhere if their agent has gone; says which of them have moved."""
         self._hosts = [host for host in self._hosts if not host.gone]
-        homes = {rank: host for host in self._hosts for rank in host.links}
-        homeless = self.homeless(ranks)
-        notes = await self._find_homes(homeless, world_size, slots) if homeless else []
+        owners = {rank: host for host in self._hosts for rank in host.links}
+        displaced = self.displaced(ranks)
+        notes = await self._move(displaced, world_size, slots) if displaced else []
         for rank in ranks:
-            if rank in homes:
-                await homes[rank].start([rank], [list(homes[rank].links).index(rank)], self.num_threads)
-                self.links[rank] = homes[rank].links[rank]
+            if rank in owners:
+                await owners[rank].start([rank], [list(owners[rank].links).index(rank)], self.num_threads)
+                self.links[rank] = owners[rank].links[rank]
         return notes
 
-    def homeless(self, ranks: Iterable[int]) -> list[int]:
+    def displaced(self, ranks: Iterable[int]) -> list[int]:
         """Those of these ranks whose agent has gone."""
-        housed = {rank for host in self._hosts if not host.gone for rank in host.links}
-        return [rank for rank in ranks if rank not in housed]
+        hosted = {rank for host in self._hosts if not host.gone for rank in host.links}
+        return [rank for rank in ranks if rank not in hosted]
 
-    async def _find_homes(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]]) -> list[str]:
+    async def _move(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]]) -> list[str]:
         fits = sum(allocation["num_ranks"] for allocation in slots) == len(ranks)  # others may have lost theirs since
         allocations = slots if fits else await self.find_capacity(len(ranks))
         await self._have_store(allocations)

@@ -15,14 +15,14 @@ from jupyter_llmcloud.protocol.rank_messages import (
     FromRank,
     HostRanks,
     KillRank,
-    LookAtRank,
+    ProbeRank,
     RankExited,
     ToRank,
 )
 
 
 class RemoteGroup:
-    """The same face as LocalGroup, over a link to the following agent."""
+    """Ranks of a world on another agent: the interface of LocalGroup, over a link to that agent."""
 
     def __init__(self, address: str, spec: GroupSpec, events: RankEvents, lease_s: float) -> None:
         self.links: dict[int, RemoteRank] = {}
@@ -53,15 +53,15 @@ class RemoteGroup:
 
     def to_rank(self, rank: int, message: Message) -> None:
         """Send to one of its ranks."""
-        self.leading.say(ToRank(world_id=self._spec.world_id, rank=rank, payload=encode(message)))
+        self.leading.send(ToRank(world_id=self._spec.world_id, rank=rank, payload=encode(message)))
 
     def kill(self, rank: int) -> None:
         """End one of its ranks now."""
-        self.leading.say(KillRank(world_id=self._spec.world_id, rank=rank))
+        self.leading.send(KillRank(world_id=self._spec.world_id, rank=rank))
 
     def look(self, rank: int, dump: bool) -> None:
         """Look at the process of one of its ranks."""
-        self.leading.say(LookAtRank(world_id=self._spec.world_id, rank=rank, dump=dump))
+        self.leading.send(ProbeRank(world_id=self._spec.world_id, rank=rank, dump=dump))
 
     def _lost(self, reason: str) -> None:
         for rank in list(self.links):
@@ -92,7 +92,7 @@ class RemoteGroup:
 
 
 class RemoteRank:
-    """One of them."""
+    """A rank that another agent hosts."""
 
     def __init__(self, host: RemoteGroup, rank: int, pid: int, hostname: str) -> None:
         self.rank = rank

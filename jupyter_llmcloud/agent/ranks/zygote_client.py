@@ -16,7 +16,7 @@ from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
 from jupyter_llmcloud.protocol.rpc import Calls, Reply
-from jupyter_llmcloud.system.spawn import last_words, spawn
+from jupyter_llmcloud.system.spawn import log_tail, spawn
 
 _PEER = "the process that forks ranks"
 
@@ -103,8 +103,8 @@ class ZygoteClient:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
         status = self.process.wait()
-        words = last_words(self.log)
-        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{words}")
+        tail = log_tail(self.log)
+        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{tail}")
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # seen: who still waits for it is told, nobody else is warned

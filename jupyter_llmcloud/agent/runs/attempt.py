@@ -22,18 +22,18 @@ from jupyter_llmcloud.core.run.lifecycle import (
     StopPressed,
     Tick,
 )
-from jupyter_llmcloud.core.run.restarts import Broken, kind_of
+from jupyter_llmcloud.core.run.restarts import AttemptFailure, kind_of
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import (
     CellEnded,
     Heartbeat,
     Interrupt,
-    RankLooked,
+    RankProbed,
     Release,
     SaveAt,
-    StepAsked,
-    StepTold,
+    StepQuery,
+    StepReply,
     StopAt,
 )
 
@@ -114,9 +114,9 @@ class Attempt:
         match message:
             case Heartbeat():
                 self._hangs.heard(rank, message)
-            case RankLooked():
+            case RankProbed():
                 self._hangs.looked(rank, message)
-            case StepTold():
+            case StepReply():
                 self._handle(StepReported(rank, message.step))
             case CellEnded() if message.run_id == self.cell.run_id:
                 self._hangs.ended(rank, message.groups)
@@ -166,11 +166,11 @@ class Attempt:
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
             case lifecycle.AskStep(ranks, stops):
-                self._send(ranks, StepAsked(stops=stops))
-            case lifecycle.TellSaveAt(ranks, step):
+                self._send(ranks, StepQuery(stops=stops))
+            case lifecycle.SaveAtStep(ranks, step):
                 self._send(ranks, SaveAt(step=step))
                 self._has_saved(step)
-            case lifecycle.TellStopAt(ranks, step):
+            case lifecycle.StopAtStep(ranks, step):
                 self._send(ranks, StopAt(step=step))
             case lifecycle.InterruptRanks(ranks):
                 self._send(ranks, Interrupt())
@@ -191,13 +191,13 @@ class Attempt:
 
     # --- its end ---
 
-    def broken(self, finish: Finish) -> Broken | None:
+    def broken(self, finish: Finish) -> AttemptFailure | None:
         """How it has failed; None when it has not."""
         if finish.state != "failed" or finish.culprit is None:
             return None
         error = self._errors.get(finish.culprit, {})
         died = self._rules.state_of(finish.culprit) == "died"
-        return Broken(
+        return AttemptFailure(
             kind_of(died, bool(error.get("collateral")), error.get("evalue", "")),
             finish.culprit,
             error.get("ename", ""),

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import Checkpoint, CheckpointFolder
 
 FOLDER = "checkpoints"
+
+
+class CommitListener(Protocol):
+    """Who keeps and tells what becomes of a run."""
+
+    def note(self, text: str) -> None:
+        """A word for who follows the run, and for its record."""
+
+    def mark(self, kind: str, step: int | None, text: str) -> None:
+        """Something that charts show beside the metrics."""
 
 
 class CheckpointCommitter:
@@ -21,15 +30,21 @@ class CheckpointCommitter:
         path: the folder of the run.
         ranks: whose parts make a checkpoint.
         keep: how many of the last are kept.
-        say: tells those who follow the run.
+        listener: is told what is complete, and what was lost.
     """
 
-    def __init__(self, path: Path, ranks: list[int], keep: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ranks: list[int],
+        keep: int,
+        listener: CommitListener,
+    ) -> None:
         self.path = path / FOLDER
         self.attempt = 0
         self._ranks = set(ranks)
         self._keep = keep
-        self._say = say
+        self._listener = listener
         self._folder = CheckpointFolder(self.path)
         self._parts: dict[int, dict[int, CheckpointPart]] = {}  # by serial, then by rank
         self._work: asyncio.Task[None] | None = None
@@ -85,6 +100,7 @@ class CheckpointCommitter:
             await asyncio.to_thread(shutil.rmtree, staging, True)
             await self._say_lost(step, f"could not be written: {error.strerror or error}")
             return False
+        self._listener.mark("checkpoint", step, f"checkpoint of step {step}")
         return True
 
     def _commit(self, staging: Path, step: int, parts: dict[int, CheckpointPart]) -> None:
@@ -103,15 +119,15 @@ class CheckpointCommitter:
         self._said.add(reason)
         newest, _ = await asyncio.to_thread(self._folder.newest)
         kept = f"The newest complete one is step {newest.step}." if newest else "There is no complete one yet."
-        self._say(f"the checkpoint of step {step} {reason}. Training goes on. {kept}")
+        self._listener.note(f"the checkpoint of step {step} {reason}. Training goes on. {kept}")
 
     async def newest(self) -> Checkpoint | None:
         """The newest checkpoint from which the run can go on; those that are not complete are skipped with a word."""
         if self.busy:
             await self.busy
-        found, words = await asyncio.to_thread(self._folder.newest, True)
-        for word in words:
-            self._say(f"checkpoint {word}.")
+        found, skipped = await asyncio.to_thread(self._folder.newest, True)
+        for reason in skipped:
+            self._listener.note(f"checkpoint {reason}.")
         return found
 
     def new_attempt(self, number: int) -> None:

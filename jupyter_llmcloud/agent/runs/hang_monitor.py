@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.run.hang import GroupState, HangRule, Report, Sample
+from jupyter_llmcloud.core.run.hang import GroupState, HangReport, HangRule, Sample
 from jupyter_llmcloud.core.run.stacks import parse_dump, place
 from jupyter_llmcloud.protocol.agent_messages import Execute
-from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankLooked
+from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankProbed
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.agent.ranks.local_rank import RankLink
@@ -19,7 +19,7 @@ LATE_CHECK_S = 2.0  # the agent itself was held up: what ranks have said meanwhi
 
 
 class HangMonitor:
-    """Of one run.
+    """Watches the ranks of one run for hangs.
 
     Args:
         cell: what is executed; `ranks` is complete.
@@ -53,24 +53,24 @@ class HangMonitor:
         if self._timer is not None:
             self._timer.cancel()
 
-    def heard(self, rank: int, beat: Heartbeat) -> None:
+    def heard(self, rank: int, heartbeat: Heartbeat) -> None:
         """A rank has published."""
-        if beat.run_id != self._run_id:
+        if heartbeat.run_id != self._run_id:
             return
         sample = Sample(
-            phase=beat.phase,
-            op=beat.op,
-            groups=_groups(beat.groups),
-            step=beat.step,
-            place=beat.place,
-            doing=beat.doing,
-            still_s=beat.still_s,
-            working=beat.working,
+            phase=heartbeat.phase,
+            op=heartbeat.op,
+            groups=_groups(heartbeat.groups),
+            step=heartbeat.step,
+            place=heartbeat.place,
+            doing=heartbeat.doing,
+            still_s=heartbeat.still_s,
+            working=heartbeat.working,
         )
         self._dumped.discard(rank)
         self._rule.heard(rank, sample, asyncio.get_running_loop().time())
 
-    def looked(self, rank: int, look: RankLooked) -> None:
+    def looked(self, rank: int, look: RankProbed) -> None:
         """The process of a silent rank was looked at."""
         self._rule.looked(rank, look.state, look.cpu_s, self._notebook_line(look.dump))
 
@@ -99,7 +99,7 @@ class HangMonitor:
             self._tell(self._place_of(report), _record(report))
 
     @staticmethod
-    def _place_of(report: Report) -> int:
+    def _place_of(report: HangReport) -> int:
         return (report.late or report.waiting)[0]
 
 
@@ -107,7 +107,7 @@ def _groups(rows: Mapping[str, list[Any]]) -> dict[str, GroupState]:
     return {name: GroupState(tuple(ranks), begun, finished) for name, (ranks, begun, finished) in rows.items()}
 
 
-def _record(report: Report) -> dict[str, Any]:
+def _record(report: HangReport) -> dict[str, Any]:
     return {
         "kind": "report",
         "text": report.text + "\n",

@@ -9,7 +9,7 @@ from typing import Any
 
 from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
-from jupyter_llmcloud.core.run.end_report import saved_in_words
+from jupyter_llmcloud.core.run.end_report import describe_saved
 from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
@@ -20,7 +20,7 @@ NOT_FINITE_AFTER_S = 1.0  # how soon a loss that is NaN is in the record; its co
 
 
 class RunFeed:
-    """Of one run on its leading agent.
+    """The records of one run on its leading agent, written and passed on to who follows the run.
 
     Args:
         record: its `run.json` so far.
@@ -85,11 +85,16 @@ class RunFeed:
         """Say what --save has saved, if anything."""
         for folder in self.record.artifacts.values():
             size = sum(file.stat().st_size for file in (self._path / folder).rglob("*") if file.is_file())
-            self.note(saved_in_words(self.record.spec.get("save") or [folder], size, self.record.name))
+            self.note(describe_saved(self.record.spec.get("save") or [folder], size, self.record.name))
 
     def remember(self, why: str) -> None:
         """A word for its record alone."""
         self.record.history.append({"t": round(time.time(), 3), "why": why})
+
+    def mark(self, kind: str, step: int | None, text: str) -> None:
+        """Something that charts show beside the metrics: a checkpoint, a restart. Kept where these are."""
+        where = {} if step is None else {"step": step}
+        self.journal("metrics", min(self.record.ranks, default=0), [{"mark": kind, **where, "text": text}])
 
     def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:
         """Write records of a rank, then ring at the followers."""

@@ -45,7 +45,7 @@ from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, replace
-from jupyter_llmcloud.protocol.rank_messages import CheckpointPart, Measured, Printed
+from jupyter_llmcloud.protocol.rank_messages import CheckpointPart, LogRecords, MetricRecords
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 _ELSEWHERE = Finish("lost", None, True, ())
@@ -85,7 +85,7 @@ class RunSupervisor:
 
     Attributes:
         ended: done when the run is over here.
-        is_told: whether its end is told in its record; else it is led elsewhere.
+        is_recorded: whether its end is told in its record; else it is led elsewhere.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class RunSupervisor:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + max(0.0, record.created + cell.timeout_s - time.time()) if cell.timeout_s else None
         self.ended: asyncio.Future[Finish] = loop.create_future()
-        self.is_told = False
+        self.is_recorded = False
         self.record = record
         self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running)
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world
-        self._checkpoints = CheckpointCommitter(folder.path, cell.ranks, cell.keep_checkpoints, self._feed.note)
+        self._checkpoints = CheckpointCommitter(folder.path, cell.ranks, cell.keep_checkpoints, self._feed)
         self._machine = RunMachine(RestartPolicy(cell.max_restarts, record.num_restarts), deadline)
         self._attempt = self._make_attempt(cell)
         self._timed_out = ""
@@ -219,7 +219,7 @@ class RunSupervisor:
     def leave(self) -> bool:
         """This agent is told to end; returns whether another one goes on with the run."""
         self._handle(LeaveAsked())
-        return self.ended.done() and not self.is_told
+        return self.ended.done() and not self.is_recorded
 
     def worker_joined(self) -> None:
         """A worker that knows the cluster holds this agent from now on."""
@@ -230,9 +230,9 @@ class RunSupervisor:
         if not self._is_led_here():
             return
         match message:
-            case Printed():
+            case LogRecords():
                 self._feed.journal("logs", rank, message.records)
-            case Measured():
+            case MetricRecords():
                 self._feed.journal("metrics", rank, message.records)
             case CheckpointPart() if message.run_id == self.run_id:
                 self._checkpoints.part(rank, message)
@@ -247,7 +247,7 @@ class RunSupervisor:
         """Nothing is written or told of a run that another agent leads."""
         if self._lead is not None and not self._machine.is_claiming and self._lead.is_lost:
             self._handle(LeadLost())
-        return self.is_told or not self.ended.done()
+        return self.is_recorded or not self.ended.done()
 
     def _on_finish(self, finish: Finish) -> None:
         """Every rank has ended: the last checkpoint is written before anything is decided."""
@@ -358,6 +358,7 @@ class RunSupervisor:
         self._checkpoints.new_attempt(resume.number)
         for note in [*self._world.take_notes(), resume.note]:
             self._feed.note(note)
+        self._feed.mark("restart", resume.point.step if resume.point is not None else None, resume.note)
         for rank in self.ranks:
             self._feed.tell_state(rank, "running")
         self._attempt.begin()
@@ -403,5 +404,5 @@ class RunSupervisor:
         if self._lead is not None:
             self._lead.end()
             self._lead.forget()
-        self.is_told = True
+        self.is_recorded = True
         self.ended.set_result(finish)

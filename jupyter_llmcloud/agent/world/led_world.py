@@ -85,7 +85,7 @@ class LedWorld:
 
     async def resize(self, asked: ResizeWorld, connection: Connection) -> WorldDescription:
         """Have more or fewer ranks, when no run is under way; says what those that are new lack."""
-        async with self.runs.turn:
+        async with self.runs.lock:
             if connection.closed:
                 raise ConnectionLost("whoever asked has gone.")
             await self._world.resize(asked.num_ranks, asked.agents)
@@ -96,7 +96,7 @@ class LedWorld:
 
         Nothing is done any more for who has given up waiting for that.
         """
-        async with self.runs.turn:
+        async with self.runs.lock:
             if connection.closed:
                 raise ConnectionLost("whoever asked has gone.")
             return await self._world.ask(rank, request)
@@ -212,7 +212,7 @@ class LedWorlds:
         return bool(self._worlds)
 
     def get(self, world_id: str) -> LedWorld:
-        """One of them. Raises NotFound."""
+        """The world of this id. Raises NotFound."""
         if world_id not in self._worlds:
             raise NotFound(
                 "the world has ended: its lease ran out or somebody stopped it. The next cell starts a new one."

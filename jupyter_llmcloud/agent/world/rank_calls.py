@@ -10,7 +10,7 @@ from typing import Any
 from jupyter_llmcloud.agent.ranks.local_rank import RankLink
 from jupyter_llmcloud.errors import LLMCloudError, WorldError
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import DumpRankStacks, ListRankVariables, RankLooked
+from jupyter_llmcloud.protocol.rank_messages import DumpRankStacks, ListRankVariables, RankProbed
 from jupyter_llmcloud.protocol.rpc import Calls, R, Reply, Request
 
 STACKS_TIMEOUT_S = 2.0
@@ -26,7 +26,7 @@ class RankCalls:
     def __init__(self, links: Mapping[int, RankLink]) -> None:
         self._links = links
         self._calls: defaultdict[int, Calls] = defaultdict(lambda: Calls("a rank"))  # by rank
-        self._looks: dict[int, asyncio.Future[RankLooked]] = {}
+        self._looks: dict[int, asyncio.Future[RankProbed]] = {}
 
     async def ask(self, rank: int, request: Request[R]) -> R:
         """Send a request to a rank and wait for its reply; raises what it refuses with."""
@@ -37,7 +37,7 @@ class RankCalls:
         if isinstance(message, Reply) and message.reply_to:
             self._calls[rank].take(message)
             return True
-        if isinstance(message, RankLooked) and message.dumped and (looked := self._looks.pop(rank, None)):
+        if isinstance(message, RankProbed) and message.dumped and (looked := self._looks.pop(rank, None)):
             looked.set_result(message)
         return False
 

@@ -15,7 +15,7 @@ _ENDED = "its process has ended already."
 
 
 class Rendezvous:
-    """One at a time."""
+    """The forming of a process group by all ranks of a world; one at a time."""
 
     def __init__(self) -> None:
         self._joining: dict[int, asyncio.Future[Joined]] = {}

@@ -17,7 +17,7 @@ REPLAY_TIMEOUT_S = 120.0
 MAX_NAMED = 8
 
 
-class Ask(Protocol):
+class SendRequest(Protocol):
     """Sends a rank a request and waits for its reply; raises what it is refused with."""
 
     async def __call__(self, rank: int, request: Request[R]) -> R: ...
@@ -31,7 +31,7 @@ class ReplayCells:
         ask: sends a rank a request and waits for its answer.
     """
 
-    def __init__(self, world_id: str, ask: Ask) -> None:
+    def __init__(self, world_id: str, ask: SendRequest) -> None:
         self.cells: list[Execute] = []
         self._world_id = world_id
         self._ask = ask

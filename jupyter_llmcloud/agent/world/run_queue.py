@@ -11,6 +11,7 @@ from typing import Any
 
 from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
 from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
 from jupyter_llmcloud.agent.world.world import World
 from jupyter_llmcloud.core.run.lifecycle import Finish
@@ -30,17 +31,18 @@ class RunQueue:
 
     Attributes:
         active: the run that is executed now.
-        turn: held by whoever uses the ranks.
+        lock: held by whoever uses the ranks.
         idle_since: when the last of them ended.
     """
 
     def __init__(self, node: NodeServices, world: World, end_world: Callable[[], None]) -> None:
         self.active: RunSupervisor | None = None
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self.idle_since = time.monotonic()
         self._node = node
         self._world = world
         self._end_world = end_world
+        self._versions = library_versions()  # here, where ranks are about to be started, and not on the way of a cell
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
 
     @property
@@ -55,7 +57,7 @@ class RunQueue:
 
     async def execute(self, cell: Execute, connection: Connection | None) -> None:
         """Execute a cell when it is its turn; `connection` follows it."""
-        if not await self._take_turn(cell, connection):
+        if not await self._wait_for_ranks(cell, connection):
             self._never_began(cell, connection, "stopped")
             return
         try:
@@ -68,25 +70,25 @@ class RunQueue:
                 raise
         finally:
             self._is_over()
-            self.turn.release()
+            self.lock.release()
 
-    async def _take_turn(self, cell: Execute, connection: Connection | None) -> bool:
+    async def _wait_for_ranks(self, cell: Execute, connection: Connection | None) -> bool:
         """Wait until no other run is under way; False when the run was stopped meanwhile."""
-        if not self.turn.locked() and not self._waiting:
-            return await self.turn.acquire()
+        if not self.lock.locked() and not self._waiting:
+            return await self.lock.acquire()
         run_id = cell.run_id
         with contextlib.suppress(OSError):  # so that it is known to have waited, should this agent be lost
             RunFolder(Path(cell.folder)).create(self._record(cell), cell.source or cell.code)
         if connection is not None:
             ahead = f"for {self.active.run_id} to end" if self.active else "until the ranks have answered a request"
             connection.send(RankState(run_id=run_id, rank=-1, state="queued", detail=f"waits {ahead}"))
-        turn = self._waiting[run_id] = asyncio.ensure_future(self.turn.acquire())
+        acquired = self._waiting[run_id] = asyncio.ensure_future(self.lock.acquire())
         try:
-            await asyncio.wait([turn])
+            await asyncio.wait([acquired])
         finally:
-            turn.cancel()  # no effect when it has come
+            acquired.cancel()  # no effect when it has come
             del self._waiting[run_id]
-        return not turn.cancelled()
+        return not acquired.cancelled()
 
     def _never_began(
         self, cell: Execute, connection: Connection | None, state: str, error: Exception | None = None
@@ -105,6 +107,13 @@ class RunQueue:
             report = ["It had not begun: no rank has executed any of it."]
             connection.send(RunEnded(run_id=cell.run_id, state=state, errors=record.errors, report=report))
 
+    def _phases(self, cell: Execute) -> list[dict[str, Any]]:
+        """What went before the first run of this world, for its record."""
+        phases = self._world.take_phases()
+        if phases and cell.asked:
+            phases.insert(0, (min(cell.asked, phases[0][0]), "finding a cluster"))
+        return [{"t": round(at, 3), "phase": name} for at, name in phases]
+
     def _record(self, cell: Execute) -> RunRecord:
         return RunRecord(
             run_id=cell.run_id,
@@ -118,6 +127,8 @@ class RunQueue:
             owner=cell.owner,
             spec=cell.spec,
             script=cell.script,
+            history=self._phases(cell),
+            versions=self._versions,
         )
 
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:
@@ -140,7 +151,7 @@ class RunQueue:
         """See a run through whose leader has gone: this world has no ranks yet."""
         self._world.inherit(record.world_size, definitions)
         self._world.cells |= {known.filename: known.execution_count for known in (*definitions, cell)}
-        async with self.turn:
+        async with self.lock:
             run = self._make_run(replace(cell, ranks=record.ranks), record, RunFolder(Path(cell.folder)), term)
             self.active = run
             try:
@@ -167,7 +178,7 @@ class RunQueue:
     async def _see_through(self, run: RunSupervisor) -> None:
         """Wait for the end of a run; of one that is led elsewhere, nothing may go on here."""
         await run.ended
-        if not run.is_told and not self._world.closed:
+        if not run.is_recorded and not self._world.closed:
             self._end_world()
         await run.settled()
 

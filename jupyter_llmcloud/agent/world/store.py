@@ -11,7 +11,7 @@ from typing import Any
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.rank_messages import ForkStore
-from jupyter_llmcloud.system.spawn import last_words, open_log
+from jupyter_llmcloud.system.spawn import log_tail, open_log
 
 _CLOSED = "the world was ended while it started."
 NO_NAMES = {"RES_OPTIONS": "attempts:0"}  # see training.group.no_dns; man 5 resolv.conf
@@ -45,9 +45,9 @@ class Store:
                     await zygote.fork(request, [theirs.fileno(), log, log])
                 self._hand_over(listener)
             if not await self._answered:
-                words = last_words(self._log)
+                tail = log_tail(self._log)
                 raise WorldError(
-                    f"the store by which ranks meet ended at its start. Its last words ({self._log}):\n{words}"
+                    f"the store by which ranks meet ended at its start. Its last words ({self._log}):\n{tail}"
                 )
         except BaseException:
             self.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from jupyter_llmcloud.core.run.membership import Membership, Step
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks, WorldVariables
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, Printed, Release
+from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, LogRecords, Release
 from jupyter_llmcloud.protocol.rpc import R, Request
 
 Slots = Sequence[dict[str, Any]]
@@ -49,6 +50,7 @@ class World:
     Attributes:
         notes: what became of ranks that were replaced, to be told with the next run.
         cells: execution counts by the files of notebook cells.
+        phases: (when, which) of the start of its ranks, until its first run has them.
     """
 
     def __init__(self, node: NodeServices, spec: StartWorld, listener: RankListener) -> None:
@@ -57,12 +59,13 @@ class World:
         self.groups = RankGroups(node, spec, RankEvents(self._on_message, self._on_exit))
         self.notes: list[str] = []
         self.cells: dict[str, int] = {}
+        self.phases: list[tuple[float, str]] = []
         self.closed = False
         self._listener = listener
         self._calls = RankCalls(self.groups.links)
         self.definitions = ReplayCells(spec.world_id, self._calls.ask)
         self._rendezvous = Rendezvous()
-        self._last_words: dict[int, str] = {}
+        self._last_output: dict[int, str] = {}
 
     @property
     def links(self) -> dict[int, RankLink]:
@@ -117,6 +120,11 @@ class World:
         notes, self.notes = self.notes, []
         return notes
 
+    def take_phases(self) -> list[tuple[float, str]]:
+        """How its ranks were started, once."""
+        phases, self.phases = self.phases, []
+        return phases
+
     def needs_renewal(self, must_renew: bool) -> None:
         """A run has ended; whether it left the process group in a state that cannot be used."""
         self.members.must_renew |= must_renew
@@ -125,6 +133,7 @@ class World:
 
     async def start(self) -> None:
         """Fork the ranks on every agent and join them to one process group."""
+        self.phases = [(time.time(), "starting ranks")]
         try:
             await self._carry_out(self.members.start(), self.spec.agents)
         except BaseException:
@@ -155,7 +164,7 @@ class World:
 
     async def find_capacity(self) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone. Raises Busy when the cluster has none now."""
-        lost = self.groups.homeless(self.members.dead) if self.members.is_started else self.members.ranks
+        lost = self.groups.displaced(self.members.dead) if self.members.is_started else self.members.ranks
         return await self.groups.find_capacity(len(lost)) if lost else []
 
     async def heal(self, slots: Slots = (), coming: Execute | None = None) -> None:
@@ -227,6 +236,8 @@ class World:
 
     async def _join(self, generation: int) -> None:
         self._check_open()
+        if len(self.phases) == 1:
+            self.phases.append((time.time(), "joining"))
         self.members.joining(generation)
 
         def release() -> None:
@@ -271,15 +282,15 @@ class World:
         if isinstance(message, Joined):
             self._rendezvous.hear(rank, message)
         elif not self._calls.hear(rank, message):
-            if isinstance(message, Printed):
+            if isinstance(message, LogRecords):
                 text = "".join(record.get("text", "") for record in message.records if record["kind"] == "stderr")
-                self._last_words[rank] = (self._last_words.get(rank, "") + text)[-2000:]
+                self._last_output[rank] = (self._last_output.get(rank, "") + text)[-2000:]
             self._listener.on_message(rank, message)
 
     def _on_exit(self, rank: int, status: int, evidence: str) -> None:
         name, reason = describe_exit(status, evidence)
-        if not self._listener.is_busy and (words := self._last_words.get(rank, "").strip()):
-            reason += f" Its last words:\n{words}"
+        if not self._listener.is_busy and (tail := self._last_output.get(rank, "").strip()):
+            reason += f" Its last words:\n{tail}"
         if self.closed or not self.members.died(rank):
             return
         self._expect_nothing(rank, reason)

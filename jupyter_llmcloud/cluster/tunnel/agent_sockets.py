@@ -10,10 +10,10 @@ from distributed import Security
 from jupyter_llmcloud.cluster.host import security_from
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.tunnel.bridge import Bridges, has_bridges, is_here
-from jupyter_llmcloud.cluster.tunnel.relay import Ways
+from jupyter_llmcloud.cluster.tunnel.relay import SocketRoutes
 
 
-class Reach:
+class AgentSockets:
     """The bridges of one server.
 
     Args:
@@ -45,7 +45,9 @@ class Reach:
                 security = security_from(self._record(name).tls) or Security()
                 return security.get_connection_args("client")
 
-            self._bridges[name] = Bridges(record.folder, Ways(lambda: self._record(name).address, connection_args))
+            self._bridges[name] = Bridges(
+                record.folder, SocketRoutes(lambda: self._record(name).address, connection_args)
+            )
         return self._bridges[name]
 
     def forget(self, name: str) -> None:

@@ -16,7 +16,7 @@ import socket
 from pathlib import Path
 
 from jupyter_llmcloud.cluster.tunnel.pump import carry
-from jupyter_llmcloud.cluster.tunnel.relay import Ways
+from jupyter_llmcloud.cluster.tunnel.relay import SocketRoutes
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET
 from jupyter_llmcloud.protocol.frames import encode
@@ -28,12 +28,12 @@ from jupyter_llmcloud.system.atomic_files import write_json
 class Bridge:
     """A unix socket on this host that stands for `target`, a socket beside the worker `name`, now at `worker`."""
 
-    def __init__(self, path: Path, ways: Ways, worker: str, name: str, target: str) -> None:
+    def __init__(self, path: Path, routes: SocketRoutes, worker: str, name: str, target: str) -> None:
         self.path = str(path)
         self.worker = worker
         self.name = name
         self.target = target
-        self._ways = ways
+        self._routes = routes
         self._server: asyncio.Server | None = None
         self._carried: set[asyncio.Task[None]] = set()
 
@@ -46,7 +46,7 @@ class Bridge:
         assert task is not None
         self._carried.add(task)
         try:
-            comm, self.worker = await self._ways.open(self.worker, self.name, self.target)
+            comm, self.worker = await self._routes.open(self.worker, self.name, self.target)
             await carry(comm, reader, writer)
         except (ConnectionLost, NotFound) as error:
             if Path(self.target).name == AGENT_SOCKET:
@@ -74,9 +74,9 @@ class Bridges:
         folder: where their sockets are; `bridges.json` there tells of them.
     """
 
-    def __init__(self, folder: Path, ways: Ways) -> None:
+    def __init__(self, folder: Path, routes: SocketRoutes) -> None:
         self._folder = folder
-        self._ways = ways
+        self._routes = routes
         self._bridges: dict[str, Bridge] = {}
         self._starting = asyncio.Lock()
 
@@ -92,7 +92,7 @@ class Bridges:
             bridge = self._bridges.get(target)
             if bridge is None:
                 path = self._folder / f"b{hashlib.sha256(target.encode()).hexdigest()[:12]}.sock"
-                bridge = Bridge(path, self._ways, worker, name, target)
+                bridge = Bridge(path, self._routes, worker, name, target)
                 await bridge.start()
                 self._bridges[target] = bridge
                 self._save()

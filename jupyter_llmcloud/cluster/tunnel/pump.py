@@ -1,4 +1,4 @@
-"""Bytes of a local socket carried over a Dask comm, both ways, with a bound on what is under way.
+"""Bytes of a local socket carried over a Dask comm, both tasks, with a bound on what is under task.
 
 A comm takes whatever is written to it and queues without bound. So each end says how much it has handed on, and the
 other end sends no more than `WINDOW` bytes beyond that: a reader that does not read stops its writer, not the memory
@@ -18,7 +18,7 @@ END = "end"
 CLOSE_TIMEOUT_S = 5.0
 
 
-class _Carrier:
+class _Pump:
     """One connection. Over when both directions have ended and everything was handed on, or when anything breaks."""
 
     def __init__(self, comm: Comm, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -26,7 +26,7 @@ class _Carrier:
         self._reader = reader
         self._writer = writer
         self._under_way = 0  # bytes that were sent and not handed on yet; an END counts as one
-        self._room = asyncio.Event()
+        self._has_window = asyncio.Event()
         self._sent_end = False
         self._heard_end = False
         self._arrived: asyncio.Queue[bytes] = asyncio.Queue()  # holds no more than the window
@@ -35,8 +35,8 @@ class _Carrier:
         """What is read here goes out."""
         while data := await self._reader.read(CHUNK):
             while self._under_way + len(data) > WINDOW:
-                self._room.clear()
-                await self._room.wait()
+                self._has_window.clear()
+                await self._has_window.wait()
             self._under_way += len(data)
             await self._comm.write(data)
         self._under_way += 1
@@ -44,12 +44,12 @@ class _Carrier:
         await self._comm.write(END)
 
     async def receive(self) -> None:
-        """What comes in is put aside for `hand_on`; returns when the connection is over."""
+        """What comes in is queued for `hand_on`; returns when the connection is over."""
         while not (self._sent_end and self._heard_end and not self._under_way):
             message = await self._comm.read()
             if isinstance(message, int):
                 self._under_way -= message
-                self._room.set()
+                self._has_window.set()
             elif message == END:
                 self._heard_end = True
                 self._arrived.put_nowait(b"")
@@ -57,7 +57,7 @@ class _Carrier:
                 self._arrived.put_nowait(bytes(message))
 
     async def hand_on(self) -> None:
-        """What was put aside is written here, and said to be."""
+        """Write here what was queued, and acknowledge it."""
         handed_on = 0
         while data := await self._arrived.get():
             self._writer.write(data)
@@ -72,20 +72,20 @@ class _Carrier:
 
 async def carry(comm: Comm, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Bytes both ways until both ends have closed, or one has broken; then both are closed."""
-    carrier = _Carrier(comm, reader, writer)
-    over = asyncio.create_task(carrier.receive())
-    ways = [over, asyncio.create_task(carrier.send()), asyncio.create_task(carrier.hand_on())]
+    pump = _Pump(comm, reader, writer)
+    over = asyncio.create_task(pump.receive())
+    tasks = [over, asyncio.create_task(pump.send()), asyncio.create_task(pump.hand_on())]
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
-        if not any(way.exception() for way in ways if way.done()):
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if not any(task.exception() for task in tasks if task.done()):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await comm.close()  # sends what is queued first
     except TimeoutError:
         pass
     finally:
-        for way in ways:
-            way.cancel()
-        for outcome in await asyncio.gather(*ways, return_exceptions=True):
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, Exception) and not isinstance(outcome, OSError | CommClosedError):
                 raise outcome
         comm.abort()
@@ -93,22 +93,22 @@ async def carry(comm: Comm, reader: asyncio.StreamReader, writer: asyncio.Stream
 
 
 async def join(one: Comm, other: Comm) -> None:
-    """Pass messages between two comms until either ends; their far ends bound what is under way."""
+    """Pass messages between two comms until either ends; their far ends bound what is under task."""
 
     async def pass_on(source: Comm, target: Comm) -> None:
         while True:
             await target.write(await source.read())
 
-    ways = [asyncio.create_task(pass_on(one, other)), asyncio.create_task(pass_on(other, one))]
+    tasks = [asyncio.create_task(pass_on(one, other)), asyncio.create_task(pass_on(other, one))]
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for comm in (one, other):  # before the ways are cancelled: a read that is cancelled drops what is queued
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for comm in (one, other):  # before the tasks are cancelled: a read that is cancelled drops what is queued
             with contextlib.suppress(TimeoutError, OSError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await comm.close()
     finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for comm in (one, other):
             comm.abort()

@@ -29,7 +29,7 @@ CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 10.0
 
 
-class Ways:
+class SocketRoutes:
     """Opens comms to sockets beside the workers of one cluster.
 
     Args:
@@ -45,22 +45,22 @@ class Ways:
     async def open(self, worker: str, name: str, target: str) -> tuple[Comm, str]:
         """A comm to the socket `target`, and the worker's address as it is now: one that was replaced has another.
 
-        Raises NotFound when nobody listens there any more, ConnectionLost when neither way leads there.
+        Raises NotFound when nobody listens there any more, ConnectionLost when neither route leads there.
         """
         failures = []
-        for way in self.routes.order(worker, time.monotonic()):
+        for route in self.routes.order(worker, time.monotonic()):
             request = {"op": TUNNEL, "target": target}
             address = worker
-            if way == RELAYED:
+            if route == RELAYED:
                 request = {"op": RELAY, "worker": worker, "name": name, "target": target}
                 address = self._scheduler()
             try:
                 comm, answer = await _ask(address, request, self._connection_args())
             except (OSError, TimeoutError) as error:
-                self.routes.failed(worker, way, time.monotonic())
-                failures.append(f"{way}: {error or type(error).__name__}")
+                self.routes.failed(worker, route, time.monotonic())
+                failures.append(f"{route}: {error or type(error).__name__}")
                 continue
-            self.routes.worked(worker, way)
+            self.routes.worked(worker, route)
             return comm, answer.get("worker", worker)
         raise ConnectionLost(f"the worker {name} cannot be reached ({'; '.join(failures)}).")
 
@@ -68,7 +68,7 @@ class Ways:
 async def _ask(address: str, request: dict[str, Any], connection_args: dict[str, Any]) -> tuple[Comm, dict[str, Any]]:
     """Open a comm whose far end stands for a socket. Raises OSError, TimeoutError; NotFound when that has gone."""
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):  # an end that accepts and then says nothing is no way either
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):  # an end that accepts and then says nothing is no route either
             comm = await connect(address, timeout=CONNECT_TIMEOUT_S, **connection_args)
     except (ValueError, RuntimeError) as error:  # of tornado, when the other end closes in the middle of the handshake
         raise OSError(str(error)) from error

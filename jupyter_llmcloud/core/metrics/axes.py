@@ -1,6 +1,6 @@
 """What a chart shows, decided by values: the ranges of its axes, their ticks, and what is said of what lies outside.
 
-Whatever draws (an SVG image, a page) is handed a `Plan` and decides nothing itself.
+Whatever draws (an SVG image, a page) is handed a `ChartPlan` and decides nothing itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChartPlan:
     """How a series is drawn.
 
     Attributes:
@@ -52,14 +52,14 @@ class Plan:
     marks: tuple[tuple[float, float], ...]
 
 
-def plan(points: Sequence[Point]) -> Plan:
+def plan(points: Sequence[Point]) -> ChartPlan:
     """The plan of these points."""
     drawn = [point for point in points if point.mean is not None]
     lows = [bounded(point.low or 0.0) for point in drawn] or [0.0]
     highs = [bounded(point.high or 0.0) for point in drawn] or [1.0]
     means = [bounded(point.mean or 0.0) for point in drawn] or [0.0, 1.0]
     low, high = _robust(means, min(lows), max(highs))
-    return Plan(
+    return ChartPlan(
         steps=_step_axis([point.step for point in points] or [0.0]),
         values=_value_axis(low, high),
         log=_log_axis(min(lows), max(highs)) if drawn and min(lows) > SMALLEST else None,

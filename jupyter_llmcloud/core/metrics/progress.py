@@ -44,6 +44,7 @@ class Bar:
 
     @property
     def is_complete(self) -> bool:
+        """Whether it has reached its total; a bar without a total never does."""
         return bool(self.total) and self.done >= (self.total or 0)
 
     @property

@@ -19,7 +19,7 @@ RECENT_STEPS = 64  # of which the exact values are kept, so that ranks at differ
 _START = -math.inf
 
 
-class Stretch:
+class Span:
     """What was seen in some steps."""
 
     __slots__ = (
@@ -60,7 +60,7 @@ class Stretch:
         if value > self.high:
             self.high, self.high_at = value, step
 
-    def merge(self, other: Stretch) -> None:
+    def merge(self, other: Span) -> None:
         """Take in another stretch."""
         if other.last >= self.last:
             self.time, self.epoch = other.time, other.epoch
@@ -74,21 +74,21 @@ class Stretch:
         if other.high > self.high:
             self.high, self.high_at = other.high, other.high_at
 
-    def copy(self) -> Stretch:
-        twin = Stretch.__new__(Stretch)
+    def copy(self) -> Span:
+        twin = Span.__new__(Span)
         twin.first, twin.last, twin.count, twin.mean = self.first, self.last, self.count, self.mean
         twin.low, twin.low_at, twin.high, twin.high_at = self.low, self.low_at, self.high, self.high_at
         twin.num_not_finite, twin.time, twin.epoch = self.num_not_finite, self.time, self.epoch
         return twin
 
 
-class Cell:
+class Bucket:
     """The values of some steps; that of the newest one can still be replaced."""
 
     __slots__ = ("closed", "epoch", "step", "time", "value")
 
     def __init__(
-        self, step: float, value: float, time: float = 0.0, epoch: float | None = None, closed: Stretch | None = None
+        self, step: float, value: float, time: float = 0.0, epoch: float | None = None, closed: Span | None = None
     ) -> None:
         self.step = step
         self.value = value
@@ -99,25 +99,25 @@ class Cell:
     def go_on(self, step: float, value: float, time: float, epoch: float | None) -> None:
         """A value at a later step."""
         if self.closed is None:
-            self.closed = Stretch(self.step, self.value, self.time, self.epoch)
+            self.closed = Span(self.step, self.value, self.time, self.epoch)
         else:
             self.closed.add(self.step, self.value, self.time, self.epoch)
         self.step, self.value, self.time, self.epoch = step, value, time, epoch
 
-    def seen(self) -> Stretch:
+    def seen(self) -> Span:
         """All of it."""
         if self.closed is None:
-            return Stretch(self.step, self.value, self.time, self.epoch)
+            return Span(self.step, self.value, self.time, self.epoch)
         whole = self.closed.copy()
         whole.add(self.step, self.value, self.time, self.epoch)
         return whole
 
-    def followed_by(self, later: Cell) -> Cell:
+    def followed_by(self, later: Bucket) -> Bucket:
         """Both as one."""
         closed = self.seen()
         if later.closed is not None:
             closed.merge(later.closed)
-        return Cell(later.step, later.value, later.time, later.epoch, closed)
+        return Bucket(later.step, later.value, later.time, later.epoch, closed)
 
 
 class RankSeries:
@@ -129,7 +129,7 @@ class RankSeries:
     """
 
     def __init__(self) -> None:
-        self.cells: dict[float, Cell] = {}
+        self.cells: dict[float, Bucket] = {}
         self.reached = _START
         self.width = 0.0
         self._first = (math.inf, math.nan)
@@ -147,7 +147,7 @@ class RankSeries:
         key = step // self.width if self.width else step
         cell = self.cells.get(key)
         if cell is None or step < cell.step:
-            self.cells[key] = Cell(step, value, time, epoch)
+            self.cells[key] = Bucket(step, value, time, epoch)
             if len(self.cells) > limit:
                 self._thin(limit // 2 + 1)
         elif step > cell.step:
@@ -175,7 +175,7 @@ class RankSeries:
 
     def _thin(self, limit: int) -> None:
         self.width = wider(self.width, [cell.step for cell in self.cells.values()], limit)
-        joined: dict[float, Cell] = {}
+        joined: dict[float, Bucket] = {}
         for cell in sorted(self.cells.values(), key=lambda cell: cell.step):
             key = cell.step // self.width
             joined[key] = joined[key].followed_by(cell) if key in joined else cell

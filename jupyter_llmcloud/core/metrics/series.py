@@ -13,7 +13,7 @@ from typing import Any
 
 from jupyter_llmcloud.core.metrics.not_finite import NotFinite
 from jupyter_llmcloud.core.metrics.progress import Progress
-from jupyter_llmcloud.core.metrics.rank_series import RankSeries, Stretch, wider
+from jupyter_llmcloud.core.metrics.rank_series import RankSeries, Span, wider
 from jupyter_llmcloud.core.metrics.values import StepCount, as_number
 
 MAX_POINTS = 500
@@ -110,9 +110,9 @@ class Series:
             width = wider(width, list(steps), limit)
         return width
 
-    def columns(self, width: float, from_key: float = -math.inf) -> dict[float, dict[int, Stretch]]:
+    def columns(self, width: float, from_key: float = -math.inf) -> dict[float, dict[int, Span]]:
         """What each rank says in each column from one on; a column's key is its first step in units of `width`."""
-        columns: dict[float, dict[int, Stretch]] = {}
+        columns: dict[float, dict[int, Span]] = {}
         least = from_key * width if width else from_key
         for rank, cell in self._cells():
             if cell.step < least:
@@ -142,7 +142,7 @@ class Series:
     def _exact(self, step: float) -> Point:
         """The mean over those ranks that have a value at this very step."""
         values = [value for series in self._ranks.values() if (value := series.at(step)) is not None]
-        return point_of([Stretch(step, value) for value in values]) if values else Point(step, None, None, None, 0)
+        return point_of([Span(step, value) for value in values]) if values else Point(step, None, None, None, 0)
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -208,7 +208,7 @@ class Series:
         return self.not_finite.first
 
 
-def point_of(seen: Iterable[Stretch]) -> Point:
+def point_of(seen: Iterable[Span]) -> Point:
     """A column of a chart. Where one rank has nothing but NaN, there is no mean over ranks."""
     ranks = list(seen)
     where = (min(one.first for one in ranks) + max(one.last for one in ranks)) / 2

@@ -4,8 +4,8 @@ Every complete line waits up to `hold_s` for the same line of other ranks. The o
 is always kept. Text that is still being written (a line without its end, a bar that rewrites itself) is shown
 as one passing line of one rank, rewritten in place, until it is complete; then it is a line like any other.
 
-A cell has room for `max_chars`, some of it for every rank. Of what a rank writes beyond that the newest line is shown
-in passing, and at the end the last lines, and a word on how much is left out between.
+A cell shows at most `max_chars`, some of it kept for every rank. Of what a rank writes beyond that the newest line is
+shown in passing, and at the end the last lines and how much is left out between.
 """
 
 from __future__ import annotations
@@ -14,28 +14,25 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from jupyter_llmcloud.core.names import name_ranks
 from jupyter_llmcloud.core.output.blocks import Block, Joiner, as_text, label_of
-from jupyter_llmcloud.core.output.budget import Budget
+from jupyter_llmcloud.core.output.budget import CellBudget
+from jupyter_llmcloud.core.output.fold_queue import FoldQueue, Item
 from jupyter_llmcloud.core.output.live_line import PassingLine
 from jupyter_llmcloud.core.output.tail import Tail
 from jupyter_llmcloud.core.output.terminal import Screen
 
 MAX_CHARS = 110_000  # as saved, in bytes; with the ends of ranks and the live view's static version that makes 200 kB
-MAX_RICH_CHARS = 4_000_000  # figures are what a cell is run for: a budget of their own
-_TAIL_SHARE = 0.2  # of max_chars, on top of them
+_TAIL_FRACTION = 0.2  # of max_chars, on top of them
 _TAIL_CHARS = 6_000  # of one rank
 _LAST_LINE_CHARS = 12_000  # for the newest line of what is left out, rewritten in place
-_RICH_PATIENCE = 10  # ranks draw the same figure at moments further apart than they print the same line
-_LOOK_AHEAD = 32  # how many lines of a rank may be pulled forward to reach one that can be folded
 _CUT_WIDTH = 2_000
 _SAVED_LINE = 15  # indentation, quotes, comma
 _SAVED_BLOCK = 120  # the names and brackets of an output
-_STDERR_PATIENCE = 2  # a warning comes when a rank gets there, which depends on how fast it loads
 _UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]|\x1b(?!\[)")
 _COLORS = re.compile(r"\x1b\[[\d;:]*m")
 _RESET = "\x1b[0m"
@@ -54,27 +51,10 @@ def saved_size(line: str) -> int:
     return size + _SAVED_LINE + 5 * line.count("\x1b") + line.count('"') + line.count("\\")
 
 
-class _Item:
-    """A complete line or a rich record of one rank, waiting."""
-
-    __slots__ = ("arrived", "key", "line", "rank", "record", "shown")
-
-    def __init__(
-        self, rank: int, key: tuple[str, str], arrived: float, record: Mapping[str, Any] | None, line: str = ""
-    ) -> None:
-        self.rank = rank
-        self.key = key
-        self.arrived = arrived
-        self.record = record
-        self.line = line
-        self.shown = False
-
-
 @dataclass
 class _Rank:
     """What a rank has written and not yet seen shown."""
 
-    queue: deque[_Item] = field(default_factory=deque)
     screens: dict[str, Screen] = field(default_factory=dict)
     num_chars: int = 0
     displays: dict[str, int] = field(default_factory=dict)  # by id, in the order of their first appearance
@@ -91,25 +71,19 @@ class OutputFolder:
 
     Attributes:
         shows_passing: whether lines that are still being written are shown.
-        num_dropped_rich: displays that are in the full log only.
     """
 
     def __init__(
         self, ranks: Iterable[int], hold_s: float = 0.08, max_chars: int = MAX_CHARS, *, name: str = "", where: str = ""
     ) -> None:
         self.ranks = tuple(sorted(set(ranks)))
-        self.hold_s = hold_s
         self.max_chars = max_chars
         self.where = where or f"%runs logs {name}".rstrip()
         self.shows_passing = True
-        self.num_dropped_rich = 0
         self._ranks = {rank: _Rank() for rank in self.ranks}
-        self._arrivals: deque[_Item] = deque()
-        self._waiting: dict[tuple[str, str], dict[int, int]] = {}
-        self._text = Budget(max_chars)
-        self._rich = Budget(MAX_RICH_CHARS)
+        self._queue = FoldQueue(self.ranks, hold_s)
+        self._budget = CellBudget(max_chars)
         self._warned: dict[str, int] = {}
-        self._is_full = False
         self._last_kind = ""
         self._flushed_at = float("-inf")
         self._settling: dict[tuple[int, str], Screen] = {}
@@ -123,7 +97,7 @@ class OutputFolder:
                 begun, screen = state.screens.popitem()
                 state.tail.add_text(begun, "\n".join(screen.close()), now)
             self._leave_out(rank, kind, text, now)
-            return self.flush(now) if now >= self._flushed_at + self.hold_s / 4 else []
+            return self.flush(now) if now >= self._flushed_at + self._queue.hold_s / 4 else []
         screen = state.screens.setdefault(kind, Screen(self.max_chars))
         for line in screen.write(text, now):
             self._take_line(state, rank, kind, line, now)
@@ -151,7 +125,7 @@ class OutputFolder:
         if kind == "clear_output":
             state.num_chars = 0
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
-        self._wait(_Item(rank, (kind, digest), now, record), state)
+        self._queue.add(Item(rank, (kind, digest), now, record))
         return self.flush(now)
 
     def note(self, text: str, now: float) -> list[Block]:
@@ -170,26 +144,31 @@ class OutputFolder:
             for rank, state in self._ranks.items():
                 self._close_lines(state, rank, now)
         blocks = Joiner()
-        for items in self._ready(now, final):
+        for items in self._queue.ready(now, final):
             self._show(blocks, items, now)
         if final:
             self._passing.erase(blocks)
             self._show_tails(blocks, now)
         elif self.shows_passing:
-            self._text.take((), self._passing.show(blocks, self.label, now))
+            self._budget.take_text((), self._passing.show(blocks, self.label, now))
         return blocks.finish()
 
     @property
     def is_full(self) -> bool:
-        """Whether text or displays are left out, for want of room."""
-        return self._is_full
+        """Whether text or displays are left out, since they do not fit."""
+        return self._budget.is_full
+
+    @property
+    def num_dropped_rich(self) -> int:
+        """How many displays are in the full log only."""
+        return self._budget.num_dropped_rich
 
     def next_deadline(self) -> float | None:
         """When `flush` will have something to show, None when nothing waits."""
         starts = [screen.settling_since for screen in self._settling.values()]
-        times = [start + self.hold_s for start in starts if start is not None]
-        if (head := self._head()) is not None:
-            times.append(head.arrived + self._hold_s(head))
+        times = [start + self._queue.hold_s for start in starts if start is not None]
+        if (due := self._queue.next_deadline()) is not None:
+            times.append(due)
         if self.shows_passing and (due := self._passing.due) is not None:
             times.append(due)
         return min(times, default=None)
@@ -199,6 +178,7 @@ class OutputFolder:
     def _state(self, rank: int) -> _Rank:
         if rank not in self._ranks:  # a rank that joined later (an elastic world)
             self._ranks[rank] = _Rank()
+            self._queue.add_rank(rank)
             self.ranks = tuple(sorted(self._ranks))
         return self._ranks[rank]
 
@@ -215,7 +195,7 @@ class OutputFolder:
                     self._take_warning(state, rank, kind, line, now, key)
                     return
         state.num_chars += len(line) + 1
-        self._wait(_Item(rank, (kind, key), now, None, line), state)
+        self._queue.add(Item(rank, (kind, key), now, None, line))
 
     def _take_warning(
         self, state: _Rank, rank: int, kind: str, text: str, now: float, content: str | None = None
@@ -223,17 +203,11 @@ class OutputFolder:
         content = text if content is None else content
         number = state.num_warned[content] = state.num_warned.get(content, 0) + 1
         key = (kind, f"\0{number}\0{content}")
-        if number <= self._warned.get(content, 0) and key not in self._waiting:
+        if number <= self._warned.get(content, 0) and not self._queue.has(key):
             return  # another rank has said it
         self._warned[content] = max(number, self._warned.get(content, 0))
         state.num_chars += len(text) + 1
-        self._wait(_Item(rank, key, now, None, text), state)
-
-    def _wait(self, item: _Item, state: _Rank) -> None:
-        state.queue.append(item)
-        self._arrivals.append(item)
-        ranks = self._waiting.setdefault(item.key, {})
-        ranks[item.rank] = ranks.get(item.rank, 0) + 1
+        self._queue.add(Item(rank, key, now, None, text))
 
     def _close_lines(self, state: _Rank, rank: int, now: float) -> None:
         for kind, screen in state.screens.items():
@@ -243,68 +217,11 @@ class OutputFolder:
     def _settle(self, now: float) -> None:
         for (rank, kind), screen in list(self._settling.items()):
             since = screen.settling_since
-            if since is not None and now - since < self.hold_s:
+            if since is not None and now - since < self._queue.hold_s:
                 continue
             del self._settling[rank, kind]
             for line in screen.settle() if since is not None else ():
                 self._take_line(self._ranks[rank], rank, kind, line, now)
-
-    # --- choosing ------------------------------------------------------------------------------------------
-
-    def _head(self) -> _Item | None:
-        """The item that has waited longest; it is also the first of its own rank."""
-        while self._arrivals and self._arrivals[0].shown:
-            self._arrivals.popleft()
-        return self._arrivals[0] if self._arrivals else None
-
-    def _hold_s(self, item: _Item) -> float:
-        if item.record is not None:
-            return self.hold_s * _RICH_PATIENCE
-        return self.hold_s * _STDERR_PATIENCE if item.key[0] == "stderr" else self.hold_s
-
-    def _ready(self, now: float, final: bool) -> Iterator[list[_Item]]:
-        """What to show, in order: the equal items of one or several ranks, that of the lowest rank first."""
-        while (item := self._head()) is not None:
-            everywhere = len(self._waiting[item.key]) == len(self._ranks) and self._heads_all(item.key)
-            if not (everywhere or final or now - item.arrived >= self._hold_s(item)):
-                return
-            yield from self._fold(item)
-
-    def _heads_all(self, key: tuple[str, str]) -> bool:
-        return all(state.queue and state.queue[0].key == key for state in self._ranks.values())
-
-    def _fold(self, item: _Item) -> Iterator[list[_Item]]:
-        """Show `item` for every rank that has it waiting where nothing else of another rank is in the way."""
-        together = []
-        for rank in sorted(self._waiting[item.key]):
-            if rank != item.rank:
-                before = self._in_the_way(rank, item.key)
-                if before is None:
-                    continue
-                for _ in range(before):
-                    yield [self._leave(rank)]
-            together.append(rank)
-        yield [self._leave(rank) for rank in together]
-
-    def _in_the_way(self, rank: int, key: tuple[str, str]) -> int | None:
-        """How many of the rank's lines come before `key`; None when one of them may yet be folded itself."""
-        for at, item in enumerate(self._ranks[rank].queue):
-            if item.key == key:
-                return at
-            if at == _LOOK_AHEAD or len(self._waiting[item.key]) > 1:
-                return None
-        return None
-
-    def _leave(self, rank: int) -> _Item:
-        item = self._ranks[rank].queue.popleft()
-        item.shown = True
-        ranks = self._waiting[item.key]
-        ranks[rank] -= 1
-        if not ranks[rank]:
-            del ranks[rank]
-            if not ranks:
-                del self._waiting[item.key]
-        return item
 
     # --- showing -------------------------------------------------------------------------------------------
 
@@ -312,7 +229,7 @@ class OutputFolder:
         """`[0-1]`, or nothing when the run has one rank only."""
         return label_of(ranks) if len(self._ranks) > 1 else ""
 
-    def _show(self, blocks: Joiner, items: list[_Item], now: float) -> None:
+    def _show(self, blocks: Joiner, items: list[Item], now: float) -> None:
         ranks = tuple(item.rank for item in items)
         item = items[0]
         if item.key[0] == "clear_output":
@@ -326,20 +243,20 @@ class OutputFolder:
     def _show_line(self, blocks: Joiner, ranks: tuple[int, ...], kind: str, line: str, now: float) -> None:
         whole = tuple(rank for rank in ranks if not self._ranks[rank].is_cut)
         text = self._labelled(whole, line)
-        room = self._text.room_for(whole, self.ranks)
-        if whole and saved_size(text) < room:
+        remaining = self._budget.remaining_for(whole, self.ranks)
+        if whole and saved_size(text) < remaining:
             self._put_line(blocks, whole, kind, text)
         elif whole:
-            if min(room, len(text)) > _CUT_WIDTH:
-                share = room / saved_size(text)
-                self._put_line(blocks, whole, kind, text[: int(share * len(text)) - 2] + "…")
+            if min(remaining, len(text)) > _CUT_WIDTH:
+                fraction = remaining / saved_size(text)
+                self._put_line(blocks, whole, kind, text[: int(fraction * len(text)) - 2] + "…")
             self._say_full(blocks)
         for rank in ranks:
-            if rank not in whole or saved_size(text) >= room:
+            if rank not in whole or saved_size(text) >= remaining:
                 self._cut(rank, kind, line, now)
 
     def _cut(self, rank: int, kind: str, line: str, now: float) -> None:
-        """A line that there is no room for; from here on nothing of its rank is shown but the end."""
+        """A line that does not fit; from here on nothing of its rank is shown but the end."""
         state = self._ranks[rank]
         state.is_cut = True
         state.tail.add_line(kind, line, now)
@@ -362,7 +279,7 @@ class OutputFolder:
         tails = {rank: state.tail for rank, state in self._ranks.items() if state.tail.is_live}
         if not tails:
             return
-        limit = min(_TAIL_CHARS, int(_TAIL_SHARE * self.max_chars) // len(tails))
+        limit = min(_TAIL_CHARS, int(_TAIL_FRACTION * self.max_chars) // len(tails))
         groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
         for rank, tail in tails.items():
             groups.setdefault(tuple(_within(tail.lines(), limit)), []).append(rank)
@@ -375,7 +292,7 @@ class OutputFolder:
                 blocks.add("stdout", f"{self.label(tuple(ranks))} …\n".lstrip(), tuple(ranks))
             for kind, line in lines:
                 blocks.add(kind, self._labelled(tuple(ranks), line) + "\n", tuple(ranks))
-        if left or self.num_dropped_rich:
+        if left or self._budget.num_dropped_rich:
             blocks.add("stdout", f"… left out above: {self._left_out(left)}. All of it: {self.where}\n", self.ranks)
 
     def _left_out(self, left: dict[int, list[int]]) -> str:
@@ -384,7 +301,7 @@ class OutputFolder:
         for number, ranks in left.items():
             whose = f" of {'each of ' if len(ranks) > 1 else ''}{name_ranks(ranks)}" if len(self._ranks) > 1 else ""
             words.append(f"{number:,} line{'s' if number != 1 else ''}{whose}")
-        if number := self.num_dropped_rich:
+        if number := self._budget.num_dropped_rich:
             words.append(f"{number:,} display{'s' if number != 1 else ''}")
         return ", ".join(words)
 
@@ -398,7 +315,7 @@ class OutputFolder:
         return f"{label} {line}" if line else label
 
     def _put_line(self, blocks: Joiner, ranks: tuple[int, ...], kind: str, text: str) -> None:
-        self._text.take(ranks, saved_size(text) + (_SAVED_BLOCK if kind != self._last_kind else 0))
+        self._budget.take_text(ranks, saved_size(text) + (_SAVED_BLOCK if kind != self._last_kind else 0))
         self._last_kind = kind
         if kind == "stdout":
             text = self._passing.over(text)
@@ -406,17 +323,13 @@ class OutputFolder:
             self._passing.erase(blocks)
         blocks.add(kind, text + "\n", ranks)
 
-    def _show_rich(self, blocks: Joiner, ranks: tuple[int, ...], items: list[_Item]) -> None:
+    def _show_rich(self, blocks: Joiner, ranks: tuple[int, ...], items: list[Item]) -> None:
         record = items[0].record or {}
         kind = str(record.get("kind", "display"))
         size = sum(len(str(value)) for value in (record.get("data") or {}).values())
-        if kind != "error":
-            if size > self._rich.room:
-                self.num_dropped_rich += 1
-                self._say_full(blocks)
-                return
-            if not record.get("update"):  # an update replaces what was there: the cell does not grow
-                self._rich.take(ranks, size)
+        if kind != "error" and not self._budget.take_rich(ranks, size, bool(record.get("update"))):
+            self._say_full(blocks)
+            return
         self._passing.erase(blocks)
         self._last_kind = ""
         ids = {
@@ -425,20 +338,17 @@ class OutputFolder:
         label = self.label(ranks)
         blocks.add_rich(Block(kind, as_text(label, record), ranks, label, record, display_ids=ids))
 
-    def _clear(self, blocks: Joiner, ranks: tuple[int, ...], item: _Item) -> None:
+    def _clear(self, blocks: Joiner, ranks: tuple[int, ...], item: Item) -> None:
         self._passing.erase(blocks)
-        for budget in (self._text, self._rich):
-            budget.clear(set(ranks))
+        self._budget.clear(set(ranks))
         for rank in ranks:
             self._ranks[rank].is_cut = False
             self._ranks[rank].tail.clear()
-        if self._text.used < self.max_chars / 2 and self._rich.used < MAX_RICH_CHARS / 2:
-            self._is_full = False
         blocks.add_rich(Block("clear_output", "", ranks, record=item.record))
 
     def _say_full(self, blocks: Joiner) -> None:
-        if not self._is_full:
-            self._is_full = True
+        if not self._budget.is_full:
+            self._budget.is_full = True
             self._passing.erase(blocks)
             self._passing.slow_down(_LAST_LINE_CHARS)
             blocks.add("stdout", f"… further output is in the full log: {self.where}\n", self.ranks)

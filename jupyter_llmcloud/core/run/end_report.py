@@ -15,7 +15,7 @@ _WORDS = {
 }
 
 
-def saved_in_words(names: Sequence[str], num_bytes: int, run: str) -> str:
+def describe_saved(names: Sequence[str], num_bytes: int, run: str) -> str:
     """`Saved model and tokenizer of the run long (12.8 MB): %serve long serves them.`"""
     size = f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
     what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -24,7 +24,7 @@ FACTOR = 5.0
 PATIENT = ("data", "checkpoint", "evaluation")  # phases in which one rank may well work alone
 PATIENCE = 6.0  # times the floor, for a rank that visibly works in one of them
 REMEMBERED = 200  # waits, per phase and place
-SILENT_BEATS = 2.5  # heartbeats missed until a rank counts as silent
+SILENT_HEARTBEATS = 2.5  # heartbeats missed until a rank counts as silent
 
 
 def heartbeat_s(floor_s: float) -> float:
@@ -64,7 +64,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Look:
+class ProcessSample:
     """What is seen of a process from outside: its state as in /proc, and the processor time it has used."""
 
     state: str
@@ -73,7 +73,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Report:
+class HangReport:
     """To be shown. `late` and `waiting` are ranks; `recovered`: the report before is over."""
 
     text: str
@@ -88,7 +88,7 @@ class _Rank:
     heard_at: float = 0.0
     phase_since: float = 0.0
     ended: bool = False
-    look: Look | None = None
+    look: ProcessSample | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class HangRule:
         self._ranks = {rank: _Rank(heard_at=self.began) for rank in self.ranks}
         self._lasted: dict[_Key, deque[float]] = {}
         self._episodes: dict[tuple[str, int, str], _Episode] = {}
-        self._alarm: Report | None = None
+        self._alarm: HangReport | None = None
         self._alarm_at = 0.0
 
     # --- what is seen ---
@@ -157,7 +157,7 @@ class HangRule:
         if place:
             item.sample = replace(item.sample, place=place, doing="")
         busy = before is not None and (cpu_s - before.cpu_s > 0.05 or (before.busy and cpu_s == before.cpu_s))
-        item.look = Look(state, cpu_s, busy)
+        item.look = ProcessSample(state, cpu_s, busy)
 
     def ended(self, rank: int, groups: Mapping[str, GroupState] | None = None) -> None:
         """A rank has finished the cell, with these collectives."""
@@ -168,12 +168,12 @@ class HangRule:
 
     def silent(self, now: float) -> list[int]:
         """Ranks that should have said something by now."""
-        limit = SILENT_BEATS * heartbeat_s(self.floor_s)
+        limit = SILENT_HEARTBEATS * heartbeat_s(self.floor_s)
         return [rank for rank, item in self._ranks.items() if not item.ended and now - item.heard_at > limit]
 
     # --- the rule ---
 
-    def check(self, now: float) -> Report | None:
+    def check(self, now: float) -> HangReport | None:
         """Something to tell, if it is new."""
         silent = set(self.silent(now))
         waits = self._waits(now, silent)
@@ -308,7 +308,7 @@ class HangRule:
 
     # --- telling ---
 
-    def _tell(self, report: Report, now: float) -> Report | None:
+    def _tell(self, report: HangReport, now: float) -> HangReport | None:
         if self._alarm is not None and (self._alarm.late, self._alarm.waiting) == (report.late, report.waiting):
             return None
         grown = self._alarm is not None and set(self._alarm.late) >= set(report.late)
@@ -317,7 +317,7 @@ class HangRule:
         self._alarm = report
         return None if grown else report
 
-    def _recover(self, waits: dict[int, _Wait], silent: set[int], now: float) -> Report | None:
+    def _recover(self, waits: dict[int, _Wait], silent: set[int], now: float) -> HangReport | None:
         alarm = self._alarm
         still_waiting = alarm is not None and any(
             rank in waits and waits[rank].lasts_s >= self.floor_s and waits[rank].missing for rank in alarm.waiting
@@ -327,17 +327,17 @@ class HangRule:
         self._alarm = None
         who = alarm.late or alarm.waiting
         lasted = self.floor_s + now - self._alarm_at
-        return Report(f"{_ranks(who)} {_verb(who, 'goes', 'go')} on after {lasted:.0f} s.", who, recovered=True)
+        return HangReport(f"{_ranks(who)} {_verb(who, 'goes', 'go')} on after {lasted:.0f} s.", who, recovered=True)
 
-    def _report_late(self, late: Mapping[int, float], waits: dict[int, _Wait], silent: set[int]) -> Report:
+    def _report_late(self, late: Mapping[int, float], waits: dict[int, _Wait], silent: set[int]) -> HangReport:
         clauses: dict[str, list[int]] = {}
         for rank in sorted(late):
             clauses.setdefault(self._where(rank, late[rank], silent), []).append(rank)
         words = [f"{_ranks(ranks)} {_verb(ranks, 'is', 'are')} late: {where}" for where, ranks in clauses.items()]
         waiting = [wait for wait in waits.values() if wait.missing]
-        words += _waiting_words(waiting)
+        words += _describe_waits(waiting)
         text = "; ".join(words) + ". Press Stop to interrupt, or wait."
-        return Report(text, tuple(sorted(late)), tuple(sorted(wait.rank for wait in waiting)))
+        return HangReport(text, tuple(sorted(late)), tuple(sorted(wait.rank for wait in waiting)))
 
     def _where(self, rank: int, lasts_s: float, silent: set[int]) -> str:
         item = self._ranks.get(rank)
@@ -348,17 +348,17 @@ class HangRule:
         sample = item.sample
         if rank in silent:
             last = f", last seen at {sample.place}," if sample.place else ""
-            return f"{state_words(item.look)}{last} for {lasts_s:.0f} s"
+            return f"{describe_state(item.look)}{last} for {lasts_s:.0f} s"
         doing = f" ({sample.doing})" if sample.doing else ""
         return f"at {sample.place or 'an unknown place'}{doing} for {lasts_s:.0f} s"
 
-    def _report_deadlock(self, blocked: Sequence[_Wait]) -> Report:
-        words = "; ".join(_waiting_words(blocked))
+    def _report_deadlock(self, blocked: Sequence[_Wait]) -> HangReport:
+        words = "; ".join(_describe_waits(blocked))
         text = f"the ranks wait for each other and cannot go on: {words}. Press Stop to interrupt."
-        return Report(text, (), tuple(sorted(wait.rank for wait in blocked)))
+        return HangReport(text, (), tuple(sorted(wait.rank for wait in blocked)))
 
 
-def _waiting_words(waits: Sequence[_Wait]) -> list[str]:
+def _describe_waits(waits: Sequence[_Wait]) -> list[str]:
     folded: dict[str, list[int]] = {}
     for wait in sorted(waits, key=lambda wait: wait.rank):
         at = f" at {wait.place}" if wait.place else ""
@@ -366,7 +366,7 @@ def _waiting_words(waits: Sequence[_Wait]) -> list[str]:
     return [f"{_ranks(ranks)} {_verb(ranks, 'waits', 'wait')} {where}" for where, ranks in folded.items()]
 
 
-def state_words(look: Look | None) -> str:
+def describe_state(look: ProcessSample | None) -> str:
     """What a process is doing that does not answer."""
     if look is None:
         return "does not answer"

@@ -16,6 +16,8 @@ from enum import IntEnum
 
 
 class Rung(IntEnum):
+    """How hard a Stop presses: each rung is tried when ranks still run a while after the one before."""
+
     NONE = 0
     CONSENSUS = 1
     INTERRUPT = 2
@@ -91,12 +93,14 @@ Event = RankEnded | RankDied | StopPressed | SaveAsked | StepReported | Tick
 
 @dataclass(frozen=True)
 class AskStep:
+    """Pause at the next step boundary and report the step; `stops`: for a Stop, otherwise for a checkpoint."""
+
     ranks: tuple[int, ...]
     stops: bool = True
 
 
 @dataclass(frozen=True)
-class TellSaveAt:
+class SaveAtStep:
     """The same step for all; -1: none, since they do not step, or are being let go."""
 
     ranks: tuple[int, ...]
@@ -104,23 +108,31 @@ class TellSaveAt:
 
 
 @dataclass(frozen=True)
-class TellStopAt:
+class StopAtStep:
+    """Interrupt each of these ranks when it has finished this many steps; -1: go on, forget the pause."""
+
     ranks: tuple[int, ...]
     step: int
 
 
 @dataclass(frozen=True)
 class InterruptRanks:
+    """Raise KeyboardInterrupt in their main threads."""
+
     ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ReleaseRanks:
+    """Break their process group, so that a blocked collective raises an error."""
+
     ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class KillRanks:
+    """Send SIGKILL to their processes."""
+
     ranks: tuple[int, ...]
 
 
@@ -134,7 +146,7 @@ class Finish:
     dead: tuple[int, ...]
 
 
-Instruction = AskStep | TellSaveAt | TellStopAt | InterruptRanks | ReleaseRanks | KillRanks | Finish
+Instruction = AskStep | SaveAtStep | StopAtStep | InterruptRanks | ReleaseRanks | KillRanks | Finish
 
 
 @dataclass
@@ -177,6 +189,7 @@ class RunLifecycle:
         return self.stop_requested or self._failed_at is not None
 
     def state_of(self, rank: int) -> str:
+        """The state of a rank in this attempt."""
         return self._ranks[rank].state
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -208,7 +221,7 @@ class RunLifecycle:
 
     def _save_asked(self, now: float) -> list[Instruction]:
         if self.is_ending:
-            return [TellSaveAt(self.running, -1)]
+            return [SaveAtStep(self.running, -1)]
         self._saves_by = now + self.ladder.interrupt_s
         return [AskStep(self.running, stops=False)]
 
@@ -216,7 +229,7 @@ class RunLifecycle:
         self._saves_by = None
         for item in self._ranks.values():
             item.steps = None
-        return [TellSaveAt(self.running, step)]
+        return [SaveAtStep(self.running, step)]
 
     def _common_step(self) -> int | None:
         """The largest step that a rank has finished, once all have said theirs."""
@@ -277,8 +290,8 @@ class RunLifecycle:
         if self._saves_by is not None and not self.is_ending:
             return self._tell_save_at(step + 1 if step > 0 else -1)
         if step <= 0:
-            return [TellStopAt(self.running, -1), *self._reach(Rung.INTERRUPT, now)]
-        return [TellStopAt(self.running, step + 1)]
+            return [StopAtStep(self.running, -1), *self._reach(Rung.INTERRUPT, now)]
+        return [StopAtStep(self.running, step + 1)]
 
     def _climb(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []

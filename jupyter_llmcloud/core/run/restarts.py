@@ -19,7 +19,7 @@ _WORKER_DIED = re.compile(r"DataLoader worker \(pid[^)]*\)*[\d, ]*\)? (is killed
 
 
 @dataclass(frozen=True)
-class Broken:
+class AttemptFailure:
     """An attempt has ended badly.
 
     Attributes:
@@ -40,7 +40,7 @@ class Broken:
     reason: str = ""
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """What happened, for a note."""
         if self.kind == "leader":
             return "the agent that led the run was lost"
@@ -60,7 +60,7 @@ def kind_of(died: bool, collateral: bool, evalue: str) -> str:
 
 
 @dataclass(frozen=True)
-class Again:
+class Retry:
     """Execute the run again, the `number`-th time, after `delay_s`; `from_start`: without a checkpoint."""
 
     number: int
@@ -86,7 +86,7 @@ class RestartPolicy:
     _out_of_memory: bool = False
     _furthest: int = -1
 
-    def handle(self, event: Broken) -> Again | GiveUp:
+    def handle(self, event: AttemptFailure) -> Retry | GiveUp:
         """What to do about a broken attempt."""
         if self.max_restarts <= 0:
             return GiveUp()
@@ -96,9 +96,9 @@ class RestartPolicy:
             return GiveUp(f"all {self.max_restarts} restarts are used up.")
         self._note_progress(event)
         self.num_restarts += 1
-        return Again(self.num_restarts, self._delay(), self.from_start)
+        return Retry(self.num_restarts, self._delay(), self.from_start)
 
-    def _refusal(self, event: Broken) -> str:
+    def _refusal(self, event: AttemptFailure) -> str:
         if event.ename == OUT_OF_MEMORY:
             if self._out_of_memory:
                 return "the machine ran out of memory again."
@@ -112,7 +112,7 @@ class RestartPolicy:
             return ""
         return f"{event.ename} is an error of the script; restarts are for ranks, agents and hosts that are lost."
 
-    def _note_progress(self, event: Broken) -> None:
+    def _note_progress(self, event: AttemptFailure) -> None:
         if event.step > self._furthest:
             self._furthest, self._num_stuck = event.step, 0
         else:

@@ -26,7 +26,7 @@ from enum import Enum
 from typing import Any
 
 from jupyter_llmcloud.core.run.lifecycle import Finish
-from jupyter_llmcloud.core.run.restarts import Again, Broken, GiveUp, RestartPolicy
+from jupyter_llmcloud.core.run.restarts import AttemptFailure, GiveUp, RestartPolicy, Retry
 
 CAPACITY_RETRY_S = 1.0
 _LOST = Finish("lost", None, True, ())
@@ -67,7 +67,7 @@ class AttemptFinished:
     """Every rank has ended, and the last checkpoint is written. `broken` says how, of an attempt that has failed."""
 
     finish: Finish
-    broken: Broken | None = None
+    broken: AttemptFailure | None = None
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ Instruction = (
 class _Restart:
     """The restart that is under way."""
 
-    again: Again
+    again: Retry
     why: str
     is_claimed: bool = False
     slots: Sequence[dict[str, Any]] = ()
@@ -334,7 +334,7 @@ class RunMachine:
             case TakenOver(True) if self.phase is Phase.NEW:
                 return self._end(replace(_LOST, state="stopped"), now, until)
             case TakenOver(False) if self.phase is Phase.NEW:
-                return self._broken(Broken("leader"), _LOST, now, until)
+                return self._broken(AttemptFailure("leader"), _LOST, now, until)
             case AttemptFinished(finish, broken) if self.phase is Phase.EXECUTING:
                 if broken is None or finish.state != "failed" or self._is_stopping:
                     return self._end(finish, now, until)
@@ -342,7 +342,7 @@ class RunMachine:
         return []
 
     def _broken(
-        self, broken: Broken, finish: Finish, now: float, until: float, why: str = "", last_word: str = ""
+        self, broken: AttemptFailure, finish: Finish, now: float, until: float, why: str = "", last_word: str = ""
     ) -> list[Instruction]:
         """Execute it again after a delay, or end it; `why` and `last_word` say it better than `broken` can."""
         self._finish = finish
@@ -351,7 +351,7 @@ class RunMachine:
             refusal = last_word or decision.why
             notes: list[Instruction] = [Note(f"not executed again: {refusal}")] if refusal else []
             return [*notes, *self._end(finish, now, until)]
-        self._restart = _Restart(decision, why or broken.words)
+        self._restart = _Restart(decision, why or broken.message)
         if decision.delay_s:
             self.phase, self._due = Phase.BACKING_OFF, now + decision.delay_s
             return []
@@ -407,7 +407,7 @@ class RunMachine:
         """It counts as an attempt that broke at once."""
         failed = replace(_LOST, state="failed")
         why = f"the ranks could not be replaced: {reason.rstrip('.')}"
-        return self._broken(Broken("death", step=-1), failed, now, until, why, last_word=reason)
+        return self._broken(AttemptFailure("death", step=-1), failed, now, until, why, last_word=reason)
 
     # --- who leads ---
 

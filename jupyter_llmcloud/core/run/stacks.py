@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jupyter_llmcloud.core.names import format_ranks
-from jupyter_llmcloud.core.run.hang import Look, state_words
+from jupyter_llmcloud.core.run.hang import ProcessSample, describe_state
 
 _FRAME = re.compile(r'  File "(.+)", line (\d+|\?\?\?) in (.+)')
 _OURS = re.compile(r"/jupyter_llmcloud/training/(rank|output/sender|diagnostics/watchdog)\.py")
@@ -47,7 +47,7 @@ def _lines(row: Mapping[str, Any], cells: Mapping[str, int]) -> list[str]:
 def _silent_lines(row: Mapping[str, Any], cells: Mapping[str, int]) -> list[str]:
     if not row.get("state"):
         return ["its process has gone"]
-    lines = [state_words(Look(row["state"], 0.0, bool(row.get("busy"))))]
+    lines = [describe_state(ProcessSample(row["state"], 0.0, bool(row.get("busy"))))]
     for thread in parse_dump(str(row.get("dump", "")), cells):
         lines += thread if len(lines) == 1 else ["another thread:", *(f"  {frame}" for frame in thread)]
     return lines

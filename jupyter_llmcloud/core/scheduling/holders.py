@@ -75,12 +75,12 @@ def find_world(worlds: Sequence[HeldWorld], name: str) -> HeldWorld:
     if len(exact) == 1:
         return exact[0]
     if exact:
-        raise UsageError(f"{name!r} names {len(exact)} worlds: {in_words(exact)}. Give the id of one of them.")
-    there_are = f"There are: {in_words(worlds)}." if worlds else "There are none."
+        raise UsageError(f"{name!r} names {len(exact)} worlds: {list_worlds(exact)}. Give the id of one of them.")
+    there_are = f"There are: {list_worlds(worlds)}." if worlds else "There are none."
     raise NotFound(f"there is no world {name!r}. {there_are}")
 
 
-def in_words(worlds: Iterable[HeldWorld]) -> str:
+def list_worlds(worlds: Iterable[HeldWorld]) -> str:
     """`2 ranks of project/a.ipynb (world 3f...)`, one after the other. Nothing in it changes with time."""
     rows = sorted(worlds, key=lambda world: (-world.world_size, world.world_id))
     named = [

@@ -1,15 +1,16 @@
-"""What two agents say to each other outlives their connections, but not their leases; as rules by values.
+"""The link between a leading and a following agent: it outlives their connections, but not their leases.
 
-A leader and an agent that follows it may speak through workers and a scheduler that are killed and replaced meanwhile.
-So what they say is numbered, kept until the other end has it, and said again on the next connection. And each end must
-know for how long the other one still counts on it: every word carries the time at which it was said and the newest time
-heard from the other end. What comes back of one's own times proves until when one was heard. The follower's ranks live
-for `lease_s` after the newest time that its leader has proven to have heard; the leader gives the follower up when it
-has heard nothing for longer than that. When it does, the follower's ranks have ended: no two copies ever train, and no
-clocks are compared.
+Rules by values. A leader and an agent that follows it may speak through workers and a scheduler that are killed and
+replaced meanwhile. So messages are numbered, kept until the other end has them, and sent again on the next connection.
+
+Each end must know how long the other one still counts on it. Every message carries the time at which it was sent and
+the newest time received from the other end. One's own time, when it comes back, proves until when one was heard. The
+follower's ranks live for `lease_s` after the newest time that its leader has proven to have heard; the leader gives the
+follower up when it has heard nothing for longer than that. By then the follower's ranks have ended: no two copies ever
+train, and no clocks of different hosts are compared.
 
 The other end may also stand by, to lead in this one's place once this one has gone. It does so a good while after it
-has heard the last word. The leader, and the ranks beside it, go on without a new claim to lead for a shorter while
+has heard the last message. The leader, and the ranks beside it, go on without a new claim to lead for a shorter while
 after the newest time that the other end has proven to have heard: again no two lead.
 """
 
@@ -21,12 +22,12 @@ from dataclasses import dataclass, field
 PATIENCE = 1.25  # times the lease: clocks may run by this much apart
 LEADS = 1.5  # times the lease: a leader that stands still has no rank left after that
 TAKES_OVER = 2.5  # times the lease: by then each of the leader's other followers has ended its ranks, too
-MAX_KEPT = 256 << 20  # bytes said to an end that cannot be reached; beyond it is given up
+MAX_KEPT = 256 << 20  # bytes sent to an end that cannot be reached; beyond it is given up
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What accompanies every word: its number (0: nothing but the stamp), and what the speaker has heard so far."""
+class LinkHeader:
+    """Accompanies every message: its number (0: a heartbeat, without a message), and the newest number received."""
 
     number: int
     received: int
@@ -35,7 +36,7 @@ class Stamp:
 
 
 @dataclass
-class Link:
+class LeaseLink:
     """One end. Times are seconds of this end's own monotonic clock."""
 
     lease_s: float
@@ -44,7 +45,7 @@ class Link:
     _heard_at: float = 0.0
     _proven: float = 0.0
     _their_at: float = 0.0
-    _said: int = 0
+    _sent: int = 0
     _received: int = 0
     _kept: deque[tuple[int, bytes]] = field(default_factory=deque)
     _kept_bytes: int = 0
@@ -54,7 +55,7 @@ class Link:
 
     @property
     def received(self) -> int:
-        """The number of the newest word that has come."""
+        """The number of the newest message that has come."""
         return self._received
 
     @property
@@ -87,34 +88,34 @@ class Link:
         """Whether the other end may not have heard this one for longer than the lease lasts."""
         return now - self._proven > PATIENCE * self.lease_s
 
-    def say(self, word: bytes, now: float) -> Stamp:
-        """Keep a word until the other end has it; returns the stamp to send with it."""
-        self._said += 1
-        self._kept.append((self._said, word))
-        self._kept_bytes += len(word)
-        return self.stamp(now, self._said)
+    def send(self, message: bytes, now: float) -> LinkHeader:
+        """Keep a message until the other end has it; returns the header to send with it."""
+        self._sent += 1
+        self._kept.append((self._sent, message))
+        self._kept_bytes += len(message)
+        return self.header(now, self._sent)
 
-    def stamp(self, now: float, number: int = 0) -> Stamp:
-        """The stamp of a word, or a word of its own that says nothing but: I am here."""
-        return Stamp(number, self._received, now, self._their_at)
+    def header(self, now: float, number: int = 0) -> LinkHeader:
+        """The header of a message; without a number it is a heartbeat."""
+        return LinkHeader(number, self._received, now, self._their_at)
 
-    def hear(self, stamp: Stamp, now: float) -> bool:
-        """Something has come; returns whether its word is new. A silence that was too long is not made up for."""
+    def hear(self, header: LinkHeader, now: float) -> bool:
+        """Something has come; returns whether its message is new. A silence that was too long is not made up for."""
         if self.is_given_up(now):
             return False
         self._heard_at = now
-        self._their_at = max(self._their_at, stamp.at)
-        self._proven = max(self._proven, min(stamp.echo, now)) if stamp.echo else self._proven
-        self._forget(stamp.received)
-        if stamp.number != self._received + 1:
-            return False  # nothing but a stamp, or said again
-        self._received = stamp.number
+        self._their_at = max(self._their_at, header.at)
+        self._proven = max(self._proven, min(header.echo, now)) if header.echo else self._proven
+        self._forget(header.received)
+        if header.number != self._received + 1:
+            return False  # a heartbeat, or sent again
+        self._received = header.number
         return True
 
-    def again(self, received: int, now: float) -> list[tuple[Stamp, bytes]]:
-        """What the other end lacks, to be said again on a new connection."""
+    def again(self, received: int, now: float) -> list[tuple[LinkHeader, bytes]]:
+        """What the other end lacks, to be sent again on a new connection."""
         self._forget(received)
-        return [(self.stamp(now, number), word) for number, word in self._kept]
+        return [(self.header(now, number), message) for number, message in self._kept]
 
     def _forget(self, received: int) -> None:
         while self._kept and self._kept[0][0] <= received:

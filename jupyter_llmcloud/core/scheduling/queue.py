@@ -32,10 +32,10 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Admission:
-    """Whether it is one's turn; if not, how many slots are free for one, and for how many ranks others come first."""
+    """Whether the ranks may start now; if not, how many slots are free for them, how many ranks wait ahead of them."""
 
     goes: bool
-    room: int = 0
+    free: int = 0
     before: int = 0
 
 
@@ -81,28 +81,28 @@ class PlacementQueue:
         own = self._find(ticket) if ticket else None
         if own is not None:
             own.num_ranks = num_ranks
-        room = cluster.free - sum(place.num_ranks for place in self._under_way(cluster, now))
+        free = cluster.free - sum(place.num_ranks for place in self._under_way(cluster, now))
         before, passed = 0, []
         for place in self._places:
             if place is own:
                 break
             if place.world_id or place.num_ranks > cluster.total:
                 continue
-            if place.num_ranks <= room:
-                room -= place.num_ranks
+            if place.num_ranks <= free:
+                free -= place.num_ranks
             elif place.num_passed < MAX_PASSED:
                 passed.append(place)
                 continue
             else:
-                room = 0
+                free = 0
             before += place.num_ranks
-        if num_ranks > room:
-            return Admission(False, max(0, room), before)
+        if num_ranks > free:
+            return Admission(False, max(0, free), before)
         for place in passed:
             place.num_passed += 1
         if own is not None:
             own.world_id, own.arrives_s = world_id, LEASE_S if trades else ARRIVES_S
-        return Admission(True, room, before)
+        return Admission(True, free, before)
 
     def _find(self, ticket: str) -> _Place | None:
         return next((place for place in self._places if place.ticket == ticket), None)

@@ -114,7 +114,7 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class Living:
+class ProcessAlive:
     """The agent of a replica that does not answer yet says that its process lives."""
 
     replica: int
@@ -155,7 +155,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Desired | Resumed | Started | Probed | Living | Lost | Suspected | Idle | Stopped | Tick
+Event = Desired | Resumed | Started | Probed | ProcessAlive | Lost | Suspected | Idle | Stopped | Tick
 
 
 # --- instructions ---------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class AskAgent:
-    """Ask the agent of a starting replica whether the process lives: `Living` or `Lost` follows."""
+    """Ask the agent of a starting replica whether the process lives: `ProcessAlive` or `Lost` follows."""
 
     replica: int
 
@@ -220,7 +220,7 @@ Instruction = StartReplica | Probe | AskAgent | Drain | StopReplica | Route | Ma
 
 
 @dataclass
-class Replica:
+class ObservedReplica:
     """A replica as it was last observed.
 
     Attributes:
@@ -277,7 +277,7 @@ class EndpointPlan:
     state: str = "starting"
     reason: str = ""
     revisions: tuple[Revision, ...] = ()
-    replicas: dict[int, Replica] = field(default_factory=dict)
+    replicas: dict[int, ObservedReplica] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)  # revisions that are given up, and why
     wake_at: float | None = None
     _vacancies: list[_Vacancy] = field(default_factory=list)
@@ -318,14 +318,14 @@ class EndpointPlan:
                 self._desire(event.revisions)
                 for number, revision in event.replicas.items():
                     self._num_started = max(self._num_started, number)
-                    self._add(Replica(number, revision, "starting", now, probe_at=now))
+                    self._add(ObservedReplica(number, revision, "starting", now, probe_at=now))
                 return
             case Tick():
                 return
         if (replica := self.replicas.get(event.replica)) is None:
             return
         match event:
-            case Started() | Living():
+            case Started() | ProcessAlive():
                 replica.busy, replica.health, replica.probe_at = False, "", now + self.timing.loading_probe_s
             case Probed():
                 replica.busy = False
@@ -347,11 +347,11 @@ class EndpointPlan:
         self.failed = {number: why for number, why in self.failed.items() if number in numbers}
         self._last_loss = ""
 
-    def _add(self, replica: Replica) -> Replica:
+    def _add(self, replica: ObservedReplica) -> ObservedReplica:
         self.replicas[replica.number] = replica
         return replica
 
-    def _note_health(self, replica: Replica, event: Probed, now: float) -> None:
+    def _note_health(self, replica: ObservedReplica, event: Probed, now: float) -> None:
         if replica.state not in _PROBED:
             return
         replica.health = event.health
@@ -368,13 +368,13 @@ class EndpointPlan:
             replica.enter("silent", now)
             replica.probe_at = now
 
-    def _note_ready(self, replica: Replica, now: float) -> None:
+    def _note_ready(self, replica: ObservedReplica, now: float) -> None:
         replica.enter("ready", now)
         replica.probe_at = now + self.timing.probe_every_s
         replica.ready_at = now if replica.ready_at is None else replica.ready_at
         self.was_ready = True
 
-    def _note_not_ready_yet(self, replica: Replica, event: Probed, now: float) -> None:
+    def _note_not_ready_yet(self, replica: ObservedReplica, event: Probed, now: float) -> None:
         replica.probe_at = now + self.timing.loading_probe_s
         if event.health == "failed":
             why = f"the model could not be loaded: {(event.reason or 'its log tells more').rstrip('.')}."
@@ -382,7 +382,7 @@ class EndpointPlan:
         elif event.health == "unreachable":
             replica.probe_at = now  # its agent is asked, before the next probe
 
-    def _lose(self, replica: Replica, reason: str, now: float, lasting: bool = False) -> None:
+    def _lose(self, replica: ObservedReplica, reason: str, now: float, lasting: bool = False) -> None:
         """A replica is lost. A fault that would come again gives the revision up, unless others of it still serve."""
         if replica.state in ("draining", "failed", "stopping"):
             replica.enter("failed" if replica.state == "draining" else replica.state, now, replica.reason or reason)
@@ -399,7 +399,7 @@ class EndpointPlan:
         elif replica.num_failed_starts >= self.timing.max_failed_starts:
             self.failed[replica.revision] = f"{replica.num_failed_starts} starts failed, the last one: {reason}"
 
-    def _note_gone(self, replica: Replica) -> None:
+    def _note_gone(self, replica: ObservedReplica) -> None:
         """Its place is free: a lost replica that is still wanted has a successor, later and later as failures go on."""
         del self.replicas[replica.number]
         if replica.num_failures:
@@ -415,7 +415,7 @@ class EndpointPlan:
 
     # --- what to do ---
 
-    def _of(self, revision: int, *states: str) -> list[Replica]:
+    def _of(self, revision: int, *states: str) -> list[ObservedReplica]:
         return [item for item in self.replicas.values() if item.revision == revision and item.state in states]
 
     def _wanted(self, revision: int) -> int:
@@ -481,7 +481,7 @@ class EndpointPlan:
 
     def _begin(self, revision: Revision, vacancy: _Vacancy | None, now: float) -> Instruction:
         self._num_started += 1
-        replica = self._add(Replica(self._num_started, revision.number, "starting", now, busy=True))
+        replica = self._add(ObservedReplica(self._num_started, revision.number, "starting", now, busy=True))
         if vacancy is not None:
             self._vacancies.remove(vacancy)
             replica.num_failures, replica.num_failed_starts = vacancy.num_failures, vacancy.num_failed_starts

@@ -75,7 +75,7 @@ class _Sequence:
         return [*self.generation.prompt, *self.tokens]
 
 
-class _Choosing(ContinuousBatchingLogitsProcessorList):
+class _SamplerList(ContinuousBatchingLogitsProcessorList):
     """Stands where the library keeps its list of logits processors, and applies our sampler instead."""
 
     def __init__(self, sampler: Sampler, sequences: dict[str, _Sequence], on_step: Callable[[], None]) -> None:
@@ -141,7 +141,7 @@ class ContinuousBatchingEngine:
         self._plan = budget.at_first(loaded.model.device.type)
         self._sequences: dict[str, _Sequence] = {}
         self._growing: asyncio.Task[None] | None = None
-        self._choosing = _Choosing(Sampler(loaded.model.device), self._sequences, lambda: None)
+        self._choosing = _SamplerList(Sampler(loaded.model.device), self._sequences, lambda: None)
         self._manager: ContinuousBatchingManager | None = self._started(self._plan)
 
     def _started(self, plan: CachePlan) -> ContinuousBatchingManager:

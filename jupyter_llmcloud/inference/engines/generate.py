@@ -50,7 +50,7 @@ class _Sequence:
     num_delivered: int = 0
 
 
-class _Choosing(LogitsProcessor):
+class _SamplerProcessor(LogitsProcessor):
     """The last logits processor of a `generate`: our sampler, and the place where each token is seen."""
 
     def __init__(self, engine: GenerateEngine, sequence: _Sequence) -> None:
@@ -130,9 +130,9 @@ class GenerateEngine:
         with self._count:
             self._num_tokens += 1
         # Those that run share the cores: with all of them each, they would wait for one another.
-        share = max(1, self.num_threads // max(1, min(len(self._sequences), self.num_parallel)))
-        if torch.get_num_threads() != share:
-            torch.set_num_threads(share)
+        num_threads = max(1, self.num_threads // max(1, min(len(self._sequences), self.num_parallel)))
+        if torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)
 
     def deliver(self, sequence: _Sequence, *, finished: bool) -> None:
         """Called by the threads: hand what is new to the event loop."""
@@ -169,7 +169,7 @@ class GenerateEngine:
             prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=configuration,
-            logits_processor=[_Choosing(self, sequence)],
+            logits_processor=[_SamplerProcessor(self, sequence)],
         )
 
     def _cancel(self, sequence: _Sequence) -> None:

@@ -15,7 +15,7 @@ from jupyter_llmcloud.errors import ModelError
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 32
-_SHARE_OF_FREE = {"cpu": 0.4, "cuda": 0.8}
+_FRACTION_OF_FREE = {"cpu": 0.4, "cuda": 0.8}
 _AT_FIRST = {"cpu": 64 << 20, "cuda": 1 << 30}
 _MIN_TOKENS_AT_FIRST = 1024
 
@@ -70,7 +70,7 @@ class CachePlan:
 
     def affordable(self, num_pages: int, device: torch.device) -> int:
         """To how many pages a cache of `num_pages` may grow with the memory that is free now."""
-        more = int(free_memory(device) * _SHARE_OF_FREE.get(device.type, 0.4)) // max(1, self.bytes_per_page)
+        more = int(free_memory(device) * _FRACTION_OF_FREE.get(device.type, 0.4)) // max(1, self.bytes_per_page)
         return min(self.num_pages, num_pages + more)
 
 
@@ -111,7 +111,7 @@ def plan_cache(
     max_batch_tokens = max(256 if device_type == "cpu" else 2048, max_concurrent)
     per_token = _bytes_per_token(config.get_text_config(), dtype, max_batch_tokens)
     wanted = max_concurrent * (_pages(context_length) + 1)
-    affordable = int(free * _SHARE_OF_FREE.get(device_type, 0.4)) // (per_token * PAGE_SIZE)
+    affordable = int(free * _FRACTION_OF_FREE.get(device_type, 0.4)) // (per_token * PAGE_SIZE)
     num_pages = min(wanted, affordable)
     plan = CachePlan(context_length, PAGE_SIZE, num_pages, max_batch_tokens, per_token * PAGE_SIZE)
     if plan.longest < min(context_length, PAGE_SIZE):

@@ -15,7 +15,7 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import Engine, Generation, Sampling, TokenBatch, TokenStream
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.detokenize import Piece, Transcript
-from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts, room_for_answer
+from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts, max_answer_tokens
 from jupyter_llmcloud.inference.openai.requests import (
     ChatRequest,
     CompletionRequest,
@@ -38,7 +38,7 @@ from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationRequest:
     """A checked request, with its prompts as tokens.
 
     Attributes:
@@ -81,7 +81,7 @@ def _reseeded(sampling: Sampling, number: int) -> Sampling:
     return dataclasses.replace(sampling, seed=sampling.seed + number)
 
 
-class Model:
+class ServedModel:
     """A served model: turns bodies into asks, and asks into answers.
 
     Attributes:
@@ -108,23 +108,25 @@ class Model:
         self._completion_format = CompletionFormat(self.vocabulary)
         self._chat_format = ChatFormat(self.vocabulary)
 
-    def completion(self, body: bytes) -> Ask:
+    def completion(self, body: bytes) -> GenerationRequest:
         """Check the body of POST /v1/completions; raises `ApiError`."""
         request = decode_completion(body)
         self._check_name(request.model)
         return self._ask(request, completion_prompts(request, self.loaded), self._completion_format)
 
-    def chat(self, body: bytes) -> Ask:
+    def chat(self, body: bytes) -> GenerationRequest:
         """Check the body of POST /v1/chat/completions; raises `ApiError`."""
         request = decode_chat(body)
         self._check_name(request.model)
         return self._ask(request, [chat_prompt(request, self.loaded, self._templates)], self._chat_format)
 
-    def _ask(self, request: CompletionRequest | ChatRequest, prompts: list[list[int]], form: Format) -> Ask:
-        return Ask(
+    def _ask(
+        self, request: CompletionRequest | ChatRequest, prompts: list[list[int]], form: Format
+    ) -> GenerationRequest:
+        return GenerationRequest(
             format=form,
             prompts=prompts,
-            max_tokens=room_for_answer(prompts, request.token_limit, self.engine.context_length),
+            max_tokens=max_answer_tokens(prompts, request.token_limit, self.engine.context_length),
             num_choices=request.num_choices,
             sampling=sampling_of(request, self._defaults, self.loaded.num_vocabulary),
             stops=request.stops,
@@ -144,10 +146,10 @@ class Model:
             raise ApiError(404, message, param="model", code="model_not_found")
 
 
-class Answer:
+class Completion:
     """The sequences of an ask while they are generated. Close it whatever happened: that frees the engine."""
 
-    def __init__(self, model: Model, ask: Ask) -> None:
+    def __init__(self, model: ServedModel, ask: GenerationRequest) -> None:
         self._ask = ask
         self._model = model
         self.usage = TokenUsage(num_prompt=sum(len(prompt) for prompt in ask.prompts))

@@ -9,7 +9,7 @@ from typing import Any
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.requests import ChatMessage, ChatRequest, CompletionRequest
-from jupyter_llmcloud.inference.openai.templates import TemplateFault, Templates
+from jupyter_llmcloud.inference.openai.templates import TemplateFailed, Templates
 
 
 def completion_prompts(request: CompletionRequest, loaded: LoadedModel) -> list[list[int]]:
@@ -33,7 +33,7 @@ def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates 
         try:
             text = _rendered(loaded.tokenizer, messages, renderer)
         except Exception as error:  # a template is a program of others: it may raise whatever it likes
-            said = str(error) if isinstance(error, TemplateFault) else f"{type(error).__name__}: {error}"
+            said = str(error) if isinstance(error, TemplateFailed) else f"{type(error).__name__}: {error}"
             message = f"The model's chat template refuses these messages: {said}"
             raise ApiError(400, message, param="messages", code="invalid_value") from None
     # The template has put the special tokens where the model wants them.
@@ -58,13 +58,15 @@ def plain_template(messages: Sequence[ChatMessage]) -> str:
     return "\n".join(message.text for message in messages)
 
 
-def room_for_answer(prompts: Sequence[Sequence[int]], limit: tuple[str, int | None], context_length: int) -> list[int]:
+def max_answer_tokens(
+    prompts: Sequence[Sequence[int]], limit: tuple[str, int | None], context_length: int
+) -> list[int]:
     """How many tokens each answer may have; raises `ApiError` 400 when a prompt and its answer do not fit."""
     param, asked = limit
-    return [_room(len(prompt), param, asked, context_length) for prompt in prompts]
+    return [_max_tokens(len(prompt), param, asked, context_length) for prompt in prompts]
 
 
-def _room(num_prompt: int, param: str, asked: int | None, context_length: int) -> int:
+def _max_tokens(num_prompt: int, param: str, asked: int | None, context_length: int) -> int:
     needed = num_prompt + (1 if asked is None else asked)
     if needed > context_length:
         answer = "" if asked is None else f" and {asked} for the answer ({param})"

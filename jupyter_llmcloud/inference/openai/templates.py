@@ -21,7 +21,7 @@ MAX_PROCESSES = 4
 _MODULE = "jupyter_llmcloud.inference.openai.template_process"
 
 
-class TemplateFault(Exception):
+class TemplateFailed(Exception):
     """A template could not be rendered; the text says why."""
 
 
@@ -48,14 +48,14 @@ class _Process:
             write_message(self._process.stdin, asked)
             reply = self._read(RENDER_S)
         except (EOFError, OSError, TimeoutError) as error:
-            raise TemplateFault(self._ending(error)) from None
+            raise TemplateFailed(self._ending(error)) from None
         if "error" in reply:
-            raise TemplateFault(reply["error"])
+            raise TemplateFailed(reply["error"])
         return str(reply["text"])
 
     def _read(self, timeout_s: float) -> Any:
         assert self._process.stdout is not None
-        return read_message(_Timed(self._process.stdout.fileno(), time.monotonic() + timeout_s))
+        return read_message(_TimedPipe(self._process.stdout.fileno(), time.monotonic() + timeout_s))
 
     def _ending(self, error: Exception) -> str:
         """Why there was no answer. The process is ended, if it was not already."""
@@ -81,7 +81,7 @@ class _Process:
         self._process.wait()
 
 
-class _Timed:
+class _TimedPipe:
     """A pipe that is read until a deadline."""
 
     def __init__(self, descriptor: int, deadline: float) -> None:
@@ -127,7 +127,7 @@ class Templates:
     def _process(self) -> Iterator[_Process]:
         with self._lock:
             if self._closed:
-                raise TemplateFault("the replica ends")
+                raise TemplateFailed("the replica ends")
             process = self._idle.pop() if self._idle else _Process()
             self._used.add(process)
         try:

@@ -36,7 +36,7 @@ def complete_line(
     if len(words) < 2:
         return []
     name, rest = words[0], words[1:]
-    known = Known(variables)
+    known = CompletionNames(variables)
     if name in single:
         return complete(single[name], " ".join(rest), known)
     of_magic = verbs.get(name, {})
@@ -45,7 +45,7 @@ def complete_line(
     return complete(of_magic[rest[0]], " ".join(rest[1:]), known) if rest[0] in of_magic else []
 
 
-class Known:
+class CompletionNames:
     """The names there are, by kinds of things as options and arguments call them."""
 
     def __init__(self, variables: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ _UPDATE_EVERY_S = 0.1
 _MAX_SHOWN = 10_000
 
 
-class Paper(Protocol):
+class OutputArea(Protocol):
     """Where a page is shown."""
 
     def write(self, kind: str, text: str) -> None:
@@ -33,7 +33,7 @@ class Paper(Protocol):
 
 
 @dataclass(eq=False)
-class Entry:
+class OutputEntry:
     """A stretch of text, a display, or (without a block) the live view."""
 
     ranks: set[int]
@@ -53,44 +53,44 @@ class Entry:
 _shown: dict[tuple[int, str], str] = {}  # displays of this kernel by rank and id there: a later cell may update them
 
 
-class Page:
+class CellOutput:
     """Time is an argument: any clock going forward.
 
     Args:
         name: what the ids of its displays begin with.
         show_view: shows the live view (again).
         has_labels: whether displays say whose they are.
-        can_clear: whether the paper can; a terminal cannot.
+        can_clear: whether the area can; a terminal cannot.
     """
 
     def __init__(
         self,
         name: str,
-        paper: Paper,
+        area: OutputArea,
         show_view: Callable[[], None],
         *,
         has_labels: bool = True,
         can_clear: bool = True,
     ) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[OutputEntry] = []
         self._name = name
-        self._paper = paper
+        self._area = area
         self._show_view = show_view
         self._has_labels = has_labels
         self._can_clear = can_clear
-        self._by_id: dict[tuple[int, str], Entry] = {}
+        self._by_id: dict[tuple[int, str], OutputEntry] = {}
         self._num_displays = 0
         self._clearing: set[int] = set()
         self._held: list[Block] = []  # what comes after a clear, and after it whatever comes
         self._is_stale = False  # what is shown is not what the entries say
         self._at_once = False
-        self._turned_at = float("-inf")
+        self._repainted_at = float("-inf")
 
     # --- what happens ---
 
     def add_view(self) -> None:
         """The live view has been shown."""
-        self.entries.append(Entry(set(), None))
+        self.entries.append(OutputEntry(set(), None))
 
     def add(self, blocks: Iterable[Block], now: float) -> None:
         """Show blocks, or hold them until their time comes."""
@@ -107,8 +107,8 @@ class Page:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
-        if (due := self._turn_due) is not None and now >= due:
-            self._turn(now)
+        if (due := self._repaint_due) is not None and now >= due:
+            self._repaint(now)
         for entry in self._updated():
             if now >= entry.shown_at + _UPDATE_EVERY_S:
                 self._show(entry, now, update=True)
@@ -116,30 +116,30 @@ class Page:
     def next_deadline(self) -> float | None:
         """When `tick` will have something to do."""
         times = [entry.shown_at + _UPDATE_EVERY_S for entry in self._updated()]
-        if (due := self._turn_due) is not None:
+        if (due := self._repaint_due) is not None:
             times.append(due)
         return min(times, default=None)
 
     def finish(self, now: float) -> None:
         """Nothing more comes: show what was held."""
-        if self._turn_due is not None:
-            self._turn(now)
+        if self._repaint_due is not None:
+            self._repaint(now)
         for entry in self._updated():
             self._show(entry, now, update=True)
 
-    def _updated(self) -> list[Entry]:
+    def _updated(self) -> list[OutputEntry]:
         return [entry for entry in self._by_id.values() if entry.is_new] if self._by_id else []
 
     # --- taking back ---
 
     @property
-    def _turn_due(self) -> float | None:
+    def _repaint_due(self) -> float | None:
         if not (self._held or self._is_stale or (self._clearing and self._at_once)):
             return None
         left = sum(entry.size for entry in self.entries if not self._goes(entry))
-        return self._turned_at + min(MAX_WAIT_S, max(REPAINT_EVERY_S, left / _CHARS_PER_S))
+        return self._repainted_at + min(MAX_WAIT_S, max(REPAINT_EVERY_S, left / _CHARS_PER_S))
 
-    def _goes(self, entry: Entry) -> bool:
+    def _goes(self, entry: OutputEntry) -> bool:
         return bool(entry.ranks) and entry.ranks <= self._clearing
 
     def _clear(self, ranks: set[int], wait: bool) -> None:
@@ -149,14 +149,14 @@ class Page:
         self._clearing |= ranks
         self._at_once = self._at_once or not wait
 
-    def _turn(self, now: float) -> None:
+    def _repaint(self, now: float) -> None:
         """The page without what was cleared, and with what came since."""
         held, self._held = self._held, []
         going = [entry for entry in self.entries if self._goes(entry)]
         gone, self._clearing = self._clearing, set()
         for entry in self.entries:
             entry.ranks -= gone if entry.ranks - gone else set()
-        self._at_once, self._turned_at = False, now
+        self._at_once, self._repainted_at = False, now
         if not self._is_stale and (blocks := self._replaced(going, held, gone)):
             for entry, block in blocks:
                 self._replace(entry, block, now)
@@ -165,13 +165,15 @@ class Page:
         self._by_id = {key: entry for key, entry in self._by_id.items() if entry in self.entries}
         if going or self._is_stale:
             self._is_stale = False
-            self._paper.clear(wait=bool(self.entries or held))
+            self._area.clear(wait=bool(self.entries or held))
             for entry in self.entries:
                 self._show(entry, now)
         for block in held:
             self._put(block, now)
 
-    def _replaced(self, going: Sequence[Entry], held: Sequence[Block], gone: Set[int]) -> list[tuple[Entry, Block]]:
+    def _replaced(
+        self, going: Sequence[OutputEntry], held: Sequence[Block], gone: Set[int]
+    ) -> list[tuple[OutputEntry, Block]]:
         """Which displays can take the place of those that go; none when anything else has changed."""
         new = [block for block in held if set(block.ranks) & gone]
         pairs = list(zip(going, new, strict=False))
@@ -185,7 +187,7 @@ class Page:
         )
         return pairs if fits else []
 
-    def _replace(self, entry: Entry, block: Block, now: float) -> None:
+    def _replace(self, entry: OutputEntry, block: Block, now: float) -> None:
         self._by_id = {key: other for key, other in self._by_id.items() if other is not entry}
         entry.block, entry.ranks = block, set(block.ranks)
         self._remember(entry)
@@ -198,19 +200,21 @@ class Page:
             self._update(block)
             return
         if block.passing:
-            self._paper.write(block.kind, block.text)
+            self._area.write(block.kind, block.text)
             return
         last = self.entries[-1].block if self.entries else None
         if last is not None and block.record is None and (last.kind, last.ranks) == (block.kind, block.ranks):
-            self._paper.write(block.kind, block.text)
+            self._area.write(block.kind, block.text)
             self.entries[-1].block = Block(block.kind, last.text + block.text.replace("\r", ""), block.ranks)
             return
         if block.record is None:
-            self._paper.write(block.kind, block.text)
+            self._area.write(block.kind, block.text)
             # What a line in passing was written over with is not written again.
-            self.entries.append(Entry(set(block.ranks), Block(block.kind, block.text.replace("\r", ""), block.ranks)))
+            self.entries.append(
+                OutputEntry(set(block.ranks), Block(block.kind, block.text.replace("\r", ""), block.ranks))
+            )
             return
-        entry = Entry(set(block.ranks), block)
+        entry = OutputEntry(set(block.ranks), block)
         self.entries.append(entry)
         if not is_text(block):
             self._num_displays += 1
@@ -218,7 +222,7 @@ class Page:
             self._remember(entry)
         self._show(entry, now)
 
-    def _remember(self, entry: Entry) -> None:
+    def _remember(self, entry: OutputEntry) -> None:
         assert entry.block is not None
         for rank, name in entry.block.display_ids.items():
             self._by_id[rank, name] = entry
@@ -226,24 +230,24 @@ class Page:
         while len(_shown) > _MAX_SHOWN:
             del _shown[next(iter(_shown))]
 
-    def _show(self, entry: Entry, now: float, update: bool = False) -> None:
+    def _show(self, entry: OutputEntry, now: float, update: bool = False) -> None:
         block = entry.block
         entry.is_new, entry.shown_at = False, now
         if block is None:
             self._show_view()
         elif block.record is None:
-            self._paper.write(block.kind, block.text)
+            self._area.write(block.kind, block.text)
         elif is_text(block):
-            self._paper.write("stdout", _result(block))
+            self._area.write("stdout", _result(block))
         else:
             if block.label and not update:
-                self._paper.write("stdout", f"{block.label}\n")
+                self._area.write("stdout", f"{block.label}\n")
             record = block.record
-            self._paper.show(record["data"], record.get("metadata") or {}, entry.display_id, update)
+            self._area.show(record["data"], record.get("metadata") or {}, entry.display_id, update)
 
     def _update(self, block: Block) -> None:
         """Ranks replace a display of theirs; who does so alone has one of its own from then on."""
-        groups: dict[int, tuple[Entry, set[int]]] = {}
+        groups: dict[int, tuple[OutputEntry, set[int]]] = {}
         elsewhere: set[str] = set()
         for rank, name in block.display_ids.items():
             entry = self._by_id.get((rank, name))
@@ -260,23 +264,23 @@ class Page:
                 self._split(entry, block, ranks, ids)
         record = block.record or {}
         for display_id in elsewhere:
-            self._paper.show(record["data"], record.get("metadata") or {}, display_id, update=True)
+            self._area.show(record["data"], record.get("metadata") or {}, display_id, update=True)
 
-    def _set(self, entry: Entry, block: Block, ranks: tuple[int, ...], ids: Mapping[int, str]) -> None:
+    def _set(self, entry: OutputEntry, block: Block, ranks: tuple[int, ...], ids: Mapping[int, str]) -> None:
         old = entry.block
         label = label_of(ranks) if self._has_labels else ""
         kind = old.kind if old is not None else block.kind
         record = {**(block.record or {}), "update": False}
         entry.block = Block(kind, block.text, ranks, label, record, display_ids=ids)
 
-    def _split(self, entry: Entry, block: Block, ranks: set[int], ids: Mapping[int, str]) -> None:
+    def _split(self, entry: OutputEntry, block: Block, ranks: set[int], ids: Mapping[int, str]) -> None:
         old = entry.block
         assert old is not None
         entry.ranks -= ranks
         own = {rank: name for rank, name in old.display_ids.items() if rank in entry.ranks}
         self._set(entry, old, tuple(sorted(entry.ranks)), own)
         self._num_displays += 1
-        other = Entry(set(ranks), None, f"{self._name}/{self._num_displays}")
+        other = OutputEntry(set(ranks), None, f"{self._name}/{self._num_displays}")
         self._set(other, block, tuple(sorted(ranks)), ids)
         self.entries.insert(self.entries.index(entry) + (min(ranks) > min(entry.ranks)), other)
         self._remember(other)

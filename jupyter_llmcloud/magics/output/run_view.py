@@ -14,12 +14,12 @@ from IPython.display import clear_output, publish_display_data
 from jupyter_llmcloud.core.output.blocks import Block
 from jupyter_llmcloud.core.output.folding import OutputFolder
 from jupyter_llmcloud.core.run.end_report import own_errors
-from jupyter_llmcloud.magics.output.cell_output import Page
+from jupyter_llmcloud.magics.output.cell_output import CellOutput
 from jupyter_llmcloud.magics.output.log_link import log_link
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.runs import RunStore, nonce
-from jupyter_llmcloud.system.gil import Pace, short_turns
+from jupyter_llmcloud.system.gil import Pace, short_switch_intervals
 from jupyter_llmcloud.widgets.front_end import find_front_end
 from jupyter_llmcloud.widgets.live_view import LiveView
 
@@ -30,7 +30,7 @@ READ_HOLD_S = 0.3  # where journals are read in turns
 
 
 class NotebookOutput:
-    """The output of the cell that is being executed, as the paper of a page."""
+    """The output of the cell that is being executed, as the area that a CellOutput is shown in."""
 
     def __init__(self) -> None:
         self._stream = sys.stdout
@@ -87,7 +87,7 @@ class RunView:
         self.folder = OutputFolder(ranks, hold_s, name=name, where=f"%runs logs {name} · {path}")
         self.folder.shows_passing = not has_live
         self._cell = NotebookOutput()
-        self._page = Page(
+        self._page = CellOutput(
             f"{run_id}/{nonce()}",  # the same run may be shown in another cell
             self._cell,
             self.live.show_again,
@@ -235,5 +235,5 @@ class RunView:
             self._cell.flush()
 
     def _write_log_text(self) -> None:
-        with short_turns(), contextlib.suppress(OSError):  # the run has been deleted, or the disk is full
+        with short_switch_intervals(), contextlib.suppress(OSError):  # the run has been deleted, or the disk is full
             log_text.write(RunStore().folder(self.run_id))

@@ -16,7 +16,7 @@ from typing import Any
 HOLD_S = 0.25  # how long a press waits for the request that would explain it
 
 
-class KernelEnds(Exception):
+class KernelShutdown(Exception):
     """Raised where a cell follows a run, when the kernel is about to end. It is caught by the cell."""
 
 
@@ -26,14 +26,14 @@ class KernelEnd:
     A pipe, not an event: it is waited for in a handler of a signal, which may come while a lock is taken.
 
     Attributes:
-        words: what is happening, once it was asked to.
+        message: what is happening, once it was asked to.
     """
 
     def __init__(self) -> None:
         self._asked, self._write = os.pipe()
         self._is_watched = False
         self._can_be_asked = False
-        self.words = ""
+        self.message = ""
 
     def watch(self, shell: Any, on_end: Callable[[bool], None]) -> None:
         """Call `on_end(restart)` when the kernel is asked to end, in the thread that hears it; once in a process.
@@ -51,7 +51,7 @@ class KernelEnd:
         shut_down = kernel.do_shutdown  # the method that ipykernel gives kernels to override
 
         def do_shutdown(restart: bool) -> Any:
-            self.words = "This kernel is being restarted." if restart else "This kernel is being shut down."
+            self.message = "This kernel is being restarted." if restart else "This kernel is being shut down."
             os.write(self._write, b".")
             on_end(bool(restart))
             return shut_down(restart)

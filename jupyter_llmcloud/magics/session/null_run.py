@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-class QuietRun:
+class NullRun:
     """Logs nowhere, never asks to stop; its folder is the working directory."""
 
     id = ""
@@ -38,4 +38,4 @@ class QuietRun:
         return "<no run: this is not a rank>"
 
 
-run = QuietRun()
+run = NullRun()

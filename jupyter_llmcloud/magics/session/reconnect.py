@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound
-from jupyter_llmcloud.magics.session.kernel_end import KernelEnds
+from jupyter_llmcloud.magics.session.kernel_end import KernelShutdown
 from jupyter_llmcloud.protocol.agent_messages import DescribeWorld, RunEnded, Subscribe
 from jupyter_llmcloud.protocol.client import AgentChannel
 from jupyter_llmcloud.storage.journal import Cursor, read_from
@@ -62,7 +62,7 @@ class Reconnection:
             except (NotFound, ConnectionLost) as error:
                 lost = error
             if self._stop.is_leaving:
-                raise KernelEnds
+                raise KernelShutdown
             if (ended := self._ended()) is not None:
                 self._ask()
                 return None, ended

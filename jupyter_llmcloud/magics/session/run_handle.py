@@ -16,7 +16,7 @@ from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldErr
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
-from jupyter_llmcloud.system.gil import short_turns
+from jupyter_llmcloud.system.gil import short_switch_intervals
 
 if TYPE_CHECKING:
     import pandas
@@ -180,7 +180,7 @@ class RunHandle:
         journals = RunJournals(self.folder, ranks)
         states: dict[int, tuple[str, str]] = {}
         ended = False
-        with short_turns(), StopSignal() as stop:
+        with short_switch_intervals(), StopSignal() as stop:
             while not stop.presses:
                 record = self.record
                 ended = self._has_ended(record)
@@ -199,7 +199,7 @@ class RunHandle:
         view.finish(state, record.errors, record.notes, record.ended)
         if not ended:
             print(f"Detached. The run goes on: %runs attach {self.run_id}")
-        elif words := _end_in_words(state, record):
+        elif words := _describe_end(state, record):
             print(f"Run {self.run_id} {words}")
 
     def _ipython_display_(self) -> None:
@@ -216,7 +216,7 @@ class RunHandle:
         return f"<run {self.run_id}: {self.state}>"
 
 
-def _end_in_words(state: str, record: RunRecord) -> str:
+def _describe_end(state: str, record: RunRecord) -> str:
     """How a run ended that has not finished; "" for one that has."""
     error = record.errors[0] if record.errors else {}
     match state:

@@ -15,7 +15,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.names import format_ranks, run_id
-from jupyter_llmcloud.core.spec import Door, RunSpec
+from jupyter_llmcloud.core.spec import Interface, RunSpec
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import environment_check
@@ -87,11 +87,11 @@ class Session:
                 f"this notebook has a world of {self.world.world_size} ranks already: %world restart or %world stop."
             )
         with said_when_stopped("stopped while the ranks were being started. Nothing was run, nothing is held."):
-            self.world = self._start_when_there_is_room(num_ranks, cluster or self.cluster, ticket or nonce())
+            self.world = self._start_when_there_is_capacity(num_ranks, cluster or self.cluster, ticket or nonce())
             remember(self.owner, self.world)
         return self.world
 
-    def _start_when_there_is_room(self, num_ranks: int | None, cluster: str | None, ticket: str) -> WorldClient:
+    def _start_when_there_is_capacity(self, num_ranks: int | None, cluster: str | None, ticket: str) -> WorldClient:
         from jupyter_llmcloud.magics.session.world_client import WorldClient
 
         server = self._find_server(for_world=cluster is None)
@@ -206,7 +206,8 @@ class Session:
 
     def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle:
         """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start."""
-        spec = RunSpec.make(given, Door.NOTEBOOK)
+        asked = time.time()
+        spec = RunSpec.make(given, Interface.NOTEBOOK)
         with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
             values = pushed_values(shell.user_ns, spec.push or ())
             tree = cells.check_syntax(shell, cell)
@@ -219,7 +220,7 @@ class Session:
             chosen = self._check_ranks(spec.ranks, world)
             self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
             self._warn_of_guards(world, tree, chosen)
-            message = self._message(world, cell, spec, values, chosen, tree, checkpoint)
+            message = self._message(world, cell, spec, values, chosen, tree, checkpoint, asked)
         if spec.background:
             return self._submit(world, message)
         address = world.address
@@ -282,6 +283,7 @@ class Session:
         ranks: list[int],
         tree: ast.Module | None,
         checkpoint: Checkpoint | None,
+        asked: float,
     ) -> Execute:
         bound = cells.bound_names(tree) if tree is not None else None
         name = spec.name or f"cell-{cell.number}"
@@ -303,6 +305,7 @@ class Session:
             owner=self.owner,
             is_definition=tree is not None and not spec.no_replay and cells.is_definition(tree),
             makes=None if bound is None else sorted(bound),
+            asked=asked,
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
         )
@@ -313,7 +316,7 @@ def resuming(store: RunStore, spec: RunSpec, given: Mapping[str, Any]) -> tuple[
     if not spec.resume:
         return spec, None
     resumption = resume(store, spec.resume, given)
-    print(*resumption.words, sep="\n", flush=True)
+    print(*resumption.notes, sep="\n", flush=True)
     return resumption.spec, resumption.checkpoint
 
 

@@ -18,7 +18,7 @@ from jupyter_llmcloud.client.stop_signal import StopSignal, said
 from jupyter_llmcloud.core.run.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.output.run_view import RunView
-from jupyter_llmcloud.magics.session.kernel_end import KernelEnds, kernel_end
+from jupyter_llmcloud.magics.session.kernel_end import KernelShutdown, kernel_end
 from jupyter_llmcloud.magics.session.reconnect import Reconnection
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
@@ -251,10 +251,10 @@ class WorldClient:
             view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
             try:
                 ended = self._follow(cell, view, stop)
-            except KernelEnds:
-                words = f"{kernel_end.words} The run goes on: %runs attach {cell.run_id} shows all of it."
-                view.finish("running", report=[words])
-                raise said(words) from None
+            except KernelShutdown:
+                message = f"{kernel_end.message} The run goes on: %runs attach {cell.run_id} shows all of it."
+                view.finish("running", report=[message])
+                raise said(message) from None
         return self._result(ended, stop.presses > 0)
 
     def _stop_from_elsewhere(self, run_id: str) -> None:
@@ -281,7 +281,7 @@ class WorldClient:
         while True:
             message = self.channel.receive(0 if self.channel.has_more else view.next_tick_s(), wake_fd=stop.fd)
             if stop.is_leaving:
-                raise KernelEnds
+                raise KernelShutdown
             if stop.presses > stop.passed_on:
                 stop.drain()
                 for _ in range(stop.presses - stop.passed_on):

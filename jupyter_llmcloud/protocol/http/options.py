@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from jupyter_llmcloud.core.options import Option
-from jupyter_llmcloud.core.spec import Door, Spec
+from jupyter_llmcloud.core.spec import Interface, Spec
 from jupyter_llmcloud.protocol.http.base import Body
 
 
@@ -26,7 +26,7 @@ class Options(Body, frozen=True):
 def options_body(name: str, doc: str, spec: type[Spec], more: list[tuple[str, Any]] | None = None) -> type[Options]:
     """A body with the options that a spec has over REST, behind fields of its own that must be given (`more`)."""
     hints = typing.get_type_hints(spec)
-    fields = [(option.name, _annotated(option, hints[option.name]), UNSET) for option in spec.options(Door.REST)]
+    fields = [(option.name, _annotated(option, hints[option.name]), UNSET) for option in spec.options(Interface.REST)]
     made = msgspec.defstruct(
         name,
         [*(more or []), *fields],

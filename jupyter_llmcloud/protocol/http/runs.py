@@ -83,6 +83,7 @@ class HistoryEntry(TypedDict, total=False):
 
     t: Annotated[float, Meta(description="Seconds since the epoch.")]
     state: str
+    phase: Annotated[str, Meta(description="Before its ranks run it: finding a cluster, starting ranks, joining.")]
     why: str
 
 
@@ -138,7 +139,7 @@ class RunDetail(Run, frozen=True):
     history: list[HistoryEntry] = []
     errors: list[RunError] = []
     source: Annotated[str, Meta(description="As it was typed.")] = ""
-    versions: Annotated[dict[str, str], Meta(description="Of Python and of libraries, on its ranks; {} unknown.")] = {}
+    versions: Annotated[dict[str, str], Meta(description="Of Python and of libraries, where it was executed.")] = {}
 
 
 class RunStarted(Response, frozen=True):
@@ -214,6 +215,8 @@ class MetricRecord(TypedDict, total=False):
     not_finite: Annotated[dict[str, str], Meta(description="Which values are null, and for what: nan, inf, -inf.")]
     progress: Annotated[list[Number], Meta(description="[done, total].")]
     desc: Annotated[str, Meta(description="Of the progress bar.")]
+    mark: Annotated[str, Meta(description="In place of values: something that happened, a checkpoint or a restart.")]
+    text: Annotated[str, Meta(description="Of the mark.")]
 
 
 class MetricRecords(Response, frozen=True):

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_server.utils import url_path_join
 
-from jupyter_llmcloud.core.spec import Door, EndpointSpec
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
     Endpoint,
     EndpointLogs,
     EndpointLogsQuery,
     EndpointQuery,
+    EndpointRates,
     Endpoints,
     Replica,
     ReplicaLog,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 def as_endpoint(described: dict[str, Any], url: str = "") -> Endpoint:
     """An endpoint as `EndpointController.describe` tells of it, with the URL under which a client reaches it."""
     replicas = [Replica(**row) for row in described["replicas"]]
-    return Endpoint(**{**described, "replicas": replicas, "url": url})
+    rates = EndpointRates(**described["rates"]) if "rates" in described else None
+    return Endpoint(**{**described, "replicas": replicas, "rates": rates, "url": url})
 
 
 class _EndpointHandler(LLMCloudHandler):
@@ -59,7 +61,7 @@ class EndpointsHandler(_EndpointHandler):
         await self.started()
         options = body.given()
         target = options.pop("target")
-        spec = EndpointSpec.make(options, Door.REST)
+        spec = EndpointSpec.make(options, Interface.REST)
         work = self.endpoints.create(
             target, spec.name, spec.replicas, spec.dtype, spec.cluster,
             base_model=spec.base_model, max_model_len=spec.max_model_len, max_concurrent=spec.max_concurrent,

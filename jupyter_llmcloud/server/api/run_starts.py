@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import run_id
-from jupyter_llmcloud.core.spec import Door, RunSpec, Script
+from jupyter_llmcloud.core.spec import Interface, RunSpec, Script
 from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import StartWorld
 from jupyter_llmcloud.protocol.run_request import execute_script
@@ -89,7 +89,7 @@ class RunStarts:
         self._starts[name] = start
         task = self._tasks[name] = asyncio.create_task(self._see_to(start, placement))
         task.add_done_callback(lambda _: self._forget(name))
-        said = list(start.resumption.words) if start.resumption else []
+        said = list(start.resumption.notes) if start.resumption else []
         if placement and placement["started"]:
             said.append(f"Started the cluster {placement['cluster']!r} on this machine.")
         return start.record, said
@@ -98,7 +98,7 @@ class RunStarts:
         del self._starts[name], self._tasks[name]
 
     def _prepare(self, source: str, given: Mapping[str, Any], script: Script) -> Start:
-        spec = RunSpec.make(given, Door.REST)
+        spec = RunSpec.make(given, Interface.REST)
         check_syntax(source, script.file)
         resumption = resume(self._store, spec.resume, given) if spec.resume else None
         spec = resumption.spec if resumption else spec
@@ -113,7 +113,7 @@ class RunStarts:
             owner=self._owner,
             spec=spec.as_dict(),
             script=asdict(script),
-            history=[{"t": round(now, 3), "state": "queued"}],
+            history=[{"t": round(now, 3), "state": "queued", "phase": "finding a cluster"}],
         )
         return Start(source, script, spec, record, resumption)
 
@@ -156,6 +156,7 @@ class RunStarts:
 
     async def _start_world(self, start: Start, placement: dict[str, Any]) -> AgentConnection:
         """A connection to the leading agent, which holds the new world as long as it is open."""
+        self._phase(start.record, "starting ranks")
         connection = await self._open_agent(placement["agents"][0]["address"])
         request = StartWorld(
             world_id=placement["world_id"],
@@ -170,6 +171,11 @@ class RunStarts:
             await connection.close()
             raise
         return connection
+
+    def _phase(self, record: RunRecord, name: str) -> None:
+        if name != record.history[-1].get("phase"):
+            record.history.append({"t": round(time.time(), 3), "phase": name})
+            self._store.folder(record.run_id).write(record)
 
     async def _hand_over(self, start: Start, placement: dict[str, Any], connection: AgentConnection) -> None:
         record, address = start.record, placement["agents"][0]["address"]
@@ -192,6 +198,7 @@ class RunStarts:
             cluster=record.cluster,
             owner=self._owner,
             background=True,
+            asked=record.created,
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
         )
         start.is_handed_over = True

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Describe, SaveCheckpoint, StopRun
-from jupyter_llmcloud.storage.leadership import Claim, Leadership
+from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 from jupyter_llmcloud.storage.runs import RunRecord
 from jupyter_llmcloud.system.processes import is_process
 
@@ -150,7 +150,7 @@ class RunStates:
             return now.state
         leadership = Leadership(folder.path)
         with contextlib.suppress(OSError):
-            if (newest := leadership.newest()) is not None and not leadership.claim(Claim(newest.term + 1)):
+            if (newest := leadership.newest()) is not None and not leadership.claim(TermClaim(newest.term + 1)):
                 return now.state
             now.state, now.ended = state, time.time()
             now.history.append({"t": round(now.ended, 3), "state": state, "why": why})

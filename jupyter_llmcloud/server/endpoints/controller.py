@@ -7,6 +7,7 @@ time (a start, a probe, an end) is an operation beside that task; how it ended i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,11 @@ from jupyter_llmcloud.core.serving.endpoint_plan import (
     Event,
     Idle,
     Instruction,
-    Living,
     Lost,
     MarkState,
     Probe,
     Probed,
+    ProcessAlive,
     Resumed,
     Revision,
     Route,
@@ -35,10 +36,11 @@ from jupyter_llmcloud.core.serving.endpoint_plan import (
     Tick,
     Timing,
 )
+from jupyter_llmcloud.core.serving.rates import RateWindow
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone
-from jupyter_llmcloud.server.gateway.admission import Admission
+from jupyter_llmcloud.server.gateway.admission import AdmissionControl
 from jupyter_llmcloud.storage.server_state import StoredEndpoint, StoredReplica
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT_S = Timing().probe_timeout_s
 ACTIVE_STATES = ("starting", "ready")
 _TOLD = ("model", "target", "dtype", "num_replicas", "base_model", "max_model_len", "max_concurrent", "threads")
-_TOLD_OF_REPLICAS = ("engine", "num_parallel", "num_threads", "context_length", "memory")
+_REPORTED_BY_REPLICAS = ("engine", "num_parallel", "num_threads", "context_length", "memory")
 
 
 class EndpointController:
@@ -59,6 +61,7 @@ class EndpointController:
     Attributes:
         stored: what is kept of it.
         admission: the door through which requests come to its replicas.
+        rates: what went through it of late.
     """
 
     def __init__(self, stored: StoredEndpoint, host: ReplicaHost, records: EndpointRecords, log: Logger) -> None:
@@ -73,7 +76,8 @@ class EndpointController:
         self._operations: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self.admission = Admission(self.ready_replicas, lambda: self._plan.may_recover)
+        self.admission = AdmissionControl(self.ready_replicas, lambda: self._plan.may_recover)
+        self.rates = RateWindow()
 
     @property
     def name(self) -> str:
@@ -108,12 +112,17 @@ class EndpointController:
             {
                 "id": replica.id, "pid": replica.pid, "state": states.get(number, ""),
                 "in_flight": replica.num_in_flight,
-                **{key: value for key, value in replica.said.items() if key in _TOLD_OF_REPLICAS},
+                **{key: value for key, value in replica.reported.items() if key in _REPORTED_BY_REPLICAS},
             }
             for number, replica in self._replicas.items()
             if replica.id
         ]  # fmt: skip
-        return {**kept, **served, "revision": current.fingerprint, "replicas": replicas}
+        rates = {
+            **self.rates.rates(time.time()),
+            "num_queued": self.admission.num_waiting,
+            "num_in_flight": sum(replica.num_in_flight for replica in self._replicas.values()),
+        }
+        return {**kept, **served, "revision": current.fingerprint, "replicas": replicas, "rates": rates}
 
     def logs(self) -> list[str]:
         """Where its replicas keep their output, the newest last."""
@@ -174,7 +183,7 @@ class EndpointController:
                 event = await self._next_event()
                 for instruction in self._plan.handle(event, self._now()):
                     self._carry_out(instruction)
-                if isinstance(event, Started | Living | Stopped):
+                if isinstance(event, Started | ProcessAlive | Stopped):
                     self._save()
         except Exception as error:  # a mistake of ours must show on the endpoint, not die with its task
             self._log.exception("endpoint %s", self.name)
@@ -248,7 +257,7 @@ class EndpointController:
         health = await replica.health(PROBE_TIMEOUT_S)
         if health.state == "ready":
             replica.max_concurrent = int(health.values.get("max_concurrent") or replica.max_concurrent)
-            replica.said = health.values
+            replica.reported = health.values
             return Probed(replica.number, "ready")
         if health.state == "failed":
             return Probed(replica.number, "failed", health.reason)
@@ -266,7 +275,7 @@ class EndpointController:
         if found != replica.stored:
             replica.stored = found
             await replica.close()
-        return Living(replica.number)
+        return ProcessAlive(replica.number)
 
     async def _drain(self, replica: ReplicaClient) -> Event:
         await replica.wait_idle()

@@ -30,7 +30,7 @@ class Health:
 
 
 @dataclass(eq=False)
-class _Use:
+class _CallInProgress:
     """Somebody is asking the replica."""
 
     task: asyncio.Task[Any]
@@ -46,7 +46,7 @@ class ReplicaClient:
         stored: what is kept of it.
         max_concurrent: how many requests it answers at once.
         num_in_flight: how many it answers now.
-        said: what it told of itself when it was ready last: its engine, threads, memory.
+        reported: what it said of itself when it was ready last: its engine, threads, memory.
     """
 
     def __init__(self, number: int, stored: StoredReplica) -> None:
@@ -54,9 +54,9 @@ class ReplicaClient:
         self.stored = stored
         self.max_concurrent = MAX_CONCURRENT
         self.num_in_flight = 0
-        self.said: dict[str, Any] = {}
+        self.reported: dict[str, Any] = {}
         self._session: aiohttp.ClientSession | None = None
-        self._uses: set[_Use] = set()
+        self._uses: set[_CallInProgress] = set()
         self._lost: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -145,7 +145,7 @@ class ReplicaClient:
             raise ReplicaLost(self._lost)
         task = asyncio.current_task()
         assert task is not None
-        use = _Use(task, task.cancelling())
+        use = _CallInProgress(task, task.cancelling())
         self._uses.add(use)
         try:
             yield

@@ -33,7 +33,7 @@ class ReplicaGone(Exception):
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedReplica:
     """A replica that is not started yet, and the agent that will start it."""
 
     replica: StoredReplica
@@ -51,7 +51,7 @@ class ReplicaHost:
         self._pool = pool
         self._open_agent = open_agent
 
-    async def place(self, endpoint: str, revision: Revision, cluster: str | None) -> Placed:
+    async def place(self, endpoint: str, revision: Revision, cluster: str | None) -> PlacedReplica:
         """Choose an agent for a replica that is not started yet; with no cluster a local one is started."""
         name, agent = await (await self._pool()).agent_for_replica(cluster)
         replica = StoredReplica(
@@ -61,9 +61,9 @@ class ReplicaHost:
             agent=agent.address,
             token=secrets.token_urlsafe(32),
         )
-        return Placed(replica, agent)
+        return PlacedReplica(replica, agent)
 
-    async def start(self, endpoint: str, revision: Revision, placed: Placed) -> StoredReplica:
+    async def start(self, endpoint: str, revision: Revision, placed: PlacedReplica) -> StoredReplica:
         """Start its process."""
         replica = placed.replica
         spec = {

@@ -20,7 +20,6 @@ from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from logging import Logger
 
     from jupyter_llmcloud.server.api.run_states import RunStates
     from jupyter_llmcloud.server.events.hub import EventHub
@@ -90,10 +89,8 @@ class RunSource(Source):
         on_news: called when a run has begun or ended: worlds have changed then, too.
     """
 
-    def __init__(
-        self, hub: EventHub, store: RunStore, states: RunStates, log: Logger, on_news: Callable[[], None]
-    ) -> None:
-        super().__init__(hub, "runs", self._read_all, LOOK_S, log)
+    def __init__(self, hub: EventHub, store: RunStore, states: RunStates, on_news: Callable[[], None]) -> None:
+        super().__init__(hub, "runs", self._read_all, LOOK_S)
         self._store = store
         self._states = states
         self._on_news = on_news

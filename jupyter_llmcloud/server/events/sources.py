@@ -8,13 +8,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
+from tornado.log import app_log
 
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.protocol.http.events import ID_FIELDS, Topic
 
 if TYPE_CHECKING:
-    from logging import Logger
-
     from jupyter_llmcloud.server.events.hub import EventHub
 
 _encode = msgspec.json.Encoder().encode
@@ -39,13 +38,11 @@ class Source:
         topic: Topic,
         read: Callable[[], Awaitable[Iterable[msgspec.Struct]]],
         every_s: float,
-        log: Logger,
     ) -> None:
         self.topic = topic
         self._hub = hub
         self._read = read
         self._every_s = every_s
-        self._log = log
         self._num_followers = 0
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -86,7 +83,7 @@ class Source:
             except LLMCloudError as error:
                 self._hub.fail(self.topic, str(error))
             except Exception as error:
-                self._log.exception("%s cannot be read", self.topic)
+                app_log.exception("%s cannot be read", self.topic)
                 self._hub.fail(self.topic, f"{self.topic} cannot be read now: {type(error).__name__}: {error}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), self._every_s)

@@ -17,8 +17,6 @@ from jupyter_llmcloud.server.events.run_source import RunSource
 from jupyter_llmcloud.server.events.sources import Source
 
 if TYPE_CHECKING:
-    from logging import Logger
-
     from jupyter_llmcloud.server.api.run_states import RunStates
     from jupyter_llmcloud.server.cluster_access import ClusterAccess
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
@@ -55,7 +53,7 @@ class Topics:
         self._endpoints = endpoints
         self._state = state
 
-    def add_to(self, events: EventService, runs: RunStore, states: RunStates, log: Logger) -> None:
+    def add_to(self, events: EventService, runs: RunStore, states: RunStates) -> None:
         """Make a source of each."""
         readers: list[
             tuple[Topic, Callable[[], Awaitable[list[Cluster] | list[World] | list[Endpoint] | list[Key]]], float]
@@ -66,8 +64,8 @@ class Topics:
             ("keys", self._read_keys, KEYS_S),
         ]
         for topic, read, every_s in readers:
-            events.add(Source(events.hub, topic, read, every_s, log))
-        events.add(RunSource(events.hub, runs, states, log, lambda: events.wake("worlds", "clusters")))
+            events.add(Source(events.hub, topic, read, every_s))
+        events.add(RunSource(events.hub, runs, states, lambda: events.wake("worlds", "clusters")))
 
     async def _read_clusters(self) -> list[Cluster]:
         pool = await self._clusters.pool()

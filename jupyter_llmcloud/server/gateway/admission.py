@@ -23,8 +23,8 @@ class NotAdmitted(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Admission:
-    """The door of one endpoint.
+class AdmissionControl:
+    """Lets requests to one endpoint through to its replicas, or has them wait.
 
     Args:
         ready: which replicas can be asked.
@@ -35,6 +35,11 @@ class Admission:
         self._ready = ready
         self._may_recover = may_recover
         self._waiting: deque[asyncio.Future[ReplicaClient]] = deque()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a replica."""
+        return sum(not place.done() for place in self._waiting)
 
     async def enter(self, avoid: frozenset[str] = frozenset(), patience_s: float = QUEUE_TIMEOUT_S) -> ReplicaClient:
         """The replica with the fewest requests, but for those in `avoid`; its place is taken until `leave`."""

@@ -16,7 +16,7 @@ from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Mode
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
-from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestCut
+from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
 
 if TYPE_CHECKING:
@@ -124,13 +124,13 @@ class InferenceHandler(GatewayHandler):
             await self._answer(proxy)
         finally:
             self.note_activity()
-            self.requests.end(self._open, proxy.record(), proxy.unknown_usage())
+            self.requests.end(self._open, proxy.record(), proxy.unknown_usage(), endpoint.rates)
 
     async def _answer(self, proxy: Proxy) -> None:
         try:
             with self._open.cuttable():
                 await proxy.run()
-        except RequestCut as error:
+        except RequestAborted as error:
             proxy.cut(error.cut)
 
     def _patience_s(self) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from jupyter_llmcloud.core.serving.rates import Answered, RateWindow
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _STATUSES = (200, 400, 401, 403, 404, 413, 429, 499, 500, 503)
 
 
 @dataclass(frozen=True)
-class Cut:
+class AbortReason:
     """Why a request is ended from here: how that is written down, and what the client is told, if it is there."""
 
     outcome: str
@@ -41,15 +42,17 @@ class Cut:
     code: str = ""
 
 
-HUNG_UP = Cut("hung up", 499)
-KEY_REVOKED = Cut("key revoked", 401, "the key of this request is not valid any more.", "invalid_api_key")
-RESTARTING = Cut("server restarting", 503, "the server ends or restarts: ask again in a moment.", "server_restarting")
+HUNG_UP = AbortReason("hung up", 499)
+KEY_REVOKED = AbortReason("key revoked", 401, "the key of this request is not valid any more.", "invalid_api_key")
+RESTARTING = AbortReason(
+    "server restarting", 503, "the server ends or restarts: ask again in a moment.", "server_restarting"
+)
 
 
-class RequestCut(Exception):
+class RequestAborted(Exception):
     """The request is ended from here."""
 
-    def __init__(self, cut: Cut) -> None:
+    def __init__(self, cut: AbortReason) -> None:
         super().__init__(cut.outcome)
         self.cut = cut
 
@@ -59,10 +62,10 @@ class OpenRequest:
     """One request: whose key it came with, and how to cut it."""
 
     key_id: str | None = None
-    cut_by: Cut | None = None
+    cut_by: AbortReason | None = None
     _task: asyncio.Task[Any] | None = field(default=None, repr=False)
 
-    def cut(self, cut: Cut) -> None:
+    def cut(self, cut: AbortReason) -> None:
         """End it; the first reason counts."""
         if self.cut_by is None:
             self.cut_by = cut
@@ -73,7 +76,7 @@ class OpenRequest:
     def cuttable(self) -> Iterator[None]:
         """What is done inside ends with RequestCut when the request is cut."""
         if self.cut_by is not None:
-            raise RequestCut(self.cut_by)
+            raise RequestAborted(self.cut_by)
         task = self._task = asyncio.current_task()
         assert task is not None
         num_cancelled = task.cancelling()
@@ -82,7 +85,7 @@ class OpenRequest:
         except asyncio.CancelledError:
             if self.cut_by is None or task.uncancel() > num_cancelled:
                 raise
-            raise RequestCut(self.cut_by) from None
+            raise RequestAborted(self.cut_by) from None
         finally:
             self._task = None
 
@@ -111,9 +114,16 @@ class OpenRequests:
             self._watching = asyncio.ensure_future(self._watch())
 
     def end(
-        self, request: OpenRequest, record: RequestRecord, usage: Awaitable[dict[str, int] | None] | None = None
+        self,
+        request: OpenRequest,
+        record: RequestRecord,
+        usage: Awaitable[dict[str, int] | None] | None = None,
+        rates: RateWindow | None = None,
     ) -> None:
-        """A request is over, however it ended. `usage` tells its tokens when the answer did not."""
+        """A request is over, however it ended. `usage` tells its tokens when the answer did not.
+
+        `rates`: of the endpoint that it asked.
+        """
         self._open.discard(request)
         if not self._open:
             self._none_open.set()
@@ -123,19 +133,24 @@ class OpenRequests:
         if record.first_byte_s is not None:
             FIRST_BYTE.labels(record.route).observe(record.first_byte_s)
         if usage is None:
-            self._append(record)
+            self._append(record, rates)
             return
-        task = asyncio.ensure_future(self._count(record, usage))
+        task = asyncio.ensure_future(self._count(record, usage, rates))
         self._counting.add(task)
         task.add_done_callback(self._counting.discard)
 
-    async def _count(self, record: RequestRecord, usage: Awaitable[dict[str, int] | None]) -> None:
+    async def _count(
+        self, record: RequestRecord, usage: Awaitable[dict[str, int] | None], rates: RateWindow | None
+    ) -> None:
         counted = await usage or {}
         prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
-        self._append(dataclasses.replace(record, prompt_tokens=prompt, completion_tokens=completion))
+        self._append(dataclasses.replace(record, prompt_tokens=prompt, completion_tokens=completion), rates)
 
-    def _append(self, record: RequestRecord) -> None:
+    def _append(self, record: RequestRecord, rates: RateWindow | None) -> None:
         self._records.append(record)
+        if rates is not None:
+            tokens = record.completion_tokens or 0
+            rates.add(Answered(t=record.t, status=record.status, first_byte_s=record.first_byte_s, num_tokens=tokens))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.ensure_future(self._write_soon())
 

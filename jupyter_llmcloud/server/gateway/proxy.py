@@ -13,7 +13,7 @@ import msgspec
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
-from jupyter_llmcloud.server.gateway.open_requests import Cut
+from jupyter_llmcloud.server.gateway.open_requests import AbortReason
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class GatewayRequest:
     began: float = field(default_factory=time.perf_counter)
 
 
-class Unreached(Exception):
+class NoResponse(Exception):
     """The replica went away before the first byte of its answer. `delivered`: it had the request by then."""
 
     def __init__(self, reason: str, delivered: bool) -> None:
@@ -72,13 +72,13 @@ class Unreached(Exception):
         self.delivered = delivered
 
 
-class _Tokens(msgspec.Struct):
+class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
-class _WithUsage(msgspec.Struct):
-    usage: _Tokens | None = None
+class _ResponseWithUsage(msgspec.Struct):
+    usage: _Usage | None = None
 
 
 class Proxy:
@@ -92,7 +92,7 @@ class Proxy:
         self._log = log
         self._replica: ReplicaClient | None = None
         self._first_byte_s: float | None = None
-        self._tokens = _Tokens()
+        self._tokens = _Usage()
         self._streams = False
         self._status = 0
         self._outcome = "done"
@@ -132,7 +132,7 @@ class Proxy:
             message = f"the answer broke off ({type(error).__name__}): the log of the Jupyter server tells more."
             self._refuse(ApiError(500, message, code="internal"))
 
-    def cut(self, cut: Cut) -> None:
+    def cut(self, cut: AbortReason) -> None:
         """It is ended from our side. Raises ApiError as long as the client has been told nothing."""
         self._outcome = cut.outcome
         self._status = cut.status
@@ -159,7 +159,7 @@ class Proxy:
             try:
                 await self._ask(replica)
                 return
-            except Unreached as error:
+            except NoResponse as error:
                 self._endpoint.suspect(replica)
                 avoid |= {replica.id}
                 num_lost += error.delivered
@@ -182,12 +182,12 @@ class Proxy:
                 path = f"/v1/{self._request.route}"
                 response = await replica.session.post(path, data=self._request.body, headers=headers)
                 if response.status == 503 and len(self._endpoint.ready_replicas()) > 1:
-                    raise Unreached("it is not ready any more", delivered=False)
+                    raise NoResponse("it is not ready any more", delivered=False)
                 await self._copy(response)
         except _LOST as error:
             if self._first_byte_s is not None:
                 raise
-            raise Unreached(_words(error), not isinstance(error, aiohttp.ClientConnectorError)) from None
+            raise NoResponse(_words(error), not isinstance(error, aiohttp.ClientConnectorError)) from None
         finally:
             if response is not None:
                 response.close() if not response.content.at_eof() else response.release()
@@ -210,7 +210,7 @@ class Proxy:
 
     def _note_tokens(self, body: bytes) -> None:
         try:
-            self._tokens = msgspec.json.decode(body, type=_WithUsage).usage or self._tokens
+            self._tokens = msgspec.json.decode(body, type=_ResponseWithUsage).usage or self._tokens
         except (msgspec.DecodeError, UnicodeDecodeError):
             return
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.metrics.series import MetricCollector
@@ -14,7 +15,7 @@ from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.watches.output_tail import OutputTail
 from jupyter_llmcloud.storage.journal import Cursor, read_from
 from jupyter_llmcloud.storage.notable import notable
-from jupyter_llmcloud.system.gil import Pace
+from jupyter_llmcloud.system.gil import with_short_intervals
 from jupyter_llmcloud.widgets.view_state import Hang, ViewState
 
 if TYPE_CHECKING:
@@ -32,6 +33,50 @@ TAIL_BYTES = 2 << 20  # of each rank's output, for who begins to watch
 MAX_METRICS = 400
 
 
+@dataclass
+class Happened:
+    """What happened to a run, in order of time, as its journals tell.
+
+    Attributes:
+        marks: checkpoints, restarts.
+        reports: of ranks that did not go on.
+    """
+
+    marks: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Listeners:
+    """Whoever is to be called when there is something new.
+
+    Attributes:
+        num_calls: how often there was.
+    """
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+        self._all: set[Callable[[], None]] = set()
+
+    def add(self, listener: Callable[[], None]) -> None:
+        """One more."""
+        self._all.add(listener)
+
+    def discard(self, listener: Callable[[], None]) -> None:
+        """One less."""
+        self._all.discard(listener)
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self._all)
+
+    def call(self) -> None:
+        """There is something new."""
+        self.num_calls += 1
+        for listener in list(self._all):
+            listener()
+
+
 class RunFollower:
     """One run.
 
@@ -43,11 +88,9 @@ class RunFollower:
         record: as it was read last; None before, and when there is no such run.
         view: its metrics and what is said of it.
         output: what its ranks wrote.
-        marks: what ranks and their agent marked on the way, as in their journals.
-        reports: hang reports, in order of time.
+        happened: what was marked on the way.
         is_complete: whether everything that is there has been read once.
         is_gone: whether there is no such run, or no more.
-        num_changes: how often there was something new.
         guard: held by whoever reads or changes the metrics.
     """
 
@@ -56,15 +99,13 @@ class RunFollower:
         self.record: RunRecord | None = None
         self.view = ViewState(folder.run_id, folder.run_id, metrics=MetricCollector(max_metrics=MAX_METRICS))
         self.output = OutputTail()
-        self.marks: list[dict[str, Any]] = []
-        self.reports: list[dict[str, Any]] = []
+        self.happened = Happened()
         self.is_complete = False
         self.is_gone = False
-        self.num_changes = 0
         self.guard = asyncio.Lock()
         self._states = states
         self._journals = _Journals(folder)
-        self._listeners: set[Callable[[], None]] = set()
+        self._listeners = Listeners()
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -76,9 +117,9 @@ class RunFollower:
     def unlisten(self, listener: Callable[[], None]) -> bool:
         """No more; returns whether nobody listens now."""
         self._listeners.discard(listener)
-        if not self._listeners:
+        if not self._listeners.any:
             self.stop()
-        return not self._listeners
+        return not self._listeners.any
 
     def stop(self) -> None:
         """Read it no more."""
@@ -86,10 +127,10 @@ class RunFollower:
             self._task.cancel()
             self._task = None
 
-    def _tell(self) -> None:
-        self.num_changes += 1
-        for listener in list(self._listeners):
-            listener()
+    @property
+    def num_changes(self) -> int:
+        """How often there was something new."""
+        return self._listeners.num_calls
 
     # --- reading ---
 
@@ -97,17 +138,17 @@ class RunFollower:
         asked_at, told_at = -STATES_S, 0.0
         while not self.is_gone:
             async with self.guard:
-                is_news, has_more = await asyncio.to_thread(self._read)
+                is_news, has_more = await asyncio.to_thread(with_short_intervals, self._read)
             if self.record is not None and time.monotonic() - asked_at >= STATES_S and self.record.is_active:
                 asked_at = time.monotonic()
                 is_news |= await self._ask_state(self.record)
             if is_news or (time.monotonic() - told_at >= TICK_S and self.view.is_active):
                 told_at = time.monotonic()
-                self._tell()
+                self._listeners.call()
             if not has_more:
                 is_over = self.record is not None and not self.view.is_active and self.is_complete
                 await asyncio.sleep(ENDED_EVERY_S if is_over else EVERY_S)
-        self._tell()
+        self._listeners.call()
 
     async def _ask_state(self, record: RunRecord) -> bool:
         """Whether it turns out that nobody leads it any more."""
@@ -127,7 +168,7 @@ class RunFollower:
             return True, False
         assert self.record is not None
         if not self.is_complete and self.output.num_taken == 0:
-            self.reports += [record for _, record in notable(self.folder) if record.get("kind") == "report"]
+            self.happened.reports += [record for _, record in notable(self.folder) if record.get("kind") == "report"]
             self.output.skip(self._journals.skip_output(self.record.ranks))
         found, has_more = self._read_metrics(self.record.ranks)
         rows, more_output = self._journals.output(self.record.ranks)
@@ -155,24 +196,21 @@ class RunFollower:
             self.view.end(state)
 
     def _read_metrics(self, ranks: list[int]) -> tuple[bool, bool]:
-        pace, is_news, has_more = Pace(), False, False
+        is_news, has_more = False, False
         for rank, records, is_full in self._journals.metrics(ranks):
             has_more |= is_full
-            for record in records:
-                is_news |= self.view.metrics.feed(rank, [record])
-                if "mark" in record:
-                    self.marks.append(record)
-                pace.rest_when_due()
+            is_news |= self.view.metrics.feed(rank, records)
+            self.happened.marks += [record for record in records if "mark" in record]
         return is_news, has_more
 
     def _take_output(self, rows: list[tuple[int, dict[str, Any]]]) -> None:
         self.output.add(rows)
-        known = {(report.get("t"), report.get("text")) for report in self.reports}
+        known = {(report.get("t"), report.get("text")) for report in self.happened.reports}
         for _, record in rows:
             if record.get("kind") != "report":
                 continue
             if (record.get("t"), record.get("text")) not in known:
-                self.reports.append(record)
+                self.happened.reports.append(record)
             if self.view.is_active:
                 hang = Hang(record["text"].strip(), tuple(record.get("late") or ()), tuple(record.get("waiting") or ()))
                 self.view.hang = None if record.get("recovered") else hang

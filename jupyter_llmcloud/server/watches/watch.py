@@ -21,6 +21,7 @@ from jupyter_llmcloud.protocol.http.events import (
 )
 from jupyter_llmcloud.server.watches.follower import RunFollower
 from jupyter_llmcloud.server.watches.info import run_info
+from jupyter_llmcloud.system.gil import with_short_intervals
 
 RankFacts = Mapping[int, Mapping[str, Any]]  # of each rank's process, as fields of a RankInfo
 BATCH_S = 0.1
@@ -72,7 +73,6 @@ class RunWatch:
         points: int,
         rank_facts: Callable[[], RankFacts] = dict,
     ) -> None:
-        self.run_id = follower.folder.run_id
         self._follower = follower
         self._columns = columns
         self._points = points
@@ -85,6 +85,11 @@ class RunWatch:
         self._output = 0
         self._info: RunInfo | None = None
         self._unacknowledged: deque[int] = deque()
+
+    @property
+    def run_id(self) -> str:
+        """Of the run."""
+        return self._follower.folder.run_id
 
     def acknowledge(self, cursor: int) -> None:
         """The client has dealt with everything up to this cursor."""
@@ -114,7 +119,7 @@ class RunWatch:
         began = time.perf_counter()
         facts = self._rank_facts()
         async with self._follower.guard:
-            batch = await asyncio.to_thread(self._make, cursor, facts)
+            batch = await asyncio.to_thread(with_short_intervals, self._make, cursor, facts)
         took = time.perf_counter() - began
         self._due = time.monotonic() + max(BATCH_S, COST_SHARE * took)
         if batch:
@@ -141,8 +146,8 @@ class RunWatch:
             follower.record,
             follower.view,
             time.time(),
-            marks=follower.marks,
-            reports=follower.reports,
+            marks=follower.happened.marks,
+            reports=follower.happened.reports,
             ranks=facts,
         )
         if (

@@ -6,7 +6,6 @@ It holds no lock while it looks and wakes for nothing between cells.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import signal
@@ -20,17 +19,15 @@ from jupyter_llmcloud.core.run.hang import heartbeat_s
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankStacks
 from jupyter_llmcloud.training.diagnostics import stack_location
+from jupyter_llmcloud.training.diagnostics.activity import CLOSE_S, ProcessActivity, Stillness
 from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow
 from jupyter_llmcloud.training.diagnostics.grad_mode import WithoutGradients
 from jupyter_llmcloud.training.diagnostics.stack_location import CellNumber, StackLocation
-from jupyter_llmcloud.training.output.sender import Outlet
+from jupyter_llmcloud.training.output.sender import OutputSender
 
 TICK_S = 0.5
 SPACING_S = 1.0  # a rank that moves is not worth more messages than this
-BUSY_SHARE = 0.01  # of a core: the process works; one that only polls uses less
-BUSY_BYTES = 100_000  # read or written in a second: it works as well
 MOVED_S = 2.0  # a rank that moved so recently works
-CLOSE_S = 1.0  # one that stands still for so long is looked at closely
 DUMP_NAME = "llmcloud-stacks"  # of the memory file into which SIGUSR1 writes, with the thread that gets the signal
 
 _NAMED = {"backward": "the gradient all_reduce of backward", "ddp": "DDP's exchange of buffers"}
@@ -44,10 +41,10 @@ class Watchdog:
         cell_number: the execution count of a notebook cell, by the name of its file.
     """
 
-    def __init__(self, outlet: Outlet, num_steps: Callable[[], int], cell_number: CellNumber) -> None:
+    def __init__(self, sender: OutputSender, num_steps: Callable[[], int], cell_number: CellNumber) -> None:
         self.collectives = Collectives()
         self._without_gradients = WithoutGradients()
-        self._outlet = outlet
+        self._sender = sender
         self._num_steps = num_steps
         self._cell_number = cell_number
         self._active = threading.Event()
@@ -73,11 +70,9 @@ class Watchdog:
         self._active.clear()
 
     def _forget(self) -> None:
-        self._mark: Any = None
-        self._moved_at = time.monotonic()
+        self._stillness = Stillness(time.monotonic())
         self._without_gradients.depth = 0
-        self._used: tuple[float, float, int] | None = None  # the side thread takes it: a cell must not wait
-        self._busy = False
+        self._activity = ProcessActivity()  # begun by the side thread: a cell must not wait
         self._said_at = 0.0
 
     # --- looking ---
@@ -86,8 +81,8 @@ class Watchdog:
         self._dump = _open_dump()
         while True:
             self._active.wait()
-            if self._used is None:
-                self._used = (time.monotonic(), time.process_time(), _bytes_moved())
+            if not self._activity.has_begun:
+                self._activity.begin(time.monotonic())
             time.sleep(min(TICK_S, self._heartbeat_s / 2))
             if not self._active.is_set():
                 continue
@@ -103,7 +98,7 @@ class Watchdog:
         silent_s = now - self._said_at
         if silent_s >= self._heartbeat_s:
             return True
-        came_to_rest = still_s >= CLOSE_S > self._said_at - self._moved_at
+        came_to_rest = still_s >= CLOSE_S > self._said_at - self._stillness.since
         return silent_s >= SPACING_S and (still_s < silent_s or came_to_rest)
 
     def look(self) -> Heartbeat:
@@ -122,41 +117,30 @@ class Watchdog:
             place=at.place,
             doing=at.doing,
             still_s=round(still_s, 2),
-            working=still_s < MOVED_S or self._is_busy(now, at),
+            working=still_s < MOVED_S or self._activity.is_busy(now, with_children=at.phase == "data"),
         )
 
     def _still(self, now: float, groups: dict[str, GroupRow]) -> float:
         """Seconds since the main thread moved, as far as was seen."""
-        mark = (stack_location.fingerprint(stack_location.main_frame()), self._num_steps(), groups)
-        if mark != self._mark:
-            self._mark, self._moved_at = mark, now
-        return now - self._moved_at
+        fingerprint = (stack_location.fingerprint(stack_location.main_frame()), self._num_steps(), groups)
+        return self._stillness.seconds(fingerprint, now)
 
     def _phase(self, at: StackLocation) -> str:
         in_step = at.op in _NAMED
         return "evaluation" if at.phase == "compute" and self._without_gradients.depth and not in_step else at.phase
 
-    def _is_busy(self, now: float, at: StackLocation) -> bool:
-        """Whether this process has computed, read or written of late; for data, its children as well."""
-        began, cpu_s, moved = self._used or (now, 0.0, 0)
-        if now - began > CLOSE_S:
-            used_s, moved_now = time.process_time(), _bytes_moved()
-            used_s += _children_cpu() if at.phase == "data" else 0.0
-            self._used = (now, used_s, moved_now)
-            span_s = now - began
-            self._busy = used_s - cpu_s > BUSY_SHARE * span_s or moved_now - moved > BUSY_BYTES * span_s
-        return self._busy
-
-    def _say(self, beat: Heartbeat) -> None:
+    def _say(self, heartbeat: Heartbeat) -> None:
         self._said_at = time.monotonic()
-        self._outlet.send(replace(beat, rss=_rss()))
+        self._sender.send(replace(heartbeat, rss=_rss()))
 
     # --- stacks ---
 
     def stacks(self) -> RankStacks:
         """Of every thread but our own."""
-        beat = self.look()
-        number = next((f" #{row[1]}" for row in beat.groups.values() if row[1] > row[2]), "") if beat.op else ""
+        heartbeat = self.look()
+        number = (
+            next((f" #{row[1]}" for row in heartbeat.groups.values() if row[1] > row[2]), "") if heartbeat.op else ""
+        )
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         found: dict[str, list[str]] = {}
         for ident, frame in sys._current_frames().items():
@@ -164,7 +148,7 @@ class Watchdog:
             if not name.startswith("llmcloud-") and name != "MainThread":
                 found[name] = stack_location.stack(frame, self._cell_number)
         main = stack_location.stack(stack_location.main_frame(), self._cell_number) if self._active.is_set() else []
-        return RankStacks(main=main, threads=found, op=beat.op + number)
+        return RankStacks(main=main, threads=found, op=heartbeat.op + number)
 
 
 def _operation(at: StackLocation, groups: dict[str, GroupRow], still_s: float) -> str:
@@ -184,28 +168,6 @@ def _rss() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
-
-
-def _bytes_moved() -> int:
-    """What this process has read and written so far."""
-    try:
-        with open("/proc/self/io", encoding="ascii") as file:
-            return int(file.readline().split()[1]) + int(file.readline().split()[1])
-    except OSError:
-        return 0
-
-
-def _children_cpu() -> float:
-    """Seconds that living children (workers of a DataLoader) have used."""
-    ticks = 0
-    with contextlib.suppress(OSError):
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
-                children = file.read().split()
-            for pid in children:
-                with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-                    ticks += sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _open_dump() -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from jupyter_llmcloud.protocol.frames import Message, encode
-from jupyter_llmcloud.protocol.rank_messages import Measured, Printed
+from jupyter_llmcloud.protocol.rank_messages import LogRecords, MetricRecords
 from jupyter_llmcloud.system.shared_ring import RingWriter
 
 BATCH_S = 0.03  # a reader's eye does not see less
@@ -20,7 +20,7 @@ MAX_PENDING = 64 << 10  # characters; more is sent at once, so that printing is 
 MAX_RECORD = 8 << 20  # characters of a display; a cell shows half as much
 
 
-class Outlet:
+class OutputSender:
     """The only writer of the rank's socket and of its ring of metrics.
 
     Text and displays are batched; `flush` sends what is pending. Metrics are in shared memory at once, so that a rank
@@ -42,7 +42,7 @@ class Outlet:
         self._wake = threading.Event()
         self._full = threading.Event()
         os.register_at_fork(after_in_child=self._note_fork)
-        threading.Thread(target=self._pump, name="llmcloud-outlet", daemon=True).start()
+        threading.Thread(target=self._pump, name="llmcloud-sender", daemon=True).start()
 
     def _note_fork(self) -> None:
         self.forked = True
@@ -111,9 +111,9 @@ class Outlet:
                 if "parts" in record:
                     record["text"] = "".join(record.pop("parts"))
             if logs:
-                self._sock.sendall(encode(Printed(records=logs)))
+                self._sock.sendall(encode(LogRecords(records=logs)))
             if has_metrics:
-                self._sock.sendall(encode(Measured(records=[])))
+                self._sock.sendall(encode(MetricRecords(records=[])))
             self._sent.notify_all()
 
     def _pump(self) -> None:
@@ -128,10 +128,10 @@ class Outlet:
                 return  # the agent has gone; the control thread ends this process
 
 
-class Bytes(io.RawIOBase):
+class RankByteStream(io.RawIOBase):
     """`sys.stdout.buffer` of a rank."""
 
-    def __init__(self, text: StreamToOutlet) -> None:
+    def __init__(self, text: RankStream) -> None:
         self._text = text
 
     def write(self, data: Any) -> int:
@@ -146,36 +146,36 @@ class Bytes(io.RawIOBase):
         return self._text.fileno()
 
 
-class StreamToOutlet(io.TextIOBase):
+class RankStream(io.TextIOBase):
     """`sys.stdout` or `sys.stderr` of a rank."""
 
     encoding = "utf-8"
     errors = "replace"
 
-    def __init__(self, outlet: Outlet, kind: str, fd: int) -> None:
-        self._outlet = outlet
+    def __init__(self, sender: OutputSender, kind: str, fd: int) -> None:
+        self._sender = sender
         self.kind = kind
         self._fd = fd
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if self._outlet.forked:
+        if self._sender.forked:
             os.write(self._fd, text.encode("utf-8", "replace"))
         elif text:
-            self._outlet.text(self.kind, text)
+            self._sender.text(self.kind, text)
         return len(text)
 
     @property
-    def buffer(self) -> Bytes:
+    def buffer(self) -> RankByteStream:
         """For what is written as bytes."""
-        return Bytes(self)
+        return RankByteStream(self)
 
     def reconfigure(self, **_: Any) -> None:
         """What a script asks of its terminal makes no difference here."""
 
     def flush(self) -> None:
-        pass  # the outlet sends within BATCH_S; a flush per line would cost a wake-up per line
+        pass  # the sender sends within BATCH_S; a flush per line would cost a wake-up per line
 
     def isatty(self) -> bool:
         return False

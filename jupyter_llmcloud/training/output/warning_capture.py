@@ -7,20 +7,20 @@ import warnings
 from typing import Any, TextIO
 
 from jupyter_llmcloud.training import patches
-from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
+from jupyter_llmcloud.training.output.sender import OutputSender, RankStream
 
 
-def install(outlet: Outlet) -> None:
-    """Tell the warnings of this process to its outlet: those of `warnings`, and what is logged as one."""
+def install(sender: OutputSender) -> None:
+    """Tell the warnings of this process to its sender: those of `warnings`, and what is logged as one."""
     patches.WARNINGS.apply(
         {
-            "warnings:showwarning": lambda original: _showwarning(original, outlet),
-            "logging:StreamHandler.emit": lambda original: _emit(original, outlet),
+            "warnings:showwarning": lambda original: _showwarning(original, sender),
+            "logging:StreamHandler.emit": lambda original: _emit(original, sender),
         }
     )
 
 
-def _showwarning(original: Any, outlet: Outlet) -> Any:
+def _showwarning(original: Any, sender: OutputSender) -> Any:
     def showwarning(
         message: Warning | str,
         category: type[Warning],
@@ -29,22 +29,22 @@ def _showwarning(original: Any, outlet: Outlet) -> Any:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if file is not None or outlet.forked:
+        if file is not None or sender.forked:
             original(message, category, filename, lineno, file, line)
         else:
-            outlet.warning("stderr", warnings.formatwarning(message, category, filename, lineno, line))
+            sender.warning("stderr", warnings.formatwarning(message, category, filename, lineno, line))
 
     return showwarning
 
 
-def _emit(original: Any, outlet: Outlet) -> Any:
+def _emit(original: Any, sender: OutputSender) -> Any:
     def emit(self: Any, record: logging.LogRecord) -> None:
-        kind = None if outlet.forked or record.levelno != logging.WARNING else _kind_of(self.stream)
+        kind = None if sender.forked or record.levelno != logging.WARNING else _kind_of(self.stream)
         if kind is None:
             original(self, record)
             return
         try:
-            outlet.warning(kind, self.format(record) + self.terminator)
+            sender.warning(kind, self.format(record) + self.terminator)
         except RecursionError:
             raise
         except Exception:
@@ -55,7 +55,7 @@ def _emit(original: Any, outlet: Outlet) -> Any:
 
 def _kind_of(stream: Any) -> str | None:
     """Which stream of the cell it is; a handler made before the fork has the descriptor."""
-    if isinstance(stream, StreamToOutlet):
+    if isinstance(stream, RankStream):
         return stream.kind
     try:
         return {1: "stdout", 2: "stderr"}.get(stream.fileno())

@@ -26,7 +26,7 @@ _BY_HAND = (
 
 
 @dataclass
-class Description:
+class SavedModel:
     """What a rank is about to save under a name.
 
     Attributes:
@@ -42,19 +42,19 @@ class Description:
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def describe(name: str, value: Any, compares_values: bool) -> Description:
+def describe(name: str, value: Any, compares_values: bool) -> SavedModel:
     """What this rank holds under a name."""
     kind = type(unwrapped(value)).__name__
     if not isinstance(value, torch.nn.Module):
-        return Description(kind=kind)
+        return SavedModel(kind=kind)
     if stage := _stage_of(value):
-        return Description(f"--save {name}: this {kind} is {stage}, not the whole model. {_BY_HAND}", kind)
+        return SavedModel(f"--save {name}: this {kind} is {stage}, not the whole model. {_BY_HAND}", kind)
     layout = layout_of(value)
     sums = _sums(value) if compares_values and type(layout) is Whole else {}
-    return Description("", f"{kind} ({type(layout).__name__})", layout.shapes(value), sums)
+    return SavedModel("", f"{kind} ({type(layout).__name__})", layout.shapes(value), sums)
 
 
-def agree(described: dict[int, dict[str, Description]]) -> None:
+def agree(described: dict[int, dict[str, SavedModel]]) -> None:
     """Raise the same UsageError on every rank unless all can save, and hold the same models."""
     for of_rank in described.values():
         for description in of_rank.values():
@@ -66,7 +66,7 @@ def agree(described: dict[int, dict[str, Description]]) -> None:
             _agree_on(name, first, wanted, other, described[other][name])
 
 
-def _agree_on(name: str, first: int, wanted: Description, other: int, found: Description) -> None:
+def _agree_on(name: str, first: int, wanted: SavedModel, other: int, found: SavedModel) -> None:
     if wanted.kind != found.kind:
         raise UsageError(
             f"--save {name}: it is a {wanted.kind} on rank {first} and a {found.kind} on rank {other}. {_BY_HAND}"
@@ -87,7 +87,7 @@ def different(one: dict[str, Any], other: dict[str, Any], holder: str, other_hol
     return ""
 
 
-def unlike_values(described: dict[int, dict[str, Description]]) -> dict[str, str]:
+def unlike_values(described: dict[int, dict[str, SavedModel]]) -> dict[str, str]:
     """The models of which ranks hold different values although nothing has spread them, with their first tensor."""
     first, *others = described.values()
     found = {}

@@ -46,7 +46,7 @@ def was_stopped(error: BaseException | None) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-class Leave(ExitAutocall):
+class ExitCommand(ExitAutocall):
     """`exit` and `quit`, in a cell and in libraries: Python's own, but that standard input stays open."""
 
     def __call__(self, code: Any = None) -> NoReturn:

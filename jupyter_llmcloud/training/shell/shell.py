@@ -1,4 +1,4 @@
-"""The IPython shell of a rank: a notebook cell behaves in it as in the notebook, its output goes to the outlet."""
+"""The IPython shell of a rank: a notebook cell behaves in it as in the notebook, its output goes to the sender."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from traitlets.config import Config
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.system.transparent_frames import MARK
 from jupyter_llmcloud.training import patches
-from jupyter_llmcloud.training.output.sender import Outlet, StreamToOutlet
-from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
+from jupyter_llmcloud.training.output.sender import OutputSender, RankStream
+from jupyter_llmcloud.training.resume.loops.instrumentation import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell import class_sources
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
-from jupyter_llmcloud.training.shell.script import Leave, ended_well, prepare_script, was_stopped
+from jupyter_llmcloud.training.shell.script import ExitCommand, ended_well, prepare_script, was_stopped
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
 
@@ -98,7 +98,7 @@ class ShiftLines(ast.NodeTransformer):
         return ast.increment_lineno(node, self.compiler.offset) if self.compiler.offset else node
 
 
-class OutletDisplayHook(DisplayHook):
+class RankDisplayHook(DisplayHook):
     """A last expression becomes a `result` record."""
 
     shell: RankShell
@@ -112,7 +112,7 @@ class OutletDisplayHook(DisplayHook):
         pass
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
-        self.shell.outlet.record({"kind": "result", "data": _portable(format_dict), "metadata": md_dict or {}})
+        self.shell.sender.record({"kind": "result", "data": _portable(format_dict), "metadata": md_dict or {}})
 
     def finish_displayhook(self) -> None:
         pass
@@ -121,7 +121,7 @@ class OutletDisplayHook(DisplayHook):
         pass
 
 
-class OutletDisplayPublisher(DisplayPublisher):
+class RankDisplayPublisher(DisplayPublisher):
     """`display()` becomes a `display` record; its update and clear_output() likewise."""
 
     def publish(
@@ -139,19 +139,19 @@ class OutletDisplayPublisher(DisplayPublisher):
             record["display_id"] = display_id
         if update:
             record["update"] = True
-        self.shell.outlet.record(record)
+        self.shell.sender.record(record)
 
     def clear_output(self, wait: bool = False) -> None:
-        self.shell.outlet.record({"kind": "clear_output", "wait": wait})
+        self.shell.sender.record({"kind": "clear_output", "wait": wait})
 
 
 class RankShell(InteractiveShell):
     """One per rank. `run` executes a cell and returns its error, if any."""
 
     compiler_class = Type(CellCompiler)
-    displayhook_class = Type(OutletDisplayHook)
-    display_pub_class = Type(OutletDisplayPublisher)
-    outlet = AnyTrait()
+    displayhook_class = Type(RankDisplayHook)
+    display_pub_class = Type(RankDisplayPublisher)
+    sender = AnyTrait()
     compile: CellCompiler
     last_traceback: list[str]
     given: dict[str, Any]  # what every namespace has
@@ -188,8 +188,8 @@ class RankShell(InteractiveShell):
         self.builtin_trap.auto_builtins |= {"exit": self.exiter, "quit": self.exiter}
 
     @default("exiter")
-    def _exiter_default(self) -> Leave:
-        return Leave(self)
+    def _exiter_default(self) -> ExitCommand:
+        return ExitCommand(self)
 
     def showtraceback(
         self,
@@ -242,7 +242,7 @@ class RankShell(InteractiveShell):
         if ended_well(error):
             return None
         if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
-            self.outlet.text("stderr", "\n".join(self.last_traceback) + "\n")
+            self.sender.text("stderr", "\n".join(self.last_traceback) + "\n")
         return error
 
 
@@ -263,12 +263,12 @@ def make_shell() -> RankShell:
     return shell
 
 
-def start_shell(outlet: Outlet, namespace: dict[str, Any]) -> RankShell:
-    """The shell of this rank; `sys.stdout` and `sys.stderr` become the outlet's."""
-    sys.stdout = StreamToOutlet(outlet, "stdout", 1)
-    sys.stderr = StreamToOutlet(outlet, "stderr", 2)
+def start_shell(sender: OutputSender, namespace: dict[str, Any]) -> RankShell:
+    """The shell of this rank; `sys.stdout` and `sys.stderr` become the sender's."""
+    sys.stdout = RankStream(sender, "stdout", 1)
+    sys.stderr = RankStream(sender, "stderr", 2)
     shell = make_shell()
-    shell.outlet = outlet
+    shell.sender = sender
     shell.give(**namespace)
     shell.initial_names = {*shell.user_ns, "__file__"}
     return shell

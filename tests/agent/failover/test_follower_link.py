@@ -14,7 +14,15 @@ from jupyter_llmcloud.agent.failover.leader_link import LeaderLink
 from jupyter_llmcloud.errors import Busy, ConnectionLost, LLMCloudError
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import PROTOCOL_VERSION, Message, encode
-from jupyter_llmcloud.protocol.rank_messages import Follow, Followed, HostRanks, KillRank, RankExited, RanksHosted, Said
+from jupyter_llmcloud.protocol.rank_messages import (
+    Follow,
+    FollowAccepted,
+    HostRanks,
+    KillRank,
+    LinkMessage,
+    RankExited,
+    RanksHosted,
+)
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.system.unix_sockets import listen
 
@@ -96,18 +104,18 @@ def test_a_request_is_answered_over_as_many_connections_as_it_takes(tmp_path: Pa
         num_connections += 1
         connection, taken_up = Connection(reader, writer, "the leader"), Responder("the follower")
 
-        def follow(asked: Follow) -> Followed:
+        def follow(asked: Follow) -> FollowAccepted:
             if not followings:
                 followings.append(LeaderLink(asked, answer, lambda _: None))
             received = followings[0].attach(connection, asked.received)
             assert received is not None
-            return Followed(received=received)
+            return FollowAccepted(received=received)
 
         taken_up.on(Follow, follow)
         async for message in connection.messages():
             if isinstance(message, Follow):
                 connection.send(await taken_up.answer(message))  # type: ignore[arg-type]
-            elif isinstance(message, Said):
+            elif isinstance(message, LinkMessage):
                 followings[0].hear(message)
                 if num_connections == 1:
                     followings[0].detach(connection)
@@ -132,7 +140,7 @@ def test_who_still_waits_when_the_link_is_given_up_is_told(tmp_path: Path) -> No
     async def test(link: Link) -> None:
         asked = asyncio.create_task(link.leading.ask(HOST))
         await asyncio.sleep(0)
-        link.leading.say(KillRank(world_id="w", rank=0))
+        link.leading.send(KillRank(world_id="w", rank=0))
         link.leading.close()
         with pytest.raises(LLMCloudError, match="The world has ended"):
             await asked

@@ -22,7 +22,7 @@ from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rpc import Responder
 from jupyter_llmcloud.storage.journal import read_all
-from jupyter_llmcloud.storage.leadership import Claim, Leadership
+from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 from jupyter_llmcloud.storage.runs import RunFolder
 from tests.support.cables import Cable
 from tests.support.resuming import cell, results, same
@@ -114,8 +114,8 @@ def words(record: Any) -> str:
 def test_a_follower_goes_on_with_the_run_of_a_lost_leader_to_the_same_weights(
     node_agent: AgentProcess, make_agent: Callable[..., AgentProcess], number: int
 ) -> None:
-    """Killed, or told to end by a batch system that takes its place away."""
-    leader = make_agent()
+    """Killed, or told to end by a batch system that takes its place away, and given up when its ranks save nothing."""
+    leader = make_agent(env={"LLMCLOUD_LEAVE_S": "2"})
     ranks = Ranks(leader, 2, shares=[(leader, 1), (node_agent, 1)])
     ranks.ok("import torch\ndef unused(): pass", is_definition=True)
     ranks.ok(cell("accelerate"))
@@ -150,7 +150,7 @@ def test_an_agent_without_any_rank_stands_by_for_a_run_that_is_all_on_one_host(
     worker._other = node_agent
     first.process.kill()
     until(lambda: len(worker.asked) == 2, "another one is asked for")
-    assert Leadership(folder.path).newest() == Claim(1, leader.address, socket.gethostname())
+    assert Leadership(folder.path).newest() == TermClaim(1, leader.address, socket.gethostname())
     assert ranks.pids() == pids
     assert folder.read().num_restarts == 0
     until(lambda: folder.run_id in _described(node_agent)["stands_by"], "it stands by")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from jupyter_llmcloud.core.run.hang import GroupState, HangRule, Report, Sample
+from jupyter_llmcloud.core.run.hang import GroupState, HangReport, HangRule, Sample
 
 TICK_S = 0.5
 FOREVER = float("inf")
@@ -48,7 +48,7 @@ class Training:
         self.rule = HangRule(tuple(range(size)), size, 0.0, floor_s)
         self.silent: dict[int, float] = {}  # from when on a rank says nothing
         self.state = "S"
-        self.reports: list[tuple[float, Report]] = []
+        self.reports: list[tuple[float, HangReport]] = []
         self.now = 0.0
         self._steps = enumerate(iter(steps))
         self._left = 0.0
@@ -59,7 +59,7 @@ class Training:
         self._number, self._step = next(self._steps, (0, [[Work("compute", FOREVER, False)]] * self.size))
         self._left = self._began + max(sum(work.seconds for work in row) for row in self._step)
 
-    def run(self, seconds: float) -> list[Report]:
+    def run(self, seconds: float) -> list[HangReport]:
         """Go on for so long; the reports of that time."""
         before = len(self.reports)
         end = self.now + seconds
@@ -252,7 +252,7 @@ def test_native_code_on_all_ranks_alike_is_no_hang(state: str) -> None:
 # --- ranks that will never come ---
 
 
-def tell(rule: HangRule, samples: dict[int, Sample], seconds: int = 15) -> list[Report]:
+def tell(rule: HangRule, samples: dict[int, Sample], seconds: int = 15) -> list[HangReport]:
     """Ranks that say the same for some time, while they stand still."""
     reports = []
     for second in range(seconds):

@@ -21,10 +21,10 @@ from jupyter_llmcloud.core.run.lifecycle import (
     Rung,
     RunLifecycle,
     SaveAsked,
+    SaveAtStep,
     StepReported,
+    StopAtStep,
     StopPressed,
-    TellSaveAt,
-    TellStopAt,
     Tick,
 )
 
@@ -147,7 +147,7 @@ def test_without_steps_all_ranks_are_interrupted_at_once() -> None:
     run = two()
     assert feed(run, StopPressed()) == [AskStep((0, 1))]
     assert feed(run, StepReported(0, 0)) == []
-    assert feed(run, StepReported(1, 0), now=10.1) == [TellStopAt((0, 1), -1), InterruptRanks((0, 1))]
+    assert feed(run, StepReported(1, 0), now=10.1) == [StopAtStep((0, 1), -1), InterruptRanks((0, 1))]
     assert run.wake_at == pytest.approx(10.1 + LADDER.release_s)
     assert feed(run, Tick(), now=10.1 + LADDER.release_s) == [InterruptRanks((0, 1)), ReleaseRanks((0, 1))]
     assert run.wake_at == pytest.approx(10 + LADDER.kill_s)
@@ -160,7 +160,7 @@ def test_without_steps_all_ranks_are_interrupted_at_once() -> None:
 def test_with_steps_all_ranks_stop_one_after_the_largest() -> None:
     run = two()
     feed(run, StopPressed())
-    assert feed(run, StepReported(1, 7), StepReported(0, 6)) == [TellStopAt((0, 1), 8)]
+    assert feed(run, StepReported(1, 7), StepReported(0, 6)) == [StopAtStep((0, 1), 8)]
     assert feed(run, interrupted(0), interrupted(1)) == [Finish("stopped", None, renew=False, dead=())]
 
 
@@ -183,7 +183,7 @@ def test_only_ranks_that_still_run_are_asked() -> None:
     run = two()
     feed(run, RankEnded(0))
     assert feed(run, StopPressed()) == [AskStep((1,))]
-    assert feed(run, StepReported(1, 4)) == [TellStopAt((1,), 5)]
+    assert feed(run, StepReported(1, 4)) == [StopAtStep((1,), 5)]
 
 
 def test_every_further_press_goes_to_the_next_rung() -> None:
@@ -250,7 +250,7 @@ def test_a_stop_after_a_failure_still_ends_the_peers() -> None:
 def test_a_rank_that_has_not_finished_its_first_step_waits_for_the_others() -> None:
     run = two()
     feed(run, StopPressed())
-    assert feed(run, StepReported(0, 0), StepReported(1, 1)) == [TellStopAt((0, 1), 2)]
+    assert feed(run, StepReported(0, 0), StepReported(1, 1)) == [StopAtStep((0, 1), 2)]
 
 
 # --- the step at which all stop: every interleaving ---
@@ -336,7 +336,7 @@ def _one_thing_happens(
             match item.inbox.pop(0):
                 case AskStep():
                     answers.append(StepReported(item.rank, item.answer()))
-                case TellStopAt(_, step):
+                case StopAtStep(_, step):
                     item.told(step)
         case 2 if answers:
             _deliver(run.handle(answers.pop(rng.randrange(len(answers))), 0.0), trainees)
@@ -349,10 +349,10 @@ def test_a_checkpoint_is_of_the_next_step_that_no_rank_has_passed_and_nobody_is_
     run = two()
     assert feed(run, SaveAsked()) == [AskStep((0, 1), stops=False)]
     assert feed(run, StepReported(0, 7)) == []
-    assert feed(run, StepReported(1, 8)) == [TellSaveAt((0, 1), 9)]
+    assert feed(run, StepReported(1, 8)) == [SaveAtStep((0, 1), 9)]
     assert run.wake_at is None and not run.is_ending
     assert feed(run, StopPressed()) == [AskStep((0, 1))]
-    assert feed(run, StepReported(0, 9), StepReported(1, 9)) == [TellStopAt((0, 1), 10)]
+    assert feed(run, StepReported(0, 9), StepReported(1, 9)) == [StopAtStep((0, 1), 10)]
 
 
 @pytest.mark.parametrize("steps", [(), (5,), (0, 0)])
@@ -363,7 +363,7 @@ def test_ranks_that_do_not_step_go_on_without_a_checkpoint(steps: tuple[int, ...
     if len(steps) < 2:
         assert run.wake_at == 10.0 + LADDER.interrupt_s
         said = run.handle(Tick(), run.wake_at)
-    assert said == [TellSaveAt((0, 1), -1)]
+    assert said == [SaveAtStep((0, 1), -1)]
     assert run.wake_at is None
 
 
@@ -372,9 +372,9 @@ def test_a_stop_a_failure_or_the_end_comes_before_a_checkpoint() -> None:
         run = two()
         feed(run, SaveAsked())
         said = feed(run, event)
-        assert isinstance(said[0], TellSaveAt) and said[0].step == -1
-        assert feed(run, SaveAsked())[0] == TellSaveAt(run.running, -1)
+        assert isinstance(said[0], SaveAtStep) and said[0].step == -1
+        assert feed(run, SaveAsked())[0] == SaveAtStep(run.running, -1)
     run = two()
     feed(run, SaveAsked(), RankEnded(0))
-    assert feed(run, StepReported(1, 3)) == [TellSaveAt((1,), 4)]
-    assert [type(out) for out in feed(two(), SaveAsked(), RankEnded(0), RankEnded(1))][-2:] == [TellSaveAt, Finish]
+    assert feed(run, StepReported(1, 3)) == [SaveAtStep((1,), 4)]
+    assert [type(out) for out in feed(two(), SaveAsked(), RankEnded(0), RankEnded(1))][-2:] == [SaveAtStep, Finish]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.core.run.restarts import MAX_DELAY_S, Again, Broken, GiveUp, RestartPolicy, kind_of
+from jupyter_llmcloud.core.run.restarts import MAX_DELAY_S, AttemptFailure, GiveUp, RestartPolicy, Retry, kind_of
 
-DEATH = Broken("death", 1, "RankKilled", step=37)
+DEATH = AttemptFailure("death", 1, "RankKilled", step=37)
 
 
-def error(step: int, ename: str = "ValueError", **more: bool) -> Broken:
-    return Broken("error", 0, ename, step, **more)
+def error(step: int, ename: str = "ValueError", **more: bool) -> AttemptFailure:
+    return AttemptFailure("error", 0, ename, step, **more)
 
 
 def test_nothing_is_executed_again_unless_that_was_asked_for() -> None:
@@ -19,23 +19,23 @@ def test_nothing_is_executed_again_unless_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize("kind", ["death", "echo"])
 def test_a_lost_rank_or_group_is_nobodys_mistake_and_is_tried_again_at_once(kind: str) -> None:
-    assert RestartPolicy(3).handle(Broken(kind, 1, step=5)) == Again(1, 0.0)
+    assert RestartPolicy(3).handle(AttemptFailure(kind, 1, step=5)) == Retry(1, 0.0)
 
 
 def test_the_restarts_of_a_run_are_counted() -> None:
     policy = RestartPolicy(2)
-    assert [policy.handle(Broken("death", 1, step=step)) for step in (5, 9)] == [Again(1, 0.0), Again(2, 0.0)]
-    decision = policy.handle(Broken("death", 1, step=20))
+    assert [policy.handle(AttemptFailure("death", 1, step=step)) for step in (5, 9)] == [Retry(1, 0.0), Retry(2, 0.0)]
+    decision = policy.handle(AttemptFailure("death", 1, step=20))
     assert isinstance(decision, GiveUp)
     assert "2 restarts" in decision.why
 
 
 def test_without_progress_each_restart_waits_longer_up_to_a_limit() -> None:
     policy = RestartPolicy(20)
-    delays = [decision.delay_s for _ in range(10) if isinstance(decision := policy.handle(DEATH), Again)]
+    delays = [decision.delay_s for _ in range(10) if isinstance(decision := policy.handle(DEATH), Retry)]
     assert delays[:5] == [0.0, 1.0, 2.0, 4.0, 8.0]
     assert delays[-1] == MAX_DELAY_S
-    assert policy.handle(Broken("death", 1, step=38)) == Again(11, 0.0)
+    assert policy.handle(AttemptFailure("death", 1, step=38)) == Retry(11, 0.0)
 
 
 @pytest.mark.parametrize("step", [0, 12])
@@ -65,20 +65,20 @@ def test_a_loaders_worker_that_died_is_a_death_and_an_exception_in_it_is_not(eva
 
 def test_a_cell_that_fails_on_its_way_to_the_resume_point_runs_from_its_start_from_then_on() -> None:
     policy = RestartPolicy(9)
-    assert policy.handle(error(0, "ZeroDivisionError", replaying=True)) == Again(1, 0.0, from_start=True)
+    assert policy.handle(error(0, "ZeroDivisionError", replaying=True)) == Retry(1, 0.0, from_start=True)
     decision = policy.handle(DEATH)
-    assert isinstance(decision, Again)
+    assert isinstance(decision, Retry)
     assert decision.from_start
 
 
 def test_running_out_of_memory_twice_is_the_end() -> None:
     policy = RestartPolicy(9)
-    oom = Broken("death", 0, "RankOutOfMemory", 3)
-    assert isinstance(policy.handle(oom), Again)
-    assert isinstance(policy.handle(Broken("death", 1, "RankOutOfMemory", 8)), GiveUp)
+    oom = AttemptFailure("death", 0, "RankOutOfMemory", 3)
+    assert isinstance(policy.handle(oom), Retry)
+    assert isinstance(policy.handle(AttemptFailure("death", 1, "RankOutOfMemory", 8)), GiveUp)
 
 
 def test_the_words_name_the_rank_what_happened_and_the_step() -> None:
-    assert DEATH.words == "rank 1 was killed at step 37"
-    assert error(4).words == "rank 0 raised ValueError at step 4"
-    assert Broken("echo", 0, step=4).words == "rank 0 lost its connection at step 4"
+    assert DEATH.message == "rank 1 was killed at step 37"
+    assert error(4).message == "rank 0 raised ValueError at step 4"
+    assert AttemptFailure("echo", 0, step=4).message == "rank 0 lost its connection at step 4"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.core.run.lifecycle import Finish
-from jupyter_llmcloud.core.run.restarts import Broken, RestartPolicy
+from jupyter_llmcloud.core.run.restarts import AttemptFailure, RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
     CAPACITY_RETRY_S,
     AppointStandby,
@@ -50,7 +50,7 @@ SLOTS: tuple[dict[str, Any], ...] = ({"home": "there", "num_ranks": 1},)
 FINISHED = Finish("finished", None, renew=False, dead=())
 STOPPED = Finish("stopped", None, renew=True, dead=())
 DIED = Finish("failed", 1, renew=True, dead=(1,))
-KILLED = Broken("death", 1, "RankKilled", step=12)
+KILLED = AttemptFailure("death", 1, "RankKilled", step=12)
 DIES = AttemptFinished(DIED, KILLED)
 POINT = ResumePoint("step-8", 8)
 WHY = "rank 1 was killed at step 12"
@@ -139,7 +139,7 @@ def test_without_a_checkpoint_it_is_executed_from_its_start() -> None:
 
 def test_a_cell_that_cannot_be_led_back_is_not_asked_for_its_checkpoint() -> None:
     run = executing()
-    failed = AttemptFinished(DIED, Broken("error", 1, "ZeroDivisionError", replaying=True))
+    failed = AttemptFinished(DIED, AttemptFailure("error", 1, "ZeroDivisionError", replaying=True))
     out = feed(run, failed, CapacityFound(), Claimed(), Healed())
     assert FindResumePoint() not in out
     assert isinstance(resume := out[-2], Resume)
@@ -149,7 +149,7 @@ def test_a_cell_that_cannot_be_led_back_is_not_asked_for_its_checkpoint() -> Non
 def test_restarts_that_are_used_up_are_said() -> None:
     run = executing(max_restarts=1)
     feed(run, DIES, *again())
-    out = feed(run, AttemptFinished(DIED, Broken("death", 1, step=20)))
+    out = feed(run, AttemptFinished(DIED, AttemptFailure("death", 1, step=20)))
     assert out == [Note("not executed again: all 1 restarts are used up."), End(DIED)]
 
 
@@ -437,7 +437,11 @@ def _answers(instruction: Instruction) -> list[Event]:
         case FindResumePoint():
             return [ResumePointFound(POINT), ResumePointFound(None), RestartFailed("broken")]
         case Resume():
-            return [DIES, AttemptFinished(DIED, Broken("error", 0, "ValueError", 14)), AttemptFinished(FINISHED)]
+            return [
+                DIES,
+                AttemptFinished(DIED, AttemptFailure("error", 0, "ValueError", 14)),
+                AttemptFinished(FINISHED),
+            ]
     return []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world, holder, in_words
+from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world, holder, list_worlds
 from jupyter_llmcloud.errors import NotFound, UsageError
 
 A = HeldWorld(world_id="a1b2c3", owner="/home/me/one/train.ipynb", world_size=2)
@@ -48,5 +48,5 @@ def test_what_names_several_worlds_or_none_is_refused_with_those_there_are() -> 
 
 def test_what_a_world_does_is_said_and_the_words_for_who_waits_do_not_change_with_time() -> None:
     assert [world.state for world in (A, B, C)] == ["idle", "executes r-1", "unused, ends in 12 s"]
-    assert "12" not in in_words([A, B, C])
-    assert in_words([A] * 6).endswith("and 2 worlds more")
+    assert "12" not in list_worlds([A, B, C])
+    assert list_worlds([A] * 6).endswith("and 2 worlds more")

@@ -5,30 +5,30 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from jupyter_llmcloud.core.scheduling.lease_link import MAX_KEPT, PATIENCE, Link, Stamp
+from jupyter_llmcloud.core.scheduling.lease_link import MAX_KEPT, PATIENCE, LeaseLink, LinkHeader
 
 LEASE_S = 10.0
 
 
-def test_words_are_said_again_until_they_are_heard_and_heard_once() -> None:
-    here, there = Link(LEASE_S, 0.0), Link(LEASE_S, 0.0)
-    said = [(here.say(word, 1.0), word) for word in (b"a", b"b", b"c")]
-    assert there.hear(said[0][0], 1.0)
+def test_messages_are_sent_again_until_they_are_heard_and_heard_once() -> None:
+    here, there = LeaseLink(LEASE_S, 0.0), LeaseLink(LEASE_S, 0.0)
+    sent = [(here.send(message, 1.0), message) for message in (b"a", b"b", b"c")]
+    assert there.hear(sent[0][0], 1.0)
     again = here.again(there.received, 2.0)
-    assert [word for _, word in again] == [b"b", b"c"]
-    assert [there.hear(stamp, 2.0) for stamp, _ in again] == [True, True]
-    assert not there.hear(said[1][0], 2.0)
-    here.hear(there.stamp(3.0), 3.0)
+    assert [message for _, message in again] == [b"b", b"c"]
+    assert [there.hear(header, 2.0) for header, _ in again] == [True, True]
+    assert not there.hear(sent[1][0], 2.0)
+    here.hear(there.header(3.0), 3.0)
     assert here.again(there.received, 4.0) == []
 
 
 def test_a_follower_counts_on_what_was_proven_not_on_what_has_come() -> None:
-    leader, follower = Link(LEASE_S, 0.0), Link(LEASE_S, 100.0)
-    leader.hear(follower.stamp(104.0), 4.0)
-    follower.hear(leader.stamp(5.0), 105.0)
+    leader, follower = LeaseLink(LEASE_S, 0.0), LeaseLink(LEASE_S, 100.0)
+    leader.hear(follower.header(104.0), 4.0)
+    follower.hear(leader.header(5.0), 105.0)
     assert follower.expires_at == 114.0
     for now in range(6, 13):  # only this direction works: the leader has heard nothing since
-        follower.hear(leader.stamp(float(now)), 100.0 + now)
+        follower.hear(leader.header(float(now)), 100.0 + now)
     assert follower.expires_at == 114.0
     assert follower.check(113.9)
     assert not follower.check(114.0)
@@ -36,24 +36,24 @@ def test_a_follower_counts_on_what_was_proven_not_on_what_has_come() -> None:
 
 
 def test_a_leader_gives_up_only_after_a_silence() -> None:
-    leader = Link(LEASE_S, 0.0)
+    leader = LeaseLink(LEASE_S, 0.0)
     assert not leader.is_given_up(PATIENCE * LEASE_S)
     assert leader.is_given_up(PATIENCE * LEASE_S + 0.1)
-    assert not leader.hear(Stamp(1, 0, 1.0, 0.0), 13.0), "words that come later are not heard"
+    assert not leader.hear(LinkHeader(1, 0, 1.0, 0.0), 13.0), "messages that come later are not heard"
 
 
 def test_one_that_was_itself_asleep_does_not_go_on_with_what_had_queued() -> None:
-    follower = Link(LEASE_S, 0.0)
-    late = [Stamp(0, 0, float(now), 0.0) for now in range(1, 20)]
-    heard = [follower.hear(stamp, 50.0) for stamp in late]
+    follower = LeaseLink(LEASE_S, 0.0)
+    late = [LinkHeader(0, 0, float(now), 0.0) for now in range(1, 20)]
+    heard = [follower.hear(header, 50.0) for header in late]
     assert not any(heard)
     assert not follower.check(50.0)
 
 
-def test_too_many_words_for_one_that_cannot_be_reached_end_the_link() -> None:
-    leader = Link(LEASE_S, 0.0)
+def test_too_many_messages_for_one_that_cannot_be_reached_end_the_link() -> None:
+    leader = LeaseLink(LEASE_S, 0.0)
     for _ in range(MAX_KEPT // (16 << 20) + 1):
-        leader.say(bytes(16 << 20), 1.0)
+        leader.send(bytes(16 << 20), 1.0)
     assert leader.is_given_up(1.0)
 
 
@@ -63,8 +63,8 @@ class Network:
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
         self._offset, self._drift = self.draw.uniform(-1e6, 1e6), self.draw.uniform(0.9, 1.1)
-        self.leader, self.other = Link(LEASE_S, 0.0), Link(LEASE_S, self._offset)
-        self._under_way: list[tuple[float, Link, Stamp]] = []
+        self.leader, self.other = LeaseLink(LEASE_S, 0.0), LeaseLink(LEASE_S, self._offset)
+        self._under_way: list[tuple[float, LeaseLink, LinkHeader]] = []
 
     def theirs(self, now: float) -> float:
         """The time of the other end."""
@@ -74,8 +74,8 @@ class Network:
         """Each end says something, which is lost with a probability: the leader's, the other's; what is due is heard."""
         for end, to, chance in ((self.leader, self.other, loss[0]), (self.other, self.leader, loss[1])):
             if not end.over and self.draw.random() > chance:
-                stamp = end.stamp(now if end is self.leader else self.theirs(now))
-                self._under_way.append((now + self.draw.expovariate(0.3), to, stamp))
+                header = end.header(now if end is self.leader else self.theirs(now))
+                self._under_way.append((now + self.draw.expovariate(0.3), to, header))
         for item in [item for item in self._under_way if item[0] <= now]:
             self._under_way.remove(item)
             item[1].hear(item[2], now if item[1] is self.leader else self.theirs(now))

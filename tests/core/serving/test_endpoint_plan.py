@@ -15,11 +15,11 @@ from jupyter_llmcloud.core.serving.endpoint_plan import (
     Event,
     Idle,
     Instruction,
-    Living,
     Lost,
     MarkState,
     Probe,
     Probed,
+    ProcessAlive,
     Resumed,
     Revision,
     Route,
@@ -123,7 +123,7 @@ def test_what_is_said_of_a_replica_that_is_gone_changes_nothing() -> None:
     endpoint = Endpoint(ONE)
     endpoint.make_ready(1)
     before = dataclasses.replace(endpoint.plan)
-    for event in (Started(9), Probed(9, "silent"), Lost(9, "x"), Suspected(9), Idle(9), Stopped(9), Living(9)):
+    for event in (Started(9), Probed(9, "silent"), Lost(9, "x"), Suspected(9), Idle(9), Stopped(9), ProcessAlive(9)):
         assert endpoint.tell(event) == []
     assert endpoint.plan == before
 
@@ -202,7 +202,7 @@ def test_a_starting_replica_that_cannot_be_reached_is_looked_for_at_its_agent() 
     endpoint.wait(0.1)
     assert endpoint.tell(Probed(1, "unreachable", "no such file")) == [AskAgent(1)]
     assert endpoint.wait(10) == []
-    assert endpoint.tell(Living(1)) == []
+    assert endpoint.tell(ProcessAlive(1)) == []
     assert endpoint.wait(0.1) == [Probe(1)]
     endpoint.tell(Probed(1, "unreachable"))
     assert only(StopReplica, endpoint.tell(Lost(1, "it ended with -9"))) == [StopReplica(1, "it ended with -9")]

@@ -46,3 +46,13 @@ export interface Columns {
 export interface Window extends Columns {
   is_exact: boolean;
 }
+
+export type ClusterKind = Schemas['ClusterKind'];
+export type ClusterKinds = Schemas['ClusterKinds'];
+export type ClusterOption = Schemas['ClusterOption'];
+export type Device = Schemas['Device'];
+export type NewKey = Schemas['NewKey'];
+export type Replica = Schemas['Replica'];
+export type Worker = Schemas['Worker'];
+export type WorldRank = Schemas['WorldRank'];
+export type WorldVariables = Schemas['WorldVariables'];

@@ -1,0 +1,48 @@
+// A notification when a run has ended while its notebook is not in view.
+import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { Notification } from '@jupyterlab/apputils';
+import { INotebookTracker } from '@jupyterlab/notebook';
+
+import type { Run } from '../shared/api/types';
+import { formatDuration } from '../shared/format';
+import { EndedRuns, isHolder } from './ended-runs';
+import { IPanels, type Panels } from './tokens';
+
+const GOOD_FOR_MS = 8000; // a run that has gone well; of others the message stays
+
+export const notificationsPlugin: JupyterFrontEndPlugin<void> = {
+  id: 'jupyter-llmcloud:notifications',
+  description: 'Tells when a run has ended while its notebook is not in view.',
+  autoStart: true,
+  requires: [IPanels],
+  optional: [INotebookTracker],
+  activate: (_: JupyterFrontEnd, panels: Panels, notebooks: INotebookTracker | null) => {
+    const { client, trans, openers } = panels;
+    const ended = new EndedRuns();
+    const isInView = (run: Run) =>
+      notebooks?.find(panel => panel.isVisible && isHolder(run.holder ?? '', panel.context.path)) !== undefined;
+    client.runs.follow(({ items }) => {
+      for (const run of ended.look(items)) {
+        const isProblem = !['finished', 'stopped'].includes(run.state);
+        const wanted = panels.settings.notifications;
+        if (wanted === 'none' || (wanted === 'problems' && !isProblem) || isInView(run)) {
+          continue;
+        }
+        const duration = formatDuration(Math.max(0, (run.ended ?? run.created) - run.created));
+        Notification.emit(trans.__('The run %1 has %2 after %3.', run.name, wordOf(run.state), duration), isProblem ? 'error' : 'success', {
+          autoClose: isProblem ? false : GOOD_FOR_MS,
+          actions: [{ label: trans.__('Show it'), callback: () => openers.openRun?.(run.run_id, run.name) }]
+        });
+      }
+    });
+    panels.serverProblemChanged.connect((_sender, problem) => {
+      if (problem) {
+        Notification.warning(problem, { autoClose: false });
+      }
+    });
+  }
+};
+
+function wordOf(state: string): string {
+  return { stopped: 'been stopped', lost: 'been lost' }[state] ?? state;
+}
