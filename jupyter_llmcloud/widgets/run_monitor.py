@@ -34,6 +34,11 @@ class RunMonitor(anywidget.AnyWidget):
         self._stop = stop
         self.on_msg(self._on_message)
 
+    def forget_code(self) -> None:
+        """Hold no module and no style any more: what stores the states of widgets would store them each time."""
+        self._esm = "export default {}"
+        self._css = ""
+
     def _on_message(self, _widget: object, content: object, _buffers: object) -> None:
         if isinstance(content, dict) and content.get("type") == "stop":
             self._stop()
