@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.notebook.test_kernel_ends import LET_GO, num_steps, record, training
+from tests.notebook.test_kernel_ends import num_steps, record, training
 from tests.support import browser
 from tests.support.lab import open_lab, running_lab
 from tests.support.worlds import until
