@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ pytestmark = pytest.mark.browser
 STATUS = ".llmc-RunsStatus"
 SIDEBAR = "#llmcloud-sidebar"
 START_MS = 60_000
+LAYOUT = """async () => {
+    const { baseUrl } = window.jupyterapp.serviceManager.serverSettings;
+    const saved = await fetch(`${baseUrl}lab/api/workspaces/default`).then(answer => answer.json());
+    return JSON.stringify(saved.data["layout-restorer:data"]?.main ?? "");
+}"""
 RUN = """%%distribute --nproc 2 --name painted
 import time
 for step in range(600):
@@ -65,6 +71,14 @@ def page(context: BrowserContext, lab: Lab, alone: None) -> Page:
 def open_sidebar(page: Page) -> None:
     page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
     expect(page.locator(SIDEBAR)).to_be_visible()
+
+
+def wait_until_saved(page: Page, tab: str) -> None:
+    """The layout is saved a moment after it changed, and not only when the page is left."""
+    deadline = time.monotonic() + START_MS / 1000
+    while tab not in page.evaluate(LAYOUT):
+        assert time.monotonic() < deadline, f"the layout was not saved with {tab}"
+        page.wait_for_timeout(200)
 
 
 AXE = Path(__file__).parents[2] / "labextension" / "node_modules" / "axe-core" / "axe.min.js"
@@ -128,14 +142,7 @@ def test_a_run_begins_and_ends_in_the_sidebar_and_its_tab_is_there_after_a_reloa
     row.get_by_role("button", name="painted", exact=True).click()
     tab = page.locator(".llmc-Tab .llmc-card").filter(has_text="painted")
     expect(tab).to_be_visible()
-    # The layout is saved a moment after it changed, and not only when the page is left.
-    page.wait_for_function(
-        """async () => {
-            const { baseUrl } = window.jupyterapp.serviceManager.serverSettings;
-            const saved = await fetch(`${baseUrl}lab/api/workspaces/default`).then(answer => answer.json());
-            return JSON.stringify(saved.data["layout-restorer:data"]?.main ?? "").includes("llmcloud-run");
-        }"""
-    )
+    wait_until_saved(page, "llmcloud-run")
     page.goto(f"{lab.url}lab?token={lab.token}")
     page.wait_for_function("() => window.jupyterapp !== undefined")
     page.evaluate("async () => { await window.jupyterapp.restored; }")

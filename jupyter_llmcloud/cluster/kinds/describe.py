@@ -94,7 +94,14 @@ def _options(factory: Any, given: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(default, str | int | float | bool | None):
             default = None
         kind, text = told.get(name, ("", ""))
-        found[name] = {"name": name, "type": _type_of(default, kind), "default": default, "help": text, "choices": []}
+        annotation = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
+        found[name] = {
+            "name": name,
+            "type": _type_of(default, kind or annotation),
+            "default": default,
+            "help": text,
+            "choices": [],
+        }
     return list(found.values())
 
 
