@@ -12,6 +12,8 @@ ENV_RUNTIME = "LLMCLOUD_RUNTIME_DIR"
 ENV_SERVER_URL = "LLMCLOUD_SERVER_URL"
 ENV_SERVER_TOKEN = "LLMCLOUD_SERVER_TOKEN"
 ENV_LEASE_S = "LLMCLOUD_LEASE_S"
+ENV_LEAVE_S = "LLMCLOUD_LEAVE_S"
+LEAVE_S = 20.0  # batch systems send SIGKILL 30 s after SIGTERM, as a rule
 
 
 def _jupyter_dir(variable: str, *default: str) -> Path:
@@ -55,10 +57,19 @@ def runtime_dir() -> Path:
 
 def lease_s(default: float) -> float:
     """Seconds that something without an owner is kept. `LLMCLOUD_LEASE_S` overrides every default."""
-    value = os.environ.get(ENV_LEASE_S)
+    return _seconds(ENV_LEASE_S, default)
+
+
+def leave_s() -> float:
+    """Seconds that a node agent which is told to end by SIGTERM waits for checkpoints: `LLMCLOUD_LEAVE_S`, else 20."""
+    return _seconds(ENV_LEAVE_S, LEAVE_S)
+
+
+def _seconds(variable: str, default: float) -> float:
+    value = os.environ.get(variable)
     if value is None:
         return default
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"{ENV_LEASE_S}={value!r} is not a number of seconds") from None
+        raise ValueError(f"{variable}={value!r} is not a number of seconds") from None

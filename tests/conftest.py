@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 from jupyter_server.serverapp import ServerApp
 
-from tests.support import leaks
-from tests.support.session import FOLDER, is_worker, make_folder, mark_of, remove_folders
+from tests.support import guardian, leaks
+from tests.support.session import FOLDER, is_worker, make_folder, mark_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -34,8 +35,10 @@ FOREIGN_VARIABLES = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "LLMCLOUD_SERVER_URL"
 
 # The GPUs of this machine: tests below tests/gpu use them, all others see none, so that they test the same everywhere.
 GPUS = "LLMCLOUD_TEST_GPUS"
+ABSENT = Path(__file__).parent / "support" / "absent"
 
 _variables = pytest.StashKey[dict[str, str]]()
+_guardian = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 def _settings(folder: Path, mark: str) -> dict[str, str]:
@@ -44,6 +47,7 @@ def _settings(folder: Path, mark: str) -> dict[str, str]:
         GPUS: os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all")),
         "CUDA_VISIBLE_DEVICES": "",
         leaks.MARK: f"{mark}session",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ABSENT), os.environ.get("PYTHONPATH")))),
         "HOME": str(folder / "home"),
         "LLMCLOUD_ROOT": str(folder / "root"),
         "LLMCLOUD_RUNTIME_DIR": str(folder / "run"),
@@ -57,7 +61,6 @@ def _settings(folder: Path, mark: str) -> dict[str, str]:
         "HF_HOME": str(folder / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
@@ -72,16 +75,20 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     os.environ.update(_settings(folder, mark_of(config)))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles our sources anew
+    if not is_worker(config):
+        config.stash[_guardian] = guardian.start(mark_of(config), folder)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Give the environment back and remove the session's folder, and what workers left that did not come so far."""
-    if not is_worker(config):
-        leaks.end(leaks.marked_processes(mark_of(config)))
+    guardian.clean_up(mark_of(config), config.stash[FOLDER])
+    if _guardian in config.stash:
+        config.stash[_guardian].kill()
+        config.stash[_guardian].wait()
     os.environ.clear()
     os.environ.update(config.stash[_variables])
-    remove_folders(config)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -116,18 +123,27 @@ def for_the_session(request: pytest.FixtureRequest) -> Callable[[], AbstractCont
     return lambda: leaks.marked(f"{mark_of(request.config)}session")
 
 
+@contextlib.contextmanager
+def _root(patch: pytest.MonkeyPatch) -> Iterator[Path]:
+    session = Path(os.environ["LLMCLOUD_ROOT"]).parent
+    with tempfile.TemporaryDirectory(prefix="own-", dir=session) as folder:
+        patch.setenv("LLMCLOUD_ROOT", f"{folder}/root")
+        patch.setenv("LLMCLOUD_RUNTIME_DIR", f"{folder}/run")
+        yield Path(folder) / "root"
+
+
 @pytest.fixture
 def own_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A root and a runtime folder that no other test sees; returns the root."""
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="own-", dir=_session_folder())))
-        monkeypatch.setenv("LLMCLOUD_ROOT", str(folder / "root"))
-        monkeypatch.setenv("LLMCLOUD_RUNTIME_DIR", str(folder / "run"))
-        yield folder / "root"
+    with _root(monkeypatch) as root:
+        yield root
 
 
-def _session_folder() -> Path:
-    return Path(os.environ["LLMCLOUD_ROOT"]).parent
+@pytest.fixture(scope="module")
+def module_root() -> Iterator[Path]:
+    """The same for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patch, _root(patch) as root:
+        yield root
 
 
 @pytest.fixture(autouse=True)

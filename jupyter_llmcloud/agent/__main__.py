@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.agent.agent import Agent
+from jupyter_llmcloud.agent.agent import Agent, Lifetimes
 
 AGENT_LEASE_S = 900.0
 # Dask's nanny hands down a trim threshold of 64 KiB, with which a training step returns all its memory to the system
@@ -41,8 +41,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         arguments.name,
         arguments.interface,
         arguments.slots,
-        lease_s=config.lease_s(AGENT_LEASE_S),
-        first_lease_s=arguments.first_lease,
+        Lifetimes(config.lease_s(AGENT_LEASE_S), arguments.first_lease, config.leave_s()),
     )
     await agent.serve()
 

@@ -9,12 +9,14 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.agent.failover.leader_link import LeaderLinks
 from jupyter_llmcloud.agent.failover.standby import Standby
 from jupyter_llmcloud.agent.gpus import GpuStats
@@ -61,7 +63,21 @@ from jupyter_llmcloud.system.atomic_files import write_json
 
 LEASE_CHECK_S = 1.0
 LEAVE_CHECK_S = 0.05
-LEAVE_S = 20.0  # until what was told to end by SIGTERM ends: SIGKILL follows after 30 s, as a rule
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """How long an agent stays, in seconds.
+
+    Attributes:
+        lease_s: when no worker holds a connection and nothing runs.
+        first_lease_s: for its first worker, at least.
+        leave_s: for checkpoints, when it is told to end by SIGTERM.
+    """
+
+    lease_s: float
+    first_lease_s: float = 0.0
+    leave_s: float = config.LEAVE_S
 
 
 class Agent:
@@ -71,8 +87,6 @@ class Agent:
         folder: where its socket, logs and `agent.json` live (0700).
         name: of the worker.
         interface: address on which ranks of other hosts reach this one.
-        lease_s: seconds it lives when no worker holds a connection and nothing runs.
-        first_lease_s: seconds it waits for its first worker at least.
     """
 
     def __init__(
@@ -81,18 +95,17 @@ class Agent:
         name: str,
         interface: str,
         num_slots: int | None,
-        lease_s: float,
-        first_lease_s: float = 0.0,
+        lifetimes: Lifetimes,
     ) -> None:
         self.folder = folder
         self.name = name
-        self.lease_s = lease_s
+        self.lifetimes = lifetimes
         self.node = NodeServices.build(folder, str(folder / AGENT_SOCKET), interface, num_slots)
         self.replicas = Replicas(folder, self.node.devices)
         self.worlds = LedWorlds(self.node)
         self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
         self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
-        self._held_until = time.monotonic() + max(lease_s, first_lease_s)
+        self._held_until = time.monotonic() + max(lifetimes.lease_s, lifetimes.first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_leaving = False
@@ -122,7 +135,7 @@ class Agent:
 
     async def _leave(self) -> None:
         try:
-            async with asyncio.timeout(LEAVE_S):
+            async with asyncio.timeout(self.lifetimes.leave_s):
                 self.leader_links.leave()
                 await self.worlds.save()
                 while self.leader_links.hosts_ranks:
@@ -158,7 +171,7 @@ class Agent:
             self.worlds.heartbeat(now)
             self.leader_links.heartbeat()
             if self.node.is_held or self.worlds or self.node.groups:  # a world has a lease of its own, on its leader
-                self._held_until = now + self.lease_s
+                self._held_until = now + self.lifetimes.lease_s
             elif now > self._held_until:
                 self._finish()
 

@@ -2,16 +2,20 @@
 
 multiprocessing sends it by name, and has the new process import the main module again. A notebook has none to import:
 its classes and functions go along with what needs them, and are in the `__main__` of the new process, so that what it
-sends back by name is found again.
+sends back by name is found again. What is sent later, by queues and pipes (the tasks of a Pool), carries a definition
+for whoever does not know its name; a process that was forked knows its own.
 """
 
 from __future__ import annotations
 
 import multiprocessing.reduction
 import pickle
+import secrets
 import sys
 from collections import ChainMap
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cloudpickle
 
@@ -23,8 +27,15 @@ _WAYS_OUT = (
 )
 
 
+_has_started = False  # a process by spawn or forkserver
+_versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # of definitions that were sent by value
+_unpacked: dict[str, str] = {}  # versions of what this process was sent, by name
+
+
 def dump(obj: Any, file: Any, protocol: int | None = None) -> None:
     """As `multiprocessing.reduction.dump`. Raises PicklingError that names what of a cell cannot be sent."""
+    global _has_started
+    _has_started = True
     pickler = _Pickler(file, protocol)
     try:
         pickler.dump(_WithMain(obj, pickler.sent))
@@ -32,6 +43,33 @@ def dump(obj: Any, file: Any, protocol: int | None = None) -> None:
         if not pickler.sent:
             raise
         raise pickle.PicklingError(f"{pickler.last!r} of the cell cannot be sent: {error}. {_WAYS_OUT}") from error
+
+
+def reduce_message(obj: Any) -> Any:
+    """For `reducer_override` of a pickler whose reader is a process that was started earlier, by whatever method.
+
+    Raises PicklingError that names what of a cell cannot be sent.
+    """
+    if not _has_started or getattr(obj, "__module__", None) != _MAIN or not isinstance(obj, type | FunctionType):
+        return NotImplemented
+    name = obj.__qualname__
+    try:
+        value = cloudpickle.dumps(obj)
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
+        raise pickle.PicklingError(f"{name!r} of the cell cannot be sent: {error}. {_WAYS_OUT}") from error
+    version = _versions.setdefault(obj, secrets.token_hex(8))
+    return _find_or_unpack, (name, version, value)
+
+
+def _find_or_unpack(name: str, version: str, value: bytes) -> Any:
+    """A definition of this process's own main module; one that was sent before, or that is made now."""
+    main = vars(sys.modules[_MAIN])
+    if name in main and _unpacked.get(name, version) == version:
+        return main[name]
+    definition = pickle.loads(value)
+    if name.isidentifier():
+        main[name], _unpacked[name] = definition, version
+    return definition
 
 
 class _Pickler(cloudpickle.Pickler):

@@ -8,6 +8,7 @@ their end; `ON_IMPORT` only where a cell imports the library.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from jupyter_llmcloud.system.patching import Patch
@@ -16,6 +17,7 @@ _TORCH = "torch 2.6 to 2.15"
 _ACCELERATE = "accelerate 1.10 to 1.15"
 _TRANSFORMERS = "transformers 5.23 to 5.24"
 _PYTHON = "Python 3.11 to 3.13"
+_LIGHTNING = "Lightning 2.5 to 2.6"
 _IPYTHON = "IPython 9.4 to 9.18"
 _C10D = "torch.distributed.distributed_c10d"
 
@@ -137,7 +139,7 @@ ACCUMULATION = Patch(
     },
 )
 
-# --- a place that is taken away -------------------------------------------------------------------------------------
+# --- preemption -----------------------------------------------------------------------------------------------------
 
 LOADER_WORKERS = Patch(
     feature="Workers of data loaders that outlive a SIGTERM of all processes",
@@ -152,7 +154,7 @@ LOADER_WORKERS = Patch(
     },
 )
 
-# --- launchers and process groups ------------------------------------------------------------------------------------
+# --- launchers -------------------------------------------------------------------------------------------------------
 
 LAUNCHERS = Patch(
     feature="notebook_launcher() and spawn() in a cell",
@@ -170,86 +172,99 @@ LAUNCHERS = Patch(
 )
 
 
-def _lightning(package: str, fabric: str) -> tuple[Patch, ...]:
-    """What is replaced of Lightning and Fabric, in either of the packages that have them."""
-    ranks: dict[str, Any] = {
-        "why": "Only their user can tell them how many devices and hosts there are; a CPU counts as one device.",
-        "without": "Say Trainer(strategy='ddp', devices=world_size), or Fabric alike, on a world of one host.",
-        "checked": "Lightning 2.5 to 2.6",
-    }
-    metrics: dict[str, Any] = {
-        "why": "Loggers are given to each Trainer and Fabric; there is no public list of those that all have.",
-        "without": "Training works; log by run.log(loss=...) instead.",
-        "checked": "Lightning 2.5 to 2.6",
-    }
-    connectors = f"{package}.trainer.connectors"
-    return (
-        Patch(
-            feature="Trainer() of Lightning over the ranks of a world",
-            targets={
-                f"{connectors}.accelerator_connector:_AcceleratorConnector.__init__": (
-                    *("devices", "num_nodes", "accelerator", "strategy"),
-                )
-            },
-            **ranks,
-        ),
-        Patch(
-            feature="Fabric() over the ranks of a world",
-            targets={
-                f"{fabric}.connector:_Connector.__init__": ("accelerator", "strategy", "devices", "num_nodes"),
-            },
-            **ranks,
-        ),
-        Patch(
-            feature="Metrics and progress of Lightning",
-            targets={
-                f"{connectors}.logger_connector.logger_connector:_LoggerConnector.{name}": parameters
-                for name, parameters in {"log_metrics": ("metrics", "step"), "update_train_step_metrics": ()}.items()
-            },
-            **metrics,
-        ),
-        Patch(
-            feature="Resume inside fit() of Lightning",
-            why="Its checkpoints know neither the order of samples within an epoch nor the random numbers.",
-            without="Training works; a Trainer of Lightning in a cell that is restarted begins anew.",
-            checked="Lightning 2.5 to 2.6",
-            targets={f"{package}.loops.fit_loop:_FitLoop.run": ()},
-        ),
-        Patch(
-            feature="Resume after an evaluation of Lightning",
-            why="It counts its batches and leaves its passes over loaders as if they were under way.",
-            without="Training works; the first evaluation after a resume within fit() may see no batches.",
-            checked="Lightning 2.5 to 2.6",
-            targets={f"{package}.loops.evaluation_loop:_EvaluationLoop.run": ()},
-        ),
-        Patch(
-            feature="Means over an epoch that is resumed in Lightning",
-            why="The means of an epoch that is under way are in no checkpoint of its own.",
-            without="Training works; means over the epoch in which a cell was resumed begin there.",
-            checked="Lightning 2.5 to 2.6",
-            targets={
-                f"{connectors}.logger_connector.result:_ResultCollection.update_metrics": (
-                    *("key", "value", "batch_size"),
-                ),
-            },
-        ),
-        Patch(
-            feature="Resume of loaders that Fabric has set up",
-            why="They count their passes in an attribute, from which the order of samples follows.",
-            without="Training works; a loop of Fabric that is resumed may take samples in another order.",
-            checked="Lightning 2.5 to 2.6",
-            targets={f"{fabric}.fabric:Fabric.setup_dataloaders": ("dataloaders", "use_distributed_sampler")},
-        ),
-        Patch(
-            feature="Metrics of Fabric",
-            targets={f"{fabric}.fabric:Fabric.log_dict": ("metrics", "step")},
-            **metrics,
-        ),
+# --- Lightning and Fabric, which are in two pairs of packages --------------------------------------------------------
+
+_RANKS: dict[str, Any] = {
+    "why": "Only their user can tell them how many devices and hosts there are; a CPU counts as one device.",
+    "without": "Say Trainer(strategy='ddp', devices=world_size), or Fabric alike, on a world of one host.",
+    "checked": _LIGHTNING,
+}
+_LOGGERS: dict[str, Any] = {
+    "why": "Loggers are given to each Trainer and Fabric; there is no public list of those that all have.",
+    "without": "Training works; log by run.log(loss=...) instead.",
+    "checked": _LIGHTNING,
+}
+_OF_LIGHTNING = (
+    Patch(
+        feature="Trainer() of Lightning over the ranks of a world",
+        targets={
+            "{connectors}.accelerator_connector:_AcceleratorConnector.__init__": (
+                *("devices", "num_nodes", "accelerator", "strategy"),
+            )
+        },
+        **_RANKS,
+    ),
+    Patch(
+        feature="Fabric() over the ranks of a world",
+        targets={
+            "{fabric}.connector:_Connector.__init__": ("accelerator", "strategy", "devices", "num_nodes"),
+        },
+        **_RANKS,
+    ),
+    Patch(
+        feature="Metrics and progress of Lightning",
+        targets={
+            "{connectors}.logger_connector.logger_connector:_LoggerConnector.log_metrics": ("metrics", "step"),
+            "{connectors}.logger_connector.logger_connector:_LoggerConnector.update_train_step_metrics": (),
+        },
+        **_LOGGERS,
+    ),
+    Patch(
+        feature="Resume inside fit() of Lightning",
+        why="Its checkpoints know neither the order of samples within an epoch nor the random numbers.",
+        without="Training works; a Trainer of Lightning in a cell that is restarted begins anew.",
+        checked=_LIGHTNING,
+        targets={"{pytorch}.loops.fit_loop:_FitLoop.run": ()},
+    ),
+    Patch(
+        feature="Resume after an evaluation of Lightning",
+        why="It counts its batches and leaves its passes over loaders as if they were under way.",
+        without="Training works; the first evaluation after a resume within fit() may see no batches.",
+        checked=_LIGHTNING,
+        targets={"{pytorch}.loops.evaluation_loop:_EvaluationLoop.run": ()},
+    ),
+    Patch(
+        feature="Means over an epoch that is resumed in Lightning",
+        why="The means of an epoch that is under way are in no checkpoint of its own.",
+        without="Training works; means over the epoch in which a cell was resumed begin there.",
+        checked=_LIGHTNING,
+        targets={
+            "{connectors}.logger_connector.result:_ResultCollection.update_metrics": (*("key", "value", "batch_size"),),
+        },
+    ),
+    Patch(
+        feature="Resume of loaders that Fabric has set up",
+        why="They count their passes in an attribute, from which the order of samples follows.",
+        without="Training works; a loop of Fabric that is resumed may take samples in another order.",
+        checked=_LIGHTNING,
+        targets={"{fabric}.fabric:Fabric.setup_dataloaders": ("dataloaders", "use_distributed_sampler")},
+    ),
+    Patch(
+        feature="Metrics of Fabric",
+        targets={"{fabric}.fabric:Fabric.log_dict": ("metrics", "step")},
+        **_LOGGERS,
+    ),
+)
+
+
+def _in_packages(pytorch: str, fabric: str) -> tuple[Patch, ...]:
+    """What is replaced of Lightning and Fabric, in one of the pairs of packages that have them."""
+
+    modules = {"pytorch": pytorch, "connectors": f"{pytorch}.trainer.connectors", "fabric": fabric}
+    return tuple(
+        replace(patch, targets={at.format(**modules): names for at, names in patch.targets.items()}, _originals={})
+        for patch in _OF_LIGHTNING
     )
 
 
 # Of libraries that most cells never load: replaced as soon as a cell imports the module.
-ON_IMPORT = (*_lightning("lightning.pytorch", "lightning.fabric"), *_lightning("pytorch_lightning", "lightning_fabric"))
+ON_IMPORT = (
+    *_in_packages("lightning.pytorch", "lightning.fabric"),
+    *_in_packages("pytorch_lightning", "lightning_fabric"),
+)
+
+# --- process groups --------------------------------------------------------------------------------------------------
+
 GROUPS = Patch(
     feature="init_process_group() and destroy_process_group() in a cell",
     why="The world has a group already, and the next cell needs it; a Stop must find the sockets of every group.",
@@ -281,12 +296,13 @@ DDP_WRAPPERS = Patch(
 )
 
 SPAWNED_WORKERS = Patch(
-    feature="Loader workers started by spawn or forkserver with classes and functions of a cell",
+    feature="Loader workers and pools started by spawn or forkserver with classes and functions of a cell",
     why="multiprocessing sends them by name and imports the main module again; a cell is in no module.",
     without='Say DataLoader(..., multiprocessing_context="fork"), or keep them in a module beside the notebook.',
     checked=_PYTHON,
     targets={
         "multiprocessing.reduction:dump": ("obj", "file", "protocol"),
+        "multiprocessing.reduction:ForkingPickler.__init__": (),
         "multiprocessing.spawn:get_preparation_data": ("name",),
     },
 )

@@ -58,7 +58,7 @@ from jupyter_llmcloud.training.integrations import launchers, lightning, metrics
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.parallel import plans
-from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, namespace, no_stdin
@@ -117,8 +117,8 @@ class Rank:
         self.steps = Steps()
         self.group = WorldGroup(request.store, request.rank, request.world_size, request.backend, _device(request))
         self.watchdog = Watchdog(self.sender, lambda: self.steps.count, self._cell_number)
-        self.checkpoints = Checkpoints(self.sender, self.steps, lambda: self.group.store, self.group.rank)
-        self.hooks = Hooks(self.checkpoints.place)
+        self.checkpoints = Checkpointer(self.sender, self.steps, lambda: self.group.store, self.group.rank)
+        self.hooks = Hooks(self.checkpoints.cursor)
         self.run = Run(self.sender, self.group.rank, self.group.world_size, self.checkpoints)
         self.shell: RankShell | None = None
         self._process = ProcessState()

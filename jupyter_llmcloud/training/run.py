@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jupyter_llmcloud.training.output.sender import OutputSender, number
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+    from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 
 
 class Run:
@@ -23,7 +23,7 @@ class Run:
         is_on_all_ranks: whether the cell runs on every rank of its world, not on some as with `--ranks 0`.
     """
 
-    def __init__(self, sender: OutputSender, rank: int, world_size: int, checkpoints: Checkpoints) -> None:
+    def __init__(self, sender: OutputSender, rank: int, world_size: int, checkpoints: Checkpointer) -> None:
         self._sender = sender
         self.rank = rank
         self.world_size = world_size
@@ -69,7 +69,7 @@ class Run:
         return self.checkpoints.count_steps(total)
 
     def checkpoint(self, *, metric: Any = None, mode: Literal["min", "max"] = "min", **objects: Any) -> None:
-        """Save a checkpoint at the end of this turn of the training loop (`--checkpoint-every` does so by itself).
+        """Save a checkpoint at the end of this iteration of the training loop (`--checkpoint-every` does so by itself).
 
         What an Accelerator has prepared, and what an optimizer trains, is saved anyway. Hand over by name what else
         belongs to it: `run.checkpoint(ema=ema, metric=loss)`, anything with state_dict(). The checkpoint with the

@@ -16,19 +16,12 @@ MAX_FILES = 12
 MAX_ATTRIBUTES = 12
 
 _ONE_MACHINE = "one state machine, whose fields change together in one method"
-_REPLAY = "the replay of a cell: its fields are one position that is saved and restored as a whole"
 _DATA = "the part is a value that the parent holds (a record, settings, a format), not a partner with a life of its own"
 
 # Each exception with its reason. A test fails when one is not needed any more.
 EXCEPTIONS: dict[str, str] = {
     "jupyter_llmcloud.magics.output.cell_output.CellOutput": _ONE_MACHINE,
     "jupyter_llmcloud.magics.output.run_view.RunView": "the view of one cell: where it is shown, and what it has shown",
-    "jupyter_llmcloud.training.group.process_group.WorldGroup": "a group and what it takes to make the next one",
-    "jupyter_llmcloud.training.resume.cell_state.CellState": _REPLAY,
-    "jupyter_llmcloud.training.resume.checkpointer.Checkpoints": _REPLAY,
-    "jupyter_llmcloud.training.resume.dataloader_tracking.TrackedIterator": _REPLAY,
-    "jupyter_llmcloud.training.resume.loop_tracking.TrackedLoop": _REPLAY,
-    "jupyter_llmcloud.training.resume.replay.ReplayCursor": _REPLAY,
     "Attempt: self._feed.record.artifacts": _DATA,
     "Completion: self._ask.format": _DATA,
     "Completion: self._ask.sampling.num_logprobs": _DATA,
@@ -38,10 +31,6 @@ EXCEPTIONS: dict[str, str] = {
     "RunWatch: self._follower": "a watch tells what its follower has read of one run, all of it values",
     "SharedColumns: self._follower": "a watch tells what its follower has read of one run, all of it values",
     "Rank: self.watchdog.collectives.state": _DATA,
-    "CellState: self.place": _REPLAY,
-    "Checkpoints: self.place": _REPLAY,
-    "TrackedLoop: self._place": _REPLAY,
-    "Trainings: self.place": _REPLAY,
     "RankDisplayHook: self.shell.compile.cell": "IPython makes the hook and gives it the shell alone",
     "LiveView: self.state.metrics": _DATA,
     "ViewState: self.metrics.progress.shown": _DATA,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import pytest
 
 from tests.support import kept_logs, leaks
 from tests.support.schedule import AloneLast, Plan, Unit, make_units, num_workers
+from tests.support.worlds import alive, until
 
 pytest_plugins = ["pytester"]
 
@@ -205,6 +208,36 @@ def test_what_a_crashed_worker_has_left_is_ended_and_removed(
     pid, home = (pytester.path / "notes").read_text().split()
     assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
     assert not Path(home).exists()
+
+
+WAITS = """
+import os, signal, subprocess, sys
+
+def test_it():
+    wait = [sys.executable, "-c", "import signal; signal.pause()"]
+    stopped = subprocess.Popen(wait, start_new_session=True, stdout=-3, stderr=-3)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    with open(os.environ["NOTES"] + ".new", "w") as file:
+        file.write(f"{stopped.pid} {os.environ['HOME']}")
+    os.rename(os.environ["NOTES"] + ".new", os.environ["NOTES"])
+    signal.pause()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_what_a_killed_pytest_has_left_is_ended_and_removed(
+    mini: Callable[..., pytest.RunResult], pytester: pytest.Pytester, workers: str
+) -> None:
+    """Nobody cleans up in a process that gets SIGKILL; what it has started would live on, as agents are made to."""
+    pytester.makepyfile(test_mini=WAITS)
+    notes = pytester.path / "notes"
+    with subprocess.Popen([sys.executable, "-m", "pytest", "-q", "-n", workers], cwd=pytester.path) as killed:
+        until(notes.exists, "the test has begun", 60)
+        killed.kill()
+    pid, home = notes.read_text().split()
+    until(lambda: not alive(int(pid)), "what it has started has ended")
+    until(lambda: not Path(home).parent.exists(), "its folder is removed")
 
 
 def test_a_failed_test_leaves_the_logs_that_were_written_while_it_ran(tmp_path: Path) -> None:

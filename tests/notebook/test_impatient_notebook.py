@@ -264,6 +264,7 @@ def test_settings_that_cannot_be_used_are_refused_in_one_line(own_root: Path, mo
         ("LLMCLOUD_RUNTIME_DIR", str(open_to_all), "closed to others.*LLMCLOUD_RUNTIME_DIR"),
         ("LLMCLOUD_RUNTIME_DIR", str(own_root / ("r" * 80)), "too long.*LLMCLOUD_RUNTIME_DIR"),
         ("LLMCLOUD_LEASE_S", "soon", "LLMCLOUD_LEASE_S='soon'"),
+        ("LLMCLOUD_LEAVE_S", "later", "LLMCLOUD_LEAVE_S='later'"),
     ]:
         with monkeypatch.context() as patch, pytest.raises(UsageError, match=words):
             patch.setenv(variable, value)

@@ -14,75 +14,88 @@ from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 from tests.support.notebook_server import Notebook, NotebookServer, notebook_server
 from tests.support.worlds import until
 
-NUM_STEPS = 300
-TRAINING = f"""%%distribute -n 2 --name long
-import time, torch
+LET_GO = "let-go"  # a file beside the notebook: the training ends once it is there
+TRAINING = f"""%%distribute -n 2 --name NAME
+import os, time, torch
 import torch.distributed as dist
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-for i in range({NUM_STEPS}):
+i, ends = 0, torch.zeros(1)
+while not ends:
     model(torch.ones(2, 4)).mean().backward()
     dist.all_reduce(model.weight.grad)
     optimizer.step()
     optimizer.zero_grad()
     run.log(loss=1 / (i + 1), step=i)
+    i += 1
+    ends += os.path.exists("{LET_GO}")
+    dist.all_reduce(ends)
     time.sleep(0.05)
-print("the end")
+print("ended after", i, "steps")
 """
 
 
-@pytest.fixture
-def server(own_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NotebookServer]:
-    monkeypatch.setenv("LLMCLOUD_LEASE_S", "600")
-    with notebook_server(tmp_path / "project") as server:
-        yield server
+@pytest.fixture(scope="module")
+def server(module_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookServer]:
+    """With the long lease that notebooks have outside of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMCLOUD_LEASE_S", "600")
+        with notebook_server(tmp_path_factory.mktemp("server") / "project") as server:
+            yield server
 
 
-def record() -> RunRecord:
-    return RunStore().find("long").read()
+def training(name: str) -> str:
+    return TRAINING.replace("NAME", name)
 
 
-def begun(notebook: Notebook) -> None:
-    notebook.begin(TRAINING)
-    until(num_steps, "the run has begun", 90)
+def record(name: str) -> RunRecord:
+    return RunStore().find(name).read()
 
 
-def num_steps() -> int:
-    if not any(run.name == "long" for run in RunStore().list()):
+def begun(notebook: Notebook, name: str) -> None:
+    notebook.begin(training(name))
+    until(lambda: num_steps(name), "the run has begun", 90)
+
+
+def num_steps(name: str) -> int:
+    if not any(run.name == name for run in RunStore().list()):
         return 0
-    return sum("values" in values for rank, values in RunStore().find("long").records("metrics") if rank == 0)
+    return sum("values" in values for rank, values in RunStore().find(name).records("metrics") if rank == 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["restart", "shut down and open again"])
-def test_a_run_goes_on_when_its_kernel_is_ended_and_is_found_again(server: NotebookServer, end: str) -> None:
-    notebook = server.open("a.ipynb")
-    begun(notebook)
+@pytest.mark.parametrize(("end", "name"), [("restart", "restarted"), ("shut down and open again", "opened-again")])
+def test_a_run_goes_on_when_its_kernel_is_ended_and_is_found_again(server: NotebookServer, end: str, name: str) -> None:
+    notebook = server.open(f"{name}.ipynb")
+    begun(notebook, name)
     if end == "restart":
         notebook.restart()
     else:
         notebook.shut_down()
-        notebook = server.open("a.ipynb")
-    assert record().state == "running"
+        notebook = server.open(f"{name}.ipynb")
+    assert record(name).state == "running"
     found = notebook.ok("%world").text
-    assert "was still there" in found and "%runs attach long-" in found
-    shown = notebook.ok("%runs attach long", timeout_s=120)
-    assert record().state == "finished"
-    assert "the end" in shown.text
-    assert num_steps() == NUM_STEPS
+    assert "was still there" in found and f"%runs attach {name}-" in found
+    (server.folder / LET_GO).touch()
+    shown = notebook.ok(f"%runs attach {name}", timeout_s=120)
+    (server.folder / LET_GO).unlink()
+    assert record(name).state == "finished"
+    assert f"ended after {num_steps(name)} steps" in shown.text
     assert "(2, 1)" in notebook.ok("%%distribute\n(world_size, model.out_features)").text
+    notebook.ok("%world stop")
 
 
 @pytest.mark.slow
 def test_the_notebooks_stop_is_still_a_stop_and_a_stopped_run_is_shown_as_one(server: NotebookServer) -> None:
-    notebook = server.open("a.ipynb")
-    begun(notebook)
+    notebook = server.open("stopped.ipynb")
+    begun(notebook, "stopped")
     pressed = time.monotonic()
     notebook.interrupt()
-    until(lambda: record().state == "stopped", "the run has stopped", 8)
+    until(lambda: record("stopped").state == "stopped", "the run has stopped", 8)
     assert time.monotonic() - pressed < 2 + HOLD_S
     notebook.restart()
-    assert f"Run {record().run_id} was stopped after" in notebook.ok("%runs attach long").text
+    assert f"Run {record('stopped').run_id} was stopped after" in notebook.ok("%runs attach stopped").text
+    notebook.ok("%world stop")
 
 
 class Kernel:

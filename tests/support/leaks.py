@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -71,40 +73,49 @@ def _with_mark(prefix: str) -> Iterator[psutil.Process]:
                 yield psutil.Process(int(name))
 
 
-def unmarked_children() -> set[psutil.Process]:
-    """Children without a mark: forked, without an exec, from this very process.
+def unmarked_children(pid: int | None = None) -> set[psutil.Process]:
+    """Children without a mark: forked, without an exec, from this very process; and theirs.
 
-    Chromium's pages overwrite their environment; they end with the process that was started, which has a mark.
+    Nothing is looked for below a child with a mark: Chromium's pages overwrite their environment, and end with the
+    process that was started, which has one.
     """
-    if not _has_children():
-        return set()
-    children = {child.pid: child for child in psutil.Process().children(recursive=True)}
-    return {child for child in children.values() if not _is_below_a_mark(child, children) and _is_of_interest(child)}
+    found: set[psutil.Process] = set()
+    for child in _children(os.getpid() if pid is None else pid):
+        with contextlib.suppress(psutil.Error):  # gone
+            process = psutil.Process(child)
+            if not _mark_of(process):
+                found |= {process} if _is_of_interest(process) else set()
+                found |= unmarked_children(child)
+    return found
 
 
-def _has_children() -> bool:
-    """Whether this process has any, as far as that can be told without looking at all processes."""
-    lists = list(Path("/proc/self/task").glob("*/children")) if os.path.isdir("/proc/self/task") else []
-    with contextlib.suppress(OSError):  # a thread has ended
-        return not lists or any(path.read_bytes() for path in lists)
-    return True
-
-
-def _is_below_a_mark(process: psutil.Process | None, known: dict[int, psutil.Process]) -> bool:
-    while process is not None:
-        if _mark_of(process):
-            return True
-        try:
-            process = known.get(process.ppid())
-        except psutil.Error:  # gone
-            return False
-    return False
+def _children(pid: int) -> list[int]:
+    """The processes that a process has forked; found without a look at all processes where the system lists them."""
+    lists = list(Path(f"/proc/{pid}/task").glob("*/children"))
+    if not lists:
+        with contextlib.suppress(psutil.Error):
+            return [child.pid for child in psutil.Process(pid).children()]
+    found: list[int] = []
+    for path in lists:
+        with contextlib.suppress(OSError):  # the thread has ended
+            found += map(int, path.read_text().split())
+    return found
 
 
 def listening_ports() -> set[tuple[str, int]]:
     """The TCP addresses this process listens on."""
-    connections = psutil.Process().net_connections(kind="tcp")
-    return {tuple(row.laddr) for row in connections if row.status == psutil.CONN_LISTEN}
+    found: set[tuple[str, int]] = set()
+    for fd in map(int, os.listdir("/dev/fd")):
+        with contextlib.suppress(OSError):  # the descriptor of the list itself, or no socket
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as end:
+                    found |= {end.getsockname()[:2]} if _listens(end) else set()
+    return found
+
+
+def _listens(end: socket.socket) -> bool:
+    is_tcp = end.family in (socket.AF_INET, socket.AF_INET6) and end.type == socket.SOCK_STREAM
+    return is_tcp and bool(end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def watched_files() -> set[Path]:
@@ -122,7 +133,7 @@ def watched_folders() -> list[Path]:
 
 
 def _is_source(path: Path) -> bool:
-    return path.suffix in (".py", ".md") or (path / "__init__.py").is_file()
+    return path.suffix in (".py", ".md") or path.name == "__pycache__" or (path / "__init__.py").is_file()
 
 
 def environment() -> dict[str, str]:

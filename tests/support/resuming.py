@@ -274,6 +274,12 @@ def cell(name: str, die: int = 0, batch: int = 4) -> str:
     return f"DIE, BATCH = {die}, {batch}\n{COMMON}\n{textwrap.dedent(CELLS.get(name, name))}"
 
 
+def dies_before(code: str, turn: int) -> str:
+    """The same, which kills the rank in an earlier turn too."""
+    again = code.replace('once = run.folder / "died"', 'once = run.folder / f"died-{turn}"')
+    return again.replace("if turn == DIE", f"if turn in ({turn}, DIE)")
+
+
 def results(world: Ranks) -> list[dict[str, Any]]:
     """What the cell told, on every rank."""
     return [world.pull("result", rank) for rank in range(world.size)]

@@ -7,7 +7,6 @@ and marks of workers begin with its own: whatever happens to a worker, it finds 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,3 @@ def make_folder(config: pytest.Config) -> Path:
 def mark_of(config: pytest.Config) -> str:
     """What the marks of all processes begin with that tests of this process start, or its workers'."""
     return f"{config.stash[FOLDER].name.removeprefix('llmc-')}{':' if is_worker(config) else ''}"
-
-
-def remove_folders(config: pytest.Config) -> None:
-    """Remove the folder of this process, and those of its workers."""
-    folder = config.stash[FOLDER]
-    for left in [folder] if is_worker(config) else [folder, *folder.parent.glob(f"{folder.name}-*")]:
-        shutil.rmtree(left, ignore_errors=True)

@@ -13,7 +13,7 @@ MAX_RUNTIME = 72  # bytes: the path of a unix socket holds 107, and ours lie som
 
 
 def check() -> None:
-    """Raise UsageError on a rank, and when the folders or the lease that the environment names cannot be used."""
+    """Raise UsageError on a rank, and when the folders or the times that the environment names cannot be used."""
     if "jupyter_llmcloud.training.rank" in sys.modules:
         raise UsageError(
             "this is a rank: it cannot start ranks, clusters or endpoints of its own. %%distribute is the first line "
@@ -28,6 +28,7 @@ def check() -> None:
         )
     try:
         config.lease_s(0.0)
+        config.leave_s()
     except ValueError as error:
         raise UsageError(f"{error}.") from None
 

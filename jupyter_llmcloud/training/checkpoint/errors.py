@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ResumeMissed(RuntimeError):
-    """The cell took another way than before and did not come back to the place it was to resume at."""
+    """The cell took another way than before and did not come back to the position it was to resume at."""

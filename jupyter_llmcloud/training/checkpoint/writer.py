@@ -1,8 +1,7 @@
-"""The files of a checkpoint: written by a thread of each rank, read when the run goes on."""
+"""The files of a checkpoint: what a rank writes of one, and what is read when the run goes on."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import seal
 from jupyter_llmcloud.training.checkpoint import stateful_objects
-from jupyter_llmcloud.training.output.sender import OutputSender
 
 _NICE = 10  # the training goes first
 _PROBE = 1 << 20  # bytes
@@ -33,18 +31,12 @@ class Write:
     shared: dict[str, Any] | None
     own: dict[str, Any]
     bad_loss: str
-    copies: list[tuple[torch.Tensor, torch.Tensor]]
-    copied: threading.Event
+    finish_copies: Callable[[], None]
     changed: Callable[[], list[str]]  # what was compared meanwhile, and is not what the checkpoint takes it for
 
     def parts(self) -> CheckpointPart:
         """Copy what is left, check, write, make durable; returns what to tell the agent."""
-        try:
-            for buffer, tensor in self.copies:
-                buffer.copy_(tensor)
-            self.copies.clear()
-        finally:
-            self.copied.set()
+        self.finish_copies()
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         states = {**(self.shared or {}), **self.own["objects"]}
         if reason := stateful_objects.not_finite(states) or (self.bad_loss and f"{self.bad_loss} is not finite"):
@@ -63,15 +55,6 @@ class Write:
 
 def _named(address: str) -> str:
     return repr(address.partition(" ")[2].removesuffix("<memory>") or address)
-
-
-def report(outlet: OutputSender, part: CheckpointPart, write: Callable[[], CheckpointPart]) -> None:
-    try:
-        part = write()
-    except Exception as error:
-        part = replace(part, error=_in_words(error))
-    with contextlib.suppress(OSError):  # the agent has gone, and this process ends with it
-        outlet.send(part)
 
 
 def _save(value: Any, path: Path) -> None:
@@ -112,9 +95,3 @@ def read(path: Path) -> dict[str, Any]:
     """Only data is read: `weights_only` runs no code of a file. The agent has verified it by its manifest."""
     loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return loaded
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{type(error).__name__}: {error}"

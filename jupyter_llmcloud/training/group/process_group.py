@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.group.no_dns import no_names
+from jupyter_llmcloud.training.group.sockets import GroupSockets, shut_down, tcp_sockets
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # torch's own default
 
@@ -28,45 +28,6 @@ _dead_groups: list[Any] = []
 _torch_init = c10d.init_process_group
 _torch_destroy = c10d.destroy_process_group
 _torch_new_group = c10d.new_group
-
-
-def _tcp_sockets() -> set[tuple[int, str]]:
-    """(fd, inode) of the connected TCP sockets of this process; listening ones must never be shut down."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-            if target.startswith("socket:") and _is_connected_tcp(int(name)):
-                found.add((int(name), target))
-        except OSError:
-            continue
-    return found
-
-
-@contextmanager
-def _socket_of(fd: int) -> Iterator[socket.socket]:
-    """A socket object for a descriptor of somebody else's, which is left as it is.
-
-    With a default timeout, which a cell may have set, Python would make the descriptor itself non-blocking, and torch
-    would take its store for dead.
-    """
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(None)
-    try:
-        sock = socket.socket(fileno=os.dup(fd))
-    finally:
-        socket.setdefaulttimeout(timeout)
-    with sock:
-        yield sock
-
-
-def _is_connected_tcp(fd: int) -> bool:
-    with _socket_of(fd) as sock:
-        return (
-            sock.family in (socket.AF_INET, socket.AF_INET6)
-            and sock.type == socket.SOCK_STREAM
-            and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        )
 
 
 class WorldGroup:
@@ -84,8 +45,7 @@ class WorldGroup:
         self.device = device
         self.generation = -1
         self.broken = False
-        self._sockets: set[tuple[int, str]] = set()
-        self._before_join: set[tuple[int, str]] | None = None  # None while it does not join
+        self._sockets = GroupSockets()
         self._given_up = -1  # the newest generation that not all ranks can join
         self._lock = threading.Lock()
         self.move(store)
@@ -94,10 +54,8 @@ class WorldGroup:
         """Meet the other ranks by this store from now on; over `interface`, since they are on other hosts, too."""
         host, port = store.rsplit(":", 1)
         self.address = store
-        before = _tcp_sockets()
-        with no_names():
+        with self._sockets.of_store(), no_names():
             self.store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
-        self._store_sockets = _tcp_sockets() - before
         if interface:
             os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "MASTER_ADDR": host}
             os.environ["MASTER_PORT"] = port
@@ -108,8 +66,7 @@ class WorldGroup:
             _bury()
         c10d._world.group_count = 0  # it names what is looked for in the store; one that was not joined has counted
         with self._lock:
-            self._sockets = set()
-            self._before_join = _tcp_sockets()
+            self._sockets.begin_join()
             self.broken = generation <= self._given_up
         try:
             if self.broken:
@@ -125,18 +82,18 @@ class WorldGroup:
                 )
                 dist.barrier()
         finally:
-            self._before_join = None
+            self._sockets.end_join()
         self.generation = generation
 
     @contextmanager
     def watch_sockets(self) -> Iterator[None]:
         """Count the TCP sockets opened in the block as the group's."""
-        before = _tcp_sockets()
+        before = tcp_sockets()
         try:
             yield
         finally:
             with self._lock:
-                self._sockets |= _tcp_sockets() - before
+                self._sockets.add_since(before)
 
     def release(self, generation: int = -1) -> None:
         """Break the group: whoever is blocked in a collective gets an error. Called from a side thread.
@@ -146,16 +103,8 @@ class WorldGroup:
         with self._lock:
             self.broken = True
             self._given_up = max(self._given_up, generation)
-            sockets = set(self._sockets)
-            if self._before_join is not None:
-                sockets |= self._store_sockets | (_tcp_sockets() - self._before_join)
-        for fd, inode in sockets:
-            try:
-                if os.readlink(f"/proc/self/fd/{fd}") == inode:
-                    with _socket_of(fd) as sock:
-                        sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # closed meanwhile: the collective it served has ended
+            sockets = self._sockets.to_release()
+        shut_down(sockets)
         if "nccl" in self.backend and dist.is_initialized():
             c10d._abort_process_group()
 

@@ -1,11 +1,11 @@
 """Counts optimizer steps, and stops all ranks after the same one.
 
 To stop, the agent asks each rank for its step (answered by the side thread, which is never blocked); a rank that was
-asked waits at its next boundary until it is told where to stop. The answer is one more than the largest step, which no
+asked waits at its next boundary until it hears where to stop. The answer is one more than the largest step, which no
 rank can have passed, so all ranks raise KeyboardInterrupt after the same step and the process group stays healthy.
 
-Where several optimizers step in one turn of the loop (a generator and its critic), the turn is finished first. Which
-optimizers belong to a turn is told by the order of their steps, which is the same on every rank.
+Where several optimizers step in one iteration of the loop (a generator and its critic), the iteration is finished
+first. Which optimizers belong to it follows from the order of their steps, which is the same on every rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-MAX_TURN = 32  # steps; a stop waits for no longer turn than this
+MAX_STEPS = 32  # of one iteration; a stop waits for no longer one
 PATIENCE_S = 2.0  # a rank that hears nothing goes on: a later rung of the ladder will stop it
 
 
@@ -23,13 +23,13 @@ PATIENCE_S = 2.0  # a rank that hears nothing goes on: a later rung of the ladde
 class _Stepping:
     """One optimizer. `gap` is the longest distance between two of its steps, counted in steps of all."""
 
-    turns: int
+    iterations: int
     last: int
-    gap: int = MAX_TURN // 2
+    gap: int = MAX_STEPS // 2
 
 
-class Turns:
-    """Tells from the order in which optimizers step whether a turn of the training loop is complete."""
+class Iterations:
+    """Tells from the order in which optimizers step whether an iteration of the training loop is complete."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -41,17 +41,17 @@ class Turns:
         own = self._stepping.get(optimizer)
         if own is None:
             for other in self._stepping.values():
-                other.turns = 1
+                other.iterations = 1
             self._stepping[optimizer] = _Stepping(1, self._count)
             return True
         distance = self._count - own.last
-        own.gap = distance if own.gap == MAX_TURN // 2 else max(own.gap, distance)
+        own.gap = distance if own.gap == MAX_STEPS // 2 else max(own.gap, distance)
         own.last = self._count
-        own.turns += 1
+        own.iterations += 1
         if len(self._stepping) == 1:
             return True
         self._drop_idle()
-        return all(other.turns >= own.turns for other in self._stepping.values())
+        return all(other.iterations >= own.iterations for other in self._stepping.values())
 
     def _drop_idle(self) -> None:
         """An optimizer that has not stepped for long belongs to an earlier part of the cell."""
@@ -71,7 +71,7 @@ class Steps:
         """A new cell."""
         with self._changed:
             self.count = 0
-            self._turns = Turns()
+            self._iterations = Iterations()
             self._asked = False
             self._limit: int | None = None
 
@@ -94,9 +94,9 @@ class Steps:
             return
         with self._changed:
             self.count += 1
-            complete = self._turns.step(optimizer)
+            complete = self._iterations.step(optimizer)
             if self._asked:
                 self._changed.wait_for(lambda: not self._asked, timeout=PATIENCE_S)
-            if self._limit is not None and self.count >= self._limit + (0 if complete else MAX_TURN):
+            if self._limit is not None and self.count >= self._limit + (0 if complete else MAX_STEPS):
                 self._limit = None
                 raise KeyboardInterrupt("stopped after the same step on every rank")

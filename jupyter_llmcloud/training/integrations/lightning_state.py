@@ -2,7 +2,7 @@
 
 Its loops are `while` loops over counters that they keep in objects, and draw batches through a fetcher of their own.
 So when a cell is executed again, `fit()` begins as ever, up to its first batch; there the loader is led to the saved
-place, as that of any loop, and the counters are put back with everything else. Lightning's own checkpoints cannot do
+position, as that of any loop, and the counters are put back with everything else. Lightning's own checkpoints cannot do
 that: within an epoch they neither know the order of samples nor the random numbers.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jupyter_llmcloud.training.resume.checkpointer import Checkpoints
+from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
@@ -85,7 +85,7 @@ class LoopState:
         self._trainer: weakref.ref[Any] = weakref.ref(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """In plain values. Raises RuntimeError where a place between two batches cannot be told."""
+        """In plain values. Raises RuntimeError where the position between two batches is not known."""
         trainer: Any = self._trainer()
         loop, fetcher = trainer.fit_loop, trainer.fit_loop._data_fetcher
         if getattr(fetcher, "batches", ()) or len(fetcher.combined_loader.flattened) > 1:
@@ -148,7 +148,7 @@ def restore_mean(results: Any, key: str) -> None:
             setattr(results[key], name, value)
 
 
-def note_loaders(fabric: Any, loaders: Any, checkpoints: Checkpoints) -> None:
+def note_loaders(fabric: Any, loaders: Any, checkpoints: Checkpointer) -> None:
     """A Fabric has set up loaders: their counts are part of the checkpoints of the cell."""
     if not checkpoints.follows:
         return
@@ -167,7 +167,7 @@ def end_passes(loop: Any) -> None:
 
 
 @contextmanager
-def followed(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
+def followed(trainer: Any, checkpoints: Checkpointer) -> Iterator[None]:
     """In the block its `fit()` is part of the checkpoints of the cell."""
     if not checkpoints.follows:
         yield

@@ -1,4 +1,4 @@
-"""Workers of loaders that are started by spawn or forkserver know the classes and functions of the cell."""
+"""Workers of loaders and pools that are started by spawn or forkserver know the classes and functions of the cell."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def install() -> None:
 
         return dump
 
+    def replace_init(original: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            self.reducer_override = main_by_value.reduce_message  # asked by its C code, where a pickler has one
+
+        return __init__
+
     patches.SPAWNED_WORKERS.apply(
-        {"multiprocessing.reduction:dump": replace_dump, "multiprocessing.spawn:get_preparation_data": prepare}
+        {
+            "multiprocessing.reduction:dump": replace_dump,
+            "multiprocessing.reduction:ForkingPickler.__init__": replace_init,
+            "multiprocessing.spawn:get_preparation_data": prepare,
+        }
     )

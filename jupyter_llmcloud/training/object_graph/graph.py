@@ -19,7 +19,7 @@ from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave
 from jupyter_llmcloud.training.object_graph.kinds.dispatch import kind_of
 from jupyter_llmcloud.training.object_graph.memory import Region
 
-_TOLD = (dict, list, tuple)
+_CONTAINERS = (dict, list, tuple)
 GRADIENT = "<gradient>"
 _LONG = 160  # characters of an address, from where on a number takes the place of the path
 MAX_OBJECTS = 100_000  # of a cell; each costs some 20 µs at every checkpoint
@@ -148,7 +148,7 @@ class Graph:
         self._addresses[id(value)] = address
         self._kept.append(value)
         # A list that an object makes to tell of itself is not there for others; a function in it is.
-        transient = isinstance(value, Region) or (transient and type(value) in _TOLD)
+        transient = isinstance(value, Region) or (transient and type(value) in _CONTAINERS)
         self.entries[address] = entry = Entry(value, address, now, kind, need, transient)
         self._queue.append(entry)
         return address

@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.resume import trainer_resume
-from jupyter_llmcloud.training.resume.dataloader_tracking import TrackedIterator
-from jupyter_llmcloud.training.resume.import_hook import ModuleFinder
+from jupyter_llmcloud.training.resume.loaders.iterator import TrackedIterator
+from jupyter_llmcloud.training.resume.loaders.source import LoaderSource
+from jupyter_llmcloud.training.resume.loops.import_hook import ModuleFinder
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode
+    from jupyter_llmcloud.training.resume.loops.instrumentation import InstrumentedCode
     from jupyter_llmcloud.training.resume.replay import ReplayCursor
 
 
-def number_loaders(place: ReplayCursor) -> None:
+def number_loaders(cursor: ReplayCursor) -> None:
     """Number every loader of this process from now on. Called once, in a rank."""
 
     def make(original: Any) -> Any:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            place.number(self)
+            cursor.loaders.number(self)
 
         return __init__
 
@@ -42,8 +43,8 @@ def why_not() -> str | None:
 class Hooks:
     """In place while a cell is tracked."""
 
-    def __init__(self, place: ReplayCursor) -> None:
-        self._place = place
+    def __init__(self, cursor: ReplayCursor) -> None:
+        self._cursor = cursor
         self._code: InstrumentedCode | None = None
         self._finder: ModuleFinder | None = None
 
@@ -51,8 +52,8 @@ class Hooks:
         """A cell begins that is tracked; `code`: of the cells of this rank."""
         self.end()
         self._code = code
-        _follow_passes(self._place)
-        trainer_resume.install(self._place.trainings)
+        _follow_passes(self._cursor)
+        trainer_resume.install(self._cursor.trainings, self._cursor)
         patches.CODE_BY_VALUE.apply({"cloudpickle:CloudPickler.dispatch_table": lambda table: _by_value(table, code)})
         self._finder = ModuleFinder(code)
         self._finder.begin()
@@ -70,20 +71,24 @@ class Hooks:
         self._code = self._finder = None
 
 
-def _follow_passes(place: ReplayCursor) -> None:
+def _follow_passes(cursor: ReplayCursor) -> None:
+    inner = cursor.inner
+
     def make_backward(original: Any) -> Any:
         def backward(*args: Any, **kwargs: Any) -> None:
-            if place.follows:
-                place.note_backward()
+            if cursor.follows:
+                cursor.note_backward()
             original(*args, **kwargs)
 
         return backward
 
     def make_iter(original: Any) -> Any:
         def __iter__(self: Any) -> Iterator[Any]:
-            if place.is_drawing:
-                return place.advanced(self, original(self))
-            return TrackedIterator(place, self, original) if place.follows else original(self)
+            if inner.is_drawing:
+                return inner.advanced(self, original(self))
+            if not cursor.follows:
+                return original(self)
+            return TrackedIterator(cursor, LoaderSource(self, original, inner))
 
         return __iter__
 

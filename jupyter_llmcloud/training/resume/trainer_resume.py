@@ -8,6 +8,7 @@ it is told where, its loader is led there like any other, and everything saved i
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,11 +21,12 @@ from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, decode, encode
-from jupyter_llmcloud.training.resume.dataloader_tracking import ReplayPosition, TrackedIterator
-from jupyter_llmcloud.training.resume.loop_tracking import Loops, TrackedLoop
+from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition, TrackedIterator
+from jupyter_llmcloud.training.resume.loaders.passes import PassHistory
+from jupyter_llmcloud.training.resume.loaders.registry import LoaderRegistry
+from jupyter_llmcloud.training.resume.loops.tracking import Loops, TrackedLoop
 
-TRAIN = "Trainer.train"
-EVALUATE = "Trainer.evaluate"
+_TRAIN, _EVALUATE = "Trainer.train", "Trainer.evaluate"  # counted beside the passes over loaders
 _SKIP = "transformers.trainer:skip_first_batches"
 _LED = "llmcloud"  # stands for a checkpoint of the Trainer's own: everything it would load is restored by us
 _BEGUN_WITH = ("_initial_global_step", "_initial_num_input_tokens_seen")
@@ -38,7 +40,7 @@ class Training:
     """One call of `Trainer.train`.
 
     Attributes:
-        plan: "run", "lead" it to the saved place, or "pass over" since it had ended by then.
+        plan: "run", "lead" it to the saved position, or "pass over" since it had ended by then.
         loops: the loops of the cell round it, with the items that each had delivered.
         loader: of the present epoch; `skipped`: batches that the script itself has skipped in it.
         num_loaders, epoch_loaders: loaders made before it, before its present epoch.
@@ -59,18 +61,18 @@ class Training:
 
     @property
     def is_led(self) -> bool:
-        """On its way to the saved place, or past it."""
+        """On its way to the saved position, or past it."""
         return self.plan != "run"
 
 
 class TrainingCursor(Protocol):
     """What a Trainer's training asks and tells the cursor that follows the cell."""
 
-    loops: Loops
     follows: bool
-    replaying: bool
-    begun: dict[str, int]
-    num_loaders: int
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the cell is on its way to the saved position."""
 
     def lead_to_pass(self) -> None:
         """The next pass over a loader is the saved one."""
@@ -79,8 +81,11 @@ class TrainingCursor(Protocol):
 class Trainings:
     """The Trainers of the present cell."""
 
-    def __init__(self, place: TrainingCursor) -> None:
-        self.place = place
+    def __init__(self, cursor: TrainingCursor, loops: Loops, passes: PassHistory, loaders: LoaderRegistry) -> None:
+        self._cursor = cursor
+        self._loops = loops
+        self._passes = passes
+        self._loaders = loaders
         self.clear(None)
 
     def clear(self, saved: ReplayPosition | None) -> None:
@@ -108,14 +113,14 @@ class Trainings:
         outputs = {t.ordinal: t.output for t in self._finished if t.output is not None}
         return {"trainings": outputs, "evaluations": dict(self._evaluations)}
 
-    def point(self, training: Training, iteration: TrackedIterator) -> ReplayPosition:
-        """The present place of a training that is about to fetch a batch."""
+    def point(self, training: Training, iterator: TrackedIterator) -> ReplayPosition:
+        """The present position of a training that is about to fetch a batch."""
         trainer = training.trainer()
         assert trainer is not None
         return {
             "ordinal": training.ordinal,
             "epoch": training.epoch,
-            "batches": training.skipped + iteration.handed_out,
+            "batches": training.skipped + iterator.handed_out,
             "skipped": training.skipped,
             "accumulation": trainer.args.gradient_accumulation_steps,
             "num_loaders": training.num_loaders,
@@ -123,8 +128,8 @@ class Trainings:
         }
 
     def _kept(self) -> list[Training]:
-        """Those that the cell would run again on the way to the present place."""
-        nest = self.place.loops.nest()
+        """Those that the cell would run again on the way to the present position."""
+        nest = self._loops.nest()
         return [t for t in [*self._finished, *self._active] if t.trainer() is not None and _is_at(t, nest)]
 
     def left_behind(self) -> list[Any]:
@@ -173,14 +178,12 @@ class Trainings:
 
     def begin(self, trainer: Trainer) -> Training:
         """`train()` begins."""
-        place = self.place
-        ordinal = place.begun.get(TRAIN, 0)
-        place.begun = {**place.begun, TRAIN: ordinal + 1}
-        loops = [(weakref.ref(loop), loop.delivered) for loop in place.loops.nest()]
-        training = Training(weakref.ref(trainer), ordinal, self._plan(ordinal), loops, place.num_loaders)
+        ordinal = self._passes.count(_TRAIN)
+        loops = [(weakref.ref(loop), loop.delivered) for loop in self._loops.nest()]
+        training = Training(weakref.ref(trainer), ordinal, self._plan(ordinal), loops, self._loaders.num_made)
         if training.plan == "lead":
             assert self._saved_training is not None
-            training.num_loaders = place.num_loaders = self._saved_training["num_loaders"]
+            training.num_loaders = self._loaders.num_made = self._saved_training["num_loaders"]
             if (now := trainer.args.gradient_accumulation_steps) != (was := self._saved_training["accumulation"]):
                 raise ResumeMissed(
                     f"the saved place counts {was} batches for a step, this Trainer takes {now}: keep "
@@ -191,7 +194,7 @@ class Trainings:
         return training
 
     def _plan(self, ordinal: int) -> str:
-        if not self.place.replaying:
+        if not self._cursor.replaying:
             return "run"
         if self._saved_training is not None and ordinal == self._saved_training["ordinal"]:
             return "lead"
@@ -207,7 +210,7 @@ class Trainings:
         trainer = training.trainer()
         if output is None:
             return None
-        if training.plan == "lead" and self.place.replaying:
+        if training.plan == "lead" and self._cursor.replaying:
             raise ResumeMissed("train() ended before it came to the place where it was to go on.")
         if training.plan == "pass over":
             output = TrainOutput(*self._pass_over(self._saved["trainings"][training.ordinal]))
@@ -227,17 +230,16 @@ class Trainings:
 
     def begin_epoch(self, training: Training, epoch: int, loader: Any) -> None:
         """An epoch begins with this loader."""
-        place = self.place
-        if training.plan == "lead" and place.replaying:
+        if training.plan == "lead" and self._cursor.replaying:
             assert self._saved_training is not None
-            place.num_loaders = self._saved_training["epoch_loaders"]
-            place.lead_to_pass()
+            self._loaders.num_made = self._saved_training["epoch_loaders"]
+            self._cursor.lead_to_pass()
         training.epoch, training.loader, training.skipped = epoch, loader, 0
-        training.epoch_loaders = place.num_loaders
+        training.epoch_loaders = self._loaders.num_made
 
     def skip(self, training: Training, loader: Any, number: int) -> Any:
         """The Trainer wants the first batches of an epoch skipped."""
-        if training.plan == "lead" and self.place.replaying:
+        if training.plan == "lead" and self._cursor.replaying:
             assert self._saved_training is not None
             number = self._saved_training["skipped"]
         training.skipped = number
@@ -246,28 +248,25 @@ class Trainings:
 
     # --- evaluations ---
 
-    def remembered(self, ordinal: int) -> Any:
-        """What `evaluate()` returned when the cell ran before; None when it must be run."""
-        known = self._saved.get("evaluations", {}).get(ordinal) if self.place.replaying else None
-        if known is None:
-            return None
-        return self._pass_over(known)
-
-    def evaluated(self, ordinal: int, metrics: Any) -> None:
-        """`evaluate()` returned this."""
+    def evaluate(self, run: Callable[[], Any]) -> Any:
+        """`evaluate()` beside a training: what it returned when the cell ran before, else what `run` returns."""
+        ordinal = self._passes.count(_EVALUATE)
+        known = self._saved.get("evaluations", {}).get(ordinal) if self._cursor.replaying else None
+        metrics = run() if known is None else self._pass_over(known)
         try:
             self._evaluations[ordinal] = self._passed(metrics)
         except NotPlain:
             self._evaluations.pop(ordinal, None)
+        return metrics
 
     def _passed(self, returned: Any) -> ReplayPosition:
         """What a call returned, and what it has left behind."""
         rng = randomness.snapshot()
-        return {"returned": encode(returned, _as_it_is), "num_loaders": self.place.num_loaders, "rng": rng}
+        return {"returned": encode(returned, _as_it_is), "num_loaders": self._loaders.num_made, "rng": rng}
 
     def _pass_over(self, passed: ReplayPosition) -> Any:
         """The call is not repeated: what comes after it finds things as if it had been."""
-        self.place.num_loaders = passed["num_loaders"]
+        self._loaders.num_made = passed["num_loaders"]
         randomness.restore(passed["rng"])
         return decode(passed["returned"])
 
@@ -286,108 +285,91 @@ def _as_it_is(_: str, tensor: Any) -> Any:
     return tensor.detach().clone()
 
 
-def install(trainings: Trainings) -> None:
-    """Follow every Trainer of this process until `patches.TRAINER` is undone."""
-    place, now = trainings.place, trainings.of
+class _Methods:
+    """What takes the place of Trainer's methods, and of a function beside it; each by its name, given the original."""
 
-    def loop(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        if not place.follows:
-            return original(self, *args, **kwargs)
-        training = trainings.begin(self)
+    def __init__(self, trainings: Trainings, cursor: TrainingCursor) -> None:
+        self._trainings = trainings
+        self._cursor = cursor
+
+    def _inner_training_loop(self, original: Any, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if not self._cursor.follows:
+            return original(trainer, *args, **kwargs)
+        training = self._trainings.begin(trainer)
         output = None
         if training.is_led:
             kwargs["resume_from_checkpoint"] = _LED
         try:
-            output = original(self, *args, **kwargs)
+            output = original(trainer, *args, **kwargs)
         finally:
-            output = trainings.end(training, output)
+            output = self._trainings.end(training, output)
         return output
 
-    def init_state(
-        original: Any, self: Trainer, max_steps: int, per_epoch: int, num_epochs: int, resume: Any, trial: Any
+    def _init_training_state(
+        self, original: Any, trainer: Trainer, max_steps: int, per_epoch: int, num_epochs: int, resume: Any, trial: Any
     ) -> Any:
-        training = now(self)
+        training = self._trainings.of(trainer)
         if training is None or resume is not _LED:
-            return original(self, max_steps, per_epoch, num_epochs, resume, trial)
-        original(self, max_steps, per_epoch, num_epochs, None, trial)
-        return trainings.start_of(training, num_epochs)
+            return original(trainer, max_steps, per_epoch, num_epochs, resume, trial)
+        original(trainer, max_steps, per_epoch, num_epochs, None, trial)
+        return self._trainings.start_of(training, num_epochs)
 
-    def prepare(original: Any, self: Trainer, max_steps: int, loader: Any, resume: Any) -> Any:
-        return original(self, max_steps, loader, None if resume is _LED else resume)
+    def _prepare_for_training(self, original: Any, trainer: Trainer, max_steps: int, loader: Any, resume: Any) -> Any:
+        return original(trainer, max_steps, loader, None if resume is _LED else resume)
 
-    def epoch(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        training = now(self)
+    def _run_epoch(self, original: Any, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        training = self._trainings.of(trainer)
         if training is not None:
-            trainings.begin_epoch(training, kwargs["epoch"], kwargs["train_dataloader"])
-        return original(self, *args, **kwargs)
+            self._trainings.begin_epoch(training, kwargs["epoch"], kwargs["train_dataloader"])
+        return original(trainer, *args, **kwargs)
 
-    def load_rng(original: Any, self: Trainer, checkpoint: Any) -> None:
+    def _load_rng_state(self, original: Any, trainer: Trainer, checkpoint: Any) -> None:
         if checkpoint is not _LED:
-            original(self, checkpoint)
+            original(trainer, checkpoint)
 
-    def finalize(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        training = now(self)
+    def _finalize_training(self, original: Any, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        training = self._trainings.of(trainer)
         if training is None or training.plan != "pass over":
-            return original(self, *args, **kwargs)
-        if self.neftune_noise_alpha is not None:
-            hf_trainer.deactivate_neftune(self.model, self.neftune_hook_handle, self.accelerator)
-        self.is_in_train = False
+            return original(trainer, *args, **kwargs)
+        if trainer.neftune_noise_alpha is not None:
+            hf_trainer.deactivate_neftune(trainer.model, trainer.neftune_hook_handle, trainer.accelerator)
+        trainer.is_in_train = False
         return ()
 
-    def make_skip(original: Any) -> Any:
-        def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
-            training = trainings.active
-            if training is None:
-                return original(dataloader, num_batches)
-            return trainings.skip(training, dataloader, num_batches)
+    def skip_first_batches(self, original: Any, dataloader: Any, num_batches: int = 0) -> Any:
+        training = self._trainings.active
+        if training is None:
+            return original(dataloader, num_batches)
+        return self._trainings.skip(training, dataloader, num_batches)
 
-        return skip_first_batches
-
-    patches.TRAINER.apply(
-        {
-            _SKIP: make_skip,
-            **_around("_inner_training_loop", loop),
-            **_around("_init_training_state", init_state),
-            **_around("_prepare_for_training", prepare),
-            **_around("_run_epoch", epoch),
-            **_around("_load_rng_state", load_rng),
-            **_around("_finalize_training", finalize),
-            **_evaluations(trainings),
-        }
-    )
-
-
-def _evaluations(trainings: Trainings) -> dict[str, Any]:
-    """Those beside a training are remembered, those within one belong to it."""
-    place = trainings.place
-
-    def evaluate_within(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        training = trainings.of(self)
-        if training is not None and training.is_led and place.replaying:
+    def _evaluate(self, original: Any, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        """An evaluation within a training belongs to it."""
+        training = self._trainings.of(trainer)
+        if training is not None and training.is_led and self._cursor.replaying:
             return {}  # eval_on_start
-        return original(self, *args, **kwargs)
+        return original(trainer, *args, **kwargs)
 
-    def evaluate(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        if not place.follows or trainings.active is not None:
-            return original(self, *args, **kwargs)
-        ordinal = place.begun.get(EVALUATE, 0)
-        place.begun = {**place.begun, EVALUATE: ordinal + 1}
-        metrics = trainings.remembered(ordinal)
-        if metrics is None:
-            metrics = original(self, *args, **kwargs)
-        trainings.evaluated(ordinal, metrics)
-        return metrics
-
-    return {**_around("_evaluate", evaluate_within), **_around("evaluate", evaluate)}
+    def evaluate(self, original: Any, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        """One beside a training is remembered."""
+        if not self._cursor.follows or self._trainings.active is not None:
+            return original(trainer, *args, **kwargs)
+        return self._trainings.evaluate(lambda: original(trainer, *args, **kwargs))
 
 
-def _around(name: str, replacement: Any) -> dict[str, Any]:
-    """A method of Trainer's by its target; `replacement` gets the original first."""
+def install(trainings: Trainings, cursor: TrainingCursor) -> None:
+    """Follow every Trainer of this process until `patches.TRAINER` is undone."""
+    methods = _Methods(trainings, cursor)
+    names = {target: target.replace(":", ".").rpartition(".")[2] for target in patches.TRAINER.targets}
+    patches.TRAINER.apply({target: _around(getattr(methods, name)) for target, name in names.items()})
+
+
+def _around(replacement: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Makes a function that calls `replacement` with the original before its arguments."""
 
     def make(original: Any) -> Any:
-        def method(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-            return replacement(original, self, *args, **kwargs)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return replacement(original, *args, **kwargs)
 
-        return method
+        return function
 
-    return {f"transformers.trainer:Trainer.{name}": make}
+    return make

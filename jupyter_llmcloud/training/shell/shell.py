@@ -21,7 +21,7 @@ from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.system.transparent_frames import MARK
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import OutputSender, RankStream
-from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode, NumberLoops
+from jupyter_llmcloud.training.resume.loops.instrumentation import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell import class_sources
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
 from jupyter_llmcloud.training.shell.script import ExitCommand, ended_well, prepare_script, was_stopped

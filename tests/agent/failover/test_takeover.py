@@ -114,8 +114,8 @@ def words(record: Any) -> str:
 def test_a_follower_goes_on_with_the_run_of_a_lost_leader_to_the_same_weights(
     node_agent: AgentProcess, make_agent: Callable[..., AgentProcess], number: int
 ) -> None:
-    """Killed, or told to end by a batch system that takes its place away."""
-    leader = make_agent()
+    """Killed, or told to end by a batch system that takes its place away, and given up when its ranks save nothing."""
+    leader = make_agent(env={"LLMCLOUD_LEAVE_S": "2"})
     ranks = Ranks(leader, 2, shares=[(leader, 1), (node_agent, 1)])
     ranks.ok("import torch\ndef unused(): pass", is_definition=True)
     ranks.ok(cell("accelerate"))

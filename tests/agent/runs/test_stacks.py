@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jupyter_llmcloud.core.run.exits import describe_exit, oom_evidence
@@ -143,6 +144,8 @@ def test_a_rank_whose_lock_is_held_by_native_code_is_dumped_by_a_signal(three: R
 def test_a_stopped_rank_is_described_by_its_state(three: Ranks) -> None:
     pid = three.pids()[2]
     os.kill(pid, signal.SIGSTOP)
+    # Until one thread of it has taken the signal, on a busy machine a while later, the others go on and answer.
+    until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it is stopped")
     try:
         text = stacks(three)
     finally:

@@ -113,3 +113,51 @@ def test_a_script_with_spawned_workers_is_not_run_again_in_them(defined: Ranks, 
         ranks=[0],
     )
     assert outcome.text(0) == "1240\n"
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_pools_get_functions_and_classes_of_the_cell(defined: Ranks, context: str) -> None:
+    """Also those that were defined after the pool had begun, and defined anew, where the pool was not forked."""
+    outcome = defined.ok(
+        f"""
+        import concurrent.futures, multiprocessing
+        ours = multiprocessing.get_context({context!r})
+        @dataclasses.dataclass
+        class Row:
+            number: int
+        def double(row): return Row(SCALE * row.number)
+        with ours.Pool(2) as pool, torch.multiprocessing.get_context({context!r}).Pool(1) as of_torch:
+            rows = pool.map(double, [Row(1), Row(2)])
+            print(rows, {{type(row) is Row for row in rows}}, of_torch.map(double, [Row(torch.ones(2))])[0].number.tolist())
+            if {context!r} != "fork":
+                def double(row): return Row(-row.number)
+                print(pool.map(double, [Row(3)]), pool.map(lambda n: n + SCALE, [1]))
+        with concurrent.futures.ProcessPoolExecutor(1, ours) as executor:
+            print(executor.submit(double, Row(5)).result())
+        """,
+        ranks=[0],
+    )
+    first, *more = outcome.text(0).splitlines()
+    assert first == "[Row(number=2), Row(number=4)] {True} [2.0, 2.0]"
+    if context == "fork":
+        assert more == ["Row(number=10)"]
+    else:
+        assert more == ["[Row(number=-3)] [3]", "Row(number=-5)"]
+
+
+def test_a_function_that_a_pool_cannot_be_sent_is_named_with_both_ways_out(defined: Ranks) -> None:
+    outcome = defined.run(
+        """
+        import multiprocessing
+        lock = threading.Lock()
+        def locked(number):
+            with lock: return number
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.map(locked, [1])
+        """,
+        ranks=[0],
+    )
+    assert outcome.error["ename"] == "PicklingError"
+    assert re.search(
+        r"'locked' of the cell cannot be sent: cannot pickle '_thread.lock'.*=\"fork\"", outcome.error["evalue"]
+    )

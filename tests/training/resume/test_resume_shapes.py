@@ -11,7 +11,7 @@ import pytest
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.journal import read_all
 from tests.support.resumed_cells import MORE_CELLS, TRAINER_PARTS
-from tests.support.resuming import cell, notes, results, resumed, same
+from tests.support.resuming import cell, dies_before, notes, results, resumed, same
 from tests.support.worlds import AgentProcess, Outcome, Ranks
 
 RESUMABLE: dict[str, Any] = {"checkpoint_every": 4, "max_restarts": 3}
@@ -50,15 +50,32 @@ def test_every_shape_of_a_loop_ends_as_if_undisturbed(world: Ranks, fresh: Ranks
         assert same(wanted[rank], result), f"rank {rank}"
 
 
+STREAM_BY_HAND = """
+from torch.utils.data import IterableDataset
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        source = torch.Generator().manual_seed(5)
+        for i in range(96):
+            yield i, torch.randn(8, generator=source), torch.randn(1, generator=source)
+""" + MORE_CELLS["while next"].replace(
+    "DataLoader(data, batch_size=BATCH, shuffle=True)", "DataLoader(Stream(), batch_size=BATCH)"
+)
+
+
+def test_a_stream_without_a_length_that_is_drawn_from_by_hand_goes_on(world: Ranks, fresh: Ranks) -> None:
+    fresh.ok(cell(STREAM_BY_HAND))
+    wanted = results(fresh)
+    assert step_of(world.ok(cell(STREAM_BY_HAND, DIE), **RESUMABLE)) > 0
+    assert all(same(*pair) for pair in zip(wanted, results(world), strict=True))
+
+
 # --- Trainers -------------------------------------------------------------------------------------------------------
 
 
 def test_a_trainer_killed_twice_logs_every_step_once_more_only_after_its_checkpoint(world: Ranks, fresh: Ranks) -> None:
-    code = cell("trainer", 30)
-    again = code.replace('once = run.folder / "died"', 'once = run.folder / f"died-{turn}"')
-    again = again.replace("if turn == DIE", "if turn in (17, DIE)")
     fresh.ok(cell("trainer"))
-    outcome = world.ok(again, **RESUMABLE)
+    outcome = world.ok(dies_before(cell("trainer", 30), 17), **RESUMABLE)
     assert len(resumed(outcome)) == 2
     steps = [int(found) for found in re.findall(r"resumed from step (\d+)", " ".join(notes(outcome)))]
     assert len(steps) == 2

@@ -127,10 +127,9 @@ def visible(value: Any) -> list[Child]:
     return [(name, item) for name, item in attributes(value) if not is_hidden(value, name)]
 
 
-class Fixed(Kind):
-    """What is no state of a training: a connection, a lock, a tokenizer. The cell makes it again."""
+class Untouched(Kind):
+    """What is left as it is there, and never made from a file."""
 
-    name = "fixed"
     made = False
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
@@ -138,6 +137,12 @@ class Fixed(Kind):
 
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
         """It stays as it is."""
+
+
+class Fixed(Untouched):
+    """What is no state of a training: a connection, a lock, a tokenizer. The cell makes it again."""
+
+    name = "fixed"
 
 
 class Unsaved(Kind):

@@ -10,6 +10,7 @@ from jupyter_llmcloud.training.object_graph.kinds.base import (
     SIMPLE,
     Child,
     Kind,
+    Untouched,
     set_attributes,
     slots,
     visible,
@@ -113,20 +114,16 @@ class Raised(Kind):
         set_attributes(value, head, children[1:])
 
 
-class Loader(Kind):
-    """A DataLoader: which batch is next is known elsewhere, what it draws from may change."""
+class Loader(Untouched):
+    """A DataLoader: which batch is next is known elsewhere; what it draws from may change, and is filled by itself."""
 
     name = "loader"
-    made = False
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         parts = ("dataset", "sampler", "batch_sampler", "collate_fn")
         found = [(f".{name}", getattr(value, name, None)) for name in parts]
         own = [(name, part) for name, part in found if name == ".dataset" or is_own_module(type(part).__module__)]
         return [name for name, _ in own], own
-
-    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
-        """Its parts are filled by themselves."""
 
 
 class Member(Kind):

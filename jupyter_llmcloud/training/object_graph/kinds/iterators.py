@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import gc
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
-from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, Child, Kind
-from jupyter_llmcloud.training.resume.dataloader_tracking import AdvancedBase, TrackedIterator
-from jupyter_llmcloud.training.resume.loop_tracking import TrackedLoop
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, Child, Kind, Untouched
+from jupyter_llmcloud.training.resume.loaders.iterator import TrackedIterator
+from jupyter_llmcloud.training.resume.loaders.source import AdvancedBase
+from jupyter_llmcloud.training.resume.loops.tracking import TrackedLoop
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 _STANDARD = frozenset({"builtins", "itertools"})
@@ -25,18 +26,11 @@ _MANY = 1000  # items of a container that a data set reads from
 Generator = types.GeneratorType | types.CoroutineType | types.AsyncGeneratorType
 
 
-class Followed(Kind):
+class Followed(Untouched):
     """What comes back by the replay of the cell, or is saved in another way: a pass over a loader, a trained tensor."""
 
     name = "followed"
-    made = False
     led = True
-
-    def split(self, value: Any) -> tuple[Any, list[Child]]:
-        return [], []
-
-    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
-        """It is as it must be."""
 
 
 class Rows(Followed):
@@ -48,22 +42,17 @@ class Rows(Followed):
         return [len(value)], []
 
 
-class Waiting(Kind):
+class Waiting(Untouched):
     """A generator, which waits at some place in its code."""
 
     name = "generator"
-    made = False
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         frame = frame_of(value)
         if frame is None:
             return ["ended"], []
-        variables = list(frame.f_locals.items())
-        head = [frame.f_lasti, [name for name, _ in variables], _positions(value)]
-        return head, [(f"<{name}>", item) for name, item in variables]
-
-    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
-        """It waits where it waited."""
+        names, children = _named(frame.f_locals)
+        return [frame.f_lasti, names, _positions(value)], children
 
     def refusal(self, head: Any) -> str:
         return "a generator that has been advanced, which no checkpoint can hold"
@@ -87,22 +76,18 @@ class InLoop(Waiting):
             raise ResumeMissed(f"the generator {value.__name__} is not where it was: it is drawn from beside its loop.")
 
 
-class Delivering(Kind):
+class Delivering(Untouched):
     """A generator of the user's that draws from a loader that is followed: its variables come back when it goes on."""
 
     name = "delivering generator"
-    made = False
     led = True
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         frame = frame_of(value)
         if frame is None or value.gi_running:
             return [value.__name__, []], []
-        variables = [(name, item) for name, item in frame.f_locals.items() if not name.startswith("__llmcloud")]
-        return [value.__name__, [name for name, _ in variables]], [(f"<{name}>", item) for name, item in variables]
-
-    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
-        """It is given them when it runs."""
+        names, children = _named({n: item for n, item in frame.f_locals.items() if not n.startswith("__llmcloud")})
+        return [value.__name__, names], children
 
 
 FOLLOWED, ROWS, WAITING, IN_LOOP, DELIVERING = Followed(), Rows(), Waiting(), InLoop(), Delivering()
@@ -111,6 +96,11 @@ FOLLOWED, ROWS, WAITING, IN_LOOP, DELIVERING = Followed(), Rows(), Waiting(), In
 def frame_of(value: Any) -> Any:
     """Where a generator or coroutine waits; None when it has ended."""
     return getattr(value, "gi_frame", None) or getattr(value, "cr_frame", None) or getattr(value, "ag_frame", None)
+
+
+def _named(variables: Mapping[str, Any]) -> tuple[list[str], list[Child]]:
+    """The names of variables, and their values as children."""
+    return list(variables), [(f"<{name}>", item) for name, item in variables.items()]
 
 
 def kind_of_generator(value: Any) -> Kind:

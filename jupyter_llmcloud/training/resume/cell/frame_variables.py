@@ -42,7 +42,7 @@ def names_of(frames: Iterable[FrameType]) -> list[str]:
     return [frame.f_code.co_name for frame in frames]
 
 
-def place_in(frames: Iterable[FrameType]) -> list[tuple[str, str]]:
+def instructions_of(frames: Iterable[FrameType]) -> list[tuple[str, str]]:
     """Where in its code each of the frames is; the same when the cell is executed again."""
     return [(frame.f_code.co_name, _instruction(frame)) for frame in frames]
 

@@ -24,7 +24,7 @@ from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave
 from jupyter_llmcloud.training.object_graph.liveness import may_be_read, names_in
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import CopyBytes, ObjectState
-from jupyter_llmcloud.training.resume import frame_variables
+from jupyter_llmcloud.training.resume.cell import frame_variables
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 from jupyter_llmcloud.training.shell.failure_locals import holds_secret
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jupyter_llmcloud.training.resume.user_code import is_own_file
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.training.resume.loop_tracking import InstrumentedCode
+    from jupyter_llmcloud.training.resume.loops.instrumentation import InstrumentedCode
 
 
 class ModuleFinder(MetaPathFinder):

@@ -1,0 +1,138 @@
+"""Where a cell is, and what it trains: its frames and variables, its optimizers, Accelerators and Trainers."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+import torch
+
+from jupyter_llmcloud.training.checkpoint import stateful_objects
+from jupyter_llmcloud.training.object_graph import memory
+from jupyter_llmcloud.training.object_graph.graph import MAY, Graph
+from jupyter_llmcloud.training.resume.cell import frame_variables
+from jupyter_llmcloud.training.resume.cell.objects import Scope
+from jupyter_llmcloud.training.resume.cell.optimizers import SteppedOptimizers
+from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition
+from jupyter_llmcloud.training.resume.loaders.registry import LoaderRegistry
+from jupyter_llmcloud.training.resume.loops.tracking import Loops
+from jupyter_llmcloud.training.resume.trainer_resume import Trainings
+
+
+class CellContext:
+    """What surrounds the code of a cell that runs now.
+
+    Attributes:
+        optimizers: those that have stepped.
+    """
+
+    def __init__(self, loops: Loops, trainings: Trainings, loaders: LoaderRegistry) -> None:
+        self._loops = loops
+        self._trainings = trainings
+        self._loaders = loaders
+        self.optimizers = SteppedOptimizers()
+        self.clear()
+
+    def clear(self) -> None:
+        """A new cell."""
+        self.optimizers.clear()
+        self._accelerators_made: list[weakref.ref[Any]] = []
+        self._namespace: dict[str, Any] = {}
+        self._given: set[str] = set()
+
+    def begin(self, namespace: dict[str, Any], given: set[str]) -> None:
+        """A cell begins; `given` are names that every namespace starts with."""
+        self._namespace, self._given = namespace, given
+
+    def note_accelerator(self, accelerator: Any) -> None:
+        """An Accelerator was made."""
+        self._accelerators_made.append(weakref.ref(accelerator))
+
+    # --- code ---
+
+    def frames(self) -> list[FrameType]:
+        """The frames of the notebook's own code that led here, outermost first."""
+        return frame_variables.user_frames(self._namespace)
+
+    def refuse_what_is_not_followed(self, frames: list[FrameType], position: ReplayPosition) -> None:
+        """Raise RuntimeError where the code could not be led back to this position."""
+        if position["kind"] == "loader" and (what := frame_variables.unfollowed_loop()):
+            raise RuntimeError(
+                f"the loop that draws the batches, in {what}, is not followed. A `for` loop of a cell, or of a module "
+                "of yours, is; after a restart the cell runs from its start"
+            )
+        if frame_variables.trainer_runs() and self._trainings.active is None:
+            raise RuntimeError(
+                "this Trainer drives a loop of its own that is not followed; after a restart the cell runs from its "
+                "start"
+            )
+        iterators = [*frame_variables.used_values(frames), *(loop.source for loop in self._loops.nest())]
+        if any(map(frame_variables.keeps_batches, iterators)):
+            raise RuntimeError(
+                "itertools.cycle repeats the batches of its first pass, which are not saved; write "
+                "`while True: yield from loader` instead. After a restart the cell runs from its start"
+            )
+
+    # --- variables ---
+
+    def scope(self, frames: list[FrameType]) -> Scope:
+        """The variables that these frames see, and what is saved of them in another way."""
+        trainings = self._trainings
+        return Scope(
+            frames=frames,
+            given=self._given,
+            attributes=trainings.attributes(),
+            always=trainings.always(),
+            sources=[loop.source for loop in self._loops.nest()],
+            followed=[*self.optimizers, *trainings.left_behind(), *self._trained_tensors()],
+            loaders=self._loaders.used().values(),
+        )
+
+    def with_state(self, graph: Graph) -> dict[str, Any]:
+        """What has a state of its own, by address."""
+        table = stateful_objects.of_accelerators(self.accelerators())
+        table |= self._trainings.addresses()
+        for path, value in graph.paths.items():
+            if not callable(getattr(type(value), "state_dict", None)) or isinstance(value, type):
+                continue
+            if not (isinstance(value, torch.amp.GradScaler) and graph.entry_of(value).need == MAY):  # of another cell
+                table[f"variable {path}"] = value
+        return table
+
+    # --- what is trained ---
+
+    def _trained_tensors(self) -> list[torch.Tensor]:
+        return [p for optimizer in self.optimizers for p in stateful_objects.parameters_of(optimizer)]
+
+    def trained_memory(self) -> set[int]:
+        """Where the memory of the trained tensors begins."""
+        return {start for tensor in self._trained_tensors() if (start := memory.start_of(tensor))}
+
+    def optimizers_in(self, table: dict[str, Any]) -> list[Any]:
+        """The optimizers of the training that goes on: those of loops that lie behind are let go."""
+        if any(not stateful_objects.is_in(table, optimizer) for optimizer in self.optimizers):
+            gc.collect()
+        behind = {id(optimizer) for optimizer in self._trainings.left_behind()}
+        return [optimizer for optimizer in self.optimizers if id(optimizer) not in behind]
+
+    def accelerators(self) -> dict[str, Any]:
+        """The Accelerators of the cell by name: those it has made, else those of earlier cells that it trains with."""
+        trainers = {id(item) for item in self._trainings.accelerators()}
+        made = [item for ref in self._accelerators_made if (item := ref()) is not None and id(item) not in trainers]
+        if made:
+            return {str(number): item for number, item in enumerate(made)}
+        from accelerate import Accelerator
+
+        known = {name: value for name, value in self._namespace.items() if isinstance(value, Accelerator)}
+        return {name: value for name, value in known.items() if self._trains_with(value)}
+
+    def _trains_with(self, accelerator: Any) -> bool:
+        return any(getattr(item, "optimizer", item) in self.optimizers for item in accelerator._optimizers)
+
+    def accelerators_named(self, names: Iterable[str]) -> dict[str, Any]:
+        """Those of the saved cell as far as they are there."""
+        made = self.accelerators()
+        return {name: item for name in names if (item := made.get(name) or self._namespace.get(name)) is not None}

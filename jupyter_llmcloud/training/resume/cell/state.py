@@ -1,0 +1,219 @@
+"""What a checkpoint holds of a rank's cell: taken at the saved position, put back when the cell is there again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.training.checkpoint import rng, sharded_tensors, stateful_objects, writer
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.checkpoint.stager import Stager
+from jupyter_llmcloud.training.object_graph.graph import Graph, Identities
+from jupyter_llmcloud.training.object_graph.kinds.iterators import FOLLOWED
+from jupyter_llmcloud.training.parallel.fully_sharded import settle
+from jupyter_llmcloud.training.resume.cell import frame_variables
+from jupyter_llmcloud.training.resume.cell.context import CellContext
+from jupyter_llmcloud.training.resume.cell.objects import CellObjects, Scope
+from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition
+
+
+class CellState:
+    """The state of the cell that a rank executes.
+
+    Attributes:
+        rank: of this process.
+        cell: that is executed.
+        objects: what was handed to `run.checkpoint`.
+    """
+
+    def __init__(self, context: CellContext, rank: int) -> None:
+        self.rank = rank
+        self._context = context
+        self._optimizers = context.optimizers
+        self._cell_objects = CellObjects()
+        self.clear()
+
+    def clear(self) -> None:
+        """A new cell."""
+        self._context.clear()
+        self._cell_objects.clear()
+        self.objects: dict[str, Any] = {}
+        self._cannot: Exception | None = None
+        self._rng_at_begin: dict[str, Any] = {}
+        self._saved: dict[str, Any] = {}
+
+    def begin(self, cell: Execute, namespace: dict[str, Any], given: set[str]) -> None:
+        """The cell begins; `given` are names that every namespace starts with."""
+        self.cell = cell
+        self._context.begin(namespace, given)
+
+    def begin_following(self, saved: dict[str, Any] | None) -> None:
+        """The cell is followed. One that is executed again draws the same random numbers from its start."""
+        if saved is not None and not saved["is_new"]:
+            rng.restore(saved["rng_at_begin"])
+        self._rng_at_begin = rng.snapshot()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank saves what is alike on all."""
+        return self.rank == self.cell.ranks[0]
+
+    # --- as it goes on ---
+
+    def note_accelerator(self, accelerator: Any) -> None:
+        """An Accelerator was made."""
+        self._context.note_accelerator(accelerator)
+
+    def note_begin(self) -> None:
+        """A pass over data begins, or a first step: what is new is remembered as it is now."""
+        try:
+            graph = self._cell_objects.graph(self._context.scope(self._context.frames()))
+            self._cell_objects.remember(graph, self._context.trained_memory())
+        except Exception as error:  # the training must not end by what it is looked at with
+            self._cannot = error
+
+    def note_step(self, optimizer: Any) -> None:
+        """An optimizer has stepped."""
+        self._optimizers.note_step(optimizer)
+        if not self._cell_objects.has_begun:
+            self.note_begin()
+
+    def note_backward(self) -> None:
+        """Gradients are about to be computed."""
+        self._optimizers.note_backward()
+
+    def note_batch(self) -> None:
+        """A loader has delivered."""
+        self._optimizers.note_batch()
+
+    def where(self) -> list[tuple[str, str]]:
+        """Which functions run, and which of their instructions."""
+        return frame_variables.instructions_of(self._context.frames())
+
+    def check(self, objects: dict[str, Any]) -> None:
+        """Raise when one of these objects cannot be part of a checkpoint."""
+        stateful_objects.find(self._look(self._context.frames())[2], (), objects)
+
+    def _look(self, frames: list[Any], known: Identities | None = None) -> tuple[Scope, Graph, dict[str, Any]]:
+        """Where the cell is, its objects, and those of them that have a state of their own by address."""
+        scope, graph, table = self._look_once(frames, known)
+        if any([settle(value) for value in table.values()]):  # their tensors are other ones now
+            scope, graph, table = self._look_once(frames, known)
+        return scope, graph, table
+
+    def _look_once(self, frames: list[Any], known: Identities | None) -> tuple[Scope, Graph, dict[str, Any]]:
+        scope = self._context.scope(frames)
+        graph = self._cell_objects.graph(scope, known)
+        return scope, graph, self._context.with_state(graph)
+
+    # --- taking ---
+
+    def take(
+        self, position: ReplayPosition, num_steps: int, stager: Stager
+    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """What the first rank saves for all (None elsewhere), and what this rank saves of its own.
+
+        Tensors are copied by `stager`; those that it copies later must be copied before the next step.
+        """
+        if self._cannot is not None:
+            raise self._cannot
+        context, frames = self._context, self._context.frames()
+        context.refuse_what_is_not_followed(frames, position)
+        alone = len(self.cell.ranks) == 1
+        _, graph, table = self._look(frames)
+        found = stateful_objects.find(table, context.optimizers_in(table), self.objects, alone)
+        graph.leave(
+            [inner for item in found if not item.is_module for inner in stateful_objects.layers(item.value)], FOLLOWED
+        )
+        covered = context.trained_memory() | stateful_objects.memory_of(found)
+        limit = sum(p.nbytes for item in found if item.is_module for p in item.value.parameters())
+        trained = {id(p) for item in found if item.is_optimizer for p in stateful_objects.parameters_of(item.value)}
+        own = {
+            "position": rng.loadable(position),
+            "rng": rng.loadable(rng.snapshot()),
+            "rng_at_begin": rng.loadable(self._rng_at_begin),
+            "frames": frame_variables.names_of(frames),
+            "graph": self._cell_objects.take(graph, covered, trained, stager.copy, limit),
+            "steps": num_steps,
+            "world_size": len(self.cell.ranks),
+            "accelerators": {
+                name: (item.step, item.gradient_state.sync_gradients) for name, item in context.accelerators().items()
+            },
+            "gradients": stateful_objects.gradients(
+                [item for item in found if self._may_have_gradients(item.value)], stager.copy
+            ),
+            "is_between_steps": self._optimizers.is_between_steps,
+            "objects": stateful_objects.take(found, False, stager.copy, stager.copy_later),
+        }
+        shared = stateful_objects.take(found, True, stager.copy, stager.copy_later) if self.is_first else None
+        return shared, own
+
+    def _may_have_gradients(self, value: Any) -> bool:
+        optimizer = stateful_objects.inner_optimizer(value)
+        return optimizer is not None and self._optimizers.may_have_gradients(optimizer)
+
+    def changed_while_written(self) -> list[str]:
+        """Memory that was too large to be compared at once and has changed: the next checkpoint holds it."""
+        return self._cell_objects.changed_while_written()
+
+    # --- coming back ---
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """What was saved for this rank; a rank that the saved world did not have begins with the first one's."""
+        own_file, first_file = folder / f"rank-{self.rank:04d}.pt", folder / f"rank-{self.cell.ranks[0]:04d}.pt"
+        is_new = not own_file.exists()
+        saved: dict[str, Any] = writer.read(first_file if is_new else own_file)
+        saved["is_new"] = is_new
+        saved["shared"] = writer.read(folder / "shared.pt")
+        self._saved = saved
+        return saved
+
+    def restore(self) -> dict[str, Any]:
+        """The cell is at the saved position: put back what was loaded, and let go of it. Returns it."""
+        saved, self._saved = self._saved, {}
+        frames = self._context.frames()
+        if frame_variables.names_of(frames) != saved["frames"]:
+            raise ResumeMissed("the saved place was in other functions than the cell is in now.")
+        accelerators = self._context.accelerators_named(saved["accelerators"])
+        scope, graph, table = self._look(frames, Identities())
+        # The cell as it begins, not as it goes on.
+        self._cell_objects.remember(graph, self._context.trained_memory())
+        table |= stateful_objects.of_accelerators(accelerators)
+        folder = Path(self.cell.resume["folder"])
+        shared = {address: writer.with_tensors(state, folder) for address, state in saved["shared"].items()}
+        # Another world has other settings (a batch per rank, say): there only what the training has changed goes on.
+        same_world = saved["world_size"] == len(self.cell.ranks)
+        objects = saved["objects"] if same_world else self._cut_anew(saved["objects"], folder)
+        stateful_objects.put({**shared, **objects}, table)
+        if saved["gradients"] and saved["is_between_steps"] and not same_world:
+            raise ResumeMissed(
+                f"it was saved between two steps, with gradients of {saved['world_size']} ranks: resume it on as many."
+            )
+        stateful_objects.put_gradients(saved["gradients"], table)
+        # By --resume, in attempt 0, the cell may have been edited, too.
+        self._cell_objects.put(saved["graph"], graph, scope, same_world, bool(self.cell.attempt))
+        for name, accelerator in accelerators.items():
+            accelerator.step, sync_gradients = saved["accelerators"][name]
+            accelerator.gradient_state._set_sync_gradients(sync_gradients)
+        if saved["is_new"]:
+            rng.restore_for_new_rank(saved["rng"], self.rank)
+        else:
+            rng.restore(saved["rng"])
+        return saved
+
+    def _cut_anew(self, objects: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """What the ranks of another world have saved, for this one."""
+        for state in objects.values():
+            if reason := state.get("fixed_size"):
+                raise ResumeMissed(reason)
+        spread = [address for address, state in objects.items() if sharded_tensors.holds_shards(state["state"])]
+        if not spread:
+            return objects
+        files = sorted(folder.glob("rank-*.pt"))
+        every = [writer.read(path)["objects"] for path in files]
+        return {**objects, **{address: sharded_tensors.merge([one[address] for one in every]) for address in spread}}
+
+    def went_on(self) -> None:
+        """A pass that was under way beside the saved position is drawn from again."""
+        self._cell_objects.went_on(self._context.frames())

@@ -1,0 +1,130 @@
+"""What a pass over a loader draws from: the loader's own iterator, begun at its first batch or after some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from accelerate.data_loader import DataLoaderShard
+from torch.utils.data import DataLoader, IterableDataset
+
+from jupyter_llmcloud.training.checkpoint import rng as randomness
+
+
+class InnerIterators:
+    """The iterators that loaders make while a pass draws from them: parts of that pass, and no passes of their own.
+
+    A context: a loader that begins within it is an inner one.
+    """
+
+    def __init__(self) -> None:
+        self._drawing: list[None] = []  # one for each draw; lists are changed whole, also where threads draw
+        self._advance: tuple[Any, int, dict[str, Any] | None] | None = None
+
+    def clear(self) -> None:
+        """A new cell."""
+        self._advance = None
+
+    def __enter__(self) -> None:
+        self._drawing.append(None)
+
+    def __exit__(self, *_: Any) -> None:
+        self._drawing.pop()
+
+    @property
+    def is_drawing(self) -> bool:
+        """Whether a loader that begins now is an inner one."""
+        return bool(self._drawing)
+
+    def advance(self, loader: Any, number: int, rng: dict[str, Any] | None) -> None:
+        """The next iterator of this (inner) loader passes over `number` batches without reading them."""
+        self._advance = (loader, number, rng)
+
+    def advanced(self, loader: Any, iterator: Any) -> Any:
+        """The iterator of a loader that has just been made, advanced if that was asked for."""
+        if self._advance is None or self._advance[0] is not loader:
+            return iterator
+        _, number, rng = self._advance
+        self._advance = None
+        for _ in range(number):
+            next(iterator._sampler_iter)
+        return AdvancedBase(iterator, rng) if rng is not None else iterator
+
+
+class AdvancedBase:
+    """The iterator of a prepared loader's inner loader: before its second item the generators are as they were then."""
+
+    def __init__(self, source: Any, rng: dict[str, Any]) -> None:
+        self._source = source
+        self._rng: dict[str, Any] | None = rng
+        self._num_drawn = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self._num_drawn += 1
+        if self._num_drawn == 2 and self._rng is not None:
+            randomness.restore(self._rng)
+            self._rng = None
+        return next(self._source)
+
+
+class LoaderSource:
+    """The batches of a loader. `original` makes its iterator, as if nobody looked."""
+
+    def __init__(self, loader: Any, original: Callable[[Any], Iterator[Any]], inner: InnerIterators) -> None:
+        self.loader = loader
+        self._original = original
+        self._inner = inner
+        self._iterator: Iterator[Any] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to draw from."""
+        return self._iterator is not None
+
+    def open(self) -> None:
+        """Begin with the first batch."""
+        with self._inner:
+            self._iterator = iter(self._inner.advanced(self.loader, self._original(self.loader)))
+
+    def open_after(self, number: int, rng_of_last_call: dict[str, Any] | None) -> int:
+        """Begin when `number` batches are used; returns how many of these are still to be drawn, and thrown away.
+
+        What was used is passed over by the sampler and never read, but for the last batch.
+        """
+        is_shard = type(self.loader) is DataLoaderShard
+        base = self.loader.base_dataloader if is_shard else self.loader
+        if number and _draws_in_this_process(base):
+            self._inner.advance(base, number - 1, rng_of_last_call if is_shard and number > 1 else None)
+            number = 1
+        self.open()
+        return number
+
+    def draw(self) -> Any:
+        """The next batch. Raises StopIteration after the last one."""
+        assert self._iterator is not None
+        with self._inner:
+            return next(self._iterator)
+
+
+class StepSource(LoaderSource):
+    """The numbers of the steps of `run.steps(total)`."""
+
+    def __init__(self, total: int, inner: InnerIterators) -> None:
+        super().__init__(range(total), iter, inner)
+
+    def open_after(self, number: int, rng_of_last_call: dict[str, Any] | None) -> int:
+        """Count on."""
+        self._iterator = iter(range(number, len(self.loader)))
+        return 0
+
+
+def _draws_in_this_process(loader: Any) -> bool:
+    return (
+        type(loader) is DataLoader
+        and loader.num_workers == 0
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_sampler is not None
+    )

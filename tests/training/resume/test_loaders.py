@@ -1,0 +1,143 @@
+"""Loaders by name, and the passes over them: counted, described in plain values, and restored, without a cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from jupyter_llmcloud.training.resume.loaders.iterator import TrackedIterator
+from jupyter_llmcloud.training.resume.loaders.passes import PassHistory
+from jupyter_llmcloud.training.resume.loaders.registry import LoaderRegistry
+from jupyter_llmcloud.training.resume.loaders.source import InnerIterators, LoaderSource
+
+
+class Cursor:
+    """Of a cell that is not led back."""
+
+    replaying = False
+
+    def __init__(self) -> None:
+        self.passes = PassHistory()
+        self.inner = InnerIterators()
+
+    def begin(self, iteration: TrackedIterator) -> None:
+        iteration.key = "a"
+        self.passes.begin(iteration)
+
+    def plan(self, iteration: TrackedIterator) -> tuple[str, int]:
+        return ("forward" if self.passes.is_pending("a", iteration.ordinal) else "run"), 0
+
+    def take_up(self, iteration: TrackedIterator) -> None: ...
+
+    def saved_pass(self, key: str) -> dict[str, Any]:
+        found = self.passes.take_pending(key)
+        assert found is not None
+        return found
+
+    def went_on(self) -> None: ...
+
+    def before_batch(self, iteration: TrackedIterator) -> None: ...
+
+    def after_batch(self, iteration: TrackedIterator) -> None:
+        self.passes.note_batch(iteration)
+
+    def finished(self, iteration: TrackedIterator) -> None:
+        self.passes.finished(iteration)
+
+    def over(self, loader: Any) -> TrackedIterator:
+        return TrackedIterator(self, LoaderSource(loader, iter, self.inner))
+
+
+class Counting(torch.utils.data.Dataset[int]):
+    """Knows which of its rows were read."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, at: int) -> int:
+        self.read.append(at)
+        return at
+
+
+def test_a_loader_is_named_by_the_order_in_which_the_loaders_of_its_cell_were_made() -> None:
+    registry, first, second = LoaderRegistry(), DataLoader([1]), DataLoader([2])
+    registry.begin_cell()
+    registry.number(first)
+    registry.begin_cell()
+    registry.number(second)
+    assert [registry.use(first), registry.use(second)] == ["old 1 1", "new 1"]
+    assert registry.used() == {"old 1 1": first, "new 1": second}
+    del first
+    assert list(registry.used()) == ["new 1"]
+
+
+def test_a_loader_that_was_not_drawn_from_gets_its_saved_order_with_its_next_pass() -> None:
+    registry, loader = LoaderRegistry(), DataLoader(range(9), shuffle=True, generator=torch.Generator().manual_seed(3))
+    registry.begin_cell()
+    key = registry.use(loader)
+    saved = registry.orders()
+    wanted = [int(item) for item in loader]
+    registry.restore(5, saved)
+    assert [int(item) for item in loader] != wanted
+    registry.restore_order(key)
+    assert [int(item) for item in loader] == wanted
+    assert registry.num_made == 5
+
+
+def test_passes_are_described_by_how_many_began_how_long_they_were_and_which_were_trained_on() -> None:
+    cursor, loader = Cursor(), DataLoader(range(3))
+    assert len(list(cursor.over(loader))) == 3
+    under_way = cursor.over(loader)
+    next(under_way)
+    cursor.passes.note_step()
+    found = cursor.passes.describe()
+    assert (found["begun"], found["lengths"], found["trained"]) == ({"a": 2}, {"a": {0: 3}}, {"a": [1]})
+    assert found["passes"]["a"]["handed_out"] == 1
+    assert cursor.passes.last is under_way
+
+
+def test_a_pass_that_was_under_way_goes_on_with_the_same_order_and_reads_nothing_twice() -> None:
+    torch.manual_seed(5)
+    before, rows = Cursor(), Counting()
+    loader = DataLoader(rows, batch_size=2, shuffle=True)
+    first = before.over(loader)
+    used = [next(first).tolist() for _ in range(3)]
+    saved = before.passes.describe()
+    wanted = [batch.tolist() for batch in first]
+
+    torch.manual_seed(99)
+    after, rows.read = Cursor(), []
+    after.passes.restore(saved)
+    assert [batch.tolist() for batch in after.over(loader)] == wanted
+    assert rows.read == [row for batch in (used[-1], *wanted) for row in batch]  # the last batch stands in
+    assert after.passes.begun == {"a": 1}
+
+
+def test_a_pass_that_has_begun_on_the_way_becomes_the_saved_one_or_ends() -> None:
+    loader = DataLoader(range(6))
+    before = Cursor()
+    saved_pass = before.over(loader)
+    for _ in range(4):
+        next(saved_pass)
+    saved = before.passes.describe()
+
+    after = Cursor()
+    same, another = after.over(loader), after.over(loader)
+    next(same)
+    next(another)
+    after.passes.restore(saved)
+    assert [int(item) for item in same] == [4, 5]
+    assert list(another) == []
+
+
+def test_only_loaders_that_begin_while_a_pass_draws_are_inner_ones() -> None:
+    inner = InnerIterators()
+    assert not inner.is_drawing
+    with inner, inner:
+        assert inner.is_drawing
+    assert not inner.is_drawing
