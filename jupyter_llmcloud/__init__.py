@@ -12,7 +12,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClusterPanel",
     "Endpoint",
+    "EndpointPanel",
+    "WorldPanel",
     "cluster",
     "distribute",
     "endpoints",

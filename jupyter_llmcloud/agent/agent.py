@@ -23,6 +23,7 @@ from jupyter_llmcloud.agent.gpus import GpuStats
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.replicas import Replicas
 from jupyter_llmcloud.agent.resources import Ours, Resources
+from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.world.led_world import LedWorlds
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import (
@@ -118,6 +119,7 @@ class Agent:
         self._announce()
         self.node.warm()
         loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, library_versions)  # known when the first run asks for them
         loop.add_signal_handler(signal.SIGTERM, self._take_leave)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         watch = asyncio.create_task(self._watch_leases())

@@ -12,13 +12,17 @@ from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
 from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
 from jupyter_llmcloud.magics.output import shown_paths
+from jupyter_llmcloud.magics.output.panels import ClusterPanel, EndpointPanel, WorldPanel
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.magics.session.null_run import run
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
 __all__ = [
+    "ClusterPanel",
     "Endpoint",
+    "EndpointPanel",
+    "WorldPanel",
     "cluster",
     "distribute",
     "endpoints",

@@ -67,6 +67,7 @@ class RunRecord:
     artifacts: dict[str, str] = field(default_factory=dict)
     not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)  # {metric: {"count", "first", "since"}}
     num_restarts: int = 0
+    versions: dict[str, str] = field(default_factory=dict)  # of Python and of libraries, as the leading agent has them
 
     def __repr__(self) -> str:
         took = f" after {self.ended - self.created:.1f} s" if self.ended else ""
@@ -256,4 +257,4 @@ def _as_json(record: RunRecord) -> bytes:
 def _in_short(record: RunRecord) -> RunRecord:
     """Without what may be long."""
     first = [{**error, "evalue": error["evalue"][:300], "traceback": [], "locals": {}} for error in record.errors[:1]]
-    return replace(record, errors=first, history=record.history[-3:], spec={}, script={})
+    return replace(record, errors=first, history=record.history[-3:], spec={}, script={}, versions={})

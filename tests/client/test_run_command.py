@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -238,13 +240,15 @@ def test_a_run_in_the_background_is_attached_to_and_stopped(shell: Shell) -> Non
 
 def assert_its_stacks_are_told(shell: Shell, run_id: str) -> None:
     """In the terminal by the world, over MCP by the run."""
-    world_id = json.loads(shell.run("runs", "show", run_id, "--json")[1])["world_id"]
+    told = json.loads(shell.run("runs", "show", run_id, "--json")[1])
+    world_id = told["world_id"]
+    assert told["versions"]["torch"] == version("torch") and told["versions"]["python"] == platform.python_version()
     [world] = [row for row in json.loads(shell.run("worlds", "--json")[1]) if row["run_id"] == run_id]
     assert world["world_id"] == world_id and world["num_ranks"] == 1
     status, out, _ = shell.run("worlds", "stacks", world_id)
     assert status == 0 and out.startswith("rank 0: running") and "endless.py" in out
-    told = asyncio.run(_ask_tool(shell, "stacks", {"name": run_id}))
-    assert told.startswith("rank 0: running") and "endless.py" in told
+    answer = asyncio.run(_ask_tool(shell, "stacks", {"name": run_id}))
+    assert answer.startswith("rank 0: running") and "endless.py" in answer
 
 
 async def _ask_tool(shell: Shell, tool: str, arguments: dict[str, str]) -> str:

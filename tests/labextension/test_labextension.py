@@ -1,26 +1,24 @@
-"""The runs in JupyterLab's status bar: counted, listed, stopped, and explained where they cannot be shown."""
+"""The runs in JupyterLab's status bar: counted, listed, and explained where they cannot be shown; cells distributed."""
 
 from __future__ import annotations
 
 import re
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+from tests.support.browser import write_notebook
 from tests.support.lab import Lab, open_lab, running_lab
 
 pytestmark = pytest.mark.browser
 
 STATUS = ".llmc-RunsStatus"
 LIST = ".llmc-RunList"
-OpenWith = Callable[[Callable[[Route], None]], Page]
+SIDEBAR = "#llmcloud-sidebar"
 
 
 @pytest.fixture(scope="module")
@@ -28,52 +26,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """One JupyterLab for this module, with the extension as installing the package enables it."""
     folder = tmp_path_factory.mktemp("lab") / "notebooks"
     folder.mkdir()
+    write_notebook(folder / "cells.ipynb", ["x = 1\nprint(x)"])
     with running_lab(folder) as running:
         yield running
-
-
-def run(name: str, **changes: Any) -> dict[str, Any]:
-    """A run as the server tells it."""
-    told = {
-        "run_id": uuid.uuid4().hex,
-        "name": name,
-        "state": "running",
-        "created": time.time() - 65,
-        "ended": None,
-        "world_size": 2,
-        "ranks": [0, 1],
-        "artifacts": {},
-        "progress": [30, 120],
-        "metrics": {"lr": 0.001, "loss": 2.345678},
-    }
-    return told | changes
-
-
-class FakeRuns:
-    """Answers the routes of the runs as the server would, and remembers what it was asked."""
-
-    def __init__(self, *runs: dict[str, Any]) -> None:
-        self.runs = list(runs)
-        self.stopped: list[str] = []
-        self.refusal = ""
-
-    def __call__(self, route: Route) -> None:
-        found = re.search(r"/runs/([^/]+)/stop$", urlsplit(route.request.url).path)
-        if found is None:
-            active = "state=active" in route.request.url
-            chosen = [told for told in self.runs if not active or told["ended"] is None]
-            route.fulfill(json={"runs": chosen})
-        elif self.refusal:
-            route.fulfill(status=409, json={"error": "ConnectionLost", "message": self.refusal})
-        else:
-            self._stop(found[1])
-            route.fulfill(json={"state": "stopped"})
-
-    def _stop(self, run_id: str) -> None:
-        self.stopped.append(run_id)
-        for told in self.runs:
-            if told["run_id"] == run_id:
-                told.update(state="stopped", ended=time.time())
 
 
 @pytest.fixture
@@ -88,89 +43,73 @@ def context(one_chromium: Browser) -> BrowserContext:
 
 
 @pytest.fixture
-def open_with(context: BrowserContext, lab: Lab) -> Iterator[OpenWith]:
-    """Opens JupyterLab with the routes of the runs answered by a fake."""
-
-    def opened(answer: Callable[[Route], None]) -> Page:
-        context.route(re.compile(r"/llmcloud/api/runs"), answer)
-        return open_lab(context, lab)
-
-    yield opened
-    for page in context.pages:
-        page.close()
+def page(context: BrowserContext, lab: Lab) -> Iterator[Page]:
+    """JupyterLab."""
+    page = open_lab(context, lab)
+    yield page
+    page.close()
     context.unroute_all()
 
 
-def test_the_status_bar_counts_the_runs_and_a_click_lists_them(open_with: OpenWith, pictures: Path) -> None:
-    page = open_with(FakeRuns(run("pydoc-gpt"), run("second", progress=None, metrics={})))
-    expect(page.locator(STATUS)).to_have_text("2 runs")
+def ended_run(run_id: str, name: str, state: str = "finished") -> None:
+    """A run on disk that has ended."""
+    record = RunRecord(run_id, name, state, created=time.time() - 10, ended=time.time(), world_size=2)
+    RunStore().folder(run_id).create(record, "1 + 1")
+
+
+def test_runs_on_disk_are_counted_and_listed_and_names_are_texts(page: Page, pictures: Path) -> None:
+    name = "<img src=x onerror=window.broken=1>"
+    ended_run("ended-1", "ended-run")
+    ended_run("ended-2", name, "failed")
+    expect(page.locator(STATUS)).to_have_text("no runs")
     page.locator(STATUS).click()
-    row = page.locator(f"{LIST} .llmc-Run").first
-    for text in ("pydoc-gpt", "running", "30/120", "loss 2.346", re.compile(r"[12] min [0-5]\d s")):
-        expect(row).to_contain_text(text)
-    expect(row.locator("progress")).to_have_js_property("value", 30)
+    rows = page.locator(f"{LIST} .llmc-runrow")
+    expect(rows.filter(has_text="ended-run")).to_contain_text("finished")
+    expect(rows.filter(has_text=name)).to_contain_text("failed")
+    assert page.evaluate("() => window.broken") is None
     page.screenshot(path=pictures / "status-bar-runs.png")
-    row.get_by_role("button", name="Stop").press("Escape")  # wherever the page had its focus
+    page.keyboard.press("Escape")
     expect(page.locator(LIST)).to_have_count(0)
 
 
-def test_stop_asks_the_server_and_the_list_tells_what_came_of_it(open_with: OpenWith) -> None:
-    runs = FakeRuns(run("one"), run("other"))
-    page = open_with(runs)
-    page.locator(STATUS).click()
-    page.locator(LIST).get_by_role("button", name="Stop").first.click()
-    expect(page.locator(f"{LIST} .llmc-Run").first).to_contain_text("stopped")
-    expect(page.locator(f"{LIST} .llmc-Run").first.get_by_role("button")).to_be_hidden()
-    expect(page.locator(STATUS)).to_have_text("1 run")
-    assert runs.stopped == [runs.runs[0]["run_id"]]
+def test_runs_are_searched_and_filtered_by_state(page: Page) -> None:
+    ended_run("search-1", "poet")
+    ended_run("search-2", "poet-again", "failed")
+    ended_run("search-3", "painter")
+    page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
+    rows = page.locator(f"{SIDEBAR} .llmc-runrow")
+    expect(rows.filter(has_text="painter")).to_have_count(1)
+    page.locator(SIDEBAR).get_by_label("Search runs").fill("poet")
+    expect(rows).to_have_count(2)
+    page.locator(SIDEBAR).get_by_label("Filter by state").select_option(label="Failed or stopped")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("poet-again")
 
 
-def test_a_stop_that_is_refused_says_why(open_with: OpenWith) -> None:
-    runs = FakeRuns(run("one"))
-    runs.refusal = "the agent that leads this run cannot be reached."
-    page = open_with(runs)
-    page.locator(STATUS).click()
-    button = page.locator(LIST).get_by_role("button", name="Stop")
+def test_a_cell_is_distributed_by_its_button_and_comes_back(context: BrowserContext, lab: Lab, pictures: Path) -> None:
+    page = open_lab(context, lab, "cells.ipynb")
+    source = "() => window.jupyterapp.shell.currentWidget.content.activeCell.model.sharedModel.getSource()"
+    button = page.locator(".jp-cell-toolbar [data-command='llmcloud:distribute-cell']")
+    page.locator(".jp-CodeCell .cm-content").first.click()
+    expect(button).to_be_visible()
+    page.screenshot(path=pictures / "cell-toolbar.png")
     button.click()
-    expect(page.locator(LIST)).to_contain_text(runs.refusal)
-    expect(button).to_be_enabled()
+    page.wait_for_function(f"() => ({source})() === '%%distribute\\nx = 1\\nprint(x)'")
+    button.click()
+    page.wait_for_function(f"() => ({source})() === 'x = 1\\nprint(x)'")
+    page.close()
 
 
-def test_a_name_is_shown_as_text_whatever_it_contains(open_with: OpenWith) -> None:
-    name = "<img src=x onerror=window.broken=1>"
-    page = open_with(FakeRuns(run(name)))
-    page.locator(STATUS).click()
-    expect(page.locator(".llmc-Run-name")).to_have_text(name)
-    assert page.evaluate("() => window.broken") is None
-
-
-def test_a_server_that_does_not_answer_is_said_and_asked_again(
-    open_with: OpenWith,
-) -> None:
-    is_up = False
-
+def test_a_server_of_another_version_is_said(context: BrowserContext, lab: Lab) -> None:
     def answer(route: Route) -> None:
-        if is_up:
-            route.fulfill(json={"runs": [run("back")]})
-        else:
-            route.abort()
+        route.fulfill(json={"version": "99.0", "pid": 1, "headless": False, "root": "/"})
 
-    page = open_with(answer)
-    expect(page.locator(STATUS)).to_have_text("runs: no answer")
-    page.locator(STATUS).click()
-    expect(page.locator(LIST)).to_contain_text("does not answer")
-    is_up = True
-    page.locator(LIST).get_by_role("button", name="Try again").click()
-    expect(page.locator(STATUS)).to_have_text("1 run")
-
-
-def test_runs_on_disk_are_listed_by_the_real_server(context: BrowserContext, lab: Lab) -> None:
-    ended = RunRecord("ended-1", "ended-run", "finished", created=time.time() - 10, ended=time.time(), world_size=2)
-    RunStore().folder(ended.run_id).create(ended, "1 + 1")
+    context.route(re.compile(r"/llmcloud/api/status"), answer)
     page = open_lab(context, lab)
-    expect(page.locator(STATUS)).to_have_text("no runs")
-    page.locator(STATUS).click()
-    expect(page.locator(f"{LIST} .llmc-Run").filter(has_text="ended-run")).to_contain_text("finished")
+    page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
+    expect(page.locator(SIDEBAR).get_by_role("alert").first).to_contain_text("is version 99.0")
+    page.close()
+    context.unroute_all()
 
 
 def test_a_server_without_the_extension_is_explained(one_chromium: Browser, tmp_path: Path, pictures: Path) -> None:
@@ -180,6 +119,6 @@ def test_a_server_without_the_extension_is_explained(one_chromium: Browser, tmp_
     with running_lab(folder, off) as without:
         page = open_lab(one_chromium, without)
         expect(page.locator(STATUS)).to_have_text("runs: not enabled")
-        page.locator(STATUS).click()
-        expect(page.locator(LIST)).to_contain_text("jupyter server extension list")
+        page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
+        expect(page.locator(SIDEBAR).get_by_role("alert").first).to_contain_text("jupyter server extension list")
         page.screenshot(path=pictures / "status-bar-not-enabled.png")

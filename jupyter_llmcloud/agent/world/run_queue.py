@@ -11,6 +11,7 @@ from typing import Any
 
 from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
 from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
 from jupyter_llmcloud.agent.world.world import World
 from jupyter_llmcloud.core.run.lifecycle import Finish
@@ -41,6 +42,7 @@ class RunQueue:
         self._node = node
         self._world = world
         self._end_world = end_world
+        self._versions = library_versions()  # here, where ranks are about to be started, and not on the way of a cell
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
 
     @property
@@ -126,6 +128,7 @@ class RunQueue:
             spec=cell.spec,
             script=cell.script,
             history=self._phases(cell),
+            versions=self._versions,
         )
 
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:

@@ -9,7 +9,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.magics.commands.tables import Table, ago
+from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.session import session
 
 _NAME = Option(("--name",), "Name of the cluster.", metavar="NAME")
@@ -49,7 +49,7 @@ def table() -> Table:
         ["name", "kind", "state", "workers", "slots", "address", "dashboard", "started"],
         rows,
         "There is no cluster yet: %cluster start, or the first %%distribute cell starts a local one.",
-    )
+    ).shown_by(PanelOf("cluster"))
 
 
 def start(

@@ -15,7 +15,7 @@ from jupyter_llmcloud.core.names import NAME_PATTERN, parse_duration
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import SERVE, EndpointSpec, Interface
 from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
-from jupyter_llmcloud.magics.commands.tables import Table, ago
+from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
@@ -131,7 +131,7 @@ def table() -> Table:
         for row in session.current().server.endpoints()
     ]
     headings = ["name", "state", "replicas", "memory", "serves", "revision", "started", "note"]
-    return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.")
+    return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.").shown_by(PanelOf("endpoint"))
 
 
 def memory(replicas: Any) -> str:

@@ -6,14 +6,31 @@ import html
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
+from jupyter_llmcloud.widgets.panel_mime import Kind, panel
 from jupyter_llmcloud.widgets.static_view import aligned
 
 _NUMBER = re.compile(r"-?[\d,]*\.?\d+(e-?\d+)?( ?%)?")
 
 
+@dataclass(frozen=True)
+class PanelOf:
+    """What a panel shows in place of a table, where the front end can; an empty id stands for all there are."""
+
+    kind: Kind
+    ident: str = ""
+
+
 class Table:
-    """Rows under headings; displayed by IPython. Numbers are at the right of their columns, text at the left."""
+    """Rows under headings; displayed by IPython. Numbers are at the right of their columns, text at the left.
+
+    Attributes:
+        panel: what shows the same live in front ends that can; the table is its static form.
+    """
+
+    panel: PanelOf | None = None
 
     def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
         self.headings = list(headings)
@@ -36,6 +53,23 @@ class Table:
             ).rstrip()
             for row in table
         )
+
+    def shown_by(self, panel: PanelOf) -> Self:
+        """The same table, with a panel that shows it live."""
+        self.panel = panel
+        return self
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Text and HTML, and in a kernel the panel; for IPython, which hands over what to include and exclude."""
+        from IPython.core.getipython import get_ipython
+
+        data: dict[str, Any] = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        if self.panel is None or getattr(get_ipython(), "kernel", None) is None:
+            return data
+        from jupyter_llmcloud.widgets.server_panels import widget_view  # anywidget takes its time to import
+
+        kind, ident = self.panel.kind, self.panel.ident
+        return {**widget_view(kind, ident, repr(self)), **data, **panel(kind, ident, ident)}
 
     def _sides(self) -> list[str]:
         columns = [[row[at] for row in self.rows if row[at]] for at in range(len(self.headings))]

@@ -9,7 +9,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from jupyter_llmcloud.core.options import Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import WorldSpec
 from jupyter_llmcloud.errors import NotFound, UsageError
-from jupyter_llmcloud.magics.commands.tables import Table, ago
+from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.session import session
 
 VERBS = {
@@ -52,7 +52,8 @@ def status() -> Table:
         )
         for row in description.ranks
     ]
-    return Table(["rank", "state", "pid", "host", "memory"], rows, "")
+    table = Table(["rank", "state", "pid", "host", "memory"], rows, "")
+    return table.shown_by(PanelOf("world", world.world_id))
 
 
 def start(nproc: int | None = None, cluster: str | None = None) -> Table:
@@ -120,7 +121,8 @@ def listing() -> Table:
         )
         for row in current.server.worlds()
     ]
-    return Table(["world", "holder", "cluster", "ranks", "state", "started"], rows, "There are no worlds.")
+    table = Table(["world", "holder", "cluster", "ranks", "state", "started"], rows, "There are no worlds.")
+    return table.shown_by(PanelOf("world"))
 
 
 def stop(name: str | None = None) -> None:

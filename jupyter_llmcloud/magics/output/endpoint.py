@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
+from jupyter_llmcloud.widgets.panel_mime import panel
 
 if TYPE_CHECKING:
     import httpx
@@ -202,7 +203,8 @@ class Endpoint:
         from jupyter_llmcloud.magics.output.endpoint_card import make_card
 
         live: Any = make_card(self.name, self.base_url, self.snippets(), lambda: self.api_key)._repr_mimebundle_()
-        return {**(live[0] if isinstance(live, tuple) else live), **bundle}
+        shown = live[0] if isinstance(live, tuple) else live
+        return {**shown, **bundle, **panel("endpoint", self.name, self.name)}
 
 
 def _described(replica: dict[str, Any]) -> str:

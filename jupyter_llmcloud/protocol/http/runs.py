@@ -139,7 +139,7 @@ class RunDetail(Run, frozen=True):
     history: list[HistoryEntry] = []
     errors: list[RunError] = []
     source: Annotated[str, Meta(description="As it was typed.")] = ""
-    versions: Annotated[dict[str, str], Meta(description="Of Python and of libraries, on its ranks; {} unknown.")] = {}
+    versions: Annotated[dict[str, str], Meta(description="Of Python and of libraries, where it was executed.")] = {}
 
 
 class RunStarted(Response, frozen=True):

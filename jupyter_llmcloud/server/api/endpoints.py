@@ -15,6 +15,7 @@ from jupyter_llmcloud.protocol.http.endpoints import (
     EndpointLogs,
     EndpointLogsQuery,
     EndpointQuery,
+    EndpointRates,
     Endpoints,
     Replica,
     ReplicaLog,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 def as_endpoint(described: dict[str, Any], url: str = "") -> Endpoint:
     """An endpoint as `EndpointController.describe` tells of it, with the URL under which a client reaches it."""
     replicas = [Replica(**row) for row in described["replicas"]]
-    return Endpoint(**{**described, "replicas": replicas, "url": url})
+    rates = EndpointRates(**described["rates"]) if "rates" in described else None
+    return Endpoint(**{**described, "replicas": replicas, "rates": rates, "url": url})
 
 
 class _EndpointHandler(LLMCloudHandler):

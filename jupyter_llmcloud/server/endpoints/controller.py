@@ -7,8 +7,9 @@ time (a start, a probe, an end) is an operation beside that task; how it ended i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.serving.endpoint_plan import (
@@ -35,6 +36,7 @@ from jupyter_llmcloud.core.serving.endpoint_plan import (
     Tick,
     Timing,
 )
+from jupyter_llmcloud.core.serving.rates import RateWindow
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone
@@ -75,6 +77,11 @@ class EndpointController:
         self._changed = asyncio.Event()
         self.admission = AdmissionControl(self.ready_replicas, lambda: self._plan.may_recover)
 
+    @cached_property
+    def rates(self) -> RateWindow:
+        """What went through it of late."""
+        return RateWindow()
+
     @property
     def name(self) -> str:
         return self.stored.name
@@ -113,7 +120,12 @@ class EndpointController:
             for number, replica in self._replicas.items()
             if replica.id
         ]  # fmt: skip
-        return {**kept, **served, "revision": current.fingerprint, "replicas": replicas}
+        rates = {
+            **self.rates.rates(time.time()),
+            "num_queued": self.admission.num_waiting,
+            "num_in_flight": sum(replica.num_in_flight for replica in self._replicas.values()),
+        }
+        return {**kept, **served, "revision": current.fingerprint, "replicas": replicas, "rates": rates}
 
     def logs(self) -> list[str]:
         """Where its replicas keep their output, the newest last."""

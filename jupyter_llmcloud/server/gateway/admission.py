@@ -36,6 +36,11 @@ class AdmissionControl:
         self._may_recover = may_recover
         self._waiting: deque[asyncio.Future[ReplicaClient]] = deque()
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a replica."""
+        return sum(not place.done() for place in self._waiting)
+
     async def enter(self, avoid: frozenset[str] = frozenset(), patience_s: float = QUEUE_TIMEOUT_S) -> ReplicaClient:
         """The replica with the fewest requests, but for those in `avoid`; its place is taken until `leave`."""
         candidates = [replica for replica in self._ready() if replica.id not in avoid]

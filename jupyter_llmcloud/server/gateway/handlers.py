@@ -124,7 +124,7 @@ class InferenceHandler(GatewayHandler):
             await self._answer(proxy)
         finally:
             self.note_activity()
-            self.requests.end(self._open, proxy.record(), proxy.unknown_usage())
+            self.requests.end(self._open, proxy.record(), proxy.unknown_usage(), endpoint.rates)
 
     async def _answer(self, proxy: Proxy) -> None:
         try:

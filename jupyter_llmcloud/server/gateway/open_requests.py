@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from jupyter_llmcloud.core.serving.rates import Answered, RateWindow
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
@@ -113,9 +114,16 @@ class OpenRequests:
             self._watching = asyncio.ensure_future(self._watch())
 
     def end(
-        self, request: OpenRequest, record: RequestRecord, usage: Awaitable[dict[str, int] | None] | None = None
+        self,
+        request: OpenRequest,
+        record: RequestRecord,
+        usage: Awaitable[dict[str, int] | None] | None = None,
+        rates: RateWindow | None = None,
     ) -> None:
-        """A request is over, however it ended. `usage` tells its tokens when the answer did not."""
+        """A request is over, however it ended. `usage` tells its tokens when the answer did not.
+
+        `rates`: of the endpoint that it asked.
+        """
         self._open.discard(request)
         if not self._open:
             self._none_open.set()
@@ -125,19 +133,24 @@ class OpenRequests:
         if record.first_byte_s is not None:
             FIRST_BYTE.labels(record.route).observe(record.first_byte_s)
         if usage is None:
-            self._append(record)
+            self._append(record, rates)
             return
-        task = asyncio.ensure_future(self._count(record, usage))
+        task = asyncio.ensure_future(self._count(record, usage, rates))
         self._counting.add(task)
         task.add_done_callback(self._counting.discard)
 
-    async def _count(self, record: RequestRecord, usage: Awaitable[dict[str, int] | None]) -> None:
+    async def _count(
+        self, record: RequestRecord, usage: Awaitable[dict[str, int] | None], rates: RateWindow | None
+    ) -> None:
         counted = await usage or {}
         prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
-        self._append(dataclasses.replace(record, prompt_tokens=prompt, completion_tokens=completion))
+        self._append(dataclasses.replace(record, prompt_tokens=prompt, completion_tokens=completion), rates)
 
-    def _append(self, record: RequestRecord) -> None:
+    def _append(self, record: RequestRecord, rates: RateWindow | None) -> None:
         self._records.append(record)
+        if rates is not None:
+            tokens = record.completion_tokens or 0
+            rates.add(Answered(t=record.t, status=record.status, first_byte_s=record.first_byte_s, num_tokens=tokens))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.ensure_future(self._write_soon())
 

@@ -74,7 +74,7 @@ function addDistributeCell(app: JupyterFrontEnd, panels: Panels, notebooks: INot
   const source = () => cell()?.model.sharedModel.getSource() ?? '';
   app.commands.addCommand(COMMANDS.distributeCell, {
     label: () => (isDistributed(source()) ? trans.__('Run This Cell Here') : trans.__('Distribute This Cell')),
-    caption: trans.__('Turn the cell into a %%distribute cell, which runs on all ranks, and back'),
+    caption: trans.__('Turn the cell into a %1 cell, which runs on all ranks, and back', '%%distribute'),
     icon: distributeIcon,
     describedBy: { args: { type: 'object', properties: {} } },
     isVisible: () => cell()?.model.type === 'code',

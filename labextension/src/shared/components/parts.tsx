@@ -10,8 +10,8 @@ import { useTrans } from '../translation';
 export function StateWord({ state, title }: { state: string; title?: string }) {
   const [word = ''] = state.split(/[ ,:]/);
   return (
-    <span class="llmc-state" data-state={word} title={title}>
-      <span class="llmc-state-dot" aria-hidden="true" />
+    <span class="llmc-stateword" data-state={word} title={title}>
+      <span class="llmc-stateword-dot" aria-hidden="true" />
       {state}
     </span>
   );

@@ -1,5 +1,5 @@
 // A value that components follow.
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect, useRef, useState } from 'preact/hooks';
 
 /** A value with listeners. `wake` is called when the first comes, `rest` when the last has gone. */
 export class Observable<T> {
@@ -43,11 +43,12 @@ export class Observable<T> {
 /** The present value of an observable, in a component. */
 export function useValue<T>(observable: Observable<T>): T {
   const [, redraw] = useState(0);
+  const drawn = useRef(observable.value);
+  drawn.current = observable.value;
   useEffect(() => {
-    const seen = observable.value;
     const leave = observable.follow(() => redraw(count => count + 1));
-    if (observable.value !== seen) {
-      redraw(count => count + 1);
+    if (observable.value !== drawn.current) {
+      redraw(count => count + 1); // it changed between the drawing and now
     }
     return leave;
   }, [observable]);

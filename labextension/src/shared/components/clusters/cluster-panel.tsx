@@ -55,7 +55,7 @@ export function ClusterPanel({ client, name, openers = {} }: { client: Client; n
         <ListNote
           state={state}
           retry={() => client.events.retry()}
-          empty={trans.__('There is no cluster yet. The first %%distribute cell starts a local one, or start one here.')}
+          empty={trans.__('There is no cluster yet. The first %1 cell starts a local one, or start one here.', '%%distribute')}
         />
       )}
       {shown.map(cluster => (

@@ -38,7 +38,7 @@ export function StartForm({ client, onStarted }: { client: Client; onStarted: (n
   };
   return (
     <form class="llmc-form" aria-label={trans.__('New cluster')} onSubmit={submit}>
-      <label class="llmc-field">
+      <label class="llmc-option">
         <span>{trans.__('Kind')}</span>
         <select value={kind} disabled={start.isBusy} onChange={event => setKind(event.currentTarget.value)}>
           {kinds.length === 0 && <option value="local">local</option>}
@@ -52,17 +52,17 @@ export function StartForm({ client, onStarted }: { client: Client; onStarted: (n
         </select>
       </label>
       {kind === CONNECT ? (
-        <label class="llmc-field">
+        <label class="llmc-option">
           <span>{trans.__('Address of its scheduler')}</span>
           <input required placeholder="tls://host:8786" value={address} onInput={event => setAddress(event.currentTarget.value)} />
         </label>
       ) : (
-        <label class="llmc-field">
+        <label class="llmc-option">
           <span>{trans.__('Workers')}</span>
           <input type="number" min="1" max="10000" required value={workers} onInput={event => setWorkers(event.currentTarget.value)} />
         </label>
       )}
-      <label class="llmc-field">
+      <label class="llmc-option">
         <span>{trans.__('Name')}</span>
         <input placeholder={trans.__('made from its kind')} value={name} onInput={event => setName(event.currentTarget.value)} />
       </label>
@@ -98,7 +98,7 @@ function OptionField({ option, text, onText }: { option: ClusterOption; text: st
   const byDefault = option.default === null || option.default === undefined ? '' : String(option.default);
   const choices = option.type === 'boolean' ? ['true', 'false'] : (option.choices ?? []).map(String);
   return (
-    <label class="llmc-field" title={option.help}>
+    <label class="llmc-option" title={option.help}>
       <span>{option.name}</span>
       {choices.length ? (
         <select value={text || byDefault} onChange={event => onText(event.currentTarget.value)}>

@@ -42,7 +42,7 @@ export function Log({ text }: { text: string }) {
     isAtEnd.current = scrollTop + clientHeight > scrollHeight - 8;
   };
   return (
-    <pre class="llmc-log" tabIndex={0} role="log" aria-label={trans.__('Log')} ref={node} onScroll={onScroll}>
+    <pre class="llmc-logtext" tabIndex={0} role="log" aria-label={trans.__('Log')} ref={node} onScroll={onScroll}>
       {text}
     </pre>
   );

@@ -16,7 +16,7 @@ export function WorkerRow({ worker, now }: { worker: Worker; now: number }) {
       <div class="llmc-worker-head">
         <span class="llmc-worker-name" title={worker.address}>{worker.host || worker.name}</span>
         <span class="llmc-soft">{trans.__('%1 of %2 slots held', used, worker.num_slots ?? 0)}</span>
-        <StateWord state={worker.state ?? 'running'} />
+        {worker.state && worker.state !== 'running' && <StateWord state={worker.state} />}
       </div>
       {worker.warning && <p class="llmc-problem">{worker.warning}</p>}
       {silent > SILENT_S && <p class="llmc-problem">{trans.__('Last seen %1 ago.', formatDuration(silent))}</p>}

@@ -35,7 +35,7 @@ export function EndpointPanel({ client, name, openers = {} }: Props) {
         <ListNote
           state={state}
           retry={() => client.events.retry()}
-          empty={trans.__('Nothing is served yet. %serve RUN serves the model of a run.')}
+          empty={trans.__('Nothing is served yet. %1 serves the model of a run.', '%serve RUN')}
         />
       )}
       {shown.map(endpoint => (

@@ -43,7 +43,7 @@ export function RunsList({ client, openers = {}, hasFilters = true }: { client: 
           </select>
         </div>
       )}
-      <ListNote state={state} retry={() => client.events.retry()} empty={trans.__('There are no runs yet. A %%distribute cell starts one.')} />
+      <ListNote state={state} retry={() => client.events.retry()} empty={trans.__('There are no runs yet. A %1 cell starts one.', '%%distribute')} />
       {state.items.length > 0 && found.length === 0 && <p class="llmc-note" role="status">{trans.__('No run is like that.')}</p>}
       <ul class="llmc-runs">
         {found.slice(0, limit).map(run => (
@@ -66,7 +66,7 @@ function RunRow({ client, run, openers }: { client: Client; run: Run; openers: O
   const [done, total] = run.progress ?? [null, null];
   const name = run.name || run.run_id;
   return (
-    <li class="llmc-run" data-run-id={run.run_id} data-state={run.state}>
+    <li class="llmc-runrow" data-run-id={run.run_id} data-state={run.state}>
       <div class="llmc-row">
         {openers.openRun ? (
           <button type="button" class="llmc-link llmc-grow" onClick={() => openers.openRun?.(run.run_id, run.name)}>

@@ -24,12 +24,12 @@ export function WorldPanel({ client, worldId, openers = {} }: Props) {
   return (
     <section class="llmc-card llmc-panel" aria-label={trans.__('Ranks')} data-stale={state.isStale}>
       {isGone ? (
-        <p class="llmc-note">{trans.__('This world has ended. The next %%distribute cell starts another one.')}</p>
+        <p class="llmc-note">{trans.__('This world has ended. The next %1 cell starts another one.', '%%distribute')}</p>
       ) : (
         <ListNote
           state={state}
           retry={() => client.events.retry()}
-          empty={trans.__('There are no ranks. The first %%distribute cell starts them, or %world start.')}
+          empty={trans.__('There are no ranks. The first %1 cell starts them, or %2.', '%%distribute', '%world start')}
         />
       )}
       {shown.map(world => (
@@ -168,7 +168,7 @@ function StacksOfWorld({ client, world }: { client: Client; world: World }) {
       </button>
       <Problem text={look.problem} />
       {lines && (
-        <pre class="llmc-log" tabIndex={0} aria-label={trans.__('Stacks')}>{lines.join('\n')}</pre>
+        <pre class="llmc-logtext" tabIndex={0} aria-label={trans.__('Stacks')}>{lines.join('\n')}</pre>
       )}
     </div>
   );
