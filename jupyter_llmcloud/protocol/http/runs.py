@@ -215,8 +215,6 @@ class MetricRecord(TypedDict, total=False):
     not_finite: Annotated[dict[str, str], Meta(description="Which values are null, and for what: nan, inf, -inf.")]
     progress: Annotated[list[Number], Meta(description="[done, total].")]
     desc: Annotated[str, Meta(description="Of the progress bar.")]
-    mark: Annotated[str, Meta(description="In place of values: something that happened, a checkpoint or a restart.")]
-    text: Annotated[str, Meta(description="Of the mark.")]
 
 
 class MetricRecords(Response, frozen=True):
