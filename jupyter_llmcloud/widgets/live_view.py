@@ -174,6 +174,7 @@ class LiveView:
         if widget is not None:
             widget.series = []  # front ends that store widget states must not store this one's data
             widget.info = {}
+            widget.forget_code()
             widget.close()
 
 

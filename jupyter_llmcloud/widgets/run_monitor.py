@@ -22,8 +22,8 @@ class RunMonitor(anywidget.AnyWidget):
     Message from the front end: {"type": "stop"}, when the REST route cannot be reached.
     """
 
-    _esm = STATIC / "run-monitor.js"
-    _css = STATIC / "panels.css"
+    _esm: Any = STATIC / "run-monitor.js"
+    _css: Any = STATIC / "panels.css"
 
     info = traitlets.Dict().tag(sync=True)
     series: Any = traitlets.List().tag(sync=True)
@@ -33,6 +33,11 @@ class RunMonitor(anywidget.AnyWidget):
         super().__init__(**traits)
         self._stop = stop
         self.on_msg(self._on_message)
+
+    def forget_code(self) -> None:
+        """Hold no module and no style any more: what stores the states of widgets would store them each time."""
+        self._esm = "export default {}"
+        self._css = ""
 
     def _on_message(self, _widget: object, content: object, _buffers: object) -> None:
         if isinstance(content, dict) and content.get("type") == "stop":

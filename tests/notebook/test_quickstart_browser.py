@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
 
 QUICKSTART = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
 CARD = ".llmc-card"
-LINE = f"{CARD} .llmc-chart .llmc-line"
+PLOT = f"{CARD} .llmc-chart .llmc-plot"
 MANY, FEW = 5000, 8
 # What is looked at here is the page: less text and a small model do. test_quickstart takes all of it.
 SMALLER = {
@@ -78,9 +78,9 @@ def test_the_quickstart_trains_stops_serves_and_answers(
             _run(page, index)
 
     _shift_enter(page, training)
-    expect(page.locator(LINE).first).to_be_visible(timeout=120_000)
+    expect(page.locator(PLOT).first).to_be_visible(timeout=120_000)
     page.wait_for_function(
-        "(line) => document.querySelector(line).getAttribute('d').split(/[ML]/).length > 8", arg=LINE, timeout=120_000
+        "(plot) => Number(document.querySelector(plot)?.dataset.points) > 8", arg=PLOT, timeout=120_000
     )
     page.locator(CARD).screenshot(path=str(pictures / "quickstart-training.png"))
     page.locator(CARD).get_by_role("button", name=re.compile("stop", re.IGNORECASE)).click()

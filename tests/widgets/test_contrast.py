@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_llmcloud.widgets import chart, live_widget, static_view
+from jupyter_llmcloud.widgets import chart, static_view
 
 ENOUGH = 4.5
-STYLE = Path(live_widget.__file__).with_name("live_view.css").read_text(encoding="utf-8")
+SHEETS = Path(__file__).parents[2] / "labextension/src/shared/style"
+STYLE = "".join(path.read_text(encoding="utf-8") for path in sorted(SHEETS.glob("*.css")) if path.name != "index.css")
 DARK = "jp-theme-light"
 PAPER = {"light": "#ffffff", "dark": "#111111"}
 # JupyterLab's own: 87 % and 54 % of black on white, and 100 % and 70 % of white on its dark paper.

@@ -20,6 +20,7 @@ from jupyter_llmcloud.core.output.numerals import format_duration, format_number
 from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.widgets import chart, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
+from jupyter_llmcloud.widgets.panel_mime import PANEL_MIME
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -260,10 +261,10 @@ def test_a_late_rank_is_in_the_widget_until_it_goes_on(view):
     view.show()
     view.handle_report({"text": "rank 1 is late.\n"})
     view.refresh(101.0)
-    assert view._widget.notice == "rank 1 is late."
+    assert view._widget.info["notice"] == "rank 1 is late."
     view.handle_report({"text": "rank 1 goes on.\n", "recovered": True})
     view.refresh(102.0)
-    assert view._widget.notice == ""
+    assert view._widget.info["notice"] == ""
 
 
 def test_a_short_run_without_metrics_leaves_nothing_behind(view, front_end):
@@ -279,7 +280,8 @@ def test_the_first_metric_brings_the_view_up_and_the_end_replaces_it(view, front
     view.finish("finished", 105.0)
     (live, first_id, first_update), (static, last_id, last_update) = front_end.shown
     assert WIDGET in live and "text/plain" in live
-    assert set(static) == {"text/html", "text/plain"}
+    assert set(static) == {"text/html", "text/plain", PANEL_MIME}
+    assert live[PANEL_MIME] == static[PANEL_MIME] == {"kind": "run", "id": "run-1", "name": "demo", "version": 1}
     assert (first_id, first_update, last_update) == (last_id, False, True)
     assert "finished in 5.0 s" in static["text/plain"]
 
@@ -295,7 +297,7 @@ def test_a_run_that_ends_before_its_view_was_up_shows_its_metrics_once(view, fro
     view.handle_metrics(0, records(1, 3, loss=2.0))
     view.finish("finished", 100.1)
     ((data, _, update),) = front_end.shown
-    assert (set(data), update) == ({"text/html", "text/plain"}, False)
+    assert (set(data), update) == ({"text/html", "text/plain", PANEL_MIME}, False)
 
 
 def test_updates_are_sent_at_most_ten_times_a_second_however_fast_records_come(view):
@@ -305,7 +307,7 @@ def test_updates_are_sent_at_most_ten_times_a_second_however_fast_records_come(v
         now = 100.0 + number / 1_000
         view.handle_metrics(0, records(number + 1, 1, loss=number / 7))
         view.refresh(now)
-    assert 10 < seen.count("latest") <= 101
+    assert 10 < seen.count("info") <= 101
 
 
 def test_charts_are_sent_only_when_they_have_changed_by_what_can_be_seen(view):
@@ -315,10 +317,10 @@ def test_charts_are_sent_only_when_they_have_changed_by_what_can_be_seen(view):
     seen = updates(view)
     view.handle_metrics(0, records(10_001, 1, loss=9.0))
     view.refresh(101.5)
-    assert "latest" in seen and "charts" not in seen
+    assert "info" in seen and "series" not in seen
     assert view.next_deadline() is not None
     view.refresh(103.6)
-    assert "charts" in seen
+    assert "series" in seen
     assert view.next_deadline() is None
 
 
@@ -336,7 +338,7 @@ def test_the_traits_hold_only_what_json_can_carry(view):
     for value in (1.0, math.nan, math.inf, -1.7e308):
         view.handle_metrics(0, records(1 + view.state.metrics.num_records, 1, loss=value))
     view.show()
-    traits = {name: getattr(view._widget, name) for name in ("run", "progress", "ranks", "charts", "latest")}
+    traits = {name: getattr(view._widget, name) for name in ("info", "series")}
     json.dumps(traits, allow_nan=False)
 
 
@@ -344,8 +346,8 @@ def test_charts_have_a_bounded_size(view):
     for number in range(5_000):
         view.handle_metrics(0, records(number + 1, 1, **{f"m{n}": math.sin(number / 50) for n in range(40)}))
     view.show()
-    assert len(view._widget.charts) == 20
-    assert max(len(drawn["points"]) for drawn in view._widget.charts) <= 160
+    assert len(view._widget.series) == 20
+    assert max(len(columns["step"]) for columns in view._widget.series) <= 160
 
 
 def test_a_message_of_the_widget_calls_stop(front_end):
@@ -365,7 +367,7 @@ def test_the_widget_is_closed_at_the_end_and_keeps_no_data(view):
     widget = view._widget
     view.finish("finished", 105.0)
     assert widget.comm is None
-    assert widget.charts == []
+    assert (widget.series, widget.info) == ([], {})
 
 
 def test_a_terminal_gets_text(capsys):
@@ -402,6 +404,6 @@ view.finish("finished", 2.0)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     (output,) = notebook.cells[0].outputs
-    assert set(output.data) == {"text/html", "text/plain"}
+    assert set(output.data) == {"text/html", "text/plain", PANEL_MIME}
     assert len(images(output.data["text/html"])) == 1
     assert len(str(notebook.metadata.get("widgets", ""))) < 60_000

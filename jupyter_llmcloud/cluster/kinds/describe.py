@@ -151,14 +151,9 @@ def _type_of(default: Any, told: str) -> str:
     if isinstance(default, float):
         return "number"
     words = set(re.findall(r"[a-z]+", told.lower()))
-    if default is None and not words & {"str", "string"}:
-        for name, words_of in (
-            ("boolean", {"bool", "boolean"}),
-            ("integer", {"int", "integer"}),
-            ("number", {"float"}),
-        ):
-            if words & words_of:
-                return name
+    is_text = words & {"str", "string"} and not words & {"list", "dict"}
+    if default is None and not is_text:
+        return next((name for name, meant in _TYPES.items() if words & meant), "text")
     return "text"
 
 

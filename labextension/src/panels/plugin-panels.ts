@@ -40,7 +40,8 @@ export const panelsPlugin: JupyterFrontEndPlugin<Panels> = {
         openRun: (runId, name) => void commands.execute(COMMANDS.openRun, { id: runId, name }),
         openEndpoint: name => void commands.execute(COMMANDS.openEndpoint, { id: name, name }),
         openCluster: name => void commands.execute(COMMANDS.openCluster, { id: name, name }),
-        openWorld: worldId => void commands.execute(COMMANDS.openWorld, { id: worldId, name: worldId })
+        openWorld: (worldId, holder) =>
+          void commands.execute(COMMANDS.openWorld, { id: worldId, name: trans.__('Ranks of %1', holder) })
       },
       get serverProblem() {
         return check.problem;

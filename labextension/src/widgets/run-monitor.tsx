@@ -10,20 +10,21 @@ import { KernelRun } from './kernel-run';
 function RunInCell({ model }: { model: Model }) {
   const [kernelRun] = useState(() => new KernelRun(model));
   const [client, setClient] = useState<Client | null>(null);
+  const [page] = useState(pageClient);
   const { run_id: runId, name } = model.get('info') as RunInfo;
   useEffect(() => {
-    const page = pageClient();
     page?.rest.run(runId).then(
       () => setClient(page),
       () => undefined // the server does not know the run: the kernel tells of it
     );
-  }, [runId]);
+  }, [page, runId]);
   return (
     <RunMonitor
       run={client ? client.run(runId) : kernelRun}
       runId={runId}
       name={name}
       client={client}
+      rest={page?.rest}
       stopByKernel={() => model.send({ type: 'stop' })}
       onLogScales={names => {
         model.set('log_scales', names);
@@ -34,3 +35,6 @@ function RunInCell({ model }: { model: Model }) {
 }
 
 export default widget(model => <RunInCell model={model} />);
+
+// A test holds them against those of the saved form.
+export { formatDuration, formatNumber } from '../shared/format';

@@ -12,7 +12,7 @@ import { StartForm } from './start-form';
 export interface Openers {
   openRun?: (runId: string, name: string) => void;
   openEndpoint?: (name: string) => void;
-  openWorld?: (worldId: string) => void;
+  openWorld?: (worldId: string, holder: string) => void;
   openCluster?: (name: string) => void;
 }
 

@@ -53,7 +53,7 @@ function Holder({ client, world, run, openers }: { client: Client; world: World;
       </span>
       {openers.openWorld && (
         <button type="button" class="llmc-button" aria-label={trans.__('Ranks of %1', world.holder)}
-          onClick={() => openers.openWorld?.(world.world_id)}>
+          onClick={() => openers.openWorld?.(world.world_id, world.holder)}>
           {trans.__('Ranks')}
         </button>
       )}

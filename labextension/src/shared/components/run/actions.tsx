@@ -69,7 +69,7 @@ function Serve({ info, client, onServe, onHint }: ActionsProps) {
   );
 }
 
-function Stop({ info, client, runId, stopByKernel, onHint }: ActionsProps) {
+function Stop({ info, client, rest = client?.rest, runId, stopByKernel, onHint }: ActionsProps) {
   const trans = useTrans();
   const [presses, setPresses] = useState(0);
   useEffect(() => setPresses(0), [runId]);
@@ -78,8 +78,8 @@ function Stop({ info, client, runId, stopByKernel, onHint }: ActionsProps) {
   const stop = async () => {
     setPresses(presses + 1);
     try {
-      if (!client) throw new Error(trans.__('The Jupyter server cannot be asked from this page.'));
-      await client.rest.stopRun(runId);
+      if (!rest) throw new Error(trans.__('The Jupyter server cannot be asked from this page.'));
+      await rest.stopRun(runId);
       onHint('');
     } catch (error) {
       if (!stopByKernel) {

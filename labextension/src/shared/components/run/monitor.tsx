@@ -25,6 +25,8 @@ export interface RunMonitorProps {
   name: string;
   /** null where the server of the page cannot be asked: what the kernel sends is shown. */
   client: Client | null;
+  /** The server of the page, which may carry out what it cannot show. */
+  rest?: Rest | null;
   /** Asks the kernel to stop the run, where the server cannot be reached. */
   stopByKernel?: () => void;
   /** The metrics in powers of ten have changed; told to the kernel, which saves them. */
@@ -38,7 +40,7 @@ export function RunMonitor(props: RunMonitorProps) {
   const trans = useTrans();
   const state = useValue(run);
   const card = useRef<HTMLElement>(null);
-  const [layout, setLayout, isPinned, pin] = useLayout(state.info, client?.rest ?? null, runId, props.onLogScales);
+  const [layout, setLayout, isPinned, pin] = useLayout(state.info, client?.rest ?? props.rest ?? null, runId, props.onLogScales);
   const [compared, setCompared] = useState<string[]>([]);
   const others = useCompared(client, compared);
   const fetchSeries = useMemo<FetchSeries>(() => client && ((id, metric, window) => client.rest.series(id, metric, window)), [client]);
