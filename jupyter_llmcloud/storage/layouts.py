@@ -25,10 +25,10 @@ class Layouts:
             return None
         return layout if isinstance(layout, dict) else None
 
-    def pin(self, name: str, layout: dict[str, Any] | None) -> None:
-        """Keep a layout for runs of this name, in place of an earlier one; None unpins it."""
+    def pin(self, name: str, layout: dict[str, Any]) -> None:
+        """Keep a layout for runs of this name, in place of an earlier one; an empty one unpins it."""
         path = self._path(name)
-        if layout is None:
+        if not layout:
             path.unlink(missing_ok=True)
             return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -156,7 +156,7 @@ async def test_a_run_can_be_looked_at_and_remembers_its_log_scales(server: Serve
     assert (layouts.find("train"), layouts.find("other")) == ({"axis": "time"}, None)
     await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": ["loss"]})
     assert layouts.find("train") == {"axis": "time"}
-    await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": ["loss"], "layout": None})
+    await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": ["loss"], "layout": {}})
     assert layouts.find("train") is None
     view = (await server.ask("GET", "llmcloud/api/runs/train/view")).json()
     assert (view["run_id"], view["name"], view["state"]) == ("train-1", "train", "finished")

@@ -216,7 +216,7 @@ function useLayout(
   const pin = () => {
     const next = isPinned ? null : layout;
     setPinned(next);
-    void rest?.keepView(runId, { log: layout.log, layout: next && { ...next } }).catch(() => setPinned(pinned));
+    void rest?.keepView(runId, { log: layout.log, layout: { ...next } }).catch(() => setPinned(pinned));
   };
   return [layout, change, isPinned, pin];
 }
