@@ -43,6 +43,7 @@ def test_the_card_follows_the_run_without_its_kernel_until_it_ends(
         page.wait_for_function(  # the view goes on, as the run does
             "(seen) => Number(document.querySelector('.llmc-card .llmc-plot')?.dataset.to) > seen", arg=seen
         )
+        (folder / LET_GO).touch()
         expect(card.locator(".llmc-state")).to_have_text("finished", timeout=60_000)
         expect(card.get_by_role("button", name="Stop long")).to_be_hidden()
         page.screenshot(path=pictures / "after-restart.png")

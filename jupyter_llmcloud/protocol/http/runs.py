@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.protocol.http.base import Body, Query, Response
@@ -61,9 +61,13 @@ class LogQuery(Query, frozen=True):
 
 
 class LogScales(Body, frozen=True):
-    """Metrics that are drawn in powers of ten."""
+    """How a run is drawn."""
 
-    log: list[str] = []
+    log: Annotated[list[str], Meta(description="Metrics that are drawn in powers of ten.")] = []
+    layout: Annotated[
+        dict[str, Any] | UnsetType | None,
+        Meta(description="Of its charts, pinned for all runs of this name; an empty one unpins it, left out it stays."),
+    ] = UNSET
 
 
 # --- what is answered ---

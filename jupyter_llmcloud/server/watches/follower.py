@@ -14,6 +14,7 @@ from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.watches.output_tail import OutputTail
 from jupyter_llmcloud.storage.journal import Cursor, read_from
+from jupyter_llmcloud.storage.layouts import Layouts
 from jupyter_llmcloud.storage.notable import notable
 from jupyter_llmcloud.system.gil import with_short_intervals
 from jupyter_llmcloud.widgets.view_state import Hang, ViewState
@@ -187,6 +188,7 @@ class RunFollower:
         self.view.name = record.name
         self._set_state(record, record.state)
         self.view.log = frozenset(self.folder.log_scales() or ())
+        self.view.layout = Layouts(self.folder.path.parents[1]).find(self.view.name)
         return True
 
     def _set_state(self, record: RunRecord, state: str) -> None:
