@@ -65,7 +65,7 @@ class LogScales(Body, frozen=True):
 
     log: Annotated[list[str], Meta(description="Metrics that are drawn in powers of ten.")] = []
     layout: Annotated[
-        dict[str, Any] | UnsetType | None,
+        dict[str, Any] | UnsetType,
         Meta(description="Of its charts, pinned for all runs of this name; an empty one unpins it, left out it stays."),
     ] = UNSET
 
