@@ -7,6 +7,7 @@
                      logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} (of a warning, too), or
                                               {..., "kind": "display" | "result" | "clear_output" | "report", ...}
                      log.txt                  all text of all ranks, once somebody wants it (see storage.log_text)
+                     marks.jsonl              {"seq", "t", "mark": "checkpoint" | "restart", "step", "text"}
                      view.json                how it is looked at: {"log": [metrics in powers of ten]}
                      model/                   what --save wrote
                      checkpoints/step-<n>/    complete training states (see storage.checkpoints)
@@ -116,6 +117,11 @@ class RunFolder:
     def metrics(self, rank: int) -> Path:
         """The journal of metrics of a rank."""
         return self.path / "metrics" / f"rank-{rank:04d}.jsonl"
+
+    @property
+    def marks(self) -> Path:
+        """The journal of what happened to the run: checkpoints, restarts."""
+        return self.path / "marks.jsonl"
 
     def logs(self, rank: int) -> Path:
         """The journal of output of a rank."""

@@ -51,6 +51,7 @@ class ViewState:
     reports: list[tuple[str, bool]] = field(default_factory=list)  # (text, whether all goes on again)
     hang: Hang | None = None  # until the ranks go on
     log: Set[str] = frozenset()  # metrics that are drawn in powers of ten
+    layout: Mapping[str, Any] | None = None  # of the charts, pinned for runs of this name
 
     def set_rank(self, rank: int, state: str, detail: str = "") -> None:
         """A rank's state has changed; the charts wait for those that can still log."""

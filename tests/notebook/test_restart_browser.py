@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.notebook.test_kernel_ends import num_steps, record, training
+from tests.notebook.test_kernel_ends import LET_GO, num_steps, record, training
 from tests.support import browser
 from tests.support.lab import open_lab, running_lab
 from tests.support.worlds import until
@@ -32,7 +32,7 @@ def test_the_card_follows_the_run_without_its_kernel_until_it_ends(
         page = open_lab(chromium, lab, "a.ipynb")
         browser.run_cell(page, 0)
         browser.start_cell(page, 1)
-        card = page.locator(".llmc-card")
+        card = page.locator(".llmc-run")
         expect(card.locator(".llmc-chart")).to_be_visible(timeout=90_000)
         until(lambda: num_steps("long") > 10, "the run is well under way", 90)
         page.evaluate(RESTART)
@@ -41,8 +41,9 @@ def test_the_card_follows_the_run_without_its_kernel_until_it_ends(
         plot = card.locator(".llmc-plot")
         expect(plot).to_be_visible()
         page.wait_for_function(  # the view goes on, as the run does
-            "(seen) => Number(document.querySelector('.llmc-card .llmc-plot')?.dataset.to) > seen", arg=seen
+            "(seen) => Number(document.querySelector('.llmc-run .llmc-plot')?.dataset.to) > seen", arg=seen
         )
+        (folder / LET_GO).touch()
         expect(card.locator(".llmc-state")).to_have_text("finished", timeout=60_000)
         expect(card.get_by_role("button", name="Stop long")).to_be_hidden()
         page.screenshot(path=pictures / "after-restart.png")

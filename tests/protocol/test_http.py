@@ -41,7 +41,7 @@ def refusal(kind: Any, body: Any) -> str:
             "script.argv is not known here: file, arguments, folder are.",
         ),
         (runs.StartRun, {"source": "1", "sepc": {}}, "field 'sepc' is not known here: source, spec, script are."),
-        (runs.LogScales, {"x` - at `$.log": 1}, "field 'x` - at `$.log' is not known here: log are."),
+        (runs.LogScales, {"x` - at `$.log": 1}, "field 'x` - at `$.log' is not known here: log, layout are."),
         (
             runs.StartRun,
             {"source": "1", "script": {"x` - at `$.y": 1}},

@@ -32,6 +32,7 @@ def routes() -> list[tuple[str, str, Any]]:
     for pattern, handler, *_ in ROUTES:
         path = pattern.replace("(.+)", "name").replace("(completions)", "completions")
         path = path.replace("(chat/completions)", "chat/completions").replace("(?:/.*)?", "/nothing")
+        path = path.replace("\\.", ".")
         path = re.sub(r"\(\[A-Za-z0-9\].*?\)", "name", path)
         for method in METHODS:
             function = getattr(handler, method)

@@ -15,6 +15,7 @@ import pytest
 from jupyter_llmcloud.server.audit import SCHEMA_ID
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import JournalWriter
+from jupyter_llmcloud.storage.layouts import Layouts
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 from tests.support.server_parts import Server, make_model, until
 
@@ -150,6 +151,13 @@ async def test_a_run_can_be_looked_at_and_remembers_its_log_scales(server: Serve
     make_run()
     told = (await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": ["loss"]})).json()
     assert told == {"log": ["loss"]} and RunStore().find("train").log_scales() == ["loss"]
+    layouts = Layouts(RunStore().path.parent)
+    await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": [], "layout": {"axis": "time"}})
+    assert (layouts.find("train"), layouts.find("other")) == ({"axis": "time"}, None)
+    await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": ["loss"]})
+    assert layouts.find("train") == {"axis": "time"}
+    await server.ask("PUT", "llmcloud/api/runs/train/view", {"log": ["loss"], "layout": {}})
+    assert layouts.find("train") is None
     view = (await server.ask("GET", "llmcloud/api/runs/train/view")).json()
     assert (view["run_id"], view["name"], view["state"]) == ("train-1", "train", "finished")
     assert "loss" in view["html"] and "<img" in view["html"]

@@ -11,7 +11,8 @@ from jupyter_llmcloud.widgets import chart, static_view
 
 ENOUGH = 4.5
 SHEETS = Path(__file__).parents[2] / "labextension/src/shared/style"
-STYLE = "".join(path.read_text(encoding="utf-8") for path in sorted(SHEETS.glob("*.css")) if path.name != "index.css")
+OF_A_RUN = ("base.css", "run-monitor.css", "chart.css")
+STYLE = "".join((SHEETS / name).read_text(encoding="utf-8") for name in OF_A_RUN)
 DARK = "jp-theme-light"
 PAPER = {"light": "#ffffff", "dark": "#111111"}
 # JupyterLab's own: 87 % and 54 % of black on white, and 100 % and 70 % of white on its dark paper.

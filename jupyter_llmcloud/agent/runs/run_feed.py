@@ -92,9 +92,10 @@ class RunFeed:
         self.record.history.append({"t": round(time.time(), 3), "why": why})
 
     def mark(self, kind: str, step: int | None, text: str) -> None:
-        """Something that charts show beside the metrics: a checkpoint, a restart. Kept where these are."""
+        """Something that charts show beside the metrics: a checkpoint, a restart."""
+        self._tell_begun()
         where = {} if step is None else {"step": step}
-        self.journal("metrics", min(self.record.ranks, default=0), [{"mark": kind, **where, "text": text}])
+        self._files.mark({"mark": kind, **where, "text": text})
 
     def journal(self, kind: str, rank: int, records: list[dict[str, Any]]) -> None:
         """Write records of a rank, then ring at the followers."""

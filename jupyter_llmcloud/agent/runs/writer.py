@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.storage.journal import JournalWriter
@@ -42,12 +43,20 @@ class RunWriter:
         except OSError as error:
             self._cannot_write(error)
 
+    def mark(self, record: dict[str, Any]) -> None:
+        """Write down that something happened to the run."""
+        self.append("marks", -1, [record])
+
+    def _path(self, kind: str, rank: int) -> Path:
+        if kind == "marks":
+            return self._folder.marks
+        return self._folder.logs(rank) if kind == "logs" else self._folder.metrics(rank)
+
     def append(self, kind: str, rank: int, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write records to a rank's journal; returns them as written, with their numbers."""
         writer = self._journals.get((kind, rank))
         if writer is None:
-            path = self._folder.logs(rank) if kind == "logs" else self._folder.metrics(rank)
-            writer = self._journals[(kind, rank)] = JournalWriter(path)
+            writer = self._journals[(kind, rank)] = JournalWriter(self._path(kind, rank))
         written = writer.append(records)
         if writer.error is not None:
             self._cannot_write(writer.error)

@@ -57,8 +57,7 @@ def plan(points: Sequence[Point]) -> ChartPlan:
     drawn = [point for point in points if point.mean is not None]
     lows = [bounded(point.low or 0.0) for point in drawn] or [0.0]
     highs = [bounded(point.high or 0.0) for point in drawn] or [1.0]
-    means = [bounded(point.mean or 0.0) for point in drawn] or [0.0, 1.0]
-    low, high = _robust(means, min(lows), max(highs))
+    low, high = _robust(lows, highs)
     return ChartPlan(
         steps=_step_axis([point.step for point in points] or [0.0]),
         values=_value_axis(low, high),
@@ -73,13 +72,13 @@ def bounded(value: float) -> float:
     return max(-LARGEST, min(LARGEST, value)) if abs(value) > SMALLEST else 0.0
 
 
-def _robust(means: Sequence[float], low: float, high: float) -> tuple[float, float]:
+def _robust(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]:
     """The range that shows the curve: not all of it where rare values would make a line of the others."""
-    num_trimmed = max(1, math.floor(OUTLIERS * len(means)))
-    ordered = sorted(means)
-    if len(ordered) < FEWEST:
+    low, high = min(lows), max(highs)
+    if len(lows) < FEWEST:
         return low, high
-    inner_low, inner_high = ordered[num_trimmed], ordered[-1 - num_trimmed]
+    num_trimmed = max(1, math.floor(OUTLIERS * len(lows)))
+    inner_low, inner_high = sorted(lows)[num_trimmed], sorted(highs)[-1 - num_trimmed]
     span = inner_high - inner_low
     if span <= 0 or high - low <= FLATTENED * span:
         return low, high

@@ -7,7 +7,7 @@ Numbers that JSON has no words for (NaN, infinity) are null, and counted beside.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -208,6 +208,7 @@ class RunInfo(msgspec.Struct, kw_only=True, frozen=True):
         notes: what was noted on the way.
         errors: of the ranks that failed by themselves, the culprit first.
         log_scales: metrics that are drawn in powers of ten.
+        layout: of the charts, as it was pinned for runs of this name; None when it was not.
         artifacts: what it has left, {name: path}.
         num_left_out: values of metrics beyond those that are kept.
     """
@@ -231,6 +232,7 @@ class RunInfo(msgspec.Struct, kw_only=True, frozen=True):
     notes: list[str] = []
     errors: list[RankError] = []
     log_scales: list[str] = []
+    layout: dict[str, Any] | None = None
     artifacts: dict[str, str] = {}
     num_left_out: int = 0
     actions: RunActions = RunActions()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.protocol.http.base import Body, Query, Response
@@ -61,9 +61,13 @@ class LogQuery(Query, frozen=True):
 
 
 class LogScales(Body, frozen=True):
-    """Metrics that are drawn in powers of ten."""
+    """How a run is drawn."""
 
-    log: list[str] = []
+    log: Annotated[list[str], Meta(description="Metrics that are drawn in powers of ten.")] = []
+    layout: Annotated[
+        dict[str, Any] | UnsetType,
+        Meta(description="Of its charts, pinned for all runs of this name; an empty one unpins it, left out it stays."),
+    ] = UNSET
 
 
 # --- what is answered ---
@@ -215,8 +219,6 @@ class MetricRecord(TypedDict, total=False):
     not_finite: Annotated[dict[str, str], Meta(description="Which values are null, and for what: nan, inf, -inf.")]
     progress: Annotated[list[Number], Meta(description="[done, total].")]
     desc: Annotated[str, Meta(description="Of the progress bar.")]
-    mark: Annotated[str, Meta(description="In place of values: something that happened, a checkpoint or a restart.")]
-    text: Annotated[str, Meta(description="Of the mark.")]
 
 
 class MetricRecords(Response, frozen=True):

@@ -42,6 +42,7 @@ from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import NoFields, operation
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
+from jupyter_llmcloud.storage.layouts import Layouts
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from jupyter_llmcloud.widgets import static_view
 from jupyter_llmcloud.widgets.recorded_view import recorded_view
@@ -236,8 +237,12 @@ class RunViewHandler(_RunHandler):
 
     @operation("write", LogScalesKept, body=LogScales)
     async def put(self, name: str, body: LogScales) -> LogScalesKept:
-        """Remember which metrics of a run are drawn in powers of ten."""
-        await asyncio.to_thread(self.runs.find(name).set_log_scales, body.log)
+        """Remember which metrics of a run are drawn in powers of ten, and the layout of charts for runs of its name."""
+        folder = self.runs.find(name)
+        await asyncio.to_thread(folder.set_log_scales, body.log)
+        if body.layout is not msgspec.UNSET:
+            record = await asyncio.to_thread(folder.read)
+            await asyncio.to_thread(Layouts(self.runs.path.parent).pin, record.name, body.layout)
         return LogScalesKept(log=body.log)
 
 

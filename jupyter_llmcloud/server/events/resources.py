@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEEP_S = 1.0  # clusters and worlds are told from one look
 RANKS_S = 2.0
+STARTS_S = 15.0  # a rank that was not there when its host was looked at is about to come, in a world as young as this
 FULL = 0.95  # of a host's memory: from here on processes are killed for it
 _TEXTS = {"agent": "node agent", "zygote": "holds what ranks import, and forks them"}
 
@@ -57,10 +58,11 @@ class Resources:
         """With its ranks. Raises LLMCloudError."""
         found = ranks_of(await self._look(world.cluster), world.world_id)
         state = "running" if world.run_id else "idle"
+        unseen = "starting" if time.time() - world.started < STARTS_S else "lost"
         ranks = [
             WorldRank(
                 rank=rank,
-                state=state if rank in found else "lost",
+                state=state if rank in found else unseen,
                 local_rank=None,
                 **{name: value for name, value in found.get(rank, {}).items() if name in _WORLD_RANK},
             )

@@ -14,6 +14,7 @@ from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.watches.output_tail import OutputTail
 from jupyter_llmcloud.storage.journal import Cursor, read_from
+from jupyter_llmcloud.storage.layouts import Layouts
 from jupyter_llmcloud.storage.notable import notable
 from jupyter_llmcloud.system.gil import with_short_intervals
 from jupyter_llmcloud.widgets.view_state import Hang, ViewState
@@ -173,9 +174,11 @@ class RunFollower:
         found, has_more = self._read_metrics(self.record.ranks)
         rows, more_output = self._journals.output(self.record.ranks)
         self._take_output(rows)
+        marks = self._journals.marks()
+        self.happened.marks += marks
         first_time = not self.is_complete and not (has_more or more_output)
         self.is_complete |= first_time
-        return is_news or found or bool(rows) or first_time, has_more or more_output
+        return is_news or found or bool(rows or marks) or first_time, has_more or more_output
 
     def _read_record(self) -> bool:
         if not self._journals.record_changed() and self.record is not None:
@@ -185,6 +188,7 @@ class RunFollower:
         self.view.name = record.name
         self._set_state(record, record.state)
         self.view.log = frozenset(self.folder.log_scales() or ())
+        self.view.layout = Layouts(self.folder.path.parents[1]).find(self.view.name)
         return True
 
     def _set_state(self, record: RunRecord, state: str) -> None:
@@ -200,7 +204,6 @@ class RunFollower:
         for rank, records, is_full in self._journals.metrics(ranks):
             has_more |= is_full
             is_news |= self.view.metrics.feed(rank, records)
-            self.happened.marks += [record for record in records if "mark" in record]
         return is_news, has_more
 
     def _take_output(self, rows: list[tuple[int, dict[str, Any]]]) -> None:
@@ -223,6 +226,7 @@ class _Journals:
         self._folder = folder
         self._metrics: dict[int, Cursor] = {}
         self._logs: dict[int, Cursor] = {}
+        self._marks = Cursor()
         self._stamp: tuple[int, int, int] | None = None
 
     def record_changed(self) -> bool:
@@ -246,6 +250,12 @@ class _Journals:
             if _size(path) > cursor.offset and (records := read_from(path, cursor, PASS_BYTES)):
                 found.append((rank, records, _size(path) - cursor.offset >= PASS_BYTES // 4))
         return found
+
+    def marks(self) -> list[dict[str, Any]]:
+        """What has happened to the run."""
+        if _size(self._folder.marks) == self._marks.offset:
+            return []
+        return read_from(self._folder.marks, self._marks, PASS_BYTES)
 
     def skip_output(self, ranks: list[int]) -> int:
         """Begin with the end of what each rank wrote; returns how many records are left out."""

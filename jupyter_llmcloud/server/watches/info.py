@@ -62,6 +62,7 @@ def run_info(
         notes=record.notes,
         errors=[_error(error) for error in view.errors],
         log_scales=sorted(view.log),
+        layout=dict(view.layout) if view.layout is not None else None,
         artifacts=record.artifacts,
         num_left_out=view.metrics.num_left_out,
         actions=_actions(record, view),

@@ -94,7 +94,12 @@ async def test_a_run_is_seen_from_its_first_phase_to_its_end(real_server: Server
 
     # Who holds the slots: in the cluster and in the world.
     (world,) = await events.until(
-        lambda: [world for world in events.items["worlds"].values() if world["run_id"] == run_id and world["ranks"]], 30
+        lambda: [
+            world
+            for world in events.items["worlds"].values()
+            if world["run_id"] == run_id and all(row["pid"] for row in world["ranks"])
+        ],
+        30,
     )
     assert {row["pid"] for row in world["ranks"]} == {rank["pid"] for rank in ranks}
     (worker,) = await events.until(

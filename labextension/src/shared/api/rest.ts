@@ -18,7 +18,8 @@ export type Query = Record<string, string | number | null | undefined>;
 /** How the front end remembers to show a run; kept by the server, and inherited by the next run of that name. */
 export interface ViewSettings {
   log?: string[];
-  layout?: Record<string, unknown> | null;
+  /** An empty one unpins it. */
+  layout?: Record<string, unknown>;
 }
 
 export class Rest {

@@ -120,7 +120,8 @@ export interface ValueRange {
  * unless `showAll`.
  */
 export function valueRange(tables: readonly Table[], within: Range, isLog: boolean, showAll: boolean): ValueRange {
-  const means: number[] = [];
+  const lows: number[] = [];
+  const highs: number[] = [];
   let low = Infinity;
   let high = -Infinity;
   let canLog = true;
@@ -128,19 +129,20 @@ export function valueRange(tables: readonly Table[], within: Range, isLog: boole
     table.x.forEach((x, at) => {
       const mean = table.mean[at];
       if (x < within[0] || x > within[1] || mean === null || mean === undefined) return;
-      means.push(mean);
+      lows.push(table.low[at] ?? mean);
+      highs.push(table.high[at] ?? mean);
       low = Math.min(low, table.low[at] ?? mean);
       high = Math.max(high, table.high[at] ?? mean);
       canLog &&= (table.low[at] ?? mean) > SMALLEST;
     });
   }
-  if (!means.length) return { range: isLog ? [0.1, 10] : [0, 1], outside: '', canLog: false };
+  if (!lows.length) return { range: isLog ? [0.1, 10] : [0, 1], outside: '', canLog: false };
   if (isLog) {
     const [first, last] = [Math.log10(Math.max(low, 1e-307)), Math.log10(Math.max(high, 1e-307))];
     const margin = (last - first) * MARGIN || 0.1;
     return { range: [10 ** Math.max(-307, first - margin), 10 ** Math.min(300, last + margin)], outside: '', canLog };
   }
-  const [from, to] = showAll ? [low, high] : robust(means, low, high);
+  const [from, to] = showAll ? [low, high] : robust(lows, highs, low, high);
   const isFlat = to - from <= FLAT * Math.abs(to);
   const margin = isFlat ? Math.abs(to) * 0.1 || 1 : (to - from) * MARGIN;
   const outside = [
@@ -150,12 +152,11 @@ export function valueRange(tables: readonly Table[], within: Range, isLog: boole
   return { range: [bounded(from - margin), bounded(to + margin)], outside: outside.filter(Boolean).join(', '), canLog };
 }
 
-function robust(means: readonly number[], low: number, high: number): Range {
-  if (means.length < FEWEST) return [low, high];
-  const ordered = [...means].sort((one, other) => one - other);
-  const trimmed = Math.max(1, Math.floor(OUTLIERS * means.length));
-  const innerLow = ordered[trimmed] as number;
-  const innerHigh = ordered[ordered.length - 1 - trimmed] as number;
+function robust(lows: number[], highs: number[], low: number, high: number): Range {
+  if (lows.length < FEWEST) return [low, high];
+  const trimmed = Math.max(1, Math.floor(OUTLIERS * lows.length));
+  const innerLow = lows.sort((one, other) => one - other)[trimmed] as number;
+  const innerHigh = highs.sort((one, other) => other - one)[trimmed] as number;
   const span = innerHigh - innerLow;
   if (span <= 0 || high - low <= FLATTENED * span) return [low, high];
   return [Math.max(low, innerLow - span / 2), Math.min(high, innerHigh + span / 2)];

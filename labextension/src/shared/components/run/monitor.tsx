@@ -199,7 +199,7 @@ function useLayout(
   runId: string,
   onLogScales?: (names: string[]) => void
 ): [ChartLayout, (layout: ChartLayout) => void, boolean, () => void] {
-  const kept = (info as { layout?: Partial<ChartLayout> | null } | null)?.layout ?? null;
+  const kept = (info?.layout ?? null) as Partial<ChartLayout> | null;
   const [own, setOwn] = useState<ChartLayout | null>(null);
   const [pinned, setPinned] = useState<ChartLayout | null>(null);
   const log = info?.log_scales ?? [];
@@ -216,7 +216,7 @@ function useLayout(
   const pin = () => {
     const next = isPinned ? null : layout;
     setPinned(next);
-    void rest?.keepView(runId, { log: layout.log, layout: next && { ...next } }).catch(() => setPinned(pinned));
+    void rest?.keepView(runId, { log: layout.log, layout: { ...next } }).catch(() => setPinned(pinned));
   };
   return [layout, change, isPinned, pin];
 }
