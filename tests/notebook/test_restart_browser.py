@@ -32,7 +32,7 @@ def test_the_card_follows_the_run_without_its_kernel_until_it_ends(
         page = open_lab(chromium, lab, "a.ipynb")
         browser.run_cell(page, 0)
         browser.start_cell(page, 1)
-        card = page.locator(".llmc-card")
+        card = page.locator(".llmc-run")
         expect(card.locator(".llmc-chart")).to_be_visible(timeout=90_000)
         until(lambda: num_steps("long") > 10, "the run is well under way", 90)
         page.evaluate(RESTART)
@@ -41,7 +41,7 @@ def test_the_card_follows_the_run_without_its_kernel_until_it_ends(
         plot = card.locator(".llmc-plot")
         expect(plot).to_be_visible()
         page.wait_for_function(  # the view goes on, as the run does
-            "(seen) => Number(document.querySelector('.llmc-card .llmc-plot')?.dataset.to) > seen", arg=seen
+            "(seen) => Number(document.querySelector('.llmc-run .llmc-plot')?.dataset.to) > seen", arg=seen
         )
         (folder / LET_GO).touch()
         expect(card.locator(".llmc-state")).to_have_text("finished", timeout=60_000)
