@@ -27,7 +27,7 @@ ASK_JAVASCRIPT = """async ([source, values, durations]) => {
     const { formatNumber, formatDuration } = await import(url);
     return [values.map((value) => formatNumber(value)), durations.map(formatDuration)];
 }"""
-CARD = ".llmc-card"
+CARD = ".llmc-run"
 CHART = f"{CARD} .llmc-chart"
 PLOT = f"{CHART} .llmc-plot"
 

@@ -17,7 +17,7 @@ from tests.support.lab import Lab, open_lab, running_lab
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
 
 QUICKSTART = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
-CARD = ".llmc-card"
+CARD = ".llmc-run"
 PLOT = f"{CARD} .llmc-chart .llmc-plot"
 MANY, FEW = 5000, 8
 # What is looked at here is the page: less text and a small model do. test_quickstart takes all of it.

@@ -14,7 +14,7 @@ from tests.support.lab import Lab, open_lab, running_lab
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-CARD = ".llmc-card"
+CARD = ".llmc-run"
 PLOT = f"{CARD} .llmc-plot"
 LOSS = f'{CARD} [data-metric="loss"] .llmc-plot'
 
