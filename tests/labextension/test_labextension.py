@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
-from tests.support.browser import write_notebook
+from tests.support.browser import end_kernel, run_cell, write_notebook
 from tests.support.lab import Lab, open_lab, running_lab
 
 pytestmark = pytest.mark.browser
@@ -27,6 +27,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab") / "notebooks"
     folder.mkdir()
     write_notebook(folder / "cells.ipynb", ["x = 1\nprint(x)"])
+    write_notebook(folder / "panel.ipynb", ["import jupyter_llmcloud as lc\nlc.ClusterPanel()"])
     with running_lab(folder) as running:
         yield running
 
@@ -122,3 +123,20 @@ def test_a_server_without_the_extension_is_explained(one_chromium: Browser, tmp_
         page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
         expect(page.locator(SIDEBAR).get_by_role("alert").first).to_contain_text("jupyter server extension list")
         page.screenshot(path=pictures / "status-bar-not-enabled.png")
+
+
+def test_a_panel_in_a_cell_is_live_and_its_table_is_in_the_saved_notebook(
+    context: BrowserContext, lab: Lab, pictures: Path
+) -> None:
+    page = open_lab(context, lab, "panel.ipynb")
+    output = run_cell(page, 0)
+    panel = output.locator("section[aria-label='Clusters']")
+    expect(panel).to_contain_text("There is no cluster yet")
+    expect(panel.get_by_role("button", name="New cluster")).to_be_visible()
+    page.screenshot(path=pictures / "panel-in-cell.png")
+    data = page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells[0].outputs.map(row => row.data)"
+    )
+    assert "There is no cluster yet" in str(data[-1]["text/html"])
+    end_kernel(page)
+    page.close()
