@@ -22,8 +22,8 @@ class RunMonitor(anywidget.AnyWidget):
     Message from the front end: {"type": "stop"}, when the REST route cannot be reached.
     """
 
-    _esm = STATIC / "run-monitor.js"
-    _css = STATIC / "panels.css"
+    _esm: Any = STATIC / "run-monitor.js"
+    _css: Any = STATIC / "panels.css"
 
     info = traitlets.Dict().tag(sync=True)
     series: Any = traitlets.List().tag(sync=True)
