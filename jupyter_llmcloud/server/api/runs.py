@@ -240,7 +240,7 @@ class RunViewHandler(_RunHandler):
         """Remember which metrics of a run are drawn in powers of ten, and the layout of charts for runs of its name."""
         folder = self.runs.find(name)
         await asyncio.to_thread(folder.set_log_scales, body.log)
-        if body.layout is not msgspec.UNSET:
+        if isinstance(body.layout, dict):
             record = await asyncio.to_thread(folder.read)
             await asyncio.to_thread(Layouts(self.runs.path.parent).pin, record.name, body.layout)
         return LogScalesKept(log=body.log)

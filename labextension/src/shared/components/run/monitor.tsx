@@ -63,7 +63,12 @@ export function RunMonitor(props: RunMonitorProps) {
       {info && <Errors info={info} />}
       {info && !state.series.size && isActive(info.state) && <Phases info={info} />}
       {info && isActive(info.state) && <Progress bars={info.progress} />}
-      {!info && (
+      {state.isGone && (
+        <div class="llmc-notice" role="alert">
+          {trans.__('This run was deleted, or the server does not know it. What is shown is how it was last.')}
+        </div>
+      )}
+      {!info && !state.isGone && (
         <div class="llmc-hint" role="status">
           {trans.__('Asking the server about this run …')}
         </div>
