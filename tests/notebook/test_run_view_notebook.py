@@ -59,9 +59,9 @@ def text(cell: NotebookNode) -> str:
 
 
 def view(cell: NotebookNode) -> dict[str, str]:
-    """The one display of a cell."""
+    """The one display of a cell, as it reads without the server: the panel's own form only names the run."""
     (found,) = [out.data for out in cell.outputs if out.output_type in ("display_data", "execute_result")]
-    return dict(found)
+    return {mime: form for mime, form in found.items() if mime.startswith("text/")}
 
 
 def record_of(name: str) -> dict[str, Any]:

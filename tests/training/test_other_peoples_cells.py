@@ -52,7 +52,7 @@ loss < 1
 def test_a_script_that_parses_its_command_line_has_been_given_no_arguments(world: Ranks) -> None:
     outcome = world.ok(SCRIPT)
     assert outcome.results() == ["True", "True"]
-    assert outcome.text(0) == "done cell\n"
+    assert outcome.text(0) == "done cell.py\n"
 
 
 def test_a_notebook_launcher_trains_on_the_ranks_that_are_there(world: Ranks) -> None:
