@@ -17,7 +17,7 @@ def shown(text: str) -> str:
     """`text` without absolute paths: they are relative to the notebook's folder, or begin with what has a name."""
     if "/" not in text:
         return text
-    return shorten(text, _places(_working_folder(), str(Path.home()), str(config.root())))
+    return shorten(text, places(_working_folder(), str(Path.home()), str(config.root())))
 
 
 def install() -> None:
@@ -26,7 +26,8 @@ def install() -> None:
 
 
 @lru_cache(maxsize=8)  # every cell shows a path, and its folders are looked up on disk
-def _places(working_folder: str, home: str, root: str) -> list[tuple[str, str]]:
+def places(working_folder: str, home: str, root: str) -> list[tuple[str, str]]:
+    """Folders with what is shown in their place; as `shorten` takes them."""
     found = []
     for folder, name in (
         (working_folder, ""),
