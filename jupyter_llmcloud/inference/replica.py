@@ -169,7 +169,8 @@ class Replica:
         log.error("cannot serve: %s", reason)
         self.status.state, self.status.reason = "failed", reason
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._abandoned.wait(), _LINGER_S)
+            async with asyncio.timeout(_LINGER_S):
+                await self._abandoned.wait()
         return 1
 
     async def _drain(self) -> None:

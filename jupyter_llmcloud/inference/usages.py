@@ -39,7 +39,8 @@ class Usages:
         """What a request has cost; waits until it has ended. None when it is unknown, or does not end."""
         if (over := self._open.get(request_id)) is not None:
             try:
-                await asyncio.wait_for(over.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await over.wait()
             except TimeoutError:
                 return None
         return self._ended.get(request_id)

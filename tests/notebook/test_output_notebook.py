@@ -295,6 +295,7 @@ def kernel() -> Iterator[Kernel]:
 
 
 @pytest.mark.alone
+@pytest.mark.alone
 def test_ten_megabytes_of_each_rank_leave_the_kernel_responsive(kernel: Kernel) -> None:
     """In the background, followed from a thread, and in the cell itself; as lines, as a bar, as one line."""
     kernel.run("%load_ext jupyter_llmcloud\nimport sys, threading")
@@ -315,7 +316,7 @@ def test_ten_megabytes_of_each_rank_leave_the_kernel_responsive(kernel: Kernel) 
     # What the kernel itself works until it answers: the rest of the time it waits for a busy machine. On such a one its
     # other threads work on while the main thread waits for a core, hence the wider bound on the single answer.
     worked = sorted(own for _, own in answers)
-    assert worked[int(0.95 * len(worked))] < 0.05 and worked[-1] < 0.15, worked[-10:]
+    assert worked[int(0.95 * len(worked))] < 0.05 and worked[-1] < 0.25, worked[-10:]
     until(lambda: kernel.shown("print(sys.getswitchinterval())") == "0.005\n", "turns are as long as they were")
 
     control = _Control(kernel.client)

@@ -86,7 +86,8 @@ class Source:
                 app_log.exception("%s cannot be read", self.topic)
                 self._hub.fail(self.topic, f"{self.topic} cannot be read now: {type(error).__name__}: {error}")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), self._every_s)
+                async with asyncio.timeout(self._every_s):
+                    await self._woken.wait()
 
     async def look(self) -> None:
         """Read it once."""

@@ -123,7 +123,8 @@ class EventStream:
                 await self._say([*replies, *self._subscription.take()])
                 await self._tell_watches()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), self._next_due())
+                    async with asyncio.timeout(self._next_due()):
+                        await self._woken.wait()
         finally:
             hub.unlisten(self._woken.set)
             self._leave()

@@ -57,7 +57,9 @@ class AdmissionControl:
         place: asyncio.Future[ReplicaClient] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
-            return await asyncio.wait_for(place, patience_s)
+            # Not wait_for, which on Python 3.11 forgets a cancellation that comes with the result.
+            async with asyncio.timeout(patience_s):
+                return await place
         except TimeoutError:
             raise NotAdmitted(503, f"no place became free within {patience_s:.0f} s.", 5) from None
         except asyncio.CancelledError:

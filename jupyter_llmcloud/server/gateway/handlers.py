@@ -164,7 +164,8 @@ class InferenceHandler(GatewayHandler):
             if flushed.done():
                 flushed.result()
             else:
-                await asyncio.wait_for(flushed, SLOW_READER_S)
+                async with asyncio.timeout(SLOW_READER_S):
+                    await flushed
         except (TimeoutError, StreamClosedError):
             self._open.cut(HUNG_UP)
             self.request.connection.stream.close()  # type: ignore[union-attr]

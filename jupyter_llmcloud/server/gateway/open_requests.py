@@ -198,7 +198,8 @@ class OpenRequests:
             request.cut(RESTARTING)
         if self._open:
             try:
-                await asyncio.wait_for(self._none_open.wait(), CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._none_open.wait()
             except TimeoutError:
                 self._log.warning("%s requests did not end in time", len(self._open))
         for task in (self._watching, self._writing):
