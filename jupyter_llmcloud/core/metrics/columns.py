@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from operator import attrgetter
 
 from jupyter_llmcloud.core.metrics.series import MetricCollector, Point, Series, point_of
 
+# All that a front end is sent of a column; points compare by less.
+_shown = attrgetter("step", "mean", "low", "high", "num_ranks", "num_not_finite", "time", "epoch")
 MAX_CHANGES = 64  # of each series; who knows it as it was before them gets all of it
 
 
@@ -108,6 +111,6 @@ def _first_difference(before: list[Point], after: list[Point]) -> int:
     shorter = min(len(before), len(after))
     for at in range(shorter):
         old, new = before[at], after[at]
-        if old is not new and (old != new or old.time != new.time or old.num_not_finite != new.num_not_finite):
+        if old is not new and _shown(old) != _shown(new):
             return at
     return shorter

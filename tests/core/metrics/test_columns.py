@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jupyter_llmcloud.core.metrics.columns import Columns, MetricColumns
@@ -27,6 +27,7 @@ def plain(point: Point) -> tuple[object, ...]:
 
 
 @settings(deadline=None, max_examples=60)
+@example(7, 2, 2)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 400))
 def test_a_front_end_that_replaces_tails_has_what_the_whole_series_gives(seed: int, num_ranks: int, steps: int) -> None:
     chance = random.Random(seed)
@@ -57,6 +58,16 @@ def test_a_value_at_the_end_changes_no_column_before_it() -> None:
     series.add(10, 10.0)
     assert columns.update(series.dirty_from) == 10
     assert columns.update(math.inf) == 11
+
+
+def test_a_column_that_another_rank_has_joined_is_another_one_also_where_it_is_not_finite() -> None:
+    series = Series("loss")
+    series.add(1, math.nan, 0)
+    columns = whole(series)
+    series.dirty_from = math.inf
+    series.add(1, math.nan, 1)
+    assert columns.update(series.dirty_from) == 0
+    assert columns.points[0].num_ranks == 2
 
 
 def test_time_and_epoch_of_a_column_are_those_of_its_last_value() -> None:
