@@ -69,6 +69,14 @@ class RunsStatus extends Widget {
     body.node.setAttribute('aria-label', trans.__('Runs'));
     this._popup = showPopup({ body, anchor: this, align: 'left', hasDynamicSize: true });
     body.node.focus();
+    // Wherever the focus is: the list cannot take it before the popup has found its place.
+    const closeOnEscape = (event: KeyboardEvent) => {
+      if (event.key === 'Escape') {
+        this._popup?.dispose();
+      }
+    };
+    document.addEventListener('keydown', closeOnEscape);
+    body.disposed.connect(() => document.removeEventListener('keydown', closeOnEscape));
   }
 
   private _show(): void {
