@@ -99,7 +99,7 @@ def _run(client: BlockingKernelClient, cell: str) -> Times:
             failed.append(f"{content['ename']}: {content['evalue']}")
         elif message["msg_type"] == "comm_msg":
             state = content["data"].get("state", {})
-            if latest := state.get("latest", {}).get("loss"):
+            if latest := state.get("info", {}).get("latest", {}).get("loss"):
                 drawn.setdefault(int(latest["step"]), now)
 
     client.execute_interactive(cell, timeout=TIMEOUT_S, output_hook=hear)
