@@ -24,6 +24,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import CapacityError, UsageError
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+from tests.support.headless import headless_server
 from tests.support.worlds import until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -125,17 +126,8 @@ class Shell:
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerClient]:
     """A headless server with its cluster, for the tests of this module."""
-    owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    path = config.runtime_dir() / "headless-of-this-module.json"
-    command = [sys.executable, "-P", "-m", "jupyter_llmcloud.server.headless", "--owner-pid", str(owner.pid)]
-    process = subprocess.Popen([*command, "--announce", str(path)], stderr=subprocess.DEVNULL, start_new_session=True)
-    told = json.loads(until(lambda: path.exists() and path.read_text(), "the server is there", 60))
-    client = ServerClient(told["url"], told["token"])
-    client.start_cluster(workers=1)
-    yield client
-    client.close()
-    owner.communicate(b"")
-    process.wait(timeout=60)
+    with headless_server("of-this-module") as client:
+        yield client
 
 
 @pytest.fixture

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from tests.support.event_client import EventClient
-from tests.support.worlds import until
+from tests.support.headless import headless_server
 
 pytest_plugins = ["tests.support.server_fixtures"]
 pytestmark = pytest.mark.slow
@@ -44,17 +40,8 @@ for step, (batch,) in enumerate(loader):
 @pytest.fixture(scope="module")
 def real_server() -> Iterator[ServerClient]:
     """A headless server with a cluster of one worker."""
-    owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    path = config.runtime_dir() / "headless-of-events.json"
-    command = [sys.executable, "-P", "-m", "jupyter_llmcloud.server.headless", "--owner-pid", str(owner.pid)]
-    process = subprocess.Popen([*command, "--announce", str(path)], stderr=subprocess.DEVNULL, start_new_session=True)
-    told = json.loads(until(lambda: path.exists() and path.read_text(), "the server is there", 60))
-    client = ServerClient(told["url"], told["token"])
-    client.start_cluster(workers=1)
-    yield client
-    client.close()
-    owner.communicate(b"")
-    process.wait(timeout=60)
+    with headless_server("of-events") as client:
+        yield client
 
 
 @pytest.fixture
