@@ -25,7 +25,10 @@ class Sampling:
         top_p: keep the smallest set of tokens that holds this much probability.
         top_k: keep this many tokens; 0 keeps all.
         seed: the same seed gives the same tokens, whatever else is in the batch.
+        min_p: keep tokens at least so likely, relative to the likeliest one; 0 keeps all.
         presence_penalty, frequency_penalty: taken from the score of tokens that were generated before.
+        repetition_penalty: scores of tokens of the prompt and of the answer are divided by it where they are positive
+            and multiplied where they are negative (Keskar et al. 2019, CTRL, section 4.1); 1 changes nothing.
         logit_bias: added to the scores of these tokens.
         num_logprobs: report the log probability of each token and of this many likeliest ones.
     """
@@ -33,11 +36,25 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_logprobs: int | None = None
+
+
+class TokenConstraint(Protocol):
+    """A grammar that the tokens of one sequence must follow. Used by one engine thread, for one sequence."""
+
+    def allowed(self) -> bytes:
+        """The tokens that may come next: bit i % 8 of byte i // 8 (the lowest bit first) is set for token i."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """A token was chosen."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +63,28 @@ class Generation:
 
     Attributes:
         prompt: token ids, at least one.
-        max_tokens: how many tokens at most.
+        max_tokens: how many tokens at most; 0 only scores the prompt.
         sampling: how they are chosen.
         incremental: deliver every step; otherwise everything at the end (cheaper).
+        min_tokens: no end-of-sequence or stop token before so many tokens were generated.
+        ignore_eos: an end-of-sequence token is a token like others.
+        stop_token_ids: tokens that end the sequence like an end-of-sequence token.
+        constraint: what the tokens must follow.
+        score_prompt: the first batch tells the log probabilities of the prompt's tokens from the second one on
+            (`sampling.num_logprobs` must be set).
+        adapter: the name of the adapter to answer with; "" is the model itself.
     """
 
     prompt: Sequence[int]
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     incremental: bool = True
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    constraint: TokenConstraint | None = None
+    score_prompt: bool = False
+    adapter: str = ""
 
 
 class TokenLogprob(NamedTuple):
