@@ -12,6 +12,8 @@ import psutil
 from jupyter_llmcloud.server.api.run_starts import RunStarts
 from jupyter_llmcloud.server.api.run_states import SERVER, RunStates
 from jupyter_llmcloud.server.audit import Audit
+from jupyter_llmcloud.server.batches.asking import RowAsker
+from jupyter_llmcloud.server.batches.batches import Batches
 from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
 from jupyter_llmcloud.server.endpoints.records import EndpointRecords
 from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
@@ -72,6 +74,11 @@ class ServerContext:
         return events
 
     @cached_property
+    def batches(self) -> Batches:
+        """Many requests, answered when there is room."""
+        return Batches(RowAsker(self.endpoints, self.requests, self.state, self.requests.log), self.audit, self.requests.log)
+
+    @cached_property
     def series(self) -> SeriesWindows:
         """Metrics of runs that are looked at from near."""
         return SeriesWindows()
@@ -87,6 +94,7 @@ class ServerContext:
         self.state.register_server(self.server_id, me.pid, me.create_time(), self.identity.headless)
         self._inherit()
         await self.endpoints.start()
+        self.batches.start()
 
     def _inherit(self) -> None:
         """Take over the endpoints of servers that are gone; those of a headless server went with it."""
@@ -108,6 +116,7 @@ class ServerContext:
             await asyncio.gather(self._started, return_exceptions=True)
         self.events.close()
         await self.starts.close()
+        await self.batches.close()
         await self.requests.close()
         await self.endpoints.close(stop=self.identity.headless)
         await self.clusters.close()

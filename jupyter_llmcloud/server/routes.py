@@ -31,6 +31,14 @@ from jupyter_llmcloud.server.api.worlds import (
     WorldStacksHandler,
     WorldVariablesHandler,
 )
+from jupyter_llmcloud.server.batches.handlers import (
+    BatchCancelHandler,
+    BatchesHandler,
+    BatchHandler,
+    FileContentHandler,
+    FileHandler,
+    FilesHandler,
+)
 from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
@@ -45,6 +53,7 @@ NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
 _JSON = ("audit", "started")
 _RUNS = (*_JSON, "runs", "run_states")
 _GATEWAY = ("state", "endpoints", "started")
+_BATCHES = (*_GATEWAY, "batches")
 
 # Where a route is, what answers there, and which services of the server it takes.
 ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
@@ -80,6 +89,12 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
     (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
     *((rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests")) for route in INFERENCE_ROUTES),
+    (r"/llmcloud/v1/files", FilesHandler, _BATCHES),
+    (rf"/llmcloud/v1/files/{NAME}", FileHandler, _BATCHES),
+    (rf"/llmcloud/v1/files/{NAME}/content", FileContentHandler, _BATCHES),
+    (r"/llmcloud/v1/batches", BatchesHandler, _BATCHES),
+    (rf"/llmcloud/v1/batches/{NAME}", BatchHandler, _BATCHES),
+    (rf"/llmcloud/v1/batches/{NAME}/cancel", BatchCancelHandler, _BATCHES),
     (r"/llmcloud/v1(?:/.*)?", UnknownPathHandler, _GATEWAY),
 ]
 
