@@ -76,7 +76,9 @@ class ServerContext:
     @cached_property
     def batches(self) -> Batches:
         """Many requests, answered when there is room."""
-        return Batches(RowAsker(self.endpoints, self.requests, self.state, self.requests.log), self.audit, self.requests.log)
+        return Batches(
+            RowAsker(self.endpoints, self.requests, self.state, self.requests.log), self.audit, self.requests.log
+        )
 
     @cached_property
     def series(self) -> SeriesWindows:
