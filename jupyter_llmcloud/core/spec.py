@@ -298,6 +298,9 @@ class EndpointSpec(Spec):
     base_model: str | None = option(
         TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
     )
+    keep_requests: bool = option(
+        SWITCH, "Keep what is asked and answered, so that feedback on it makes a data set.", False
+    )
     cluster: str | None = option(
         CLUSTER, "Cluster to serve on (default: the newest).", interfaces=Interface.NOTEBOOK | Interface.REST
     )

@@ -21,10 +21,12 @@ from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
 from jupyter_llmcloud.server.events.resources import Resources
 from jupyter_llmcloud.server.events.service import EventService
 from jupyter_llmcloud.server.events.topics import Topics, changed_by
+from jupyter_llmcloud.server.feedback.keeper import Keeper
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.storage.server_state import ServerState
+from jupyter_llmcloud.storage.serving.feedback import FeedbackStore
 from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
@@ -74,6 +76,11 @@ class ServerContext:
         return events
 
     @cached_property
+    def keeper(self) -> Keeper:
+        """Requests that are kept, and what is said of them."""
+        return Keeper(FeedbackStore(), self.requests.log)
+
+    @cached_property
     def batches(self) -> Batches:
         """Many requests, answered when there is room."""
         return Batches(
@@ -120,6 +127,7 @@ class ServerContext:
         await self.starts.close()
         await self.batches.close()
         await self.requests.close()
+        await self.keeper.close()
         await self.endpoints.close(stop=self.identity.headless)
         await self.clusters.close()
         if self.identity.headless:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_server.extension.application import ExtensionApp
+from traitlets import Float, Unicode, default
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.server.gateway.handlers import CACHE
+from jupyter_llmcloud.server.gateway.response_cache import ResponseCache
 from jupyter_llmcloud.server.routes import SETTING, handlers
 
 if TYPE_CHECKING:
@@ -22,6 +27,16 @@ class LLMCloudExtension(ExtensionApp):
     load_other_extensions = True
     identity = Identity()
     context: ServerContext | None = None
+    cache_url = Unicode(
+        config=True,
+        help="A Redis or Valkey (redis://, rediss://, unix://) in which answers are kept that the same request would "
+        "get again: greedy or with a seed, of the same key, model and revision. Empty: none is kept.",
+    )
+    cache_ttl_s = Float(3600.0, config=True, help="How many seconds an answer is kept there.")
+
+    @default("cache_url")
+    def _cache_url(self) -> str:
+        return os.environ.get(config.ENV_CACHE_URL, "")
 
     def initialize_settings(self) -> None:
         """Make what the handlers share; nothing is started yet."""
@@ -29,6 +44,8 @@ class LLMCloudExtension(ExtensionApp):
         root_dir = Path(str(self.serverapp.root_dir))
         self.context = ServerContext(self.log, self.serverapp.event_logger, self.identity, root_dir)
         self.settings[SETTING] = self.context
+        if self.cache_url:
+            self.settings[CACHE] = ResponseCache(self.cache_url, self.cache_ttl_s, self.log)
 
     def initialize_handlers(self) -> None:
         """Add our routes."""
@@ -44,6 +61,8 @@ class LLMCloudExtension(ExtensionApp):
         if self.context is not None:
             try:
                 await self.context.close()
+                if CACHE in self.settings:
+                    await self.settings[CACHE].close()
             except Exception:  # Jupyter would not end then, and serve on without us
                 self.log.exception("jupyter-llmcloud did not close")
 

@@ -40,6 +40,12 @@ from jupyter_llmcloud.server.batches.handlers import (
     FilesHandler,
 )
 from jupyter_llmcloud.server.events.handler import EventsHandler
+from jupyter_llmcloud.server.feedback.handlers import (
+    DriftHandler,
+    FeedbackDatasetHandler,
+    FeedbackHandler,
+    GiveFeedbackHandler,
+)
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
@@ -53,6 +59,7 @@ NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
 _JSON = ("audit", "started")
 _RUNS = (*_JSON, "runs", "run_states")
 _GATEWAY = ("state", "endpoints", "started")
+_FEEDBACK = (*_JSON, "endpoints", "keeper", "state")
 _BATCHES = (*_GATEWAY, "batches")
 
 # Where a route is, what answers there, and which services of the server it takes.
@@ -84,11 +91,15 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/feedback", FeedbackHandler, _FEEDBACK),
+    (rf"/llmcloud/api/endpoints/{NAME}/feedback/dataset", FeedbackDatasetHandler, _FEEDBACK),
+    (rf"/llmcloud/api/endpoints/{NAME}/drift", DriftHandler, _FEEDBACK),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
     (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
-    *((rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests")) for route in INFERENCE_ROUTES),
+    *((rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests", "keeper")) for route in INFERENCE_ROUTES),
+    (r"/llmcloud/v1/feedback", GiveFeedbackHandler, (*_GATEWAY, "requests", "keeper")),
     (r"/llmcloud/v1/files", FilesHandler, _BATCHES),
     (rf"/llmcloud/v1/files/{NAME}", FileHandler, _BATCHES),
     (rf"/llmcloud/v1/files/{NAME}/content", FileContentHandler, _BATCHES),

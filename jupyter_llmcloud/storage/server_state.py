@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS usage (
     route TEXT, status INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER,
     first_byte_s REAL, duration_s REAL, outcome TEXT);
 CREATE INDEX IF NOT EXISTS usage_by_endpoint ON usage (endpoint, t);
+CREATE INDEX IF NOT EXISTS usage_by_request ON usage (request_id);
 """
 
 
@@ -249,6 +250,16 @@ class ServerState:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
+
+    def request(self, request_id: str) -> dict[str, Any] | None:
+        """A request that has ended, by its id."""
+        rows = self._rows("SELECT * FROM usage WHERE request_id = ? ORDER BY seq DESC LIMIT 1", request_id)
+        return dict(rows[0]) if rows else None
+
+    def answered(self, endpoint: str, limit: int) -> list[dict[str, Any]]:
+        """The newest requests that an endpoint has answered, the newest first."""
+        statement = "SELECT * FROM usage WHERE endpoint = ? AND status = 200 ORDER BY seq DESC LIMIT ?"
+        return [dict(row) for row in self._rows(statement, endpoint, limit)]
 
     def usage(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest requests, newest first."""

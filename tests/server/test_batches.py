@@ -14,8 +14,8 @@ import pytest
 from jupyter_llmcloud.server.batches import batches as service
 from jupyter_llmcloud.server.batches.asking import Answer
 from jupyter_llmcloud.server.batches.runner import BatchRunner
-from jupyter_llmcloud.storage.batches.folder import BatchFolder, BatchStore, RowResult, StoredBatch
-from jupyter_llmcloud.storage.batches.uploads import FileStore
+from jupyter_llmcloud.storage.serving.batches import BatchFolder, BatchStore, RowResult, StoredBatch
+from jupyter_llmcloud.storage.serving.uploads import FileStore
 from tests.support.server_parts import Server, until
 
 pytest_plugins = ["tests.support.server_fixtures"]

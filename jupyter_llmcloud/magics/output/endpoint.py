@@ -149,6 +149,42 @@ class Endpoint:
         http = self._client.http()
         return BatchClient(http, self.base_url, lambda request: self._send(request, stream=False, pool=http))
 
+    def feedback(
+        self,
+        request_id: str,
+        rating: str | float | None = None,
+        correction: str | None = None,
+        *,
+        comment: str | None = None,
+        prompt: str | Sequence[dict[str, Any]] | None = None,
+        answer: str | None = None,
+        **metadata: str,
+    ) -> None:
+        """Say what you think of an answer.
+
+        Args:
+            request_id: from the header x-request-id of the answer (`_request_id` with OpenAI's client).
+            rating: "up", "down", or a number from -1 to 1.
+            correction: what should have been answered.
+            prompt, answer: what was asked and answered, for an endpoint that was started without --keep-requests.
+            metadata: anything else to keep with it.
+        """
+        said = {"rating": rating, "correction": correction, "comment": comment, "prompt": prompt, "answer": answer}
+        body = {"request_id": request_id, "metadata": metadata, **said}
+        http = self._client.http()
+        self._send(http.build_request("POST", f"{self.base_url}/feedback", json=body), stream=False, pool=http)
+
+    def feedback_dataset(self, path: str) -> int:
+        """Write corrections and good answers as a data set for fine-tuning (JSON lines); returns how many rows."""
+        text = self._client.feedback_dataset(self.name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return len(text.splitlines())
+
+    def drift(self, recent: int = 200) -> list[dict[str, Any]]:
+        """How far the newest `recent` requests differ from those before: lengths, first token, ratings."""
+        return self._client.endpoint_drift(self.name, recent)
+
     def stop(self) -> None:
         """End it."""
         self._client.stop_endpoint(self.name)

@@ -93,6 +93,7 @@ class Endpoint(Response, frozen=True):
     max_model_len: int | None
     max_concurrent: int | None
     threads: int | None
+    keep_requests: Annotated[bool, Meta(description="Whether what is asked and answered is kept, for feedback.")]
     revision: Annotated[str, Meta(description="A fingerprint of what is served; another one for other weights.")]
     replicas: list[Replica]
     url: Annotated[str, Meta(description="The base URL for OpenAI clients, as this client reached the server.")] = ""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.server.batches.runner import Asker, BatchRunner
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
-from jupyter_llmcloud.storage.batches.folder import BatchFolder, BatchStore, StoredBatch
-from jupyter_llmcloud.storage.batches.uploads import FileStore, StoredFile
+from jupyter_llmcloud.storage.serving.batches import BatchFolder, BatchStore, StoredBatch
+from jupyter_llmcloud.storage.serving.uploads import FileStore, StoredFile
 
 if TYPE_CHECKING:
     from logging import Logger

@@ -31,8 +31,8 @@ from jupyter_llmcloud.server.gateway.operation import gateway_operation
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.batches.batches import Batches as BatchService
-    from jupyter_llmcloud.storage.batches.folder import StoredBatch
-    from jupyter_llmcloud.storage.batches.uploads import StoredFile
+    from jupyter_llmcloud.storage.serving.batches import StoredBatch
+    from jupyter_llmcloud.storage.serving.uploads import StoredFile
 
 MAX_UPLOAD = 64 << 20
 BODY_TIMEOUT_S = 300.0

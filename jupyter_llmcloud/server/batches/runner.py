@@ -17,13 +17,13 @@ from jupyter_llmcloud.core.serving.batch_rows import (
     num_rows_at_once,
     parse_row,
 )
-from jupyter_llmcloud.storage.batches.folder import BatchFolder, RowResult, StoredBatch
+from jupyter_llmcloud.storage.serving.batches import BatchFolder, RowResult, StoredBatch
 
 if TYPE_CHECKING:
     from logging import Logger
 
     from jupyter_llmcloud.server.batches.asking import Answer
-    from jupyter_llmcloud.storage.batches.uploads import FileStore
+    from jupyter_llmcloud.storage.serving.uploads import FileStore
 
 MAX_LOST = 3  # replicas that may die while they answer one row
 MAX_ERRORS = 50

@@ -11,18 +11,25 @@ import msgspec
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from jupyter_llmcloud.core.serving.cached_answers import cache_key
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
+from jupyter_llmcloud.server.gateway.capturing_sink import CapturingSink
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
+from jupyter_llmcloud.server.gateway.response_cache import CachedAnswer
+from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.feedback.keeper import Keeper
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
+    from jupyter_llmcloud.server.gateway.response_cache import ResponseCache
 
+CACHE = "jupyter_llmcloud_response_cache"  # in the settings of the server, where there is one
 SLOW_READER_S = 30.0
 ANSWER_MARGIN_S = 1.0
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
@@ -78,10 +85,11 @@ def as_model(endpoint: EndpointController) -> Model:
 class InferenceHandler(GatewayHandler):
     """A request to a model: let in here, answered by a replica, its bytes copied. It is the sink of its proxy."""
 
-    def initialize(self, requests: OpenRequests, **shared: Any) -> None:  # type: ignore[override]
-        """`requests` are those that are being answered."""
+    def initialize(self, requests: OpenRequests, keeper: Keeper, **shared: Any) -> None:  # type: ignore[override]
+        """`requests` are those that are being answered; `keeper` has those of endpoints that are to be kept."""
         super().initialize(**shared)
         self.requests = requests
+        self.keeper = keeper
         self._body = bytearray()
         self._num_bytes = 0
         self._open = OpenRequest()
@@ -117,14 +125,45 @@ class InferenceHandler(GatewayHandler):
         endpoint = self.endpoint(parse(body).model)
         self.note_activity()
         asked = GatewayRequest(self.request_id, self.actor, route, body, self._patience_s(), self.started_at)
-        proxy = Proxy(asked, endpoint, self, self.log)
+        place = await self._answer_again(asked, endpoint)
+        if self._finished:
+            return
+        kept = endpoint.stored.current.keep_requests
+        copy = CapturingSink(self) if kept or place else None
+        proxy = Proxy(asked, endpoint, copy or self, self.log)
         self._open.key_id = self.key.id if self.key else None
         self.requests.begin(self._open)
         try:
             await self._answer(proxy)
         finally:
             self.note_activity()
+            if copy is not None and (answer := copy.answer()) is not None:
+                if kept:
+                    self.keeper.keep(asked, endpoint, answer)
+                if place is not None:
+                    self.settings[CACHE].put(place, CachedAnswer(copy.content_type, answer))
             self.requests.end(self._open, proxy.record(), proxy.unknown_usage(), endpoint.rates)
+
+    async def _answer_again(self, asked: GatewayRequest, endpoint: EndpointController) -> str | None:
+        """Answer from the cache, if it has this; else where the answer may be kept, if it may."""
+        cache: ResponseCache | None = self.settings.get(CACHE)
+        if cache is None or not cache.is_on:
+            return None
+        revision = endpoint.stored.current.fingerprint
+        key = cache_key(asked.actor, endpoint.name, revision, asked.route, asked.body)
+        if key is None or (found := await cache.get(key)) is None:
+            return key
+        self.set_header("X-LLMCloud-Cache", "hit")
+        self.begin(200, {"Content-Type": found.content_type})
+        self.end(found.body, found.content_type)
+        record = RequestRecord(
+            request_id=asked.request_id, actor=asked.actor, endpoint=endpoint.name, route=asked.route, status=200,
+            outcome="cached", duration_s=time.perf_counter() - asked.began, prompt_tokens=0, completion_tokens=0,
+            t=time.time(),
+        )  # fmt: skip
+        self.requests.begin(self._open)
+        self.requests.end(self._open, record, None, endpoint.rates)
+        return key
 
     async def _answer(self, proxy: Proxy) -> None:
         try:
