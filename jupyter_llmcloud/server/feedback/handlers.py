@@ -47,7 +47,7 @@ class GiveFeedbackHandler(GatewayHandler):
         """`requests` knows what was answered, `keeper` has the store."""
         super().initialize(**shared)
         self.requests = requests
-        self.keeper = keeper
+        self.store = keeper.store
 
     @gateway_operation("execute", FeedbackGiven, body=GiveFeedback)
     async def post(self, body: GiveFeedback) -> FeedbackGiven:
@@ -68,7 +68,7 @@ class GiveFeedbackHandler(GatewayHandler):
             body.request_id, self.actor, time.time(), asked["endpoint"], rating, body.correction, body.comment,
             prompt, body.answer, json.dumps(body.metadata),
         )  # fmt: skip
-        await asyncio.to_thread(self.keeper.store.add, feedback)
+        await asyncio.to_thread(self.store.add, feedback)
         return FeedbackGiven(request_id=body.request_id, endpoint=asked["endpoint"], rating=rating)
 
     def _rating(self, body: GiveFeedback) -> float | None:
@@ -87,6 +87,7 @@ class _OfEndpoint(LLMCloudHandler):
         super().initialize(**shared)
         self.endpoints = endpoints
         self.keeper = keeper
+        self.store = keeper.store
         self.state = state
 
 
@@ -96,7 +97,7 @@ class FeedbackHandler(_OfEndpoint):
     @operation("read", FeedbackRows, query=FeedbackQuery)
     async def get(self, name: str, query: FeedbackQuery) -> FeedbackRows:
         """What was said of the answers of an endpoint, the newest first."""
-        rows = await asyncio.to_thread(self.keeper.store.list, name, query.limit)
+        rows = await asyncio.to_thread(self.store.list, name, query.limit)
         return FeedbackRows(feedback=[_told(row) for row in rows])
 
 
@@ -108,7 +109,7 @@ class FeedbackDatasetHandler(_OfEndpoint):
         """Corrections and good answers, a row of JSON a line: {"messages"} or {"prompt", "completion"}."""
         await self.keeper.written()
         self.set_header("Content-Type", "application/x-ndjson")
-        rows = await asyncio.to_thread(lambda: list(self.keeper.store.training_rows(name)))
+        rows = await asyncio.to_thread(lambda: list(self.store.training_rows(name)))
         for row in rows:
             self.write(json.dumps(row) + "\n")
         self.finish(set_content_type="application/x-ndjson")
@@ -122,7 +123,7 @@ class DriftHandler(_OfEndpoint):
         """Compare the newest requests to an endpoint with those before: their lengths, first tokens and ratings."""
         self.endpoints.get(name)
         rows = await asyncio.to_thread(self.state.answered, name, query.recent * (1 + _EARLIER))
-        ratings = await asyncio.to_thread(self.keeper.store.ratings, name)
+        ratings = await asyncio.to_thread(self.store.ratings, name)
         told = [{**row, "rating": ratings.get(row["request_id"])} for row in rows]
         recent, earlier = told[: query.recent], told[query.recent :]
         found = [
