@@ -18,6 +18,7 @@ from aiohttp import ClientConnectionResetError, hdrs, web
 
 from jupyter_llmcloud.core.serving.model_kind import GENERATOR, not_a_generator
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.inference.changes import Changes
 from jupyter_llmcloud.inference.engines.base import EngineError
 from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes
 from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest, ServedModel
@@ -97,6 +98,7 @@ class Application:
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
         self.predictions.add_to(app)
+        Changes(self._ready_model).add_to(app)
         return app
 
     async def _close(self, _: web.Application) -> None:

@@ -18,6 +18,7 @@ from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
+from jupyter_llmcloud.server.gateway.request_shape import shape_of
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
@@ -116,10 +117,13 @@ class InferenceHandler(GatewayHandler):
         body = bytes(self._body)
         endpoint = self.endpoint(parse(body).model)
         self.note_activity()
-        asked = GatewayRequest(self.request_id, self.actor, route, body, self._patience_s(), self.started_at)
+        shape = shape_of(body, self.key.id if self.key else self.actor)
+        asked = GatewayRequest(self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at)
         proxy = Proxy(asked, endpoint, self, self.log)
         self._open.key_id = self.key.id if self.key else None
         self.requests.begin(self._open)
+        endpoint.scaling.arrived(asyncio.get_running_loop().time())
+        endpoint.copy_to_shadow(route, body)
         try:
             await self._answer(proxy)
         finally:

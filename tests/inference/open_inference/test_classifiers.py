@@ -246,7 +246,7 @@ def test_a_classifier_whose_head_is_missing_is_not_served(tmp_path: Path) -> Non
     folder = save_tiny_bert(tmp_path / "m", "BertModel")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
-    with pytest.raises(ModelError, match="lacks .* of the model's weights"):
+    with pytest.raises(ModelError, match=r"lacks .* of the model's weights"):
         serve(folder_spec(folder), lambda replica: asyncio.sleep(0))
 
 
