@@ -245,12 +245,12 @@ class EndpointController:
             if reason := why_unhealthy(self.outcomes[revision], stable):
                 self._inbox.put_nowait(RevisionFailed(revision, reason))
 
-    def copy_to_shadow(self, route: str, body: bytes) -> None:
+    def copy_to_shadow(self, path: str, body: bytes) -> None:
         """Somebody asks: the shadow, if there is one, is asked the same."""
         if (shadow := with_role(self.stored.revisions, SHADOW)) is not None:
             states = self._plan.states()
             there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
-            self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], route, body)
+            self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], path, body)
 
     async def on_each_replica(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Have each replica that is ready change what it serves. Raises ReplicaRefusal, ReplicaLost."""

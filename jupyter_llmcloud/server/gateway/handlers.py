@@ -12,24 +12,31 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.core.serving.quota import estimate_tokens
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
+from jupyter_llmcloud.server.gateway.metrics import StreamTimes
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
 from jupyter_llmcloud.server.gateway.request_shape import shape_of
+from jupyter_llmcloud.server.gateway.tracing import RequestTrace
+from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 
 SLOW_READER_S = 30.0
 ANSWER_MARGIN_S = 1.0
+KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
 
 
+_NONE: Mapping[str, str] = {}
 _decode = msgspec.json.Decoder(InferenceRequest).decode
 
 
@@ -79,56 +86,115 @@ def as_model(endpoint: EndpointController) -> Model:
 class InferenceHandler(GatewayHandler):
     """A request to a model: let in here, answered by a replica, its bytes copied. It is the sink of its proxy."""
 
-    def initialize(self, requests: OpenRequests, **shared: Any) -> None:  # type: ignore[override]
-        """`requests` are those that are being answered."""
+    max_body = MAX_BODY
+
+    def initialize(self, requests: OpenRequests, quotas: KeyQuotas, **shared: Any) -> None:  # type: ignore[override]
+        """`requests` are those that are being answered, `quotas` what keys have used of late."""
         super().initialize(**shared)
         self.requests = requests
+        self.quotas = quotas
         self._body = bytearray()
         self._num_bytes = 0
         self._open = OpenRequest()
         self._noted = 0.0
+        self._times: StreamTimes | None = None
+        self._asked_for = ""
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
         # Twice the limit, so that a body that grows beyond it is answered with 413 and not just cut off.
-        connection.set_max_body_size(2 * MAX_BODY)
+        connection.set_max_body_size(2 * self.max_body)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not length.isdigit() or int(length) > self.max_body:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {MAX_BODY} bytes.", code="request_too_large")
+        return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")
 
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= MAX_BODY:
+        if self._num_bytes <= self.max_body:
             self._body += chunk
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
         """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
-        if self._num_bytes > MAX_BODY:
+        if self._num_bytes > self.max_body:
             raise self._too_large()
         await self.started()
         body = bytes(self._body)
-        endpoint = self.endpoint(parse(body).model)
+        asked = parse(body)
+        self._asked_for = asked.model
+        endpoint = self.endpoint(asked.model)
         self.note_activity()
+        self._reserve(asked, len(body), endpoint)
+        await self.pass_on(endpoint, route, body)
+
+    async def pass_on(
+        self, endpoint: EndpointController, route: str, body: bytes, path: str = "", headers: Mapping[str, str] = _NONE
+    ) -> None:
+        """Have a replica answer, and write down how it went.
+
+        Args:
+            path: where the replica answers, when that is not below /v1; such requests cost no tokens.
+            headers: of the request, that the replica needs.
+        """
         shape = shape_of(body, self.key.id if self.key else self.actor)
-        asked = GatewayRequest(self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at)
-        proxy = Proxy(asked, endpoint, self, self.log)
-        self._open.key_id = self.key.id if self.key else None
+        self._times = StreamTimes(endpoint.name, self.started_at)
+        trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
+        request = GatewayRequest(
+            self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at,
+            {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {}), **headers}, path, not path,
+        )  # fmt: skip
+        proxy = Proxy(request, endpoint, self, self.log)
         self.requests.begin(self._open)
         endpoint.scaling.arrived(asyncio.get_running_loop().time())
-        endpoint.copy_to_shadow(route, body)
+        if not headers:
+            endpoint.copy_to_shadow(path or f"/v1/{route}", body)
         try:
             await self._answer(proxy)
         finally:
             self.note_activity()
-            self.requests.end(self._open, proxy.record(), proxy.unknown_usage(), endpoint.rates)
+            record = proxy.record()
+            trace.end(record)
+            self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
+
+    def _reserve(self, asked: InferenceRequest, num_bytes: int, endpoint: EndpointController) -> None:
+        """Let the request in by the quota of its key; raises ApiError (429)."""
+        if self.key is None:
+            return
+        self._open.key_id = self.key.id
+        if self.key.limits.any:
+            known = [replica.reported.get("context_length") for replica in endpoint.ready_replicas()]
+            num_tokens = estimate_tokens(
+                num_bytes, asked.max_completion_tokens or asked.max_output_tokens or asked.max_tokens, asked.n,
+                next((length for length in known if isinstance(length, int)), None),
+            )  # fmt: skip
+            self._open.reservation = self.quotas.reserve(self.key, num_tokens)
+
+    def on_finish(self) -> None:
+        """What was refused before a replica was asked is written down as well, when it is known who asked."""
+        super().on_finish()
+        is_known = self.key is not None or getattr(self, "_jupyter_current_user", None) is not None
+        if self._times is None and is_known and self.request.method == "POST":
+            self.requests.write_down(
+                RequestRecord(
+                    request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
+                    route=self.path_args[0] if self.path_args else "", status=self.get_status(),
+                    duration_s=time.perf_counter() - self.started_at, outcome="refused", t=time.time(),
+                )
+            )  # fmt: skip
+
+    def set_default_headers(self) -> None:
+        """Of every answer, errors too: how much the key has left."""
+        super().set_default_headers()
+        if self.key is not None:
+            for name, value in self.quotas.headers(self.key).items():
+                self.set_header(name, value)
 
     async def _answer(self, proxy: Proxy) -> None:
         try:
@@ -154,7 +220,8 @@ class InferenceHandler(GatewayHandler):
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The status and the headers are known."""
         self.set_status(status)
-        for name, value in headers.items():
+        quota = self.quotas.headers(self.key) if self.key is not None else {}
+        for name, value in {**headers, **quota}.items():
             self.set_header(name, value)
         connection: Any = self.request.connection
         connection.stream.set_nodelay(True)
@@ -162,6 +229,8 @@ class InferenceHandler(GatewayHandler):
     async def write_chunk(self, chunk: bytes) -> None:
         """Pass a piece on; the next one is read when the client has taken this one."""
         self.write(chunk)
+        if self._times is not None:
+            self._times.piece()
         flushed = self.flush()
         self._note_streaming()
         try:
@@ -197,4 +266,6 @@ class UnknownPathHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Answer."""
         await super().prepare()
+        if self.request.method == "OPTIONS":
+            return
         raise ApiError(404, f"{self.request.method} {self.request.path} does not exist here.", code="unknown_url")
