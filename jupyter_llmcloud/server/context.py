@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from jupyter_llmcloud.server.answers.keeper import Keeper
 from jupyter_llmcloud.server.api.run_starts import RunStarts
 from jupyter_llmcloud.server.api.run_states import SERVER, RunStates
 from jupyter_llmcloud.server.audit import Audit
@@ -21,7 +22,9 @@ from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
 from jupyter_llmcloud.server.events.resources import Resources
 from jupyter_llmcloud.server.events.service import EventService
 from jupyter_llmcloud.server.events.topics import Topics, changed_by
-from jupyter_llmcloud.server.feedback.keeper import Keeper
+from jupyter_llmcloud.server.gateway.key_alerts import KeyAlerts
+from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
+from jupyter_llmcloud.server.gateway.metrics import ENDPOINTS
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
 from jupyter_llmcloud.storage.runs import RunStore
@@ -61,7 +64,8 @@ class ServerContext:
             root_dir,
             log,
         )
-        self.requests = OpenRequests(self.state, log)
+        self.requests = OpenRequests(self.state, KeyAlerts(self.audit, log), log)
+        ENDPOINTS.add(self.endpoints)
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
         self._closed = False
@@ -75,6 +79,16 @@ class ServerContext:
         topics.add_to(events, self.runs, self.run_states)
         return events
 
+    @property
+    def alerts(self) -> KeyAlerts:
+        """What is unusual in the use of keys."""
+        return self.requests.alerts
+
+    @cached_property
+    def quotas(self) -> KeyQuotas:
+        """What keys have used of late."""
+        return KeyQuotas(self.state)
+
     @cached_property
     def keeper(self) -> Keeper:
         """Requests that are kept, and what is said of them."""
@@ -83,9 +97,8 @@ class ServerContext:
     @cached_property
     def batches(self) -> Batches:
         """Many requests, answered when there is room."""
-        return Batches(
-            RowAsker(self.endpoints, self.requests, self.state, self.requests.log), self.audit, self.requests.log
-        )
+        log = self.requests.log
+        return Batches(RowAsker(self.endpoints, self.requests, self.quotas, self.state, log), self.audit, log)
 
     @cached_property
     def series(self) -> SeriesWindows:
@@ -128,6 +141,7 @@ class ServerContext:
         await self.batches.close()
         await self.requests.close()
         await self.keeper.close()
+        ENDPOINTS.discard(self.endpoints)
         await self.endpoints.close(stop=self.identity.headless)
         await self.clusters.close()
         if self.identity.headless:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_server.extension.application import ExtensionApp
-from traitlets import Float, Unicode, default
+from traitlets import Float, List, Unicode, default
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.server.answers.copied_answers import CACHE
+from jupyter_llmcloud.server.answers.response_cache import ResponseCache
+from jupyter_llmcloud.server.api.cross_origin import ORIGINS, check_origins
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
-from jupyter_llmcloud.server.gateway.handlers import CACHE
-from jupyter_llmcloud.server.gateway.response_cache import ResponseCache
 from jupyter_llmcloud.server.routes import SETTING, handlers
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class LLMCloudExtension(ExtensionApp):
     name = "jupyter_llmcloud"
     load_other_extensions = True
     identity = Identity()
+    allow_origins: List[str] = List(
+        Unicode(),
+        help="Origins (https://example.org) whose pages may ask llmcloud's routes and read the answers, by a key or a "
+        "token; * for any. None unless named. Jupyter's own allow_origin counts too where it names one origin.",
+    ).tag(config=True)
     context: ServerContext | None = None
     cache_url = Unicode(
         config=True,
@@ -46,6 +52,7 @@ class LLMCloudExtension(ExtensionApp):
         self.settings[SETTING] = self.context
         if self.cache_url:
             self.settings[CACHE] = ResponseCache(self.cache_url, self.cache_ttl_s, self.log)
+        self.settings[ORIGINS] = check_origins(self.allow_origins)
 
     def initialize_handlers(self) -> None:
         """Add our routes."""

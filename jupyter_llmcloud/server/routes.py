@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.server.answers.feedback import (
+    DriftHandler,
+    FeedbackDatasetHandler,
+    FeedbackHandler,
+    GiveFeedbackHandler,
+)
 from jupyter_llmcloud.server.api.cluster_kinds import ClusterKindsHandler, ClusterLogHandler
 from jupyter_llmcloud.server.api.clusters import (
     ClusterHandler,
@@ -11,8 +17,23 @@ from jupyter_llmcloud.server.api.clusters import (
     ClustersHandler,
     PlacementHandler,
 )
-from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
-from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
+from jupyter_llmcloud.server.api.endpoints import (
+    EndpointHandler,
+    EndpointLogsHandler,
+    EndpointRollbackHandler,
+    EndpointScaleHandler,
+    EndpointShadowHandler,
+    EndpointsHandler,
+    EndpointSplitHandler,
+    EndpointUpdateHandler,
+)
+from jupyter_llmcloud.server.api.keys import (
+    KeyAlertsHandler,
+    KeyHandler,
+    KeyRotationHandler,
+    KeysHandler,
+    KeyUsageHandler,
+)
 from jupyter_llmcloud.server.api.runs import (
     RunCheckpointHandler,
     RunHandler,
@@ -40,12 +61,6 @@ from jupyter_llmcloud.server.batches.handlers import (
     FilesHandler,
 )
 from jupyter_llmcloud.server.events.handler import EventsHandler
-from jupyter_llmcloud.server.feedback.handlers import (
-    DriftHandler,
-    FeedbackDatasetHandler,
-    FeedbackHandler,
-    GiveFeedbackHandler,
-)
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
@@ -58,7 +73,7 @@ NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
 
 _JSON = ("audit", "started")
 _RUNS = (*_JSON, "runs", "run_states")
-_GATEWAY = ("state", "endpoints", "started")
+_GATEWAY = ("state", "endpoints", "alerts", "started")
 _FEEDBACK = (*_JSON, "endpoints", "keeper", "state")
 _BATCHES = (*_GATEWAY, "batches")
 
@@ -94,11 +109,22 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/endpoints/{NAME}/feedback", FeedbackHandler, _FEEDBACK),
     (rf"/llmcloud/api/endpoints/{NAME}/feedback/dataset", FeedbackDatasetHandler, _FEEDBACK),
     (rf"/llmcloud/api/endpoints/{NAME}/drift", DriftHandler, _FEEDBACK),
+    (rf"/llmcloud/api/endpoints/{NAME}/scale", EndpointScaleHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/update", EndpointUpdateHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/split", EndpointSplitHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/rollback", EndpointRollbackHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/shadow", EndpointShadowHandler, (*_JSON, "endpoints")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
+    (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state")),
+    (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),
+    (rf"/llmcloud/api/keys/{NAME}/rotate", KeyRotationHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
     (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
-    *((rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests", "keeper")) for route in INFERENCE_ROUTES),
+    *(
+        (rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests", "quotas", "keeper"))
+        for route in INFERENCE_ROUTES
+    ),
     (r"/llmcloud/v1/feedback", GiveFeedbackHandler, (*_GATEWAY, "requests", "keeper")),
     (r"/llmcloud/v1/files", FilesHandler, _BATCHES),
     (rf"/llmcloud/v1/files/{NAME}", FileHandler, _BATCHES),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from traitlets.config import Config
 
-from jupyter_llmcloud.server.gateway import response_cache
+from jupyter_llmcloud.server.answers import response_cache
 from tests.support.server_parts import Server
 
 pytest_plugins = ["tests.support.server_fixtures"]

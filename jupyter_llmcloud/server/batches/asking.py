@@ -6,22 +6,25 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from jupyter_llmcloud.core.serving.batch_rows import BatchRow
 from jupyter_llmcloud.core.serving.keys import may_infer
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.core.serving.quota import estimate_tokens
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
+from jupyter_llmcloud.server.gateway.request_shape import shape_of
 
 if TYPE_CHECKING:
     from logging import Logger
 
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
+    from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas, KeyReservation
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
     from jupyter_llmcloud.storage.server_state import ServerState
 
@@ -73,11 +76,22 @@ class _Collected:
     def end(self, last: bytes, content_type: str) -> None:
         self.body += last
 
+    def error_body(self, error: ApiError) -> Any:
+        return error.body()
+
 
 class RowAsker:
     """Asks the endpoints of one server."""
 
-    def __init__(self, endpoints: EndpointRegistry, requests: OpenRequests, state: ServerState, log: Logger) -> None:
+    def __init__(
+        self,
+        endpoints: EndpointRegistry,
+        requests: OpenRequests,
+        quotas: KeyQuotas,
+        state: ServerState,
+        log: Logger,
+    ) -> None:
+        self._quotas = quotas
         self._endpoints = endpoints
         self._requests = requests
         self._state = state
@@ -97,7 +111,7 @@ class RowAsker:
     def places(self, models: list[str]) -> tuple[int, int]:
         """(places of the ready replicas, requests that wait for one) over these endpoints."""
         found = [endpoint for model in models if (endpoint := self._find(model)) is not None]
-        places = sum(replica.max_concurrent for endpoint in found for replica in endpoint.ready_replicas())
+        places = sum(replica.load.capacity for endpoint in found for replica in endpoint.ready_replicas())
         return places, sum(endpoint.admission.num_waiting for endpoint in found)
 
     async def ask(self, row: BatchRow, route: str, owner: str, key_id: str | None) -> Answer:
@@ -108,7 +122,12 @@ class RowAsker:
             why = f"there is no model {row.model!r} here." if endpoint is None else f"it has failed: {endpoint.reason}"
             return _refused(request_id, ApiError(404, why, param="model", code="model_not_found"))
         sink, open_request = _Collected(), OpenRequest(key_id=key_id)
-        asked = GatewayRequest(request_id, owner, route, msgspec.json.encode(row.body), ROW_PATIENCE_S)
+        body = msgspec.json.encode(row.body)
+        try:
+            open_request.reservation = self._reserve(key_id, row, len(body))
+        except ApiError as error:
+            return _refused(request_id, error)
+        asked = GatewayRequest(request_id, owner, route, body, shape_of(body, key_id or owner), ROW_PATIENCE_S)
         proxy = Proxy(asked, endpoint, sink, self._log)
         self._requests.begin(open_request)
         try:
@@ -125,6 +144,18 @@ class RowAsker:
             return _refused(request_id, error)
         finally:
             self._requests.end(open_request, proxy.record(), proxy.unknown_usage(), endpoint.rates)
+
+    def _reserve(self, key_id: str | None, row: BatchRow, num_bytes: int) -> KeyReservation | None:
+        """A row counts as any other request of its key does; over its quota it waits."""
+        key = self._state.key(key_id) if key_id is not None else None
+        if key is None or not key.limits.any:
+            return None
+        limits = (row.body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
+        limit = next((one for one in limits if isinstance(one, int)), None)
+        num_choices = row.body.get("n")
+        return self._quotas.reserve(
+            key, estimate_tokens(num_bytes, limit, num_choices if isinstance(num_choices, int) else None, None)
+        )
 
     def _find(self, model: str) -> EndpointController | None:
         try:

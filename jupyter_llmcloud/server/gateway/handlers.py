@@ -11,31 +11,35 @@ import msgspec
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from jupyter_llmcloud.core.serving.cached_answers import cache_key
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.core.serving.quota import estimate_tokens
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
+from jupyter_llmcloud.server.answers.copied_answers import CACHE, CopiedAnswers
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
-from jupyter_llmcloud.server.gateway.capturing_sink import CapturingSink
+from jupyter_llmcloud.server.gateway.metrics import StreamTimes
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
-from jupyter_llmcloud.server.gateway.response_cache import CachedAnswer
+from jupyter_llmcloud.server.gateway.request_shape import shape_of
+from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.server.answers.keeper import Keeper
+    from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
-    from jupyter_llmcloud.server.feedback.keeper import Keeper
+    from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
-    from jupyter_llmcloud.server.gateway.response_cache import ResponseCache
 
-CACHE = "jupyter_llmcloud_response_cache"  # in the settings of the server, where there is one
 SLOW_READER_S = 30.0
 ANSWER_MARGIN_S = 1.0
+KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
 
 
+_NONE: Mapping[str, str] = {}
 _decode = msgspec.json.Decoder(InferenceRequest).decode
 
 
@@ -85,85 +89,142 @@ def as_model(endpoint: EndpointController) -> Model:
 class InferenceHandler(GatewayHandler):
     """A request to a model: let in here, answered by a replica, its bytes copied. It is the sink of its proxy."""
 
-    def initialize(self, requests: OpenRequests, keeper: Keeper, **shared: Any) -> None:  # type: ignore[override]
-        """`requests` are those that are being answered; `keeper` has those of endpoints that are to be kept."""
+    max_body = MAX_BODY
+
+    def initialize(  # type: ignore[override]
+        self, requests: OpenRequests, quotas: KeyQuotas, keeper: Keeper, **shared: Any
+    ) -> None:
+        """Takes the services of the gateway.
+
+        Args:
+            requests: those that are being answered.
+            quotas: what keys have used of late.
+            keeper: of requests to endpoints that were started to keep them.
+        """
         super().initialize(**shared)
         self.requests = requests
+        self.quotas = quotas
         self.keeper = keeper
         self._body = bytearray()
         self._num_bytes = 0
         self._open = OpenRequest()
         self._noted = 0.0
+        self._times: StreamTimes | None = None
+        self._asked_for = ""
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
         # Twice the limit, so that a body that grows beyond it is answered with 413 and not just cut off.
-        connection.set_max_body_size(2 * MAX_BODY)
+        connection.set_max_body_size(2 * self.max_body)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not length.isdigit() or int(length) > self.max_body:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {MAX_BODY} bytes.", code="request_too_large")
+        return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")
 
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= MAX_BODY:
+        if self._num_bytes <= self.max_body:
             self._body += chunk
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
         """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
-        if self._num_bytes > MAX_BODY:
+        if self._num_bytes > self.max_body:
             raise self._too_large()
         await self.started()
         body = bytes(self._body)
-        endpoint = self.endpoint(parse(body).model)
+        asked = parse(body)
+        self._asked_for = asked.model
+        endpoint = self.endpoint(asked.model)
         self.note_activity()
-        asked = GatewayRequest(self.request_id, self.actor, route, body, self._patience_s(), self.started_at)
-        place = await self._answer_again(asked, endpoint)
-        if self._finished:
-            return
-        kept = endpoint.stored.current.keep_requests
-        copy = CapturingSink(self) if kept or place else None
-        proxy = Proxy(asked, endpoint, copy or self, self.log)
-        self._open.key_id = self.key.id if self.key else None
+        self._reserve(asked, len(body), endpoint)
+        await self.pass_on(endpoint, route, body)
+
+    async def pass_on(
+        self, endpoint: EndpointController, route: str, body: bytes, path: str = "", headers: Mapping[str, str] = _NONE
+    ) -> None:
+        """Have a replica answer, and write down how it went.
+
+        Args:
+            path: where the replica answers, when that is not below /v1; such requests cost no tokens.
+            headers: of the request, that the replica needs.
+        """
+        shape = shape_of(body, self.key.id if self.key else self.actor)
+        self._times = StreamTimes(endpoint.name, self.started_at)
+        trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
+        request = GatewayRequest(
+            self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at,
+            {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {}), **headers}, path, not path,
+        )  # fmt: skip
+        copies = CopiedAnswers(self.settings.get(CACHE), self.keeper, endpoint)
+        if not path and (found := await copies.find(request)) is not None:
+            return self._answer_again(request, endpoint, found)
+        sink = copies.sink(request, self) if not path else self
+        proxy = Proxy(request, endpoint, sink, self.log)
         self.requests.begin(self._open)
+        endpoint.scaling.arrived(asyncio.get_running_loop().time())
+        if not headers:
+            endpoint.copy_to_shadow(path or f"/v1/{route}", body)
         try:
             await self._answer(proxy)
         finally:
             self.note_activity()
-            if copy is not None and (answer := copy.answer()) is not None:
-                if kept:
-                    self.keeper.keep(asked, endpoint, answer)
-                if place is not None:
-                    self.settings[CACHE].put(place, CachedAnswer(copy.content_type, answer))
-            self.requests.end(self._open, proxy.record(), proxy.unknown_usage(), endpoint.rates)
+            copies.keep(request)
+            record = proxy.record()
+            trace.end(record)
+            self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
+        return None
 
-    async def _answer_again(self, asked: GatewayRequest, endpoint: EndpointController) -> str | None:
-        """Answer from the cache, if it has this; else where the answer may be kept, if it may."""
-        cache: ResponseCache | None = self.settings.get(CACHE)
-        if cache is None or not cache.is_on:
-            return None
-        revision = endpoint.stored.current.fingerprint
-        key = cache_key(asked.actor, endpoint.name, revision, asked.route, asked.body)
-        if key is None or (found := await cache.get(key)) is None:
-            return key
-        self.set_header("X-LLMCloud-Cache", "hit")
-        self.begin(200, {"Content-Type": found.content_type})
+    def _reserve(self, asked: InferenceRequest, num_bytes: int, endpoint: EndpointController) -> None:
+        """Let the request in by the quota of its key; raises ApiError (429)."""
+        if self.key is None:
+            return
+        self._open.key_id = self.key.id
+        if self.key.limits.any:
+            known = [replica.reported.get("context_length") for replica in endpoint.ready_replicas()]
+            num_tokens = estimate_tokens(
+                num_bytes, asked.max_completion_tokens or asked.max_output_tokens or asked.max_tokens, asked.n,
+                next((length for length in known if isinstance(length, int)), None),
+            )  # fmt: skip
+            self._open.reservation = self.quotas.reserve(self.key, num_tokens)
+
+    def on_finish(self) -> None:
+        """What was refused before a replica was asked is written down as well, when it is known who asked."""
+        super().on_finish()
+        is_known = self.key is not None or getattr(self, "_jupyter_current_user", None) is not None
+        if self._times is None and is_known and self.request.method == "POST":
+            self.requests.write_down(
+                RequestRecord(
+                    request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
+                    route=self.path_args[0] if self.path_args else "", status=self.get_status(),
+                    duration_s=time.perf_counter() - self.started_at, outcome="refused", t=time.time(),
+                )
+            )  # fmt: skip
+
+    def set_default_headers(self) -> None:
+        """Of every answer, errors too: how much the key has left."""
+        super().set_default_headers()
+        if self.key is not None:
+            for name, value in self.quotas.headers(self.key).items():
+                self.set_header(name, value)
+
+    def _answer_again(self, request: GatewayRequest, endpoint: EndpointController, found: CachedAnswer) -> None:
+        """Give the answer that the same request got before."""
+        self.begin(200, {"Content-Type": found.content_type, "X-LLMCloud-Cache": "hit"})
         self.end(found.body, found.content_type)
         record = RequestRecord(
-            request_id=asked.request_id, actor=asked.actor, endpoint=endpoint.name, route=asked.route, status=200,
-            outcome="cached", duration_s=time.perf_counter() - asked.began, prompt_tokens=0, completion_tokens=0,
+            request_id=request.request_id, actor=request.actor, endpoint=endpoint.name, route=request.route, status=200,
+            outcome="cached", duration_s=time.perf_counter() - request.began, prompt_tokens=0, completion_tokens=0,
             t=time.time(),
         )  # fmt: skip
         self.requests.begin(self._open)
         self.requests.end(self._open, record, None, endpoint.rates)
-        return key
 
     async def _answer(self, proxy: Proxy) -> None:
         try:
@@ -189,7 +250,8 @@ class InferenceHandler(GatewayHandler):
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The status and the headers are known."""
         self.set_status(status)
-        for name, value in headers.items():
+        quota = self.quotas.headers(self.key) if self.key is not None else {}
+        for name, value in {**headers, **quota}.items():
             self.set_header(name, value)
         connection: Any = self.request.connection
         connection.stream.set_nodelay(True)
@@ -197,6 +259,8 @@ class InferenceHandler(GatewayHandler):
     async def write_chunk(self, chunk: bytes) -> None:
         """Pass a piece on; the next one is read when the client has taken this one."""
         self.write(chunk)
+        if self._times is not None:
+            self._times.piece()
         flushed = self.flush()
         self._note_streaming()
         try:
@@ -232,4 +296,6 @@ class UnknownPathHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Answer."""
         await super().prepare()
+        if self.request.method == "OPTIONS":
+            return
         raise ApiError(404, f"{self.request.method} {self.request.path} does not exist here.", code="unknown_url")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.core.serving.openai_errors import ApiError
     from jupyter_llmcloud.server.gateway.proxy import ResponseSink
 
 MAX_BYTES = 1 << 20  # of an answer; a longer one is not copied
@@ -40,6 +41,10 @@ class CapturingSink:
         self._copy(last)
         self.content_type = content_type
         self._sink.end(last, content_type)
+
+    def error_body(self, error: ApiError) -> Any:
+        """An error as its clients know it."""
+        return self._sink.error_body(error)
 
     def _copy(self, chunk: bytes) -> None:
         if len(self._answer) <= MAX_BYTES:

@@ -29,8 +29,8 @@ from jupyter_llmcloud.server.gateway.operation import gateway_operation
 from jupyter_llmcloud.storage.serving.feedback import Feedback
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.server.answers.keeper import Keeper
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
-    from jupyter_llmcloud.server.feedback.keeper import Keeper
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
     from jupyter_llmcloud.storage.server_state import ServerState
 
