@@ -385,6 +385,8 @@ class RunSupervisor:
         record = self.record
         self._feed.change(finish.state)
         record.ended, record.errors = time.time(), self._attempt.errors(finish.culprit)
+        seconds = self._feed.seconds
+        record.hang, record.seconds = {}, {str(rank): parts for rank, parts in seconds.items()}
         report = self._attempt.report(finish.culprit)
         if finish.state == "finished":
             self._feed.note_saved()
@@ -397,6 +399,7 @@ class RunSupervisor:
                 report=[f"{self._timed_out}.", *report] if self._timed_out else report,
                 artifacts=record.artifacts,
                 payload=self._attempt.payload,
+                seconds=seconds,
             )
         )
         self._feed.close()

@@ -87,7 +87,15 @@ ClientMessage = SubscribeTopics | UnsubscribeTopics | WatchRun | UnwatchRun | Ac
 
 
 class Split(msgspec.Struct, kw_only=True, frozen=True):
-    """Where a rank's time goes, as shares of the last seconds; they add up to 1."""
+    """Where a rank's time goes, as shares that add up to 1.
+
+    Attributes:
+        compute: all that is none of the others.
+        communication: in collectives, as long as the rank that was blocked least in them.
+        data: in data loaders.
+        waiting: in collectives, beyond that: for other ranks.
+        checkpoint: in saving.
+    """
 
     compute: float = 0.0
     communication: float = 0.0
@@ -104,7 +112,8 @@ class RankInfo(msgspec.Struct, kw_only=True, frozen=True):
         detail: what it does or why it ended, in a few words.
         cpu: processor use of its process in cores (1.5: one and a half), None when it is not known.
         last_seen: seconds since the epoch when its process was looked at last.
-        split: where its time goes.
+        split: where its time goes: of the last ten seconds, of a run that has ended all of it. None when unknown.
+        total_split: where all of its time has gone so far.
     """
 
     rank: int
@@ -118,6 +127,7 @@ class RankInfo(msgspec.Struct, kw_only=True, frozen=True):
     utilization: float | None = None
     cpu: float | None = None
     split: Split | None = None
+    total_split: Split | None = None
     last_seen: float | None = None
 
 
@@ -203,6 +213,7 @@ class RunInfo(msgspec.Struct, kw_only=True, frozen=True):
         elapsed_s: from its creation to its end, or to the time of the message.
         phase: the present one of `phases`.
         notice: what hinders it now, in one line; empty when nothing does.
+        hang: why its ranks do not go on, and which; empty while they do.
         latest: the newest value of each metric.
         marks: what to draw on a chart, in order of time.
         notes: what was noted on the way.
@@ -227,6 +238,7 @@ class RunInfo(msgspec.Struct, kw_only=True, frozen=True):
     ranks: list[RankInfo] = []
     progress: list[ProgressBar] = []
     notice: str = ""
+    hang: str = ""
     latest: dict[str, LatestValue] = {}
     marks: list[Mark] = []
     notes: list[str] = []

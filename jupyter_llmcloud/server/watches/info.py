@@ -15,7 +15,7 @@ from jupyter_llmcloud.protocol.http.events import (
     RunInfo,
 )
 from jupyter_llmcloud.storage.runs import RunRecord
-from jupyter_llmcloud.widgets.live_info import bars, latest, notice
+from jupyter_llmcloud.widgets.live_info import bars, latest, notice, split_of, total_split_of
 from jupyter_llmcloud.widgets.view_state import ViewState, without_advice
 
 MAX_MARKS = 500
@@ -57,6 +57,7 @@ def run_info(
         ranks=_ranks(record, view, ranks or {}),
         progress=bars(view),
         notice=notice(view),
+        hang=without_advice(view.hang.text) if view.hang else "",
         latest={name: latest(series) for name, series in view.metrics.series.items() if series.last},
         marks=marks_of(record, marks, reports),
         notes=record.notes,
@@ -114,7 +115,9 @@ def _ranks(record: RunRecord, view: ViewState, facts: Mapping[int, RankFacts]) -
         known = dict(facts.get(rank, {})) if view.is_active else {}
         if known.pop("state", "") == "lost" and state == "running":
             state = "exited"
-        rows.append(RankInfo(rank=rank, state=state, detail=detail or known.pop("detail", ""), **known))
+        detail = detail or known.pop("detail", "")
+        known |= {"split": split_of(view, rank), "total_split": total_split_of(view, rank)}
+        rows.append(RankInfo(rank=rank, state=state, detail=detail, **known))
     return rows
 
 
