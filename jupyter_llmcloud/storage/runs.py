@@ -95,8 +95,9 @@ class RunRecord:
 
     def rank_state(self, rank: int) -> tuple[str, str]:
         """The state of a rank and a detail, as far as they are recorded."""
-        for error in self.errors:
-            if error["rank"] == rank:
+        for number, error in enumerate(self.errors):
+            is_culprit = not number and self.state == "failed"
+            if error["rank"] == rank and (is_culprit or not _is_released(error)):
                 return "failed", str(error.get("ename", ""))
         if self.is_active:
             return ("queued" if self.state == "queued" else "running"), ""
@@ -274,6 +275,11 @@ class RunStore:
 
 def _by_rank(found: Mapping[str, dict[str, float]]) -> Times:
     return {int(rank): parts for rank, parts in found.items()}
+
+
+def _is_released(error: Mapping[str, Any]) -> bool:
+    """Whether a rank was merely stopped with the run, or let out of a collective."""
+    return bool(error.get("collateral") or error.get("interrupted")) or error.get("ename") == "KeyboardInterrupt"
 
 
 def _as_json(record: RunRecord) -> bytes:

@@ -15,8 +15,8 @@ from jupyter_llmcloud.protocol.http.events import (
     RunActions,
     RunInfo,
     SeriesTail,
-    Split,
 )
+from jupyter_llmcloud.protocol.http.worlds import Split
 from jupyter_llmcloud.widgets.view_state import ViewState
 
 _DIGITS = 6  # of a value on a chart

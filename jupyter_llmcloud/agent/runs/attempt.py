@@ -132,7 +132,8 @@ class Attempt:
         self._feed.record.artifacts.update(message.artifacts)
         error = message.error or {}
         if error:
-            self._errors[rank] = {"rank": rank, **error}
+            how = {"interrupted": True} if message.interrupted else {}
+            self._errors[rank] = {"rank": rank, **error, **how}
         self._handle(
             RankEnded(
                 rank,

@@ -10,6 +10,7 @@ from typing import Any
 from jupyter_llmcloud.agent.runs.time_log import TimeLog
 from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
+from jupyter_llmcloud.core.names import short_name
 from jupyter_llmcloud.core.run.end_report import describe_saved
 from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState, TimesTold
 from jupyter_llmcloud.protocol.connection import Connection
@@ -95,7 +96,7 @@ class RunFeed:
         self.record.history.append({"t": round(time.time(), 3), "why": why})
 
     def mark(self, kind: str, step: int | None, text: str) -> None:
-        """Something that charts show beside the metrics: a checkpoint, a restart."""
+        """Something that charts show beside the metrics: a checkpoint, a restart, a resize, an alert."""
         self._tell_begun()
         where = {} if step is None else {"step": step}
         self._files.mark({"mark": kind, **where, "text": text})
@@ -136,7 +137,12 @@ class RunFeed:
 
     def _note_not_finite(self) -> None:
         known, found = self.record.not_finite, self._not_finite.summary()
+        for name, new in found.items():
+            if name not in known:
+                text = f"{short_name(name)} is {self._not_finite.word(name)} at step {new['first']:g}"
+                self._files.mark({"mark": "alert", "step": new["first"], "text": text, "metric": name})
         is_news = any(name not in known or known[name]["since"] != new["since"] for name, new in found.items())
+        self.record.not_finite = found
         if is_news and self._due is None:
             self._due = asyncio.get_running_loop().call_later(NOT_FINITE_AFTER_S, self.write_record)
 

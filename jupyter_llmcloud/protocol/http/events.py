@@ -16,7 +16,7 @@ from jupyter_llmcloud.protocol.http.clusters import Cluster
 from jupyter_llmcloud.protocol.http.endpoints import Endpoint
 from jupyter_llmcloud.protocol.http.keys import Key
 from jupyter_llmcloud.protocol.http.runs import Run
-from jupyter_llmcloud.protocol.http.worlds import World
+from jupyter_llmcloud.protocol.http.worlds import Split, World
 
 Topic = Literal["clusters", "worlds", "runs", "endpoints", "keys"]
 TOPICS: tuple[Topic, ...] = ("clusters", "worlds", "runs", "endpoints", "keys")
@@ -84,24 +84,6 @@ class Ack(Event, kw_only=True, frozen=True, tag="ack"):
 ClientMessage = SubscribeTopics | UnsubscribeTopics | WatchRun | UnwatchRun | Ack
 
 # --- parts of what the server says ----------------------------------------------------------------------------------
-
-
-class Split(msgspec.Struct, kw_only=True, frozen=True):
-    """Where a rank's time goes, as shares that add up to 1.
-
-    Attributes:
-        compute: all that is none of the others.
-        communication: in collectives, as long as the rank that was blocked least in them.
-        data: in data loaders.
-        waiting: in collectives, beyond that: for other ranks.
-        checkpoint: in saving.
-    """
-
-    compute: float = 0.0
-    communication: float = 0.0
-    data: float = 0.0
-    waiting: float = 0.0
-    checkpoint: float = 0.0
 
 
 class RankInfo(msgspec.Struct, kw_only=True, frozen=True):

@@ -101,6 +101,7 @@ class RunError(TypedDict, total=False):
     place: Annotated[str, Meta(description="The line of the notebook or script that failed.")]
     locals: Annotated[dict[str, str], Meta(description="Variables there, as short texts.")]
     collateral: Annotated[bool, Meta(description="Whether it failed only because another rank did.")]
+    interrupted: Annotated[bool, Meta(description="Whether it ended because the run was stopped.")]
     step: Any
 
 

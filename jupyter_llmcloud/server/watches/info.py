@@ -97,7 +97,10 @@ def marks_of(record: RunRecord, marks: Sequence[Mapping[str, Any]], reports: Seq
         if not report.get("recovered"):
             text = without_advice(str(report.get("text", "")))
             found.append(Mark(t=float(report.get("t", 0.0)), kind="hang", text=text))
+    marked = {mark.get("metric") for mark in marks}
     for name, bad in record.not_finite.items():
+        if name in marked:
+            continue
         text = f"{short_name(name)}: {bad['count']:,} values were NaN or infinite, first at step {bad['first']:g}"
         found.append(Mark(t=record.ended or record.created, kind="alert", text=text, step=bad["first"]))
     return sorted(found, key=lambda mark: mark.t)[-MAX_MARKS:]
