@@ -204,7 +204,7 @@ def test_three_hundred_metrics_are_grouped_folded_and_filtered(page: Page, pictu
     assert card.locator(".llmc-chart").count() < 60  # only what can be seen is drawn
     card.locator(".llmc-group > summary", has_text="train").click()
     expect(card.locator('[data-metric="eval/metric-001"]')).to_be_visible()
-    page.locator(CARD).screenshot(path=pictures / "run-tab-wide.png")
+    page.screenshot(path=pictures / "run-tab-wide.png")
     card.get_by_label("Filter metrics").fill("grad 299")
     expect(card.locator(".llmc-chart")).to_have_attribute("data-metric", "grad/metric-299")
     card.get_by_label("Filter metrics").fill("no such thing")
