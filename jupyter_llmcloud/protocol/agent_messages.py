@@ -379,6 +379,17 @@ class RankState(Message, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class TimesTold(Message, frozen=True, kw_only=True):
+    """Where the ranks spend their time, by rank and part of core.run.time_split.
+
+    `shares` are of the last seconds, `seconds` of the run so far.
+    """
+
+    run_id: str
+    shares: dict[int, dict[str, float]]
+    seconds: dict[int, dict[str, float]]
+
+
 class RunEnded(Message, frozen=True, kw_only=True):
     """The run is over. `errors` holds the culprit first; the payload is what was pulled (a pickled dict)."""
 
@@ -387,3 +398,4 @@ class RunEnded(Message, frozen=True, kw_only=True):
     errors: list[dict[str, Any]] = field(default_factory=list)
     report: list[str] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
+    seconds: dict[int, dict[str, float]] = field(default_factory=dict)  # by rank and part of core.run.time_split

@@ -65,7 +65,7 @@ class ServerContext:
     @cached_property
     def events(self) -> EventService:
         """What changes, for those who follow it."""
-        resources = Resources(self.clusters)
+        resources = Resources(self.clusters, self.runs)
         events = EventService(self.server_id, self.runs, self.run_states, resources)
         topics = Topics(self.clusters, resources, self.endpoints, self.state)
         topics.add_to(events, self.runs, self.run_states)

@@ -35,7 +35,10 @@ _WHO = "the process that forks ranks"
 PR_SET_PDEATHSIG = 1
 MADV_DONTNEED = 4
 # Parts of this package whose functions are called in place of a library's.
-_BETWEEN = ("integrations", "group", "parallel", "resume", "diagnostics.grad_mode", "output.notebook_tqdm")
+_BETWEEN = (
+    *("integrations", "group", "parallel", "resume", "output.notebook_tqdm"),
+    *("diagnostics.grad_mode", "diagnostics.time_split"),
+)
 # In /proc/<pid>/smaps: a mapping of a file that is only read or executed, with what follows; what of it is our own.
 _MAPPING = re.compile(
     r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) r-[-x]p \S+ \S+ [1-9]\d* +/.*\n(?P<fields>(?:[A-Z].*\n)+)", re.MULTILINE

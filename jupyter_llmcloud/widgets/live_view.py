@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jupyter_llmcloud.core.names import name_ranks
-from jupyter_llmcloud.storage.runs import RunStore, nonce
+from jupyter_llmcloud.storage.runs import RunStore, Times, nonce
 from jupyter_llmcloud.widgets import live_info, static_view
 from jupyter_llmcloud.widgets.front_end import FrontEnd, find_front_end
 from jupyter_llmcloud.widgets.panel_mime import panel
@@ -79,6 +79,11 @@ class LiveView:
         self.state.hang = None if recovered else hang
         if not is_printed:
             self.state.reports.append((text, recovered))
+        self._is_new = True
+
+    def handle_times(self, shares: Times, seconds: Times) -> None:
+        """Where the ranks spend their time: of the last seconds, and so far."""
+        self.state.shares, self.state.seconds = shares or self.state.shares, seconds or self.state.seconds
         self._is_new = True
 
     def show_again(self) -> None:

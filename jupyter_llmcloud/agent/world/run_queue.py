@@ -43,6 +43,7 @@ class RunQueue:
         self._world = world
         self._end_world = end_world
         self._versions = library_versions()  # here, where ranks are about to be started, and not on the way of a cell
+        self._resized_from = 0  # ranks before the world was resized, since the last run; 0 when it was not
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
 
     @property
@@ -54,6 +55,11 @@ class RunQueue:
     def until(self) -> float | None:
         """Until when no other agent leads the active run (seconds of the loop's clock); None: nobody stands by."""
         return self.active.until if self.active is not None else None
+
+    def resized(self, num_ranks: int) -> None:
+        """The world has another number of ranks than before, when it had so many: the next run is marked by it."""
+        before = self._resized_from or num_ranks
+        self._resized_from = before if before != self._world.size else 0
 
     async def execute(self, cell: Execute, connection: Connection | None) -> None:
         """Execute a cell when it is its turn; `connection` follows it."""
@@ -144,6 +150,9 @@ class RunQueue:
         except OSError as error:
             raise WorldError(f"the run's folder cannot be made: {error.strerror}: {cell.folder}.") from None
         run.begin()
+        if self._resized_from:
+            run.note_resize(self._resized_from, self._world.size)
+        self._resized_from = 0
         await self._see_through(run)
         self._after(cell, run.ended.result())
 

@@ -18,7 +18,7 @@ from jupyter_llmcloud.magics.output.cell_output import CellOutput
 from jupyter_llmcloud.magics.output.log_link import log_link
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.storage import log_text
-from jupyter_llmcloud.storage.runs import RunStore, nonce
+from jupyter_llmcloud.storage.runs import RunStore, Times, nonce
 from jupyter_llmcloud.system.gil import Pace, short_switch_intervals
 from jupyter_llmcloud.widgets.front_end import find_front_end
 from jupyter_llmcloud.widgets.live_view import LiveView
@@ -161,6 +161,10 @@ class RunView:
     def rank_state(self, rank: int, state: str, detail: str = "") -> None:
         """A rank's state has changed."""
         self.live.handle_rank_state(rank, state, detail)
+
+    def times(self, shares: Times, seconds: Times) -> None:
+        """Where the ranks spend their time."""
+        self.live.handle_times(shares, seconds)
 
     def stopping(self) -> None:
         """Stop was pressed."""

@@ -35,6 +35,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     StartWorld,
     StopRun,
     StopWorld,
+    TimesTold,
     WorldDescription,
 )
 from jupyter_llmcloud.protocol.client import AgentChannel
@@ -317,7 +318,10 @@ class WorldClient:
                 view.note(message.detail)
             case RankState(run_id=known) if known == run_id:
                 view.rank_state(message.rank, message.state, message.detail)
+            case TimesTold(run_id=known) if known == run_id:
+                view.times(message.shares, message.seconds)
             case RunEnded(run_id=known) if known == run_id:
+                view.times({}, message.seconds)
                 return message
             case Refused(code=NotFound.code, reply_to=number) if number in stop.requests:
                 pass  # pressed a moment after the run had ended, which was said before

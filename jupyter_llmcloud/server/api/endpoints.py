@@ -25,6 +25,8 @@ from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import operation
 
 if TYPE_CHECKING:
+    from tornado.httputil import HTTPServerRequest
+
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
 
 
@@ -35,6 +37,11 @@ def as_endpoint(described: dict[str, Any], url: str = "") -> Endpoint:
     return Endpoint(**{**described, "replicas": replicas, "rates": rates, "url": url})
 
 
+def gateway_url(request: HTTPServerRequest, base_url: str) -> str:
+    """The base URL of the models' API, under which whoever sent this request reaches the server."""
+    return f"{request.protocol}://{request.host}" + url_path_join(base_url, "llmcloud/v1")
+
+
 class _EndpointHandler(LLMCloudHandler):
     def initialize(self, endpoints: EndpointRegistry, **shared: Any) -> None:  # type: ignore[override]
         super().initialize(**shared)
@@ -42,8 +49,7 @@ class _EndpointHandler(LLMCloudHandler):
 
     def told(self, described: dict[str, Any]) -> Endpoint:
         """With the URL under which this client reached the server."""
-        origin = f"{self.request.protocol}://{self.request.host}"
-        return as_endpoint(described, origin + url_path_join(self.base_url, "llmcloud/v1"))
+        return as_endpoint(described, gateway_url(self.request, self.base_url))
 
 
 class EndpointsHandler(_EndpointHandler):

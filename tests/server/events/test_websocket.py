@@ -6,6 +6,7 @@ import asyncio
 import math
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -394,3 +395,24 @@ async def test_a_client_that_reads_nothing_costs_no_memory_and_holds_nobody_up(s
     assert follower.output.num_chars <= 4 << 20
     stuck.connection.close()
     await fast.close()
+
+
+# --- the URL of an endpoint ---
+
+
+async def test_each_client_is_told_the_url_under_which_it_reaches_an_endpoint(server: Server, model: Path) -> None:
+    """As the REST route tells it; told again when the endpoint changes, and by a snapshot."""
+    await server.serve(model)
+    by_rest = await server.ask("GET", "llmcloud/api/endpoints/tiny")
+    client = await subscribed(server, "endpoints")
+    assert client.items["endpoints"]["tiny"]["url"] == by_rest.json()["url"] == f"{server.url}/llmcloud/v1"
+    elsewhere = await EventClient.connect(server.url, server.token, Host="localhost:8000")
+    await elsewhere.say("subscribe", topics=["endpoints"])
+    await elsewhere.until(lambda: "endpoints" in elsewhere.items)
+    url = elsewhere.items["endpoints"]["tiny"]["url"]
+    assert url.startswith("http://localhost:8000/") and url.endswith("/llmcloud/v1")
+    await server.ask("DELETE", "llmcloud/api/endpoints/tiny")
+    await elsewhere.until(lambda: elsewhere.items["endpoints"]["tiny"]["state"] == "stopped")
+    assert elsewhere.items["endpoints"]["tiny"]["url"] == url
+    await client.close()
+    await elsewhere.close()
