@@ -124,7 +124,7 @@ def test_a_run_is_saved_watched_through_a_cut_and_its_end_is_told_elsewhere(
     plot = card.locator('[data-metric="loss"] .llmc-plot')
     expect(plot).to_be_visible(timeout=START_MS)
     card.get_by_role("button", name="Checkpoint").click()
-    expect(card).to_contain_text("A checkpoint is saved", timeout=START_MS)
+    expect(card).to_contain_text(re.compile(r"A checkpoint of step \d+ is saved"), timeout=START_MS)
     expect(card.locator("summary", has_text="Events")).to_be_visible(timeout=START_MS)
     with page.expect_popup() as popup:
         card.get_by_role("link", name="Log").click()
@@ -185,7 +185,7 @@ def test_stopping_a_cluster_says_first_what_is_lost(page: Page, pictures: Path) 
     card = page.locator(f"{SIDEBAR} section[aria-label='Clusters'] article").first
     card.get_by_role("button", name="Stop", exact=True).click()
     question = card.get_by_role("alertdialog")
-    expect(question).to_contain_text("2 ranks of work.ipynb end with their variables")
+    expect(question).to_contain_text("2 ranks of notebooks/work.ipynb end with their variables")
     page.locator(SIDEBAR).screenshot(path=pictures / "cluster-stop.png")
     question.get_by_role("button", name="Keep it").click()
 
