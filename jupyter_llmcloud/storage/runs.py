@@ -63,6 +63,7 @@ class RunRecord:
     agent: str = ""  # socket of the leading agent, by which a living run is stopped
     host: str = ""  # that has this socket, when it is not the host of whoever started the run
     owner: str = ""
+    starter: dict[str, Any] = field(default_factory=dict)  # until an agent has it: {"host", "pid", "started"}
     spec: dict[str, Any] = field(default_factory=dict)  # what was asked for: a core.spec.RunSpec
     script: dict[str, Any] = field(default_factory=dict)  # which script was run, if it was one: a core.spec.Script
     history: list[dict[str, Any]] = field(default_factory=list)

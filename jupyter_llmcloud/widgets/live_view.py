@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -55,6 +56,7 @@ class LiveView:
         self._next = 0.0
         self._is_new = True
         self._series = _SeriesTrait()
+        self._placed: dict[str, Any] | None = None
 
     def handle_metrics(self, rank: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Take in metric and progress records of a rank; shown at the next `refresh`."""
@@ -89,16 +91,45 @@ class LiveView:
     def show_again(self) -> None:
         """Display the view once more, because the cell was cleared."""
         data = bundle(self.state) if not self.state.is_active else self._live_data()
+        if self.is_placed and self._placed is not None:
+            data = self._placed
         self._front_end.show(data, self._display_id, update=False)
+
+    def place(self, phase: str) -> None:
+        """The run has no ranks yet: say what is done meanwhile, where the view will be. Imports nothing for that."""
+        words = f"{self.state.name} · {phase} …"
+        data = {"text/plain": words, "text/html": f"<p>{escape(words)}</p>"}
+        shown = data | panel("run", self.state.run_id, self.state.name)
+        self._front_end.show(shown, self._display_id, update=self._placed is not None)
+        self._placed = shown
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it has a place, where nothing but its phase is shown."""
+        return self._placed is not None and not self.is_shown
+
+    def begin(self, ranks: Iterable[int], stop: Callable[[], None]) -> None:
+        """The ranks of a view that was made before they were there; `stop` is what its button does."""
+        self._stop = stop
+        if self.is_placed:
+            self._started = time.time()
+        self.state.ranks = {rank: ("starting", "") for rank in ranks}
+
+    def withdraw(self) -> None:
+        """Leave nothing behind, where nothing but a phase was shown."""
+        if self.is_placed:
+            self._front_end.show({"text/plain": "", "text/html": ""}, self._display_id, update=True)
+            self._placed = None
 
     def show(self) -> None:
         """Display the view now, once. `refresh` does so when there is data or the run takes longer."""
         if self.is_shown:
             return
+        update = self.is_placed
         self.is_shown = True
         if self._front_end.takes_widgets:
             self._widget = self._make_widget()
-        self._front_end.show(self._live_data(), self._display_id, update=False)
+        self._front_end.show(self._live_data(), self._display_id, update=update)
 
     def _live_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
@@ -142,8 +173,9 @@ class LiveView:
         self.state.report = report
         self.state.elapsed_s = max(0.0, now - self._started)
         if not self.is_shown and not self.state.metrics.series:
+            self.withdraw()
             return
-        self._front_end.show(bundle(self.state), self._display_id, update=self.is_shown)
+        self._front_end.show(bundle(self.state), self._display_id, update=self.is_shown or self.is_placed)
         self.is_shown = True
         self._close()
 

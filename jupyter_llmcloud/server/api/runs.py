@@ -173,7 +173,8 @@ class RunHandler(_RunHandler):
         """Everything that the record of a run holds, by its id or name."""
         folder = self.runs.find(name)
         record = await asyncio.to_thread(folder.read)
-        told = {**asdict(record), **msgspec.structs.asdict(await self.summary(record)), "source": folder.source()}
+        kept = {name: value for name, value in asdict(record).items() if name != "starter"}
+        told = {**kept, **msgspec.structs.asdict(await self.summary(record)), "source": folder.source()}
         with contextlib.suppress(LLMCloudError):  # as its record has it, when its cluster does not answer
             told["agent"] = await self.run_states.leader_address(record)
         return RunDetail(**told)
