@@ -270,8 +270,14 @@ def goes_on(tmp_path: Path) -> Iterator[str]:
 def test_of_64_ranks_the_slow_and_the_dead_stand_out(page: Page, pictures: Path, goes_on: str) -> None:
     folder = record_run("many-1", "many", lambda rank: [{"loss": 1 / (at + 1) + rank / 64} for at in range(50)], num_ranks=64,
                         state="running", world_id="goes-on", agent=goes_on)  # fmt: skip
-    report_late(folder, [17, 40], [rank for rank in range(64) if rank not in (17, 40)])
+    report_late(folder, [17, 40])
+    toast = page.locator(".Toastify__toast").filter(has_text="The run many does not go on: ranks 17, 40 have not made a step")
+    expect(toast.first).to_be_visible()
+    toast.get_by_role("button", name="Hide notification").click()
     card = open_run(page, "many-1")
+    row = page.locator("#llmcloud-sidebar .llmc-runrow[data-run-id='many-1']")
+    page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
+    expect(row).to_contain_text("hangs")
     cells = card.locator(".llmc-cell")
     expect(cells).to_have_count(64)
     expect(card.locator(".llmc-rank-summary")).to_contain_text("2 late")

@@ -48,12 +48,15 @@ def record_run(
     return folder
 
 
-def report_late(folder: RunFolder, late: Sequence[int], waiting: Sequence[int]) -> None:
+def report_late(folder: RunFolder, late: Sequence[int]) -> None:
     """Some ranks do not go on, the others wait for them, as the agent writes it."""
-    names = ", ".join(map(str, late))
-    text = f"rank {names} has not made a step for 60 s; the others wait for it.\n"
-    report = {"kind": "report", "text": text, "late": list(late), "waiting": list(waiting)}
+    record = folder.read()
+    text = f"ranks {', '.join(map(str, late))} have not made a step for 60 s; the others wait for them.\n"
+    waiting = [rank for rank in record.ranks if rank not in late]
+    report = {"kind": "report", "t": time.time(), "text": text, "late": list(late), "waiting": waiting}
     _write(folder.logs(late[0]), [report])
+    record.hang = report
+    folder.write(record)
 
 
 def _write(path: Path, records: list[dict[str, Any]]) -> None:

@@ -75,7 +75,7 @@ function RunRow({ client, run, openers }: { client: Client; run: Run; openers: O
         ) : (
           <Name class="llmc-run-name llmc-grow" text={name} />
         )}
-        <StateWord state={run.state} />
+        <StateWord state={run.hang ? trans.__('hangs') : run.state} title={run.hang?.text} />
         {isActive(run.state) && (
           <button type="button" class="llmc-button" aria-label={trans.__('Stop the run %1', name)}
             disabled={stop.isBusy || run.state === 'stopping'} onClick={() => void stop.run()}>
