@@ -341,7 +341,8 @@ class ClusterPool:
 
     async def worlds(self, cluster: str | None = None) -> list[tuple[str, HeldWorld]]:
         """Every world with the name of its cluster; of all clusters when none is named."""
-        names = [cluster] if cluster is not None else [record.name for record in await self.list()]
+        started = [record.name for record in await self.list() if record.address]  # one that starts has none yet
+        names = [cluster] if cluster is not None else started
         return [(name, world) for name in names for world, _ in await self._worlds_with_leaders(name)]
 
     async def _worlds_with_leaders(self, cluster: str) -> list[tuple[HeldWorld, AgentInfo]]:

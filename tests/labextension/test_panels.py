@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.support.browser import DARK, LIGHT, set_theme, start_cell, write_notebook
+from tests.support.axe import look
+from tests.support.browser import start_cell, write_notebook
 from tests.support.lab import Lab, open_lab, running_lab
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_llama
 
@@ -79,25 +80,6 @@ def wait_until_saved(page: Page, tab: str) -> None:
     while tab not in page.evaluate(LAYOUT):
         assert time.monotonic() < deadline, f"the layout was not saved with {tab}"
         page.wait_for_timeout(200)
-
-
-AXE = Path(__file__).parents[2] / "labextension" / "node_modules" / "axe-core" / "axe.min.js"
-
-
-def faults(page: Page, selector: str) -> list[str]:
-    """What axe-core finds that is serious, below `selector`."""
-    page.add_script_tag(path=AXE)
-    found = page.evaluate("async (selector) => (await axe.run(selector)).violations", selector)
-    serious = [row for row in found if row["impact"] in ("serious", "critical")]
-    return [f"{row['id']}: {node['html'][:200]} {node['failureSummary']}" for row in serious for node in row["nodes"]]
-
-
-def look(page: Page, pictures: Path, name: str, selector: str) -> None:
-    """Keep a picture in both themes, and let axe-core look."""
-    for theme, word in ((DARK, "dark"), (LIGHT, "light")):
-        set_theme(page, theme)
-        page.screenshot(path=pictures / f"panels-{name}-{word}.png")
-        assert faults(page, selector) == [], f"{name}, {word}"
 
 
 def test_a_cluster_is_started_scaled_and_stopped_by_mouse(page: Page, pictures: Path) -> None:

@@ -22,7 +22,10 @@ _ERRORS: dict[int, type[LLMCloudError]] = {
     400: UsageError, 404: NotFound, 413: UsageError, 422: UsageError, 429: CapacityError,
 }  # fmt: skip
 _PRE = "margin:2px 0 6px;white-space:pre-wrap"
-_STYLE = "border:1px solid #8884;border-radius:6px;padding:8px 12px;max-width:56em"
+_STYLE = (
+    "box-sizing:border-box;max-width:1040px;margin:4px 2px;padding:12px;border:1px solid #8884;border-radius:10px;"
+    "font:13px/1.45 system-ui,sans-serif"
+)
 
 
 class Endpoint:

@@ -146,7 +146,7 @@ export function Chart(props: ChartProps) {
         <span class="llmc-value">{value}</span>
       </figcaption>
       <div class="llmc-chart-line">
-        <span class="llmc-chart-note">{note}</span>
+        <span class="llmc-chart-note" title={note}>{note}</span>
         {drawn.outside && (
           <button type="button" class="llmc-mini" onClick={() => setShowAll(true)}>
             {trans.__('show all')}
