@@ -118,6 +118,7 @@ class LiveView:
         if self.is_placed:
             self._started = time.time()
         self.state.ranks = {rank: ("starting", "") for rank in ranks}
+        self._series.handle_ranks()
 
     def withdraw(self) -> None:
         """Leave nothing behind, where nothing but a phase was shown."""
