@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Self
 
-from jupyter_llmcloud.core.names import check_name, parse_arguments, parse_duration, parse_variables
+from jupyter_llmcloud.core.names import (
+    check_name,
+    parse_arguments,
+    parse_duration,
+    parse_replicas,
+    parse_size,
+    parse_variables,
+)
 from jupyter_llmcloud.core.options import Option, Syntax, integer
 from jupyter_llmcloud.errors import UsageError
 
@@ -44,6 +51,8 @@ NAME = OptionType("NAME", lambda text: check_name(text, "--name"))
 COUNT = OptionType("N", integer(1))
 COUNT_OR_NONE = OptionType("N", integer(0))
 TIMES = OptionType("K", integer(0))
+SIZE = OptionType("SIZE", parse_size)
+REPLICAS = OptionType("K|MIN:MAX", parse_replicas)
 DURATION = OptionType("TIME", parse_duration)
 ARGUMENTS = OptionType('"ARGS"', parse_arguments, is_command_line=True)
 VARIABLES = OptionType("a,b", parse_variables, names="variables of ranks")
@@ -284,7 +293,9 @@ class EndpointSpec(Spec):
     """How a model is served."""
 
     name: str | None = option(NAME, "Name of the endpoint (default: the run's or the folder's).")
-    replicas: int = option(OptionType("K", integer(1)), "How many processes serve it.", 1)
+    replicas: int | str = option(
+        REPLICAS, "How many processes serve it; with bounds as many as the load needs, from 0 on where MIN is 0.", 1
+    )
     dtype: str = option(
         OptionType(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
     )
@@ -294,6 +305,23 @@ class EndpointSpec(Spec):
     max_concurrent: int = option(COUNT, "Sequences that each process generates at once; others wait.", 32)
     threads: int | None = option(
         COUNT, "CPU threads of each process (default: the cores of its host, shared out over its replicas)."
+    )
+    cores: int | None = option(
+        COUNT, "Cores that each process has to itself among replicas; it waits until a host has them (default: shared)."
+    )
+    memory: int | None = option(
+        SIZE, "Memory of its host that each process may take, such as 4GiB; it waits until a host has it."
+    )
+    kv_cache: int | None = option(
+        SIZE, "Memory for the keys and values of all sequences of a process (default: a share of what is free)."
+    )
+    devices: int | None = option(
+        COUNT_OR_NONE, "GPUs of each process: 0 serves on the CPU (default: one where there is one)."
+    )
+    follow: bool = option(
+        SWITCH,
+        "TARGET is a run: serve its newest checkpoint's model while it trains, and its final model in the end.",
+        False,
     )
     base_model: str | None = option(
         TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"

@@ -17,6 +17,7 @@ import psutil
 from aiohttp import ClientConnectionResetError, hdrs, web
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.inference.changes import Changes
 from jupyter_llmcloud.inference.engines.base import EngineError
 from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest, ServedModel
 from jupyter_llmcloud.inference.openai.responses import encode, event
@@ -88,6 +89,7 @@ class Application:
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
+        Changes(self._ready_model).add_to(app)
         return app
 
     async def _close(self, _: web.Application) -> None:

@@ -11,7 +11,16 @@ from jupyter_llmcloud.server.api.clusters import (
     ClustersHandler,
     PlacementHandler,
 )
-from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
+from jupyter_llmcloud.server.api.endpoints import (
+    EndpointHandler,
+    EndpointLogsHandler,
+    EndpointRollbackHandler,
+    EndpointScaleHandler,
+    EndpointShadowHandler,
+    EndpointsHandler,
+    EndpointSplitHandler,
+    EndpointUpdateHandler,
+)
 from jupyter_llmcloud.server.api.keys import (
     KeyAlertsHandler,
     KeyHandler,
@@ -81,6 +90,11 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/scale", EndpointScaleHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/update", EndpointUpdateHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/split", EndpointSplitHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/rollback", EndpointRollbackHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/shadow", EndpointShadowHandler, (*_JSON, "endpoints")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
     (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state")),
     (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),

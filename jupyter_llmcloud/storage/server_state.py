@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.endpoint_plan import Revision
 from jupyter_llmcloud.core.serving.quota import WINDOW_S, KeyLimits
+from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.rollout import RETIRED, STABLE, with_role
 from jupyter_llmcloud.errors import NotFound
 
 _SCHEMA = """
@@ -88,7 +89,13 @@ class StoredReplica:
 
 @dataclass
 class StoredEndpoint:
-    """One endpoint as it is kept. The newest revision is the last one; earlier ones are kept with no replicas."""
+    """One endpoint as it is kept; its revisions as in `core.serving.rollout`.
+
+    Attributes:
+        adapters: folders of adapters, by the names under which they are asked for.
+        follows: the run whose newest weights it serves; "": none.
+        start_s: how long its last replica took from nothing to ready; None: not known.
+    """
 
     name: str
     revisions: list[Revision]
@@ -97,20 +104,29 @@ class StoredEndpoint:
     created: float = 0.0
     cluster: str | None = None
     replicas: list[StoredReplica] = field(default_factory=list)
+    adapters: dict[str, str] = field(default_factory=dict)
+    follows: str = ""
+    start_s: float | None = None
 
     @property
     def current(self) -> Revision:
-        """The newest revision."""
-        return self.revisions[-1]
+        """The revision that answers, but for a share that a canary has."""
+        return with_role(self.revisions, STABLE) or self.revisions[-1]
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> StoredEndpoint:
         """Read a record; one from before there were revisions becomes revision 1."""
-        revisions = record.get("revisions") or [_only_revision(record)]
+        revisions = _with_roles(record.get("revisions") or [_only_revision(record)])
         replicas = [_known(StoredReplica, {"home": row.get("socket", ""), **row}) for row in record.get("replicas", [])]
         read = {**record, "revisions": [_known(Revision, row) for row in revisions], "replicas": replicas}
         endpoint: StoredEndpoint = _known(cls, read)
         return endpoint
+
+
+def _with_roles(revisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a version that had no roles, the last one was served, and the others were kept with no replicas."""
+    served = len(revisions) - 1
+    return [{"role": STABLE if at == served else RETIRED, **row} for at, row in enumerate(revisions)]
 
 
 def _only_revision(record: dict[str, Any]) -> dict[str, Any]:

@@ -255,6 +255,31 @@ class ContinuousBatchingEngine:
             self._growing = None
         self._grow_if_needed()
 
+    async def change_weights(self, change: Callable[[], None]) -> None:
+        """As `reload.TakesWeights`: the manager is stopped for that, and the next one reads what goes on again."""
+        while self._growing is not None:
+            await asyncio.wait([self._growing])
+        if self.failure is not None:
+            raise EngineError(self.failure)
+        self._growing = asyncio.ensure_future(self._change_weights(change))
+        await asyncio.shield(self._growing)
+        if self.failure is not None:
+            raise EngineError(self.failure)
+
+    async def _change_weights(self, change: Callable[[], None]) -> None:
+        try:
+            await self._stop_manager()
+            await asyncio.to_thread(change)
+            self._manager = await asyncio.to_thread(self._started, self._plan)
+            if not all(self._add(request_id) for request_id in list(self._sequences)):
+                raise RuntimeError("the generation thread has stopped")
+        except Exception as error:
+            log.exception("the weights could not be changed")
+            self._fail_sequences(self._fail(f"the weights could not be changed: {type(error).__name__}: {error}"))
+        finally:
+            self._growing = None
+        self._grow_if_needed()
+
     async def _replace_manager(self) -> None:
         device, before = self._loaded.model.device, self._plan
         wanted = max(2 * before.num_pages, 2 * self._num_needed())

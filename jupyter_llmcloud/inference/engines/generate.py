@@ -10,8 +10,9 @@ import asyncio
 import copy
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,39 @@ class _Sequence:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_delivered: int = 0
+
+
+class _Gate:
+    """Sequences run together, or a change is made alone; who waits to be alone lets nobody else in."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._num_running = 0
+        self._num_alone = 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A sequence runs inside."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._num_alone)
+            self._num_running += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._num_running -= 1
+                self._condition.notify_all()
+
+    def alone(self, change: Callable[[], None]) -> None:
+        """Call `change` while no sequence runs."""
+        with self._condition:
+            self._num_alone += 1
+            try:
+                self._condition.wait_for(lambda: not self._num_running)
+                change()
+            finally:
+                self._num_alone -= 1
+                self._condition.notify_all()
 
 
 class _SamplerProcessor(LogitsProcessor):
@@ -95,6 +129,7 @@ class GenerateEngine:
         self._sequences: set[_Sequence] = set()
         self._num_tokens = 0
         self._count = threading.Lock()
+        self._gate = _Gate()
         self._threads = ThreadPoolExecutor(self.num_parallel, thread_name_prefix="generate")
 
     @property
@@ -125,6 +160,10 @@ class GenerateEngine:
             sequence.cancelled.set()
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
+    async def change_weights(self, change: Callable[[], None]) -> None:
+        """As `reload.TakesWeights`: sequences that run end first, those that wait begin with the new weights."""
+        await asyncio.to_thread(self._gate.alone, change)
+
     def count_token(self) -> None:
         """Called by the threads, once for every token."""
         with self._count:
@@ -149,7 +188,8 @@ class GenerateEngine:
         try:
             if sequence.cancelled.is_set():
                 return
-            self._generate(sequence)
+            with self._gate.together():
+                self._generate(sequence)
             self.deliver(sequence, finished=True)
         except _Cancelled:
             pass

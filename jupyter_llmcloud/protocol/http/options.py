@@ -51,6 +51,8 @@ def _schema(option: Option, hint: Any) -> dict[str, Any]:
     default = {} if option.default is None else {"default": option.default}
     if option.values:
         return {"type": "string", "enum": list(option.values), **default}
+    if set(kinds) == {int, str}:  # a number, or a text that says more
+        return {"type": ["integer", "string"], **default}
     if kind is float:  # a duration: seconds, or as it is typed: 90s, 30m, 2h
         return {"type": ["number", "string"], **default}
     if typing.get_origin(kind) is list:

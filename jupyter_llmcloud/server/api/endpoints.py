@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_server.utils import url_path_join
 
+from jupyter_llmcloud.core.names import parse_replicas
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
     Endpoint,
@@ -19,10 +20,15 @@ from jupyter_llmcloud.protocol.http.endpoints import (
     Endpoints,
     Replica,
     ReplicaLog,
+    ScaleEndpoint,
+    ServedRevision,
+    ShadowEndpoint,
+    SplitEndpoint,
     StartEndpoint,
+    UpdateEndpoint,
 )
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
-from jupyter_llmcloud.server.api.operation import operation
+from jupyter_llmcloud.server.api.operation import NoFields, operation
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
@@ -32,7 +38,8 @@ def as_endpoint(described: dict[str, Any], url: str = "") -> Endpoint:
     """An endpoint as `EndpointController.describe` tells of it, with the URL under which a client reaches it."""
     replicas = [Replica(**row) for row in described["replicas"]]
     rates = EndpointRates(**described["rates"]) if "rates" in described else None
-    return Endpoint(**{**described, "replicas": replicas, "rates": rates, "url": url})
+    revisions = [ServedRevision(**row) for row in described["revisions"]]
+    return Endpoint(**{**described, "replicas": replicas, "revisions": revisions, "rates": rates, "url": url})
 
 
 class _EndpointHandler(LLMCloudHandler):
@@ -62,11 +69,7 @@ class EndpointsHandler(_EndpointHandler):
         options = body.given()
         target = options.pop("target")
         spec = EndpointSpec.make(options, Interface.REST)
-        work = self.endpoints.create(
-            target, spec.name, spec.replicas, spec.dtype, spec.cluster,
-            base_model=spec.base_model, max_model_len=spec.max_model_len, max_concurrent=spec.max_concurrent,
-            threads=spec.threads,
-        )  # fmt: skip
+        work = self.endpoints.create(target, spec)
         endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
         return self.told(endpoint.describe())
 
@@ -88,6 +91,62 @@ class EndpointHandler(_EndpointHandler):
         """Stop an endpoint; one that is stopped already is forgotten."""
         await self.started()
         return self.told(await self.carry_out("endpoint.stop", name, self.endpoints.stop(name)))
+
+
+class EndpointScaleHandler(_EndpointHandler):
+    """How many replicas an endpoint has."""
+
+    @operation("execute", Endpoint, body=ScaleEndpoint)
+    async def post(self, name: str, body: ScaleEndpoint) -> Endpoint:
+        """Have another number of replicas, or bounds between which it follows the load."""
+        await self.started()
+        replicas = parse_replicas(str(body.replicas))
+        work = self.endpoints.scale(name, replicas)
+        return self.told((await self.carry_out("endpoint.scale", name, work, replicas=replicas)).describe())
+
+
+class EndpointUpdateHandler(_EndpointHandler):
+    """Which model an endpoint serves."""
+
+    @operation("execute", Endpoint, body=UpdateEndpoint)
+    async def post(self, name: str, body: UpdateEndpoint) -> Endpoint:
+        """Serve another model under the same name, without an outage; with `canary` to a part of the requests only."""
+        await self.started()
+        work = self.endpoints.update(name, body.target, body.canary)
+        endpoint = await self.carry_out("endpoint.update", name, work, target=body.target, canary=body.canary)
+        return self.told(endpoint.describe())
+
+
+class EndpointSplitHandler(_EndpointHandler):
+    """How the requests to an endpoint are shared out."""
+
+    @operation("execute", Endpoint, body=SplitEndpoint)
+    async def post(self, name: str, body: SplitEndpoint) -> Endpoint:
+        """Share the requests out over two revisions, in percent; requests of one key stay with one revision."""
+        await self.started()
+        work = self.endpoints.split(name, body.shares)
+        return self.told((await self.carry_out("endpoint.split", name, work, shares=body.shares)).describe())
+
+
+class EndpointRollbackHandler(_EndpointHandler):
+    """Back to what an endpoint served before."""
+
+    @operation("execute", Endpoint, body=NoFields)
+    async def post(self, name: str, body: NoFields) -> Endpoint:
+        """Without the canary; where there is none, back to the revision before this one."""
+        await self.started()
+        return self.told((await self.carry_out("endpoint.rollback", name, self.endpoints.rollback(name))).describe())
+
+
+class EndpointShadowHandler(_EndpointHandler):
+    """Copies of the requests to an endpoint."""
+
+    @operation("execute", Endpoint, body=ShadowEndpoint)
+    async def post(self, name: str, body: ShadowEndpoint) -> Endpoint:
+        """Copy the requests to another revision, whose answers are dropped and counted; null ends that."""
+        await self.started()
+        work = self.endpoints.shadow(name, body.revision)
+        return self.told((await self.carry_out("endpoint.shadow", name, work, revision=body.revision)).describe())
 
 
 class EndpointLogsHandler(_EndpointHandler):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.core.serving.endpoint_plan import Revision
+from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
 from jupyter_llmcloud.storage.server_state import StoredReplica

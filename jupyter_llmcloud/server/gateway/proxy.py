@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import aiohttp
 import msgspec
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.core.serving.routing import RequestShape
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
 from jupyter_llmcloud.server.gateway.metrics import QUEUE_WAIT, endpoint_label
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 MAX_TRIES = 5
 MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
 STREAM = "text/event-stream"
+REVISION = "x-llmcloud-revision"
 _PASSED_ON = ("Content-Type", "Retry-After", "retry-after-ms")
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _TO_REPLICA = {"Content-Type": "application/json"}
@@ -53,6 +56,7 @@ class GatewayRequest:
     Attributes:
         actor: who asks.
         route: what the replica calls it.
+        shape: what routing knows of it.
         patience_s: how long the client waits for an answer to begin.
         began: on the clock of `time.perf_counter`.
         headers: more that the replica is told.
@@ -62,6 +66,7 @@ class GatewayRequest:
     actor: str
     route: str
     body: bytes
+    shape: RequestShape = RequestShape()  # noqa: RUF009 - a value
     patience_s: float = QUEUE_TIMEOUT_S
     began: float = field(default_factory=time.perf_counter)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -157,12 +162,13 @@ class Proxy:
     async def _try_replicas(self) -> None:
         avoid: frozenset[str] = frozenset()
         num_lost = 0
+        shape = self._request.shape
         for _ in range(MAX_TRIES):
             asked_at = time.perf_counter()
-            replica = await self._admission.enter(avoid, self._patience_left())
+            replica = await self._admission.enter(avoid, self._patience_left(), shape)
             QUEUE_WAIT.labels(endpoint_label(self._endpoint.name)).observe(time.perf_counter() - asked_at)
             try:
-                await self._ask(replica)
+                await self._ask_and_note(replica)
                 return
             except NoResponse as error:
                 self._endpoint.suspect(replica)
@@ -172,11 +178,25 @@ class Proxy:
                     why = f"{num_lost} replicas were lost while they answered this request, the last one: {error}."
                     raise NotAdmitted(503, why, 2) from None
             finally:
-                self._admission.leave(replica)
+                self._admission.leave(replica, shape)
         raise NotAdmitted(503, f"{MAX_TRIES} replicas could not be reached.", 2)
 
     def _patience_left(self) -> float:
         return max(0.0, self._request.patience_s - (time.perf_counter() - self._request.began))
+
+    async def _ask_and_note(self, replica: ReplicaClient) -> None:
+        """Ask it, and note how it went: by that it is chosen again, or not."""
+        began = time.perf_counter()
+        try:
+            await self._ask(replica)
+        except asyncio.CancelledError:
+            replica.breaker.abandoned()
+            raise
+        except Exception:
+            self._endpoint.note_outcome(replica, failed=True)
+            raise
+        tokens = self._tokens.completion_tokens or 0
+        self._endpoint.note_outcome(replica, self._status >= 500, tokens, time.perf_counter() - began)
 
     async def _ask(self, replica: ReplicaClient) -> None:
         self._replica = replica
@@ -205,6 +225,8 @@ class Proxy:
         self._first_byte_s = time.perf_counter() - self._request.began
         headers = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
         self._status = response.status
+        if self._replica is not None:
+            headers[REVISION] = str(self._replica.stored.revision)
         self._sink.begin(response.status, {**headers, **(_STREAM_HEADERS if streams else {})})
         if streams:
             self._streams = True

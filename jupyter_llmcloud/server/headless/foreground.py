@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import secrets
 import shlex
@@ -76,10 +77,7 @@ async def _begin(app: HeadlessServerApp, target: str, spec: EndpointSpec) -> Non
     await context.started()
     chosen = folder if os.path.isdir(folder) else target
     base = spec.base_model and os.path.abspath(os.path.expanduser(spec.base_model))
-    endpoint = await context.endpoints.create(
-        chosen, spec.name, spec.replicas, spec.dtype, base_model=base, max_model_len=spec.max_model_len,
-        max_concurrent=spec.max_concurrent, threads=spec.threads,
-    )  # fmt: skip
+    endpoint = await context.endpoints.create(chosen, dataclasses.replace(spec, base_model=base))
     print(f"Starting {endpoint.name} ...", file=sys.stderr, flush=True)
     await asyncio.wait_for(endpoint.wait("starting", WAIT_S), WAIT_S + 1)
     if endpoint.stored.state != "ready":
