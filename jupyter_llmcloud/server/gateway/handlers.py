@@ -34,6 +34,7 @@ ANSWER_MARGIN_S = 1.0
 KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
+DROPPED_BODY = 32 << 20
 
 
 _decode = msgspec.json.Decoder(InferenceRequest).decode
@@ -100,13 +101,26 @@ class InferenceHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
-        # Twice the limit, so that a body that grows beyond it is answered with 413 and not just cut off.
-        connection.set_max_body_size(2 * MAX_BODY)
+        connection.set_max_body_size(DROPPED_BODY)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not length.isdigit() or int(length) > DROPPED_BODY:
             raise self._too_large()
+        if int(length) > MAX_BODY:
+            await self._refuse_and_read_on(self._too_large())
+
+    async def _refuse_and_read_on(self, error: ApiError) -> None:
+        """Answer now, and finish when the body has come, which is dropped.
+
+        A client that is still sending when its connection is closed would not get to see the answer.
+        """
+        content = msgspec.json.encode(error.body())
+        self.set_status(error.status)
+        for name, value in (("Content-Length", str(len(content))), ("Connection", "close")):
+            self.set_header(name, value)
+        self.write(content)
+        await self.flush()
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {MAX_BODY} bytes.", code="request_too_large")
@@ -114,12 +128,15 @@ class InferenceHandler(GatewayHandler):
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= MAX_BODY:
+        if self._num_bytes <= MAX_BODY and not self._headers_written:
             self._body += chunk
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
         """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
+        if self._headers_written:  # it was refused when it began
+            self.finish()
+            return
         if self._num_bytes > MAX_BODY:
             raise self._too_large()
         await self.started()
