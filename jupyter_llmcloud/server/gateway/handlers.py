@@ -117,8 +117,9 @@ class InferenceHandler(GatewayHandler):
         """
         content = msgspec.json.encode(error.body())
         self.set_status(error.status)
-        for name, value in (("Content-Length", str(len(content))), ("Connection", "close")):
-            self.set_header(name, value)
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Content-Length", str(len(content)))
+        self.set_header("Connection", "close")
         self.write(content)
         await self.flush()
 
