@@ -11,7 +11,7 @@ import msgspec
 
 from jupyter_llmcloud.errors import Busy, ConnectionLost
 from jupyter_llmcloud.protocol.http.clusters import ScaleCluster, StartCluster
-from jupyter_llmcloud.protocol.http.keys import DEFAULT_EXPIRY_S, CreateKey
+from jupyter_llmcloud.protocol.http.keys import DEFAULT_EXPIRY_S, DEFAULT_OVERLAP_S, CreateKey, RotateKey
 from jupyter_llmcloud.protocol.http.worlds import AskPlacement
 from jupyter_llmcloud.protocol.rpc import restored_body
 from jupyter_llmcloud.storage.runs import RunFolder
@@ -225,12 +225,31 @@ class ServerClient:
         """Every scoped key, without its secret."""
         return list(self.ask("GET", "keys")["keys"])
 
-    def create_key(self, scopes: list[str], expires_s: float | None = None, label: str | None = None) -> dict[str, Any]:
-        """Mint a key; `["key"]` of the answer is told here and never again."""
+    def create_key(
+        self, scopes: list[str], expires_s: float | None = None, label: str | None = None, **limits: int | None
+    ) -> dict[str, Any]:
+        """Mint a key; `["key"]` of the answer is told here and never again.
+
+        Args:
+            limits: options of a KeySpec: requests_per_minute, tokens_per_minute, parallel_requests.
+        """
         body = CreateKey(
-            scopes=scopes, expires_s=DEFAULT_EXPIRY_S if expires_s is None else expires_s, label=label or ""
+            scopes=scopes, expires_s=DEFAULT_EXPIRY_S if expires_s is None else expires_s, label=label or "", **limits
         )
         return self.ask("POST", "keys", body)
+
+    def rotate_key(self, key_id: str, overlap_s: float | None = None) -> dict[str, Any]:
+        """Mint a key in place of one that stays valid for `overlap_s` (an hour); `["key"]` is told here only."""
+        body = RotateKey(overlap_s=DEFAULT_OVERLAP_S if overlap_s is None else overlap_s)
+        return self.ask("POST", f"keys/{_name(key_id)}/rotate", body)
+
+    def key_usage(self, days: int | None = None) -> list[dict[str, Any]]:
+        """Requests and tokens of each key by day, the newest day first."""
+        return list(self.ask("GET", "keys/usage", days=days)["usage"])
+
+    def key_alerts(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """What was unusual in the use of keys, the newest first: [{"id", "t", "rule", "what"}]."""
+        return list(self.ask("GET", "keys/alerts", limit=limit)["alerts"])
 
     def revoke_key(self, key_id: str) -> None:
         """End a key."""

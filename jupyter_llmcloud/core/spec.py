@@ -331,6 +331,17 @@ class EndpointSpec(Spec):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeySpec(Spec):
+    """How much a scoped key may ask."""
+
+    requests_per_minute: int | None = option(COUNT, "Requests in any 60 seconds, at most (default: no limit).")
+    tokens_per_minute: int | None = option(
+        COUNT, "Tokens of prompts and answers together in any 60 seconds, at most (default: no limit)."
+    )
+    parallel_requests: int | None = option(COUNT, "Requests at the same time, at most (default: no limit).")
+
+
 DISTRIBUTE = Syntax(
     "%%distribute",
     RunSpec.options(Interface.NOTEBOOK),

@@ -12,6 +12,8 @@ from jupyter_llmcloud.server.api.clusters import (
     PlacementHandler,
 )
 from jupyter_llmcloud.server.api.endpoints import (
+    EndpointAdapterHandler,
+    EndpointAdaptersHandler,
     EndpointHandler,
     EndpointLogsHandler,
     EndpointRollbackHandler,
@@ -21,7 +23,13 @@ from jupyter_llmcloud.server.api.endpoints import (
     EndpointSplitHandler,
     EndpointUpdateHandler,
 )
-from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
+from jupyter_llmcloud.server.api.keys import (
+    KeyAlertsHandler,
+    KeyHandler,
+    KeyRotationHandler,
+    KeysHandler,
+    KeyUsageHandler,
+)
 from jupyter_llmcloud.server.api.runs import (
     RunCheckpointHandler,
     RunHandler,
@@ -53,7 +61,7 @@ NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
 
 _JSON = ("audit", "started")
 _RUNS = (*_JSON, "runs", "run_states")
-_GATEWAY = ("state", "endpoints", "started")
+_GATEWAY = ("state", "endpoints", "alerts", "started")
 
 # Where a route is, what answers there, and which services of the server it takes.
 ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
@@ -88,12 +96,17 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/endpoints/{NAME}/update", EndpointUpdateHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/split", EndpointSplitHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/rollback", EndpointRollbackHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/adapters", EndpointAdaptersHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/adapters/{NAME}", EndpointAdapterHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/shadow", EndpointShadowHandler, (*_JSON, "endpoints")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
+    (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state")),
+    (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),
+    (rf"/llmcloud/api/keys/{NAME}/rotate", KeyRotationHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
     (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
-    *((rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests")) for route in INFERENCE_ROUTES),
+    *((rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests", "quotas")) for route in INFERENCE_ROUTES),
     (r"/llmcloud/v1(?:/.*)?", UnknownPathHandler, _GATEWAY),
 ]
 

@@ -147,7 +147,7 @@ async def test_stop_while_waiting_leaves_the_endpoint_starting(
         ("serve", "x --name a/b", "not a valid name"),
         ("endpoints", "start", "one of list, stop, logs, keys"),
         ("endpoints", "stop", "expected NAME"),
-        ("endpoints", "keys mint", "one of list, create, revoke"),
+        ("endpoints", "keys mint", "one of list, create, rotate, revoke, usage, alerts"),
         ("endpoints", "keys revoke", "the ID of a key"),
         ("endpoints", "keys create --expires soon", "--expires 'soon'"),
         ("endpoints", "keys create --scope admin", "'admin' does not exist"),

@@ -5,16 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.names import NAME_PATTERN, parse_duration
+from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import SERVE, EndpointSpec, Interface
-from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
+from jupyter_llmcloud.errors import ModelError, NotFound, ServerError
+from jupyter_llmcloud.magics.commands.keys import KEYS, NewKey, run_verb
+from jupyter_llmcloud.magics.commands.keys import create_key as create_key
+from jupyter_llmcloud.magics.commands.keys import key_alerts as key_alerts
+from jupyter_llmcloud.magics.commands.keys import key_usage as key_usage
+from jupyter_llmcloud.magics.commands.keys import keys as keys
+from jupyter_llmcloud.magics.commands.keys import revoke_key as revoke_key
+from jupyter_llmcloud.magics.commands.keys import rotate_key as rotate_key
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
 from jupyter_llmcloud.magics.output.shown_paths import shown
@@ -22,25 +28,14 @@ from jupyter_llmcloud.magics.session import session
 
 WAIT_S = 1
 _LIMIT = Option(("--limit",), "At most this many lines of each replica.", metavar="N", parse=integer(1))
-_KEY_OPTIONS = (
-    Option(
-        ("--scope",),
-        "infer:NAME (NAME may hold * and ?) or models:read; may be repeated.",
-        metavar="SCOPE",
-        repeat=True,
-    ),
-    Option(("--expires",), "How long the key is valid, for example 12h or 30d.", metavar="TIME", parse=parse_duration),
-    Option(("--label",), "What the key is for.", metavar="TEXT"),
-)
 VERBS = {
     "list": Syntax("%endpoints list", (), "", "The endpoints of this server."),
     "stop": Syntax(
         "%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten.", names="endpoints"
     ),
     "logs": Syntax("%endpoints logs", (_LIMIT,), "NAME", "What its replicas printed.", names="endpoints"),
-    "keys": Syntax("%endpoints keys", _KEY_OPTIONS, "[list|create|revoke] [ID]", "Scoped keys.", names="keys"),
+    "keys": KEYS,
 }
-KEY_VERBS = ("list", "create", "revoke")
 
 
 def serve(target: str, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
@@ -100,21 +95,6 @@ def logs(name: str, limit: int | None = None) -> str:
     return "\n".join(row["text"] for row in session.current().server.endpoint_logs(name, limit))
 
 
-def create_key(scopes: Any, expires_s: float | None = None, label: str | None = None) -> str:
-    """A new scoped key, which cannot be read again later."""
-    return str(session.current().server.create_key([*scopes], expires_s, label)["key"])
-
-
-def keys() -> Any:
-    """Records of the keys, without their secrets."""
-    return session.current().server.keys()
-
-
-def revoke_key(key_id: str) -> None:
-    """End a key at once, also for the streams it has open."""
-    session.current().server.revoke_key(key_id)
-
-
 def table() -> Table:
     """The endpoints of this server."""
     rows = [
@@ -138,31 +118,6 @@ def memory(replicas: Any) -> str:
     """What each replica of an endpoint takes, as far as it is known."""
     known = [replica["memory"]["process_bytes"] for replica in replicas if replica.get("memory")]
     return " + ".join(f"{num_bytes / 2**30:.1f} GiB" for num_bytes in known)
-
-
-def key_table() -> Table:
-    """The keys, without their secrets."""
-    rows = [
-        (row["id"], row["state"], ", ".join(row["scopes"]), row["label"], ago(row["created"]), _until(row["expires"]))
-        for row in keys()
-    ]
-    return Table(["id", "state", "scopes", "label", "made", "expires"], rows, "There is no key yet.")
-
-
-def _until(expires: float | None) -> str:
-    return datetime.fromtimestamp(expires).strftime("%Y-%m-%d %H:%M") if expires else "never"
-
-
-class NewKey:
-    """A key that was just made. Shown by its id; the key itself is in `.key`, and copied from there."""
-
-    def __init__(self, key: str, key_id: str, scopes: Any) -> None:
-        self.key = key
-        self.id = key_id
-        self.scopes = [*scopes]
-
-    def __repr__(self) -> str:
-        return f"<key {self.id} for {', '.join(self.scopes)}: the key itself is in .key of this object, once>"
 
 
 @magics_class
@@ -199,20 +154,7 @@ class EndpointMagics(Magics):
         sys.stdout.write(shown(logs(given.arguments[0], given.limit)) + "\n")
 
     def _keys(self, given: Any) -> Table | NewKey | None:
-        rest = [*given.arguments]
-        verb = take_verb("%endpoints keys", dict.fromkeys(KEY_VERBS), rest, "list")
-        if (verb == "revoke") != bool(rest):
-            wanted = "expected the ID of a key" if verb == "revoke" else f"what does {rest[0]!r} mean"
-            raise UsageError(f"%endpoints keys {verb}: {wanted}.")
-        if verb == "list":
-            return key_table()
-        if verb == "revoke":
-            revoke_key(rest[0])
-            return None
-        told = session.current().server.create_key(
-            given.scope or ["infer:*", "models:read"], given.expires, given.label
-        )
-        return NewKey(told["key"], told["id"], told["scopes"])
+        return run_verb(given)
 
 
 class _Progress:

@@ -59,6 +59,15 @@ class ShadowEndpoint(Body, frozen=True):
     ] = None
 
 
+class AddAdapter(Body, frozen=True):
+    """An adapter for the model that is served."""
+
+    target: Annotated[str, Meta(description="A folder that PEFT's save_pretrained wrote, or a run that saved one.")]
+    name: Annotated[str | None, Meta(description="How it is asked for (default: the folder's or the run's name).")] = (
+        None
+    )
+
+
 class EndpointQuery(Query, frozen=True):
     """Whether to wait."""
 

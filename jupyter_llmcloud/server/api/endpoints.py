@@ -12,6 +12,7 @@ from jupyter_server.utils import url_path_join
 from jupyter_llmcloud.core.names import parse_replicas
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
+    AddAdapter,
     Endpoint,
     EndpointLogs,
     EndpointLogsQuery,
@@ -147,6 +148,29 @@ class EndpointShadowHandler(_EndpointHandler):
         await self.started()
         work = self.endpoints.shadow(name, body.revision)
         return self.told((await self.carry_out("endpoint.shadow", name, work, revision=body.revision)).describe())
+
+
+class EndpointAdaptersHandler(_EndpointHandler):
+    """The adapters of an endpoint."""
+
+    @operation("execute", Endpoint, 201, body=AddAdapter)
+    async def post(self, name: str, body: AddAdapter) -> Endpoint:
+        """Load an adapter of PEFT beside the model, while it answers. It is asked for as the model NAME:ADAPTER."""
+        await self.started()
+        work = self.endpoints.add_adapter(name, body.target, body.name)
+        endpoint = await self.carry_out("endpoint.adapter", name, work, target=body.target, adapter=body.name)
+        return self.told(endpoint.describe())
+
+
+class EndpointAdapterHandler(_EndpointHandler):
+    """One adapter of an endpoint."""
+
+    @operation("execute", Endpoint)
+    async def delete(self, name: str, adapter: str) -> Endpoint:
+        """Take an adapter away; the model goes on answering."""
+        await self.started()
+        work = self.endpoints.remove_adapter(name, adapter)
+        return self.told((await self.carry_out("endpoint.adapter", name, work, removed=adapter)).describe())
 
 
 class EndpointLogsHandler(_EndpointHandler):

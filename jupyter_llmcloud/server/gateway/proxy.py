@@ -15,6 +15,7 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.core.serving.routing import RequestShape
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
+from jupyter_llmcloud.server.gateway.metrics import QUEUE_WAIT, endpoint_label
 from jupyter_llmcloud.server.gateway.open_requests import AbortReason
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
@@ -58,6 +59,7 @@ class GatewayRequest:
         shape: what routing knows of it.
         patience_s: how long the client waits for an answer to begin.
         began: on the clock of `time.perf_counter`.
+        headers: more that the replica is told.
     """
 
     request_id: str
@@ -67,6 +69,7 @@ class GatewayRequest:
     shape: RequestShape = RequestShape()  # noqa: RUF009 - a value
     patience_s: float = QUEUE_TIMEOUT_S
     began: float = field(default_factory=time.perf_counter)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class NoResponse(Exception):
@@ -161,7 +164,9 @@ class Proxy:
         num_lost = 0
         shape = self._request.shape
         for _ in range(MAX_TRIES):
+            asked_at = time.perf_counter()
             replica = await self._admission.enter(avoid, self._patience_left(), shape)
+            QUEUE_WAIT.labels(endpoint_label(self._endpoint.name)).observe(time.perf_counter() - asked_at)
             try:
                 await self._ask_and_note(replica)
                 return
@@ -195,7 +200,7 @@ class Proxy:
 
     async def _ask(self, replica: ReplicaClient) -> None:
         self._replica = replica
-        headers = {**_TO_REPLICA, "X-Request-Id": self._request.request_id}
+        headers = {**_TO_REPLICA, **self._request.headers, "X-Request-Id": self._request.request_id}
         response: aiohttp.ClientResponse | None = None
         try:
             with replica.use():
