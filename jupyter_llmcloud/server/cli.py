@@ -104,6 +104,9 @@ def _add_serve(nouns: Any) -> None:
     command = nouns.add_parser("serve", help="serve a run or a model folder until Ctrl-C")
     command.add_argument("target", metavar="PATH", help="a folder in the Hugging Face layout, or a run")
     command.add_argument("--port", type=int, default=0, help="default: any free one")
+    command.add_argument("--ip", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all (default: 127.0.0.1)")
+    command.add_argument("--certfile", default="", metavar="FILE", help="certificate (PEM): answer by HTTPS")
+    command.add_argument("--keyfile", default="", metavar="FILE", help="its private key, when that is another file")
     add_options(command, EndpointSpec.options(Interface.SHELL))
     command.set_defaults(run=_serve, noun="serve")
 
@@ -168,9 +171,11 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     skip_slow_imports()
     from jupyter_llmcloud.server.headless.foreground import serve
+    from jupyter_llmcloud.server.headless.listener import Listener
 
     spec = EndpointSpec.make(read_options(arguments, EndpointSpec.options(Interface.SHELL)))
-    return serve(arguments.target, spec, arguments.port)
+    listener = Listener(arguments.port, arguments.ip, arguments.certfile, arguments.keyfile)
+    return serve(arguments.target, spec, listener)
 
 
 def _serve_tools(arguments: argparse.Namespace) -> None:

@@ -2,8 +2,8 @@
 
 Started like a replica, with its spec as one line of JSON on standard input. The prompt tells it what to do:
 `count N` streams N pieces, `wait` never answers, `endless` streams for ever, `die` ends the process before it answers,
-`die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503.
-All else is echoed.
+`die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503,
+`headers` answers the headers of the request. All else is echoed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
+
+_USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
 
 class StandIn:
@@ -103,11 +105,13 @@ class StandIn:
         if prompt == "busy":
             error = {"message": "busy", "type": "service_unavailable_error", "param": None, "code": None}
             return web.json_response({"error": error}, status=503, headers={"Retry-After": "7"})
+        if prompt == "headers":
+            prompt = json.dumps({name.lower(): value for name, value in request.headers.items()})
+            return web.json_response({"choices": [{"index": 0, "text": prompt}], "usage": _USAGE})
         if body.get("stream"):
             return await self._stream(request, prompt)
-        usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
         choice = {"index": 0, "text": f"{prompt}!", "message": {"role": "assistant", "content": f"{prompt}!"}}
-        return web.json_response({"id": "cmpl-1", "choices": [choice], "usage": usage, "model": body["model"]})
+        return web.json_response({"id": "cmpl-1", "choices": [choice], "usage": _USAGE, "model": body["model"]})
 
     async def _stream(self, request: web.Request, prompt: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -12,7 +12,6 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.core.serving.quota import estimate_tokens
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
@@ -25,6 +24,7 @@ from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.core.serving.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
@@ -127,14 +127,13 @@ class InferenceHandler(GatewayHandler):
             raise self._too_large()
         await self.started()
         body = bytes(self._body)
-        asked = parse(body)
-        self._asked_for = asked.model
-        endpoint = self.endpoint(asked.model)
+        self._asked_for = parse(body).model
+        endpoint = self.endpoint(self._asked_for)
         self.note_activity()
-        self._reserve(asked, len(body), endpoint)
+        shape = shape_of(body, self.actor, endpoint.adapter_of(self._asked_for))
+        self._reserve(shape)
         self._times = StreamTimes(endpoint.name, self.started_at)
         trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
-        shape = shape_of(body, self.actor, endpoint.adapter_of(asked.model))
         request = GatewayRequest(
             self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at,
             {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {})},
@@ -151,18 +150,12 @@ class InferenceHandler(GatewayHandler):
             trace.end(record)
             self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
 
-    def _reserve(self, asked: InferenceRequest, num_bytes: int, endpoint: EndpointController) -> None:
+    def _reserve(self, shape: RequestShape) -> None:
         """Let the request in by the quota of its key; raises ApiError (429)."""
-        if self.key is None:
-            return
-        self._open.key_id = self.key.id
-        if self.key.limits.any:
-            known = [replica.reported.get("context_length") for replica in endpoint.ready_replicas()]
-            num_tokens = estimate_tokens(
-                num_bytes, asked.max_completion_tokens or asked.max_output_tokens or asked.max_tokens, asked.n,
-                next((length for length in known if isinstance(length, int)), None),
-            )  # fmt: skip
-            self._open.reservation = self.quotas.reserve(self.key, num_tokens)
+        if self.key is not None:
+            self._open.key_id = self.key.id
+            if self.key.limits.any:
+                self._open.reservation = self.quotas.reserve(self.key, shape.num_tokens)
 
     def on_finish(self) -> None:
         """What was refused before a replica was asked is written down as well, when it is known who asked."""
