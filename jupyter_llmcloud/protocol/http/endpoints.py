@@ -16,11 +16,16 @@ if TYPE_CHECKING:
         """A run's model or a folder to serve, with the options of an EndpointSpec."""
 
         target: str
+        reuse: bool = False
 
 else:
     _TARGET = Annotated[str, Meta(description="A run by its id or name, or a folder in the Hugging Face layout.")]
+    _REUSE = Annotated[bool, Meta(description="Answer with an endpoint of that name that serves the same already.")]
     StartEndpoint = options_body(
-        "StartEndpoint", "A run's model or a folder to serve, and how.", EndpointSpec, [("target", _TARGET)]
+        "StartEndpoint",
+        "A run's model or a folder to serve, and how.",
+        EndpointSpec,
+        [("target", _TARGET), ("reuse", _REUSE, False)],
     )
 
 

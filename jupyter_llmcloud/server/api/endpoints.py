@@ -68,9 +68,9 @@ class EndpointsHandler(_EndpointHandler):
         """Serve a run's model or a folder. Answers at once; the endpoint is starting then."""
         await self.started()
         options = body.given()
-        target = options.pop("target")
+        target, reuse = options.pop("target"), options.pop("reuse", False)
         spec = EndpointSpec.make(options, Interface.REST)
-        work = self.endpoints.create(target, spec)
+        work = self.endpoints.create(target, spec, reuse)
         endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
         return self.told(endpoint.describe())
 

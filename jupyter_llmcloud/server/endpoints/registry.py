@@ -53,12 +53,21 @@ class EndpointRegistry:
         self._endpoints[stored.name] = endpoint
         return endpoint
 
-    async def create(self, target: str, spec: EndpointSpec) -> EndpointController:
-        """Begin to serve a target."""
-        folder = await self._resolve(target, spec.base_model)
+    async def create(self, target: str, spec: EndpointSpec, reuse: bool = False) -> EndpointController:
+        """Begin to serve a target; with `reuse` one that serves it under that name already is returned as it is."""
+        try:
+            folder = await self._resolve(target, spec.base_model)
+        except NotFound:
+            running = self._endpoints.get(target)
+            if reuse and spec.name in (None, target) and running is not None and running.is_active:
+                return running
+            raise
         name = check_name(spec.name or folder.name, "endpoint")
         known = self._endpoints.get(name)
         if known is not None and known.is_active:
+            current = known.stored.current
+            if reuse and (current.model, current.fingerprint) == (str(folder.path), folder.revision):
+                return known
             raise NameTaken(
                 f"endpoint {name!r} serves {known.stored.current.target!r} already: choose another --name, "
                 f"stop it first (%endpoints stop {name}), or give it this model: %endpoints update {name} {target}."
