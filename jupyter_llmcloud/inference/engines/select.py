@@ -83,6 +83,7 @@ async def _tried_batching(loaded: LoadedModel, max_concurrent: int, num_threads:
         context_length=loaded.context_length,
         max_concurrent=max_concurrent,
         free=free_memory(device),
+        max_bytes=loaded.cache_bytes,
         device_type=device.type,
     )
     engine = await asyncio.to_thread(ContinuousBatchingEngine, loaded, plan, max_concurrent, num_threads)
