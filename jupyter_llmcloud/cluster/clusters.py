@@ -374,7 +374,9 @@ class ClusterPool:
         return wanted, next(agent for world, agent in found if world is wanted)
 
     async def agent_for_replica(
-        self, cluster: str | None, needs: ReplicaNeeds = ReplicaNeeds()  # noqa: B008 - a value
+        self,
+        cluster: str | None,
+        needs: ReplicaNeeds = ReplicaNeeds(),  # noqa: B008 - a value
     ) -> tuple[str, AgentInfo]:
         """An agent with room for a replica; of the newest cluster, started if need be, when none is named.
 

@@ -70,7 +70,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
     cores: int | None = None
     memory_bytes: int | None = None
     cache_bytes: int | None = None
-    adapters: dict[str, str] = {}  # noqa: RUF012 - msgspec copies it
+    adapters: dict[str, str] = {}
     drain_s: float = 5.0
 
     @classmethod

@@ -13,8 +13,9 @@ from jupyter_llmcloud.core.names import check_name, replica_bounds
 from jupyter_llmcloud.core.serving import rollout
 from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.core.spec import EndpointSpec
-from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
+from jupyter_llmcloud.errors import Busy, LLMCloudError, ModelError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
+from jupyter_llmcloud.server.endpoints.follow import FollowedRun, RunModel, newest_model
 from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, resolve_adapter, resolve_target
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
 from jupyter_llmcloud.storage.weights_layout import difference
@@ -47,6 +48,7 @@ class EndpointRegistry:
                 endpoint = self._add(stored)
                 if stored.state in ACTIVE_STATES:
                     endpoint.open(inherited=True)
+                    self._follow(endpoint)
 
     def _add(self, stored: StoredEndpoint) -> EndpointController:
         endpoint = EndpointController(stored, self._host, self._records, self._log)
@@ -56,13 +58,16 @@ class EndpointRegistry:
     async def create(self, target: str, spec: EndpointSpec, reuse: bool = False) -> EndpointController:
         """Begin to serve a target; with `reuse` one that serves it under that name already is returned as it is."""
         try:
-            folder = await self._resolve(target, spec.base_model)
+            if spec.follow:
+                folder, step = await self._newest_of(target)
+            else:
+                folder, step = await self._resolve(target, spec.base_model), None
         except NotFound:
             running = self._endpoints.get(target)
             if reuse and spec.name in (None, target) and running is not None and running.is_active:
                 return running
             raise
-        name = check_name(spec.name or folder.name, "endpoint")
+        name = check_name(spec.name or (target if spec.follow else folder.name), "endpoint")
         known = self._endpoints.get(name)
         if known is not None and known.is_active:
             current = known.stored.current
@@ -73,10 +78,43 @@ class EndpointRegistry:
                 f"stop it first (%endpoints stop {name}), or give it this model: %endpoints update {name} {target}."
             )
         before = known.stored.revisions if known is not None else []
-        revisions = rollout.updated(before, revision_of(folder, target, spec, rollout.next_number(before)))
+        revision = revision_of(folder, target, spec, rollout.next_number(before))
+        revisions = rollout.updated(before, dataclasses.replace(revision, step=step))
         endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=spec.cluster))
+        endpoint.stored.follows = self._runs.find(target).run_id if spec.follow else ""
         endpoint.open()
+        self._follow(endpoint)
         return endpoint
+
+    # --- a run that is followed ---
+
+    async def _newest_of(self, target: str) -> tuple[ModelFolder, int | None]:
+        """The newest model of a run that trains. Raises Busy when there is none yet."""
+        run = self._runs.find(target)
+        found = await asyncio.to_thread(newest_model, run)
+        record = run.read()
+        if found is None and not record.spec.get("checkpoint_every"):
+            raise ModelError(
+                f"run {record.name!r} saves no checkpoints that could be followed: start it with --checkpoint-every N "
+                "--save model,tokenizer."
+            )
+        if found is None:
+            raise Busy(f"run {record.name!r} has not saved a checkpoint yet.")
+        return await self._resolve(str(found.folder)), found.step
+
+    def _follow(self, endpoint: EndpointController) -> None:
+        stored = endpoint.stored
+        if not stored.follows:
+            return
+
+        async def serve(model: RunModel) -> None:
+            await self.update(stored.name, str(model.folder), step=model.step)
+
+        def serving() -> tuple[int | None, Path]:
+            return stored.current.step, Path(stored.current.model)
+
+        followed = FollowedRun(self._runs.folder(stored.follows), serve, serving, self._log)
+        endpoint.follow(followed.follow)
 
     async def _resolve(self, target: str, base_model: str | None = None) -> ModelFolder:
         return await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir, base_model)
@@ -138,7 +176,7 @@ class EndpointRegistry:
         revisions = endpoint.stored.revisions
         new = dataclasses.replace(
             current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
-            fingerprint=folder.revision, base_model=folder.base_model, step=None, in_place_of=0, **about,
+            fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, **{"step": None, **about},
         )  # fmt: skip
         if canary is not None:
             endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
