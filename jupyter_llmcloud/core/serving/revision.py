@@ -33,6 +33,8 @@ class Revision:
         min_replicas, max_replicas: the bounds between which the number follows the load; None: it does not.
         step: of a training run, the step that the weights are from; None: not known.
         note: why it was withdrawn.
+        kind: what the model is for, as in `model_kind`; "": not known, as before there were kinds.
+        source: a file with code of the user's own: a cell, an object, or the architecture of a run's model.
     """
 
     number: int
@@ -57,3 +59,5 @@ class Revision:
     max_replicas: int | None = None
     step: int | None = None
     note: str = ""
+    kind: str = ""
+    source: str = ""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.storage.runs import RunStore
 
 
+PYTHON = "python"
+
+
 class EndpointRegistry:
     """All endpoints of one server."""
 
@@ -53,11 +56,18 @@ class EndpointRegistry:
         self._endpoints[stored.name] = endpoint
         return endpoint
 
-    async def create(self, target: str, spec: EndpointSpec) -> EndpointController:
-        """Begin to serve a target."""
-        folder = await self._resolve(target, spec.base_model)
+    async def create(self, target: str, spec: EndpointSpec, code: ModelFolder | None = None) -> EndpointController:
+        """Begin to serve a target, or `code` of the user's own.
+
+        Code takes the place of code that is served under the same name: other replicas are ready before the old ones
+        end. What is served already stays as it is.
+        """
+        folder = code or await self._resolve(target, spec.base_model)
         name = check_name(spec.name or folder.name, "endpoint")
         known = self._endpoints.get(name)
+        if known is not None and known.is_active and code is not None and known.stored.current.kind == PYTHON:
+            self._replace(known, revision_of(folder, target, spec, rollout.next_number(known.stored.revisions)))
+            return known
         if known is not None and known.is_active:
             raise NameTaken(
                 f"endpoint {name!r} serves {known.stored.current.target!r} already: choose another --name, "
@@ -68,6 +78,12 @@ class EndpointRegistry:
         endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=spec.cluster))
         endpoint.open()
         return endpoint
+
+    def _replace(self, endpoint: EndpointController, new: Revision) -> None:
+        current = endpoint.stored.current
+        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "priority", "in_place_of")}
+        if dataclasses.replace(new, **alike) != current:
+            endpoint.change(rollout.updated(endpoint.stored.revisions, new))
 
     async def _resolve(self, target: str, base_model: str | None = None) -> ModelFolder:
         return await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir, base_model)
@@ -119,7 +135,8 @@ class EndpointRegistry:
         revisions = endpoint.stored.revisions
         new = dataclasses.replace(
             current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
-            fingerprint=folder.revision, base_model=folder.base_model, step=None, in_place_of=0, **about,
+            fingerprint=folder.revision, base_model=folder.base_model, step=None, in_place_of=0, kind=folder.kind,
+            source=folder.source, **about,
         )  # fmt: skip
         if canary is not None:
             endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
@@ -130,7 +147,7 @@ class EndpointRegistry:
 
     async def _in_place_of(self, new: Revision, before: Revision) -> int:
         """The revision whose replicas can load the weights of `new`, since nothing else differs; 0: none can."""
-        if new.base_model or before.base_model:
+        if new.base_model or before.base_model or new.source or before.source:
             return 0
         try:
             reason = await asyncio.to_thread(difference, Path(before.model), Path(new.model))
@@ -175,6 +192,7 @@ class EndpointRegistry:
             new = dataclasses.replace(
                 endpoint.stored.current, number=rollout.next_number(revisions), model=str(folder.path), target=revision,
                 fingerprint=folder.revision, base_model=folder.base_model, num_replicas=1, step=None,
+                kind=folder.kind, source=folder.source,
             )  # fmt: skip
         endpoint.change(rollout.shadowed(revisions, new))
         return endpoint
@@ -204,6 +222,8 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
     return Revision(
         number, str(folder.path), target, folder.revision, spec.dtype, num_replicas,
         base_model=folder.base_model,
+        kind=folder.kind,
+        source=folder.source,
         max_model_len=spec.max_model_len,
         max_concurrent=spec.max_concurrent,
         threads=spec.threads,
