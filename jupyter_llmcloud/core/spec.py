@@ -350,10 +350,18 @@ DISTRIBUTE = Syntax(
 RUN = Syntax(
     "jupyter llmcloud run", RunSpec.options(Interface.SHELL), "FILE.py", "Run a script on the ranks of a new world."
 )
+_OF_FOLDERS = ("name", "dtype", "max_model_len", "base_model", "kv_cache")  # make no sense for code
 SERVE = Syntax(
     "%serve",
     EndpointSpec.options(Interface.NOTEBOOK),
     "TARGET",
     "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
     names="runs with a model",
+)
+SERVE_CELL = Syntax(
+    "%%serve",
+    tuple(option for option in EndpointSpec.options(Interface.NOTEBOOK) if option.name not in _OF_FOLDERS),
+    "NAME",
+    "Serve the Python model of the cell, which defines load() and predict(inputs), and perhaps stream(inputs).",
+    names="endpoints",
 )
