@@ -12,6 +12,8 @@ from jupyter_llmcloud.server.api.clusters import (
     PlacementHandler,
 )
 from jupyter_llmcloud.server.api.endpoints import (
+    EndpointAdapterHandler,
+    EndpointAdaptersHandler,
     EndpointHandler,
     EndpointLogsHandler,
     EndpointRollbackHandler,
@@ -109,6 +111,8 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/endpoints/{NAME}/update", EndpointUpdateHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/split", EndpointSplitHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/rollback", EndpointRollbackHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/adapters", EndpointAdaptersHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/adapters/{NAME}", EndpointAdapterHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/shadow", EndpointShadowHandler, (*_JSON, "endpoints")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
     (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state")),

@@ -14,6 +14,7 @@ from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import SERVE, EndpointSpec, Interface
 from jupyter_llmcloud.errors import ModelError, NotFound, ServerError
+from jupyter_llmcloud.magics.commands import rollouts
 from jupyter_llmcloud.magics.commands.keys import KEYS, NewKey, run_verb
 from jupyter_llmcloud.magics.commands.keys import create_key as create_key
 from jupyter_llmcloud.magics.commands.keys import key_alerts as key_alerts
@@ -21,6 +22,13 @@ from jupyter_llmcloud.magics.commands.keys import key_usage as key_usage
 from jupyter_llmcloud.magics.commands.keys import keys as keys
 from jupyter_llmcloud.magics.commands.keys import revoke_key as revoke_key
 from jupyter_llmcloud.magics.commands.keys import rotate_key as rotate_key
+from jupyter_llmcloud.magics.commands.rollouts import add_adapter as add_adapter
+from jupyter_llmcloud.magics.commands.rollouts import remove_adapter as remove_adapter
+from jupyter_llmcloud.magics.commands.rollouts import revisions as revisions
+from jupyter_llmcloud.magics.commands.rollouts import rollback as rollback
+from jupyter_llmcloud.magics.commands.rollouts import scale as scale
+from jupyter_llmcloud.magics.commands.rollouts import shadow as shadow
+from jupyter_llmcloud.magics.commands.rollouts import update as update
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
@@ -35,12 +43,15 @@ VERBS = {
         "%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten.", names="endpoints"
     ),
     "logs": Syntax("%endpoints logs", (_LIMIT,), "NAME", "What its replicas printed.", names="endpoints"),
+    **rollouts.VERBS,
     "keys": KEYS,
 }
 
 
 def serve(target: Any, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
     """Serve a run's model, a folder or an object, and wait until it answers; interrupted, it goes on starting.
+
+    An endpoint that serves it already under that name is returned as it is.
 
     Args:
         target: a run, or a folder; or a function of inputs, an object with `predict(inputs)` or a `torch.nn.Module`,
@@ -72,13 +83,13 @@ def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]
     if options.get("base_model"):
         options = {**options, "base_model": str(Path(options["base_model"]).expanduser().absolute())}
     if not NAME_PATTERN.fullmatch(target):
-        return dict(server.create_endpoint(str(folder.absolute()), **options))
+        return dict(server.create_endpoint(str(folder.absolute()), reuse=True, **options))
     try:
-        return dict(server.create_endpoint(target, **options))
+        return dict(server.create_endpoint(target, reuse=True, **options))
     except NotFound:
         if not folder.is_dir():
             raise
-        return dict(server.create_endpoint(str(folder.absolute()), **options))
+        return dict(server.create_endpoint(str(folder.absolute()), reuse=True, **options))
 
 
 def get(name: str) -> Endpoint:
@@ -110,17 +121,46 @@ def table() -> Table:
             row["name"],
             row["kind"],
             row["state"],
-            f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}",
+            _num_replicas(row),
+            _resources(row),
             memory(row["replicas"]),
             shown(row["target"]),
-            row["revision"],
+            _revision(row),
             ago(row["created"]),
             shown(row["reason"]),
         )
         for row in session.current().server.endpoints()
     ]
-    headings = ["name", "kind", "state", "replicas", "memory", "serves", "revision", "started", "note"]
+    headings = ["name", "kind", "state", "replicas", "each", "memory", "serves", "revision", "started", "note"]
     return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.").shown_by(PanelOf("endpoint"))
+
+
+def _num_replicas(row: dict[str, Any]) -> str:
+    bounds = "" if row["max_replicas"] is None else f" ({row['min_replicas']}:{row['max_replicas']})"
+    return f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}{bounds}"
+
+
+def _resources(row: dict[str, Any]) -> str:
+    """What was asked for, for each replica."""
+    cores, devices = row["cores"], row["devices"]
+    told = [
+        "" if cores is None else f"{cores} core{'s' * (cores != 1)}",
+        "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**30:.3g} GiB",
+        "" if row["cache_bytes"] is None else f"cache {row['cache_bytes'] / 2**30:.3g} GiB",
+        "" if devices is None else f"{devices} GPU{'s' * (devices != 1)}",
+    ]
+    return ", ".join(part for part in told if part)
+
+
+def _revision(row: dict[str, Any]) -> str:
+    """What is served, and what is tried beside it."""
+    others = [
+        f"{item['role']} {item['number']}" + (f": {item['weight']} %" if item["weight"] else "")
+        for item in row["revisions"]
+        if item["role"] in ("canary", "shadow")
+    ]
+    step = "" if row["step"] is None else f" at step {row['step']}"
+    return row["revision"] + step + (f" ({', '.join(others)})" if others else "")
 
 
 def memory(replicas: Any) -> str:
@@ -151,7 +191,8 @@ class EndpointMagics(Magics):
         """%endpoints [list | stop NAME | logs NAME | keys ...]: what is served, and with which keys."""
         words = split(line, "%endpoints")
         verb = take_verb("%endpoints", VERBS, words, "list")
-        return getattr(self, f"_{verb}")(parse(VERBS[verb], words))
+        given = parse(VERBS[verb], words)
+        return rollouts.run(verb, given) if verb in rollouts.VERBS else getattr(self, f"_{verb}")(given)
 
     def _list(self, given: Any) -> Table:
         return table()

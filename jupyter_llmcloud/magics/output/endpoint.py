@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.core.names import NAME_PATTERN, parse_replicas
 from jupyter_llmcloud.core.serving.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.rollout import parse_shares
 from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.output import predictions
 from jupyter_llmcloud.widgets.panel_mime import panel
@@ -60,21 +63,75 @@ class Endpoint:
         """starting, ready, failed or stopped."""
         return str(self._client.endpoint(self.name)["state"])
 
-    def complete(self, prompt: str, **params: Any) -> str:
-        """The model's continuation of `prompt`; `params` are those of OpenAI's completions (max_tokens, ...)."""
-        answer = self._ask("completions", {"prompt": prompt, **params})
-        return str(answer["choices"][0]["text"])
+    def complete(self, prompt: str | Sequence[Any], **params: Any) -> Any:
+        """The model's continuation of `prompt`; `params` are those of OpenAI's completions (max_tokens, ...).
 
-    def chat(
-        self, messages: str | Sequence[dict[str, Any]], stream: bool = False, **params: Any
-    ) -> str | Iterator[str]:
-        """The model's reply to a text or a list of messages; with `stream` an iterator over its pieces."""
+        A text (or its token ids) gives a text, a list of prompts a list of texts in their order; with `n` there is a
+        list of so many texts in place of each text.
+        """
+        answer = self._ask("completions", {"prompt": prompt, **params})
+        choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
+        texts = [str(choice["text"]) for choice in choices]
+        n = params.get("n")
+        if isinstance(prompt, str) or all(isinstance(part, int) for part in prompt):
+            return texts if n is not None else texts[0]
+        return texts if n is None else [texts[at : at + n] for at in range(0, len(texts), n)]
+
+    def chat(self, messages: str | Sequence[dict[str, Any]], stream: bool = False, **params: Any) -> Any:
+        """The model's reply to a text or a list of messages; with `stream` an iterator over its pieces.
+
+        With `n` it is a list of so many replies.
+        """
         rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         body = {"messages": rows, **params}
         if stream:
             return self._stream("chat/completions", body)
         answer = self._ask("chat/completions", body)
-        return str(answer["choices"][0]["message"]["content"])
+        choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
+        texts = [str(choice["message"]["content"]) for choice in choices]
+        return texts if params.get("n") is not None else texts[0]
+
+    # --- changing it while it answers: as %endpoints does ---
+
+    def scale(self, replicas: int | str) -> Endpoint:
+        """Have so many replicas, or as many as the load needs between bounds: `ep.scale(3)`, `ep.scale("1:4")`."""
+        self._client.scale_endpoint(self.name, parse_replicas(str(replicas)))
+        return self
+
+    def update(self, target: str, canary: int | None = None) -> Endpoint:
+        """Serve another run or folder under this name; with `canary` to so many percent of the requests."""
+        self._client.update_endpoint(self.name, as_target(target), canary)
+        return self
+
+    def split(self, shares: str | dict[str, int]) -> Endpoint:
+        """Share the requests out over revisions, in percent: `ep.split("stable:95,canary:5")`."""
+        self._client.split_endpoint(self.name, parse_shares(shares) if isinstance(shares, str) else shares)
+        return self
+
+    def rollback(self) -> Endpoint:
+        """Without the canary; where there is none, back to the revision before this one."""
+        self._client.roll_back_endpoint(self.name)
+        return self
+
+    def shadow(self, revision: str | None = None) -> Endpoint:
+        """Copy the requests to a revision, a run or a folder, whose answers are dropped and counted; None ends that."""
+        self._client.shadow_endpoint(self.name, None if revision is None else as_target(revision))
+        return self
+
+    def add_adapter(self, path: str, name: str | None = None) -> Endpoint:
+        """Load an adapter of PEFT beside the model: asked for with `model="NAME:ADAPTER"`."""
+        self._client.add_adapter(self.name, as_target(path), name)
+        return self
+
+    def remove_adapter(self, name: str) -> Endpoint:
+        """Take an adapter away."""
+        self._client.remove_adapter(self.name, name)
+        return self
+
+    @property
+    def revisions(self) -> list[dict[str, Any]]:
+        """What it serves and has served, the newest last."""
+        return list(self._client.endpoint(self.name)["revisions"])
 
     def predict(self, inputs: Any, *, stream: bool = False, parameters: Mapping[str, Any] | None = None) -> Any:
         """What a model that is no text generator says of `inputs`, by the Open Inference Protocol.
@@ -254,6 +311,12 @@ class Endpoint:
         live: Any = make_card(self.name, self.base_url, self.snippets(), lambda: self.api_key)._repr_mimebundle_()
         shown = live[0] if isinstance(live, tuple) else live
         return {**shown, **bundle, **panel("endpoint", self.name, self.name)}
+
+
+def as_target(target: str) -> str:
+    """A folder that is here by its whole path: the server has another folder to begin from."""
+    folder = Path(target).expanduser()
+    return str(folder.absolute()) if folder.is_dir() or not NAME_PATTERN.fullmatch(target) else target
 
 
 def _described(replica: dict[str, Any]) -> str:

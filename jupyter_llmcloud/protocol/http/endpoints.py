@@ -28,17 +28,19 @@ if TYPE_CHECKING:
 
         target: str
         source: ServedSource | None = None
+        reuse: bool = False
 
 else:
     _SOURCE = Annotated[
         ServedSource | None, Meta(description="Code of the user's own, in place of a model: what %%serve sends.")
     ]
     _TARGET = Annotated[str, Meta(description="A run by its id or name, or a folder in the Hugging Face layout.")]
+    _REUSE = Annotated[bool, Meta(description="Answer with an endpoint of that name that serves the same already.")]
     StartEndpoint = options_body(
         "StartEndpoint",
         "A run's model or a folder to serve, and how.",
         EndpointSpec,
-        [("target", _TARGET), ("source", _SOURCE, None)],
+        [("target", _TARGET), ("source", _SOURCE, None), ("reuse", _REUSE, False)],
     )
 
 
@@ -75,6 +77,15 @@ class ShadowEndpoint(Body, frozen=True):
     revision: Annotated[
         str | None, Meta(description="The number of a revision, or a run or folder to serve for that; null: nobody.")
     ] = None
+
+
+class AddAdapter(Body, frozen=True):
+    """An adapter for the model that is served."""
+
+    target: Annotated[str, Meta(description="A folder that PEFT's save_pretrained wrote, or a run that saved one.")]
+    name: Annotated[str | None, Meta(description="How it is asked for (default: the folder's or the run's name).")] = (
+        None
+    )
 
 
 class EndpointQuery(Query, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,10 +15,6 @@ class InferenceRequest(msgspec.Struct, kw_only=True, frozen=True):
 
     model: Annotated[str, Meta(description="Name of an endpoint.")]
     stream: Annotated[bool | None, Meta(description="Whether to answer by server-sent events.")] = False
-    max_tokens: Annotated[Any, Meta(description="How long an answer may be; counts for the quota of the key.")] = None
-    max_completion_tokens: Annotated[Any, Meta(description="The same, in the words of chat completions.")] = None
-    max_output_tokens: Annotated[Any, Meta(description="The same, in the words of responses.")] = None
-    n: Annotated[Any, Meta(description="How many answers are asked for.")] = None
 
 
 class Model(Response, frozen=True):

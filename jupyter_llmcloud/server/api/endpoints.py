@@ -13,6 +13,7 @@ from jupyter_llmcloud.core.names import parse_replicas
 from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
+    AddAdapter,
     Endpoint,
     EndpointLogs,
     EndpointLogsQuery,
@@ -72,9 +73,10 @@ class EndpointsHandler(_EndpointHandler):
         await self.started()
         options = body.given()
         target, source = options.pop("target"), options.pop("source", None)
+        reuse = options.pop("reuse", False)
         spec = EndpointSpec.make(options, Interface.REST)
         code = await asyncio.to_thread(_kept, source, spec.name or target) if source is not None else None
-        work = self.endpoints.create(target, spec, code)
+        work = self.endpoints.create(target, spec, reuse, code)
         endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
         return self.told(endpoint.describe())
 
@@ -152,6 +154,29 @@ class EndpointShadowHandler(_EndpointHandler):
         await self.started()
         work = self.endpoints.shadow(name, body.revision)
         return self.told((await self.carry_out("endpoint.shadow", name, work, revision=body.revision)).describe())
+
+
+class EndpointAdaptersHandler(_EndpointHandler):
+    """The adapters of an endpoint."""
+
+    @operation("execute", Endpoint, 201, body=AddAdapter)
+    async def post(self, name: str, body: AddAdapter) -> Endpoint:
+        """Load an adapter of PEFT beside the model, while it answers. It is asked for as the model NAME:ADAPTER."""
+        await self.started()
+        work = self.endpoints.add_adapter(name, body.target, body.name)
+        endpoint = await self.carry_out("endpoint.adapter", name, work, target=body.target, adapter=body.name)
+        return self.told(endpoint.describe())
+
+
+class EndpointAdapterHandler(_EndpointHandler):
+    """One adapter of an endpoint."""
+
+    @operation("execute", Endpoint)
+    async def delete(self, name: str, adapter: str) -> Endpoint:
+        """Take an adapter away; the model goes on answering."""
+        await self.started()
+        work = self.endpoints.remove_adapter(name, adapter)
+        return self.told((await self.carry_out("endpoint.adapter", name, work, removed=adapter)).describe())
 
 
 class EndpointLogsHandler(_EndpointHandler):

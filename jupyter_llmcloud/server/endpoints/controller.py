@@ -176,6 +176,10 @@ class EndpointController:
         counted = self.outcomes.get(revision.number, Outcomes())
         return {**told, "num_requests": counted.num_requests, "num_errors": counted.num_errors}
 
+    def adapter_of(self, model: str) -> str:
+        """The adapter that a model's name stands for: `NAME:ADAPTER`, or its own name; "" for the model itself."""
+        return "" if model == self.name else model.removeprefix(f"{self.name}:")
+
     def logs(self) -> list[str]:
         """Where its replicas keep their output, the newest last."""
         return [replica.log for replica in self.stored.replicas if replica.log]
@@ -252,9 +256,24 @@ class EndpointController:
             there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
             self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], path, body)
 
-    async def on_each_replica(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """Have each replica that is ready change what it serves. Raises ReplicaRefusal, ReplicaLost."""
-        return await asyncio.gather(*(replica.change(path, body) for replica in self.ready_replicas()))
+    async def set_adapter(self, name: str, folder: str) -> None:
+        """Have every replica answer for an adapter too; no longer when `folder` is "". Raises ModelError."""
+        body = {"name": name, "folder": folder}
+        asked = self.ready_replicas()
+        told = await asyncio.gather(*(one.change("/adapters", body) for one in asked), return_exceptions=True)
+        refused = [error for error in told if isinstance(error, ReplicaRefusal)]
+        if folder and refused:
+            undo = {"name": name, "folder": self.stored.adapters.get(name, "")}
+            await asyncio.gather(*(one.change("/adapters", undo) for one in asked), return_exceptions=True)
+            raise ModelError(f"adapter {name!r} is not loaded: {refused[0]}")
+        for error in told:  # one that is lost is replaced by one that has the adapters
+            if isinstance(error, BaseException) and not isinstance(error, ReplicaRefusal | ReplicaLost):
+                raise error
+        if folder:
+            self.stored.adapters[name] = folder
+        else:
+            self.stored.adapters.pop(name, None)
+        self._save()
 
     async def stop(self) -> None:
         """End every replica; returns when nothing is left of them."""
@@ -372,9 +391,10 @@ class EndpointController:
     async def _start(self, replica: ReplicaClient, revision: Revision) -> Event:
         try:
             placed = await self._host.place(self.name, revision, self.stored.cluster)
+            adapters = dict(self.stored.adapters)
             replica.stored = placed.replica  # known before it runs, so that whoever stops now ends it too
             self._save()
-            replica.stored = await self._host.start(self.name, revision, placed)
+            replica.stored = await self._host.start(self.name, revision, placed, adapters)
         except (Busy, CapacityError) as error:
             replica.stored = StoredReplica(id="")
             return NoRoom(replica.number, f"waits for room: {error}")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
+from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
 from jupyter_llmcloud.storage import served_code
-from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder, model_kind
+from jupyter_llmcloud.storage.model_folder import ADAPTER, ModelLayout, check_folder, model_kind
 from jupyter_llmcloud.storage.runs import RunStore
 
 
@@ -60,6 +61,21 @@ def resolve_target(target: str, runs: RunStore, root_dir: Path | None, base_mode
     if not path.is_dir():
         raise NotFound(f"{not_a_run} Nor is there a folder {target!r}: a folder is best named by its whole path.")
     return _checked(path, path.name, base)
+
+
+def resolve_adapter(target: str, runs: RunStore, root_dir: Path | None, serves: Revision) -> ModelFolder:
+    """The adapter of a run, or in a folder, for the model that is served; raises NotFound or ModelError."""
+    base = serves.base_model or serves.model
+    path = _absolute(target, root_dir)
+    if not path.is_dir() and NAME_PATTERN.fullmatch(target):
+        folder = runs.find(target)
+        saved = folder.read().artifacts.get("model")
+        path, name = (folder.path / saved if saved else folder.model), target
+    else:
+        name = path.name
+    if not (path / ADAPTER).is_file():
+        raise ModelError(f"{target!r} holds no adapter of PEFT ({ADAPTER}): serve a whole model under its own name.")
+    return _checked(path, name, Path(base))
 
 
 def _absolute(path: str, root_dir: Path | None) -> Path:

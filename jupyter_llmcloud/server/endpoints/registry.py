@@ -15,7 +15,7 @@ from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
-from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, resolve_target
+from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, resolve_adapter, resolve_target
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
 from jupyter_llmcloud.storage.weights_layout import difference
 
@@ -56,19 +56,30 @@ class EndpointRegistry:
         self._endpoints[stored.name] = endpoint
         return endpoint
 
-    async def create(self, target: str, spec: EndpointSpec, code: ModelFolder | None = None) -> EndpointController:
+    async def create(
+        self, target: str, spec: EndpointSpec, reuse: bool = False, code: ModelFolder | None = None
+    ) -> EndpointController:
         """Begin to serve a target, or `code` of the user's own.
 
-        Code takes the place of code that is served under the same name: other replicas are ready before the old ones
-        end. What is served already stays as it is.
+        With `reuse` an endpoint that serves it under that name already is returned as it is. Code takes the place of
+        code that is served under the same name: other replicas are ready before the old ones end.
         """
-        folder = code or await self._resolve(target, spec.base_model)
+        try:
+            folder = code or await self._resolve(target, spec.base_model)
+        except NotFound:
+            running = self._endpoints.get(target)
+            if reuse and spec.name in (None, target) and running is not None and running.is_active:
+                return running
+            raise
         name = check_name(spec.name or folder.name, "endpoint")
         known = self._endpoints.get(name)
         if known is not None and known.is_active and code is not None and known.stored.current.kind == PYTHON:
             self._replace(known, revision_of(folder, target, spec, rollout.next_number(known.stored.revisions)))
             return known
         if known is not None and known.is_active:
+            current = known.stored.current
+            if reuse and (current.model, current.fingerprint) == (str(folder.path), folder.revision):
+                return known
             raise NameTaken(
                 f"endpoint {name!r} serves {known.stored.current.target!r} already: choose another --name, "
                 f"stop it first (%endpoints stop {name}), or give it this model: %endpoints update {name} {target}."
@@ -107,6 +118,16 @@ class EndpointRegistry:
     def list(self) -> list[EndpointController]:
         """Every endpoint, the newest first."""
         return sorted(self._endpoints.values(), key=lambda endpoint: endpoint.stored.created, reverse=True)
+
+    def endpoint_of(self, model: str) -> str:
+        """The endpoint that is asked for a model: of that name, or with an adapter `NAME:ADAPTER`, or just ADAPTER."""
+        if model in self._endpoints:
+            return model
+        name, colon, adapter = model.partition(":")
+        if colon and name in self._endpoints and adapter in self._endpoints[name].stored.adapters:
+            return name
+        having = (one.name for one in self.list() if one.is_active and model in one.stored.adapters)
+        return next(having, model)
 
     # --- changed while it answers ---
 
@@ -195,6 +216,28 @@ class EndpointRegistry:
                 kind=folder.kind, source=folder.source,
             )  # fmt: skip
         endpoint.change(rollout.shadowed(revisions, new))
+        return endpoint
+
+    async def add_adapter(self, name: str, path: str, adapter: str | None = None) -> EndpointController:
+        """Load an adapter of PEFT beside the model; it is asked for as `NAME:ADAPTER`, or by its own name."""
+        endpoint = self.active(name)
+        folder = await asyncio.to_thread(resolve_adapter, path, self._runs, self._root_dir, endpoint.stored.current)
+        adapter = check_name(adapter or folder.name, "adapter")
+        taken = self.endpoint_of(adapter)
+        if taken != adapter and taken != name:
+            raise NameTaken(f"endpoint {taken!r} has an adapter {adapter!r}: give this one another --name.")
+        if adapter in self._endpoints:
+            raise NameTaken(f"there is an endpoint {adapter!r}: give the adapter another --name.")
+        await endpoint.set_adapter(adapter, str(folder.path))
+        return endpoint
+
+    async def remove_adapter(self, name: str, adapter: str) -> EndpointController:
+        """Answer for an adapter no longer."""
+        endpoint = self.active(name)
+        if adapter not in endpoint.stored.adapters:
+            known = ", ".join(sorted(endpoint.stored.adapters)) or "none"
+            raise NotFound(f"endpoint {name!r} has no adapter {adapter!r}. There is: {known}.")
+        await endpoint.set_adapter(adapter, "")
         return endpoint
 
     # --- the end ---

@@ -149,14 +149,15 @@ class GatewayHandler(NamedOrigins, APIHandler):
 
     def endpoint(self, name: str) -> EndpointController:
         """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none, 503 when it failed."""
-        if not self.may_ask(name):
+        asked = self.endpoints.endpoint_of(name)
+        if not self.may_ask(asked):
             assert self.key is not None
             message = (
                 f"key {self.key.id} may not ask model {name[:128]!r}: its scopes are {', '.join(self.key.scopes)}."
             )
             raise ApiError(403, message, param="model", code="scope_missing")
         try:
-            endpoint = self.endpoints.get(name)
+            endpoint = self.endpoints.get(asked)
         except NotFound:
             endpoint = None
         if endpoint is not None and endpoint.state == "failed":

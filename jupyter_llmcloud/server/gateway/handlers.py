@@ -12,7 +12,6 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.core.serving.quota import estimate_tokens
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
@@ -25,6 +24,7 @@ from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.core.serving.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
@@ -61,7 +61,8 @@ class ModelsHandler(GatewayHandler):
         self.require_models()
         lists_all = self.key is None or not any(scope.startswith("infer:") for scope in self.key.scopes)
         endpoints = [live for live in self.endpoints.list() if live.is_active]
-        rows = [as_model(live) for live in endpoints if lists_all or self.may_ask(live.name)]
+        allowed = [live for live in endpoints if lists_all or self.may_ask(live.name)]
+        rows = [as_model(live, adapter) for live in allowed for adapter in ("", *live.stored.adapters)]
         self.finish(msgspec.json.encode(Models(data=rows)))
 
 
@@ -73,13 +74,15 @@ class ModelHandler(GatewayHandler):
         """Tell of a model."""
         await self.started()
         self.require_models()
-        self.finish(msgspec.json.encode(as_model(self.endpoint(name))))
+        endpoint = self.endpoint(name)
+        self.finish(msgspec.json.encode(as_model(endpoint, endpoint.adapter_of(name))))
 
 
-def as_model(endpoint: EndpointController) -> Model:
-    """An endpoint in OpenAI's words."""
+def as_model(endpoint: EndpointController, adapter: str = "") -> Model:
+    """An endpoint in OpenAI's words, or one of its adapters."""
     stored = endpoint.stored
-    return Model(id=stored.name, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
+    ident = f"{stored.name}:{adapter}" if adapter else stored.name
+    return Model(id=ident, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
 
 
 @web.stream_request_body
@@ -127,23 +130,29 @@ class InferenceHandler(GatewayHandler):
             raise self._too_large()
         await self.started()
         body = bytes(self._body)
-        asked = parse(body)
-        self._asked_for = asked.model
-        endpoint = self.endpoint(asked.model)
+        self._asked_for = parse(body).model
+        endpoint = self.endpoint(self._asked_for)
         self.note_activity()
-        self._reserve(asked, len(body), endpoint)
-        await self.pass_on(endpoint, route, body)
+        shape = shape_of(body, self.actor, endpoint.adapter_of(self._asked_for))
+        self._reserve(shape)
+        await self.pass_on(endpoint, route, body, shape)
 
     async def pass_on(
-        self, endpoint: EndpointController, route: str, body: bytes, path: str = "", headers: Mapping[str, str] = _NONE
+        self,
+        endpoint: EndpointController,
+        route: str,
+        body: bytes,
+        shape: RequestShape,
+        path: str = "",
+        headers: Mapping[str, str] = _NONE,
     ) -> None:
         """Have a replica answer, and write down how it went.
 
         Args:
+            shape: what routing knows of the request.
             path: where the replica answers, when that is not below /v1; such requests cost no tokens.
             headers: of the request, that the replica needs.
         """
-        shape = shape_of(body, self.key.id if self.key else self.actor)
         self._times = StreamTimes(endpoint.name, self.started_at)
         trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
         request = GatewayRequest(
@@ -163,18 +172,12 @@ class InferenceHandler(GatewayHandler):
             trace.end(record)
             self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
 
-    def _reserve(self, asked: InferenceRequest, num_bytes: int, endpoint: EndpointController) -> None:
+    def _reserve(self, shape: RequestShape) -> None:
         """Let the request in by the quota of its key; raises ApiError (429)."""
-        if self.key is None:
-            return
-        self._open.key_id = self.key.id
-        if self.key.limits.any:
-            known = [replica.reported.get("context_length") for replica in endpoint.ready_replicas()]
-            num_tokens = estimate_tokens(
-                num_bytes, asked.max_completion_tokens or asked.max_output_tokens or asked.max_tokens, asked.n,
-                next((length for length in known if isinstance(length, int)), None),
-            )  # fmt: skip
-            self._open.reservation = self.quotas.reserve(self.key, num_tokens)
+        if self.key is not None:
+            self._open.key_id = self.key.id
+            if self.key.limits.any:
+                self._open.reservation = self.quotas.reserve(self.key, shape.num_tokens)
 
     def on_finish(self) -> None:
         """What was refused before a replica was asked is written down as well, when it is known who asked."""
@@ -184,10 +187,15 @@ class InferenceHandler(GatewayHandler):
             self.requests.write_down(
                 RequestRecord(
                     request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
-                    route=self.path_args[0] if self.path_args else "", status=self.get_status(),
+                    route=self.asked_route, status=self.get_status(),
                     duration_s=time.perf_counter() - self.started_at, outcome="refused", t=time.time(),
                 )
             )  # fmt: skip
+
+    @property
+    def asked_route(self) -> str:
+        """As usage names it."""
+        return self.path_args[0] if self.path_args else ""
 
     def set_default_headers(self) -> None:
         """Of every answer, errors too: how much the key has left."""

@@ -12,7 +12,8 @@ import aiohttp
 import msgspec
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, ModelReady, ServerHealth, ServerMetadata
+from jupyter_llmcloud.core.serving.routing import RequestShape
+from jupyter_llmcloud.protocol.http.gateway import ModelReady, ServerHealth, ServerMetadata
 from jupyter_llmcloud.server.api.status import package_version
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
@@ -134,11 +135,17 @@ class OpenInferenceHandler(OpenInferenceErrors, InferenceHandler):
         endpoint = self.endpoint(name)
         self.note_activity()
         # It costs a request of the key's quota and no tokens.
-        self._reserve(InferenceRequest(model=name, max_tokens=1), 0, endpoint)
+        shape = RequestShape(key=self.actor)
+        self._reserve(shape)
         given = {header: self.request.headers[header] for header in _FROM_CLIENT if header in self.request.headers}
         if set(given) <= {"Content-Type"}:
             given = {}
-        await self.pass_on(endpoint, f"v2/{verb}", bytes(self._body), path, given)
+        await self.pass_on(endpoint, f"v2/{verb}", bytes(self._body), shape, path, given)
+
+    @property
+    def asked_route(self) -> str:
+        """As usage names it."""
+        return f"v2/{self.path_args[-1]}" if self.path_args else "v2"
 
 
 class OpenInferenceVersionHandler(OpenInferenceHandler):
