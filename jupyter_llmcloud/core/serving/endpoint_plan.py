@@ -36,6 +36,7 @@ class Revision:
         max_model_len: tokens of prompt and answer together; None: as many as the model was made for.
         max_concurrent: sequences that a replica generates at once.
         threads: CPU threads of a replica; None: its share of the host's cores.
+        engine: what generates the tokens; auto: the fastest that answers as the model itself does.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Revision:
     max_model_len: int | None = None
     max_concurrent: int = 32
     threads: int | None = None
+    engine: str = "auto"
 
 
 @dataclass(frozen=True)

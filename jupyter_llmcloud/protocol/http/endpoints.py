@@ -88,6 +88,7 @@ class Endpoint(Response, frozen=True):
     model: Annotated[str, Meta(description="The folder that is served.")]
     target: Annotated[str, Meta(description="As asked for: a run or a folder.")]
     dtype: str
+    engine: Annotated[str, Meta(description="As asked for; each replica tells which one it has.")]
     num_replicas: Annotated[int, Meta(description="As asked for.")]
     base_model: str | None
     max_model_len: int | None

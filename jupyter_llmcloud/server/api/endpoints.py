@@ -65,7 +65,7 @@ class EndpointsHandler(_EndpointHandler):
         work = self.endpoints.create(
             target, spec.name, spec.replicas, spec.dtype, spec.cluster,
             base_model=spec.base_model, max_model_len=spec.max_model_len, max_concurrent=spec.max_concurrent,
-            threads=spec.threads,
+            threads=spec.threads, engine=spec.engine,
         )  # fmt: skip
         endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
         return self.told(endpoint.describe())

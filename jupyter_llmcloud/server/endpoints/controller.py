@@ -51,7 +51,17 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT_S = Timing().probe_timeout_s
 ACTIVE_STATES = ("starting", "ready")
-_TOLD = ("model", "target", "dtype", "num_replicas", "base_model", "max_model_len", "max_concurrent", "threads")
+_TOLD = (
+    "model",
+    "target",
+    "dtype",
+    "engine",
+    "num_replicas",
+    "base_model",
+    "max_model_len",
+    "max_concurrent",
+    "threads",
+)
 _REPORTED_BY_REPLICAS = ("engine", "num_parallel", "num_threads", "context_length", "memory")
 
 

@@ -65,6 +65,7 @@ class EndpointRegistry:
         max_model_len: int | None = None,
         max_concurrent: int = 32,
         threads: int | None = None,
+        engine: str = "auto",
     ) -> EndpointController:
         """Begin to serve a target. Everything that can be refused is refused before anything starts."""
         _check_options(num_replicas, dtype)
@@ -80,6 +81,7 @@ class EndpointRegistry:
         revision = Revision(
             before[-1].number + 1 if before else 1, str(folder.path), target, folder.revision, dtype, num_replicas,
             base_model=folder.base_model, max_model_len=max_model_len, max_concurrent=max_concurrent, threads=threads,
+            engine=engine,
         )  # fmt: skip
         retired = [dataclasses.replace(earlier, num_replicas=0, weight=0) for earlier in before]
         revisions = [*retired, revision][-MAX_REVISIONS:]

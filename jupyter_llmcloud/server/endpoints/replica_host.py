@@ -69,7 +69,7 @@ class ReplicaHost:
         spec = {
             "endpoint": endpoint, "served_name": endpoint, "model": revision.model, "dtype": revision.dtype,
             "base_model": revision.base_model, "token": replica.token, "max_concurrent": revision.max_concurrent,
-            "max_model_len": revision.max_model_len, "num_threads": revision.threads,
+            "max_model_len": revision.max_model_len, "num_threads": revision.threads, "engine": revision.engine,
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
             message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)

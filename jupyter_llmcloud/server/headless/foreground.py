@@ -57,7 +57,7 @@ async def _begin(app: HeadlessServerApp, target: str, spec: EndpointSpec) -> Non
     base = spec.base_model and os.path.abspath(os.path.expanduser(spec.base_model))
     endpoint = await context.endpoints.create(
         chosen, spec.name, spec.replicas, spec.dtype, base_model=base, max_model_len=spec.max_model_len,
-        max_concurrent=spec.max_concurrent, threads=spec.threads,
+        max_concurrent=spec.max_concurrent, threads=spec.threads, engine=spec.engine,
     )  # fmt: skip
     print(f"Starting {endpoint.name} ...", file=sys.stderr, flush=True)
     await asyncio.wait_for(endpoint.wait("starting", WAIT_S), WAIT_S + 1)
