@@ -299,6 +299,11 @@ class EndpointSpec(Spec):
     dtype: str = option(
         OptionType(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
     )
+    engine: str = option(
+        OptionType(values=("auto", "slots", "continuous-batching", "generate")),
+        "What generates the tokens; auto takes the fastest that answers as the model itself does.",
+        "auto",
+    )
     max_model_len: int | None = option(
         COUNT, "Tokens of prompt and answer together, at most (default: as many as the model was made for)."
     )

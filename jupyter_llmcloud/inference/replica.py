@@ -53,6 +53,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         max_model_len: tokens of prompt and answer together; by default as many as the model was made for.
         num_threads: CPU threads of the engine; by default its share of all cores but one, beside other replicas.
         device: cpu or cuda:N.
+        engine: auto, slots, continuous-batching or generate.
         drain_s: how long a SIGTERM lets requests finish.
     """
 
@@ -68,6 +69,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
     max_model_len: int | None = None
     num_threads: int | None = None
     device: str = "cpu"
+    engine: str = "auto"
     drain_s: float = 5.0
 
     @classmethod
@@ -241,7 +243,7 @@ async def open_model(
     if getattr(loaded.tokenizer, "chat_template", None):
         templates.prepare()
     try:
-        engine = await open_engine(loaded, spec.max_concurrent, num_threads)
+        engine = await open_engine(loaded, spec.max_concurrent, num_threads, spec.engine)
     except BaseException:
         templates.close()
         raise

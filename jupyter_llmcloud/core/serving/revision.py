@@ -34,6 +34,7 @@ class Revision:
         step: of a training run, the step that the weights are from; None: not known.
         note: why it was withdrawn.
         kind: what the model is for, as in `model_kind`; "": not known, as before there were kinds.
+        engine: what computes it; auto: the fastest that answers as the model itself does.
         source: a file with code of the user's own: a cell, an object, or the architecture of a run's model.
     """
 
@@ -61,3 +62,4 @@ class Revision:
     note: str = ""
     kind: str = ""
     source: str = ""
+    engine: str = "auto"

@@ -175,6 +175,7 @@ class Endpoint(Response, frozen=True):
         ),
     ]
     dtype: str
+    engine: Annotated[str, Meta(description="As asked for; each replica tells which one it has.")]
     num_replicas: Annotated[int, Meta(description="As asked for.")]
     base_model: str | None
     max_model_len: int | None

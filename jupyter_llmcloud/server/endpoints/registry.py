@@ -267,6 +267,7 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
         base_model=folder.base_model,
         kind=folder.kind,
         source=folder.source,
+        engine=spec.engine,
         max_model_len=spec.max_model_len,
         max_concurrent=spec.max_concurrent,
         threads=spec.threads,
