@@ -31,6 +31,7 @@ from jupyter_llmcloud.magics.commands.rollouts import shadow as shadow
 from jupyter_llmcloud.magics.commands.rollouts import update as update
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 
@@ -47,15 +48,21 @@ VERBS = {
 }
 
 
-def serve(target: str, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
-    """Serve a run's model or a folder, and wait until it answers; interrupted, the endpoint goes on starting.
+def serve(target: Any, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
+    """Serve a run's model, a folder or an object, and wait until it answers; interrupted, it goes on starting.
 
     An endpoint that serves it already under that name is returned as it is.
 
     Args:
-        target: a run, or a folder.
+        target: a run, or a folder; or a function of inputs, an object with `predict(inputs)` or a `torch.nn.Module`,
+            which go along by value and need a `name`.
         progress: told in a few words how far it is.
     """
+    if not isinstance(target, str | Path):
+        from jupyter_llmcloud.magics.commands.serve_code import serve_object
+
+        return serve_object(target, options.pop("name", None), progress=progress, **options)
+    target = str(target)
     EndpointSpec.make(options, Interface.NOTEBOOK)
     server = session.current().server
     began = time.monotonic()
@@ -76,7 +83,7 @@ def serve(target: str, *, progress: Callable[[str], None] | None = None, **optio
     if record["state"] != "ready":
         kind = ModelError if "model" in record["reason"] else ServerError
         raise kind(f"endpoint {record['name']!r} has {record['state']}: {record['reason'] or 'it was stopped.'}")
-    return Endpoint(record["name"], server)
+    return Endpoint(record["name"], server, record["kind"])
 
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +103,8 @@ def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]
 def get(name: str) -> Endpoint:
     """The endpoint with this name; raises NotFound."""
     server = session.current().server
-    return Endpoint(server.endpoint(name)["name"], server)
+    record = server.endpoint(name)
+    return Endpoint(record["name"], server, record["kind"])
 
 
 def list() -> list[dict[str, Any]]:  # type: ignore[valid-type]  # the name is the verb's
@@ -119,6 +127,7 @@ def table() -> Table:
     rows = [
         (
             row["name"],
+            row["kind"],
             row["state"],
             _num_replicas(row),
             _resources(row),
@@ -130,7 +139,7 @@ def table() -> Table:
         )
         for row in session.current().server.endpoints()
     ]
-    headings = ["name", "state", "replicas", "each", "memory", "serves", "revision", "started", "note"]
+    headings = ["name", "kind", "state", "replicas", "each", "memory", "serves", "revision", "started", "note"]
     return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.").shown_by(PanelOf("endpoint"))
 
 
@@ -176,7 +185,7 @@ class EndpointMagics(Magics):
     def serve(self, line: str) -> Endpoint:
         """%serve TARGET: serve a run's model or a folder; `ep = %serve NAME` keeps the endpoint."""
         parsed = parse(SERVE, split(line, "%serve"))
-        line_of_progress = _Progress()
+        line_of_progress = ProgressLine()
         try:
             endpoint = serve(parsed.arguments[0], progress=line_of_progress.tell, **parsed.given)
         except KeyboardInterrupt:
@@ -204,26 +213,3 @@ class EndpointMagics(Magics):
 
     def _keys(self, given: Any) -> Table | NewKey | None:
         return run_verb(given)
-
-
-class _Progress:
-    """A line of text in the cell, replaced as it goes on and by the endpoint's card in the end."""
-
-    def __init__(self) -> None:
-        self.handle: Any = None
-
-    def tell(self, text: str) -> None:
-        """Show `text` in place of what was shown before; a terminal cannot replace, and gets the first one."""
-        from IPython.core.getipython import get_ipython
-        from IPython.display import display
-
-        data = {"text/plain": text}
-        if self.handle is not None:
-            self.handle.update(data, raw=True)
-        elif getattr(get_ipython(), "kernel", None) is not None:
-            self.handle = display(data, raw=True, display_id=True)
-        elif not self._said:
-            self._said = True
-            print(text)
-
-    _said = False

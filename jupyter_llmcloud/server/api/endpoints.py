@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.utils import url_path_join
 
 from jupyter_llmcloud.core.names import parse_replicas
+from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
     AddAdapter,
@@ -23,6 +24,7 @@ from jupyter_llmcloud.protocol.http.endpoints import (
     ReplicaLog,
     ScaleEndpoint,
     ServedRevision,
+    ServedSource,
     ShadowEndpoint,
     SplitEndpoint,
     StartEndpoint,
@@ -30,6 +32,8 @@ from jupyter_llmcloud.protocol.http.endpoints import (
 )
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import NoFields, operation
+from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, of_code
+from jupyter_llmcloud.storage import served_code
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
@@ -68,9 +72,11 @@ class EndpointsHandler(_EndpointHandler):
         """Serve a run's model or a folder. Answers at once; the endpoint is starting then."""
         await self.started()
         options = body.given()
-        target, reuse = options.pop("target"), options.pop("reuse", False)
+        target, source = options.pop("target"), options.pop("source", None)
+        reuse = options.pop("reuse", False)
         spec = EndpointSpec.make(options, Interface.REST)
-        work = self.endpoints.create(target, spec, reuse)
+        code = await asyncio.to_thread(_kept, source, spec.name or target) if source is not None else None
+        work = self.endpoints.create(target, spec, reuse, code)
         endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
         return self.told(endpoint.describe())
 
@@ -183,6 +189,15 @@ class EndpointLogsHandler(_EndpointHandler):
         paths = self.endpoints.get(name).logs()
         texts = await asyncio.gather(*(asyncio.to_thread(last_lines, Path(path), query.limit) for path in paths))
         return EndpointLogs(logs=[ReplicaLog(path=path, text=text) for path, text in zip(paths, texts, strict=True)])
+
+
+def _kept(source: ServedSource, name: str) -> ModelFolder:
+    """Code that was sent, checked and kept. Raises UsageError, NotFound."""
+    if source.object:
+        return of_code(served_code.object_file(source.object), name)
+    cell = CellSource(source.text, source.name, source.first_line, source.folder)
+    check_source(cell)
+    return of_code(served_code.write_cell(cell), name)
 
 
 def last_lines(path: Path, limit: int) -> str:

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT_S = Timing().probe_timeout_s
 ACTIVE_STATES = ("starting", "ready")
 _TOLD = (
-    "model", "target", "dtype", "num_replicas", "base_model", "max_model_len", "max_concurrent", "threads",
+    "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent", "threads",
     "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
 )  # fmt: skip
 _OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
@@ -260,12 +260,12 @@ class EndpointController:
             if reason := why_unhealthy(self.outcomes[revision], stable):
                 self._inbox.put_nowait(RevisionFailed(revision, reason))
 
-    def copy_to_shadow(self, route: str, body: bytes) -> None:
+    def copy_to_shadow(self, path: str, body: bytes) -> None:
         """Somebody asks: the shadow, if there is one, is asked the same."""
         if (shadow := with_role(self.stored.revisions, SHADOW)) is not None:
             states = self._plan.states()
             there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
-            self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], route, body)
+            self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], path, body)
 
     async def set_adapter(self, name: str, folder: str) -> None:
         """Have every replica answer for an adapter too; no longer when `folder` is "". Raises ModelError."""

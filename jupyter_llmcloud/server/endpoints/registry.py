@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.storage.runs import RunStore
 
 
+PYTHON = "python"
+
+
 class EndpointRegistry:
     """All endpoints of one server."""
 
@@ -55,13 +58,20 @@ class EndpointRegistry:
         self._endpoints[stored.name] = endpoint
         return endpoint
 
-    async def create(self, target: str, spec: EndpointSpec, reuse: bool = False) -> EndpointController:
-        """Begin to serve a target; with `reuse` one that serves it under that name already is returned as it is."""
+    async def create(
+        self, target: str, spec: EndpointSpec, reuse: bool = False, code: ModelFolder | None = None
+    ) -> EndpointController:
+        """Begin to serve a target, or `code` of the user's own.
+
+        With `reuse` an endpoint that serves it under that name already is returned as it is. Code takes the place of
+        code that is served under the same name: other replicas are ready before the old ones end.
+        """
         try:
+            step = None
             if spec.follow:
                 folder, step = await self._newest_of(target)
             else:
-                folder, step = await self._resolve(target, spec.base_model), None
+                folder = code or await self._resolve(target, spec.base_model)
         except NotFound:
             running = self._endpoints.get(target)
             if reuse and spec.name in (None, target) and running is not None and running.is_active:
@@ -69,6 +79,9 @@ class EndpointRegistry:
             raise
         name = check_name(spec.name or (target if spec.follow else folder.name), "endpoint")
         known = self._endpoints.get(name)
+        if known is not None and known.is_active and code is not None and known.stored.current.kind == PYTHON:
+            self._replace(known, revision_of(folder, target, spec, rollout.next_number(known.stored.revisions)))
+            return known
         if known is not None and known.is_active:
             current = known.stored.current
             if reuse and (current.model, current.fingerprint) == (str(folder.path), folder.revision):
@@ -85,6 +98,12 @@ class EndpointRegistry:
         endpoint.open()
         self._follow(endpoint)
         return endpoint
+
+    def _replace(self, endpoint: EndpointController, new: Revision) -> None:
+        current = endpoint.stored.current
+        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "priority", "in_place_of")}
+        if dataclasses.replace(new, **alike) != current:
+            endpoint.change(rollout.updated(endpoint.stored.revisions, new))
 
     # --- a run that is followed ---
 
@@ -176,7 +195,8 @@ class EndpointRegistry:
         revisions = endpoint.stored.revisions
         new = dataclasses.replace(
             current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
-            fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, **{"step": None, **about},
+            fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, kind=folder.kind,
+            source=folder.source, **{"step": None, **about},
         )  # fmt: skip
         if canary is not None:
             endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
@@ -187,7 +207,7 @@ class EndpointRegistry:
 
     async def _in_place_of(self, new: Revision, before: Revision) -> int:
         """The revision whose replicas can load the weights of `new`, since nothing else differs; 0: none can."""
-        if new.base_model or before.base_model:
+        if new.base_model or before.base_model or new.source or before.source:
             return 0
         try:
             reason = await asyncio.to_thread(difference, Path(before.model), Path(new.model))
@@ -232,6 +252,7 @@ class EndpointRegistry:
             new = dataclasses.replace(
                 endpoint.stored.current, number=rollout.next_number(revisions), model=str(folder.path), target=revision,
                 fingerprint=folder.revision, base_model=folder.base_model, num_replicas=1, step=None,
+                kind=folder.kind, source=folder.source,
             )  # fmt: skip
         endpoint.change(rollout.shadowed(revisions, new))
         return endpoint
@@ -283,6 +304,9 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
     return Revision(
         number, str(folder.path), target, folder.revision, spec.dtype, num_replicas,
         base_model=folder.base_model,
+        kind=folder.kind,
+        source=folder.source,
+        engine=spec.engine,
         max_model_len=spec.max_model_len,
         max_concurrent=spec.max_concurrent,
         threads=spec.threads,

@@ -31,8 +31,13 @@ if TYPE_CHECKING:
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def gateway_access(action: str) -> Callable[[Method], Method]:
-    """The access rule of the OpenAI surface: a scoped key within its scopes, or whoever Jupyter authorizes."""
+def gateway_access(action: str, reply: type[Any] | None = None) -> Callable[[Method], Method]:
+    """The access rule of what models answer: a scoped key within its scopes, or whoever Jupyter authorizes.
+
+    Args:
+        action: for which Jupyter must authorize a user.
+        reply: the struct that the method answers, for the OpenAPI document; None: a replica answers.
+    """
 
     def decorate(method: Method) -> Method:
         as_user: Any = authorized(action, resource=RESOURCE)(method)
@@ -43,6 +48,7 @@ def gateway_access(action: str) -> Callable[[Method], Method]:
 
         guarded: Any = web.authenticated(admitted)
         guarded.llmcloud_access = (action, RESOURCE)
+        guarded.llmcloud_reply = reply
         return guarded
 
     return decorate
@@ -176,7 +182,11 @@ class GatewayHandler(NamedOrigins, APIHandler):
         for name, value in error.headers().items():
             self.set_header(name, value)
         self.set_header("X-Request-Id", self.request_id)
-        self.finish(json.dumps(error.body()))
+        self.finish(json.dumps(self.error_body(error)))
+
+    def error_body(self, error: ApiError) -> Any:
+        """An error as its clients know it."""
+        return error.body()
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """As tornado's, but an ApiError brings its own status."""

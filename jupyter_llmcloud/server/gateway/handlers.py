@@ -36,6 +36,7 @@ _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in se
 BODY_TIMEOUT_S = 30.0
 
 
+_NONE: Mapping[str, str] = {}
 _decode = msgspec.json.Decoder(InferenceRequest).decode
 
 
@@ -88,6 +89,8 @@ def as_model(endpoint: EndpointController, adapter: str = "") -> Model:
 class InferenceHandler(GatewayHandler):
     """A request to a model: let in here, answered by a replica, its bytes copied. It is the sink of its proxy."""
 
+    max_body = MAX_BODY
+
     def initialize(self, requests: OpenRequests, quotas: KeyQuotas, **shared: Any) -> None:  # type: ignore[override]
         """`requests` are those that are being answered, `quotas` what keys have used of late."""
         super().initialize(**shared)
@@ -104,26 +107,26 @@ class InferenceHandler(GatewayHandler):
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
         # Twice the limit, so that a body that grows beyond it is answered with 413 and not just cut off.
-        connection.set_max_body_size(2 * MAX_BODY)
+        connection.set_max_body_size(2 * self.max_body)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not length.isdigit() or int(length) > self.max_body:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {MAX_BODY} bytes.", code="request_too_large")
+        return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")
 
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= MAX_BODY:
+        if self._num_bytes <= self.max_body:
             self._body += chunk
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
         """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
-        if self._num_bytes > MAX_BODY:
+        if self._num_bytes > self.max_body:
             raise self._too_large()
         await self.started()
         body = bytes(self._body)
@@ -132,16 +135,35 @@ class InferenceHandler(GatewayHandler):
         self.note_activity()
         shape = shape_of(body, self.actor, endpoint.adapter_of(self._asked_for))
         self._reserve(shape)
+        await self.pass_on(endpoint, route, body, shape)
+
+    async def pass_on(
+        self,
+        endpoint: EndpointController,
+        route: str,
+        body: bytes,
+        shape: RequestShape,
+        path: str = "",
+        headers: Mapping[str, str] = _NONE,
+    ) -> None:
+        """Have a replica answer, and write down how it went.
+
+        Args:
+            shape: what routing knows of the request.
+            path: where the replica answers, when that is not below /v1; such requests cost no tokens.
+            headers: of the request, that the replica needs.
+        """
         self._times = StreamTimes(endpoint.name, self.started_at)
         trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
         request = GatewayRequest(
             self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at,
-            {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {})},
+            {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {}), **headers}, path, not path,
         )  # fmt: skip
         proxy = Proxy(request, endpoint, self, self.log)
         self.requests.begin(self._open)
         endpoint.scaling.arrived(asyncio.get_running_loop().time())
-        endpoint.copy_to_shadow(route, body)
+        if not headers:
+            endpoint.copy_to_shadow(path or f"/v1/{route}", body)
         try:
             await self._answer(proxy)
         finally:
@@ -165,10 +187,15 @@ class InferenceHandler(GatewayHandler):
             self.requests.write_down(
                 RequestRecord(
                     request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
-                    route=self.path_args[0] if self.path_args else "", status=self.get_status(),
+                    route=self.asked_route, status=self.get_status(),
                     duration_s=time.perf_counter() - self.started_at, outcome="refused", t=time.time(),
                 )
             )  # fmt: skip
+
+    @property
+    def asked_route(self) -> str:
+        """As usage names it."""
+        return self.path_args[0] if self.path_args else ""
 
     def set_default_headers(self) -> None:
         """Of every answer, errors too: how much the key has left."""
