@@ -1,9 +1,9 @@
 """Where a replica goes: what it needs beside what the agents of a cluster have free. The pool is that of training.
 
-What is stated is kept: the cores that replicas of a host have together, and one for each rank there, are never more than
-it has; a replica's cores are as many slots that training does not get meanwhile; its memory is free when it starts, and
-kept free of other replicas until it has taken it. What is not stated is shared, as before. Who is there first keeps its
-place: a replica waits for ranks to end, and ranks wait for replicas to be stopped or scaled down.
+What is stated is kept: the cores that replicas of a host have together, and one for each rank there, are never more
+than it has; a replica's cores are as many slots that training does not get meanwhile; its memory is free when it
+starts, and kept free of other replicas until it has taken it. What is not stated is shared, as before. Who is there
+first keeps its place: a replica waits for ranks to end, and ranks wait for replicas to be stopped or scaled down.
 """
 
 from __future__ import annotations

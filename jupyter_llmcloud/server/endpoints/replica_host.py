@@ -72,9 +72,11 @@ class ReplicaHost:
         spec = {
             "endpoint": endpoint, "served_name": endpoint, "model": revision.model, "dtype": revision.dtype,
             "base_model": revision.base_model, "token": replica.token, "max_concurrent": revision.max_concurrent,
-            "max_model_len": revision.max_model_len, "num_threads": revision.threads or _threads(revision.cores),
+            "max_model_len": revision.max_model_len,
+            "num_threads": _threads(revision),
             "cores": revision.cores, "memory_bytes": revision.memory_bytes, "cache_bytes": revision.cache_bytes,
-            "devices": revision.devices, "engine": revision.engine, "source": revision.source, "adapters": dict(adapters),
+            "devices": revision.devices, "engine": revision.engine, "source": revision.source,
+            "adapters": dict(adapters),
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
             message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)
@@ -128,9 +130,9 @@ def needs_of(revision: Revision) -> ReplicaNeeds:
     return ReplicaNeeds(revision.cores, revision.memory_bytes, revision.devices)
 
 
-def _threads(cores: int | None) -> int | None:
-    """Of a replica with cores of its own: one is left to HTTP, where there is more than one."""
-    return None if cores is None else max(1, cores - 1)
+def _threads(revision: Revision) -> int | None:
+    """Of a replica with cores of its own: one is left to HTTP, where there is more than one. None: its share."""
+    return revision.threads or (None if revision.cores is None else max(1, revision.cores - 1))
 
 
 def last_line(log: str) -> str:

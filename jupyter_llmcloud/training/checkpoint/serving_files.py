@@ -1,7 +1,8 @@
 """What the checkpoints of a run lack to be served while it trains: the configuration and the tokenizer of its model.
 
-A checkpoint holds the weights as safetensors. Beside them, once a run, `<run>/serving` gets what `save_pretrained` writes
-of everything else, and `weights.json`: the names and shapes by which the model is found among those of a checkpoint.
+A checkpoint holds the weights as safetensors. Beside them, once a run, `<run>/serving` gets what `save_pretrained`
+writes of everything else, and `weights.json`: the names and shapes by which the model is found among those of a
+checkpoint.
 """
 
 from __future__ import annotations
