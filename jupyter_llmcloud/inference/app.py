@@ -16,9 +16,11 @@ from typing import Any
 import psutil
 from aiohttp import ClientConnectionResetError, hdrs, web
 
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR, not_a_generator
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.changes import Changes
 from jupyter_llmcloud.inference.engines.base import EngineError
+from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes
 from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest, ServedModel
 from jupyter_llmcloud.inference.openai.responses import encode, event
 from jupyter_llmcloud.inference.usages import Usages
@@ -69,11 +71,17 @@ class Status:
 
 
 class Application:
-    """The routes over one model. `model` is set when it is ready."""
+    """The routes over one model. `model` is set when it is ready; `predictions.served` when it is no generator.
+
+    Attributes:
+        kind: what the model is for, as in `core.serving.model_kind`.
+    """
 
     def __init__(self, status: Status, token: str) -> None:
         self.status = status
         self.model: ServedModel | None = None
+        self.kind = GENERATOR
+        self.predictions = OpenInferenceRoutes(status, self._why_not_ready)
         self._usages = Usages()
         self._rendering = ThreadPoolExecutor(_MAX_RENDERING, thread_name_prefix="chat")
         self._token = token.encode()
@@ -89,6 +97,7 @@ class Application:
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
+        self.predictions.add_to(app)
         Changes(self._ready_model).add_to(app)
         return app
 
@@ -220,7 +229,16 @@ class Application:
             return await asyncio.to_thread(model.completion, body)
         return model.completion(body)
 
+    def _why_not_ready(self) -> tuple[int, str]:
+        if self.model is not None and self.status.state == "ready":
+            name = self.status.served_name
+            return 400, f"model {name!r} generates text: ask it by /llmcloud/v1/completions or chat/completions."
+        return 503, f"The replica is {self.status.state}. Try again."
+
     def _ready_model(self) -> ServedModel:
+        if self.predictions.served is not None:
+            message = not_a_generator(self.status.served_name, self.kind)
+            raise ApiError(400, message, param="model", code="not_a_generator")
         if self.model is None or self.status.state != "ready":
             message = f"The replica is {self.status.state}. Try again."
             raise ApiError(503, message, code="not_ready", retry_after_s=_RETRY_AFTER_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -14,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 from aiohttp import web
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR
+from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
+from jupyter_llmcloud.inference.kind import kind_of
+from jupyter_llmcloud.inference.open_inference.batching import QUEUE_FACTOR
+from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, is_code, open_predictor
 from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.templates import Templates
+from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder
 from jupyter_llmcloud.system import unix_sockets
 
 log = logging.getLogger(__name__)
@@ -43,10 +50,16 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         served_name: the model's name in requests and replies.
         dtype: auto, float32, bfloat16 or float16.
         base_model: of an adapter, the folder of its base model.
+        source: a file with code of the user's own: a cell, an object, or the architecture of a run's model.
         max_concurrent: sequences in one batch.
         max_model_len: tokens of prompt and answer together; by default as many as the model was made for.
         num_threads: CPU threads of the engine; by default its share of all cores but one, beside other replicas.
         device: cpu or cuda:N.
+        cores: that it has to itself among replicas; None: it shares them.
+        memory_bytes: what it may take of its host's memory; None: not stated.
+        cache_bytes: what keys and values may take; None: a share of what is free.
+        adapters: folders of adapters of PEFT, by the names under which they are asked for.
+        engine: auto, slots, continuous-batching or generate.
         drain_s: how long a SIGTERM lets requests finish.
     """
 
@@ -57,10 +70,16 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
     served_name: str
     dtype: str = "auto"
     base_model: str = ""
+    source: str = ""
     max_concurrent: int = 32
     max_model_len: int | None = None
     num_threads: int | None = None
     device: str = "cpu"
+    cores: int | None = None
+    memory_bytes: int | None = None
+    cache_bytes: int | None = None
+    adapters: dict[str, str] = {}
+    engine: str = "auto"
     drain_s: float = 5.0
 
     @classmethod
@@ -129,10 +148,41 @@ class Replica:
         return 0
 
     async def _load(self) -> None:
-        model = await open_model(self._spec, self._engine_failed, self._share.num_threads())
-        spec, loaded = self._spec, model.loaded
+        layout, kind = await asyncio.to_thread(_layout_and_kind, self._spec)
+        self._application.kind = kind
+        if kind == GENERATOR:
+            await self._load_generator()
+        else:
+            await self._load_predictor(layout, kind)
+        self.status.state = "ready"
+        log.info("ready: %s", self.status.details)
+
+    async def _load_predictor(self, layout: ModelLayout | None, kind: str) -> None:
+        spec, num_threads = self._spec, self._share.num_threads()
+        served = await open_predictor(
+            PredictorSpec(
+                spec.served_name, kind, layout, spec.source, spec.dtype, spec.device, spec.max_concurrent, num_threads
+            )
+        )
+        self._application.predictions.served = served
         self.status.details = {
             "model": spec.served_name,
+            "kind": kind,
+            "engine": served.metadata()["platform"],
+            "max_concurrent": QUEUE_FACTOR
+            * spec.max_concurrent,  # the queue is here, so that batches can be made of it
+            "num_threads": num_threads,
+            "device": spec.device,
+            **served.predictor.details,
+        }
+
+    async def _load_generator(self) -> None:
+        model = await open_model(self._spec, self._engine_failed, self._share.num_threads())
+        spec, loaded = self._spec, model.loaded
+        await _load_adapters(model, spec.adapters)
+        self.status.details = {
+            "model": spec.served_name,
+            "kind": GENERATOR,
             "engine": model.engine.name,
             "num_parallel": model.engine.num_parallel,
             "context_length": model.engine.context_length,
@@ -144,8 +194,6 @@ class Replica:
             "chat_template": "model" if getattr(loaded.tokenizer, "chat_template", None) else "plain",
         }
         self._application.model = model
-        self.status.state = "ready"
-        log.info("ready: %s", self.status.details)
 
     async def _allocate_cores(self) -> None:
         """Use as many threads as there are, while other replicas of the host come and go."""
@@ -181,6 +229,42 @@ class Replica:
             await asyncio.sleep(_POLL_S)
         if self._application.model is not None:
             await self._application.model.close()
+        if self._application.predictions.served is not None:
+            await self._application.predictions.served.close()
+
+
+def _layout_and_kind(spec: ReplicaSpec) -> tuple[ModelLayout | None, str]:
+    """What is to be loaded, before it is. Raises ModelError."""
+    if is_code(spec.source):
+        return None, "python"
+    base = Path(spec.base_model) if spec.base_model else None
+    layout = check_folder(Path(spec.model), base, is_own=bool(spec.source))
+    return layout, kind_of(layout)
+
+
+async def _load_adapters(model: ServedModel, adapters: dict[str, str]) -> None:
+    """Those that the endpoint has. One that cannot be loaded is not answered for, and the others are."""
+    from jupyter_llmcloud.inference.engines.with_adapters import adapters_of
+
+    for name, folder in adapters.items():
+        try:
+            await adapters_of(model).load(name, folder)
+        except LLMCloudError as error:
+            log.error("adapter %s is not loaded: %s", name, error)
+
+
+def cache_budget(cache_bytes: int | None, memory_bytes: int | None) -> int | None:
+    """What keys and values may take of the memory that was stated, now that the model is loaded. Raises ModelError."""
+    if memory_bytes is None:
+        return cache_bytes
+    taken = psutil.Process().memory_info().rss
+    left = memory_bytes - taken
+    if left <= 0:
+        raise ModelError(
+            f"the model takes {taken / 2**30:.2f} GiB once it is loaded, and --memory allows "
+            f"{memory_bytes / 2**30:.2f} GiB: allow more."
+        )
+    return left if cache_bytes is None else min(left, cache_bytes)
 
 
 async def open_model(
@@ -195,7 +279,7 @@ async def open_model(
     if getattr(loaded.tokenizer, "chat_template", None):
         templates.prepare()
     try:
-        engine = await open_engine(loaded, spec.max_concurrent, num_threads)
+        engine = await open_engine(loaded, spec.max_concurrent, num_threads, spec.engine)
     except BaseException:
         templates.close()
         raise
@@ -209,8 +293,10 @@ def _load_on_thread(spec: ReplicaSpec, num_threads: int) -> tuple[LoadedModel, d
     torch.set_num_threads(num_threads)
     base = spec.base_model or None
     loaded = load_model(
-        spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len
-    )
+        spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len,
+        is_own=bool(spec.source),
+    )  # fmt: skip
+    loaded = dataclasses.replace(loaded, cache_bytes=cache_budget(spec.cache_bytes, spec.memory_bytes))
     return loaded, defaults_for_sampling(base or spec.model)
 
 

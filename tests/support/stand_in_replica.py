@@ -33,6 +33,7 @@ class StandIn:
         self.num_active = 0
         self.ended: set[str] = set()
         self.is_ready = asyncio.Event()
+        self.adapters: set[str] = set(spec.get("adapters", ()))
 
     @web.middleware
     async def check(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -60,6 +61,20 @@ class StandIn:
         told = {"cancelled": self.num_cancelled, "asked": self.num_asked, "active": self.num_active}
         return web.json_response({**told, "pid": os.getpid()})
 
+    async def reload(self, request: web.Request) -> web.Response:
+        """Take the weights of another folder, unless a file `keeps` in it says that they do not fit."""
+        body = await request.json()
+        if os.path.exists(os.path.join(body["model"], "keeps")):
+            return web.json_response({"error": {"message": "they do not fit"}}, status=409)
+        self.spec["model"] = body["model"]
+        return web.json_response({"revision": body["revision"]})
+
+    async def set_adapter(self, request: web.Request) -> web.Response:
+        """Load an adapter, or take it away."""
+        body = await request.json()
+        (self.adapters.add if body["folder"] else self.adapters.discard)(body["name"])
+        return web.json_response({"adapters": sorted(self.adapters)})
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Do what the prompt says."""
         body = await request.json()
@@ -82,6 +97,9 @@ class StandIn:
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         prompt = body.get("prompt") or body["messages"][-1]["content"]
+        if os.path.exists(os.path.join(self.spec["model"], "failing")):
+            error = {"message": "it fails", "type": "server_error", "param": None, "code": None}
+            return web.json_response({"error": error}, status=500)
         if prompt == "die":
             os._exit(9)
         if prompt == "wait":
@@ -138,6 +156,8 @@ async def main() -> None:
     application.router.add_get("/readyz", stand_in.readyz)
     application.router.add_get("/stats", stand_in.stats)
     application.router.add_get("/usage/{request_id}", stand_in.usage)
+    application.router.add_post("/reload", stand_in.reload)
+    application.router.add_post("/adapters", stand_in.set_adapter)
     application.router.add_post("/v1/completions", stand_in.complete)
     application.router.add_post("/v1/chat/completions", stand_in.complete)
     runner = web.AppRunner(application, handler_cancellation=True)

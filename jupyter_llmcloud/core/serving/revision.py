@@ -33,6 +33,9 @@ class Revision:
         min_replicas, max_replicas: the bounds between which the number follows the load; None: it does not.
         step: of a training run, the step that the weights are from; None: not known.
         note: why it was withdrawn.
+        kind: what the model is for, as in `model_kind`; "": not known, as before there were kinds.
+        engine: what computes it; auto: the fastest that answers as the model itself does.
+        source: a file with code of the user's own: a cell, an object, or the architecture of a run's model.
     """
 
     number: int
@@ -57,3 +60,6 @@ class Revision:
     max_replicas: int | None = None
     step: int | None = None
     note: str = ""
+    kind: str = ""
+    source: str = ""
+    engine: str = "auto"

@@ -38,23 +38,22 @@ class ShadowTraffic:
         self.duration = Smoothed()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def copy(self, replicas: Sequence[ReplicaClient], route: str, body: bytes) -> None:
+    def copy(self, replicas: Sequence[ReplicaClient], path: str, body: bytes) -> None:
         """Ask one of the replicas the same; returns at once."""
         if not replicas or len(self._tasks) >= MAX_AT_ONCE:
             self.counts.num_dropped += 1
             return
-        task = asyncio.ensure_future(self._ask(min(replicas, key=lambda one: one.num_in_flight), route, body))
+        task = asyncio.ensure_future(self._ask(min(replicas, key=lambda one: one.num_in_flight), path, body))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask(self, replica: ReplicaClient, route: str, body: bytes) -> None:
+    async def _ask(self, replica: ReplicaClient, path: str, body: bytes) -> None:
         began, failed = time.monotonic(), True
         replica.enter()
         try:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
             headers = {"Content-Type": "application/json"}
             with replica.use():
-                path = f"/v1/{route}"
                 async with replica.session.post(path, data=body, headers=headers, timeout=timeout) as response:
                     last = b""
                     async for chunk in response.content.iter_any():

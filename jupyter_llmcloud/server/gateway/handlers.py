@@ -37,6 +37,7 @@ BODY_TIMEOUT_S = 30.0
 DROPPED_BODY = 32 << 20
 
 
+_NONE: Mapping[str, str] = {}
 _decode = msgspec.json.Decoder(InferenceRequest).decode
 
 
@@ -61,7 +62,8 @@ class ModelsHandler(GatewayHandler):
         self.require_models()
         lists_all = self.key is None or not any(scope.startswith("infer:") for scope in self.key.scopes)
         endpoints = [live for live in self.endpoints.list() if live.is_active]
-        rows = [as_model(live) for live in endpoints if lists_all or self.may_ask(live.name)]
+        allowed = [live for live in endpoints if lists_all or self.may_ask(live.name)]
+        rows = [as_model(live, adapter) for live in allowed for adapter in ("", *live.stored.adapters)]
         self.finish(msgspec.json.encode(Models(data=rows)))
 
 
@@ -73,18 +75,22 @@ class ModelHandler(GatewayHandler):
         """Tell of a model."""
         await self.started()
         self.require_models()
-        self.finish(msgspec.json.encode(as_model(self.endpoint(name))))
+        endpoint = self.endpoint(name)
+        self.finish(msgspec.json.encode(as_model(endpoint, endpoint.adapter_of(name))))
 
 
-def as_model(endpoint: EndpointController) -> Model:
-    """An endpoint in OpenAI's words."""
+def as_model(endpoint: EndpointController, adapter: str = "") -> Model:
+    """An endpoint in OpenAI's words, or one of its adapters."""
     stored = endpoint.stored
-    return Model(id=stored.name, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
+    ident = f"{stored.name}:{adapter}" if adapter else stored.name
+    return Model(id=ident, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
 
 
 @web.stream_request_body
 class InferenceHandler(GatewayHandler):
     """A request to a model: let in here, answered by a replica, its bytes copied. It is the sink of its proxy."""
+
+    max_body = MAX_BODY
 
     def initialize(self, requests: OpenRequests, quotas: KeyQuotas, **shared: Any) -> None:  # type: ignore[override]
         """`requests` are those that are being answered, `quotas` what keys have used of late."""
@@ -101,13 +107,13 @@ class InferenceHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
-        connection.set_max_body_size(DROPPED_BODY)
+        connection.set_max_body_size(self.max_body + DROPPED_BODY)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > DROPPED_BODY:
+        if not length.isdigit() or int(length) > self.max_body + DROPPED_BODY:
             raise self._too_large()
-        if int(length) > MAX_BODY:
+        if int(length) > self.max_body:
             await self._refuse_and_read_on(self._too_large())
 
     async def _refuse_and_read_on(self, error: ApiError) -> None:
@@ -115,7 +121,7 @@ class InferenceHandler(GatewayHandler):
 
         A client that is still sending when its connection is closed would not get to see the answer.
         """
-        content = msgspec.json.encode(error.body())
+        content = msgspec.json.encode(self.error_body(error))
         self.set_status(error.status)
         self.set_header("Content-Type", "application/json")
         self.set_header("Content-Length", str(len(content)))
@@ -124,39 +130,55 @@ class InferenceHandler(GatewayHandler):
         await self.flush()
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {MAX_BODY} bytes.", code="request_too_large")
+        return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")
 
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= MAX_BODY and not self._headers_written:
+        if self._num_bytes <= self.max_body and not self._headers_written:
             self._body += chunk
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
         """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
-        if self._headers_written:  # it was refused when it began
-            self.finish()
-            return
-        if self._num_bytes > MAX_BODY:
+        if self._num_bytes > self.max_body:
             raise self._too_large()
         await self.started()
         body = bytes(self._body)
         self._asked_for = parse(body).model
         endpoint = self.endpoint(self._asked_for)
         self.note_activity()
-        shape = shape_of(body, self.key.id if self.key else self.actor)
+        shape = shape_of(body, self.actor, endpoint.adapter_of(self._asked_for))
         self._reserve(shape)
+        await self.pass_on(endpoint, route, body, shape)
+
+    async def pass_on(
+        self,
+        endpoint: EndpointController,
+        route: str,
+        body: bytes,
+        shape: RequestShape,
+        path: str = "",
+        headers: Mapping[str, str] = _NONE,
+    ) -> None:
+        """Have a replica answer, and write down how it went.
+
+        Args:
+            shape: what routing knows of the request.
+            path: where the replica answers, when that is not below /v1; such requests cost no tokens.
+            headers: of the request, that the replica needs.
+        """
         self._times = StreamTimes(endpoint.name, self.started_at)
         trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
         request = GatewayRequest(
             self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at,
-            {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {})},
+            {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {}), **headers}, path, not path,
         )  # fmt: skip
         proxy = Proxy(request, endpoint, self, self.log)
         self.requests.begin(self._open)
         endpoint.scaling.arrived(asyncio.get_running_loop().time())
-        endpoint.copy_to_shadow(route, body)
+        if not headers:
+            endpoint.copy_to_shadow(path or f"/v1/{route}", body)
         try:
             await self._answer(proxy)
         finally:
@@ -180,10 +202,15 @@ class InferenceHandler(GatewayHandler):
             self.requests.write_down(
                 RequestRecord(
                     request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
-                    route=self.path_args[0] if self.path_args else "", status=self.get_status(),
+                    route=self.asked_route, status=self.get_status(),
                     duration_s=time.perf_counter() - self.started_at, outcome="refused", t=time.time(),
                 )
             )  # fmt: skip
+
+    @property
+    def asked_route(self) -> str:
+        """As usage names it."""
+        return self.path_args[0] if self.path_args else ""
 
     def set_default_headers(self) -> None:
         """Of every answer, errors too: how much the key has left."""

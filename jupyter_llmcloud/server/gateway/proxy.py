@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 import msgspec
@@ -29,7 +29,8 @@ MAX_TRIES = 5
 MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
 STREAM = "text/event-stream"
 REVISION = "x-llmcloud-revision"
-_PASSED_ON = ("Content-Type", "Retry-After", "retry-after-ms")
+HEADER_LENGTH = "Inference-Header-Content-Length"  # of the Open Inference Protocol, whose tensors may be binary
+_PASSED_ON = ("Content-Type", "Retry-After", "retry-after-ms", HEADER_LENGTH)
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _TO_REPLICA = {"Content-Type": "application/json"}
 _DONE = b"data: [DONE]\n\n"
@@ -48,6 +49,9 @@ class ResponseSink(Protocol):
     def end(self, last: bytes, content_type: str) -> None:
         """The last of it."""
 
+    def error_body(self, error: ApiError) -> Any:
+        """An error as its clients know it."""
+
 
 @dataclass(frozen=True)
 class GatewayRequest:
@@ -60,6 +64,8 @@ class GatewayRequest:
         patience_s: how long the client waits for an answer to begin.
         began: on the clock of `time.perf_counter`.
         headers: more that the replica is told.
+        path: where the replica answers it; "": below /v1.
+        counts_tokens: whether it costs tokens, which the replica knows if its answer does not tell.
     """
 
     request_id: str
@@ -70,6 +76,8 @@ class GatewayRequest:
     patience_s: float = QUEUE_TIMEOUT_S
     began: float = field(default_factory=time.perf_counter)
     headers: Mapping[str, str] = field(default_factory=dict)
+    path: str = ""
+    counts_tokens: bool = True
 
 
 class NoResponse(Exception):
@@ -118,7 +126,9 @@ class Proxy:
     def unknown_usage(self) -> Awaitable[dict[str, int] | None] | None:
         """The tokens of an answer that did not tell them, from its replica: also of one that was cut."""
         refused = self._outcome == "done" and self._status >= 400
-        if self._replica is None or self._tokens.completion_tokens is not None or refused:
+        if not self._request.counts_tokens or self._replica is None or refused:
+            return None
+        if self._tokens.completion_tokens is not None:
             return None
         return self._replica.usage(self._request.request_id)
 
@@ -153,7 +163,7 @@ class Proxy:
         self._outcome = outcome or error.code or "refused"
         if not self._streams:
             raise error
-        self._sink.end(b"data: " + msgspec.json.encode(error.body()) + b"\n\n", STREAM)
+        self._sink.end(b"data: " + msgspec.json.encode(self._sink.error_body(error)) + b"\n\n", STREAM)
 
     def _state(self) -> str:
         state, reason = self._endpoint.state, self._endpoint.reason
@@ -204,7 +214,7 @@ class Proxy:
         response: aiohttp.ClientResponse | None = None
         try:
             with replica.use():
-                path = f"/v1/{self._request.route}"
+                path = self._request.path or f"/v1/{self._request.route}"
                 response = await replica.session.post(path, data=self._request.body, headers=headers)
                 if response.status == 503 and len(self._endpoint.ready_replicas()) > 1:
                     raise NoResponse("it is not ready any more", delivered=False)
