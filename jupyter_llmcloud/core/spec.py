@@ -299,6 +299,11 @@ class EndpointSpec(Spec):
     dtype: str = option(
         OptionType(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
     )
+    engine: str = option(
+        OptionType(values=("auto", "slots", "continuous-batching", "generate")),
+        "What generates the tokens; auto takes the fastest that answers as the model itself does.",
+        "auto",
+    )
     max_model_len: int | None = option(
         COUNT, "Tokens of prompt and answer together, at most (default: as many as the model was made for)."
     )
@@ -353,10 +358,18 @@ DISTRIBUTE = Syntax(
 RUN = Syntax(
     "jupyter llmcloud run", RunSpec.options(Interface.SHELL), "FILE.py", "Run a script on the ranks of a new world."
 )
+_OF_FOLDERS = ("name", "dtype", "max_model_len", "base_model", "kv_cache")  # make no sense for code
 SERVE = Syntax(
     "%serve",
     EndpointSpec.options(Interface.NOTEBOOK),
     "TARGET",
     "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
     names="runs with a model",
+)
+SERVE_CELL = Syntax(
+    "%%serve",
+    tuple(option for option in EndpointSpec.options(Interface.NOTEBOOK) if option.name not in _OF_FOLDERS),
+    "NAME",
+    "Serve the Python model of the cell, which defines load() and predict(inputs), and perhaps stream(inputs).",
+    names="endpoints",
 )

@@ -20,6 +20,7 @@ from jupyter_llmcloud.client.follow_run import FollowedRun
 from jupyter_llmcloud.core.names import parse_duration
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface, KeySpec
 from jupyter_llmcloud.errors import LLMCloudError
+from jupyter_llmcloud.server.rollout_commands import add_rollouts
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
 
 COLUMNS = {
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
         ("worlds", "stacks", _stacks, "what its ranks are doing now, and where"),
     ):
         _add_json(_add_verb(verbs[noun], noun, verb, run, text))
+    add_rollouts(verbs["endpoints"])
     _add_keys(verbs["keys"])
     _add_start_cluster(verbs["clusters"])
     return top

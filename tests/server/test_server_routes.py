@@ -328,6 +328,7 @@ async def test_a_name_that_is_taken_is_refused_and_free_again_when_stopped(serve
         ("replicas", 0),
         ("replicas", 65),
         ("dtype", "int7"),
+        ("engine", "steam"),
         ("name", "a b"),
         ("max_model_len", 0),
         ("max_concurrent", 0),
@@ -342,7 +343,7 @@ async def test_an_option_that_is_not_possible_is_refused(server: Server, model: 
 async def test_the_limits_of_an_endpoint_reach_its_replicas_and_what_they_take_is_told(
     server: Server, model: Path
 ) -> None:
-    limits = {"max_model_len": 512, "max_concurrent": 4, "threads": 3}
+    limits = {"max_model_len": 512, "max_concurrent": 4, "threads": 3, "engine": "generate"}
     await server.ask("POST", "llmcloud/api/endpoints", {"target": str(model), "name": "tiny", **limits})
     told = (await server.ask("GET", "llmcloud/api/endpoints/tiny?wait_s=20")).json()
     assert {name: told[name] for name in limits} == limits

@@ -3,7 +3,8 @@
 Started like a replica, with its spec as one line of JSON on standard input. The prompt tells it what to do:
 `count N` streams N pieces, `wait` never answers, `endless` streams for ever, `die` ends the process before it answers,
 `die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503,
-`headers` answers the headers of the request. All else is echoed.
+`headers` answers the headers of the request, `flood N` streams N large pieces as fast as they are taken, `stamp N MS`
+streams N times of sending, MS apart. All else is echoed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -31,6 +33,7 @@ class StandIn:
         self.num_active = 0
         self.ended: set[str] = set()
         self.is_ready = asyncio.Event()
+        self.adapters: set[str] = set(spec.get("adapters", ()))
 
     @web.middleware
     async def check(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -58,6 +61,20 @@ class StandIn:
         told = {"cancelled": self.num_cancelled, "asked": self.num_asked, "active": self.num_active}
         return web.json_response({**told, "pid": os.getpid()})
 
+    async def reload(self, request: web.Request) -> web.Response:
+        """Take the weights of another folder, unless a file `keeps` in it says that they do not fit."""
+        body = await request.json()
+        if os.path.exists(os.path.join(body["model"], "keeps")):
+            return web.json_response({"error": {"message": "they do not fit"}}, status=409)
+        self.spec["model"] = body["model"]
+        return web.json_response({"revision": body["revision"]})
+
+    async def set_adapter(self, request: web.Request) -> web.Response:
+        """Load an adapter, or take it away."""
+        body = await request.json()
+        (self.adapters.add if body["folder"] else self.adapters.discard)(body["name"])
+        return web.json_response({"adapters": sorted(self.adapters)})
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Do what the prompt says."""
         body = await request.json()
@@ -80,6 +97,9 @@ class StandIn:
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         prompt = body.get("prompt") or body["messages"][-1]["content"]
+        if os.path.exists(os.path.join(self.spec["model"], "failing")):
+            error = {"message": "it fails", "type": "server_error", "param": None, "code": None}
+            return web.json_response({"error": error}, status=500)
         if prompt == "die":
             os._exit(9)
         if prompt == "wait":
@@ -98,6 +118,8 @@ class StandIn:
     async def _stream(self, request: web.Request, prompt: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        if prompt.startswith("flood"):
+            await self._flood(response, int(prompt.split()[1]))
         async for piece in _pieces(prompt):
             event = {"choices": [{"index": 0, "delta": {"content": piece}, "text": piece}]}
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
@@ -105,10 +127,20 @@ class StandIn:
             await response.write(b"data: [DONE]\n\n")
         return response
 
+    async def _flood(self, response: web.StreamResponse, number: int) -> None:
+        event = b"data: " + json.dumps({"choices": [{"index": 0, "text": "x" * 4000}]}).encode() + b"\n\n"
+        for _ in range(number):
+            await response.write(event)
+
 
 async def _pieces(prompt: str) -> AsyncIterator[str]:
     words = prompt.split()
-    number = 0
+    if words[0] == "stamp":
+        for _ in range(int(words[1])):
+            yield str(time.monotonic())
+            await asyncio.sleep(float(words[2]) / 1000)
+        return
+    number = int(words[1]) if words[0] == "flood" else 0
     while words[0] in ("endless", "die") or number < int(words[-1]):
         if words[0] == "die" and number == int(words[2]):
             os._exit(9)
@@ -124,6 +156,8 @@ async def main() -> None:
     application.router.add_get("/readyz", stand_in.readyz)
     application.router.add_get("/stats", stand_in.stats)
     application.router.add_get("/usage/{request_id}", stand_in.usage)
+    application.router.add_post("/reload", stand_in.reload)
+    application.router.add_post("/adapters", stand_in.set_adapter)
     application.router.add_post("/v1/completions", stand_in.complete)
     application.router.add_post("/v1/chat/completions", stand_in.complete)
     runner = web.AppRunner(application, handler_cancellation=True)

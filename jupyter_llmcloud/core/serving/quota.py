@@ -13,9 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 WINDOW_S = 60
-BYTES_PER_TOKEN = 4  # of English text, as a rule; a gateway does not tokenize
-ANSWER_TOKENS = 256  # that are reserved for an answer whose length is not limited
-MAX_ANSWERS = 1024
 REQUESTS, TOKENS, PARALLEL = "requests", "tokens", "parallel requests"
 
 
@@ -37,29 +34,6 @@ class KeyLimits:
     def any(self) -> bool:
         """Is there a limit at all?"""
         return self != KeyLimits()
-
-
-def estimate_tokens(
-    num_prompt_bytes: int, max_tokens: object, num_answers: object = 1, context_length: int | None = None
-) -> int:
-    """Tokens that a request may cost: its bytes / 4, and for each answer what it may be long at most.
-
-    Args:
-        num_prompt_bytes: of the request.
-        max_tokens: of each answer, as the request says it; anything but a positive number counts as not said.
-        num_answers: that it asks for, as the request says it.
-        context_length: tokens of prompt and answer together, at most, where that is known.
-    """
-    answer = max_tokens if _is_count(max_tokens) else ANSWER_TOKENS
-    answers = num_answers if _is_count(num_answers) else 1
-    assert isinstance(answer, int) and isinstance(answers, int)
-    if context_length:
-        answer = min(answer, context_length)
-    return -(-num_prompt_bytes // BYTES_PER_TOKEN) + answer * min(answers, MAX_ANSWERS)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class Window:

@@ -34,6 +34,9 @@ class Revision:
         step: of a training run, the step that the weights are from; None: not known.
         keep_requests: keep what is asked and answered, for feedback.
         note: why it was withdrawn.
+        kind: what the model is for, as in `model_kind`; "": not known, as before there were kinds.
+        engine: what computes it; auto: the fastest that answers as the model itself does.
+        source: a file with code of the user's own: a cell, an object, or the architecture of a run's model.
     """
 
     number: int
@@ -59,3 +62,6 @@ class Revision:
     step: int | None = None
     keep_requests: bool = False
     note: str = ""
+    kind: str = ""
+    source: str = ""
+    engine: str = "auto"

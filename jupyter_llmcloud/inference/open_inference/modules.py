@@ -35,12 +35,12 @@ class ModulePredictor:
         self.details: dict[str, Any] = {"module": type(module).__name__}
         self._module = module.eval()
         self._parameters = _parameters(module)
+        self._floats = _floating(module)
         self._joins: bool | None = None  # not tried yet
 
     def metadata(self) -> ModelMetadata:
         """Its inputs by name; of what shape they are only the module knows."""
-        floats = _floating(self._module)
-        inputs = [TensorMetadata(name, "FP32" if floats else "INT64", (-1,)) for name in self._parameters[0]]
+        inputs = [TensorMetadata(name, "FP32" if self._floats else "INT64", (-1,)) for name in self._parameters[0]]
         return ModelMetadata("pytorch", inputs, (), self.details)
 
     def rows(self, asked: InferRequest) -> list[Any]:
@@ -71,7 +71,8 @@ class ModulePredictor:
                 raise InvalidInput(f"inputs cannot be made an array: {error}") from None
             if array.dtype.kind not in "fiub":
                 raise InvalidInput("inputs must be numbers in lists, all of one shape")
-            array = array.astype(np.float32) if array.dtype.kind == "f" else array
+            if array.dtype.kind == "f" or (array.dtype.kind in "iu" and self._floats):  # 1 is a number like 1.0 in JSON
+                array = array.astype(np.float32)
             tensors[name] = Tensor.of(name, array)
         return tensors
 

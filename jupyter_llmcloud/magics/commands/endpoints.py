@@ -13,7 +13,8 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import SERVE, EndpointSpec, Interface
-from jupyter_llmcloud.errors import ModelError, NotFound, ServerError
+from jupyter_llmcloud.errors import Busy, ModelError, NotFound, ServerError
+from jupyter_llmcloud.magics.commands import rollouts
 from jupyter_llmcloud.magics.commands.keys import KEYS, NewKey, run_verb
 from jupyter_llmcloud.magics.commands.keys import create_key as create_key
 from jupyter_llmcloud.magics.commands.keys import key_alerts as key_alerts
@@ -21,8 +22,16 @@ from jupyter_llmcloud.magics.commands.keys import key_usage as key_usage
 from jupyter_llmcloud.magics.commands.keys import keys as keys
 from jupyter_llmcloud.magics.commands.keys import revoke_key as revoke_key
 from jupyter_llmcloud.magics.commands.keys import rotate_key as rotate_key
+from jupyter_llmcloud.magics.commands.rollouts import add_adapter as add_adapter
+from jupyter_llmcloud.magics.commands.rollouts import remove_adapter as remove_adapter
+from jupyter_llmcloud.magics.commands.rollouts import revisions as revisions
+from jupyter_llmcloud.magics.commands.rollouts import rollback as rollback
+from jupyter_llmcloud.magics.commands.rollouts import scale as scale
+from jupyter_llmcloud.magics.commands.rollouts import shadow as shadow
+from jupyter_llmcloud.magics.commands.rollouts import update as update
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 
@@ -34,21 +43,38 @@ VERBS = {
         "%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten.", names="endpoints"
     ),
     "logs": Syntax("%endpoints logs", (_LIMIT,), "NAME", "What its replicas printed.", names="endpoints"),
+    **rollouts.VERBS,
     "keys": KEYS,
 }
 
 
-def serve(target: str, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
-    """Serve a run's model or a folder, and wait until it answers; interrupted, the endpoint goes on starting.
+def serve(target: Any, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
+    """Serve a run's model, a folder or an object, and wait until it answers; interrupted, it goes on starting.
+
+    An endpoint that serves it already under that name is returned as it is.
 
     Args:
-        target: a run, or a folder.
+        target: a run, or a folder; or a function of inputs, an object with `predict(inputs)` or a `torch.nn.Module`,
+            which go along by value and need a `name`.
         progress: told in a few words how far it is.
     """
+    if not isinstance(target, str | Path):
+        from jupyter_llmcloud.magics.commands.serve_code import serve_object
+
+        return serve_object(target, options.pop("name", None), progress=progress, **options)
+    target = str(target)
     EndpointSpec.make(options, Interface.NOTEBOOK)
     server = session.current().server
-    record = _create(server, target, {**options, "cluster": options.get("cluster") or session.current().cluster})
     began = time.monotonic()
+    options = {**options, "cluster": options.get("cluster") or session.current().cluster}
+    while True:
+        try:
+            record = _create(server, target, options)
+            break
+        except Busy as error:  # of a run that is followed, and has saved nothing yet
+            if progress is not None:
+                progress(f"waiting: {error} {time.monotonic() - began:.0f} s")
+            time.sleep(WAIT_S)
     while record["state"] == "starting":
         if progress is not None:
             reason = f" ({shown(record['reason'])})" if record.get("reason") else ""
@@ -57,7 +83,7 @@ def serve(target: str, *, progress: Callable[[str], None] | None = None, **optio
     if record["state"] != "ready":
         kind = ModelError if "model" in record["reason"] else ServerError
         raise kind(f"endpoint {record['name']!r} has {record['state']}: {record['reason'] or 'it was stopped.'}")
-    return Endpoint(record["name"], server)
+    return Endpoint(record["name"], server, record["kind"])
 
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -65,19 +91,20 @@ def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]
     if options.get("base_model"):
         options = {**options, "base_model": str(Path(options["base_model"]).expanduser().absolute())}
     if not NAME_PATTERN.fullmatch(target):
-        return dict(server.create_endpoint(str(folder.absolute()), **options))
+        return dict(server.create_endpoint(str(folder.absolute()), reuse=True, **options))
     try:
-        return dict(server.create_endpoint(target, **options))
+        return dict(server.create_endpoint(target, reuse=True, **options))
     except NotFound:
         if not folder.is_dir():
             raise
-        return dict(server.create_endpoint(str(folder.absolute()), **options))
+        return dict(server.create_endpoint(str(folder.absolute()), reuse=True, **options))
 
 
 def get(name: str) -> Endpoint:
     """The endpoint with this name; raises NotFound."""
     server = session.current().server
-    return Endpoint(server.endpoint(name)["name"], server)
+    record = server.endpoint(name)
+    return Endpoint(record["name"], server, record["kind"])
 
 
 def list() -> list[dict[str, Any]]:  # type: ignore[valid-type]  # the name is the verb's
@@ -100,18 +127,48 @@ def table() -> Table:
     rows = [
         (
             row["name"],
+            row["kind"],
             row["state"],
-            f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}",
+            _num_replicas(row),
+            _resources(row),
             memory(row["replicas"]),
             shown(row["target"]),
-            row["revision"],
+            _revision(row),
             ago(row["created"]),
             shown(row["reason"]),
         )
         for row in session.current().server.endpoints()
     ]
-    headings = ["name", "state", "replicas", "memory", "serves", "revision", "started", "note"]
+    headings = ["name", "kind", "state", "replicas", "each", "memory", "serves", "revision", "started", "note"]
     return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.").shown_by(PanelOf("endpoint"))
+
+
+def _num_replicas(row: dict[str, Any]) -> str:
+    bounds = "" if row["max_replicas"] is None else f" ({row['min_replicas']}:{row['max_replicas']})"
+    return f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}{bounds}"
+
+
+def _resources(row: dict[str, Any]) -> str:
+    """What was asked for, for each replica."""
+    cores, devices = row["cores"], row["devices"]
+    told = [
+        "" if cores is None else f"{cores} core{'s' * (cores != 1)}",
+        "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**30:.3g} GiB",
+        "" if row["cache_bytes"] is None else f"cache {row['cache_bytes'] / 2**30:.3g} GiB",
+        "" if devices is None else f"{devices} GPU{'s' * (devices != 1)}",
+    ]
+    return ", ".join(part for part in told if part)
+
+
+def _revision(row: dict[str, Any]) -> str:
+    """What is served, and what is tried beside it."""
+    others = [
+        f"{item['role']} {item['number']}" + (f": {item['weight']} %" if item["weight"] else "")
+        for item in row["revisions"]
+        if item["role"] in ("canary", "shadow")
+    ]
+    step = "" if row["step"] is None else f" at step {row['step']}"
+    return row["revision"] + step + (f" ({', '.join(others)})" if others else "")
 
 
 def memory(replicas: Any) -> str:
@@ -128,7 +185,7 @@ class EndpointMagics(Magics):
     def serve(self, line: str) -> Endpoint:
         """%serve TARGET: serve a run's model or a folder; `ep = %serve NAME` keeps the endpoint."""
         parsed = parse(SERVE, split(line, "%serve"))
-        line_of_progress = _Progress()
+        line_of_progress = ProgressLine()
         try:
             endpoint = serve(parsed.arguments[0], progress=line_of_progress.tell, **parsed.given)
         except KeyboardInterrupt:
@@ -142,7 +199,8 @@ class EndpointMagics(Magics):
         """%endpoints [list | stop NAME | logs NAME | keys ...]: what is served, and with which keys."""
         words = split(line, "%endpoints")
         verb = take_verb("%endpoints", VERBS, words, "list")
-        return getattr(self, f"_{verb}")(parse(VERBS[verb], words))
+        given = parse(VERBS[verb], words)
+        return rollouts.run(verb, given) if verb in rollouts.VERBS else getattr(self, f"_{verb}")(given)
 
     def _list(self, given: Any) -> Table:
         return table()
@@ -155,26 +213,3 @@ class EndpointMagics(Magics):
 
     def _keys(self, given: Any) -> Table | NewKey | None:
         return run_verb(given)
-
-
-class _Progress:
-    """A line of text in the cell, replaced as it goes on and by the endpoint's card in the end."""
-
-    def __init__(self) -> None:
-        self.handle: Any = None
-
-    def tell(self, text: str) -> None:
-        """Show `text` in place of what was shown before; a terminal cannot replace, and gets the first one."""
-        from IPython.core.getipython import get_ipython
-        from IPython.display import display
-
-        data = {"text/plain": text}
-        if self.handle is not None:
-            self.handle.update(data, raw=True)
-        elif getattr(get_ipython(), "kernel", None) is not None:
-            self.handle = display(data, raw=True, display_id=True)
-        elif not self._said:
-            self._said = True
-            print(text)
-
-    _said = False

@@ -10,17 +10,37 @@ from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.protocol.http.base import Body, Query, Response
 from jupyter_llmcloud.protocol.http.options import Options, options_body
 
+
+class ServedSource(Body, frozen=True):
+    """A cell that defines load() and predict(inputs), or an object that the kernel has kept on the server's host."""
+
+    text: Annotated[str, Meta(description="The cell, without the line of its magic.")] = ""
+    name: Annotated[str, Meta(description="As the notebook calls it: Cell In[4].")] = "the cell"
+    first_line: Annotated[int, Meta(ge=1, description="Of the text, counted in the cell.")] = 1
+    folder: Annotated[str, Meta(description="Where its relative paths and modules are looked for.")] = ""
+    object: Annotated[str, Meta(description="The digest of a kept object, in place of a text.")] = ""
+
+
 if TYPE_CHECKING:
 
     class StartEndpoint(Options, frozen=True):
         """A run's model or a folder to serve, with the options of an EndpointSpec."""
 
         target: str
+        source: ServedSource | None = None
+        reuse: bool = False
 
 else:
+    _SOURCE = Annotated[
+        ServedSource | None, Meta(description="Code of the user's own, in place of a model: what %%serve sends.")
+    ]
     _TARGET = Annotated[str, Meta(description="A run by its id or name, or a folder in the Hugging Face layout.")]
+    _REUSE = Annotated[bool, Meta(description="Answer with an endpoint of that name that serves the same already.")]
     StartEndpoint = options_body(
-        "StartEndpoint", "A run's model or a folder to serve, and how.", EndpointSpec, [("target", _TARGET)]
+        "StartEndpoint",
+        "A run's model or a folder to serve, and how.",
+        EndpointSpec,
+        [("target", _TARGET), ("source", _SOURCE, None), ("reuse", _REUSE, False)],
     )
 
 
@@ -57,6 +77,15 @@ class ShadowEndpoint(Body, frozen=True):
     revision: Annotated[
         str | None, Meta(description="The number of a revision, or a run or folder to serve for that; null: nobody.")
     ] = None
+
+
+class AddAdapter(Body, frozen=True):
+    """An adapter for the model that is served."""
+
+    target: Annotated[str, Meta(description="A folder that PEFT's save_pretrained wrote, or a run that saved one.")]
+    name: Annotated[str | None, Meta(description="How it is asked for (default: the folder's or the run's name).")] = (
+        None
+    )
 
 
 class EndpointQuery(Query, frozen=True):
@@ -138,7 +167,15 @@ class Endpoint(Response, frozen=True):
     cluster: Annotated[str | None, Meta(description="As asked for; null for the newest.")]
     model: Annotated[str, Meta(description="The folder that is served.")]
     target: Annotated[str, Meta(description="As asked for: a run or a folder.")]
+    kind: Annotated[
+        str,
+        Meta(
+            description="What the model is for: generator (asked by /llmcloud/v1), embedder, classifier, regressor,"
+            " token-classifier, image-classifier, module or python (asked by /llmcloud/v2)."
+        ),
+    ]
     dtype: str
+    engine: Annotated[str, Meta(description="As asked for; each replica tells which one it has.")]
     num_replicas: Annotated[int, Meta(description="As asked for.")]
     base_model: str | None
     max_model_len: int | None

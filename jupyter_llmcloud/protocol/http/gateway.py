@@ -15,10 +15,6 @@ class InferenceRequest(msgspec.Struct, kw_only=True, frozen=True):
 
     model: Annotated[str, Meta(description="Name of an endpoint.")]
     stream: Annotated[bool | None, Meta(description="Whether to answer by server-sent events.")] = False
-    max_tokens: Annotated[Any, Meta(description="How long an answer may be; counts for the quota of the key.")] = None
-    max_completion_tokens: Annotated[Any, Meta(description="The same, in the words of chat completions.")] = None
-    max_output_tokens: Annotated[Any, Meta(description="The same, in the words of responses.")] = None
-    n: Annotated[Any, Meta(description="How many answers are asked for.")] = None
 
 
 class Model(Response, frozen=True):
@@ -37,6 +33,47 @@ class Models(Response, frozen=True):
 
     data: list[Model]
     object: Literal["list"] = "list"
+
+
+class ServerMetadata(Response, frozen=True):
+    """The server, in the words of the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerHealth(Response, frozen=True, omit_defaults=True):
+    """Whether the server lives, or takes requests."""
+
+    live: bool | None = None
+    ready: bool | None = None
+
+
+class ModelReady(Response, frozen=True):
+    """Whether a model answers."""
+
+    name: str
+    ready: bool
+
+
+class OpenInferenceRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A request by the Open Inference Protocol, as its replica reads it; tensors may follow it as binary data."""
+
+    inputs: Annotated[
+        Any, Meta(description="Tensors with name, shape, datatype and data; or any other JSON value for the model.")
+    ]
+    id: Annotated[str, Meta(description="Told again in the answer.")] = ""
+    parameters: dict[str, Any] | None = None
+    outputs: Annotated[list[dict[str, Any]] | None, Meta(description="The outputs wanted, by name; left out: all.")] = (
+        None
+    )
+
+
+class OpenInferenceRefusal(Response, frozen=True):
+    """Why a request by the Open Inference Protocol was not answered."""
+
+    error: str
 
 
 class InferenceError(Response, frozen=True):

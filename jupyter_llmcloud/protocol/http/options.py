@@ -23,8 +23,8 @@ class Options(Body, frozen=True):
         return {name: value for name, value in values.items() if value is not UNSET and value is not None}
 
 
-def options_body(name: str, doc: str, spec: type[Spec], more: list[tuple[str, Any]] | None = None) -> type[Options]:
-    """A body with the options that a spec has over REST, behind fields of its own that must be given (`more`)."""
+def options_body(name: str, doc: str, spec: type[Spec], more: list[tuple[Any, ...]] | None = None) -> type[Options]:
+    """A body with the options that a spec has over REST, behind fields of its own (`more`: name, type, default)."""
     hints = typing.get_type_hints(spec)
     fields = [(option.name, _annotated(option, hints[option.name]), UNSET) for option in spec.options(Interface.REST)]
     made = msgspec.defstruct(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.utils import url_path_join
 
 from jupyter_llmcloud.core.names import parse_replicas
+from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
+    AddAdapter,
     Endpoint,
     EndpointLogs,
     EndpointLogsQuery,
@@ -22,6 +24,7 @@ from jupyter_llmcloud.protocol.http.endpoints import (
     ReplicaLog,
     ScaleEndpoint,
     ServedRevision,
+    ServedSource,
     ShadowEndpoint,
     SplitEndpoint,
     StartEndpoint,
@@ -29,6 +32,8 @@ from jupyter_llmcloud.protocol.http.endpoints import (
 )
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import NoFields, operation
+from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, of_code
+from jupyter_llmcloud.storage import served_code
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPServerRequest
@@ -73,9 +78,11 @@ class EndpointsHandler(_EndpointHandler):
         """Serve a run's model or a folder. Answers at once; the endpoint is starting then."""
         await self.started()
         options = body.given()
-        target = options.pop("target")
+        target, source = options.pop("target"), options.pop("source", None)
+        reuse = options.pop("reuse", False)
         spec = EndpointSpec.make(options, Interface.REST)
-        work = self.endpoints.create(target, spec)
+        code = await asyncio.to_thread(_kept, source, spec.name or target) if source is not None else None
+        work = self.endpoints.create(target, spec, reuse, code)
         endpoint = await self.carry_out("endpoint.start", (spec.name or target)[:128], work, target=target)
         return self.told(endpoint.describe())
 
@@ -155,6 +162,29 @@ class EndpointShadowHandler(_EndpointHandler):
         return self.told((await self.carry_out("endpoint.shadow", name, work, revision=body.revision)).describe())
 
 
+class EndpointAdaptersHandler(_EndpointHandler):
+    """The adapters of an endpoint."""
+
+    @operation("execute", Endpoint, 201, body=AddAdapter)
+    async def post(self, name: str, body: AddAdapter) -> Endpoint:
+        """Load an adapter of PEFT beside the model, while it answers. It is asked for as the model NAME:ADAPTER."""
+        await self.started()
+        work = self.endpoints.add_adapter(name, body.target, body.name)
+        endpoint = await self.carry_out("endpoint.adapter", name, work, target=body.target, adapter=body.name)
+        return self.told(endpoint.describe())
+
+
+class EndpointAdapterHandler(_EndpointHandler):
+    """One adapter of an endpoint."""
+
+    @operation("execute", Endpoint)
+    async def delete(self, name: str, adapter: str) -> Endpoint:
+        """Take an adapter away; the model goes on answering."""
+        await self.started()
+        work = self.endpoints.remove_adapter(name, adapter)
+        return self.told((await self.carry_out("endpoint.adapter", name, work, removed=adapter)).describe())
+
+
 class EndpointLogsHandler(_EndpointHandler):
     """What the replicas of an endpoint printed."""
 
@@ -165,6 +195,15 @@ class EndpointLogsHandler(_EndpointHandler):
         paths = self.endpoints.get(name).logs()
         texts = await asyncio.gather(*(asyncio.to_thread(last_lines, Path(path), query.limit) for path in paths))
         return EndpointLogs(logs=[ReplicaLog(path=path, text=text) for path, text in zip(paths, texts, strict=True)])
+
+
+def _kept(source: ServedSource, name: str) -> ModelFolder:
+    """Code that was sent, checked and kept. Raises UsageError, NotFound."""
+    if source.object:
+        return of_code(served_code.object_file(source.object), name)
+    cell = CellSource(source.text, source.name, source.first_line, source.folder)
+    check_source(cell)
+    return of_code(served_code.write_cell(cell), name)
 
 
 def last_lines(path: Path, limit: int) -> str:

@@ -13,7 +13,6 @@ import msgspec
 from jupyter_llmcloud.core.serving.batch_rows import BatchRow
 from jupyter_llmcloud.core.serving.keys import may_infer
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.core.serving.quota import estimate_tokens
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
@@ -22,6 +21,7 @@ from jupyter_llmcloud.server.gateway.request_shape import shape_of
 if TYPE_CHECKING:
     from logging import Logger
 
+    from jupyter_llmcloud.core.serving.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas, KeyReservation
@@ -123,11 +123,12 @@ class RowAsker:
             return _refused(request_id, ApiError(404, why, param="model", code="model_not_found"))
         sink, open_request = _Collected(), OpenRequest(key_id=key_id)
         body = msgspec.json.encode(row.body)
+        shape = shape_of(body, key_id or owner)
         try:
-            open_request.reservation = self._reserve(key_id, row, len(body))
+            open_request.reservation = self._reserve(key_id, shape)
         except ApiError as error:
             return _refused(request_id, error)
-        asked = GatewayRequest(request_id, owner, route, body, shape_of(body, key_id or owner), ROW_PATIENCE_S)
+        asked = GatewayRequest(request_id, owner, route, body, shape, ROW_PATIENCE_S)
         proxy = Proxy(asked, endpoint, sink, self._log)
         self._requests.begin(open_request)
         try:
@@ -145,17 +146,10 @@ class RowAsker:
         finally:
             self._requests.end(open_request, proxy.record(), proxy.unknown_usage(), endpoint.rates)
 
-    def _reserve(self, key_id: str | None, row: BatchRow, num_bytes: int) -> KeyReservation | None:
+    def _reserve(self, key_id: str | None, shape: RequestShape) -> KeyReservation | None:
         """A row counts as any other request of its key does; over its quota it waits."""
         key = self._state.key(key_id) if key_id is not None else None
-        if key is None or not key.limits.any:
-            return None
-        limits = (row.body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
-        limit = next((one for one in limits if isinstance(one, int)), None)
-        num_choices = row.body.get("n")
-        return self._quotas.reserve(
-            key, estimate_tokens(num_bytes, limit, num_choices if isinstance(num_choices, int) else None, None)
-        )
+        return self._quotas.reserve(key, shape.num_tokens) if key is not None and key.limits.any else None
 
     def _find(self, model: str) -> EndpointController | None:
         try:

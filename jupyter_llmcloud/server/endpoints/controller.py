@@ -70,8 +70,8 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT_S = Timing().probe_timeout_s
 ACTIVE_STATES = ("starting", "ready")
 _TOLD = (
-    "model", "target", "dtype", "num_replicas", "base_model", "max_model_len", "max_concurrent", "threads",
-    "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
+    "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent",
+    "threads", "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
     "keep_requests",
 )  # fmt: skip
 _OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
@@ -177,6 +177,10 @@ class EndpointController:
         counted = self.outcomes.get(revision.number, Outcomes())
         return {**told, "num_requests": counted.num_requests, "num_errors": counted.num_errors}
 
+    def adapter_of(self, model: str) -> str:
+        """The adapter that a model's name stands for: `NAME:ADAPTER`, or its own name; "" for the model itself."""
+        return "" if model == self.name else model.removeprefix(f"{self.name}:")
+
     def logs(self) -> list[str]:
         """Where its replicas keep their output, the newest last."""
         return [replica.log for replica in self.stored.replicas if replica.log]
@@ -194,6 +198,17 @@ class EndpointController:
         self._inbox.put_nowait(Resumed(revisions, found))
         self._task = asyncio.ensure_future(self._reconcile())
         self._operations[0, "scale"] = asyncio.ensure_future(self._keep_scaled())
+
+    def follow(self, until_over: Callable[[], Awaitable[str]]) -> None:
+        """Serve what a run makes, until there is no more to come."""
+
+        async def follow() -> None:
+            outcome = await until_over()
+            self.stored.follows = ""
+            self._save()
+            self._records.tell_change(self.name, "endpoint.followed", outcome=outcome, step=self.stored.current.step)
+
+        self._operations[0, "follow"] = asyncio.ensure_future(follow())
 
     def change(self, revisions: Sequence[Revision]) -> None:
         """Have these revisions from now on; nothing is interrupted for that."""
@@ -253,9 +268,24 @@ class EndpointController:
             there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
             self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], path, body)
 
-    async def on_each_replica(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """Have each replica that is ready change what it serves. Raises ReplicaRefusal, ReplicaLost."""
-        return await asyncio.gather(*(replica.change(path, body) for replica in self.ready_replicas()))
+    async def set_adapter(self, name: str, folder: str) -> None:
+        """Have every replica answer for an adapter too; no longer when `folder` is "". Raises ModelError."""
+        body = {"name": name, "folder": folder}
+        asked = self.ready_replicas()
+        told = await asyncio.gather(*(one.change("/adapters", body) for one in asked), return_exceptions=True)
+        refused = [error for error in told if isinstance(error, ReplicaRefusal)]
+        if folder and refused:
+            undo = {"name": name, "folder": self.stored.adapters.get(name, "")}
+            await asyncio.gather(*(one.change("/adapters", undo) for one in asked), return_exceptions=True)
+            raise ModelError(f"adapter {name!r} is not loaded: {refused[0]}")
+        for error in told:  # one that is lost is replaced by one that has the adapters
+            if isinstance(error, BaseException) and not isinstance(error, ReplicaRefusal | ReplicaLost):
+                raise error
+        if folder:
+            self.stored.adapters[name] = folder
+        else:
+            self.stored.adapters.pop(name, None)
+        self._save()
 
     async def stop(self) -> None:
         """End every replica; returns when nothing is left of them."""
@@ -292,8 +322,9 @@ class EndpointController:
             self._mark("failed", f"{type(error).__name__}: {error}")
             await asyncio.gather(*(self._end(replica) for replica in list(self._replicas.values())))
         finally:
-            if (scaling := self._operations.pop((0, "scale"), None)) is not None:
-                scaling.cancel()
+            for kind in ("scale", "follow"):
+                if (task := self._operations.pop((0, kind), None)) is not None:
+                    task.cancel()
 
     async def _keep_scaled(self) -> None:
         """Follow the load, where bounds are given."""
@@ -373,9 +404,10 @@ class EndpointController:
     async def _start(self, replica: ReplicaClient, revision: Revision) -> Event:
         try:
             placed = await self._host.place(self.name, revision, self.stored.cluster)
+            adapters = dict(self.stored.adapters)
             replica.stored = placed.replica  # known before it runs, so that whoever stops now ends it too
             self._save()
-            replica.stored = await self._host.start(self.name, revision, placed)
+            replica.stored = await self._host.start(self.name, revision, placed, adapters)
         except (Busy, CapacityError) as error:
             replica.stored = StoredReplica(id="")
             return NoRoom(replica.number, f"waits for room: {error}")

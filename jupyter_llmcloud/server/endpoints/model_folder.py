@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
+from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
-from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder
+from jupyter_llmcloud.storage import served_code
+from jupyter_llmcloud.storage.model_folder import ADAPTER, ModelLayout, check_folder, model_kind
 from jupyter_llmcloud.storage.runs import RunStore
 
 
@@ -19,12 +21,21 @@ class ModelFolder:
     Attributes:
         revision: changes when its files do.
         base_model: of an adapter, the folder of the model that it belongs to.
+        kind: what the model is for, as far as its config files tell.
+        source: a file with the user's own code: the architecture of a run's model, a cell or an object.
     """
 
     path: Path
     name: str
     revision: str
     base_model: str = ""
+    kind: str = ""
+    source: str = ""
+
+
+def of_code(file: Path, name: str) -> ModelFolder:
+    """Code that is served by itself, kept by `storage.served_code`."""
+    return ModelFolder(file.parent, name, served_code.fingerprint(file), kind="python", source=str(file))
 
 
 def resolve_target(target: str, runs: RunStore, root_dir: Path | None, base_model: str | None = None) -> ModelFolder:
@@ -52,6 +63,21 @@ def resolve_target(target: str, runs: RunStore, root_dir: Path | None, base_mode
     return _checked(path, path.name, base)
 
 
+def resolve_adapter(target: str, runs: RunStore, root_dir: Path | None, serves: Revision) -> ModelFolder:
+    """The adapter of a run, or in a folder, for the model that is served; raises NotFound or ModelError."""
+    base = serves.base_model or serves.model
+    path = _absolute(target, root_dir)
+    if not path.is_dir() and NAME_PATTERN.fullmatch(target):
+        folder = runs.find(target)
+        saved = folder.read().artifacts.get("model")
+        path, name = (folder.path / saved if saved else folder.model), target
+    else:
+        name = path.name
+    if not (path / ADAPTER).is_file():
+        raise ModelError(f"{target!r} holds no adapter of PEFT ({ADAPTER}): serve a whole model under its own name.")
+    return _checked(path, name, Path(base))
+
+
 def _absolute(path: str, root_dir: Path | None) -> Path:
     given = Path(path).expanduser()
     return given if given.is_absolute() else (root_dir or Path.cwd()) / given
@@ -67,13 +93,14 @@ def _of_run(name: str, runs: RunStore, base_model: Path | None) -> ModelFolder:
         raise ModelError(
             f"run {record.name!r} saved no model: add --save model,tokenizer to its %%distribute line.{ending}"
         )
-    return _checked(path, record.name, base_model)
+    return _checked(path, record.name, base_model, is_own=True)
 
 
-def _checked(path: Path, name: str, base_model: Path | None) -> ModelFolder:
-    layout = check_folder(path.resolve(), None if base_model is None else base_model.resolve())
+def _checked(path: Path, name: str, base_model: Path | None, *, is_own: bool = False) -> ModelFolder:
+    layout = check_folder(path.resolve(), None if base_model is None else base_model.resolve(), is_own=is_own)
     base = "" if layout.adapter is None else str(layout.folder)
-    return ModelFolder(path.resolve(), name, _revision(layout), base)
+    source = "" if layout.architecture is None else str(layout.architecture)
+    return ModelFolder(path.resolve(), name, _revision(layout), base, model_kind(layout), source)
 
 
 def _revision(layout: ModelLayout) -> str:

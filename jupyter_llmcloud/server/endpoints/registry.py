@@ -13,9 +13,10 @@ from jupyter_llmcloud.core.names import check_name, replica_bounds
 from jupyter_llmcloud.core.serving import rollout
 from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.core.spec import EndpointSpec
-from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
+from jupyter_llmcloud.errors import Busy, LLMCloudError, ModelError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
-from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, resolve_target
+from jupyter_llmcloud.server.endpoints.follow import FollowedRun, RunModel, newest_model
+from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, resolve_adapter, resolve_target
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
 from jupyter_llmcloud.storage.weights_layout import difference
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.records import EndpointRecords
     from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
     from jupyter_llmcloud.storage.runs import RunStore
+
+
+PYTHON = "python"
 
 
 class EndpointRegistry:
@@ -47,27 +51,89 @@ class EndpointRegistry:
                 endpoint = self._add(stored)
                 if stored.state in ACTIVE_STATES:
                     endpoint.open(inherited=True)
+                    self._follow(endpoint)
 
     def _add(self, stored: StoredEndpoint) -> EndpointController:
         endpoint = EndpointController(stored, self._host, self._records, self._log)
         self._endpoints[stored.name] = endpoint
         return endpoint
 
-    async def create(self, target: str, spec: EndpointSpec) -> EndpointController:
-        """Begin to serve a target."""
-        folder = await self._resolve(target, spec.base_model)
-        name = check_name(spec.name or folder.name, "endpoint")
+    async def create(
+        self, target: str, spec: EndpointSpec, reuse: bool = False, code: ModelFolder | None = None
+    ) -> EndpointController:
+        """Begin to serve a target, or `code` of the user's own.
+
+        With `reuse` an endpoint that serves it under that name already is returned as it is. Code takes the place of
+        code that is served under the same name: other replicas are ready before the old ones end.
+        """
+        try:
+            step = None
+            if spec.follow:
+                folder, step = await self._newest_of(target)
+            else:
+                folder = code or await self._resolve(target, spec.base_model)
+        except NotFound:
+            running = self._endpoints.get(target)
+            if reuse and spec.name in (None, target) and running is not None and running.is_active:
+                return running
+            raise
+        name = check_name(spec.name or (target if spec.follow else folder.name), "endpoint")
         known = self._endpoints.get(name)
+        if known is not None and known.is_active and code is not None and known.stored.current.kind == PYTHON:
+            self._replace(known, revision_of(folder, target, spec, rollout.next_number(known.stored.revisions)))
+            return known
         if known is not None and known.is_active:
+            current = known.stored.current
+            if reuse and (current.model, current.fingerprint) == (str(folder.path), folder.revision):
+                return known
             raise NameTaken(
                 f"endpoint {name!r} serves {known.stored.current.target!r} already: choose another --name, "
                 f"stop it first (%endpoints stop {name}), or give it this model: %endpoints update {name} {target}."
             )
         before = known.stored.revisions if known is not None else []
-        revisions = rollout.updated(before, revision_of(folder, target, spec, rollout.next_number(before)))
+        revision = revision_of(folder, target, spec, rollout.next_number(before))
+        revisions = rollout.updated(before, dataclasses.replace(revision, step=step))
         endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=spec.cluster))
+        endpoint.stored.follows = self._runs.find(target).run_id if spec.follow else ""
         endpoint.open()
+        self._follow(endpoint)
         return endpoint
+
+    def _replace(self, endpoint: EndpointController, new: Revision) -> None:
+        current = endpoint.stored.current
+        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "priority", "in_place_of")}
+        if dataclasses.replace(new, **alike) != current:
+            endpoint.change(rollout.updated(endpoint.stored.revisions, new))
+
+    # --- a run that is followed ---
+
+    async def _newest_of(self, target: str) -> tuple[ModelFolder, int | None]:
+        """The newest model of a run that trains. Raises Busy when there is none yet."""
+        run = self._runs.find(target)
+        found = await asyncio.to_thread(newest_model, run)
+        record = run.read()
+        if found is None and not record.spec.get("checkpoint_every"):
+            raise ModelError(
+                f"run {record.name!r} saves no checkpoints that could be followed: start it with --checkpoint-every N "
+                "--save model,tokenizer."
+            )
+        if found is None:
+            raise Busy(f"run {record.name!r} has not saved a checkpoint yet.")
+        return await self._resolve(str(found.folder)), found.step
+
+    def _follow(self, endpoint: EndpointController) -> None:
+        stored = endpoint.stored
+        if not stored.follows:
+            return
+
+        async def serve(model: RunModel) -> None:
+            await self.update(stored.name, str(model.folder), step=model.step)
+
+        def serving() -> tuple[int | None, Path]:
+            return stored.current.step, Path(stored.current.model)
+
+        followed = FollowedRun(self._runs.folder(stored.follows), serve, serving, self._log)
+        endpoint.follow(followed.follow)
 
     async def _resolve(self, target: str, base_model: str | None = None) -> ModelFolder:
         return await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir, base_model)
@@ -91,6 +157,16 @@ class EndpointRegistry:
     def list(self) -> list[EndpointController]:
         """Every endpoint, the newest first."""
         return sorted(self._endpoints.values(), key=lambda endpoint: endpoint.stored.created, reverse=True)
+
+    def endpoint_of(self, model: str) -> str:
+        """The endpoint that is asked for a model: of that name, or with an adapter `NAME:ADAPTER`, or just ADAPTER."""
+        if model in self._endpoints:
+            return model
+        name, colon, adapter = model.partition(":")
+        if colon and name in self._endpoints and adapter in self._endpoints[name].stored.adapters:
+            return name
+        having = (one.name for one in self.list() if one.is_active and model in one.stored.adapters)
+        return next(having, model)
 
     # --- changed while it answers ---
 
@@ -119,7 +195,8 @@ class EndpointRegistry:
         revisions = endpoint.stored.revisions
         new = dataclasses.replace(
             current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
-            fingerprint=folder.revision, base_model=folder.base_model, step=None, in_place_of=0, **about,
+            fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, kind=folder.kind,
+            source=folder.source, **{"step": None, **about},
         )  # fmt: skip
         if canary is not None:
             endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
@@ -130,7 +207,7 @@ class EndpointRegistry:
 
     async def _in_place_of(self, new: Revision, before: Revision) -> int:
         """The revision whose replicas can load the weights of `new`, since nothing else differs; 0: none can."""
-        if new.base_model or before.base_model:
+        if new.base_model or before.base_model or new.source or before.source:
             return 0
         try:
             reason = await asyncio.to_thread(difference, Path(before.model), Path(new.model))
@@ -175,8 +252,31 @@ class EndpointRegistry:
             new = dataclasses.replace(
                 endpoint.stored.current, number=rollout.next_number(revisions), model=str(folder.path), target=revision,
                 fingerprint=folder.revision, base_model=folder.base_model, num_replicas=1, step=None,
+                kind=folder.kind, source=folder.source,
             )  # fmt: skip
         endpoint.change(rollout.shadowed(revisions, new))
+        return endpoint
+
+    async def add_adapter(self, name: str, path: str, adapter: str | None = None) -> EndpointController:
+        """Load an adapter of PEFT beside the model; it is asked for as `NAME:ADAPTER`, or by its own name."""
+        endpoint = self.active(name)
+        folder = await asyncio.to_thread(resolve_adapter, path, self._runs, self._root_dir, endpoint.stored.current)
+        adapter = check_name(adapter or folder.name, "adapter")
+        taken = self.endpoint_of(adapter)
+        if taken != adapter and taken != name:
+            raise NameTaken(f"endpoint {taken!r} has an adapter {adapter!r}: give this one another --name.")
+        if adapter in self._endpoints:
+            raise NameTaken(f"there is an endpoint {adapter!r}: give the adapter another --name.")
+        await endpoint.set_adapter(adapter, str(folder.path))
+        return endpoint
+
+    async def remove_adapter(self, name: str, adapter: str) -> EndpointController:
+        """Answer for an adapter no longer."""
+        endpoint = self.active(name)
+        if adapter not in endpoint.stored.adapters:
+            known = ", ".join(sorted(endpoint.stored.adapters)) or "none"
+            raise NotFound(f"endpoint {name!r} has no adapter {adapter!r}. There is: {known}.")
+        await endpoint.set_adapter(adapter, "")
         return endpoint
 
     # --- the end ---
@@ -204,6 +304,9 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
     return Revision(
         number, str(folder.path), target, folder.revision, spec.dtype, num_replicas,
         base_model=folder.base_model,
+        kind=folder.kind,
+        source=folder.source,
+        engine=spec.engine,
         max_model_len=spec.max_model_len,
         max_concurrent=spec.max_concurrent,
         threads=spec.threads,

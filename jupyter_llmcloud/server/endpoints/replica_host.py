@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds
 from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
@@ -53,7 +54,7 @@ class ReplicaHost:
 
     async def place(self, endpoint: str, revision: Revision, cluster: str | None) -> PlacedReplica:
         """Choose an agent for a replica that is not started yet; with no cluster a local one is started."""
-        name, agent = await (await self._pool()).agent_for_replica(cluster)
+        name, agent = await (await self._pool()).agent_for_replica(cluster, needs_of(revision))
         replica = StoredReplica(
             id=f"{endpoint[:40]}-{secrets.token_hex(4)}",
             revision=revision.number,
@@ -63,13 +64,19 @@ class ReplicaHost:
         )
         return PlacedReplica(replica, agent)
 
-    async def start(self, endpoint: str, revision: Revision, placed: PlacedReplica) -> StoredReplica:
-        """Start its process."""
+    async def start(
+        self, endpoint: str, revision: Revision, placed: PlacedReplica, adapters: Mapping[str, str]
+    ) -> StoredReplica:
+        """Start its process; `adapters` are folders by their names."""
         replica = placed.replica
         spec = {
             "endpoint": endpoint, "served_name": endpoint, "model": revision.model, "dtype": revision.dtype,
             "base_model": revision.base_model, "token": replica.token, "max_concurrent": revision.max_concurrent,
-            "max_model_len": revision.max_model_len, "num_threads": revision.threads,
+            "max_model_len": revision.max_model_len,
+            "num_threads": _threads(revision),
+            "cores": revision.cores, "memory_bytes": revision.memory_bytes, "cache_bytes": revision.cache_bytes,
+            "devices": revision.devices, "engine": revision.engine, "source": revision.source,
+            "adapters": dict(adapters),
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
             message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)
@@ -116,6 +123,16 @@ class ReplicaHost:
                 await connection.request(StopReplica(replica_id=replica.id), timeout_s=STOP_TIMEOUT_S)
             except NotFound:
                 return
+
+
+def needs_of(revision: Revision) -> ReplicaNeeds:
+    """What each replica of a revision was promised."""
+    return ReplicaNeeds(revision.cores, revision.memory_bytes, revision.devices)
+
+
+def _threads(revision: Revision) -> int | None:
+    """Of a replica with cores of its own: one is left to HTTP, where there is more than one. None: its share."""
+    return revision.threads or (None if revision.cores is None else max(1, revision.cores - 1))
 
 
 def last_line(log: str) -> str:

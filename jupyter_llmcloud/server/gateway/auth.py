@@ -31,18 +31,27 @@ if TYPE_CHECKING:
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def gateway_access(action: str) -> Callable[[Method], Method]:
-    """The access rule of the OpenAI surface: a scoped key within its scopes, or whoever Jupyter authorizes."""
+def gateway_access(action: str, reply: type[Any] | None = None) -> Callable[[Method], Method]:
+    """The access rule of what models answer: a scoped key within its scopes, or whoever Jupyter authorizes.
+
+    Args:
+        action: for which Jupyter must authorize a user.
+        reply: the struct that the method answers, for the OpenAPI document; None: a replica answers.
+    """
 
     def decorate(method: Method) -> Method:
         as_user: Any = authorized(action, resource=RESOURCE)(method)
 
         @functools.wraps(method)
         async def admitted(self: GatewayHandler, *args: Any) -> None:
+            if self._headers_written:  # it was refused before its body had come
+                self.finish()
+                return
             await (method if self.key is not None else as_user)(self, *args)
 
         guarded: Any = web.authenticated(admitted)
         guarded.llmcloud_access = (action, RESOURCE)
+        guarded.llmcloud_reply = reply
         return guarded
 
     return decorate
@@ -143,14 +152,15 @@ class GatewayHandler(NamedOrigins, APIHandler):
 
     def endpoint(self, name: str) -> EndpointController:
         """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none, 503 when it failed."""
-        if not self.may_ask(name):
+        asked = self.endpoints.endpoint_of(name)
+        if not self.may_ask(asked):
             assert self.key is not None
             message = (
                 f"key {self.key.id} may not ask model {name[:128]!r}: its scopes are {', '.join(self.key.scopes)}."
             )
             raise ApiError(403, message, param="model", code="scope_missing")
         try:
-            endpoint = self.endpoints.get(name)
+            endpoint = self.endpoints.get(asked)
         except NotFound:
             endpoint = None
         if endpoint is not None and endpoint.state == "failed":

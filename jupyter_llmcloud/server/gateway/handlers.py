@@ -12,7 +12,6 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.core.serving.quota import estimate_tokens
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.server.answers.copied_answers import CACHE, CopiedAnswers
 from jupyter_llmcloud.server.api.base import MAX_BODY
@@ -26,6 +25,7 @@ from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.core.serving.routing import RequestShape
     from jupyter_llmcloud.server.answers.keeper import Keeper
     from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
@@ -37,6 +37,7 @@ ANSWER_MARGIN_S = 1.0
 KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
+DROPPED_BODY = 32 << 20
 
 
 _NONE: Mapping[str, str] = {}
@@ -64,7 +65,8 @@ class ModelsHandler(GatewayHandler):
         self.require_models()
         lists_all = self.key is None or not any(scope.startswith("infer:") for scope in self.key.scopes)
         endpoints = [live for live in self.endpoints.list() if live.is_active]
-        rows = [as_model(live) for live in endpoints if lists_all or self.may_ask(live.name)]
+        allowed = [live for live in endpoints if lists_all or self.may_ask(live.name)]
+        rows = [as_model(live, adapter) for live in allowed for adapter in ("", *live.stored.adapters)]
         self.finish(msgspec.json.encode(Models(data=rows)))
 
 
@@ -76,13 +78,15 @@ class ModelHandler(GatewayHandler):
         """Tell of a model."""
         await self.started()
         self.require_models()
-        self.finish(msgspec.json.encode(as_model(self.endpoint(name))))
+        endpoint = self.endpoint(name)
+        self.finish(msgspec.json.encode(as_model(endpoint, endpoint.adapter_of(name))))
 
 
-def as_model(endpoint: EndpointController) -> Model:
-    """An endpoint in OpenAI's words."""
+def as_model(endpoint: EndpointController, adapter: str = "") -> Model:
+    """An endpoint in OpenAI's words, or one of its adapters."""
     stored = endpoint.stored
-    return Model(id=stored.name, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
+    ident = f"{stored.name}:{adapter}" if adapter else stored.name
+    return Model(id=ident, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
 
 
 @web.stream_request_body
@@ -115,13 +119,27 @@ class InferenceHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
-        # Twice the limit, so that a body that grows beyond it is answered with 413 and not just cut off.
-        connection.set_max_body_size(2 * self.max_body)
+        connection.set_max_body_size(self.max_body + DROPPED_BODY)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > self.max_body:
+        if not length.isdigit() or int(length) > self.max_body + DROPPED_BODY:
             raise self._too_large()
+        if int(length) > self.max_body:
+            await self._refuse_and_read_on(self._too_large())
+
+    async def _refuse_and_read_on(self, error: ApiError) -> None:
+        """Answer now, and finish when the body has come, which is dropped.
+
+        A client that is still sending when its connection is closed would not get to see the answer.
+        """
+        content = msgspec.json.encode(self.error_body(error))
+        self.set_status(error.status)
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Content-Length", str(len(content)))
+        self.set_header("Connection", "close")
+        self.write(content)
+        await self.flush()
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")
@@ -129,7 +147,7 @@ class InferenceHandler(GatewayHandler):
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= self.max_body:
+        if self._num_bytes <= self.max_body and not self._headers_written:
             self._body += chunk
 
     @gateway_access("execute")
@@ -139,23 +157,29 @@ class InferenceHandler(GatewayHandler):
             raise self._too_large()
         await self.started()
         body = bytes(self._body)
-        asked = parse(body)
-        self._asked_for = asked.model
-        endpoint = self.endpoint(asked.model)
+        self._asked_for = parse(body).model
+        endpoint = self.endpoint(self._asked_for)
         self.note_activity()
-        self._reserve(asked, len(body), endpoint)
-        await self.pass_on(endpoint, route, body)
+        shape = shape_of(body, self.actor, endpoint.adapter_of(self._asked_for))
+        self._reserve(shape)
+        await self.pass_on(endpoint, route, body, shape)
 
     async def pass_on(
-        self, endpoint: EndpointController, route: str, body: bytes, path: str = "", headers: Mapping[str, str] = _NONE
+        self,
+        endpoint: EndpointController,
+        route: str,
+        body: bytes,
+        shape: RequestShape,
+        path: str = "",
+        headers: Mapping[str, str] = _NONE,
     ) -> None:
         """Have a replica answer, and write down how it went.
 
         Args:
+            shape: what routing knows of the request.
             path: where the replica answers, when that is not below /v1; such requests cost no tokens.
             headers: of the request, that the replica needs.
         """
-        shape = shape_of(body, self.key.id if self.key else self.actor)
         self._times = StreamTimes(endpoint.name, self.started_at)
         trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
         request = GatewayRequest(
@@ -181,18 +205,12 @@ class InferenceHandler(GatewayHandler):
             self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
         return None
 
-    def _reserve(self, asked: InferenceRequest, num_bytes: int, endpoint: EndpointController) -> None:
+    def _reserve(self, shape: RequestShape) -> None:
         """Let the request in by the quota of its key; raises ApiError (429)."""
-        if self.key is None:
-            return
-        self._open.key_id = self.key.id
-        if self.key.limits.any:
-            known = [replica.reported.get("context_length") for replica in endpoint.ready_replicas()]
-            num_tokens = estimate_tokens(
-                num_bytes, asked.max_completion_tokens or asked.max_output_tokens or asked.max_tokens, asked.n,
-                next((length for length in known if isinstance(length, int)), None),
-            )  # fmt: skip
-            self._open.reservation = self.quotas.reserve(self.key, num_tokens)
+        if self.key is not None:
+            self._open.key_id = self.key.id
+            if self.key.limits.any:
+                self._open.reservation = self.quotas.reserve(self.key, shape.num_tokens)
 
     def on_finish(self) -> None:
         """What was refused before a replica was asked is written down as well, when it is known who asked."""
@@ -202,10 +220,15 @@ class InferenceHandler(GatewayHandler):
             self.requests.write_down(
                 RequestRecord(
                     request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
-                    route=self.path_args[0] if self.path_args else "", status=self.get_status(),
+                    route=self.asked_route, status=self.get_status(),
                     duration_s=time.perf_counter() - self.started_at, outcome="refused", t=time.time(),
                 )
             )  # fmt: skip
+
+    @property
+    def asked_route(self) -> str:
+        """As usage names it."""
+        return self.path_args[0] if self.path_args else ""
 
     def set_default_headers(self) -> None:
         """Of every answer, errors too: how much the key has left."""

@@ -126,12 +126,9 @@ class Proxy:
     def unknown_usage(self) -> Awaitable[dict[str, int] | None] | None:
         """The tokens of an answer that did not tell them, from its replica: also of one that was cut."""
         refused = self._outcome == "done" and self._status >= 400
-        if (
-            not self._request.counts_tokens
-            or self._replica is None
-            or self._tokens.completion_tokens is not None
-            or refused
-        ):
+        if not self._request.counts_tokens or self._replica is None or refused:
+            return None
+        if self._tokens.completion_tokens is not None:
             return None
         return self._replica.usage(self._request.request_id)
 

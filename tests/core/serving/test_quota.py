@@ -8,13 +8,11 @@ import random
 import pytest
 
 from jupyter_llmcloud.core.serving.quota import (
-    ANSWER_TOKENS,
     KeyLimits,
     KeyQuota,
     QuotaExceeded,
     Window,
     duration,
-    estimate_tokens,
 )
 from jupyter_llmcloud.core.spec import KeySpec
 from jupyter_llmcloud.protocol.http.keys import CreateKey, Key
@@ -147,15 +145,6 @@ def test_the_headers_are_those_of_the_limits_that_there_are() -> None:
 )
 def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_tokens_are_estimated_from_the_bytes_and_the_longest_answers() -> None:
-    assert estimate_tokens(400, 50) == 150
-    assert estimate_tokens(400, 50, 3) == 250
-    assert estimate_tokens(400, None) == 100 + ANSWER_TOKENS
-    assert estimate_tokens(1, 10**9, 10**6, context_length=2048) == 1 + 2048 * 1024
-    for nonsense in ("many", -3, 0, 1.5, True, [], {}, float("nan")):
-        assert estimate_tokens(0, nonsense, nonsense) == ANSWER_TOKENS
 
 
 def test_a_window_of_many_requests_stays_small() -> None:
