@@ -1,7 +1,7 @@
 """A Jupyter server of its own process, whose endpoint `tiny` is served by a stand-in replica: for measuring the gateway.
 
-    python -m tests.support.gateway_process FOLDER     tells where it is in one line of JSON, and serves until its
-                                                       standard input ends
+python -m tests.support.gateway_process FOLDER     tells where it is in one line of JSON, and serves until its
+                                                   standard input ends
 """
 
 from __future__ import annotations
