@@ -70,8 +70,8 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT_S = Timing().probe_timeout_s
 ACTIVE_STATES = ("starting", "ready")
 _TOLD = (
-    "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent", "threads",
-    "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
+    "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent",
+    "threads", "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
 )  # fmt: skip
 _OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
 MAX_REVISIONS = 20  # that are kept of one endpoint

@@ -73,7 +73,8 @@ class ReplicaHost:
             "base_model": revision.base_model, "token": replica.token, "max_concurrent": revision.max_concurrent,
             "max_model_len": revision.max_model_len, "num_threads": revision.threads or revision.cores,
             "cores": revision.cores, "memory_bytes": revision.memory_bytes, "cache_bytes": revision.cache_bytes,
-            "devices": revision.devices, "engine": revision.engine, "source": revision.source, "adapters": dict(adapters),
+            "devices": revision.devices, "engine": revision.engine,
+            "api_key_env": revision.api_key_env, "source": revision.source, "adapters": dict(adapters),
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
             message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)
