@@ -188,6 +188,7 @@ class Agent:
             worlds=self.worlds.describe(),
             begun=list(self.worlds.begun),
             num_replicas=self.replicas.num_running,
+            **self.replicas.describe_room(),
             num_runs=self.takeovers.num_waiting + self.worlds.num_active_runs,
             stands_by=self.leader_links.stands_by,
         )

@@ -32,6 +32,10 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     num_runs: int
     stands_by: list[str]  # for these runs
     held: dict[str, int] = field(default_factory=dict)
+    num_cores: int = 0  # of the host; 0 of an agent that does not tell
+    reserved_cores: int = 0  # that its replicas have
+    free_memory_bytes: int = 0  # of the host
+    promised_bytes: int = 0  # of it, what its replicas may take still
 
 
 class AgentResources(Reply, frozen=True, kw_only=True):

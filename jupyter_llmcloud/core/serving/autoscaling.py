@@ -1,8 +1,9 @@
 """How many replicas an endpoint needs: from what comes, how long it takes, and how long it would wait.
 
 The wait in a queue with c servers is predicted after Sakasegawa (1977), an approximation of M/M/c:
-`S / c * rho ** (sqrt(2 * (c + 1)) - 1) / (1 - rho)`, with S seconds of service and rho the share of servers in use; what
-waits already comes on top of it. More replicas come at once, fewer only after a while in which fewer would have done.
+`S / c * rho ** (sqrt(2 * (c + 1)) - 1) / (1 - rho)`, with S seconds of service and rho the share of servers in use;
+what waits already comes on top of it. More replicas come at once, fewer only after a while in which fewer would have
+done.
 """
 
 from __future__ import annotations

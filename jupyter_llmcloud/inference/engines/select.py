@@ -110,6 +110,7 @@ async def _tried_batching(name: str, loaded: LoadedModel, max_concurrent: int, n
         context_length=loaded.context_length,
         max_concurrent=max_concurrent,
         free=free_memory(device),
+        max_bytes=loaded.cache_bytes,
         device_type=device.type,
     )
     engine: Engine = await asyncio.to_thread(kind, loaded, plan, max_concurrent, num_threads)

@@ -41,6 +41,7 @@ class EngineWithAdapters:
         self.name = base.name
         self.context_length = base.context_length
         self.num_parallel = base.num_parallel
+        self.unsupported: frozenset[str] = getattr(base, "unsupported", frozenset()) - {"adapter"}
         self.on_failure: Callable[[], None] = base.on_failure
 
     @property

@@ -198,6 +198,17 @@ class EndpointController:
         self._task = asyncio.ensure_future(self._reconcile())
         self._operations[0, "scale"] = asyncio.ensure_future(self._keep_scaled())
 
+    def follow(self, until_over: Callable[[], Awaitable[str]]) -> None:
+        """Serve what a run makes, until there is no more to come."""
+
+        async def follow() -> None:
+            outcome = await until_over()
+            self.stored.follows = ""
+            self._save()
+            self._records.tell_change(self.name, "endpoint.followed", outcome=outcome, step=self.stored.current.step)
+
+        self._operations[0, "follow"] = asyncio.ensure_future(follow())
+
     def change(self, revisions: Sequence[Revision]) -> None:
         """Have these revisions from now on; nothing is interrupted for that."""
         kept = list(revisions)
@@ -310,8 +321,9 @@ class EndpointController:
             self._mark("failed", f"{type(error).__name__}: {error}")
             await asyncio.gather(*(self._end(replica) for replica in list(self._replicas.values())))
         finally:
-            if (scaling := self._operations.pop((0, "scale"), None)) is not None:
-                scaling.cancel()
+            for kind in ("scale", "follow"):
+                if (task := self._operations.pop((0, kind), None)) is not None:
+                    task.cancel()
 
     async def _keep_scaled(self) -> None:
         """Follow the load, where bounds are given."""

@@ -208,6 +208,8 @@ class Checkpointer:
             if not (wanted.waits or self._all_save(self.cell, complete)) or not complete:
                 return
             self._writer.wait()
+            if problem := self._state.write_serving_files():
+                self._sender.warning("stderr", f"The checkpoints of this run cannot be served: {problem}\n")
             write = self._taken(self.cell, part, position)
         except Exception as error:
             self._writer.refuse(part, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ def test_more_replicas_come_with_the_load_and_go_when_it_has_gone_one_by_one() -
     endpoint.run(900, lambda t: 5.0 if 100 <= t < 300 else 0.1)
     assert max(endpoint.history[100:130]) >= 3  # half a minute later
     assert endpoint.history[-1] == 1
-    drops = [a - b for a, b in zip(endpoint.history, endpoint.history[1:], strict=False) if a > b]
+    drops = [a - b for a, b in itertools.pairwise(endpoint.history) if a > b]
     assert drops and set(drops) == {1}
 
 
@@ -90,7 +91,7 @@ def test_a_steady_load_makes_no_replicas_come_and_go() -> None:
     endpoint = Simulated(Autoscaler(Bounds(1, 4)))
     endpoint.run(1200, lambda t: 2.5, seed=3)
     settled = endpoint.history[200:]
-    changes = sum(a != b for a, b in zip(settled, settled[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(settled))
     assert changes <= 4, settled
     assert sorted(endpoint.waits)[int(0.95 * len(endpoint.waits))] < 3.0
 

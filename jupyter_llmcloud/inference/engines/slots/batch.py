@@ -70,6 +70,15 @@ class Batch:
             self._run(parts)
         return self._outcomes
 
+    def use(self, forward: ForwardPass) -> None:
+        """Take the next steps with another forward pass of the same shape."""
+        self._forward = forward
+
+    def start_over(self) -> None:
+        """Nobody's keys and values count any more: all that run are read again, with what they have generated."""
+        while self.running:
+            self._preempt()
+
     # --- who runs ---
 
     def _drop_cancelled(self) -> None:
