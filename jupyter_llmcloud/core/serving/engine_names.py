@@ -22,7 +22,7 @@ def parse_engine(text: str) -> str:
     parts = urlsplit(text)
     if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
-            f"{parts.scheme}://{parts.hostname or ''}...: write the base URL of an OpenAI server alone, such as "
+            f"--engine {parts.scheme}://{parts.hostname}...: write the base URL of an OpenAI server alone, such as "
             "https://api.example.org/v1; its key goes into an environment variable (--api-key-env NAME)"
         )
     return text.rstrip("/")
@@ -41,5 +41,5 @@ def is_external(engine: str) -> bool:
 def parse_variable(text: str) -> str:
     """The name of an environment variable. Raises UsageError, without what could be a key itself."""
     if not text.isidentifier() or not text.isascii() or len(text) > 64:
-        raise UsageError("--api-key-env takes the NAME of an environment variable that holds the key, not the key")
+        raise UsageError("--api-key-env (api_key_env) takes the NAME of an environment variable that holds the key")
     return text
