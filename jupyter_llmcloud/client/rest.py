@@ -11,7 +11,14 @@ import msgspec
 
 from jupyter_llmcloud.errors import Busy, ConnectionLost
 from jupyter_llmcloud.protocol.http.clusters import ScaleCluster, StartCluster
-from jupyter_llmcloud.protocol.http.keys import DEFAULT_EXPIRY_S, CreateKey
+from jupyter_llmcloud.protocol.http.endpoints import (
+    AddAdapter,
+    ScaleEndpoint,
+    ShadowEndpoint,
+    SplitEndpoint,
+    UpdateEndpoint,
+)
+from jupyter_llmcloud.protocol.http.keys import DEFAULT_EXPIRY_S, DEFAULT_OVERLAP_S, CreateKey, RotateKey
 from jupyter_llmcloud.protocol.http.worlds import AskPlacement
 from jupyter_llmcloud.protocol.rpc import restored_body
 from jupyter_llmcloud.storage.runs import RunFolder
@@ -217,6 +224,36 @@ class ServerClient:
         """End an endpoint; one that has ended is forgotten."""
         return self.ask("DELETE", f"endpoints/{_name(name)}")
 
+    def scale_endpoint(self, name: str, replicas: int | str) -> dict[str, Any]:
+        """Have so many replicas, or bounds such as `1:4`."""
+        return self.ask("POST", f"endpoints/{_name(name)}/scale", ScaleEndpoint(replicas=replicas))
+
+    def update_endpoint(self, name: str, target: str, canary: int | None = None) -> dict[str, Any]:
+        """Serve another model under the same name; with `canary` to so many percent of the requests."""
+        body = UpdateEndpoint(target=target, canary=canary)
+        return self.ask("POST", f"endpoints/{_name(name)}/update", body)
+
+    def split_endpoint(self, name: str, shares: dict[str, int]) -> dict[str, Any]:
+        """Share the requests out over revisions, in percent."""
+        return self.ask("POST", f"endpoints/{_name(name)}/split", SplitEndpoint(shares=shares))
+
+    def roll_back_endpoint(self, name: str) -> dict[str, Any]:
+        """Without the canary, or back to the revision before this one."""
+        return self.ask("POST", f"endpoints/{_name(name)}/rollback", {})
+
+    def shadow_endpoint(self, name: str, revision: str | None) -> dict[str, Any]:
+        """Copy the requests to a revision, a run or a folder; None ends that."""
+        return self.ask("POST", f"endpoints/{_name(name)}/shadow", ShadowEndpoint(revision=revision))
+
+    def add_adapter(self, name: str, target: str, adapter: str | None = None) -> dict[str, Any]:
+        """Load an adapter beside the model of an endpoint."""
+        body = AddAdapter(target=target, name=adapter)
+        return self.ask("POST", f"endpoints/{_name(name)}/adapters", body, START_TIMEOUT_S)
+
+    def remove_adapter(self, name: str, adapter: str) -> dict[str, Any]:
+        """Take an adapter away."""
+        return self.ask("DELETE", f"endpoints/{_name(name)}/adapters/{_name(adapter)}", timeout_s=START_TIMEOUT_S)
+
     def endpoint_logs(self, name: str, limit: int | None = None) -> list[dict[str, Any]]:
         """[{"path", "text"}] of its replicas."""
         return list(self.ask("GET", f"endpoints/{_name(name)}/logs", limit=limit)["logs"])
@@ -225,12 +262,31 @@ class ServerClient:
         """Every scoped key, without its secret."""
         return list(self.ask("GET", "keys")["keys"])
 
-    def create_key(self, scopes: list[str], expires_s: float | None = None, label: str | None = None) -> dict[str, Any]:
-        """Mint a key; `["key"]` of the answer is told here and never again."""
+    def create_key(
+        self, scopes: list[str], expires_s: float | None = None, label: str | None = None, **limits: int | None
+    ) -> dict[str, Any]:
+        """Mint a key; `["key"]` of the answer is told here and never again.
+
+        Args:
+            limits: options of a KeySpec: requests_per_minute, tokens_per_minute, parallel_requests.
+        """
         body = CreateKey(
-            scopes=scopes, expires_s=DEFAULT_EXPIRY_S if expires_s is None else expires_s, label=label or ""
+            scopes=scopes, expires_s=DEFAULT_EXPIRY_S if expires_s is None else expires_s, label=label or "", **limits
         )
         return self.ask("POST", "keys", body)
+
+    def rotate_key(self, key_id: str, overlap_s: float | None = None) -> dict[str, Any]:
+        """Mint a key in place of one that stays valid for `overlap_s` (an hour); `["key"]` is told here only."""
+        body = RotateKey(overlap_s=DEFAULT_OVERLAP_S if overlap_s is None else overlap_s)
+        return self.ask("POST", f"keys/{_name(key_id)}/rotate", body)
+
+    def key_usage(self, days: int | None = None) -> list[dict[str, Any]]:
+        """Requests and tokens of each key by day, the newest day first."""
+        return list(self.ask("GET", "keys/usage", days=days)["usage"])
+
+    def key_alerts(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """What was unusual in the use of keys, the newest first: [{"id", "t", "rule", "what"}]."""
+        return list(self.ask("GET", "keys/alerts", limit=limit)["alerts"])
 
     def revoke_key(self, key_id: str) -> None:
         """End a key."""

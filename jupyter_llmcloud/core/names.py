@@ -80,6 +80,41 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """`512MiB`, `2GiB`, `2g` -> bytes, by powers of 1024."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if not match or not (size := int(float(match[1]) * _BYTES[match[2]])):
+        raise UsageError(f"{text!r} is not a size of memory: write for example 512MiB or 2GiB.")
+    return size
+
+
+MAX_REPLICAS = 64
+
+
+def parse_replicas(text: str) -> int | str:
+    """`2` -> 2; `1:4` stays, as bounds between which the number follows the load. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d{1,4})(?::(\d{1,4}))?\s*", text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not match or high < 1 or (low < 1 and match[2] is None):
+        raise UsageError(
+            f"{text!r} is no number of replicas: write for example 2, or 1:4 for as many as the load needs."
+        )
+    if low > high or high > MAX_REPLICAS:
+        raise UsageError(f"{text!r} is not possible: at least 1 replica (0 with bounds), at most {MAX_REPLICAS}.")
+    return low if match[2] is None else f"{low}:{high}"
+
+
+def replica_bounds(replicas: int | str) -> tuple[int, int | None, int | None]:
+    """What `parse_replicas` gave: how many at first, and the bounds, which are None for a number that is fixed."""
+    if isinstance(replicas, int):
+        return replicas, None, None
+    low, high = map(int, replicas.split(":"))
+    return max(1, low), low, high
+
+
 def parse_variables(text: str, option: str = "") -> list[str]:
     """`a, b` -> ["a", "b"]; each must be a Python name. What is refused is said of `option`, if any."""
     names = [part.strip() for part in text.split(",") if part.strip()]

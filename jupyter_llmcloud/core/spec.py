@@ -13,8 +13,16 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Self
 
-from jupyter_llmcloud.core.names import check_name, parse_arguments, parse_duration, parse_variables
+from jupyter_llmcloud.core.names import (
+    check_name,
+    parse_arguments,
+    parse_duration,
+    parse_replicas,
+    parse_size,
+    parse_variables,
+)
 from jupyter_llmcloud.core.options import Option, Syntax, integer
+from jupyter_llmcloud.core.serving.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import UsageError
 
 
@@ -44,12 +52,15 @@ NAME = OptionType("NAME", lambda text: check_name(text, "--name"))
 COUNT = OptionType("N", integer(1))
 COUNT_OR_NONE = OptionType("N", integer(0))
 TIMES = OptionType("K", integer(0))
+SIZE = OptionType("SIZE", parse_size)
+REPLICAS = OptionType("K|MIN:MAX", parse_replicas)
 DURATION = OptionType("TIME", parse_duration)
 ARGUMENTS = OptionType('"ARGS"', parse_arguments, is_command_line=True)
 VARIABLES = OptionType("a,b", parse_variables, names="variables of ranks")
 OWN_VARIABLES = OptionType("a,b", parse_variables, names="variables")
 CLUSTER = OptionType("NAME", NAME.parse, names="clusters")
 RUN_NAME = OptionType("RUN", names="runs")
+ENGINE = OptionType("ENGINE", parse_engine, names="engines")
 CLUSTER_KINDS = ("local", "cuda", "ssh", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "kubernetes")
 
 
@@ -284,9 +295,22 @@ class EndpointSpec(Spec):
     """How a model is served."""
 
     name: str | None = option(NAME, "Name of the endpoint (default: the run's or the folder's).")
-    replicas: int = option(OptionType("K", integer(1)), "How many processes serve it.", 1)
+    replicas: int | str = option(
+        REPLICAS, "How many processes serve it; with bounds as many as the load needs, from 0 on where MIN is 0.", 1
+    )
     dtype: str = option(
         OptionType(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
+    )
+    engine: str = option(
+        ENGINE,
+        "What generates the tokens: auto (the fastest that answers as the model itself does; vLLM on a GPU where it is "
+        "installed), slots, continuous-batching, generate, vllm, llama.cpp (TARGET is a GGUF file, or a folder with "
+        "one), or the URL of an OpenAI server elsewhere (TARGET is the model's name there).",
+        "auto",
+    )
+    api_key_env: str | None = option(
+        OptionType("NAME", parse_variable),
+        "Of --engine URL: the environment variable, where models are served, that holds the key of that server.",
     )
     max_model_len: int | None = option(
         COUNT, "Tokens of prompt and answer together, at most (default: as many as the model was made for)."
@@ -295,12 +319,40 @@ class EndpointSpec(Spec):
     threads: int | None = option(
         COUNT, "CPU threads of each process (default: the cores of its host, shared out over its replicas)."
     )
+    cores: int | None = option(
+        COUNT, "Cores that each process has to itself among replicas; it waits until a host has them (default: shared)."
+    )
+    memory: int | None = option(
+        SIZE, "Memory of its host that each process may take, such as 4GiB; it waits until a host has it."
+    )
+    kv_cache: int | None = option(
+        SIZE, "Memory for the keys and values of all sequences of a process (default: a share of what is free)."
+    )
+    devices: int | None = option(
+        COUNT_OR_NONE, "GPUs of each process: 0 serves on the CPU (default: one where there is one)."
+    )
+    follow: bool = option(
+        SWITCH,
+        "TARGET is a run: serve its newest checkpoint's model while it trains, and its final model in the end.",
+        False,
+    )
     base_model: str | None = option(
         TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
     )
     cluster: str | None = option(
         CLUSTER, "Cluster to serve on (default: the newest).", interfaces=Interface.NOTEBOOK | Interface.REST
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeySpec(Spec):
+    """How much a scoped key may ask."""
+
+    requests_per_minute: int | None = option(COUNT, "Requests in any 60 seconds, at most (default: no limit).")
+    tokens_per_minute: int | None = option(
+        COUNT, "Tokens of prompts and answers together in any 60 seconds, at most (default: no limit)."
+    )
+    parallel_requests: int | None = option(COUNT, "Requests at the same time, at most (default: no limit).")
 
 
 DISTRIBUTE = Syntax(
@@ -311,10 +363,27 @@ DISTRIBUTE = Syntax(
 RUN = Syntax(
     "jupyter llmcloud run", RunSpec.options(Interface.SHELL), "FILE.py", "Run a script on the ranks of a new world."
 )
+_OF_FOLDERS = (
+    "name",
+    "dtype",
+    "max_model_len",
+    "base_model",
+    "kv_cache",
+    "engine",
+    "api_key_env",
+    "follow",
+)  # make no sense for code
 SERVE = Syntax(
     "%serve",
     EndpointSpec.options(Interface.NOTEBOOK),
     "TARGET",
     "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
     names="runs with a model",
+)
+SERVE_CELL = Syntax(
+    "%%serve",
+    tuple(option for option in EndpointSpec.options(Interface.NOTEBOOK) if option.name not in _OF_FOLDERS),
+    "NAME",
+    "Serve the Python model of the cell, which defines load() and predict(inputs), and perhaps stream(inputs).",
+    names="endpoints",
 )

@@ -17,12 +17,20 @@ import msgspec
 from aiohttp import web
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.core.serving.engine_names import LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR, ModelKind
+from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
+from jupyter_llmcloud.inference.external.forward import Forward
+from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
+from jupyter_llmcloud.inference.kind import kind_of
+from jupyter_llmcloud.inference.open_inference.batching import QUEUE_FACTOR
+from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, is_code, open_predictor
 from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.templates import Templates
+from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder
 from jupyter_llmcloud.system import unix_sockets
 
 log = logging.getLogger(__name__)
@@ -43,10 +51,13 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         served_name: the model's name in requests and replies.
         dtype: auto, float32, bfloat16 or float16.
         base_model: of an adapter, the folder of its base model.
+        source: a file with code of the user's own: a cell, an object, or the architecture of a run's model.
         max_concurrent: sequences in one batch.
         max_model_len: tokens of prompt and answer together; by default as many as the model was made for.
         num_threads: CPU threads of the engine; by default its share of all cores but one, beside other replicas.
         device: cpu or cuda:N.
+        engine: as in `core.serving.engine_names`.
+        api_key_env: of an engine elsewhere, the environment variable that holds its key.
         drain_s: how long a SIGTERM lets requests finish.
     """
 
@@ -57,10 +68,13 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
     served_name: str
     dtype: str = "auto"
     base_model: str = ""
+    source: str = ""
     max_concurrent: int = 32
     max_model_len: int | None = None
     num_threads: int | None = None
     device: str = "cpu"
+    engine: str = "auto"
+    api_key_env: str = ""
     drain_s: float = 5.0
 
     @classmethod
@@ -129,10 +143,65 @@ class Replica:
         return 0
 
     async def _load(self) -> None:
+        layout, kind = await asyncio.to_thread(_layout_and_kind, self._spec)
+        self._application.kind = kind
+        if kind == GENERATOR:
+            if not await self._open_external():
+                await self._load_generator()
+        else:
+            await self._load_predictor(layout, kind)
+        self.status.state = "ready"
+        log.info("ready: %s", self.status.details)
+
+    async def _open_external(self) -> bool:
+        """Have another server generate, where that is asked for or is the better choice."""
+        spec = self._spec
+        if spec.source or spec.base_model:
+            if is_external(spec.engine):
+                raise ModelError(f"--engine {spec.engine} serves whole models of known architectures only.")
+            return False
+        external = ExternalSpec(
+            spec.engine, spec.model, spec.served_name, spec.dtype, spec.device, spec.max_concurrent,
+            spec.max_model_len, self._share.num_threads(), spec.api_key_env,
+        )  # fmt: skip
+        server = await open_external(external)
+        if server is None:
+            return False
+        server.on_failure = lambda: self._engine_failed(server.failure)
+        self._application.external = Forward(server, spec.served_name, self.status, QUEUE_FACTOR * spec.max_concurrent)
+        self.status.details = {
+            "model": spec.served_name,
+            "kind": GENERATOR,
+            "max_concurrent": QUEUE_FACTOR * spec.max_concurrent,  # whatever waits does so there
+            **await details(server, external),
+        }
+        return True
+
+    async def _load_predictor(self, layout: ModelLayout | None, kind: str) -> None:
+        spec, num_threads = self._spec, self._share.num_threads()
+        served = await open_predictor(
+            PredictorSpec(
+                spec.served_name, kind, layout, spec.source, spec.dtype, spec.device, spec.max_concurrent, num_threads
+            )
+        )
+        self._application.predictions.served = served
+        self.status.details = {
+            "model": spec.served_name,
+            "kind": kind,
+            "engine": served.metadata()["platform"],
+            "max_concurrent": QUEUE_FACTOR
+            * spec.max_concurrent,  # the queue is here, so that batches can be made of it
+            "num_threads": num_threads,
+            "device": spec.device,
+            **served.predictor.details,
+        }
+
+    async def _load_generator(self) -> None:
         model = await open_model(self._spec, self._engine_failed, self._share.num_threads())
         spec, loaded = self._spec, model.loaded
         self.status.details = {
             "model": spec.served_name,
+            "kind": GENERATOR,
             "engine": model.engine.name,
             "num_parallel": model.engine.num_parallel,
             "context_length": model.engine.context_length,
@@ -144,8 +213,6 @@ class Replica:
             "chat_template": "model" if getattr(loaded.tokenizer, "chat_template", None) else "plain",
         }
         self._application.model = model
-        self.status.state = "ready"
-        log.info("ready: %s", self.status.details)
 
     async def _allocate_cores(self) -> None:
         """Use as many threads as there are, while other replicas of the host come and go."""
@@ -154,10 +221,11 @@ class Replica:
             await asyncio.sleep(_ALLOCATE_EVERY_S)
             engine.num_threads = self.status.details["num_threads"] = self._share.num_threads()
 
-    def _engine_failed(self) -> None:
+    def _engine_failed(self, reason: str | None = None) -> None:
         model = self._application.model
-        if self.status.state == "ready" and model is not None:
-            self.status.state, self.status.reason = "failed", model.engine.failure or "the engine failed"
+        reason = reason or (model.engine.failure if model is not None else None)
+        if self.status.state == "ready":
+            self.status.state, self.status.reason = "failed", reason or "the engine failed"
             self._stop.set()
 
     def _abandon(self) -> None:
@@ -181,6 +249,21 @@ class Replica:
             await asyncio.sleep(_POLL_S)
         if self._application.model is not None:
             await self._application.model.close()
+        if self._application.external is not None:
+            await self._application.external.server.close()
+        if self._application.predictions.served is not None:
+            await self._application.predictions.served.close()
+
+
+def _layout_and_kind(spec: ReplicaSpec) -> tuple[ModelLayout | None, ModelKind]:
+    """What is to be loaded, before it is. Raises ModelError."""
+    if is_code(spec.source):
+        return None, "python"
+    if is_url(spec.engine) or spec.engine == LLAMA_CPP:
+        return None, GENERATOR
+    base = Path(spec.base_model) if spec.base_model else None
+    layout = check_folder(Path(spec.model), base, is_own=bool(spec.source))
+    return layout, kind_of(layout)
 
 
 async def open_model(
@@ -195,7 +278,7 @@ async def open_model(
     if getattr(loaded.tokenizer, "chat_template", None):
         templates.prepare()
     try:
-        engine = await open_engine(loaded, spec.max_concurrent, num_threads)
+        engine = await open_engine(loaded, spec.max_concurrent, num_threads, spec.engine)
     except BaseException:
         templates.close()
         raise
@@ -209,8 +292,9 @@ def _load_on_thread(spec: ReplicaSpec, num_threads: int) -> tuple[LoadedModel, d
     torch.set_num_threads(num_threads)
     base = spec.base_model or None
     loaded = load_model(
-        spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len
-    )
+        spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len,
+        is_own=bool(spec.source),
+    )  # fmt: skip
     return loaded, defaults_for_sampling(base or spec.model)
 
 

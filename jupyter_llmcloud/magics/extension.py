@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jupyter_llmcloud.core.options import Syntax, usage
-from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE
-from jupyter_llmcloud.magics.commands import clusters, distribute, endpoints, runs, worlds
+from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE, SERVE_CELL
+from jupyter_llmcloud.magics.commands import clusters, distribute, endpoints, runs, serve_code, worlds
 from jupyter_llmcloud.magics.commands.completion import complete_line
 from jupyter_llmcloud.magics.output import shown_paths
 
@@ -22,6 +22,7 @@ SINGLE: dict[str, Syntax] = {
     "%push": distribute.PUSH,
     "%pull": distribute.PULL,
     "%serve": SERVE,
+    "%%serve": SERVE_CELL,
 }
 
 
@@ -34,6 +35,7 @@ def load(shell: Any) -> None:
         worlds.WorldMagics,
         runs.RunsMagics,
         endpoints.EndpointMagics,
+        serve_code.ServeCellMagics,
     ]
     for group in groups:
         shell.register_magics(group(shell))

@@ -7,6 +7,7 @@ the newest one that runs on this machine, and `run` to one of its own when there
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,13 +18,14 @@ from urllib.parse import quote
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import FollowedRun
 from jupyter_llmcloud.core.names import parse_duration
-from jupyter_llmcloud.core.spec import EndpointSpec, Interface
+from jupyter_llmcloud.core.spec import EndpointSpec, Interface, KeySpec
 from jupyter_llmcloud.errors import LLMCloudError
+from jupyter_llmcloud.server.rollout_commands import add_rollouts
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
 
 COLUMNS = {
     "endpoints": ("name", "state", "target", "revision", "created", "reason"),
-    "keys": ("id", "state", "scopes", "label", "created", "expires"),
+    "keys": ("id", "state", "scopes", "label", "created", "expires", "last_used"),
     "runs": ("run_id", "state", "world_size", "created", "ended"),
     "clusters": ("name", "kind", "state", "num_workers", "num_slots", "address", "created"),
     "worlds": ("world_id", "holder", "num_ranks", "state", "cluster", "started"),
@@ -37,7 +39,9 @@ SHOWN = {
         "name", "state", "reason", "created", "target", "model", "revision", "dtype", "num_replicas", "url", "cluster",
     ),
 }  # fmt: skip
-TIMES = ("created", "ended", "expires", "started")
+USAGE = ("day", "id", "label", "owner", "requests", "refused", "prompt_tokens", "generated_tokens", "last_used")
+ALERTS = ("t", "id", "rule", "what")
+TIMES = ("created", "ended", "expires", "started", "last_used", "t")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
         ("worlds", "stacks", _stacks, "what its ranks are doing now, and where"),
     ):
         _add_json(_add_verb(verbs[noun], noun, verb, run, text))
-    _add_create_key(verbs["keys"])
+    add_rollouts(verbs["endpoints"])
+    _add_keys(verbs["keys"])
     _add_start_cluster(verbs["clusters"])
     return top
 
@@ -101,6 +106,9 @@ def _add_serve(nouns: Any) -> None:
     command = nouns.add_parser("serve", help="serve a run or a model folder until Ctrl-C")
     command.add_argument("target", metavar="PATH", help="a folder in the Hugging Face layout, or a run")
     command.add_argument("--port", type=int, default=0, help="default: any free one")
+    command.add_argument("--ip", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all (default: 127.0.0.1)")
+    command.add_argument("--certfile", default="", metavar="FILE", help="certificate (PEM): answer by HTTPS")
+    command.add_argument("--keyfile", default="", metavar="FILE", help="its private key, when that is another file")
     add_options(command, EndpointSpec.options(Interface.SHELL))
     command.set_defaults(run=_serve, noun="serve")
 
@@ -133,12 +141,23 @@ def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON, with all there is")
 
 
-def _add_create_key(verbs: Any) -> None:
+def _add_keys(verbs: Any) -> None:
     command = verbs.add_parser("create", help="make a key and print it, once")
     command.add_argument("--scope", action="append", help="infer:NAME (with * and ?) or models:read; repeatable")
     command.add_argument("--expires", type=parse_duration, help="for example 12h or 30d")
     command.add_argument("--label")
+    add_options(command, KeySpec.options(Interface.SHELL))
     command.set_defaults(run=_create_key, noun="keys")
+    command = _add_verb(verbs, "keys", "rotate", _rotate_key, "make a key in place of one, and print it, once")
+    command.add_argument("--overlap", type=parse_duration, help="how long the old key stays valid (1h)")
+    command = verbs.add_parser("usage", help="what was asked with each key, by day")
+    command.add_argument("--days", type=int, help="of how many days (30)")
+    command.add_argument("--csv", action="store_true", help="as comma-separated values, for a spreadsheet")
+    _add_json(command)
+    command.set_defaults(run=_key_usage, noun="keys")
+    command = verbs.add_parser("alerts", help="what was unusual in the use of keys")
+    _add_json(command)
+    command.set_defaults(run=_key_alerts, noun="keys")
 
 
 def _add_start_cluster(verbs: Any) -> None:
@@ -154,9 +173,11 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     skip_slow_imports()
     from jupyter_llmcloud.server.headless.foreground import serve
+    from jupyter_llmcloud.server.headless.listener import Listener
 
     spec = EndpointSpec.make(read_options(arguments, EndpointSpec.options(Interface.SHELL)))
-    return serve(arguments.target, spec, arguments.port)
+    listener = Listener(arguments.port, arguments.ip, arguments.certfile, arguments.keyfile)
+    return serve(arguments.target, spec, listener)
 
 
 def _serve_tools(arguments: argparse.Namespace) -> None:
@@ -241,7 +262,33 @@ def _stacks(arguments: argparse.Namespace) -> None:
 
 def _create_key(arguments: argparse.Namespace) -> None:
     scopes = arguments.scope or ["infer:*", "models:read"]
-    print(discovery.find_running().create_key(scopes, arguments.expires, arguments.label)["key"])
+    limits = read_options(arguments, KeySpec.options(Interface.SHELL))
+    print(discovery.find_running().create_key(scopes, arguments.expires, arguments.label, **limits)["key"])
+
+
+def _rotate_key(arguments: argparse.Namespace) -> None:
+    print(discovery.find_running().rotate_key(arguments.name, arguments.overlap)["key"])
+
+
+def _key_usage(arguments: argparse.Namespace) -> None:
+    rows = discovery.find_running().key_usage(arguments.days)
+    if arguments.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(USAGE)
+        writer.writerows([[_spreadsheet_cell(row[name]) for name in USAGE] for row in rows])
+    elif not _print_json(arguments, rows):
+        print(format_table(USAGE, [[_cell(name, row[name]) for name in USAGE] for row in rows]))
+
+
+def _spreadsheet_cell(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula: whoever mints a key chooses its label."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _key_alerts(arguments: argparse.Namespace) -> None:
+    rows = discovery.find_running().key_alerts()
+    if not _print_json(arguments, rows):
+        print(format_table(ALERTS, [[_cell(name, row[name]) for name in ALERTS] for row in rows]))
 
 
 def _start_cluster(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,9 @@ from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
 from jupyter_llmcloud.server.events.resources import Resources
 from jupyter_llmcloud.server.events.service import EventService
 from jupyter_llmcloud.server.events.topics import Topics, changed_by
+from jupyter_llmcloud.server.gateway.key_alerts import KeyAlerts
+from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
+from jupyter_llmcloud.server.gateway.metrics import ENDPOINTS
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
 from jupyter_llmcloud.storage.runs import RunStore
@@ -57,7 +60,8 @@ class ServerContext:
             root_dir,
             log,
         )
-        self.requests = OpenRequests(self.state, log)
+        self.requests = OpenRequests(self.state, KeyAlerts(self.audit, log), log)
+        ENDPOINTS.add(self.endpoints)
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
         self._closed = False
@@ -70,6 +74,16 @@ class ServerContext:
         topics = Topics(self.clusters, resources, self.endpoints, self.state)
         topics.add_to(events, self.runs, self.run_states)
         return events
+
+    @property
+    def alerts(self) -> KeyAlerts:
+        """What is unusual in the use of keys."""
+        return self.requests.alerts
+
+    @cached_property
+    def quotas(self) -> KeyQuotas:
+        """What keys have used of late."""
+        return KeyQuotas(self.state)
 
     @cached_property
     def series(self) -> SeriesWindows:
@@ -109,6 +123,7 @@ class ServerContext:
         self.events.close()
         await self.starts.close()
         await self.requests.close()
+        ENDPOINTS.discard(self.endpoints)
         await self.endpoints.close(stop=self.identity.headless)
         await self.clusters.close()
         if self.identity.headless:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_server.extension.application import ExtensionApp
+from traitlets import List, Unicode
 
+from jupyter_llmcloud.server.api.cross_origin import ORIGINS, check_origins
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.routes import SETTING, handlers
@@ -21,6 +23,11 @@ class LLMCloudExtension(ExtensionApp):
     name = "jupyter_llmcloud"
     load_other_extensions = True
     identity = Identity()
+    allow_origins: List[str] = List(
+        Unicode(),
+        help="Origins (https://example.org) whose pages may ask llmcloud's routes and read the answers, by a key or a "
+        "token; * for any. None unless named. Jupyter's own allow_origin counts too where it names one origin.",
+    ).tag(config=True)
     context: ServerContext | None = None
 
     def initialize_settings(self) -> None:
@@ -29,6 +36,7 @@ class LLMCloudExtension(ExtensionApp):
         root_dir = Path(str(self.serverapp.root_dir))
         self.context = ServerContext(self.log, self.serverapp.event_logger, self.identity, root_dir)
         self.settings[SETTING] = self.context
+        self.settings[ORIGINS] = check_origins(self.allow_origins)
 
     def initialize_handlers(self) -> None:
         """Add our routes."""

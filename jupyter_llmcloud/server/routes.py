@@ -11,8 +11,25 @@ from jupyter_llmcloud.server.api.clusters import (
     ClustersHandler,
     PlacementHandler,
 )
-from jupyter_llmcloud.server.api.endpoints import EndpointHandler, EndpointLogsHandler, EndpointsHandler
-from jupyter_llmcloud.server.api.keys import KeyHandler, KeysHandler
+from jupyter_llmcloud.server.api.endpoints import (
+    EndpointAdapterHandler,
+    EndpointAdaptersHandler,
+    EndpointHandler,
+    EndpointLogsHandler,
+    EndpointRollbackHandler,
+    EndpointScaleHandler,
+    EndpointShadowHandler,
+    EndpointsHandler,
+    EndpointSplitHandler,
+    EndpointUpdateHandler,
+)
+from jupyter_llmcloud.server.api.keys import (
+    KeyAlertsHandler,
+    KeyHandler,
+    KeyRotationHandler,
+    KeysHandler,
+    KeyUsageHandler,
+)
 from jupyter_llmcloud.server.api.runs import (
     RunCheckpointHandler,
     RunHandler,
@@ -33,6 +50,19 @@ from jupyter_llmcloud.server.api.worlds import (
 )
 from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
+from jupyter_llmcloud.server.gateway.open_inference import (
+    INFER_ROUTES,
+    ModelMetadataHandler,
+    ModelReadyHandler,
+    ModelVersionHandler,
+    ModelVersionReadyHandler,
+    OpenInferenceHandler,
+    OpenInferenceVersionHandler,
+    ServerLiveHandler,
+    ServerMetadataHandler,
+    ServerReadyHandler,
+    UnknownOpenInferencePathHandler,
+)
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
 
@@ -41,10 +71,12 @@ if TYPE_CHECKING:
 
 SETTING = "jupyter_llmcloud_context"
 NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,127})"
+VERSION = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})"
 
 _JSON = ("audit", "started")
 _RUNS = (*_JSON, "runs", "run_states")
-_GATEWAY = ("state", "endpoints", "started")
+_GATEWAY = ("state", "endpoints", "alerts", "started")
+_INFERENCE = (*_GATEWAY, "requests", "quotas")
 
 # Where a route is, what answers there, and which services of the server it takes.
 ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
@@ -75,11 +107,37 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/scale", EndpointScaleHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/update", EndpointUpdateHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/split", EndpointSplitHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/rollback", EndpointRollbackHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/adapters", EndpointAdaptersHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/adapters/{NAME}", EndpointAdapterHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/shadow", EndpointShadowHandler, (*_JSON, "endpoints")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
+    (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state")),
+    (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),
+    (rf"/llmcloud/api/keys/{NAME}/rotate", KeyRotationHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
     (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
-    *((rf"/llmcloud/v1/({route})", InferenceHandler, (*_GATEWAY, "requests")) for route in INFERENCE_ROUTES),
+    *((rf"/llmcloud/v1/({route})", InferenceHandler, _INFERENCE) for route in INFERENCE_ROUTES),
+    (r"/llmcloud/v2", ServerMetadataHandler, _GATEWAY),
+    (r"/llmcloud/v2/health/live", ServerLiveHandler, _GATEWAY),
+    (r"/llmcloud/v2/health/ready", ServerReadyHandler, _GATEWAY),
+    (rf"/llmcloud/v2/models/{NAME}", ModelMetadataHandler, _GATEWAY),
+    (rf"/llmcloud/v2/models/{NAME}/ready", ModelReadyHandler, _GATEWAY),
+    (rf"/llmcloud/v2/models/{NAME}/versions/{VERSION}", ModelVersionHandler, _GATEWAY),
+    (rf"/llmcloud/v2/models/{NAME}/versions/{VERSION}/ready", ModelVersionReadyHandler, _GATEWAY),
+    *(
+        route
+        for verb in INFER_ROUTES
+        for route in (
+            (rf"/llmcloud/v2/models/{NAME}/({verb})", OpenInferenceHandler, _INFERENCE),
+            (rf"/llmcloud/v2/models/{NAME}/versions/{VERSION}/({verb})", OpenInferenceVersionHandler, _INFERENCE),
+        )
+    ),
+    (r"/llmcloud/v2(?:/.*)?", UnknownOpenInferencePathHandler, _GATEWAY),
     (r"/llmcloud/v1(?:/.*)?", UnknownPathHandler, _GATEWAY),
 ]
 

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jupyter_llmcloud.core.serving.model_kind import ModelKind, kind_of_adapter, kind_of_config
 from jupyter_llmcloud.errors import ModelError
 
 ADAPTER = "adapter_config.json"
+ARCHITECTURE = "architecture.pkl"  # the module without its weights
+ARCHITECTURE_RECORD = "architecture.json"
+ARCHITECTURE_SOURCE = "architecture.py"  # for people
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER = 100 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -36,11 +40,13 @@ class ModelLayout:
         folder: the whole model; of an adapter, its base model.
         adapter: the folder with the adapter that is put on it; None: there is none.
         tokenizer: the folder whose tokenizer counts.
+        architecture: the file with the module that the weights belong to, where no library has it; None: one has.
     """
 
     folder: Path
     adapter: Path | None
     tokenizer: Path
+    architecture: Path | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -48,12 +54,13 @@ class ModelLayout:
         return [self.folder] if self.adapter is None else [self.adapter, self.folder]
 
 
-def check_folder(path: Path, base_model: Path | None = None) -> ModelLayout:
+def check_folder(path: Path, base_model: Path | None = None, *, is_own: bool = False) -> ModelLayout:
     """The parts of the model in `path`; raises ModelError with what is missing or wrong, and the way out.
 
     Args:
         path: a whole model as `save_pretrained` writes it, or an adapter of PEFT.
         base_model: the folder of the model that an adapter belongs to, in place of the one that it names itself.
+        is_own: a run of this user saved it: the architecture that is kept beside the weights may be used.
     """
     if not path.is_dir():
         raise ModelError(f"{path} is not a folder. Give the folder that save_pretrained() wrote.")
@@ -61,9 +68,57 @@ def check_folder(path: Path, base_model: Path | None = None) -> ModelLayout:
         return _check_adapter(path, base_model)
     if base_model is not None:
         raise ModelError(f"{path} is a whole model: leave --base-model out, it is for adapters ({ADAPTER}).")
+    if (architecture := _architecture(path, is_own)) is not None:
+        return architecture
     _check_model(path)
+    layout = ModelLayout(path, None, path)
+    _check_inputs(path, model_kind(layout))
+    return layout
+
+
+def _architecture(path: Path, is_own: bool) -> ModelLayout | None:
+    """A model whose architecture a cell has defined; None when config.json says enough. Raises ModelError."""
+    record = path / ARCHITECTURE_RECORD
+    if not record.is_file():
+        return None
+    has_config = (path / "config.json").is_file()
+    told = _json(record)
+    if is_own and (path / ARCHITECTURE).is_file():
+        _check_weights(path)
+        if told.get("kind") == "generator":
+            _check_tokenizer(path)
+        return ModelLayout(path, None, path, path / ARCHITECTURE)
+    if has_config:
+        return None
+    name = told.get("class")
+    if not is_own:
+        raise ModelError(
+            f"{path} holds a {name}, whose architecture was defined in a cell: it is code, and run only for a run of "
+            "your own. Serve that by the name of the run."
+        )
+    problem = told.get("problem") or "it is not there"
+    raise ModelError(
+        f"the architecture of {name} could not be kept with the run ({problem}), so it "
+        "cannot be made again where it is served. Define it in a %%serve cell, whose load() reads the weights."
+    )
+
+
+def model_kind(layout: ModelLayout) -> ModelKind:
+    """What the model is for, as far as the names in its config files tell. Raises ModelError."""
+    if layout.architecture is not None:
+        return "generator" if _json(layout.folder / ARCHITECTURE_RECORD).get("kind") == "generator" else "module"
+    kind = kind_of_config(_json(layout.folder / "config.json"))
+    if layout.adapter is None:
+        return kind
+    return kind_of_adapter(_json(layout.adapter / ADAPTER).get("task_type"), kind)
+
+
+def _check_inputs(path: Path, kind: ModelKind) -> None:
+    """What makes inputs of what people send: a tokenizer for texts, an image processor for images (or neither, where
+    tensors are sent)."""
+    if kind == "image-classifier":
+        return
     _check_tokenizer(path)
-    return ModelLayout(path, None, path)
 
 
 def _check_adapter(path: Path, base_model: Path | None) -> ModelLayout:
@@ -103,6 +158,10 @@ def _check_model(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} has no config.json. Save the model with model.save_pretrained(folder).")
     _json(path / "config.json")
+    _check_weights(path)
+
+
+def _check_weights(path: Path) -> None:
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise ModelError(

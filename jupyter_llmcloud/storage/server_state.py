@@ -11,12 +11,17 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.endpoint_plan import Revision
+from jupyter_llmcloud.core.serving.quota import WINDOW_S, KeyLimits
+from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.rollout import RETIRED, STABLE, with_role
 from jupyter_llmcloud.errors import NotFound
 
 _SCHEMA = """
@@ -33,7 +38,29 @@ CREATE TABLE IF NOT EXISTS usage (
     route TEXT, status INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER,
     first_byte_s REAL, duration_s REAL, outcome TEXT);
 CREATE INDEX IF NOT EXISTS usage_by_endpoint ON usage (endpoint, t);
+CREATE INDEX IF NOT EXISTS usage_by_actor ON usage (actor, t);
+CREATE TABLE IF NOT EXISTS key_usage (
+    key_id TEXT, day TEXT, requests INTEGER NOT NULL, refused INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, last_used REAL NOT NULL, PRIMARY KEY (key_id, day));
+CREATE INDEX IF NOT EXISTS audit_by_action ON audit (action, seq);
 """
+_LATER_COLUMNS = {  # of tables that earlier versions have made without them
+    "keys": {
+        "requests_per_minute": "INTEGER",
+        "tokens_per_minute": "INTEGER",
+        "parallel_requests": "INTEGER",
+        "replaced_by": "TEXT",
+    }
+}
+_COUNT_KEYS = """
+INSERT INTO key_usage VALUES (:key_id, :day, 1, :refused, :prompt_tokens, :completion_tokens, :t)
+ON CONFLICT (key_id, day) DO UPDATE SET
+    requests = requests + 1, refused = refused + excluded.refused,
+    prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = completion_tokens + excluded.completion_tokens,
+    last_used = max(last_used, excluded.last_used)
+"""
+KEY_ACTOR = "key:"  # before the id, where a key is the actor of a request
 
 
 @dataclass(frozen=True)
@@ -62,7 +89,13 @@ class StoredReplica:
 
 @dataclass
 class StoredEndpoint:
-    """One endpoint as it is kept. The newest revision is the last one; earlier ones are kept with no replicas."""
+    """One endpoint as it is kept; its revisions as in `core.serving.rollout`.
+
+    Attributes:
+        adapters: folders of adapters, by the names under which they are asked for.
+        follows: the run whose newest weights it serves; "": none.
+        start_s: how long its last replica took from nothing to ready; None: not known.
+    """
 
     name: str
     revisions: list[Revision]
@@ -71,20 +104,29 @@ class StoredEndpoint:
     created: float = 0.0
     cluster: str | None = None
     replicas: list[StoredReplica] = field(default_factory=list)
+    adapters: dict[str, str] = field(default_factory=dict)
+    follows: str = ""
+    start_s: float | None = None
 
     @property
     def current(self) -> Revision:
-        """The newest revision."""
-        return self.revisions[-1]
+        """The revision that answers, but for a share that a canary has."""
+        return with_role(self.revisions, STABLE) or self.revisions[-1]
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> StoredEndpoint:
         """Read a record; one from before there were revisions becomes revision 1."""
-        revisions = record.get("revisions") or [_only_revision(record)]
+        revisions = _with_roles(record.get("revisions") or [_only_revision(record)])
         replicas = [_known(StoredReplica, {"home": row.get("socket", ""), **row}) for row in record.get("replicas", [])]
         read = {**record, "revisions": [_known(Revision, row) for row in revisions], "replicas": replicas}
         endpoint: StoredEndpoint = _known(cls, read)
         return endpoint
+
+
+def _with_roles(revisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a version that had no roles, the last one was served, and the others were kept with no replicas."""
+    served = len(revisions) - 1
+    return [{"role": STABLE if at == served else RETIRED, **row} for at, row in enumerate(revisions)]
 
 
 def _only_revision(record: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +140,7 @@ def _known(kind: Any, fields: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class StoredKey:
-    """One key as it is kept: never its secret."""
+    """One key as it is kept: never its secret. `replaced_by`: the key that was made in its place."""
 
     id: str
     digest: str
@@ -108,6 +150,15 @@ class StoredKey:
     created: float
     expires: float | None
     revoked: float | None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    parallel_requests: int | None = None
+    replaced_by: str | None = None
+
+    @property
+    def limits(self) -> KeyLimits:
+        """How much it may ask."""
+        return KeyLimits(self.requests_per_minute, self.tokens_per_minute, self.parallel_requests)
 
     def is_valid(self, now: float) -> bool:
         """Neither revoked nor expired."""
@@ -131,6 +182,40 @@ class RequestRecord:
     outcome: str = "done"
     t: float = 0.0
 
+    @property
+    def key_id(self) -> str | None:
+        """Of the key that asked; None for somebody signed in to Jupyter."""
+        return self.actor.removeprefix(KEY_ACTOR) if self.actor.startswith(KEY_ACTOR) else None
+
+    def counted(self) -> dict[str, Any]:
+        """What it adds to the usage of its key. Days are those of UTC."""
+        return {
+            "key_id": self.key_id,
+            "day": datetime.fromtimestamp(self.t, UTC).date().isoformat(),
+            "refused": int(400 <= self.status < 500 and self.status != 499),
+            "prompt_tokens": self.prompt_tokens or 0,
+            "completion_tokens": self.completion_tokens or 0,
+            "t": self.t,
+        }
+
+
+@dataclass(frozen=True)
+class KeyUsage:
+    """What a key has asked on one day."""
+
+    key_id: str
+    day: str
+    requests: int
+    refused: int
+    prompt_tokens: int
+    completion_tokens: int
+    last_used: float
+
+
+_INSERT_KEY = "INSERT INTO keys ({}) VALUES ({})".format(
+    ", ".join(StoredKey.__dataclass_fields__), ", ".join("?" * len(StoredKey.__dataclass_fields__))
+)
+
 
 class ServerState:
     """The file, open. Safe to use from several threads; each call is one short transaction."""
@@ -147,6 +232,17 @@ class ServerState:
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000"):
             self._database.execute(f"PRAGMA {pragma}")
         self._database.executescript(_SCHEMA)
+        self._add_later_columns()
+
+    def _add_later_columns(self) -> None:
+        for table, columns in _LATER_COLUMNS.items():
+            known = {row["name"] for row in self._rows(f"PRAGMA table_info({table})")}
+            for name in columns.keys() - known:
+                try:
+                    self._change(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+                except sqlite3.OperationalError as error:  # another server was faster
+                    if "duplicate column" not in str(error):
+                        raise
 
     def close(self) -> None:
         """Close the file."""
@@ -204,10 +300,7 @@ class ServerState:
 
     def add_key(self, key: StoredKey) -> None:
         """Keep a new key."""
-        self._change(
-            "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            key.id, key.digest, key.label, json.dumps(key.scopes), key.owner, key.created, key.expires, key.revoked,
-        )  # fmt: skip
+        self._change(_INSERT_KEY, *_key_values(key))
 
     def key(self, key_id: str) -> StoredKey | None:
         """The key with this id, valid or not."""
@@ -223,6 +316,38 @@ class ServerState:
         if not self._change("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE id = ?", now, key_id):
             raise NotFound(f"there is no key {key_id!r}: %endpoints keys list shows their ids.")
 
+    def replace_key(self, key_id: str, new: StoredKey, ends: float) -> None:
+        """Keep a new key in place of one, which ends then, or before as it would have; raises NotFound."""
+        with self._lock, self._transaction():
+            changed = self._database.execute(
+                "UPDATE keys SET replaced_by = ?, expires = min(coalesce(expires, ?), ?)"
+                " WHERE id = ? AND revoked IS NULL",
+                (new.id, ends, ends, key_id),
+            ).rowcount
+            if not changed:
+                raise NotFound(f"there is no key {key_id!r} that is valid: %endpoints keys list shows their ids.")
+            self._database.execute(_INSERT_KEY, _key_values(new))
+
+    def key_usage(self, since_day: str = "") -> list[KeyUsage]:
+        """What each key has asked on each day since that one (2026-11-28, of UTC), the newest day first."""
+        rows = self._rows("SELECT * FROM key_usage WHERE day >= ? ORDER BY day DESC, key_id", since_day)
+        return [KeyUsage(**dict(row)) for row in rows]
+
+    def last_used(self) -> dict[str, float]:
+        """When each key was used last, by its id."""
+        rows = self._rows("SELECT key_id, max(last_used) AS t FROM key_usage GROUP BY key_id")
+        return {row["key_id"]: row["t"] for row in rows}
+
+    def recent_requests(self, key_id: str, now: float) -> list[tuple[float, int]]:
+        """When each request of a key ended within the last minute, and its tokens; of all servers, oldest first."""
+        rows = self._rows(
+            "SELECT t, coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0) AS tokens FROM usage"
+            " WHERE actor = ? AND t > ? AND status != 429 ORDER BY t",
+            KEY_ACTOR + key_id,
+            now - WINDOW_S,
+        )
+        return [(row["t"], row["tokens"]) for row in rows]
+
     # --- what happened ---
 
     def add_audit(self, actor: str, action: str, subject: str, outcome: str, detail: dict[str, Any]) -> None:
@@ -232,28 +357,40 @@ class ServerState:
             time.time(), actor, action, subject, outcome, json.dumps(detail, default=str),
         )  # fmt: skip
 
-    def audit(self, limit: int = 100) -> list[dict[str, Any]]:
-        """The newest rows of the audit, newest first."""
-        rows = self._rows("SELECT * FROM audit ORDER BY seq DESC LIMIT ?", limit)
+    def audit(self, limit: int = 100, action: str | None = None) -> list[dict[str, Any]]:
+        """The newest rows of the audit, newest first; only those of one action where it is named."""
+        where, values = ("WHERE action = ?", [action]) if action else ("", [])
+        rows = self._rows(f"SELECT * FROM audit {where} ORDER BY seq DESC LIMIT ?", *values, limit)
         return [{**dict(row), "detail": json.loads(row["detail"])} for row in rows]
 
     def add_usage(self, usages: list[RequestRecord]) -> None:
         """Append requests in one transaction."""
         names = list(RequestRecord.__dataclass_fields__)
         statement = f"INSERT INTO usage ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
-        with self._lock:
-            self._database.execute("BEGIN")
-            try:
-                self._database.executemany(statement, [asdict(usage) for usage in usages])
-            except sqlite3.Error:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
+        with self._lock, self._transaction():
+            self._database.executemany(statement, [asdict(usage) for usage in usages])
+            self._database.executemany(_COUNT_KEYS, [row.counted() for row in usages if row.key_id is not None])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All that is changed inside, or nothing."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
 
     def usage(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest requests, newest first."""
         return [dict(row) for row in self._rows("SELECT * FROM usage ORDER BY seq DESC LIMIT ?", limit)]
 
 
+def _key_values(key: StoredKey) -> list[Any]:
+    return list({**asdict(key), "scopes": json.dumps(key.scopes)}.values())
+
+
 def _stored_key(row: sqlite3.Row) -> StoredKey:
-    return StoredKey(**{**dict(row), "scopes": json.loads(row["scopes"])})
+    key: StoredKey = _known(StoredKey, {**dict(row), "scopes": json.loads(row["scopes"])})
+    return key

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import cloudpickle
 import torch
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud import config
@@ -27,7 +25,7 @@ from jupyter_llmcloud.training.parallel.agreement import (
     group_of,
     unlike_values,
 )
-from jupyter_llmcloud.training.parallel.unwrap import inner, is_fabric, plain_forward, unwrapped
+from jupyter_llmcloud.training.parallel.unwrap import inner, is_fabric, plain_reduction, unwrapped
 
 
 def save(names: list[str], namespace: dict[str, Any], folder: Path, ranks: list[int], rank: int) -> dict[str, str]:
@@ -126,24 +124,9 @@ def _dump(value: Any, file: Any) -> None:
     _PicklerForElsewhere(file).dump(value)
 
 
-def _module(module: torch.nn.Module) -> Any:
-    """How a module leaves as the plain one that it was; None when it is that already."""
-    if isinstance(module, FullyShardedDataParallel):
-        raise TypeError(
-            "it is spread over the ranks (FullyShardedDataParallel), and this one has a part of it. It is gathered by "
-            "--save"
-        )
-    if (wrapped := inner(module)) is not module:
-        return operator.itemgetter(0), ((wrapped,),)
-    if "_original_forward" not in vars(module):
-        return None
-    make, arguments, state, *rest = module.__reduce_ex__(4)
-    return make, arguments, plain_forward(state, type(module)), *rest
-
-
 class _PicklerForElsewhere(cloudpickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, torch.nn.Module) and (reduced := _module(value)) is not None:
+        if isinstance(value, torch.nn.Module) and (reduced := plain_reduction(value)) is not None:
             return reduced
         if isinstance(value, DTensor):
             raise TypeError(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training import architecture
 from jupyter_llmcloud.training.parallel.agreement import different
 
 State = dict[str, torch.Tensor]
@@ -39,6 +40,8 @@ def write(name: str, model: Any, state: State, folder: Path) -> None:
         save_model(gathered, str(folder / "model.safetensors"))
     with loading(name, folder):
         _load(model, plain, state, folder)
+    if architecture.is_own(model):
+        architecture.write(model, folder)
 
 
 @contextlib.contextmanager

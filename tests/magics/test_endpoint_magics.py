@@ -145,9 +145,9 @@ async def test_stop_while_waiting_leaves_the_endpoint_starting(
         ("serve", "x --replicas none", "--replicas 'none'"),
         ("serve", "x --replica 2", "Did you mean --replicas"),
         ("serve", "x --name a/b", "not a valid name"),
-        ("endpoints", "start", "one of list, stop, logs, keys"),
+        ("endpoints", "start", "one of list, stop, logs, scale, update,"),
         ("endpoints", "stop", "expected NAME"),
-        ("endpoints", "keys mint", "one of list, create, revoke"),
+        ("endpoints", "keys mint", "one of list, create, rotate, revoke, usage, alerts"),
         ("endpoints", "keys revoke", "the ID of a key"),
         ("endpoints", "keys create --expires soon", "--expires 'soon'"),
         ("endpoints", "keys create --scope admin", "'admin' does not exist"),
@@ -178,3 +178,66 @@ def test_the_magics_can_be_registered() -> None:
     shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
     shell.register_magics(EndpointMagics)
     assert {"serve", "endpoints"} <= set(shell.magics_manager.magics["line"])
+
+
+# --- changed while it answers ---
+
+
+async def test_serving_what_runs_already_returns_its_handle_and_another_model_is_refused_with_the_way_out(
+    magics: EndpointMagics, model: Path, tmp_path: Path
+) -> None:
+    first = await off_loop(magics.serve, f"{model} --name tiny")
+    created = (await off_loop(endpoints.list))[0]["created"]
+    for line in (f"{model} --name tiny", "tiny"):
+        again = await off_loop(magics.serve, line)
+        assert (again.name, again.base_url) == (first.name, first.base_url)
+    assert [row["created"] for row in await off_loop(endpoints.list)] == [created]
+    with pytest.raises(errors.NameTaken, match="%endpoints update tiny"):
+        await off_loop(magics.serve, f"{make_model(tmp_path / 'other')} --name tiny")
+
+
+async def test_many_prompts_and_many_choices_come_back_as_they_were_asked_for(
+    magics: EndpointMagics, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = await off_loop(lambda: endpoints.serve(str(model), name="tiny"))
+
+    def ask(route: str, body: dict[str, Any]) -> dict[str, Any]:
+        prompts = body.get("prompt", [body.get("messages")])
+        prompts = [prompts] if isinstance(prompts, str) or isinstance(prompts[0], int) else prompts
+        texts = [f"{i}{'abc'[k]}" for i in range(len(prompts)) for k in range(body.get("n") or 1)]
+        rows = [{"index": at, "text": text, "message": {"content": text}} for at, text in enumerate(texts)]
+        return {"choices": rows[::-1]}
+
+    monkeypatch.setattr(endpoint, "_ask", ask)
+    assert endpoint.complete("x") == "0a" and endpoint.complete([1, 2]) == "0a"
+    assert endpoint.complete(["x", "y"]) == ["0a", "1a"]
+    assert endpoint.complete("x", n=2) == ["0a", "0b"]
+    assert endpoint.complete(["x", "y"], n=2) == [["0a", "0b"], ["1a", "1b"]]
+    assert endpoint.chat("x") == "0a" and endpoint.chat("x", n=2) == ["0a", "0b"]
+
+
+async def test_the_verbs_and_the_methods_of_the_handle_do_the_same(
+    magics: EndpointMagics, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = await off_loop(lambda: endpoints.serve(str(model), name="tiny"))
+    make_model(tmp_path / "better")
+    monkeypatch.chdir(tmp_path)
+    shown = str(await off_loop(magics.endpoints, "update tiny better --canary 20"))
+    assert "canary" in shown and "20 %" in shown
+    assert str(await off_loop(magics.endpoints, "split tiny stable:60,canary:40")).count("40 %") == 1
+    await off_loop(endpoint.rollback)
+    assert [row["role"] for row in await off_loop(lambda: endpoint.revisions)] == ["stable", "retired"]
+    await off_loop(magics.endpoints, "scale tiny 1:2")
+    assert "1/1 (1:2)" in str(await off_loop(endpoints.table))
+    await off_loop(endpoint.shadow, "better")
+    await off_loop(magics.endpoints, "shadow tiny")
+    assert "no adapter yet" in str(await off_loop(magics.endpoints, "adapters tiny"))
+    for line, words in (
+        ("split tiny stable", "stable:95,canary:5"),
+        ("scale tiny none", "number of replicas"),
+        ("update tiny nothing", "nothing"),
+        ("adapters tiny add", "expected a PATH"),
+        ("adapters tiny drop x", "add"),
+    ):
+        with pytest.raises(errors.LLMCloudError, match=words):
+            await off_loop(magics.endpoints, line)

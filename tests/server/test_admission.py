@@ -3,41 +3,71 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.server.gateway.admission import AdmissionControl
+from jupyter_llmcloud.core.serving.routing import RequestShape
+from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
+from jupyter_llmcloud.server.gateway.admission import AdmissionControl, NotAdmitted
+from jupyter_llmcloud.storage.server_state import StoredReplica
 
 
-def replica_with_one_place() -> Any:
-    replica = SimpleNamespace(id="r", num_in_flight=0, max_concurrent=1)
-
-    def enter() -> Any:
-        replica.num_in_flight += 1
-        return replica
-
-    def leave() -> None:
-        replica.num_in_flight -= 1
-
-    replica.enter, replica.leave = enter, leave
-    return replica
+def replica(number: int = 1, places: int = 1, revision: int = 1, weight: int = 100) -> ReplicaClient:
+    made = ReplicaClient(number, StoredReplica(id=f"r{number}"))
+    made.load.capacity, made.load.revision, made.weight = places, revision, weight
+    return made
 
 
 async def test_who_hangs_up_when_a_place_becomes_free_gives_it_to_the_next() -> None:
     """At that very moment: the place is granted, and the request is cut before it knows."""
-    replica = replica_with_one_place()
-    admission = AdmissionControl(lambda: [replica], lambda: False)
+    one = replica()
+    admission = AdmissionControl(lambda: [one], lambda: False)
     await admission.enter()
     waiting = asyncio.ensure_future(admission.enter())
     await asyncio.sleep(0)
     following = asyncio.ensure_future(admission.enter())
     await asyncio.sleep(0)
-    admission.leave(replica)
+    admission.leave(one)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await asyncio.wait_for(following, 1) is replica
-    admission.leave(replica)
-    assert (replica.num_in_flight, admission.num_waiting) == (0, 0)
+    assert await asyncio.wait_for(following, 1) is one
+    admission.leave(one)
+    assert (one.num_in_flight, admission.num_waiting) == (0, 0)
+
+
+async def test_a_request_waits_for_its_own_revision_while_that_of_others_has_places() -> None:
+    full, free = replica(1, places=1, revision=1, weight=50), replica(2, places=8, revision=2, weight=50)
+    admission = AdmissionControl(lambda: [full, free], lambda: False)
+    keys = [f"key:{number}" for number in range(40)]
+    first = [await admission.enter(shape=RequestShape(key=key)) for key in keys[:1]]
+    stays = {key: (await _entered(admission, key)) for key in keys[1:9]}
+    assert {one.load.revision for one in [*first, *(s for s in stays.values() if s)]} <= {1, 2}
+    assert full.num_in_flight <= 1
+    assert admission.num_waiting == 0  # those whose patience is over wait no longer
+
+
+async def _entered(admission: AdmissionControl, key: str) -> ReplicaClient | None:
+    try:
+        return await admission.enter(patience_s=0.01, shape=RequestShape(key=key))
+    except NotAdmitted:
+        return None
+
+
+async def test_who_can_wait_long_enough_waits_for_a_replica_that_is_started_and_who_cannot_is_told_when() -> None:
+    there: list[ReplicaClient] = []
+    woken: list[float] = []
+
+    def wake() -> float:
+        woken.append(12.3)
+        return 12.3
+
+    admission = AdmissionControl(lambda: there, lambda: True, wake)
+    with pytest.raises(NotAdmitted) as refused:
+        await admission.enter(patience_s=5)
+    assert (refused.value.status, refused.value.retry_after_s) == (503, 13) and woken
+    waiting = asyncio.ensure_future(admission.enter(patience_s=30))
+    await asyncio.sleep(0)
+    there.append(replica())
+    admission.admit()
+    assert await asyncio.wait_for(waiting, 1) is there[0]

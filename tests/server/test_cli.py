@@ -15,7 +15,7 @@ import pytest
 
 from jupyter_llmcloud.server.cli import format_table, main
 from tests.server.test_server_routes import make_run
-from tests.support.server_parts import Server
+from tests.support.server_parts import Server, make_model
 
 pytest_plugins = ["tests.support.server_fixtures"]
 START_DEADLINE_S = 120
@@ -152,3 +152,21 @@ def test_serve_answers_with_a_real_model_until_ctrl_c_and_leaves_nothing(headles
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+async def test_an_endpoint_is_changed_from_a_terminal(
+    named: Server, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    await named.serve(model)
+    better = str(make_model(tmp_path / "better"))
+    assert await run("endpoints", "update", "tiny", better, "--canary", "20") == 0
+    told = capsys.readouterr().out
+    assert "revision 1  stable  80 %" in told and f"revision 2  canary  20 %  {better}" in told
+    assert await run("endpoints", "split", "tiny", "stable:50,canary:50") == 0
+    assert await run("endpoints", "rollback", "tiny") == 0
+    assert await run("endpoints", "scale", "tiny", "1:2") == 0
+    assert await run("endpoints", "shadow", "tiny", better) == 0
+    assert "shadow" in capsys.readouterr().out
+    assert await run("endpoints", "shadow", "tiny") == 0
+    assert await run("endpoints", "split", "tiny", "stable") == 1
+    assert "stable:95,canary:5" in capsys.readouterr().err

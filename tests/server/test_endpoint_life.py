@@ -17,6 +17,7 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
+from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
@@ -56,7 +57,7 @@ async def test_a_killed_replica_is_replaced_within_ten_seconds(server: Server, m
 async def test_a_restarted_server_finds_its_endpoint_and_the_same_replica(agent: StandInAgent, model: Path) -> None:
     first = make_context(agent)
     await first.started()
-    endpoint = await first.endpoints.create(str(model), "tiny")
+    endpoint = await first.endpoints.create(str(model), EndpointSpec(name="tiny"))
     await endpoint.wait("starting", 20)
     [pid] = [replica.pid for replica in endpoint.ready_replicas()]
     await first.close()
@@ -74,7 +75,7 @@ async def test_a_restarted_server_finds_its_endpoint_and_the_same_replica(agent:
 async def test_a_replica_that_went_with_its_server_is_started_again(agent: StandInAgent, model: Path) -> None:
     first = make_context(agent)
     await first.started()
-    endpoint = await first.endpoints.create(str(model), "tiny")
+    endpoint = await first.endpoints.create(str(model), EndpointSpec(name="tiny"))
     await endpoint.wait("starting", 20)
     await first.close()
     for process in agent.processes.values():
@@ -93,7 +94,7 @@ async def test_a_replica_that_went_with_its_server_is_started_again(agent: Stand
 async def test_a_stopped_endpoint_stays_stopped_after_a_restart(agent: StandInAgent, model: Path) -> None:
     first = make_context(agent)
     await first.started()
-    await (await first.endpoints.create(str(model), "tiny")).wait("starting", 20)
+    await (await first.endpoints.create(str(model), EndpointSpec(name="tiny"))).wait("starting", 20)
     await first.endpoints.stop("tiny")
     await first.close()
     second = make_context(agent)
@@ -105,7 +106,7 @@ async def test_a_stopped_endpoint_stays_stopped_after_a_restart(agent: StandInAg
 async def test_two_living_servers_do_not_take_each_others_endpoints(agent: StandInAgent, model: Path) -> None:
     first, second = make_context(agent), make_context(agent)
     await first.started()
-    await (await first.endpoints.create(str(model), "tiny")).wait("starting", 20)
+    await (await first.endpoints.create(str(model), EndpointSpec(name="tiny"))).wait("starting", 20)
     await second.started()
     assert second.endpoints.list() == []
     await first.endpoints.stop("tiny")
@@ -116,7 +117,7 @@ async def test_two_living_servers_do_not_take_each_others_endpoints(agent: Stand
 async def test_a_headless_server_takes_its_endpoints_and_clusters_along(agent: StandInAgent, model: Path) -> None:
     context = make_context(agent, Identity(headless=True, owner_pid=os.getpid()))
     await context.started()
-    await (await context.endpoints.create(str(model), "tiny")).wait("starting", 20)
+    await (await context.endpoints.create(str(model), EndpointSpec(name="tiny"))).wait("starting", 20)
     pool = await context.clusters.pool()
     await context.close()
     assert pool.closed
@@ -131,7 +132,7 @@ async def test_stopping_an_endpoint_that_is_still_starting_leaves_no_replica(age
     (model / "slow").touch()
     context = make_context(agent)
     await context.started()
-    await context.endpoints.create(str(model), "tiny", num_replicas=2)
+    await context.endpoints.create(str(model), EndpointSpec(name="tiny", replicas=2))
     await until(lambda: len(agent.processes) == 2, "both replicas are started")
     await context.endpoints.stop("tiny")
     assert all(process.poll() is not None for process in agent.processes.values())
@@ -300,7 +301,7 @@ async def test_a_replica_on_another_host_is_reached_by_its_bridge_all_its_life(
     pool = await context.clusters.pool()
     pool.bridges = own_root.parent / "b"
     await context.started()
-    endpoint = await context.endpoints.create(str(model), "tiny")
+    endpoint = await context.endpoints.create(str(model), EndpointSpec(name="tiny"))
     await until(lambda: endpoint.stored.replicas and endpoint.stored.replicas[0].socket, "its process runs")
     [before] = endpoint.stored.replicas
     assert (Path(before.socket).parent, Path(before.home).parent) == (pool.bridges, agent.folder)
@@ -321,12 +322,15 @@ async def test_served_again_under_its_name_it_is_the_next_revision_and_the_first
 ) -> None:
     context = make_context(agent)
     await context.started()
-    await (await context.endpoints.create(str(model), "tiny", num_replicas=2)).wait("starting", 20)
+    await (await context.endpoints.create(str(model), EndpointSpec(name="tiny", replicas=2))).wait("starting", 20)
     await context.endpoints.stop("tiny")
-    endpoint = await context.endpoints.create(str(model), "tiny")
+    endpoint = await context.endpoints.create(str(model), EndpointSpec(name="tiny"))
     await endpoint.wait("starting", 20)
     [stored] = [row for row in context.state.endpoints(context.server_id)]
-    assert [(r.number, r.num_replicas, r.weight) for r in stored.revisions] == [(1, 0, 0), (2, 1, 100)]
+    assert [(r.number, r.role, r.num_replicas, r.weight) for r in stored.revisions] == [
+        (1, "retired", 2, 0),
+        (2, "stable", 1, 100),
+    ]
     assert [replica.stored.revision for replica in endpoint.ready_replicas()] == [2]
     await context.endpoints.stop("tiny")
     await context.close()

@@ -59,7 +59,10 @@ def test_every_json_route_names_the_struct_of_its_answer() -> None:
 
 
 def test_options_are_those_of_their_specs_with_their_words() -> None:
-    for schema, spec, more in (("StartEndpoint", EndpointSpec, {"target"}), ("RunOptions", RunSpec, set())):
+    for schema, spec, more in (
+        ("StartEndpoint", EndpointSpec, {"target", "source", "reuse"}),
+        ("RunOptions", RunSpec, set()),
+    ):
         told = SCHEMAS[schema]["properties"]
         options = {option.name: option for option in spec.options(Interface.REST)}
         assert set(told) == set(options) | more

@@ -264,7 +264,7 @@ async def test_an_endpoint_serves_the_model_of_a_run(server: Server) -> None:
     assert told.json()["url"] == f"{server.url}/llmcloud/v1"
     ready = (await server.ask("GET", "llmcloud/api/endpoints/poet?wait_s=20")).json()
     assert ready["state"] == "ready" and len(ready["revision"]) == 12
-    assert [set(replica) for replica in ready["replicas"]] == [{"id", "pid", "state", "in_flight"}]
+    assert [set(replica) for replica in ready["replicas"]] == [{"id", "pid", "state", "in_flight", "revision"}]
     [replica] = server.context.endpoints.get("poet").stored.replicas
     assert replica.token and replica.token not in json.dumps(ready) and '"token"' not in json.dumps(ready)
 
@@ -328,6 +328,7 @@ async def test_a_name_that_is_taken_is_refused_and_free_again_when_stopped(serve
         ("replicas", 0),
         ("replicas", 65),
         ("dtype", "int7"),
+        ("engine", "steam"),
         ("name", "a b"),
         ("max_model_len", 0),
         ("max_concurrent", 0),
@@ -342,7 +343,7 @@ async def test_an_option_that_is_not_possible_is_refused(server: Server, model: 
 async def test_the_limits_of_an_endpoint_reach_its_replicas_and_what_they_take_is_told(
     server: Server, model: Path
 ) -> None:
-    limits = {"max_model_len": 512, "max_concurrent": 4, "threads": 3}
+    limits = {"max_model_len": 512, "max_concurrent": 4, "threads": 3, "engine": "generate"}
     await server.ask("POST", "llmcloud/api/endpoints", {"target": str(model), "name": "tiny", **limits})
     told = (await server.ask("GET", "llmcloud/api/endpoints/tiny?wait_s=20")).json()
     assert {name: told[name] for name in limits} == limits

@@ -2,8 +2,8 @@
 
 Started like a replica, with its spec as one line of JSON on standard input. The prompt tells it what to do:
 `count N` streams N pieces, `wait` never answers, `endless` streams for ever, `die` ends the process before it answers,
-`die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503.
-All else is echoed.
+`die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503,
+`headers` answers the headers of the request. All else is echoed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 from aiohttp import web
 
+_USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+
 
 class StandIn:
     """One process, one socket."""
@@ -29,6 +31,7 @@ class StandIn:
         self.num_active = 0
         self.ended: set[str] = set()
         self.is_ready = asyncio.Event()
+        self.adapters: set[str] = set(spec.get("adapters", ()))
 
     @web.middleware
     async def check(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -56,6 +59,20 @@ class StandIn:
         told = {"cancelled": self.num_cancelled, "asked": self.num_asked, "active": self.num_active}
         return web.json_response({**told, "pid": os.getpid()})
 
+    async def reload(self, request: web.Request) -> web.Response:
+        """Take the weights of another folder, unless a file `keeps` in it says that they do not fit."""
+        body = await request.json()
+        if os.path.exists(os.path.join(body["model"], "keeps")):
+            return web.json_response({"error": {"message": "they do not fit"}}, status=409)
+        self.spec["model"] = body["model"]
+        return web.json_response({"revision": body["revision"]})
+
+    async def set_adapter(self, request: web.Request) -> web.Response:
+        """Load an adapter, or take it away."""
+        body = await request.json()
+        (self.adapters.add if body["folder"] else self.adapters.discard)(body["name"])
+        return web.json_response({"adapters": sorted(self.adapters)})
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Do what the prompt says."""
         body = await request.json()
@@ -78,6 +95,9 @@ class StandIn:
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         prompt = body.get("prompt") or body["messages"][-1]["content"]
+        if os.path.exists(os.path.join(self.spec["model"], "failing")):
+            error = {"message": "it fails", "type": "server_error", "param": None, "code": None}
+            return web.json_response({"error": error}, status=500)
         if prompt == "die":
             os._exit(9)
         if prompt == "wait":
@@ -85,11 +105,13 @@ class StandIn:
         if prompt == "busy":
             error = {"message": "busy", "type": "service_unavailable_error", "param": None, "code": None}
             return web.json_response({"error": error}, status=503, headers={"Retry-After": "7"})
+        if prompt == "headers":
+            prompt = json.dumps({name.lower(): value for name, value in request.headers.items()})
+            return web.json_response({"choices": [{"index": 0, "text": prompt}], "usage": _USAGE})
         if body.get("stream"):
             return await self._stream(request, prompt)
-        usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
         choice = {"index": 0, "text": f"{prompt}!", "message": {"role": "assistant", "content": f"{prompt}!"}}
-        return web.json_response({"id": "cmpl-1", "choices": [choice], "usage": usage, "model": body["model"]})
+        return web.json_response({"id": "cmpl-1", "choices": [choice], "usage": _USAGE, "model": body["model"]})
 
     async def _stream(self, request: web.Request, prompt: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -120,6 +142,8 @@ async def main() -> None:
     application.router.add_get("/readyz", stand_in.readyz)
     application.router.add_get("/stats", stand_in.stats)
     application.router.add_get("/usage/{request_id}", stand_in.usage)
+    application.router.add_post("/reload", stand_in.reload)
+    application.router.add_post("/adapters", stand_in.set_adapter)
     application.router.add_post("/v1/completions", stand_in.complete)
     application.router.add_post("/v1/chat/completions", stand_in.complete)
     runner = web.AppRunner(application, handler_cancellation=True)

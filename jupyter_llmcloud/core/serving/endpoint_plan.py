@@ -11,6 +11,9 @@ replica for which an instruction is under way gets no second one. `wake_at` is w
     starting -> ready -> silent ... failed -> stopping -> (gone)       a probe decides; three silent ones are a loss
                   \\-> suspect -> ready                                a request could not reach it: probed at once
                   \\-> draining -> stopping -> (gone)                  not wanted any more: its requests may end first
+
+A revision that takes the place of another one has all its replicas before the last one of the other goes; or the
+replicas of the other load its weights, one after the other, where only the weights differ (`Revision.in_place_of`).
 """
 
 from __future__ import annotations
@@ -18,38 +21,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Revision:
-    """A version of the model behind an endpoint, and how it is served.
-
-    Attributes:
-        number: counts from 1 within the endpoint.
-        model: the folder that is loaded.
-        target: what the user named: a run or a folder.
-        fingerprint: changes when the files of the folder do.
-        dtype: type of the weights while serving.
-        num_replicas: how many processes serve it.
-        weight: its share of the requests, relative to the other revisions; 0 gets none.
-        priority: of several revisions that need replicas, the one with the highest starts first.
-        base_model: of an adapter, the folder of its base model.
-        max_model_len: tokens of prompt and answer together; None: as many as the model was made for.
-        max_concurrent: sequences that a replica generates at once.
-        threads: CPU threads of a replica; None: its share of the host's cores.
-    """
-
-    number: int
-    model: str
-    target: str = ""
-    fingerprint: str = ""
-    dtype: str = "auto"
-    num_replicas: int = 1
-    weight: int = 100
-    priority: int = 0
-    base_model: str = ""
-    max_model_len: int | None = None
-    max_concurrent: int = 32
-    threads: int | None = None
+from jupyter_llmcloud.core.serving.plan_messages import (
+    AskAgent,
+    Desired,
+    Drain,
+    Event,
+    Idle,
+    Instruction,
+    Lost,
+    MarkState,
+    NoRoom,
+    Probe,
+    Probed,
+    ProcessAlive,
+    Reloaded,
+    ReloadReplica,
+    Resumed,
+    RevisionFailed,
+    Route,
+    Started,
+    StartReplica,
+    Stopped,
+    StopReplica,
+    Suspected,
+    Tick,
+    Withdraw,
+)
+from jupyter_llmcloud.core.serving.revision import Revision
 
 
 @dataclass(frozen=True)
@@ -69,151 +67,11 @@ class Timing:
     stable_s: float = 10.0
     max_failed_starts: int = 8
     max_back_off_s: float = 30.0
+    room_again_s: float = 2.0
 
     def back_off_s(self, num_failures: int) -> float:
         """The wait before the next start after so many failures in a row; the first one costs nothing."""
         return 0.0 if num_failures <= 1 else float(min(self.max_back_off_s, 0.5 * 2**num_failures))
-
-
-# --- events: what was observed, or is wanted from now on ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Desired:
-    """The revisions that shall be served from now on; none stops the endpoint."""
-
-    revisions: tuple[Revision, ...] = ()
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """A server takes up the endpoint of an earlier one: what shall be served, and replicas that may live still.
-
-    Attributes:
-        replicas: the revision of each replica, by its number.
-    """
-
-    revisions: tuple[Revision, ...]
-    replicas: dict[int, int]
-
-
-@dataclass(frozen=True)
-class Started:
-    """The process of a replica runs; it loads its model."""
-
-    replica: int
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What a replica said of itself: ready, loading, failed, silent (no answer in time) or unreachable."""
-
-    replica: int
-    health: str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class ProcessAlive:
-    """The agent of a replica that does not answer yet says that its process lives."""
-
-    replica: int
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A replica could not be started, or its process has gone. `lasting`: another one would end in the same way."""
-
-    replica: int
-    reason: str
-    lasting: bool = False
-
-
-@dataclass(frozen=True)
-class Suspected:
-    """A request could not reach a replica."""
-
-    replica: int
-
-
-@dataclass(frozen=True)
-class Idle:
-    """A draining replica has answered its last request."""
-
-    replica: int
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """Nothing is left of a replica."""
-
-    replica: int
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Desired | Resumed | Started | Probed | ProcessAlive | Lost | Suspected | Idle | Stopped | Tick
-
-
-# --- instructions ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StartReplica:
-    """Start a process for a revision: `Started` or `Lost` follows."""
-
-    replica: int
-    revision: Revision
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Ask a replica how it is: `Probed` follows."""
-
-    replica: int
-
-
-@dataclass(frozen=True)
-class AskAgent:
-    """Ask the agent of a starting replica whether the process lives: `ProcessAlive` or `Lost` follows."""
-
-    replica: int
-
-
-@dataclass(frozen=True)
-class Drain:
-    """Let a replica finish what it answers: `Idle` follows."""
-
-    replica: int
-
-
-@dataclass(frozen=True)
-class StopReplica:
-    """End a replica, whatever it does; requests it still answers are told the reason. `Stopped` follows."""
-
-    replica: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Route:
-    """New requests go to these replicas: their weight by their number."""
-
-    weights: dict[int, int]
-
-
-@dataclass(frozen=True)
-class MarkState:
-    """The endpoint has another state, or another reason for it."""
-
-    state: str
-    reason: str = ""
-
-
-Instruction = StartReplica | Probe | AskAgent | Drain | StopReplica | Route | MarkState
 
 
 # --- what is known --------------------------------------------------------------------------------------------------
@@ -232,6 +90,8 @@ class ObservedReplica:
         busy: an instruction for it is under way.
         probe_at: when it is asked next.
         ready_at: when it was ready first.
+        no_room: it was never started, since there was no room for it: another one is tried later.
+        reloading: it loads the weights of another revision.
     """
 
     number: int
@@ -246,6 +106,13 @@ class ObservedReplica:
     busy: bool = False
     probe_at: float = 0.0
     ready_at: float | None = None
+    no_room: bool = False
+    reloading: bool = False
+
+    @property
+    def has_successor(self) -> bool:
+        """Whether its place is filled again."""
+        return self.num_failures > 0 or self.no_room
 
     def enter(self, state: str, now: float, reason: str = "") -> None:
         """Come into another state."""
@@ -284,6 +151,8 @@ class EndpointPlan:
     _weights: dict[int, int] = field(default_factory=dict)
     _last_loss: str = ""
     _num_started: int = 0
+    _keeps_weights: set[int] = field(default_factory=set)  # revisions whose weights a replica has refused to take
+    _withdrawn: set[int] = field(default_factory=set)
 
     @property
     def is_over(self) -> bool:
@@ -295,6 +164,16 @@ class EndpointPlan:
         """Whether a request that finds no replica should wait: the endpoint has answered before, and will again."""
         return self.was_ready and self.state in ("starting", "ready")
 
+    @property
+    def starting_since(self) -> float | None:
+        """Since when the replica that was started first, of those that start now, does."""
+        return min((r.since for r in self.replicas.values() if r.state == "starting"), default=None)
+
+    def started_at(self, replica: int) -> float | None:
+        """When a replica was started, as long as it is not ready."""
+        known = self.replicas.get(replica)
+        return known.since if known is not None and known.state == "starting" else None
+
     def states(self) -> dict[int, str]:
         """The state of each replica, by its number."""
         return {number: replica.state for number, replica in self.replicas.items()}
@@ -303,7 +182,8 @@ class EndpointPlan:
         """Note what was observed, and say what to do about it."""
         self._observe(event, now)
         self._note_overdue(now)
-        out = [*self._stop(now), *self._start(now), *self._probe(now), *self._route(), *self._mark()]
+        changes = [*self._stop(now), *self._start(now), *self._reload(), *self._withdraw()]
+        out = [*changes, *self._probe(now), *self._route(), *self._mark()]
         self.wake_at = min(self._due(), default=None)
         return out
 
@@ -320,6 +200,10 @@ class EndpointPlan:
                     self._num_started = max(self._num_started, number)
                     self._add(ObservedReplica(number, revision, "starting", now, probe_at=now))
                 return
+            case RevisionFailed():
+                if any(item.number == event.revision for item in self.revisions):
+                    self.failed[event.revision] = event.reason
+                return
             case Tick():
                 return
         if (replica := self.replicas.get(event.replica)) is None:
@@ -333,6 +217,12 @@ class EndpointPlan:
             case Lost():
                 replica.busy = False
                 self._lose(replica, event.reason, now, event.lasting)
+            case NoRoom() if replica.state == "starting":
+                replica.busy, replica.no_room = False, True
+                replica.enter("failed", now, event.reason)
+                self._last_loss = event.reason
+            case Reloaded():
+                self._note_reloaded(replica, event)
             case Suspected() if replica.state == "ready":
                 replica.enter("suspect", now)
                 replica.probe_at = now
@@ -345,6 +235,8 @@ class EndpointPlan:
         self.revisions = revisions
         numbers = {revision.number for revision in revisions}
         self.failed = {number: why for number, why in self.failed.items() if number in numbers}
+        self._withdrawn &= numbers
+        self._keeps_weights &= numbers
         self._last_loss = ""
 
     def _add(self, replica: ObservedReplica) -> ObservedReplica:
@@ -367,6 +259,13 @@ class EndpointPlan:
         else:
             replica.enter("silent", now)
             replica.probe_at = now
+
+    def _note_reloaded(self, replica: ObservedReplica, event: Reloaded) -> None:
+        replica.reloading = False
+        if event.refused:
+            self._keeps_weights.add(event.revision)
+        else:
+            replica.revision = event.revision
 
     def _note_ready(self, replica: ObservedReplica, now: float) -> None:
         replica.enter("ready", now)
@@ -402,8 +301,9 @@ class EndpointPlan:
     def _note_gone(self, replica: ObservedReplica) -> None:
         """Its place is free: a lost replica that is still wanted has a successor, later and later as failures go on."""
         del self.replicas[replica.number]
-        if replica.num_failures:
-            due = replica.since + self.timing.back_off_s(replica.num_failures)
+        if replica.has_successor:
+            wait = self.timing.room_again_s if replica.no_room else self.timing.back_off_s(replica.num_failures)
+            due = replica.since + wait
             self._vacancies.append(_Vacancy(replica.revision, due, replica.num_failures, replica.num_failed_starts))
 
     def _note_overdue(self, now: float) -> None:
@@ -435,23 +335,51 @@ class EndpointPlan:
         """Let go of the replicas of a revision that are too many: those that are not ready first, then the newest."""
         living = self._of(revision, "starting", *_SERVING)
         living.sort(key=lambda replica: (replica.state == "starting", replica.number), reverse=True)
-        surplus = living[: max(0, len(living) - self._wanted(revision))]
-        if surplus and self._is_needed_meanwhile(revision):
-            return
-        for replica in surplus:
-            replica.num_failures = 0  # it has no successor
+        kept = max(
+            self._wanted(revision), min(self._num_needed_meanwhile(revision), len(self._of(revision, *_SERVING)))
+        )
+        for replica in living[: max(0, len(living) - kept)]:
+            replica.num_failures, replica.no_room = 0, False  # it has no successor
             if self.revisions and replica.state == "ready":
                 replica.enter("draining", now, self._why_retired(revision))
                 yield Drain(replica.number)
             else:
                 replica.enter("failed", now, self._why_retired(revision))
 
-    def _is_needed_meanwhile(self, revision: int) -> bool:
-        """A revision that is replaced serves on until one that is wanted can."""
-        if any(item.number == revision and item.num_replicas > 0 for item in self.revisions):
-            return False
-        wanted = [item.number for item in self.revisions if item.num_replicas > 0]
-        return bool(wanted) and bool(self._of(revision, "ready")) and not any(self._of(n, "ready") for n in wanted)
+    def _num_needed_meanwhile(self, revision: int) -> int:
+        """A revision that is replaced serves on with as many replicas as those that are wanted lack still."""
+        if any(item.number == revision for item in self.revisions):
+            return 0
+        answering = [item for item in self.revisions if item.role != "shadow"]
+        return sum(max(0, item.num_replicas - len(self._of(item.number, "ready"))) for item in answering)
+
+    def _to_reload(self, revision: Revision) -> list[ObservedReplica]:
+        """The replicas that load the weights of a revision, in place of others of their own."""
+        is_possible = revision.in_place_of and revision.number not in self._keeps_weights
+        if not is_possible or revision.number in self.failed:
+            return []
+        missing = revision.num_replicas - len(self._of(revision.number, "starting", *_SERVING))
+        return self._of(revision.in_place_of, *_SERVING)[: max(0, missing)]
+
+    def _reload(self) -> Iterator[Instruction]:
+        """One after the other, so that the others answer meanwhile."""
+        if any(replica.reloading for replica in self.replicas.values()):
+            return
+        for revision in self.revisions:
+            ready = [replica for replica in self._to_reload(revision) if replica.state == "ready"]
+            if ready and not any(item.number == revision.in_place_of for item in self.revisions):
+                ready[0].reloading = True
+                yield ReloadReplica(ready[0].number, revision)
+                return
+
+    def _withdraw(self) -> Iterator[Instruction]:
+        """A revision that has failed goes, where another one serves."""
+        for number in sorted(self.failed):
+            others = {replica.revision for replica in self.replicas.values() if replica.state in _SERVING}
+            shadows = {item.number for item in self.revisions if item.role == "shadow"}
+            if number not in self._withdrawn and others - {number} - shadows:
+                self._withdrawn.add(number)
+                yield Withdraw(number, self.failed[number])
 
     def _why_retired(self, revision: int) -> str:
         if not self.revisions:
@@ -466,8 +394,8 @@ class EndpointPlan:
         self._vacancies = [vacancy for vacancy in self._vacancies if self._wanted(vacancy.revision)]
         for revision in sorted(self.revisions, key=lambda item: -item.priority):
             occupied = self._of(revision.number, "starting", *_SERVING)
-            leaving = [r for r in self._of(revision.number, "failed", "stopping") if r.num_failures]
-            missing = self._wanted(revision.number) - len(occupied) - len(leaving)
+            leaving = [r for r in self._of(revision.number, "failed", "stopping") if r.has_successor]
+            missing = self._wanted(revision.number) - len(occupied) - len(leaving) - len(self._to_reload(revision))
             for vacancy in self._vacancies_of(revision.number, missing):
                 if vacancy is None or now >= vacancy.due:
                     yield self._begin(revision, vacancy, now)
@@ -500,14 +428,22 @@ class EndpointPlan:
     def _route(self) -> Iterator[Instruction]:
         """Requests follow the weights; when those that have one have no ready replica, whichever revision has."""
         share = {revision.number: revision.weight for revision in self.revisions}
-        ready = [replica for replica in self.replicas.values() if replica.state == "ready"]
-        weights = {replica.number: share.get(replica.revision, 0) for replica in ready}
+        shadows = {revision.number for revision in self.revisions if revision.role == "shadow"}
+        ready = [r for r in self.replicas.values() if r.state == "ready" and r.revision not in shadows]
+        weights = {replica.number: share.get(self.group_of(replica.number), 0) for replica in ready}
         if not any(weights.values()):
             weights = {replica.number: 100 for replica in ready if self.revisions}
         weights = {number: weight for number, weight in weights.items() if weight > 0}
         if weights != self._weights:
             self._weights = weights
             yield Route(dict(weights))
+
+    def group_of(self, replica: int) -> int:
+        """The revision whose requests a replica gets: its own, or the one that takes its place."""
+        own = self.replicas[replica].revision
+        if not self.revisions or any(item.number == own for item in self.revisions):
+            return own
+        return max(self.revisions, key=lambda item: (item.role == "stable", item.weight, item.number)).number
 
     def _mark(self) -> Iterator[Instruction]:
         state, reason = self._judge()
@@ -523,6 +459,8 @@ class EndpointPlan:
         if num_serving:
             complete = num_serving >= sum(revision.num_replicas for revision in self.revisions)
             return "ready", given_up or ("" if complete else self._last_loss)
+        if not any(revision.num_replicas for revision in self.revisions):
+            return "ready", "no replica runs: the next request starts one"
         if all(revision.number in self.failed for revision in self.revisions if revision.num_replicas):
             return "failed", given_up
         return "starting", given_up or self._last_loss

@@ -13,6 +13,27 @@ from jupyter_llmcloud.storage.model_folder import ADAPTER, ADAPTER_WEIGHTS
 
 def merged(model: Any, folder: Path) -> Any:
     """`model` with the adapter in `folder` merged into its weights; raises ModelError when they do not fit."""
+    adapted = _adapted(model, folder)
+    if not hasattr(adapted, "merge_and_unload") or not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = json.loads((folder / ADAPTER).read_bytes()).get("peft_type")
+        raise ModelError(f"{folder} holds an adapter of kind {kind}, which cannot be merged into a model.")
+    return adapted.merge_and_unload(safe_merge=True)
+
+
+def attached(model: Any, folder: Path) -> Any:
+    """`model` with the layers of the adapter in `folder` beside its own, whose weights stay as they are.
+
+    Raises ModelError when they do not fit, or when the adapter has embeddings of its own.
+    """
+    num_tokens = model.get_input_embeddings().weight.shape[0]
+    with_layers = _adapted(model, folder)
+    plain = with_layers.base_model.model if hasattr(with_layers, "base_model") else with_layers
+    if plain.get_input_embeddings().weight.shape[0] != num_tokens:
+        raise ModelError(f"the adapter in {folder} adds tokens: serve it under a name of its own.")
+    return plain.eval()
+
+
+def _adapted(model: Any, folder: Path) -> Any:
     if importlib.util.find_spec("peft") is None:
         raise ModelError(
             f"{folder} holds an adapter, and peft, which reads it, is not installed where models are served: "
@@ -30,10 +51,7 @@ def merged(model: Any, folder: Path) -> Any:
     except RuntimeError as error:
         raise ModelError(f"the adapter in {folder} does not fit its base model: {error}") from error
     _check_complete(folder, adapted, set(saved))
-    if not hasattr(adapted, "merge_and_unload") or not hasattr(adapted.base_model, "merge_and_unload"):
-        kind = json.loads((folder / ADAPTER).read_bytes()).get("peft_type")
-        raise ModelError(f"{folder} holds an adapter of kind {kind}, which cannot be merged into a model.")
-    return adapted.merge_and_unload(safe_merge=True)
+    return adapted
 
 
 def _fit_embeddings(model: Any, saved: dict[str, tuple[int, ...]]) -> None:

@@ -196,6 +196,7 @@ class Engine(Protocol):
 
     Attributes:
         name: what to call it in logs and statistics.
+        unsupported: names of fields of `Generation` and `Sampling` that it cannot honour.
         context_length: how many tokens prompt and answer may have together.
         num_parallel: how many sequences take their steps at the same time; the others wait.
         num_threads: CPU threads for each step; may be changed at any time.
@@ -204,6 +205,7 @@ class Engine(Protocol):
     """
 
     name: str
+    unsupported: frozenset[str]
     context_length: int
     num_parallel: int
     num_threads: int

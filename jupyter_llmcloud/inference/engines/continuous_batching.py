@@ -1,4 +1,4 @@
-"""The default engine: transformers' continuous batching, with our own sampling, admission and cancellation.
+"""transformers' continuous batching, with our own sampling, admission and cancellation.
 
 The library's manager runs one thread; this engine feeds it and turns its callbacks into token streams. What
 it must not be left to decide: the size of the cache (it would take 60 % of the machine's memory), the
@@ -34,7 +34,7 @@ from jupyter_llmcloud.inference.engines.base import (
 )
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
-from jupyter_llmcloud.inference.engines.sampling import Row, Sampler
+from jupyter_llmcloud.inference.engines.sampling import FollowedConstraint, Row, Sampler, ends_of
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class _Sequence:
 
     generation: Generation
     stream: TokenStream
+    ends: frozenset[int]
+    constraint: FollowedConstraint | None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     num_before: int = 0
@@ -62,6 +64,10 @@ class _Sequence:
         """So far these were generated."""
         if len(tokens) > len(self.tokens):
             self.tokens = tokens
+
+    def finish_reason(self, tokens: list[int]) -> FinishReason:
+        """Why it has ended with these."""
+        return "stop" if tokens and tokens[-1] in self.ends else "length"
 
     @property
     def length(self) -> int:
@@ -107,7 +113,9 @@ class _SamplerList(ContinuousBatchingLogitsProcessorList):
         again = state.initial_tokens[len(sequence.generation.prompt) :]
         generated = again + state.generated_tokens
         sequence.note(generated)
-        return Row(sequence.generation.sampling, generated, sequence.logprobs)
+        wanted = sequence.generation
+        banned = sequence.ends if len(generated) < wanted.min_tokens else ()
+        return Row(wanted.sampling, generated, sequence.logprobs, wanted.prompt, banned, sequence.constraint)
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
@@ -127,6 +135,7 @@ class ContinuousBatchingEngine:
     """
 
     name = "continuous-batching"
+    unsupported = frozenset({"score_prompt", "adapter"})
 
     def __init__(
         self, loaded: LoadedModel, budget: CachePlan, max_concurrent: int, num_threads: int | None = None
@@ -157,7 +166,12 @@ class ContinuousBatchingEngine:
             raise EngineError(self.failure)
         request_id = uuid.uuid4().hex
         stream = TokenStream(lambda: self._cancel(request_id))
-        self._sequences[request_id] = _Sequence(generation, stream)
+        constraint = None if generation.constraint is None else FollowedConstraint(generation.constraint)
+        self._sequences[request_id] = _Sequence(generation, stream, ends_of(generation, self._loaded.eos), constraint)
+        if generation.max_tokens == 0:
+            self._sequences.pop(request_id)
+            stream.push([], [], "length")
+            return stream
         self._watch_the_cache()
         self._grow_if_needed()
         if self._growing is None and not self._add(request_id):
@@ -184,7 +198,7 @@ class ContinuousBatchingEngine:
             request_id=request_id,
             max_new_tokens=min(sequence.generation.max_tokens, room) - sequence.num_before,
             streaming=sequence.generation.incremental,
-            eos_token_id=sorted(self._loaded.eos) or -1,
+            eos_token_id=sorted(sequence.ends) or -1,
         )
         return accepted is not None
 
@@ -255,6 +269,31 @@ class ContinuousBatchingEngine:
             self._growing = None
         self._grow_if_needed()
 
+    async def change_weights(self, change: Callable[[], None]) -> None:
+        """As `reload.TakesWeights`: the manager is stopped for that, and the next one reads what goes on again."""
+        while self._growing is not None:
+            await asyncio.wait([self._growing])
+        if self.failure is not None:
+            raise EngineError(self.failure)
+        self._growing = asyncio.ensure_future(self._change_weights(change))
+        await asyncio.shield(self._growing)
+        if self.failure is not None:
+            raise EngineError(self.failure)
+
+    async def _change_weights(self, change: Callable[[], None]) -> None:
+        try:
+            await self._stop_manager()
+            await asyncio.to_thread(change)
+            self._manager = await asyncio.to_thread(self._started, self._plan)
+            if not all(self._add(request_id) for request_id in list(self._sequences)):
+                raise RuntimeError("the generation thread has stopped")
+        except Exception as error:
+            log.exception("the weights could not be changed")
+            self._fail_sequences(self._fail(f"the weights could not be changed: {type(error).__name__}: {error}"))
+        finally:
+            self._growing = None
+        self._grow_if_needed()
+
     async def _replace_manager(self) -> None:
         device, before = self._loaded.model.device, self._plan
         wanted = max(2 * before.num_pages, 2 * self._num_needed())
@@ -281,14 +320,11 @@ class ContinuousBatchingEngine:
             return
         tokens = sequence.tokens[: sequence.num_before] + output.generated_tokens
         sequence.note(tokens)
-        reason = self._finish_reason(tokens) if output.is_finished() else None
+        reason = sequence.finish_reason(tokens) if output.is_finished() else None
         seen, sequence.num_delivered = sequence.num_delivered, len(tokens)
         if reason is not None:
             self._forget(request_id)
         sequence.stream.push(tokens[seen:], sequence.logprobs[seen : len(tokens)], reason)
-
-    def _finish_reason(self, tokens: list[int]) -> FinishReason:
-        return "stop" if tokens and tokens[-1] in self._loaded.eos else "length"
 
     def _notice_death(self, manager: ContinuousBatchingManager, error: str) -> None:
         # The thread delivers the failures a moment before its own end: ask for its status, not its life.

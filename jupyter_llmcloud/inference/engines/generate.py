@@ -10,8 +10,9 @@ import asyncio
 import copy
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from jupyter_llmcloud.inference.engines.base import (
     TokenStream,
 )
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
-from jupyter_llmcloud.inference.engines.sampling import Row, Sampler
+from jupyter_llmcloud.inference.engines.sampling import FollowedConstraint, Row, Sampler, ends_of, logprobs_of
 from jupyter_llmcloud.inference.engines.trial import Lockstep
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,42 @@ class _Sequence:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_delivered: int = 0
+    num_logprobs_delivered: int = 0
+    ends: frozenset[int] = frozenset()
+    constraint: FollowedConstraint | None = None
+
+
+class _Gate:
+    """Sequences run together, or a change is made alone; who waits to be alone lets nobody else in."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._num_running = 0
+        self._num_alone = 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A sequence runs inside."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._num_alone)
+            self._num_running += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._num_running -= 1
+                self._condition.notify_all()
+
+    def alone(self, change: Callable[[], None]) -> None:
+        """Call `change` while no sequence runs."""
+        with self._condition:
+            self._num_alone += 1
+            try:
+                self._condition.wait_for(lambda: not self._num_running)
+                change()
+            finally:
+                self._num_alone -= 1
+                self._condition.notify_all()
 
 
 class _SamplerProcessor(LogitsProcessor):
@@ -64,7 +101,9 @@ class _SamplerProcessor(LogitsProcessor):
             self._engine.lockstep.arrive()
         if sequence.cancelled.is_set():
             raise _Cancelled
-        row = Row(sequence.generation.sampling, sequence.tokens, sequence.logprobs)
+        wanted = sequence.generation
+        banned = sequence.ends if len(sequence.tokens) < wanted.min_tokens else ()
+        row = Row(wanted.sampling, sequence.tokens, sequence.logprobs, wanted.prompt, banned, sequence.constraint)
         chosen = self._sampler.scores(scores.float(), [row])
         sequence.tokens.append(int(chosen[0].argmax()))
         self._engine.count_token()
@@ -82,6 +121,7 @@ class GenerateEngine:
     """
 
     name = "generate"
+    unsupported = frozenset({"adapter"})
 
     def __init__(self, loaded: LoadedModel, num_parallel: int = MAX_PARALLEL, num_threads: int | None = None) -> None:
         self.context_length = loaded.context_length
@@ -95,6 +135,7 @@ class GenerateEngine:
         self._sequences: set[_Sequence] = set()
         self._num_tokens = 0
         self._count = threading.Lock()
+        self._gate = _Gate()
         self._threads = ThreadPoolExecutor(self.num_parallel, thread_name_prefix="generate")
 
     @property
@@ -108,7 +149,9 @@ class GenerateEngine:
         if self.failure is not None:
             raise EngineError(self.failure)
         stream = TokenStream(lambda: self._cancel(sequence))
-        sequence = _Sequence(generation, asyncio.get_running_loop(), stream)
+        sequence = _Sequence(generation, asyncio.get_running_loop(), stream, ends=ends_of(generation, self._loaded.eos))
+        if generation.constraint is not None:
+            sequence.constraint = FollowedConstraint(generation.constraint)
         self._sequences.add(sequence)
         self._threads.submit(self._run, sequence)
         return stream
@@ -125,6 +168,10 @@ class GenerateEngine:
             sequence.cancelled.set()
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
+    async def change_weights(self, change: Callable[[], None]) -> None:
+        """As `reload.TakesWeights`: sequences that run end first, those that wait begin with the new weights."""
+        await asyncio.to_thread(self._gate.alone, change)
+
     def count_token(self) -> None:
         """Called by the threads, once for every token."""
         with self._count:
@@ -137,10 +184,10 @@ class GenerateEngine:
     def deliver(self, sequence: _Sequence, *, finished: bool) -> None:
         """Called by the threads: hand what is new to the event loop."""
         tokens = sequence.tokens[sequence.num_delivered :]
-        logprobs = sequence.logprobs[sequence.num_delivered :]
-        sequence.num_delivered = len(sequence.tokens)
+        logprobs = sequence.logprobs[sequence.num_logprobs_delivered :]
+        sequence.num_delivered, sequence.num_logprobs_delivered = len(sequence.tokens), len(sequence.logprobs)
         last = sequence.tokens[-1] if sequence.tokens else None
-        reason: FinishReason | None = ("stop" if last in self._loaded.eos else "length") if finished else None
+        reason: FinishReason | None = ("stop" if last in sequence.ends else "length") if finished else None
         sequence.loop.call_soon_threadsafe(sequence.stream.push, tokens, logprobs, reason)
         if finished:
             sequence.loop.call_soon_threadsafe(self._sequences.discard, sequence)
@@ -149,7 +196,11 @@ class GenerateEngine:
         try:
             if sequence.cancelled.is_set():
                 return
-            self._generate(sequence)
+            with self._gate.together():
+                if sequence.generation.score_prompt:
+                    self._score(sequence)
+                if sequence.generation.max_tokens:
+                    self._generate(sequence)
             self.deliver(sequence, finished=True)
         except _Cancelled:
             pass
@@ -161,9 +212,22 @@ class GenerateEngine:
             if self.lockstep is not None:
                 self.lockstep.leave()
 
+    @torch.inference_mode()
+    def _score(self, sequence: _Sequence) -> None:
+        """The log probabilities of the prompt's tokens from the second one on, by a forward pass without a cache."""
+        prompt = list(sequence.generation.prompt)
+        if self._loaded.is_encoder_decoder:
+            raise EngineError("an encoder reads the prompt, so its tokens have no log probabilities")
+        if len(prompt) > 1:
+            ids = torch.tensor([prompt], device=self.device)
+            logits = self._loaded.model(input_ids=ids, use_cache=False).logits[0, :-1]
+            count = sequence.generation.sampling.num_logprobs or 0
+            sequence.logprobs += logprobs_of(logits, ids[0, 1:], [count] * (len(prompt) - 1))
+
     def _generate(self, sequence: _Sequence) -> None:
         prompt = torch.tensor([list(sequence.generation.prompt)], device=self.device)
         configuration = copy.deepcopy(self._plain)
+        configuration.eos_token_id = sorted(sequence.ends) or None
         configuration.max_new_tokens = sequence.generation.max_tokens
         self._loaded.model.generate(
             prompt,

@@ -52,6 +52,7 @@ def load_model(
     device: str = "cpu",
     base_model: str | Path | None = None,
     max_model_len: int | None = None,
+    is_own: bool = False,
 ) -> LoadedModel:
     """Load the model in `folder`; raises `ModelError` with what is missing or wrong.
 
@@ -61,10 +62,11 @@ def load_model(
         device: "cpu", "cuda:0", ...
         base_model: the folder of an adapter's base model, when it is not the one that the adapter names.
         max_model_len: how many tokens prompt and answer may have together, when the model's own are too many.
+        is_own: a run of this user saved it: the architecture that is kept beside the weights may be used.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}.")
-    layout = check_folder(Path(folder), None if base_model is None else Path(base_model))
+    layout = check_folder(Path(folder), None if base_model is None else Path(base_model), is_own=is_own)
     try:
         return _shortened(_load(layout, dtype, device), max_model_len)
     except ModelError:
@@ -86,9 +88,14 @@ def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
     from transformers import AutoConfig, AutoTokenizer
 
     folder = layout.folder
+    tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
+    if layout.architecture is not None:
+        from jupyter_llmcloud.inference.architecture import load_own
+
+        model = load_own(layout.architecture, folder, dtype, device)
+        return _as_loaded(layout, model, model.config, tokenizer)
     _check_architecture(folder)
     config = AutoConfig.from_pretrained(folder, **_SAFE)
-    tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
     model, report = _from_pretrained(_auto_class(folder, config), folder, dtype)
     check_weights(folder, report)
     if layout.adapter is not None:
@@ -96,9 +103,12 @@ def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
 
         model = merged(model, layout.adapter)
     check_finite(layout.adapter or folder, model)
+    return _as_loaded(layout, model.to(device).eval(), config, tokenizer)
+
+
+def _as_loaded(layout: ModelLayout, model: Any, config: Any, tokenizer: Any) -> LoadedModel:
     check_vocabulary(layout.tokenizer, model, tokenizer)
-    model = model.to(device).eval()
-    check_causal(folder, model)
+    check_causal(layout.folder, model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,

@@ -9,15 +9,33 @@ noise depends on seed and position.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from jupyter_llmcloud.inference.engines.base import Sampling, TokenLogprob
+from jupyter_llmcloud.inference.engines.base import Generation, Sampling, TokenConstraint, TokenLogprob
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: dividing by it would overflow."""
+
+
+class FollowedConstraint:
+    """The constraint of a sequence, which has accepted the tokens that are known to have been generated."""
+
+    def __init__(self, constraint: TokenConstraint) -> None:
+        self._constraint = constraint
+        self._num_accepted = 0
+
+    def allowed(self, generated: Sequence[int], vocabulary: int) -> torch.Tensor:
+        """Which tokens may come after these: [vocabulary], bool."""
+        for token in generated[self._num_accepted :]:
+            self._constraint.accept(token)
+        self._num_accepted = len(generated)
+        packed = np.frombuffer(self._constraint.allowed(), dtype=np.uint8)
+        bits = np.unpackbits(packed, bitorder="little")[:vocabulary].astype(bool)
+        return torch.from_numpy(np.pad(bits, (0, vocabulary - len(bits))))
 
 
 @dataclass(slots=True)
@@ -28,11 +46,27 @@ class Row:
         sampling: its parameters.
         generated: the tokens generated so far.
         logprobs: where to add the log probabilities, when they were asked for.
+        prompt: the tokens before those.
+        banned: tokens that must not come now.
+        constraint: what the tokens must follow.
     """
 
-    sampling: Sampling
+    sampling: Sampling = field(default_factory=Sampling)
     generated: Sequence[int] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt: Sequence[int] = ()
+    banned: Collection[int] = ()
+    constraint: FollowedConstraint | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its token is simply the likeliest."""
+        return self.constraint is None and not self.banned and not _changes_scores(self.sampling)
+
+
+def ends_of(generation: Generation, eos: frozenset[int]) -> frozenset[int]:
+    """The tokens that end a sequence of a model whose own ones are `eos`."""
+    return frozenset(generation.stop_token_ids) | (frozenset() if generation.ignore_eos else eos)
 
 
 class Sampler:
@@ -46,10 +80,11 @@ class Sampler:
     def scores(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         """Scores [n, vocabulary] whose argmax is each row's token; `logits` may have more rows."""
         scores = logits
-        if any(_changes_scores(row.sampling) for row in rows):
+        if not all(row.is_plain for row in rows):
             scores = logits.clone()
             for index, row in enumerate(rows):
                 _apply_penalties(scores[index], row)
+                _apply_limits(scores[index], row)
             self._add_noise(scores, rows)
         if any(row.sampling.num_logprobs is not None for row in rows):
             _record_logprobs(logits, scores, rows)
@@ -79,6 +114,7 @@ def _changes_scores(sampling: Sampling) -> bool:
         sampling.temperature >= GREEDY_BELOW
         or sampling.presence_penalty
         or sampling.frequency_penalty
+        or sampling.repetition_penalty != 1.0
         or sampling.logit_bias
     )
 
@@ -94,14 +130,30 @@ def _apply_penalties(scores: torch.Tensor, row: Row) -> None:
     if sampling.logit_bias:
         ids, biases = zip(*sampling.logit_bias, strict=True)
         scores[list(ids)] += torch.tensor(biases, dtype=scores.dtype, device=scores.device)
+    if sampling.repetition_penalty != 1.0 and (row.prompt or row.generated):
+        seen = torch.tensor([*row.prompt, *row.generated], device=scores.device).unique()
+        before, penalty = scores[seen], sampling.repetition_penalty
+        scores[seen] = torch.where(before > 0, before / penalty, before * penalty)
     if row.generated and (sampling.presence_penalty or sampling.frequency_penalty):
         seen, counts = torch.unique(torch.tensor(row.generated, device=scores.device), return_counts=True)
         scores[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(scores.dtype)
 
 
+def _apply_limits(scores: torch.Tensor, row: Row) -> None:
+    if row.constraint is not None:
+        allowed = row.constraint.allowed(row.generated, scores.shape[0]).to(scores.device)
+        scores.masked_fill_(~allowed, -torch.inf)
+    if row.banned:
+        scores[list(row.banned)] = -torch.inf
+
+
 def _restrict(scores: torch.Tensor, samplings: Sequence[Sampling]) -> None:
-    """Put every token outside top-k and top-p to minus infinity, with one sort for both."""
+    """Put every token outside top-k, top-p and min-p to minus infinity, with one sort for the first two."""
     vocabulary = scores.shape[1]
+    if any(sampling.min_p > 0.0 for sampling in samplings):
+        min_p = torch.tensor([sampling.min_p for sampling in samplings], device=scores.device).unsqueeze(1)
+        lowest = scores.amax(dim=1, keepdim=True) + min_p.log()
+        scores.masked_fill_(scores < lowest, -torch.inf)
     limited = [i for i, s in enumerate(samplings) if 0 < s.top_k < vocabulary or s.top_p < 1.0]
     if not limited:
         return
@@ -118,12 +170,20 @@ def _restrict(scores: torch.Tensor, samplings: Sequence[Sampling]) -> None:
 
 
 def _record_logprobs(logits: torch.Tensor, scores: torch.Tensor, rows: Sequence[Row]) -> None:
-    tokens = scores.argmax(dim=-1).tolist()
-    for index, row in enumerate(rows):
-        wanted = row.sampling.num_logprobs
-        if wanted is None:
-            continue
-        logprobs = logits[index].log_softmax(dim=-1)
-        top = logprobs.topk(min(wanted, logprobs.shape[0])) if wanted else None
-        likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True) if top else ()
-        row.logprobs.append(TokenLogprob(tokens[index], float(logprobs[tokens[index]]), tuple(likeliest)))
+    wanted = [index for index, row in enumerate(rows) if row.sampling.num_logprobs is not None]
+    tokens = scores[wanted].argmax(dim=-1)
+    counts = [rows[index].sampling.num_logprobs or 0 for index in wanted]
+    for index, entry in zip(wanted, logprobs_of(logits[wanted], tokens, counts), strict=True):
+        rows[index].logprobs.append(entry)
+
+
+def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> list[TokenLogprob]:
+    """The log probability of one token for each row of `logits`, and of the row's count of likeliest ones."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
+    top = logprobs.topk(min(max(counts), logprobs.shape[1]))
+    likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [
+        TokenLogprob(token, logprob, tuple(zip(ids[:count], values[:count], strict=True)))
+        for token, logprob, (ids, values), count in zip(tokens.tolist(), chosen, likeliest, counts, strict=True)
+    ]

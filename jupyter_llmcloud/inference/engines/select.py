@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from typing import Any
 
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.base import Engine, EngineError
 from jupyter_llmcloud.inference.engines.kv_cache import free_memory, plan_cache
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.engines.slots.attention import Unsuitable
 from jupyter_llmcloud.inference.engines.trial import (
     LENGTHS,
     Lockstep,
@@ -21,8 +23,10 @@ from jupyter_llmcloud.system.patching import Patch
 
 log = logging.getLogger(__name__)
 
+BATCHED = ("slots", "continuous-batching")
+ENGINES = (*BATCHED, "generate")
 # Which of them comes depends on where in transformers an architecture turns out not to fit.
-_DOES_NOT_FIT = (EngineError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ImportError)
+_DOES_NOT_FIT = (EngineError, ValueError, TypeError, RuntimeError, AttributeError, LookupError, ImportError, Unsuitable)
 _CB = "transformers.generation.continuous_batching"
 _PROCESSORS = f"{_CB}.cb_logits_processors:ContinuousBatchingLogitsProcessorList"
 # Nothing of it is replaced, but our sampler stands where the library has a private class of its own.
@@ -47,17 +51,36 @@ BATCHING = Patch(
 )
 
 
-async def open_engine(loaded: LoadedModel, max_concurrent: int, num_threads: int | None = None) -> Engine:
-    """The fastest engine that answers as the model itself does. It has generated its first tokens already."""
-    reason = why_not_batched(loaded) or BATCHING.problem()
-    if reason is None:
+async def open_engine(
+    loaded: LoadedModel, max_concurrent: int, num_threads: int | None = None, name: str = "auto"
+) -> Engine:
+    """The fastest engine that answers as the model itself does. It has generated its first tokens already.
+
+    Args:
+        loaded: the model.
+        max_concurrent: sequences in one batch.
+        num_threads: CPU threads of a step.
+        name: one of `ENGINES`; "auto" tries them in turn. Raises `ModelError` when it does not fit the model.
+    """
+    if name not in ("auto", *ENGINES):
+        raise ModelError(f"engine {name!r} is not known: choose one of auto, {', '.join(ENGINES)}.")
+    if name == "generate":
+        return await _tried_generating(loaded, max_concurrent, num_threads)
+    for candidate in (BATCHED if loaded.model.device.type == "cpu" else BATCHED[1:]) if name == "auto" else (name,):
         attention = loaded.model.config._attn_implementation
-        try:
-            return await _tried_batching(loaded, max_concurrent, num_threads)
-        except _DOES_NOT_FIT as error:
-            reason = f"{type(error).__name__}: {error}"
-            loaded.model.set_attn_implementation(attention)
-    log.warning("no continuous batching, serving one sequence per thread: %s", reason)
+        reason = why_not_batched(loaded)
+        if reason is None and candidate == "continuous-batching":
+            reason = BATCHING.problem()
+        if reason is None:
+            try:
+                return await _tried_batching(candidate, loaded, max_concurrent, num_threads)
+            except _DOES_NOT_FIT as error:
+                reason = f"{type(error).__name__}: {error}"
+                loaded.model.set_attn_implementation(attention)
+        if name != "auto":
+            raise ModelError(f"--engine {name} cannot serve this model: {reason}. --engine auto finds one that can.")
+        log.info("no %s: %s", candidate, reason)
+    log.warning("no batches, serving one sequence per thread: %s", reason)
     return await _tried_generating(loaded, max_concurrent, num_threads)
 
 
@@ -73,8 +96,12 @@ def why_not_batched(loaded: LoadedModel) -> str | None:
     return positions_that_see_length(loaded)
 
 
-async def _tried_batching(loaded: LoadedModel, max_concurrent: int, num_threads: int | None) -> Engine:
-    from jupyter_llmcloud.inference.engines.continuous_batching import ContinuousBatchingEngine
+async def _tried_batching(name: str, loaded: LoadedModel, max_concurrent: int, num_threads: int | None) -> Engine:
+    kind: Any
+    if name == "slots":
+        from jupyter_llmcloud.inference.engines.slots.engine import SlotEngine as kind
+    else:
+        from jupyter_llmcloud.inference.engines.continuous_batching import ContinuousBatchingEngine as kind
 
     device = loaded.model.device
     plan = plan_cache(
@@ -85,7 +112,7 @@ async def _tried_batching(loaded: LoadedModel, max_concurrent: int, num_threads:
         free=free_memory(device),
         device_type=device.type,
     )
-    engine = await asyncio.to_thread(ContinuousBatchingEngine, loaded, plan, max_concurrent, num_threads)
+    engine: Engine = await asyncio.to_thread(kind, loaded, plan, max_concurrent, num_threads)
     return await _tried(engine, compare_with_forward(engine, loaded))
 
 

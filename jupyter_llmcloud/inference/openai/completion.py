@@ -49,6 +49,7 @@ class GenerationRequest:
         sampling: how tokens are chosen.
         stops: strings that end an answer.
         stream, include_usage: how the client wants it.
+        adapter: the adapter that answers; "": the model itself.
     """
 
     format: Format
@@ -59,6 +60,7 @@ class GenerationRequest:
     stops: list[str]
     stream: bool
     include_usage: bool
+    adapter: str = ""
 
     @property
     def num_sequences(self) -> int:
@@ -69,7 +71,7 @@ class GenerationRequest:
         """What the engine gets, in the order of the choices; with a seed, each choice has one of its own."""
         incremental = self.stream or bool(self.stops)
         return [
-            Generation(prompt, room, _reseeded(self.sampling, number), incremental)
+            Generation(prompt, room, _reseeded(self.sampling, number), incremental, adapter=self.adapter)
             for prompt, room in zip(self.prompts, self.max_tokens, strict=True)
             for number in range(self.num_choices)
         ]
@@ -132,6 +134,7 @@ class ServedModel:
             stops=request.stops,
             stream=bool(request.stream),
             include_usage=request.include_usage,
+            adapter=self._adapter_of(request.model),
         )
 
     async def close(self) -> None:
@@ -140,8 +143,13 @@ class ServedModel:
         if self._templates is not None:
             await asyncio.to_thread(self._templates.close)
 
+    def _adapter_of(self, name: str) -> str:
+        """The adapter that a model's name stands for: `NAME:ADAPTER`, or the adapter's own name."""
+        return "" if name == self.served_name else name.removeprefix(f"{self.served_name}:")
+
     def _check_name(self, name: str) -> None:
-        if name != self.served_name:
+        adapters = getattr(self.engine, "names", ())
+        if name != self.served_name and self._adapter_of(name) not in adapters:
             message = f"The model {name!r} does not exist here: this endpoint serves {self.served_name!r}."
             raise ApiError(404, message, param="model", code="model_not_found")
 

@@ -5,51 +5,64 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.names import NAME_PATTERN, parse_duration
+from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import SERVE, EndpointSpec, Interface
-from jupyter_llmcloud.errors import ModelError, NotFound, ServerError, UsageError
+from jupyter_llmcloud.errors import ModelError, NotFound, ServerError
+from jupyter_llmcloud.magics.commands import rollouts
+from jupyter_llmcloud.magics.commands.keys import KEYS, NewKey, run_verb
+from jupyter_llmcloud.magics.commands.keys import create_key as create_key
+from jupyter_llmcloud.magics.commands.keys import key_alerts as key_alerts
+from jupyter_llmcloud.magics.commands.keys import key_usage as key_usage
+from jupyter_llmcloud.magics.commands.keys import keys as keys
+from jupyter_llmcloud.magics.commands.keys import revoke_key as revoke_key
+from jupyter_llmcloud.magics.commands.keys import rotate_key as rotate_key
+from jupyter_llmcloud.magics.commands.rollouts import add_adapter as add_adapter
+from jupyter_llmcloud.magics.commands.rollouts import remove_adapter as remove_adapter
+from jupyter_llmcloud.magics.commands.rollouts import revisions as revisions
+from jupyter_llmcloud.magics.commands.rollouts import rollback as rollback
+from jupyter_llmcloud.magics.commands.rollouts import scale as scale
+from jupyter_llmcloud.magics.commands.rollouts import shadow as shadow
+from jupyter_llmcloud.magics.commands.rollouts import update as update
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 
 WAIT_S = 1
 _LIMIT = Option(("--limit",), "At most this many lines of each replica.", metavar="N", parse=integer(1))
-_KEY_OPTIONS = (
-    Option(
-        ("--scope",),
-        "infer:NAME (NAME may hold * and ?) or models:read; may be repeated.",
-        metavar="SCOPE",
-        repeat=True,
-    ),
-    Option(("--expires",), "How long the key is valid, for example 12h or 30d.", metavar="TIME", parse=parse_duration),
-    Option(("--label",), "What the key is for.", metavar="TEXT"),
-)
 VERBS = {
     "list": Syntax("%endpoints list", (), "", "The endpoints of this server."),
     "stop": Syntax(
         "%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten.", names="endpoints"
     ),
     "logs": Syntax("%endpoints logs", (_LIMIT,), "NAME", "What its replicas printed.", names="endpoints"),
-    "keys": Syntax("%endpoints keys", _KEY_OPTIONS, "[list|create|revoke] [ID]", "Scoped keys.", names="keys"),
+    **rollouts.VERBS,
+    "keys": KEYS,
 }
-KEY_VERBS = ("list", "create", "revoke")
 
 
-def serve(target: str, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
-    """Serve a run's model or a folder, and wait until it answers; interrupted, the endpoint goes on starting.
+def serve(target: Any, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
+    """Serve a run's model, a folder or an object, and wait until it answers; interrupted, it goes on starting.
+
+    An endpoint that serves it already under that name is returned as it is.
 
     Args:
-        target: a run, or a folder.
+        target: a run, or a folder; or a function of inputs, an object with `predict(inputs)` or a `torch.nn.Module`,
+            which go along by value and need a `name`.
         progress: told in a few words how far it is.
     """
+    if not isinstance(target, str | Path):
+        from jupyter_llmcloud.magics.commands.serve_code import serve_object
+
+        return serve_object(target, options.pop("name", None), progress=progress, **options)
+    target = str(target)
     EndpointSpec.make(options, Interface.NOTEBOOK)
     server = session.current().server
     record = _create(server, target, {**options, "cluster": options.get("cluster") or session.current().cluster})
@@ -62,7 +75,7 @@ def serve(target: str, *, progress: Callable[[str], None] | None = None, **optio
     if record["state"] != "ready":
         kind = ModelError if "model" in record["reason"] else ServerError
         raise kind(f"endpoint {record['name']!r} has {record['state']}: {record['reason'] or 'it was stopped.'}")
-    return Endpoint(record["name"], server)
+    return Endpoint(record["name"], server, record["kind"])
 
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -70,19 +83,20 @@ def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]
     if options.get("base_model"):
         options = {**options, "base_model": str(Path(options["base_model"]).expanduser().absolute())}
     if not NAME_PATTERN.fullmatch(target):
-        return dict(server.create_endpoint(str(folder.absolute()), **options))
+        return dict(server.create_endpoint(str(folder.absolute()), reuse=True, **options))
     try:
-        return dict(server.create_endpoint(target, **options))
+        return dict(server.create_endpoint(target, reuse=True, **options))
     except NotFound:
         if not folder.is_dir():
             raise
-        return dict(server.create_endpoint(str(folder.absolute()), **options))
+        return dict(server.create_endpoint(str(folder.absolute()), reuse=True, **options))
 
 
 def get(name: str) -> Endpoint:
     """The endpoint with this name; raises NotFound."""
     server = session.current().server
-    return Endpoint(server.endpoint(name)["name"], server)
+    record = server.endpoint(name)
+    return Endpoint(record["name"], server, record["kind"])
 
 
 def list() -> list[dict[str, Any]]:  # type: ignore[valid-type]  # the name is the verb's
@@ -100,69 +114,59 @@ def logs(name: str, limit: int | None = None) -> str:
     return "\n".join(row["text"] for row in session.current().server.endpoint_logs(name, limit))
 
 
-def create_key(scopes: Any, expires_s: float | None = None, label: str | None = None) -> str:
-    """A new scoped key, which cannot be read again later."""
-    return str(session.current().server.create_key([*scopes], expires_s, label)["key"])
-
-
-def keys() -> Any:
-    """Records of the keys, without their secrets."""
-    return session.current().server.keys()
-
-
-def revoke_key(key_id: str) -> None:
-    """End a key at once, also for the streams it has open."""
-    session.current().server.revoke_key(key_id)
-
-
 def table() -> Table:
     """The endpoints of this server."""
     rows = [
         (
             row["name"],
+            row["kind"],
             row["state"],
-            f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}",
+            _num_replicas(row),
+            _resources(row),
             memory(row["replicas"]),
             shown(row["target"]),
-            row["revision"],
+            _revision(row),
             ago(row["created"]),
             shown(row["reason"]),
         )
         for row in session.current().server.endpoints()
     ]
-    headings = ["name", "state", "replicas", "memory", "serves", "revision", "started", "note"]
+    headings = ["name", "kind", "state", "replicas", "each", "memory", "serves", "revision", "started", "note"]
     return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.").shown_by(PanelOf("endpoint"))
+
+
+def _num_replicas(row: dict[str, Any]) -> str:
+    bounds = "" if row["max_replicas"] is None else f" ({row['min_replicas']}:{row['max_replicas']})"
+    return f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}{bounds}"
+
+
+def _resources(row: dict[str, Any]) -> str:
+    """What was asked for, for each replica."""
+    cores, devices = row["cores"], row["devices"]
+    told = [
+        "" if cores is None else f"{cores} core{'s' * (cores != 1)}",
+        "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**30:.3g} GiB",
+        "" if row["cache_bytes"] is None else f"cache {row['cache_bytes'] / 2**30:.3g} GiB",
+        "" if devices is None else f"{devices} GPU{'s' * (devices != 1)}",
+    ]
+    return ", ".join(part for part in told if part)
+
+
+def _revision(row: dict[str, Any]) -> str:
+    """What is served, and what is tried beside it."""
+    others = [
+        f"{item['role']} {item['number']}" + (f": {item['weight']} %" if item["weight"] else "")
+        for item in row["revisions"]
+        if item["role"] in ("canary", "shadow")
+    ]
+    step = "" if row["step"] is None else f" at step {row['step']}"
+    return row["revision"] + step + (f" ({', '.join(others)})" if others else "")
 
 
 def memory(replicas: Any) -> str:
     """What each replica of an endpoint takes, as far as it is known."""
     known = [replica["memory"]["process_bytes"] for replica in replicas if replica.get("memory")]
     return " + ".join(f"{num_bytes / 2**30:.1f} GiB" for num_bytes in known)
-
-
-def key_table() -> Table:
-    """The keys, without their secrets."""
-    rows = [
-        (row["id"], row["state"], ", ".join(row["scopes"]), row["label"], ago(row["created"]), _until(row["expires"]))
-        for row in keys()
-    ]
-    return Table(["id", "state", "scopes", "label", "made", "expires"], rows, "There is no key yet.")
-
-
-def _until(expires: float | None) -> str:
-    return datetime.fromtimestamp(expires).strftime("%Y-%m-%d %H:%M") if expires else "never"
-
-
-class NewKey:
-    """A key that was just made. Shown by its id; the key itself is in `.key`, and copied from there."""
-
-    def __init__(self, key: str, key_id: str, scopes: Any) -> None:
-        self.key = key
-        self.id = key_id
-        self.scopes = [*scopes]
-
-    def __repr__(self) -> str:
-        return f"<key {self.id} for {', '.join(self.scopes)}: the key itself is in .key of this object, once>"
 
 
 @magics_class
@@ -173,7 +177,7 @@ class EndpointMagics(Magics):
     def serve(self, line: str) -> Endpoint:
         """%serve TARGET: serve a run's model or a folder; `ep = %serve NAME` keeps the endpoint."""
         parsed = parse(SERVE, split(line, "%serve"))
-        line_of_progress = _Progress()
+        line_of_progress = ProgressLine()
         try:
             endpoint = serve(parsed.arguments[0], progress=line_of_progress.tell, **parsed.given)
         except KeyboardInterrupt:
@@ -187,7 +191,8 @@ class EndpointMagics(Magics):
         """%endpoints [list | stop NAME | logs NAME | keys ...]: what is served, and with which keys."""
         words = split(line, "%endpoints")
         verb = take_verb("%endpoints", VERBS, words, "list")
-        return getattr(self, f"_{verb}")(parse(VERBS[verb], words))
+        given = parse(VERBS[verb], words)
+        return rollouts.run(verb, given) if verb in rollouts.VERBS else getattr(self, f"_{verb}")(given)
 
     def _list(self, given: Any) -> Table:
         return table()
@@ -199,40 +204,4 @@ class EndpointMagics(Magics):
         sys.stdout.write(shown(logs(given.arguments[0], given.limit)) + "\n")
 
     def _keys(self, given: Any) -> Table | NewKey | None:
-        rest = [*given.arguments]
-        verb = take_verb("%endpoints keys", dict.fromkeys(KEY_VERBS), rest, "list")
-        if (verb == "revoke") != bool(rest):
-            wanted = "expected the ID of a key" if verb == "revoke" else f"what does {rest[0]!r} mean"
-            raise UsageError(f"%endpoints keys {verb}: {wanted}.")
-        if verb == "list":
-            return key_table()
-        if verb == "revoke":
-            revoke_key(rest[0])
-            return None
-        told = session.current().server.create_key(
-            given.scope or ["infer:*", "models:read"], given.expires, given.label
-        )
-        return NewKey(told["key"], told["id"], told["scopes"])
-
-
-class _Progress:
-    """A line of text in the cell, replaced as it goes on and by the endpoint's card in the end."""
-
-    def __init__(self) -> None:
-        self.handle: Any = None
-
-    def tell(self, text: str) -> None:
-        """Show `text` in place of what was shown before; a terminal cannot replace, and gets the first one."""
-        from IPython.core.getipython import get_ipython
-        from IPython.display import display
-
-        data = {"text/plain": text}
-        if self.handle is not None:
-            self.handle.update(data, raw=True)
-        elif getattr(get_ipython(), "kernel", None) is not None:
-            self.handle = display(data, raw=True, display_id=True)
-        elif not self._said:
-            self._said = True
-            print(text)
-
-    _said = False
+        return run_verb(given)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.core.names import NAME_PATTERN, parse_replicas
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.rollout import parse_shares
 from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
+from jupyter_llmcloud.magics.output import predictions
 from jupyter_llmcloud.widgets.panel_mime import panel
 
 if TYPE_CHECKING:
@@ -30,10 +35,12 @@ class Endpoint:
     Attributes:
         name: the endpoint, and the `model` in requests.
         base_url: for any OpenAI client.
+        kind: what the model is for: "generator", "classifier", "python", ...
     """
 
-    def __init__(self, name: str, client: ServerClient) -> None:
+    def __init__(self, name: str, client: ServerClient, kind: str = GENERATOR) -> None:
         self.name = name
+        self.kind = kind or GENERATOR
         self.base_url = client.openai_url
         self._client = client
         self._key: str | None = None
@@ -56,21 +63,106 @@ class Endpoint:
         """starting, ready, failed or stopped."""
         return str(self._client.endpoint(self.name)["state"])
 
-    def complete(self, prompt: str, **params: Any) -> str:
-        """The model's continuation of `prompt`; `params` are those of OpenAI's completions (max_tokens, ...)."""
-        answer = self._ask("completions", {"prompt": prompt, **params})
-        return str(answer["choices"][0]["text"])
+    def complete(self, prompt: str | Sequence[Any], **params: Any) -> Any:
+        """The model's continuation of `prompt`; `params` are those of OpenAI's completions (max_tokens, ...).
 
-    def chat(
-        self, messages: str | Sequence[dict[str, Any]], stream: bool = False, **params: Any
-    ) -> str | Iterator[str]:
-        """The model's reply to a text or a list of messages; with `stream` an iterator over its pieces."""
+        A text (or its token ids) gives a text, a list of prompts a list of texts in their order; with `n` there is a
+        list of so many texts in place of each text.
+        """
+        answer = self._ask("completions", {"prompt": prompt, **params})
+        choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
+        texts = [str(choice["text"]) for choice in choices]
+        n = params.get("n")
+        if isinstance(prompt, str) or all(isinstance(part, int) for part in prompt):
+            return texts if n is not None else texts[0]
+        return texts if n is None else [texts[at : at + n] for at in range(0, len(texts), n)]
+
+    def chat(self, messages: str | Sequence[dict[str, Any]], stream: bool = False, **params: Any) -> Any:
+        """The model's reply to a text or a list of messages; with `stream` an iterator over its pieces.
+
+        With `n` it is a list of so many replies.
+        """
         rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         body = {"messages": rows, **params}
         if stream:
             return self._stream("chat/completions", body)
         answer = self._ask("chat/completions", body)
-        return str(answer["choices"][0]["message"]["content"])
+        choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
+        texts = [str(choice["message"]["content"]) for choice in choices]
+        return texts if params.get("n") is not None else texts[0]
+
+    # --- changing it while it answers: as %endpoints does ---
+
+    def scale(self, replicas: int | str) -> Endpoint:
+        """Have so many replicas, or as many as the load needs between bounds: `ep.scale(3)`, `ep.scale("1:4")`."""
+        self._client.scale_endpoint(self.name, parse_replicas(str(replicas)))
+        return self
+
+    def update(self, target: str, canary: int | None = None) -> Endpoint:
+        """Serve another run or folder under this name; with `canary` to so many percent of the requests."""
+        self._client.update_endpoint(self.name, as_target(target), canary)
+        return self
+
+    def split(self, shares: str | dict[str, int]) -> Endpoint:
+        """Share the requests out over revisions, in percent: `ep.split("stable:95,canary:5")`."""
+        self._client.split_endpoint(self.name, parse_shares(shares) if isinstance(shares, str) else shares)
+        return self
+
+    def rollback(self) -> Endpoint:
+        """Without the canary; where there is none, back to the revision before this one."""
+        self._client.roll_back_endpoint(self.name)
+        return self
+
+    def shadow(self, revision: str | None = None) -> Endpoint:
+        """Copy the requests to a revision, a run or a folder, whose answers are dropped and counted; None ends that."""
+        self._client.shadow_endpoint(self.name, None if revision is None else as_target(revision))
+        return self
+
+    def add_adapter(self, path: str, name: str | None = None) -> Endpoint:
+        """Load an adapter of PEFT beside the model: asked for with `model="NAME:ADAPTER"`."""
+        self._client.add_adapter(self.name, as_target(path), name)
+        return self
+
+    def remove_adapter(self, name: str) -> Endpoint:
+        """Take an adapter away."""
+        self._client.remove_adapter(self.name, name)
+        return self
+
+    @property
+    def revisions(self) -> list[dict[str, Any]]:
+        """What it serves and has served, the newest last."""
+        return list(self._client.endpoint(self.name)["revisions"])
+
+    def predict(self, inputs: Any, *, stream: bool = False, parameters: Mapping[str, Any] | None = None) -> Any:
+        """What a model that is no text generator says of `inputs`, by the Open Inference Protocol.
+
+        Args:
+            inputs: any JSON value (for a classifier of texts: a text, or a list of texts), an array of NumPy, or a dict
+                of arrays by name.
+            stream: answer piece by piece, as an iterator, by the `stream(inputs)` of a %%serve cell.
+            parameters: of the request, such as `{"truncation": True}`.
+
+        Returns:
+            A JSON value for a JSON value; for arrays an array, or a dict of arrays by name when there are several.
+        """
+        if stream:
+            return self._pieces(inputs, parameters)
+        body, headers = predictions.request(inputs, parameters)
+        response = self._send(self._prediction("infer", body, headers), stream=False)
+        return predictions.answer(response.content, response.headers.get(predictions.HEADER_LENGTH))
+
+    def _prediction(self, verb: str, body: bytes, headers: Mapping[str, str]) -> httpx.Request:
+        url = f"{self.base_url.removesuffix('/v1')}/v2/models/{self.name}/{verb}"
+        return self._pool().build_request(
+            "POST", url, content=body, headers={**headers, "Authorization": f"Bearer {self.api_key}"}
+        )
+
+    def _pieces(self, inputs: Any, parameters: Mapping[str, Any] | None) -> Iterator[Any]:
+        body, headers = predictions.request(inputs, parameters)
+        if predictions.HEADER_LENGTH in headers:
+            raise UsageError("predict(stream=True) takes JSON values: lists in place of arrays.")
+        request = self._prediction("infer_stream", body, headers)
+        return (predictions.piece(event) for event in self._events(request))
 
     def stop(self) -> None:
         """End it."""
@@ -119,9 +211,13 @@ class Endpoint:
         return response
 
     def _stream(self, route: str, body: dict[str, Any]) -> Iterator[str]:
+        for event in self._events(self._request(route, {**body, "stream": True})):
+            yield from _pieces(event)
+
+    def _events(self, request: httpx.Request) -> Iterator[dict[str, Any]]:
         import httpx
 
-        response = self._send(self._request(route, {**body, "stream": True}), stream=True)
+        response = self._send(request, stream=True)
         try:
             for line in response.iter_lines():
                 if not line.startswith("data:"):
@@ -129,7 +225,7 @@ class Endpoint:
                 data = line.removeprefix("data:").strip()
                 if data == "[DONE]":
                     return
-                yield from _pieces(json.loads(data))
+                yield json.loads(data)
         except httpx.TransportError as error:
             raise ConnectionLost(f"the answer broke off: {error or type(error).__name__}.") from None
         finally:
@@ -139,6 +235,8 @@ class Endpoint:
 
     def snippets(self) -> dict[str, str]:
         """How to ask it from elsewhere; the key stands there by name only."""
+        if self.kind != GENERATOR:
+            return self._prediction_snippets()
         request = json.dumps({"model": self.name, "prompt": "Hello", "max_tokens": 32})
         curl = (
             f'curl {self.base_url}/completions -H "Authorization: Bearer $LLMCLOUD_API_KEY" '
@@ -149,6 +247,13 @@ class Endpoint:
             f'.completions.create(model="{self.name}", prompt="Hello")'
         )
         return {"curl": curl, "openai": python}
+
+    def _prediction_snippets(self) -> dict[str, str]:
+        url = f"{self.base_url.removesuffix('/v1')}/v2/models/{self.name}/infer"
+        inputs = {"image-classifier": '"BASE64"', "module": "[[0.5, 1.5]]"}.get(self.kind, '["Hello"]')
+        data = json.dumps({"inputs": "INPUTS"}).replace('"INPUTS"', inputs)
+        curl = f"""curl {url} -H "Authorization: Bearer $LLMCLOUD_API_KEY" -d '{data}'"""
+        return {"curl": curl, "Python": f"ep.predict({inputs})"}
 
     def replicas(self) -> list[str]:
         """Each replica in a line: what serves it, in how much memory, on how many threads."""
@@ -164,12 +269,13 @@ class Endpoint:
             for title, text in self.snippets().items()
         )
         name, url = html.escape(self.name), html.escape(self.base_url)
+        kind = "" if self.kind == GENERATOR else f" &middot; {html.escape(self.kind)}"
         try:
             lines = self._replicas(_SHOW_TIMEOUT_S)
         except LLMCloudError:  # a card is shown also when the server has gone meanwhile, or is slow
             lines = []
         small = "".join(f"<div><small>{html.escape(line)}</small></div>" for line in lines)
-        return f"<div style='{_STYLE}'><b>{name}</b> &middot; <code>{url}</code>{rows}{small}</div>"
+        return f"<div style='{_STYLE}'><b>{name}</b>{kind} &middot; <code>{url}</code>{rows}{small}</div>"
 
     def show(self, handle: Any = None) -> None:
         """Display the card, in place of what `handle` shows; as the value of the same cell it is not shown again."""
@@ -207,8 +313,16 @@ class Endpoint:
         return {**shown, **bundle, **panel("endpoint", self.name, self.name)}
 
 
+def as_target(target: str) -> str:
+    """A folder that is here by its whole path: the server has another folder to begin from."""
+    folder = Path(target).expanduser()
+    return str(folder.absolute()) if folder.is_dir() or not NAME_PATTERN.fullmatch(target) else target
+
+
 def _described(replica: dict[str, Any]) -> str:
     memory = replica["memory"]
+    if not replica.get("num_parallel"):
+        return f"replica {replica['id']}: {_size(memory['process_bytes'])}"
     cache = ""
     if limit := memory.get("max_cache_bytes"):
         cache = f", of them {_size(memory['cache_bytes'])} for keys and values (up to {_size(limit)} when needed)"
@@ -226,7 +340,8 @@ def _size(num_bytes: int) -> str:
 
 def _refusal(response: httpx.Response) -> LLMCloudError:
     try:
-        message = response.json()["error"]["message"]
+        error = response.json()["error"]
+        message = error if isinstance(error, str) else error["message"]
     except (ValueError, KeyError, TypeError):
         message = f"the endpoint answered with status {response.status_code}."
     return _ERRORS.get(response.status_code, ServerError)(str(message))

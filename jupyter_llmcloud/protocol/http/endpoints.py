@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from jupyter_llmcloud.core.spec import EndpointSpec
-from jupyter_llmcloud.protocol.http.base import Query, Response
+from jupyter_llmcloud.protocol.http.base import Body, Query, Response
 from jupyter_llmcloud.protocol.http.options import Options, options_body
+
+
+class ServedSource(Body, frozen=True):
+    """A cell that defines load() and predict(inputs), or an object that the kernel has kept on the server's host."""
+
+    text: Annotated[str, Meta(description="The cell, without the line of its magic.")] = ""
+    name: Annotated[str, Meta(description="As the notebook calls it: Cell In[4].")] = "the cell"
+    first_line: Annotated[int, Meta(ge=1, description="Of the text, counted in the cell.")] = 1
+    folder: Annotated[str, Meta(description="Where its relative paths and modules are looked for.")] = ""
+    object: Annotated[str, Meta(description="The digest of a kept object, in place of a text.")] = ""
+
 
 if TYPE_CHECKING:
 
@@ -16,11 +27,64 @@ if TYPE_CHECKING:
         """A run's model or a folder to serve, with the options of an EndpointSpec."""
 
         target: str
+        source: ServedSource | None = None
+        reuse: bool = False
 
 else:
+    _SOURCE = Annotated[
+        ServedSource | None, Meta(description="Code of the user's own, in place of a model: what %%serve sends.")
+    ]
     _TARGET = Annotated[str, Meta(description="A run by its id or name, or a folder in the Hugging Face layout.")]
+    _REUSE = Annotated[bool, Meta(description="Answer with an endpoint of that name that serves the same already.")]
     StartEndpoint = options_body(
-        "StartEndpoint", "A run's model or a folder to serve, and how.", EndpointSpec, [("target", _TARGET)]
+        "StartEndpoint",
+        "A run's model or a folder to serve, and how.",
+        EndpointSpec,
+        [("target", _TARGET), ("source", _SOURCE, None), ("reuse", _REUSE, False)],
+    )
+
+
+class ScaleEndpoint(Body, frozen=True):
+    """How many replicas."""
+
+    replicas: Annotated[
+        int | str, Meta(description="A number, or bounds such as 1:4 between which it follows the load.")
+    ]
+
+
+class UpdateEndpoint(Body, frozen=True):
+    """Another model for an endpoint."""
+
+    target: Annotated[str, Meta(description="A run by its id or name, or a folder in the Hugging Face layout.")]
+    canary: Annotated[
+        Annotated[int, Meta(ge=1, le=99)] | None,
+        Meta(description="Percent of the requests that it gets, beside what is served now."),
+    ] = None
+
+
+class SplitEndpoint(Body, frozen=True):
+    """How requests are shared out."""
+
+    shares: Annotated[
+        dict[str, int],
+        Meta(description="Percent by revision (stable, canary or a number): 100 together.", examples=[{"stable": 95}]),
+    ]
+
+
+class ShadowEndpoint(Body, frozen=True):
+    """Who gets copies of the requests."""
+
+    revision: Annotated[
+        str | None, Meta(description="The number of a revision, or a run or folder to serve for that; null: nobody.")
+    ] = None
+
+
+class AddAdapter(Body, frozen=True):
+    """An adapter for the model that is served."""
+
+    target: Annotated[str, Meta(description="A folder that PEFT's save_pretrained wrote, or a run that saved one.")]
+    name: Annotated[str | None, Meta(description="How it is asked for (default: the folder's or the run's name).")] = (
+        None
     )
 
 
@@ -53,6 +117,7 @@ class Replica(Response, frozen=True, omit_defaults=True):
     pid: int
     state: str
     in_flight: Annotated[int, Meta(description="Requests that it answers now.")]
+    revision: Annotated[int, Meta(description="The number of the revision whose weights it has.")] = 0
     engine: Annotated[str | None, Meta(description="How it generates.")] = None
     num_parallel: Annotated[int | None, Meta(description="Sequences that it generates at once.")] = None
     num_threads: int | None = None
@@ -61,6 +126,21 @@ class Replica(Response, frozen=True, omit_defaults=True):
     host: str | None = None
     device: str | None = None
     last_seen: Annotated[float | None, Meta(description="Seconds since the epoch.")] = None
+
+
+class ServedRevision(Response, frozen=True):
+    """A version of the model behind an endpoint."""
+
+    number: Annotated[int, Meta(description="As in the header x-llmcloud-revision of an answer.")]
+    role: Annotated[str, Meta(description="stable, canary, shadow or retired.")]
+    weight: Annotated[int, Meta(description="Percent of the requests.")]
+    target: str
+    fingerprint: str
+    num_replicas: int
+    step: Annotated[int | None, Meta(description="Of a training run that is followed.")] = None
+    note: Annotated[str, Meta(description="Why it was withdrawn.")] = ""
+    num_requests: Annotated[int, Meta(description="Since this server serves it; of a shadow, copies.")] = 0
+    num_errors: Annotated[int, Meta(description="Of them, those that failed by its fault.")] = 0
 
 
 class EndpointRates(Response, frozen=True):
@@ -87,7 +167,15 @@ class Endpoint(Response, frozen=True):
     cluster: Annotated[str | None, Meta(description="As asked for; null for the newest.")]
     model: Annotated[str, Meta(description="The folder that is served.")]
     target: Annotated[str, Meta(description="As asked for: a run or a folder.")]
+    kind: Annotated[
+        str,
+        Meta(
+            description="What the model is for: generator (asked by /llmcloud/v1), embedder, classifier, regressor,"
+            " token-classifier, image-classifier, module or python (asked by /llmcloud/v2)."
+        ),
+    ]
     dtype: str
+    engine: Annotated[str, Meta(description="As asked for; each replica tells which one it has.")]
     num_replicas: Annotated[int, Meta(description="As asked for.")]
     base_model: str | None
     max_model_len: int | None
@@ -95,6 +183,16 @@ class Endpoint(Response, frozen=True):
     threads: int | None
     revision: Annotated[str, Meta(description="A fingerprint of what is served; another one for other weights.")]
     replicas: list[Replica]
+    cores: Annotated[int | None, Meta(description="That a replica has; null: it shares them.")] = None
+    memory_bytes: Annotated[int | None, Meta(description="That a replica may take; null: not stated.")] = None
+    cache_bytes: Annotated[int | None, Meta(description="For keys and values of a replica; null: as is free.")] = None
+    devices: Annotated[int | None, Meta(description="GPUs of a replica; null: one where there is one.")] = None
+    min_replicas: Annotated[int | None, Meta(description="Bounds of autoscaling; null: the number is fixed.")] = None
+    max_replicas: int | None = None
+    step: Annotated[int | None, Meta(description="The step of the run that is served, where it is followed.")] = None
+    revisions: Annotated[list[ServedRevision], Meta(description="The newest last.")] = []
+    adapters: Annotated[list[str], Meta(description="Asked for as the model NAME:ADAPTER.")] = []
+    follows: Annotated[str | None, Meta(description="The run whose newest weights are served.")] = None
     url: Annotated[str, Meta(description="The base URL for OpenAI clients, as this client reached the server.")] = ""
     rates: Annotated[EndpointRates | None, Meta(description="Null where nothing counts them.")] = None
 

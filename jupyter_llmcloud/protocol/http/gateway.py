@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -33,6 +33,47 @@ class Models(Response, frozen=True):
 
     data: list[Model]
     object: Literal["list"] = "list"
+
+
+class ServerMetadata(Response, frozen=True):
+    """The server, in the words of the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerHealth(Response, frozen=True, omit_defaults=True):
+    """Whether the server lives, or takes requests."""
+
+    live: bool | None = None
+    ready: bool | None = None
+
+
+class ModelReady(Response, frozen=True):
+    """Whether a model answers."""
+
+    name: str
+    ready: bool
+
+
+class OpenInferenceRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A request by the Open Inference Protocol, as its replica reads it; tensors may follow it as binary data."""
+
+    inputs: Annotated[
+        Any, Meta(description="Tensors with name, shape, datatype and data; or any other JSON value for the model.")
+    ]
+    id: Annotated[str, Meta(description="Told again in the answer.")] = ""
+    parameters: dict[str, Any] | None = None
+    outputs: Annotated[list[dict[str, Any]] | None, Meta(description="The outputs wanted, by name; left out: all.")] = (
+        None
+    )
+
+
+class OpenInferenceRefusal(Response, frozen=True):
+    """Why a request by the Open Inference Protocol was not answered."""
+
+    error: str
 
 
 class InferenceError(Response, frozen=True):

@@ -23,8 +23,8 @@ class Options(Body, frozen=True):
         return {name: value for name, value in values.items() if value is not UNSET and value is not None}
 
 
-def options_body(name: str, doc: str, spec: type[Spec], more: list[tuple[str, Any]] | None = None) -> type[Options]:
-    """A body with the options that a spec has over REST, behind fields of its own that must be given (`more`)."""
+def options_body(name: str, doc: str, spec: type[Spec], more: list[tuple[Any, ...]] | None = None) -> type[Options]:
+    """A body with the options that a spec has over REST, behind fields of its own (`more`: name, type, default)."""
     hints = typing.get_type_hints(spec)
     fields = [(option.name, _annotated(option, hints[option.name]), UNSET) for option in spec.options(Interface.REST)]
     made = msgspec.defstruct(
@@ -51,6 +51,8 @@ def _schema(option: Option, hint: Any) -> dict[str, Any]:
     default = {} if option.default is None else {"default": option.default}
     if option.values:
         return {"type": "string", "enum": list(option.values), **default}
+    if set(kinds) == {int, str}:  # a number, or a text that says more
+        return {"type": ["integer", "string"], **default}
     if kind is float:  # a duration: seconds, or as it is typed: 90s, 30m, 2h
         return {"type": ["number", "string"], **default}
     if typing.get_origin(kind) is list:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from jupyter_server.auth.decorator import authorized
-from jupyter_server.base.handlers import APIHandler, JupyterHandler
+from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 from jupyter_llmcloud import errors
@@ -16,6 +16,7 @@ from jupyter_llmcloud.errors import LLMCloudError, ServerError
 from jupyter_llmcloud.protocol.frames import tidy
 from jupyter_llmcloud.protocol.http.base import Refusal, Response
 from jupyter_llmcloud.protocol.rpc import refusal_body
+from jupyter_llmcloud.server.api.cross_origin import NamedOrigins
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.audit import Audit
@@ -48,16 +49,7 @@ def access(action: str) -> Callable[[Method], Method]:
     return decorate
 
 
-class OwnOriginOnly(JupyterHandler):
-    """Pages of other origins may read an answer only where Jupyter's `allow_origin` or `allow_origin_pat` says so."""
-
-    def set_cors_headers(self) -> None:
-        """Jupyter's own would name any origin that comes with a token."""
-        if self.allow_origin or self.allow_origin_pat:
-            super().set_cors_headers()
-
-
-class LLMCloudHandler(OwnOriginOnly, APIHandler):
+class LLMCloudHandler(NamedOrigins, APIHandler):
     """Base of the JSON routes."""
 
     def initialize(self, audit: Audit, started: Callable[[], Awaitable[None]]) -> None:

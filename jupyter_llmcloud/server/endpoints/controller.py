@@ -7,26 +7,30 @@ time (a start, a probe, an end) is an operation beside that task; how it ended i
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.serving.endpoint_plan import (
+from jupyter_llmcloud.core.serving.endpoint_plan import EndpointPlan, Timing
+from jupyter_llmcloud.core.serving.plan_messages import (
     AskAgent,
     Desired,
     Drain,
-    EndpointPlan,
     Event,
     Idle,
     Instruction,
     Lost,
     MarkState,
+    NoRoom,
     Probe,
     Probed,
     ProcessAlive,
+    Reloaded,
+    ReloadReplica,
     Resumed,
-    Revision,
+    RevisionFailed,
     Route,
     Started,
     StartReplica,
@@ -34,12 +38,26 @@ from jupyter_llmcloud.core.serving.endpoint_plan import (
     StopReplica,
     Suspected,
     Tick,
-    Timing,
+    Withdraw,
 )
 from jupyter_llmcloud.core.serving.rates import RateWindow
-from jupyter_llmcloud.errors import LLMCloudError, ModelError, NotFound, UsageError
-from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
+from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.rollout import (
+    CANARY,
+    RETIRED,
+    SHADOW,
+    Outcomes,
+    scaled,
+    served,
+    why_unhealthy,
+    with_role,
+)
+from jupyter_llmcloud.core.serving.rollout import withdrawn as without
+from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError, ModelError, NotFound, UsageError
+from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient, ReplicaLost, ReplicaRefusal
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone
+from jupyter_llmcloud.server.endpoints.scaling import EVERY_S, Scaling
+from jupyter_llmcloud.server.endpoints.shadow import ShadowTraffic
 from jupyter_llmcloud.server.gateway.admission import AdmissionControl
 from jupyter_llmcloud.storage.server_state import StoredEndpoint, StoredReplica
 
@@ -51,7 +69,12 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT_S = Timing().probe_timeout_s
 ACTIVE_STATES = ("starting", "ready")
-_TOLD = ("model", "target", "dtype", "num_replicas", "base_model", "max_model_len", "max_concurrent", "threads")
+_TOLD = (
+    "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent",
+    "threads", "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
+)  # fmt: skip
+_OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
+MAX_REVISIONS = 20  # that are kept of one endpoint
 _REPORTED_BY_REPLICAS = ("engine", "num_parallel", "num_threads", "context_length", "memory")
 
 
@@ -70,12 +93,26 @@ class EndpointController:
         self._log = log
         self._plan = EndpointPlan(was_ready=stored.state == "ready")
         self._replicas: dict[int, ReplicaClient] = {}
-        self._routed: list[ReplicaClient] = []
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._operations: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self.admission = AdmissionControl(self.ready_replicas, lambda: self._plan.may_recover)
+        self.admission = AdmissionControl(self.ready_replicas, lambda: self._plan.may_recover, self.wake)
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """The load, and what it asks for."""
+        return Scaling()
+
+    @cached_property
+    def shadow_traffic(self) -> ShadowTraffic:
+        """Copies of requests for a revision that is tried."""
+        return ShadowTraffic()
+
+    @cached_property
+    def outcomes(self) -> dict[int, Outcomes]:
+        """What became of the requests to each revision, by its number."""
+        return {}
 
     @cached_property
     def rates(self) -> RateWindow:
@@ -103,18 +140,18 @@ class EndpointController:
 
     def ready_replicas(self) -> list[ReplicaClient]:
         """Those that can be asked."""
-        return list(self._routed)
+        return [replica for replica in self._replicas.values() if replica.weight > 0]
 
     def describe(self) -> dict[str, Any]:
         """What the API tells of it: neither sockets nor tokens."""
         stored, current = self.stored, self.stored.current
         kept = {key: getattr(stored, key) for key in ("name", "state", "created", "reason", "cluster")}
-        served = {key: getattr(current, key) for key in _TOLD}
+        told = {key: getattr(current, key) for key in _TOLD}
         states = self._plan.states()
         replicas = [
             {
                 "id": replica.id, "pid": replica.pid, "state": states.get(number, ""),
-                "in_flight": replica.num_in_flight,
+                "in_flight": replica.num_in_flight, "revision": replica.stored.revision,
                 **{key: value for key, value in replica.reported.items() if key in _REPORTED_BY_REPLICAS},
             }
             for number, replica in self._replicas.items()
@@ -125,7 +162,23 @@ class EndpointController:
             "num_queued": self.admission.num_waiting,
             "num_in_flight": sum(replica.num_in_flight for replica in self._replicas.values()),
         }
-        return {**kept, **served, "revision": current.fingerprint, "replicas": replicas, "rates": rates}
+        return {
+            **kept, **told, "revision": current.fingerprint, "replicas": replicas, "rates": rates,
+            "revisions": [self._describe_revision(item) for item in stored.revisions],
+            "adapters": sorted(stored.adapters), "follows": stored.follows or None,
+        }  # fmt: skip
+
+    def _describe_revision(self, revision: Revision) -> dict[str, Any]:
+        told = {name: getattr(revision, name) for name in _OF_A_REVISION}
+        if revision.role == SHADOW:
+            counts = self.shadow_traffic.counts
+            return {**told, "num_requests": counts.num_copied, "num_errors": counts.num_failed}
+        counted = self.outcomes.get(revision.number, Outcomes())
+        return {**told, "num_requests": counted.num_requests, "num_errors": counted.num_errors}
+
+    def adapter_of(self, model: str) -> str:
+        """The adapter that a model's name stands for: `NAME:ADAPTER`, or its own name; "" for the model itself."""
+        return "" if model == self.name else model.removeprefix(f"{self.name}:")
 
     def logs(self) -> list[str]:
         """Where its replicas keep their output, the newest last."""
@@ -139,10 +192,34 @@ class EndpointController:
         self._replicas = {number: ReplicaClient(number, stored) for number, stored in enumerate(before, 1)}
         self.stored.state, self.stored.reason = "starting", ""
         self._save()
-        revisions = tuple(revision for revision in self.stored.revisions if revision.num_replicas)
+        revisions = served(self.stored.revisions)
         found = {number: replica.stored.revision for number, replica in self._replicas.items()}
         self._inbox.put_nowait(Resumed(revisions, found))
         self._task = asyncio.ensure_future(self._reconcile())
+        self._operations[0, "scale"] = asyncio.ensure_future(self._keep_scaled())
+
+    def change(self, revisions: Sequence[Revision]) -> None:
+        """Have these revisions from now on; nothing is interrupted for that."""
+        kept = list(revisions)
+        while len(kept) > MAX_REVISIONS and (old := next((r for r in kept if r.role == RETIRED), None)) is not None:
+            kept.remove(old)
+        self.stored.revisions = kept
+        self._save()
+        self._inbox.put_nowait(Desired(served(kept)))
+
+    def scale(self, num_replicas: int) -> None:
+        """Have so many replicas of the stable revision."""
+        self.change(scaled(self.stored.revisions, num_replicas))
+
+    def wake(self) -> float | None:
+        """Somebody asks and no replica is there: start one where none was needed. When one is due, as far as known."""
+        current = self.stored.current
+        if self.is_active and current.num_replicas == 0:
+            self.scale(max(1, current.min_replicas or 0))
+        if self.stored.start_s is None:
+            return None
+        since = self._plan.starting_since
+        return self.stored.start_s if since is None else max(0.0, self.stored.start_s - (self._now() - since))
 
     async def wait(self, state: str, timeout_s: float) -> None:
         """Wait until its state is another than `state`, or the time is over."""
@@ -155,9 +232,48 @@ class EndpointController:
 
     def suspect(self, replica: ReplicaClient) -> None:
         """A request could not reach this replica: ask it no more until a probe has."""
-        if replica in self._routed:
-            self._routed.remove(replica)
+        replica.weight = 0
         self._inbox.put_nowait(Suspected(replica.number))
+
+    def note_outcome(self, replica: ReplicaClient, failed: bool, num_tokens: int = 0, seconds: float = 0.0) -> None:
+        """A request to a replica is over; `failed` by a fault of its own."""
+        replica.breaker.note(failed, time.monotonic())
+        revision = replica.stored.revision
+        self.outcomes.setdefault(revision, Outcomes()).note(failed)
+        if not failed:
+            replica.load.measure(num_tokens, seconds)
+            self.scaling.answered(seconds)
+        canary = with_role(self.stored.revisions, CANARY)
+        if failed and canary is not None and canary.number == revision:
+            stable = self.outcomes.get(self.stored.current.number, Outcomes())
+            if reason := why_unhealthy(self.outcomes[revision], stable):
+                self._inbox.put_nowait(RevisionFailed(revision, reason))
+
+    def copy_to_shadow(self, path: str, body: bytes) -> None:
+        """Somebody asks: the shadow, if there is one, is asked the same."""
+        if (shadow := with_role(self.stored.revisions, SHADOW)) is not None:
+            states = self._plan.states()
+            there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
+            self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], path, body)
+
+    async def set_adapter(self, name: str, folder: str) -> None:
+        """Have every replica answer for an adapter too; no longer when `folder` is "". Raises ModelError."""
+        body = {"name": name, "folder": folder}
+        asked = self.ready_replicas()
+        told = await asyncio.gather(*(one.change("/adapters", body) for one in asked), return_exceptions=True)
+        refused = [error for error in told if isinstance(error, ReplicaRefusal)]
+        if folder and refused:
+            undo = {"name": name, "folder": self.stored.adapters.get(name, "")}
+            await asyncio.gather(*(one.change("/adapters", undo) for one in asked), return_exceptions=True)
+            raise ModelError(f"adapter {name!r} is not loaded: {refused[0]}")
+        for error in told:  # one that is lost is replaced by one that has the adapters
+            if isinstance(error, BaseException) and not isinstance(error, ReplicaRefusal | ReplicaLost):
+                raise error
+        if folder:
+            self.stored.adapters[name] = folder
+        else:
+            self.stored.adapters.pop(name, None)
+        self._save()
 
     async def stop(self) -> None:
         """End every replica; returns when nothing is left of them."""
@@ -168,6 +284,7 @@ class EndpointController:
         """Wait until nothing is left of an endpoint that is stopped or has failed."""
         if self._task is not None:
             await asyncio.wait([self._task])
+        await self.shadow_traffic.close()
 
     async def detach(self) -> None:
         """The server ends and the replicas go on: the next server finds them by what is saved."""
@@ -186,12 +303,26 @@ class EndpointController:
                 event = await self._next_event()
                 for instruction in self._plan.handle(event, self._now()):
                     self._carry_out(instruction)
-                if isinstance(event, Started | ProcessAlive | Stopped):
+                if isinstance(event, Started | ProcessAlive | Stopped | Reloaded):
                     self._save()
         except Exception as error:  # a mistake of ours must show on the endpoint, not die with its task
             self._log.exception("endpoint %s", self.name)
             self._mark("failed", f"{type(error).__name__}: {error}")
             await asyncio.gather(*(self._end(replica) for replica in list(self._replicas.values())))
+        finally:
+            if (scaling := self._operations.pop((0, "scale"), None)) is not None:
+                scaling.cancel()
+
+    async def _keep_scaled(self) -> None:
+        """Follow the load, where bounds are given."""
+        while not self._plan.is_over:
+            await asyncio.sleep(EVERY_S)
+            current = self.stored.current
+            replicas = self.ready_replicas()
+            wanted = self.scaling.wanted(self._now(), current, replicas, self.admission.num_waiting)
+            if wanted != current.num_replicas and self.is_active:
+                self._records.tell_change(self.name, "endpoint.scaled", replicas=wanted, before=current.num_replicas)
+                self.scale(wanted)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -211,6 +342,10 @@ class EndpointController:
             case StartReplica(number, revision):
                 self._replicas[number] = ReplicaClient(number, StoredReplica(id=""))
                 self._operate("start", number, partial(self._start, revision=revision))
+            case ReloadReplica(number, revision):
+                self._operate("reload", number, partial(self._reload, revision=revision))
+            case Withdraw(number, reason):
+                self._withdraw(number, reason)
             case Probe(number):
                 self._operate("probe", number, self._probe)
             case AskAgent(number):
@@ -222,7 +357,10 @@ class EndpointController:
                 replica.give_up(f"{replica}: {reason}" if replica.id and replica.id not in reason else reason)
                 self._operate("stop", number, self._stop)
             case Route(weights):
-                self._routed = [self._replicas[number] for number in weights]
+                for number, replica in self._replicas.items():
+                    replica.weight = weights.get(number, 0)
+                    if replica.weight:
+                        replica.load.revision = self._plan.group_of(number)
                 self.admission.admit()
             case MarkState(state, reason):
                 self._mark(state, reason)
@@ -241,14 +379,25 @@ class EndpointController:
 
         self._operations[number, kind] = asyncio.ensure_future(operate())
 
+    def _withdraw(self, number: int, reason: str) -> None:
+        """A revision has failed: the one that served before it serves on alone."""
+        self._log.warning("endpoint %s: revision %s is withdrawn: %s", self.name, number, reason)
+        self._records.tell_change(self.name, "endpoint.rollback", revision=number, reason=reason)
+        self.outcomes.pop(number, None)
+        self.change(without(self.stored.revisions, number, reason))
+
     # --- operations: each ends with an event ---
 
     async def _start(self, replica: ReplicaClient, revision: Revision) -> Event:
         try:
             placed = await self._host.place(self.name, revision, self.stored.cluster)
+            adapters = dict(self.stored.adapters)
             replica.stored = placed.replica  # known before it runs, so that whoever stops now ends it too
             self._save()
-            replica.stored = await self._host.start(self.name, revision, placed)
+            replica.stored = await self._host.start(self.name, revision, placed, adapters)
+        except (Busy, CapacityError) as error:
+            replica.stored = StoredReplica(id="")
+            return NoRoom(replica.number, f"waits for room: {error}")
         except (ModelError, NotFound, UsageError) as error:
             return Lost(replica.number, str(error), lasting=True)
         except (ReplicaGone, LLMCloudError) as error:
@@ -259,7 +408,9 @@ class EndpointController:
     async def _probe(self, replica: ReplicaClient) -> Event:
         health = await replica.health(PROBE_TIMEOUT_S)
         if health.state == "ready":
-            replica.max_concurrent = int(health.values.get("max_concurrent") or replica.max_concurrent)
+            replica.load.capacity = int(health.values.get("max_concurrent") or replica.load.capacity)
+            if not replica.reported and (since := self._plan.started_at(replica.number)) is not None:
+                self.stored.start_s = round(self._now() - since, 3)
             replica.reported = health.values
             return Probed(replica.number, "ready")
         if health.state == "failed":
@@ -267,6 +418,19 @@ class EndpointController:
         if health.state == "silent":
             self._log.warning("endpoint %s: %s: %s", self.name, replica, health.reason)
         return Probed(replica.number, health.state, f"{replica}: {health.reason or f'it says: {health.state}'}")
+
+    async def _reload(self, replica: ReplicaClient, revision: Revision) -> Event:
+        body = {"model": revision.model, "dtype": revision.dtype, "revision": revision.number}
+        try:
+            await replica.change("/reload", body)
+        except ReplicaRefusal as error:
+            self._log.warning("endpoint %s: %s keeps its weights: %s", self.name, replica, error)
+            return Reloaded(replica.number, revision.number, str(error))
+        except ReplicaLost as error:
+            return Lost(replica.number, str(error))
+        replica.stored = dataclasses.replace(replica.stored, revision=revision.number)
+        replica.load.forget()
+        return Reloaded(replica.number, revision.number)
 
     async def _find(self, replica: ReplicaClient) -> Event:
         try:

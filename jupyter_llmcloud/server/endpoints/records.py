@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.storage.server_state import ServerState, StoredEndpoint
 
@@ -45,6 +45,10 @@ class EndpointRecords:
     def tell(self, name: str, state: str, reason: str) -> None:
         """An endpoint has come into another state."""
         self._audit.tell("server", "endpoint.state", name, state=state, reason=reason)
+
+    def tell_change(self, name: str, action: str, **detail: Any) -> None:
+        """An endpoint has changed something by itself."""
+        self._audit.tell("server", action, name, **detail)
 
     def _write_or_retry(self) -> None:
         if self._retrying is not None and not self._retrying.done():

@@ -1,19 +1,31 @@
-"""The endpoints of a server, by name."""
+"""The endpoints of a server, by name: made, changed, stopped. What can be refused is refused before anything starts."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.names import check_name
-from jupyter_llmcloud.core.serving.endpoint_plan import Revision
-from jupyter_llmcloud.errors import NameTaken, NotFound, UsageError
+from jupyter_llmcloud.core.names import check_name, replica_bounds
+from jupyter_llmcloud.core.serving import rollout
+from jupyter_llmcloud.core.serving.engine_names import AUTO, LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.spec import EndpointSpec
+from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
-from jupyter_llmcloud.server.endpoints.model_folder import resolve_target
+from jupyter_llmcloud.server.endpoints.model_folder import (
+    ModelFolder,
+    model_elsewhere,
+    resolve_adapter,
+    resolve_gguf,
+    resolve_target,
+)
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
+from jupyter_llmcloud.storage.weights_layout import difference
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -22,9 +34,8 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
     from jupyter_llmcloud.storage.runs import RunStore
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-MAX_REPLICAS = 64
-MAX_REVISIONS = 20  # that are kept of one endpoint
+
+PYTHON = "python"
 
 
 class EndpointRegistry:
@@ -54,38 +65,51 @@ class EndpointRegistry:
         return endpoint
 
     async def create(
-        self,
-        target: str,
-        name: str | None = None,
-        num_replicas: int = 1,
-        dtype: str = "auto",
-        cluster: str | None = None,
-        *,
-        base_model: str | None = None,
-        max_model_len: int | None = None,
-        max_concurrent: int = 32,
-        threads: int | None = None,
+        self, target: str, spec: EndpointSpec, reuse: bool = False, code: ModelFolder | None = None
     ) -> EndpointController:
-        """Begin to serve a target. Everything that can be refused is refused before anything starts."""
-        _check_options(num_replicas, dtype)
-        folder = await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir, base_model)
-        name = check_name(name or folder.name, "endpoint")
+        """Begin to serve a target, or `code` of the user's own.
+
+        With `reuse` an endpoint that serves it under that name already is returned as it is. Code takes the place of
+        code that is served under the same name: other replicas are ready before the old ones end.
+        """
+        try:
+            folder = code or await self._resolve(target, spec.base_model, spec.engine)
+        except NotFound:
+            running = self._endpoints.get(target)
+            if reuse and spec.name in (None, target) and running is not None and running.is_active:
+                return running
+            raise
+        name = check_name(spec.name or folder.name, "endpoint")
         known = self._endpoints.get(name)
+        if known is not None and known.is_active and code is not None and known.stored.current.kind == PYTHON:
+            self._replace(known, revision_of(folder, target, spec, rollout.next_number(known.stored.revisions)))
+            return known
         if known is not None and known.is_active:
+            current = known.stored.current
+            if reuse and (current.model, current.fingerprint) == (str(folder.path), folder.revision):
+                return known
             raise NameTaken(
                 f"endpoint {name!r} serves {known.stored.current.target!r} already: choose another --name, "
-                f"or stop it first (%endpoints stop {name})."
+                f"stop it first (%endpoints stop {name}), or give it this model: %endpoints update {name} {target}."
             )
         before = known.stored.revisions if known is not None else []
-        revision = Revision(
-            before[-1].number + 1 if before else 1, str(folder.path), target, folder.revision, dtype, num_replicas,
-            base_model=folder.base_model, max_model_len=max_model_len, max_concurrent=max_concurrent, threads=threads,
-        )  # fmt: skip
-        retired = [dataclasses.replace(earlier, num_replicas=0, weight=0) for earlier in before]
-        revisions = [*retired, revision][-MAX_REVISIONS:]
-        endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=cluster))
+        revisions = rollout.updated(before, revision_of(folder, target, spec, rollout.next_number(before)))
+        endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=spec.cluster))
         endpoint.open()
         return endpoint
+
+    def _replace(self, endpoint: EndpointController, new: Revision) -> None:
+        current = endpoint.stored.current
+        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "priority", "in_place_of")}
+        if dataclasses.replace(new, **alike) != current:
+            endpoint.change(rollout.updated(endpoint.stored.revisions, new))
+
+    async def _resolve(self, target: str, base_model: str | None = None, engine: str = AUTO) -> ModelFolder:
+        if is_url(engine):
+            return model_elsewhere(target, engine)
+        if engine == LLAMA_CPP:
+            return await asyncio.to_thread(resolve_gguf, target, self._runs, self._root_dir)
+        return await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir, base_model)
 
     def get(self, name: str) -> EndpointController:
         """The endpoint with this name; raises NotFound."""
@@ -96,9 +120,140 @@ class EndpointRegistry:
             )
         return endpoint
 
+    def active(self, name: str) -> EndpointController:
+        """The endpoint with this name, which answers or will. Raises NotFound, UsageError."""
+        endpoint = self.get(name)
+        if not endpoint.is_active:
+            raise UsageError(f"endpoint {name!r} has {endpoint.state}: serve it again (%serve) to change it.")
+        return endpoint
+
     def list(self) -> list[EndpointController]:
         """Every endpoint, the newest first."""
         return sorted(self._endpoints.values(), key=lambda endpoint: endpoint.stored.created, reverse=True)
+
+    def endpoint_of(self, model: str) -> str:
+        """The endpoint that is asked for a model: of that name, or with an adapter `NAME:ADAPTER`, or just ADAPTER."""
+        if model in self._endpoints:
+            return model
+        name, colon, adapter = model.partition(":")
+        if colon and name in self._endpoints and adapter in self._endpoints[name].stored.adapters:
+            return name
+        having = (one.name for one in self.list() if one.is_active and model in one.stored.adapters)
+        return next(having, model)
+
+    # --- changed while it answers ---
+
+    async def scale(self, name: str, replicas: int | str) -> EndpointController:
+        """Have so many replicas, or as many as the load needs between bounds (`1:4`)."""
+        endpoint = self.active(name)
+        wanted, low, high = replica_bounds(replicas)
+        if low is not None and high is not None:
+            wanted = min(high, max(low, endpoint.stored.current.num_replicas))
+        bounded = [
+            dataclasses.replace(item, min_replicas=low, max_replicas=high) if item.role == rollout.STABLE else item
+            for item in endpoint.stored.revisions
+        ]
+        endpoint.change(rollout.scaled(bounded, wanted))
+        return endpoint
+
+    async def update(self, name: str, target: str, canary: int | None = None, **about: Any) -> EndpointController:
+        """Serve another model under the same name: instead of the one there is, or to `canary` percent beside it.
+
+        Where only the weights differ they are loaded into the replicas there are, between two steps; else other
+        replicas are ready before the old ones end. `about`: more fields of the revision.
+        """
+        endpoint = self.active(name)
+        current = endpoint.stored.current
+        folder = await self._resolve(target, engine=current.engine)
+        revisions = endpoint.stored.revisions
+        new = dataclasses.replace(
+            current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
+            fingerprint=folder.revision, base_model=folder.base_model, step=None, in_place_of=0, kind=folder.kind,
+            source=folder.source, **about,
+        )  # fmt: skip
+        if canary is not None:
+            endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
+        else:
+            new = dataclasses.replace(new, in_place_of=await self._in_place_of(new, current))
+            endpoint.change(rollout.updated(revisions, new))
+        return endpoint
+
+    async def _in_place_of(self, new: Revision, before: Revision) -> int:
+        """The revision whose replicas can load the weights of `new`, since nothing else differs; 0: none can."""
+        is_plain = new.kind == before.kind == GENERATOR and not is_external(new.engine)
+        if not is_plain or new.base_model or before.base_model or new.source or before.source:
+            return 0
+        try:
+            reason = await asyncio.to_thread(difference, Path(before.model), Path(new.model))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            self._log.info("revision %s needs replicas of its own: %s", new.number, reason)
+        return 0 if reason else before.number
+
+    async def split(self, name: str, shares: Mapping[str, int]) -> EndpointController:
+        """Share the requests out over revisions, in percent."""
+        endpoint = self.active(name)
+        endpoint.change(rollout.split(endpoint.stored.revisions, shares))
+        return endpoint
+
+    async def rollback(self, name: str) -> EndpointController:
+        """Without the canary, or back to the revision before this one."""
+        endpoint = self.active(name)
+        before = endpoint.stored.current
+        revisions = rollout.rolled_back(endpoint.stored.revisions)
+        stable = rollout.with_role(revisions, rollout.STABLE)
+        if stable is not None and stable.number != before.number:
+            in_place = dataclasses.replace(stable, in_place_of=await self._in_place_of(stable, before))
+            revisions = [in_place if item.number == stable.number else item for item in revisions]
+        endpoint.change(revisions)
+        return endpoint
+
+    async def shadow(self, name: str, revision: str | None) -> EndpointController:
+        """Copy requests to a revision (its number, or a target to serve as a new one); None ends that."""
+        endpoint = self.active(name)
+        revisions = endpoint.stored.revisions
+        if revision is None:
+            endpoint.change(rollout.shadowed(revisions, None))
+            return endpoint
+        try:
+            new = rollout.find(revisions, revision)
+        except UsageError as error:
+            try:
+                folder = await self._resolve(revision, engine=endpoint.stored.current.engine)
+            except LLMCloudError as other:
+                raise type(other)(f"{error} {other}") from None
+            new = dataclasses.replace(
+                endpoint.stored.current, number=rollout.next_number(revisions), model=str(folder.path), target=revision,
+                fingerprint=folder.revision, base_model=folder.base_model, num_replicas=1, step=None,
+                kind=folder.kind, source=folder.source,
+            )  # fmt: skip
+        endpoint.change(rollout.shadowed(revisions, new))
+        return endpoint
+
+    async def add_adapter(self, name: str, path: str, adapter: str | None = None) -> EndpointController:
+        """Load an adapter of PEFT beside the model; it is asked for as `NAME:ADAPTER`, or by its own name."""
+        endpoint = self.active(name)
+        folder = await asyncio.to_thread(resolve_adapter, path, self._runs, self._root_dir, endpoint.stored.current)
+        adapter = check_name(adapter or folder.name, "adapter")
+        taken = self.endpoint_of(adapter)
+        if taken != adapter and taken != name:
+            raise NameTaken(f"endpoint {taken!r} has an adapter {adapter!r}: give this one another --name.")
+        if adapter in self._endpoints:
+            raise NameTaken(f"there is an endpoint {adapter!r}: give the adapter another --name.")
+        await endpoint.set_adapter(adapter, str(folder.path))
+        return endpoint
+
+    async def remove_adapter(self, name: str, adapter: str) -> EndpointController:
+        """Answer for an adapter no longer."""
+        endpoint = self.active(name)
+        if adapter not in endpoint.stored.adapters:
+            known = ", ".join(sorted(endpoint.stored.adapters)) or "none"
+            raise NotFound(f"endpoint {name!r} has no adapter {adapter!r}. There is: {known}.")
+        await endpoint.set_adapter(adapter, "")
+        return endpoint
+
+    # --- the end ---
 
     async def stop(self, name: str) -> dict[str, Any]:
         """End an endpoint; one that has ended already is forgotten."""
@@ -117,8 +272,23 @@ class EndpointRegistry:
         self._records.close()
 
 
-def _check_options(num_replicas: int, dtype: str) -> None:
-    if not 1 <= num_replicas <= MAX_REPLICAS:
-        raise UsageError(f"replicas {num_replicas} is not possible: 1 to {MAX_REPLICAS}.")
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}.")
+def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: int) -> Revision:
+    """What is served, and how it was asked for."""
+    num_replicas, low, high = replica_bounds(spec.replicas)
+    return Revision(
+        number, str(folder.path), target, folder.revision, spec.dtype, num_replicas,
+        base_model=folder.base_model,
+        kind=folder.kind,
+        source=folder.source,
+        engine=spec.engine,
+        api_key_env=spec.api_key_env or "",
+        max_model_len=spec.max_model_len,
+        max_concurrent=spec.max_concurrent,
+        threads=spec.threads,
+        cores=spec.cores,
+        memory_bytes=spec.memory,
+        cache_bytes=spec.kv_cache,
+        devices=spec.devices,
+        min_replicas=low,
+        max_replicas=high,
+    )  # fmt: skip

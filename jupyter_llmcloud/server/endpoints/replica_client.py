@@ -10,14 +10,25 @@ from typing import Any
 
 import aiohttp
 
+from jupyter_llmcloud.core.serving.routing import CircuitBreaker, ReplicaLoad, RequestShape
 from jupyter_llmcloud.storage.server_state import StoredReplica
 
+ANY_REQUEST = RequestShape()
+RELOAD_TIMEOUT_S = 600.0
 MAX_CONCURRENT = 32
 USAGE_TIMEOUT_S = 3.0
 
 
 class ReplicaLost(Exception):
     """A replica was given up or stopped while it was asked; the text says why."""
+
+
+class ReplicaRefusal(Exception):
+    """A replica does not do what it was asked, and goes on as it was. `status` as of HTTP."""
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -44,22 +55,29 @@ class ReplicaClient:
     Attributes:
         number: names it within its endpoint.
         stored: what is kept of it.
-        max_concurrent: how many requests it answers at once.
-        num_in_flight: how many it answers now.
+        load: what it answers now, as routing sees it.
+        weight: of its revision, in percent of the requests; 0: it gets none.
+        breaker: keeps requests away while it fails them.
         reported: what it said of itself when it was ready last: its engine, threads, memory.
     """
 
     def __init__(self, number: int, stored: StoredReplica) -> None:
         self.number = number
         self.stored = stored
-        self.max_concurrent = MAX_CONCURRENT
-        self.num_in_flight = 0
+        self.load = ReplicaLoad(capacity=MAX_CONCURRENT)
+        self.weight = 0
+        self.breaker = CircuitBreaker()
         self.reported: dict[str, Any] = {}
         self._session: aiohttp.ClientSession | None = None
         self._uses: set[_CallInProgress] = set()
         self._lost: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def num_in_flight(self) -> int:
+        """How many requests it answers now."""
+        return self.load.num_in_flight
 
     @property
     def id(self) -> str:
@@ -105,6 +123,24 @@ class ReplicaClient:
         state = {200: "ready", 503: str(values.get("state", "loading")), 500: "failed"}.get(response.status)
         return Health(state or "unreachable", str(values.get("reason", "")), values)
 
+    async def change(self, path: str, body: dict[str, Any], timeout_s: float = RELOAD_TIMEOUT_S) -> dict[str, Any]:
+        """Have it change what it serves: other weights, an adapter more or less.
+
+        Raises ReplicaRefusal when it does not, ReplicaLost when it does not answer.
+        """
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            with self.use():
+                async with self.session.post(path, json=body, timeout=timeout) as response:
+                    told = await response.json(content_type=None) if response.status != 404 else {}
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
+            raise ReplicaLost(f"{self} does not answer {path}: {error or type(error).__name__}") from None
+        told = told if isinstance(told, dict) else {}
+        if response.status != 200:
+            message = told.get("error", {}).get("message") if isinstance(told.get("error"), dict) else None
+            raise ReplicaRefusal(str(message or f"it answered {path} with status {response.status}"), response.status)
+        return told
+
     async def usage(self, request_id: str) -> dict[str, int] | None:
         """What a request has cost, once it has ended there: its prompt and completion tokens; None when unknown."""
         if self._lost is not None:
@@ -119,16 +155,17 @@ class ReplicaClient:
 
     # --- who asks it ---
 
-    def enter(self) -> ReplicaClient:
+    def enter(self, shape: RequestShape = ANY_REQUEST) -> ReplicaClient:
         """A request takes a place."""
-        self.num_in_flight += 1
+        self.load.enter(shape)
+        self.breaker.entered()
         self._idle.clear()
         return self
 
-    def leave(self) -> None:
+    def leave(self, shape: RequestShape = ANY_REQUEST) -> None:
         """A request gives its place back."""
-        self.num_in_flight -= 1
-        if not self.num_in_flight:
+        self.load.leave(shape)
+        if not self.load.num_in_flight:
             self._idle.set()
 
     async def wait_idle(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.core.serving.endpoint_plan import Revision
+from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
 from jupyter_llmcloud.storage.server_state import StoredReplica
@@ -63,13 +63,18 @@ class ReplicaHost:
         )
         return PlacedReplica(replica, agent)
 
-    async def start(self, endpoint: str, revision: Revision, placed: PlacedReplica) -> StoredReplica:
-        """Start its process."""
+    async def start(
+        self, endpoint: str, revision: Revision, placed: PlacedReplica, adapters: Mapping[str, str]
+    ) -> StoredReplica:
+        """Start its process; `adapters` are folders by their names."""
         replica = placed.replica
         spec = {
             "endpoint": endpoint, "served_name": endpoint, "model": revision.model, "dtype": revision.dtype,
             "base_model": revision.base_model, "token": replica.token, "max_concurrent": revision.max_concurrent,
-            "max_model_len": revision.max_model_len, "num_threads": revision.threads,
+            "max_model_len": revision.max_model_len, "num_threads": revision.threads or revision.cores,
+            "cores": revision.cores, "memory_bytes": revision.memory_bytes, "cache_bytes": revision.cache_bytes,
+            "devices": revision.devices, "engine": revision.engine,
+            "api_key_env": revision.api_key_env, "source": revision.source, "adapters": dict(adapters),
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
             message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)

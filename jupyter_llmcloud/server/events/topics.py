@@ -80,4 +80,5 @@ class Topics:
         return [as_endpoint(endpoint.describe()) for endpoint in self._endpoints.list()]
 
     async def _read_keys(self) -> list[Key]:
-        return [told(key) for key in self._state.list_keys()]
+        last_used = self._state.last_used()
+        return [told(key, last_used.get(key.id)) for key in self._state.list_keys()]

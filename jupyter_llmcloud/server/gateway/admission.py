@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from jupyter_llmcloud.core.serving.routing import RequestShape, closed, pick_replica, pick_revision
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
@@ -29,63 +34,103 @@ class AdmissionControl:
     Args:
         ready: which replicas can be asked.
         may_recover: whether waiting is worth it when none can: another one is on its way.
+        wake: called when none is there; starts one where none was needed, and tells in how many seconds it is likely
+            to be ready (None: not known).
     """
 
-    def __init__(self, ready: Callable[[], Iterable[ReplicaClient]], may_recover: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        ready: Callable[[], Iterable[ReplicaClient]],
+        may_recover: Callable[[], bool],
+        wake: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self._ready = ready
         self._may_recover = may_recover
-        self._waiting: deque[asyncio.Future[ReplicaClient]] = deque()
+        self._wake = wake
+        self._waiting: deque[_Place] = deque()
 
     @property
     def num_waiting(self) -> int:
         """Requests that wait for a replica."""
-        return sum(not place.done() for place in self._waiting)
+        return sum(not place.granted.done() for place in self._waiting)
 
-    async def enter(self, avoid: frozenset[str] = frozenset(), patience_s: float = QUEUE_TIMEOUT_S) -> ReplicaClient:
-        """The replica with the fewest requests, but for those in `avoid`; its place is taken until `leave`."""
+    async def enter(
+        self,
+        avoid: frozenset[str] = frozenset(),
+        patience_s: float = QUEUE_TIMEOUT_S,
+        shape: RequestShape = RequestShape(),  # noqa: B008 - a value
+    ) -> ReplicaClient:
+        """The replica that suits a request best, but for those in `avoid`; its place is taken until `leave`."""
         candidates = [replica for replica in self._ready() if replica.id not in avoid]
         if not candidates and not self._may_recover():
             raise NotAdmitted(503, "no replica is ready at the moment.", 2)
-        free = [replica for replica in candidates if replica.num_in_flight < replica.max_concurrent]
-        if free and (not self._waiting or avoid):
-            return min(free, key=lambda replica: replica.num_in_flight).enter()
+        if not candidates and (due_s := self._wake()) is not None and due_s > patience_s:
+            raise NotAdmitted(503, f"a replica is being started, which takes about {due_s:.0f} s.", math.ceil(due_s))
+        place = _Place(shape, asyncio.get_running_loop().create_future())
+        if (not self._waiting or avoid) and (found := choose(shape, candidates)) is not None:
+            return found.enter(shape)
         if len(self._waiting) >= MAX_QUEUED_PER_REPLICA * max(1, len(candidates)):
             raise NotAdmitted(429, f"{len(self._waiting)} requests are waiting already.", 1)
-        return await self._wait(patience_s)
+        return await self._wait(place, patience_s)
 
-    async def _wait(self, patience_s: float) -> ReplicaClient:
-        place: asyncio.Future[ReplicaClient] = asyncio.get_running_loop().create_future()
+    async def _wait(self, place: _Place, patience_s: float) -> ReplicaClient:
         self._waiting.append(place)
+        self.admit()
         try:
             # Not wait_for, which on Python 3.11 forgets a cancellation that comes with the result.
             async with asyncio.timeout(patience_s):
-                return await place
+                return await place.granted
         except TimeoutError:
             raise NotAdmitted(503, f"no place became free within {patience_s:.0f} s.", 5) from None
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and place.exception() is None:
-                self.leave(place.result())
+            granted = place.granted
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                self.leave(granted.result(), place.shape)
             raise
         finally:
             if place in self._waiting:
                 self._waiting.remove(place)
 
-    def leave(self, replica: ReplicaClient) -> None:
+    def leave(self, replica: ReplicaClient, shape: RequestShape = RequestShape()) -> None:  # noqa: B008
         """A request is over."""
-        replica.leave()
+        replica.leave(shape)
         self.admit()
 
     def admit(self) -> None:
         """Let those in who now can be: a place became free, a replica became ready, or no other will come."""
-        while self._waiting:
-            ready = list(self._ready())
-            free = [replica for replica in ready if replica.num_in_flight < replica.max_concurrent]
-            if not free and (ready or self._may_recover()):
+        ready = list(self._ready())
+        if not ready and self._may_recover():
+            return
+        for place in list(self._waiting):
+            if place.granted.done():
+                self._waiting.remove(place)
+            elif not ready:
+                self._waiting.remove(place)
+                lost = NotAdmitted(503, "its last replica was lost while the request waited.", None)
+                place.granted.set_exception(lost)
+            elif (found := choose(place.shape, ready)) is not None:
+                self._waiting.remove(place)
+                place.granted.set_result(found.enter(place.shape))
+            elif not any(replica.load.is_free for replica in ready):
                 return
-            place = self._waiting.popleft()
-            if place.done():
-                continue
-            if free:
-                place.set_result(min(free, key=lambda replica: replica.num_in_flight).enter())
-            else:
-                place.set_exception(NotAdmitted(503, "its last replica was lost while the request waited.", None))
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A request that waits."""
+
+    shape: RequestShape
+    granted: asyncio.Future[ReplicaClient]
+
+
+def choose(shape: RequestShape, replicas: Sequence[ReplicaClient]) -> ReplicaClient | None:
+    """Which of them answers; None when those of its revision have no place now."""
+    by_number = {replica.number: replica for replica in replicas}
+    allowed = closed({number: replica.breaker for number, replica in by_number.items()}, time.monotonic())
+    weights = {by_number[number].load.revision: by_number[number].weight for number in allowed}
+    if not weights:
+        return None
+    revision = pick_revision(weights, shape.key) if any(weights.values()) else max(weights)
+    loads = {number: by_number[number].load for number in allowed if by_number[number].load.revision == revision}
+    number = pick_replica(shape, loads)
+    return None if number is None else by_number[number]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote_plus
 
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.auth.identity import User
@@ -17,18 +19,25 @@ from tornado import web
 from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, may_read_models, parse_key
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.server.api.base import RESOURCE, OwnOriginOnly
+from jupyter_llmcloud.server.api.base import RESOURCE
+from jupyter_llmcloud.server.api.cross_origin import NamedOrigins
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
+    from jupyter_llmcloud.server.gateway.key_alerts import KeyAlerts
     from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def gateway_access(action: str) -> Callable[[Method], Method]:
-    """The access rule of the OpenAI surface: a scoped key within its scopes, or whoever Jupyter authorizes."""
+def gateway_access(action: str, reply: type[Any] | None = None) -> Callable[[Method], Method]:
+    """The access rule of what models answer: a scoped key within its scopes, or whoever Jupyter authorizes.
+
+    Args:
+        action: for which Jupyter must authorize a user.
+        reply: the struct that the method answers, for the OpenAPI document; None: a replica answers.
+    """
 
     def decorate(method: Method) -> Method:
         as_user: Any = authorized(action, resource=RESOURCE)(method)
@@ -39,22 +48,29 @@ def gateway_access(action: str) -> Callable[[Method], Method]:
 
         guarded: Any = web.authenticated(admitted)
         guarded.llmcloud_access = (action, RESOURCE)
+        guarded.llmcloud_reply = reply
         return guarded
 
     return decorate
 
 
-class GatewayHandler(OwnOriginOnly, APIHandler):
+class GatewayHandler(NamedOrigins, APIHandler):
     """Base of `/llmcloud/v1`. A scoped key is tried against our own table alone, and never becomes a Jupyter login."""
 
     key: StoredKey | None = None
+    known_key_id: str | None = None  # also of a key that is not valid any more, or came with another secret
 
     def initialize(
-        self, state: ServerState, endpoints: EndpointRegistry, started: Callable[[], Awaitable[None]]
+        self,
+        state: ServerState,
+        endpoints: EndpointRegistry,
+        alerts: KeyAlerts,
+        started: Callable[[], Awaitable[None]],
     ) -> None:
         """What every route here uses; `started` waits until the endpoints of an earlier server are known."""
         self.state = state
         self.endpoints = endpoints
+        self.alerts = alerts
         self.started = started
 
     @property
@@ -71,6 +87,11 @@ class GatewayHandler(OwnOriginOnly, APIHandler):
         self.set_header("X-Request-Id", self.request_id)
         if self.request.method == "OPTIONS":
             return
+        if self._has_key_in_query():
+            raise ApiError(
+                401, "a key in the URL ends up in logs and histories: send it as Authorization: Bearer KEY.",
+                code="key_in_query",
+            )  # fmt: skip
         presented = self._presented_key()
         if presented is None:
             await self._prepare_jupyter()
@@ -85,9 +106,15 @@ class GatewayHandler(OwnOriginOnly, APIHandler):
         candidates.append(self.request.headers.get("X-Api-Key", "").strip())
         return next((text for text in candidates if looks_like_key(text)), None)
 
+    def _has_key_in_query(self) -> bool:
+        return any(looks_like_key(unquote_plus(text)) for text in re.split("[=&;]", self.request.query))
+
     def _prepare_key(self, presented: str) -> None:
         key = parse_key(presented)
         stored = self.state.key(key.id) if key is not None else None
+        if stored is not None:
+            self.known_key_id = stored.id
+            self.alerts.asked(stored.id, self.request.remote_ip or "")
         if key is None or stored is None or not key.matches(stored.digest):
             raise ApiError(401, "this key is not valid here.", code="invalid_api_key")
         if not stored.is_valid(time.time()):
@@ -97,7 +124,6 @@ class GatewayHandler(OwnOriginOnly, APIHandler):
         self.current_user = self._jupyter_current_user = User(f"llmcloud-key-{stored.id}")
         # A header that a browser never sends by itself: no cookie, no XSRF check, no origin check.
         self._token_authenticated = True
-        self.set_cors_headers()
 
     async def _prepare_jupyter(self) -> None:
         self.current_user = None
@@ -123,14 +149,15 @@ class GatewayHandler(OwnOriginOnly, APIHandler):
 
     def endpoint(self, name: str) -> EndpointController:
         """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none, 503 when it failed."""
-        if not self.may_ask(name):
+        asked = self.endpoints.endpoint_of(name)
+        if not self.may_ask(asked):
             assert self.key is not None
             message = (
                 f"key {self.key.id} may not ask model {name[:128]!r}: its scopes are {', '.join(self.key.scopes)}."
             )
             raise ApiError(403, message, param="model", code="scope_missing")
         try:
-            endpoint = self.endpoints.get(name)
+            endpoint = self.endpoints.get(asked)
         except NotFound:
             endpoint = None
         if endpoint is not None and endpoint.state == "failed":
@@ -155,16 +182,27 @@ class GatewayHandler(OwnOriginOnly, APIHandler):
         for name, value in error.headers().items():
             self.set_header(name, value)
         self.set_header("X-Request-Id", self.request_id)
-        self.finish(json.dumps(error.body()))
+        self.finish(json.dumps(self.error_body(error)))
+
+    def error_body(self, error: ApiError) -> Any:
+        """An error as its clients know it."""
+        return error.body()
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """As tornado's, but an ApiError brings its own status."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         super().send_error(error.status if isinstance(error, ApiError) else status_code, **kwargs)
 
+    def on_finish(self) -> None:
+        """The answer is complete, or an error was."""
+        if self.known_key_id is not None:
+            self.alerts.answered(self.known_key_id, self.get_status())
+
     def _log(self) -> None:
         # A line per answered question would say nothing that the table of usage does not.
         if self.get_status() >= 400:
+            if self.request.query:
+                self.request.uri = f"{self.request.path}?[...]"  # nothing here takes one, and it may hold a key
             super()._log()
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:

@@ -16,19 +16,27 @@ from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Mode
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
+from jupyter_llmcloud.server.gateway.metrics import StreamTimes
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
+from jupyter_llmcloud.server.gateway.request_shape import shape_of
+from jupyter_llmcloud.server.gateway.tracing import RequestTrace
+from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.core.serving.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 
 SLOW_READER_S = 30.0
 ANSWER_MARGIN_S = 1.0
+KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
 
 
+_NONE: Mapping[str, str] = {}
 _decode = msgspec.json.Decoder(InferenceRequest).decode
 
 
@@ -53,7 +61,8 @@ class ModelsHandler(GatewayHandler):
         self.require_models()
         lists_all = self.key is None or not any(scope.startswith("infer:") for scope in self.key.scopes)
         endpoints = [live for live in self.endpoints.list() if live.is_active]
-        rows = [as_model(live) for live in endpoints if lists_all or self.may_ask(live.name)]
+        allowed = [live for live in endpoints if lists_all or self.may_ask(live.name)]
+        rows = [as_model(live, adapter) for live in allowed for adapter in ("", *live.stored.adapters)]
         self.finish(msgspec.json.encode(Models(data=rows)))
 
 
@@ -65,66 +74,135 @@ class ModelHandler(GatewayHandler):
         """Tell of a model."""
         await self.started()
         self.require_models()
-        self.finish(msgspec.json.encode(as_model(self.endpoint(name))))
+        endpoint = self.endpoint(name)
+        self.finish(msgspec.json.encode(as_model(endpoint, endpoint.adapter_of(name))))
 
 
-def as_model(endpoint: EndpointController) -> Model:
-    """An endpoint in OpenAI's words."""
+def as_model(endpoint: EndpointController, adapter: str = "") -> Model:
+    """An endpoint in OpenAI's words, or one of its adapters."""
     stored = endpoint.stored
-    return Model(id=stored.name, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
+    ident = f"{stored.name}:{adapter}" if adapter else stored.name
+    return Model(id=ident, created=int(stored.created), state=stored.state, revision=stored.current.fingerprint)
 
 
 @web.stream_request_body
 class InferenceHandler(GatewayHandler):
     """A request to a model: let in here, answered by a replica, its bytes copied. It is the sink of its proxy."""
 
-    def initialize(self, requests: OpenRequests, **shared: Any) -> None:  # type: ignore[override]
-        """`requests` are those that are being answered."""
+    max_body = MAX_BODY
+
+    def initialize(self, requests: OpenRequests, quotas: KeyQuotas, **shared: Any) -> None:  # type: ignore[override]
+        """`requests` are those that are being answered, `quotas` what keys have used of late."""
         super().initialize(**shared)
         self.requests = requests
+        self.quotas = quotas
         self._body = bytearray()
         self._num_bytes = 0
         self._open = OpenRequest()
         self._noted = 0.0
+        self._times: StreamTimes | None = None
+        self._asked_for = ""
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
         # Twice the limit, so that a body that grows beyond it is answered with 413 and not just cut off.
-        connection.set_max_body_size(2 * MAX_BODY)
+        connection.set_max_body_size(2 * self.max_body)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not length.isdigit() or int(length) > self.max_body:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {MAX_BODY} bytes.", code="request_too_large")
+        return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")
 
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= MAX_BODY:
+        if self._num_bytes <= self.max_body:
             self._body += chunk
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
         """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
-        if self._num_bytes > MAX_BODY:
+        if self._num_bytes > self.max_body:
             raise self._too_large()
         await self.started()
         body = bytes(self._body)
-        endpoint = self.endpoint(parse(body).model)
+        self._asked_for = parse(body).model
+        endpoint = self.endpoint(self._asked_for)
         self.note_activity()
-        asked = GatewayRequest(self.request_id, self.actor, route, body, self._patience_s(), self.started_at)
-        proxy = Proxy(asked, endpoint, self, self.log)
-        self._open.key_id = self.key.id if self.key else None
+        shape = shape_of(body, self.actor, endpoint.adapter_of(self._asked_for))
+        self._reserve(shape)
+        await self.pass_on(endpoint, route, body, shape)
+
+    async def pass_on(
+        self,
+        endpoint: EndpointController,
+        route: str,
+        body: bytes,
+        shape: RequestShape,
+        path: str = "",
+        headers: Mapping[str, str] = _NONE,
+    ) -> None:
+        """Have a replica answer, and write down how it went.
+
+        Args:
+            shape: what routing knows of the request.
+            path: where the replica answers, when that is not below /v1; such requests cost no tokens.
+            headers: of the request, that the replica needs.
+        """
+        self._times = StreamTimes(endpoint.name, self.started_at)
+        trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
+        request = GatewayRequest(
+            self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at,
+            {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {}), **headers}, path, not path,
+        )  # fmt: skip
+        proxy = Proxy(request, endpoint, self, self.log)
         self.requests.begin(self._open)
+        endpoint.scaling.arrived(asyncio.get_running_loop().time())
+        if not headers:
+            endpoint.copy_to_shadow(path or f"/v1/{route}", body)
         try:
             await self._answer(proxy)
         finally:
             self.note_activity()
-            self.requests.end(self._open, proxy.record(), proxy.unknown_usage(), endpoint.rates)
+            record = proxy.record()
+            trace.end(record)
+            self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
+
+    def _reserve(self, shape: RequestShape) -> None:
+        """Let the request in by the quota of its key; raises ApiError (429)."""
+        if self.key is not None:
+            self._open.key_id = self.key.id
+            if self.key.limits.any:
+                self._open.reservation = self.quotas.reserve(self.key, shape.num_tokens)
+
+    def on_finish(self) -> None:
+        """What was refused before a replica was asked is written down as well, when it is known who asked."""
+        super().on_finish()
+        is_known = self.key is not None or getattr(self, "_jupyter_current_user", None) is not None
+        if self._times is None and is_known and self.request.method == "POST":
+            self.requests.write_down(
+                RequestRecord(
+                    request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
+                    route=self.asked_route, status=self.get_status(),
+                    duration_s=time.perf_counter() - self.started_at, outcome="refused", t=time.time(),
+                )
+            )  # fmt: skip
+
+    @property
+    def asked_route(self) -> str:
+        """As usage names it."""
+        return self.path_args[0] if self.path_args else ""
+
+    def set_default_headers(self) -> None:
+        """Of every answer, errors too: how much the key has left."""
+        super().set_default_headers()
+        if self.key is not None:
+            for name, value in self.quotas.headers(self.key).items():
+                self.set_header(name, value)
 
     async def _answer(self, proxy: Proxy) -> None:
         try:
@@ -150,7 +228,8 @@ class InferenceHandler(GatewayHandler):
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The status and the headers are known."""
         self.set_status(status)
-        for name, value in headers.items():
+        quota = self.quotas.headers(self.key) if self.key is not None else {}
+        for name, value in {**headers, **quota}.items():
             self.set_header(name, value)
         connection: Any = self.request.connection
         connection.stream.set_nodelay(True)
@@ -158,6 +237,8 @@ class InferenceHandler(GatewayHandler):
     async def write_chunk(self, chunk: bytes) -> None:
         """Pass a piece on; the next one is read when the client has taken this one."""
         self.write(chunk)
+        if self._times is not None:
+            self._times.piece()
         flushed = self.flush()
         self._note_streaming()
         try:
@@ -193,4 +274,6 @@ class UnknownPathHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Answer."""
         await super().prepare()
+        if self.request.method == "OPTIONS":
+            return
         raise ApiError(404, f"{self.request.method} {self.request.path} does not exist here.", code="unknown_url")

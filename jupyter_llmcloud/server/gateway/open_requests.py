@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import Counter, Gauge, Histogram
-
 from jupyter_llmcloud.core.serving.rates import Answered, RateWindow
+from jupyter_llmcloud.server.gateway.metrics import IN_FLIGHT, count_request, count_tokens
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
     from logging import Logger
 
+    from jupyter_llmcloud.server.gateway.key_alerts import KeyAlerts
+    from jupyter_llmcloud.server.gateway.key_quotas import KeyReservation
     from jupyter_llmcloud.storage.server_state import ServerState
 
 KEY_CHECK_EVERY_S = 0.5
@@ -26,10 +27,6 @@ WRITE_EVERY_S = 0.5
 CLOSE_TIMEOUT_S = 2.0
 MAX_UNWRITTEN = 10_000
 INFERENCE_ROUTES = ("completions", "chat/completions")
-IN_FLIGHT = Gauge("llmcloud_requests_in_flight", "Requests to endpoints that are being answered")
-REQUESTS = Counter("llmcloud_requests_total", "Requests to endpoints", ["route", "status"])
-FIRST_BYTE = Histogram("llmcloud_first_byte_seconds", "From a request to the first byte of its answer", ["route"])
-_STATUSES = (200, 400, 401, 403, 404, 413, 429, 499, 500, 503)
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,10 @@ class RequestAborted(Exception):
 
 @dataclass(eq=False)
 class OpenRequest:
-    """One request: whose key it came with, and how to cut it."""
+    """One request: whose key it came with, what that key was let in with, and how to cut it."""
 
     key_id: str | None = None
+    reservation: KeyReservation | None = None
     cut_by: AbortReason | None = None
     _task: asyncio.Task[Any] | None = field(default=None, repr=False)
 
@@ -93,8 +91,9 @@ class OpenRequest:
 class OpenRequests:
     """All requests to endpoints of this server."""
 
-    def __init__(self, state: ServerState, log: Logger) -> None:
+    def __init__(self, state: ServerState, alerts: KeyAlerts, log: Logger) -> None:
         self._state = state
+        self.alerts = alerts
         self._log = log
         self._open: set[OpenRequest] = set()
         self._none_open = asyncio.Event()
@@ -128,29 +127,44 @@ class OpenRequests:
         if not self._open:
             self._none_open.set()
         IN_FLIGHT.dec()
-        status = record.status if record.status in _STATUSES else record.status // 100 * 100
-        REQUESTS.labels(record.route, str(status)).inc()
-        if record.first_byte_s is not None:
-            FIRST_BYTE.labels(record.route).observe(record.first_byte_s)
+        if request.reservation is not None:
+            request.reservation.close()
+        count_request(record)
         if usage is None:
-            self._append(record, rates)
+            self._settle(request, record, rates, is_known=True)
             return
-        task = asyncio.ensure_future(self._count(record, usage, rates))
+        task = asyncio.ensure_future(self._count(request, record, usage, rates))
         self._counting.add(task)
         task.add_done_callback(self._counting.discard)
 
     async def _count(
-        self, record: RequestRecord, usage: Awaitable[dict[str, int] | None], rates: RateWindow | None
+        self,
+        request: OpenRequest,
+        record: RequestRecord,
+        usage: Awaitable[dict[str, int] | None],
+        rates: RateWindow | None,
     ) -> None:
         counted = await usage or {}
         prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
-        self._append(dataclasses.replace(record, prompt_tokens=prompt, completion_tokens=completion), rates)
+        record = dataclasses.replace(record, prompt_tokens=prompt, completion_tokens=completion)
+        self._settle(request, record, rates, is_known=bool(counted))
 
-    def _append(self, record: RequestRecord, rates: RateWindow | None) -> None:
-        self._records.append(record)
+    def _settle(self, request: OpenRequest, record: RequestRecord, rates: RateWindow | None, is_known: bool) -> None:
+        """What the request has cost is known, or will never be."""
+        num_tokens = (record.prompt_tokens or 0) + (record.completion_tokens or 0)
+        if request.reservation is not None:
+            request.reservation.settle(num_tokens if is_known else None)
+        if request.key_id is not None:
+            self.alerts.spent(request.key_id, num_tokens)
+        count_tokens(record)
         if rates is not None:
             tokens = record.completion_tokens or 0
             rates.add(Answered(t=record.t, status=record.status, first_byte_s=record.first_byte_s, num_tokens=tokens))
+        self.write_down(record)
+
+    def write_down(self, record: RequestRecord) -> None:
+        """Keep a record, with others that come soon; also of a request that was refused before it was begun."""
+        self._records.append(record)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.ensure_future(self._write_soon())
 

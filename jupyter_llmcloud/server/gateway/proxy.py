@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 import msgspec
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.core.serving.routing import RequestShape
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
+from jupyter_llmcloud.server.gateway.metrics import QUEUE_WAIT, endpoint_label
 from jupyter_llmcloud.server.gateway.open_requests import AbortReason
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
 MAX_TRIES = 5
 MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
 STREAM = "text/event-stream"
-_PASSED_ON = ("Content-Type", "Retry-After", "retry-after-ms")
+REVISION = "x-llmcloud-revision"
+HEADER_LENGTH = "Inference-Header-Content-Length"  # of the Open Inference Protocol, whose tensors may be binary
+_PASSED_ON = ("Content-Type", "Retry-After", "retry-after-ms", HEADER_LENGTH)
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _TO_REPLICA = {"Content-Type": "application/json"}
 _DONE = b"data: [DONE]\n\n"
@@ -44,6 +49,9 @@ class ResponseSink(Protocol):
     def end(self, last: bytes, content_type: str) -> None:
         """The last of it."""
 
+    def error_body(self, error: ApiError) -> Any:
+        """An error as its clients know it."""
+
 
 @dataclass(frozen=True)
 class GatewayRequest:
@@ -52,16 +60,24 @@ class GatewayRequest:
     Attributes:
         actor: who asks.
         route: what the replica calls it.
+        shape: what routing knows of it.
         patience_s: how long the client waits for an answer to begin.
         began: on the clock of `time.perf_counter`.
+        headers: more that the replica is told.
+        path: where the replica answers it; "": below /v1.
+        counts_tokens: whether it costs tokens, which the replica knows if its answer does not tell.
     """
 
     request_id: str
     actor: str
     route: str
     body: bytes
+    shape: RequestShape = RequestShape()  # noqa: RUF009 - a value
     patience_s: float = QUEUE_TIMEOUT_S
     began: float = field(default_factory=time.perf_counter)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    path: str = ""
+    counts_tokens: bool = True
 
 
 class NoResponse(Exception):
@@ -110,7 +126,9 @@ class Proxy:
     def unknown_usage(self) -> Awaitable[dict[str, int] | None] | None:
         """The tokens of an answer that did not tell them, from its replica: also of one that was cut."""
         refused = self._outcome == "done" and self._status >= 400
-        if self._replica is None or self._tokens.completion_tokens is not None or refused:
+        if not self._request.counts_tokens or self._replica is None or refused:
+            return None
+        if self._tokens.completion_tokens is not None:
             return None
         return self._replica.usage(self._request.request_id)
 
@@ -145,7 +163,7 @@ class Proxy:
         self._outcome = outcome or error.code or "refused"
         if not self._streams:
             raise error
-        self._sink.end(b"data: " + msgspec.json.encode(error.body()) + b"\n\n", STREAM)
+        self._sink.end(b"data: " + msgspec.json.encode(self._sink.error_body(error)) + b"\n\n", STREAM)
 
     def _state(self) -> str:
         state, reason = self._endpoint.state, self._endpoint.reason
@@ -154,10 +172,13 @@ class Proxy:
     async def _try_replicas(self) -> None:
         avoid: frozenset[str] = frozenset()
         num_lost = 0
+        shape = self._request.shape
         for _ in range(MAX_TRIES):
-            replica = await self._admission.enter(avoid, self._patience_left())
+            asked_at = time.perf_counter()
+            replica = await self._admission.enter(avoid, self._patience_left(), shape)
+            QUEUE_WAIT.labels(endpoint_label(self._endpoint.name)).observe(time.perf_counter() - asked_at)
             try:
-                await self._ask(replica)
+                await self._ask_and_note(replica)
                 return
             except NoResponse as error:
                 self._endpoint.suspect(replica)
@@ -167,19 +188,33 @@ class Proxy:
                     why = f"{num_lost} replicas were lost while they answered this request, the last one: {error}."
                     raise NotAdmitted(503, why, 2) from None
             finally:
-                self._admission.leave(replica)
+                self._admission.leave(replica, shape)
         raise NotAdmitted(503, f"{MAX_TRIES} replicas could not be reached.", 2)
 
     def _patience_left(self) -> float:
         return max(0.0, self._request.patience_s - (time.perf_counter() - self._request.began))
 
+    async def _ask_and_note(self, replica: ReplicaClient) -> None:
+        """Ask it, and note how it went: by that it is chosen again, or not."""
+        began = time.perf_counter()
+        try:
+            await self._ask(replica)
+        except asyncio.CancelledError:
+            replica.breaker.abandoned()
+            raise
+        except Exception:
+            self._endpoint.note_outcome(replica, failed=True)
+            raise
+        tokens = self._tokens.completion_tokens or 0
+        self._endpoint.note_outcome(replica, self._status >= 500, tokens, time.perf_counter() - began)
+
     async def _ask(self, replica: ReplicaClient) -> None:
         self._replica = replica
-        headers = {**_TO_REPLICA, "X-Request-Id": self._request.request_id}
+        headers = {**_TO_REPLICA, **self._request.headers, "X-Request-Id": self._request.request_id}
         response: aiohttp.ClientResponse | None = None
         try:
             with replica.use():
-                path = f"/v1/{self._request.route}"
+                path = self._request.path or f"/v1/{self._request.route}"
                 response = await replica.session.post(path, data=self._request.body, headers=headers)
                 if response.status == 503 and len(self._endpoint.ready_replicas()) > 1:
                     raise NoResponse("it is not ready any more", delivered=False)
@@ -200,6 +235,8 @@ class Proxy:
         self._first_byte_s = time.perf_counter() - self._request.began
         headers = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
         self._status = response.status
+        if self._replica is not None:
+            headers[REVISION] = str(self._replica.stored.revision)
         self._sink.begin(response.status, {**headers, **(_STREAM_HEADERS if streams else {})})
         if streams:
             self._streams = True

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import psutil
 from jupyter_server.serverapp import ServerApp
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from traitlets.config import Config
 
 from jupyter_llmcloud import config
@@ -21,18 +21,20 @@ from jupyter_llmcloud.cluster.agent_launcher import end_agents
 from jupyter_llmcloud.server.cluster_access import HEADLESS_LEASE_S, Identity
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.extension import LLMCloudExtension
+from jupyter_llmcloud.server.headless.listener import ANY_ADDRESS, LOOPBACK, Listener
 from jupyter_llmcloud.server.routes import SETTING
 from jupyter_llmcloud.system.atomic_files import write_json
 from jupyter_llmcloud.system.processes import is_process
 
 POLL_S = 1.0
-ADDRESS = "127.0.0.1"
+IDLE_S = 300.0  # of a connection on which nothing is asked
 
 
 class HeadlessServerApp(ServerApp):
     """A Jupyter server without kernels, files, terminals, other extensions, and without the user's configuration."""
 
     default_services: Any = ("auth", "security", "shutdown")
+    listener: Listener
 
     def load_config_file(self, *_: Any, **__: Any) -> None:
         """The user's configuration is for the user's server: it could open this one to others."""
@@ -49,22 +51,29 @@ class HeadlessServerApp(ServerApp):
         """Nobody opens it in a browser."""
 
 
-def make_app(identity: Identity, token: str, port: int = 0, log_level: str = "INFO") -> HeadlessServerApp:
-    """The server, bound to loopback and ready to start."""
+def make_app(
+    identity: Identity, token: str, listener: Listener = LOOPBACK, log_level: str = "INFO"
+) -> HeadlessServerApp:
+    """The server, bound and ready to start. Raises UsageError when it cannot be bound, or has no use of its certificate."""
+    tls = listener.tls()
+    sockets = listener.sockets()
     root_dir = tempfile.mkdtemp(prefix="empty-", dir=config.runtime_dir())
     settings = Config()
     settings.ServerApp = Config(
-        ip=ADDRESS, port=port, open_browser=False, root_dir=root_dir, allow_root=True, answer_yes=True,
+        ip=listener.ip, port=listener.port, open_browser=False, root_dir=root_dir, allow_root=True, answer_yes=True,
         terminals_enabled=False, allow_unauthenticated_access=False, cookie_secret=secrets.token_bytes(32),
         jpserver_extensions={LLMCloudExtension.__module__: True}, log_level=log_level,
+        allow_remote_access=not listener.is_local,
     )  # fmt: skip
     settings.IdentityProvider.token = token
     LLMCloudExtension.identity = identity
     app: HeadlessServerApp = HeadlessServerApp.instance(config=settings)
+    app.listener = listener
     app.initialize(argv=[], find_extensions=False, new_httpserver=False)
-    sockets = bind_sockets(port, ADDRESS)
     app.port = sockets[0].getsockname()[1]
-    app._http_server = HTTPServer(app.web_app, max_body_size=app.max_body_size)
+    app._http_server = HTTPServer(
+        app.web_app, max_body_size=app.max_body_size, ssl_options=tls, idle_connection_timeout=IDLE_S
+    )
     app._http_server.add_sockets(sockets)
     return app
 
@@ -75,12 +84,21 @@ def context_of(app: ServerApp) -> ServerContext:
     return context
 
 
-def base_url(app: ServerApp) -> str:
-    """Where `app` answers."""
-    return f"http://{ADDRESS}:{app.port}{app.base_url}"
+def base_url(app: HeadlessServerApp) -> str:
+    """Where `app` answers, for this machine."""
+    listener = app.listener
+    return f"{'https' if listener.certfile else 'http'}://{listener.host}:{app.port}{app.base_url}"
 
 
-def announce(path: Path, app: ServerApp, token: str) -> None:
+def public_url(app: HeadlessServerApp) -> str:
+    """Where `app` answers, for others as well when they reach it."""
+    if app.listener.ip not in ANY_ADDRESS:
+        return base_url(app)
+    scheme = "https" if app.listener.certfile else "http"
+    return f"{scheme}://{socket.getfqdn()}:{app.port}{app.base_url}"
+
+
+def announce(path: Path, app: HeadlessServerApp, token: str) -> None:
     """Tell the owner where we are; 0600, whole or not at all."""
     me = psutil.Process()
     told = {"url": base_url(app), "token": token, "pid": me.pid, "started": me.create_time()}

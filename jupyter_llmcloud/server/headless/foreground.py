@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import secrets
+import shlex
 import sys
 
 from jupyter_llmcloud import config
@@ -15,19 +17,34 @@ from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.headless.app import (
     HeadlessServerApp,
     announce,
-    base_url,
     context_of,
     make_app,
+    public_url,
     remove_folder,
 )
+from jupyter_llmcloud.server.headless.listener import LOOPBACK, Listener
 
 WAIT_S = 3600.0
+PLAIN_TEXT = (
+    "Keys and prompts cross the network unencrypted when others ask {ip}: give --certfile and --keyfile, or let only "
+    "a proxy with TLS reach it."
+)
+EXAMPLES = """
+{curl} {url}/completions -H "Authorization: Bearer {key}" \\
+  -H "Content-Type: application/json" -d '{{"model": "{model}", "prompt": "The", "max_tokens": 16}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{url}", api_key="{key}")
+print(client.completions.create(model="{model}", prompt="The", max_tokens=16).choices[0].text)
+"""
 
 
-def serve(target: str, spec: EndpointSpec, port: int) -> int:
+def serve(target: str, spec: EndpointSpec, listener: Listener = LOOPBACK) -> int:
     """Serve `target` and print its URL and a key, once; returns the exit status."""
     token = secrets.token_urlsafe(32)
-    app = make_app(Identity(headless=True, owner_pid=os.getpid()), token, port, log_level="ERROR")
+    app = make_app(Identity(headless=True, owner_pid=os.getpid()), token, listener, log_level="ERROR")
+    if not listener.is_local and not listener.certfile:
+        print(PLAIN_TEXT.format(ip=listener.ip), file=sys.stderr, flush=True)
     path = config.runtime_dir() / f"headless-{os.getpid()}.json"
     status: list[int] = []
 
@@ -49,22 +66,26 @@ def serve(target: str, spec: EndpointSpec, port: int) -> int:
     return status[0] if status else 0
 
 
+def _curl(app: HeadlessServerApp) -> str:
+    """With the certificate named, as one that somebody has made for themselves is not known to curl."""
+    return f"curl --cacert {shlex.quote(app.listener.certfile)}" if app.listener.certfile else "curl"
+
+
 async def _begin(app: HeadlessServerApp, target: str, spec: EndpointSpec) -> None:
     context = context_of(app)
     folder = os.path.abspath(os.path.expanduser(target))
     await context.started()
     chosen = folder if os.path.isdir(folder) else target
     base = spec.base_model and os.path.abspath(os.path.expanduser(spec.base_model))
-    endpoint = await context.endpoints.create(
-        chosen, spec.name, spec.replicas, spec.dtype, base_model=base, max_model_len=spec.max_model_len,
-        max_concurrent=spec.max_concurrent, threads=spec.threads,
-    )  # fmt: skip
+    endpoint = await context.endpoints.create(chosen, dataclasses.replace(spec, base_model=base))
     print(f"Starting {endpoint.name} ...", file=sys.stderr, flush=True)
     await asyncio.wait_for(endpoint.wait("starting", WAIT_S), WAIT_S + 1)
     if endpoint.stored.state != "ready":
         raise ModelError(f"endpoint {endpoint.name!r} has {endpoint.stored.state}: {endpoint.stored.reason}")
     key, _ = mint(context.state, [f"infer:{endpoint.name}", "models:read"], "terminal", label="jupyter llmcloud serve")
-    print(f"base_url  {base_url(app)}llmcloud/v1")
+    url = f"{public_url(app)}llmcloud/v1"
+    print(f"base_url  {url}")
     print(f"api_key   {key.text}")
-    print(f"model     {endpoint.name}", flush=True)
+    print(f"model     {endpoint.name}")
+    print(EXAMPLES.format(url=url, key=key.text, model=endpoint.name, curl=_curl(app)), flush=True)
     print("Ctrl-C ends it and all that it started.", file=sys.stderr, flush=True)

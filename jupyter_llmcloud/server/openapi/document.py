@@ -14,7 +14,14 @@ from jupyter_llmcloud.protocol.http import events
 from jupyter_llmcloud.protocol.http.base import Body, Query, Refusal, Response
 from jupyter_llmcloud.protocol.http.clusters import Cluster
 from jupyter_llmcloud.protocol.http.endpoints import Endpoint
-from jupyter_llmcloud.protocol.http.gateway import InferenceRefusal, InferenceRequest, Model, Models
+from jupyter_llmcloud.protocol.http.gateway import (
+    InferenceRefusal,
+    InferenceRequest,
+    Model,
+    Models,
+    OpenInferenceRefusal,
+    OpenInferenceRequest,
+)
 from jupyter_llmcloud.protocol.http.keys import Key
 from jupyter_llmcloud.protocol.http.runs import Run
 from jupyter_llmcloud.protocol.http.worlds import World
@@ -22,12 +29,15 @@ from jupyter_llmcloud.server.api.base import RESOURCE, STATUS
 from jupyter_llmcloud.server.api.operation import Operation
 from jupyter_llmcloud.server.api.status import package_version
 
-JSON, STREAM = "application/json", "text/event-stream"
+JSON, STREAM, BINARY = "application/json", "text/event-stream", "application/octet-stream"
 METHODS = ("get", "post", "put", "patch", "delete")
 ITEMS = (Cluster, World, Run, Endpoint, Key)  # of the topics of the events
 GATEWAY = "/llmcloud/v1/"
+OPEN_INFERENCE = "/llmcloud/v2"
 _REF = "#/components/schemas/{name}"
 _GROUP = re.compile(r"\((?!\?:)((?:[^()\[\]]|\[[^\]]*\])*)\)")
+
+_OF_MODELS = (InferenceRefusal, InferenceRequest, Model, Models, OpenInferenceRefusal, OpenInferenceRequest)
 
 Routes = Iterable[tuple[str, type[Any], Any]]
 
@@ -97,7 +107,11 @@ def document(routes: Routes, base_url: str = "/") -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas.components,
-            "responses": {"Refusal": _refusal(Refusal, _codes()), "InferenceRefusal": _refusal(InferenceRefusal, "")},
+            "responses": {
+                "Refusal": _refusal(Refusal, _codes()),
+                "InferenceRefusal": _refusal(InferenceRefusal, ""),
+                "OpenInferenceRefusal": _refusal(OpenInferenceRefusal, ""),
+            },
             "securitySchemes": _SECURITY,
         },
     }
@@ -138,7 +152,7 @@ class _Schemas:
 
     def __init__(self, kinds: Iterable[type]) -> None:
         unions = {"ClientMessage": events.ClientMessage, "ServerMessage": events.ServerMessage}
-        more = (Refusal, InferenceRefusal, InferenceRequest, Model, Models, *ITEMS)
+        more = (Refusal, *_OF_MODELS, *ITEMS)
         structs = list(dict.fromkeys([*kinds, *more]))
         found, components = msgspec.json.schema_components([*structs, *unions.values()], ref_template=_REF)
         self.components: dict[str, Any] = {**components, **dict(zip(unions, found[len(structs) :], strict=True))}
@@ -187,6 +201,8 @@ def _structs(route: Route) -> Iterator[type]:
     if (told := route.operation) is not None:
         kinds = (told.body, told.query, *told.replies.values())
         yield from (kind for kind in kinds if isinstance(kind, type))
+    if (reply := getattr(route.function, "llmcloud_reply", None)) is not None:
+        yield reply
 
 
 # --- the operations ---
@@ -220,7 +236,7 @@ def _describe(route: Route, schemas: _Schemas) -> dict[str, Any]:
 
 def _tag(path: str) -> str:
     words = path.removeprefix("/llmcloud/").split("/")
-    return words[1] if words[0] == "api" else {"v1": "models"}.get(words[0], "status")
+    return words[1] if words[0] == "api" else {"v1": "models", "v2": "inference"}.get(words[0], "status")
 
 
 def _taken_and_given(told: Operation) -> dict[str, Any]:
@@ -237,6 +253,8 @@ def _taken_and_given(told: Operation) -> dict[str, Any]:
 
 def _not_said(route: Route) -> dict[str, Any]:
     """A method that is no operation: of the OpenAI surface, or a websocket."""
+    if route.path.startswith(OPEN_INFERENCE):
+        return _of_open_inference(route)
     if not route.path.startswith(GATEWAY):
         return {"responses": {"101": {"description": "A websocket: see ClientMessage and ServerMessage."}}}
     said: dict[str, Any] = {"security": [{"key": []}, {"jupyterToken": []}]}
@@ -249,4 +267,22 @@ def _not_said(route: Route) -> dict[str, Any]:
         "200": {"description": "As OpenAI's API answers.", "content": answer},
         "default": {"$ref": "#/components/responses/InferenceRefusal"},
     }
+    return said
+
+
+def _of_open_inference(route: Route) -> dict[str, Any]:
+    """A method of the Open Inference Protocol."""
+    said: dict[str, Any] = {"security": [{"key": []}, {"jupyterToken": []}]}
+    reply = getattr(route.function, "llmcloud_reply", None)
+    answer: dict[str, Any] = {JSON: {}} if reply is None else _content(reply)
+    if route.method == "post":
+        binary: dict[str, Any] = {BINARY: {}}
+        said["requestBody"] = {"content": {**_content(OpenInferenceRequest), **binary}, "required": True}
+        answer |= {STREAM: {}} if route.path.endswith("stream") else binary
+    said["responses"] = {
+        "200": {"description": "As the Open Inference Protocol answers.", "content": answer},
+        "default": {"$ref": "#/components/responses/OpenInferenceRefusal"},
+    }
+    if reply is not None and reply.__name__ == "ModelReady":
+        said["responses"]["503"] = {"description": "It is not ready.", "content": answer}
     return said

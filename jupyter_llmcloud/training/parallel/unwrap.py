@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +53,21 @@ def plain_forward(state: Any, kind: type) -> Any:
     if "forward" in state and getattr(original, "__func__", None) is not getattr(kind, "forward", None):
         plain["forward"] = original
     return plain
+
+
+def plain_reduction(module: torch.nn.Module) -> Any:
+    """How a module is pickled as the plain one that it was; None when it is that already. Raises TypeError."""
+    if isinstance(module, FullyShardedDataParallel):
+        raise TypeError(
+            "it is spread over the ranks (FullyShardedDataParallel), and this one has a part of it. It is gathered by "
+            "--save"
+        )
+    if (wrapped := inner(module)) is not module:
+        return operator.itemgetter(0), ((wrapped,),)
+    if "_original_forward" not in vars(module):
+        return None
+    make, arguments, state, *rest = module.__reduce_ex__(4)
+    return make, arguments, plain_forward(state, type(module)), *rest
 
 
 def plain_name(model: torch.nn.Module, name: str) -> str:

@@ -7,21 +7,24 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.core.serving.endpoint_plan import (
+from jupyter_llmcloud.core.serving.endpoint_plan import EndpointPlan, Timing
+from jupyter_llmcloud.core.serving.plan_messages import (
     AskAgent,
     Desired,
     Drain,
-    EndpointPlan,
     Event,
     Idle,
     Instruction,
     Lost,
     MarkState,
+    NoRoom,
     Probe,
     Probed,
     ProcessAlive,
+    Reloaded,
+    ReloadReplica,
     Resumed,
-    Revision,
+    RevisionFailed,
     Route,
     Started,
     StartReplica,
@@ -29,8 +32,9 @@ from jupyter_llmcloud.core.serving.endpoint_plan import (
     StopReplica,
     Suspected,
     Tick,
-    Timing,
+    Withdraw,
 )
+from jupyter_llmcloud.core.serving.revision import Revision
 
 ONE = Revision(1, "/model")
 TWO = Revision(2, "/better")
@@ -366,3 +370,122 @@ def test_a_place_that_waits_for_its_turn_is_forgotten_with_its_revision() -> Non
     assert endpoint.plan.replicas == {} and endpoint.plan.wake_at is not None
     endpoint.tell(Desired())
     assert endpoint.plan.is_over and endpoint.plan.wake_at is None
+
+
+# --- one revision after the other ---
+
+
+def revision(number: int, **options: Any) -> Revision:
+    return Revision(number, f"/model-{number}", **options)
+
+
+def test_a_revision_that_takes_the_place_of_another_has_all_its_replicas_before_the_last_one_of_that_goes() -> None:
+    endpoint = Endpoint(revision(1, num_replicas=2))
+    endpoint.make_ready(1, 2)
+    said = endpoint.tell(Desired((revision(2, num_replicas=2),)))
+    assert [start.replica for start in only(StartReplica, said)] == [3, 4] and not only(Drain, said)
+    said = endpoint.make_ready(3)
+    assert only(Drain, said) == [Drain(2)]
+    assert only(Route, said)[-1] == Route({1: 100, 3: 100})  # the old one answers beside the new one
+    assert (endpoint.plan.group_of(1), endpoint.plan.group_of(3)) == (2, 2)
+    said = endpoint.make_ready(4)
+    assert only(Drain, said) == [Drain(1)] and only(Route, said)[-1] == Route({3: 100, 4: 100})
+    assert endpoint.plan.state == "ready"
+
+
+def test_weights_of_the_same_shape_are_loaded_by_one_replica_after_the_other_and_nothing_is_started() -> None:
+    endpoint = Endpoint(revision(1, num_replicas=2))
+    endpoint.make_ready(1, 2)
+    two = revision(2, num_replicas=2, in_place_of=1)
+    assert endpoint.tell(Desired((two,))) == [ReloadReplica(1, two)]
+    assert endpoint.plan.state == "ready"
+    assert only(ReloadReplica, endpoint.tell(Reloaded(1, 2))) == [ReloadReplica(2, two)]
+    said = endpoint.tell(Reloaded(2, 2))
+    assert not only(StartReplica, said) and not only(Drain, said)
+    assert {replica.revision for replica in endpoint.plan.replicas.values()} == {2}
+    assert not only(ReloadReplica, endpoint.wait(30))
+
+
+def test_a_replica_that_keeps_its_weights_is_replaced_by_one_that_has_the_new_ones() -> None:
+    endpoint = Endpoint(revision(1))
+    endpoint.make_ready(1)
+    two = revision(2, in_place_of=1)
+    endpoint.tell(Desired((two,)))
+    said = endpoint.tell(Reloaded(1, 2, refused="another shape"))
+    assert only(StartReplica, said) == [StartReplica(2, two)] and not only(Drain, said)
+    assert only(Drain, endpoint.make_ready(2)) == [Drain(1)]
+
+
+def test_a_replica_lost_while_it_loads_other_weights_has_a_successor_with_these() -> None:
+    endpoint = Endpoint(revision(1))
+    endpoint.make_ready(1)
+    two = revision(2, in_place_of=1)
+    endpoint.tell(Desired((two,)))
+    assert StartReplica(2, two) in endpoint.lose(1) + endpoint.wait(5)
+    endpoint.make_ready(2)
+    assert endpoint.plan.state == "ready"
+
+
+def test_an_update_that_cannot_be_loaded_is_withdrawn_while_the_one_before_it_answers() -> None:
+    one = revision(1)
+    endpoint = Endpoint(one)
+    endpoint.make_ready(1)
+    endpoint.tell(Desired((revision(2),)))
+    endpoint.tell(Started(2))
+    endpoint.wait(0.1)
+    said = endpoint.tell(Probed(2, "failed", "the weights are of another shape"))
+    [withdraw] = only(Withdraw, said)
+    assert (withdraw.revision, "another shape" in withdraw.reason) == (2, True)
+    assert not only(Withdraw, endpoint.wait(10))
+    said = endpoint.tell(Desired((one,)))
+    assert endpoint.plan.state == "ready" and not only(Drain, said) and not only(StartReplica, said)
+    assert endpoint.states()[1] == "ready"
+
+
+def test_a_canary_whose_requests_fail_is_withdrawn_and_gets_none_at_once() -> None:
+    endpoint = Endpoint(revision(1, weight=95), revision(2, weight=5, role="canary"))
+    endpoint.make_ready(1, 2)
+    assert endpoint.plan._weights == {1: 95, 2: 5}
+    said = endpoint.tell(RevisionFailed(2, "3 of its 3 requests failed"))
+    assert only(Withdraw, said) == [Withdraw(2, "3 of its 3 requests failed")]
+    assert only(Drain, said) == [Drain(2)] and only(Route, said) == [Route({1: 95})]
+    assert endpoint.tell(RevisionFailed(7, "is not here")) == []
+
+
+def test_a_revision_that_fails_alone_is_not_withdrawn_since_nothing_could_answer_in_its_place() -> None:
+    endpoint = Endpoint(revision(1))
+    endpoint.tell(Started(1))
+    endpoint.wait(0.1)
+    said = endpoint.tell(Probed(1, "failed", "no weights"))
+    assert not only(Withdraw, said) and endpoint.plan.state == "failed"
+
+
+def test_a_shadow_never_answers_not_even_when_it_is_the_last_one() -> None:
+    endpoint = Endpoint(revision(1), revision(2, role="shadow", weight=0))
+    endpoint.make_ready(1, 2)
+    assert endpoint.plan._weights == {1: 100}
+    assert only(Route, endpoint.lose(1)) == [Route({})]
+    assert endpoint.plan.may_recover
+
+
+def test_a_replica_for_which_there_is_no_room_is_tried_again_and_says_why_and_never_gives_up() -> None:
+    endpoint = Endpoint(ONE)
+    said = []
+    for attempt in range(1, 30):
+        said = endpoint.tell(NoRoom(attempt, "waits for room: 2 cores asked for, 1 is free"), Stopped(attempt))
+        assert endpoint.plan.state == "starting" and endpoint.plan.reason.startswith("waits for room")
+        assert not only(StartReplica, said)
+        assert only(StartReplica, endpoint.wait(2.0)) == [StartReplica(attempt + 1, ONE)]
+    endpoint.make_ready(30)
+    assert (endpoint.plan.state, endpoint.plan.reason) == ("ready", "")
+
+
+def test_an_endpoint_without_replicas_is_ready_to_start_one() -> None:
+    endpoint = Endpoint(revision(1, min_replicas=0, max_replicas=2))
+    endpoint.make_ready(1)
+    said = endpoint.tell(Desired((revision(1, num_replicas=0, min_replicas=0, max_replicas=2),)))
+    assert only(Drain, said) == [Drain(1)]
+    endpoint.tell(Idle(1), Stopped(1))
+    assert (endpoint.plan.state, endpoint.plan.may_recover) == ("ready", True)
+    assert "next request" in endpoint.plan.reason and not endpoint.plan.is_over
+    assert only(StartReplica, endpoint.tell(Desired((revision(1, min_replicas=0, max_replicas=2),))))

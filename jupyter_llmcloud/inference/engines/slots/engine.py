@@ -1,0 +1,174 @@
+"""The slot engine: a thread that takes steps, and the event loop's side of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+import torch
+
+from jupyter_llmcloud.inference.engines.base import EngineError, EngineStats, Generation, TokenStream
+from jupyter_llmcloud.inference.engines.kv_cache import CachePlan
+from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.engines.sampling import ends_of
+from jupyter_llmcloud.inference.engines.slots.batch import Batch, Outcome
+from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
+from jupyter_llmcloud.inference.engines.slots.kv_slots import KVSlots
+from jupyter_llmcloud.inference.engines.slots.prefix_store import PrefixStore
+from jupyter_llmcloud.inference.engines.slots.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 5.0
+_MAX_PREFIX_BYTES = 256 << 20
+_STOP_S = 30.0
+
+
+class SlotEngine:
+    """Many sequences in one forward pass, each with its keys and values in a slot of its own.
+
+    Every step reads one token of each sequence that generates, and beside them as much of new prompts as its budget
+    allows. Prompts that begin as earlier ones did start where those are known. The model itself is only called by its
+    public forward pass, with a cache and an attention function of ours.
+
+    Attributes:
+        budget: how much memory keys and values may take.
+    """
+
+    name = "slots"
+    unsupported = frozenset({"adapter"})
+
+    def __init__(
+        self, loaded: LoadedModel, budget: CachePlan, max_concurrent: int, num_threads: int | None = None
+    ) -> None:
+        self.context_length = budget.context_length
+        self.num_parallel = max_concurrent
+        self.num_threads = num_threads or torch.get_num_threads()
+        self.failure: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.budget = budget
+        self._eos = loaded.eos
+        self._sequences: set[Sequence] = set()
+        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._core = _Core(loaded, budget, max_concurrent)
+        self._thread = threading.Thread(target=self._generate, name="slots", daemon=True)
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> TokenStream:
+        """Begin a sequence with the next step; it waits inside the engine while all slots are taken."""
+        if self.failure is not None:
+            raise EngineError(self.failure)
+        stream = TokenStream(lambda: self._cancel(sequence))
+        sequence = Sequence(
+            generation,
+            stream,
+            asyncio.get_running_loop(),
+            ends_of(generation, self._eos),
+            min(generation.max_tokens, max(0, self.context_length - len(generation.prompt))),
+            list(generation.prompt),
+        )
+        self._sequences.add(sequence)
+        self._inbox.put(sequence)
+        return stream
+
+    def stats(self) -> EngineStats:
+        """The gauges now."""
+        slots, prefixes = self._core.slots, self._core.prefixes
+        return EngineStats(
+            num_active=len(self._sequences),
+            num_tokens=self._core.batch.num_tokens,
+            num_cache_tokens=slots.num_tokens + prefixes.num_tokens,
+            max_cache_tokens=self.budget.num_tokens,
+            cache_bytes=slots.num_bytes + prefixes.num_bytes,
+            max_cache_bytes=slots.budget,
+        )
+
+    async def close(self) -> None:
+        """End the thread after the step that it is in; sequences that go on fail, and the memory is given back."""
+        self.failure = self.failure or "the engine was closed"
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join, _STOP_S)
+        self._fail_sequences(self.failure)
+        self._core.clear()
+
+    def _cancel(self, sequence: Sequence) -> None:
+        sequence.cancelled = True
+        self._sequences.discard(sequence)
+
+    # --- the event loop is told ---
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        for sequence, tokens, logprobs, reason, error in outcomes:
+            if error is not None:
+                sequence.stream.fail(error)
+            else:
+                sequence.stream.push(tokens, logprobs, reason)
+            if sequence.stream.ended:
+                self._sequences.discard(sequence)
+
+    def _break(self, reason: str) -> None:
+        if self.failure is None:
+            self.failure = reason
+            self._fail_sequences(reason)
+            self.on_failure()
+
+    def _fail_sequences(self, reason: str) -> None:
+        for sequence in list(self._sequences):
+            sequence.stream.fail(EngineError(reason))
+        self._sequences.clear()
+
+    # --- the thread ---
+
+    @torch.inference_mode()
+    def _generate(self) -> None:
+        batch = self._core.batch
+        loop: asyncio.AbstractEventLoop | None = None
+        try:
+            while True:
+                arrived = self._arrived(wait=batch.is_idle)
+                if None in arrived:
+                    return
+                batch.waiting.extend(sequence for sequence in arrived if sequence is not None)
+                if arrived and (first := arrived[0]) is not None:
+                    loop = first.loop
+                if torch.get_num_threads() != self.num_threads:
+                    torch.set_num_threads(self.num_threads)
+                if (outcomes := batch.step()) and loop is not None:
+                    loop.call_soon_threadsafe(self._deliver, outcomes)
+        except Exception as error:  # of any architecture's code
+            log.exception("a step failed")
+            if loop is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(self._break, f"generation failed: {type(error).__name__}: {error}")
+
+    def _arrived(self, *, wait: bool) -> list[Sequence | None]:
+        """What was submitted since the last step; None ends the thread."""
+        arrived: list[Sequence | None] = []
+        while True:
+            try:
+                arrived.append(self._inbox.get(wait and not arrived, _IDLE_S))
+            except queue.Empty:
+                if arrived or not wait:
+                    return arrived
+                self._core.slots.trim()
+
+
+class _Core:
+    """What the thread works with."""
+
+    def __init__(self, loaded: LoadedModel, budget: CachePlan, max_concurrent: int) -> None:
+        forward = ForwardPass(loaded)
+        shapes = [layer.shape for layer in forward.layers]
+        model = loaded.model
+        self.slots = KVSlots(shapes, budget.context_length, budget.num_bytes, model.dtype, model.device)
+        self.prefixes = PrefixStore(self.slots, min(_MAX_PREFIX_BYTES, budget.num_bytes // 2))
+        self.batch = Batch(forward, self.slots, self.prefixes, max_concurrent, budget.max_batch_tokens)
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.batch.running.clear()
+        self.batch.waiting.clear()
+        self.prefixes.clear()
+        self.slots.groups.clear()

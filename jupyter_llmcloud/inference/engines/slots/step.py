@@ -1,0 +1,154 @@
+"""One step: which tokens go through the model, where their keys and values go, and what each of them may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import torch
+
+from jupyter_llmcloud.inference.engines.slots.kv_slots import SlotGroup
+from jupyter_llmcloud.inference.engines.slots.sequence import Sequence
+
+_ROUND = 16
+
+
+@dataclass(slots=True)
+class Part:
+    """Tokens of one sequence that are read in this step: the next ones, and guesses that follow them.
+
+    Attributes:
+        sequence: whose they are.
+        tokens: their ids.
+        num_scored: of so many of them, from the last one back, scores are wanted.
+        start: where they begin among the tokens of the step.
+        before: tokens of the sequence that come before them.
+    """
+
+    sequence: Sequence
+    tokens: Items[int]
+    num_scored: int = 0
+    start: int = 0
+    before: int = -1
+
+    def __post_init__(self) -> None:
+        self.before = self.sequence.num_cached
+
+
+@dataclass(slots=True)
+class GroupStep:
+    """The tokens of one group of slots, side by side: first one for each row that is decoded, then longer parts.
+
+    Attributes:
+        group: the slots.
+        start, end: where they are among the tokens of the step.
+        num_decoding: rows of which one token each is read.
+        longest: positions that the decoded rows see, at most.
+        mask: what the decoded rows see, by window (0: all): [rows, 1, 1, longest], 0 or minus infinity.
+        longer: parts of more than one token.
+        places: where keys and values go, by number of heads; see `places_of`.
+    """
+
+    group: SlotGroup
+    start: int
+    end: int
+    num_decoding: int
+    positions: torch.Tensor
+    rows: torch.Tensor
+    longer: list[Part]
+    longest: int
+    _masks: dict[int, torch.Tensor] = field(default_factory=dict)
+    _part_masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    _places: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def places_of(self, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each token and head, the places of its key and of its value among the vectors of a layer, flattened."""
+        if (found := self._places.get(num_heads)) is None:
+            heads = torch.arange(num_heads, device=self.rows.device)
+            first = (self.rows * (2 * num_heads)).unsqueeze(1) + heads
+            keys = (first * self.group.capacity + self.positions.unsqueeze(1)).flatten()
+            found = self._places[num_heads] = (keys, keys + num_heads * self.group.capacity)
+        return found
+
+    def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor:
+        """What each decoded row sees: everything up to its own position, or the window's end of it."""
+        if (found := self._masks.get(window)) is None:
+            own = self.positions[: self.num_decoding].unsqueeze(1)
+            found = _mask(own, self.longest, window, dtype).view(self.num_decoding, 1, 1, self.longest)
+            self._masks[window] = found
+        return found
+
+    def part_mask(self, part: Part, window: int, dtype: torch.dtype) -> torch.Tensor:
+        """What each token of a longer part sees: [tokens, positions]."""
+        key = (part.start, window)
+        if (found := self._part_masks.get(key)) is None:
+            first = part.start - self.start
+            own = self.positions[first : first + len(part.tokens)].unsqueeze(1)
+            found = self._part_masks[key] = _mask(own, part.before + len(part.tokens), window, dtype)
+        return found
+
+
+def _mask(own: torch.Tensor, length: int, window: int, dtype: torch.dtype) -> torch.Tensor:
+    others = torch.arange(length, device=own.device)
+    hidden = others > own
+    if window:
+        hidden |= others <= own - window
+    return torch.zeros(hidden.shape, dtype=dtype, device=own.device).masked_fill_(hidden, -torch.inf)
+
+
+@dataclass(slots=True)
+class Step:
+    """Everything that goes through the model at once.
+
+    Attributes:
+        ids, positions: of all tokens: [1, tokens].
+        groups: the tokens by group of slots, one after the other.
+        scored: which tokens' scores are wanted: [n].
+        parts: the parts of which scores are wanted, in the order of `scored`.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    groups: list[GroupStep]
+    scored: torch.Tensor
+    parts: list[Part]
+
+
+def make_step(parts: Items[Part], device: torch.device) -> Step:
+    """Put the parts side by side. A sequence has one part; rows that are decoded must be there without a gap."""
+    ids: list[int] = []
+    positions: list[int] = []
+    groups: list[GroupStep] = []
+    scored: list[int] = []
+    ordered: list[Part] = []
+    by_group: dict[int, list[Part]] = {}
+    for part in parts:
+        by_group.setdefault(id(part.sequence.group), []).append(part)
+    for members in by_group.values():
+        members.sort(key=lambda part: (len(part.tokens) > 1, part.sequence.row))
+        group, start, rows = members[0].sequence.group, len(ids), []
+        assert group is not None
+        for part in members:
+            part.start = len(ids)
+            ids += part.tokens
+            positions += range(part.before, part.before + len(part.tokens))
+            rows += [part.sequence.row] * len(part.tokens)
+            if part.num_scored:
+                scored += range(len(ids) - part.num_scored, len(ids))
+                ordered.append(part)
+        single = [part for part in members if len(part.tokens) == 1]
+        # Attention reads the rows from the first one on; one that stands apart is a longer part of one token.
+        dense = len(single) if all(part.sequence.row == place for place, part in enumerate(single)) else 0
+        longest = max((part.before + 1 for part in single[:dense]), default=0)
+        here = torch.tensor(positions[start:], device=device)
+        groups.append(
+            GroupStep(
+                group, start, len(ids), dense, here, torch.tensor(rows, device=device), members[dense:],
+                min(group.capacity, -(-longest // _ROUND) * _ROUND),
+            )
+        )  # fmt: skip
+    all_positions = groups[0].positions if len(groups) == 1 else torch.tensor(positions, device=device)
+    return Step(
+        torch.tensor([ids], device=device), all_positions.unsqueeze(0), groups,
+        torch.tensor(scored, dtype=torch.long, device=device), ordered,
+    )  # fmt: skip

@@ -1,0 +1,151 @@
+"""A replica takes other weights and adapters while it serves: what goes on goes on, what comes next is answered anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from aiohttp.test_utils import TestClient, TestServer
+
+from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.engines.base import Engine
+from jupyter_llmcloud.inference.engines.generate import GenerateEngine
+from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
+from jupyter_llmcloud.inference.engines.select import open_engine
+from jupyter_llmcloud.inference.openai.completion import ServedModel
+from tests.inference.test_inference_adapters import trained
+from tests.support.tiny_models import one_thread, save_tiny_llama
+
+HEADERS = {"Authorization": "Bearer token"}
+PROMPT = "The for statement"
+ENGINES = ["best", "generate"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two models of one shape, and one that has another."""
+    root = tmp_path_factory.mktemp("models")
+    made = {"first": save_tiny_llama(root / "first", seed=0), "second": save_tiny_llama(root / "second", seed=1)}
+    made["longer"] = save_tiny_llama(root / "longer", seed=2)
+    model = load_model(made["longer"]).model
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    model.save_pretrained(made["longer"])
+    return made
+
+
+async def opened(engine: str, loaded: LoadedModel) -> Engine:
+    return GenerateEngine(loaded, 2) if engine == "generate" else await open_engine(loaded, 4)
+
+
+@asynccontextmanager
+async def replica(engine: str, folder: Path) -> AsyncIterator[TestClient[Any, Any]]:
+    """A replica that serves a model."""
+    loaded = load_model(folder)
+    application = Application(Status("tiny", "tiny", 4, state="ready"), "token")
+    application.model = ServedModel(loaded, await opened(engine, loaded), "tiny")
+    async with TestClient(TestServer(application.build()), headers=HEADERS) as client:
+        yield client
+    await application.model.close()
+
+
+def expected(model: Any, tokenizer: Any, num_tokens: int = 8) -> str:
+    """What the plain model says, token after token."""
+    tokens = tokenizer(PROMPT)["input_ids"]
+    number = len(tokens)
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(tokens[number:]))
+
+
+async def ask(client: TestClient[Any, Any], model: str = "tiny", status: int = 200, **body: Any) -> Any:
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 8, "temperature": 0, **body}
+    async with client.post("/v1/completions", json=body) as answer:
+        told = await answer.json()
+        assert answer.status == status, told
+        return told["choices"][0]["text"] if status == 200 else told["error"]["message"]
+
+
+async def change(client: TestClient[Any, Any], path: str, status: int = 200, **body: Any) -> Any:
+    async with client.post(path, json=body) as answer:
+        assert answer.status == status, await answer.text()
+        return await answer.json()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_other_weights_answer_every_request_after_the_change(engine: str, folders: dict[str, Path]) -> None:
+    async with replica(engine, folders["first"]) as client:
+        first, second = (load_model(folders[name]) for name in ("first", "second"))
+        assert await ask(client) == expected(first.model, first.tokenizer)
+        await change(client, "/reload", model=str(folders["second"]), revision=2)
+        assert await ask(client) == expected(second.model, second.tokenizer)
+        assert expected(first.model, first.tokenizer) != expected(second.model, second.tokenizer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_streams_that_are_open_go_on_to_their_end(engine: str, folders: dict[str, Path]) -> None:
+    async with replica(engine, folders["first"]) as client:
+        body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 120, "temperature": 0, "stream": True, "stop": "\0"}
+        async with client.post("/v1/completions", json=body) as answer:
+            await answer.content.readline()
+            await change(client, "/reload", model=str(folders["second"]))
+            rest = await answer.content.read()
+        assert rest.endswith(b"data: [DONE]\n\n") and b"error" not in rest
+        second = load_model(folders["second"])
+        assert await ask(client) == expected(second.model, second.tokenizer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_weights_of_another_shape_or_none_change_nothing(
+    engine: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    async with replica(engine, folders["first"]) as client:
+        before = await ask(client)
+        told = await change(client, "/reload", 409, model=str(folders["longer"]))
+        assert "shape" in told["error"]["message"]
+        await change(client, "/reload", 409, model=str(tmp_path))
+        await change(client, "/reload", 400, folder="x")
+        assert await ask(client) == before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_an_adapter_answers_under_its_name_and_the_model_as_before(
+    engine: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    async with replica(engine, folders["first"]) as client:
+        adapted = trained(folders["first"], tmp_path / "legal")
+        first = load_model(folders["first"])
+        plain, legal = expected(first.model, first.tokenizer), expected(adapted, first.tokenizer)
+        assert plain != legal
+        assert (await change(client, "/adapters", name="legal", folder=str(tmp_path / "legal")))["adapters"] == [
+            "legal"
+        ]
+        answers = await asyncio.gather(ask(client), ask(client, "tiny:legal"), ask(client, "legal"), ask(client))
+        assert answers == [plain, legal, legal, plain]
+        assert "'tiny:other' does not exist" in await ask(client, "tiny:other", 404)
+        await change(client, "/adapters", name="legal")
+        assert "does not exist" in await ask(client, "tiny:legal", 404)
+        assert await ask(client) == plain
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_what_is_no_adapter_of_this_model_is_refused_and_changes_nothing(
+    engine: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    async with replica(engine, folders["first"]) as client:
+        other = save_tiny_llama(tmp_path / "wide", seed=3, tie_word_embeddings=True)
+        assert "whole model" in str(await change(client, "/adapters", 409, name="x", folder=str(other)))
+        await change(client, "/adapters", 409, name="x", folder=str(tmp_path / "nothing"))
+        first = load_model(folders["first"])
+        assert await ask(client) == expected(first.model, first.tokenizer)
