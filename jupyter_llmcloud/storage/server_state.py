@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.quota import WINDOW_S, KeyLimits
 from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.core.serving.rollout import RETIRED, STABLE, with_role
+from jupyter_llmcloud.core.serving.usage.quota import WINDOW_S, KeyLimits
 from jupyter_llmcloud.errors import NotFound
 
 _SCHEMA = """

@@ -20,6 +20,7 @@ from tests.support.gateway_process import gateway_process
 
 NUM_IDLE, NUM_ACTIVE = 10_000, 200
 SPARE_FILES = 1_000
+SOME = 10  # files and connections of the server's own, which come and go
 STATUS_P99_S = 0.1
 IDLE_BYTES = 50_000
 GONE_S = 30.0
@@ -58,9 +59,9 @@ async def test_ten_thousand_idle_connections_and_200_streams_leave_the_server_qu
             for writer in writers[::2]:
                 writer.write(b"GET /llmcloud/v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")  # and no more
             deadline = time.monotonic() + GONE_S
-            while process.num_fds() < before + num_idle and time.monotonic() < deadline:
+            while process.num_fds() < before + num_idle - SOME and time.monotonic() < deadline:
                 await asyncio.sleep(0.1)
-            assert process.num_fds() >= before + num_idle
+            assert process.num_fds() >= before + num_idle - SOME
             assert (process.memory_info().rss - memory) / num_idle < IDLE_BYTES
             streams = [asyncio.ensure_future(_stream(client, url, 40, 200)) for _ in range(NUM_ACTIVE)]
             await asyncio.sleep(2)  # in which they begin
@@ -78,7 +79,7 @@ async def test_ten_thousand_idle_connections_and_200_streams_leave_the_server_qu
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
         deadline = time.monotonic() + GONE_S
-        while process.num_fds() > before + 2 and time.monotonic() < deadline:
+        while process.num_fds() > before + SOME and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
-        assert process.num_fds() <= before + 2, "connections that nobody has any more are kept"
+        assert process.num_fds() <= before + SOME, "connections that nobody has any more are kept"
     assert len(seconds) > 50 and quantiles(seconds, n=100)[98] < STATUS_P99_S

@@ -227,7 +227,7 @@ class GenerateEngine:
     def _generate(self, sequence: _Sequence) -> None:
         prompt = torch.tensor([list(sequence.generation.prompt)], device=self.device)
         configuration = copy.deepcopy(self._plain)
-        configuration.eos_token_id = sorted(sequence.ends) or None
+        configuration.eos_token_id = sorted(sequence.ends) or -1  # None: what the model has
         configuration.max_new_tokens = sequence.generation.max_tokens
         self._loaded.model.generate(
             prompt,

@@ -40,7 +40,6 @@ from jupyter_llmcloud.core.serving.plan_messages import (
     Tick,
     Withdraw,
 )
-from jupyter_llmcloud.core.serving.rates import RateWindow
 from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.core.serving.rollout import (
     CANARY,
@@ -53,6 +52,7 @@ from jupyter_llmcloud.core.serving.rollout import (
     with_role,
 )
 from jupyter_llmcloud.core.serving.rollout import withdrawn as without
+from jupyter_llmcloud.core.serving.usage.rates import RateWindow
 from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError, ModelError, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient, ReplicaLost, ReplicaRefusal
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone

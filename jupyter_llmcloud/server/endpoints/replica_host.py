@@ -76,6 +76,7 @@ class ReplicaHost:
             "num_threads": _threads(revision),
             "cores": revision.cores, "memory_bytes": revision.memory_bytes, "cache_bytes": revision.cache_bytes,
             "devices": revision.devices, "engine": revision.engine, "source": revision.source,
+            "api_key_env": revision.api_key_env,
             "adapters": dict(adapters),
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
