@@ -13,7 +13,7 @@ CORE = {
     "test_patches": "",
     "test_world_cells": "",
     "test_world_accelerate": "",
-    "test_resume": "final_state_is_that_of_an_undisturbed_run and 29",
+    "test_resume": "final_state_is_that_of_an_undisturbed_run",
     "test_low_overhead": "",
     "test_distribute_notebook": "",
     "test_inference_engines": "",
