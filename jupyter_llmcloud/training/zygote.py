@@ -94,6 +94,7 @@ def settle() -> None:
     linecache.clearcache()
     gc.collect()
     gc.freeze()
+    gc.enable()
     forget_clean_pages()
 
 
@@ -213,6 +214,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when a place is taken away: the agent says when to end
+    gc.disable()  # imports make what stays: looking through it again and again takes a tenth of their time
     preload()
     settle()
     outlive_parent()
