@@ -23,7 +23,7 @@ CORE = {
 def _is_core(item: pytest.Item) -> bool:
     module = item.nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
     words = CORE.get(module)
-    return words is not None and all(word in item.name for word in words.split(" and ") if word)
+    return words is not None and words in item.name
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
