@@ -148,7 +148,7 @@ LOADER_WORKERS = Patch(
     checked=_TORCH,
     targets={
         "torch.utils.data._utils.worker:_worker_loop": (
-            *("dataset_kind", "dataset", "index_queue", "data_queue", "done_event"),
+            *("dataset_kind", "dataset|dataset_holder", "index_queue", "data_queue", "done_event"),
         ),
         "torch.utils.data._utils.signal_handling:_set_worker_signal_handlers": None,  # of C++
     },

@@ -90,6 +90,7 @@ class ViewState:
 
     @property
     def is_active(self) -> bool:
+        """Whether the run goes on."""
         return self.state in ACTIVE_STATES
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from jupyter_llmcloud.errors import ModelError
@@ -430,7 +431,10 @@ def keeps_the_last_prompt(loaded: LoadedModel) -> Callable[..., Any]:
 
     def stateful(*arguments: Any, **named: Any) -> Any:
         output = forward(*arguments, **named)
-        ids, cache = named["input_ids"], named.get("past_key_values")
+        ids, cache = (
+            named["input_ids"],
+            named.get("past_key_values", named.get("cache")),
+        )  # its name until transformers 5.24, and since
         is_prompt = named.get("use_cache") is False or cache is None or cache.get_seq_length() == ids.shape[1]
         if is_prompt:
             hidden["shift"] = int(ids[0, 0]) % 7
@@ -482,7 +486,7 @@ def test_an_engine_that_disagrees_with_the_model_is_not_used(
 
     def silently_wrong(*arguments: Any, **named: Any) -> Any:
         output = forward(*arguments, **named)
-        if "cache" in named:  # the paged cache: what a model that ignores it would do
+        if isinstance(named.get("cache"), PagedAttentionCache):  # what a model that ignores it would do
             output.logits = output.logits.flip(-1)
         return output
 

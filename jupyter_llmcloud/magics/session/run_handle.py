@@ -49,6 +49,7 @@ class RunHandle:
 
     @property
     def state(self) -> str:
+        """As its record says; lost, where nobody leads it any more."""
         return "lost" if self._is_lost else self.record.state
 
     def done(self) -> bool:
