@@ -5,7 +5,6 @@ import type { Columns, LatestValue, Mark, Window } from '../../api/types';
 import { formatNumber } from '../../format';
 import { useTrans } from '../../translation';
 import { Name } from '../name';
-import { DASHES, shownColor } from './palette';
 import { type Drawing, Plot, scaled } from './plot';
 import {
   clockLabel,
@@ -32,6 +31,8 @@ export interface ChartCurve {
   label: string;
   columns: Columns;
   start: number;
+  color: string;
+  dash: number[];
 }
 
 /** Gives a stretch of a metric; null where there is no server to ask. */
@@ -45,7 +46,6 @@ export type FetchSeries =
 
 export interface ChartProps {
   name: string;
-  color: number;
   curves: ChartCurve[];
   latest: LatestValue | undefined;
   marks: readonly Mark[];
@@ -79,8 +79,8 @@ export function Chart(props: ChartProps) {
       curves: tables.map((table, at) => ({
         table,
         columns: columns[at] as Columns,
-        color: shownColor(props.color + at),
-        dash: DASHES[at % DASHES.length] ?? []
+        color: curves[at]?.color ?? '',
+        dash: curves[at]?.dash ?? []
       })),
       axis,
       start: curves[0]?.start ?? 0,
@@ -91,8 +91,7 @@ export function Chart(props: ChartProps) {
       marks: props.marks
     };
     return { columns, tables, x: whole, canLog, isLog, outside, drawing };
-  }, [curves, windows, axis, smoothing, zoom, showAll, props.isLog, props.color, props.marks.length]);
-  const color = shownColor(props.color);
+  }, [curves, windows, axis, smoothing, zoom, showAll, props.isLog, props.marks.length]);
   const place = useRef<HTMLDivElement>(null);
   const plot = usePlot(place, drawn.drawing, props, setPointed);
   const table = drawn.tables[0];
@@ -138,7 +137,7 @@ export function Chart(props: ChartProps) {
   };
   const spoken = pointed?.isOwn && readout ? `${name}, ${readout}: ${value}${spread ? `, ${spread}` : ''}` : '';
   return (
-    <figure class="llmc-chart" style={{ '--llmc-draw': color }} data-metric={name}>
+    <figure class="llmc-chart" data-metric={name}>
       <figcaption class="llmc-chart-head">
         <Name class="llmc-chart-name" text={name} />
         {latest?.alarm && <span class="llmc-warning">⚠ {latest.alarm}</span>}
