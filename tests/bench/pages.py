@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 from playwright.sync_api import CDPSession, Page
 
@@ -127,13 +128,14 @@ def _cost_of(page: Page) -> Callable[[Callable[[], None]], float]:
     session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
     session.send("Performance.enable")
 
-    def cost(action: Callable[[], None]) -> float:
+    def taken(action: Callable[[], None]) -> float:
         before = _task_s(session)
         action()
         page.evaluate(DRAWN)
         return 1000 * (_task_s(session) - before)
 
-    return cost
+    asking = median(taken(lambda: None) for _ in range(20))  # what it takes to be asked for a frame that shows nothing new
+    return lambda action: max(0.0, taken(action) - asking)
 
 
 def _task_s(session: CDPSession) -> float:

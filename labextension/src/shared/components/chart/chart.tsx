@@ -65,33 +65,37 @@ export function Chart(props: ChartProps) {
   const [showAll, setShowAll] = useState(false);
   const [pointed, setPointed] = useState<{ x: number; isOwn: boolean } | null>(null);
   const windows = useWindows(props);
-  const drawn = useMemo(() => {
-    const columns = curves.map((curve, at) => withWindow(curve.columns, zoom ? (windows[at] ?? null) : null));
+  const isNear = zoom !== null;
+  const data = useMemo(() => {
+    const columns = curves.map((curve, at) => withWindow(curve.columns, isNear ? (windows[at] ?? null) : null));
     const linear = columns.map((one, at) => tableOf(one, axis, curves[at]?.start ?? 0, smoothing));
-    const whole = zoom ?? xRange(linear);
     const { canLog } = valueRange(linear, [-Infinity, Infinity], false, true);
     const isLog = props.isLog && canLog;
-    const tables = isLog
-      ? columns.map((one, at) => tableOf(one, axis, curves[at]?.start ?? 0, smoothing, true))
-      : linear;
-    const { range, outside } = valueRange(tables, whole, isLog, showAll);
+    const tables = isLog ? columns.map((one, at) => tableOf(one, axis, curves[at]?.start ?? 0, smoothing, true)) : linear;
+    const drawnCurves = tables.map((table, at) => ({
+      table,
+      columns: columns[at] as Columns,
+      color: curves[at]?.color ?? '',
+      dash: curves[at]?.dash ?? []
+    }));
+    return { columns, tables, canLog, isLog, whole: xRange(linear), curves: drawnCurves };
+  }, [curves, windows, isNear, axis, smoothing, props.isLog]);
+  // Moving the stretch that is shown makes nothing of the data anew.
+  const drawn = useMemo(() => {
+    const x = zoom ?? data.whole;
+    const { range, outside } = valueRange(data.tables, x, data.isLog, showAll);
     const drawing: Drawing = {
-      curves: tables.map((table, at) => ({
-        table,
-        columns: columns[at] as Columns,
-        color: curves[at]?.color ?? '',
-        dash: curves[at]?.dash ?? []
-      })),
+      curves: data.curves,
       axis,
       start: curves[0]?.start ?? 0,
-      isLog,
+      isLog: data.isLog,
       isSmoothed: smoothing > 0,
-      x: whole,
+      x,
       y: range,
       marks: props.marks
     };
-    return { columns, tables, x: whole, canLog, isLog, outside, drawing };
-  }, [curves, windows, axis, smoothing, zoom, showAll, props.isLog, props.marks.length]);
+    return { ...data, x, outside, drawing };
+  }, [data, zoom, showAll, props.marks.length]);
   const place = useRef<HTMLDivElement>(null);
   const plot = usePlot(place, drawn.drawing, props, setPointed);
   const table = drawn.tables[0];
