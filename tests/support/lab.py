@@ -55,8 +55,14 @@ def browser_path() -> str | None:
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path, config: dict[str, Any] | None = None) -> Iterator[Lab]:
-    """JupyterLab on `folder`, its settings, runtime files and log beside it; `config` is the server's."""
+def running_lab(
+    folder: Path, config: dict[str, Any] | None = None, app: tuple[str, str] = ("jupyterlab", "LabApp")
+) -> Iterator[Lab]:
+    """JupyterLab on `folder`, its settings, runtime files and log beside it; `config` is the server's.
+
+    `app` is another front end, by its module and its class of settings.
+    """
+    module, settings_of = app
     token = secrets.token_hex(16)
     home = folder.parent / "lab"
     settings = home / "config" / "labconfig"
@@ -70,8 +76,8 @@ def running_lab(folder: Path, config: dict[str, Any] | None = None) -> Iterator[
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
     }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
-    command += [f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    command = [sys.executable, "-m", module, "--no-browser", "--allow-root", "--ServerApp.port=0"]
+    command += [f"--ServerApp.root_dir={folder}", f"--{settings_of}.expose_app_in_browser=True"]
     with (home / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command,
