@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.core.serving.model_kind import GENERATOR
-from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
 from jupyter_llmcloud.storage import served_code
 from jupyter_llmcloud.storage.gguf import gguf_file
