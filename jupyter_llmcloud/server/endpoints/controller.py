@@ -1,7 +1,7 @@
 """One endpoint while it lives: carries out what its plan says, and tells the plan what is observed.
 
-What is decided is decided in `core.serving.endpoint.endpoint_plan`, in one task, event after event. An instruction that takes
-time (a start, a probe, an end) is an operation beside that task; how it ended is the next event.
+What is decided is decided in `core.serving.endpoint.endpoint_plan`, in one task, event after event. An instruction that
+takes time (a start, a probe, an end) is an operation beside that task; how it ended is the next event.
 """
 
 from __future__ import annotations

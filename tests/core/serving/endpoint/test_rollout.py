@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from jupyter_llmcloud.core.serving import rollout
+from jupyter_llmcloud.core.serving.endpoint import rollout
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.core.serving.endpoint.rollout import Outcomes, why_unhealthy
 from jupyter_llmcloud.errors import UsageError
