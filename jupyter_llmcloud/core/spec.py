@@ -22,6 +22,7 @@ from jupyter_llmcloud.core.names import (
     parse_variables,
 )
 from jupyter_llmcloud.core.options import Option, Syntax, integer
+from jupyter_llmcloud.core.serving.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import UsageError
 
 
@@ -59,6 +60,7 @@ VARIABLES = OptionType("a,b", parse_variables, names="variables of ranks")
 OWN_VARIABLES = OptionType("a,b", parse_variables, names="variables")
 CLUSTER = OptionType("NAME", NAME.parse, names="clusters")
 RUN_NAME = OptionType("RUN", names="runs")
+ENGINE = OptionType("ENGINE", parse_engine, names="engines")
 CLUSTER_KINDS = ("local", "cuda", "ssh", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "kubernetes")
 
 
@@ -300,9 +302,15 @@ class EndpointSpec(Spec):
         OptionType(values=("auto", "float32", "bfloat16", "float16")), "Type of the weights while serving.", "auto"
     )
     engine: str = option(
-        OptionType(values=("auto", "slots", "continuous-batching", "generate")),
-        "What generates the tokens; auto takes the fastest that answers as the model itself does.",
+        ENGINE,
+        "What generates the tokens: auto (the fastest that answers as the model itself does; vLLM on a GPU where it is "
+        "installed), slots, continuous-batching, generate, vllm, llama.cpp (TARGET is a GGUF file, or a folder with "
+        "one), or the URL of an OpenAI server elsewhere (TARGET is the model's name there).",
         "auto",
+    )
+    api_key_env: str | None = option(
+        OptionType("NAME", parse_variable),
+        "Of --engine URL: the environment variable, where models are served, that holds the key of that server.",
     )
     max_model_len: int | None = option(
         COUNT, "Tokens of prompt and answer together, at most (default: as many as the model was made for)."
@@ -355,7 +363,16 @@ DISTRIBUTE = Syntax(
 RUN = Syntax(
     "jupyter llmcloud run", RunSpec.options(Interface.SHELL), "FILE.py", "Run a script on the ranks of a new world."
 )
-_OF_FOLDERS = ("name", "dtype", "max_model_len", "base_model", "kv_cache")  # make no sense for code
+_OF_FOLDERS = (
+    "name",
+    "dtype",
+    "max_model_len",
+    "base_model",
+    "kv_cache",
+    "engine",
+    "api_key_env",
+    "follow",
+)  # make no sense for code
 SERVE = Syntax(
     "%serve",
     EndpointSpec.options(Interface.NOTEBOOK),

@@ -16,13 +16,14 @@ from typing import Any
 import psutil
 from aiohttp import ClientConnectionResetError, hdrs, web
 
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR, not_a_generator
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR, ModelKind, not_a_generator
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.changes import Changes
 from jupyter_llmcloud.inference.engines.base import EngineError
+from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes
 from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest, ServedModel
-from jupyter_llmcloud.inference.openai.responses import encode, event
+from jupyter_llmcloud.inference.openai.responses import TokenUsage, encode, event
 from jupyter_llmcloud.inference.usages import Usages
 
 log = logging.getLogger(__name__)
@@ -71,16 +72,18 @@ class Status:
 
 
 class Application:
-    """The routes over one model. `model` is set when it is ready; `predictions.served` when it is no generator.
+    """The routes over one model. When that is ready, one is set: `model`, `external` or `predictions.served`.
 
     Attributes:
         kind: what the model is for, as in `core.serving.model_kind`.
+        model: a generator of our own; external: one of another server; predictions: what generates no text.
     """
 
     def __init__(self, status: Status, token: str) -> None:
         self.status = status
         self.model: ServedModel | None = None
-        self.kind = GENERATOR
+        self.kind: ModelKind = GENERATOR
+        self.external: Forward | None = None
         self.predictions = OpenInferenceRoutes(status, self._why_not_ready)
         self._usages = Usages()
         self._rendering = ThreadPoolExecutor(_MAX_RENDERING, thread_name_prefix="chat")
@@ -88,7 +91,7 @@ class Application:
 
     def build(self) -> web.Application:
         """An aiohttp application. Run it with `handler_cancellation=True`: hanging up cancels a request."""
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._errors, self._authorise])
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._errors, self._authorise, self._pass_on])
         app.on_cleanup.append(self._close)
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
@@ -128,6 +131,25 @@ class Application:
                 message = "This replica needs its own bearer token. Ask through the endpoint's URL instead."
                 raise ApiError(401, message, code="invalid_api_key")
         return await handler(request)
+
+    @web.middleware
+    async def _pass_on(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What another server generates is asked there, whatever of OpenAI's API it has."""
+        if self.external is None or request.method != "POST" or not request.path.startswith("/v1/"):
+            return await handler(request)
+        latest = TokenUsage()
+
+        def note(usage: TokenUsage) -> None:
+            nonlocal latest
+            latest = usage
+
+        with self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
+            try:
+                return await self.external.answer(request, note)
+            finally:
+                counted(latest)
+                self.status.num_prompt_tokens += latest.num_prompt
+                self.status.num_generated_tokens += latest.num_generated
 
     async def livez(self, request: web.Request) -> web.Response:
         """Whether the process answers at all."""
@@ -230,7 +252,7 @@ class Application:
         return model.completion(body)
 
     def _why_not_ready(self) -> tuple[int, str]:
-        if self.model is not None and self.status.state == "ready":
+        if (self.model is not None or self.external is not None) and self.status.state == "ready":
             name = self.status.served_name
             return 400, f"model {name!r} generates text: ask it by /llmcloud/v1/completions or chat/completions."
         return 503, f"The replica is {self.status.state}. Try again."
@@ -239,6 +261,9 @@ class Application:
         if self.predictions.served is not None:
             message = not_a_generator(self.status.served_name, self.kind)
             raise ApiError(400, message, param="model", code="not_a_generator")
+        if self.external is not None:
+            message = f"This is not possible with the engine {self.external.server.engine}."
+            raise ApiError(409, message, code="not_possible")
         if self.model is None or self.status.state != "ready":
             message = f"The replica is {self.status.state}. Try again."
             raise ApiError(503, message, code="not_ready", retry_after_s=_RETRY_AFTER_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from jupyter_llmcloud.core.serving.model_kind import ModelKind
 from jupyter_llmcloud.storage.model_folder import ModelLayout, model_kind
@@ -20,7 +21,7 @@ def kind_of(layout: ModelLayout) -> ModelKind:
     import transformers
 
     config = json.loads((layout.folder / "config.json").read_bytes())
-    classes = [getattr(transformers, str(name), None) for name in config.get("architectures") or ()]
+    classes: list[Any] = [getattr(transformers, str(name), None) for name in config.get("architectures") or ()]
     if any(hasattr(known, "can_generate") and known.can_generate() for known in classes):
         return "generator"
     return "unknown"

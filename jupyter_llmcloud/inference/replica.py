@@ -19,11 +19,14 @@ import psutil
 from aiohttp import web
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.engine_names import LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR, ModelKind
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
+from jupyter_llmcloud.inference.external.forward import Forward
+from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.open_inference.batching import QUEUE_FACTOR
 from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, is_code, open_predictor
@@ -59,7 +62,8 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         memory_bytes: what it may take of its host's memory; None: not stated.
         cache_bytes: what keys and values may take; None: a share of what is free.
         adapters: folders of adapters of PEFT, by the names under which they are asked for.
-        engine: auto, slots, continuous-batching or generate.
+        engine: as in `core.serving.engine_names`.
+        api_key_env: of an engine elsewhere, the environment variable that holds its key.
         drain_s: how long a SIGTERM lets requests finish.
     """
 
@@ -80,6 +84,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
     cache_bytes: int | None = None
     adapters: dict[str, str] = {}
     engine: str = "auto"
+    api_key_env: str = ""
     drain_s: float = 5.0
 
     @classmethod
@@ -151,11 +156,36 @@ class Replica:
         layout, kind = await asyncio.to_thread(_layout_and_kind, self._spec)
         self._application.kind = kind
         if kind == GENERATOR:
-            await self._load_generator()
+            if not await self._open_external():
+                await self._load_generator()
         else:
             await self._load_predictor(layout, kind)
         self.status.state = "ready"
         log.info("ready: %s", self.status.details)
+
+    async def _open_external(self) -> bool:
+        """Have another server generate, where that is asked for or is the better choice."""
+        spec = self._spec
+        if spec.source or spec.base_model:
+            if is_external(spec.engine):
+                raise ModelError(f"--engine {spec.engine} serves whole models of known architectures only.")
+            return False
+        external = ExternalSpec(
+            spec.engine, spec.model, spec.served_name, spec.dtype, spec.device, spec.max_concurrent,
+            spec.max_model_len, self._share.num_threads(), spec.api_key_env,
+        )  # fmt: skip
+        server = await open_external(external)
+        if server is None:
+            return False
+        server.on_failure = lambda: self._engine_failed(server.failure)
+        self._application.external = Forward(server, spec.served_name, self.status, QUEUE_FACTOR * spec.max_concurrent)
+        self.status.details = {
+            "model": spec.served_name,
+            "kind": GENERATOR,
+            "max_concurrent": QUEUE_FACTOR * spec.max_concurrent,  # whatever waits does so there
+            **await details(server, external),
+        }
+        return True
 
     async def _load_predictor(self, layout: ModelLayout | None, kind: str) -> None:
         spec, num_threads = self._spec, self._share.num_threads()
@@ -202,10 +232,11 @@ class Replica:
             await asyncio.sleep(_ALLOCATE_EVERY_S)
             engine.num_threads = self.status.details["num_threads"] = self._share.num_threads()
 
-    def _engine_failed(self) -> None:
+    def _engine_failed(self, reason: str | None = None) -> None:
         model = self._application.model
-        if self.status.state == "ready" and model is not None:
-            self.status.state, self.status.reason = "failed", model.engine.failure or "the engine failed"
+        reason = reason or (model.engine.failure if model is not None else None)
+        if self.status.state == "ready":
+            self.status.state, self.status.reason = "failed", reason or "the engine failed"
             self._stop.set()
 
     def _abandon(self) -> None:
@@ -229,14 +260,18 @@ class Replica:
             await asyncio.sleep(_POLL_S)
         if self._application.model is not None:
             await self._application.model.close()
+        if self._application.external is not None:
+            await self._application.external.server.close()
         if self._application.predictions.served is not None:
             await self._application.predictions.served.close()
 
 
-def _layout_and_kind(spec: ReplicaSpec) -> tuple[ModelLayout | None, str]:
+def _layout_and_kind(spec: ReplicaSpec) -> tuple[ModelLayout | None, ModelKind]:
     """What is to be loaded, before it is. Raises ModelError."""
     if is_code(spec.source):
         return None, "python"
+    if is_url(spec.engine) or spec.engine == LLAMA_CPP:
+        return None, GENERATOR
     base = Path(spec.base_model) if spec.base_model else None
     layout = check_folder(Path(spec.model), base, is_own=bool(spec.source))
     return layout, kind_of(layout)

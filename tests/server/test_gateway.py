@@ -274,20 +274,18 @@ async def test_a_replica_that_is_killed_fails_only_its_own_streams_and_is_replac
     key = await server.key()
     endpoint = server.context.endpoints.get("tiny")
     await until(lambda: len(endpoint.ready_replicas()) == 2, "both are ready")
-    began = asyncio.Event()
+    begun: set[int] = set()
 
-    async def read() -> str:
+    async def read(number: int) -> str:
         async with stream(server, "count 150", key) as answer:
             text = ""
             async for chunk in answer.aiter_text():
                 text += chunk
-                if sum(one.num_in_flight for one in endpoint.ready_replicas()) == 12:
-                    began.set()
+                begun.add(number)
         return "done" if text.endswith("data: [DONE]\n\n") else "error" if '"replica_lost"' in text else text[-200:]
 
-    reading = [asyncio.ensure_future(read()) for _ in range(12)]
-    async with asyncio.timeout(20):
-        await began.wait()
+    reading = [asyncio.ensure_future(read(number)) for number in range(12)]
+    await until(lambda: len(begun) == 12, "all of them are answered")
     shares = {one.pid: one.num_in_flight for one in endpoint.ready_replicas()}
     victim = next(iter(shares))
     os.kill(victim, signal.SIGKILL)

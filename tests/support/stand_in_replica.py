@@ -89,6 +89,23 @@ class StandIn:
             self.num_active -= 1
             self.ended.add(request.headers.get("X-Request-Id", ""))
 
+    async def metadata(self, request: web.Request) -> web.Response:
+        """Of the Open Inference Protocol."""
+        if request.match_info.get("version", "1") != "1":
+            return web.json_response({"error": "no such version"}, status=404)
+        return web.json_response({"name": request.match_info["name"], "versions": ["1"], "platform": "stand-in"})
+
+    async def infer(self, request: web.Request) -> web.Response:
+        """Echo the body, and the header that says where its JSON ends; the inputs `wait` never get an answer."""
+        self.num_asked += 1
+        body = await request.read()
+        if b"wait" in body:
+            await asyncio.Event().wait()
+        told = {"Inference-Header-Content-Length", "X-LLMC-Key"} & set(request.headers)
+        headers = {name: request.headers[name] for name in told if name != "X-LLMC-Key"}
+        kind = "application/octet-stream" if headers else "application/json"
+        return web.Response(body=body, content_type=kind, headers=headers)
+
     async def usage(self, request: web.Request) -> web.Response:
         """What a request that has ended has cost, for the gateway: always the same."""
         if request.match_info["request_id"] not in self.ended:
@@ -152,7 +169,7 @@ async def _pieces(prompt: str) -> AsyncIterator[str]:
 async def main() -> None:
     """Serve until standard input ends."""
     stand_in = StandIn(json.loads(sys.stdin.readline()))
-    application = web.Application(middlewares=[stand_in.check])
+    application = web.Application(middlewares=[stand_in.check], client_max_size=32 << 20)
     application.router.add_get("/readyz", stand_in.readyz)
     application.router.add_get("/stats", stand_in.stats)
     application.router.add_get("/usage/{request_id}", stand_in.usage)
@@ -160,6 +177,9 @@ async def main() -> None:
     application.router.add_post("/adapters", stand_in.set_adapter)
     application.router.add_post("/v1/completions", stand_in.complete)
     application.router.add_post("/v1/chat/completions", stand_in.complete)
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        application.router.add_get(path, stand_in.metadata)
+        application.router.add_post(f"{path}/infer", stand_in.infer)
     runner = web.AppRunner(application, handler_cancellation=True)
     await runner.setup()
     await web.UnixSite(runner, stand_in.spec["socket"]).start()

@@ -83,7 +83,8 @@ def _is_regression(config: Mapping[str, Any]) -> bool:
     if (problem := config.get("problem_type")) is not None:
         return bool(problem == "regression")
     labels = config.get("id2label")
-    return config.get("num_labels", len(labels) if isinstance(labels, Mapping) else 2) == 1
+    num_labels: object = config.get("num_labels", len(labels) if isinstance(labels, Mapping) else 2)
+    return num_labels == 1
 
 
 def kind_of_adapter(task: Any, base: ModelKind) -> ModelKind:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from jupyter_llmcloud.core.serving.batch_policy import BatchPolicy
@@ -94,7 +95,7 @@ class Batcher:
                 continue
             began = time.monotonic()
             try:
-                results = await self.on_thread(lambda rows=[item.row for item in batch]: self._predictor.predict(rows))
+                results = await self.on_thread(partial(self._predictor.predict, [item.row for item in batch]))
                 if len(results) != len(batch):
                     raise RuntimeError(f"{len(results)} results for {len(batch)} rows")
             except asyncio.CancelledError:

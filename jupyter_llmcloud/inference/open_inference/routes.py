@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -66,7 +66,7 @@ class ServedPredictor:
             return json_reply(asked, self.name, VERSION, outputs)
         return reply(asked, self.name, VERSION, outputs)
 
-    async def pieces(self, asked: InferRequest) -> AsyncIterator[bytes]:
+    async def pieces(self, asked: InferRequest) -> AsyncGenerator[bytes, None]:
         """The events of a stream; raises InvalidInput when the model has no stream."""
         stream = getattr(self.predictor, "stream", None)
         if stream is None:

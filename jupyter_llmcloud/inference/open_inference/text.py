@@ -339,8 +339,8 @@ def _switch(asked: InferRequest, name: str) -> bool:
 def _max_length(model: Any, tokenizer: Any) -> int:
     """Tokens that a text may have."""
     config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-    limits = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    known = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    limits = [limit for limit in known if isinstance(limit, int) and limit > 0]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx:
             limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from there

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.core.options import Syntax, complete
+from jupyter_llmcloud.core.serving import engine_names
 from jupyter_llmcloud.core.spec import CLUSTER_KINDS
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.magics.session import session
@@ -51,6 +52,7 @@ class CompletionNames:
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self._by_kind: dict[str, Callable[[], Sequence[str]]] = {
             "kinds of clusters": _kinds,
+            "engines": lambda: engine_names.NAMES,
             "clusters": lambda: [str(record["name"]) for record in _ask("clusters")],
             "worlds": lambda: [str(row["world_id"]) for row in _ask("worlds")],
             "runs": lambda: _runs(lambda record: True),

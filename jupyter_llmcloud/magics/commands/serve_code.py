@@ -22,7 +22,7 @@ from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import current_number
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
-from jupyter_llmcloud.storage import served_code
+from jupyter_llmcloud.storage.models import served_code
 
 WAIT_S = 1
 POLL_S = 0.2
@@ -62,8 +62,8 @@ def _pickled(value: Any) -> bytes:
         ) from error
     if len(data) > MAX_OBJECT:
         raise UsageError(
-            f"a {type(value).__name__} of {len(data)} bytes is too large to be sent: save it, and read it in the load() "
-            "of a %%serve cell."
+            f"a {type(value).__name__} of {len(data)} bytes is too large to be sent: save it, and read it in the "
+            "load() of a %%serve cell."
         )
     return data
 
@@ -120,7 +120,7 @@ def _answers(record: dict[str, Any], number: int) -> bool:
 class ServeCellMagics(Magics):
     """Registered by `%load_ext jupyter_llmcloud`."""
 
-    @cell_magic("serve")
+    @cell_magic
     def serve(self, line: str, cell: str) -> Endpoint:
         """%%serve NAME: the cell defines load() and predict(inputs), and perhaps stream(inputs)."""
         parsed = parse(SERVE_CELL, split(line, "%%serve"))

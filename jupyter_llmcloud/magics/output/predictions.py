@@ -32,7 +32,7 @@ def request(inputs: Any, parameters: Mapping[str, Any] | None) -> tuple[bytes, d
         return body, {"Content-Type": "application/json"}
     tensors, data = [], b""
     for name, array in arrays.items():
-        row = {"name": name, "shape": list(array.shape)}
+        row: dict[str, Any] = {"name": name, "shape": list(array.shape)}
         if array.dtype.kind in "OUS":
             tensors.append({**row, "datatype": "BYTES", "data": _texts(name, array)})
             continue
@@ -64,7 +64,7 @@ def _texts(name: str, array: Any) -> list[str]:
 
 
 def answer(body: bytes, header_length: str | None) -> Any:
-    """What an endpoint answered: a JSON value, an array when there is one that is called "output", or arrays by name."""
+    """What an endpoint answered: a JSON value, the array that is called "output" alone, or arrays by name."""
     length = int(header_length) if header_length else len(body)
     told = json.loads(body[:length])["outputs"]
     if header_length is None and not _are_tensors(told):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
-from jupyter_llmcloud.storage import served_code
 from jupyter_llmcloud.storage.model_folder import ADAPTER, ModelLayout, check_folder, model_kind
+from jupyter_llmcloud.storage.models import served_code
+from jupyter_llmcloud.storage.models.gguf import gguf_file
 from jupyter_llmcloud.storage.runs import RunStore
 
 
@@ -34,7 +37,7 @@ class ModelFolder:
 
 
 def of_code(file: Path, name: str) -> ModelFolder:
-    """Code that is served by itself, kept by `storage.served_code`."""
+    """Code that is served by itself, kept by `storage.models.served_code`."""
     return ModelFolder(file.parent, name, served_code.fingerprint(file), kind="python", source=str(file))
 
 
@@ -76,6 +79,37 @@ def resolve_adapter(target: str, runs: RunStore, root_dir: Path | None, serves: 
     if not (path / ADAPTER).is_file():
         raise ModelError(f"{target!r} holds no adapter of PEFT ({ADAPTER}): serve a whole model under its own name.")
     return _checked(path, name, Path(base))
+
+
+def resolve_gguf(target: str, runs: RunStore, root_dir: Path | None) -> ModelFolder:
+    """A model in the format of llama.cpp: a GGUF file, a folder with one, or a run that has exported one."""
+    if NAME_PATTERN.fullmatch(target):
+        try:
+            folder = runs.find(target)
+            path = folder.path / (folder.read().artifacts.get("model") or folder.model.name)
+        except NotFound:
+            path = _absolute(target, root_dir)
+    else:
+        path = _absolute(target, root_dir)
+    if not target or "\0" in target or not path.exists():
+        raise NotFound(f"there is no GGUF file or folder {target[:256]!r}: it is best named by its whole path.")
+    file = gguf_file(path.resolve())
+    stat = file.stat()
+    digest = hashlib.sha256(f"{file.name}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    return ModelFolder(file, _as_name(file.stem), digest, kind=GENERATOR)
+
+
+def model_elsewhere(target: str, url: str) -> ModelFolder:
+    """A model of a server elsewhere, by the name that it has there. The endpoint is named after the last part of it."""
+    if not target or not target.isprintable() or len(target) > 256:
+        raise UsageError(f"{target[:256]!r} is no name of a model: with --engine URL give the model's name there.")
+    digest = hashlib.sha256(f"{url} {target}".encode()).hexdigest()[:12]
+    return ModelFolder(Path(target), _as_name(target), digest, kind=GENERATOR)
+
+
+def _as_name(text: str) -> str:
+    """A name of an endpoint like a model's: `org/model:7b` is `model-7b`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text.rpartition("/")[2]).strip("-._")[:64] or "model"
 
 
 def _absolute(path: str, root_dir: Path | None) -> Path:

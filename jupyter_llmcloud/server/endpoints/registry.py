@@ -10,15 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import check_name, replica_bounds
-from jupyter_llmcloud.core.serving import rollout
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint import rollout
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.engine_names import AUTO, LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.model_kind import GENERATOR
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.errors import Busy, LLMCloudError, ModelError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
 from jupyter_llmcloud.server.endpoints.follow import FollowedRun, RunModel, newest_model
-from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, resolve_adapter, resolve_target
+from jupyter_llmcloud.server.endpoints.model_folder import (
+    ModelFolder,
+    model_elsewhere,
+    resolve_adapter,
+    resolve_gguf,
+    resolve_target,
+)
+from jupyter_llmcloud.storage.models.weights_layout import difference
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
-from jupyter_llmcloud.storage.weights_layout import difference
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -71,7 +79,7 @@ class EndpointRegistry:
             if spec.follow:
                 folder, step = await self._newest_of(target)
             else:
-                folder = code or await self._resolve(target, spec.base_model)
+                folder = code or await self._resolve(target, spec.base_model, spec.engine)
         except NotFound:
             running = self._endpoints.get(target)
             if reuse and spec.name in (None, target) and running is not None and running.is_active:
@@ -135,7 +143,11 @@ class EndpointRegistry:
         followed = FollowedRun(self._runs.folder(stored.follows), serve, serving, self._log)
         endpoint.follow(followed.follow)
 
-    async def _resolve(self, target: str, base_model: str | None = None) -> ModelFolder:
+    async def _resolve(self, target: str, base_model: str | None = None, engine: str = AUTO) -> ModelFolder:
+        if is_url(engine):
+            return model_elsewhere(target, engine)
+        if engine == LLAMA_CPP:
+            return await asyncio.to_thread(resolve_gguf, target, self._runs, self._root_dir)
         return await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir, base_model)
 
     def get(self, name: str) -> EndpointController:
@@ -191,7 +203,7 @@ class EndpointRegistry:
         """
         endpoint = self.active(name)
         current = endpoint.stored.current
-        folder = await self._resolve(target)
+        folder = await self._resolve(target, engine=current.engine)
         revisions = endpoint.stored.revisions
         new = dataclasses.replace(
             current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
@@ -207,7 +219,8 @@ class EndpointRegistry:
 
     async def _in_place_of(self, new: Revision, before: Revision) -> int:
         """The revision whose replicas can load the weights of `new`, since nothing else differs; 0: none can."""
-        if new.base_model or before.base_model or new.source or before.source:
+        is_plain = new.kind == before.kind == GENERATOR and not is_external(new.engine)
+        if not is_plain or new.base_model or before.base_model or new.source or before.source:
             return 0
         try:
             reason = await asyncio.to_thread(difference, Path(before.model), Path(new.model))
@@ -246,7 +259,7 @@ class EndpointRegistry:
             new = rollout.find(revisions, revision)
         except UsageError as error:
             try:
-                folder = await self._resolve(revision)
+                folder = await self._resolve(revision, engine=endpoint.stored.current.engine)
             except LLMCloudError as other:
                 raise type(other)(f"{error} {other}") from None
             new = dataclasses.replace(
@@ -307,6 +320,7 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
         kind=folder.kind,
         source=folder.source,
         engine=spec.engine,
+        api_key_env=spec.api_key_env or "",
         max_model_len=spec.max_model_len,
         max_concurrent=spec.max_concurrent,
         threads=spec.threads,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
 from jupyter_llmcloud.storage.server_state import StoredReplica
@@ -76,6 +76,7 @@ class ReplicaHost:
             "num_threads": _threads(revision),
             "cores": revision.cores, "memory_bytes": revision.memory_bytes, "cache_bytes": revision.cache_bytes,
             "devices": revision.devices, "engine": revision.engine, "source": revision.source,
+            "api_key_env": revision.api_key_env,
             "adapters": dict(adapters),
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:

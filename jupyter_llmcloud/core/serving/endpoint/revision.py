@@ -35,6 +35,7 @@ class Revision:
         note: why it was withdrawn.
         kind: what the model is for, as in `model_kind`; "": not known, as before there were kinds.
         engine: what computes it; auto: the fastest that answers as the model itself does.
+        api_key_env: of an engine elsewhere, the environment variable that holds its key.
         source: a file with code of the user's own: a cell, an object, or the architecture of a run's model.
     """
 
@@ -63,3 +64,4 @@ class Revision:
     kind: str = ""
     source: str = ""
     engine: str = "auto"
+    api_key_env: str = ""
