@@ -25,7 +25,7 @@ from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.core.serving.routing import RequestShape
+    from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
     from jupyter_llmcloud.server.answers.keeper import Keeper
     from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
