@@ -107,7 +107,7 @@ class Replicas:
             self.devices.take(f"{REPLICA}{replica_id}", cores)
         return "cpu"
 
-    def describe_room(self) -> dict[str, int]:
+    def describe_room(self) -> dict[str, Any]:
         """For the description of the agent: cores and memory of its host, and what was promised of them."""
         running = [one for one in self._replicas.values() if one.process.returncode is None]
         return {

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.quota import WINDOW_S, KeyLimits
-from jupyter_llmcloud.core.serving.revision import Revision
-from jupyter_llmcloud.core.serving.rollout import RETIRED, STABLE, with_role
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.rollout import RETIRED, STABLE, with_role
+from jupyter_llmcloud.core.serving.usage.quota import WINDOW_S, KeyLimits
 from jupyter_llmcloud.errors import NotFound
 
 _SCHEMA = """
@@ -89,7 +89,7 @@ class StoredReplica:
 
 @dataclass
 class StoredEndpoint:
-    """One endpoint as it is kept; its revisions as in `core.serving.rollout`.
+    """One endpoint as it is kept; its revisions as in `core.serving.endpoint.rollout`.
 
     Attributes:
         adapters: folders of adapters, by the names under which they are asked for.

@@ -23,7 +23,7 @@ from jupyter_llmcloud.inference.external.commands import EngineOptions, command_
 from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.external.server import ExternalServer
-from jupyter_llmcloud.storage.served.gguf import gguf_file
+from jupyter_llmcloud.storage.models.gguf import gguf_file
 
 STAND_IN = Path(__file__).parents[1] / "support" / "openai_stand_in.py"
 TOKEN = "the-bearer"

@@ -16,7 +16,7 @@ from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, open_predictor
 from jupyter_llmcloud.inference.open_inference.routes import ServedPredictor
 from jupyter_llmcloud.storage.model_folder import check_folder
-from jupyter_llmcloud.storage.served import served_code
+from jupyter_llmcloud.storage.models import served_code
 
 TOKEN = "the-bearer"
 DEADLINE_S = 60.0

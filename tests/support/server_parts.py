@@ -23,6 +23,8 @@ from jupyter_llmcloud.protocol.agent_messages import (
     StartReplica,
     StopReplica,
     StopRun,
+    WorldStacks,
+    WorldVariables,
 )
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.rpc import Responder
@@ -183,6 +185,14 @@ class StandInPool:
     async def stop_world(self, name: str) -> HeldWorld:
         [(_, world)] = await self.worlds()
         return find_world([world], name)
+
+    async def world_stacks(self, name: str) -> Any:
+        [(_, world)] = await self.worlds()
+        return find_world([world], name).world_id, WorldStacks(ranks={}, cells={})
+
+    async def world_variables(self, name: str) -> Any:
+        [(_, world)] = await self.worlds()
+        return find_world([world], name).world_id, WorldVariables(ranks={})
 
     async def place(
         self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = ""

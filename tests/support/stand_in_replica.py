@@ -3,7 +3,8 @@
 Started like a replica, with its spec as one line of JSON on standard input. The prompt tells it what to do:
 `count N` streams N pieces, `wait` never answers, `endless` streams for ever, `die` ends the process before it answers,
 `die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503,
-`headers` answers the headers of the request. All else is echoed.
+`headers` answers the headers of the request, `flood N` streams N large pieces as fast as they are taken, `stamp N MS`
+streams N times of sending, MS apart. All else is echoed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -133,6 +135,8 @@ class StandIn:
     async def _stream(self, request: web.Request, prompt: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        if prompt.startswith("flood"):
+            await self._flood(response, int(prompt.split()[1]))
         async for piece in _pieces(prompt):
             event = {"choices": [{"index": 0, "delta": {"content": piece}, "text": piece}]}
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
@@ -140,10 +144,20 @@ class StandIn:
             await response.write(b"data: [DONE]\n\n")
         return response
 
+    async def _flood(self, response: web.StreamResponse, number: int) -> None:
+        event = b"data: " + json.dumps({"choices": [{"index": 0, "text": "x" * 4000}]}).encode() + b"\n\n"
+        for _ in range(number):
+            await response.write(event)
+
 
 async def _pieces(prompt: str) -> AsyncIterator[str]:
     words = prompt.split()
-    number = 0
+    if words[0] == "stamp":
+        for _ in range(int(words[1])):
+            yield str(time.monotonic())
+            await asyncio.sleep(float(words[2]) / 1000)
+        return
+    number = int(words[1]) if words[0] == "flood" else 0
     while words[0] in ("endless", "die") or number < int(words[-1]):
         if words[0] == "die" and number == int(words[2]):
             os._exit(9)

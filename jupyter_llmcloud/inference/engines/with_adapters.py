@@ -54,6 +54,10 @@ class EngineWithAdapters:
         """Of the model's own engine, or of an adapter's."""
         return next((one.failure for one in [self._base, *self._adapted.values()] if one.failure), None)
 
+    @failure.setter
+    def failure(self, reason: str | None) -> None:
+        self._base.failure = reason
+
     @property
     def num_threads(self) -> int:
         """Of each engine."""

@@ -16,7 +16,7 @@ from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.open_inference.predictor import Predictor
 from jupyter_llmcloud.inference.open_inference.routes import ServedPredictor
 from jupyter_llmcloud.storage.model_folder import ARCHITECTURE, ModelLayout
-from jupyter_llmcloud.storage.served import served_code
+from jupyter_llmcloud.storage.models import served_code
 from jupyter_llmcloud.system.atomic_files import read_json
 
 log = logging.getLogger(__name__)

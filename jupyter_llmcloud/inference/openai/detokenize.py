@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,10 +17,14 @@ class Detokenizer:
     """The text of an answer: what its tokens add to the prompt. Bytes that are no UTF-8 become U+FFFD.
 
     Of the prompt it knows whether there is text at all, and the bytes of a last character that is not complete.
+
+    Args:
+        visible: special tokens that the text shows.
     """
 
-    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int], visible: Collection[int] = ()) -> None:
         self._vocabulary = vocabulary
+        self._visible = visible
         self._at_start = all(token in vocabulary.special for token in prompt)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decoder.decode(vocabulary.tail(prompt))
@@ -30,7 +34,7 @@ class Detokenizer:
     def step(self, token: int) -> str:
         """The text that this token completes; empty while a character is incomplete."""
         if token in self._vocabulary.special:
-            return ""
+            return self._text(self._vocabulary.special[token]) if token in self._visible else ""
         of = self._vocabulary.first_bytes_of if self._at_start else self._vocabulary.bytes_of
         self._at_start = False
         return self._text(self._decoder.decode(of(token)))
@@ -83,8 +87,8 @@ class StopStrings:
 
     def _may_begin(self, stop: str, with_hidden: bool) -> int:
         text, places = self._seen(with_hidden)
-        overlap = _overlap(text, stop)
-        return places[len(places) - overlap] if overlap else len(self._held)
+        held = overlap(text, stop)
+        return places[len(places) - held] if held else len(self._held)
 
     def _show(self, count: int) -> str:
         shown = "".join(character for character, visible in self._held[:count] if visible)
@@ -92,7 +96,7 @@ class StopStrings:
         return shown
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` begin `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
@@ -108,26 +112,47 @@ class PlacedLogprob(NamedTuple):
 class Piece:
     """Text that can be shown, with the log probabilities of the tokens that came in.
 
-    `num_tokens` counts every token generated, an end-of-sequence token included.
+    `num_tokens` counts every token generated, an end-of-sequence token included; `scored` are the log probabilities
+    of the prompt's tokens from the second one on, with the first piece, where they were asked for.
     """
 
     text: str
     logprobs: list[PlacedLogprob]
     num_tokens: int
     finish_reason: FinishReason | None
+    scored: Sequence[TokenLogprob] = ()
 
 
 class Transcript:
-    """Turns the batches of one sequence into pieces of text, up to its end or its first stop string."""
+    """Turns the batches of one sequence into pieces of text, up to its end or its first stop string.
 
-    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int], stops: Sequence[str]) -> None:
-        self._decoder = Detokenizer(vocabulary, prompt)
+    Args:
+        visible: special tokens that the text shows.
+        num_scored: log probabilities of the prompt that the first batch brings.
+        places_end: whether the token that ends the sequence has a log probability in the pieces, too.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int],
+        stops: Sequence[str],
+        visible: Collection[int] = (),
+        *,
+        num_scored: int = 0,
+        places_end: bool = False,
+    ) -> None:
+        self._decoder = Detokenizer(vocabulary, prompt, visible)
+        self._num_scored = num_scored
+        self._places_end = places_end
         special = vocabulary.special.items()
         self._spelled = {token: text for token, text in special if any(text in stop for stop in stops)}
         self._stops = StopStrings(stops, list(self._spelled.values()))
 
     def feed(self, batch: TokenBatch) -> Piece:
         """The next piece. After one with a finish reason nothing more may be fed."""
+        scored, self._num_scored = batch.logprobs[: self._num_scored], 0
+        entries = batch.logprobs[len(scored) :]
         shown: list[str] = []
         offsets: list[int] = []
         num_text = len(batch.tokens) - (batch.finish_reason == "stop")
@@ -136,13 +161,15 @@ class Transcript:
             text, stopped = self._step(batch.tokens[index])
             shown.append(text)
             if stopped:
-                return Piece("".join(shown), _placed(batch.logprobs, offsets), index + 1, "stop")
+                return Piece("".join(shown), _placed(entries, offsets), index + 1, "stop", scored)
         reason = batch.finish_reason
         if reason is not None:
             text, stopped = self._stops.feed(self._decoder.rest())
             shown += [text, "" if stopped else self._stops.rest()]
             reason = "stop" if stopped else reason
-        return Piece("".join(shown), _placed(batch.logprobs, offsets), len(batch.tokens), reason)
+            if self._places_end:
+                offsets += [self._decoder.num_characters] * (len(batch.tokens) - num_text)
+        return Piece("".join(shown), _placed(entries, offsets), len(batch.tokens), reason, scored)
 
     def _step(self, token: int) -> tuple[str, bool]:
         if (spelled := self._spelled.get(token)) is not None:

@@ -77,7 +77,7 @@ def _render(render: Any, asked: dict[str, Any]) -> dict[str, str]:
     from jinja2 import TemplateError
 
     try:
-        variables = {**asked["variables"], "add_generation_prompt": True}
+        variables = {"add_generation_prompt": True, **asked["variables"]}
         texts, _ = render(conversations=[asked["messages"]], chat_template=asked["template"], **variables)
     except TemplateError as error:
         return {"error": str(error)}

@@ -22,7 +22,7 @@ from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import current_number
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
-from jupyter_llmcloud.storage.served import served_code
+from jupyter_llmcloud.storage.models import served_code
 
 WAIT_S = 1
 POLL_S = 0.2

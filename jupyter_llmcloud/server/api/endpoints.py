@@ -33,7 +33,7 @@ from jupyter_llmcloud.protocol.http.endpoints import (
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import NoFields, operation
 from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, of_code
-from jupyter_llmcloud.storage.served import served_code
+from jupyter_llmcloud.storage.models import served_code
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry

@@ -1,7 +1,7 @@
 """One endpoint while it lives: carries out what its plan says, and tells the plan what is observed.
 
-What is decided is decided in `core.serving.endpoint_plan`, in one task, event after event. An instruction that takes
-time (a start, a probe, an end) is an operation beside that task; how it ended is the next event.
+What is decided is decided in `core.serving.endpoint.endpoint_plan`, in one task, event after event. An instruction that
+takes time (a start, a probe, an end) is an operation beside that task; how it ended is the next event.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.serving.endpoint_plan import EndpointPlan, Timing
-from jupyter_llmcloud.core.serving.plan_messages import (
+from jupyter_llmcloud.core.serving.endpoint.endpoint_plan import EndpointPlan, Timing
+from jupyter_llmcloud.core.serving.endpoint.plan_messages import (
     AskAgent,
     Desired,
     Drain,
@@ -40,9 +40,8 @@ from jupyter_llmcloud.core.serving.plan_messages import (
     Tick,
     Withdraw,
 )
-from jupyter_llmcloud.core.serving.rates import RateWindow
-from jupyter_llmcloud.core.serving.revision import Revision
-from jupyter_llmcloud.core.serving.rollout import (
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.rollout import (
     CANARY,
     RETIRED,
     SHADOW,
@@ -52,7 +51,8 @@ from jupyter_llmcloud.core.serving.rollout import (
     why_unhealthy,
     with_role,
 )
-from jupyter_llmcloud.core.serving.rollout import withdrawn as without
+from jupyter_llmcloud.core.serving.endpoint.rollout import withdrawn as without
+from jupyter_llmcloud.core.serving.usage.rates import RateWindow
 from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError, ModelError, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient, ReplicaLost, ReplicaRefusal
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import check_name, replica_bounds
-from jupyter_llmcloud.core.serving import rollout
+from jupyter_llmcloud.core.serving.endpoint import rollout
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
 from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
-from jupyter_llmcloud.core.serving.revision import Revision
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.errors import Busy, LLMCloudError, ModelError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
@@ -25,8 +25,8 @@ from jupyter_llmcloud.server.endpoints.model_folder import (
     resolve_gguf,
     resolve_target,
 )
+from jupyter_llmcloud.storage.models.weights_layout import difference
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
-from jupyter_llmcloud.storage.weights_layout import difference
 
 if TYPE_CHECKING:
     from logging import Logger

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
 from jupyter_llmcloud.storage.server_state import StoredReplica

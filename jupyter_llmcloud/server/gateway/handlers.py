@@ -24,7 +24,7 @@ from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.core.serving.routing import RequestShape
+    from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
@@ -34,6 +34,7 @@ ANSWER_MARGIN_S = 1.0
 KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
+DROPPED_BODY = 32 << 20
 
 
 _NONE: Mapping[str, str] = {}
@@ -106,13 +107,27 @@ class InferenceHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
-        # Twice the limit, so that a body that grows beyond it is answered with 413 and not just cut off.
-        connection.set_max_body_size(2 * self.max_body)
+        connection.set_max_body_size(self.max_body + DROPPED_BODY)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > self.max_body:
+        if not length.isdigit() or int(length) > self.max_body + DROPPED_BODY:
             raise self._too_large()
+        if int(length) > self.max_body:
+            await self._refuse_and_read_on(self._too_large())
+
+    async def _refuse_and_read_on(self, error: ApiError) -> None:
+        """Answer now, and finish when the body has come, which is dropped.
+
+        A client that is still sending when its connection is closed would not get to see the answer.
+        """
+        content = msgspec.json.encode(self.error_body(error))
+        self.set_status(error.status)
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Content-Length", str(len(content)))
+        self.set_header("Connection", "close")
+        self.write(content)
+        await self.flush()
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")
@@ -120,7 +135,7 @@ class InferenceHandler(GatewayHandler):
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= self.max_body:
+        if self._num_bytes <= self.max_body and not self._headers_written:
             self._body += chunk
 
     @gateway_access("execute")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.serving.rates import Answered, RateWindow
+from jupyter_llmcloud.core.serving.usage.rates import Answered, RateWindow
 from jupyter_llmcloud.server.gateway.metrics import IN_FLIGHT, count_request, count_tokens
 from jupyter_llmcloud.storage.server_state import RequestRecord
 

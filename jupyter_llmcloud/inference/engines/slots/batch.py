@@ -195,21 +195,22 @@ class Batch:
         chosen = self._choose(logits, step.parts) if step.parts else []
         if all(part.num_scored == len(part.tokens) for part in parts):
             self.speculation.note(step.ids.shape[1], time.perf_counter() - began)
-        for part in parts:
-            self._read(part)
+        self._note_read(parts)
         place = 0
         for part in step.parts:
             self._take(part, chosen[place : place + part.num_scored])
             place += part.num_scored
 
-    def _read(self, part: Part) -> None:
-        """Its tokens have keys and values now."""
-        sequence = part.sequence
-        sequence.num_cached = min(sequence.num_cached + len(part.tokens), len(sequence.tokens))
-        assert sequence.group is not None
-        if sequence.num_pending == 0 and sequence.row >= sequence.group.num_decoding:
-            self._begin_decoding(sequence)
-            self._prefixes.keep(sequence)
+    def _note_read(self, parts: list[Part]) -> None:
+        """Their tokens have keys and values now. All are noted before any row moves: only what is noted moves with it."""
+        sequences = [part.sequence for part in parts]
+        for sequence, part in zip(sequences, parts, strict=True):
+            sequence.num_cached = min(sequence.num_cached + len(part.tokens), len(sequence.tokens))
+        for sequence in sequences:
+            assert sequence.group is not None
+            if sequence.num_pending == 0 and sequence.row >= sequence.group.num_decoding:
+                self._begin_decoding(sequence)
+                self._prefixes.keep(sequence)
 
     def _begin_decoding(self, sequence: Sequence) -> None:
         assert sequence.group is not None
@@ -225,7 +226,8 @@ class Batch:
                 rows += [_PLAIN] * part.num_scored
             else:
                 rows += [_PLAIN] * (part.num_scored - 1)
-                rows.append(part.sequence.sampler_row() if _is_complete(part) else _PLAIN)
+                chooses = _is_complete(part) and part.sequence.max_tokens > 0
+                rows.append(part.sequence.sampler_row() if chooses else _PLAIN)
         if all(row is _PLAIN for row in rows):
             return logits.argmax(dim=-1).tolist()
         return self._sampler.scores(logits, rows).argmax(dim=-1).tolist()

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from jupyter_llmcloud.core.serving.quota import (
+from jupyter_llmcloud.core.serving.usage.quota import (
     KeyLimits,
     KeyQuota,
     QuotaExceeded,

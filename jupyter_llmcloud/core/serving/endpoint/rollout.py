@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.errors import UsageError
 
 STABLE, CANARY, SHADOW, RETIRED = "stable", "canary", "shadow", "retired"

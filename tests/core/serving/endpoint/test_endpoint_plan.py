@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.core.serving.endpoint_plan import EndpointPlan, Timing
-from jupyter_llmcloud.core.serving.plan_messages import (
+from jupyter_llmcloud.core.serving.endpoint.endpoint_plan import EndpointPlan, Timing
+from jupyter_llmcloud.core.serving.endpoint.plan_messages import (
     AskAgent,
     Desired,
     Drain,
@@ -34,7 +34,7 @@ from jupyter_llmcloud.core.serving.plan_messages import (
     Tick,
     Withdraw,
 )
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 
 ONE = Revision(1, "/model")
 TWO = Revision(2, "/better")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from jupyter_llmcloud.core.serving.autoscaling import (
+from jupyter_llmcloud.core.serving.endpoint.autoscaling import (
     ArrivalRate,
     Autoscaler,
     Bounds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 
 # --- events: what was observed, or is wanted from now on ------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from jupyter_llmcloud.core.serving.routing import (
+from jupyter_llmcloud.core.serving.endpoint.routing import (
     CircuitBreaker,
     ReplicaLoad,
     RequestShape,

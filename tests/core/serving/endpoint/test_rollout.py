@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from jupyter_llmcloud.core.serving import rollout
-from jupyter_llmcloud.core.serving.revision import Revision
-from jupyter_llmcloud.core.serving.rollout import Outcomes, why_unhealthy
+from jupyter_llmcloud.core.serving.endpoint import rollout
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.rollout import Outcomes, why_unhealthy
 from jupyter_llmcloud.errors import UsageError
 
 ONE, TWO, THREE = Revision(1, "/one"), Revision(2, "/two", num_replicas=2), Revision(3, "/three")

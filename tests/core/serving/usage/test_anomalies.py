@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.core.serving.anomalies import (
+from jupyter_llmcloud.core.serving.usage.anomalies import (
     MAX_NETWORKS,
     MIN_REQUESTS,
     NUM_REFUSED,

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from jupyter_llmcloud.core.serving.plan_messages import (
+from jupyter_llmcloud.core.serving.endpoint.plan_messages import (
     AskAgent,
     Desired,
     Drain,
@@ -47,7 +47,7 @@ from jupyter_llmcloud.core.serving.plan_messages import (
     Tick,
     Withdraw,
 )
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jupyter_llmcloud.core.serving.rates import Answered, RateWindow
+from jupyter_llmcloud.core.serving.usage.rates import Answered, RateWindow
 
 
 def test_rates_are_those_of_the_window_and_a_client_that_hung_up_is_no_error() -> None:

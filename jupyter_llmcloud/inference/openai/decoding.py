@@ -1,0 +1,133 @@
+"""A body to a struct, or a 400 in plain words: which field, what it must be, what was there."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
+
+Kind = TypeVar("Kind")
+
+_PLACE = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
+_MISSING = re.compile(r"missing required field `([^`]*)`")
+_TYPE = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
+_BOUND = re.compile(r"Expected `(\w+)` (>=|<=|>|<) (\S+)")
+_LENGTH = re.compile(r"Expected `(\w+)` of length (>=|<=) (\d+)")
+_ENUM = re.compile(r"Invalid enum value (.*)", re.DOTALL)
+_INDEX = re.compile(r"\[(\d+|\.\.\.)\]")
+_TYPES = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+# What a field may be, where that is more than the name of a type.
+_FIELDS = {
+    "content": "a string or a list of parts",
+    "prompt": "a string, a list of strings, or a list of token ids",
+    "input": "a string or a list",
+    "stop": "a string or a list of strings",
+    "tool_choice": '"none", "auto", "required" or the name of a function',
+    "role": "system, developer, user, assistant or tool",
+    "messages": "a list of messages",
+    "tools": "a list of tools",
+}
+_BOUNDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
+_MAX_SHOWN = 60
+
+
+def decode(body: bytes, kind: type[Kind]) -> Kind:
+    """Decode a body; raises `ApiError` 400 that names the parameter at fault."""
+    try:
+        return _decoder(kind).decode(body)
+    except msgspec.ValidationError as error:
+        raise _wrong_shape(str(error), body, kind) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
+
+
+def invalid(param: str, message: str) -> ApiError:
+    """A value that cannot be."""
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def unsupported(param: str, why: str = "it is not supported by this endpoint. Leave it out.") -> ApiError:
+    """A parameter that is understood, and asks for what is not possible here."""
+    return ApiError(400, f"{param}: {why}", param=param, code="unsupported_parameter")
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, cut where it is long."""
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        text = repr(type(value).__name__)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+@lru_cache(maxsize=64)
+def _decoder(kind: type[Kind]) -> msgspec.json.Decoder[Kind]:
+    return msgspec.json.Decoder(kind)
+
+
+def _wrong_shape(message: str, body: bytes, kind: type) -> ApiError:
+    place = found.group(1) if (found := _PLACE.search(message)) else ""
+    if unknown := _UNKNOWN.search(message):
+        param = f"{place}.{unknown[1]}".lstrip(".")
+        text = f"Unknown parameter {param[:128]!r}: it is not supported here. Remove it."
+        return ApiError(400, text, param=param[:128], code="unknown_parameter")
+    if missing := _MISSING.search(message):
+        param = f"{place}.{missing[1]}".lstrip(".")
+        return ApiError(400, f"Parameter {param!r} is missing.", param=param, code="missing_required_parameter")
+    if not place:
+        return ApiError(400, f"The body must be an object: {message}.", code="invalid_type")
+    seen = _at(place, body)
+    return _wrong_value(place, _PLACE.sub("", message), seen)
+
+
+def _wrong_value(place: str, message: str, seen: str) -> ApiError:
+    name = _INDEX.sub("", place).rpartition(".")[2]
+    if wrong := _TYPE.fullmatch(message):
+        if wrong[1] == "null" or wrong[1] in ("array of length <= 0",):
+            return unsupported(place)
+        must = _FIELDS.get(name) if not place.endswith("]") else None
+        return ApiError(400, f"{place} must be {must or _words(wrong[1])}, not {_TYPES.get(wrong[2], wrong[2])}{seen}.",
+                        param=place, code="invalid_type")  # fmt: skip
+    if wrong := _BOUND.match(message):
+        return invalid(place, f"{place} must be {_BOUNDS[wrong[2]]} {wrong[3].removesuffix('.0')}{seen}.")
+    if wrong := _LENGTH.fullmatch(message):
+        if (wrong[2], wrong[3]) == ("<=", "0"):
+            return unsupported(place)
+        of = "characters" if wrong[1] == "str" else "entries"
+        few = "at least" if wrong[2] == ">=" else "at most"
+        return invalid(place, f"{place} must have {few} {wrong[3]} {of}.")
+    if wrong := _ENUM.fullmatch(message):
+        must = f": it must be {_FIELDS[name]}" if name in _FIELDS else " is not supported here"
+        return ApiError(400, f"{place}={wrong[1][:_MAX_SHOWN]}{must}.", param=place, code="unsupported_value")
+    return ApiError(400, f"{place}: {message}{seen}.", param=place, code="invalid_value")
+
+
+def _words(types: str) -> str:
+    names = [_TYPES.get(name, name) for name in types.split(" | ") if name != "null"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _at(place: str, body: bytes) -> str:
+    """What stands there, as JSON; nothing for a place inside an object without names of its own."""
+    value = msgspec.json.decode(body)
+    for part in re.findall(r"[^.\[\]]+|\[\d+\]", place):
+        try:
+            value = value[int(part[1:-1])] if part.startswith("[") else value[part]
+        except (LookupError, TypeError, ValueError):
+            return ""
+    return f" ({shown(value)})"

@@ -1,0 +1,153 @@
+"""Grammars that the tokens of an answer must follow, by llguidance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.inference.engines.base import TokenConstraint
+from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+MAX_GRAMMAR = 1 << 18
+_THINK_END = b"</think>"
+
+
+class Constraints:
+    """Makes the constraints of a model's answers. What llguidance needs of the vocabulary is made when first used."""
+
+    def __init__(self, loaded: LoadedModel, vocabulary: Vocabulary) -> None:
+        self._loaded = loaded
+        self._vocabulary = vocabulary
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        return LLTokenizer(
+            TokenizerWrapper(_Tokens(self._loaded, self._vocabulary)), eos_token=sorted(self._loaded.eos)
+        )
+
+    def new(self, grammar: str, param: str, *, is_thinking: bool = False) -> Callable[[], TokenConstraint]:
+        """What makes the constraint of each answer; raises `ApiError` 400 where the grammar cannot be followed.
+
+        Args:
+            grammar: as `structured.grammars` writes it.
+            param: where the request says it, for the error.
+            is_thinking: the answer begins with reasoning, which is free up to `</think>`.
+        """
+        try:
+            from llguidance import LLMatcher
+        except ImportError:
+            message = f"{param} needs the package llguidance where the model runs: pip install llguidance."
+            raise ApiError(400, message, param=param, code="unsupported_parameter") from None
+        if not self._loaded.eos:
+            message = f"{param}: this model has no token that ends an answer, so no format can be enforced."
+            raise ApiError(400, message, param=param, code="unsupported_parameter")
+        if len(grammar) > MAX_GRAMMAR:
+            message = f"{param} has {len(grammar)} characters: at most {MAX_GRAMMAR} are possible."
+            raise ApiError(400, message, param=param, code="invalid_value")
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            reason = str(matcher.get_error()).strip().partition("\n")[0]
+            raise ApiError(400, f"{param} cannot be enforced: {reason}", param=param, code="invalid_grammar")
+        ends = _mask(self._loaded.eos, self._loaded.num_vocabulary)
+
+        def make() -> TokenConstraint:
+            constraint = MatcherConstraint(matcher.deep_copy(), ends)
+            if not is_thinking:
+                return constraint
+            return AfterReasoning(constraint, self._vocabulary, self._loaded.num_vocabulary, ends)
+
+        return make
+
+
+class _Tokens:
+    """A vocabulary as llguidance reads one: the bytes of each token."""
+
+    def __init__(self, loaded: LoadedModel, vocabulary: Vocabulary) -> None:
+        num_tokens = loaded.num_vocabulary
+        self.eos_token_id = min(loaded.eos)
+        self.bos_token_id = loaded.tokenizer.bos_token_id
+        self.tokens = [vocabulary.spelled(token) for token in range(num_tokens)]
+        self.special_token_ids = sorted({token for token in (*vocabulary.special, *loaded.eos) if token < num_tokens})
+        self._loaded = loaded
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
+        return list(self._loaded.tokenizer(decoded, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+class MatcherConstraint:
+    """A grammar's state for one answer.
+
+    Attributes:
+        error: why the grammar could not be followed to its end; "" as long as it could.
+    """
+
+    def __init__(self, matcher: Any, ends: bytes) -> None:
+        self.error = ""
+        self._matcher = matcher
+        self._ends = ends
+
+    def allowed(self) -> bytes:
+        """The tokens that may come next; where nothing more may, those that end the answer."""
+        if self.error or self._matcher.is_stopped():
+            self._note_error()
+            return self._ends
+        mask: bytes = self._matcher.compute_bitmask()
+        self._note_error()
+        return self._ends if self.error else mask
+
+    def accept(self, token: int) -> None:
+        """A token was chosen."""
+        if not self.error and not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+            self._note_error()
+
+    def _note_error(self) -> None:
+        if not self.error and self._matcher.is_error():
+            self.error = str(self._matcher.get_error()).strip().partition("\n")[0] or "the grammar failed"
+            log.error("a grammar could not be followed: %s", self.error)
+
+
+class AfterReasoning:
+    """Leaves an answer free up to the end of its reasoning, and constrains what comes then."""
+
+    def __init__(self, constraint: MatcherConstraint, vocabulary: Vocabulary, num_vocabulary: int, ends: bytes) -> None:
+        self._constraint = constraint
+        self._vocabulary = vocabulary
+        everything = _mask(range(num_vocabulary), num_vocabulary)
+        self._free = bytes(a & ~b for a, b in zip(everything, ends, strict=True))
+        self._tail = b""
+        self._is_thinking = True
+
+    @property
+    def error(self) -> str:
+        """Why the grammar could not be followed."""
+        return self._constraint.error
+
+    def allowed(self) -> bytes:
+        """The tokens that may come next."""
+        return self._free if self._is_thinking else self._constraint.allowed()
+
+    def accept(self, token: int) -> None:
+        """A token was chosen."""
+        if not self._is_thinking:
+            self._constraint.accept(token)
+            return
+        self._tail = (self._tail + self._vocabulary.spelled(token))[-4 * len(_THINK_END) :]
+        self._is_thinking = _THINK_END not in self._tail
+
+
+def _mask(tokens: Any, num_vocabulary: int) -> bytes:
+    mask = bytearray(4 * ((num_vocabulary + 31) // 32))
+    for token in tokens:
+        if token < num_vocabulary:
+            mask[token // 8] |= 1 << token % 8
+    return bytes(mask)

@@ -1,0 +1,134 @@
+"""What a request asks of the form of its answer, as a grammar of llguidance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jupyter_llmcloud.inference.openai.chat.tool_formats import HERMES
+from jupyter_llmcloud.inference.openai.decoding import invalid
+from jupyter_llmcloud.protocol.openai.chat import Tool
+from jupyter_llmcloud.protocol.openai.fields import JsonSchemaFormat, ResponseFormat, StructuredOutputs
+
+# One way to write a value: else an answer could go on for ever with white space.
+_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class Grammar(NamedTuple):
+    """A grammar, and the parameter that asks for it."""
+
+    text: str
+    param: str
+
+
+def grammar_of(form: ResponseFormat | None, structured: StructuredOutputs | None) -> Grammar | None:
+    """What the two parameters of a format ask for; raises `ApiError` 400 where they contradict or lack something."""
+    asked = structured is not None and any(getattr(structured, name) for name in structured.__struct_fields__)
+    if form is not None and form.type != "text":
+        if asked:
+            raise invalid("structured_outputs", "structured_outputs and response_format exclude each other.")
+        return _of_response_format(form)
+    return _of_structured_outputs(structured) if structured is not None and asked else None
+
+
+def _of_response_format(form: ResponseFormat) -> Grammar:
+    if form.type == "json_object":
+        return Grammar(json_grammar({"type": "object"}), "response_format")
+    if form.type == "json_schema":
+        schema = _required(form.json_schema, "response_format.json_schema")
+        return json_schema_grammar(schema, "response_format.json_schema.schema")
+    if form.type == "regex":
+        return Grammar(regex_grammar(_required(form.pattern, "response_format.pattern")), "response_format.pattern")
+    text = _required(form.grammar, "response_format.grammar")
+    return Grammar(_lark(text), "response_format.grammar")
+
+
+def json_schema_grammar(form: JsonSchemaFormat, param: str) -> Grammar:
+    """JSON of a schema; any object where there is none."""
+    return Grammar(json_grammar({"type": "object"} if form.schema is None else form.schema), param)
+
+
+def _of_structured_outputs(asked: StructuredOutputs) -> Grammar:
+    given = [name for name in asked.__struct_fields__ if getattr(asked, name)]
+    if len(given) > 1:
+        raise invalid("structured_outputs", f"structured_outputs has {' and '.join(given)}: give one of them.")
+    param = f"structured_outputs.{given[0]}"
+    if asked.json is not None:
+        return Grammar(json_grammar(_schema(asked.json, param)), param)
+    if asked.regex:
+        return Grammar(regex_grammar(asked.regex), param)
+    if asked.choice:
+        return Grammar(_lark("start: " + " | ".join(_literal(text) for text in asked.choice)), param)
+    if asked.grammar:
+        return Grammar(_lark(asked.grammar), param)
+    return Grammar(json_grammar({"type": "object"}), param)
+
+
+def call_grammar(tools: Sequence[Tool], *, parallel: bool) -> Grammar:
+    """Calls of these tools, and nothing else: what a forced call is written as, whatever the family of the model."""
+    names = [f"call_{number}" for number in range(len(tools))]
+    rules = [f"start: one{' (' + _literal(chr(10)) + ' one)*' if parallel else ''}"]
+    opens, closes = _literal(f"{HERMES.opens}\n"), _literal(f"\n{HERMES.closes}")
+    rules.append(f"one: {opens} ({' | '.join(names)}) {closes}")
+    rules += [f"{name}: %json {json.dumps(_call_schema(tool))}" for name, tool in zip(names, tools, strict=True)]
+    return Grammar(_lark("\n".join(rules)), "tools" if len(tools) > 1 else "tools[0].function.parameters")
+
+
+def _call_schema(tool: Tool) -> dict[str, Any]:
+    parameters = tool.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+    # References in the tool's own schema are relative to its root: they find what they name in the new one.
+    shared = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    inner = {key: value for key, value in parameters.items() if key not in shared}
+    return {
+        **shared,
+        "type": "object",
+        "properties": {"name": {"const": tool.function.name}, "arguments": inner},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+        "x-guidance": _JSON_OPTIONS,
+    }
+
+
+def json_grammar(schema: dict[str, Any]) -> str:
+    """JSON that satisfies a schema."""
+    return json.dumps({"grammars": [{"json_schema": {**schema, "x-guidance": _JSON_OPTIONS}}]})
+
+
+def regex_grammar(pattern: str) -> str:
+    """Text that a regular expression matches as a whole."""
+    return json.dumps({"grammars": [{"lark_grammar": f"start: /{_escaped(pattern)}/"}]})
+
+
+def _lark(text: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _escaped(pattern: str) -> str:
+    """A pattern between slashes: those of its own are escaped, and so are the ends of lines."""
+    shown, escaped = [], False
+    for character in pattern:
+        shown.append(f"\\{character}" if character == "/" and not escaped else character)
+        escaped = character == "\\" and not escaped
+    return "".join(shown).replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _schema(value: dict[str, Any] | str, param: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise invalid(param, f"{param} must be a JSON schema, as an object or as JSON text.") from None
+    if not isinstance(value, dict):
+        raise invalid(param, f"{param} must be a JSON schema, as an object or as JSON text.")
+    return value
+
+
+def _required(value: Any, param: str) -> Any:
+    if value is None:
+        raise invalid(param, f"{param} is missing: this type of response_format needs it.")
+    return value

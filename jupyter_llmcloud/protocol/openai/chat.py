@@ -1,0 +1,141 @@
+"""The body of POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, Body, GenerationFields, ResponseFormat
+
+MAX_TOOLS = 128
+NoValue = Annotated[None, Meta(description="Not supported.")]
+FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
+
+
+class ContentPart(Body, kw_only=True):
+    """A part of a message. Parts of text are read; other kinds are refused by name."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    annotations: Any = None
+    logprobs: Any = None
+    cache_control: Any = None
+    image_url: Any = None
+    input_audio: Any = None
+    audio_url: Any = None
+    video_url: Any = None
+    file: Any = None
+    file_id: Any = None
+    file_data: Any = None
+    filename: Any = None
+    detail: Any = None
+
+
+class FunctionCall(Body, kw_only=True):
+    """A function that was called, its arguments as JSON text."""
+
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(Body, kw_only=True):
+    """A call of a tool, as an answer told it."""
+
+    function: FunctionCall
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
+class ChatMessage(Body, kw_only=True):
+    """A message of a conversation; what clients echo back from an answer may be null."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    annotations: Any = None
+    audio: NoValue = None
+    function_call: NoValue = None
+    cache_control: Any = None
+
+    @property
+    def text(self) -> str:
+        """The content, its parts joined."""
+        if isinstance(self.content, list):
+            return "".join(part.text or part.refusal or "" for part in self.content)
+        return self.content or self.refusal or ""
+
+
+class FunctionDefinition(Body, kw_only=True):
+    """A function that a model may call, its parameters as a JSON schema."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body, kw_only=True):
+    """A tool that a model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+    cache_control: Any = None
+
+
+class FunctionChoice(Body, kw_only=True):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Body, kw_only=True):
+    """The tool that must be called."""
+
+    function: FunctionChoice
+    type: Literal["function"] = "function"
+
+
+class ChatRequest(GenerationFields, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, Meta(description="Variables of the model's chat template.")
+    ] = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    audio: NoValue = None
+    function_call: Literal["none", "auto"] | None = None
+    functions: Annotated[list[Any], Meta(max_length=0)] | None = None
+    modalities: list[Literal["text"]] | None = None
+    prediction: NoValue = None
+    verbosity: Literal["medium"] | None = None
+    web_search_options: NoValue = None
+
+    @property
+    def token_limit(self) -> tuple[str, int | None]:
+        """The parameter that limits the answer, and its value; none means the rest of the context."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report for each token; None reports nothing."""
+        return (self.top_logprobs or 0) if self.logprobs else None

@@ -1,0 +1,104 @@
+"""What several routes of the OpenAI surface take: fields of a generation, and formats that an answer must have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+MAX_CHOICES = 32
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 512
+MAX_LOGPROBS = 20
+_INT64 = 2**63
+
+StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of a body or a part of one. A field that is null counts as left out; an unknown one is refused."""
+
+
+class StreamOptions(Body, kw_only=True):
+    """Options of a stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[bool | None, Meta(description="Accepted without effect.")] = None
+    continuous_usage_stats: Annotated[bool | None, Meta(description="Only false.")] = None
+
+
+class JsonSchemaFormat(Body, kw_only=True):
+    """A JSON schema that an answer must satisfy."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body, kw_only=True):
+    """The format of an answer: free text, any JSON object, JSON of a schema, or text of an expression or grammar."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    json_schema: JsonSchemaFormat | None = None
+    pattern: Annotated[str, Meta(description="Of type regex.", max_length=65536)] | None = None
+    grammar: Annotated[str, Meta(description="Of type grammar, in Lark's notation.", max_length=65536)] | None = None
+
+
+class StructuredOutputs(Body, kw_only=True):
+    """The same in the words of vLLM's clients: one of these."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=1024)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class GenerationFields(Body, kw_only=True):
+    """What completions and chat completions both take."""
+
+    model: Annotated[str, Meta(description="Name of an endpoint.")]
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOPS)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Annotated[Any, Meta(description="Accepted without effect.")] = None
+    store: Annotated[bool | None, Meta(description="Accepted without effect: only responses are stored.")] = None
+    cache_control: Annotated[Any, Meta(description="Accepted without effect.")] = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers to one prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings, as a list."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
