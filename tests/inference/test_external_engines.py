@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from jupyter_llmcloud.core.serving.engine_names import parse_engine, parse_variable
+from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.external.commands import EngineOptions, command_of

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
 
-from jupyter_llmcloud.core.serving.cell_source import CellSource
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, open_predictor

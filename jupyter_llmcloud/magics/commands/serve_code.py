@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, cell_magic, magics_class
 
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.options import parse, split
-from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import SERVE_CELL, EndpointSpec, Interface
 from jupyter_llmcloud.errors import ModelError, ServerError, UsageError
 from jupyter_llmcloud.magics.output.endpoint import Endpoint

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.utils import url_path_join
 
 from jupyter_llmcloud.core.names import parse_replicas
-from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
     AddAdapter,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
 from jupyter_llmcloud.storage.model_folder import ADAPTER, ModelLayout, check_folder, model_kind
 from jupyter_llmcloud.storage.models import served_code
