@@ -43,7 +43,9 @@ async def _measure(folder: Path) -> list[Row]:
             await asyncio.sleep(0.05)
         told = json.loads(told_at.read_text())
         words = [str(folder), str(NUM_RANKS), str(PER_S), str(SECONDS)]
-        feeder = subprocess.Popen([sys.executable, "-m", "tests.bench.bodies.feed_run", *words], env=env, cwd=REPOSITORY)
+        feeder = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.bodies.feed_run", *words], env=env, cwd=REPOSITORY
+        )
         while not (folder / "root" / "runs" / "fed-1" / "run.json").exists():
             await asyncio.sleep(0.05)
         client = await EventClient.connect(told["url"].rstrip("/"), told["token"])

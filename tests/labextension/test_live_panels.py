@@ -212,7 +212,9 @@ def test_cells_are_inserted_for_a_cluster_and_a_run(page: Page) -> None:
 def test_the_model_of_a_run_is_served_by_a_button_and_its_card_is_copied_from(
     page: Page, context: BrowserContext, pictures: Path
 ) -> None:
-    run = record_run("poet-1", "poet", lambda _: [{"loss": 1.0 / (at + 1)} for at in range(20)], artifacts={"model": "model"})
+    run = record_run(
+        "poet-1", "poet", lambda _: [{"loss": 1.0 / (at + 1)} for at in range(20)], artifacts={"model": "model"}
+    )
     save_tiny_llama(run.model, chat_template=CHAT_TEMPLATE)
     execute(page, "llmcloud:open-run", id="poet-1", name="poet")
     card = page.locator(".jp-MainAreaWidget:not(.lm-mod-hidden) .llmc-Tab .llmc-run")
@@ -248,6 +250,8 @@ def test_a_cluster_that_is_gone_takes_its_ranks_with_it_in_every_panel(page: Pag
     card = page.locator(f"{SIDEBAR} section[aria-label='Clusters'] article").first
     card.get_by_role("button", name="Stop", exact=True).click()
     card.get_by_role("alertdialog").get_by_role("button", name=re.compile("^Stop ")).click()
-    expect(page.locator(f"{SIDEBAR} section[aria-label='Clusters']")).to_contain_text("There is no cluster", timeout=START_MS)
+    expect(page.locator(f"{SIDEBAR} section[aria-label='Clusters']")).to_contain_text(
+        "There is no cluster", timeout=START_MS
+    )
     expect(output_of(page, 2)).to_contain_text("This world has ended", timeout=START_MS)
     expect(output_of(page, 6)).to_contain_text("There is no cluster")

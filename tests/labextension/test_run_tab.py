@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.axe import look
 from tests.support.browser import write_notebook
@@ -228,7 +228,10 @@ def test_what_is_in_trouble_is_shown_as_what_it_is(page: Page, pictures: Path) -
     card = open_run(page, "trouble-1", MARKUP)
     expect(card.locator(".llmc-name")).to_have_attribute("title", f"trouble {MARKUP}")
     assert page.evaluate("() => window.broken") is None
-    notes = {name: card.locator(f'[data-metric="{name}"] .llmc-chart-note') for name in ("holes", "infinite", "huge", "spike")}
+    notes = {
+        name: card.locator(f'[data-metric="{name}"] .llmc-chart-note')
+        for name in ("holes", "infinite", "huge", "spike")
+    }
     expect(notes["holes"]).to_contain_text("38 values are NaN or infinite")  # 19 steps of two ranks
     expect(notes["infinite"]).to_contain_text("8 values are NaN or infinite")
     expect(notes["huge"]).to_contain_text("up to 1e300 above")
@@ -271,7 +274,9 @@ def test_of_64_ranks_the_slow_and_the_dead_stand_out(page: Page, pictures: Path,
     folder = record_run("many-1", "many", lambda rank: [{"loss": 1 / (at + 1) + rank / 64} for at in range(50)], num_ranks=64,
                         state="running", world_id="goes-on", agent=goes_on)  # fmt: skip
     report_late(folder, [17, 40])
-    toast = page.locator(".Toastify__toast").filter(has_text="The run many does not go on: ranks 17, 40 have not made a step")
+    toast = page.locator(".Toastify__toast").filter(
+        has_text="The run many does not go on: ranks 17, 40 have not made a step"
+    )
     expect(toast.first).to_be_visible()
     toast.get_by_role("button", name="Hide notification").click()
     card = open_run(page, "many-1")
@@ -285,7 +290,9 @@ def test_of_64_ranks_the_slow_and_the_dead_stand_out(page: Page, pictures: Path,
     expect(late).to_have_text(["17", "40"])
     assert late.first.evaluate("cell => getComputedStyle(cell).borderTopWidth") == "2px"
     strip = card.locator(".llmc-strip")
-    assert strip.evaluate("strip => strip.scrollWidth <= strip.clientWidth && strip.getBoundingClientRect().height < 160")
+    assert strip.evaluate(
+        "strip => strip.scrollWidth <= strip.clientWidth && strip.getBoundingClientRect().height < 160"
+    )
     expect(card.get_by_role("alert")).to_contain_text("17")
     cells.first.get_by_role("button").focus()
     for _ in range(3):
@@ -303,11 +310,15 @@ def test_the_output_is_folded_chosen_by_rank_and_searched(page: Page, pictures: 
     card.locator("summary", has_text="Output of the ranks").click()
     text = card.locator(".llmc-text")
     expect(text).to_contain_text("[1] line 399 of rank 1")
-    page.wait_for_function("text => text.scrollTop + text.clientHeight >= text.scrollHeight - 4", arg=text.element_handle())
+    page.wait_for_function(
+        "text => text.scrollTop + text.clientHeight >= text.scrollHeight - 4", arg=text.element_handle()
+    )
     text.evaluate("text => { text.scrollTop = 0; }")
     follow = card.get_by_role("button", name="follow")
     follow.click()
-    page.wait_for_function("text => text.scrollTop + text.clientHeight >= text.scrollHeight - 4", arg=text.element_handle())
+    page.wait_for_function(
+        "text => text.scrollTop + text.clientHeight >= text.scrollHeight - 4", arg=text.element_handle()
+    )
     tabs = card.get_by_role("tablist", name="output of")
     tabs.get_by_role("tab", name="all ranks").focus()
     page.keyboard.press("ArrowRight")
@@ -324,7 +335,9 @@ def test_what_happened_is_marked_on_the_charts_and_told(page: Page, pictures: Pa
     record_run("marked-1", "marked", lambda _: losses(1), marks=marks)
     card = open_run(page, "marked-1")
     card.locator("summary", has_text="Events").click()
-    expect(card.locator(".llmc-story li")).to_contain_text(["checkpoint", "restart rank 1 was lost", "resize from 2 to 4 ranks"])
+    expect(card.locator(".llmc-story li")).to_contain_text(
+        ["checkpoint", "restart rank 1 was lost", "resize from 2 to 4 ranks"]
+    )
     look(page, pictures, "run-marks", ".llmc-Tab")
 
 
@@ -332,9 +345,32 @@ def test_a_run_that_is_deleted_elsewhere_is_said_and_its_last_view_stays(page: P
     record_run("deleted-1", "deleted", lambda _: losses(1, 50))
     card = open_run(page, "deleted-1")
     expect(plot_of(card, "loss")).to_be_visible()
-    answer = page.context.request.delete(f"{lab.url}llmcloud/api/runs/deleted-1", headers={"Authorization": f"token {lab.token}"})
+    answer = page.context.request.delete(
+        f"{lab.url}llmcloud/api/runs/deleted-1", headers={"Authorization": f"token {lab.token}"}
+    )
     assert answer.ok, answer.text()
     expect(card.get_by_role("alert")).to_contain_text("This run was deleted")
     expect(plot_of(card, "loss")).to_be_visible()
     page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
     expect(page.locator("#llmcloud-sidebar .llmc-runrow[data-run-id='deleted-1']")).to_have_count(0)
+
+
+def test_a_server_that_is_restarted_is_found_again_without_a_reload(
+    one_chromium: Browser, module_root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    record_run("survivor-1", "survivor", lambda _: losses(1, 50))
+    context = one_chromium.new_context()
+    with running_lab(folder) as first:
+        page = open_lab(context, first)
+        card = open_run(page, "survivor-1")
+        expect(plot_of(card, "loss")).to_be_visible()
+    expect(card).to_contain_text("The connection to the Jupyter server is cut")
+    expect(plot_of(card, "loss")).to_be_visible()
+    record_run("meanwhile-1", "meanwhile", lambda _: losses(1, 5))
+    with running_lab(folder, again=first):
+        expect(card).not_to_contain_text("is cut", timeout=60_000)
+        page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
+        expect(page.locator("#llmcloud-sidebar .llmc-runrow[data-run-id='meanwhile-1']")).to_be_visible()
+        context.close()

@@ -19,7 +19,9 @@ def told_actions() -> set[str]:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("carry_out", "tell"):
-                texts = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+                texts = [
+                    word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)
+                ]
                 found |= {text for text in texts if text.count(".") == 1}
     return found
 
