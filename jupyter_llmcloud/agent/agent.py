@@ -266,6 +266,7 @@ class Agent:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
             RunFolder(Path(cell.folder)).check_free_space()  # whoever waits for its end will look there only
+            world.runs.announce(cell)
             self._do(world.runs.execute(cell, None))
             return Submitted(run_id=cell.run_id)
         world.use(connection)

@@ -9,6 +9,7 @@
                      log.txt                  all text of all ranks, once somebody wants it (see storage.log_text)
                      marks.jsonl              {"seq", "t", "mark": kind, "step", "text"}, see MARKS
                      times.json               where the ranks of a run that goes on spend their time (see read_times)
+                     watched                  touched while a page watches the run at its server
                      view.json                how it is looked at: {"log": [metrics in powers of ten]}
                      model/                   what --save wrote
                      checkpoints/step-<n>/    complete training states (see storage.checkpoints)
@@ -16,11 +17,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +42,7 @@ ACTIVE_STATES = ("queued", "running", "stopping")
 MARKS = ("checkpoint", "restart", "resize", "alert")
 FINAL_STATES = ("finished", "failed", "stopped", "lost")
 Times = dict[int, dict[str, float]]  # by rank and part
+WATCHED_S = 10.0  # a page that watches is noted more often than this
 ROOM = 16 << 10  # bytes that a record and the first lines of its journals need
 
 
@@ -134,6 +138,19 @@ class RunFolder:
     def marks(self) -> Path:
         """The journal of what happened to the run: checkpoints, restarts."""
         return self.path / "marks.jsonl"
+
+    def note_watched(self) -> None:
+        """A page watches the run at its server, now."""
+        with contextlib.suppress(OSError):
+            (self.path / "watched").touch()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a page has watched it at its server of late."""
+        try:
+            return time.time() - (self.path / "watched").stat().st_mtime < WATCHED_S
+        except OSError:
+            return False
 
     def write_times(self, shares: Times, seconds: Times) -> None:
         """Where the ranks spend their time, of the last seconds and of all; replaced in one rename. Raises OSError."""

@@ -192,13 +192,18 @@ class LiveView:
     def _make_widget(self) -> RunMonitor:
         from jupyter_llmcloud.widgets.run_monitor import RunMonitor
 
-        return RunMonitor(self._stop, info=self._info(), series=self._series.build(self.state))
+        return RunMonitor(
+            self._stop, RunStore().folder(self.state.run_id), info=self._info(), series=self._series.build(self.state)
+        )
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = msgspec.to_builtins(live_info.live_info(self.state, self._started))
         return info
 
     def _send(self, widget: RunMonitor, now: float) -> None:
+        if not widget.is_due(now):
+            self._is_new = True
+            return
         with widget.hold_sync():
             widget.info = self._info()
             if self._series.is_due(self.state, now):

@@ -30,6 +30,8 @@ const run = (name: string, changes: Partial<Run> = {}): Run => ({
   world_id: '',
   holder: '',
   num_restarts: 0,
+  hang: null,
+  phase: '',
   ...changes
 });
 const option = (name: string, type: string, changes: Partial<ClusterOption> = {}): ClusterOption => ({

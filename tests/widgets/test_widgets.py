@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number, format_tick, sparkline, ticks
 from jupyter_llmcloud.core.run.end_report import own_errors
+from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.widgets import chart, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
 from jupyter_llmcloud.widgets.panel_mime import PANEL_MIME
@@ -359,6 +360,36 @@ def test_a_message_of_the_widget_calls_stop(front_end):
     widget._handle_custom_msg({"type": "other"}, [])
     widget._handle_custom_msg("stop", [])
     assert asked == [True]
+
+
+def test_nothing_is_sent_to_a_page_that_follows_the_run_at_its_server(view):
+    view.handle_metrics(0, records(1, 3, loss=2.0))
+    view.refresh(100.0)
+    sent = updates(view)
+    view._widget.watching = True
+    sent.clear()
+    view.handle_metrics(0, records(4, 9, loss=1.0))
+    view.refresh(200.0)
+    assert sent == []
+    view._widget.watching = False  # it cannot any more
+    view.refresh(300.0)
+    assert "info" in sent and "series" in sent
+
+
+def test_while_another_page_watches_traits_are_sent_now_and_then(view, own_root):
+    """A kernel that executes a cell hears nothing of its pages; the server says that one of them watches."""
+    folder = RunStore().folder("run-1")
+    folder.path.mkdir(parents=True)
+    assert not folder.is_watched
+    folder.note_watched()
+    assert folder.is_watched
+    view.handle_metrics(0, records(1, 3, loss=2.0))
+    view.refresh(100.0)
+    sent = updates(view)
+    for tenth in range(200):
+        view.handle_metrics(0, records(4 + tenth, 5 + tenth, loss=1.0))
+        view.refresh(101.0 + tenth / 10)
+    assert 1 <= sent.count("info") <= 3
 
 
 def test_the_widget_is_closed_at_the_end_and_keeps_no_data(view):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class RunQueue:
         self._end_world = end_world
         self._versions = library_versions()  # here, where ranks are about to be started, and not on the way of a cell
         self._resized_from = 0  # ranks before the world was resized, since the last run; 0 when it was not
+        self._beginning = ""  # the run whose ranks are being healed
+        self._is_stopped = False  # meanwhile
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
 
     @property
@@ -67,16 +70,27 @@ class RunQueue:
             self._never_began(cell, connection, "stopped")
             return
         try:
+            self._beginning, self._is_stopped = cell.run_id, False
             await self._world.heal(coming=cell)
-            await self._execute(cell, connection)
+            self._beginning = ""
+            if self._is_stopped:
+                self._never_began(cell, connection, "stopped")
+            else:
+                await self._execute(cell, connection)
         except LLMCloudError as error:
             if connection is None or RunFolder(Path(cell.folder)).exists:  # nobody to refuse it to, or it has waited
                 self._never_began(cell, None, "failed", error)
             if connection is not None:
                 raise
         finally:
+            self._beginning = ""
             self._is_over()
             self.lock.release()
+
+    def announce(self, cell: Execute) -> None:
+        """Have a record of a run that was taken on, for whoever asks for it before it is its turn."""
+        with contextlib.suppress(OSError):
+            RunFolder(Path(cell.folder)).create(self._first_record(cell), cell.source or cell.code)
 
     async def _wait_for_ranks(self, cell: Execute, connection: Connection | None) -> bool:
         """Wait until no other run is under way; False when the run was stopped meanwhile."""
@@ -121,6 +135,9 @@ class RunQueue:
         return [{"t": round(at, 3), "phase": name} for at, name in phases]
 
     def _record(self, cell: Execute) -> RunRecord:
+        return with_fields(self._first_record(cell), history=self._phases(cell))
+
+    def _first_record(self, cell: Execute) -> RunRecord:
         return RunRecord(
             run_id=cell.run_id,
             name=cell.name,
@@ -133,7 +150,6 @@ class RunQueue:
             owner=cell.owner,
             spec=cell.spec,
             script=cell.script,
-            history=self._phases(cell),
             versions=self._versions,
         )
 
@@ -252,7 +268,7 @@ class RunQueue:
             self._world.remember(cell)
 
     def __contains__(self, run_id: str) -> bool:
-        return run_id in self._waiting or self.is_active(run_id)
+        return run_id in self._waiting or run_id == self._beginning or self.is_active(run_id)
 
     def is_active(self, run_id: str) -> bool:
         """Whether this run is executed now."""
@@ -264,5 +280,7 @@ class RunQueue:
             self.active.stop()
         elif run_id in self._waiting:
             self._waiting[run_id].cancel()
+        elif run_id == self._beginning:
+            self._is_stopped = True
         else:
             raise NotFound(f"run {run_id!r} has ended.")

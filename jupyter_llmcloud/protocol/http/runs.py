@@ -134,6 +134,9 @@ class Run(Response, frozen=True):
     world_id: Annotated[str, Meta(description="Of the world that executes it; empty while none does.")] = ""
     holder: Annotated[str, Meta(description="Who started it, in words: the end of a notebook's path, a process.")] = ""
     num_restarts: int = 0
+    phase: Annotated[
+        str, Meta(description="While it is queued: finding a cluster, starting ranks, joining; else empty.")
+    ] = ""
     hang: Annotated[RunHang | None, Meta(description="Why its ranks do not go on; null while they do.")] = None
 
 

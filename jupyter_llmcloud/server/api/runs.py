@@ -80,7 +80,15 @@ def as_run(record: RunRecord, state: str, figures: Mapping[str, Any]) -> Run:
     """A run as a list tells of it; `state` is that of now, `figures` are those of `latest`."""
     kept = {key: getattr(record, key) for key in _SUMMARY}
     hang = _hang(record.hang) if record.hang and state in ACTIVE_STATES else None
-    return Run(**kept, state=state, holder=holder(record.owner) if record.owner else "", hang=hang, **figures)
+    phases = [str(entry["phase"]) for entry in record.history if "phase" in entry]
+    return Run(
+        **kept,
+        state=state,
+        holder=holder(record.owner) if record.owner else "",
+        phase=phases[-1] if phases and state == "queued" else "",
+        hang=hang,
+        **figures,
+    )
 
 
 def _hang(report: Mapping[str, Any]) -> RunHang:

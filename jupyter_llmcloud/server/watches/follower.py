@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EVERY_S = 0.05
 ENDED_EVERY_S = 1.0  # somebody may delete it, or resume it
 STATES_S = 3.0
+NOTE_S = 4.0  # how often it is noted that the run is watched
 TICK_S = 1.0  # what is said of an active run changes with time alone
 PASS_BYTES = 1 << 20  # of each journal, before those who watch are told
 TAIL_BYTES = 2 << 20  # of each rank's output, for who begins to watch
@@ -136,13 +137,16 @@ class RunFollower:
     # --- reading ---
 
     async def _follow(self) -> None:
-        asked_at, told_at = -STATES_S, 0.0
+        asked_at, told_at, noted_at = -STATES_S, 0.0, -NOTE_S
         while not self.is_gone:
             async with self.guard:
                 is_news, has_more = await asyncio.to_thread(with_short_intervals, self._read)
             if self.record is not None and time.monotonic() - asked_at >= STATES_S and self.record.is_active:
                 asked_at = time.monotonic()
                 is_news |= await self._ask_state(self.record)
+            if time.monotonic() - noted_at >= NOTE_S and self.view.is_active and not self.is_gone:
+                noted_at = time.monotonic()
+                await asyncio.to_thread(self.folder.note_watched)
             if is_news or (time.monotonic() - told_at >= TICK_S and self.view.is_active):
                 told_at = time.monotonic()
                 self._listeners.call()

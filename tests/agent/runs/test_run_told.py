@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -82,3 +86,17 @@ def test_the_first_run_after_a_resize_is_marked_by_it(world: Ranks) -> None:
     resize(2)
     assert not marks(before, "resize") and not marks(again, "resize")
     assert [mark["text"] for mark in marks(after, "resize")] == ["the world was resized from 2 to 3 ranks"]
+
+
+def test_a_background_run_is_there_as_soon_as_it_was_taken_on_and_can_be_stopped_before_it_begins(
+    new_world: Callable[..., Ranks],
+) -> None:
+    ranks = new_world(2)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(ranks.pids()[1], signal.SIGKILL)  # so that the next cell has to wait for another rank
+    running = ranks.send("import time\ntime.sleep(1000)", background=True)
+    ranks.channel.receive(20)
+    assert running.outcome.folder.read().is_active
+    running.stop()
+    until(lambda: not running.outcome.folder.read().is_active, "it has ended")
+    assert running.outcome.record.state == "stopped"

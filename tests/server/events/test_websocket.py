@@ -18,6 +18,7 @@ from jupyter_llmcloud.server.events import handler
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 from tests.support.event_client import EventClient
+from tests.support.proxies import Wire
 from tests.support.server_parts import Server
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -416,3 +417,33 @@ async def test_each_client_is_told_the_url_under_which_it_reaches_an_endpoint(se
     assert elsewhere.items["endpoints"]["tiny"]["url"] == url
     await client.close()
     await elsewhere.close()
+
+
+# --- proxies ---
+
+
+async def test_a_proxy_that_lets_through_in_lumps_changes_nothing_of_what_is_told(
+    server: Server, all_go_on: None
+) -> None:
+    """It holds everything back for a while, again and again; what had been sent comes in order, once, and is joined."""
+    folder = make_run(state="running")
+    log(folder, 0, range(50))
+    log(folder, 1, range(50))
+    port = int(server.url.partition("://")[2].partition(":")[2].partition("/")[0])
+    wire = Wire(("127.0.0.1", port))
+    client = await EventClient.connect(server.url.replace(str(port), str(wire.port)), server.token)
+    try:
+        await client.say("subscribe", topics=["runs"])
+        await client.say("watch", run_id="train-1", points=500)
+        await client.until(lambda: len(client.columns.get("loss", ())) == 50)
+        for first in (50, 100, 150):
+            wire.hold()
+            for rank in (0, 1):
+                log(folder, rank, range(first, first + 50))
+            await asyncio.sleep(0.5)
+            wire.mend()
+            await client.until(lambda upto=first + 50: len(client.columns["loss"]) == upto)
+        assert [step for step, _ in client.columns["loss"]] == list(range(200))
+    finally:
+        await client.close()
+        await asyncio.to_thread(wire.close)
