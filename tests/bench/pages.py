@@ -96,7 +96,9 @@ def _million(page: Page) -> tuple[list[float], list[float]]:
     """(what frames cost while the run is panned, while it is zoomed)."""
     _open_run(page, "million-1")
     page.wait_for_function(
-        "([plot, steps]) => Number(document.querySelector(plot)?.dataset.to) > 0.99 * steps", arg=[PLOT, STEPS], timeout=PATIENCE_MS
+        "([plot, steps]) => Number(document.querySelector(plot)?.dataset.to) > 0.99 * steps",
+        arg=[PLOT, STEPS],
+        timeout=PATIENCE_MS,
     )
     over = page.locator(f"{PLOT} .u-over")
     box = over.bounding_box()
@@ -134,7 +136,9 @@ def _cost_of(page: Page) -> Callable[[Callable[[], None]], float]:
         page.evaluate(DRAWN)
         return 1000 * (_task_s(session) - before)
 
-    asking = median(taken(lambda: None) for _ in range(20))  # what it takes to be asked for a frame that shows nothing new
+    asking = median(
+        taken(lambda: None) for _ in range(20)
+    )  # what it takes to be asked for a frame that shows nothing new
     return lambda action: max(0.0, taken(action) - asking)
 
 

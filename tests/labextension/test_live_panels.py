@@ -122,6 +122,8 @@ def test_a_run_is_saved_watched_through_a_cut_and_its_end_is_told_elsewhere(
     start_cell(page, 1)
     card = output_of(page, 1).locator(".llmc-run")
     plot = card.locator('[data-metric="loss"] .llmc-plot')
+    expect(card.locator(".llmc-phases")).to_contain_text("starting", timeout=START_MS)
+    card.screenshot(path=pictures / "run-phases.png")
     expect(plot).to_be_visible(timeout=START_MS)
     card.get_by_role("button", name="Checkpoint").click()
     expect(card).to_contain_text(re.compile(r"A checkpoint of step \d+ is saved"), timeout=START_MS)

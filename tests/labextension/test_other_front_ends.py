@@ -23,7 +23,13 @@ for step in range(100):
     run.log(loss=1 / (step + 1), step=step)
     time.sleep(0.01)
 """
-CELLS = ["import jupyter_llmcloud as lc\n%load_ext jupyter_llmcloud", RUN, "%world", "lc.ClusterPanel()", "%cluster stop"]
+CELLS = [
+    "import jupyter_llmcloud as lc\n%load_ext jupyter_llmcloud",
+    RUN,
+    "%world",
+    "lc.ClusterPanel()",
+    "%cluster stop",
+]
 
 
 @pytest.fixture

@@ -353,3 +353,24 @@ def test_a_run_that_is_deleted_elsewhere_is_said_and_its_last_view_stays(page: P
     expect(plot_of(card, "loss")).to_be_visible()
     page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
     expect(page.locator("#llmcloud-sidebar .llmc-runrow[data-run-id='deleted-1']")).to_have_count(0)
+
+
+def test_a_server_that_is_restarted_is_found_again_without_a_reload(
+    one_chromium: Browser, module_root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    record_run("survivor-1", "survivor", lambda _: losses(1, 50))
+    context = one_chromium.new_context()
+    with running_lab(folder) as first:
+        page = open_lab(context, first)
+        card = open_run(page, "survivor-1")
+        expect(plot_of(card, "loss")).to_be_visible()
+    expect(card).to_contain_text("The connection to the Jupyter server is cut")
+    expect(plot_of(card, "loss")).to_be_visible()
+    record_run("meanwhile-1", "meanwhile", lambda _: losses(1, 5))
+    with running_lab(folder, again=first):
+        expect(card).not_to_contain_text("is cut", timeout=60_000)
+        page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
+        expect(page.locator("#llmcloud-sidebar .llmc-runrow[data-run-id='meanwhile-1']")).to_be_visible()
+        context.close()

@@ -42,7 +42,8 @@ export interface PlotListener {
 
 const PER_CURVE = 4; // series of uPlot: low, high, mean, smoothed mean
 const LABEL_CHAR = 6.3; // pixels of a character beside an axis
-const FONT = '10.5px system-ui, sans-serif';
+/** Whole pixels: uPlot multiplies the digits before "px" for screens with more of them. */
+export const FONT = '11px system-ui, sans-serif';
 
 /** One plot, in an element. It is made anew for another kind of scale (`signature`), and else told what is new. */
 export class Plot {

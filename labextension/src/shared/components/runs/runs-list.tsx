@@ -88,7 +88,7 @@ function RunRow({ client, run, openers }: { client: Client; run: Run; openers: O
           <progress max={total} value={Math.min(done, total)} aria-label={trans.__('Progress of %1', name)} />
         )}
         {typeof done === 'number' && typeof total === 'number' && total > 0 && <span>{`${done}/${total}`}</span>}
-        <span class="llmc-grow llmc-run-figure">{headline(run.metrics ?? {})}</span>
+        <span class="llmc-grow llmc-run-figure">{headline(run.metrics ?? {}) || run.phase}</span>
         <span class="llmc-run-took">{formatDuration(Math.max(0, (run.ended ?? now) - run.created))}</span>
       </div>
       <Problem text={stop.problem} />
