@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import dispatch, gateway, local_cells, logs, panels, start, throughput
+from tests.bench import dispatch, gateway, local_cells, logs, panels, serving, start, throughput
 from tests.bench.measured import Row, table
 from tests.bench.shell import REPOSITORY
 
@@ -24,6 +24,7 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "panels": panels.measure,
     "gateway": gateway.measure,
     "cells": local_cells.measure,
+    "serving": serving.measure,
 }
 
 

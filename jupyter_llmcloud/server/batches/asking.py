@@ -21,7 +21,7 @@ from jupyter_llmcloud.server.gateway.request_shape import shape_of
 if TYPE_CHECKING:
     from logging import Logger
 
-    from jupyter_llmcloud.core.serving.routing import RequestShape
+    from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas, KeyReservation
