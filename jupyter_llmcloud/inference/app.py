@@ -22,8 +22,10 @@ from jupyter_llmcloud.inference.changes import Changes
 from jupyter_llmcloud.inference.engines.base import EngineError
 from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes
-from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest, ServedModel
+from jupyter_llmcloud.inference.openai.asking import ask_chat, ask_completion
+from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest
 from jupyter_llmcloud.inference.openai.responses import TokenUsage, encode, event
+from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.inference.usages import Usages
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ _QUEUE_FACTOR = 4
 _MAX_RENDERING = 32
 _RETRY_AFTER_S = 1.0
 USAGE_TIMEOUT_S = 2.0
+WITHOUT_EFFECT = "X-LLMC-Without-Effect"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -113,6 +116,8 @@ class Application:
             return await handler(request)
         except ApiError as error:
             return _error(error)
+        except RecursionError:
+            return _error(ApiError(400, "The body is nested too deeply.", code="invalid_json"))
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: {error.reason}"
             return _error(ApiError(error.status, message), allow=error.headers.get(hdrs.ALLOW))
@@ -232,8 +237,8 @@ class Application:
             answer = Completion(model, ask)
             try:
                 if ask.stream:
-                    return await self._stream(request, answer)
-                return _json(await answer.whole())
+                    return await self._stream(request, answer, _said_of(ask))
+                return _json(await answer.whole(), headers=_said_of(ask))
             except asyncio.CancelledError:  # the client has hung up
                 self.status.num_cancelled += 1
                 raise
@@ -246,10 +251,10 @@ class Application:
     async def _check(self, model: ServedModel, route: str, body: bytes) -> GenerationRequest:
         """The request, checked. What takes a while is done in a thread: streams of others do not feel it."""
         if route == "chat":  # whose template may take as long as it is let
-            return await asyncio.get_running_loop().run_in_executor(self._rendering, model.chat, body)
-        if len(body) > _LONG_BODY:
-            return await asyncio.to_thread(model.completion, body)
-        return model.completion(body)
+            return await asyncio.get_running_loop().run_in_executor(self._rendering, ask_chat, model, body)
+        if len(body) > _LONG_BODY or b'"structured_outputs"' in body or b'"response_format"' in body:
+            return await asyncio.to_thread(ask_completion, model, body)
+        return ask_completion(model, body)
 
     def _why_not_ready(self) -> tuple[int, str]:
         if (self.model is not None or self.external is not None) and self.status.state == "ready":
@@ -288,9 +293,12 @@ class Application:
             status.num_open -= 1
             status.num_sequences -= wanted
 
-    async def _stream(self, request: web.Request, answer: Completion) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, answer: Completion, headers: dict[str, str]
+    ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
+                **headers,
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
                 hdrs.CACHE_CONTROL: "no-cache",
                 "X-Accel-Buffering": "no",
@@ -334,8 +342,13 @@ def _broken_off(error: Exception) -> ApiError:
     return ApiError(500, message, code="internal")
 
 
-def _json(body: Any, status: int = 200) -> web.Response:
-    return web.Response(body=encode(body), status=status, content_type="application/json")
+def _said_of(ask: GenerationRequest) -> dict[str, str]:
+    """What is said of parameters that change nothing."""
+    return {WITHOUT_EFFECT: ", ".join(ask.ignored)} if ask.ignored else {}
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=encode(body), status=status, content_type="application/json", headers=headers)
 
 
 def _error(error: ApiError, allow: str | None = None) -> web.Response:

@@ -101,7 +101,7 @@ def test_a_prompt_is_what_the_tokenizers_own_method_makes_of_it() -> None:
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Größe"}], add_generation_prompt=True, tokenize=False
     )
-    assert chat_prompt(request, loaded) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert chat_prompt(request, loaded).tokens == tokenizer(text, add_special_tokens=False)["input_ids"]
     tokenizer.chat_template = LOOP
     with pytest.raises(ApiError, match="did not end") as caught:
         chat_prompt(request, loaded)
