@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -24,7 +25,10 @@ from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes
 from jupyter_llmcloud.inference.openai.asking import ask_chat, ask_completion
 from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest
+from jupyter_llmcloud.inference.openai.embeddings import detokenize, embed, embedding_prompts, tokenize
 from jupyter_llmcloud.inference.openai.responses import TokenUsage, encode, event
+from jupyter_llmcloud.inference.openai.responses_api.ask import ask_response
+from jupyter_llmcloud.inference.openai.responses_api.store import ResponseStore
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.inference.usages import Usages
 
@@ -89,6 +93,7 @@ class Application:
         self.external: Forward | None = None
         self.predictions = OpenInferenceRoutes(status, self._why_not_ready)
         self._usages = Usages()
+        self._responses = ResponseStore()
         self._rendering = ThreadPoolExecutor(_MAX_RENDERING, thread_name_prefix="chat")
         self._token = token.encode()
 
@@ -103,6 +108,10 @@ class Application:
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/responses", self.responses)
+        app.router.add_post("/v1/embeddings", self.embeddings)
+        app.router.add_post("/v1/tokenize", self.tokenize)
+        app.router.add_post("/v1/detokenize", self.detokenize)
         self.predictions.add_to(app)
         Changes(self._ready_model).add_to(app)
         return app
@@ -229,10 +238,46 @@ class Application:
         """POST /v1/chat/completions."""
         return await self._answer(request, "chat")
 
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/responses."""
+        return await self._answer(request, "response")
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        """POST /v1/embeddings."""
+        model = self._ready_model()
+        asked, prompts = await asyncio.to_thread(embedding_prompts, model, await request.read())
+        with self._counted(request) as usage:
+            reply = await embed(model, model.embedder, asked, prompts)
+            usage.num_prompt = reply["usage"]["prompt_tokens"]
+            return _json(reply)
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """POST /v1/tokenize: no tokens are generated."""
+        return await self._told(request, tokenize)
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        """POST /v1/detokenize."""
+        return await self._told(request, detokenize)
+
+    async def _told(self, request: web.Request, tell: Callable[[ServedModel, bytes], Any]) -> web.Response:
+        model, body = self._ready_model(), await request.read()
+        with self._counted(request):
+            return _json(await asyncio.get_running_loop().run_in_executor(self._rendering, tell, model, body))
+
+    @contextmanager
+    def _counted(self, request: web.Request) -> Iterator[TokenUsage]:
+        usage = TokenUsage()
+        with self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
+            try:
+                yield usage
+            finally:
+                counted(usage)
+                self.status.num_prompt_tokens += usage.num_prompt
+
     async def _answer(self, request: web.Request, route: str) -> web.StreamResponse:
         model = self._ready_model()
         body = await request.read()
-        ask = await self._check(model, route, body)
+        ask = await self._check(model, route, body, request.headers.get("X-LLMC-Key", ""))
         with self._admitted(ask), self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
             answer = Completion(model, ask)
             try:
@@ -248,10 +293,13 @@ class Application:
                 self.status.num_prompt_tokens += answer.usage.num_prompt
                 self.status.num_generated_tokens += answer.usage.num_generated
 
-    async def _check(self, model: ServedModel, route: str, body: bytes) -> GenerationRequest:
+    async def _check(self, model: ServedModel, route: str, body: bytes, owner: str) -> GenerationRequest:
         """The request, checked. What takes a while is done in a thread: streams of others do not feel it."""
         if route == "chat":  # whose template may take as long as it is let
             return await asyncio.get_running_loop().run_in_executor(self._rendering, ask_chat, model, body)
+        if route == "response":
+            asking = partial(ask_response, model, body, self._responses, owner)
+            return await asyncio.get_running_loop().run_in_executor(self._rendering, asking)
         if len(body) > _LONG_BODY or b'"structured_outputs"' in body or b'"response_format"' in body:
             return await asyncio.to_thread(ask_completion, model, body)
         return ask_completion(model, body)
@@ -293,9 +341,7 @@ class Application:
             status.num_open -= 1
             status.num_sequences -= wanted
 
-    async def _stream(
-        self, request: web.Request, answer: Completion, headers: dict[str, str]
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, answer: Completion, headers: dict[str, str]) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
                 **headers,

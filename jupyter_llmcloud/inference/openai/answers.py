@@ -181,9 +181,7 @@ class _Message:
         self.reasoning += delta.reasoning
         if (call := delta.call) is not None:
             if call.index == len(self.calls):
-                self.calls.append(
-                    {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}}
-                )
+                self.calls.append({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}})
             self.calls[call.index]["function"]["arguments"] += call.arguments
 
 

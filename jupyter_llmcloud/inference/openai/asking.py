@@ -33,7 +33,11 @@ NewAnswer = Callable[[Envelope, int, Told, Reading], Answer]
 
 def new_envelope(prefix: str, model: ServedModel) -> Envelope:
     """What all chunks of a new answer share."""
-    return Envelope(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model.served_name)
+    return Envelope(
+        id=f"{prefix}{'_' if prefix == 'resp' else '-'}{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=model.served_name,
+    )
 
 
 def ask_completion(model: ServedModel, body: bytes) -> GenerationRequest:

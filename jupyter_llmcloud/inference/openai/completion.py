@@ -93,9 +93,7 @@ class GenerationRequest:
         prompt = () if model.loaded.is_encoder_decoder else generation.prompt
         scores = generation.score_prompt
         num_scored = len(generation.prompt) - 1 if scores else 0
-        return Transcript(
-            model.vocabulary, prompt, self.stops, self.visible, num_scored=num_scored, places_end=scores
-        )
+        return Transcript(model.vocabulary, prompt, self.stops, self.visible, num_scored=num_scored, places_end=scores)
 
 
 def _reseeded(sampling: Sampling, number: int) -> Sampling:

@@ -22,10 +22,15 @@ _RESERVED = frozenset({
 
 def completion_prompts(request: CompletionRequest, loaded: LoadedModel) -> list[list[int]]:
     """The token ids of every prompt of the request: a text, texts, token ids, or lists of them."""
-    prompts = [_token_ids(item, loaded) for item in _separate(request.prompt)]
+    return token_ids_of(request.prompt, loaded, "prompt")
+
+
+def token_ids_of(given: str | list[Any], loaded: LoadedModel, param: str) -> list[list[int]]:
+    """The token ids of every text of a parameter."""
+    prompts = [_token_ids(item, loaded) for item in _separate(given, param)]
     if not prompts:
-        raise ApiError(400, "prompt is an empty list.", param="prompt", code="invalid_value")
-    return [_checked(prompt, loaded, "prompt") for prompt in prompts]
+        raise ApiError(400, f"{param} is an empty list.", param=param, code="invalid_value")
+    return [_checked(prompt, loaded, param) for prompt in prompts]
 
 
 class ChatPrompt(NamedTuple):
@@ -128,13 +133,13 @@ def _max_tokens(num_prompt: int, param: str, asked: int | None, context_length: 
     return context_length - num_prompt if asked is None else asked
 
 
-def _separate(prompt: str | list[Any]) -> list[Any]:
+def _separate(prompt: str | list[Any], param: str) -> list[Any]:
     if isinstance(prompt, str):
         return [prompt]
     kinds = {type(item) for item in prompt}
     if len(kinds) > 1:
-        message = "prompt mixes texts and token ids: give a text, token ids, or a list of one of them."
-        raise ApiError(400, message, param="prompt", code="invalid_type")
+        message = f"{param} mixes texts and token ids: give a text, token ids, or a list of one of them."
+        raise ApiError(400, message, param=param, code="invalid_type")
     return [prompt] if kinds == {int} else list(prompt)
 
 

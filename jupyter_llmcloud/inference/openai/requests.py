@@ -60,7 +60,9 @@ def check_chat(request: ChatRequest) -> None:
         _check_message(message, f"messages[{index}]")
     if request.continue_final_message:
         if request.add_generation_prompt:
-            raise invalid("add_generation_prompt", "add_generation_prompt and continue_final_message exclude each other.")
+            raise invalid(
+                "add_generation_prompt", "add_generation_prompt and continue_final_message exclude each other."
+            )
         if request.messages[-1].role != "assistant":
             raise invalid("continue_final_message", "continue_final_message needs a last message of the assistant.")
 

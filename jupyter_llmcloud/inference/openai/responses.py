@@ -51,6 +51,16 @@ class TokenUsage:
             "total_tokens": self.num_prompt + self.num_generated,
         }
 
+    def input_output(self) -> dict[str, Any]:
+        """The names that responses have for it."""
+        return {
+            "input_tokens": self.num_prompt,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": self.num_generated,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": self.num_prompt + self.num_generated,
+        }
+
 
 class Answer(Protocol):
     """Words the answer to one request, as its route does."""
@@ -74,9 +84,7 @@ class Answer(Protocol):
         ...
 
 
-def completion_logprobs(
-    vocabulary: Vocabulary, placed: Sequence[PlacedLogprob], shift: int = 0
-) -> dict[str, Any]:
+def completion_logprobs(vocabulary: Vocabulary, placed: Sequence[PlacedLogprob], shift: int = 0) -> dict[str, Any]:
     """Log probabilities as completions tell them; `shift`: characters of a text before the answer."""
     return {
         "tokens": [vocabulary.name(entry.token) for entry, _ in placed],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import Engine
@@ -10,6 +12,9 @@ from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.structured.constraint import Constraints
 from jupyter_llmcloud.inference.openai.templates import Templates
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.inference.engines.embedding import Embedder
 
 
 class ServedModel:
@@ -44,8 +49,17 @@ class ServedModel:
     async def close(self) -> None:
         """End what generates, and what renders."""
         await self.engine.close()
+        if "embedder" in vars(self):
+            self.embedder.close()
         if self.templates is not None:
             await asyncio.to_thread(self.templates.close)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What embeds with its weights."""
+        from jupyter_llmcloud.inference.engines.embedding import Embedder
+
+        return Embedder(self.loaded)
 
     def adapter_of(self, name: str) -> str:
         """The adapter that a model's name stands for: `NAME:ADAPTER`, or the adapter's own name; "": the model itself.

@@ -21,9 +21,9 @@ class EmbeddingRequest(Body, kw_only=True):
         Meta(description="A text, texts, token ids, or lists of token ids; at most 2048 of them."),
     ]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1, description="Keep so many of the first numbers, of length 1 again.")] | None = (
-        None
-    )
+    dimensions: (
+        Annotated[int, Meta(ge=1, description="Keep so many of the first numbers, of length 1 again.")] | None
+    ) = None
     user: str | None = None
 
 

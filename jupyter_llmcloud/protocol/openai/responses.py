@@ -114,7 +114,9 @@ class ResponseRequest(Body, kw_only=True):
     tools: list[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    max_tool_calls: Annotated[int, Meta(ge=1, description="Of tools that run here, of which there are none.")] | None = None
+    max_tool_calls: (
+        Annotated[int, Meta(ge=1, description="Of tools that run here, of which there are none.")] | None
+    ) = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     include: list[str] | None = None

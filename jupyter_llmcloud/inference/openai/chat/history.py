@@ -77,7 +77,7 @@ def _call(call: ToolCall, place: str) -> dict[str, Any]:
             arguments = json.loads(call.function.arguments)
         except (ValueError, RecursionError):
             param = f"{place}.function.arguments"
-            raise invalid(param, f"{param} must be JSON text, such as '{{\"city\": \"Paris\"}}'.") from None
+            raise invalid(param, f'{param} must be JSON text, such as \'{{"city": "Paris"}}\'.') from None
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id or "", "type": "function", "function": function}
 

@@ -92,9 +92,7 @@ def reading_of(offer: Offer, tokenizer: Any, vocabulary: Vocabulary, prompt: str
     parameters = parameters_of(offer.tools)
     tags = [*(THINK if thinks else ()), *((form.opens, form.closes, "[ARGS]", "[CALL_ID]") if form else ())]
     visible = frozenset(token for token, text in vocabulary.special.items() if text and text in tags)
-    return Reading(
-        lambda: TaggedParser(form, parameters, thinks=thinks, is_thinking=is_thinking), visible, is_thinking
-    )
+    return Reading(lambda: TaggedParser(form, parameters, thinks=thinks, is_thinking=is_thinking), visible, is_thinking)
 
 
 def _has_template(tokenizer: Any) -> bool:

@@ -29,7 +29,9 @@ class Constraints:
     def _tokenizer(self) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        return LLTokenizer(TokenizerWrapper(_Tokens(self._loaded, self._vocabulary)), eos_token=sorted(self._loaded.eos))
+        return LLTokenizer(
+            TokenizerWrapper(_Tokens(self._loaded, self._vocabulary)), eos_token=sorted(self._loaded.eos)
+        )
 
     def new(self, grammar: str, param: str, *, is_thinking: bool = False) -> Callable[[], TokenConstraint]:
         """What makes the constraint of each answer; raises `ApiError` 400 where the grammar cannot be followed.
