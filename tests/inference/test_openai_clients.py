@@ -14,8 +14,8 @@ from aiohttp.test_utils import TestServer
 
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
+from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.completion import ServedModel
-from jupyter_llmcloud.inference.openai.templates import Templates
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_llama
 

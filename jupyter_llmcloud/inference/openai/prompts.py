@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.chat.history import as_template_messages, as_template_tools, knows_tools
-from jupyter_llmcloud.inference.openai.templates import TemplateFailed, Templates
+from jupyter_llmcloud.inference.openai.chat.templates import TemplateFailed, Templates
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest, Tool
 from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import Engine
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.structured.constraint import Constraints
-from jupyter_llmcloud.inference.openai.templates import Templates
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The responses that can be gone on from: kept in memory by the replica that gave them, for a while and up to a size."""
+"""The responses that can be gone on from: kept in memory by the replica that gave them, for a while, up to a size."""
 
 from __future__ import annotations
 
