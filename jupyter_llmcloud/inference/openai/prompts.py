@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
-from jupyter_llmcloud.inference.openai.chat.history import as_template_messages, as_template_tools, knows_tools
+from jupyter_llmcloud.inference.openai.chat.history import (
+    as_template_messages,
+    as_template_tools,
+    chat_template_of,
+    knows_tools,
+)
 from jupyter_llmcloud.inference.openai.chat.templates import TemplateFailed, Templates
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest, Tool
 from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
@@ -47,7 +52,7 @@ def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates 
         templates: what renders; without it, a process is started for this conversation alone.
     """
     tools = [] if request.tool_choice == "none" else request.tools or []
-    template = _chat_template(loaded.tokenizer, bool(tools))
+    template = chat_template_of(loaded.tokenizer, bool(tools))
     messages = as_template_messages(request.messages, tools, template)
     if template is None:
         text = plain_template([message["content"] for message in messages])
@@ -62,13 +67,6 @@ def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates 
             raise ApiError(400, message, param="messages", code="invalid_value") from None
     # The template has put the special tokens where the model wants them.
     return ChatPrompt(_checked(_encode(loaded.tokenizer, text, special=False), loaded, "messages"), text)
-
-
-def _chat_template(tokenizer: Any, has_tools: bool) -> str | None:
-    """The template that a tokenizer has, of several the one for tools where there are some."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    return str(tokenizer.get_chat_template(tools=[{}] if has_tools else None))
 
 
 def _variables(request: ChatRequest, tools: Sequence[Tool]) -> dict[str, Any]:

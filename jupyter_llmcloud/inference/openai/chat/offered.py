@@ -13,6 +13,7 @@ from jupyter_llmcloud.inference.openai.chat.answer_parser import (
     TaggedParser,
     TemplateParser,
 )
+from jupyter_llmcloud.inference.openai.chat.history import chat_template_of
 from jupyter_llmcloud.inference.openai.chat.tool_formats import HERMES, ToolFormat, format_of, parameters_of
 from jupyter_llmcloud.inference.openai.decoding import invalid
 from jupyter_llmcloud.inference.openai.structured.grammars import Grammar, call_grammar, grammar_of
@@ -73,7 +74,7 @@ class Reading:
 
 def reading_of(offer: Offer, tokenizer: Any, vocabulary: Vocabulary, prompt: str) -> Reading:
     """How this model's answer to `prompt` is read."""
-    template = tokenizer.get_chat_template(tools=[{}] if offer.tools else None) if _has_template(tokenizer) else None
+    template = chat_template_of(tokenizer, bool(offer.tools))
     thinks = template is not None and THINK[1] in template
     is_thinking = thinks and prompt.rstrip().endswith(THINK[0])
     own = getattr(tokenizer, "response_template", None)
@@ -93,10 +94,6 @@ def reading_of(offer: Offer, tokenizer: Any, vocabulary: Vocabulary, prompt: str
     tags = [*(THINK if thinks else ()), *((form.opens, form.closes, "[ARGS]", "[CALL_ID]") if form else ())]
     visible = frozenset(token for token, text in vocabulary.special.items() if text and text in tags)
     return Reading(lambda: TaggedParser(form, parameters, thinks=thinks, is_thinking=is_thinking), visible, is_thinking)
-
-
-def _has_template(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def tool_as_dict(tool: Tool) -> dict[str, Any]:
