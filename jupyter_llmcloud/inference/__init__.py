@@ -3,7 +3,7 @@
     __main__    the process: reads its spec from stdin, sets the number of threads
     replica     its life: bind, load, try, ready, drain, exit
     app         the HTTP routes
-    openai/     asking: a body to a generation; completion: that while it goes on; answers: its words; decoding: bodies to
+    openai/     asking: a body to a generation; completion: that, going on; answers: its words; decoding: bodies to
                 structs, or a 400 in plain words; prompts and detokenize: text to tokens and back, stop strings
     openai/chat/            histories and templates, formats of tool calls, what of an answer is reasoning or a call
     openai/structured/      grammars that answers follow, by llguidance

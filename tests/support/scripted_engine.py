@@ -43,7 +43,7 @@ class ScriptedEngine:
             last = number == len(tokens) - 1
             entries = [] if generation.sampling.num_logprobs is None else [TokenLogprob(token, -0.5, ((token, -0.5),))]
             reason = None if not last else "stop" if ends else "length"
-            loop.call_soon(stream.push, [token], entries, reason)
+            loop.call_later(0.003 * number, stream.push, [token], entries, reason)
         return stream
 
     def _tokens(self, generation: Generation) -> list[int]:

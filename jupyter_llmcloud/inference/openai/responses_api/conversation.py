@@ -82,7 +82,8 @@ def _add(item: InputItem, messages: list[ChatMessage], place: str) -> None:
         messages.append(ChatMessage(role=item.role, content=_content(item.content, place)))
     elif kind == "function_call":
         call = ToolCall(
-            id=item.call_id, function=FunctionCall(_required(item.name, f"{place}.name"), item.arguments or "")
+            id=item.call_id,
+            function=FunctionCall(name=_required(item.name, f"{place}.name"), arguments=item.arguments or ""),
         )
         if messages and messages[-1].role == "assistant":
             messages[-1].tool_calls = [*(messages[-1].tool_calls or ()), call]
