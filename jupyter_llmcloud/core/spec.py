@@ -22,7 +22,7 @@ from jupyter_llmcloud.core.names import (
     parse_variables,
 )
 from jupyter_llmcloud.core.options import Option, Syntax, integer
-from jupyter_llmcloud.core.serving.engine_names import parse_engine, parse_variable
+from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import UsageError
 
 

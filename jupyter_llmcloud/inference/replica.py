@@ -19,8 +19,8 @@ import psutil
 from aiohttp import web
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.engine_names import LLAMA_CPP, is_external, is_url
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR, ModelKind
+from jupyter_llmcloud.core.serving.models.engine_names import LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, ModelKind
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
@@ -62,7 +62,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         memory_bytes: what it may take of its host's memory; None: not stated.
         cache_bytes: what keys and values may take; None: a share of what is free.
         adapters: folders of adapters of PEFT, by the names under which they are asked for.
-        engine: as in `core.serving.engine_names`.
+        engine: as in `core.serving.models.engine_names`.
         api_key_env: of an engine elsewhere, the environment variable that holds its key.
         drain_s: how long a SIGTERM lets requests finish.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.core.serving.model_kind import ModelKind, kind_of_adapter, kind_of_config
+from jupyter_llmcloud.core.serving.models.model_kind import ModelKind, kind_of_adapter, kind_of_config
 from jupyter_llmcloud.errors import ModelError
 
 ADAPTER = "adapter_config.json"

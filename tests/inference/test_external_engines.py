@@ -16,14 +16,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from jupyter_llmcloud.core.serving.engine_names import parse_engine, parse_variable
+from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.external.commands import EngineOptions, command_of
 from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.external.server import ExternalServer
-from jupyter_llmcloud.storage.models.gguf import gguf_file
+from jupyter_llmcloud.storage.served.gguf import gguf_file
 
 STAND_IN = Path(__file__).parents[1] / "support" / "openai_stand_in.py"
 TOKEN = "the-bearer"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import NAME_PATTERN, parse_replicas
 from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.output import predictions
 from jupyter_llmcloud.widgets.panel_mime import panel

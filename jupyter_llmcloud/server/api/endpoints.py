@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.utils import url_path_join
 
 from jupyter_llmcloud.core.names import parse_replicas
-from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
     AddAdapter,
@@ -33,7 +33,7 @@ from jupyter_llmcloud.protocol.http.endpoints import (
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import NoFields, operation
 from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, of_code
-from jupyter_llmcloud.storage.models import served_code
+from jupyter_llmcloud.storage.served import served_code
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry

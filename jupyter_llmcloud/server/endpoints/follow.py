@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
-from jupyter_llmcloud.storage.models import followed_model
+from jupyter_llmcloud.storage.served import followed_model
 
 if TYPE_CHECKING:
     from logging import Logger

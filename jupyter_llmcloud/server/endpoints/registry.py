@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.core.names import check_name, replica_bounds
 from jupyter_llmcloud.core.serving.endpoint import rollout
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
-from jupyter_llmcloud.core.serving.engine_names import AUTO, LLAMA_CPP, is_external, is_url
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.errors import Busy, LLMCloudError, ModelError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
@@ -25,7 +25,7 @@ from jupyter_llmcloud.server.endpoints.model_folder import (
     resolve_gguf,
     resolve_target,
 )
-from jupyter_llmcloud.storage.models.weights_layout import difference
+from jupyter_llmcloud.storage.served.weights_layout import difference
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
 
 if TYPE_CHECKING:

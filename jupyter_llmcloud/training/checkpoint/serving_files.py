@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from jupyter_llmcloud.storage.models.followed_model import SERVING, WEIGHTS
+from jupyter_llmcloud.storage.served.followed_model import SERVING, WEIGHTS
 from jupyter_llmcloud.system.atomic_files import publish_folder
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 

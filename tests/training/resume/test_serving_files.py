@@ -10,7 +10,7 @@ from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.server.endpoints.follow import newest_model
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.model_folder import check_folder
-from jupyter_llmcloud.storage.models import followed_model
+from jupyter_llmcloud.storage.served import followed_model
 from tests.support.worlds import Ranks
 from tests.training.test_world_save import TINY, TOKENIZER
 

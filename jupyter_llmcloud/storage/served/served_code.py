@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.cell_source import CellSource
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.system.atomic_files import write_atomically, write_json
 

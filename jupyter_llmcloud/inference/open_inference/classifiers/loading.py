@@ -32,8 +32,8 @@ def load_predictor(layout: ModelLayout, kind: str, *, dtype: str, device: str, m
 def _load(layout: ModelLayout, kind: str, dtype: str, device: str, max_rows: int) -> Predictor:
     from transformers import AutoTokenizer
 
-    from jupyter_llmcloud.inference.open_inference.images import ImageClassifier
-    from jupyter_llmcloud.inference.open_inference.text import TextClassifier, TokenClassifier
+    from jupyter_llmcloud.inference.open_inference.classifiers.images import ImageClassifier
+    from jupyter_llmcloud.inference.open_inference.classifiers.text import TextClassifier, TokenClassifier
 
     model = _model(layout, kind, dtype).to(device).eval()
     if kind == "image-classifier":

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from jupyter_llmcloud.inference.open_inference.classifiers.scores import Labels
 from jupyter_llmcloud.inference.open_inference.messages import InferRequest
 from jupyter_llmcloud.inference.open_inference.predictor import ModelMetadata, TensorMetadata
-from jupyter_llmcloud.inference.open_inference.scores import Labels
 from jupyter_llmcloud.inference.open_inference.tensors import BYTES, InvalidInput, Tensor
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from jupyter_llmcloud.inference.open_inference.classifiers.scores import Labels
 from jupyter_llmcloud.inference.open_inference.messages import InferRequest
 from jupyter_llmcloud.inference.open_inference.predictor import ModelMetadata, TensorMetadata
-from jupyter_llmcloud.inference.open_inference.scores import Labels
 from jupyter_llmcloud.inference.open_inference.tensors import BYTES, Array, InvalidInput, Tensor
 
 MAX_PIXELS = 64 << 20
