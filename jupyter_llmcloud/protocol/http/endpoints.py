@@ -35,9 +35,7 @@ else:
         ServedSource | None, Meta(description="Code of the user's own, in place of a model: what %%serve sends.")
     ]
     _TARGET = Annotated[str, Meta(description="A run by its id or name, or a folder in the Hugging Face layout.")]
-    _REUSE = Annotated[
-        bool | UnsetType, Meta(description="Answer with an endpoint of that name that serves the same already.")
-    ]
+    _REUSE = Annotated[bool | UnsetType, Meta(description="Answer with one of that name that serves the same.")]
     StartEndpoint = options_body(
         "StartEndpoint",
         "A run's model or a folder to serve, and how.",
