@@ -260,7 +260,7 @@ async def test_the_verbs_and_the_methods_of_the_handle_do_the_same(
     assert "no adapter yet" in str(await off_loop(magics.endpoints, "adapters tiny"))
     for line, words in (
         ("split tiny stable", "stable:95,canary:5"),
-        ("scale tiny none", "number of replicas"),
+        ("scale tiny none", "bounds such as 1:4"),
         ("update tiny nothing", "nothing"),
         ("adapters tiny add", "expected a PATH"),
         ("adapters tiny drop x", "add"),

@@ -139,6 +139,12 @@ class EndpointController:
         """It answers, or will."""
         return self.state in ACTIVE_STATES
 
+    @property
+    def is_settled(self) -> bool:
+        """Every request is answered by the newest revision."""
+        ready = self.ready_replicas()
+        return bool(ready) and all(one.stored.revision == self.stored.current.number for one in ready)
+
     def ready_replicas(self) -> list[ReplicaClient]:
         """Those that can be asked."""
         return [replica for replica in self._replicas.values() if replica.weight > 0]

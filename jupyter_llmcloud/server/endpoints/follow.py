@@ -52,14 +52,15 @@ class FollowedRun:
     Args:
         run: the run.
         serve: has the endpoint serve a model.
-        serving: the step and the folder that are served now.
+        serving: the step and the folder that are served now; None while the last model is on its way to the replicas,
+            which would else be replaced before they have begun to answer.
     """
 
     def __init__(
         self,
         run: RunFolder,
         serve: Callable[[RunModel], Awaitable[None]],
-        serving: Callable[[], tuple[int | None, Path]],
+        serving: Callable[[], tuple[int | None, Path] | None],
         log: Logger,
     ) -> None:
         self._run = run
@@ -71,7 +72,10 @@ class FollowedRun:
         """Until the run has ended and its last model is served; returns what became of it."""
         said = ""
         while True:
-            step, folder = self._serving()
+            if (now := self._serving()) is None:
+                await asyncio.sleep(EVERY_S)
+                continue
+            step, folder = now
             try:
                 newer = await asyncio.to_thread(newest_model, self._run, step)
                 if newer is not None and newer.folder != folder:

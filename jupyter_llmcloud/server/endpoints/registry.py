@@ -137,7 +137,9 @@ class EndpointRegistry:
         async def serve(model: RunModel) -> None:
             await self.update(stored.name, str(model.folder), step=model.step)
 
-        def serving() -> tuple[int | None, Path]:
+        def serving() -> tuple[int | None, Path] | None:
+            if not endpoint.is_settled:
+                return None
             return stored.current.step, Path(stored.current.model)
 
         followed = FollowedRun(self._runs.folder(stored.follows), serve, serving, self._log)
@@ -204,7 +206,12 @@ class EndpointRegistry:
         endpoint = self.active(name)
         current = endpoint.stored.current
         folder = await self._resolve(target, engine=current.engine)
-        revisions = endpoint.stored.revisions
+        # Models of checkpoints that are gone cannot be gone back to.
+        revisions = [
+            item
+            for item in endpoint.stored.revisions
+            if item.role != rollout.RETIRED or item.step is None or Path(item.model).is_dir()
+        ]
         new = dataclasses.replace(
             current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
             fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, kind=folder.kind,
