@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import dispatch, gateway, logs, panels, start, throughput
+from tests.bench import dispatch, gateway, logs, panels, serving, start, throughput
 from tests.bench.measured import Row, table
 from tests.bench.shell import REPOSITORY
 
@@ -23,6 +23,7 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "throughput": throughput.measure,
     "panels": panels.measure,
     "gateway": gateway.measure,
+    "serving": serving.measure,
 }
 
 

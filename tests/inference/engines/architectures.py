@@ -67,7 +67,7 @@ def tiny_model(make: Any) -> LoadedModel:
     try:
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     except ValueError:
-        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        model = transformers.AutoModelForCausalLM.from_config(make(), attn_implementation="eager").eval()
     return LoadedModel(
         model=model,
         tokenizer=None,

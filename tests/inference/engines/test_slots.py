@@ -15,8 +15,11 @@ from jupyter_llmcloud.inference.engines.base import EngineError, Generation, Sam
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.select import open_engine
-from jupyter_llmcloud.inference.engines.slots import speculation
+from jupyter_llmcloud.inference.engines.slots import forward, speculation
 from jupyter_llmcloud.inference.engines.slots.engine import SlotEngine
+from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
+from jupyter_llmcloud.inference.engines.slots.fused_layers import FusedLayer
+from jupyter_llmcloud.inference.engines.slots.packed_linear import Packed, why_not_packed
 from tests.inference.engines.architectures import CONFIGS, CONTEXT, OTHERS, VOCABULARY, tiny_model
 from tests.support.tiny_models import one_thread
 
@@ -297,6 +300,71 @@ def test_every_field_of_a_generation_is_honoured_by(name: str, llama: LoadedMode
         assert await collect(engine, Generation(prompt, 0, GREEDY)) == ([], "length")
 
     asyncio.run(run())
+
+
+class WithAdapter(torch.nn.Linear):
+    """A linear layer that something small is added to, as adapters do it."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().forward(rows) + 1e-5 * rows.sum(-1, keepdim=True)
+
+
+class Linear(torch.nn.Module):
+    """An adapter as PEFT has them: also named Linear, around the layer."""
+
+    def __init__(self, inner: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = inner
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base_layer.weight
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(rows) + 1e-5 * rows.sum(-1, keepdim=True)
+
+
+def test_layers_of_the_llama_family_are_fused_unless_something_was_put_into_them() -> None:
+    assert _is_fused(tiny_model(CONFIGS["llama"]))
+    assert _is_fused(tiny_model(CONFIGS["qwen3"]))
+    assert not _is_fused(tiny_model(CONFIGS["gemma"]))
+    adapted = tiny_model(CONFIGS["llama"])
+    attention = adapted.model.model.layers[1].self_attn
+    plain = attention.v_proj
+    attention.v_proj = Linear(plain)
+    assert not _is_fused(adapted)
+    attention.v_proj = WithAdapter(plain.in_features, plain.out_features, bias=False)
+    assert not _is_fused(adapted)
+    attention.v_proj = plain
+    plain.register_forward_hook(lambda *_: None)
+    assert not _is_fused(adapted)
+
+
+def _is_fused(loaded: LoadedModel) -> bool:
+    return all(isinstance(layer, FusedLayer) for layer in ForwardPass(loaded).model.model.layers)
+
+
+def test_without_packed_weights_the_answers_are_the_same(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "why_not_packed", lambda *_: "oneDNN is not there")
+    prompts = [random_prompt(seed, 20 + seed) for seed in range(4)]
+
+    async def body(engine: SlotEngine) -> None:
+        answers = await all_of(engine, [Generation(prompt, 20, GREEDY) for prompt in prompts])
+        assert answers == [plain(llama, prompt, 20) for prompt in prompts]
+
+    with_slots(llama, body)
+
+
+def test_packed_weights_give_a_row_the_same_numbers_in_any_company() -> None:
+    if reason := why_not_packed(torch.float32, torch.device("cpu")):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    for size_out, size_in in ((96, 64), (384, 1024)):
+        layer = Packed(torch.randn(size_out, size_in), torch.randn(size_out))
+        rows = torch.randn(65, size_in)
+        whole = layer(rows)
+        for number in (2, 3, 5, 8, 17, 32, 64):
+            assert torch.equal(layer(rows[:number].contiguous()), whole[:number])
 
 
 def test_a_hang_up_while_the_prompt_is_read_frees_its_slot_within_a_step(llama: LoadedModel) -> None:

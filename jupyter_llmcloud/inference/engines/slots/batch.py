@@ -202,7 +202,7 @@ class Batch:
             place += part.num_scored
 
     def _note_read(self, parts: list[Part]) -> None:
-        """Their tokens have keys and values now. All are noted before any row moves: only what is noted moves with it."""
+        """Their tokens have keys and values now. All are noted before any row moves: only that moves along."""
         sequences = [part.sequence for part in parts]
         for sequence, part in zip(sequences, parts, strict=True):
             sequence.num_cached = min(sequence.num_cached + len(part.tokens), len(sequence.tokens))

@@ -19,7 +19,7 @@ from jupyter_llmcloud.inference.engines.slots.step import Step
 log = logging.getLogger(__name__)
 
 _NUM_TRIED = 9
-_ROUNDING = 1e-3
+_ROUNDING = 1e-4
 _PACKED_TIMES_FREE = 2.5
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 

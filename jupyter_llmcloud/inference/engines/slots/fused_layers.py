@@ -24,9 +24,22 @@ _KNOWN = {
 
 
 def can_be_fused(layer: torch.nn.Module) -> bool:
-    """Whether it is a layer of a kind that is known, with the activation that is."""
+    """Whether it is a layer of a kind that is known, with the activation that is, and nothing was put into it.
+
+    An adapter stands in the place of a linear layer, and hooks stand before or after one.
+    """
     kind = type(layer)
     if f"{kind.__module__}.{kind.__qualname__}" not in _KNOWN:
+        return False
+    parts = [*layer.self_attn.children(), *layer.mlp.children()]  # type: ignore[union-attr, operator]
+    named = {type(part).__name__.removeprefix(kind.__name__.removesuffix("DecoderLayer")) for part in parts}
+    if named - {"Linear", "RMSNorm", "SiLU", "SiLUActivation"} or not all(
+        type(part) is torch.nn.Linear
+        for part in parts
+        if type(part).__name__ == "Linear" or isinstance(part, torch.nn.Linear)
+    ):
+        return False
+    if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
         return False
     attention: Any = layer.self_attn
     return isinstance(layer.mlp.act_fn, torch.nn.SiLU) or (  # type: ignore[union-attr]
