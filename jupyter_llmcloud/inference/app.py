@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -22,8 +23,13 @@ from jupyter_llmcloud.inference.changes import Changes
 from jupyter_llmcloud.inference.engines.base import EngineError
 from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes
-from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest, ServedModel
+from jupyter_llmcloud.inference.openai.asking import ask_chat, ask_completion
+from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest
+from jupyter_llmcloud.inference.openai.embeddings import detokenize, embed, embedding_prompts, tokenize
 from jupyter_llmcloud.inference.openai.responses import TokenUsage, encode, event
+from jupyter_llmcloud.inference.openai.responses_api.ask import ask_response
+from jupyter_llmcloud.inference.openai.responses_api.store import ResponseStore
+from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.inference.usages import Usages
 
 log = logging.getLogger(__name__)
@@ -34,6 +40,7 @@ _QUEUE_FACTOR = 4
 _MAX_RENDERING = 32
 _RETRY_AFTER_S = 1.0
 USAGE_TIMEOUT_S = 2.0
+WITHOUT_EFFECT = "X-LLMC-Without-Effect"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -86,6 +93,7 @@ class Application:
         self.external: Forward | None = None
         self.predictions = OpenInferenceRoutes(status, self._why_not_ready)
         self._usages = Usages()
+        self._responses = ResponseStore()
         self._rendering = ThreadPoolExecutor(_MAX_RENDERING, thread_name_prefix="chat")
         self._token = token.encode()
 
@@ -100,6 +108,10 @@ class Application:
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/responses", self.responses)
+        app.router.add_post("/v1/embeddings", self.embeddings)
+        app.router.add_post("/v1/tokenize", self.tokenize)
+        app.router.add_post("/v1/detokenize", self.detokenize)
         self.predictions.add_to(app)
         Changes(self._ready_model).add_to(app)
         return app
@@ -113,6 +125,8 @@ class Application:
             return await handler(request)
         except ApiError as error:
             return _error(error)
+        except RecursionError:
+            return _error(ApiError(400, "The body is nested too deeply.", code="invalid_json"))
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: {error.reason}"
             return _error(ApiError(error.status, message), allow=error.headers.get(hdrs.ALLOW))
@@ -224,16 +238,52 @@ class Application:
         """POST /v1/chat/completions."""
         return await self._answer(request, "chat")
 
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/responses."""
+        return await self._answer(request, "response")
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        """POST /v1/embeddings."""
+        model = self._ready_model()
+        asked, prompts = await asyncio.to_thread(embedding_prompts, model, await request.read())
+        with self._counted(request) as usage:
+            reply = await embed(model, model.embedder, asked, prompts)
+            usage.num_prompt = reply["usage"]["prompt_tokens"]
+            return _json(reply)
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """POST /v1/tokenize: no tokens are generated."""
+        return await self._told(request, tokenize)
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        """POST /v1/detokenize."""
+        return await self._told(request, detokenize)
+
+    async def _told(self, request: web.Request, tell: Callable[[ServedModel, bytes], Any]) -> web.Response:
+        model, body = self._ready_model(), await request.read()
+        with self._counted(request):
+            return _json(await asyncio.get_running_loop().run_in_executor(self._rendering, tell, model, body))
+
+    @contextmanager
+    def _counted(self, request: web.Request) -> Iterator[TokenUsage]:
+        usage = TokenUsage()
+        with self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
+            try:
+                yield usage
+            finally:
+                counted(usage)
+                self.status.num_prompt_tokens += usage.num_prompt
+
     async def _answer(self, request: web.Request, route: str) -> web.StreamResponse:
         model = self._ready_model()
         body = await request.read()
-        ask = await self._check(model, route, body)
+        ask = await self._check(model, route, body, request.headers.get("X-LLMC-Key", ""))
         with self._admitted(ask), self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
             answer = Completion(model, ask)
             try:
                 if ask.stream:
-                    return await self._stream(request, answer)
-                return _json(await answer.whole())
+                    return await self._stream(request, answer, _said_of(ask))
+                return _json(await answer.whole(), headers=_said_of(ask))
             except asyncio.CancelledError:  # the client has hung up
                 self.status.num_cancelled += 1
                 raise
@@ -243,13 +293,16 @@ class Application:
                 self.status.num_prompt_tokens += answer.usage.num_prompt
                 self.status.num_generated_tokens += answer.usage.num_generated
 
-    async def _check(self, model: ServedModel, route: str, body: bytes) -> GenerationRequest:
+    async def _check(self, model: ServedModel, route: str, body: bytes, owner: str) -> GenerationRequest:
         """The request, checked. What takes a while is done in a thread: streams of others do not feel it."""
         if route == "chat":  # whose template may take as long as it is let
-            return await asyncio.get_running_loop().run_in_executor(self._rendering, model.chat, body)
-        if len(body) > _LONG_BODY:
-            return await asyncio.to_thread(model.completion, body)
-        return model.completion(body)
+            return await asyncio.get_running_loop().run_in_executor(self._rendering, ask_chat, model, body)
+        if route == "response":
+            asking = partial(ask_response, model, body, self._responses, owner)
+            return await asyncio.get_running_loop().run_in_executor(self._rendering, asking)
+        if len(body) > _LONG_BODY or b'"structured_outputs"' in body or b'"response_format"' in body:
+            return await asyncio.to_thread(ask_completion, model, body)
+        return ask_completion(model, body)
 
     def _why_not_ready(self) -> tuple[int, str]:
         if (self.model is not None or self.external is not None) and self.status.state == "ready":
@@ -288,9 +341,10 @@ class Application:
             status.num_open -= 1
             status.num_sequences -= wanted
 
-    async def _stream(self, request: web.Request, answer: Completion) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, answer: Completion, headers: dict[str, str]) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
+                **headers,
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
                 hdrs.CACHE_CONTROL: "no-cache",
                 "X-Accel-Buffering": "no",
@@ -334,8 +388,13 @@ def _broken_off(error: Exception) -> ApiError:
     return ApiError(500, message, code="internal")
 
 
-def _json(body: Any, status: int = 200) -> web.Response:
-    return web.Response(body=encode(body), status=status, content_type="application/json")
+def _said_of(ask: GenerationRequest) -> dict[str, str]:
+    """What is said of parameters that change nothing."""
+    return {WITHOUT_EFFECT: ", ".join(ask.ignored)} if ask.ignored else {}
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=encode(body), status=status, content_type="application/json", headers=headers)
 
 
 def _error(error: ApiError, allow: str | None = None) -> web.Response:

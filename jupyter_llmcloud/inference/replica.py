@@ -30,8 +30,8 @@ from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, o
 from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.open_inference.batching import QUEUE_FACTOR
 from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, is_code, open_predictor
+from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.completion import ServedModel
-from jupyter_llmcloud.inference.openai.templates import Templates
 from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder
 from jupyter_llmcloud.system import unix_sockets
 

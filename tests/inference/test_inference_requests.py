@@ -28,7 +28,7 @@ def chat(**fields: Any) -> Any:
     [
         ({"frobnicate": 1}, "frobnicate"),
         ({"max_tokens": "ten"}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
@@ -37,8 +37,8 @@ def chat(**fields: Any) -> Any:
         ({"top_p": 1.01}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"n": 0}, "n"),
-        ({"n": 9}, "n"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"n": 33}, "n"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"stop": ""}, "stop"),
         ({"stop": [1]}, "stop"),
         ({"seed": 2**63}, "seed"),
@@ -49,13 +49,11 @@ def chat(**fields: Any) -> Any:
         ({"logit_bias": {"3": 101}}, "logit_bias"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour"),
-        ({"store": True}, "store"),
         ({"prompt": None}, "prompt"),
         ({"prompt": [1.5]}, "prompt"),
-        ({"echo": True}, "echo"),
         ({"best_of": 4}, "best_of"),
         ({"suffix": "end"}, "suffix"),
-        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
     ],
 )
 def test_a_completion_parameter_that_cannot_be_honoured_is_a_400_that_names_it(
@@ -71,18 +69,19 @@ def test_a_completion_parameter_that_cannot_be_honoured_is_a_400_that_names_it(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": 1}, "logprobs"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages"),
         ({"prompt": "p"}, "prompt"),
@@ -139,5 +138,5 @@ def test_content_parts_and_echoed_nulls_are_read_as_text() -> None:
 
 def test_without_a_chat_template_the_messages_are_joined_as_text() -> None:
     request = chat(messages=[{"role": "system", "content": "One."}, {"role": "user", "content": "Two"}])
-    assert plain_template(request.messages) == "One.\nTwo"
-    assert plain_template(chat().messages) == "Hello"
+    assert plain_template([message.text for message in request.messages]) == "One.\nTwo"
+    assert plain_template(["Hello"]) == "Hello"

@@ -15,11 +15,11 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
+from jupyter_llmcloud.inference.openai.chat.template_process import MAX_TEXT
+from jupyter_llmcloud.inference.openai.chat.templates import RENDER_S, TemplateFailed, Templates
 from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt
 from jupyter_llmcloud.inference.openai.requests import decode_chat
-from jupyter_llmcloud.inference.openai.template_process import MAX_TEXT
-from jupyter_llmcloud.inference.openai.templates import RENDER_S, TemplateFailed, Templates
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_level_tokenizer, one_thread, save_tiny_llama
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -101,7 +101,7 @@ def test_a_prompt_is_what_the_tokenizers_own_method_makes_of_it() -> None:
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Größe"}], add_generation_prompt=True, tokenize=False
     )
-    assert chat_prompt(request, loaded) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert chat_prompt(request, loaded).tokens == tokenizer(text, add_special_tokens=False)["input_ids"]
     tokenizer.chat_template = LOOP
     with pytest.raises(ApiError, match="did not end") as caught:
         chat_prompt(request, loaded)

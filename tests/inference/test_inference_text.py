@@ -16,7 +16,7 @@ from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.openai.detokenize import StopStrings, Transcript
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts
 from jupyter_llmcloud.inference.openai.requests import decode_chat, decode_completion
-from jupyter_llmcloud.inference.openai.responses import ChatFormat, Choice, CompletionFormat
+from jupyter_llmcloud.inference.openai.responses import chat_logprobs, completion_logprobs
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 from tests.support.tiny_models import TEXT, byte_level_tokenizer
 
@@ -253,14 +253,13 @@ def test_log_probabilities_name_parts_of_characters_and_keep_the_chosen_one() ->
     transcript = Transcript(vocabulary, [], [])
     streamed = [transcript.feed(TokenBatch([e.token], [e], None)) for e in entries]
     assert [placed for piece in streamed for placed in piece.logprobs] == whole.logprobs
-    choice = Choice(0, "", whole.logprobs)
-    legacy = CompletionFormat(vocabulary).choice(choice, whole.logprobs)["logprobs"]
+    legacy = completion_logprobs(vocabulary, whole.logprobs)
     assert legacy["tokens"] == ["bytes:\\xe4", "bytes:\\xbd", "bytes:\\xa0", "a"]
     assert legacy["text_offset"] == [0, 0, 0, 1]
     for name, logprob, alternatives in zip(*(legacy[key] for key in KEYS), strict=True):
         assert len(alternatives) == 5
         assert alternatives[name] == logprob
-    content = ChatFormat(vocabulary).choice(choice, whole.logprobs)["logprobs"]["content"]
+    content = chat_logprobs(vocabulary, whole.logprobs)
     assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == "你a"
 
 

@@ -4,69 +4,120 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
-from jupyter_llmcloud.inference.openai.requests import ChatMessage, ChatRequest, CompletionRequest
-from jupyter_llmcloud.inference.openai.templates import TemplateFailed, Templates
+from jupyter_llmcloud.inference.openai.chat.history import (
+    as_template_messages,
+    as_template_tools,
+    chat_template_of,
+    knows_tools,
+)
+from jupyter_llmcloud.inference.openai.chat.templates import TemplateFailed, Templates
+from jupyter_llmcloud.protocol.openai.chat import ChatRequest, Tool
+from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
+
+# Arguments of the function that renders: a request must not set them.
+_RESERVED = frozenset({
+    "conversations", "messages", "chat_template", "tools", "return_assistant_tokens_mask",
+    "continue_final_message", "add_generation_prompt", "tokenize",
+})  # fmt: skip
 
 
 def completion_prompts(request: CompletionRequest, loaded: LoadedModel) -> list[list[int]]:
     """The token ids of every prompt of the request: a text, texts, token ids, or lists of them."""
-    prompts = [_token_ids(item, loaded) for item in _separate(request.prompt)]
+    return token_ids_of(request.prompt, loaded, "prompt")
+
+
+def token_ids_of(given: str | list[Any], loaded: LoadedModel, param: str) -> list[list[int]]:
+    """The token ids of every text of a parameter."""
+    prompts = [_token_ids(item, loaded) for item in _separate(given, param)]
     if not prompts:
-        raise ApiError(400, "prompt is an empty list.", param="prompt", code="invalid_value")
-    return [_checked(prompt, loaded, "prompt") for prompt in prompts]
+        raise ApiError(400, f"{param} is an empty list.", param=param, code="invalid_value")
+    return [_checked(prompt, loaded, param) for prompt in prompts]
 
 
-def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates | None = None) -> list[int]:
-    """The token ids of a conversation, through the model's chat template or else through `plain_template`.
+class ChatPrompt(NamedTuple):
+    """A conversation as the model reads it: its tokens, and its text."""
+
+    tokens: list[int]
+    text: str
+
+
+def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates | None = None) -> ChatPrompt:
+    """A conversation through the model's chat template, or else through `plain_template`.
 
     Args:
         templates: what renders; without it, a process is started for this conversation alone.
     """
-    if not getattr(loaded.tokenizer, "chat_template", None):
-        return _checked(_text_to_continue(plain_template(request.messages), loaded), loaded, "messages")
-    messages = [_as_dict(message) for message in request.messages]
+    tools = [] if request.tool_choice == "none" else request.tools or []
+    template = chat_template_of(loaded.tokenizer, bool(tools))
+    messages = as_template_messages(request.messages, tools, template)
+    if template is None:
+        text = plain_template([message["content"] for message in messages])
+        return ChatPrompt(_checked(_text_to_continue(text, loaded), loaded, "messages"), text)
+    variables = _variables(request, tools if knows_tools(template) else [])
     with nullcontext(templates) if templates is not None else closing(Templates()) as renderer:
         try:
-            text = _rendered(loaded.tokenizer, messages, renderer)
+            text = _rendered(loaded.tokenizer, template, messages, variables, renderer)
         except Exception as error:  # a template is a program of others: it may raise whatever it likes
             said = str(error) if isinstance(error, TemplateFailed) else f"{type(error).__name__}: {error}"
             message = f"The model's chat template refuses these messages: {said}"
             raise ApiError(400, message, param="messages", code="invalid_value") from None
     # The template has put the special tokens where the model wants them.
-    return _checked(_encode(loaded.tokenizer, text, special=False), loaded, "messages")
+    return ChatPrompt(_checked(_encode(loaded.tokenizer, text, special=False), loaded, "messages"), text)
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, str]], templates: Templates) -> str:
+def _variables(request: ChatRequest, tools: Sequence[Tool]) -> dict[str, Any]:
+    """What a template is given beside the messages."""
+    own = request.chat_template_kwargs or {}
+    if reserved := sorted(_RESERVED & own.keys()):
+        param = f"chat_template_kwargs.{reserved[0]}"
+        raise ApiError(400, f"{param} is not a variable that a request sets.", param=param, code="invalid_value")
+    goes_on = bool(request.continue_final_message)
+    prompted = not goes_on if request.add_generation_prompt is None else request.add_generation_prompt
+    variables: dict[str, Any] = {"add_generation_prompt": prompted}
+    if goes_on:
+        variables["continue_final_message"] = True
+    if tools:
+        variables["tools"] = as_template_tools(tools)
+    if request.reasoning_effort is not None:
+        variables |= {"reasoning_effort": request.reasoning_effort}
+        if request.reasoning_effort == "none":
+            variables["enable_thinking"] = False
+    return {**variables, **own}
+
+
+def _rendered(
+    tokenizer: Any, template: str, messages: list[dict[str, Any]], variables: dict[str, Any], templates: Templates
+) -> str:
     from transformers import PreTrainedTokenizerBase
 
     if getattr(tokenizer.apply_chat_template, "__func__", None) is not PreTrainedTokenizerBase.apply_chat_template:
         # Code of a library that is installed, not a template.
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    return templates.render(tokenizer.get_chat_template(), dict(tokenizer.special_tokens_map), messages)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **variables))
+    return templates.render(template, {**tokenizer.special_tokens_map, **variables}, messages)
 
 
-def plain_template(messages: Sequence[ChatMessage]) -> str:
+def plain_template(texts: Sequence[str]) -> str:
     """For a model without a chat template, which was never taught roles: the texts of messages, one per line.
 
     The model continues the text. A conversation of one message is that message as it is, so asking a freshly
     trained base model through chat gives what a completion gives.
     """
-    return "\n".join(message.text for message in messages)
+    return "\n".join(texts)
 
 
 def max_answer_tokens(
-    prompts: Sequence[Sequence[int]], limit: tuple[str, int | None], context_length: int
+    prompts: Sequence[Sequence[int]], limit: tuple[str, int | None], context_length: int, param: str = "prompt"
 ) -> list[int]:
     """How many tokens each answer may have; raises `ApiError` 400 when a prompt and its answer do not fit."""
-    param, asked = limit
-    return [_max_tokens(len(prompt), param, asked, context_length) for prompt in prompts]
+    limited_by, asked = limit
+    return [_max_tokens(len(prompt), limited_by, asked, context_length, param) for prompt in prompts]
 
 
-def _max_tokens(num_prompt: int, param: str, asked: int | None, context_length: int) -> int:
+def _max_tokens(num_prompt: int, param: str, asked: int | None, context_length: int, prompt: str) -> int:
     needed = num_prompt + (1 if asked is None else asked)
     if needed > context_length:
         answer = "" if asked is None else f" and {asked} for the answer ({param})"
@@ -74,19 +125,19 @@ def _max_tokens(num_prompt: int, param: str, asked: int | None, context_length: 
             400,
             f"This model's context length is {context_length} tokens, but {needed} were asked for: "
             f"{num_prompt} in the prompt{answer}. Shorten the prompt or ask for fewer tokens.",
-            param=param if asked is not None and num_prompt < context_length else "prompt",
+            param=param if asked is not None and num_prompt < context_length else prompt,
             code="context_length_exceeded",
         )
     return context_length - num_prompt if asked is None else asked
 
 
-def _separate(prompt: str | list[Any]) -> list[Any]:
+def _separate(prompt: str | list[Any], param: str) -> list[Any]:
     if isinstance(prompt, str):
         return [prompt]
     kinds = {type(item) for item in prompt}
     if len(kinds) > 1:
-        message = "prompt mixes texts and token ids: give a text, token ids, or a list of one of them."
-        raise ApiError(400, message, param="prompt", code="invalid_type")
+        message = f"{param} mixes texts and token ids: give a text, token ids, or a list of one of them."
+        raise ApiError(400, message, param=param, code="invalid_type")
     return [prompt] if kinds == {int} else list(prompt)
 
 
@@ -127,9 +178,3 @@ def _checked(prompt: list[int], loaded: LoadedModel, param: str) -> list[int]:
         message = f"token {wrong} is unknown to the model: token ids are 0 to {loaded.num_vocabulary - 1}."
         raise ApiError(400, message, param=param, code="invalid_value")
     return prompt
-
-
-def _as_dict(message: ChatMessage) -> dict[str, str]:
-    role = "system" if message.role == "developer" else message.role
-    named = {"name": message.name} if message.name else {}
-    return {"role": role, "content": message.text, **named}

@@ -1,4 +1,4 @@
-"""What a client may ask of a generation, checked by value: what cannot be honoured is a 400 that names the parameter."""
+"""What a client may ask of a generation, by value: what cannot be honoured is a 400 that names the parameter."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ KEY_CHECK_EVERY_S = 0.5
 WRITE_EVERY_S = 0.5
 CLOSE_TIMEOUT_S = 2.0
 MAX_UNWRITTEN = 10_000
-INFERENCE_ROUTES = ("completions", "chat/completions")
+INFERENCE_ROUTES = ("completions", "chat/completions", "responses", "embeddings", "tokenize", "detokenize")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,15 @@ To call one, answer with its name and its arguments as JSON between <tool_call><
 </tool_call>"""
 
 
+def chat_template_of(tokenizer: Any, has_tools: bool) -> str | None:
+    """The template that a tokenizer has, of several the one for tools where there are some."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return None
+    choose = getattr(tokenizer, "get_chat_template", None)
+    return str(choose(tools=[{}] if has_tools else None) if choose is not None else template)
+
+
 def knows_tools(template: str | None) -> bool:
     """Whether a chat template shows a model its tools."""
     return template is not None and _TOOLS.search(template) is not None

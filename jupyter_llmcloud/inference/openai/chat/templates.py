@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jupyter_llmcloud.inference.openai.template_process import CPU_S, read_message, write_message
+from jupyter_llmcloud.inference.openai.chat.template_process import CPU_S, read_message, write_message
 
 RENDER_S = 8.0  # on the clock; the budget of processor time ends a template sooner, unless the machine is busy
 START_S = 60.0
 MAX_PROCESSES = 4
-_MODULE = "jupyter_llmcloud.inference.openai.template_process"
+_MODULE = "jupyter_llmcloud.inference.openai.chat.template_process"
 
 
 class TemplateFailed(Exception):

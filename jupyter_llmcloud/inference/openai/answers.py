@@ -1,0 +1,274 @@
+"""How completions and chat completions word an answer: whole, and in the chunks of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jupyter_llmcloud.inference.engines.base import TokenLogprob
+from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, Delta
+from jupyter_llmcloud.inference.openai.detokenize import Detokenizer, Piece, PlacedLogprob
+from jupyter_llmcloud.inference.openai.responses import (
+    DONE,
+    Envelope,
+    TokenUsage,
+    chat_logprobs,
+    completion_logprobs,
+    event,
+    openai_object,
+)
+from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Told:
+    """What of an answer a client wants to be told.
+
+    Attributes:
+        logprobs: the log probabilities of tokens.
+        usage: a last chunk of usage.
+    """
+
+    logprobs: bool = False
+    usage: bool = False
+
+
+class _Chunks:
+    """The chunks of a stream: what they share, and how it ends."""
+
+    def __init__(self, kind: str, envelope: Envelope, told: Told) -> None:
+        self.envelope = envelope
+        self.told = told
+        self._kind = kind
+
+    def chunk(self, entry: dict[str, Any]) -> bytes:
+        """One choice in a chunk."""
+        body = openai_object(self._kind, self.envelope, [entry])
+        if self.told.usage:
+            body["usage"] = None
+        return event(body)
+
+    def closing(self, usage: TokenUsage) -> bytes:
+        """The chunk of usage, where it is wanted, and the end."""
+        if not self.told.usage:
+            return DONE
+        return event({**openai_object(self._kind, self.envelope, []), "usage": usage.body()}) + DONE
+
+
+@dataclass
+class EchoedPrompt:
+    """A prompt that is told before its answer: its text, its tokens and where each of them begins."""
+
+    text: str
+    tokens: Sequence[int]
+    offsets: list[int]
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, tokens: Sequence[int], text: str | None) -> EchoedPrompt:
+        """The prompt of these tokens; `text` as the client wrote it, where it was a text."""
+        decoder, offsets, shown = Detokenizer(vocabulary, ()), [], []
+        for token in tokens:
+            offsets.append(decoder.num_characters)
+            shown.append(decoder.step(token))
+        shown.append(decoder.rest())
+        return cls("".join(shown) if text is None else text, tokens, offsets)
+
+
+@dataclass
+class _TextChoice:
+    text: str = ""
+    logprobs: list[PlacedLogprob] = field(default_factory=list)
+    scored: Sequence[TokenLogprob] = ()
+    finish_reason: str | None = None
+    is_begun: bool = False
+
+
+class CompletionAnswer:
+    """POST /v1/completions.
+
+    Args:
+        echoed: the prompt of each choice, where it is told too.
+    """
+
+    prefix = "cmpl"
+
+    def __init__(
+        self, vocabulary: Vocabulary, envelope: Envelope, num_choices: int, told: Told,
+        echoed: Sequence[EchoedPrompt] = (),
+    ) -> None:  # fmt: skip
+        self.envelope = envelope
+        self._told = told
+        self._vocabulary = vocabulary
+        self._chunks = _Chunks("text_completion", envelope, told)
+        self._choices = [_TextChoice() for _ in range(num_choices)]
+        self._echoed = echoed
+
+    def opening(self) -> bytes:
+        """A completion begins with its text."""
+        return b""
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """New text in a chunk, and the end of a choice in a chunk of its own."""
+        choice = self._choices[index]
+        choice.text += piece.text
+        choice.logprobs += piece.logprobs
+        chunks = b""
+        if self._echoed and not choice.is_begun:
+            choice.scored = piece.scored
+            chunks += self._chunks.chunk(self._entry(index, self._echoed[index].text, self._prompt_logprobs(index)))
+        choice.is_begun = True
+        if piece.text or (piece.logprobs and self._told.logprobs):
+            chunks += self._chunks.chunk(self._entry(index, piece.text, self._logprobs(index, piece.logprobs)))
+        if piece.finish_reason is not None:
+            choice.finish_reason = piece.finish_reason
+            chunks += self._chunks.chunk(self._entry(index, "", None))
+        return chunks
+
+    def closing(self, usage: TokenUsage) -> bytes:
+        """The last events."""
+        return self._chunks.closing(usage)
+
+    def whole(self, usage: TokenUsage) -> dict[str, Any]:
+        """The whole reply."""
+        entries = [self._whole(index, choice) for index, choice in enumerate(self._choices)]
+        return {**openai_object("text_completion", self.envelope, entries), "usage": usage.body()}
+
+    def _whole(self, index: int, choice: _TextChoice) -> dict[str, Any]:
+        logprobs = self._logprobs(index, choice.logprobs)
+        if not self._echoed:
+            return self._entry(index, choice.text, logprobs)
+        prompt = self._prompt_logprobs(index)
+        if prompt is not None and logprobs is not None:
+            logprobs = {name: prompt[name] + values for name, values in logprobs.items()}
+        return self._entry(index, self._echoed[index].text + choice.text, logprobs)
+
+    def _entry(self, index: int, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        reason = self._choices[index].finish_reason
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, index: int, placed: Sequence[PlacedLogprob]) -> dict[str, Any] | None:
+        if not self._told.logprobs:
+            return None
+        return completion_logprobs(self._vocabulary, placed, len(self._echoed[index].text) if self._echoed else 0)
+
+    def _prompt_logprobs(self, index: int) -> dict[str, Any] | None:
+        """Those of the prompt's tokens; nothing is before the first one, so it has none."""
+        if not self._told.logprobs:
+            return None
+        prompt, scored = self._echoed[index], self._choices[index].scored
+        placed = [PlacedLogprob(entry, at) for entry, at in zip(scored, prompt.offsets[1:], strict=True)]
+        told = completion_logprobs(self._vocabulary, placed)
+        first = {"tokens": self._vocabulary.name(prompt.tokens[0]), "token_logprobs": None, "top_logprobs": None,
+                 "text_offset": 0}  # fmt: skip
+        return {name: [first[name], *values] for name, values in told.items()}
+
+
+@dataclass
+class _Message:
+    """A message as it grows."""
+
+    parser: AnswerParser
+    content: str = ""
+    reasoning: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[PlacedLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        """What a piece adds."""
+        self.content += delta.content
+        self.reasoning += delta.reasoning
+        if (call := delta.call) is not None:
+            if call.index == len(self.calls):
+                self.calls.append({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}})
+            self.calls[call.index]["function"]["arguments"] += call.arguments
+
+
+class ChatAnswer:
+    """POST /v1/chat/completions.
+
+    Args:
+        new_parser: makes what reads one choice.
+    """
+
+    prefix = "chatcmpl"
+
+    def __init__(
+        self, vocabulary: Vocabulary, envelope: Envelope, num_choices: int, told: Told,
+        new_parser: Callable[[], AnswerParser],
+    ) -> None:  # fmt: skip
+        self.envelope = envelope
+        self._told = told
+        self._vocabulary = vocabulary
+        self._chunks = _Chunks("chat.completion.chunk", envelope, told)
+        self._messages = [_Message(new_parser()) for _ in range(num_choices)]
+
+    def opening(self) -> bytes:
+        """The role of each choice, before any text."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return b"".join(self._chunk(index, delta, None) for index in range(len(self._messages)))
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """New text in chunks, and the end of a choice in a chunk of its own."""
+        message = self._messages[index]
+        message.logprobs += piece.logprobs
+        deltas = message.parser.feed(piece.text)
+        if piece.finish_reason is not None:
+            deltas += message.parser.end()
+        for delta in deltas:
+            message.add(delta)
+        logprobs = self._logprobs(piece.logprobs)
+        if logprobs is not None and piece.logprobs and not deltas:
+            deltas = [Delta()]
+        chunks = b""
+        for number, delta in enumerate(deltas):
+            chunks += self._chunk(index, _told(delta), logprobs if number == 0 and piece.logprobs else None)
+        if piece.finish_reason is not None:
+            has_called = message.parser.num_calls and piece.finish_reason == "stop"
+            message.finish_reason = "tool_calls" if has_called else piece.finish_reason
+            chunks += self._chunk(index, {}, None)
+        return chunks
+
+    def closing(self, usage: TokenUsage) -> bytes:
+        """The last events."""
+        return self._chunks.closing(usage)
+
+    def whole(self, usage: TokenUsage) -> dict[str, Any]:
+        """The whole reply."""
+        entries = [self._whole(index, message) for index, message in enumerate(self._messages)]
+        return {**openai_object("chat.completion", self.envelope, entries), "usage": usage.body()}
+
+    def _whole(self, index: int, message: _Message) -> dict[str, Any]:
+        told: dict[str, Any] = {"role": "assistant", "content": message.content, "refusal": None}
+        if message.reasoning:
+            told["reasoning_content"] = message.reasoning
+        if message.calls:
+            told |= {"content": message.content or None, "tool_calls": message.calls}
+        return {
+            "index": index,
+            "message": told,
+            "logprobs": self._logprobs(message.logprobs),
+            "finish_reason": message.finish_reason,
+        }
+
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> bytes:
+        reason = self._messages[index].finish_reason
+        return self._chunks.chunk({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
+
+    def _logprobs(self, placed: Sequence[PlacedLogprob]) -> dict[str, Any] | None:
+        if not self._told.logprobs:
+            return None
+        return {"content": chat_logprobs(self._vocabulary, placed), "refusal": None}
+
+
+def _told(delta: Delta) -> dict[str, Any]:
+    if (call := delta.call) is not None:
+        function: dict[str, Any] = {"arguments": call.arguments}
+        if call.name is None:
+            return {"tool_calls": [{"index": call.index, "function": function}]}
+        named = {"index": call.index, "id": call.id, "type": "function", "function": {"name": call.name, **function}}
+        return {"tool_calls": [named]}
+    if delta.reasoning:
+        return {"reasoning_content": delta.reasoning}
+    return {"content": delta.content} if delta.content else {}

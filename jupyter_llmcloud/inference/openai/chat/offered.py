@@ -1,0 +1,101 @@
+"""What a chat request offers and asks of tools and of the form of its answer, against one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jupyter_llmcloud.inference.openai.chat.answer_parser import (
+    THINK,
+    AnswerParser,
+    PlainParser,
+    TaggedParser,
+    TemplateParser,
+)
+from jupyter_llmcloud.inference.openai.chat.history import chat_template_of
+from jupyter_llmcloud.inference.openai.chat.tool_formats import HERMES, ToolFormat, format_of, parameters_of
+from jupyter_llmcloud.inference.openai.decoding import invalid
+from jupyter_llmcloud.inference.openai.structured.grammars import Grammar, call_grammar, grammar_of
+from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
+from jupyter_llmcloud.protocol.openai.chat import ChatRequest, NamedTool, Tool
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The tools that may be called, and how an answer must look.
+
+    Attributes:
+        tools: those that the model may call.
+        forced: whether it must call one of them.
+        grammar: what the answer must follow, if anything.
+    """
+
+    tools: tuple[Tool, ...]
+    forced: bool
+    grammar: Grammar | None
+
+    @classmethod
+    def of(cls, request: ChatRequest) -> Offer:
+        """What the request offers; raises `ApiError` 400 where that contradicts itself."""
+        tools, choice = tuple(request.tools or ()), request.tool_choice
+        names = [tool.function.name for tool in tools]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise invalid(f"tools[{index}].function.name", f"tools has two functions of the name {name!r}.")
+        grammar = grammar_of(request.response_format, request.structured_outputs)
+        if isinstance(choice, NamedTool):
+            tools = tuple(tool for tool in tools if tool.function.name == choice.function.name)
+            if not tools:
+                known = f"tools has {', '.join(names)}" if names else "there are no tools"
+                message = f"tool_choice names {choice.function.name!r}, but {known}."
+                raise invalid("tool_choice.function.name", message)
+        elif choice == "required" and not tools:
+            raise invalid("tool_choice", "tool_choice is 'required', but there are no tools.")
+        elif choice == "none":
+            tools = ()
+        forced = isinstance(choice, NamedTool) or choice == "required"
+        if forced:
+            if grammar is not None:
+                raise invalid(grammar.param, f"{grammar.param} and a tool that must be called exclude each other.")
+            parallel = choice == "required" and request.parallel_tool_calls is not False
+            grammar = call_grammar(tools, parallel=parallel)
+        return cls(tools, forced, grammar)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an answer is read: what makes its parsers, which special tokens they must see, whether it thinks at first."""
+
+    new_parser: Callable[[], AnswerParser]
+    visible: frozenset[int]
+    is_thinking: bool
+
+
+def reading_of(offer: Offer, tokenizer: Any, vocabulary: Vocabulary, prompt: str) -> Reading:
+    """How this model's answer to `prompt` is read."""
+    template = chat_template_of(tokenizer, bool(offer.tools))
+    thinks = template is not None and THINK[1] in template
+    is_thinking = thinks and prompt.rstrip().endswith(THINK[0])
+    own = getattr(tokenizer, "response_template", None)
+    if own is not None and not offer.forced and (offer.tools or thinks or own.get("fields")):
+        described = [tool_as_dict(tool) for tool in offer.tools]
+        return Reading(
+            lambda: TemplateParser(tokenizer.get_response_parser(prefix=prompt, tools=described or None)),
+            frozenset(vocabulary.special),
+            is_thinking,
+        )
+    form: ToolFormat | None = None
+    if offer.tools:
+        form = HERMES if offer.forced else format_of(template)
+    if form is None and not thinks:
+        return Reading(PlainParser, frozenset(), False)
+    parameters = parameters_of(offer.tools)
+    tags = [*(THINK if thinks else ()), *((form.opens, form.closes, "[ARGS]", "[CALL_ID]") if form else ())]
+    visible = frozenset(token for token, text in vocabulary.special.items() if text and text in tags)
+    return Reading(lambda: TaggedParser(form, parameters, thinks=thinks, is_thinking=is_thinking), visible, is_thinking)
+
+
+def tool_as_dict(tool: Tool) -> dict[str, Any]:
+    """A tool as OpenAI's API writes it."""
+    return {"type": "function", "function": {"name": tool.function.name, "parameters": tool.function.parameters or {}}}

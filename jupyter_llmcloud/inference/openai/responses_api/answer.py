@@ -1,0 +1,229 @@
+"""The answer to POST /v1/responses: one object, or events that are numbered."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, CallDelta
+from jupyter_llmcloud.inference.openai.detokenize import Piece
+from jupyter_llmcloud.inference.openai.responses import DONE, Envelope, TokenUsage, chat_logprobs, encode
+from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
+from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
+
+
+class ResponseAnswer:
+    """One response: its items open and close as the model writes reasoning, text and calls.
+
+    Args:
+        on_complete: called with the output once the answer is complete.
+    """
+
+    prefix = "resp"
+
+    def __init__(
+        self, vocabulary: Vocabulary, envelope: Envelope, request: ResponseRequest, parser: AnswerParser,
+        on_complete: Callable[[str, list[dict[str, Any]]], None], *, logprobs: bool,
+    ) -> None:  # fmt: skip
+        self.envelope = envelope
+        self._vocabulary = vocabulary
+        self._request = request
+        self._parser = parser
+        self._on_complete = on_complete
+        self._wants_logprobs = logprobs
+        self._output: list[dict[str, Any]] = []
+        self._item: dict[str, Any] | None = None
+        self._number = 0
+        self._finish_reason: str | None = None
+        self._logprobs: list[dict[str, Any]] = []
+
+    def opening(self) -> bytes:
+        """It is there, and goes on."""
+        response = self._response("in_progress", None)
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
+        )
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """The events of a piece."""
+        deltas = self._parser.feed(piece.text)
+        if piece.finish_reason is not None:
+            deltas += self._parser.end()
+        if self._wants_logprobs:
+            self._logprobs += chat_logprobs(self._vocabulary, piece.logprobs)
+        events = b""
+        for delta in deltas:
+            if delta.reasoning:
+                events += self._say("reasoning", delta.reasoning)
+            elif delta.call is not None:
+                events += self._call(delta.call)
+            elif delta.content:
+                events += self._say("message", delta.content)
+        if piece.finish_reason is not None:
+            self._finish_reason = piece.finish_reason
+            if not self._output and self._item is None:  # an answer without any text is still a message
+                events += self._open(self._new_message())
+            events += self._close()
+        return events
+
+    def closing(self, usage: TokenUsage) -> bytes:
+        """The whole response, and the end."""
+        body = self.whole(usage)
+        return self._event(f"response.{body['status']}", response=body) + DONE
+
+    def whole(self, usage: TokenUsage) -> dict[str, Any]:
+        """The response."""
+        status = "incomplete" if self._finish_reason == "length" else "completed"
+        self._on_complete(self.envelope.id, self._output)
+        return self._response(status, usage)
+
+    # --- items ---
+
+    def _say(self, kind: str, text: str) -> bytes:
+        events = b""
+        if self._item is None or self._item["type"] != kind:
+            events = self._close() + self._open(self._new_message() if kind == "message" else self._new_reasoning())
+        assert self._item is not None
+        self._item["content"][0]["text"] += text
+        if kind == "reasoning":
+            return events + self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=text)
+        return events + self._event(
+            "response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=self._new_logprobs()
+        )
+
+    def _call(self, call: CallDelta) -> bytes:
+        events = b""
+        if call.name is not None:
+            item = {"type": "function_call", "id": _new_id("fc"), "call_id": call.id, "name": call.name,
+                    "arguments": "", "status": "in_progress"}  # fmt: skip
+            events = self._close() + self._open(item)
+        assert self._item is not None
+        self._item["arguments"] += call.arguments
+        if call.arguments:
+            delta = call.arguments
+            events += self._event("response.function_call_arguments.delta", **self._place(), delta=delta)
+        return events
+
+    def _open(self, item: dict[str, Any]) -> bytes:
+        self._item = item
+        self._output.append(item)
+        content = item.pop("content", None)
+        shown = {**item, "content": []} if content is not None else dict(item)
+        events = self._event("response.output_item.added", output_index=len(self._output) - 1, item=shown)
+        if content is not None:
+            item["content"] = content
+            events += self._event(
+                "response.content_part.added", **self._place(), content_index=0, part=dict(content[0])
+            )
+        return events
+
+    def _close(self) -> bytes:
+        if self._item is None:
+            return b""
+        item, place = self._item, self._place()
+        cut = self._finish_reason == "length"
+        item["status"] = "incomplete" if cut else "completed"
+        if item["type"] == "function_call":
+            events = self._event(
+                "response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]
+            )
+        else:
+            part = item["content"][0]
+            name = "output_text" if item["type"] == "message" else "reasoning_text"
+            more = {"logprobs": self._new_logprobs()} if name == "output_text" else {}
+            events = self._event(f"response.{name}.done", **place, content_index=0, text=part["text"], **more)
+            events += self._event("response.content_part.done", **place, content_index=0, part=part)
+        events += self._event("response.output_item.done", output_index=place["output_index"], item=item)
+        self._item = None
+        return events
+
+    def _new_logprobs(self) -> list[dict[str, Any]]:
+        fresh, self._logprobs = self._logprobs, []
+        if fresh and self._item is not None and self._item["type"] == "message":
+            self._item["content"][0]["logprobs"] += fresh
+        return fresh
+
+    def _new_message(self) -> dict[str, Any]:
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        return {"type": "message", "id": _new_id("msg"), "status": "in_progress", "role": "assistant",
+                "content": [part]}  # fmt: skip
+
+    def _new_reasoning(self) -> dict[str, Any]:
+        part = {"type": "reasoning_text", "text": ""}
+        return {"type": "reasoning", "id": _new_id("rs"), "status": "in_progress", "summary": [], "content": [part]}
+
+    def _place(self) -> dict[str, Any]:
+        assert self._item is not None
+        return {"item_id": self._item["id"], "output_index": len(self._output) - 1}
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        body = {"type": kind, "sequence_number": self._number, **fields}
+        self._number += 1
+        return b"event: " + kind.encode() + b"\ndata: " + encode(body) + b"\n\n"
+
+    def _response(self, status: str, usage: TokenUsage | None) -> dict[str, Any]:
+        request = self._request
+        ended = status in ("completed", "incomplete")
+        return {
+            "id": self.envelope.id,
+            "object": "response",
+            "created_at": self.envelope.created,
+            "completed_at": int(time.time()) if ended else None,
+            "status": status,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "error": None,
+            "model": self.envelope.model,
+            "output": self._output if ended else [],
+            "usage": usage.input_output() if usage is not None else None,
+            **_echoed(request),
+        }
+
+
+def _echoed(request: ResponseRequest) -> dict[str, Any]:
+    """What was asked, with what counts where it was not said."""
+    text, reasoning = request.text, request.reasoning
+    form = text.format if text is not None else None
+    choice = request.tool_choice
+    return {
+        "previous_response_id": request.previous_response_id,
+        "instructions": request.instructions,
+        "tools": [
+            {"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters,
+             "strict": tool.strict}
+            for tool in request.tools or ()
+        ],
+        "tool_choice": "auto" if choice is None else msgspec.to_builtins(choice),
+        "truncation": "disabled",
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "text": {
+            "format": {"type": "text"} if form is None else _without_nulls(msgspec.to_builtins(form)),
+            "verbosity": "medium",
+        },
+        "top_p": 1.0 if request.top_p is None else request.top_p,
+        "temperature": 1.0 if request.temperature is None else request.temperature,
+        "presence_penalty": request.presence_penalty or 0.0,
+        "frequency_penalty": request.frequency_penalty or 0.0,
+        "top_logprobs": request.top_logprobs or 0,
+        "reasoning": {"effort": reasoning.effort if reasoning is not None else None, "summary": None},
+        "max_output_tokens": request.max_output_tokens,
+        "max_tool_calls": request.max_tool_calls,
+        "store": request.store is not False,
+        "background": False,
+        "service_tier": "default",
+        "metadata": request.metadata or {},
+        "user": request.user,
+        "safety_identifier": request.safety_identifier,
+        "prompt_cache_key": request.prompt_cache_key,
+    }  # fmt: skip
+
+
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry for key, entry in value.items() if entry is not None}
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex}"
