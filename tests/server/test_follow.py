@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
-from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 from jupyter_llmcloud.storage.models.followed_model import SERVING, WEIGHTS
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 from tests.support.server_parts import Server, make_model, until
 
 pytest_plugins = ["tests.support.server_fixtures"]

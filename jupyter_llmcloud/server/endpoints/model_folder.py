@@ -12,6 +12,8 @@ from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
 from jupyter_llmcloud.storage.model_folder import ADAPTER, ModelLayout, check_folder, model_kind
+from jupyter_llmcloud.storage.models import served_code
+from jupyter_llmcloud.storage.models.gguf import gguf_file
 from jupyter_llmcloud.storage.runs import RunStore
 
 
