@@ -166,11 +166,13 @@ class RankError(LLMCloudError):
 
     @property
     def detail(self) -> dict[str, Any]:
+        """What crosses between processes, as plain values."""
         names = ("rank", "ename", "evalue", "traceback", "ranks", "report", "run_id", "place")
         return {**{name: getattr(self, name) for name in names}, "local_variables": self.locals}
 
     @classmethod
     def restored(cls, message: str, detail: Mapping[str, Any]) -> RankError:
+        """The error of another process."""
         return cls(**detail)
 
     def _render_traceback_(self) -> list[str]:

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import aiohttp
 import nbformat
@@ -36,6 +37,8 @@ HERE = Path(__file__).resolve().parent
 NOTEBOOK = HERE / "quickstart.ipynb"
 START_S = 60.0
 CELL_S = 900.0
+DRAW_S = 0.5  # how often the line of progress is drawn in a terminal
+LINE_S = 5.0  # elsewhere there is a line for each of these
 RESULTS = ("valid_loss", "bigram_loss", "answer")
 
 
@@ -227,12 +230,96 @@ def with_parameters(notebook: NotebookNode, **parameters: Any) -> NotebookNode:
     return notebook
 
 
-async def execute(notebook: NotebookNode, kernel: Kernel) -> dict[str, Any]:
+class Progress:
+    """What is said while a cell is executed: how far its run is, as the server tells.
+
+    One line that is drawn again and again where `out` is a terminal, else a line every few seconds.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, out: TextIO = sys.stdout) -> None:
+        self._http = http
+        self._out = out
+        self._is_terminal = out.isatty()
+        self._is_drawn = False
+        # Of each run: (when, how far it was) when it was seen first, and when it was seen to get on last.
+        self._seen: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {}
+
+    @contextlib.asynccontextmanager
+    async def shown(self) -> AsyncIterator[None]:
+        """Say it as long as the block is executed."""
+        began = time.monotonic()
+        saying = asyncio.ensure_future(self._say(began))
+        try:
+            yield
+        finally:
+            saying.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await saying
+            self._erase()
+
+    async def _say(self, began: float) -> None:
+        while True:
+            await asyncio.sleep(DRAW_S if self._is_terminal else LINE_S)
+            try:
+                async with self._http.get("llmcloud/api/runs?state=active") as response:
+                    runs = (await response.json()).get("runs", [])
+            except (aiohttp.ClientError, ValueError):
+                continue  # the next time
+            now = time.monotonic()
+            self._draw(self.line(runs[0], now) if runs else f"{now - began:.0f} s")
+
+    def line(self, run: dict[str, Any], now: float) -> str:
+        """How far a run is: `quickstart  310/1,000  31 %  ETA 3 min 2 s  loss 2.31`."""
+        if run["state"] != "running":
+            return f"{run['name']}  {run.get('phase') or run['state']}"
+        done, total = run.get("progress") or (None, None)
+        words = [str(run["name"])]
+        if done is not None:
+            words.append(f"{done:,.0f}/{total:,.0f}  {100 * done / total:.0f} %" if total else f"{done:,.0f}")
+            if left := self._seconds_left(run["run_id"], now, done, total):
+                words.append(f"ETA {_span(left)}")
+        values = {name: value for name, value in (run.get("metrics") or {}).items() if value is not None}
+        words += [f"{name} {value:.3g}" for name, value in list(values.items())[:3]]
+        if run.get("hang"):
+            words.append(run["hang"]["text"])
+        return "  ".join(words)
+
+    def _seconds_left(self, run_id: str, now: float, done: float, total: float | None) -> float | None:
+        """At the pace since the run was seen first; None when that is not known yet."""
+        first, last = self._seen.get(run_id, ((now, done), (now, done)))
+        if done != last[1]:
+            last = (now, done)
+        self._seen[run_id] = (first, last)
+        if not total or last[1] <= first[1]:
+            return None
+        pace = (last[0] - first[0]) / (last[1] - first[1])
+        return max(0.0, (total - done) * pace - (now - last[0]))
+
+    def _draw(self, line: str) -> None:
+        if self._is_terminal:
+            width = shutil.get_terminal_size().columns - 7
+            self._out.write(f"\r\x1b[K      {line[:width]}")
+        else:
+            self._out.write(f"      {line}\n")
+        self._is_drawn = True
+        self._out.flush()
+
+    def _erase(self) -> None:
+        if self._is_drawn and self._is_terminal:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+async def execute(notebook: NotebookNode, kernel: Kernel, progress: Progress) -> dict[str, Any]:
     """Execute every code cell in place; raises CellError at the first that fails. Returns RESULTS."""
     outputs = Outputs()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            await _execute_cell(cell, kernel, outputs)
+            await _execute_cell(cell, kernel, outputs, progress)
     results: dict[str, Any] = {}
     expressions = {name: name for name in RESULTS}
     async for message in kernel.execute("", silent=True, store_history=False, user_expressions=expressions):
@@ -240,15 +327,16 @@ async def execute(notebook: NotebookNode, kernel: Kernel) -> dict[str, Any]:
     return {name: ast.literal_eval(value["data"]["text/plain"]) for name, value in results.items()}
 
 
-async def _execute_cell(cell: NotebookNode, kernel: Kernel, outputs: Outputs) -> None:
+async def _execute_cell(cell: NotebookNode, kernel: Kernel, outputs: Outputs, progress: Progress) -> None:
     title = next(line for line in cell.source.splitlines() if line)
     print(f"  {title[:100]}", flush=True)
     began = time.monotonic()
     cell.outputs = []
     reply: dict[str, Any] = {}
-    async for message in kernel.execute(cell.source):
-        outputs.add(cell, message)
-        reply = message["content"]
+    async with progress.shown():
+        async for message in kernel.execute(cell.source):
+            outputs.add(cell, message)
+            reply = message["content"]
     cell.execution_count = reply.get("execution_count")
     print(f"      {time.monotonic() - began:.1f} s", flush=True)
     if reply["status"] != "ok":
@@ -272,7 +360,7 @@ async def run(url: str, token: str, notebook: NotebookNode) -> dict[str, Any]:
     async with aiohttp.ClientSession(url, headers=headers, timeout=no_limit) as http:
         try:
             async with Kernel.open(http, NOTEBOOK.name) as kernel:
-                return await execute(notebook, kernel)
+                return await execute(notebook, kernel, Progress(http))
         finally:
             await end_clusters(http)
 

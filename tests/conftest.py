@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     os.environ.update(_settings(folder, mark_of(config)))
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles our sources anew
+    sys.dont_write_bytecode = False  # nor does this one rewrite the asserts of all test modules each time
     if not is_worker(config):
         config.stash[_guardian] = guardian.start(mark_of(config), folder)
 

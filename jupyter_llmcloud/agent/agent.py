@@ -188,6 +188,7 @@ class Agent:
             worlds=self.worlds.describe(),
             begun=list(self.worlds.begun),
             num_replicas=self.replicas.num_running,
+            **self.replicas.describe_room(),
             num_runs=self.takeovers.num_waiting + self.worlds.num_active_runs,
             stands_by=self.leader_links.stands_by,
         )
@@ -266,6 +267,7 @@ class Agent:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
         if cell.background:
             RunFolder(Path(cell.folder)).check_free_space()  # whoever waits for its end will look there only
+            world.runs.announce(cell)
             self._do(world.runs.execute(cell, None))
             return Submitted(run_id=cell.run_id)
         world.use(connection)

@@ -43,13 +43,28 @@ class GpuStats:
             nvml.nvmlInit()
             self._nvml = nvml
         for gpu in self._gpus if self._nvml is not None else ():
-            with contextlib.suppress(Exception):  # a part of a GPU (MIG) is no device for all calls
-                by_uuid, by_index = self._nvml.nvmlDeviceGetHandleByUUID, self._nvml.nvmlDeviceGetHandleByIndex
-                self._handles[gpu] = by_index(int(gpu)) if gpu.isdigit() else by_uuid(gpu)
+            with contextlib.suppress(Exception):  # one that is gone, or that this user may not look at
+                self._handles[gpu] = self._handle(gpu)
+
+    def _handle(self, gpu: str) -> Any:
+        """Raises what NVML raises. CUDA takes the beginning of a UUID for the whole of it, where it is the only one."""
+        by_index = self._nvml.nvmlDeviceGetHandleByIndex
+        if gpu.isdigit():
+            return by_index(int(gpu))
+        try:
+            return self._nvml.nvmlDeviceGetHandleByUUID(gpu)
+        except Exception:
+            handles = [by_index(index) for index in range(self._nvml.nvmlDeviceGetCount())]
+            found = [handle for handle in handles if _text(self._nvml.nvmlDeviceGetUUID(handle)).startswith(gpu)]
+            if len(found) != 1:
+                raise
+            return found[0]
 
     def _row(self, index: int, gpu: str, handle: Any) -> tuple[dict[str, Any], dict[int, int]]:
-        row: dict[str, Any] = {"index": index, "uuid": "" if gpu.isdigit() else gpu}
+        row: dict[str, Any] = {"index": int(gpu) if gpu.isdigit() else index, "uuid": "" if gpu.isdigit() else gpu}
         used: dict[int, int] = {}
+        with contextlib.suppress(Exception):  # of a part of a GPU (MIG) there is none, nor its utilization
+            row["index"] = int(self._nvml.nvmlDeviceGetIndex(handle))
         with contextlib.suppress(Exception):
             row["name"] = _text(self._nvml.nvmlDeviceGetName(handle))
         with contextlib.suppress(Exception):

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.resources import Ours
-from jupyter_llmcloud.errors import NameTaken, NotFound
+from jupyter_llmcloud.core.scheduling.replica_room import REPLICA
+from jupyter_llmcloud.errors import Busy, NameTaken, NotFound
 from jupyter_llmcloud.system.spawn import open_log
 
 STOP_GRACE_S = 5.0
@@ -30,6 +33,8 @@ class ReplicaProcess:
     socket: Path
     log: Path
     device: str
+    cores: int = 0
+    memory_bytes: int = 0
     watch: asyncio.Task[int] | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
@@ -43,6 +48,14 @@ class ReplicaProcess:
             "exit_code": code,
             "log": str(self.log),
         }
+
+
+def _resident(pid: int) -> int:
+    """Bytes that a process has taken."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 class Replicas:
@@ -61,7 +74,9 @@ class Replicas:
         log_path = self.folder / f"{replica_id}.log"
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-        spec = {"socket": str(path), "device": self._device(replica_id), **spec}
+        cores, memory = int(spec.get("cores") or 0), int(spec.get("memory_bytes") or 0)
+        spec = {**spec, "socket": spec.get("socket", str(path))}
+        spec["device"] = spec.get("device") or self._take(replica_id, cores, spec.get("devices"))
         with open_log(log_path) as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -75,19 +90,36 @@ class Replicas:
         assert process.stdin is not None
         process.stdin.write(json.dumps(spec).encode() + b"\n")
         replica = ReplicaProcess(replica_id, endpoint, process, Path(spec["socket"]), log_path, str(spec["device"]))
+        replica.cores, replica.memory_bytes = cores, memory
         replica.watch = asyncio.create_task(self._watch(replica))
         self._replicas[replica_id] = replica
         return replica.describe()
 
-    def _device(self, replica_id: str) -> str:
-        if not self.devices.has_gpus:
-            return "cpu"
-        slot = self.devices.take(f"replica {replica_id}", 1)[0]
-        return f"cuda:{self.devices.gpus.index(slot)}"
+    def _take(self, replica_id: str, cores: int, num_devices: int | None) -> str:
+        """Take what it was promised, in slots: a GPU, or one for each core; returns its device. Raises Busy."""
+        if self.devices.has_gpus and num_devices != 0:
+            slot = self.devices.take(f"{REPLICA}{replica_id}", 1)[0]
+            return f"cuda:{self.devices.gpus.index(slot)}"
+        reserved = self.describe_room()["reserved_cores"]
+        if cores + reserved > self.devices.cores:
+            raise Busy(f"--cores {cores}: {reserved} of {self.devices.cores} cores are other replicas'.")
+        if cores and not self.devices.has_gpus:
+            self.devices.take(f"{REPLICA}{replica_id}", cores)
+        return "cpu"
+
+    def describe_room(self) -> dict[str, Any]:
+        """For the description of the agent: cores and memory of its host, and what was promised of them."""
+        running = [one for one in self._replicas.values() if one.process.returncode is None]
+        return {
+            "num_cores": self.devices.cores,
+            "reserved_cores": sum(one.cores for one in running),
+            "free_memory_bytes": psutil.virtual_memory().available,
+            "promised_bytes": sum(max(0, one.memory_bytes - _resident(one.process.pid)) for one in running),
+        }
 
     async def _watch(self, replica: ReplicaProcess) -> int:
         code = await replica.process.wait()
-        self.devices.give_back(f"replica {replica.replica_id}")
+        self.devices.give_back(f"{REPLICA}{replica.replica_id}")
         with contextlib.suppress(FileNotFoundError):
             replica.socket.unlink()
         return code

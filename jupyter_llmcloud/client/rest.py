@@ -78,6 +78,18 @@ class ServerClient:
         **query: Any,
     ) -> dict[str, Any]:
         """One request below `/llmcloud/api/`; raises what the server refuses it with."""
+        return read(self._send(method, path, body, timeout_s, query))
+
+    def ask_text(self, path: str) -> str:
+        """A GET below `/llmcloud/api/` that is answered with text; raises what the server refuses it with."""
+        response = self._send("GET", path, None, START_TIMEOUT_S, {})
+        if not response.is_success:
+            read(response)
+        return response.text
+
+    def _send(
+        self, method: str, path: str, body: Body | dict[str, Any] | None, timeout_s: float, query: dict[str, Any]
+    ) -> httpx.Response:
         import httpx
 
         params = {key: str(value) for key, value in query.items() if value is not None}
@@ -85,12 +97,11 @@ class ServerClient:
         fields = None if body is None else {key: value for key, value in given.items() if value is not None}
         url = f"{self.url}llmcloud/api/{path}"
         try:
-            response = self.http().request(method, url, json=fields, params=params, timeout=timeout_s)
+            return self.http().request(method, url, json=fields, params=params, timeout=timeout_s)
         except httpx.TransportError as error:
             raise ConnectionLost(
                 f"the Jupyter server at {self.url} does not answer: {error or type(error).__name__}."
             ) from None
-        return read(response)
 
     # --- routes ---
 
@@ -257,6 +268,18 @@ class ServerClient:
     def endpoint_logs(self, name: str, limit: int | None = None) -> list[dict[str, Any]]:
         """[{"path", "text"}] of its replicas."""
         return list(self.ask("GET", f"endpoints/{_name(name)}/logs", limit=limit)["logs"])
+
+    def feedback(self, name: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """What was said of the answers of an endpoint, the newest first."""
+        return list(self.ask("GET", f"endpoints/{_name(name)}/feedback", limit=limit)["feedback"])
+
+    def feedback_dataset(self, name: str) -> str:
+        """Corrections and good answers of an endpoint, as JSON lines."""
+        return self.ask_text(f"endpoints/{_name(name)}/feedback/dataset")
+
+    def endpoint_drift(self, name: str, recent: int | None = None) -> list[dict[str, Any]]:
+        """How far the newest requests to an endpoint differ from those before."""
+        return list(self.ask("GET", f"endpoints/{_name(name)}/drift", recent=recent)["drift"])
 
     def keys(self) -> list[dict[str, Any]]:
         """Every scoped key, without its secret."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jupyter_llmcloud.core.scheduling.replica_room import AgentRoom, ranks_among
 from jupyter_llmcloud.protocol.agent_messages import AgentDescription, AgentResources
 
 
@@ -40,4 +41,15 @@ class AgentInfo:
     held: dict[str, int]  # slots here, by the ids of worlds
     begun: list[str]  # ids of worlds, some of which have ended
     worker: str  # address of the Dask worker beside it
+    num_cores: int  # of its host; 0 of an agent that does not tell
+    reserved_cores: int  # that its replicas have
+    free_memory_bytes: int  # of its host
+    promised_bytes: int  # of it, what its replicas may take still
     home: str  # its socket on its own host; `address` is what is connected to from here
+
+    def room(self) -> AgentRoom:
+        """What it has for replicas."""
+        return AgentRoom(
+            self.address, self.host, self.free_slots, self.has_gpus, self.num_replicas, self.num_cores,
+            self.reserved_cores, ranks_among(self.held), self.free_memory_bytes, self.promised_bytes,
+        )  # fmt: skip

@@ -26,6 +26,7 @@ from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
+from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds, place_replica
 from jupyter_llmcloud.errors import (
     ConnectionLost,
     LLMCloudError,
@@ -341,7 +342,8 @@ class ClusterPool:
 
     async def worlds(self, cluster: str | None = None) -> list[tuple[str, HeldWorld]]:
         """Every world with the name of its cluster; of all clusters when none is named."""
-        names = [cluster] if cluster is not None else [record.name for record in await self.list()]
+        started = [record.name for record in await self.list() if record.address]  # one that starts has none yet
+        names = [cluster] if cluster is not None else started
         return [(name, world) for name in names for world, _ in await self._worlds_with_leaders(name)]
 
     async def _worlds_with_leaders(self, cluster: str) -> list[tuple[HeldWorld, AgentInfo]]:
@@ -372,8 +374,15 @@ class ClusterPool:
         wanted = find_world([world for world, _ in found], name)
         return wanted, next(agent for world, agent in found if world is wanted)
 
-    async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
-        """The agent with the fewest replicas; of the newest cluster, started if need be, when none is named."""
+    async def agent_for_replica(
+        self,
+        cluster: str | None,
+        needs: ReplicaNeeds = ReplicaNeeds(),  # noqa: B008 - a value
+    ) -> tuple[str, AgentInfo]:
+        """An agent with room for a replica; of the newest cluster, started if need be, when none is named.
+
+        Raises CapacityError, or Busy when there is no room now.
+        """
         async with self._default_start:
             if cluster is None and not self._has_any():
                 await self.start()
@@ -381,7 +390,8 @@ class ClusterPool:
         agents = await self.agents(record.name)
         if not agents:
             raise WorldError(f"the cluster {record.name!r} has no workers: %cluster scale 1.")
-        return record.name, min(agents, key=lambda agent: (agent.num_replicas, -agent.free_slots))
+        address = place_replica(needs, [agent.room() for agent in agents])
+        return record.name, next(agent for agent in agents if agent.address == address)
 
     async def scale(self, name: str | None, workers: int) -> ClusterRecord:
         """Have `workers` workers."""

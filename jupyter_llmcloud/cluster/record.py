@@ -42,10 +42,12 @@ class ClusterRecord:
 
     @property
     def folder(self) -> Path:
+        """Where its processes keep sockets and logs."""
         return cluster_folder(self.cluster_id)
 
     @property
     def control(self) -> str:
+        """The socket of its host process."""
         return str(self.folder / "control.sock")
 
     def save(self) -> None:

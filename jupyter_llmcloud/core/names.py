@@ -99,9 +99,7 @@ def parse_replicas(text: str) -> int | str:
     match = re.fullmatch(r"\s*(\d{1,4})(?::(\d{1,4}))?\s*", text)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not match or high < 1 or (low < 1 and match[2] is None):
-        raise UsageError(
-            f"{text!r} is no number of replicas: write for example 2, or 1:4 for as many as the load needs."
-        )
+        raise UsageError(f"{text!r} is not possible: write a number such as 2, or bounds such as 1:4 for the load.")
     if low > high or high > MAX_REPLICAS:
         raise UsageError(f"{text!r} is not possible: at least 1 replica (0 with bounds), at most {MAX_REPLICAS}.")
     return low if match[2] is None else f"{low}:{high}"

@@ -41,10 +41,12 @@ class Option:
 
     @property
     def name(self) -> str:
+        """As a field: `--max-restarts` is max_restarts."""
         return self.flags[-1].lstrip("-").replace("-", "_")
 
     @property
     def takes_value(self) -> bool:
+        """Whether a value follows the flag."""
         return bool(self.metavar or self.values)
 
     def check(self, value: Any) -> Any:
@@ -81,6 +83,7 @@ class Syntax:
     names: str = ""
 
     def option(self, flag: str) -> Option | None:
+        """The option with this flag, None when there is none."""
         return next((option for option in self.options if flag in option.flags), None)
 
 

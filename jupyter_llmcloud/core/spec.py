@@ -22,7 +22,7 @@ from jupyter_llmcloud.core.names import (
     parse_variables,
 )
 from jupyter_llmcloud.core.options import Option, Syntax, integer
-from jupyter_llmcloud.core.serving.engine_names import parse_engine, parse_variable
+from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import UsageError
 
 
@@ -338,6 +338,9 @@ class EndpointSpec(Spec):
     )
     base_model: str | None = option(
         TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
+    )
+    keep_requests: bool = option(
+        SWITCH, "Keep what is asked and answered, so that feedback on it makes a data set.", False
     )
     cluster: str | None = option(
         CLUSTER, "Cluster to serve on (default: the newest).", interfaces=Interface.NOTEBOOK | Interface.REST

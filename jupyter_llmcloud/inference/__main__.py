@@ -7,7 +7,9 @@ import logging
 import os
 import sys
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.inference.core_allocation import claim_cores
 from jupyter_llmcloud.inference.replica import Replica, ReplicaSpec
 
 
@@ -19,6 +21,9 @@ def main() -> int:
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
+    if spec.cores:
+        claimed = claim_cores(config.runtime_dir() / "cores", spec.cores)
+        logging.getLogger(__name__).info("runs on the cores %s of %d", claimed, spec.cores)
     # Before torch and transformers are imported: they read these once.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(spec.threads)

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from aiohttp import ClientConnectionResetError, hdrs, web
 
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR, ModelKind, not_a_generator
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, ModelKind, not_a_generator
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.changes import Changes
 from jupyter_llmcloud.inference.engines.base import EngineError
@@ -82,7 +82,7 @@ class Application:
     """The routes over one model. When that is ready, one is set: `model`, `external` or `predictions.served`.
 
     Attributes:
-        kind: what the model is for, as in `core.serving.model_kind`.
+        kind: what the model is for, as in `core.serving.models.model_kind`.
         model: a generator of our own; external: one of another server; predictions: what generates no text.
     """
 

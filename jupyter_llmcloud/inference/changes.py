@@ -1,4 +1,4 @@
-"""What changes in a replica while it serves: its weights, and the adapters beside them. Only its endpoint may ask so."""
+"""What changes in a replica while it serves: its weights, and the adapters beside them. Only its endpoint may ask."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,28 @@ def cores_for(num_cores: int, fixed: list[int], num_sharing: int) -> int:
         num_sharing: the other ones.
     """
     return max(1, (num_cores - 1 - sum(fixed)) // max(1, num_sharing))
+
+
+def claim_cores(folder: Path, number: int) -> list[int]:
+    """Cores of this host that no other replica has, for as long as this process lives; fewer when there are no more.
+
+    The process, and what it starts, runs on them from now on. Call it before torch is imported.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    claimed: list[int] = []
+    for core in sorted(os.sched_getaffinity(0)):
+        if len(claimed) == number:
+            break
+        descriptor = os.open(folder / str(core), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+        else:
+            claimed.append(core)  # the lock goes with the process
+    if claimed:
+        os.sched_setaffinity(0, claimed)
+    return claimed
 
 
 class CoreAllocation:

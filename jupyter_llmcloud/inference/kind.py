@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jupyter_llmcloud.core.serving.model_kind import ModelKind
+from jupyter_llmcloud.core.serving.models.model_kind import ModelKind
 from jupyter_llmcloud.storage.model_folder import ModelLayout, model_kind
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 from aiohttp import web
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.engine_names import LLAMA_CPP, is_external, is_url
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR, ModelKind
+from jupyter_llmcloud.core.serving.models.engine_names import LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, ModelKind
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
@@ -56,7 +58,11 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         max_model_len: tokens of prompt and answer together; by default as many as the model was made for.
         num_threads: CPU threads of the engine; by default its share of all cores but one, beside other replicas.
         device: cpu or cuda:N.
-        engine: as in `core.serving.engine_names`.
+        cores: that it has to itself among replicas; None: it shares them.
+        memory_bytes: what it may take of its host's memory; None: not stated.
+        cache_bytes: what keys and values may take; None: a share of what is free.
+        adapters: folders of adapters of PEFT, by the names under which they are asked for.
+        engine: as in `core.serving.models.engine_names`.
         api_key_env: of an engine elsewhere, the environment variable that holds its key.
         drain_s: how long a SIGTERM lets requests finish.
     """
@@ -73,6 +79,10 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
     max_model_len: int | None = None
     num_threads: int | None = None
     device: str = "cpu"
+    cores: int | None = None
+    memory_bytes: int | None = None
+    cache_bytes: int | None = None
+    adapters: dict[str, str] = {}
     engine: str = "auto"
     api_key_env: str = ""
     drain_s: float = 5.0
@@ -199,6 +209,7 @@ class Replica:
     async def _load_generator(self) -> None:
         model = await open_model(self._spec, self._engine_failed, self._share.num_threads())
         spec, loaded = self._spec, model.loaded
+        await _load_adapters(model, spec.adapters)
         self.status.details = {
             "model": spec.served_name,
             "kind": GENERATOR,
@@ -266,6 +277,31 @@ def _layout_and_kind(spec: ReplicaSpec) -> tuple[ModelLayout | None, ModelKind]:
     return layout, kind_of(layout)
 
 
+async def _load_adapters(model: ServedModel, adapters: dict[str, str]) -> None:
+    """Those that the endpoint has. One that cannot be loaded is not answered for, and the others are."""
+    from jupyter_llmcloud.inference.engines.with_adapters import adapters_of
+
+    for name, folder in adapters.items():
+        try:
+            await adapters_of(model).load(name, folder)
+        except LLMCloudError as error:
+            log.error("adapter %s is not loaded: %s", name, error)
+
+
+def cache_budget(cache_bytes: int | None, memory_bytes: int | None) -> int | None:
+    """What keys and values may take of the memory that was stated, now that the model is loaded. Raises ModelError."""
+    if memory_bytes is None:
+        return cache_bytes
+    taken = psutil.Process().memory_info().rss
+    left = memory_bytes - taken
+    if left <= 0:
+        raise ModelError(
+            f"the model takes {taken / 2**30:.2f} GiB once it is loaded, and --memory allows "
+            f"{memory_bytes / 2**30:.2f} GiB: allow more."
+        )
+    return left if cache_bytes is None else min(left, cache_bytes)
+
+
 async def open_model(
     spec: ReplicaSpec, on_failure: Callable[[], None] = lambda: None, num_threads: int | None = None
 ) -> ServedModel:
@@ -295,6 +331,7 @@ def _load_on_thread(spec: ReplicaSpec, num_threads: int) -> tuple[LoadedModel, d
         spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len,
         is_own=bool(spec.source),
     )  # fmt: skip
+    loaded = dataclasses.replace(loaded, cache_bytes=cache_budget(spec.cache_bytes, spec.memory_bytes))
     return loaded, defaults_for_sampling(base or spec.model)
 
 

@@ -32,6 +32,10 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     num_runs: int
     stands_by: list[str]  # for these runs
     held: dict[str, int] = field(default_factory=dict)
+    num_cores: int = 0  # of the host; 0 of an agent that does not tell
+    reserved_cores: int = 0  # that its replicas have
+    free_memory_bytes: int = 0  # of the host
+    promised_bytes: int = 0  # of it, what its replicas may take still
 
 
 class AgentResources(Reply, frozen=True, kw_only=True):
@@ -379,6 +383,17 @@ class RankState(Message, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class TimesTold(Message, frozen=True, kw_only=True):
+    """Where the ranks spend their time, by rank and part of core.run.time_split.
+
+    `shares` are of the last seconds, `seconds` of the run so far.
+    """
+
+    run_id: str
+    shares: dict[int, dict[str, float]]
+    seconds: dict[int, dict[str, float]]
+
+
 class RunEnded(Message, frozen=True, kw_only=True):
     """The run is over. `errors` holds the culprit first; the payload is what was pulled (a pickled dict)."""
 
@@ -387,3 +402,4 @@ class RunEnded(Message, frozen=True, kw_only=True):
     errors: list[dict[str, Any]] = field(default_factory=list)
     report: list[str] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
+    seconds: dict[int, dict[str, float]] = field(default_factory=dict)  # by rank and part of core.run.time_split

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import field
 
 from jupyter_llmcloud.protocol.frames import Message
@@ -88,6 +89,17 @@ class MetricRecords(Message, frozen=True, kw_only=True):
     records: list[dict[str, Any]]
 
 
+class RankTimes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Seconds of an attempt's cell: computing, blocked in collectives, in data loaders, in checkpoints.
+
+    `points`: [optimizer steps, collectives since then, seconds blocked until then], since it was told last.
+    """
+
+    attempt: int = 0
+    spent: list[float] = []
+    points: list[tuple[int, int, float]] = []
+
+
 class CellEnded(Reply, frozen=True, kw_only=True):
     """A rank has finished its cell. `error`: {ename, evalue, traceback, collateral, step}; payload: what was pulled."""
 
@@ -97,6 +109,7 @@ class CellEnded(Reply, frozen=True, kw_only=True):
     in_group: bool = True
     artifacts: dict[str, str] = field(default_factory=dict)
     groups: dict[str, list[Any]] = field(default_factory=dict)  # as in Heartbeat
+    times: RankTimes = RankTimes()
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -115,6 +128,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     still_s: float = 0.0
     working: bool = False
     rss: int = 0
+    times: RankTimes = RankTimes()
 
 
 class ProbeRank(Message, frozen=True, kw_only=True):

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from jupyter_llmcloud.server.answers.keeper import Keeper
 from jupyter_llmcloud.server.api.run_starts import RunStarts
 from jupyter_llmcloud.server.api.run_states import SERVER, RunStates
 from jupyter_llmcloud.server.audit import Audit
+from jupyter_llmcloud.server.batches.asking import RowAsker
+from jupyter_llmcloud.server.batches.batches import Batches
 from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
 from jupyter_llmcloud.server.endpoints.records import EndpointRecords
 from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
@@ -26,6 +29,7 @@ from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.storage.server_state import ServerState
+from jupyter_llmcloud.storage.serving.feedback import FeedbackStore
 from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
@@ -69,7 +73,7 @@ class ServerContext:
     @cached_property
     def events(self) -> EventService:
         """What changes, for those who follow it."""
-        resources = Resources(self.clusters)
+        resources = Resources(self.clusters, self.runs)
         events = EventService(self.server_id, self.runs, self.run_states, resources)
         topics = Topics(self.clusters, resources, self.endpoints, self.state)
         topics.add_to(events, self.runs, self.run_states)
@@ -84,6 +88,17 @@ class ServerContext:
     def quotas(self) -> KeyQuotas:
         """What keys have used of late."""
         return KeyQuotas(self.state)
+
+    @cached_property
+    def keeper(self) -> Keeper:
+        """Requests that are kept, and what is said of them."""
+        return Keeper(FeedbackStore(), self.requests.log)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Many requests, answered when there is room."""
+        log = self.requests.log
+        return Batches(RowAsker(self.endpoints, self.requests, self.quotas, self.state, log), self.audit, log)
 
     @cached_property
     def series(self) -> SeriesWindows:
@@ -101,6 +116,7 @@ class ServerContext:
         self.state.register_server(self.server_id, me.pid, me.create_time(), self.identity.headless)
         self._inherit()
         await self.endpoints.start()
+        self.batches.start()
 
     def _inherit(self) -> None:
         """Take over the endpoints of servers that are gone; those of a headless server went with it."""
@@ -122,7 +138,9 @@ class ServerContext:
             await asyncio.gather(self._started, return_exceptions=True)
         self.events.close()
         await self.starts.close()
+        await self.batches.close()
         await self.requests.close()
+        await self.keeper.close()
         ENDPOINTS.discard(self.endpoints)
         await self.endpoints.close(stop=self.identity.headless)
         await self.clusters.close()

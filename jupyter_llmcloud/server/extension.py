@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_server.extension.application import ExtensionApp
-from traitlets import List, Unicode
+from traitlets import Float, List, Unicode, default
 
+from jupyter_llmcloud import config
+from jupyter_llmcloud.server.answers.copied_answers import CACHE
+from jupyter_llmcloud.server.answers.response_cache import ResponseCache
 from jupyter_llmcloud.server.api.cross_origin import ORIGINS, check_origins
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
@@ -29,6 +33,16 @@ class LLMCloudExtension(ExtensionApp):
         "token; * for any. None unless named. Jupyter's own allow_origin counts too where it names one origin.",
     ).tag(config=True)
     context: ServerContext | None = None
+    cache_url = Unicode(
+        config=True,
+        help="A Redis or Valkey (redis://, rediss://, unix://) in which answers are kept that the same request would "
+        "get again: greedy or with a seed, of the same key, model and revision. Empty: none is kept.",
+    )
+    cache_ttl_s = Float(3600.0, config=True, help="How many seconds an answer is kept there.")
+
+    @default("cache_url")
+    def _cache_url(self) -> str:
+        return os.environ.get(config.ENV_CACHE_URL, "")
 
     def initialize_settings(self) -> None:
         """Make what the handlers share; nothing is started yet."""
@@ -36,6 +50,8 @@ class LLMCloudExtension(ExtensionApp):
         root_dir = Path(str(self.serverapp.root_dir))
         self.context = ServerContext(self.log, self.serverapp.event_logger, self.identity, root_dir)
         self.settings[SETTING] = self.context
+        if self.cache_url:
+            self.settings[CACHE] = ResponseCache(self.cache_url, self.cache_ttl_s, self.log)
         self.settings[ORIGINS] = check_origins(self.allow_origins)
 
     def initialize_handlers(self) -> None:
@@ -52,6 +68,8 @@ class LLMCloudExtension(ExtensionApp):
         if self.context is not None:
             try:
                 await self.context.close()
+                if CACHE in self.settings:
+                    await self.settings[CACHE].close()
             except Exception:  # Jupyter would not end then, and serve on without us
                 self.log.exception("jupyter-llmcloud did not close")
 

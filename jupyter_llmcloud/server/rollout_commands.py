@@ -9,7 +9,7 @@ from typing import Any
 
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.core.names import parse_replicas
-from jupyter_llmcloud.core.serving.rollout import parse_shares
+from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
 
 
 def add_rollouts(verbs: Any) -> None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.server.answers.feedback import (
+    DriftHandler,
+    FeedbackDatasetHandler,
+    FeedbackHandler,
+    GiveFeedbackHandler,
+)
 from jupyter_llmcloud.server.api.cluster_kinds import ClusterKindsHandler, ClusterLogHandler
 from jupyter_llmcloud.server.api.clusters import (
     ClusterHandler,
@@ -48,6 +54,14 @@ from jupyter_llmcloud.server.api.worlds import (
     WorldStacksHandler,
     WorldVariablesHandler,
 )
+from jupyter_llmcloud.server.batches.handlers import (
+    BatchCancelHandler,
+    BatchesHandler,
+    BatchHandler,
+    FileContentHandler,
+    FileHandler,
+    FilesHandler,
+)
 from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_inference import (
@@ -76,7 +90,9 @@ VERSION = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})"
 _JSON = ("audit", "started")
 _RUNS = (*_JSON, "runs", "run_states")
 _GATEWAY = ("state", "endpoints", "alerts", "started")
-_INFERENCE = (*_GATEWAY, "requests", "quotas")
+_FEEDBACK = (*_JSON, "endpoints", "keeper", "state")
+_BATCHES = (*_GATEWAY, "batches")
+_INFERENCE = (*_GATEWAY, "requests", "quotas", "keeper")
 
 # Where a route is, what answers there, and which services of the server it takes.
 ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
@@ -107,6 +123,9 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler, (*_JSON, "endpoints")),
+    (rf"/llmcloud/api/endpoints/{NAME}/feedback", FeedbackHandler, _FEEDBACK),
+    (rf"/llmcloud/api/endpoints/{NAME}/feedback/dataset", FeedbackDatasetHandler, _FEEDBACK),
+    (rf"/llmcloud/api/endpoints/{NAME}/drift", DriftHandler, _FEEDBACK),
     (rf"/llmcloud/api/endpoints/{NAME}/scale", EndpointScaleHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/update", EndpointUpdateHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/split", EndpointSplitHandler, (*_JSON, "endpoints")),
@@ -121,6 +140,13 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
     (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
+    (r"/llmcloud/v1/feedback", GiveFeedbackHandler, (*_GATEWAY, "requests", "keeper")),
+    (r"/llmcloud/v1/files", FilesHandler, _BATCHES),
+    (rf"/llmcloud/v1/files/{NAME}", FileHandler, _BATCHES),
+    (rf"/llmcloud/v1/files/{NAME}/content", FileContentHandler, _BATCHES),
+    (r"/llmcloud/v1/batches", BatchesHandler, _BATCHES),
+    (rf"/llmcloud/v1/batches/{NAME}", BatchHandler, _BATCHES),
+    (rf"/llmcloud/v1/batches/{NAME}/cancel", BatchCancelHandler, _BATCHES),
     *((rf"/llmcloud/v1/({route})", InferenceHandler, _INFERENCE) for route in INFERENCE_ROUTES),
     (r"/llmcloud/v2", ServerMetadataHandler, _GATEWAY),
     (r"/llmcloud/v2/health/live", ServerLiveHandler, _GATEWAY),

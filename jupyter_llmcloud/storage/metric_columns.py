@@ -126,7 +126,7 @@ class _Journal:
             return None  # torn
 
 
-class MetricColumns:
+class RecordedMetric:
     """Of one metric of a run."""
 
     def __init__(self, folder: RunFolder, metric: str) -> None:

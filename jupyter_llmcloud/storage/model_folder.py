@@ -6,11 +6,12 @@ Only names, sizes and headers are read here. Whether the weights fit the configu
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.core.serving.model_kind import ModelKind, kind_of_adapter, kind_of_config
+from jupyter_llmcloud.core.serving.models.model_kind import ModelKind, kind_of_adapter, kind_of_config
 from jupyter_llmcloud.errors import ModelError
 
 ADAPTER = "adapter_config.json"
@@ -18,6 +19,7 @@ ARCHITECTURE = "architecture.pkl"  # the module without its weights
 ARCHITECTURE_RECORD = "architecture.json"
 ARCHITECTURE_SOURCE = "architecture.py"  # for people
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SHARD = re.compile(r"[^/\\\0]+\.safetensors")  # no pickle, and nothing elsewhere
 MAX_HEADER = 100 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Any of them makes a tokenizer. The first is all that a tokenizer written in Python may need (ByT5 has no vocabulary).
@@ -202,6 +204,8 @@ def _check_shards(path: Path) -> None:
         return
     try:
         needed = set(json.loads(index.read_bytes())["weight_map"].values())
+        if strange := sorted(str(file) for file in needed if not _SHARD.fullmatch(str(file))):
+            raise ModelError(f"{index} names {strange[0]!r:.80}: weights are *.safetensors files beside it.")
         missing = sorted(str(file) for file in needed if not (path / str(file)).exists())
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{index} is not an index of weights.") from None

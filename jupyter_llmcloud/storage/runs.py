@@ -7,7 +7,9 @@
                      logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} (of a warning, too), or
                                               {..., "kind": "display" | "result" | "clear_output" | "report", ...}
                      log.txt                  all text of all ranks, once somebody wants it (see storage.log_text)
-                     marks.jsonl              {"seq", "t", "mark": "checkpoint" | "restart", "step", "text"}
+                     marks.jsonl              {"seq", "t", "mark": kind, "step", "text"}, see MARKS
+                     times.json               where the ranks of a run that goes on spend their time (see read_times)
+                     watched                  touched while a page watches the run at its server
                      view.json                how it is looked at: {"log": [metrics in powers of ten]}
                      model/                   what --save wrote
                      checkpoints/step-<n>/    complete training states (see storage.checkpoints)
@@ -15,12 +17,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +39,10 @@ from jupyter_llmcloud.system.atomic_files import write_atomically
 _noise = random.Random()
 os.register_at_fork(after_in_child=_noise.seed)
 ACTIVE_STATES = ("queued", "running", "stopping")
+MARKS = ("checkpoint", "restart", "resize", "alert")
 FINAL_STATES = ("finished", "failed", "stopped", "lost")
+Times = dict[int, dict[str, float]]  # by rank and part
+WATCHED_S = 10.0  # a page that watches is noted more often than this
 ROOM = 16 << 10  # bytes that a record and the first lines of its journals need
 
 
@@ -60,6 +67,7 @@ class RunRecord:
     agent: str = ""  # socket of the leading agent, by which a living run is stopped
     host: str = ""  # that has this socket, when it is not the host of whoever started the run
     owner: str = ""
+    starter: dict[str, Any] = field(default_factory=dict)  # until an agent has it: {"host", "pid", "started"}
     spec: dict[str, Any] = field(default_factory=dict)  # what was asked for: a core.spec.RunSpec
     script: dict[str, Any] = field(default_factory=dict)  # which script was run, if it was one: a core.spec.Script
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -67,6 +75,8 @@ class RunRecord:
     artifacts: dict[str, str] = field(default_factory=dict)
     not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)  # {metric: {"count", "first", "since"}}
     num_restarts: int = 0
+    hang: dict[str, Any] = field(default_factory=dict)  # while its ranks do not go on: {"t", "text", "late", "waiting"}
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # {rank: {part of core.run.time_split: seconds}}
     versions: dict[str, str] = field(default_factory=dict)  # of Python and of libraries, as the leading agent has them
 
     def __repr__(self) -> str:
@@ -79,14 +89,20 @@ class RunRecord:
         return self.state in ACTIVE_STATES
 
     @property
+    def times(self) -> Times:
+        """Seconds by rank and part, once it has ended."""
+        return _by_rank(self.seconds)
+
+    @property
     def notes(self) -> list[str]:
         """What was noted on the way."""
         return [str(entry["why"]) for entry in self.history if "why" in entry]
 
     def rank_state(self, rank: int) -> tuple[str, str]:
         """The state of a rank and a detail, as far as they are recorded."""
-        for error in self.errors:
-            if error["rank"] == rank:
+        for number, error in enumerate(self.errors):
+            is_culprit = not number and self.state == "failed"
+            if error["rank"] == rank and (is_culprit or not _is_released(error)):
                 return "failed", str(error.get("ename", ""))
         if self.is_active:
             return ("queued" if self.state == "queued" else "running"), ""
@@ -122,6 +138,31 @@ class RunFolder:
     def marks(self) -> Path:
         """The journal of what happened to the run: checkpoints, restarts."""
         return self.path / "marks.jsonl"
+
+    def note_watched(self) -> None:
+        """A page watches the run at its server, now."""
+        with contextlib.suppress(OSError):
+            (self.path / "watched").touch()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a page has watched it at its server of late."""
+        try:
+            return time.time() - (self.path / "watched").stat().st_mtime < WATCHED_S
+        except OSError:
+            return False
+
+    def write_times(self, shares: Times, seconds: Times) -> None:
+        """Where the ranks spend their time, of the last seconds and of all; replaced in one rename. Raises OSError."""
+        self._write("times.json", json.dumps({"shares": shares, "seconds": seconds}).encode())
+
+    def read_times(self) -> tuple[Times, Times]:
+        """As it was written last; nothing of a run that tells nothing."""
+        try:
+            found = json.loads((self.path / "times.json").read_text(encoding="utf-8"))
+            return _by_rank(found["shares"]), _by_rank(found["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}, {}
 
     def logs(self, rank: int) -> Path:
         """The journal of output of a rank."""
@@ -248,6 +289,15 @@ class RunStore:
             raise UsageError(f"run {folder.run_id!r} is still active: stop it first (%runs stop {name}).")
         shutil.rmtree(folder.path)
         return folder.run_id
+
+
+def _by_rank(found: Mapping[str, dict[str, float]]) -> Times:
+    return {int(rank): parts for rank, parts in found.items()}
+
+
+def _is_released(error: Mapping[str, Any]) -> bool:
+    """Whether a rank was merely stopped with the run, or let out of a collective."""
+    return bool(error.get("collateral") or error.get("interrupted")) or error.get("ename") == "KeyboardInterrupt"
 
 
 def _as_json(record: RunRecord) -> bytes:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.quota import WINDOW_S, KeyLimits
-from jupyter_llmcloud.core.serving.revision import Revision
-from jupyter_llmcloud.core.serving.rollout import RETIRED, STABLE, with_role
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.rollout import RETIRED, STABLE, with_role
+from jupyter_llmcloud.core.serving.usage.quota import WINDOW_S, KeyLimits
 from jupyter_llmcloud.errors import NotFound
 
 _SCHEMA = """
@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS usage (
     route TEXT, status INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER,
     first_byte_s REAL, duration_s REAL, outcome TEXT);
 CREATE INDEX IF NOT EXISTS usage_by_endpoint ON usage (endpoint, t);
+CREATE INDEX IF NOT EXISTS usage_by_request ON usage (request_id);
 CREATE INDEX IF NOT EXISTS usage_by_actor ON usage (actor, t);
 CREATE TABLE IF NOT EXISTS key_usage (
     key_id TEXT, day TEXT, requests INTEGER NOT NULL, refused INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
@@ -89,7 +90,7 @@ class StoredReplica:
 
 @dataclass
 class StoredEndpoint:
-    """One endpoint as it is kept; its revisions as in `core.serving.rollout`.
+    """One endpoint as it is kept; its revisions as in `core.serving.endpoint.rollout`.
 
     Attributes:
         adapters: folders of adapters, by the names under which they are asked for.
@@ -381,6 +382,16 @@ class ServerState:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+    def request(self, request_id: str) -> dict[str, Any] | None:
+        """A request that has ended, by its id."""
+        rows = self._rows("SELECT * FROM usage WHERE request_id = ? ORDER BY seq DESC LIMIT 1", request_id)
+        return dict(rows[0]) if rows else None
+
+    def answered(self, endpoint: str, limit: int) -> list[dict[str, Any]]:
+        """The newest requests that an endpoint has answered, the newest first."""
+        statement = "SELECT * FROM usage WHERE endpoint = ? AND status = 200 ORDER BY seq DESC LIMIT ?"
+        return [dict(row) for row in self._rows(statement, endpoint, limit)]
 
     def usage(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest requests, newest first."""

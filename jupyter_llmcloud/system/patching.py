@@ -35,7 +35,8 @@ class Patch:
         without: what is to be expected where it cannot be applied, as a sentence.
         checked: packages and the versions that it was tested with.
         targets: by "module:attribute.path" (or "module", to replace a whole module), the parameters that the target
-            must begin with, `self` left out; None for what has no signature.
+            must begin with, `self` left out, with `a|b` for one that is called differently in some versions; None for
+            what has no signature.
     """
 
     feature: str
@@ -151,8 +152,11 @@ def _difference(target: str, parameters: Names | None) -> str | None:
     if found and found[0].name == "self":
         found = found[1:]
     names = tuple(parameter.name for parameter in found)
-    if names[: len(parameters)] != parameters:
-        return f"{_spelled(target)} takes ({', '.join(names)}) instead of ({', '.join(parameters)})"
+    begins_so = all(name in known.split("|") for name, known in zip(names, parameters, strict=False))
+    if len(names) < len(parameters) or not begins_so:
+        return (
+            f"{_spelled(target)} takes ({', '.join(names)}) instead of ({', '.join(parameters).replace('|', ' or ')})"
+        )
     return None
 
 

@@ -148,7 +148,7 @@ LOADER_WORKERS = Patch(
     checked=_TORCH,
     targets={
         "torch.utils.data._utils.worker:_worker_loop": (
-            *("dataset_kind", "dataset", "index_queue", "data_queue", "done_event"),
+            *("dataset_kind", "dataset|dataset_holder", "index_queue", "data_queue", "done_event"),
         ),
         "torch.utils.data._utils.signal_handling:_set_worker_signal_handlers": None,  # of C++
     },
@@ -355,6 +355,36 @@ GRAD_MODES = Patch(
         "torch:inference_mode.__exit__": (),
     },
 )
+BLOCKED_TIME = Patch(
+    feature="The time that a rank spends in collectives",
+    why="Profilers that torch has for it slow a step down; waiting is begun and ended nowhere else.",
+    without="Training works; the time is counted as computing.",
+    checked=_TORCH,
+    targets={
+        "torch._C._distributed_c10d:Work.wait": None,  # of C++
+        "torch.distributed._functional_collectives:wait_tensor": ("tensor",),
+        "torch.nn.parallel:DistributedDataParallel._pre_forward": (),
+        "torch.autograd:_engine_run_backward": ("t_outputs",),
+    },
+)
+DATA_TIME = Patch(
+    feature="The time that a rank spends in data loaders",
+    why="Loaders have no hook, and iterators are made by the loops of libraries.",
+    without="Training works; the time is counted as computing.",
+    checked=_TORCH,
+    targets={"torch.utils.data.dataloader:_BaseDataLoaderIter.__next__": ()},
+)
+CHECKPOINT_TIME = Patch(
+    feature="The time that a rank spends in checkpoints",
+    why="Saving has no hook.",
+    without="Training works; the time is counted as computing.",
+    checked=f"{_TORCH}, {_ACCELERATE}, {_TRANSFORMERS}",
+    targets={
+        "torch:save": ("obj", "f"),
+        "accelerate:Accelerator.save_state": ("output_dir",),
+        "transformers:PreTrainedModel.save_pretrained": ("save_directory",),
+    },
+)
 EXIT_ADVICE = Patch(
     feature="Leaving out IPython's advice on exit",
     why="SystemExit in a cell makes IPython advise keys that a rank has not.",
@@ -383,5 +413,6 @@ CATALOGUE = (
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
     *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
+    *(BLOCKED_TIME, DATA_TIME, CHECKPOINT_TIME),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES),
 )

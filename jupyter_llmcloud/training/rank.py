@@ -49,6 +49,7 @@ from jupyter_llmcloud.system import patching
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.control import ControlSocket
+from jupyter_llmcloud.training.diagnostics.time_split import CHECKPOINT, TIMES
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
@@ -137,6 +138,7 @@ class Rank:
         plans.install()
         STREAMS.install(lambda: self.steps.count)
         register_optimizer_step_post_hook(self.steps.boundary)
+        TIMES.install(lambda: self.steps.count)
         self.checkpoints.install()
         metrics.attach(self.run)
         launchers.adopt(self.run)
@@ -313,6 +315,7 @@ class Rank:
         signal.signal(signal.SIGINT, self._on_sigint)  # an earlier cell may have set its own
         try:
             self.executing = True
+            TIMES.begin(cell.attempt, len(cell.ranks))
             self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
             self.checkpoints.begin(cell, shell.user_ns, shell.initial_names)
@@ -339,6 +342,7 @@ class Rank:
                 interrupted=was_stopped(error),
                 in_group=self.group.is_usable,
                 groups=self.watchdog.collectives.state(),
+                times=TIMES.take(),
                 reply_to=cell.number,
                 **ended,
             )
@@ -362,7 +366,8 @@ class Rank:
             return {}
         ranks = cell.ranks or [0]
         first = self.group.rank == ranks[0]
-        saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.group.rank)
+        with TIMES.within(CHECKPOINT):
+            saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.group.rank)
         return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:

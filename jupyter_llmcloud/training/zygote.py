@@ -35,7 +35,10 @@ _WHO = "the process that forks ranks"
 PR_SET_PDEATHSIG = 1
 MADV_DONTNEED = 4
 # Parts of this package whose functions are called in place of a library's.
-_BETWEEN = ("integrations", "group", "parallel", "resume", "diagnostics.grad_mode", "output.notebook_tqdm")
+_BETWEEN = (
+    *("integrations", "group", "parallel", "resume", "output.notebook_tqdm"),
+    *("diagnostics.grad_mode", "diagnostics.time_split"),
+)
 # In /proc/<pid>/smaps: a mapping of a file that is only read or executed, with what follows; what of it is our own.
 _MAPPING = re.compile(
     r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) r-[-x]p \S+ \S+ [1-9]\d* +/.*\n(?P<fields>(?:[A-Z].*\n)+)", re.MULTILINE
@@ -94,6 +97,7 @@ def settle() -> None:
     linecache.clearcache()
     gc.collect()
     gc.freeze()
+    gc.enable()
     forget_clean_pages()
 
 
@@ -124,6 +128,7 @@ class Zygote:
         self.selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> None:
+        """Answer until the agent has gone."""
         self.tell(ZygoteReady())
         while True:
             for key, _ in self.selector.select():
@@ -133,12 +138,14 @@ class Zygote:
                     self.reap(key.fd)
 
     def tell(self, message: Message) -> None:
+        """Send a message; an agent that has gone is the end."""
         try:
             self.control.send(encode(message))
         except OSError:
             self.end()
 
     def fork_on_request(self) -> None:
+        """Take one request and answer it."""
         data, fds = self.receive()
         if not data:
             self.end()
@@ -154,6 +161,7 @@ class Zygote:
         self.tell(replace(reply, reply_to=request.number))
 
     def fork(self, request: Message, fds: list[int]) -> Forked:
+        """Fork the process that is asked for. Raises what a fork raises."""
         if not isinstance(request, ForkRank | ForkStore):
             raise not_answered(_WHO, request)
         parent = os.getpid()
@@ -166,6 +174,7 @@ class Zygote:
         return Forked(name=request.name, pid=pid)
 
     def receive(self) -> tuple[bytes, list[int]]:
+        """A request with its file descriptors; empty when the agent has gone."""
         try:
             data, fds, _, _ = socket.recv_fds(self.control, 1 << 20, 8)
         except OSError:
@@ -179,6 +188,7 @@ class Zygote:
         os._exit(0)
 
     def become_child(self, request: ForkRank | ForkStore, fds: list[int], parent: int) -> None:
+        """Be that process until it ends; runs in the fork, and does not return."""
         status = 1
         try:
             die_with_parent(parent)
@@ -199,6 +209,7 @@ class Zygote:
             os._exit(status)
 
     def reap(self, pidfd: int) -> None:
+        """A child has ended: end what it has started, and say so."""
         pid, name = self.children.pop(pidfd)
         self.selector.unregister(pidfd)
         os.close(pidfd)
@@ -213,6 +224,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when a place is taken away: the agent says when to end
+    gc.disable()  # imports make what stays: looking through it again and again takes a tenth of their time
     preload()
     settle()
     outlive_parent()

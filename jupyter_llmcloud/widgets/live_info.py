@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.series import Point, Series
-from jupyter_llmcloud.protocol.http.events import LatestValue, ProgressBar, RankInfo, RunActions, RunInfo, SeriesTail
+from jupyter_llmcloud.core.run.time_split import shares_of
+from jupyter_llmcloud.protocol.http.events import (
+    LatestValue,
+    ProgressBar,
+    RankInfo,
+    RunActions,
+    RunInfo,
+    SeriesTail,
+)
+from jupyter_llmcloud.protocol.http.worlds import Split
 from jupyter_llmcloud.widgets.view_state import ViewState
 
 _DIGITS = 6  # of a value on a chart
@@ -23,13 +32,30 @@ def live_info(state: ViewState, created: float) -> RunInfo:
         elapsed_s=state.elapsed_s,
         phase="running" if state.is_active else "ended",
         world_size=len(state.ranks),
-        ranks=[RankInfo(rank=rank, state=how, detail=why) for rank, (how, why) in sorted(state.shown_ranks.items())],
+        ranks=[
+            RankInfo(
+                rank=rank, state=how, detail=why, split=split_of(state, rank), total_split=total_split_of(state, rank)
+            )
+            for rank, (how, why) in sorted(state.shown_ranks.items())
+        ],
         progress=bars(state),
         notice=notice(state),
         latest={name: latest(series) for name, series in state.metrics.series.items() if series.last},
         log_scales=sorted(state.log),
         actions=RunActions(stop=state.is_active),
     )
+
+
+def split_of(state: ViewState, rank: int) -> Split | None:
+    """Where the time of a rank goes now, or has gone; None when it is not known."""
+    parts = state.split_of(rank)
+    return Split(**parts) if parts else None
+
+
+def total_split_of(state: ViewState, rank: int) -> Split | None:
+    """Where all of its time has gone; None when it is not known."""
+    seconds = state.seconds.get(rank)
+    return Split(**shares_of(seconds)) if seconds else None
 
 
 def notice(state: ViewState) -> str:

@@ -6,14 +6,17 @@ quiet as in an ordinary notebook. Where no widget can live (a terminal, a script
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from jupyter_llmcloud.core.metrics.columns import Columns, MetricColumns
 from jupyter_llmcloud.core.names import name_ranks
-from jupyter_llmcloud.storage.runs import RunStore, nonce
+from jupyter_llmcloud.storage.runs import RunStore, Times, nonce
 from jupyter_llmcloud.widgets import live_info, static_view
 from jupyter_llmcloud.widgets.front_end import FrontEnd, find_front_end
 from jupyter_llmcloud.widgets.panel_mime import panel
@@ -28,6 +31,7 @@ SHOW_AFTER_S = 1.0
 _COST_SHARE = 10  # at most a tenth of the kernel's time goes into showing
 _POINTS = 160  # what a chart of this size can show
 _CHARTS_EVERY_S = 2.0
+_COLUMNS = ("step", "time", "epoch", "mean", "low", "high", "n", "not_finite")  # of a `SeriesTail`
 
 
 class LiveView:
@@ -54,7 +58,8 @@ class LiveView:
         self._widget: RunMonitor | None = None
         self._next = 0.0
         self._is_new = True
-        self._series = _SeriesTrait()
+        self._series = _SeriesTrait(self.state)
+        self._placed: dict[str, Any] | None = None
 
     def handle_metrics(self, rank: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Take in metric and progress records of a rank; shown at the next `refresh`."""
@@ -65,6 +70,7 @@ class LiveView:
         if self.state.state == "queued" and state == "running":  # its turn has come
             self.state.state, self._started = "running", time.time()
         self.state.set_rank(rank, state, detail)
+        self._series.handle_ranks()
         self._is_new = True
 
     def handle_state(self, state: str) -> None:
@@ -81,19 +87,54 @@ class LiveView:
             self.state.reports.append((text, recovered))
         self._is_new = True
 
+    def handle_times(self, shares: Times, seconds: Times) -> None:
+        """Where the ranks spend their time: of the last seconds, and so far."""
+        self.state.shares, self.state.seconds = shares or self.state.shares, seconds or self.state.seconds
+        self._is_new = True
+
     def show_again(self) -> None:
         """Display the view once more, because the cell was cleared."""
         data = bundle(self.state) if not self.state.is_active else self._live_data()
+        if self.is_placed and self._placed is not None:
+            data = self._placed
         self._front_end.show(data, self._display_id, update=False)
+
+    def place(self, phase: str) -> None:
+        """The run has no ranks yet: say what is done meanwhile, where the view will be. Imports nothing for that."""
+        words = f"{self.state.name} · {phase} …"
+        data = {"text/plain": words, "text/html": f"<p>{escape(words)}</p>"}
+        shown = data | panel("run", self.state.run_id, self.state.name)
+        self._front_end.show(shown, self._display_id, update=self._placed is not None)
+        self._placed = shown
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it has a place, where nothing but its phase is shown."""
+        return self._placed is not None and not self.is_shown
+
+    def begin(self, ranks: Iterable[int], stop: Callable[[], None]) -> None:
+        """The ranks of a view that was made before they were there; `stop` is what its button does."""
+        self._stop = stop
+        if self.is_placed:
+            self._started = time.time()
+        self.state.ranks = {rank: ("starting", "") for rank in ranks}
+        self._series.handle_ranks()
+
+    def withdraw(self) -> None:
+        """Leave nothing behind, where nothing but a phase was shown."""
+        if self.is_placed:
+            self._front_end.show({"text/plain": "", "text/html": ""}, self._display_id, update=True)
+            self._placed = None
 
     def show(self) -> None:
         """Display the view now, once. `refresh` does so when there is data or the run takes longer."""
         if self.is_shown:
             return
+        update = self.is_placed
         self.is_shown = True
         if self._front_end.takes_widgets:
             self._widget = self._make_widget()
-        self._front_end.show(self._live_data(), self._display_id, update=False)
+        self._front_end.show(self._live_data(), self._display_id, update=update)
 
     def _live_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"text/plain": self._line(), "text/html": static_view.html(self.state)}
@@ -137,8 +178,9 @@ class LiveView:
         self.state.report = report
         self.state.elapsed_s = max(0.0, now - self._started)
         if not self.is_shown and not self.state.metrics.series:
+            self.withdraw()
             return
-        self._front_end.show(bundle(self.state), self._display_id, update=self.is_shown)
+        self._front_end.show(bundle(self.state), self._display_id, update=self.is_shown or self.is_placed)
         self.is_shown = True
         self._close()
 
@@ -155,17 +197,21 @@ class LiveView:
     def _make_widget(self) -> RunMonitor:
         from jupyter_llmcloud.widgets.run_monitor import RunMonitor
 
-        return RunMonitor(self._stop, info=self._info(), series=self._series.build(self.state))
+        folder = RunStore().folder(self.state.run_id)
+        return RunMonitor(self._stop, folder, info=self._info(), series=self._series.build())
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = msgspec.to_builtins(live_info.live_info(self.state, self._started))
         return info
 
     def _send(self, widget: RunMonitor, now: float) -> None:
+        if not widget.is_due(now):
+            self._is_new = True
+            return
         with widget.hold_sync():
             widget.info = self._info()
-            if self._series.is_due(self.state, now):
-                widget.series = self._series.build(self.state, now)
+            if self._series.is_due(now):
+                widget.series = self._series.build(now)
             else:
                 self._is_new |= self._series.lags
 
@@ -187,20 +233,32 @@ def bundle(state: ViewState) -> dict[str, Any]:
 class _SeriesTrait:
     """Decides when the charts are worth sending again: a new pixel, a new metric, or two seconds.
 
-    `lags` says whether the front end lacks values that were not worth it yet.
+    What it makes each time costs as much as is new: a column that has not changed is not made again.
+
+    Attributes:
+        lags: whether the front end lacks values that were not worth it yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, state: ViewState) -> None:
         self.lags = False
+        self._metrics = state.metrics
+        self._columns = MetricColumns(state.metrics, _POINTS)
+        self._version = 0
+        self._shown: dict[str, dict[str, Any]] = {}  # of each metric: its `SeriesTail`, whole
         self._sent_at: float | None = None
         self._sent: dict[str, tuple[int, float]] = {}  # values and last step of each metric
 
-    def is_due(self, state: ViewState, now: float) -> bool:
+    def handle_ranks(self) -> None:
+        """Ranks have come or gone: what all have reached is another step."""
+        for name in self._shown:
+            self._columns.dirty(name, math.inf)
+
+    def is_due(self, now: float) -> bool:
         """Is it time to send?"""
         self.lags = False
         if self._sent_at is None:
             self._sent_at = now
-        for name, series in state.metrics.series.items():
+        for name, series in self._metrics.series.items():
             sent_values, sent_step = self._sent.get(name, (0, 0.0))
             ends = series.ends
             if series.num_values == sent_values and ends and ends[1] == sent_step:
@@ -212,18 +270,31 @@ class _SeriesTrait:
                 return True
         return False
 
-    def build(self, state: ViewState, now: float | None = None) -> list[dict[str, Any]]:
+    def build(self, now: float | None = None) -> list[dict[str, Any]]:
         """The value of the trait; remembers what was sent."""
         self._sent_at = now
         self.lags = False
-        self._sent = {
-            name: (series.num_values, series.ends[1] if series.ends else 0.0)
-            for name, series in state.metrics.series.items()
-        }
-        return [
-            msgspec.to_builtins(live_info.tail(series.name, series.points(_POINTS), ranks=sorted(series.logged_by)))
-            for series in list(state.metrics.series.values())[:MAX_CHARTS]
-        ]
+        for name, series in self._metrics.series.items():
+            self._sent[name] = (series.num_values, series.ends[1] if series.ends else 0.0)
+            if series.dirty_from < math.inf and (name in self._shown or len(self._shown) < MAX_CHARTS):
+                self._shown.setdefault(name, {})
+                self._columns.dirty(name, series.dirty_from)
+                series.dirty_from = math.inf
+        self._columns.update()
+        for name, first, columns in self._columns.since(self._version):
+            self._shown[name] = _joined(self._shown[name], first, columns, name)
+        self._version = self._columns.version
+        return list(self._shown.values())
+
+
+def _joined(before: dict[str, Any], first: int, columns: Columns, name: str) -> dict[str, Any]:
+    """The whole of a series whose columns from `first` on are other ones now; lists that were sent stay as they are."""
+    points = columns.points[first:]
+    new: dict[str, Any] = msgspec.to_builtins(
+        live_info.tail(name, points, first=first, is_partial=columns.is_partial, ranks=columns.ranks)
+    )
+    kept = {key: [*before[key][:first], *new[key]] for key in _COLUMNS} if first else {}
+    return new | kept | {"from": 0}
 
 
 def _widget_mime(widget: RunMonitor) -> dict[str, Any]:

@@ -22,6 +22,8 @@ def recorded_view(folder: RunFolder, record: RunRecord, state: str) -> ViewState
             view.metrics.feed(rank, [entry])
             pace.rest_when_due()
     view.errors = own_errors(record.errors) if state == "failed" else ()
+    view.shares, view.seconds = folder.read_times()
+    view.seconds = record.times or view.seconds
     view.log = frozenset(folder.log_scales() or ())
     if not view.is_active:
         view.end(state)

@@ -10,12 +10,14 @@ whole story is left as text.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.series import Extreme, Series
 from jupyter_llmcloud.core.names import name_ranks, short_name
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number, sparkline
+from jupyter_llmcloud.core.run.time_split import in_words
 from jupyter_llmcloud.widgets import chart
 from jupyter_llmcloud.widgets.view_state import ViewState, grouped, short, without_advice
 
@@ -23,6 +25,8 @@ MAX_CHARTS = 20
 MAX_ROWS = 26
 MAX_ERRORS = 8
 MAX_REPORTS = 8
+MAX_TIMES = 6
+_ALIKE = 0.03
 _POINTS_IN_ALL = 480
 _COLUMNS = {"metric": "left", "trend": "left", "last": "right", "lowest": "right", "highest": "right"}
 _OPTIONAL = {"ranks": "left", "": "left"}
@@ -34,7 +38,15 @@ _RUNNING = ("●", _BLUE)
 
 def html(state: ViewState, *, says_how_to_follow: bool = True) -> str:
     """The run as HTML."""
-    parts = [_title(state), *_errors(state), *_reports(state), _charts(state), _table(state), _ranks(state)]
+    parts = [
+        _title(state),
+        *_errors(state),
+        *_reports(state),
+        _charts(state),
+        _table(state),
+        _ranks(state),
+        _times(state),
+    ]
     if state.is_active and says_how_to_follow:
         parts.append(
             f"<p>The run goes on; this is how it was. <code>%runs attach {escape(state.name)}</code> follows it.</p>"
@@ -61,7 +73,35 @@ def text(state: ViewState) -> str:
         lines.append("   ".join(word for word in words if word))
     if rest := _rest(state):
         lines.append(f"  {rest}")
+    lines += [f"  {line}" for line in time_lines(state)]
     return "\n".join(lines)
+
+
+def time_lines(state: ViewState) -> list[str]:
+    """Where the time of the ranks goes, a line for all that are alike within a few percent."""
+    shares = {rank: split for rank in sorted(state.ranks) if (split := state.split_of(rank))}
+    groups: list[list[int]] = []
+    for rank, split in shares.items():
+        known = next((group for group in groups if _is_alike(shares[group[0]], split)), None)
+        if known is None:
+            groups.append([rank])
+        else:
+            known.append(rank)
+    groups = sorted(groups, key=len)[:MAX_TIMES]
+    return [f"time of {name_ranks(group)}: {in_words(_mean([shares[rank] for rank in group]))}" for group in groups]
+
+
+def _is_alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return all(abs(share - other[part]) < _ALIKE for part, share in one.items())
+
+
+def _mean(splits: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {part: sum(split[part] for split in splits) / len(splits) for part in splits[0]}
+
+
+def _times(state: ViewState) -> str:
+    lines = time_lines(state)
+    return f"<p>{'<br>'.join(map(escape, lines))}</p>" if lines else ""
 
 
 def summary(state: ViewState) -> str:

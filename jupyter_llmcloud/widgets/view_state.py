@@ -9,6 +9,7 @@ from typing import Any
 
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.names import name_ranks
+from jupyter_llmcloud.core.run.time_split import shares_of
 
 LIVING = ("queued", "starting", "running")  # of ranks
 ACTIVE_STATES = ("queued", "starting", "running", "stopping")
@@ -51,6 +52,8 @@ class ViewState:
     reports: list[tuple[str, bool]] = field(default_factory=list)  # (text, whether all goes on again)
     hang: Hang | None = None  # until the ranks go on
     log: Set[str] = frozenset()  # metrics that are drawn in powers of ten
+    shares: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of each rank's last seconds, by part
+    seconds: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of each rank so far, by part
     layout: Mapping[str, Any] | None = None  # of the charts, pinned for runs of this name
 
     def set_rank(self, rank: int, state: str, detail: str = "") -> None:
@@ -79,8 +82,15 @@ class ViewState:
             for rank, (state, detail) in self.ranks.items()
         }
 
+    def split_of(self, rank: int) -> Mapping[str, float]:
+        """Where its time goes, as shares: of the last seconds, or of all of a run that has ended; empty if unknown."""
+        if self.is_active:
+            return self.shares.get(rank, {})
+        return shares_of(self.seconds[rank]) if rank in self.seconds else {}
+
     @property
     def is_active(self) -> bool:
+        """Whether the run goes on."""
         return self.state in ACTIVE_STATES
 
     @property

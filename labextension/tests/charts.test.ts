@@ -3,6 +3,8 @@ import { expect, test } from 'vitest';
 import type { Columns } from '../src/shared/api/types';
 import { grouped, matches } from '../src/shared/components/chart/charts';
 import { rankWords } from '../src/shared/components/chart/chart';
+import { FONT } from '../src/shared/components/chart/plot';
+import { comparedColor, dashOf } from '../src/shared/components/chart/palette';
 import {
   clockLabel,
   logTicks,
@@ -113,4 +115,13 @@ test('runs are compared by what differs', () => {
 test('many ranks are summed up by their states', () => {
   const rank = (state: string) => ({ state }) as Parameters<typeof summary>[0][number];
   expect(summary([rank('running'), rank('late'), rank('running')])).toBe('3 ranks: 2 running · 1 late');
+});
+
+test('the font of the axes has whole pixels, which uPlot can multiply', () => {
+  expect(FONT).toMatch(/^\d+px /);
+});
+
+test('compared runs differ by colour and by dash', () => {
+  expect(new Set([0, 1, 2, 3].map(comparedColor)).size).toBe(4);
+  expect(new Set([0, 1, 2, 3].map(at => dashOf(at).join())).size).toBe(4);
 });

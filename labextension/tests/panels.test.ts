@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest';
 import manifest from '../package.json';
 import { toggled, canDistribute, distributeLine } from '../src/panels/distribute-cell';
 import { CELL_SOURCES } from '../src/panels/cell-sources';
-import { EndedRuns, isHolder } from '../src/panels/ended-runs';
+import { EndedRuns, HangingRuns, isHolder } from '../src/panels/ended-runs';
 import { events } from '../src/shared/api/completions';
 import type { ClusterOption, Endpoint, Run, World } from '../src/shared/api/types';
 import { changedOptions, parseOption } from '../src/shared/components/clusters/options';
@@ -30,6 +30,8 @@ const run = (name: string, changes: Partial<Run> = {}): Run => ({
   world_id: '',
   holder: '',
   num_restarts: 0,
+  hang: null,
+  phase: '',
   ...changes
 });
 const option = (name: string, type: string, changes: Partial<ClusterOption> = {}): ClusterOption => ({
@@ -96,6 +98,15 @@ describe('the list of runs', () => {
     expect(ended.look([run('a'), run('b', { state: 'failed' })])).toEqual([]);
     expect(ended.look([run('a', { state: 'finished' })]).map(one => one.name)).toEqual(['a']);
     expect(ended.look([run('a', { state: 'finished' })])).toEqual([]);
+  });
+  test('a run that hangs is told once, and again when it hangs again', () => {
+    const hangs = { hang: { t: 1, text: 'rank 1 is late', late: [1], waiting: [0] } };
+    const hanging = new HangingRuns();
+    expect(hanging.look([run('a'), run('b', hangs)]).map(one => one.name)).toEqual(['b']);
+    expect(hanging.look([run('b', hangs)])).toEqual([]);
+    expect(hanging.look([run('b')])).toEqual([]);
+    expect(hanging.look([run('b', hangs)]).map(one => one.name)).toEqual(['b']);
+    expect(hanging.look([run('c', { ...hangs, state: 'failed' })])).toEqual([]);
   });
   test('a notebook is known by the end of its path', () => {
     expect(isHolder('notebooks/a.ipynb', 'a.ipynb')).toBe(true);

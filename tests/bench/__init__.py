@@ -17,6 +17,8 @@ writers      those writers
 screen       how long a logged value takes to the notebook
 throughput   tokens per second of the quickstart's model, against launchers and ipyparallel
 panels       what watching a very busy run costs the server, and how far a page is behind
+local_cells  what a notebook that shows that run feels of it (the axis `cells`)
+pages        what a page takes to draw that run, and one of a million points
 supervision  what watching over that training costs it
 bodies/      what the ranks run, the same file for everybody
 """

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import dispatch, logs, panels, start, throughput
+from tests.bench import dispatch, gateway, local_cells, logs, panels, serving, start, throughput
 from tests.bench.measured import Row, table
 from tests.bench.shell import REPOSITORY
 
@@ -22,6 +22,9 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "logging": logs.measure,
     "throughput": throughput.measure,
     "panels": panels.measure,
+    "gateway": gateway.measure,
+    "cells": local_cells.measure,
+    "serving": serving.measure,
 }
 
 

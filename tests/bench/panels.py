@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.bench.launch import BODIES
+from tests.bench import pages
 from tests.bench.measured import Row
 from tests.bench.shell import REPOSITORY
 from tests.support.event_client import EventClient
@@ -27,9 +27,9 @@ DEADLINE_S = 120.0
 
 
 def measure(folder: Path) -> list[Row]:
-    """Half a minute."""
+    """Two minutes."""
     folder.mkdir(parents=True)
-    return asyncio.run(_measure(folder))
+    return [*asyncio.run(_measure(folder)), *pages.measure(folder / "pages")]
 
 
 async def _measure(folder: Path) -> list[Row]:
@@ -43,7 +43,9 @@ async def _measure(folder: Path) -> list[Row]:
             await asyncio.sleep(0.05)
         told = json.loads(told_at.read_text())
         words = [str(folder), str(NUM_RANKS), str(PER_S), str(SECONDS)]
-        feeder = subprocess.Popen([sys.executable, str(BODIES / "feed_run.py"), *words], env=env, cwd=REPOSITORY)
+        feeder = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.bodies.feed_run", *words], env=env, cwd=REPOSITORY
+        )
         while not (folder / "root" / "runs" / "fed-1" / "run.json").exists():
             await asyncio.sleep(0.05)
         client = await EventClient.connect(told["url"].rstrip("/"), told["token"])

@@ -32,13 +32,14 @@ for step in run.steps(12):
     optimizer.step()
     run.checkpoint()
 checkpoints, save = run.checkpoints, run.checkpoints.save
+wait = checkpoints._writer.wait
 
 def timed(*where):
-    checkpoints._wait()
+    wait()
     began = time.perf_counter()
     saved = save(*where)
     asynchronous.append(time.perf_counter() - began)
-    checkpoints._wait()
+    wait()
     synchronous.append(time.perf_counter() - began)
     return saved
 
@@ -116,7 +117,8 @@ def _save_for_ever(folder: CheckpointFolder, number: int) -> None:
 def _measure_stall(agent: AgentProcess) -> bool:
     world = Ranks(agent)
     try:
-        world.ok(STALL)
+        outcome = world.send(STALL).end(600)  # it writes five gigabytes
+        assert outcome.state == "finished", outcome.report
         asynchronous, synchronous = world.pull("stall")
     finally:
         world.end()

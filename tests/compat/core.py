@@ -13,7 +13,7 @@ CORE = {
     "test_patches": "",
     "test_world_cells": "",
     "test_world_accelerate": "",
-    "test_resume": "final_state_is_that_of_an_undisturbed_run and 29",
+    "test_resume": "final_state_is_that_of_an_undisturbed_run",
     "test_low_overhead": "",
     "test_distribute_notebook": "",
     "test_inference_engines": "",
@@ -23,7 +23,7 @@ CORE = {
 def _is_core(item: pytest.Item) -> bool:
     module = item.nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
     words = CORE.get(module)
-    return words is not None and all(word in item.name for word in words.split(" and ") if word)
+    return words is not None and words in item.name
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

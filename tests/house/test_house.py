@@ -17,6 +17,7 @@ import pytest
 
 from jupyter_llmcloud.magics import extension
 from jupyter_llmcloud.magics.commands import endpoints
+from tests.compat import core
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {
@@ -163,3 +164,34 @@ def test_every_file_a_document_points_to_is_there(name: str) -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
     assert links
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_every_folder_of_a_package_is_in_the_table_of_the_architecture_page() -> None:
+    text = (REPOSITORY / "jupyter_llmcloud/README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*)\|$", text, re.MULTILINE))
+    modules = (REPOSITORY / "jupyter_llmcloud").glob("*/*/__init__.py")
+    missing = [
+        f"{package.name}/{folder.name}"
+        for folder, package in ((module.parent, module.parents[1]) for module in modules)
+        if f"`{folder.name}`" not in rows.get(package.name, "")
+    ]
+    assert missing == []
+
+
+def test_every_path_that_a_document_names_in_passing_is_there() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w.]+/)+[\w.-]*)`", text)) - {"test-output/failed/"}
+    roots = [REPOSITORY / folder for folder in ("", "jupyter_llmcloud", "labextension", "labextension/src/shared")]
+    assert {"labextension/src/shared/", "protocol/rpc"} <= named
+    assert [name for name in sorted(named) if not any(_is_there(root / name) for root in roots)] == []
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.with_suffix(".py").exists()
+
+
+def test_the_core_of_compat_names_tests_that_there_are() -> None:
+    for name, words in core.CORE.items():
+        (module,) = (REPOSITORY / "tests").rglob(f"{name}.py")
+        tests = re.findall(r"^(?:async )?def (test_\w+)", module.read_text(encoding="utf-8"), re.MULTILINE)
+        assert any(words in test for test in tests), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import psutil
 import pytest
 import torch
 
+from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation, cores_for
 from jupyter_llmcloud.inference.engines.base import Engine, Generation, Sampling
 from jupyter_llmcloud.inference.engines.generate import GenerateEngine
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
+from jupyter_llmcloud.inference.replica import cache_budget
 from tests.inference.test_inference_replica import Running, settles, short_folder
 from tests.support.tiny_models import one_thread, save_tiny_llama
 
@@ -28,6 +31,64 @@ from tests.support.tiny_models import one_thread, save_tiny_llama
 )
 def test_the_cores_but_one_are_shared_out(num_cores: int, fixed: list[int], num_sharing: int, threads: int) -> None:
     assert cores_for(num_cores, fixed, num_sharing) == threads
+
+
+CLAIM = """
+import os, sys
+from pathlib import Path
+from jupyter_llmcloud.inference.core_allocation import claim_cores
+claimed = claim_cores(Path(sys.argv[1]), int(sys.argv[2]))
+print(sorted(claimed) == sorted(os.sched_getaffinity(0)), *claimed, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_cores_are_one_replicas_alone_and_free_again_when_it_has_ended(tmp_path: Path) -> None:
+    all_cores = sorted(os.sched_getaffinity(0))
+
+    def claim(number: int) -> tuple[subprocess.Popen[str], list[str]]:
+        command = [sys.executable, "-c", CLAIM, str(tmp_path / "cores"), str(number)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return process, process.stdout.readline().split()
+
+    first, told = claim(1)
+    assert told == ["True", str(all_cores[0])]
+    second, told = claim(len(all_cores))
+    assert told == ["True", *map(str, all_cores[1:])]
+    for process in (first, second):
+        process.communicate("")
+    third, told = claim(1)
+    third.communicate("")
+    assert told == ["True", str(all_cores[0])]
+
+
+def test_what_was_allowed_for_keys_and_values_is_not_exceeded(loaded_for_budget: LoadedModel) -> None:
+    async def stats(cache_bytes: int | None) -> Any:
+        engine = await open_engine(dataclasses.replace(loaded_for_budget, cache_bytes=cache_bytes), 4)
+        try:
+            return engine.stats()
+        finally:
+            await engine.close()
+
+    with one_thread():
+        small, large = (asyncio.run(stats(size)) for size in (1 << 20, None))
+        assert 0 < small.max_cache_bytes <= 1 << 20 < large.max_cache_bytes
+        with pytest.raises(ModelError, match="--kv-cache"):
+            asyncio.run(stats(1000))
+
+
+def test_memory_that_the_model_alone_takes_is_refused_and_what_is_left_is_for_keys_and_values() -> None:
+    taken = psutil.Process().memory_info().rss
+    with pytest.raises(ModelError, match="--memory allows"):
+        cache_budget(None, taken // 2)
+    left = cache_budget(None, taken + (1 << 30))
+    assert left is not None and 0 < left < 1 << 31
+    assert cache_budget(1 << 20, taken + (1 << 30)) == 1 << 20 and cache_budget(5, None) == 5
+
+
+@pytest.fixture(scope="module")
+def loaded_for_budget(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_model(save_tiny_llama(tmp_path_factory.mktemp("budget"), context_length=2048))
 
 
 def test_a_share_follows_the_replicas_that_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from jupyter_llmcloud.core.serving.engine_names import parse_engine, parse_variable
+from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.external.commands import EngineOptions, command_of
 from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.external.server import ExternalServer
-from jupyter_llmcloud.storage.gguf import gguf_file
+from jupyter_llmcloud.storage.models.gguf import gguf_file
 
 STAND_IN = Path(__file__).parents[1] / "support" / "openai_stand_in.py"
 TOKEN = "the-bearer"
@@ -82,7 +82,7 @@ def test_an_engine_is_started_asked_and_ended(engine: str, installed: None, tmp_
     children: list[psutil.Process] = []
 
     async def asks(client: Client, server: ExternalServer, status: Status) -> None:
-        children.extend(psutil.Process().children())
+        children.extend(child for child in psutil.Process().children() if "--port" in child.cmdline())
         assert status.details["engine"] == engine and status.details["context_length"] == 64
         code, told = await complete(client, "hello")
         assert code == 200 and told["choices"][0]["text"] == "hello!" and told["model"] == "it"

@@ -14,7 +14,6 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.engines.base import Engine
-from jupyter_llmcloud.inference.engines.generate import GenerateEngine
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
 from jupyter_llmcloud.inference.openai.completion import ServedModel
@@ -23,7 +22,7 @@ from tests.support.tiny_models import one_thread, save_tiny_llama
 
 HEADERS = {"Authorization": "Bearer token"}
 PROMPT = "The for statement"
-ENGINES = ["best", "generate"]
+ENGINES = ["slots", "continuous-batching", "generate"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 async def opened(engine: str, loaded: LoadedModel) -> Engine:
-    return GenerateEngine(loaded, 2) if engine == "generate" else await open_engine(loaded, 4)
+    return await open_engine(loaded, 4, None, engine)
 
 
 @asynccontextmanager

@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from jupyter_llmcloud.errors import ModelError
-from jupyter_llmcloud.inference.engines import kv_cache
+from jupyter_llmcloud.inference.engines import kv_cache, select
 from jupyter_llmcloud.inference.engines.base import Engine, EngineError, Generation, Sampling, TokenLogprob
 from jupyter_llmcloud.inference.engines.continuous_batching import ContinuousBatchingEngine
 from jupyter_llmcloud.inference.engines.generate import GenerateEngine
@@ -83,6 +84,10 @@ def tried(loaded: LoadedModel) -> Callable[[], Awaitable[Engine]]:
     return lambda: open_engine(loaded, 8)
 
 
+def batching(loaded: LoadedModel) -> Callable[[], Awaitable[Engine]]:
+    return lambda: open_engine(loaded, 8, name="continuous-batching")
+
+
 def generating(loaded: LoadedModel) -> Callable[[], Awaitable[Engine]]:
     async def make() -> Engine:
         return GenerateEngine(loaded, 8)
@@ -90,7 +95,7 @@ def generating(loaded: LoadedModel) -> Callable[[], Awaitable[Engine]]:
     return make
 
 
-ENGINES = pytest.mark.parametrize("kind", [tried, generating])
+ENGINES = pytest.mark.parametrize("kind", [tried, batching, generating])
 
 
 @ENGINES
@@ -307,8 +312,9 @@ def test_the_first_answer_of_an_opened_engine_is_quick(loaded: LoadedModel) -> N
     with_engine(tried(loaded), body)
 
 
+@pytest.mark.parametrize("kind", [tried, batching])
 def test_a_step_that_fails_ends_every_stream_and_the_engine_says_so(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the accelerator fell off the bus")
@@ -319,7 +325,7 @@ def test_a_step_that_fails_ends_every_stream_and_the_engine_says_so(
         streams = [engine.submit(Generation(prompt, 200, GREEDY)) for prompt in prompts(loaded)[:3]]
         async for _ in streams[0]:
             break
-        monkeypatch.setattr(loaded.model, "forward", broken)
+        monkeypatch.setattr(type(loaded.model), "forward", broken)
         for stream in streams:
             with pytest.raises(EngineError, match="fell off the bus"):
                 async for _ in stream:
@@ -330,7 +336,7 @@ def test_a_step_that_fails_ends_every_stream_and_the_engine_says_so(
         with pytest.raises(EngineError):
             engine.submit(Generation([2], 1))
 
-    with_engine(tried(loaded), body)
+    with_engine(kind(loaded), body)
 
 
 def tiny(folder: Path, kind: str) -> Path:
@@ -425,7 +431,10 @@ def keeps_the_last_prompt(loaded: LoadedModel) -> Callable[..., Any]:
 
     def stateful(*arguments: Any, **named: Any) -> Any:
         output = forward(*arguments, **named)
-        ids, cache = named["input_ids"], named.get("past_key_values")
+        ids, cache = (
+            named["input_ids"],
+            named.get("past_key_values", named.get("cache")),
+        )  # its name until transformers 5.24, and since
         is_prompt = named.get("use_cache") is False or cache is None or cache.get_seq_length() == ids.shape[1]
         if is_prompt:
             hidden["shift"] = int(ids[0, 0]) % 7
@@ -477,7 +486,7 @@ def test_an_engine_that_disagrees_with_the_model_is_not_used(
 
     def silently_wrong(*arguments: Any, **named: Any) -> Any:
         output = forward(*arguments, **named)
-        if "cache" in named:  # the paged cache: what a model that ignores it would do
+        if isinstance(named.get("cache"), PagedAttentionCache):  # what a model that ignores it would do
             output.logits = output.logits.flip(-1)
         return output
 
@@ -497,6 +506,10 @@ def test_a_transformers_with_other_private_parts_is_served_by_generate_and_the_l
         raise AssertionError("called although it does not fit")
 
     monkeypatch.setattr(ContinuousBatchingLogitsProcessorList, "prepare_tensor_args", prepare_tensor_args)
+
+    with pytest.raises(ModelError, match="--engine continuous-batching cannot serve this model"):
+        asyncio.run(batching(loaded)())
+    monkeypatch.setattr(select, "BATCHED", ("continuous-batching",))
 
     async def body(engine: Engine) -> None:
         assert engine.name == "generate"

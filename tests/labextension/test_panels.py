@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +12,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.support.browser import DARK, LIGHT, set_theme, start_cell, write_notebook
+from tests.support.axe import look
+from tests.support.browser import start_cell, write_notebook
 from tests.support.lab import Lab, open_lab, running_lab
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_llama
 
@@ -23,6 +27,14 @@ LAYOUT = """async () => {
     const saved = await fetch(`${baseUrl}lab/api/workspaces/default`).then(answer => answer.json());
     return JSON.stringify(saved.data["layout-restorer:data"]?.main ?? "");
 }"""
+ELSEWHERE = """
+import sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
 RUN = """%%distribute --nproc 2 --name painted
 import time
 for step in range(600):
@@ -81,25 +93,6 @@ def wait_until_saved(page: Page, tab: str) -> None:
         page.wait_for_timeout(200)
 
 
-AXE = Path(__file__).parents[2] / "labextension" / "node_modules" / "axe-core" / "axe.min.js"
-
-
-def faults(page: Page, selector: str) -> list[str]:
-    """What axe-core finds that is serious, below `selector`."""
-    page.add_script_tag(path=AXE)
-    found = page.evaluate("async (selector) => (await axe.run(selector)).violations", selector)
-    serious = [row for row in found if row["impact"] in ("serious", "critical")]
-    return [f"{row['id']}: {node['html'][:200]} {node['failureSummary']}" for row in serious for node in row["nodes"]]
-
-
-def look(page: Page, pictures: Path, name: str, selector: str) -> None:
-    """Keep a picture in both themes, and let axe-core look."""
-    for theme, word in ((DARK, "dark"), (LIGHT, "light")):
-        set_theme(page, theme)
-        page.screenshot(path=pictures / f"panels-{name}-{word}.png")
-        assert faults(page, selector) == [], f"{name}, {word}"
-
-
 def test_a_cluster_is_started_scaled_and_stopped_by_mouse(page: Page, pictures: Path) -> None:
     clusters = page.locator(f"{SIDEBAR} section[aria-label='Clusters']")
     expect(clusters).to_contain_text("There is no cluster yet")
@@ -118,6 +111,14 @@ def test_a_cluster_is_started_scaled_and_stopped_by_mouse(page: Page, pictures: 
     card.get_by_role("button", name="Scale", exact=True).click()
     expect(card).to_contain_text("1 worker ·", timeout=START_MS)
     look(page, pictures, "cluster", SIDEBAR)
+    card.get_by_role("button", name="adapt …").click()
+    card.get_by_label("Fewest workers").fill("3")
+    card.get_by_label("Most workers").fill("1")
+    card.get_by_role("button", name="Adapt").click()
+    expect(card.get_by_role("alert")).to_contain_text("3")  # fewer at most than at least
+    card.get_by_label("Fewest workers").fill("1")
+    card.get_by_role("button", name="Adapt").click()
+    expect(card.get_by_role("alert")).to_have_count(0)
     card.get_by_role("button", name="Stop", exact=True).click()
     question = card.get_by_role("alertdialog")
     expect(question).to_contain_text("Nothing runs on it.")
@@ -126,6 +127,39 @@ def test_a_cluster_is_started_scaled_and_stopped_by_mouse(page: Page, pictures: 
     card.get_by_role("button", name="Stop", exact=True).click()
     question.get_by_role("button", name="Stop by-mouse").click()
     expect(card).to_have_count(0, timeout=START_MS)
+
+
+@contextlib.contextmanager
+def cluster_elsewhere() -> Iterator[str]:
+    """A Dask cluster of another process; the address of its scheduler."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ELSEWHERE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.communicate("", timeout=60)
+        assert process.returncode == 0
+
+
+def test_a_cluster_that_runs_elsewhere_is_joined_by_its_address_and_left(page: Page) -> None:
+    clusters = page.locator(f"{SIDEBAR} section[aria-label='Clusters']")
+    clusters.get_by_role("button", name="New cluster").click()
+    form = clusters.get_by_role("form", name="New cluster")
+    form.get_by_label("Kind").select_option(label="one that runs already …")
+    form.get_by_label("Address of its scheduler").fill("tcp://127.0.0.1:9")
+    form.get_by_label("Name").fill("elsewhere")
+    form.get_by_role("button", name="Connect").click()
+    expect(form.get_by_role("alert")).to_contain_text("127.0.0.1:9", timeout=START_MS)  # nobody is there
+    with cluster_elsewhere() as address:
+        form.get_by_label("Address of its scheduler").fill(address)
+        form.get_by_role("button", name="Connect").click()
+        card = clusters.get_by_role("article", name="Cluster elsewhere")
+        expect(card).to_contain_text("It was started elsewhere", timeout=START_MS)
+        expect(card.get_by_role("button", name="Scale", exact=True)).to_have_count(0)
+        card.get_by_role("button", name="Leave").click()
+        expect(card.get_by_role("alertdialog")).to_contain_text("It runs on.")
+        card.get_by_role("button", name="Leave elsewhere").click()
+        expect(card).to_have_count(0, timeout=START_MS)
 
 
 def test_a_run_begins_and_ends_in_the_sidebar_and_its_tab_is_there_after_a_reload(

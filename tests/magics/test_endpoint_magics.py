@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,31 @@ async def test_the_card_and_the_table_tell_what_each_replica_takes(magics: Endpo
     assert "512 tokens each" in card
     assert "0.3 GiB" in str(await off_loop(endpoints.table))
     await off_loop(endpoint.stop)
+
+
+async def test_map_answers_every_input_in_its_order(magics: EndpointMagics, model: Path, capsys: Any) -> None:
+    endpoint = await off_loop(magics.serve, f"{model} --name tiny")
+    inputs = [{"text": f"{number}", "label": 0} for number in range(40)]
+    answers = await off_loop(lambda: endpoint.map(inputs, column="text", max_tokens=4))
+    assert answers == [f"{number}!" for number in range(40)]
+    assert "40/40" in capsys.readouterr().err
+    chats = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]
+    assert await off_loop(endpoint.map, chats) == ["a!", "b!"]
+    statuses = {row["status"] for row in await off_loop(endpoint.batches)}
+    assert statuses == {"completed"}
+    assert await off_loop(endpoint.map, []) == []
+
+
+async def test_map_says_which_input_is_wrong_before_anything_is_asked(magics: EndpointMagics, model: Path) -> None:
+    endpoint = await off_loop(magics.serve, f"{model} --name tiny")
+    for inputs, column, hint in (
+        (["a", 3], None, "an input is 3"),
+        (["a", [{"role": "user", "content": "b"}]], None, "input 1 goes to chat/completions"),
+        ([{"text": "a"}], "body", "no column 'body'. It has text"),
+    ):
+        with pytest.raises(errors.UsageError, match=re.escape(hint)):
+            await off_loop(endpoint.map, inputs, column)
+    assert await off_loop(endpoint.batches) == []
 
 
 async def test_a_folder_is_found_from_the_notebooks_folder(
@@ -234,7 +260,7 @@ async def test_the_verbs_and_the_methods_of_the_handle_do_the_same(
     assert "no adapter yet" in str(await off_loop(magics.endpoints, "adapters tiny"))
     for line, words in (
         ("split tiny stable", "stable:95,canary:5"),
-        ("scale tiny none", "number of replicas"),
+        ("scale tiny none", "bounds such as 1:4"),
         ("update tiny nothing", "nothing"),
         ("adapters tiny add", "expected a PATH"),
         ("adapters tiny drop x", "add"),

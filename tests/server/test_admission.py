@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from jupyter_llmcloud.core.serving.routing import RequestShape
+from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
 from jupyter_llmcloud.server.gateway.admission import AdmissionControl, NotAdmitted
 from jupyter_llmcloud.storage.server_state import StoredReplica

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -229,6 +230,70 @@ async def test_a_client_that_hangs_up_frees_the_replica_streaming_or_not(server:
     await until(lambda: _counted(server, cancelled=2, active=0), "the request ends in the replica")
     await until(lambda: in_flight() == 0, "nothing is in flight")
     assert server.context.endpoints.get("tiny").ready_replicas()[0].num_in_flight == 0
+
+
+async def test_after_two_hundred_hang_ups_nothing_is_left_of_them(server: Server, model: Path) -> None:
+    await server.serve(model, replicas=2)
+    key = await server.key()
+    turns = asyncio.Semaphore(16)
+
+    async def hang_up(number: int) -> None:
+        async with turns, httpx.AsyncClient(timeout=0.3, trust_env=False) as client:
+            if number % 2:  # in the middle of its answer
+                async with stream(server, "endless", key, client) as answer:
+                    await anext(answer.aiter_raw())
+            else:  # before the first byte
+                with contextlib.suppress(httpx.ReadTimeout):
+                    body = {"model": "tiny", "prompt": "wait", "user": str(number)}
+                    headers = {"Authorization": f"Bearer {key}"}
+                    await client.post(f"{server.url}/llmcloud/v1/completions", json=body, headers=headers)
+
+    outcomes = await asyncio.gather(*(hang_up(number) for number in range(200)), return_exceptions=True)
+    unexpected = [one for one in outcomes if one is not None and not isinstance(one, httpx.TimeoutException)]
+    assert not unexpected
+    replicas = server.context.endpoints.get("tiny").ready_replicas()
+    assert len(replicas) == 2
+    await until(lambda: in_flight() == 0, "nothing is in flight")
+    assert [(one.num_in_flight, one.load.outstanding_tokens) for one in replicas] == [(0, 0)] * 2
+
+    async def nothing_runs() -> bool:
+        active = []
+        for replica in replicas:
+            async with replica.session.get("/stats") as answer:
+                active.append((await answer.json())["active"])
+        return active == [0, 0]
+
+    await until(nothing_runs, "no replica works for anybody")
+    assert (await server.complete("hello", key)).status_code == 200
+
+
+async def test_a_replica_that_is_killed_fails_only_its_own_streams_and_is_replaced_within_ten_seconds(
+    server: Server, model: Path
+) -> None:
+    await server.serve(model, replicas=2)
+    key = await server.key()
+    endpoint = server.context.endpoints.get("tiny")
+    await until(lambda: len(endpoint.ready_replicas()) == 2, "both are ready")
+    begun: set[int] = set()
+
+    async def read(number: int) -> str:
+        async with stream(server, "count 150", key) as answer:
+            text = ""
+            async for chunk in answer.aiter_text():
+                text += chunk
+                begun.add(number)
+        return "done" if text.endswith("data: [DONE]\n\n") else "error" if '"replica_lost"' in text else text[-200:]
+
+    reading = [asyncio.ensure_future(read(number)) for number in range(12)]
+    await until(lambda: len(begun) == 12, "all of them are answered")
+    shares = {one.pid: one.num_in_flight for one in endpoint.ready_replicas()}
+    victim = next(iter(shares))
+    os.kill(victim, signal.SIGKILL)
+    killed_at = time.monotonic()
+    outcomes = await asyncio.gather(*reading)
+    assert outcomes.count("error") == shares[victim] == 6 and outcomes.count("done") == 6, outcomes
+    await until(lambda: len(endpoint.ready_replicas()) == 2, "it is replaced")
+    assert time.monotonic() - killed_at < 10
 
 
 async def _hang_up(server: Server, key: str) -> None:

@@ -16,7 +16,7 @@ from jupyter_server.auth.identity import IdentityProvider, User
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
-from jupyter_llmcloud.core.serving import anomalies
+from jupyter_llmcloud.core.serving.usage import anomalies
 from jupyter_llmcloud.storage.server_state import RequestRecord
 from tests.server.test_gateway import error_of, stream
 from tests.support.server_parts import Server, until

@@ -251,3 +251,23 @@ async def test_adapters_come_and_go_while_it_answers(server: Server, model: Path
     assert (await server.complete("hello", model="legal")).status_code == 404
     assert (await change(server, "adapters", {"target": str(model)}, 422))["error"] == "ModelError"
     assert (await server.ask("DELETE", "llmcloud/api/endpoints/tiny/adapters/legal")).status_code == 404
+
+
+async def test_a_replica_without_room_waits_says_why_and_is_served_when_there_is_some(
+    server: Server, model: Path
+) -> None:
+    server.pool.no_room = "--cores 2: 1 of the 2 cores of here are free (1 have ranks, 0 other replicas)"
+    options = {"cores": 2, "memory": "1GiB", "kv_cache": "64MiB", "devices": 0}
+    answer = await server.ask("POST", "llmcloud/api/endpoints", {"target": str(model), "name": "tiny", **options})
+    assert answer.status_code == 201
+
+    async def waits() -> bool:
+        now = await told(server)
+        return now["state"] == "starting" and now["reason"].startswith("waits for room: --cores 2")
+
+    await until(waits, "it says why it waits")
+    server.pool.no_room = ""
+    now = (await server.ask("GET", "llmcloud/api/endpoints/tiny?wait_s=20")).json()
+    assert (now["state"], now["reason"]) == ("ready", "")
+    stated = {name: now[name] for name in ("cores", "memory_bytes", "cache_bytes", "devices")}
+    assert stated == {"cores": 2, "memory_bytes": 1 << 30, "cache_bytes": 64 << 20, "devices": 0}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from jupyter_llmcloud.errors import ConnectionLost, NotFound
+from jupyter_llmcloud.errors import ConnectionLost, NotFound, UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
 from jupyter_llmcloud.server.api import run_states
 from jupyter_llmcloud.server.context import ServerContext
@@ -116,3 +118,17 @@ def test_the_leader_is_reached_where_it_is_now(context: ServerContext, own_root:
     assert asyncio.run(context.run_states.leader_address(here)) == here.agent
     with pytest.raises(NotFound, match="on three"):
         asyncio.run(context.run_states.leader_address(RunRecord("r", "r", agent="/x", host="three", cluster="wide")))
+
+
+@pytest.mark.parametrize(("alive", "state"), [(True, "queued"), (False, "lost")])
+def test_a_run_without_an_agent_is_lost_when_the_kernel_that_starts_it_has_gone(
+    context: ServerContext, own_root: Path, alive: bool, state: str
+) -> None:
+    started = psutil.Process().create_time() if alive else 1.0
+    folder = RunStore().folder("starting-1")
+    starter = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    folder.create(RunRecord("starting-1", "starting", created=time.time(), starter=starter), "x = 1")
+    assert state_of(folder, context) == folder.read().state == state
+    if alive:
+        with pytest.raises(UsageError, match="interrupt the kernel"):
+            asyncio.run(context.run_states.stop(folder.read()))

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from jupyter_llmcloud.magics.output.endpoint import Endpoint
 
 pytest_plugins = ["tests.support.server_fixtures"]
 START_DEADLINE_S = 60
+REQUESTS_ANSWERED = threading.Semaphore(0)
 
 
 @contextmanager
@@ -52,8 +55,26 @@ def wait_for_client(path: Path, process: subprocess.Popen[bytes]) -> ServerClien
     raise AssertionError(f"the Jupyter server did not start: {process.poll()}")
 
 
+def greedy_answers(url: str, key: str, at_most: int = 1000) -> list[str]:
+    """What the model says to one prompt, again and again until nobody answers; refusals are no answers."""
+    answers: list[str] = []
+    body = {"model": "tiny", "prompt": "The for", "max_tokens": 8, "temperature": 0}
+    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False) as http:
+        for _ in range(at_most):
+            try:
+                answer = http.post(url, json=body)
+            except httpx.TransportError:
+                break
+            if answer.status_code == 200:
+                answers.append(answer.json()["choices"][0]["text"])
+                REQUESTS_ANSWERED.release()
+            else:
+                assert answer.status_code in (429, 503), answer.text
+    return answers
+
+
 @pytest.mark.slow
-def test_a_killed_jupyter_server_finds_its_endpoint_and_cluster_again_within_ten_seconds(
+def test_a_jupyter_server_that_is_killed_under_load_finds_its_endpoint_and_cluster_again_within_ten_seconds(
     own_root: Path, real_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMCLOUD_LEASE_S", "30")
@@ -64,8 +85,14 @@ def test_a_killed_jupyter_server_finds_its_endpoint_and_cluster_again_within_ten
             continue
         assert before["state"] == "ready", before
         key = client.create_key(["infer:tiny"])["key"]
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        with ThreadPoolExecutor(4) as threads:
+            asking = [threads.submit(greedy_answers, f"{client.openai_url}/completions", key) for _ in range(4)]
+            for _ in range(12):
+                assert REQUESTS_ANSWERED.acquire(timeout=60)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            answers = [answer for one in asking for answer in one.result()]
+        assert len(set(answers)) == 1, answers
         client.close()
     with jupyter_server(folder) as (_, client):
         began = time.monotonic()
@@ -74,6 +101,7 @@ def test_a_killed_jupyter_server_finds_its_endpoint_and_cluster_again_within_ten
         assert (after["state"], after["replicas"][0]["pid"]) == ("ready", before["replicas"][0]["pid"])
         headers = {"Authorization": f"Bearer {key}"}
         body = {"model": "tiny", "prompt": "The for", "max_tokens": 4}
+        assert greedy_answers(f"{client.openai_url}/completions", key, at_most=1) == answers[:1]
         answer = httpx.post(f"{client.openai_url}/completions", json=body, headers=headers, timeout=30, trust_env=False)
         assert answer.json()["usage"]["completion_tokens"] == 4
         assert len(Endpoint("tiny", client).complete("The for", max_tokens=4)) > 0

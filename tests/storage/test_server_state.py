@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.storage.server_state import RequestRecord, ServerState, StoredEndpoint, StoredKey, StoredReplica
 

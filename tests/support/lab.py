@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
@@ -55,12 +56,23 @@ def browser_path() -> str | None:
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path, config: dict[str, Any] | None = None) -> Iterator[Lab]:
-    """JupyterLab on `folder`, its settings, runtime files and log beside it; `config` is the server's."""
-    token = secrets.token_hex(16)
+def running_lab(
+    folder: Path,
+    config: dict[str, Any] | None = None,
+    app: tuple[str, str] = ("jupyterlab", "LabApp"),
+    again: Lab | None = None,
+) -> Iterator[Lab]:
+    """JupyterLab on `folder`, its settings, runtime files and log beside it; `config` is the server's.
+
+    `app` is another front end, by its module and its class of settings; `again` one that has ended, whose address and
+    token this one takes.
+    """
+    module, settings_of = app
+    token = again.token if again else secrets.token_hex(16)
+    port = urlsplit(again.url).port if again else 0
     home = folder.parent / "lab"
     settings = home / "config" / "labconfig"
-    settings.mkdir(parents=True)
+    settings.mkdir(parents=True, exist_ok=True)
     (settings / "default_setting_overrides.json").write_text(json.dumps(QUIET), encoding="utf-8")
     (home / "config" / "jupyter_server_config.json").write_text(json.dumps(config or {}), encoding="utf-8")
     own = {
@@ -70,8 +82,8 @@ def running_lab(folder: Path, config: dict[str, Any] | None = None) -> Iterator[
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
     }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
-    command += [f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    command = [sys.executable, "-m", module, "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
+    command += [f"--ServerApp.root_dir={folder}", f"--{settings_of}.expose_app_in_browser=True"]
     with (home / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command,

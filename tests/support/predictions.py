@@ -10,13 +10,13 @@ from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
 
-from jupyter_llmcloud.core.serving.cell_source import CellSource
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, open_predictor
 from jupyter_llmcloud.inference.open_inference.routes import ServedPredictor
-from jupyter_llmcloud.storage import served_code
 from jupyter_llmcloud.storage.model_folder import check_folder
+from jupyter_llmcloud.storage.models import served_code
 
 TOKEN = "the-bearer"
 DEADLINE_S = 60.0

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
-from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.errors import Busy, NotFound
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeReplicas,
     ReplicaDescription,
@@ -23,6 +23,8 @@ from jupyter_llmcloud.protocol.agent_messages import (
     StartReplica,
     StopReplica,
     StopRun,
+    WorldStacks,
+    WorldVariables,
 )
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.rpc import Responder
@@ -148,6 +150,7 @@ class StandInPool:
         self.clusters: dict[str, Cluster] = {}
         self.bridges: Path | None = None
         self.free = 4
+        self.no_room = ""
         self.closed = False
 
     async def list(self) -> list[Cluster]:
@@ -183,6 +186,14 @@ class StandInPool:
         [(_, world)] = await self.worlds()
         return find_world([world], name)
 
+    async def world_stacks(self, name: str) -> Any:
+        [(_, world)] = await self.worlds()
+        return find_world([world], name).world_id, WorldStacks(ranks={}, cells={})
+
+    async def world_variables(self, name: str) -> Any:
+        [(_, world)] = await self.worlds()
+        return find_world([world], name).world_id, WorldVariables(ranks={})
+
     async def place(
         self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = ""
     ) -> dict[str, Any]:
@@ -195,7 +206,9 @@ class StandInPool:
         found = {"cluster": "local", "agents": [], "num_ranks": num_ranks or 2, "started": False}
         return {**found, "world_id": "0123456789ab"}
 
-    async def agent_for_replica(self, cluster: str | None) -> tuple[str, AgentInfo]:
+    async def agent_for_replica(self, cluster: str | None, needs: Any = None) -> tuple[str, AgentInfo]:
+        if self.no_room:
+            raise Busy(self.no_room)
         if cluster is not None:
             self._find(cluster)
         return cluster or "local", AgentInfo(self.agent.address)

@@ -3,7 +3,8 @@
 Started like a replica, with its spec as one line of JSON on standard input. The prompt tells it what to do:
 `count N` streams N pieces, `wait` never answers, `endless` streams for ever, `die` ends the process before it answers,
 `die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503,
-`headers` answers the headers of the request. All else is echoed.
+`headers` answers the headers of the request, `flood N` streams N large pieces as fast as they are taken, `stamp N MS`
+streams N times of sending, MS apart. All else is echoed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -87,6 +89,23 @@ class StandIn:
             self.num_active -= 1
             self.ended.add(request.headers.get("X-Request-Id", ""))
 
+    async def metadata(self, request: web.Request) -> web.Response:
+        """Of the Open Inference Protocol."""
+        if request.match_info.get("version", "1") != "1":
+            return web.json_response({"error": "no such version"}, status=404)
+        return web.json_response({"name": request.match_info["name"], "versions": ["1"], "platform": "stand-in"})
+
+    async def infer(self, request: web.Request) -> web.Response:
+        """Echo the body, and the header that says where its JSON ends; the inputs `wait` never get an answer."""
+        self.num_asked += 1
+        body = await request.read()
+        if b"wait" in body:
+            await asyncio.Event().wait()
+        told = {"Inference-Header-Content-Length", "X-LLMC-Key"} & set(request.headers)
+        headers = {name: request.headers[name] for name in told if name != "X-LLMC-Key"}
+        kind = "application/octet-stream" if headers else "application/json"
+        return web.Response(body=body, content_type=kind, headers=headers)
+
     async def usage(self, request: web.Request) -> web.Response:
         """What a request that has ended has cost, for the gateway: always the same."""
         if request.match_info["request_id"] not in self.ended:
@@ -116,6 +135,8 @@ class StandIn:
     async def _stream(self, request: web.Request, prompt: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        if prompt.startswith("flood"):
+            await self._flood(response, int(prompt.split()[1]))
         async for piece in _pieces(prompt):
             event = {"choices": [{"index": 0, "delta": {"content": piece}, "text": piece}]}
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
@@ -123,10 +144,20 @@ class StandIn:
             await response.write(b"data: [DONE]\n\n")
         return response
 
+    async def _flood(self, response: web.StreamResponse, number: int) -> None:
+        event = b"data: " + json.dumps({"choices": [{"index": 0, "text": "x" * 4000}]}).encode() + b"\n\n"
+        for _ in range(number):
+            await response.write(event)
+
 
 async def _pieces(prompt: str) -> AsyncIterator[str]:
     words = prompt.split()
-    number = 0
+    if words[0] == "stamp":
+        for _ in range(int(words[1])):
+            yield str(time.monotonic())
+            await asyncio.sleep(float(words[2]) / 1000)
+        return
+    number = int(words[1]) if words[0] == "flood" else 0
     while words[0] in ("endless", "die") or number < int(words[-1]):
         if words[0] == "die" and number == int(words[2]):
             os._exit(9)
@@ -138,7 +169,7 @@ async def _pieces(prompt: str) -> AsyncIterator[str]:
 async def main() -> None:
     """Serve until standard input ends."""
     stand_in = StandIn(json.loads(sys.stdin.readline()))
-    application = web.Application(middlewares=[stand_in.check])
+    application = web.Application(middlewares=[stand_in.check], client_max_size=32 << 20)
     application.router.add_get("/readyz", stand_in.readyz)
     application.router.add_get("/stats", stand_in.stats)
     application.router.add_get("/usage/{request_id}", stand_in.usage)
@@ -146,6 +177,9 @@ async def main() -> None:
     application.router.add_post("/adapters", stand_in.set_adapter)
     application.router.add_post("/v1/completions", stand_in.complete)
     application.router.add_post("/v1/chat/completions", stand_in.complete)
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        application.router.add_get(path, stand_in.metadata)
+        application.router.add_post(f"{path}/infer", stand_in.infer)
     runner = web.AppRunner(application, handler_cancellation=True)
     await runner.setup()
     await web.UnixSite(runner, stand_in.spec["socket"]).start()

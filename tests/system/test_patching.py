@@ -106,6 +106,13 @@ def test_a_function_with_other_parameters_stays_and_one_notice_says_so(library: 
     assert patching.take_notices() == []
 
 
+def test_a_parameter_may_have_one_name_in_one_version_and_another_in_the_next(library: Any) -> None:
+    assert patch("net|model", "epochs").problem() is None
+    problem = patch("net|network", "epochs").problem()
+    assert problem is not None and "instead of (net or network, epochs)" in problem
+    assert "takes (model, epochs)" in (patch("model", "epochs", "lr").problem() or "")
+
+
 @pytest.mark.parametrize("target", ["somebodys_library:fit", "somebodys_library.gone:train", "no_such_library:train"])
 def test_a_target_that_is_gone_is_named(library: Any, target: str) -> None:
     problem = patch(target=target).problem()

@@ -15,6 +15,10 @@ def traceback_of(outcome: Outcome) -> str:
     return re.sub(r"\x1b\[[\d;]*m", "", "\n".join(outcome.error["traceback"]))
 
 
+def test_a_rank_collects_garbage_although_the_imports_before_it_did_not(world: Ranks) -> None:
+    assert world.ok("import gc\ngc.isenabled(), gc.get_freeze_count() > 100_000").results() == ["(True, True)"] * 2
+
+
 def test_variables_persist_between_cells(world: Ranks) -> None:
     world.ok("kept = [rank, world_size]")
     assert world.ok("kept").results() == ["[0, 2]", "[1, 2]"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
+import random
 import re
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from nbclient import NotebookClient
 from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number, format_tick, sparkline, ticks
 from jupyter_llmcloud.core.run.end_report import own_errors
-from jupyter_llmcloud.widgets import chart, static_view
+from jupyter_llmcloud.storage.runs import RunStore
+from jupyter_llmcloud.widgets import chart, live_info, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
 from jupyter_llmcloud.widgets.panel_mime import PANEL_MIME
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips
@@ -350,6 +352,45 @@ def test_charts_have_a_bounded_size(view):
     assert max(len(columns["step"]) for columns in view._widget.series) <= 160
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_charts_of_many_messages_are_those_of_one(seed, view, front_end):
+    chance = random.Random(seed)
+    at, told, now = [0, 0], [], 100.0
+    for _ in range(300):
+        rank = chance.randrange(2)
+        at[rank] = max(0, at[rank] + (1 if chance.random() < 0.98 else -20))
+        names = [f"m{n}" for n in range(25) if chance.random() < 0.3 or n == rank]
+        values = {name: math.nan if chance.random() < 0.1 else chance.random() for name in names}
+        told.append((rank, {"seq": len(told) + 1, "t": now, "step": at[rank], "values": values}))
+        view.handle_metrics(rank, [told[-1][1]])
+        now += chance.random()
+        view.refresh(now)
+    view.handle_rank_state(0, "done")
+    view.refresh(now + 100.0)
+    at_once = LiveView("run-2", "demo", [0, 1], lambda: None, started=100.0, front_end=front_end)
+    for rank, record in told:
+        at_once.handle_metrics(rank, [record])
+    at_once.handle_rank_state(0, "done")
+    at_once.show()
+    assert view._widget.series == at_once._widget.series
+    assert len(view._widget.series) == 20
+
+
+def test_a_message_costs_as_much_as_is_new_in_it(view, monkeypatch):
+    made: list[int] = []
+    tail = live_info.tail
+    monkeypatch.setattr(
+        live_info, "tail", lambda name, points, **rest: made.append(len(points)) or tail(name, points, **rest)
+    )
+    view.handle_metrics(0, records(1, 60, **{f"m{n}": 1.0 for n in range(10)}))
+    view.refresh(101.0)
+    made.clear()
+    view.handle_metrics(0, records(61, 2, m3=2.0))
+    view.refresh(111.0)
+    assert made == [2]
+    assert view._widget.series[3]["step"] == list(range(1, 63))
+
+
 def test_a_message_of_the_widget_calls_stop(front_end):
     asked: list[bool] = []
     view = LiveView("run-1", "demo", [0], lambda: asked.append(True), front_end=front_end)
@@ -359,6 +400,36 @@ def test_a_message_of_the_widget_calls_stop(front_end):
     widget._handle_custom_msg({"type": "other"}, [])
     widget._handle_custom_msg("stop", [])
     assert asked == [True]
+
+
+def test_nothing_is_sent_to_a_page_that_follows_the_run_at_its_server(view):
+    view.handle_metrics(0, records(1, 3, loss=2.0))
+    view.refresh(100.0)
+    sent = updates(view)
+    view._widget.watching = True
+    sent.clear()
+    view.handle_metrics(0, records(4, 9, loss=1.0))
+    view.refresh(200.0)
+    assert sent == []
+    view._widget.watching = False  # it cannot any more
+    view.refresh(300.0)
+    assert "info" in sent and "series" in sent
+
+
+def test_while_another_page_watches_traits_are_sent_now_and_then(view, own_root):
+    """A kernel that executes a cell hears nothing of its pages; the server says that one of them watches."""
+    folder = RunStore().folder("run-1")
+    folder.path.mkdir(parents=True)
+    assert not folder.is_watched
+    folder.note_watched()
+    assert folder.is_watched
+    view.handle_metrics(0, records(1, 3, loss=2.0))
+    view.refresh(100.0)
+    sent = updates(view)
+    for tenth in range(200):
+        view.handle_metrics(0, records(4 + tenth, 5 + tenth, loss=1.0))
+        view.refresh(101.0 + tenth / 10)
+    assert 1 <= sent.count("info") <= 3
 
 
 def test_the_widget_is_closed_at_the_end_and_keeps_no_data(view):

@@ -49,6 +49,7 @@ class Devices:
 
     @property
     def free(self) -> list[str]:
+        """The slots that nobody holds, in order."""
         held = {slot for slots in self._held.values() for slot in slots}
         free = [slot for slot in self.slots if slot not in held]
         return [slot for slot in free if self._locks.is_free(slot)] if self.has_gpus else free

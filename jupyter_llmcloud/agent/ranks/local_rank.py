@@ -94,6 +94,7 @@ class LocalRank:
     # --- to the rank ---
 
     def send(self, message: Message) -> None:
+        """Queue a message to the rank; one that has gone gets none."""
         if self._sock is None:
             return
         waiting = bool(self._outgoing)
@@ -131,6 +132,7 @@ class LocalRank:
         self.send(Exit())
 
     def look(self, dump: bool = False) -> None:
+        """Have the process looked at: its state and processor time, or with `dump` the stacks of its threads."""
         if not dump:
             state, cpu_s = process_info.state(self.pid)
             self._on_message(self.rank, RankProbed(state=state, cpu_s=cpu_s))
@@ -149,6 +151,7 @@ class LocalRank:
         return self._memory.of_death(status) if self._memory is not None else ""
 
     def describe(self) -> dict[str, Any]:
+        """Its pid and host."""
         return {"pid": self.pid, "host": socket.gethostname()}
 
     # --- from the rank ---
@@ -186,6 +189,7 @@ class LocalRank:
             self._on_message(self.rank, MetricRecords(records=records))
 
     def drain(self) -> None:
+        """Read what its pipes still hold."""
         self._pipes.drain()
 
     def closed(self) -> None:

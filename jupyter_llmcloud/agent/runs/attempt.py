@@ -68,6 +68,7 @@ class Attempt:
 
     def begin(self) -> None:
         """Send the cell to its ranks."""
+        self._feed.begin_attempt(self.cell.attempt, self.ranks)
         self._send(self.ranks, self.cell)
         self._hangs = HangMonitor(
             self.cell,
@@ -114,12 +115,15 @@ class Attempt:
         match message:
             case Heartbeat():
                 self._hangs.heard(rank, message)
+                if message.run_id == self.cell.run_id:
+                    self._feed.spent(rank, message.times)
             case RankProbed():
                 self._hangs.looked(rank, message)
             case StepReply():
                 self._handle(StepReported(rank, message.step))
             case CellEnded() if message.run_id == self.cell.run_id:
                 self._hangs.ended(rank, message.groups)
+                self._feed.spent(rank, message.times)
                 self._rank_ended(rank, message)
 
     def _rank_ended(self, rank: int, message: CellEnded) -> None:
@@ -128,7 +132,8 @@ class Attempt:
         self._feed.record.artifacts.update(message.artifacts)
         error = message.error or {}
         if error:
-            self._errors[rank] = {"rank": rank, **error}
+            how = {"interrupted": True} if message.interrupted else {}
+            self._errors[rank] = {"rank": rank, **error, **how}
         self._handle(
             RankEnded(
                 rank,

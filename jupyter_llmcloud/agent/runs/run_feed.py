@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jupyter_llmcloud.agent.runs.time_log import TimeLog
 from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
+from jupyter_llmcloud.core.names import short_name
 from jupyter_llmcloud.core.run.end_report import describe_saved
-from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState
+from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState, TimesTold
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
-from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.protocol.rank_messages import RankTimes
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times
 
 RECORD_AFTER_S = 0.05
 NOT_FINITE_AFTER_S = 1.0  # how soon a loss that is NaN is in the record; its count is brought up to date at the end
@@ -38,6 +41,7 @@ class RunFeed:
         self._files = RunWriter(folder, record, source, self.note)
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
         self._not_finite = NotFiniteLog(record.not_finite)
+        self._times = TimeLog(folder.read_times()[1], self._tell_times)
         self._due: asyncio.TimerHandle | None = None  # when what was not finite is written
 
     def begin(self, *, at_once: bool) -> None:
@@ -92,7 +96,7 @@ class RunFeed:
         self.record.history.append({"t": round(time.time(), 3), "why": why})
 
     def mark(self, kind: str, step: int | None, text: str) -> None:
-        """Something that charts show beside the metrics: a checkpoint, a restart."""
+        """Something that charts show beside the metrics: a checkpoint, a restart, a resize, an alert."""
         self._tell_begun()
         where = {} if step is None else {"step": step}
         self._files.mark({"mark": kind, **where, "text": text})
@@ -103,11 +107,42 @@ class RunFeed:
         if kind == "metrics" and self._not_finite.take(rank, records):
             self._note_not_finite()
         written = self._files.append(kind, rank, records)
+        if kind == "logs" and (reports := [record for record in written if record.get("kind") == "report"]):
+            self._note_hang(reports[-1])
         self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
+
+    def _note_hang(self, report: dict[str, Any]) -> None:
+        """The ranks do not go on, or do again: the list of runs says so."""
+        told: dict[str, Any] = {key: value for key, value in report.items() if key in ("t", "text", "late", "waiting")}
+        self.record.hang = {} if report.get("recovered") else told
+        self.write_record()
+
+    def begin_attempt(self, number: int, ranks: Iterable[int]) -> None:
+        """The cell is sent to these ranks."""
+        self._times.begin(number, ranks)
+
+    def spent(self, rank: int, times: RankTimes) -> None:
+        """What a rank says of where its time goes."""
+        self._times.heard(rank, times)
+
+    @property
+    def seconds(self) -> Times:
+        """Where the time of the ranks has gone so far, by rank and part."""
+        return self._times.seconds()
+
+    def _tell_times(self, shares: Times, seconds: Times) -> None:
+        if self.record.is_active and self._late is None:
+            self._files.write_times(shares, seconds)
+            self.tell(TimesTold(run_id=self.record.run_id, shares=shares, seconds=seconds), hurry=False)
 
     def _note_not_finite(self) -> None:
         known, found = self.record.not_finite, self._not_finite.summary()
+        for name, new in found.items():
+            if name not in known:
+                text = f"{short_name(name)} is {self._not_finite.word(name)} at step {new['first']:g}"
+                self._files.mark({"mark": "alert", "step": new["first"], "text": text, "metric": name})
         is_news = any(name not in known or known[name]["since"] != new["since"] for name, new in found.items())
+        self.record.not_finite = found
         if is_news and self._due is None:
             self._due = asyncio.get_running_loop().call_later(NOT_FINITE_AFTER_S, self.write_record)
 
@@ -132,6 +167,7 @@ class RunFeed:
 
     def cut_off(self) -> None:
         """Those who follow find the run again where it is led from now on."""
+        self._times.close()
         if self._due is not None:
             self._due.cancel()
         for follower in self._followers:
@@ -139,6 +175,7 @@ class RunFeed:
 
     def close(self) -> None:
         """The run has ended."""
+        self._times.close()
         if self._due is not None:
             self._due.cancel()
         self._files.close()

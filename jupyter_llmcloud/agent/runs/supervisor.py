@@ -166,6 +166,10 @@ class RunSupervisor:
         for note in self._world.take_notes():
             self._feed.tell_state(-1, "note", note)
 
+    def note_resize(self, before: int, now: int) -> None:
+        """Its world had so many ranks in the run before."""
+        self._feed.mark("resize", 0, f"the world was resized from {before} to {now} ranks")
+
     def take_over(self) -> None:
         """Go on with a run whose leader has gone, if it has restarts left and nobody has pressed Stop."""
         was_stopping = self.record.state == "stopping"
@@ -182,7 +186,9 @@ class RunSupervisor:
     async def save_before_end(self) -> None:
         """Have a checkpoint of the present step, where the run saves any: this agent is about to end."""
         if self._saves and (step := await self._save()) >= 0:
-            self._feed.note(f"the node agent was told to end: a checkpoint of step {step} was saved.")
+            said = f"the node agent was told to end: a checkpoint of step {step} was saved."
+            self._feed.note(said)
+            self._feed.mark("alert", step, said)
 
     async def save(self) -> int:
         """Have a checkpoint of the next step that all ranks share; returns the step. Raises UsageError, WorldError."""
@@ -385,6 +391,8 @@ class RunSupervisor:
         record = self.record
         self._feed.change(finish.state)
         record.ended, record.errors = time.time(), self._attempt.errors(finish.culprit)
+        seconds = self._feed.seconds
+        record.hang, record.seconds = {}, {str(rank): parts for rank, parts in seconds.items()}
         report = self._attempt.report(finish.culprit)
         if finish.state == "finished":
             self._feed.note_saved()
@@ -397,6 +405,7 @@ class RunSupervisor:
                 report=[f"{self._timed_out}.", *report] if self._timed_out else report,
                 artifacts=record.artifacts,
                 payload=self._attempt.payload,
+                seconds=seconds,
             )
         )
         self._feed.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.storage.journal import JournalWriter
-from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times
 
 RETRY_S = 1.0
 
@@ -42,6 +43,11 @@ class RunWriter:
             self._folder.write(self._record)
         except OSError as error:
             self._cannot_write(error)
+
+    def write_times(self, shares: Times, seconds: Times) -> None:
+        """Write where the ranks spend their time. What a full disk does not take is written the next time."""
+        with contextlib.suppress(OSError):
+            self._folder.write_times(shares, seconds)
 
     def mark(self, record: dict[str, Any]) -> None:
         """Write down that something happened to the run."""

@@ -88,7 +88,9 @@ class LedWorld:
         async with self.runs.lock:
             if connection.closed:
                 raise ConnectionLost("whoever asked has gone.")
+            before = self._world.size
             await self._world.resize(asked.num_ranks, asked.agents)
+            self.runs.resized(before)
             return replace(self.describe(), notes=self._world.take_notes())
 
     async def ask(self, rank: int, request: Request[R], connection: Connection) -> R:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ class RunQueue:
         self._world = world
         self._end_world = end_world
         self._versions = library_versions()  # here, where ranks are about to be started, and not on the way of a cell
+        self._resized_from = 0  # ranks before the world was resized, since the last run; 0 when it was not
+        self._beginning = ""  # the run whose ranks are being healed
+        self._is_stopped = False  # meanwhile
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
 
     @property
@@ -55,22 +59,38 @@ class RunQueue:
         """Until when no other agent leads the active run (seconds of the loop's clock); None: nobody stands by."""
         return self.active.until if self.active is not None else None
 
+    def resized(self, num_ranks: int) -> None:
+        """The world has another number of ranks than before, when it had so many: the next run is marked by it."""
+        before = self._resized_from or num_ranks
+        self._resized_from = before if before != self._world.size else 0
+
     async def execute(self, cell: Execute, connection: Connection | None) -> None:
         """Execute a cell when it is its turn; `connection` follows it."""
         if not await self._wait_for_ranks(cell, connection):
             self._never_began(cell, connection, "stopped")
             return
         try:
+            self._beginning, self._is_stopped = cell.run_id, False
             await self._world.heal(coming=cell)
-            await self._execute(cell, connection)
+            self._beginning = ""
+            if self._is_stopped:
+                self._never_began(cell, connection, "stopped")
+            else:
+                await self._execute(cell, connection)
         except LLMCloudError as error:
             if connection is None or RunFolder(Path(cell.folder)).exists:  # nobody to refuse it to, or it has waited
                 self._never_began(cell, None, "failed", error)
             if connection is not None:
                 raise
         finally:
+            self._beginning = ""
             self._is_over()
             self.lock.release()
+
+    def announce(self, cell: Execute) -> None:
+        """Have a record of a run that was taken on, for whoever asks for it before it is its turn."""
+        with contextlib.suppress(OSError):
+            RunFolder(Path(cell.folder)).create(self._first_record(cell), cell.source or cell.code)
 
     async def _wait_for_ranks(self, cell: Execute, connection: Connection | None) -> bool:
         """Wait until no other run is under way; False when the run was stopped meanwhile."""
@@ -115,6 +135,9 @@ class RunQueue:
         return [{"t": round(at, 3), "phase": name} for at, name in phases]
 
     def _record(self, cell: Execute) -> RunRecord:
+        return with_fields(self._first_record(cell), history=self._phases(cell))
+
+    def _first_record(self, cell: Execute) -> RunRecord:
         return RunRecord(
             run_id=cell.run_id,
             name=cell.name,
@@ -127,7 +150,6 @@ class RunQueue:
             owner=cell.owner,
             spec=cell.spec,
             script=cell.script,
-            history=self._phases(cell),
             versions=self._versions,
         )
 
@@ -144,6 +166,9 @@ class RunQueue:
         except OSError as error:
             raise WorldError(f"the run's folder cannot be made: {error.strerror}: {cell.folder}.") from None
         run.begin()
+        if self._resized_from:
+            run.note_resize(self._resized_from, self._world.size)
+        self._resized_from = 0
         await self._see_through(run)
         self._after(cell, run.ended.result())
 
@@ -243,7 +268,7 @@ class RunQueue:
             self._world.remember(cell)
 
     def __contains__(self, run_id: str) -> bool:
-        return run_id in self._waiting or self.is_active(run_id)
+        return run_id in self._waiting or run_id == self._beginning or self.is_active(run_id)
 
     def is_active(self, run_id: str) -> bool:
         """Whether this run is executed now."""
@@ -255,5 +280,7 @@ class RunQueue:
             self.active.stop()
         elif run_id in self._waiting:
             self._waiting[run_id].cancel()
+        elif run_id == self._beginning:
+            self._is_stopped = True
         else:
             raise NotFound(f"run {run_id!r} has ended.")

@@ -191,14 +191,14 @@ class World:
     async def _carry_out(self, steps: Sequence[Step], slots: Slots, coming: Execute | None = None) -> None:
         for step in steps:
             match step:
-                case membership.Start():
+                case membership.ForkRanks():
                     await self._start_ranks(step.ranks, slots)
                 case membership.Replace():
                     await self._replace(step.ranks, slots)
                 case membership.Drop():
                     self.members.size = step.num_ranks
                     self.groups.drop(step.num_ranks)
-                case membership.Join():
+                case membership.JoinGroup():
                     await self._join(step.generation)
                 case membership.Restore():
                     await self._restore(step.ranks, coming)

@@ -132,6 +132,10 @@ class NotFiniteLog:
             return NotFinite()
         return self._metrics.setdefault(name, NotFinite())
 
+    def word(self, name: str) -> str:
+        """What the values of a metric are that are not finite: `NaN` or `infinite`."""
+        return self._metrics[name].word if name in self._metrics else "NaN"
+
     def summary(self) -> dict[str, dict[str, Any]]:
         """{metric: {"count", "first", "since"}}, for those that had any."""
         found = {name: metric.summary() for name, metric in self._metrics.items() if metric.count}

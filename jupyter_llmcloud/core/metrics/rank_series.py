@@ -75,6 +75,7 @@ class Span:
             self.high, self.high_at = other.high, other.high_at
 
     def copy(self) -> Span:
+        """One that may be changed by itself."""
         twin = Span.__new__(Span)
         twin.first, twin.last, twin.count, twin.mean = self.first, self.last, self.count, self.mean
         twin.low, twin.low_at, twin.high, twin.high_at = self.low, self.low_at, self.high, self.high_at

@@ -13,7 +13,7 @@ from jupyter_llmcloud.errors import WorldError
 
 
 @dataclass(frozen=True)
-class Start:
+class ForkRanks:
     """Fork ranks that there were not before, wherever there are slots for them."""
 
     ranks: tuple[int, ...]
@@ -34,7 +34,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Join:
+class JoinGroup:
     """Have every rank join the process group of a generation."""
 
     generation: int
@@ -47,7 +47,7 @@ class Restore:
     ranks: tuple[int, ...]
 
 
-Step = Start | Replace | Drop | Join | Restore
+Step = ForkRanks | Replace | Drop | JoinGroup | Restore
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Membership:
 
     def start(self) -> list[Step]:
         """What it takes to have the first ranks."""
-        return [Start(tuple(self.ranks)), Join(0)]
+        return [ForkRanks(tuple(self.ranks)), JoinGroup(0)]
 
     def repair(self, has_store: bool = True) -> list[Step]:
         """What it takes until every rank lives and is in the group; nothing when they are.
@@ -89,15 +89,15 @@ class Membership:
         if not has_store:
             raise WorldError("the process that holds the world's store has ended: start new ranks with %world restart.")
         dead = tuple(sorted(self.dead))
-        return [Replace(dead), Join(self.generation + 1), Restore(dead)]
+        return [Replace(dead), JoinGroup(self.generation + 1), Restore(dead)]
 
     def resize(self, size: int) -> list[Step]:
         """What it takes to have `size` ranks, in a group that needs no repair: the highest end, or more are started."""
-        join = Join(self.generation + 1)
+        join = JoinGroup(self.generation + 1)
         if size < self.size:
             return [Drop(size), join]
         added = tuple(range(self.size, size))
-        return [Start(added), join, Restore(added)] if added else []
+        return [ForkRanks(added), join, Restore(added)] if added else []
 
     def died(self, rank: int) -> bool:
         """A process has gone; False when it was none of these ranks any more."""

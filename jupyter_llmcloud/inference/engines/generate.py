@@ -58,7 +58,8 @@ class _Gate:
     """Sequences run together, or a change is made alone; who waits to be alone lets nobody else in."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self.lock = threading.Lock()  # also of what the sequences count
+        self._condition = threading.Condition(self.lock)
         self._num_running = 0
         self._num_alone = 0
 
@@ -134,7 +135,6 @@ class GenerateEngine:
         self._plain = _plain_configuration(loaded)
         self._sequences: set[_Sequence] = set()
         self._num_tokens = 0
-        self._count = threading.Lock()
         self._gate = _Gate()
         self._threads = ThreadPoolExecutor(self.num_parallel, thread_name_prefix="generate")
 
@@ -174,7 +174,7 @@ class GenerateEngine:
 
     def count_token(self) -> None:
         """Called by the threads, once for every token."""
-        with self._count:
+        with self._gate.lock:
             self._num_tokens += 1
         # Those that run share the cores: with all of them each, they would wait for one another.
         num_threads = max(1, self.num_threads // max(1, min(len(self._sequences), self.num_parallel)))
@@ -227,7 +227,7 @@ class GenerateEngine:
     def _generate(self, sequence: _Sequence) -> None:
         prompt = torch.tensor([list(sequence.generation.prompt)], device=self.device)
         configuration = copy.deepcopy(self._plain)
-        configuration.eos_token_id = sorted(sequence.ends) or None
+        configuration.eos_token_id = sorted(sequence.ends) or -1  # None: what the model has
         configuration.max_new_tokens = sequence.generation.max_tokens
         self._loaded.model.generate(
             prompt,

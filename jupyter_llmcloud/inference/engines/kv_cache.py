@@ -102,19 +102,34 @@ def _read_int(path: Path) -> int | None:
 
 
 def plan_cache(
-    config: Any, dtype: torch.dtype, *, context_length: int, max_concurrent: int, free: int, device_type: str
+    config: Any,
+    dtype: torch.dtype,
+    *,
+    context_length: int,
+    max_concurrent: int,
+    free: int,
+    device_type: str,
+    max_bytes: int | None = None,
 ) -> CachePlan:
     """Room for `max_concurrent` sequences of full length, or for what fits into a share of the `free` bytes.
+
+    `max_bytes` is what was allowed for it, if anything was said.
 
     With less room than asked for, sequences still run: the engine lets some wait, or computes them again.
     """
     max_batch_tokens = max(256 if device_type == "cpu" else 2048, max_concurrent)
     per_token = _bytes_per_token(config.get_text_config(), dtype, max_batch_tokens)
     wanted = max_concurrent * (_pages(context_length) + 1)
-    affordable = int(free * _FRACTION_OF_FREE.get(device_type, 0.4)) // (per_token * PAGE_SIZE)
+    share = int(free * _FRACTION_OF_FREE.get(device_type, 0.4))
+    affordable = (share if max_bytes is None else min(share, max_bytes)) // (per_token * PAGE_SIZE)
     num_pages = min(wanted, affordable)
     plan = CachePlan(context_length, PAGE_SIZE, num_pages, max_batch_tokens, per_token * PAGE_SIZE)
     if plan.longest < min(context_length, PAGE_SIZE):
+        if max_bytes is not None and max_bytes < share:
+            raise ModelError(
+                f"{max_bytes / 2**20:.0f} MiB for keys and values (--kv-cache, --memory) hold no sequence of this "
+                f"model: one token takes {per_token / 2**20:.2f} MiB. Allow more."
+            )
         raise ModelError(
             f"{free / 2**30:.1f} GiB of free memory hold no sequence of this model: one token takes "
             f"{per_token / 2**20:.2f} MiB. Free memory or serve a smaller model."

@@ -30,6 +30,7 @@ class LoadedModel:
         num_vocabulary: how many token ids the model has scores and embeddings for.
         eos: ids that end a sequence.
         is_encoder_decoder: whether the prompt goes to an encoder.
+        cache_bytes: what keys and values of its sequences may take; None: a share of what is free.
     """
 
     model: Any
@@ -38,6 +39,7 @@ class LoadedModel:
     num_vocabulary: int
     eos: frozenset[int]
     is_encoder_decoder: bool
+    cache_bytes: int | None = None
 
     @property
     def num_parameters(self) -> int:

@@ -1,7 +1,7 @@
 """Other weights for a model that is served: loaded and checked beside it, then copied between two steps.
 
-The new weights are loaded as any model is, with every check, while the engine goes on. Only the copy, which takes as long
-as it takes to read the weights once, is done while nobody computes. For that time there are two copies in memory.
+The new weights are loaded as any model is, with every check, while the engine goes on. Only the copy, which takes as
+long as it takes to read the weights once, is done while nobody computes. For that time there are two copies in memory.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ async def open_engine(
                 loaded.model.set_attn_implementation(attention)
         if name != "auto":
             raise ModelError(f"--engine {name} cannot serve this model: {reason}. --engine auto finds one that can.")
-        log.info("no %s: %s", candidate, reason)
-    log.warning("no batches, serving one sequence per thread: %s", reason)
+        log.warning("not served by %s: %s", candidate, reason)
+    log.warning("no batches, serving one sequence per thread")
     return await _tried_generating(loaded, max_concurrent, num_threads)
 
 
@@ -110,6 +110,7 @@ async def _tried_batching(name: str, loaded: LoadedModel, max_concurrent: int, n
         context_length=loaded.context_length,
         max_concurrent=max_concurrent,
         free=free_memory(device),
+        max_bytes=loaded.cache_bytes,
         device_type=device.type,
     )
     engine: Engine = await asyncio.to_thread(kind, loaded, plan, max_concurrent, num_threads)

@@ -41,6 +41,7 @@ class EngineWithAdapters:
         self.name = base.name
         self.context_length = base.context_length
         self.num_parallel = base.num_parallel
+        self.unsupported: frozenset[str] = getattr(base, "unsupported", frozenset()) - {"adapter"}
         self.on_failure: Callable[[], None] = base.on_failure
 
     @property
@@ -52,6 +53,10 @@ class EngineWithAdapters:
     def failure(self) -> str | None:
         """Of the model's own engine, or of an adapter's."""
         return next((one.failure for one in [self._base, *self._adapted.values()] if one.failure), None)
+
+    @failure.setter
+    def failure(self, reason: str | None) -> None:
+        self._base.failure = reason
 
     @property
     def num_threads(self) -> int:

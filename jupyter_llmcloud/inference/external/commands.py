@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from jupyter_llmcloud.core.serving.engine_names import LLAMA_CPP, VLLM
+from jupyter_llmcloud.core.serving.models.engine_names import LLAMA_CPP, VLLM
 from jupyter_llmcloud.errors import ModelError
 
 MAX_SLOTS = 8  # of llama.cpp, each of which takes its share of the context

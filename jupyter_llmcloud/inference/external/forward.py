@@ -95,11 +95,20 @@ class Forward:
     ) -> web.StreamResponse:
         out = web.StreamResponse(headers=_STREAM)
         await out.prepare(request)
-        ended = False
+        ended = counted = False
+        num_pieces = 0
+
+        def note(usage: TokenUsage) -> None:
+            nonlocal counted
+            counted = True
+            count(usage)
+
         try:
             async for event in _events(response):
                 ended = ended or event.strip() == b"data: [DONE]"
-                if (sent := self._event(event, count, tells_usage)) is not None:
+                # A server that tells no usage sends a token at a time, as a rule: better than nothing at all.
+                num_pieces += b'"choices"' in event
+                if (sent := self._event(event, note, tells_usage)) is not None:
                     await out.write(sent)
             if not ended and request.path.endswith("completions"):
                 raise aiohttp.ClientPayloadError("it ended its answer before that was complete")
@@ -110,6 +119,9 @@ class Forward:
             await self._break_off(out, error)
         except _LOST as error:
             await self._break_off(out, error)
+        finally:
+            if not counted:
+                count(TokenUsage(0, num_pieces))
         await out.write_eof()
         return out
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_llmcloud.core.serving.engine_names import AUTO, STARTED, VLLM, is_url
+from jupyter_llmcloud.core.serving.models.engine_names import AUTO, STARTED, VLLM, is_url
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.external.commands import EngineOptions, is_installed
 from jupyter_llmcloud.inference.external.server import ExternalServer, elsewhere, started

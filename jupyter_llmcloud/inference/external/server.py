@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from jupyter_llmcloud.core.serving.engine_names import is_url
+from jupyter_llmcloud.core.serving.models.engine_names import is_url
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.external.commands import EngineOptions, command_of
 

@@ -5,9 +5,9 @@
     predictor     the protocol that models fulfil
     batching      rows of many requests computed together
     routes        the HTTP routes of a replica
-    text, images  classifiers of transformers; padding decides whether rows of several lengths may share a batch
+    classifiers/  of texts, tokens and images, from transformers
     modules       any torch.nn.Module by its forward
     python_model  the functions of a cell, or an object
 
-Imports torch and transformers in text, images and modules only.
+Imports torch and transformers in classifiers and modules only.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from jupyter_llmcloud.core.serving.batch_policy import BatchPolicy
+from jupyter_llmcloud.core.serving.models.batch_policy import BatchPolicy
 from jupyter_llmcloud.inference.open_inference.predictor import Predictor
 
 QUEUE_FACTOR = 4

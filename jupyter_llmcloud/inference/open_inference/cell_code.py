@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import linecache
 import sys
 import traceback
 import types
 from typing import Any
 
-from jupyter_llmcloud.core.serving.cell_source import CellSource
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.errors import ModelError
 
 _PREFIX = "<llmcloud cell> "
 
 
-def execute(source: CellSource) -> tuple[dict[str, Any], str]:
-    """The namespace of a cell that was executed as `__main__`, and the name that its code has. Raises ModelError.
+def execute(source: CellSource) -> dict[str, Any]:
+    """The namespace of a cell that was executed as `__main__`. Raises ModelError.
 
     It is the module `__main__`: what was pickled in a notebook is found again by its name there.
     """
@@ -30,49 +28,7 @@ def execute(source: CellSource) -> tuple[dict[str, Any], str]:
         exec(compile(text, name, "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         raise ModelError(described(error)) from error
-    return module.__dict__, name
-
-
-def load(source: CellSource) -> Any:
-    """Execute a cell and call its `load()`: its Functions, and the event loop that they share. Raises ModelError."""
-    from jupyter_llmcloud.inference.open_inference.python_model import Functions, PythonModel
-
-    namespace, _ = execute(source)
-    runner = asyncio.Runner()
-    try:
-        loaded = namespace["load"]()
-        if inspect.isawaitable(loaded):
-            loaded = runner.run(_awaited(loaded))
-    except Exception as error:
-        raise ModelError(described(error)) from error
-    max_rows = namespace.get("max_batch", 0)
-    if not isinstance(max_rows, int) or isinstance(max_rows, bool) or max_rows < 0:
-        raise ModelError(f"max_batch of the cell is a whole number of 0 or more, not {max_rows!r:.40}")
-    stream = namespace.get("stream")
-    functions = Functions(
-        with_model(namespace["predict"], loaded),
-        with_model(stream, loaded) if callable(stream) else None,
-        max_rows,
-        source.name,
-    )
-    return PythonModel(functions, runner)
-
-
-async def _awaited(value: Any) -> Any:
-    return await value
-
-
-def with_model(function: Any, loaded: Any) -> Any:
-    """The function of the inputs alone: one of two parameters gets as its second what `load()` returned."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = [item for item in inspect.signature(function).parameters.values() if item.kind in kinds]
-    except (TypeError, ValueError):
-        return function
-    required = [item for item in parameters if item.default is item.empty]
-    if len(required) < 2:
-        return function
-    return lambda inputs: function(inputs, loaded)
+    return module.__dict__
 
 
 def described(error: BaseException) -> str:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.core.serving.model_kind import says
+from jupyter_llmcloud.core.serving.models.model_kind import says
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.open_inference.predictor import Predictor
 from jupyter_llmcloud.inference.open_inference.routes import ServedPredictor
-from jupyter_llmcloud.storage import served_code
 from jupyter_llmcloud.storage.model_folder import ARCHITECTURE, ModelLayout
+from jupyter_llmcloud.storage.models import served_code
 from jupyter_llmcloud.system.atomic_files import read_json
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _load(spec: PredictorSpec) -> Predictor:
 
         module = load_own(spec.layout.architecture, spec.layout.folder, spec.dtype, spec.device)
         return ModulePredictor(module, spec.max_rows)
-    from jupyter_llmcloud.inference.open_inference.loading import TRANSFORMERS_KINDS, load_predictor
+    from jupyter_llmcloud.inference.open_inference.classifiers.loading import TRANSFORMERS_KINDS, load_predictor
 
     if spec.kind not in TRANSFORMERS_KINDS:
         raise ModelError(
@@ -81,9 +81,9 @@ def _of_code(spec: PredictorSpec) -> Predictor:
     if path.name == served_code.CELL:
         source = served_code.read_cell(path)
         _work_in(source.folder)
-        from jupyter_llmcloud.inference.open_inference.cell_code import load
+        from jupyter_llmcloud.inference.open_inference.python_model import of_cell
 
-        return load(source)
+        return of_cell(source)
     if path.name == served_code.OBJECT:
         _work_in(str((read_json(path.with_name("object.json")) or {}).get("folder", "")))
         return _of_object(path, spec)

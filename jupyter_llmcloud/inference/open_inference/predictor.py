@@ -49,7 +49,7 @@ class Predictor(Protocol):
     """Computes rows. All but `rows` and `reply` is called from one thread, one call at a time.
 
     Attributes:
-        kind: what the model is for, as in `core.serving.model_kind`.
+        kind: what the model is for, as in `core.serving.models.model_kind`.
         max_rows: of one call of `predict`; 1: every row alone.
         details: what else /readyz tells of it.
     """

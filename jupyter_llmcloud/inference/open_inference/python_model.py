@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource
+from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.open_inference import joining
-from jupyter_llmcloud.inference.open_inference.cell_code import described
+from jupyter_llmcloud.inference.open_inference.cell_code import described, execute
 from jupyter_llmcloud.inference.open_inference.joining import Payload
 from jupyter_llmcloud.inference.open_inference.messages import InferRequest
 from jupyter_llmcloud.inference.open_inference.predictor import ModelMetadata, PredictionFailed
@@ -148,6 +150,45 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 async def _next_of(pieces: Any) -> Any:
     return await anext(pieces, _END)
+
+
+# --- cells ---
+
+
+def of_cell(source: CellSource) -> PythonModel:
+    """Execute a cell and call its `load()`: what it defines as a model. Raises ModelError."""
+    namespace = execute(source)
+    runner = asyncio.Runner()
+    try:
+        loaded = namespace["load"]()
+        if inspect.isawaitable(loaded):
+            loaded = runner.run(_awaited(loaded))
+    except Exception as error:
+        raise ModelError(described(error)) from error
+    max_rows = namespace.get("max_batch", 0)
+    if not isinstance(max_rows, int) or isinstance(max_rows, bool) or max_rows < 0:
+        raise ModelError(f"max_batch of the cell is a whole number of 0 or more, not {max_rows!r:.40}")
+    stream = namespace.get("stream")
+    functions = Functions(
+        with_model(namespace["predict"], loaded),
+        with_model(stream, loaded) if callable(stream) else None,
+        max_rows,
+        source.name,
+    )
+    return PythonModel(functions, runner)
+
+
+def with_model(function: Any, loaded: Any) -> Any:
+    """The function of the inputs alone: one of two parameters gets as its second what `load()` returned."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = [item for item in inspect.signature(function).parameters.values() if item.kind in kinds]
+    except (TypeError, ValueError):
+        return function
+    required = [item for item in parameters if item.default is item.empty]
+    if len(required) < 2:
+        return function
+    return lambda inputs: function(inputs, loaded)
 
 
 # --- objects ---

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.core.options import Syntax, complete
-from jupyter_llmcloud.core.serving import engine_names
+from jupyter_llmcloud.core.serving.models import engine_names
 from jupyter_llmcloud.core.spec import CLUSTER_KINDS
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.magics.session import session

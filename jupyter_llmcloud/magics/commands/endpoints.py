@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.spec import SERVE, EndpointSpec, Interface
-from jupyter_llmcloud.errors import ModelError, NotFound, ServerError
+from jupyter_llmcloud.errors import Busy, ModelError, NotFound, ServerError
 from jupyter_llmcloud.magics.commands import rollouts
 from jupyter_llmcloud.magics.commands.keys import KEYS, NewKey, run_verb
 from jupyter_llmcloud.magics.commands.keys import create_key as create_key
@@ -65,8 +65,16 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
     target = str(target)
     EndpointSpec.make(options, Interface.NOTEBOOK)
     server = session.current().server
-    record = _create(server, target, {**options, "cluster": options.get("cluster") or session.current().cluster})
     began = time.monotonic()
+    options = {**options, "cluster": options.get("cluster") or session.current().cluster}
+    while True:
+        try:
+            record = _create(server, target, options)
+            break
+        except Busy as error:  # of a run that is followed, and has saved nothing yet
+            if progress is not None:
+                progress(f"waiting: {error} {time.monotonic() - began:.0f} s")
+            time.sleep(WAIT_S)
     while record["state"] == "starting":
         if progress is not None:
             reason = f" ({shown(record['reason'])})" if record.get("reason") else ""

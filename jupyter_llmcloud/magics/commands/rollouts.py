@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import check_name, parse_replicas
 from jupyter_llmcloud.core.options import Option, Parsed, Syntax, integer, take_verb
-from jupyter_llmcloud.core.serving.rollout import parse_shares
+from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.output.endpoint import as_target

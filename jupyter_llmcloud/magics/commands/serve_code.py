@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, cell_magic, magics_class
 
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.options import parse, split
-from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import SERVE_CELL, EndpointSpec, Interface
 from jupyter_llmcloud.errors import ModelError, ServerError, UsageError
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
@@ -22,7 +22,7 @@ from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import current_number
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
-from jupyter_llmcloud.storage import served_code
+from jupyter_llmcloud.storage.models import served_code
 
 WAIT_S = 1
 POLL_S = 0.2

@@ -7,10 +7,12 @@ from typing import Any
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from jupyter_llmcloud.core.options import Syntax, integer, parse, split, take_verb
+from jupyter_llmcloud.core.run.time_split import in_words
 from jupyter_llmcloud.core.spec import WorldSpec
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.storage.runs import RunStore
 
 VERBS = {
     "status": Syntax("%world status", (), "", "Pid, host, memory and state of each rank."),
@@ -42,6 +44,7 @@ def status() -> Table:
     if world is None:
         return Table([], [], "This notebook has no world yet: the first %%distribute cell starts one, or %world start.")
     description = world.describe()
+    shares = RunStore().folder(description.run_id).read_times()[0] if description.run_id else {}
     rows = [
         (
             row["rank"],
@@ -49,10 +52,11 @@ def status() -> Table:
             row["pid"],
             row["host"],
             f"{row['rss'] / 2**20:.0f} MiB" if "rss" in row else "",
+            in_words(shares.get(row["rank"], {})),
         )
         for row in description.ranks
     ]
-    table = Table(["rank", "state", "pid", "host", "memory"], rows, "")
+    table = Table(["rank", "state", "pid", "host", "memory", "time goes into"], rows, "")
     return table.shown_by(PanelOf("world", world.world_id))
 
 

@@ -44,6 +44,7 @@ class OutputEntry:
 
     @property
     def size(self) -> int:
+        """Characters that it takes in the notebook."""
         if self.block is None:
             return 0
         data = (self.block.record or {}).get("data") or {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import NAME_PATTERN, parse_replicas
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR
-from jupyter_llmcloud.core.serving.rollout import parse_shares
+from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.output import predictions
 from jupyter_llmcloud.widgets.panel_mime import panel
@@ -18,6 +18,7 @@ from jupyter_llmcloud.widgets.panel_mime import panel
 if TYPE_CHECKING:
     import httpx
 
+    from jupyter_llmcloud.client.batches import BatchClient
     from jupyter_llmcloud.client.rest import ServerClient
 
 READ_TIMEOUT_S = 600.0
@@ -26,7 +27,10 @@ _ERRORS: dict[int, type[LLMCloudError]] = {
     400: UsageError, 404: NotFound, 413: UsageError, 422: UsageError, 429: CapacityError,
 }  # fmt: skip
 _PRE = "margin:2px 0 6px;white-space:pre-wrap"
-_STYLE = "border:1px solid #8884;border-radius:6px;padding:8px 12px;max-width:56em"
+_STYLE = (
+    "box-sizing:border-box;max-width:1040px;margin:4px 2px;padding:12px;border:1px solid #8884;border-radius:10px;"
+    "font:13px/1.45 system-ui,sans-serif"
+)
 
 
 class Endpoint:
@@ -164,6 +168,118 @@ class Endpoint:
         request = self._prediction("infer_stream", body, headers)
         return (predictions.piece(event) for event in self._events(request))
 
+    def map(
+        self,
+        inputs: Iterable[Any],
+        column: str | None = None,
+        *,
+        on_error: str = "raise",
+        window: str = "24h",
+        **params: Any,
+    ) -> list[Any]:
+        """Ask for every input, on all replicas at once, and return the answers in the order of the inputs.
+
+        The server works through them beside those who wait for an answer, also when this kernel has gone: `batches()`
+        lists what it works on, `batch_results(ID)` gives it. Interrupted, what is not answered yet is given up.
+
+        Args:
+            inputs: texts, lists of messages, or mappings (as a data set of Hugging Face gives them).
+            column: of mappings, the field that holds the input; otherwise `prompt`, `messages` or `input` (embeddings).
+            on_error: raise an error when an input could not be answered, or "none" to have None in its place.
+            window: what is not answered by then is given up: 24h, 30m.
+            params: of OpenAI's completions or chat completions (max_tokens, ...).
+        """
+        from jupyter_llmcloud.client.batches import row_groups
+        from jupyter_llmcloud.magics.output.progress_bar import progress_bar
+
+        if on_error not in ("raise", "none"):
+            raise UsageError(f"on_error={on_error!r}: it is raise or none.")
+        client = self._batch_client()
+        groups = list(row_groups(self.name, inputs, column, params))
+        begun = [client.begin(route, lines, window) for route, lines in groups]
+        try:
+            with progress_bar(sum(len(lines) for _, lines in groups), "answered") as progress:
+                client.wait(begun, progress)
+        except KeyboardInterrupt:
+            for batch_id in begun:
+                client.cancel(batch_id)
+            raise
+        return [answer for batch_id in begun for answer in self.batch_results(batch_id, on_error=on_error)]
+
+    def batches(self) -> list[dict[str, Any]]:
+        """What `map` has begun, the newest first: also in kernels that have gone."""
+        return self._batch_client().list()
+
+    def batch_results(self, batch_id: str, on_error: str = "raise") -> list[Any]:
+        """The answers of a batch that is over, in the order of its inputs; see `map`."""
+        from jupyter_llmcloud.client.batches import ENDED, answer_of
+
+        client = self._batch_client()
+        batch = client.get(batch_id)
+        if batch["status"] not in ENDED:
+            counts = batch["request_counts"]
+            raise UsageError(f"batch {batch_id} is {batch['status']}: {counts['completed']} of {counts['total']} rows.")
+        if batch["errors"]:
+            first = batch["errors"]["data"][0]
+            at = "" if first["line"] is None else f"input {first['line'] - 1}: "
+            raise UsageError(f"batch {batch_id} failed: {at}{first['message']}")
+        answers: list[Any] = []
+        failed: list[str] = []
+        for number, line in sorted(client.answers(batch).items()):
+            try:
+                answers.append(answer_of(line))
+            except LLMCloudError as error:
+                answers.append(None)
+                failed.append(f"input {number}: {error}")
+        if failed and on_error == "raise":
+            raise ServerError(
+                f"{len(failed)} of {len(answers)} inputs were not answered, the first one: {failed[0]} "
+                f'The others: ep.batch_results("{batch_id}", on_error="none").'
+            )
+        return answers
+
+    def _batch_client(self) -> BatchClient:
+        from jupyter_llmcloud.client.batches import BatchClient
+
+        http = self._client.http()
+        return BatchClient(http, self.base_url, lambda request: self._send(request, stream=False, pool=http))
+
+    def feedback(
+        self,
+        request_id: str,
+        rating: str | float | None = None,
+        correction: str | None = None,
+        *,
+        comment: str | None = None,
+        prompt: str | Sequence[dict[str, Any]] | None = None,
+        answer: str | None = None,
+        **metadata: str,
+    ) -> None:
+        """Say what you think of an answer.
+
+        Args:
+            request_id: from the header x-request-id of the answer (`_request_id` with OpenAI's client).
+            rating: "up", "down", or a number from -1 to 1.
+            correction: what should have been answered.
+            prompt, answer: what was asked and answered, for an endpoint that was started without --keep-requests.
+            metadata: anything else to keep with it.
+        """
+        said = {"rating": rating, "correction": correction, "comment": comment, "prompt": prompt, "answer": answer}
+        body = {"request_id": request_id, "metadata": metadata, **said}
+        http = self._client.http()
+        self._send(http.build_request("POST", f"{self.base_url}/feedback", json=body), stream=False, pool=http)
+
+    def feedback_dataset(self, path: str) -> int:
+        """Write corrections and good answers as a data set for fine-tuning (JSON lines); returns how many rows."""
+        text = self._client.feedback_dataset(self.name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return len(text.splitlines())
+
+    def drift(self, recent: int = 200) -> list[dict[str, Any]]:
+        """How far the newest `recent` requests differ from those before: lengths, first token, ratings."""
+        return self._client.endpoint_drift(self.name, recent)
+
     def stop(self) -> None:
         """End it."""
         self._client.stop_endpoint(self.name)
@@ -198,11 +314,11 @@ class Endpoint:
         answer: dict[str, Any] = response.json()
         return answer
 
-    def _send(self, request: httpx.Request, stream: bool) -> httpx.Response:
+    def _send(self, request: httpx.Request, stream: bool, pool: httpx.Client | None = None) -> httpx.Response:
         import httpx
 
         try:
-            response = self._pool().send(request, stream=stream)
+            response = (pool or self._pool()).send(request, stream=stream)
         except httpx.TransportError as error:
             raise ConnectionLost(f"{self.base_url} does not answer: {error or type(error).__name__}.") from None
         if not response.is_success:

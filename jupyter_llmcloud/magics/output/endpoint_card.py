@@ -1,4 +1,4 @@
-"""The live card of an endpoint: the static one, and a button that copies a key.
+"""The live card of an endpoint, for front ends that cannot show its panel: the static one, and buttons that copy.
 
 The key travels in one custom message, on a click, and lives in the clipboard alone: it is no trait, so that neither the
 saved notebook nor its widget state can hold it.
@@ -7,19 +7,20 @@ saved notebook nor its widget state can hold it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
 from jupyter_llmcloud.errors import LLMCloudError
+from jupyter_llmcloud.widgets.server_panels import STATIC
 
 
 class EndpointCard(anywidget.AnyWidget):
-    """What `endpoint_card.js` shows."""
+    """Its panel where the server of the page can be asked, else this; built from labextension/src/widgets."""
 
-    _esm = Path(__file__).parent / "endpoint_card.js"
+    _esm = STATIC / "endpoint-card.js"
+    _css = STATIC / "panels.css"
     name = traitlets.Unicode().tag(sync=True)
     url = traitlets.Unicode().tag(sync=True)
     snippets = traitlets.Dict().tag(sync=True)

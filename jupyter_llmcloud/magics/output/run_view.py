@@ -18,7 +18,7 @@ from jupyter_llmcloud.magics.output.cell_output import CellOutput
 from jupyter_llmcloud.magics.output.log_link import log_link
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.storage import log_text
-from jupyter_llmcloud.storage.runs import RunStore, nonce
+from jupyter_llmcloud.storage.runs import RunStore, Times, nonce
 from jupyter_llmcloud.system.gil import Pace, short_switch_intervals
 from jupyter_llmcloud.widgets.front_end import find_front_end
 from jupyter_llmcloud.widgets.live_view import LiveView
@@ -66,6 +66,7 @@ class RunView:
         stop: what the Stop button of the live view does.
         since: when the run began, for one that is shown afterwards: its records then carry the time.
         has_live: whether there is a live view beside the output.
+        live: that view, where it has been in the cell since before there were ranks.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class RunView:
         *,
         since: float | None = None,
         has_live: bool = True,
+        live: LiveView | None = None,
     ) -> None:
         self.run_id = run_id
         self.name = name
         front_end = find_front_end()
-        self.live = LiveView(run_id, name, list(ranks), stop, started=since, front_end=front_end)
+        self.live = live or LiveView(run_id, name, (), stop, started=since, front_end=front_end)
+        self.live.begin(list(ranks), stop)
         path = shown(str(log_text.path(RunStore().folder(run_id))))
         hold_s = HOLD_S if since is None else READ_HOLD_S
         self.folder = OutputFolder(ranks, hold_s, name=name, where=f"%runs logs {name} · {path}")
@@ -102,6 +105,8 @@ class RunView:
         self._is_live = False
         self._was_full = False
         self._has_log_text = False
+        if self.live.is_placed:
+            self._page.add_view()
 
     def _clock(self) -> float:
         """Never backwards, though clocks of hosts differ and records of the past come with their own time."""
@@ -162,6 +167,10 @@ class RunView:
         """A rank's state has changed."""
         self.live.handle_rank_state(rank, state, detail)
 
+    def times(self, shares: Times, seconds: Times) -> None:
+        """Where the ranks spend their time."""
+        self.live.handle_times(shares, seconds)
+
     def stopping(self) -> None:
         """Stop was pressed."""
         self.live.handle_state("stopping")
@@ -203,6 +212,8 @@ class RunView:
         if self._is_live:
             shown = own_errors(errors) if state == "failed" else []
             self.live.finish(state, time.time() if ended is None else ended, errors=shown, report=report)
+        else:
+            self.live.withdraw()
         if self.folder.is_full:
             threading.Thread(target=self._write_log_text, name="llmcloud-log", daemon=True).start()
 
@@ -210,8 +221,10 @@ class RunView:
         if self._has_live and not self._is_live:
             self._is_live = True
             self._cell.flush()
+            was_placed = self.live.is_placed
             self.live.show()
-            self._page.add_view()
+            if not was_placed:
+                self._page.add_view()
 
     # --- showing ---
 

@@ -19,6 +19,7 @@ class NullRun:
 
     @property
     def folder(self) -> Path:
+        """Where an ordinary cell would write its files."""
         return Path.cwd()
 
     def log(self, values: Mapping[str, Any] | None = None, /, *, step: int | None = None, **metrics: Any) -> None:

@@ -121,6 +121,7 @@ class Reconnection:
         if record is None or record.is_active:
             return None
         self._show_missed()
+        self._view.times({}, record.times)
         return RunEnded(run_id=self._run_id, state=record.state, errors=record.errors, artifacts=record.artifacts)
 
     def _show_missed(self) -> None:

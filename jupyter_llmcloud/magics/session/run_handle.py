@@ -15,7 +15,7 @@ from jupyter_llmcloud.core.output.numerals import format_duration
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldError
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.run_journals import RunJournals
-from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore, Times
 from jupyter_llmcloud.system.gil import short_switch_intervals
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class RunHandle:
 
     @property
     def state(self) -> str:
+        """As its record says; lost, where nobody leads it any more."""
         return "lost" if self._is_lost else self.record.state
 
     def done(self) -> bool:
@@ -191,6 +192,7 @@ class RunHandle:
                 for number, records in journals.metrics() if has_live else ():
                     view.records("metrics", number, records)
                 view.past(journals.logs())
+                view.times(*self._times(record))
                 view.tick()
                 if ended:
                     break
@@ -201,6 +203,10 @@ class RunHandle:
             print(f"Detached. The run goes on: %runs attach {self.run_id}")
         elif words := _describe_end(state, record):
             print(f"Run {self.run_id} {words}")
+
+    def _times(self, record: RunRecord) -> tuple[Times, Times]:
+        shares, seconds = self.folder.read_times()
+        return shares, record.times or seconds
 
     def _ipython_display_(self) -> None:
         from jupyter_llmcloud.magics.output.run_card import RunCard

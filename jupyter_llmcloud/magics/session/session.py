@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud import config
@@ -22,12 +22,13 @@ from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell
 from jupyter_llmcloud.magics.session.kernel_end import kernel_end
 from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
+from jupyter_llmcloud.magics.session.run_start import FINDING, STARTING, RunStart
 from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remember
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.run_request import execute
 from jupyter_llmcloud.storage.checkpoints import Checkpoint
 from jupyter_llmcloud.storage.resume import resume
-from jupyter_llmcloud.storage.runs import RunStore, nonce
+from jupyter_llmcloud.storage.runs import RunFolder, RunStore, nonce
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.client.rest import ServerClient
@@ -80,20 +81,34 @@ class Session:
 
     # --- worlds ---
 
-    def start_world(self, num_ranks: int | None = None, cluster: str | None = None, ticket: str = "") -> WorldClient:
-        """Start a world; there must be none. A `ticket` keeps the turn that was had with it."""
+    def start_world(
+        self,
+        num_ranks: int | None = None,
+        cluster: str | None = None,
+        ticket: str = "",
+        on_phase: Callable[[str], None] = lambda _: None,
+    ) -> WorldClient:
+        """Start a world; there must be none.
+
+        A `ticket` keeps the turn that was had with it. `on_phase` is told what is being done.
+        """
         if self.world is not None:
             raise UsageError(
                 f"this notebook has a world of {self.world.world_size} ranks already: %world restart or %world stop."
             )
         with said_when_stopped("stopped while the ranks were being started. Nothing was run, nothing is held."):
-            self.world = self._start_when_there_is_capacity(num_ranks, cluster or self.cluster, ticket or nonce())
+            self.world = self._start_when_there_is_capacity(
+                num_ranks, cluster or self.cluster, ticket or nonce(), on_phase
+            )
             remember(self.owner, self.world)
         return self.world
 
-    def _start_when_there_is_capacity(self, num_ranks: int | None, cluster: str | None, ticket: str) -> WorldClient:
+    def _start_when_there_is_capacity(
+        self, num_ranks: int | None, cluster: str | None, ticket: str, on_phase: Callable[[str], None]
+    ) -> WorldClient:
         from jupyter_llmcloud.magics.session.world_client import WorldClient
 
+        on_phase(FINDING)
         server = self._find_server(for_world=cluster is None)
         said = ""
         while True:
@@ -101,6 +116,7 @@ class Session:
                 placement = server.place(cluster, num_ranks, ticket)
                 if placement["started"]:
                     print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
+                on_phase(STARTING)
                 return WorldClient.start(placement, self.owner, LeaderLookup(lambda: self.server))
             except Busy as busy:
                 # All or nothing: nothing but a place in the server's line is held while we wait, so two worlds cannot
@@ -165,18 +181,18 @@ class Session:
         with contextlib.suppress(LLMCloudError):  # its agent has gone: so have the ranks
             self.world.release(GRACE_S if is_found_again else 0.0)
 
-    def ensure_world(self, num_ranks: int | None) -> WorldClient:
+    def ensure_world(self, num_ranks: int | None, on_phase: Callable[[str], None] = lambda _: None) -> WorldClient:
         """The living world, or a new one. Raises UsageError when it has another size than asked for."""
         with self._settling:
-            return self._settle(num_ranks)
+            return self._settle(num_ranks, on_phase)
 
-    def _settle(self, num_ranks: int | None) -> WorldClient:
+    def _settle(self, num_ranks: int | None, on_phase: Callable[[str], None]) -> WorldClient:
         self.attach_world()
         if self.world is not None and not self._is_alive(self.world):
             print("The world of this notebook has ended (its lease ran out or it was stopped): starting a new one.")
             self.world = None
         if self.world is None:
-            return self.start_world(num_ranks)
+            return self.start_world(num_ranks, on_phase=on_phase)
         if num_ranks is not None and num_ranks != self.world.world_size:
             raise UsageError(
                 f"-n {num_ranks}: the world of this notebook has {self.world.world_size} ranks, "
@@ -206,6 +222,8 @@ class Session:
 
     def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle:
         """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start."""
+        from jupyter_llmcloud.magics.session.run_handle import RunHandle
+
         asked = time.time()
         spec = RunSpec.make(given, Interface.NOTEBOOK)
         with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
@@ -216,21 +234,35 @@ class Session:
                     "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
                 )
             spec, checkpoint = resuming(RunStore(), spec, given)
-            world = self.ensure_world(spec.nproc)
-            chosen = self._check_ranks(spec.ranks, world)
-            self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
-            self._warn_of_guards(world, tree, chosen)
-            message = self._message(world, cell, spec, values, chosen, tree, checkpoint, asked)
-        if spec.background:
-            return self._submit(world, message)
+            name = spec.name or f"cell-{cell.number}"
+            folder = RunStore().folder(run_id(name, asked, nonce()))
+            start = RunStart(folder, name, cell.source, spec, self.owner, asked)
+        try:
+            with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
+                world = self.ensure_world(spec.nproc, start.phase)
+                chosen = self._check_ranks(spec.ranks, world)
+                self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
+                self._warn_of_guards(world, tree, chosen)
+                message = self._message(world, folder, cell, spec, name, values, chosen, tree, checkpoint, asked)
+        except BaseException:
+            start.take_back()
+            raise
+        try:
+            result = self._submit(world, message) if spec.background else self._execute(world, message, chosen, start)
+        except LLMCloudError:  # refused, or its agent is gone
+            start.take_back()
+            raise
+        if not isinstance(result, RunHandle):
+            shell.user_ns.update(result.pulled)
+        return result
+
+    def _execute(self, world: WorldClient, message: Execute, ranks: Sequence[int], start: RunStart) -> RunResult:
         address = world.address
         try:
-            result = world.execute(message, chosen)
+            return world.execute(message, ranks, start.live)
         finally:
             if world.address != address:
                 remember(self.owner, world)  # the run has taken it along to another agent
-        shell.user_ns.update(result.pulled)
-        return result
 
     def _submit(self, world: WorldClient, message: Execute) -> RunHandle:
         from jupyter_llmcloud.magics.session.run_handle import RunHandle
@@ -277,8 +309,10 @@ class Session:
     def _message(
         self,
         world: WorldClient,
+        folder: RunFolder,
         cell: Cell,
         spec: RunSpec,
+        name: str,
         values: bytes,
         ranks: list[int],
         tree: ast.Module | None,
@@ -286,12 +320,10 @@ class Session:
         asked: float,
     ) -> Execute:
         bound = cells.bound_names(tree) if tree is not None else None
-        name = spec.name or f"cell-{cell.number}"
-        identity = run_id(name, time.time(), nonce())
         return execute(
             spec,
             world_id=world.world_id,
-            run_id=identity,
+            run_id=folder.run_id,
             name=name,
             code=cell.code,
             source=cell.source,
@@ -299,7 +331,7 @@ class Session:
             execution_count=cell.number,
             line_offset=cell.line_offset,
             ranks=ranks,
-            folder=str(RunStore().folder(identity).path),
+            folder=str(folder.path),
             agent=world.address,
             cluster=world.cluster,
             owner=self.owner,

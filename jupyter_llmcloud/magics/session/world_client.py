@@ -35,6 +35,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     StartWorld,
     StopRun,
     StopWorld,
+    TimesTold,
     WorldDescription,
 )
 from jupyter_llmcloud.protocol.client import AgentChannel
@@ -44,6 +45,7 @@ from jupyter_llmcloud.protocol.rpc import R, Refused, Request, restored
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
+    from jupyter_llmcloud.widgets.live_view import LiveView
 
 # Functions that were defined on a rank call this round their loops, wherever they are pulled to.
 vars(builtins).setdefault("__llmcloud_loop__", lambda iterable, number: iterable)
@@ -240,15 +242,20 @@ class WorldClient:
         self._reopen_if_closed()
         self.channel.request(cell)
 
-    def execute(self, cell: Execute, ranks: Sequence[int]) -> RunResult:
-        """Execute and show; returns when every rank has ended. Raises RankError, KeyboardInterrupt after a Stop."""
+    def execute(self, cell: Execute, ranks: Sequence[int], live: LiveView | None = None) -> RunResult:
+        """Execute and show; returns when every rank has ended. Raises RankError, KeyboardInterrupt after a Stop.
+
+        `live` is the view of the run, where it has been in the cell since before there were ranks.
+        """
         with StopSignal(kernel_end.explains_press) as stop:
             try:
                 self.channel.send(cell)
             except ConnectionLost:  # while nothing was done: half a message is no message
                 self._reopen()
                 self.channel.send(cell)
-            view = RunView(cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id))
+            view = RunView(
+                cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id), live=live
+            )
             try:
                 ended = self._follow(cell, view, stop)
             except KernelShutdown:
@@ -317,7 +324,10 @@ class WorldClient:
                 view.note(message.detail)
             case RankState(run_id=known) if known == run_id:
                 view.rank_state(message.rank, message.state, message.detail)
+            case TimesTold(run_id=known) if known == run_id:
+                view.times(message.shares, message.seconds)
             case RunEnded(run_id=known) if known == run_id:
+                view.times({}, message.seconds)
                 return message
             case Refused(code=NotFound.code, reply_to=number) if number in stop.requests:
                 pass  # pressed a moment after the run had ended, which was said before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.protocol.http.base import Body, Query, Response
@@ -35,12 +35,12 @@ else:
         ServedSource | None, Meta(description="Code of the user's own, in place of a model: what %%serve sends.")
     ]
     _TARGET = Annotated[str, Meta(description="A run by its id or name, or a folder in the Hugging Face layout.")]
-    _REUSE = Annotated[bool, Meta(description="Answer with an endpoint of that name that serves the same already.")]
+    _REUSE = Annotated[bool | UnsetType, Meta(description="Answer with one of that name that serves the same.")]
     StartEndpoint = options_body(
         "StartEndpoint",
         "A run's model or a folder to serve, and how.",
         EndpointSpec,
-        [("target", _TARGET), ("source", _SOURCE, None), ("reuse", _REUSE, False)],
+        [("target", _TARGET), ("source", _SOURCE, None), ("reuse", _REUSE, UNSET)],
     )
 
 
@@ -181,6 +181,7 @@ class Endpoint(Response, frozen=True):
     max_model_len: int | None
     max_concurrent: int | None
     threads: int | None
+    keep_requests: Annotated[bool, Meta(description="Whether what is asked and answered is kept, for feedback.")]
     revision: Annotated[str, Meta(description="A fingerprint of what is served; another one for other weights.")]
     replicas: list[Replica]
     cores: Annotated[int | None, Meta(description="That a replica has; null: it shares them.")] = None

@@ -16,7 +16,7 @@ from jupyter_llmcloud.protocol.http.clusters import Cluster
 from jupyter_llmcloud.protocol.http.endpoints import Endpoint
 from jupyter_llmcloud.protocol.http.keys import Key
 from jupyter_llmcloud.protocol.http.runs import Run
-from jupyter_llmcloud.protocol.http.worlds import World
+from jupyter_llmcloud.protocol.http.worlds import Split, World
 
 Topic = Literal["clusters", "worlds", "runs", "endpoints", "keys"]
 TOPICS: tuple[Topic, ...] = ("clusters", "worlds", "runs", "endpoints", "keys")
@@ -86,16 +86,6 @@ ClientMessage = SubscribeTopics | UnsubscribeTopics | WatchRun | UnwatchRun | Ac
 # --- parts of what the server says ----------------------------------------------------------------------------------
 
 
-class Split(msgspec.Struct, kw_only=True, frozen=True):
-    """Where a rank's time goes, as shares of the last seconds; they add up to 1."""
-
-    compute: float = 0.0
-    communication: float = 0.0
-    data: float = 0.0
-    waiting: float = 0.0
-    checkpoint: float = 0.0
-
-
 class RankInfo(msgspec.Struct, kw_only=True, frozen=True):
     """A rank of a run. Bytes; `utilization` is that of its device, 0 to 1; None where it is not known.
 
@@ -104,7 +94,8 @@ class RankInfo(msgspec.Struct, kw_only=True, frozen=True):
         detail: what it does or why it ended, in a few words.
         cpu: processor use of its process in cores (1.5: one and a half), None when it is not known.
         last_seen: seconds since the epoch when its process was looked at last.
-        split: where its time goes.
+        split: where its time goes: of the last ten seconds, of a run that has ended all of it. None when unknown.
+        total_split: where all of its time has gone so far.
     """
 
     rank: int
@@ -118,6 +109,7 @@ class RankInfo(msgspec.Struct, kw_only=True, frozen=True):
     utilization: float | None = None
     cpu: float | None = None
     split: Split | None = None
+    total_split: Split | None = None
     last_seen: float | None = None
 
 
@@ -203,6 +195,7 @@ class RunInfo(msgspec.Struct, kw_only=True, frozen=True):
         elapsed_s: from its creation to its end, or to the time of the message.
         phase: the present one of `phases`.
         notice: what hinders it now, in one line; empty when nothing does.
+        hang: why its ranks do not go on, and which; empty while they do.
         latest: the newest value of each metric.
         marks: what to draw on a chart, in order of time.
         notes: what was noted on the way.
@@ -227,6 +220,7 @@ class RunInfo(msgspec.Struct, kw_only=True, frozen=True):
     ranks: list[RankInfo] = []
     progress: list[ProgressBar] = []
     notice: str = ""
+    hang: str = ""
     latest: dict[str, LatestValue] = {}
     marks: list[Mark] = []
     notes: list[str] = []

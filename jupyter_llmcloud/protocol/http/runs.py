@@ -101,7 +101,17 @@ class RunError(TypedDict, total=False):
     place: Annotated[str, Meta(description="The line of the notebook or script that failed.")]
     locals: Annotated[dict[str, str], Meta(description="Variables there, as short texts.")]
     collateral: Annotated[bool, Meta(description="Whether it failed only because another rank did.")]
+    interrupted: Annotated[bool, Meta(description="Whether it ended because the run was stopped.")]
     step: Any
+
+
+class RunHang(Response, frozen=True):
+    """Ranks that do not go on."""
+
+    t: Annotated[float, Meta(description="When it was noticed, in seconds since the epoch.")]
+    text: Annotated[str, Meta(description="Who is late, where, and who waits for it in what.")]
+    late: Annotated[list[int], Meta(description="Ranks that others wait for; empty in a deadlock.")] = []
+    waiting: Annotated[list[int], Meta(description="Ranks that wait.")] = []
 
 
 class Run(Response, frozen=True):
@@ -124,6 +134,10 @@ class Run(Response, frozen=True):
     world_id: Annotated[str, Meta(description="Of the world that executes it; empty while none does.")] = ""
     holder: Annotated[str, Meta(description="Who started it, in words: the end of a notebook's path, a process.")] = ""
     num_restarts: int = 0
+    phase: Annotated[
+        str, Meta(description="While it is queued: finding a cluster, starting ranks, joining; else empty.")
+    ] = ""
+    hang: Annotated[RunHang | None, Meta(description="Why its ranks do not go on; null while they do.")] = None
 
 
 class Runs(Response, frozen=True):
@@ -143,6 +157,10 @@ class RunDetail(Run, frozen=True):
     history: list[HistoryEntry] = []
     errors: list[RunError] = []
     source: Annotated[str, Meta(description="As it was typed.")] = ""
+    seconds: Annotated[
+        dict[str, dict[str, float]],
+        Meta(description="Where each rank's time went: {rank: {compute, communication, data, waiting, checkpoint}}."),
+    ] = {}
     versions: Annotated[dict[str, str], Meta(description="Of Python and of libraries, where it was executed.")] = {}
 
 

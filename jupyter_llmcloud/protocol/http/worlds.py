@@ -15,6 +15,18 @@ class WorldsQuery(Query, frozen=True):
     cluster: Annotated[str | None, Meta(description="Name of a cluster; of all clusters when left out.")] = None
 
 
+class Split(Response, frozen=True):
+    """Where a rank's time goes, as shares that add up to 1."""
+
+    compute: Annotated[float, Meta(description="All that is none of the others.")] = 0.0
+    communication: Annotated[
+        float, Meta(description="In collectives, as long as the rank that was blocked least in them.")
+    ] = 0.0
+    data: Annotated[float, Meta(description="In data loaders.")] = 0.0
+    waiting: Annotated[float, Meta(description="In collectives, beyond that: for other ranks.")] = 0.0
+    checkpoint: Annotated[float, Meta(description="In saving.")] = 0.0
+
+
 class WorldRank(Response, frozen=True):
     """A rank of a world. What is not known is null."""
 
@@ -29,6 +41,7 @@ class WorldRank(Response, frozen=True):
     gpu_memory_bytes: int | None = None
     utilization: Annotated[float | None, Meta(description="Of its device, from 0 to 1.")] = None
     last_seen: Annotated[float | None, Meta(description="Seconds since the epoch.")] = None
+    split: Annotated[Split | None, Meta(description="Where its time has gone in the last seconds of a run.")] = None
 
 
 class World(Response, frozen=True):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.utils import url_path_join
 
 from jupyter_llmcloud.core.names import parse_replicas
-from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface
 from jupyter_llmcloud.protocol.http.endpoints import (
     AddAdapter,
@@ -33,9 +33,11 @@ from jupyter_llmcloud.protocol.http.endpoints import (
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.operation import NoFields, operation
 from jupyter_llmcloud.server.endpoints.model_folder import ModelFolder, of_code
-from jupyter_llmcloud.storage import served_code
+from jupyter_llmcloud.storage.models import served_code
 
 if TYPE_CHECKING:
+    from tornado.httputil import HTTPServerRequest
+
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
 
 
@@ -47,6 +49,11 @@ def as_endpoint(described: dict[str, Any], url: str = "") -> Endpoint:
     return Endpoint(**{**described, "replicas": replicas, "revisions": revisions, "rates": rates, "url": url})
 
 
+def gateway_url(request: HTTPServerRequest, base_url: str) -> str:
+    """The base URL of the models' API, under which whoever sent this request reaches the server."""
+    return f"{request.protocol}://{request.host}" + url_path_join(base_url, "llmcloud/v1")
+
+
 class _EndpointHandler(LLMCloudHandler):
     def initialize(self, endpoints: EndpointRegistry, **shared: Any) -> None:  # type: ignore[override]
         super().initialize(**shared)
@@ -54,8 +61,7 @@ class _EndpointHandler(LLMCloudHandler):
 
     def told(self, described: dict[str, Any]) -> Endpoint:
         """With the URL under which this client reached the server."""
-        origin = f"{self.request.protocol}://{self.request.host}"
-        return as_endpoint(described, origin + url_path_join(self.base_url, "llmcloud/v1"))
+        return as_endpoint(described, gateway_url(self.request, self.base_url))
 
 
 class EndpointsHandler(_EndpointHandler):

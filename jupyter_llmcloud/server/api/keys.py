@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import os
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jupyter_llmcloud.core.serving.keys import NUM_ID_BYTES, NUM_SECRET_BYTES, ApiKey, check_scopes, make_key
-from jupyter_llmcloud.core.serving.quota import KeyLimits
+from jupyter_llmcloud.core.serving.usage.quota import KeyLimits
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.http.keys import (
     DEFAULT_EXPIRY_S,
@@ -29,14 +31,16 @@ from jupyter_llmcloud.protocol.http.keys import (
     RotateKey,
 )
 from jupyter_llmcloud.server.api.base import RESOURCE, LLMCloudHandler
-from jupyter_llmcloud.server.api.key_access import has_all_keys
 from jupyter_llmcloud.server.api.operation import operation
 from jupyter_llmcloud.server.gateway.key_alerts import ALERT
 from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 
 if TYPE_CHECKING:
+    from jupyter_server.base.handlers import JupyterHandler
+
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 
+ADMIN = "admin"  # the action that Jupyter's authorizer is asked about, on llmcloud
 MAX_LABEL = 200
 NO_LIMITS = KeyLimits()
 
@@ -95,6 +99,21 @@ def told(key: StoredKey, last_used: float | None = None) -> Key:
     )
 
 
+async def has_all_keys(handler: JupyterHandler) -> bool:
+    """Whether whoever asks may do with all keys what they may do with their own.
+
+    Jupyter's authorizer decides (the default one allows all to who is signed in). Behind JupyterHub others than the
+    server's user may be let in, when the server is shared with them or their group: of these, only administrators of
+    the Hub see what others have minted.
+    """
+    user: Any = handler.current_user
+    about = getattr(user, "hub_user", None)
+    if isinstance(about, dict) and not about.get("admin") and user.username != os.environ.get("JUPYTERHUB_USER"):
+        return False
+    allowed = handler.authorizer.is_authorized(handler, user, ADMIN, RESOURCE)
+    return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+
+
 class _KeyHandler(LLMCloudHandler):
     """What the routes of keys share."""
 
@@ -106,7 +125,7 @@ class _KeyHandler(LLMCloudHandler):
     async def own_keys(self) -> dict[str, StoredKey]:
         """The keys that whoever asks may know of, by their ids; the newest first."""
         keys = self.state.list_keys()
-        if not await has_all_keys(self, RESOURCE):
+        if not await has_all_keys(self):
             keys = [key for key in keys if key.owner == self.actor]
         return {key.id: key for key in keys}
 

@@ -37,7 +37,7 @@ class Operation:
         description: more of it.
         action: for which one must be authorized on llmcloud; EVERYBODY for none.
         replies: what it answers by HTTP status: a struct, or the media type of what it writes itself.
-        body: of the request; None where it has none.
+        body: of the request: a struct, or the media type of what the method reads itself; None where it has none.
         query: what may be said behind the path.
     """
 
@@ -45,13 +45,13 @@ class Operation:
     description: str
     action: str
     replies: Mapping[int, type[Response] | str]
-    body: type[Body] | None = None
+    body: type[Body] | str | None = None
     query: type[Query] | None = None
 
     def asked(self, handler: LLMCloudHandler) -> dict[str, Any]:
         """The body and the query of a request, as the method takes them. Raises UsageError."""
         found: dict[str, Any] = {}
-        if self.body is not None:
+        if isinstance(self.body, type):
             found["body"] = decode_body(self.body, handler.content())
         if self.query is not None:
             found["query"] = decode_query(self.query, handler.arguments())

@@ -14,7 +14,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound, WorldError
+from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NotFound, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Describe, SaveCheckpoint, StopRun
 from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 from jupyter_llmcloud.storage.runs import RunRecord
@@ -64,6 +64,10 @@ class RunStates:
             if self._is_starting(record):
                 return record.state
             return await asyncio.to_thread(self._end, record, "lost", "the server that was to start it has gone.")
+        if not record.agent and record.starter:
+            if self._has_starter(record):
+                return record.state
+            return await asyncio.to_thread(self._end, record, "lost", "the kernel that was to start it has gone.")
         try:
             async with await self._leader(record) as connection, asyncio.timeout(ASK_TIMEOUT_S):
                 worlds = (await connection.request(Describe())).worlds
@@ -92,11 +96,19 @@ class RunStates:
             for server in self._state.servers()
         )
 
+    @staticmethod
+    def _has_starter(record: RunRecord) -> bool:
+        """Whether the kernel that looks for its ranks may live."""
+        starter = record.starter
+        return starter["host"] != socket.gethostname() or is_process(starter["pid"], starter["started"])
+
     async def stop(self, record: RunRecord) -> str:
         """Press Stop for an active run, also when no agent leads it now; returns its state. Raises LLMCloudError."""
         if record.run_id in self._starts and await self._starts.stop(record.run_id):
             return self._runs.folder(record.run_id).read().state
         record = self._runs.folder(record.run_id).read()
+        if not record.agent and record.starter and self._has_starter(record):
+            raise UsageError(f"run {record.run_id!r} has no ranks yet: interrupt the kernel that starts them (Stop).")
         for _ in range(STOP_ATTEMPTS):
             try:
                 async with await self._leader(record) as connection:

@@ -30,6 +30,7 @@ from jupyter_llmcloud.protocol.http.runs import (
     Run,
     RunDeleted,
     RunDetail,
+    RunHang,
     Runs,
     RunsQuery,
     RunStarted,
@@ -43,9 +44,10 @@ from jupyter_llmcloud.server.api.operation import NoFields, operation
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.layouts import Layouts
-from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunFolder, RunRecord
 from jupyter_llmcloud.widgets import static_view
 from jupyter_llmcloud.widgets.recorded_view import recorded_view
+from jupyter_llmcloud.widgets.view_state import without_advice
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.api.run_starts import RunStarts
@@ -77,7 +79,25 @@ def latest(folder: RunFolder, not_finite: Mapping[str, Mapping[str, Any]]) -> di
 def as_run(record: RunRecord, state: str, figures: Mapping[str, Any]) -> Run:
     """A run as a list tells of it; `state` is that of now, `figures` are those of `latest`."""
     kept = {key: getattr(record, key) for key in _SUMMARY}
-    return Run(**kept, state=state, holder=holder(record.owner) if record.owner else "", **figures)
+    hang = _hang(record.hang) if record.hang and state in ACTIVE_STATES else None
+    phases = [str(entry["phase"]) for entry in record.history if "phase" in entry]
+    return Run(
+        **kept,
+        state=state,
+        holder=holder(record.owner) if record.owner else "",
+        phase=phases[-1] if phases and state == "queued" else "",
+        hang=hang,
+        **figures,
+    )
+
+
+def _hang(report: Mapping[str, Any]) -> RunHang:
+    return RunHang(
+        t=report.get("t", 0.0),
+        text=without_advice(str(report.get("text", ""))),
+        late=report.get("late", []),
+        waiting=report.get("waiting", []),
+    )
 
 
 def _named(name: str, values: Mapping[str, float]) -> dict[str, str]:
@@ -161,7 +181,8 @@ class RunHandler(_RunHandler):
         """Everything that the record of a run holds, by its id or name."""
         folder = self.runs.find(name)
         record = await asyncio.to_thread(folder.read)
-        told = {**asdict(record), **msgspec.structs.asdict(await self.summary(record)), "source": folder.source()}
+        kept = {name: value for name, value in asdict(record).items() if name != "starter"}
+        told = {**kept, **msgspec.structs.asdict(await self.summary(record)), "source": folder.source()}
         with contextlib.suppress(LLMCloudError):  # as its record has it, when its cluster does not answer
             told["agent"] = await self.run_states.leader_address(record)
         return RunDetail(**told)

@@ -1,7 +1,7 @@
 """One endpoint while it lives: carries out what its plan says, and tells the plan what is observed.
 
-What is decided is decided in `core.serving.endpoint_plan`, in one task, event after event. An instruction that takes
-time (a start, a probe, an end) is an operation beside that task; how it ended is the next event.
+What is decided is decided in `core.serving.endpoint.endpoint_plan`, in one task, event after event. An instruction that
+takes time (a start, a probe, an end) is an operation beside that task; how it ended is the next event.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.serving.endpoint_plan import EndpointPlan, Timing
-from jupyter_llmcloud.core.serving.plan_messages import (
+from jupyter_llmcloud.core.serving.endpoint.endpoint_plan import EndpointPlan, Timing
+from jupyter_llmcloud.core.serving.endpoint.plan_messages import (
     AskAgent,
     Desired,
     Drain,
@@ -40,9 +40,8 @@ from jupyter_llmcloud.core.serving.plan_messages import (
     Tick,
     Withdraw,
 )
-from jupyter_llmcloud.core.serving.rates import RateWindow
-from jupyter_llmcloud.core.serving.revision import Revision
-from jupyter_llmcloud.core.serving.rollout import (
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.rollout import (
     CANARY,
     RETIRED,
     SHADOW,
@@ -52,7 +51,8 @@ from jupyter_llmcloud.core.serving.rollout import (
     why_unhealthy,
     with_role,
 )
-from jupyter_llmcloud.core.serving.rollout import withdrawn as without
+from jupyter_llmcloud.core.serving.endpoint.rollout import withdrawn as without
+from jupyter_llmcloud.core.serving.usage.rates import RateWindow
 from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError, ModelError, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient, ReplicaLost, ReplicaRefusal
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone
@@ -72,6 +72,7 @@ ACTIVE_STATES = ("starting", "ready")
 _TOLD = (
     "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent",
     "threads", "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
+    "keep_requests",
 )  # fmt: skip
 _OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
 MAX_REVISIONS = 20  # that are kept of one endpoint
@@ -138,6 +139,12 @@ class EndpointController:
         """It answers, or will."""
         return self.state in ACTIVE_STATES
 
+    @property
+    def is_settled(self) -> bool:
+        """Every request is answered by the newest revision."""
+        ready = self.ready_replicas()
+        return bool(ready) and all(one.stored.revision == self.stored.current.number for one in ready)
+
     def ready_replicas(self) -> list[ReplicaClient]:
         """Those that can be asked."""
         return [replica for replica in self._replicas.values() if replica.weight > 0]
@@ -197,6 +204,17 @@ class EndpointController:
         self._inbox.put_nowait(Resumed(revisions, found))
         self._task = asyncio.ensure_future(self._reconcile())
         self._operations[0, "scale"] = asyncio.ensure_future(self._keep_scaled())
+
+    def follow(self, until_over: Callable[[], Awaitable[str]]) -> None:
+        """Serve what a run makes, until there is no more to come."""
+
+        async def follow() -> None:
+            outcome = await until_over()
+            self.stored.follows = ""
+            self._save()
+            self._records.tell_change(self.name, "endpoint.followed", outcome=outcome, step=self.stored.current.step)
+
+        self._operations[0, "follow"] = asyncio.ensure_future(follow())
 
     def change(self, revisions: Sequence[Revision]) -> None:
         """Have these revisions from now on; nothing is interrupted for that."""
@@ -310,8 +328,9 @@ class EndpointController:
             self._mark("failed", f"{type(error).__name__}: {error}")
             await asyncio.gather(*(self._end(replica) for replica in list(self._replicas.values())))
         finally:
-            if (scaling := self._operations.pop((0, "scale"), None)) is not None:
-                scaling.cancel()
+            for kind in ("scale", "follow"):
+                if (task := self._operations.pop((0, kind), None)) is not None:
+                    task.cancel()
 
     async def _keep_scaled(self) -> None:
         """Follow the load, where bounds are given."""

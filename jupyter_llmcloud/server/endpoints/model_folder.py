@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
-from jupyter_llmcloud.storage import served_code
-from jupyter_llmcloud.storage.gguf import gguf_file
 from jupyter_llmcloud.storage.model_folder import ADAPTER, ModelLayout, check_folder, model_kind
 from jupyter_llmcloud.storage.runs import RunStore
 
@@ -37,7 +35,7 @@ class ModelFolder:
 
 
 def of_code(file: Path, name: str) -> ModelFolder:
-    """Code that is served by itself, kept by `storage.served_code`."""
+    """Code that is served by itself, kept by `storage.models.served_code`."""
     return ModelFolder(file.parent, name, served_code.fingerprint(file), kind="python", source=str(file))
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import check_name, replica_bounds
-from jupyter_llmcloud.core.serving import rollout
-from jupyter_llmcloud.core.serving.engine_names import AUTO, LLAMA_CPP, is_external, is_url
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.serving.endpoint import rollout
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.core.spec import EndpointSpec
-from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
+from jupyter_llmcloud.errors import Busy, LLMCloudError, ModelError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.controller import ACTIVE_STATES, EndpointController
+from jupyter_llmcloud.server.endpoints.follow import FollowedRun, RunModel, newest_model
 from jupyter_llmcloud.server.endpoints.model_folder import (
     ModelFolder,
     model_elsewhere,
@@ -24,8 +25,8 @@ from jupyter_llmcloud.server.endpoints.model_folder import (
     resolve_gguf,
     resolve_target,
 )
+from jupyter_llmcloud.storage.models.weights_layout import difference
 from jupyter_llmcloud.storage.server_state import StoredEndpoint
-from jupyter_llmcloud.storage.weights_layout import difference
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -58,6 +59,7 @@ class EndpointRegistry:
                 endpoint = self._add(stored)
                 if stored.state in ACTIVE_STATES:
                     endpoint.open(inherited=True)
+                    self._follow(endpoint)
 
     def _add(self, stored: StoredEndpoint) -> EndpointController:
         endpoint = EndpointController(stored, self._host, self._records, self._log)
@@ -73,13 +75,17 @@ class EndpointRegistry:
         code that is served under the same name: other replicas are ready before the old ones end.
         """
         try:
-            folder = code or await self._resolve(target, spec.base_model, spec.engine)
+            step = None
+            if spec.follow:
+                folder, step = await self._newest_of(target)
+            else:
+                folder = code or await self._resolve(target, spec.base_model, spec.engine)
         except NotFound:
             running = self._endpoints.get(target)
             if reuse and spec.name in (None, target) and running is not None and running.is_active:
                 return running
             raise
-        name = check_name(spec.name or folder.name, "endpoint")
+        name = check_name(spec.name or (target if spec.follow else folder.name), "endpoint")
         known = self._endpoints.get(name)
         if known is not None and known.is_active and code is not None and known.stored.current.kind == PYTHON:
             self._replace(known, revision_of(folder, target, spec, rollout.next_number(known.stored.revisions)))
@@ -93,9 +99,12 @@ class EndpointRegistry:
                 f"stop it first (%endpoints stop {name}), or give it this model: %endpoints update {name} {target}."
             )
         before = known.stored.revisions if known is not None else []
-        revisions = rollout.updated(before, revision_of(folder, target, spec, rollout.next_number(before)))
+        revision = revision_of(folder, target, spec, rollout.next_number(before))
+        revisions = rollout.updated(before, dataclasses.replace(revision, step=step))
         endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=spec.cluster))
+        endpoint.stored.follows = self._runs.find(target).run_id if spec.follow else ""
         endpoint.open()
+        self._follow(endpoint)
         return endpoint
 
     def _replace(self, endpoint: EndpointController, new: Revision) -> None:
@@ -103,6 +112,38 @@ class EndpointRegistry:
         alike = {name: getattr(current, name) for name in ("number", "role", "weight", "priority", "in_place_of")}
         if dataclasses.replace(new, **alike) != current:
             endpoint.change(rollout.updated(endpoint.stored.revisions, new))
+
+    # --- a run that is followed ---
+
+    async def _newest_of(self, target: str) -> tuple[ModelFolder, int | None]:
+        """The newest model of a run that trains. Raises Busy when there is none yet."""
+        run = self._runs.find(target)
+        found = await asyncio.to_thread(newest_model, run)
+        record = run.read()
+        if found is None and not record.spec.get("checkpoint_every"):
+            raise ModelError(
+                f"run {record.name!r} saves no checkpoints that could be followed: start it with --checkpoint-every N "
+                "--save model,tokenizer."
+            )
+        if found is None:
+            raise Busy(f"run {record.name!r} has not saved a checkpoint yet.")
+        return await self._resolve(str(found.folder)), found.step
+
+    def _follow(self, endpoint: EndpointController) -> None:
+        stored = endpoint.stored
+        if not stored.follows:
+            return
+
+        async def serve(model: RunModel) -> None:
+            await self.update(stored.name, str(model.folder), step=model.step)
+
+        def serving() -> tuple[int | None, Path] | None:
+            if not endpoint.is_settled:
+                return None
+            return stored.current.step, Path(stored.current.model)
+
+        followed = FollowedRun(self._runs.folder(stored.follows), serve, serving, self._log)
+        endpoint.follow(followed.follow)
 
     async def _resolve(self, target: str, base_model: str | None = None, engine: str = AUTO) -> ModelFolder:
         if is_url(engine):
@@ -165,11 +206,16 @@ class EndpointRegistry:
         endpoint = self.active(name)
         current = endpoint.stored.current
         folder = await self._resolve(target, engine=current.engine)
-        revisions = endpoint.stored.revisions
+        # Models of checkpoints that are gone cannot be gone back to.
+        revisions = [
+            item
+            for item in endpoint.stored.revisions
+            if item.role != rollout.RETIRED or item.step is None or Path(item.model).is_dir()
+        ]
         new = dataclasses.replace(
             current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
-            fingerprint=folder.revision, base_model=folder.base_model, step=None, in_place_of=0, kind=folder.kind,
-            source=folder.source, **about,
+            fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, kind=folder.kind,
+            source=folder.source, **{"step": None, **about},
         )  # fmt: skip
         if canary is not None:
             endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
@@ -291,4 +337,5 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
         devices=spec.devices,
         min_replicas=low,
         max_replicas=high,
+        keep_requests=spec.keep_requests,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from jupyter_llmcloud.core.serving.routing import CircuitBreaker, ReplicaLoad, RequestShape
+from jupyter_llmcloud.core.serving.endpoint.routing import CircuitBreaker, ReplicaLoad, RequestShape
 from jupyter_llmcloud.storage.server_state import StoredReplica
 
 ANY_REQUEST = RequestShape()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.core.serving.revision import Revision
+from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds
+from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
 from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
 from jupyter_llmcloud.storage.server_state import StoredReplica
@@ -53,7 +54,7 @@ class ReplicaHost:
 
     async def place(self, endpoint: str, revision: Revision, cluster: str | None) -> PlacedReplica:
         """Choose an agent for a replica that is not started yet; with no cluster a local one is started."""
-        name, agent = await (await self._pool()).agent_for_replica(cluster)
+        name, agent = await (await self._pool()).agent_for_replica(cluster, needs_of(revision))
         replica = StoredReplica(
             id=f"{endpoint[:40]}-{secrets.token_hex(4)}",
             revision=revision.number,
@@ -71,10 +72,12 @@ class ReplicaHost:
         spec = {
             "endpoint": endpoint, "served_name": endpoint, "model": revision.model, "dtype": revision.dtype,
             "base_model": revision.base_model, "token": replica.token, "max_concurrent": revision.max_concurrent,
-            "max_model_len": revision.max_model_len, "num_threads": revision.threads or revision.cores,
+            "max_model_len": revision.max_model_len,
+            "num_threads": _threads(revision),
             "cores": revision.cores, "memory_bytes": revision.memory_bytes, "cache_bytes": revision.cache_bytes,
-            "devices": revision.devices, "engine": revision.engine,
-            "api_key_env": revision.api_key_env, "source": revision.source, "adapters": dict(adapters),
+            "devices": revision.devices, "engine": revision.engine, "source": revision.source,
+            "api_key_env": revision.api_key_env,
+            "adapters": dict(adapters),
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
             message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)
@@ -121,6 +124,16 @@ class ReplicaHost:
                 await connection.request(StopReplica(replica_id=replica.id), timeout_s=STOP_TIMEOUT_S)
             except NotFound:
                 return
+
+
+def needs_of(revision: Revision) -> ReplicaNeeds:
+    """What each replica of a revision was promised."""
+    return ReplicaNeeds(revision.cores, revision.memory_bytes, revision.devices)
+
+
+def _threads(revision: Revision) -> int | None:
+    """Of a replica with cores of its own: one is left to HTTP, where there is more than one. None: its share."""
+    return revision.threads or (None if revision.cores is None else max(1, revision.cores - 1))
 
 
 def last_line(log: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.core.serving.autoscaling import ArrivalRate, Autoscaler, Bounds, Demand, Smoothed
+from jupyter_llmcloud.core.serving.endpoint.autoscaling import ArrivalRate, Autoscaler, Bounds, Demand, Smoothed
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.core.serving.revision import Revision
+    from jupyter_llmcloud.core.serving.endpoint.revision import Revision
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
 
 EVERY_S = 1.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from jupyter_llmcloud.core.serving.autoscaling import Smoothed
+from jupyter_llmcloud.core.serving.endpoint.autoscaling import Smoothed
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from jupyter_server.base.websocket import WebSocketMixin
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from jupyter_llmcloud.server.api.base import RESOURCE, access
+from jupyter_llmcloud.server.api.endpoints import gateway_url
 from jupyter_llmcloud.server.events.stream import EventStream
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class EventsHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
         """It is open: one task writes, one asks again and again whether the login holds."""
         super().open(*args, **kwargs)
         self.set_nodelay(True)
-        self._stream = EventStream(self._events, self._send)
+        self._stream = EventStream(self._events, self._send, gateway_url(self.request, self.base_url))
         self._tasks = [asyncio.ensure_future(self._tell()), asyncio.ensure_future(self._guard())]
 
     async def _send(self, data: bytes) -> None:

@@ -13,12 +13,12 @@ import msgspec
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.protocol.http.clusters import Cluster, Device, Process, Worker
-from jupyter_llmcloud.protocol.http.worlds import World, WorldRank
+from jupyter_llmcloud.protocol.http.worlds import Split, World, WorldRank
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.cluster.agent_info import AgentView
     from jupyter_llmcloud.server.cluster_access import ClusterAccess
-    from jupyter_llmcloud.storage.runs import RunRecord
+    from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
 KEEP_S = 1.0  # clusters and worlds are told from one look
 RANKS_S = 2.0
@@ -30,8 +30,9 @@ _TEXTS = {"agent": "node agent", "zygote": "holds what ranks import, and forks t
 class Resources:
     """Of all clusters of a server."""
 
-    def __init__(self, clusters: ClusterAccess) -> None:
+    def __init__(self, clusters: ClusterAccess, runs: RunStore) -> None:
         self._clusters = clusters
+        self._runs = runs
         self._looks: dict[str, tuple[float, asyncio.Task[list[AgentView]]]] = {}
         self._seen: dict[str, Sequence[AgentView]] = {}  # by cluster
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,17 +59,26 @@ class Resources:
         """With its ranks. Raises LLMCloudError."""
         found = ranks_of(await self._look(world.cluster), world.world_id)
         state = "running" if world.run_id else "idle"
+        splits = await asyncio.to_thread(self._splits, world.run_id)
         unseen = "starting" if time.time() - world.started < STARTS_S else "lost"
         ranks = [
             WorldRank(
                 rank=rank,
                 state=state if rank in found else unseen,
                 local_rank=None,
+                split=splits.get(rank),
                 **{name: value for name, value in found.get(rank, {}).items() if name in _WORLD_RANK},
             )
             for rank in range(world.num_ranks)
         ]
         return msgspec.structs.replace(world, ranks=ranks)
+
+    def _splits(self, run_id: str) -> dict[int, Split]:
+        """Where the ranks of a run spend their time now; nothing of a run that does not say."""
+        if not run_id:
+            return {}
+        shares, _ = self._runs.folder(run_id).read_times()
+        return {rank: Split(**parts) for rank, parts in shares.items()}
 
     def of_ranks(self, record: RunRecord | None) -> Mapping[int, Mapping[str, Any]]:
         """What was known a moment ago of the processes of a run's ranks, as fields of a RankInfo; looks again."""

@@ -20,10 +20,12 @@ from jupyter_llmcloud.protocol.http import events
 from jupyter_llmcloud.protocol.http.events import (
     MAX_POINTS,
     Ack,
+    Changed,
     ClientMessage,
     Refused,
     RunGone,
     ServerMessage,
+    Snapshot,
     SubscribeTopics,
     UnsubscribeTopics,
     UnwatchRun,
@@ -45,11 +47,13 @@ class EventStream:
 
     Args:
         send: sends a text frame; done when the connection has taken it.
+        url: of the models' API, as this client reaches it.
     """
 
-    def __init__(self, service: EventService, send: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(self, service: EventService, send: Callable[[bytes], Awaitable[None]], url: str = "") -> None:
         self._service = service
         self._send = send
+        self._url = url
         self._subscription = Subscription(service.hub)
         self._watches: dict[str, RunWatch] = {}
         self._replies: list[ServerMessage] = []
@@ -131,7 +135,19 @@ class EventStream:
 
     async def _say(self, messages: list[ServerMessage]) -> None:
         for message in messages:
-            await self._send(events.write(message))
+            await self._send(events.write(self._as_reached(message)))
+
+    def _as_reached(self, message: ServerMessage) -> ServerMessage:
+        """Endpoints are known to all clients alike, but for the URL under which each reaches them."""
+        match message:
+            case Snapshot(topic="endpoints"):
+                return msgspec.structs.replace(message, items=[self._with_url(item) for item in message.items])
+            case Changed(topic="endpoints"):
+                return msgspec.structs.replace(message, item=self._with_url(message.item))
+        return message
+
+    def _with_url(self, item: msgspec.Raw) -> msgspec.Raw:
+        return msgspec.Raw(msgspec.json.encode({**msgspec.json.decode(item), "url": self._url}))
 
     async def _tell_watches(self) -> None:
         for run_id, watch in list(self._watches.items()):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.core.serving.routing import RequestShape, closed, pick_replica, pick_revision
+from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape, closed, pick_replica, pick_revision
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient

@@ -44,6 +44,9 @@ def gateway_access(action: str, reply: type[Any] | None = None) -> Callable[[Met
 
         @functools.wraps(method)
         async def admitted(self: GatewayHandler, *args: Any) -> None:
+            if self._headers_written:  # it was refused before its body had come
+                self.finish()
+                return
             await (method if self.key is not None else as_user)(self, *args)
 
         guarded: Any = web.authenticated(admitted)

@@ -13,6 +13,7 @@ from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
+from jupyter_llmcloud.server.answers.copied_answers import CACHE, CopiedAnswers
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
@@ -24,7 +25,9 @@ from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.core.serving.routing import RequestShape
+    from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
+    from jupyter_llmcloud.server.answers.keeper import Keeper
+    from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
@@ -34,6 +37,7 @@ ANSWER_MARGIN_S = 1.0
 KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
+DROPPED_BODY = 32 << 20
 
 
 _NONE: Mapping[str, str] = {}
@@ -91,11 +95,20 @@ class InferenceHandler(GatewayHandler):
 
     max_body = MAX_BODY
 
-    def initialize(self, requests: OpenRequests, quotas: KeyQuotas, **shared: Any) -> None:  # type: ignore[override]
-        """`requests` are those that are being answered, `quotas` what keys have used of late."""
+    def initialize(  # type: ignore[override]
+        self, requests: OpenRequests, quotas: KeyQuotas, keeper: Keeper, **shared: Any
+    ) -> None:
+        """Takes the services of the gateway.
+
+        Args:
+            requests: those that are being answered.
+            quotas: what keys have used of late.
+            keeper: of requests to endpoints that were started to keep them.
+        """
         super().initialize(**shared)
         self.requests = requests
         self.quotas = quotas
+        self.keeper = keeper
         self._body = bytearray()
         self._num_bytes = 0
         self._open = OpenRequest()
@@ -106,13 +119,27 @@ class InferenceHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
-        # Twice the limit, so that a body that grows beyond it is answered with 413 and not just cut off.
-        connection.set_max_body_size(2 * self.max_body)
+        connection.set_max_body_size(self.max_body + DROPPED_BODY)
         connection.set_body_timeout(BODY_TIMEOUT_S)
         await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > self.max_body:
+        if not length.isdigit() or int(length) > self.max_body + DROPPED_BODY:
             raise self._too_large()
+        if int(length) > self.max_body:
+            await self._refuse_and_read_on(self._too_large())
+
+    async def _refuse_and_read_on(self, error: ApiError) -> None:
+        """Answer now, and finish when the body has come, which is dropped.
+
+        A client that is still sending when its connection is closed would not get to see the answer.
+        """
+        content = msgspec.json.encode(self.error_body(error))
+        self.set_status(error.status)
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Content-Length", str(len(content)))
+        self.set_header("Connection", "close")
+        self.write(content)
+        await self.flush()
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")
@@ -120,7 +147,7 @@ class InferenceHandler(GatewayHandler):
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= self.max_body:
+        if self._num_bytes <= self.max_body and not self._headers_written:
             self._body += chunk
 
     @gateway_access("execute")
@@ -159,7 +186,11 @@ class InferenceHandler(GatewayHandler):
             self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at,
             {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {}), **headers}, path, not path,
         )  # fmt: skip
-        proxy = Proxy(request, endpoint, self, self.log)
+        copies = CopiedAnswers(self.settings.get(CACHE), self.keeper, endpoint)
+        if not path and (found := await copies.find(request)) is not None:
+            return self._answer_again(request, endpoint, found)
+        sink = copies.sink(request, self) if not path else self
+        proxy = Proxy(request, endpoint, sink, self.log)
         self.requests.begin(self._open)
         endpoint.scaling.arrived(asyncio.get_running_loop().time())
         if not headers:
@@ -168,9 +199,11 @@ class InferenceHandler(GatewayHandler):
             await self._answer(proxy)
         finally:
             self.note_activity()
+            copies.keep(request)
             record = proxy.record()
             trace.end(record)
             self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
+        return None
 
     def _reserve(self, shape: RequestShape) -> None:
         """Let the request in by the quota of its key; raises ApiError (429)."""
@@ -203,6 +236,18 @@ class InferenceHandler(GatewayHandler):
         if self.key is not None:
             for name, value in self.quotas.headers(self.key).items():
                 self.set_header(name, value)
+
+    def _answer_again(self, request: GatewayRequest, endpoint: EndpointController, found: CachedAnswer) -> None:
+        """Give the answer that the same request got before."""
+        self.begin(200, {"Content-Type": found.content_type, "X-LLMCloud-Cache": "hit"})
+        self.end(found.body, found.content_type)
+        record = RequestRecord(
+            request_id=request.request_id, actor=request.actor, endpoint=endpoint.name, route=request.route, status=200,
+            outcome="cached", duration_s=time.perf_counter() - request.began, prompt_tokens=0, completion_tokens=0,
+            t=time.time(),
+        )  # fmt: skip
+        self.requests.begin(self._open)
+        self.requests.end(self._open, record, None, endpoint.rates)
 
     async def _answer(self, proxy: Proxy) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter
 
-from jupyter_llmcloud.core.serving.anomalies import KeyAlert, KeyUse
+from jupyter_llmcloud.core.serving.usage.anomalies import KeyAlert, KeyUse
 
 if TYPE_CHECKING:
     from logging import Logger

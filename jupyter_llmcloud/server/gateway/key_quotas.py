@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.core.serving.quota import PARALLEL, KeyQuota, QuotaExceeded, Reservation
+from jupyter_llmcloud.core.serving.usage.quota import PARALLEL, KeyQuota, QuotaExceeded, Reservation
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.storage.server_state import ServerState, StoredKey

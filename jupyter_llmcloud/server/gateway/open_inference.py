@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import msgspec
 
+from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.core.serving.routing import RequestShape
 from jupyter_llmcloud.protocol.http.gateway import ModelReady, ServerHealth, ServerMetadata
 from jupyter_llmcloud.server.api.status import package_version
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.serving.rates import Answered, RateWindow
+from jupyter_llmcloud.core.serving.usage.rates import Answered, RateWindow
 from jupyter_llmcloud.server.gateway.metrics import IN_FLIGHT, count_request, count_tokens
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
@@ -94,7 +94,7 @@ class OpenRequests:
     def __init__(self, state: ServerState, alerts: KeyAlerts, log: Logger) -> None:
         self._state = state
         self.alerts = alerts
-        self._log = log
+        self.log = log
         self._open: set[OpenRequest] = set()
         self._none_open = asyncio.Event()
         self._records: list[RequestRecord] = []
@@ -201,7 +201,7 @@ class OpenRequests:
         try:
             await asyncio.to_thread(self._state.add_usage, records)
         except sqlite3.Error as error:  # a full disk: they are written when there is room again
-            self._log.error("%s requests are not written down yet: %s", len(records), error)
+            self.log.error("%s requests are not written down yet: %s", len(records), error)
             self._records = [*records, *self._records][-MAX_UNWRITTEN:]
 
     async def close(self) -> None:
@@ -215,7 +215,7 @@ class OpenRequests:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._none_open.wait()
             except TimeoutError:
-                self._log.warning("%s requests did not end in time", len(self._open))
+                self.log.warning("%s requests did not end in time", len(self._open))
         for task in (self._watching, self._writing):
             if task is not None:
                 task.cancel()

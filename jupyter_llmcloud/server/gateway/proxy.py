@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import aiohttp
 import msgspec
 
+from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.core.serving.routing import RequestShape
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
 from jupyter_llmcloud.server.gateway.metrics import QUEUE_WAIT, endpoint_label

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_llmcloud.core.serving.routing import RequestShape
+from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 
 _NOTHING = msgspec.Raw(b"")
 

@@ -54,7 +54,7 @@ class HeadlessServerApp(ServerApp):
 def make_app(
     identity: Identity, token: str, listener: Listener = LOOPBACK, log_level: str = "INFO"
 ) -> HeadlessServerApp:
-    """The server, bound and ready to start. Raises UsageError when it cannot be bound, or has no use of its certificate."""
+    """The server, bound and ready to start. Raises UsageError for a port that is taken, or a certificate of no use."""
     tls = listener.tls()
     sockets = listener.sockets()
     root_dir = tempfile.mkdtemp(prefix="empty-", dir=config.runtime_dir())

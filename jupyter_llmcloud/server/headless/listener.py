@@ -12,6 +12,7 @@ from tornado.netutil import bind_sockets
 from jupyter_llmcloud.errors import UsageError
 
 ADDRESS = "127.0.0.1"
+MAX_PORT = 65_535
 ANY_ADDRESS = ("0.0.0.0", "::", "", "*")
 
 
@@ -53,9 +54,11 @@ class Listener:
 
     def sockets(self) -> list[socket.socket]:
         """Bound; raises UsageError when that cannot be."""
+        if not 0 <= self.port <= MAX_PORT:  # of which the system would take the lower 16 bits
+            raise UsageError(f"--port {self.port} is not possible: 0 (any free one) to {MAX_PORT}.")
         try:
             return bind_sockets(self.port, self.ip)
-        except (OSError, OverflowError) as error:
+        except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"--ip {self.ip} --port {self.port}: nothing can listen there: {reason}.") from None
 

@@ -132,6 +132,7 @@ _SECURITY = {
         "description": "A scoped key (POST /llmcloud/api/keys): opens the models in its scopes, and nothing else.",
     },
 }
+_GATEWAY_SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"jupyterToken": []}]
 
 
 def _codes() -> str:
@@ -231,7 +232,13 @@ def _describe(route: Route, schemas: _Schemas) -> dict[str, Any]:
         described["x-jupyter-authorization"] = {"action": access[0], "resource": RESOURCE}
     else:
         described["security"] = []
-    return {**described, **(_taken_and_given(told) if told else _not_said(route))}
+    if told is None:
+        return {**described, **_not_said(route)}
+    said = _taken_and_given(told)
+    if route.path.startswith(GATEWAY):
+        said["responses"]["default"] = {"$ref": "#/components/responses/InferenceRefusal"}
+        said["security"] = _GATEWAY_SECURITY
+    return {**described, **said}
 
 
 def _tag(path: str) -> str:
@@ -242,7 +249,7 @@ def _tag(path: str) -> str:
 def _taken_and_given(told: Operation) -> dict[str, Any]:
     said: dict[str, Any] = {"responses": {}}
     if told.body is not None:
-        required = any(field.required for field in msgspec.structs.fields(told.body))
+        required = isinstance(told.body, str) or any(field.required for field in msgspec.structs.fields(told.body))
         said["requestBody"] = {"content": _content(told.body), "required": required}
     for status, kind in told.replies.items():
         about = inspect.cleandoc(kind.__doc__ or "") if isinstance(kind, type) else told.summary
@@ -257,7 +264,7 @@ def _not_said(route: Route) -> dict[str, Any]:
         return _of_open_inference(route)
     if not route.path.startswith(GATEWAY):
         return {"responses": {"101": {"description": "A websocket: see ClientMessage and ServerMessage."}}}
-    said: dict[str, Any] = {"security": [{"key": []}, {"jupyterToken": []}]}
+    said: dict[str, Any] = {"security": _GATEWAY_SECURITY}
     answer: dict[str, Any] = {JSON: {}, STREAM: {}}
     if route.method == "get":
         answer = _content(Model if route.parameters else Models)

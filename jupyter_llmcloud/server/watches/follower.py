@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jupyter_llmcloud.server.api.run_states import RunStates
-    from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+    from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times
 
 EVERY_S = 0.05
 ENDED_EVERY_S = 1.0  # somebody may delete it, or resume it
 STATES_S = 3.0
+NOTE_S = 4.0  # how often it is noted that the run is watched
 TICK_S = 1.0  # what is said of an active run changes with time alone
 PASS_BYTES = 1 << 20  # of each journal, before those who watch are told
 TAIL_BYTES = 2 << 20  # of each rank's output, for who begins to watch
@@ -136,13 +137,16 @@ class RunFollower:
     # --- reading ---
 
     async def _follow(self) -> None:
-        asked_at, told_at = -STATES_S, 0.0
+        asked_at, told_at, noted_at = -STATES_S, 0.0, -NOTE_S
         while not self.is_gone:
             async with self.guard:
                 is_news, has_more = await asyncio.to_thread(with_short_intervals, self._read)
             if self.record is not None and time.monotonic() - asked_at >= STATES_S and self.record.is_active:
                 asked_at = time.monotonic()
                 is_news |= await self._ask_state(self.record)
+            if time.monotonic() - noted_at >= NOTE_S and self.view.is_active and not self.is_gone:
+                noted_at = time.monotonic()
+                await asyncio.to_thread(self.folder.note_watched)
             if is_news or (time.monotonic() - told_at >= TICK_S and self.view.is_active):
                 told_at = time.monotonic()
                 self._listeners.call()
@@ -174,6 +178,9 @@ class RunFollower:
         found, has_more = self._read_metrics(self.record.ranks)
         rows, more_output = self._journals.output(self.record.ranks)
         self._take_output(rows)
+        if (times := self._journals.times()) is not None:
+            self.view.shares, self.view.seconds = times
+            is_news = True
         marks = self._journals.marks()
         self.happened.marks += marks
         first_time = not self.is_complete and not (has_more or more_output)
@@ -196,6 +203,7 @@ class RunFollower:
         for rank in record.ranks:
             self.view.set_rank(rank, *record.rank_state(rank))
         self.view.errors = own_errors(record.errors) if state == "failed" else ()
+        self.view.seconds = record.times or self.view.seconds
         if not self.view.is_active:
             self.view.end(state)
 
@@ -228,6 +236,7 @@ class _Journals:
         self._logs: dict[int, Cursor] = {}
         self._marks = Cursor()
         self._stamp: tuple[int, int, int] | None = None
+        self._told_times: tuple[int, int] | None = None
 
     def record_changed(self) -> bool:
         """Whether the record, or how the run is looked at, was written since the last time. Raises NotFound."""
@@ -250,6 +259,15 @@ class _Journals:
             if _size(path) > cursor.offset and (records := read_from(path, cursor, PASS_BYTES)):
                 found.append((rank, records, _size(path) - cursor.offset >= PASS_BYTES // 4))
         return found
+
+    def times(self) -> tuple[Times, Times] | None:
+        """Where the ranks spend their time, when it was written since the last time."""
+        try:
+            found = (self._folder.path / "times.json").stat()
+        except OSError:
+            return None
+        before, self._told_times = self._told_times, (found.st_mtime_ns, found.st_ino)
+        return self._folder.read_times() if before != self._told_times else None
 
     def marks(self) -> list[dict[str, Any]]:
         """What has happened to the run."""

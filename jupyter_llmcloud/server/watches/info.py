@@ -15,7 +15,7 @@ from jupyter_llmcloud.protocol.http.events import (
     RunInfo,
 )
 from jupyter_llmcloud.storage.runs import RunRecord
-from jupyter_llmcloud.widgets.live_info import bars, latest, notice
+from jupyter_llmcloud.widgets.live_info import bars, latest, notice, split_of, total_split_of
 from jupyter_llmcloud.widgets.view_state import ViewState, without_advice
 
 MAX_MARKS = 500
@@ -57,6 +57,7 @@ def run_info(
         ranks=_ranks(record, view, ranks or {}),
         progress=bars(view),
         notice=notice(view),
+        hang=without_advice(view.hang.text) if view.hang else "",
         latest={name: latest(series) for name, series in view.metrics.series.items() if series.last},
         marks=marks_of(record, marks, reports),
         notes=record.notes,
@@ -96,7 +97,10 @@ def marks_of(record: RunRecord, marks: Sequence[Mapping[str, Any]], reports: Seq
         if not report.get("recovered"):
             text = without_advice(str(report.get("text", "")))
             found.append(Mark(t=float(report.get("t", 0.0)), kind="hang", text=text))
+    marked = {mark.get("metric") for mark in marks}
     for name, bad in record.not_finite.items():
+        if name in marked:
+            continue
         text = f"{short_name(name)}: {bad['count']:,} values were NaN or infinite, first at step {bad['first']:g}"
         found.append(Mark(t=record.ended or record.created, kind="alert", text=text, step=bad["first"]))
     return sorted(found, key=lambda mark: mark.t)[-MAX_MARKS:]
@@ -114,7 +118,9 @@ def _ranks(record: RunRecord, view: ViewState, facts: Mapping[int, RankFacts]) -
         known = dict(facts.get(rank, {})) if view.is_active else {}
         if known.pop("state", "") == "lost" and state == "running":
             state = "exited"
-        rows.append(RankInfo(rank=rank, state=state, detail=detail or known.pop("detail", ""), **known))
+        detail = detail or known.pop("detail", "")
+        known |= {"split": split_of(view, rank), "total_split": total_split_of(view, rank)}
+        rows.append(RankInfo(rank=rank, state=state, detail=detail, **known))
     return rows
 
 

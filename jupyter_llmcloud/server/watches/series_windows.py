@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.http.series import SeriesColumns, SeriesQuery, SeriesWindow
-from jupyter_llmcloud.storage.metric_columns import MetricColumns, RankColumn
+from jupyter_llmcloud.storage.metric_columns import RankColumn, RecordedMetric
 from jupyter_llmcloud.storage.runs import RunFolder
 
 MAX_VALUES = 8_000_000  # of all metrics that are kept; a value takes 24 bytes
@@ -36,7 +36,7 @@ class SeriesWindows:
 
     def __init__(self, max_values: int = MAX_VALUES) -> None:
         self._max_values = max_values
-        self._kept: dict[tuple[str, str], MetricColumns] = {}
+        self._kept: dict[tuple[str, str], RecordedMetric] = {}
         self._guard = asyncio.Lock()
 
     async def window(self, folder: RunFolder, asked: SeriesQuery) -> SeriesWindow:
@@ -46,7 +46,7 @@ class SeriesWindows:
 
     def _make(self, folder: RunFolder, asked: SeriesQuery) -> SeriesWindow:
         key = (folder.run_id, asked.metric)
-        kept = self._kept.pop(key, None) or MetricColumns(folder, asked.metric)
+        kept = self._kept.pop(key, None) or RecordedMetric(folder, asked.metric)
         kept.read_on()
         if not (ranks := kept.ranks):
             raise NotFound(f"run {folder.run_id!r} has logged no metric {asked.metric!r}.")

@@ -34,10 +34,12 @@ class StatefulObject:
 
     @property
     def is_module(self) -> bool:
+        """Whether it is a torch module."""
         return isinstance(self.value, torch.nn.Module)
 
     @property
     def is_optimizer(self) -> bool:
+        """Whether it is an optimizer, bare or prepared."""
         return _is_optimizer(self.value)
 
 

@@ -86,6 +86,7 @@ def _write_shared(shared: dict[str, Any], staging: Path) -> list[str]:
 
 
 def with_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The saved state of an object, with those of its tensors that are in a file of their own."""
     if "file" not in state:
         return state
     return {**state, "state": {**state["state"], **load_file(str(folder / state["file"]))}}

@@ -23,6 +23,7 @@ from jupyter_llmcloud.training.diagnostics.activity import CLOSE_S, ProcessActiv
 from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow
 from jupyter_llmcloud.training.diagnostics.grad_mode import WithoutGradients
 from jupyter_llmcloud.training.diagnostics.stack_location import CellNumber, StackLocation
+from jupyter_llmcloud.training.diagnostics.time_split import TIMES
 from jupyter_llmcloud.training.output.sender import OutputSender
 
 TICK_S = 0.5
@@ -131,7 +132,7 @@ class Watchdog:
 
     def _say(self, heartbeat: Heartbeat) -> None:
         self._said_at = time.monotonic()
-        self._sender.send(replace(heartbeat, rss=_rss()))
+        self._sender.send(replace(heartbeat, rss=_rss(), times=TIMES.take()))
 
     # --- stacks ---
 

@@ -26,6 +26,7 @@ class RunTracker(GeneralTracker):
 
     @property
     def tracker(self) -> Run | None:
+        """The run of the cell, as Accelerate asks for it."""
         return _run
 
     def start(self) -> None:

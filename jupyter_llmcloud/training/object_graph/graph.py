@@ -55,6 +55,7 @@ class Entry:
 
     @property
     def type_name(self) -> str:
+        """Under which its class is found again."""
         return name_of(type(self.value))
 
     def fingerprint(self) -> bytes:

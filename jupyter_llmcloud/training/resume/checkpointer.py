@@ -24,6 +24,7 @@ from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint.background_writer import BackgroundWriter
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.writer import Write
+from jupyter_llmcloud.training.diagnostics.time_split import BLOCKED, CHECKPOINT, TIMES
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.resume import hooks
@@ -128,7 +129,8 @@ class Checkpointer:
             self.cursor.end_cell()
             if self._wanted is not None and self._wanted.waits:
                 self.save({"kind": "end"})
-            self._writer.wait()
+            with TIMES.within(CHECKPOINT):
+                self._writer.wait()
 
     def close(self) -> None:
         """Let go of the cell, however it has ended."""
@@ -190,7 +192,8 @@ class Checkpointer:
                 return False
         self._wanted = None
         if wanted is not None and not self._writer.has_given_up:
-            self._save_part(wanted, position, complete)
+            with TIMES.within(CHECKPOINT):
+                self._save_part(wanted, position, complete)
         return True
 
     def _save_part(self, wanted: SaveRequest, position: ReplayPosition, complete: bool) -> None:
@@ -208,6 +211,8 @@ class Checkpointer:
             if not (wanted.waits or self._all_save(self.cell, complete)) or not complete:
                 return
             self._writer.wait()
+            if problem := self._state.write_serving_files():
+                self._sender.warning("stderr", f"The checkpoints of this run cannot be served: {problem}\n")
             write = self._taken(self.cell, part, position)
         except Exception as error:
             self._writer.refuse(part, error)
@@ -237,15 +242,19 @@ class Checkpointer:
             saves = complete and not self._writer.is_busy
             store.set(key, str(saves))
             return saves
+        with TIMES.within(BLOCKED):
+            self._wait_for(store, key, cell.ranks[0])
+        return bool(store.get(key) == b"True")
+
+    def _wait_for(self, store: Any, key: str, first: int) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while not store.check([key]):
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"rank {cell.ranks[0]} did not come to the end of step {self._steps.count} in {_PATIENCE_S:g} s. "
+                    f"rank {first} did not come to the end of step {self._steps.count} in {_PATIENCE_S:g} s. "
                     "Ranks that do not train in step can save by run.checkpoint() at places which all of them pass"
                 )
             time.sleep(0.001)
-        return bool(store.get(key) == b"True")
 
     # --- what the cursor asks and tells ---
 

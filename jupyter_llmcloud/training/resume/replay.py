@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
-from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition, StepCount, TrackedIterator
+from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition, TrackedIterator, TrackedSteps
 from jupyter_llmcloud.training.resume.loaders.passes import PassHistory
 from jupyter_llmcloud.training.resume.loaders.registry import LoaderRegistry
 from jupyter_llmcloud.training.resume.loaders.source import InnerIterators, StepSource
@@ -201,11 +201,11 @@ class ReplayCursor:
 
     def count_steps(self, total: int) -> Iterator[int]:
         """The steps from 0 to `total`; in a cell that is followed, as a pass."""
-        return StepCount(self, StepSource(total, self.inner)) if self.follows else iter(range(total))
+        return TrackedSteps(self, StepSource(total, self.inner)) if self.follows else iter(range(total))
 
     def begin(self, iterator: TrackedIterator) -> None:
         """A pass begins."""
-        if isinstance(iterator, StepCount):
+        if isinstance(iterator, TrackedSteps):
             iterator.key = "steps"
         else:
             iterator.key = self.loaders.use(iterator.loader)

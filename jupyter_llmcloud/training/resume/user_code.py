@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import site
 import sys
 import sysconfig
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 _PACKAGE = str(Path(__file__).parents[2])
+_GENERATED = "_remote_module_"  # torch writes modules of this name to a temporary folder, up to 2.6 when it is imported
 
 
 @functools.cache
@@ -32,8 +34,10 @@ def is_own_module(name: str) -> bool:
     """Whether a module is the notebook, or of the user's own files."""
     if name == "__main__":
         return True
+    if name.startswith(_GENERATED):
+        return False
     path = getattr(sys.modules.get(name), "__file__", None)
-    return isinstance(path, str) and is_own_file(path)
+    return isinstance(path, str) and os.path.isabs(path) and is_own_file(path)  # torch.ops names a file that is nowhere
 
 
 def is_own_frame(frame: FrameType) -> bool:

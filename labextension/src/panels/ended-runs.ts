@@ -1,4 +1,4 @@
-// Which runs have ended since they were looked at last. Values in, values out.
+// Which runs have ended, or hang, since they were looked at last. Values in, values out.
 import type { Run } from '../shared/api/types';
 import { isActive } from '../shared/format';
 
@@ -12,6 +12,19 @@ export class EndedRuns {
   }
 
   private _active = new Set<string>();
+}
+
+/** Compares which runs hang now with which did before. */
+export class HangingRuns {
+  /** Runs that go on and hang, and were not known to. */
+  look(runs: readonly Run[]): Run[] {
+    const hanging = runs.filter(run => run.hang && isActive(run.state));
+    const fresh = hanging.filter(run => !this._known.has(run.run_id));
+    this._known = new Set(hanging.map(run => run.run_id));
+    return fresh;
+  }
+
+  private _known = new Set<string>();
 }
 
 /** Whether a notebook at `path`, from the root of the server, is the one that holds a run. */

@@ -35,6 +35,7 @@ class PanelRenderer extends Widget implements IRenderMime.IRenderer {
   ) {
     super();
     this.addClass('llmc-PanelOutput');
+    this.addClass('llmc-in-cell');
     this.layout = new PanelLayout();
   }
 

@@ -11,7 +11,16 @@ export function formatNumber(value: number | null | undefined, digits = 4): stri
     return `${short}e${Number(exponent)}`;
   }
   const decimals = Number.isInteger(value) ? 0 : Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
-  return value.toLocaleString('en-US', { maximumFractionDigits: decimals });
+  return numerals(decimals).format(value);
+}
+
+// Making one takes longer than drawing a curve of a thousand points.
+const made = new Map<number, Intl.NumberFormat>();
+
+function numerals(decimals: number): Intl.NumberFormat {
+  const known = made.get(decimals) ?? new Intl.NumberFormat('en-US', { maximumFractionDigits: decimals });
+  made.set(decimals, known);
+  return known;
 }
 
 const UNITS: [number, string, number, string][] = [

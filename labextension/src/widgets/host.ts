@@ -10,8 +10,8 @@ export interface Model {
   set(trait: string, value: unknown): void;
   save_changes(): void;
   send(message: unknown): void;
-  on(event: string, listener: () => void): void;
-  off(event: string, listener: () => void): void;
+  on(event: string, listener: (message: unknown) => void): void;
+  off(event: string, listener: (message: unknown) => void): void;
 }
 
 /** The client for the server of this page; null where there is none. */
@@ -24,6 +24,7 @@ export function pageClient(): Client | null {
 export function widget(make: (model: Model) => ComponentChild) {
   return {
     render({ model, el }: { model: Model; el: HTMLElement }): () => void {
+      el.classList.add('llmc-in-cell');
       render(make(model), el);
       return () => render(null, el);
     }

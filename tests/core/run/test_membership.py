@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.core.run.membership import Drop, Join, Membership, Replace, Restore, Start
+from jupyter_llmcloud.core.run.membership import Drop, ForkRanks, JoinGroup, Membership, Replace, Restore
 from jupyter_llmcloud.errors import WorldError
 
 
@@ -19,8 +19,8 @@ def test_a_world_in_order_needs_nothing() -> None:
 
 def test_a_world_that_was_taken_over_starts_all_its_ranks_and_restores_them() -> None:
     world = Membership(2)
-    assert world.start() == [Start((0, 1)), Join(0)], "a new world has nothing to restore"
-    assert world.repair() == [Start((0, 1)), Join(0), Restore((0, 1))]
+    assert world.start() == [ForkRanks((0, 1)), JoinGroup(0)], "a new world has nothing to restore"
+    assert world.repair() == [ForkRanks((0, 1)), JoinGroup(0), Restore((0, 1))]
     assert world.repair(has_store=False) == world.repair(), "its ranks get a store with their start"
 
 
@@ -28,13 +28,13 @@ def test_dead_ranks_are_replaced_in_a_new_generation_and_restored() -> None:
     world = running()
     assert world.died(2)
     assert world.died(0)
-    assert world.repair() == [Replace((0, 2)), Join(5), Restore((0, 2))]
+    assert world.repair() == [Replace((0, 2)), JoinGroup(5), Restore((0, 2))]
 
 
 def test_a_broken_group_is_renewed_though_every_rank_lives() -> None:
     world = running()
     world.must_renew = True
-    assert world.repair() == [Replace(()), Join(5), Restore(())]
+    assert world.repair() == [Replace(()), JoinGroup(5), Restore(())]
 
 
 @pytest.mark.parametrize("dead", [True, False])
@@ -52,7 +52,7 @@ def test_a_generation_is_never_joined_twice_also_when_it_failed() -> None:
     world = running()
     world.must_renew = True
     world.joining(5)
-    assert world.repair()[1] == Join(6)
+    assert world.repair()[1] == JoinGroup(6)
     world.joining(6)
     world.joined()
     assert world.repair() == []
@@ -71,7 +71,7 @@ def test_ranks_that_have_never_met_are_all_started_anew() -> None:
     world = Membership(2)
     world.joining(0)
     world.died(1)
-    assert world.repair()[0] == Start((0, 1))
+    assert world.repair()[0] == ForkRanks((0, 1))
     world.start_anew()
     world.joining(0)
     world.joined()
@@ -88,11 +88,11 @@ def test_ranks_that_could_not_be_replaced_are_still_dead_beside_those_that_died_
 
 
 def test_a_smaller_world_ends_its_highest_ranks() -> None:
-    assert running().resize(1) == [Drop(1), Join(5)]
+    assert running().resize(1) == [Drop(1), JoinGroup(5)]
 
 
 def test_a_larger_world_starts_and_restores_only_the_new_ranks() -> None:
-    assert running().resize(5) == [Start((3, 4)), Join(5), Restore((3, 4))]
+    assert running().resize(5) == [ForkRanks((3, 4)), JoinGroup(5), Restore((3, 4))]
 
 
 def test_a_world_of_the_wanted_size_keeps_its_group() -> None:

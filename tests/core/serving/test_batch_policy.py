@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jupyter_llmcloud.core.serving.batch_policy import BatchPolicy
+from jupyter_llmcloud.core.serving.models.batch_policy import BatchPolicy
 
 
 def busy(gap_s: float, step_s: float = 0.02, **options: float) -> BatchPolicy:

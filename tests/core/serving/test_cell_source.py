@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.core.serving.cell_source import CellSource, check_source
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
 from jupyter_llmcloud.errors import UsageError
 
 GOOD = "def load(): ...\ndef predict(inputs): return inputs\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.core.serving.model_kind import GENERATOR, kind_of_adapter, kind_of_config
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, kind_of_adapter, kind_of_config
 
 
 @pytest.mark.parametrize(

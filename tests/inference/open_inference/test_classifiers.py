@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jupyter_llmcloud.errors import ModelError
-from jupyter_llmcloud.inference.open_inference.text import TextClassifier
+from jupyter_llmcloud.inference.open_inference.classifiers.text import TextClassifier
 from tests.support.predictions import Replica, folder_spec, serve
 from tests.support.tiny_models import one_thread, save_tiny_bert, save_tiny_vit
 

@@ -13,7 +13,7 @@ import pytest
 
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec
-from jupyter_llmcloud.storage import served_code
+from jupyter_llmcloud.storage.models import served_code
 from tests.support.predictions import Replica, cell_spec, serve, tensor
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from jupyter_llmcloud.server.events import handler
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 from tests.support.event_client import EventClient
+from tests.support.proxies import Wire
 from tests.support.server_parts import Server
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -394,3 +396,54 @@ async def test_a_client_that_reads_nothing_costs_no_memory_and_holds_nobody_up(s
     assert follower.output.num_chars <= 4 << 20
     stuck.connection.close()
     await fast.close()
+
+
+# --- the URL of an endpoint ---
+
+
+async def test_each_client_is_told_the_url_under_which_it_reaches_an_endpoint(server: Server, model: Path) -> None:
+    """As the REST route tells it; told again when the endpoint changes, and by a snapshot."""
+    await server.serve(model)
+    by_rest = await server.ask("GET", "llmcloud/api/endpoints/tiny")
+    client = await subscribed(server, "endpoints")
+    assert client.items["endpoints"]["tiny"]["url"] == by_rest.json()["url"] == f"{server.url}/llmcloud/v1"
+    elsewhere = await EventClient.connect(server.url, server.token, Host="localhost:8000")
+    await elsewhere.say("subscribe", topics=["endpoints"])
+    await elsewhere.until(lambda: "endpoints" in elsewhere.items)
+    url = elsewhere.items["endpoints"]["tiny"]["url"]
+    assert url.startswith("http://localhost:8000/") and url.endswith("/llmcloud/v1")
+    await server.ask("DELETE", "llmcloud/api/endpoints/tiny")
+    await elsewhere.until(lambda: elsewhere.items["endpoints"]["tiny"]["state"] == "stopped")
+    assert elsewhere.items["endpoints"]["tiny"]["url"] == url
+    await client.close()
+    await elsewhere.close()
+
+
+# --- proxies ---
+
+
+async def test_a_proxy_that_lets_through_in_lumps_changes_nothing_of_what_is_told(
+    server: Server, all_go_on: None
+) -> None:
+    """It holds everything back for a while, again and again; what had been sent comes in order, once, and is joined."""
+    folder = make_run(state="running")
+    log(folder, 0, range(50))
+    log(folder, 1, range(50))
+    port = int(server.url.partition("://")[2].partition(":")[2].partition("/")[0])
+    wire = Wire(("127.0.0.1", port))
+    client = await EventClient.connect(server.url.replace(str(port), str(wire.port)), server.token)
+    try:
+        await client.say("subscribe", topics=["runs"])
+        await client.say("watch", run_id="train-1", points=500)
+        await client.until(lambda: len(client.columns.get("loss", ())) == 50)
+        for first in (50, 100, 150):
+            wire.hold()
+            for rank in (0, 1):
+                log(folder, rank, range(first, first + 50))
+            await asyncio.sleep(0.5)
+            wire.mend()
+            await client.until(lambda upto=first + 50: len(client.columns["loss"]) == upto)
+        assert [step for step, _ in client.columns["loss"]] == list(range(200))
+    finally:
+        await client.close()
+        await asyncio.to_thread(wire.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint import rng, sharded_tensors
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, encode
-from jupyter_llmcloud.training.resume.user_code import is_own_file
+from jupyter_llmcloud.training.resume.user_code import is_own_file, is_own_module
 
 
 def as_it_is(_: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -61,3 +62,11 @@ def test_sharded_variables_are_no_plain_values() -> None:
 
     with pytest.raises(NotPlain, match="sharded"):
         encode(torch.zeros(2).as_subclass(Sharded), as_it_is)
+
+
+def test_no_module_of_an_installation_is_the_users_own_whatever_it_names_as_its_file(tmp_path: Path) -> None:
+    import torch.distributed.nn  # noqa: F401 - torch 2.6 writes a module to a temporary folder here
+
+    installed = [name for name in sys.modules if name.partition(".")[0] in ("torch", "_remote_module_non_scriptable")]
+    assert [name for name in installed if is_own_module(name)] == []
+    assert is_own_file(str(tmp_path / "helper.py"))

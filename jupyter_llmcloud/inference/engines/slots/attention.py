@@ -150,19 +150,7 @@ def slot_attention(
         _check(module, query, key, value, attention_mask, others)
         cache.seen.append(LayerSeen(LayerShape(key.shape[1], key.shape[3]), window))
         return _first_pass(query, key, value, window, extras).transpose(1, 2), None
-    groups = cache.step.groups
-    queries = query[0].transpose(0, 1)
-    if len(groups) == 1 and not groups[0].longer:
-        return _decoded(groups[0], layer, queries, window, extras).unsqueeze(0), None
-    output = queries.new_empty(queries.shape)
-    for here in groups:
-        end = here.start + here.num_decoding
-        if here.num_decoding:
-            output[here.start : end] = _decoded(here, layer, queries[here.start : end], window, extras)
-        for part in here.longer:
-            inside = slice(part.start, part.start + len(part.tokens))
-            output[inside] = _of_part(here, part, layer, query[:, :, inside], window, extras)
-    return output.unsqueeze(0), None
+    return _over_slots(cache.step, layer, query[0].transpose(0, 1), window, extras).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, slot_attention)
@@ -175,9 +163,49 @@ class _Extras:
     sinks: torch.Tensor | None
 
 
-def decode(here: GroupStep, layer: int, queries: torch.Tensor, window: int, scaling: float | None) -> torch.Tensor:
-    """Attention of the decoded rows: queries [rows, heads, size] to the same shape."""
-    return _decoded(here, layer, queries, window, _Extras(scaling, None, None))
+def attend(
+    cache: SlotCache, layer: int, queries: torch.Tensor, kept: torch.Tensor, window: int, scaling: float | None
+) -> torch.Tensor:
+    """The same for layers of ours: put keys and values into the slots, and let the queries see them.
+
+    Args:
+        cache: of the step.
+        layer: its index.
+        queries: [tokens, heads, head size].
+        kept: keys, then values: [tokens, 2 * key heads, head size].
+        window: how many positions a token sees, its own included; 0: all.
+        scaling: of the scores.
+    """
+    extras = _Extras(scaling, None, None)
+    num_key_heads = kept.shape[1] // 2
+    if cache.step is None:
+        query, keys, values = (
+            states.transpose(0, 1).unsqueeze(0)
+            for states in (queries, kept[:, :num_key_heads], kept[:, num_key_heads:])
+        )
+        return _first_pass(query, keys, values, window, extras)[0].transpose(0, 1)
+    for here in cache.step.groups:
+        target = here.group.layers[layer]
+        places = here.joint_places_of(num_key_heads)
+        target.view(-1, target.shape[-1]).index_copy_(0, places, kept[here.start : here.end].flatten(0, 1))
+    return _over_slots(cache.step, layer, queries, window, extras)
+
+
+def _over_slots(step: Step, layer: int, queries: torch.Tensor, window: int, extras: _Extras) -> torch.Tensor:
+    """Queries [tokens, heads, size] of a whole step to the same shape."""
+    groups = step.groups
+    if len(groups) == 1 and not groups[0].longer:
+        return _decoded(groups[0], layer, queries, window, extras)
+    output = queries.new_empty(queries.shape)
+    for here in groups:
+        end = here.start + here.num_decoding
+        if here.num_decoding:
+            output[here.start : end] = _decoded(here, layer, queries[here.start : end], window, extras)
+        for part in here.longer:
+            inside = slice(part.start, part.start + len(part.tokens))
+            query = queries[inside].transpose(0, 1).unsqueeze(0)
+            output[inside] = _of_part(here, part, layer, query, window, extras)
+    return output
 
 
 def _decoded(here: GroupStep, layer: int, queries: torch.Tensor, window: int, extras: _Extras) -> torch.Tensor:

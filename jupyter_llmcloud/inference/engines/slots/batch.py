@@ -70,6 +70,15 @@ class Batch:
             self._run(parts)
         return self._outcomes
 
+    def use(self, forward: ForwardPass) -> None:
+        """Take the next steps with another forward pass of the same shape."""
+        self._forward = forward
+
+    def start_over(self) -> None:
+        """Nobody's keys and values count any more: all that run are read again, with what they have generated."""
+        while self.running:
+            self._preempt()
+
     # --- who runs ---
 
     def _drop_cancelled(self) -> None:
@@ -186,21 +195,22 @@ class Batch:
         chosen = self._choose(logits, step.parts) if step.parts else []
         if all(part.num_scored == len(part.tokens) for part in parts):
             self.speculation.note(step.ids.shape[1], time.perf_counter() - began)
-        for part in parts:
-            self._read(part)
+        self._note_read(parts)
         place = 0
         for part in step.parts:
             self._take(part, chosen[place : place + part.num_scored])
             place += part.num_scored
 
-    def _read(self, part: Part) -> None:
-        """Its tokens have keys and values now."""
-        sequence = part.sequence
-        sequence.num_cached = min(sequence.num_cached + len(part.tokens), len(sequence.tokens))
-        assert sequence.group is not None
-        if sequence.num_pending == 0 and sequence.row >= sequence.group.num_decoding:
-            self._begin_decoding(sequence)
-            self._prefixes.keep(sequence)
+    def _note_read(self, parts: list[Part]) -> None:
+        """Their tokens have keys and values now. All are noted before any row moves: only that moves along."""
+        sequences = [part.sequence for part in parts]
+        for sequence, part in zip(sequences, parts, strict=True):
+            sequence.num_cached = min(sequence.num_cached + len(part.tokens), len(sequence.tokens))
+        for sequence in sequences:
+            assert sequence.group is not None
+            if sequence.num_pending == 0 and sequence.row >= sequence.group.num_decoding:
+                self._begin_decoding(sequence)
+                self._prefixes.keep(sequence)
 
     def _begin_decoding(self, sequence: Sequence) -> None:
         assert sequence.group is not None
@@ -216,7 +226,8 @@ class Batch:
                 rows += [_PLAIN] * part.num_scored
             else:
                 rows += [_PLAIN] * (part.num_scored - 1)
-                rows.append(part.sequence.sampler_row() if _is_complete(part) else _PLAIN)
+                chooses = _is_complete(part) and part.sequence.max_tokens > 0
+                rows.append(part.sequence.sampler_row() if chooses else _PLAIN)
         if all(row is _PLAIN for row in rows):
             return logits.argmax(dim=-1).tolist()
         return self._sampler.scores(logits, rows).argmax(dim=-1).tolist()

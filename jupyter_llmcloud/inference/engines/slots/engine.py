@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 _IDLE_S = 5.0
 _MAX_PREFIX_BYTES = 256 << 20
 _STOP_S = 30.0
+_ALIVE_EVERY_S = 1.0
 
 
 class SlotEngine:
@@ -52,7 +54,7 @@ class SlotEngine:
         self.budget = budget
         self._eos = loaded.eos
         self._sequences: set[Sequence] = set()
-        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence | _Change | None] = queue.SimpleQueue()
         self._core = _Core(loaded, budget, max_concurrent)
         self._thread = threading.Thread(target=self._generate, name="slots", daemon=True)
         self._thread.start()
@@ -73,6 +75,18 @@ class SlotEngine:
         self._sequences.add(sequence)
         self._inbox.put(sequence)
         return stream
+
+    async def change_weights(self, change: Callable[[], None]) -> None:
+        """As `reload.TakesWeights`: sequences that go on are read again, with what they have generated so far."""
+        if self.failure is not None:
+            raise EngineError(self.failure)
+        asked = _Change(change, asyncio.get_running_loop(), asyncio.get_running_loop().create_future())
+        self._inbox.put(asked)
+        while not asked.done.done():
+            await asyncio.wait([asked.done], timeout=_ALIVE_EVERY_S)
+            if not asked.done.done() and not self._thread.is_alive():
+                raise EngineError(self.failure or "the generation thread has ended")
+        asked.done.result()
 
     def stats(self) -> EngineStats:
         """The gauges now."""
@@ -131,9 +145,12 @@ class SlotEngine:
                 arrived = self._arrived(wait=batch.is_idle)
                 if None in arrived:
                     return
-                batch.waiting.extend(sequence for sequence in arrived if sequence is not None)
-                if arrived and (first := arrived[0]) is not None:
-                    loop = first.loop
+                for item in arrived:
+                    if isinstance(item, _Change):
+                        item.carry_out(self._core)
+                    elif item is not None:
+                        loop = item.loop
+                        batch.waiting.append(item)
                 if torch.get_num_threads() != self.num_threads:
                     torch.set_num_threads(self.num_threads)
                 if (outcomes := batch.step()) and loop is not None:
@@ -143,9 +160,9 @@ class SlotEngine:
             if loop is not None and not loop.is_closed():
                 loop.call_soon_threadsafe(self._break, f"generation failed: {type(error).__name__}: {error}")
 
-    def _arrived(self, *, wait: bool) -> list[Sequence | None]:
+    def _arrived(self, *, wait: bool) -> list[Sequence | _Change | None]:
         """What was submitted since the last step; None ends the thread."""
-        arrived: list[Sequence | None] = []
+        arrived: list[Sequence | _Change | None] = []
         while True:
             try:
                 arrived.append(self._inbox.get(wait and not arrived, _IDLE_S))
@@ -155,16 +172,50 @@ class SlotEngine:
                 self._core.slots.trim()
 
 
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """Something to do between two steps, after which nothing that was computed counts any more."""
+
+    change: Callable[[], None]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[None]
+
+    def carry_out(self, core: _Core) -> None:
+        """Called in the generation thread. What fails there is told; the weights are then what they were."""
+        core.batch.start_over()
+        core.prefixes.clear()
+        try:
+            self.change()
+            core.renew()
+        except Exception as error:
+            self.loop.call_soon_threadsafe(self._tell, error)
+        else:
+            self.loop.call_soon_threadsafe(self._tell, None)
+
+    def _tell(self, error: Exception | None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
 class _Core:
     """What the thread works with."""
 
     def __init__(self, loaded: LoadedModel, budget: CachePlan, max_concurrent: int) -> None:
+        self._loaded = loaded
         forward = ForwardPass(loaded)
         shapes = [layer.shape for layer in forward.layers]
         model = loaded.model
         self.slots = KVSlots(shapes, budget.context_length, budget.num_bytes, model.dtype, model.device)
         self.prefixes = PrefixStore(self.slots, min(_MAX_PREFIX_BYTES, budget.num_bytes // 2))
         self.batch = Batch(forward, self.slots, self.prefixes, max_concurrent, budget.max_batch_tokens)
+
+    def renew(self) -> None:
+        """The weights have changed: what was made of them, such as packed copies, is made anew."""
+        self.batch.use(ForwardPass(self._loaded))
 
     def clear(self) -> None:
         """Give the memory back."""

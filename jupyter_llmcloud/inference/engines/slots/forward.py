@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from typing import Any
 
 import torch
 
+from jupyter_llmcloud.inference.engines.kv_cache import free_memory
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.slots.attention import NAME, LayerSeen, SlotCache, Unsuitable
+from jupyter_llmcloud.inference.engines.slots.fused_layers import fuse_layers
+from jupyter_llmcloud.inference.engines.slots.packed_linear import pack_linears, why_not_packed
 from jupyter_llmcloud.inference.engines.slots.step import Step
 
+log = logging.getLogger(__name__)
+
+_NUM_TRIED = 9
+_ROUNDING = 1e-4
+_PACKED_TIMES_FREE = 2.5
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -31,6 +40,43 @@ class ForwardPass:
         self._cache = SlotCache(config.num_hidden_layers)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
         self.layers = self._first_pass(config, loaded)
+        self._quicken(loaded)
+
+    @torch.inference_mode()
+    def _quicken(self, loaded: LoadedModel) -> None:
+        """Pack weights, and use layers of ours where they are known and compute the same."""
+        model = loaded.model
+        weights = sum(weight.numel() * weight.itemsize for weight in model.parameters())
+        reason = why_not_packed(model.dtype, model.device)
+        if reason is None and (free := free_memory(model.device)) < _PACKED_TIMES_FREE * weights:
+            reason = (
+                f"the packed copy of {weights / 2**20:.0f} MiB of weights needs more than the {free / 2**20:.0f} free"
+            )
+        if reason is not None:
+            log.info("weights are not packed: %s", reason)
+            return
+        before = self._plain_scores()
+        plain = self.model
+        self.model = _copy_that_shares_weights(model)
+        self.model.set_attn_implementation(NAME)
+        if fuse_layers(self.model, [layer.window for layer in self.layers]):
+            error = float((self._plain_scores() - before).abs().max())
+            if not error <= _ROUNDING * max(1.0, float(before.abs().max())):
+                log.warning("layers of ours are not used: their scores are off by %.3g", error)
+                self.model = plain
+        pack_linears(self.model)
+
+    def _plain_scores(self) -> torch.Tensor:
+        """Of a few tokens, without slots."""
+        ids = (
+            torch.arange(_NUM_TRIED, device=self.model.device).unsqueeze(0)
+            % self.model.config.get_text_config().vocab_size
+        )
+        self._cache.step, self._cache.seen = None, []
+        positions = torch.arange(_NUM_TRIED, device=self.model.device).unsqueeze(0)
+        output = self.model(input_ids=ids, position_ids=positions, past_key_values=self._cache, use_cache=True)
+        scores: torch.Tensor = output.logits[0].float()
+        return scores
 
     @torch.inference_mode()
     def _first_pass(self, config: Any, loaded: LoadedModel) -> list[LayerSeen]:

@@ -60,6 +60,7 @@ class GroupStep:
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
     _part_masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     _places: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _joint_places: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def places_of(self, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each token and head, the places of its key and of its value among the vectors of a layer, flattened."""
@@ -68,6 +69,13 @@ class GroupStep:
             first = (self.rows * (2 * num_heads)).unsqueeze(1) + heads
             keys = (first * self.group.capacity + self.positions.unsqueeze(1)).flatten()
             found = self._places[num_heads] = (keys, keys + num_heads * self.group.capacity)
+        return found
+
+    def joint_places_of(self, num_heads: int) -> torch.Tensor:
+        """The same, of each token the keys and then the values, in one."""
+        if (found := self._joint_places.get(num_heads)) is None:
+            both = [places.view(-1, num_heads) for places in self.places_of(num_heads)]
+            found = self._joint_places[num_heads] = torch.cat(both, dim=1).flatten()
         return found
 
     def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor:

@@ -76,7 +76,7 @@ class Function(Kind):
             value.__kwdefaults__ = children[-1]
 
 
-class Cell(Kind):
+class ClosureCell(Kind):
     """What two functions share of a variable of the function round them."""
 
     name = "cell"

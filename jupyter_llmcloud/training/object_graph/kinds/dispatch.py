@@ -90,7 +90,7 @@ _EXACT: dict[type, Kind] = {
     bytearray: values.Bytes(),
     memoryview: values.View(),
     array.array: values.Numbered(),
-    types.CellType: code.Cell(),
+    types.CellType: code.ClosureCell(),
     types.MethodType: code.Method(),
     contextvars.ContextVar: code.Context(),
     weakref.ref: containers.Weak(),

@@ -42,7 +42,7 @@ class Rows(Followed):
         return [len(value)], []
 
 
-class Waiting(Untouched):
+class SuspendedGenerator(Untouched):
     """A generator, which waits at some place in its code."""
 
     name = "generator"
@@ -58,7 +58,7 @@ class Waiting(Untouched):
         return "a generator that has been advanced, which no checkpoint can hold"
 
 
-class InLoop(Waiting):
+class InLoop(SuspendedGenerator):
     """A generator that a running loop draws from: the loop leads it to where it was, or it is missed."""
 
     name = "generator in a loop"
@@ -90,7 +90,7 @@ class Delivering(Untouched):
         return [value.__name__, names], children
 
 
-FOLLOWED, ROWS, WAITING, IN_LOOP, DELIVERING = Followed(), Rows(), Waiting(), InLoop(), Delivering()
+FOLLOWED, ROWS, WAITING, IN_LOOP, DELIVERING = Followed(), Rows(), SuspendedGenerator(), InLoop(), Delivering()
 
 
 def frame_of(value: Any) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from jupyter_llmcloud.training.checkpoint import stateful_objects
+from jupyter_llmcloud.training.checkpoint import serving_files, stateful_objects
 from jupyter_llmcloud.training.object_graph import memory
 from jupyter_llmcloud.training.object_graph.graph import MAY, Graph
 from jupyter_llmcloud.training.resume.cell import frame_variables
@@ -46,6 +47,10 @@ class CellContext:
     def begin(self, namespace: dict[str, Any], given: set[str]) -> None:
         """A cell begins; `given` are names that every namespace starts with."""
         self._namespace, self._given = namespace, given
+
+    def write_serving_files(self, names: list[str], run: Path) -> None:
+        """Write beside the checkpoints what is needed to serve them."""
+        serving_files.write_once(names, self._namespace, run)
 
     def note_accelerator(self, accelerator: Any) -> None:
         """An Accelerator was made."""

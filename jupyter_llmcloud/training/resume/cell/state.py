@@ -59,6 +59,16 @@ class CellState:
         """Whether this rank saves what is alike on all."""
         return self.rank == self.cell.ranks[0]
 
+    def write_serving_files(self) -> str:
+        """Write beside the checkpoints what is needed to serve them; returns what went wrong. Once a run is enough."""
+        if not self.is_first or not self.cell.save:
+            return ""
+        try:
+            self._context.write_serving_files(self.cell.save, Path(self.cell.folder))
+        except Exception as error:  # of a tokenizer or a configuration of somebody's: the training goes on
+            return f"{type(error).__name__}: {error}"
+        return ""
+
     # --- as it goes on ---
 
     def note_accelerator(self, accelerator: Any) -> None:

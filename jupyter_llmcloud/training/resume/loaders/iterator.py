@@ -191,7 +191,7 @@ class TrackedIterator:
         set_order(self.loader, start)
 
 
-class StepCount(TrackedIterator):
+class TrackedSteps(TrackedIterator):
     """A pass over the steps of `run.steps(total)`, which have no order to restore."""
 
     def state(self) -> dict[str, Any]:

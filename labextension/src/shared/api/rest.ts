@@ -51,7 +51,7 @@ export class Rest {
     return this.post(`${runPath(runId)}/stop`);
   }
 
-  checkpointRun(runId: string): Promise<unknown> {
+  checkpointRun(runId: string): Promise<{ step: number }> {
     return this.post(`${runPath(runId)}/checkpoint`);
   }
 

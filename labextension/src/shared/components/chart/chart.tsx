@@ -5,7 +5,6 @@ import type { Columns, LatestValue, Mark, Window } from '../../api/types';
 import { formatNumber } from '../../format';
 import { useTrans } from '../../translation';
 import { Name } from '../name';
-import { DASHES, shownColor } from './palette';
 import { type Drawing, Plot, scaled } from './plot';
 import {
   clockLabel,
@@ -32,6 +31,8 @@ export interface ChartCurve {
   label: string;
   columns: Columns;
   start: number;
+  color: string;
+  dash: number[];
 }
 
 /** Gives a stretch of a metric; null where there is no server to ask. */
@@ -45,7 +46,6 @@ export type FetchSeries =
 
 export interface ChartProps {
   name: string;
-  color: number;
   curves: ChartCurve[];
   latest: LatestValue | undefined;
   marks: readonly Mark[];
@@ -65,34 +65,37 @@ export function Chart(props: ChartProps) {
   const [showAll, setShowAll] = useState(false);
   const [pointed, setPointed] = useState<{ x: number; isOwn: boolean } | null>(null);
   const windows = useWindows(props);
-  const drawn = useMemo(() => {
-    const columns = curves.map((curve, at) => withWindow(curve.columns, zoom ? (windows[at] ?? null) : null));
+  const isNear = zoom !== null;
+  const data = useMemo(() => {
+    const columns = curves.map((curve, at) => withWindow(curve.columns, isNear ? (windows[at] ?? null) : null));
     const linear = columns.map((one, at) => tableOf(one, axis, curves[at]?.start ?? 0, smoothing));
-    const whole = zoom ?? xRange(linear);
     const { canLog } = valueRange(linear, [-Infinity, Infinity], false, true);
     const isLog = props.isLog && canLog;
-    const tables = isLog
-      ? columns.map((one, at) => tableOf(one, axis, curves[at]?.start ?? 0, smoothing, true))
-      : linear;
-    const { range, outside } = valueRange(tables, whole, isLog, showAll);
+    const tables = isLog ? columns.map((one, at) => tableOf(one, axis, curves[at]?.start ?? 0, smoothing, true)) : linear;
+    const drawnCurves = tables.map((table, at) => ({
+      table,
+      columns: columns[at] as Columns,
+      color: curves[at]?.color ?? '',
+      dash: curves[at]?.dash ?? []
+    }));
+    return { columns, tables, canLog, isLog, whole: xRange(linear), curves: drawnCurves };
+  }, [curves, windows, isNear, axis, smoothing, props.isLog]);
+  // Moving the stretch that is shown makes nothing of the data anew.
+  const drawn = useMemo(() => {
+    const x = zoom ?? data.whole;
+    const { range, outside } = valueRange(data.tables, x, data.isLog, showAll);
     const drawing: Drawing = {
-      curves: tables.map((table, at) => ({
-        table,
-        columns: columns[at] as Columns,
-        color: shownColor(props.color + at),
-        dash: DASHES[at % DASHES.length] ?? []
-      })),
+      curves: data.curves,
       axis,
       start: curves[0]?.start ?? 0,
-      isLog,
+      isLog: data.isLog,
       isSmoothed: smoothing > 0,
-      x: whole,
+      x,
       y: range,
       marks: props.marks
     };
-    return { columns, tables, x: whole, canLog, isLog, outside, drawing };
-  }, [curves, windows, axis, smoothing, zoom, showAll, props.isLog, props.color, props.marks.length]);
-  const color = shownColor(props.color);
+    return { ...data, x, outside, drawing };
+  }, [data, zoom, showAll, props.marks.length]);
   const place = useRef<HTMLDivElement>(null);
   const plot = usePlot(place, drawn.drawing, props, setPointed);
   const table = drawn.tables[0];
@@ -138,7 +141,7 @@ export function Chart(props: ChartProps) {
   };
   const spoken = pointed?.isOwn && readout ? `${name}, ${readout}: ${value}${spread ? `, ${spread}` : ''}` : '';
   return (
-    <figure class="llmc-chart" style={{ '--llmc-draw': color }} data-metric={name}>
+    <figure class="llmc-chart" data-metric={name}>
       <figcaption class="llmc-chart-head">
         <Name class="llmc-chart-name" text={name} />
         {latest?.alarm && <span class="llmc-warning">⚠ {latest.alarm}</span>}
@@ -146,7 +149,7 @@ export function Chart(props: ChartProps) {
         <span class="llmc-value">{value}</span>
       </figcaption>
       <div class="llmc-chart-line">
-        <span class="llmc-chart-note">{note}</span>
+        <span class="llmc-chart-note" title={note}>{note}</span>
         {drawn.outside && (
           <button type="button" class="llmc-mini" onClick={() => setShowAll(true)}>
             {trans.__('show all')}

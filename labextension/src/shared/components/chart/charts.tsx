@@ -6,6 +6,7 @@ import type { LatestValue, Mark } from '../../api/types';
 import type { RunState } from '../../stores/watched-run';
 import { useTrans } from '../../translation';
 import { Chart, type FetchSeries } from './chart';
+import { comparedColor, dashOf, shownColor } from './palette';
 import type { Range, XAxis } from './plot-data';
 
 /** How charts are shown; kept with the run when it is pinned. */
@@ -151,19 +152,19 @@ function RunChart(props: RunChartProps) {
   const start = state.info?.created ?? own?.time[0] ?? 0;
   const curves = useMemo(() => {
     if (!own) return [];
-    const compared = others.flatMap(other => {
+    const compared = others.flatMap((other, at) => {
       const columns = other.state.series.get(name);
-      return columns
-        ? [{ runId: other.runId, label: other.name, columns, start: other.state.info?.created ?? columns.time[0] ?? 0 }]
-        : [];
+      const began = other.state.info?.created ?? columns?.time[0] ?? 0;
+      const look = { color: comparedColor(at + 1), dash: dashOf(at + 1) };
+      return columns ? [{ runId: other.runId, label: other.name, columns, start: began, ...look }] : [];
     });
-    return [{ runId, label: runName, columns: own, start }, ...compared];
-  }, [own, ...beside, runId, start, others.length]);
+    const color = others.length ? comparedColor(0) : shownColor(props.color);
+    return [{ runId, label: runName, columns: own, start, color, dash: dashOf(0) }, ...compared];
+  }, [own, ...beside, runId, start, others.length, props.color]);
   const latest: LatestValue | undefined = state.info?.latest[name];
   return (
     <Chart
       name={name}
-      color={props.color}
       curves={curves}
       latest={latest}
       marks={state.info?.marks ?? NO_MARKS}

@@ -42,7 +42,8 @@ export interface PlotListener {
 
 const PER_CURVE = 4; // series of uPlot: low, high, mean, smoothed mean
 const LABEL_CHAR = 6.3; // pixels of a character beside an axis
-const FONT = '10.5px system-ui, sans-serif';
+/** Whole pixels: uPlot multiplies the digits before "px" for screens with more of them. */
+export const FONT = '11px system-ui, sans-serif';
 
 /** One plot, in an element. It is made anew for another kind of scale (`signature`), and else told what is new. */
 export class Plot {
@@ -63,6 +64,8 @@ export class Plot {
       this._theming.observe(element, { attributes: true, attributeFilter: ['class', 'data-jp-theme-name', 'data-jp-theme-light', 'style'] });
     }
     const over = this._plot.over;
+    over.addEventListener('pointerenter', () => (this._isHovered = true));
+    over.addEventListener('pointerleave', () => (this._isHovered = false));
     over.addEventListener('dblclick', () => this._listener.zoom(null));
     over.addEventListener('pointerdown', this._beginPan, { capture: true });
     over.addEventListener('wheel', this._zoomByWheel, { passive: false });
@@ -228,9 +231,10 @@ export class Plot {
   }
 
   private _tellCursor(u: uPlot): void {
+    if (this._isPanning) return; // nothing is read meanwhile
     const { left } = u.cursor;
     const isOut = left === undefined || left < 0;
-    const isOwn = u.over.matches(':hover') || this._place.contains(document.activeElement) || this._place === document.activeElement;
+    const isOwn = this._isHovered || this._place.contains(document.activeElement) || this._place === document.activeElement;
     this._listener.point(isOut ? null : u.posToVal(left, 'x'), isOwn);
   }
 
@@ -256,8 +260,11 @@ export class Plot {
     const end = () => {
       window.removeEventListener('pointermove', move);
       window.removeEventListener('pointerup', end);
+      this._isPanning = false;
       this._place.classList.remove('llmc-panning');
     };
+    this._isPanning = true;
+    this._listener.point(null, true);
     this._place.classList.add('llmc-panning');
     window.addEventListener('pointermove', move);
     window.addEventListener('pointerup', end);
@@ -319,6 +326,8 @@ export class Plot {
     ctx.restore();
   }
 
+  private _isHovered = false;
+  private _isPanning = false;
   private _colors: Record<string, string>;
   private readonly _plot: uPlot;
   private readonly _resizing: ResizeObserver;

@@ -10,6 +10,7 @@ import type { Openers } from '../clusters/cluster-panel';
 import { Confirm, CopyButton, ListNote, Problem, StateWord, useAction, useNow } from '../parts';
 import { Keys } from './keys';
 import { Playground } from './playground';
+import { SnippetTabs } from './snippet-tabs';
 import { snippets } from './snippets';
 
 interface Props {
@@ -73,7 +74,7 @@ function EndpointCard(props: { client: Client; endpoint: Endpoint; isWhole: bool
       <Rates endpoint={endpoint} />
       <Replicas replicas={endpoint.replicas} asked={endpoint.num_replicas} />
       {isWhole && isActive && <Playground client={client} name={endpoint.name} isReady={endpoint.state === 'ready'} />}
-      {isWhole && <Snippets url={url} name={endpoint.name} />}
+      {isWhole && <SnippetTabs all={snippets(url, endpoint.name)} />}
       {isWhole && <Keys client={client} endpoint={endpoint.name} />}
       <footer class="llmc-row">
         {openers.openEndpoint && !isWhole && (
@@ -163,26 +164,4 @@ function replicaText(replica: Replica): string {
   ]
     .filter(Boolean)
     .join(' · ');
-}
-
-function Snippets({ url, name }: { url: string; name: string }) {
-  const trans = useTrans();
-  const all = snippets(url, name);
-  const [chosen, setChosen] = useState('curl');
-  const snippet = all.find(one => one.title === chosen) ?? all[0];
-  return (
-    <div class="llmc-part">
-      <h3>{trans.__('Ask it from elsewhere')}</h3>
-      <div class="llmc-row" role="group" aria-label={trans.__('Language')}>
-        {all.map(one => (
-          <button key={one.title} type="button" class="llmc-button" aria-pressed={one.title === snippet?.title}
-            onClick={() => setChosen(one.title)}>
-            {one.title}
-          </button>
-        ))}
-        {snippet && <CopyButton text={snippet.text} name={trans.__('Copy %1', snippet.title)} />}
-      </div>
-      <pre class="llmc-code" tabIndex={0} aria-label={snippet?.title}>{snippet?.text}</pre>
-    </div>
-  );
 }

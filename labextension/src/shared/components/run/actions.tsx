@@ -14,24 +14,12 @@ interface ActionsProps extends RunMonitorProps {
 const reason = (error: unknown) => (error instanceof Error ? error.message : String(error));
 
 export function Actions(props: ActionsProps) {
-  const { info, client, runId, onHint } = props;
+  const { info, client, runId } = props;
   const trans = useTrans();
   const actions = info.actions;
-  const ask = async (what: Promise<unknown>, done: string) => {
-    try {
-      await what;
-      onHint(done);
-    } catch (error) {
-      onHint(reason(error));
-    }
-  };
   return (
     <span class="llmc-actions">
-      {client && actions.checkpoint && (
-        <button type="button" class="llmc-button" onClick={() => void ask(client.rest.checkpointRun(runId), trans.__('A checkpoint is saved at the next step that allows it.'))}>
-          {trans.__('Checkpoint')}
-        </button>
-      )}
+      {client && actions.checkpoint && <Checkpoint {...props} />}
       {client && actions.serve && <Serve {...props} />}
       {client && (
         <a class="llmc-button" href={client.rest.logUrl(runId)} target="_blank" rel="noreferrer">
@@ -40,6 +28,28 @@ export function Actions(props: ActionsProps) {
       )}
       {isActive(info.state) && <Stop {...props} />}
     </span>
+  );
+}
+
+function Checkpoint({ client, runId, onHint }: ActionsProps) {
+  const trans = useTrans();
+  const [isAsked, setAsked] = useState(false);
+  const save = async () => {
+    setAsked(true);
+    onHint(trans.__('A checkpoint is saved at the next step that all ranks share …'));
+    try {
+      const saved = await client?.rest.checkpointRun(runId);
+      onHint(saved ? trans.__('A checkpoint of step %1 is saved.', saved.step) : '');
+    } catch (error) {
+      onHint(reason(error));
+    } finally {
+      setAsked(false);
+    }
+  };
+  return (
+    <button type="button" class="llmc-button" disabled={isAsked} onClick={() => void save()}>
+      {trans.__('Checkpoint')}
+    </button>
   );
 }
 

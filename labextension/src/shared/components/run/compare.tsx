@@ -6,7 +6,7 @@ import type { Client } from '../../stores/client';
 import { useValue } from '../../stores/observable';
 import { NOTHING, type RunState } from '../../stores/watched-run';
 import { useTrans } from '../../translation';
-import { DASHES, shownColor } from '../chart/palette';
+import { comparedColor, dashOf } from '../chart/palette';
 import type { Compared } from '../chart/charts';
 import { differingRows, lineDifference } from './difference';
 
@@ -126,7 +126,7 @@ export function Comparison({ client, runId, name, others }: ComparisonProps) {
         {names.map((one, at) => (
           <li key={ids[at]}>
             <svg width="28" height="8" aria-hidden="true">
-              <line x1="0" x2="28" y1="4" y2="4" style={{ stroke: shownColor(at), strokeWidth: 2 }} stroke-dasharray={DASHES[at]?.join(' ')} />
+              <line x1="0" x2="28" y1="4" y2="4" style={{ stroke: comparedColor(at), strokeWidth: 2 }} stroke-dasharray={dashOf(at).join(' ')} />
             </svg>{' '}
             {one}
           </li>

@@ -75,7 +75,7 @@ function RunRow({ client, run, openers }: { client: Client; run: Run; openers: O
         ) : (
           <Name class="llmc-run-name llmc-grow" text={name} />
         )}
-        <StateWord state={run.state} />
+        <StateWord state={run.hang ? trans.__('hangs') : run.state} title={run.hang?.text} />
         {isActive(run.state) && (
           <button type="button" class="llmc-button" aria-label={trans.__('Stop the run %1', name)}
             disabled={stop.isBusy || run.state === 'stopping'} onClick={() => void stop.run()}>
@@ -87,9 +87,9 @@ function RunRow({ client, run, openers }: { client: Client; run: Run; openers: O
         {isActive(run.state) && typeof done === 'number' && typeof total === 'number' && total > 0 && (
           <progress max={total} value={Math.min(done, total)} aria-label={trans.__('Progress of %1', name)} />
         )}
-        <span>{typeof done === 'number' && typeof total === 'number' && total > 0 ? `${done}/${total}` : ''}</span>
-        <span class="llmc-grow">{headline(run.metrics ?? {})}</span>
-        <span>{formatDuration(Math.max(0, (run.ended ?? now) - run.created))}</span>
+        {typeof done === 'number' && typeof total === 'number' && total > 0 && <span>{`${done}/${total}`}</span>}
+        <span class="llmc-grow llmc-run-figure">{headline(run.metrics ?? {}) || run.phase}</span>
+        <span class="llmc-run-took">{formatDuration(Math.max(0, (run.ended ?? now) - run.created))}</span>
       </div>
       <Problem text={stop.problem} />
     </li>

@@ -1,0 +1,156 @@
+"""Batches from a kernel or a script: many inputs to an endpoint, their answers in the order of the inputs."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jupyter_llmcloud.errors import ServerError, UsageError
+
+if TYPE_CHECKING:
+    import httpx
+
+MAX_BYTES = 48 << 20  # of one upload
+MAX_ROWS = 50_000
+LOOK_EVERY_S = 0.5
+ENDED = ("completed", "failed", "expired", "cancelled")
+_ROUTES = {"prompt": "completions", "messages": "chat/completions", "input": "embeddings"}
+
+Send = Callable[["httpx.Request"], "httpx.Response"]
+Progress = Callable[[int, int], None]
+
+
+def as_body(item: Any, column: str | None, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The route and the body for one input.
+
+    Args:
+        item: a text (to be continued), a list of messages, or a mapping that holds `prompt` or `messages`.
+        column: of a mapping, the field that holds the input.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    value = item
+    if column is not None:
+        if not isinstance(item, Mapping) or column not in item:
+            known = f" It has {', '.join(map(str, item))}." if isinstance(item, Mapping) else ""
+            raise UsageError(f"an input has no column {column!r}.{known}")
+        value = item[column]
+    if isinstance(value, str):
+        return "completions", {"prompt": value, **params}
+    if isinstance(value, Sequence) and value and all(isinstance(part, Mapping) and "role" in part for part in value):
+        return "chat/completions", {"messages": [dict(part) for part in value], **params}
+    if isinstance(value, Mapping):
+        for field, route in _ROUTES.items():
+            if field in value:
+                return route, {field: value[field], **params}
+    raise UsageError(
+        f"an input is {value!r:.80}: it must be a text, a list of messages, or hold one as `prompt`, `messages` or in "
+        "the column that column= names."
+    )
+
+
+def row_groups(
+    model: str, inputs: Iterable[Any], column: str | None, params: Mapping[str, Any]
+) -> Iterator[tuple[str, list[bytes]]]:
+    """(route, lines) of the batches that these inputs make: each small enough to be uploaded. Raises UsageError."""
+    route, lines, size = "", list[bytes](), 0
+    for number, item in enumerate(inputs):
+        wanted, body = as_body(item, column, params)
+        if route and wanted != route:
+            raise UsageError(f"input {number} goes to {wanted}, the ones before it to {route}: use one kind in a call.")
+        row = {"custom_id": str(number), "method": "POST", "url": f"/v1/{wanted}", "body": {"model": model, **body}}
+        line = json.dumps(row).encode()
+        if lines and (size + len(line) > MAX_BYTES or len(lines) == MAX_ROWS):
+            yield route, lines
+            lines, size = [], 0
+        route = wanted
+        lines.append(line)
+        size += len(line) + 1
+    if lines:
+        yield route, lines
+
+
+class BatchClient:
+    """Files and batches of one server.
+
+    Args:
+        http: a connection pool that is signed in to Jupyter: batches begun with a scoped key would belong to that.
+        base_url: ends in /v1.
+        send: sends a request, and raises what the server refuses it with.
+    """
+
+    def __init__(self, http: httpx.Client, base_url: str, send: Send) -> None:
+        self._http = http
+        self._url = base_url
+        self._send = send
+
+    def begin(self, route: str, lines: builtins.list[bytes], window: str) -> str:
+        """Upload rows and begin a batch; its id."""
+        files = {"file": ("input.jsonl", b"\n".join(lines))}
+        file = self._ask("POST", "files", files=files, data={"purpose": "batch"})
+        body = {"input_file_id": file["id"], "endpoint": f"/v1/{route}", "completion_window": window}
+        batch = self._ask("POST", "batches", json=body)
+        self._ask("DELETE", f"files/{file['id']}")  # the batch has its rows
+        return str(batch["id"])
+
+    def get(self, batch_id: str) -> dict[str, Any]:
+        """How far a batch is."""
+        return self._ask("GET", f"batches/{batch_id}")
+
+    def list(self) -> builtins.list[dict[str, Any]]:
+        """The batches that may be seen, the newest first."""
+        rows: builtins.list[dict[str, Any]] = self._ask("GET", "batches")["data"]
+        return rows
+
+    def cancel(self, batch_id: str) -> None:
+        """End a batch, if it is not over; what was answered is kept."""
+        if self.get(batch_id)["status"] in ("validating", "in_progress"):
+            self._ask("POST", f"batches/{batch_id}/cancel")
+
+    def wait(self, batch_ids: Sequence[str], progress: Progress) -> builtins.list[dict[str, Any]]:
+        """Wait until these batches are over. `progress` is told the rows that are over, and all."""
+        while True:
+            batches = [self.get(batch_id) for batch_id in batch_ids]
+            counts = [batch["request_counts"] for batch in batches]
+            progress(sum(c["completed"] + c["failed"] for c in counts), sum(c["total"] for c in counts))
+            if all(batch["status"] in ENDED for batch in batches):
+                return batches
+            time.sleep(LOOK_EVERY_S)
+
+    def answers(self, batch: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """The lines of a batch that is over, answered and not, by the number of their input."""
+        found: dict[int, dict[str, Any]] = {}
+        for file_id in (batch["output_file_id"], batch["error_file_id"]):
+            if file_id is not None:
+                request = self._http.build_request("GET", f"{self._url}/files/{file_id}/content")
+                for text in self._send(request).text.splitlines():
+                    line = json.loads(text)
+                    found[int(line["custom_id"])] = line
+        return found
+
+    def _ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        request = self._http.build_request(method, f"{self._url}/{path}", **content)
+        answer: dict[str, Any] = self._send(request).json()
+        return answer
+
+
+def answer_of(line: Mapping[str, Any] | None) -> Any:
+    """What an answered line says: a text or an embedding, a list where several were asked for. Raises ServerError."""
+    if line is None:
+        raise ServerError("it was not answered.")
+    response, error = line["response"], line["error"]
+    if error is not None:
+        raise ServerError(str(error["message"]))
+    body = response["body"]
+    if response["status_code"] != 200:
+        told = body.get("error") if isinstance(body, dict) else None
+        raise ServerError(str((told or {}).get("message") or f"status {response['status_code']}"))
+    if "choices" in body:
+        found = [choice["text"] if "text" in choice else choice["message"]["content"] for choice in body["choices"]]
+    else:
+        found = [row["embedding"] for row in body["data"]]
+    return found[0] if len(found) == 1 else found

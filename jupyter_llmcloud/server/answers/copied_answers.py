@@ -1,0 +1,67 @@
+"""What becomes of the answer to one request beside its being passed on: kept for feedback, or given again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jupyter_llmcloud.core.serving.cached_answers import cache_key
+from jupyter_llmcloud.server.answers.capturing_sink import CapturingSink
+from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.server.answers.keeper import Keeper
+    from jupyter_llmcloud.server.answers.response_cache import ResponseCache
+    from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, ResponseSink
+
+CACHE = "jupyter_llmcloud_response_cache"  # in the settings of the server, where there is one
+
+
+class CopiedAnswers:
+    """Of one request.
+
+    Args:
+        cache: where the server has one.
+        keeper: for an endpoint that keeps its requests.
+    """
+
+    def __init__(self, cache: ResponseCache | None, keeper: Keeper, endpoint: EndpointController) -> None:
+        self._cache = cache if cache is not None and cache.is_on and _has_one_model(endpoint) else None
+        self._keeper = keeper if endpoint.stored.current.keep_requests else None
+        self._endpoint = endpoint
+        self._place: str | None = None
+        self._copy: CapturingSink | None = None
+
+    async def find(self, request: GatewayRequest) -> CachedAnswer | None:
+        """The answer that the same request got before."""
+        if self._cache is None:
+            return None
+        endpoint, revision = self._endpoint.name, self._endpoint.stored.current.fingerprint
+        self._place = cache_key(request.actor, endpoint, revision, request.route, request.body)
+        return None if self._place is None else await self._cache.get(self._place)
+
+    def sink(self, request: GatewayRequest, sink: ResponseSink) -> ResponseSink:
+        """Where the answer goes: by way of a copy, when one is wanted."""
+        if self._keeper is None and self._place is None:
+            return sink
+        self._copy = CapturingSink(sink)
+        return self._copy
+
+    def keep(self, request: GatewayRequest) -> None:
+        """The answer is over."""
+        answer = self._copy.answer() if self._copy is not None else None
+        if self._copy is None or answer is None:
+            return
+        if self._keeper is not None:
+            self._keeper.keep(request, self._endpoint, answer)
+        # Asked again: another revision may have come while the answer was made.
+        if self._cache is not None and self._place is not None and _has_one_model(self._endpoint):
+            revision = self._endpoint.stored.current.fingerprint
+            if self._place == cache_key(request.actor, self._endpoint.name, revision, request.route, request.body):
+                self._cache.put(self._place, CachedAnswer(self._copy.content_type, answer))
+
+
+def _has_one_model(endpoint: EndpointController) -> bool:
+    """Whether all requests are answered by the same weights: neither a canary's nor an adapter's."""
+    answering = [revision for revision in endpoint.stored.revisions if revision.num_replicas and revision.weight]
+    return len(answering) == 1 and not endpoint.stored.adapters

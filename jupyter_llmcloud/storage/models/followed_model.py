@@ -1,0 +1,102 @@
+"""A model folder made of the newest checkpoint of a run: its weights, beside what the run has written for serving.
+
+<run>/serving/            config.json, the tokenizer, weights.json (names and shapes of the model's tensors)
+<run>/served/step-40/     a whole model: the files above, and the weights of the checkpoint of step 40
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jupyter_llmcloud.errors import ModelError
+from jupyter_llmcloud.storage.checkpoints import Checkpoint
+from jupyter_llmcloud.system.atomic_files import publish_folder
+
+SERVING = "serving"
+SERVED = "served"
+WEIGHTS = "weights.json"
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def make(run: Path, checkpoint: Checkpoint) -> Path:
+    """The folder with the model of a checkpoint, made when it is not there. Raises ModelError when that cannot be."""
+    target = run / SERVED / f"step-{checkpoint.step}"
+    if target.is_dir():
+        return target
+    files = run / SERVING
+    try:
+        wanted = json.loads((files / WEIGHTS).read_bytes())
+    except OSError:
+        raise ModelError(
+            "its checkpoints hold no model that can be served: start it with --save model,tokenizer, and make both in "
+            "variables of the cell before it trains."
+        ) from None
+    source, names = _weights(checkpoint, wanted)
+    staging = target.with_name(f".{target.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(files, staging, ignore=shutil.ignore_patterns(WEIGHTS))
+    _link_or_rename(source, staging / "model.safetensors", names)
+    publish_folder(staging, target, durable=False)
+    return target
+
+
+def retain(run: Path, keep: set[Path]) -> None:
+    """Delete the folders that nobody serves any more."""
+    folder = run / SERVED
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _weights(checkpoint: Checkpoint, wanted: dict[str, list[int]]) -> tuple[Path, dict[str, str]]:
+    """The file of the model in a checkpoint, and the plain names of its tensors by those that they have there."""
+    for path in sorted(checkpoint.path.glob("model*.safetensors")):
+        header = _header(path)[1]
+        names = {name: _plain(name) for name in header if name != "__metadata__"}
+        found = {plain: header[name]["shape"] for name, plain in names.items()}
+        if all(found.get(name) == shape for name, shape in wanted.items()):
+            return path, names
+    raise ModelError(
+        f"the checkpoint of step {checkpoint.step} does not hold the whole model in one file: one that is spread over "
+        "the ranks, or trained by each rank for itself, can be served when the run has ended."
+    )
+
+
+def _plain(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(f".{wrapper}", ".").removeprefix(wrapper)
+    return name
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors begin, and what is said of them."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    return 8 + length, header
+
+
+def _link_or_rename(source: Path, target: Path, names: dict[str, str]) -> None:
+    """The same file where the names fit (it outlives its checkpoint then), else a copy with other names."""
+    begin, header = _header(source)
+    is_plain = all(name == plain for name, plain in names.items())
+    if is_plain and header.get("__metadata__", {}).get("format") == "pt":
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system
+            shutil.copyfile(source, target)
+            return
+    renamed = {names.get(name, name): row for name, row in header.items()}
+    renamed["__metadata__"] = {**header.get("__metadata__", {}), "format": "pt"}
+    text = json.dumps(renamed, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with source.open("rb") as reading, target.open("wb") as writing:
+        reading.seek(begin)
+        writing.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(reading, writing, 1 << 20)

@@ -1,0 +1,115 @@
+"""What the gateway costs: a replica asked directly, beside the same replica asked through a Jupyter server with a key.
+
+The replica is a stand-in that streams pieces with the time at which each was sent, so that what lies between is the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import aiohttp
+import psutil
+
+from tests.bench.measured import Row
+from tests.support.gateway_process import GatewayProcess, gateway_process
+
+ROUNDS = 40
+NUM_PIECES = 20
+GAP_MS = 5
+NUM_STREAMS = 16
+STATUS_S = 10.0
+MANY_STREAMS = 200
+FIRST_MS, PIECE_MS, PIECE_CPU_MS, STATUS_MS = 1.0, 0.3, 0.3, 100.0  # the goals
+
+
+@dataclass
+class Seen:
+    """One stream: seconds to its first piece, and how long each further one was on its way."""
+
+    first_s: float = 0.0
+    ways_s: list[float] = field(default_factory=list)
+
+
+def measure(folder: Path) -> list[Row]:
+    """The rows of this axis."""
+    with gateway_process(folder) as server:
+        return asyncio.run(_measure(server))
+
+
+async def _measure(server: GatewayProcess) -> list[Row]:
+    connector = aiohttp.UnixConnector(server.replica_socket, limit=0)
+    direct_headers = {"Authorization": f"Bearer {server.replica_token}"}
+    headers = {"Authorization": f"Bearer {server.key}"}
+    async with (
+        aiohttp.ClientSession(connector=connector, headers=direct_headers) as replica,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as gateway,
+    ):
+        ask_replica = (replica, "http://replica/v1/completions")
+        ask_gateway = (gateway, f"{server.url}llmcloud/v1/completions")
+        for session, url in (ask_replica, ask_gateway):
+            await _stream(session, url)  # connected, and warm
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            theirs.append(await _stream(*ask_replica))
+            ours.append(await _stream(*ask_gateway))
+        costs = [await _cpu_per_piece(server, ask_gateway) for _ in range(3)]
+        status = await _status_during_streams(server, ask_gateway)
+    first = [(one.first_s - other.first_s) * 1e3 for one, other in zip(ours, theirs, strict=True)]
+    piece = [(median(one.ways_s) - median(other.ways_s)) * 1e3 for one, other in zip(ours, theirs, strict=True)]
+    return [
+        Row("gateway", "added to the first piece of a stream, p50", "ms", "", first, limit=FIRST_MS),
+        Row("gateway", "added to each further piece, p50", "ms", "", piece, limit=PIECE_MS),
+        Row("gateway", f"CPU time a piece, {NUM_STREAMS} streams", "ms", "", costs, limit=PIECE_CPU_MS),
+        Row(
+            "gateway", f"/api/status during {MANY_STREAMS} streams, p99", "ms", "", status, limit=STATUS_MS, percent=99
+        ),
+    ]  # fmt: skip
+
+
+async def _stream(
+    session: aiohttp.ClientSession, url: str, num_pieces: int = NUM_PIECES, gap_ms: float = GAP_MS
+) -> Seen:
+    seen = Seen()
+    body = {"model": "tiny", "prompt": f"stamp {num_pieces} {gap_ms}", "stream": True}
+    began = time.monotonic()
+    async with session.post(url, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        async for line in answer.content:
+            now = time.monotonic()
+            if line.startswith(b"data: {"):
+                seen.first_s = seen.first_s or now - began
+                seen.ways_s.append(now - float(json.loads(line[6:])["choices"][0]["text"]))
+    assert len(seen.ways_s) == num_pieces
+    return seen
+
+
+async def _cpu_per_piece(server: GatewayProcess, ask: tuple[Any, str]) -> float:
+    process, num_pieces = psutil.Process(server.pid), 100
+    before = sum(process.cpu_times()[:2])
+    await asyncio.gather(*(_stream(*ask, num_pieces) for _ in range(NUM_STREAMS)))
+    return (sum(process.cpu_times()[:2]) - before) * 1e3 / (NUM_STREAMS * num_pieces)
+
+
+async def _status_during_streams(server: GatewayProcess, ask: tuple[Any, str]) -> list[float]:
+    """Seconds that Jupyter's own status takes while many streams go on, each with 5 pieces a second."""
+    streams = [asyncio.ensure_future(_stream(*ask, int(STATUS_S * 5) + 10, 200)) for _ in range(MANY_STREAMS)]
+    samples = []
+    headers = {"Authorization": f"token {server.token}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        await asyncio.sleep(1)  # in which they begin
+        ends = time.monotonic() + STATUS_S
+        while time.monotonic() < ends:
+            began = time.monotonic()
+            async with session.get(f"{server.url}llmcloud/api/status") as answer:
+                assert answer.status == 200
+                await answer.read()
+            samples.append((time.monotonic() - began) * 1e3)
+            await asyncio.sleep(0.02)
+    await asyncio.gather(*streams)
+    return samples

@@ -1,0 +1,133 @@
+"""Feedback: kept with the request it judges, by whoever asked that; what comes of it is a data set, and drift."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from jupyter_llmcloud.storage.server_state import RequestRecord
+from jupyter_llmcloud.storage.serving.feedback import Feedback, FeedbackStore, KeptRequest
+from tests.support.server_parts import Server
+
+pytest_plugins = ["tests.support.server_fixtures"]
+
+
+async def say(server: Server, key: str | None, **said: Any) -> httpx.Response:
+    return await server.ask("POST", "llmcloud/v1/feedback", said, key)
+
+
+async def dataset(server: Server) -> list[dict[str, Any]]:
+    text = (await server.ask("GET", "llmcloud/api/endpoints/tiny/feedback/dataset")).text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_corrections_and_good_answers_of_kept_requests_make_a_data_set(server: Server, model: Path) -> None:
+    await server.serve(model, keep_requests=True)
+    key = await server.key()
+    good = (await server.complete("hello", key)).headers["X-Request-Id"]
+    wrong = (await server.complete("what", key)).headers["X-Request-Id"]
+    messages = [{"role": "user", "content": "count 3"}]
+    body = {"model": "tiny", "messages": messages, "stream": True}
+    streamed = (await server.ask("POST", "llmcloud/v1/chat/completions", body, key)).headers["X-Request-Id"]
+    assert (await say(server, key, request_id=good, rating="up")).json()["rating"] == 1.0
+    await say(server, key, request_id=wrong, rating=-0.5, correction="that")
+    await say(server, key, request_id=streamed, rating="up", metadata={"page": "demo"})
+    rows = {row.pop("request_id"): row for row in await dataset(server)}
+    assert rows == {
+        good: {"prompt": "hello", "completion": "hello!", "rating": 1.0},
+        wrong: {"prompt": "what", "completion": "that", "rating": -0.5},
+        streamed: {"messages": [*messages, {"role": "assistant", "content": "0 1 2 "}], "rating": 1.0},
+    }
+    told = (await server.ask("GET", "llmcloud/api/endpoints/tiny/feedback")).json()["feedback"]
+    assert [row["metadata"] for row in told][:1] == [{"page": "demo"}]
+
+
+async def test_nothing_is_kept_unless_the_endpoint_was_started_so(server: Server, model: Path) -> None:
+    await server.serve(model)
+    key = await server.key()
+    request_id = (await server.complete("a secret question", key)).headers["X-Request-Id"]
+    assert (await say(server, key, request_id=request_id, rating="up")).status_code == 200
+    assert await dataset(server) == []
+    files = server.context.state.path.parent.glob("*sqlite*")
+    assert all(b"a secret question" not in file.read_bytes() for file in files)
+    await say(server, key, request_id=request_id, rating="up", prompt="a question", answer="an answer")
+    [row] = await dataset(server)  # what the client tells by itself; the last word counts
+    assert (row["prompt"], row["completion"]) == ("a question", "an answer")
+
+
+async def test_a_key_judges_its_own_requests_only(server: Server, model: Path) -> None:
+    await server.serve(model)
+    request_id = (await server.complete("hello", await server.key())).headers["X-Request-Id"]
+    answer = await say(server, await server.key(), request_id=request_id, rating="up")
+    assert answer.status_code == 404 and answer.json()["error"]["param"] == "request_id"
+    assert (await say(server, None, request_id=request_id, rating="up")).status_code == 200  # a Jupyter user
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ({"rating": 2}, "rating is 2"),
+        ({"rating": "good"}, "rating"),
+        ({}, "say something"),
+        ({"rating": "up", "request_id": "req-nothing"}, "no request 'req-nothing'"),
+        ({"rating": "up", "correction": "x" * 300_000}, "correction has 300000 characters"),
+    ],
+)
+async def test_what_is_no_feedback_is_refused(server: Server, model: Path, said: dict[str, Any], hint: str) -> None:
+    await server.serve(model)
+    key = await server.key()
+    request_id = (await server.complete("hello", key)).headers["X-Request-Id"]
+    answer = await say(server, key, **{"request_id": request_id, **said})
+    assert answer.status_code in (400, 404) and hint in answer.json()["error"]["message"]
+
+
+async def test_an_endpoint_that_is_asked_other_things_than_before_has_drifted(server: Server, model: Path) -> None:
+    await server.serve(model)
+
+    def record(number: int, prompt_tokens: int) -> RequestRecord:
+        return RequestRecord(
+            f"req-{number}", "me", "tiny", "completions", 200, 0.1,
+            first_byte_s=0.01, prompt_tokens=prompt_tokens, completion_tokens=number % 20, t=float(number),
+        )  # fmt: skip
+
+    server.context.state.add_usage([record(number, 10 + number % 7) for number in range(300)])
+    server.context.state.add_usage([record(number, 200 + number % 7) for number in range(300, 400)])
+    for number in range(280, 400):
+        rating = 1.0 if number < 300 else -1.0
+        server.context.keeper.store.add(Feedback(f"req-{number}", "me", float(number), "tiny", rating))
+    drift = (await server.ask("GET", "llmcloud/api/endpoints/tiny/drift?recent=100")).json()["drift"]
+    verdicts = {row["name"]: row["verdict"] for row in drift}
+    assert verdicts["prompt_tokens"] == "major" and verdicts["completion_tokens"] == "none"
+    assert verdicts["rating"] == "unknown"  # 20 earlier ratings are too few
+    assert next(row for row in drift if row["name"] == "rating")["mean_recent"] == -1.0
+
+
+def test_what_cannot_be_a_row_is_left_out(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    tokens = json.dumps({"model": "m", "prompt": [1, 2, 3]}).encode()
+    store.keep(KeptRequest("req-1", 1.0, "m", "r", "completions", tokens, b'{"choices": []}'))
+    store.add(Feedback("req-1", "me", 1.0, "m", 1.0))
+    store.add(Feedback("req-2", "me", 2.0, "m", None, comment="slow"))
+    assert list(store.training_rows("m")) == []
+    assert (tmp_path / "feedback.sqlite").stat().st_mode & 0o777 == 0o600
+    store.close()
+
+
+async def test_the_handle_in_a_notebook_gives_feedback_and_writes_the_data_set(
+    server: Server, model: Path, tmp_path: Path
+) -> None:
+    from jupyter_llmcloud.client.rest import ServerClient
+    from jupyter_llmcloud.magics.output.endpoint import Endpoint
+
+    await server.serve(model, keep_requests=True)
+    endpoint = Endpoint("tiny", ServerClient(server.url, server.token))
+    request_id = (await server.complete("hello")).headers["X-Request-Id"]
+    await asyncio.to_thread(lambda: endpoint.feedback(request_id, correction="hi", source="review"))
+    assert await asyncio.to_thread(endpoint.feedback_dataset, str(tmp_path / "data.jsonl")) == 1
+    assert json.loads((tmp_path / "data.jsonl").read_text())["completion"] == "hi"
+    assert {row["verdict"] for row in await asyncio.to_thread(endpoint.drift)} == {"unknown"}
