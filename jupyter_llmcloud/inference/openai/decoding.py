@@ -47,7 +47,8 @@ _MAX_SHOWN = 60
 def decode(body: bytes, kind: type[Kind]) -> Kind:
     """Decode a body; raises `ApiError` 400 that names the parameter at fault."""
     try:
-        return _decoder(kind).decode(body)
+        decoded: Kind = _decoder(kind).decode(body)
+        return decoded
     except msgspec.ValidationError as error:
         raise _wrong_shape(str(error), body, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -76,7 +77,7 @@ def shown(value: Any) -> str:
 
 
 @lru_cache(maxsize=64)
-def _decoder(kind: type[Kind]) -> msgspec.json.Decoder[Kind]:
+def _decoder(kind: Any) -> Any:
     return msgspec.json.Decoder(kind)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.inference.engines.embedding import Embedder
 from jupyter_llmcloud.inference.openai.decoding import decode, invalid
+from jupyter_llmcloud.inference.openai.embedder import Embedder
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt, token_ids_of
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest

@@ -14,7 +14,7 @@ from jupyter_llmcloud.inference.openai.structured.constraint import Constraints
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.inference.engines.embedding import Embedder
+    from jupyter_llmcloud.inference.openai.embedder import Embedder
 
 
 class ServedModel:
@@ -57,7 +57,7 @@ class ServedModel:
     @cached_property
     def embedder(self) -> Embedder:
         """What embeds with its weights."""
-        from jupyter_llmcloud.inference.engines.embedding import Embedder
+        from jupyter_llmcloud.inference.openai.embedder import Embedder
 
         return Embedder(self.loaded)
 
