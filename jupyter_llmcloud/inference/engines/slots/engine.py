@@ -90,10 +90,10 @@ class SlotEngine:
 
     def stats(self) -> EngineStats:
         """The gauges now."""
-        slots, prefixes = self._core.slots, self._core.prefixes
+        slots, prefixes, batch = self._core.slots, self._core.prefixes, self._core.batch
         return EngineStats(
             num_active=len(self._sequences),
-            num_tokens=self._core.batch.num_tokens,
+            num_tokens=batch.num_tokens,
             num_cache_tokens=slots.num_tokens + prefixes.num_tokens,
             max_cache_tokens=self.budget.num_tokens,
             cache_bytes=slots.num_bytes + prefixes.num_bytes,
@@ -163,13 +163,14 @@ class SlotEngine:
     def _arrived(self, *, wait: bool) -> list[Sequence | _Change | None]:
         """What was submitted since the last step; None ends the thread."""
         arrived: list[Sequence | _Change | None] = []
+        slots = self._core.slots
         while True:
             try:
                 arrived.append(self._inbox.get(wait and not arrived, _IDLE_S))
             except queue.Empty:
                 if arrived or not wait:
                     return arrived
-                self._core.slots.trim()
+                slots.trim()
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ def can_be_fused(layer: torch.nn.Module) -> bool:
     kind = type(layer)
     if f"{kind.__module__}.{kind.__qualname__}" not in _KNOWN:
         return False
-    parts = [*layer.self_attn.children(), *layer.mlp.children()]  # type: ignore[union-attr, operator]
+    parts = [*layer.self_attn.children(), *layer.mlp.children()]  # type: ignore[union-attr]
     named = {type(part).__name__.removeprefix(kind.__name__.removesuffix("DecoderLayer")) for part in parts}
     if named - {"Linear", "RMSNorm", "SiLU", "SiLUActivation"} or not all(
         type(part) is torch.nn.Linear

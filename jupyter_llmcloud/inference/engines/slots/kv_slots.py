@@ -6,11 +6,9 @@ sequence that outgrows its slot moves to a group of twice the capacity; a group 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-
-from jupyter_llmcloud.inference.engines.slots.sequence import Sequence
 
 BLOCK = 32
 SMALLEST = 128
@@ -21,6 +19,19 @@ class LayerShape(NamedTuple):
 
     num_heads: int
     head_size: int
+
+
+class Occupant(Protocol):
+    """Who may have a slot.
+
+    Attributes:
+        group, row: the slot; None while there is none.
+        num_cached: the first so many places of it hold something.
+    """
+
+    group: SlotGroup | None
+    row: int
+    num_cached: int
 
 
 class NoRoom(Exception):
@@ -43,7 +54,7 @@ class SlotGroup:
             torch.zeros(0, 2 * shape.num_heads, capacity, shape.head_size, dtype=dtype, device=device)
             for shape in shapes
         ]
-        self.sequences: list[Sequence] = []
+        self.sequences: list[Occupant] = []
         self.num_decoding = 0
 
     @property
@@ -69,17 +80,17 @@ class SlotGroup:
             larger[:used] = layer[:used]
             self.layers[index] = larger
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Occupant) -> None:
         """Give the sequence a row; there must be a free one."""
         sequence.group, sequence.row = self, len(self.sequences)
         self.sequences.append(sequence)
 
-    def begin_decoding(self, sequence: Sequence) -> None:
+    def begin_decoding(self, sequence: Occupant) -> None:
         """Its prompt was read: move it to those that are decoded."""
         self._swap(sequence.row, self.num_decoding)
         self.num_decoding += 1
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Occupant) -> None:
         """Give its row back and close the hole."""
         hole = sequence.row
         if hole < self.num_decoding:
@@ -146,11 +157,11 @@ class KVSlots:
         """How many tokens the slots hold."""
         return sum(group.num_rows * group.capacity for group in self.groups.values())
 
-    def place(self, sequence: Sequence, num_tokens: int) -> None:
+    def place(self, sequence: Occupant, num_tokens: int) -> None:
         """A slot for a sequence that has none; raises NoRoom."""
         self._group_with_free_row(num_tokens).add(sequence)
 
-    def grow(self, sequence: Sequence, num_tokens: int) -> None:
+    def grow(self, sequence: Occupant, num_tokens: int) -> None:
         """Move a sequence to a slot that holds so many tokens; raises NoRoom, and leaves it where it was."""
         before, row = sequence.group, sequence.row
         assert before is not None
@@ -166,7 +177,7 @@ class KVSlots:
         if was_decoding:
             larger.begin_decoding(sequence)
 
-    def free(self, sequence: Sequence) -> None:
+    def free(self, sequence: Occupant) -> None:
         """Give its slot back."""
         if (group := sequence.group) is not None:
             group.remove(sequence)

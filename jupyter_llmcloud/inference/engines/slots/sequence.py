@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from jupyter_llmcloud.inference.engines.base import FinishReason, Generation, TokenLogprob, TokenStream
 from jupyter_llmcloud.inference.engines.sampling import FollowedConstraint, Row
+from jupyter_llmcloud.inference.engines.slots.kv_slots import SlotGroup
 from jupyter_llmcloud.inference.engines.slots.speculation import Drafts
-
-if TYPE_CHECKING:
-    from jupyter_llmcloud.inference.engines.slots.kv_slots import SlotGroup
 
 
 @dataclass(eq=False, slots=True)
@@ -51,8 +48,8 @@ class Sequence:
     def __post_init__(self) -> None:
         if self.generation.constraint is not None:
             self._constraint = FollowedConstraint(self.generation.constraint)
-        row = Row(self.generation.sampling, constraint=self._constraint)
-        self._is_greedy = row.is_plain and self.generation.sampling.num_logprobs is None
+        sampling = self.generation.sampling
+        self._is_greedy = Row(sampling, constraint=self._constraint).is_plain and sampling.num_logprobs is None
 
     @property
     def num_prompt(self) -> int:
