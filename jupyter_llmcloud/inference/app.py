@@ -22,7 +22,7 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.changes import Changes
 from jupyter_llmcloud.inference.engines.base import EngineError
 from jupyter_llmcloud.inference.external.forward import Forward
-from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes
+from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes, ServedPredictor
 from jupyter_llmcloud.inference.openai.asking import ask_chat, ask_completion
 from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest
 from jupyter_llmcloud.inference.openai.embeddings import detokenize, embed, embedding_prompts, tokenize
@@ -115,6 +115,15 @@ class Application:
         self.predictions.add_to(app)
         Changes(self._ready_model).add_to(app)
         return app
+
+    def serve_predictions(self, served: ServedPredictor) -> None:
+        """The model that generates no text is ready."""
+        self.predictions.served = served
+
+    async def end_predictions(self) -> None:
+        """Close that model, if there is one."""
+        if self.predictions.served is not None:
+            await self.predictions.served.close()
 
     async def _close(self, _: web.Application) -> None:
         self._rendering.shutdown(wait=False, cancel_futures=True)

@@ -194,7 +194,7 @@ class Replica:
                 spec.served_name, kind, layout, spec.source, spec.dtype, spec.device, spec.max_concurrent, num_threads
             )
         )
-        self._application.predictions.served = served
+        self._application.serve_predictions(served)
         self.status.details = {
             "model": spec.served_name,
             "kind": kind,
@@ -262,8 +262,7 @@ class Replica:
             await self._application.model.close()
         if self._application.external is not None:
             await self._application.external.server.close()
-        if self._application.predictions.served is not None:
-            await self._application.predictions.served.close()
+        await self._application.end_predictions()
 
 
 def _layout_and_kind(spec: ReplicaSpec) -> tuple[ModelLayout | None, ModelKind]:

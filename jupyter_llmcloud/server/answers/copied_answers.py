@@ -36,8 +36,7 @@ class CopiedAnswers:
         """The answer that the same request got before."""
         if self._cache is None:
             return None
-        endpoint, revision = self._endpoint.name, self._endpoint.stored.current.fingerprint
-        self._place = cache_key(request.actor, endpoint, revision, request.route, request.body)
+        self._place = _place(request, self._endpoint)
         return None if self._place is None else await self._cache.get(self._place)
 
     def sink(self, request: GatewayRequest, sink: ResponseSink) -> ResponseSink:
@@ -56,8 +55,7 @@ class CopiedAnswers:
             self._keeper.keep(request, self._endpoint, answer)
         # Asked again: another revision may have come while the answer was made.
         if self._cache is not None and self._place is not None and _has_one_model(self._endpoint):
-            revision = self._endpoint.stored.current.fingerprint
-            if self._place == cache_key(request.actor, self._endpoint.name, revision, request.route, request.body):
+            if self._place == _place(request, self._endpoint):
                 self._cache.put(self._place, CachedAnswer(self._copy.content_type, answer))
 
 
@@ -65,3 +63,8 @@ def _has_one_model(endpoint: EndpointController) -> bool:
     """Whether all requests are answered by the same weights: neither a canary's nor an adapter's."""
     answering = [revision for revision in endpoint.stored.revisions if revision.num_replicas and revision.weight]
     return len(answering) == 1 and not endpoint.stored.adapters
+
+
+def _place(request: GatewayRequest, endpoint: EndpointController) -> str | None:
+    revision = endpoint.stored.current.fingerprint
+    return cache_key(request.actor, endpoint.name, revision, request.route, request.body)

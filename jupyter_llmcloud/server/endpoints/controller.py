@@ -142,8 +142,8 @@ class EndpointController:
     @property
     def is_settled(self) -> bool:
         """Every request is answered by the newest revision."""
-        ready = self.ready_replicas()
-        return bool(ready) and all(one.stored.revision == self.stored.current.number for one in ready)
+        ready, newest = self.ready_replicas(), self.stored.current
+        return bool(ready) and all(one.stored.revision == newest.number for one in ready)
 
     def ready_replicas(self) -> list[ReplicaClient]:
         """Those that can be asked."""
@@ -212,7 +212,8 @@ class EndpointController:
             outcome = await until_over()
             self.stored.follows = ""
             self._save()
-            self._records.tell_change(self.name, "endpoint.followed", outcome=outcome, step=self.stored.current.step)
+            newest = self.stored.current
+            self._records.tell_change(self.name, "endpoint.followed", outcome=outcome, step=newest.step)
 
         self._operations[0, "follow"] = asyncio.ensure_future(follow())
 
@@ -263,7 +264,8 @@ class EndpointController:
             self.scaling.answered(seconds)
         canary = with_role(self.stored.revisions, CANARY)
         if failed and canary is not None and canary.number == revision:
-            stable = self.outcomes.get(self.stored.current.number, Outcomes())
+            newest = self.stored.current
+            stable = self.outcomes.get(newest.number, Outcomes())
             if reason := why_unhealthy(self.outcomes[revision], stable):
                 self._inbox.put_nowait(RevisionFailed(revision, reason))
 
