@@ -54,9 +54,10 @@ class CopiedAnswers:
         if self._keeper is not None:
             self._keeper.keep(request, self._endpoint, answer)
         # Asked again: another revision may have come while the answer was made.
-        if self._cache is not None and self._place is not None and _has_one_model(self._endpoint):
-            if self._place == _place(request, self._endpoint):
-                self._cache.put(self._place, CachedAnswer(self._copy.content_type, answer))
+        if self._cache is None or self._place is None or not _has_one_model(self._endpoint):
+            return
+        if self._place == _place(request, self._endpoint):
+            self._cache.put(self._place, CachedAnswer(self._copy.content_type, answer))
 
 
 def _has_one_model(endpoint: EndpointController) -> bool:
