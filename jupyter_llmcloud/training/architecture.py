@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,7 @@ class _Pickler(cloudpickle.Pickler):
 
     def __init__(self, model: torch.nn.Module, file: Any) -> None:
         super().__init__(file)
-        state = model.state_dict(keep_vars=True)
-        self._saved = {id(value) for value in state.values() if isinstance(value, torch.Tensor)}
+        self._saved = {id(value) for value in _saved_tensors(model)}
         self._blank = _blanks()
 
     def reducer_override(self, value: Any) -> Any:
@@ -93,6 +92,17 @@ class _Pickler(cloudpickle.Pickler):
             if value.device.type not in ("cpu", "meta"):
                 return value.detach().cpu().__reduce_ex__(4)
         return super().reducer_override(value)
+
+
+def _saved_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """What a state dict holds. It is not asked for one: a part that is spread over the ranks would gather itself."""
+    for part in model.modules():
+        yield from part.parameters(recurse=False)
+        yield from (
+            value
+            for name, value in part._buffers.items()
+            if value is not None and name not in part._non_persistent_buffers_set
+        )
 
 
 def _source(model: torch.nn.Module) -> str:
