@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -47,7 +48,7 @@ _MAX_SHOWN = 60
 def decode(body: bytes, kind: type[Kind]) -> Kind:
     """Decode a body; raises `ApiError` 400 that names the parameter at fault."""
     try:
-        decoded: Kind = _decoder(kind).decode(body)
+        decoded: Kind = _decoder(cast(Hashable, kind)).decode(body)
         return decoded
     except msgspec.ValidationError as error:
         raise _wrong_shape(str(error), body, kind) from None
