@@ -41,16 +41,16 @@ class Verdict(pydantic.BaseModel):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return save_tiny_llama(tmp_path / "model", chat_template=CHAT_TEMPLATE, context_length=512)
+    return save_tiny_llama(tmp_path / "model", chat_template=CHAT_TEMPLATE, context_length=1024)
 
 
 @pytest.fixture
 def client(headless_root: Path, folder: Path) -> Iterator[openai.OpenAI]:
     with jupyter_server(headless_root.parent) as (_, server):
-        server.create_endpoint(str(folder), name="tiny", num_replicas=1)
+        server.create_endpoint(str(folder), name="tiny", replicas=2)
         while (told := server.endpoint("tiny", wait_s=20))["state"] == "starting":
             continue
-        assert (told["state"], told["replicas"][0]["engine"]) == ("ready", "slots"), told
+        assert told["state"] == "ready", told
         key = server.create_key(["infer:tiny"])["key"]
         with openai.OpenAI(base_url=server.openai_url, api_key=key, max_retries=0, timeout=60) as opened:
             yield opened
