@@ -125,8 +125,11 @@ def _words(types: str) -> str:
 
 
 def _at(place: str, body: bytes) -> str:
-    """What stands there, as JSON; nothing for a place inside an object without names of its own."""
-    value = msgspec.json.decode(body)
+    """What stands there, as JSON; nothing for a place inside an object without names, or when JSON breaks off later."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
     for part in re.findall(r"[^.\[\]]+|\[\d+\]", place):
         try:
             value = value[int(part[1:-1])] if part.startswith("[") else value[part]
