@@ -60,4 +60,7 @@ class Audit:
                 "outcome": outcome,
                 "detail": detail,
             }
-            self._events.emit(schema_id=SCHEMA_ID, data=data)
+            try:
+                self._events.emit(schema_id=SCHEMA_ID, data=data)
+            except Exception:  # what was done must not look refused because nobody could be told
+                self._log.exception("no Jupyter event for %s", action)

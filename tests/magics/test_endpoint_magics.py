@@ -267,3 +267,20 @@ async def test_the_verbs_and_the_methods_of_the_handle_do_the_same(
     ):
         with pytest.raises(errors.LLMCloudError, match=words):
             await off_loop(magics.endpoints, line)
+
+
+async def test_an_update_returns_when_the_new_revision_answers(magics: EndpointMagics, model: Path) -> None:
+    endpoint = await off_loop(magics.serve, f"{model} --name tiny")
+    other = make_model(model.parent / "other")
+    await off_loop(magics.endpoints, f"update tiny {other} --canary 50")
+    told = await off_loop(lambda: endpoint.revisions)
+    assert [(row["number"], row["role"], row["weight"]) for row in told] == [(1, "stable", 50), (2, "canary", 50)]
+    replicas = (await off_loop(session.current().server.endpoint, "tiny"))["replicas"]
+    assert {(row["revision"], row["state"]) for row in replicas} == {(1, "ready"), (2, "ready")}
+
+
+async def test_an_update_that_does_not_load_says_why(magics: EndpointMagics, model: Path) -> None:
+    await off_loop(magics.serve, f"{model} --name tiny")
+    broken = make_model(model.parent / "broken-model", "broken")
+    with pytest.raises(errors.ModelError, match=r"does not serve revision 2: .*another shape"):
+        await off_loop(lambda: endpoints.update("tiny", str(broken), canary=50))

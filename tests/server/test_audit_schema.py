@@ -18,7 +18,7 @@ def told_actions() -> set[str]:
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("carry_out", "tell"):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("carry_out", "tell", "tell_change"):
                 texts = [
                     word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)
                 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.client.revision_wait import wait_for_revision
 from jupyter_llmcloud.core.names import check_name, parse_replicas
 from jupyter_llmcloud.core.options import Option, Parsed, Syntax, integer, take_verb
 from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.output.endpoint import as_target
+from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 
@@ -58,9 +61,17 @@ def scale(name: str, replicas: int | str) -> dict[str, Any]:
     return _server().scale_endpoint(name, parse_replicas(str(replicas)))
 
 
-def update(name: str, target: str, canary: int | None = None) -> dict[str, Any]:
-    """Serve another run or folder under the same name; with `canary` to so many percent of the requests."""
-    return _server().update_endpoint(name, as_target(target), canary)
+def update(
+    name: str, target: str, canary: int | None = None, *, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Serve another run or folder under the same name, and wait until that answers; interrupted, it goes on by itself.
+
+    Args:
+        canary: to so many percent of the requests.
+        progress: told in a few words how far it is.
+    """
+    server = _server()
+    return wait_for_revision(server, server.update_endpoint(name, as_target(target), canary), progress)
 
 
 def split(name: str, shares: str | dict[str, int]) -> dict[str, Any]:
@@ -114,7 +125,7 @@ def run(verb: str, given: Parsed) -> Table:
     if verb == "scale":
         scale(name, rest[0])
     elif verb == "update":
-        update(name, rest[0], given.canary)
+        update(name, rest[0], given.canary, progress=ProgressLine().tell)
     elif verb == "split":
         split(name, rest[0])
     elif verb == "rollback":

@@ -103,8 +103,10 @@ class Endpoint:
         return self
 
     def update(self, target: str, canary: int | None = None) -> Endpoint:
-        """Serve another run or folder under this name; with `canary` to so many percent of the requests."""
-        self._client.update_endpoint(self.name, as_target(target), canary)
+        """Serve another run or folder under this name, and wait until that answers (to `canary` percent)."""
+        from jupyter_llmcloud.client.revision_wait import wait_for_revision
+
+        wait_for_revision(self._client, self._client.update_endpoint(self.name, as_target(target), canary))
         return self
 
     def split(self, shares: str | dict[str, int]) -> Endpoint:
