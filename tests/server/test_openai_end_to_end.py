@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import pytest
 
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from tests.server.test_server_restart import jupyter_server
-from tests.support.tiny_models import CHAT_TEMPLATE, one_thread, save_tiny_llama
+from tests.support.tiny_models import CHAT_TEMPLATE, one_thread, save_tiny_bert, save_tiny_llama
 
 pytest_plugins = ["tests.support.server_fixtures"]
 ASKED: Any = [{"role": "user", "content": "Which function?"}]
@@ -44,10 +45,11 @@ def folder(tmp_path: Path) -> Path:
     return save_tiny_llama(tmp_path / "model", chat_template=CHAT_TEMPLATE, context_length=1024)
 
 
-@pytest.fixture
-def client(headless_root: Path, folder: Path) -> Iterator[openai.OpenAI]:
-    with jupyter_server(headless_root.parent) as (_, server):
-        server.create_endpoint(str(folder), name="tiny", replicas=2)
+@contextmanager
+def serving(root: Path, folder: Path, num_replicas: int) -> Iterator[openai.OpenAI]:
+    """A client of a real server with an endpoint `tiny`."""
+    with jupyter_server(root.parent) as (_, server):
+        server.create_endpoint(str(folder), name="tiny", replicas=num_replicas)
         while (told := server.endpoint("tiny", wait_s=20))["state"] == "starting":
             continue
         assert told["state"] == "ready", told
@@ -61,14 +63,28 @@ def client(headless_root: Path, folder: Path) -> Iterator[openai.OpenAI]:
 
 
 @pytest.mark.slow
-def test_what_a_client_is_told_is_what_the_model_computes(client: openai.OpenAI, folder: Path) -> None:
+def test_what_a_client_is_told_is_what_the_model_computes(headless_root: Path, folder: Path) -> None:
     loaded = load_model(folder)
-    check_scores(client, loaded)
-    check_greedy_answers(client)
-    check_seeds(client)
-    check_forms(client)
-    check_responses(client)
-    check_embeddings(client, loaded)
+    with serving(headless_root, folder, num_replicas=2) as client:
+        check_scores(client, loaded)
+        check_greedy_answers(client)
+        check_seeds(client)
+        check_forms(client)
+        for _ in range(4):  # whichever replica answers first, the second request finds it
+            check_responses(client)
+        check_embeddings(client, loaded)
+
+
+@pytest.mark.slow
+def test_an_encoder_is_an_endpoint_that_embeds(headless_root: Path, tmp_path: Path) -> None:
+    folder = save_tiny_bert(tmp_path / "model", "BertModel")
+    with serving(headless_root, folder, num_replicas=1) as client:
+        told = client.embeddings.create(model="tiny", input=["the film was good", "bad"]).data
+        assert [sum(number**2 for number in row.embedding) for row in told] == pytest.approx([1, 1])
+        with pytest.raises(openai.BadRequestError, match="/v1/embeddings"):
+            client.completions.create(model="tiny", prompt="a")
+        described: Any = client.get("/openapi.json", cast_to=object)
+        assert "/embeddings" in described["paths"]
 
 
 def check_scores(client: openai.OpenAI, loaded: LoadedModel) -> None:
