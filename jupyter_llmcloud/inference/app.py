@@ -7,16 +7,17 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from aiohttp import ClientConnectionResetError, hdrs, web
 
+from jupyter_llmcloud.core.serving.endpoint.response_id import REPLICA_HEADER
 from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, ModelKind, not_a_generator
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.changes import Changes
@@ -25,12 +26,15 @@ from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.open_inference.routes import OpenInferenceRoutes, ServedPredictor
 from jupyter_llmcloud.inference.openai.asking import ask_chat, ask_completion
 from jupyter_llmcloud.inference.openai.completion import Completion, GenerationRequest
-from jupyter_llmcloud.inference.openai.embeddings import detokenize, embed, embedding_prompts, tokenize
+from jupyter_llmcloud.inference.openai.embedding.answers import detokenize, embed, embedding_prompts, tokenize
 from jupyter_llmcloud.inference.openai.responses import TokenUsage, encode, event
 from jupyter_llmcloud.inference.openai.responses_api.ask import ask_response
 from jupyter_llmcloud.inference.openai.responses_api.store import ResponseStore
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.inference.usages import Usages
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.inference.openai.embedding.encoders import ServedEncoder
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +83,12 @@ class Status:
 
 
 class Application:
-    """The routes over one model. When that is ready, one is set: `model`, `external` or `predictions.served`.
+    """The routes over one model. When that is ready, one is set: model, external, encoder or predictions.served.
 
     Attributes:
         kind: what the model is for, as in `core.serving.models.model_kind`.
-        model: a generator of our own; external: one of another server; predictions: what generates no text.
+        model: a generator of our own; external: one of another server; predictions: what generates no text;
+            encoder: what only embeds.
     """
 
     def __init__(self, status: Status, token: str) -> None:
@@ -91,6 +96,7 @@ class Application:
         self.model: ServedModel | None = None
         self.kind: ModelKind = GENERATOR
         self.external: Forward | None = None
+        self.encoder: ServedEncoder | None = None
         self.predictions = OpenInferenceRoutes(status, self._why_not_ready)
         self._usages = Usages()
         self._responses = ResponseStore()
@@ -253,10 +259,10 @@ class Application:
 
     async def embeddings(self, request: web.Request) -> web.Response:
         """POST /v1/embeddings."""
-        model = self._ready_model()
+        model = self.encoder or self._ready_model()
         asked, prompts = await asyncio.to_thread(embedding_prompts, model, await request.read())
         with self._counted(request) as usage:
-            reply = await embed(model, model.embedder, asked, prompts)
+            reply = await embed(model, asked, prompts)
             usage.num_prompt = reply["usage"]["prompt_tokens"]
             return _json(reply)
 
@@ -268,8 +274,8 @@ class Application:
         """POST /v1/detokenize."""
         return await self._told(request, detokenize)
 
-    async def _told(self, request: web.Request, tell: Callable[[ServedModel, bytes], Any]) -> web.Response:
-        model, body = self._ready_model(), await request.read()
+    async def _told(self, request: web.Request, tell: Callable[[Any, bytes], Any]) -> web.Response:
+        model, body = self.encoder or self._ready_model(), await request.read()
         with self._counted(request):
             return _json(await asyncio.get_running_loop().run_in_executor(self._rendering, tell, model, body))
 
@@ -286,7 +292,7 @@ class Application:
     async def _answer(self, request: web.Request, route: str) -> web.StreamResponse:
         model = self._ready_model()
         body = await request.read()
-        ask = await self._check(model, route, body, request.headers.get("X-LLMC-Key", ""))
+        ask = await self._check(model, route, body, request.headers)
         with self._admitted(ask), self._usages.counting(request.headers.get("X-Request-Id", "")) as counted:
             answer = Completion(model, ask)
             try:
@@ -302,12 +308,15 @@ class Application:
                 self.status.num_prompt_tokens += answer.usage.num_prompt
                 self.status.num_generated_tokens += answer.usage.num_generated
 
-    async def _check(self, model: ServedModel, route: str, body: bytes, owner: str) -> GenerationRequest:
+    async def _check(
+        self, model: ServedModel, route: str, body: bytes, headers: Mapping[str, str]
+    ) -> GenerationRequest:
         """The request, checked. What takes a while is done in a thread: streams of others do not feel it."""
         if route == "chat":  # whose template may take as long as it is let
             return await asyncio.get_running_loop().run_in_executor(self._rendering, ask_chat, model, body)
         if route == "response":
-            asking = partial(ask_response, model, body, self._responses, owner)
+            owner, replica = headers.get("X-LLMC-Key", ""), headers.get(REPLICA_HEADER, "")
+            asking = partial(ask_response, model, body, self._responses, owner, replica)
             return await asyncio.get_running_loop().run_in_executor(self._rendering, asking)
         if len(body) > _LONG_BODY or b'"structured_outputs"' in body or b'"response_format"' in body:
             return await asyncio.to_thread(ask_completion, model, body)
@@ -317,10 +326,15 @@ class Application:
         if (self.model is not None or self.external is not None) and self.status.state == "ready":
             name = self.status.served_name
             return 400, f"model {name!r} generates text: ask it by /llmcloud/v1/completions or chat/completions."
+        if self.encoder is not None:
+            return (
+                400,
+                f"model {self.status.served_name!r} turns texts into vectors: ask it by /llmcloud/v1/embeddings.",
+            )
         return 503, f"The replica is {self.status.state}. Try again."
 
     def _ready_model(self) -> ServedModel:
-        if self.predictions.served is not None:
+        if self.predictions.served is not None or self.encoder is not None:
             message = not_a_generator(self.status.served_name, self.kind)
             raise ApiError(400, message, param="model", code="not_a_generator")
         if self.external is not None:

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psutil
@@ -20,7 +20,7 @@ from aiohttp import web
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.core.serving.models.engine_names import LLAMA_CPP, is_external, is_url
-from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, ModelKind
+from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR, ModelKind
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
@@ -34,6 +34,9 @@ from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder
 from jupyter_llmcloud.system import unix_sockets
+
+if TYPE_CHECKING:
+    from jupyter_llmcloud.inference.openai.embedding.encoders import ServedEncoder
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +161,8 @@ class Replica:
         if kind == GENERATOR:
             if not await self._open_external():
                 await self._load_generator()
+        elif kind == EMBEDDER and layout is not None:
+            await self._load_encoder(layout)
         else:
             await self._load_predictor(layout, kind)
         self.status.state = "ready"
@@ -205,6 +210,22 @@ class Replica:
             "device": spec.device,
             **served.predictor.details,
         }
+
+    async def _load_encoder(self, layout: ModelLayout) -> None:
+        spec, num_threads = self._spec, self._share.num_threads()
+        served = await asyncio.to_thread(_open_encoder, layout, spec, num_threads)
+        self.status.details = {
+            "model": spec.served_name,
+            "kind": EMBEDDER,
+            "engine": "encoder",
+            "context_length": served.context_length,
+            "max_concurrent": QUEUE_FACTOR * spec.max_concurrent,
+            "num_parameters": served.loaded.num_parameters,
+            "num_threads": num_threads,
+            "dtype": str(served.loaded.model.dtype).removeprefix("torch."),
+            "device": str(served.loaded.model.device),
+        }
+        self._application.encoder = served
 
     async def _load_generator(self) -> None:
         model = await open_model(self._spec, self._engine_failed, self._share.num_threads())
@@ -262,6 +283,8 @@ class Replica:
             await self._application.model.close()
         if self._application.external is not None:
             await self._application.external.server.close()
+        if self._application.encoder is not None:
+            self._application.encoder.close()
         await self._application.end_predictions()
 
 
@@ -274,6 +297,15 @@ def _layout_and_kind(spec: ReplicaSpec) -> tuple[ModelLayout | None, ModelKind]:
     base = Path(spec.base_model) if spec.base_model else None
     layout = check_folder(Path(spec.model), base, is_own=bool(spec.source))
     return layout, kind_of(layout)
+
+
+def _open_encoder(layout: ModelLayout, spec: ReplicaSpec, num_threads: int) -> ServedEncoder:
+    import torch
+
+    from jupyter_llmcloud.inference.openai.embedding.encoders import open_encoder
+
+    torch.set_num_threads(num_threads)
+    return open_encoder(layout, spec.served_name, spec.dtype, spec.device)
 
 
 async def _load_adapters(model: ServedModel, adapters: dict[str, str]) -> None:

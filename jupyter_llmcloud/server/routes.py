@@ -79,6 +79,7 @@ from jupyter_llmcloud.server.gateway.open_inference import (
 )
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
+from jupyter_llmcloud.server.openapi.openai_surface import OpenAIDocumentHandler
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.context import ServerContext
@@ -138,6 +139,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}/rotate", KeyRotationHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),
+    (r"/llmcloud/v1/openapi\.json", OpenAIDocumentHandler, _GATEWAY),
     (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
     (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
     (r"/llmcloud/v1/feedback", GiveFeedbackHandler, (*_GATEWAY, "requests", "keeper")),

@@ -126,15 +126,16 @@ def test_every_magic_and_its_verbs_are_in_the_readme() -> None:
 
 def test_the_limits_and_lifetimes_of_the_readme_are_those_of_the_code() -> None:
     from jupyter_llmcloud.core.output.folding import MAX_CHARS
-    from jupyter_llmcloud.inference.openai import requests, template_process
+    from jupyter_llmcloud.inference.openai.chat import template_process
     from jupyter_llmcloud.magics.session.world_client import WORLD_LEASE_S
+    from jupyter_llmcloud.protocol.openai import fields
     from jupyter_llmcloud.server import cluster_access
     from jupyter_llmcloud.server.api import base, keys
     from jupyter_llmcloud.server.gateway import admission, handlers
 
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for told in (
-        f"{base.MAX_BODY >> 20} MiB; {requests.MAX_CHOICES} choices; {requests.MAX_STOPS} stop strings",
+        f"{base.MAX_BODY >> 20} MiB; {fields.MAX_CHOICES} choices; {fields.MAX_STOPS} stop strings",
         f"{admission.MAX_QUEUED_PER_REPLICA} more requests may wait, {admission.QUEUE_TIMEOUT_S:.0f} seconds",
         f"{template_process.CPU_S} seconds of processor time, {template_process.MAX_MEMORY >> 20} MiB, "
         f"{template_process.MAX_TEXT >> 20} MiB of text",

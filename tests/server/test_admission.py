@@ -71,3 +71,18 @@ async def test_who_can_wait_long_enough_waits_for_a_replica_that_is_started_and_
     there.append(replica())
     admission.admit()
     assert await asyncio.wait_for(waiting, 1) is there[0]
+
+
+async def test_what_goes_on_from_an_answer_goes_to_the_replica_that_keeps_it_or_waits_for_it() -> None:
+    keeper, idle = replica(1, places=1), replica(2, places=8)
+    replicas = [keeper, idle]
+    admission = AdmissionControl(lambda: replicas, lambda: False)
+    shape = RequestShape(replica="r1")
+    assert await admission.enter(shape=shape) is keeper
+    waiting = asyncio.ensure_future(admission.enter(shape=shape))
+    await asyncio.sleep(0)
+    assert not waiting.done() and idle.load.is_free
+    admission.leave(keeper, shape)
+    assert await asyncio.wait_for(waiting, 1) is keeper
+    replicas.remove(keeper)
+    assert await admission.enter(shape=shape) is idle  # which says that the answer is gone

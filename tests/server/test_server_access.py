@@ -17,6 +17,7 @@ from traitlets.config import Config
 
 from jupyter_llmcloud.server.api.base import RESOURCE
 from jupyter_llmcloud.server.gateway.handlers import UnknownPathHandler
+from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.routes import ROUTES
 from tests.support.server_parts import Server
 
@@ -30,8 +31,9 @@ def routes() -> list[tuple[str, str, Any]]:
     """(method, path, function) of every method that a route of ours implements."""
     found = []
     for pattern, handler, *_ in ROUTES:
-        path = pattern.replace("(.+)", "name").replace("(completions)", "completions")
-        path = path.replace("(chat/completions)", "chat/completions").replace("(?:/.*)?", "/nothing")
+        path = pattern.replace("(.+)", "name").replace("(?:/.*)?", "/nothing")
+        for route in INFERENCE_ROUTES:
+            path = path.replace(f"({route})", route)
         path = path.replace("\\.", ".").replace("(infer)", "infer").replace("(infer_stream)", "infer_stream")
         path = re.sub(r"\(\[A-Za-z0-9\].*?\)", "name", path)
         for method in METHODS:

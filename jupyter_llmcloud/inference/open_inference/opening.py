@@ -69,7 +69,7 @@ def _load(spec: PredictorSpec) -> Predictor:
 
     if spec.kind not in TRANSFORMERS_KINDS:
         raise ModelError(
-            f"{spec.layout.folder} {says(spec.kind)}. Served are text generators, sequence, token and image "
+            f"{spec.layout.folder} {says(spec.kind)}. Served are text generators, encoders, sequence, token and image "
             "classifiers, regressors, and any model by %%serve."
         )
     return load_predictor(spec.layout, spec.kind, dtype=spec.dtype, device=spec.device, max_rows=spec.max_rows)

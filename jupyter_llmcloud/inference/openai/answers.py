@@ -180,9 +180,9 @@ class _Message:
         self.content += delta.content
         self.reasoning += delta.reasoning
         if (call := delta.call) is not None:
-            if call.index == len(self.calls):
+            if call.number == len(self.calls):
                 self.calls.append({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}})
-            self.calls[call.index]["function"]["arguments"] += call.arguments
+            self.calls[call.number]["function"]["arguments"] += call.arguments
 
 
 class ChatAnswer:
@@ -266,8 +266,8 @@ def _told(delta: Delta) -> dict[str, Any]:
     if (call := delta.call) is not None:
         function: dict[str, Any] = {"arguments": call.arguments}
         if call.name is None:
-            return {"tool_calls": [{"index": call.index, "function": function}]}
-        named = {"index": call.index, "id": call.id, "type": "function", "function": {"name": call.name, **function}}
+            return {"tool_calls": [{"index": call.number, "function": function}]}
+        named = {"index": call.number, "id": call.id, "type": "function", "function": {"name": call.name, **function}}
         return {"tool_calls": [named]}
     if delta.reasoning:
         return {"reasoning_content": delta.reasoning}

@@ -31,13 +31,13 @@ from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
 NewAnswer = Callable[[Envelope, int, Told, Reading], Answer]
 
 
-def new_envelope(prefix: str, model: ServedModel) -> Envelope:
+def new_envelope(answer_id: str, model: ServedModel) -> Envelope:
     """What all chunks of a new answer share."""
-    return Envelope(
-        id=f"{prefix}{'_' if prefix == 'resp' else '-'}{uuid.uuid4().hex}",
-        created=int(time.time()),
-        model=model.served_name,
-    )
+    return Envelope(id=answer_id, created=int(time.time()), model=model.served_name)
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"
 
 
 def ask_completion(model: ServedModel, body: bytes) -> GenerationRequest:
@@ -51,7 +51,7 @@ def ask_completion(model: ServedModel, body: bytes) -> GenerationRequest:
         _check_scoring(model)
     answer = CompletionAnswer(
         model.vocabulary,
-        new_envelope(CompletionAnswer.prefix, model),
+        new_envelope(_new_id(CompletionAnswer.prefix), model),
         len(prompts) * request.num_choices,
         Told(request.logprobs is not None, request.include_usage),
         _echoed(request, prompts, model) if request.echo else (),
@@ -85,10 +85,10 @@ def ask_chat(model: ServedModel, body: bytes) -> GenerationRequest:
     def new_answer(envelope: Envelope, num_choices: int, told: Told, reading: Reading) -> Answer:
         return ChatAnswer(model.vocabulary, envelope, num_choices, told, reading.new_parser)
 
-    return ask_messages(model, decode_chat(body), new_answer, ChatAnswer.prefix)
+    return ask_messages(model, decode_chat(body), new_answer, _new_id(ChatAnswer.prefix))
 
 
-def ask_messages(model: ServedModel, request: ChatRequest, new_answer: NewAnswer, prefix: str) -> GenerationRequest:
+def ask_messages(model: ServedModel, request: ChatRequest, new_answer: NewAnswer, answer_id: str) -> GenerationRequest:
     """A checked conversation; `new_answer` makes what words the answer to it."""
     adapter = model.adapter_of(request.model)
     check_engine(request, model.cannot())
@@ -97,7 +97,7 @@ def ask_messages(model: ServedModel, request: ChatRequest, new_answer: NewAnswer
     reading = reading_of(offer, model.loaded.tokenizer, model.vocabulary, prompt.text)
     constraint = _constraint(model, request, offer.grammar, is_thinking=reading.is_thinking)
     told = Told(bool(request.logprobs), request.include_usage)
-    answer = new_answer(new_envelope(prefix, model), request.num_choices, told, reading)
+    answer = new_answer(new_envelope(answer_id, model), request.num_choices, told, reading)
     options = _options(model, request, adapter, constraint)
     return _generation(model, request, [prompt.tokens], answer, options, param="messages", visible=reading.visible)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -47,7 +48,7 @@ _MAX_SHOWN = 60
 def decode(body: bytes, kind: type[Kind]) -> Kind:
     """Decode a body; raises `ApiError` 400 that names the parameter at fault."""
     try:
-        decoded: Kind = _decoder(kind).decode(body)
+        decoded: Kind = _decoder(cast(Hashable, kind)).decode(body)
         return decoded
     except msgspec.ValidationError as error:
         raise _wrong_shape(str(error), body, kind) from None
@@ -124,8 +125,11 @@ def _words(types: str) -> str:
 
 
 def _at(place: str, body: bytes) -> str:
-    """What stands there, as JSON; nothing for a place inside an object without names of its own."""
-    value = msgspec.json.decode(body)
+    """What stands there, as JSON; nothing for a place inside an object without names, or when JSON breaks off later."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
     for part in re.findall(r"[^.\[\]]+|\[\d+\]", place):
         try:
             value = value[int(part[1:-1])] if part.startswith("[") else value[part]

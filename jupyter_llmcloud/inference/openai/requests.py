@@ -105,7 +105,7 @@ def without_effect(request: GenerationFields) -> list[str]:
 
 def _has_cache_control(message: ChatMessage) -> bool:
     parts = message.content if isinstance(message.content, list) else []
-    return any(item.cache_control is not None for item in (message, *parts))
+    return message.cache_control is not None or any(part.cache_control is not None for part in parts)
 
 
 def sampling_of(request: AnyRequest, defaults: Mapping[str, float], vocabulary: int) -> Sampling:

@@ -14,7 +14,7 @@ from jupyter_llmcloud.inference.openai.structured.constraint import Constraints
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.inference.openai.embedder import Embedder
+    from jupyter_llmcloud.inference.openai.embedding.embedder import Embedder
 
 
 class ServedModel:
@@ -57,7 +57,7 @@ class ServedModel:
     @cached_property
     def embedder(self) -> Embedder:
         """What embeds with its weights."""
-        from jupyter_llmcloud.inference.openai.embedder import Embedder
+        from jupyter_llmcloud.inference.openai.embedding.embedder import Embedder
 
         return Embedder(self.loaded)
 
@@ -73,6 +73,11 @@ class ServedModel:
             message = f"The model {name[:128]!r} does not exist here: this endpoint serves {self.served_name!r}."
             raise ApiError(404, message, param="model", code="model_not_found")
         return adapter
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a prompt and its answer at most."""
+        return self.engine.context_length
 
     def cannot(self) -> frozenset[str]:
         """The fields of a generation that its engine cannot honour."""

@@ -124,7 +124,12 @@ class _Place:
 
 
 def choose(shape: RequestShape, replicas: Sequence[ReplicaClient]) -> ReplicaClient | None:
-    """Which of them answers; None when those of its revision have no place now."""
+    """Which of them answers; None when those of its revision, or the one that it goes on from, have no place now.
+
+    When the one that it goes on from is there no longer, any other one refuses the request and says so.
+    """
+    if (keeper := next((one for one in replicas if one.id == shape.replica), None)) is not None:
+        return keeper if keeper.load.is_free else None
     by_number = {replica.number: replica for replica in replicas}
     allowed = closed({number: replica.breaker for number, replica in by_number.items()}, time.monotonic())
     weights = {by_number[number].load.revision: by_number[number].weight for number in allowed}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import aiohttp
 import msgspec
 
+from jupyter_llmcloud.core.serving.endpoint.response_id import REPLICA_HEADER
 from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
@@ -211,6 +212,7 @@ class Proxy:
     async def _ask(self, replica: ReplicaClient) -> None:
         self._replica = replica
         headers = {**_TO_REPLICA, **self._request.headers, "X-Request-Id": self._request.request_id}
+        headers[REPLICA_HEADER] = replica.id
         response: aiohttp.ClientResponse | None = None
         try:
             with replica.use():

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from jupyter_llmcloud.core.serving.endpoint.response_id import replica_of
 from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 
 _NOTHING = msgspec.Raw(b"")
@@ -20,6 +21,7 @@ class _Body(msgspec.Struct):
     max_output_tokens: Any = None
     n: Any = None
     user: Any = None
+    previous_response_id: Any = None
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -35,4 +37,6 @@ def shape_of(body: bytes, actor: str, adapter: str = "") -> RequestShape:
     limits = (read.max_completion_tokens, read.max_output_tokens, read.max_tokens)
     limit = next((one for one in limits if one is not None), None)
     key = f"user:{read.user}" if isinstance(read.user, str) and read.user else actor
-    return RequestShape.estimate(prompt, limit, read.n, adapter, key)
+    earlier = read.previous_response_id
+    replica = replica_of(earlier) if isinstance(earlier, str) else ""
+    return RequestShape.estimate(prompt, limit, read.n, adapter, key, replica)

@@ -35,6 +35,7 @@ class RequestShape:
         prefix: a hash of the first part of the prompt; 0: too short to be worth remembering.
         adapter: the adapter that is asked for.
         key: whose requests stay with one revision.
+        replica: the one that keeps what the request goes on from, by its id; "": any will do.
     """
 
     num_tokens: int = 1
@@ -42,10 +43,17 @@ class RequestShape:
     prefix: int = 0
     adapter: str = ""
     key: str = ""
+    replica: str = ""
 
     @classmethod
     def estimate(
-        cls, prompt: bytes | memoryview, max_tokens: object, num_choices: object, adapter: str = "", key: str = ""
+        cls,
+        prompt: bytes | memoryview,
+        max_tokens: object,
+        num_choices: object,
+        adapter: str = "",
+        key: str = "",
+        replica: str = "",
     ) -> RequestShape:
         """From the prompt as it stands in the body (JSON); values of other types than numbers count as left out."""
         num_prompt = len(prompt) // BYTES_PER_TOKEN + 1
@@ -53,7 +61,7 @@ class RequestShape:
         choices = num_choices if type(num_choices) is int and num_choices > 0 else 1
         total = min(MAX_TOKENS, num_prompt + answer * choices)
         prefix = zlib.crc32(prompt[:PREFIX_BYTES]) or 1 if len(prompt) >= MIN_PREFIX_BYTES else 0
-        return cls(total, num_prompt, prefix, adapter, key)
+        return cls(total, num_prompt, prefix, adapter, key, replica)
 
 
 @dataclass

@@ -22,6 +22,7 @@ ModelKind = Literal[
 ]
 KINDS: tuple[str, ...] = get_args(ModelKind)
 GENERATOR: ModelKind = "generator"
+EMBEDDER: ModelKind = "embedder"
 # In this order: the first that a name holds decides.
 _PARTS: tuple[tuple[str, ModelKind], ...] = (
     ("ForSequenceClassification", "classifier"),
@@ -106,6 +107,8 @@ def says(kind: str) -> str:
 
 def not_a_generator(name: str, kind: str, base: str = "/llmcloud") -> str:
     """What whoever asks such a model for text is told."""
+    if kind == EMBEDDER:
+        return f"model {name!r} {says(kind)}, it generates no text. Ask it by POST {base}/v1/embeddings."
     return (
         f"model {name!r} {says(kind)}, it generates no text. Ask it by the Open Inference Protocol: "
         f"POST {base}/v2/models/{name}/infer."

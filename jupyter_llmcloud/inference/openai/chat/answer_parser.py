@@ -17,9 +17,9 @@ _HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:argume
 
 
 class CallDelta(NamedTuple):
-    """More of a call: its id and name with the first one, then its arguments."""
+    """More of a call: which one, its id and name with the first piece, then its arguments."""
 
-    index: int
+    number: int
     id: str | None
     name: str | None
     arguments: str

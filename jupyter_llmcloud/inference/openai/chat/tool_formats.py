@@ -118,7 +118,7 @@ def _calls(value: Any) -> list[Call] | None:
     for entry in value if isinstance(value, list) else [value]:
         if not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):
             return None
-        arguments = next((entry[key] for key in ("arguments", "parameters", "args") if key in entry), {})
+        arguments: Any = next((entry[key] for key in ("arguments", "parameters", "args") if key in entry), {})
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         calls.append(Call(entry["name"], text))
     return calls or None

@@ -23,8 +23,6 @@ class ResponseAnswer:
         on_complete: called with the output once the answer is complete.
     """
 
-    prefix = "resp"
-
     def __init__(
         self, vocabulary: Vocabulary, envelope: Envelope, request: ResponseRequest, parser: AnswerParser,
         on_complete: Callable[[str, list[dict[str, Any]]], None], *, logprobs: bool,

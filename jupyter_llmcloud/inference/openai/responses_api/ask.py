@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jupyter_llmcloud.core.serving.endpoint.response_id import new_response_id
 from jupyter_llmcloud.inference.openai.answers import Told
 from jupyter_llmcloud.inference.openai.asking import ask_messages
 from jupyter_llmcloud.inference.openai.chat.offered import Reading
@@ -17,12 +18,15 @@ from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
 
 
-def ask_response(model: ServedModel, body: bytes, store: ResponseStore, owner: str) -> GenerationRequest:
+def ask_response(
+    model: ServedModel, body: bytes, store: ResponseStore, owner: str, replica: str = ""
+) -> GenerationRequest:
     """Check the body of POST /v1/responses; raises `ApiError`.
 
     Args:
         store: of the responses before.
         owner: whose they are.
+        replica: the id of this one, which the response's own id tells.
     """
     request = decode(body, ResponseRequest)
     earlier = store.get(request.previous_response_id, owner) if request.previous_response_id else []
@@ -36,4 +40,4 @@ def ask_response(model: ServedModel, body: bytes, store: ResponseStore, owner: s
         parser = reading.new_parser()
         return ResponseAnswer(model.vocabulary, envelope, request, parser, keep, logprobs=told.logprobs)
 
-    return ask_messages(model, chat, new_answer, ResponseAnswer.prefix)
+    return ask_messages(model, chat, new_answer, new_response_id(replica))

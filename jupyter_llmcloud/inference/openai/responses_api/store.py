@@ -49,8 +49,9 @@ class ResponseStore:
         stored = self._stored.get(response_id)
         if stored is None or stored.owner != owner:
             message = (
-                f"previous_response_id {response_id[:128]!r} is not known here: a response is kept for an hour, by the"
-                " replica that gave it. Send the whole conversation as input."
+                f"previous_response_id {response_id[:128]!r} is not known here, or it is gone: a response is kept for"
+                " an hour at most, in the memory of the replica that gave it, for the key that asked. Send the whole"
+                " conversation as input."
             )
             raise ApiError(404, message, param="previous_response_id", code="previous_response_not_found")
         return msgspec.json.decode(stored.items, type=list[InputItem])

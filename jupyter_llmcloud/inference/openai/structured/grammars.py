@@ -78,7 +78,7 @@ def call_grammar(tools: Sequence[Tool], *, parallel: bool) -> Grammar:
 def _call_schema(tool: Tool) -> dict[str, Any]:
     parameters = tool.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
     # References in the tool's own schema are relative to its root: they find what they name in the new one.
-    shared = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    shared: dict[str, Any] = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
     inner = {key: value for key, value in parameters.items() if key not in shared}
     return {
         **shared,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,19 +10,7 @@ from typing import Any
 import torch
 
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
-
-POOLINGS = ("mean", "cls", "last")
-
-
-def pooling_of(folder: str) -> str:
-    """The pooling that a folder of sentence-transformers states; mean, which is its default, for any other."""
-    path = Path(folder) / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
-    config = json.loads(path.read_bytes())
-    if config.get("pooling_mode_cls_token"):
-        return "cls"
-    return "last" if config.get("pooling_mode_lasttoken") else "mean"
+from jupyter_llmcloud.inference.openai.embedding.pooling import pooling_of
 
 
 class Embedder:
@@ -31,7 +18,7 @@ class Embedder:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._pooling = pooling_of(str(getattr(loaded.model, "name_or_path", "") or ""))
+        self._pooling = pooling_of(Path(str(getattr(loaded.model, "name_or_path", "") or "")))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedding")
 
     def submit(self, prompts: Sequence[Sequence[int]]) -> Any:
@@ -48,7 +35,8 @@ class Embedder:
 
     def _vector(self, prompt: list[int]) -> torch.Tensor:
         model = self._loaded.model
-        network = model.get_encoder() if self._loaded.is_encoder_decoder else getattr(model, "base_model", model)
+        both = getattr(model.config, "is_encoder_decoder", False)
+        network = model.get_encoder() if both else getattr(model, "base_model", model)
         tokens = torch.tensor([prompt], device=model.device)
         states = network(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state[0].float()
         pooled = {"cls": states[0], "last": states[-1]}.get(self._pooling, states.mean(dim=0))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.openai.decoding import decode, invalid
-from jupyter_llmcloud.inference.openai.embedder import Embedder
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt, token_ids_of
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest
@@ -21,8 +20,11 @@ from jupyter_llmcloud.protocol.openai.embeddings import (
     TokenizeRequest,
 )
 
+if TYPE_CHECKING:
+    from jupyter_llmcloud.inference.openai.embedding.encoders import ServedEncoder
 
-def embedding_prompts(model: ServedModel, body: bytes) -> tuple[EmbeddingRequest, list[list[int]]]:
+
+def embedding_prompts(model: ServedModel | ServedEncoder, body: bytes) -> tuple[EmbeddingRequest, list[list[int]]]:
     """Check the body of POST /v1/embeddings; raises `ApiError`."""
     request = decode(body, EmbeddingRequest)
     model.adapter_of(request.model)
@@ -40,10 +42,10 @@ def embedding_prompts(model: ServedModel, body: bytes) -> tuple[EmbeddingRequest
 
 
 async def embed(
-    model: ServedModel, embedder: Embedder, request: EmbeddingRequest, prompts: list[list[int]]
+    model: ServedModel | ServedEncoder, request: EmbeddingRequest, prompts: list[list[int]]
 ) -> dict[str, Any]:
     """The reply."""
-    vectors = await asyncio.wrap_future(embedder.submit(prompts))
+    vectors = await asyncio.wrap_future(model.embedder.submit(prompts))
     data = [
         {"object": "embedding", "index": index, "embedding": _told(vector, request)}
         for index, vector in enumerate(vectors)
@@ -62,7 +64,7 @@ def _told(vector: Any, request: EmbeddingRequest) -> Any:
     return [float(number) for number in vector]
 
 
-def tokenize(model: ServedModel, body: bytes) -> dict[str, Any]:
+def tokenize(model: ServedModel | ServedEncoder, body: bytes) -> dict[str, Any]:
     """The tokens of a prompt or of a conversation."""
     request = decode(body, TokenizeRequest)
     model.adapter_of(request.model)
@@ -80,12 +82,12 @@ def tokenize(model: ServedModel, body: bytes) -> dict[str, Any]:
     else:
         special = request.add_special_tokens is not False
         tokens = list(model.loaded.tokenizer(request.prompt, add_special_tokens=special, verbose=False)["input_ids"])
-    told: dict[str, Any] = {"count": len(tokens), "max_model_len": model.engine.context_length, "tokens": tokens}
+    told: dict[str, Any] = {"count": len(tokens), "max_model_len": model.context_length, "tokens": tokens}
     told["token_strs"] = [model.vocabulary.name(token) for token in tokens] if request.return_token_strs else None
     return told
 
 
-def detokenize(model: ServedModel, body: bytes) -> dict[str, Any]:
+def detokenize(model: ServedModel | ServedEncoder, body: bytes) -> dict[str, Any]:
     """The text of tokens."""
     request = decode(body, DetokenizeRequest)
     model.adapter_of(request.model)

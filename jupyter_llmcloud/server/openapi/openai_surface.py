@@ -1,0 +1,91 @@
+"""`/llmcloud/v1/openapi.json`: the OpenAI surface alone, as replicas decode it, for clients and fuzzers of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from jupyter_llmcloud.protocol.http.gateway import InferenceRefusal, Model, Models
+from jupyter_llmcloud.protocol.openai.chat import ChatRequest
+from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
+from jupyter_llmcloud.protocol.openai.embeddings import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
+from jupyter_llmcloud.server.api.status import package_version
+from jupyter_llmcloud.server.gateway.auth import GatewayHandler
+from jupyter_llmcloud.server.gateway.operation import gateway_operation
+from jupyter_llmcloud.server.openapi.document import JSON, STREAM
+
+# What each route takes, and in short what it does.
+BODIES: dict[str, tuple[type[msgspec.Struct], str]] = {
+    "chat/completions": (ChatRequest, "Answer a conversation."),
+    "completions": (CompletionRequest, "Go on with a text, or score it."),
+    "responses": (ResponseRequest, "Answer input items, or go on from an earlier response."),
+    "embeddings": (EmbeddingRequest, "Turn texts into vectors."),
+    "tokenize": (TokenizeRequest, "Tell the tokens of a text or a conversation."),
+    "detokenize": (DetokenizeRequest, "Tell the text of tokens."),
+}
+_STREAMED = ("chat/completions", "completions", "responses")
+_REF = "#/components/schemas/{name}"
+_ERROR = {"$ref": "#/components/responses/InferenceRefusal"}
+
+
+def openai_document(base_url: str = "/") -> dict[str, Any]:
+    """The document, as a server tells it that is reached under `base_url`."""
+    structs: list[Any] = [*(body for body, _ in BODIES.values()), InferenceRefusal, Model, Models]
+    _, schemas = msgspec.json.schema_components(structs, ref_template=_REF)
+    models = {
+        "/models": _read("list_models", "List the models that may be asked.", Models),
+        "/models/{model}": {
+            "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+            **_read("get_model", "Tell of a model.", Model),
+        },
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "jupyter-llmcloud's OpenAI surface", "version": package_version()},
+        "servers": [{"url": f"{base_url.rstrip('/')}/llmcloud/v1"}],
+        "security": [{"key": []}],
+        "paths": {**{f"/{route}": _asked(route) for route in BODIES}, **models},
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "responses": {"InferenceRefusal": {"description": "It is refused.", "content": _content(InferenceRefusal)}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "A scoped key, or the Jupyter token."}
+            },
+        },
+    }
+
+
+def _content(kind: type) -> dict[str, Any]:
+    return {JSON: {"schema": {"$ref": _REF.format(name=kind.__name__)}}}
+
+
+def _asked(route: str) -> dict[str, Any]:
+    body, summary = BODIES[route]
+    answer: dict[str, Any] = {JSON: {"schema": {"type": "object"}}}
+    if route in _STREAMED:
+        answer[STREAM] = {"schema": {"type": "string"}}
+    return {
+        "post": {
+            "operationId": route.replace("/", "_"),
+            "summary": summary,
+            "requestBody": {"required": True, "content": _content(body)},
+            "responses": {"200": {"description": "As OpenAI's API answers.", "content": answer}, "default": _ERROR},
+        }
+    }
+
+
+def _read(name: str, summary: str, kind: type) -> dict[str, Any]:
+    answer = {"description": summary, "content": _content(kind)}
+    return {"get": {"operationId": name, "summary": summary, "responses": {"200": answer, "default": _ERROR}}}
+
+
+class OpenAIDocumentHandler(GatewayHandler):
+    """What the OpenAI surface takes."""
+
+    @gateway_operation("read", JSON)
+    async def get(self) -> None:
+        """The OpenAPI document of the OpenAI surface alone."""
+        self.set_header("Content-Type", JSON)
+        self.finish(msgspec.json.encode(openai_document(self.base_url)))
