@@ -134,7 +134,7 @@ def test_the_socket_is_closed_to_others(replica: Running) -> None:
 
 def test_readyz_tells_what_is_served(replica: Running) -> None:
     body = replica.readyz().json()
-    assert (body["state"], body["engine"], body["context_length"]) == ("ready", "continuous-batching", 4096)
+    assert (body["state"], body["engine"], body["context_length"]) == ("ready", "slots", 4096)
     assert (body["dtype"], body["chat_template"], body["num_threads"]) == ("float32", "plain", 1)
 
 
