@@ -135,7 +135,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/endpoints/{NAME}/adapters/{NAME}", EndpointAdapterHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/shadow", EndpointShadowHandler, (*_JSON, "endpoints")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
-    (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state")),
+    (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}/rotate", KeyRotationHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),

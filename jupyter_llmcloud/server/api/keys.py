@@ -203,10 +203,16 @@ class KeyRotationHandler(_KeyHandler):
 class KeyUsageHandler(_KeyHandler):
     """What was asked with keys."""
 
+    def initialize(self, requests: OpenRequests, **shared: Any) -> None:  # type: ignore[override]
+        """`requests` writes them down now and then."""
+        super().initialize(**shared)
+        self.requests = requests
+
     @operation("read", KeysUsage, query=KeyUsageQuery)
     async def get(self, query: KeyUsageQuery) -> KeysUsage:
         """Requests and tokens of each key by day; of revoked and expired keys too."""
         since = datetime.now(UTC).date() - timedelta(days=query.days - 1)
+        await self.requests.write()  # what has ended just now, too
         keys = await self.own_keys()
         return KeysUsage(
             usage=[
