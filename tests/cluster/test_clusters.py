@@ -358,5 +358,5 @@ def test_a_cluster_scaled_to_nothing_says_so(server: Server) -> None:
 
 def test_a_replica_beside_a_reached_agent_needs_no_bridge_before_it_has_bound_its_socket(own_root: Path) -> None:
     pool = ClusterPool(os.getpid(), 2.0)
-    agent = AgentInfo("a", "/a.sock", "here", 2, 2, False, 0, [], {}, [], worker="tcp://w", home="/a.sock")
+    agent = AgentInfo("a", "/a.sock", "here", 2, 2, False, 0, [], {}, [], "tcp://w", 2, 0, 1 << 30, 0, "/a.sock")
     assert asyncio.run(pool.reach_replica(None, agent, "/not-bound-yet.sock")) == "/not-bound-yet.sock"

@@ -136,7 +136,7 @@ def test_an_engine_takes_as_many_threads_as_it_is_given_while_it_runs(
         return seen[-1]
 
     async def run() -> None:
-        engine = await open_engine(loaded, 4, 1) if kind == "continuous-batching" else GenerateEngine(loaded, 2, 1)
+        engine = await open_engine(loaded, 4, 1, kind) if kind != "generate" else GenerateEngine(loaded, 2, 1)
         monkeypatch.setattr(loaded.model, "forward", watched)
         assert engine.name == kind
         try:

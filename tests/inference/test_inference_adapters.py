@@ -15,6 +15,7 @@ from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.base import Generation, Sampling
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
+from jupyter_llmcloud.inference.openai.asking import ask_completion
 from jupyter_llmcloud.inference.openai.completion import Completion, ServedModel
 from jupyter_llmcloud.storage.model_folder import check_folder
 from tests.support.tiny_models import byte_level_tokenizer, one_thread, save_tiny_llama
@@ -168,8 +169,8 @@ def test_a_tokenizer_that_is_written_in_python_is_served(tmp_path: Path) -> None
     async def answer() -> dict[str, Any]:
         model = ServedModel(loaded, await open_engine(loaded, 2), "byt5")
         try:
-            ask = model.completion(
-                b'{"model": "byt5", "prompt": "Gr\xc3\xb6\xc3\x9fe", "max_tokens": 5, "temperature": 0}'
+            ask = ask_completion(
+                model, b'{"model": "byt5", "prompt": "Gr\xc3\xb6\xc3\x9fe", "max_tokens": 5, "temperature": 0}'
             )
             assert ask.prompts == [[byte + 3 for byte in "Größe".encode()] + [1]]
             return await Completion(model, ask).whole()

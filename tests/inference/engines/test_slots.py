@@ -163,6 +163,26 @@ def test_random_batches_with_little_memory_and_hang_ups_answer_each_sequence_as_
     with_slots(llama, body, tight)
 
 
+def test_an_event_loop_that_closes_takes_nothing_from_those_of_another_one(llama: LoadedModel) -> None:
+    engine = SlotEngine(llama, PLENTY, 4, 1)
+
+    async def leave() -> None:
+        engine.submit(Generation(random_prompt(1, 5), 200, Sampling(temperature=0)))
+        await asyncio.sleep(0)
+
+    async def ask() -> list[int]:
+        tokens, _ = await asyncio.wait_for(collect(engine, Generation(prompt, 8, Sampling(temperature=0))), DEADLINE_S)
+        return tokens
+
+    async def end() -> None:
+        await engine.close()
+
+    prompt = random_prompt(2, 6)
+    asyncio.run(leave())  # and closes its loop while the engine goes on
+    assert asyncio.run(ask()) == plain(llama, prompt, 8)
+    asyncio.run(end())
+
+
 def test_a_sequence_that_memory_cannot_hold_fails_and_no_other(llama: LoadedModel) -> None:
     async def body(engine: SlotEngine) -> None:
         long = asyncio.create_task(collect(engine, Generation(random_prompt(1, 140), 5, GREEDY)))

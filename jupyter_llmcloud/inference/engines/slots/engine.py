@@ -154,11 +154,23 @@ class SlotEngine:
                 if torch.get_num_threads() != self.num_threads:
                     torch.set_num_threads(self.num_threads)
                 if (outcomes := batch.step()) and loop is not None:
-                    loop.call_soon_threadsafe(self._deliver, outcomes)
+                    self._tell(outcomes)
         except Exception as error:  # of any architecture's code
             log.exception("a step failed")
             if loop is not None and not loop.is_closed():
                 loop.call_soon_threadsafe(self._break, f"generation failed: {type(error).__name__}: {error}")
+
+    def _tell(self, outcomes: list[Outcome]) -> None:
+        """Each sequence in the event loop of whoever asked; where that has closed, nobody is left to be told."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+        for outcome in outcomes:
+            by_loop.setdefault(outcome[0].loop, []).append(outcome)
+        for loop, part in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(self._deliver, part)
+            except RuntimeError:
+                if not loop.is_closed():
+                    raise
 
     def _arrived(self, *, wait: bool) -> list[Sequence | _Change | None]:
         """What was submitted since the last step; None ends the thread."""
