@@ -24,6 +24,7 @@ from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.external.server import ExternalServer
 from jupyter_llmcloud.storage.models.gguf import gguf_file
+from tests.support.worlds import alive
 
 STAND_IN = Path(__file__).parents[1] / "support" / "openai_stand_in.py"
 TOKEN = "the-bearer"
@@ -108,7 +109,7 @@ def test_an_engine_is_started_asked_and_ended(engine: str, installed: None, tmp_
         assert all(server._key not in " ".join(child.cmdline()) for child in children)
 
     serve(ExternalSpec(engine, str(tmp_path), "it", max_concurrent=4, max_model_len=64), asks)
-    assert children and not any(child.is_running() and child.status() != "zombie" for child in children)
+    assert children and not any(alive(child.pid) for child in children)
 
 
 def test_who_hangs_up_ends_the_work_of_the_engine(installed: None, tmp_path: Path) -> None:

@@ -180,14 +180,6 @@ def test_a_world_of_one_host_grows_onto_another(make_world: Callable[..., Ranks]
     )
 
 
-def has_ended(process: psutil.Process) -> bool:
-    """Whether it has, be it at the moment when it is looked at."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def test_a_killed_dask_worker_of_either_host_leaves_the_run_training(
     make_world: Callable[..., Ranks], cluster: DaskOverHosts
 ) -> None:
@@ -198,7 +190,7 @@ def test_a_killed_dask_worker_of_either_host_leaves_the_run_training(
     for rank in (0, 1):
         worker = dask_worker(hosts[rank])
         worker.kill()
-        until(lambda worker=worker: has_ended(worker), "it has gone")
+        until(lambda worker=worker: not alive(worker.pid), "it has gone")
     # The kernel's own connection went through the leader's worker.
     with pytest.raises(ConnectionLost):
         running.end(30)
