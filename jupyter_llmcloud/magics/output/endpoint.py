@@ -192,7 +192,7 @@ class Endpoint:
             params: of OpenAI's completions or chat completions (max_tokens, ...).
         """
         from jupyter_llmcloud.client.batches import row_groups
-        from jupyter_llmcloud.magics.output.progress_bar import progress_bar
+        from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 
         if on_error not in ("raise", "none"):
             raise UsageError(f"on_error={on_error!r}: it is raise or none.")
@@ -200,8 +200,8 @@ class Endpoint:
         groups = list(row_groups(self.name, inputs, column, params))
         begun = [client.begin(route, lines, window) for route, lines in groups]
         try:
-            with progress_bar(sum(len(lines) for _, lines in groups), "answered") as progress:
-                client.wait(begun, progress)
+            line, total = ProgressLine(), sum(len(lines) for _, lines in groups)
+            client.wait(begun, lambda done, _: line.tell(f"{done} of {total} answered"))
         except KeyboardInterrupt:
             for batch_id in begun:
                 client.cancel(batch_id)

@@ -57,6 +57,30 @@ async def begin(server: ServerClient, **spec: Any) -> str:
     return str(started["run_id"])
 
 
+async def _holds_slots(events: EventClient, run_id: str, pids: set[int]) -> None:
+    """The cluster and the world tell whose ranks these are."""
+    (world,) = await events.until(
+        lambda: [
+            world
+            for world in events.items["worlds"].values()
+            if world["run_id"] == run_id and all(row["pid"] for row in world["ranks"])
+        ],
+        30,
+    )
+    assert {row["pid"] for row in world["ranks"]} == pids
+    (worker,) = await events.until(
+        lambda: [
+            worker
+            for worker in next(iter(events.items["clusters"].values()))["workers"] or ()
+            if len([row for row in worker["processes"] if row["kind"] == "rank" and row["run_id"] == run_id]) == 2
+        ],
+        30,
+    )
+    assert worker["num_slots"] - worker["free_slots"] == 2 and worker["total_memory_bytes"] > worker["memory_bytes"] > 0
+    texts = [row["text"] for row in worker["processes"]]
+    assert f"rank 0 of run {run_id}" in texts and "node agent" in texts
+
+
 async def test_a_run_is_seen_from_its_first_phase_to_its_end(real_server: ServerClient, events: EventClient) -> None:
     await events.say("subscribe", topics=["runs", "worlds", "clusters"])
     await events.until(lambda: {"runs", "worlds", "clusters"} <= set(events.items), 60)
@@ -79,27 +103,7 @@ async def test_a_run_is_seen_from_its_first_phase_to_its_end(real_server: Server
     began = [phase["began"] for phase in events.info["phases"]]
     assert began == sorted(began) and all(abs(at - time.time()) < 120 for at in began)
 
-    # Who holds the slots: in the cluster and in the world.
-    (world,) = await events.until(
-        lambda: [
-            world
-            for world in events.items["worlds"].values()
-            if world["run_id"] == run_id and all(row["pid"] for row in world["ranks"])
-        ],
-        30,
-    )
-    assert {row["pid"] for row in world["ranks"]} == {rank["pid"] for rank in ranks}
-    (worker,) = await events.until(
-        lambda: [
-            worker
-            for worker in next(iter(events.items["clusters"].values()))["workers"] or ()
-            if len([row for row in worker["processes"] if row["kind"] == "rank" and row["run_id"] == run_id]) == 2
-        ],
-        30,
-    )
-    assert worker["num_slots"] - worker["free_slots"] == 2 and worker["total_memory_bytes"] > worker["memory_bytes"] > 0
-    texts = [row["text"] for row in worker["processes"]]
-    assert f"rank 0 of run {run_id}" in texts and "node agent" in texts
+    await _holds_slots(events, run_id, {rank["pid"] for rank in ranks})
 
     # A checkpoint, out of turn.
     assert events.info["actions"] == {"stop": True, "checkpoint": True, "serve": False}
