@@ -31,7 +31,7 @@ from jupyter_llmcloud.inference.openai.responses import TokenUsage, encode, even
 from jupyter_llmcloud.inference.openai.responses_api.ask import ask_response
 from jupyter_llmcloud.inference.openai.responses_api.store import ResponseStore
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
-from jupyter_llmcloud.inference.usages import Usages
+from jupyter_llmcloud.inference.usages import Usages, behind_the_last_event
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.inference.openai.embedding.encoders import ServedEncoder
@@ -376,7 +376,7 @@ class Application:
         try:
             await response.prepare(request)
             await self._send(response, answer)
-            await response.write_eof()
+            await response.write_eof(behind_the_last_event(request, answer.usage))
         except (ClientConnectionResetError, ConnectionResetError):
             self.status.num_cancelled += 1
         return response

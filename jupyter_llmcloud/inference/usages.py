@@ -7,9 +7,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from aiohttp import web
+
+from jupyter_llmcloud.core.serving.usage.stream_usage import (
+    BEHIND_THE_LAST_EVENT,
+    STREAM_USAGE_HEADER,
+    usage_comment,
+)
 from jupyter_llmcloud.inference.openai.responses import TokenUsage
 
 MAX_KEPT = 4096
+
+
+def behind_the_last_event(request: web.Request, usage: TokenUsage) -> bytes:
+    """The end of a stream: what it has cost, for whoever asked for that by a header."""
+    is_wanted = request.headers.get(STREAM_USAGE_HEADER) == BEHIND_THE_LAST_EVENT
+    return usage_comment(usage.num_prompt, usage.num_generated) if is_wanted else b""
 
 
 class Usages:

@@ -61,6 +61,7 @@ ON CONFLICT (key_id, day) DO UPDATE SET
     completion_tokens = completion_tokens + excluded.completion_tokens,
     last_used = max(last_used, excluded.last_used)
 """
+MAX_KEYS = 10_000  # that are held in memory
 KEY_ACTOR = "key:"  # before the id, where a key is the actor of a request
 
 
@@ -228,6 +229,7 @@ class ServerState:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         os.chmod(self.path, 0o600)
         self._lock = threading.Lock()
+        self._keys: dict[str, tuple[tuple[Any, ...], StoredKey]] = {}
         self._database = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
         self._database.row_factory = sqlite3.Row
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000"):
@@ -306,7 +308,15 @@ class ServerState:
     def key(self, key_id: str) -> StoredKey | None:
         """The key with this id, valid or not."""
         rows = self._rows("SELECT * FROM keys WHERE id = ?", key_id)
-        return _stored_key(rows[0]) if rows else None
+        if not rows:
+            return None
+        row = tuple(rows[0])
+        known = self._keys.get(key_id)  # read anew each time, made anew when it has changed
+        if known is None or known[0] != row:
+            if len(self._keys) >= MAX_KEYS:
+                self._keys.clear()
+            known = self._keys[key_id] = row, _stored_key(rows[0])
+        return known[1]
 
     def list_keys(self) -> list[StoredKey]:
         """Every key, the newest first."""

@@ -412,13 +412,14 @@ async def test_a_stream_that_tells_no_usage_is_counted_too_also_when_its_client_
     await server.serve(model)
     key = await server.key()
     async with stream(server, "count 5", key) as answer:
-        await answer.aread()
+        assert (await answer.aread()).endswith(b"data: [DONE]\n\n")
+    assert ": usage" not in answer.text  # which the replica tells the gateway behind that
     async with httpx.AsyncClient(trust_env=False) as client, stream(server, "endless", key, client) as answer:
         await anext(answer.aiter_raw())
     await until(lambda: in_flight() == 0, "nothing is in flight")
     await server.context.requests.write()
     rows = {row["outcome"]: (row["prompt_tokens"], row["completion_tokens"]) for row in server.context.state.usage()}
-    assert rows == {"done": (3, 7), "hung up": (3, 7)}
+    assert rows == {"done": (3, 5), "hung up": (3, 7)}
 
 
 @pytest.mark.parametrize("path", ["llmcloud/v1/models", "llmcloud/api/status", "llmcloud/v1/nothing"])

@@ -133,6 +133,7 @@ class StandIn:
         return web.json_response({"id": "cmpl-1", "choices": [choice], "usage": _USAGE, "model": body["model"]})
 
     async def _stream(self, request: web.Request, prompt: str) -> web.StreamResponse:
+        wanted = request.headers.get("X-LLMC-Stream-Usage") == "comment"
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         if prompt.startswith("flood"):
@@ -142,6 +143,8 @@ class StandIn:
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
         if not prompt.startswith("end after"):
             await response.write(b"data: [DONE]\n\n")
+            told = b': usage {"prompt_tokens":3,"completion_tokens":5}\n\n' if wanted else b""
+            await response.write_eof(told)
         return response
 
     async def _flood(self, response: web.StreamResponse, number: int) -> None:

@@ -14,6 +14,7 @@ from aiohttp import ClientConnectionResetError, hdrs, web
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.external.server import ExternalServer
 from jupyter_llmcloud.inference.openai.responses import TokenUsage
+from jupyter_llmcloud.inference.usages import behind_the_last_event
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +96,13 @@ class Forward:
     ) -> web.StreamResponse:
         out = web.StreamResponse(headers=_STREAM)
         await out.prepare(request)
-        ended = counted = False
+        ended = False
+        told: TokenUsage | None = None
         num_pieces = 0
 
         def note(usage: TokenUsage) -> None:
-            nonlocal counted
-            counted = True
+            nonlocal told
+            told = usage
             count(usage)
 
         try:
@@ -120,9 +122,9 @@ class Forward:
         except _LOST as error:
             await self._break_off(out, error)
         finally:
-            if not counted:
+            if told is None:
                 count(TokenUsage(0, num_pieces))
-        await out.write_eof()
+        await out.write_eof(behind_the_last_event(request, told or TokenUsage(0, num_pieces)))
         return out
 
     async def _break_off(self, out: web.StreamResponse, error: Exception) -> None:

@@ -14,8 +14,10 @@ import msgspec
 from jupyter_llmcloud.core.serving.endpoint.response_id import REPLICA_HEADER
 from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.core.serving.usage.stream_usage import BEHIND_THE_LAST_EVENT, STREAM_USAGE_HEADER, UsageCut
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
+from jupyter_llmcloud.server.gateway.answer_usage import UNKNOWN, AnswerUsage, usage_in_body, usage_in_events
 from jupyter_llmcloud.server.gateway.metrics import QUEUE_WAIT, endpoint_label
 from jupyter_llmcloud.server.gateway.open_requests import AbortReason
 from jupyter_llmcloud.storage.server_state import RequestRecord
@@ -33,7 +35,7 @@ REVISION = "x-llmcloud-revision"
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of the Open Inference Protocol, whose tensors may be binary
 _PASSED_ON = ("Content-Type", "Retry-After", "retry-after-ms", HEADER_LENGTH, "X-LLMC-Without-Effect")
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-_TO_REPLICA = {"Content-Type": "application/json"}
+_TO_REPLICA = {"Content-Type": "application/json", STREAM_USAGE_HEADER: BEHIND_THE_LAST_EVENT}
 _DONE = b"data: [DONE]\n\n"
 _LOST = (aiohttp.ClientError, OSError, ReplicaLost)
 
@@ -89,15 +91,6 @@ class NoResponse(Exception):
         self.delivered = delivered
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _ResponseWithUsage(msgspec.Struct):
-    usage: _Usage | None = None
-
-
 class Proxy:
     """Copies one answer, and knows afterwards how it went."""
 
@@ -109,7 +102,7 @@ class Proxy:
         self._log = log
         self._replica: ReplicaClient | None = None
         self._first_byte_s: float | None = None
-        self._tokens = _Usage()
+        self._tokens = UNKNOWN
         self._streams = False
         self._status = 0
         self._outcome = "done"
@@ -129,7 +122,7 @@ class Proxy:
         refused = self._outcome == "done" and self._status >= 400
         if not self._request.counts_tokens or self._replica is None or refused:
             return None
-        if self._tokens.completion_tokens is not None:
+        if self._tokens.is_known:
             return None
         return self._replica.usage(self._request.request_id)
 
@@ -244,31 +237,28 @@ class Proxy:
             self._streams = True
             await self._stream(first, response)
         else:
-            self._note_tokens(first)
+            self._tokens = usage_in_body(first)
             self._sink.end(first, response.headers.get("Content-Type", "application/json"))
 
-    def _note_tokens(self, body: bytes) -> None:
-        try:
-            self._tokens = msgspec.json.decode(body, type=_ResponseWithUsage).usage or self._tokens
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return
-
     async def _stream(self, chunk: bytes, response: aiohttp.ClientResponse) -> None:
-        last, tail = b"", b""
-        while chunk:
-            await self._sink.write_chunk(chunk)
-            last, tail = chunk, (tail + chunk)[-len(_DONE) :]
-            chunk = await response.content.readany()
+        """Copy a stream piece by piece, but for what its replica tells behind the last event."""
+        last, tail, cut = b"", b"", UsageCut()
+        try:
+            while chunk:
+                if passed := cut.feed(chunk):
+                    await self._sink.write_chunk(passed)
+                    last, tail = passed, (tail + passed)[-len(_DONE) :]
+                chunk = await response.content.readany()
+            if rest := cut.rest():
+                await self._sink.write_chunk(rest)
+        finally:
+            if (told := cut.usage()) is not None:
+                self._tokens = AnswerUsage(*told)
         if tail != _DONE and b'"error"' not in last:
             raise aiohttp.ClientPayloadError("it ended its answer before that was complete")
-        self._note_stream_tokens(last)
+        if not self._tokens.is_known:
+            self._tokens = usage_in_events(last)
         self._sink.end(b"", STREAM)
-
-    def _note_stream_tokens(self, last: bytes) -> None:
-        for event in reversed(last.split(b"\n\n")):
-            if b'"usage"' in event:
-                self._note_tokens(event.removeprefix(b"data:").strip())
-                return
 
 
 def _words(error: Exception) -> str:
