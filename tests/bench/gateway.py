@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -17,6 +21,7 @@ import aiohttp
 import psutil
 
 from tests.bench.measured import Row
+from tests.bench.shell import REPOSITORY
 from tests.support.gateway_process import GatewayProcess, gateway_process
 
 ROUNDS = 40
@@ -25,6 +30,7 @@ GAP_MS = 5
 NUM_STREAMS = 16
 STATUS_S = 10.0
 MANY_STREAMS = 200
+BEGIN_S = 60.0  # until they all have begun
 FIRST_MS, PIECE_MS, PIECE_CPU_MS, STATUS_MS = 1.0, 0.3, 0.3, 100.0  # the goals
 
 
@@ -53,13 +59,13 @@ async def _measure(server: GatewayProcess) -> list[Row]:
         ask_replica = (replica, "http://replica/v1/completions")
         ask_gateway = (gateway, f"{server.url}llmcloud/v1/completions")
         for session, url in (ask_replica, ask_gateway):
-            await _stream(session, url)  # connected, and warm
+            await stream(session, url)  # connected, and warm
         ours, theirs = [], []
         for _ in range(ROUNDS):
-            theirs.append(await _stream(*ask_replica))
-            ours.append(await _stream(*ask_gateway))
+            theirs.append(await stream(*ask_replica))
+            ours.append(await stream(*ask_gateway))
         costs = [await _cpu_per_piece(server, ask_gateway) for _ in range(3)]
-        status = await _status_during_streams(server, ask_gateway)
+        status = await _status_during_streams(server)
     first = [(one.first_s - other.first_s) * 1e3 for one, other in zip(ours, theirs, strict=True)]
     piece = [(median(one.ways_s) - median(other.ways_s)) * 1e3 for one, other in zip(ours, theirs, strict=True)]
     return [
@@ -72,9 +78,10 @@ async def _measure(server: GatewayProcess) -> list[Row]:
     ]  # fmt: skip
 
 
-async def _stream(
+async def stream(
     session: aiohttp.ClientSession, url: str, num_pieces: int = NUM_PIECES, gap_ms: float = GAP_MS
 ) -> Seen:
+    """Take one stream to its end."""
     seen = Seen()
     body = {"model": "tiny", "prompt": f"stamp {num_pieces} {gap_ms}", "stream": True}
     began = time.monotonic()
@@ -92,24 +99,51 @@ async def _stream(
 async def _cpu_per_piece(server: GatewayProcess, ask: tuple[Any, str]) -> float:
     process, num_pieces = psutil.Process(server.pid), 100
     before = sum(process.cpu_times()[:2])
-    await asyncio.gather(*(_stream(*ask, num_pieces) for _ in range(NUM_STREAMS)))
+    await asyncio.gather(*(stream(*ask, num_pieces) for _ in range(NUM_STREAMS)))
     return (sum(process.cpu_times()[:2]) - before) * 1e3 / (NUM_STREAMS * num_pieces)
 
 
-async def _status_during_streams(server: GatewayProcess, ask: tuple[Any, str]) -> list[float]:
+@asynccontextmanager
+async def streams_beside(
+    server: GatewayProcess, num_streams: int, num_pieces: int, gap_ms: float
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """So many streams in a process of their own; the block begins when all of them are being answered."""
+    command = [sys.executable, "-m", "tests.bench.bodies.gateway_streams", f"{server.url}llmcloud/v1/completions"]
+    command += [str(num_streams), str(num_pieces), str(gap_ms)]
+    environment = {**os.environ, "LLMCLOUD_BENCH_KEY": server.key}
+    process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=REPOSITORY)
+    try:
+        async with asyncio.timeout(BEGIN_S):
+            while await num_in_flight(server) < num_streams:
+                await asyncio.sleep(0.05)
+        yield process
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def num_in_flight(server: GatewayProcess) -> int:
+    """Requests that the endpoint answers now."""
+    async with aiohttp.ClientSession(headers=server.as_user) as session:
+        async with session.get(f"{server.url}llmcloud/api/endpoints/tiny") as answer:
+            return int((await answer.json())["rates"]["num_in_flight"])
+
+
+async def _status_during_streams(server: GatewayProcess) -> list[float]:
     """Seconds that Jupyter's own status takes while many streams go on, each with 5 pieces a second."""
-    streams = [asyncio.ensure_future(_stream(*ask, int(STATUS_S * 5) + 10, 200)) for _ in range(MANY_STREAMS)]
     samples = []
-    headers = {"Authorization": f"token {server.token}"}
-    async with aiohttp.ClientSession(headers=headers) as session:
-        await asyncio.sleep(1)  # in which they begin
+    async with (
+        streams_beside(server, MANY_STREAMS, int(STATUS_S * 5) + 10, 200) as streams,
+        aiohttp.ClientSession(headers=server.as_user) as session,
+    ):
         ends = time.monotonic() + STATUS_S
-        while time.monotonic() < ends:
+        while time.monotonic() < ends and streams.returncode is None:
             began = time.monotonic()
             async with session.get(f"{server.url}llmcloud/api/status") as answer:
                 assert answer.status == 200
                 await answer.read()
             samples.append((time.monotonic() - began) * 1e3)
             await asyncio.sleep(0.02)
-    await asyncio.gather(*streams)
     return samples

@@ -15,7 +15,7 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.bench.gateway import _stream
+from tests.bench.gateway import stream, streams_beside
 from tests.support.gateway_process import gateway_process
 
 NUM_IDLE, NUM_ACTIVE = 10_000, 200
@@ -44,13 +44,12 @@ async def test_ten_thousand_idle_connections_and_200_streams_leave_the_server_qu
     with gateway_process(own_root.parent / "g") as server:
         process, base = psutil.Process(server.pid), urlsplit(server.url)
         gateway = {"Authorization": f"Bearer {server.key}"}
-        jupyter = {"Authorization": f"token {server.token}"}
         url = f"{server.url}llmcloud/v1/completions"
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=gateway) as client,
-            aiohttp.ClientSession(headers=jupyter) as other,
+            aiohttp.ClientSession(headers=server.as_user) as other,
         ):
-            await _stream(client, url, 1)
+            await stream(client, url, 1)
             before, memory = process.num_fds(), process.memory_info().rss
             writers: list[asyncio.StreamWriter] = []
             while len(writers) < num_idle:
@@ -63,16 +62,14 @@ async def test_ten_thousand_idle_connections_and_200_streams_leave_the_server_qu
                 await asyncio.sleep(0.1)
             assert process.num_fds() >= before + num_idle - SOME
             assert (process.memory_info().rss - memory) / num_idle < IDLE_BYTES
-            streams = [asyncio.ensure_future(_stream(client, url, 40, 200)) for _ in range(NUM_ACTIVE)]
-            await asyncio.sleep(2)  # in which they begin
             seconds = []
-            while not all(stream.done() for stream in streams):
-                began = time.monotonic()
-                async with other.get(f"{server.url}llmcloud/api/status") as answer:
-                    assert answer.status == 200
-                seconds.append(time.monotonic() - began)
-                await asyncio.sleep(0.02)
-            await asyncio.gather(*streams)
+            async with streams_beside(server, NUM_ACTIVE, 40, 200) as streams:
+                while streams.returncode is None:
+                    began = time.monotonic()
+                    async with other.get(f"{server.url}llmcloud/api/status") as answer:
+                        assert answer.status == 200
+                    seconds.append(time.monotonic() - began)
+                    await asyncio.sleep(0.02)
             for writer in writers:
                 writer.close()
             for writer in writers:

@@ -35,6 +35,11 @@ class GatewayProcess:
     replica_socket: str
     replica_token: str
 
+    @property
+    def as_user(self) -> dict[str, str]:
+        """Headers of a request of whom Jupyter knows."""
+        return {"Authorization": f"token {self.token}"}
+
 
 @contextmanager
 def gateway_process(folder: Path) -> Iterator[GatewayProcess]:

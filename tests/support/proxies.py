@@ -19,6 +19,7 @@ class Wire:
         self._lock = threading.Lock()
         self._held = threading.Event()
         self._held.set()  # that is: open
+        self.holds_bytes = threading.Event()  # since `hold`
         self._refuses = False
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         if listen is not None:
@@ -34,6 +35,7 @@ class Wire:
 
     def hold(self) -> None:
         """Drop into a black hole: no byte passes, no connection ends, new ones are not answered."""
+        self.holds_bytes.clear()
         self._held.clear()
 
     def cut(self) -> None:
@@ -92,6 +94,8 @@ class Wire:
             with contextlib.suppress(OSError):
                 while True:
                     for key, _ in selector.select():
+                        if not self._held.is_set():
+                            self.holds_bytes.set()
                         self._held.wait()
                         data = key.fileobj.recv(1 << 16)
                         if not data:

@@ -19,7 +19,7 @@ from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 from tests.support.event_client import EventClient
 from tests.support.proxies import Wire
-from tests.support.server_parts import Server
+from tests.support.server_parts import DEADLINE_S, Server
 
 pytest_plugins = ["tests.support.server_fixtures"]
 
@@ -440,7 +440,7 @@ async def test_a_proxy_that_lets_through_in_lumps_changes_nothing_of_what_is_tol
             wire.hold()
             for rank in (0, 1):
                 log(folder, rank, range(first, first + 50))
-            await asyncio.sleep(0.5)
+            assert await asyncio.to_thread(wire.holds_bytes.wait, DEADLINE_S)
             wire.mend()
             await client.until(lambda upto=first + 50: len(client.columns["loss"]) == upto)
         assert [step for step, _ in client.columns["loss"]] == list(range(200))
