@@ -102,7 +102,7 @@ class Agent:
         self.name = name
         self.lifetimes = lifetimes
         self.node = NodeServices.build(folder, str(folder / AGENT_SOCKET), interface, num_slots)
-        self.replicas = Replicas(folder, self.node.devices)
+        self.replicas = Replicas(folder, self.node.devices, self.node.zygote)
         self.worlds = LedWorlds(self.node)
         self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
         self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)

@@ -1,26 +1,53 @@
-"""Replicas on this host: one process each, started by module name, ended with the agent."""
+"""Replicas on this host: one process each, started by module name, ended with the agent.
+
+Those that only our own engines run in are forked from the zygote, where torch and transformers are imported already:
+such a replica is there seconds sooner. The others run code of a user, or another server: they start from nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
+from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.agent.resources import Ours
 from jupyter_llmcloud.core.scheduling.replica_room import REPLICA
-from jupyter_llmcloud.errors import Busy, NameTaken, NotFound
+from jupyter_llmcloud.core.serving.models.engine_names import is_external
+from jupyter_llmcloud.errors import Busy, NameTaken, NotFound, WorldError
+from jupyter_llmcloud.protocol.rank_messages import ForkProgram
 from jupyter_llmcloud.system.spawn import open_log
 
 STOP_GRACE_S = 5.0
+MODULE = "jupyter_llmcloud.inference"
+log = logging.getLogger(__name__)
+
+
+class Process(Protocol):
+    """One that this agent has started, or had forked."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 @dataclass
@@ -29,7 +56,7 @@ class ReplicaProcess:
 
     replica_id: str
     endpoint: str
-    process: asyncio.subprocess.Process
+    process: Process
     socket: Path
     log: Path
     device: str
@@ -58,12 +85,24 @@ def _resident(pid: int) -> int:
         return 0
 
 
+def is_ours_alone(spec: dict[str, Any]) -> bool:
+    """Whether nothing but our own engines, torch and transformers will run in a replica."""
+    return not spec.get("source") and not is_external(str(spec.get("engine") or "auto"))
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, which is seen elsewhere
+        while data:
+            data = data[os.write(descriptor, data) :]
+
+
 class Replicas:
     """The replicas of an agent. A replica ends when its standard input closes, so none outlives the agent."""
 
-    def __init__(self, folder: Path, devices: Devices) -> None:
+    def __init__(self, folder: Path, devices: Devices, zygote: ZygoteClient) -> None:
         self.folder = folder
         self.devices = devices
+        self._zygote = zygote
         self._replicas: dict[str, ReplicaProcess] = {}
 
     async def start(self, endpoint: str, replica_id: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -77,23 +116,35 @@ class Replicas:
         cores, memory = int(spec.get("cores") or 0), int(spec.get("memory_bytes") or 0)
         spec = {**spec, "socket": spec.get("socket", str(path))}
         spec["device"] = spec.get("device") or self._take(replica_id, cores, spec.get("devices"))
-        with open_log(log_path) as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "jupyter_llmcloud.inference",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                process_group=0,
-            )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(spec).encode() + b"\n")
+        process, stdin = await self._begin(replica_id, log_path, is_forked=is_ours_alone(spec))
         replica = ReplicaProcess(replica_id, endpoint, process, Path(spec["socket"]), log_path, str(spec["device"]))
         replica.cores, replica.memory_bytes = cores, memory
-        replica.watch = asyncio.create_task(self._watch(replica))
+        replica.watch = asyncio.create_task(self._watch(replica, stdin))
         self._replicas[replica_id] = replica
+        await asyncio.to_thread(_write, stdin, json.dumps(spec).encode() + b"\n")
         return replica.describe()
+
+    async def _begin(self, replica_id: str, log_path: Path, is_forked: bool) -> tuple[Process, int]:
+        """The process, and the end of its standard input that is here."""
+        theirs, ours = os.pipe()
+        try:
+            with open_log(log_path) as output:
+                if is_forked:
+                    with contextlib.suppress(WorldError):  # of a zygote that cannot be had: its own log tells why
+                        request = ForkProgram(name=f"{REPLICA}{replica_id}", module=MODULE, env=dict(os.environ))
+                        return await self._zygote.start(request, [theirs, output, output]), ours
+                    log.warning("replica %s starts from nothing: %s", replica_id, self._zygote.log)
+                command = [sys.executable, "-m", MODULE]
+                process = await asyncio.create_subprocess_exec(
+                    *command, stdin=theirs, stdout=output, stderr=output, process_group=0
+                )
+                return process, ours
+        except BaseException:
+            os.close(ours)
+            self.devices.give_back(f"{REPLICA}{replica_id}")
+            raise
+        finally:
+            os.close(theirs)
 
     def _take(self, replica_id: str, cores: int, num_devices: int | None) -> str:
         """Take what it was promised, in slots: a GPU, or one for each core; returns its device. Raises Busy."""
@@ -117,8 +168,11 @@ class Replicas:
             "promised_bytes": sum(max(0, one.memory_bytes - _resident(one.process.pid)) for one in running),
         }
 
-    async def _watch(self, replica: ReplicaProcess) -> int:
-        code = await replica.process.wait()
+    async def _watch(self, replica: ReplicaProcess, stdin: int) -> int:
+        try:
+            code = await replica.process.wait()
+        finally:
+            os.close(stdin)
         self.devices.give_back(f"{REPLICA}{replica.replica_id}")
         with contextlib.suppress(FileNotFoundError):
             replica.socket.unlink()

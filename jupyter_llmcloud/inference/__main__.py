@@ -15,7 +15,8 @@ from jupyter_llmcloud.inference.replica import Replica, ReplicaSpec
 
 def main() -> int:
     """Run the replica that stdin describes; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, force=True)
     try:
         spec = ReplicaSpec.parse(sys.stdin.buffer.readline())
     except UsageError as error:
@@ -24,12 +25,15 @@ def main() -> int:
     if spec.cores:
         claimed = claim_cores(config.runtime_dir() / "cores", spec.cores)
         logging.getLogger(__name__).info("runs on the cores %s of %d", claimed, spec.cores)
-    # Before torch and transformers are imported: they read these once.
+    # Before torch and transformers are imported: they read these once. In a fork of the zygote they are imported, and
+    # what they have read is set beside it: threads by torch itself, where a model is loaded.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(spec.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
+        hub.HF_HUB_OFFLINE = hub.HF_HUB_DISABLE_PROGRESS_BARS = True  # type: ignore[attr-defined]
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
     try:
         return asyncio.run(_run(spec))

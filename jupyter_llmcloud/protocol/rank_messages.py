@@ -337,6 +337,17 @@ class ForkStore(Request[Forked], frozen=True, kw_only=True):
     env: dict[str, str] = field(default_factory=dict)
 
 
+class ForkProgram(Request[Forked], frozen=True, kw_only=True):
+    """Fork a process that is `python -m MODULE` with this environment alone, its libraries imported already.
+
+    With it come the descriptors of its standard input, output and error.
+    """
+
+    name: str
+    module: str
+    env: dict[str, str]
+
+
 class ZygoteReady(Message, frozen=True, kw_only=True):
     """Everything is imported: from now on a fork takes no time."""
 

@@ -1,10 +1,11 @@
-"""Every change leaves a row in the audit and a Jupyter event."""
+"""Every change leaves a row in the audit and a Jupyter event; requests to endpoints, whose rows are usage, events too."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
 
     from jupyter_events import EventLogger
 
+    from jupyter_llmcloud.storage.server_state import RequestRecord
+
 SCHEMA_ID = "https://events.jupyter.org/jupyter_llmcloud/change/v1"
-SCHEMA_PATH = Path(__file__).parent / "event_schemas" / "change.yaml"
+REQUESTS_ID = "https://events.jupyter.org/jupyter_llmcloud/requests/v1"
+_SCHEMAS = {SCHEMA_ID: "change.yaml", REQUESTS_ID: "requests.yaml"}
+_FOLDER = Path(__file__).parent / "event_schemas"
+MAX_TOLD = 200  # requests in one event
 MAX_UNWRITTEN = 10_000
 
 
@@ -32,8 +38,9 @@ class Audit:
         self._log = log
         self._listeners: list[Callable[[str], None]] = []
         self._unwritten: deque[tuple[str, str, str, str, dict[str, Any]]] = deque(maxlen=MAX_UNWRITTEN)
-        if event_logger is not None and SCHEMA_ID not in event_logger.schemas:
-            event_logger.register_event_schema(SCHEMA_PATH)
+        for schema_id, file in _SCHEMAS.items():
+            if event_logger is not None and schema_id not in event_logger.schemas:
+                event_logger.register_event_schema(_FOLDER / file)
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Have this called with every action, when it was carried out."""
@@ -52,15 +59,20 @@ class Audit:
             )
         for listener in self._listeners:
             listener(action)
-        if self._events is not None:
-            data = {
-                "action": action,
-                "subject": subject,
-                "actor": actor,
-                "outcome": outcome,
-                "detail": detail,
-            }
-            try:
-                self._events.emit(schema_id=SCHEMA_ID, data=data)
-            except Exception:  # what was done must not look refused because nobody could be told
-                self._log.exception("no Jupyter event for %s", action)
+        data = {"action": action, "subject": subject, "actor": actor, "outcome": outcome, "detail": detail}
+        self._emit(SCHEMA_ID, data)
+
+    def tell_requests(self, records: Sequence[RequestRecord]) -> None:
+        """Requests to endpoints have ended, and their rows are written."""
+        for first in range(0, len(records), MAX_TOLD):
+            rows = [asdict(record) for record in records[first : first + MAX_TOLD]]
+            self._emit(REQUESTS_ID, {"requests": rows})
+
+    def _emit(self, schema_id: str, data: dict[str, Any]) -> None:
+        """For whoever listens; nothing is done when nobody does."""
+        if self._events is None:
+            return
+        try:
+            self._events.emit(schema_id=schema_id, data=data)
+        except Exception:  # what was done must not look refused because nobody could be told
+            self._log.exception("no Jupyter event: %s", schema_id)

@@ -15,6 +15,7 @@ from jupyter_llmcloud.server.answers.response_cache import ResponseCache
 from jupyter_llmcloud.server.api.cross_origin import ORIGINS, check_origins
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
+from jupyter_llmcloud.server.gateway.open_requests import KEEP_S, check_days
 from jupyter_llmcloud.server.routes import SETTING, handlers
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class LLMCloudExtension(ExtensionApp):
         help="A Redis or Valkey (redis://, rediss://, unix://) in which answers are kept that the same request would "
         "get again: greedy or with a seed, of the same key, model and revision. Empty: none is kept.",
     )
+    keep_usage_days = Float(
+        KEEP_S / 86400,
+        config=True,
+        help="How many days a request to an endpoint stays in the table of usage; inf: for ever. What each key has "
+        "used on each day stays in any case.",
+    )
     cache_ttl_s = Float(3600.0, config=True, help="How many seconds an answer is kept there.")
 
     @default("cache_url")
@@ -49,6 +56,7 @@ class LLMCloudExtension(ExtensionApp):
         assert self.serverapp is not None
         root_dir = Path(str(self.serverapp.root_dir))
         self.context = ServerContext(self.log, self.serverapp.event_logger, self.identity, root_dir)
+        self.context.requests.book.keep_s = check_days(self.keep_usage_days) * 86400
         self.settings[SETTING] = self.context
         if self.cache_url:
             self.settings[CACHE] = ResponseCache(self.cache_url, self.cache_ttl_s, self.log)

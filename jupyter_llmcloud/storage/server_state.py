@@ -62,6 +62,7 @@ ON CONFLICT (key_id, day) DO UPDATE SET
     last_used = max(last_used, excluded.last_used)
 """
 MAX_KEYS = 10_000  # that are held in memory
+MAX_DELETED = 1_000  # rows in one transaction
 KEY_ACTOR = "key:"  # before the id, where a key is the actor of a request
 
 
@@ -381,6 +382,18 @@ class ServerState:
         with self._lock, self._transaction():
             self._database.executemany(statement, [asdict(usage) for usage in usages])
             self._database.executemany(_COUNT_KEYS, [row.counted() for row in usages if row.key_id is not None])
+
+    def prune_usage(self, before: float) -> int:
+        """Forget requests that ended before that time, not what each key has used on each day; returns how many.
+
+        A few at a time, the oldest first, so that nobody waits long for the file.
+        """
+        num_pruned, num_deleted = 0, MAX_DELETED
+        while num_deleted == MAX_DELETED:
+            oldest = "SELECT seq FROM usage ORDER BY seq LIMIT ?"
+            num_deleted = self._change(f"DELETE FROM usage WHERE seq IN ({oldest}) AND t < ?", MAX_DELETED, before)
+            num_pruned += num_deleted
+        return num_pruned
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

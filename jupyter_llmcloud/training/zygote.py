@@ -28,7 +28,14 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from jupyter_llmcloud.protocol.frames import Message, decode, encode, replace
-from jupyter_llmcloud.protocol.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
+from jupyter_llmcloud.protocol.rank_messages import (
+    Forked,
+    ForkEnded,
+    ForkProgram,
+    ForkRank,
+    ForkStore,
+    ZygoteReady,
+)
 from jupyter_llmcloud.protocol.rpc import Reply, not_answered, refusal
 
 _WHO = "the process that forks ranks"
@@ -78,7 +85,7 @@ def preload() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 
     from jupyter_llmcloud.system.transparent_frames import make_transparent
-    from jupyter_llmcloud.training import patches, rank  # noqa: F401
+    from jupyter_llmcloud.training import forked_program, patches, rank  # noqa: F401
     from jupyter_llmcloud.training.shell.shell import make_shell
 
     make_transparent(f"jupyter_llmcloud.training.{part}" for part in _BETWEEN)
@@ -162,7 +169,7 @@ class Zygote:
 
     def fork(self, request: Message, fds: list[int]) -> Forked:
         """Fork the process that is asked for. Raises what a fork raises."""
-        if not isinstance(request, ForkRank | ForkStore):
+        if not isinstance(request, ForkRank | ForkStore | ForkProgram):
             raise not_answered(_WHO, request)
         parent = os.getpid()
         pid = os.fork()
@@ -187,7 +194,7 @@ class Zygote:
             end_group(pid)
         os._exit(0)
 
-    def become_child(self, request: ForkRank | ForkStore, fds: list[int], parent: int) -> None:
+    def become_child(self, request: ForkRank | ForkStore | ForkProgram, fds: list[int], parent: int) -> None:
         """Be that process until it ends; runs in the fork, and does not return."""
         status = 1
         try:
@@ -197,8 +204,10 @@ class Zygote:
             for pidfd in self.children:
                 os.close(pidfd)
             from jupyter_llmcloud.training import rank
+            from jupyter_llmcloud.training.forked_program import run_program
 
-            status = rank.begin(request, fds)
+            is_program = isinstance(request, ForkProgram)
+            status = run_program(request, fds) if is_program else rank.begin(request, fds)
         except BaseException:
             import traceback
 

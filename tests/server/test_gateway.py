@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
+from jupyter_llmcloud.server.audit import REQUESTS_ID
 from jupyter_llmcloud.server.gateway import admission
 from tests.support.server_parts import Server, until
 
@@ -404,6 +405,26 @@ async def test_each_request_is_written_down_without_what_was_said(server: Server
     assert (row["actor"], row["endpoint"], row["status"]) == (f"key:{key.split('-')[2]}", "tiny", 200)
     assert (row["prompt_tokens"], row["completion_tokens"]) == (3, 5)
     assert "a secret prompt" not in json.dumps(row)
+
+
+async def test_requests_that_have_ended_are_told_as_events_also_those_that_were_refused(
+    server: Server, model: Path, jp_serverapp: Any
+) -> None:
+    events: list[dict[str, Any]] = []
+
+    async def listen(logger: Any, schema_id: str, data: dict[str, Any]) -> None:
+        events.extend(data["requests"])
+
+    jp_serverapp.event_logger.add_listener(schema_id=REQUESTS_ID, listener=listen)
+    await server.serve(model)
+    key = await server.key()
+    await server.complete("a secret prompt", key)
+    await server.complete("hello", key, model="nothing")
+    await server.context.requests.write()
+    await until(lambda: len(events) == 2, "both are told")
+    assert [(event["status"], event["outcome"]) for event in events] == [(200, "done"), (403, "refused")]
+    assert events[0]["prompt_tokens"] == 3 and events[0]["actor"] == f"key:{key.split('-')[2]}"
+    assert "secret prompt" not in json.dumps(events)
 
 
 async def test_a_stream_that_tells_no_usage_is_counted_too_also_when_its_client_hangs_up(

@@ -12,6 +12,7 @@ import pytest
 
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.errors import NotFound
+from jupyter_llmcloud.storage import server_state
 from jupyter_llmcloud.storage.server_state import RequestRecord, ServerState, StoredEndpoint, StoredKey, StoredReplica
 
 
@@ -120,6 +121,20 @@ def test_audit_and_usage_are_read_newest_first(tmp_path: Path) -> None:
     assert [row["action"] for row in state.audit()] == ["key.revoke", "key.mint"]
     assert state.audit()[1]["detail"] == {"scopes": ["infer:*"]}
     assert [row["request_id"] for row in state.usage(limit=2)] == ["r2", "r1"]
+    state.close()
+
+
+def test_old_requests_are_forgotten_and_what_keys_have_used_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_state, "MAX_DELETED", 2)
+    state = ServerState(tmp_path / "server.sqlite")
+    times = [10.0, 20.0, 31.0, 29.0, 40.0]  # of two servers, as they came
+    state.add_usage([RequestRecord(f"r{t:.0f}", "key:k1", "tiny", "chat", 200, 0.1, t=t) for t in times])
+    assert state.prune_usage(before=30.0) == 3
+    assert [row["request_id"] for row in state.usage()] == ["r40", "r31"]
+    assert state.key_usage()[0].requests == 5
+    assert state.prune_usage(before=30.0) == 0
     state.close()
 
 

@@ -12,9 +12,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from jupyter_llmcloud.agent.ranks.forked_process import ForkedProcess
 from jupyter_llmcloud.errors import WorldError
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
-from jupyter_llmcloud.protocol.rank_messages import Forked, ForkEnded, ForkRank, ForkStore, ZygoteReady
+from jupyter_llmcloud.protocol.rank_messages import (
+    Forked,
+    ForkEnded,
+    ForkProgram,
+    ForkRank,
+    ForkStore,
+    ZygoteReady,
+)
 from jupyter_llmcloud.protocol.rpc import Calls, Reply
 from jupyter_llmcloud.system.spawn import log_tail, spawn
 
@@ -26,7 +34,7 @@ class ZygoteClient:
 
     Args:
         log: file for what the zygote itself prints.
-        on_exit: called with (id, status) when a forked process has ended.
+        on_exit: called with (id, status) when a forked rank or store has ended.
     """
 
     def __init__(self, log: Path, on_exit: Callable[[str, int], None]) -> None:
@@ -37,6 +45,7 @@ class ZygoteClient:
         self._ready: asyncio.Future[None] | None = None
         self._calls = Calls(_PEER)
         self._alive: dict[str, int] = {}  # pids
+        self._programs: dict[str, asyncio.Future[int]] = {}  # their statuses, once they have ended
 
     def warm(self) -> asyncio.Future[None]:
         """Start importing, if that has not begun; the future is done when forks are instant."""
@@ -64,7 +73,16 @@ class ZygoteClient:
         self._ready = loop.create_future()
         loop.add_reader(ours.fileno(), self._readable)
 
-    async def fork(self, request: ForkRank | ForkStore, fds: list[int]) -> int:
+    async def start(self, request: ForkProgram, fds: list[int]) -> ForkedProcess:
+        """Fork a program with these standard input, output and error; it ends with the zygote."""
+        ended = self._programs[request.name] = asyncio.get_running_loop().create_future()
+        try:
+            return ForkedProcess(await self.fork(request, fds), ended)
+        except BaseException:
+            self._programs.pop(request.name, None)
+            raise
+
+    async def fork(self, request: ForkRank | ForkStore | ForkProgram, fds: list[int]) -> int:
         """Fork a process that begins with `request` and these file descriptors; returns its pid."""
         await asyncio.shield(self.warm())
         sock = self._sock
@@ -92,11 +110,17 @@ class ZygoteClient:
                 self._ready.set_result(None)
             case ForkEnded(name=name, status=status):
                 self._alive.pop(name, None)
-                self.on_exit(name, status)
+                self._ended(name, status)
             case Reply() as reply:
                 if isinstance(reply, Forked):
                     self._alive[reply.name] = reply.pid
                 self._calls.take(reply)
+
+    def _ended(self, name: str, status: int) -> None:
+        if (program := self._programs.pop(name, None)) is None:
+            self.on_exit(name, status)
+        elif not program.done():
+            program.set_result(status)
 
     def _lost(self) -> None:
         assert self._sock is not None and self._ready is not None and self.process is not None
@@ -114,7 +138,7 @@ class ZygoteClient:
         for name, pid in alive.items():  # its children end with it, and nobody else is told of that
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)  # what they had started
-            self.on_exit(name, -signal.SIGKILL)
+            self._ended(name, -signal.SIGKILL)
 
     def close(self) -> None:
         """End the zygote and with it whatever was forked from it."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import sqlite3
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.serving.usage.rates import Answered, RateWindow
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.server.gateway.metrics import IN_FLIGHT, count_request, count_tokens
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
@@ -26,6 +28,8 @@ KEY_CHECK_EVERY_S = 0.5
 WRITE_EVERY_S = 0.5
 CLOSE_TIMEOUT_S = 2.0
 MAX_UNWRITTEN = 10_000
+KEEP_S = 90 * 86400.0
+PRUNE_EVERY_S = 3600.0
 INFERENCE_ROUTES = ("completions", "chat/completions", "responses", "embeddings", "tokenize", "detokenize")
 
 
@@ -88,10 +92,50 @@ class OpenRequest:
             self._task = None
 
 
-class OpenRequests:
-    """All requests to endpoints of this server."""
+def check_days(days: float) -> float:
+    """How long usage is kept, as the server's configuration says. Raises UsageError."""
+    if not days >= 1:  # the newest minute of a key tells what it may still ask; and NaN is no number of days
+        raise UsageError(f"keep_usage_days = {days}: it must be at least 1; inf keeps everything.")
+    return days
 
-    def __init__(self, state: ServerState, alerts: KeyAlerts, log: Logger) -> None:
+
+@dataclass
+class UsageBook:
+    """Where requests that have ended are written down, and for how long.
+
+    Attributes:
+        tell: is called with the requests that have been written.
+        keep_s: how long their rows are kept; inf: for ever.
+    """
+
+    state: ServerState
+    tell: Callable[[Sequence[RequestRecord]], None]
+    keep_s: float = KEEP_S
+    _pruned_at: float = -math.inf
+
+    async def write(self, records: Sequence[RequestRecord]) -> None:
+        """Write these down. Raises sqlite3.Error, with nothing written."""
+        await asyncio.to_thread(self.state.add_usage, records)
+        self.tell(records)
+
+    async def prune(self) -> None:
+        """Forget what is old, when that has not been done of late. Raises sqlite3.Error."""
+        if math.isfinite(self.keep_s) and time.monotonic() - self._pruned_at >= PRUNE_EVERY_S:
+            self._pruned_at = time.monotonic()
+            await asyncio.to_thread(self.state.prune_usage, time.time() - self.keep_s)
+
+
+class OpenRequests:
+    """All requests to endpoints of this server.
+
+    Attributes:
+        book: where they are written down when they have ended.
+    """
+
+    def __init__(
+        self, state: ServerState, alerts: KeyAlerts, log: Logger, tell: Callable[[Sequence[RequestRecord]], None]
+    ) -> None:
+        self.book = UsageBook(state, tell)
         self._state = state
         self.alerts = alerts
         self.log = log
@@ -199,10 +243,15 @@ class OpenRequests:
         if not records:
             return
         try:
-            await asyncio.to_thread(self._state.add_usage, records)
+            await self.book.write(records)
         except sqlite3.Error as error:  # a full disk: they are written when there is room again
             self.log.error("%s requests are not written down yet: %s", len(records), error)
             self._records = [*records, *self._records][-MAX_UNWRITTEN:]
+            return
+        try:
+            await self.book.prune()
+        except sqlite3.Error as error:
+            self.log.error("old rows of usage are not removed yet: %s", error)
 
     async def close(self) -> None:
         """The server ends: tell those who wait for an answer, lose no row."""
