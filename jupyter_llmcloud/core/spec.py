@@ -19,6 +19,7 @@ from jupyter_llmcloud.core.names import (
     parse_duration,
     parse_replicas,
     parse_size,
+    parse_variable_name,
     parse_variables,
 )
 from jupyter_llmcloud.core.options import Option, Syntax, integer
@@ -336,6 +337,11 @@ class EndpointSpec(Spec):
         "TARGET is a run: serve its newest checkpoint's model while it trains, and its final model in the end.",
         False,
     )
+    tokenizer: str | None = option(
+        OptionType("NAME", parse_variable_name, names="variables"),
+        "Of a TARGET that is a variable: the variable with its tokenizer (default: the one beside it).",
+        interfaces=Interface.NOTEBOOK,
+    )
     base_model: str | None = option(
         TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
     )
@@ -375,13 +381,14 @@ _OF_FOLDERS = (
     "engine",
     "api_key_env",
     "follow",
+    "tokenizer",
 )  # make no sense for code
 SERVE = Syntax(
     "%serve",
     EndpointSpec.options(Interface.NOTEBOOK),
     "TARGET",
-    "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
-    names="runs with a model",
+    "Serve a run's model, a folder in the Hugging Face layout, or a variable of the ranks or of the notebook.",
+    names="what can be served",
 )
 SERVE_CELL = Syntax(
     "%%serve",

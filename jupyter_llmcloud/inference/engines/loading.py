@@ -70,7 +70,7 @@ def load_model(
         raise ModelError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}.")
     layout = check_folder(Path(folder), None if base_model is None else Path(base_model), is_own=is_own)
     try:
-        return _shortened(_load(layout, dtype, device), max_model_len)
+        return shortened(_load(layout, dtype, device), max_model_len)
     except ModelError:
         raise
     except Exception as error:
@@ -78,7 +78,8 @@ def load_model(
         raise ModelError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error
 
 
-def _shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
+def shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
+    """With a context of so many tokens; raises ModelError when it has fewer."""
     if max_model_len is None:
         return loaded
     if max_model_len > loaded.context_length:
@@ -93,9 +94,9 @@ def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
     tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
     if layout.architecture is not None:
         from jupyter_llmcloud.inference.architecture import load_own
+        from jupyter_llmcloud.inference.own_models.opening import as_loaded
 
-        model = load_own(layout.architecture, folder, dtype, device)
-        return _as_loaded(layout, model, model.config, tokenizer)
+        return as_loaded(load_own(layout.architecture, folder, dtype, device), tokenizer)
     _check_architecture(folder)
     config = AutoConfig.from_pretrained(folder, **_SAFE)
     model, report = _from_pretrained(_auto_class(folder, config), folder, dtype)
@@ -105,12 +106,13 @@ def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
 
         model = merged(model, layout.adapter)
     check_finite(layout.adapter or folder, model)
-    return _as_loaded(layout, model.to(device).eval(), config, tokenizer)
-
-
-def _as_loaded(layout: ModelLayout, model: Any, config: Any, tokenizer: Any) -> LoadedModel:
     check_vocabulary(layout.tokenizer, model, tokenizer)
-    check_causal(layout.folder, model)
+    return loaded_of(folder, model.to(device).eval(), config, tokenizer)
+
+
+def loaded_of(name: str | Path, model: Any, config: Any, tokenizer: Any) -> LoadedModel:
+    """A model in eval mode with its tokenizer, as one that generates. Raises ModelError when it is an encoder."""
+    check_causal(name, model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,

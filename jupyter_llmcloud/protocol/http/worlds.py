@@ -77,6 +77,7 @@ class Variable(Response, frozen=True):
     type: Annotated[str, Meta(description="Name of its class.")]
     text: Annotated[str, Meta(description="Its shape, its length or its value, in few words; masked when secret.")] = ""
     num_bytes: Annotated[int | None, Meta(description="Of tensors, arrays and modules; null: not known.")] = None
+    role: Annotated[str, Meta(description="What it can be served as: model, tokenizer, code; empty for none.")] = ""
 
 
 class RankVariables(Response, frozen=True):

@@ -149,11 +149,19 @@ class EndpointController:
         """Those that can be asked."""
         return [replica for replica in self._replicas.values() if replica.weight > 0]
 
+    @property
+    def kind(self) -> str:
+        """What the model is for, as its replicas say: what is of the user's own turns out when it is loaded."""
+        current = self.stored.current
+        mine = [one for one in self._replicas.values() if one.stored.revision == current.number]
+        return str(next((one.reported["kind"] for one in mine if one.reported.get("kind")), current.kind))
+
     def describe(self) -> dict[str, Any]:
         """What the API tells of it: neither sockets nor tokens."""
         stored, current = self.stored, self.stored.current
         kept = {key: getattr(stored, key) for key in ("name", "state", "created", "reason", "cluster")}
         told = {key: getattr(current, key) for key in _TOLD}
+        told["kind"] = self.kind
         states = self._plan.states()
         replicas = [
             {
