@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from jupyter_llmcloud.agent.memory_limit import MemoryLimit
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.resources import Ours
 from jupyter_llmcloud.core.scheduling.replica_room import REPLICA
@@ -35,6 +37,7 @@ class ReplicaProcess:
     device: str
     cores: int = 0
     memory_bytes: int = 0
+    limit: MemoryLimit | None = None
     watch: asyncio.Task[int] | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
@@ -46,6 +49,7 @@ class ReplicaProcess:
             "socket": str(self.socket),
             "state": "running" if code is None else "exited",
             "exit_code": code,
+            "reason": self.limit.reason if self.limit is not None else "",
             "log": str(self.log),
         }
 
@@ -91,15 +95,21 @@ class Replicas:
         process.stdin.write(json.dumps(spec).encode() + b"\n")
         replica = ReplicaProcess(replica_id, endpoint, process, Path(spec["socket"]), log_path, str(spec["device"]))
         replica.cores, replica.memory_bytes = cores, memory
+        if memory:
+            replica.limit = MemoryLimit(replica_id, memory)
         replica.watch = asyncio.create_task(self._watch(replica))
         self._replicas[replica_id] = replica
         return replica.describe()
 
     def _take(self, replica_id: str, cores: int, num_devices: int | None) -> str:
-        """Take what it was promised, in slots: a GPU, or one for each core; returns its device. Raises Busy."""
+        """Take what it was promised, in slots: GPUs, or one for each core. Raises Busy.
+
+        Returns:
+            "cpu", "cuda:0", or "cuda:0,1" for a replica that is spread over several.
+        """
         if self.devices.has_gpus and num_devices != 0:
-            slot = self.devices.take(f"{REPLICA}{replica_id}", 1)[0]
-            return f"cuda:{self.devices.gpus.index(slot)}"
+            slots = self.devices.take(f"{REPLICA}{replica_id}", num_devices or 1)
+            return "cuda:" + ",".join(str(self.devices.gpus.index(slot)) for slot in slots)
         reserved = self.describe_room()["reserved_cores"]
         if cores + reserved > self.devices.cores:
             raise Busy(f"--cores {cores}: {reserved} of {self.devices.cores} cores are other replicas'.")
@@ -118,7 +128,14 @@ class Replicas:
         }
 
     async def _watch(self, replica: ReplicaProcess) -> int:
+        keeping = asyncio.create_task(replica.limit.keep(replica.process.pid)) if replica.limit is not None else None
         code = await replica.process.wait()
+        if replica.limit is not None and keeping is not None:
+            keeping.cancel()
+            replica.limit.ended()
+            if replica.limit.reason:
+                with open_log(replica.log) as log:
+                    os.write(log, f"{replica.limit.reason}\n".encode())
         self.devices.give_back(f"{REPLICA}{replica.replica_id}")
         with contextlib.suppress(FileNotFoundError):
             replica.socket.unlink()
@@ -156,7 +173,7 @@ class Replicas:
                     kind="replica",
                     endpoint=replica.endpoint,
                     replica_id=replica.replica_id,
-                    device=int(replica.device.partition(":")[2]) if ":" in replica.device else None,
+                    device=int(replica.device.partition(":")[2].split(",")[0]) if ":" in replica.device else None,
                 )
 
     async def close(self) -> None:

@@ -20,11 +20,11 @@ from aiohttp import web
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
-from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR, ModelKind
+from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR, ModelKind, says
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
-from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
+from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model, refuse_spread
 from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.kind import kind_of
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 _LINGER_S = 2.0
 _POLL_S = 0.05
 _ALLOCATE_EVERY_S = 1.0
+_WORKING = 10  # the part of --memory that is kept for what a step computes with
 
 
 class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
@@ -62,7 +63,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         max_concurrent: sequences in one batch.
         max_model_len: tokens of prompt and answer together; by default as many as the model was made for.
         num_threads: CPU threads of the engine; by default its share of all cores but one, beside other replicas.
-        device: cpu or cuda:N.
+        device: cpu, cuda:N, or cuda:N,M for a model that is spread over several.
         cores: that it has to itself among replicas; None: it shares them.
         memory_bytes: what it may take of its host's memory; None: not stated.
         cache_bytes: what keys and values may take; None: a share of what is free.
@@ -168,6 +169,8 @@ class Replica:
         log.info("ready: %s", self.status.details)
 
     async def _open(self, kind: ModelKind, layout: ModelLayout | None) -> None:
+        if kind != GENERATOR:
+            refuse_spread(self._spec.device, f"a model that {says(kind)}")
         if kind == GENERATOR:
             if not await self._open_external():
                 await self._load_generator()
@@ -348,11 +351,11 @@ def cache_budget(cache_bytes: int | None, memory_bytes: int | None) -> int | Non
     if memory_bytes is None:
         return cache_bytes
     taken = psutil.Process().memory_info().rss
-    left = memory_bytes - taken
+    left = memory_bytes - taken - memory_bytes // _WORKING
     if left <= 0:
         raise ModelError(
             f"the model takes {taken / 2**30:.2f} GiB once it is loaded, and --memory allows "
-            f"{memory_bytes / 2**30:.2f} GiB: allow more."
+            f"{memory_bytes / 2**30:.2f} GiB, of which a tenth is for what a step computes with: allow more."
         )
     return left if cache_bytes is None else min(left, cache_bytes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEFAULT_CONTEXT = 2048
+_FOR_WEIGHTS = 0.8  # of a GPU's free memory, where a model is spread over several: the rest is for what is computed
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -61,7 +63,7 @@ def load_model(
     Args:
         folder: config.json, *.safetensors and a tokenizer, as `save_pretrained` writes them; or an adapter of PEFT.
         dtype: "auto" takes the checkpoint's own.
-        device: "cpu", "cuda:0", ...
+        device: "cpu", "cuda:0", ... or "cuda:0,1" to spread its layers over several.
         base_model: the folder of an adapter's base model, when it is not the one that the adapter names.
         max_model_len: how many tokens prompt and answer may have together, when the model's own are too many.
         is_own: a run of this user saved it: the architecture that is kept beside the weights may be used.
@@ -93,13 +95,15 @@ def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
     folder = layout.folder
     tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
     if layout.architecture is not None:
+        refuse_spread(device, "an architecture of a cell")
         from jupyter_llmcloud.inference.architecture import load_own
         from jupyter_llmcloud.inference.own_models.opening import as_loaded
 
         return as_loaded(load_own(layout.architecture, folder, dtype, device), tokenizer)
     _check_architecture(folder)
     config = AutoConfig.from_pretrained(folder, **_SAFE)
-    model, report = _from_pretrained(_auto_class(folder, config), folder, dtype)
+    spread = spread_over(device)
+    model, report = _from_pretrained(_auto_class(folder, config), folder, dtype, spread)
     check_weights(folder, report)
     if layout.adapter is not None:
         from jupyter_llmcloud.inference.engines.adapters import merged
@@ -107,7 +111,18 @@ def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
         model = merged(model, layout.adapter)
     check_finite(layout.adapter or folder, model)
     check_vocabulary(layout.tokenizer, model, tokenizer)
-    return loaded_of(folder, model.to(device).eval(), config, tokenizer)
+    return loaded_of(folder, (model if spread else model.to(device)).eval(), config, tokenizer)
+
+
+def spread_over(device: str) -> dict[str, Any]:
+    """What `from_pretrained` is given to spread a model over several GPUs; nothing for one device."""
+    numbers = [int(number) for number in device.partition(":")[2].split(",") if number]
+    if len(numbers) < 2:
+        return {}
+    import torch
+
+    free = {number: int(torch.cuda.mem_get_info(number)[0] * _FOR_WEIGHTS) for number in numbers}
+    return {"device_map": "balanced", "max_memory": free}
 
 
 def loaded_of(name: str | Path, model: Any, config: Any, tokenizer: Any) -> LoadedModel:
@@ -121,6 +136,15 @@ def loaded_of(name: str | Path, model: Any, config: Any, tokenizer: Any) -> Load
         eos=_eos(model, tokenizer),
         is_encoder_decoder=bool(config.is_encoder_decoder),
     )
+
+
+def refuse_spread(device: str, what: str) -> None:
+    """Raise ModelError where a device is several."""
+    if "," in device:
+        raise ModelError(
+            f"--devices {device.count(',') + 1}: only text generators of transformers are spread over several GPUs, and "
+            f"this is {what}: serve it with --devices 1."
+        )
 
 
 def _check_architecture(folder: Path) -> None:
@@ -155,10 +179,10 @@ def _auto_class(folder: Path, config: Any) -> Any:
     return auto
 
 
-def _from_pretrained(auto: Any, folder: Path, dtype: str) -> Any:
+def _from_pretrained(auto: Any, folder: Path, dtype: str, spread: Mapping[str, Any]) -> Any:
     # Shapes that do not fit are told by name afterwards: the library's own error says "see the report above".
     report = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    options: dict[str, Any] = {**_SAFE, **report, "dtype": dtype}
+    options: dict[str, Any] = {**_SAFE, **report, **spread, "dtype": dtype}
     try:
         return auto.from_pretrained(folder, attn_implementation="sdpa", **options)
     except ValueError as error:

@@ -12,6 +12,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
+from jupyter_llmcloud.core.serving.endpoint.comparison import in_words
 from jupyter_llmcloud.core.spec import SERVE, EndpointSpec, Interface
 from jupyter_llmcloud.errors import Busy, ModelError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.commands import rollouts
@@ -46,6 +47,7 @@ WAIT_S = 1
 _LIMIT = Option(("--limit",), "At most this many lines of each replica.", metavar="N", parse=integer(1))
 VERBS = {
     "list": Syntax("%endpoints list", (), "", "The endpoints of this server."),
+    "show": Syntax("%endpoints show", (), "NAME", "What there is to know of an endpoint.", names="endpoints"),
     "stop": Syntax(
         "%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten.", names="endpoints"
     ),
@@ -180,6 +182,37 @@ def table() -> Table:
     return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.").shown_by(PanelOf("endpoint"))
 
 
+def details(name: str) -> Table:
+    """What there is to know of an endpoint: a row for each fact, replica and revision."""
+    row = session.current().server.endpoint(name)
+    rates = row["rates"] or {}
+    first = rates.get("first_token_s")
+    load = f"{rates.get('requests_per_s', 0):.3g} requests/s, {rates.get('tokens_per_s', 0):.3g} tokens/s"
+    facts = [
+        ("state", row["state"] + (f": {shown(row['reason'])}" if row["reason"] else "")),
+        ("kind", row["kind"]),
+        ("serves", f"{shown(row['target'])} ({_revision(row)})"),
+        ("URL", row["url"]),
+        ("replicas", _num_replicas(row)),
+        ("each", _resources(row)),
+        ("load", load + (f", first token after {first:.3g} s" if first is not None else "")),
+        ("adapters", ", ".join(f"{name}:{adapter}" for adapter in row["adapters"])),
+        *((f"replica {one['id']}", _replica(one)) for one in row["replicas"]),
+        *((f"{one['role']} {one['number']}", _compared(one)) for one in row["revisions"] if one["role"] != "retired"),
+    ]
+    return Table([name, ""], [fact for fact in facts if fact[1]], "")
+
+
+def _replica(row: dict[str, Any]) -> str:
+    told = [row["state"], row.get("engine") or "", memory([row]), f"{row['in_flight']} in flight"]
+    return ", ".join(part for part in told if part)
+
+
+def _compared(row: dict[str, Any]) -> str:
+    told = f"{shown(row['target'])}, {row['num_requests']} requests, {row['num_errors']} failed"
+    return f"{told}; {in_words(row['comparison'])}" if row.get("comparison") else told
+
+
 def _num_replicas(row: dict[str, Any]) -> str:
     bounds = "" if row["max_replicas"] is None else f" ({row['min_replicas']}:{row['max_replicas']})"
     return f"{sum(replica['state'] == 'ready' for replica in row['replicas'])}/{row['num_replicas']}{bounds}"
@@ -241,6 +274,9 @@ class EndpointMagics(Magics):
 
     def _list(self, given: Any) -> Table:
         return table()
+
+    def _show(self, given: Any) -> Table:
+        return details(given.arguments[0])
 
     def _stop(self, given: Any) -> None:
         stop(given.arguments[0])

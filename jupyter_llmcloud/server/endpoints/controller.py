@@ -57,7 +57,7 @@ from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError, ModelErr
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient, ReplicaLost, ReplicaRefusal
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone
 from jupyter_llmcloud.server.endpoints.scaling import EVERY_S, Scaling
-from jupyter_llmcloud.server.endpoints.shadow import ShadowTraffic
+from jupyter_llmcloud.server.endpoints.shadow import ShadowCopy, ShadowTraffic
 from jupyter_llmcloud.server.gateway.admission import AdmissionControl
 from jupyter_llmcloud.storage.server_state import StoredEndpoint, StoredReplica
 
@@ -186,8 +186,10 @@ class EndpointController:
     def _describe_revision(self, revision: Revision) -> dict[str, Any]:
         told = {name: getattr(revision, name) for name in _OF_A_REVISION}
         if revision.role == SHADOW:
-            counts = self.shadow_traffic.counts
-            return {**told, "num_requests": counts.num_copied, "num_errors": counts.num_failed}
+            traffic = self.shadow_traffic.of(revision.number)
+            counts = traffic.counts
+            copies = {"num_requests": counts.num_copied, "num_errors": counts.num_failed}
+            return {**told, **copies, "comparison": traffic.told()}
         counted = self.outcomes.get(revision.number, Outcomes())
         return {**told, "num_requests": counted.num_requests, "num_errors": counted.num_errors}
 
@@ -277,12 +279,14 @@ class EndpointController:
             if reason := why_unhealthy(self.outcomes[revision], stable):
                 self._inbox.put_nowait(RevisionFailed(revision, reason))
 
-    def copy_to_shadow(self, path: str, body: bytes) -> None:
-        """Somebody asks: the shadow, if there is one, is asked the same."""
-        if (shadow := with_role(self.stored.revisions, SHADOW)) is not None:
-            states = self._plan.states()
-            there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
-            self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], path, body)
+    def copy_to_shadow(self, path: str, body: bytes) -> ShadowCopy | None:
+        """Somebody asks: the shadow, if there is one, is asked the same. Its answer is compared with the other one."""
+        if (shadow := with_role(self.stored.revisions, SHADOW)) is None:
+            return None
+        states = self._plan.states()
+        there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
+        mine = [r for r in there if r.stored.revision == shadow.number]
+        return self.shadow_traffic.of(shadow.number).copy(mine, path, body)
 
     async def set_adapter(self, name: str, folder: str) -> None:
         """Have every replica answer for an adapter too; no longer when `folder` is "". Raises ModelError."""
@@ -424,9 +428,12 @@ class EndpointController:
             replica.stored = placed.replica  # known before it runs, so that whoever stops now ends it too
             self._save()
             replica.stored = await self._host.start(self.name, revision, placed, adapters)
-        except (Busy, CapacityError) as error:
+        except Busy as error:
             replica.stored = StoredReplica(id="")
             return NoRoom(replica.number, f"waits for room: {error}")
+        except CapacityError as error:  # nothing that this cluster has could ever hold it
+            replica.stored = StoredReplica(id="")
+            return Lost(replica.number, str(error), lasting=True)
         except (ModelError, NotFound, UsageError) as error:
             return Lost(replica.number, str(error), lasting=True)
         except (ReplicaGone, LLMCloudError) as error:
@@ -446,7 +453,19 @@ class EndpointController:
             return Probed(replica.number, "failed", health.reason)
         if health.state == "silent":
             self._log.warning("endpoint %s: %s: %s", self.name, replica, health.reason)
+        if health.state == "unreachable" and replica.reported and (why := await self._why_gone(replica)):
+            return Probed(replica.number, health.state, why)
         return Probed(replica.number, health.state, f"{replica}: {health.reason or f'it says: {health.state}'}")
+
+    async def _why_gone(self, replica: ReplicaClient) -> str:
+        """What its agent knows of a replica that has answered before and is gone."""
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await self._host.find(replica.stored, was_ready=True)
+        except (ReplicaGone, LLMCloudError, TimeoutError) as error:
+            self._log.warning("endpoint %s: %s", self.name, error)
+            return str(error)
+        return ""
 
     async def _reload(self, replica: ReplicaClient, revision: Revision) -> Event:
         body = {"model": revision.model, "dtype": revision.dtype, "revision": revision.number}
