@@ -123,6 +123,14 @@ def parse_variables(text: str, option: str = "") -> list[str]:
     return names
 
 
+def whole_number(text: str) -> int:
+    """A whole number, also below zero. Raises UsageError."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 6):
+        raise UsageError(f"{text!r}: expected a whole number")
+    return int(text)
+
+
 def parse_variable_name(text: str) -> str:
     """The name of a variable. Raises UsageError."""
     if not text.isidentifier():

@@ -195,7 +195,7 @@ class StandInPool:
         return find_world([world], name).world_id, WorldVariables(ranks={})
 
     async def place(
-        self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = ""
+        self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = "", priority: int = 0
     ) -> dict[str, Any]:
         from jupyter_llmcloud.errors import Busy, CapacityError
 
@@ -206,7 +206,7 @@ class StandInPool:
         found = {"cluster": "local", "agents": [], "num_ranks": num_ranks or 2, "started": False}
         return {**found, "world_id": "0123456789ab"}
 
-    async def agent_for_replica(self, cluster: str | None, needs: Any = None) -> tuple[str, AgentInfo]:
+    async def agent_for_replica(self, cluster: str | None, needs: Any = None, *_: Any) -> tuple[str, AgentInfo]:
         if self.no_room:
             raise Busy(self.no_room)
         if cluster is not None:

@@ -142,8 +142,8 @@ def refuse_spread(device: str, what: str) -> None:
     """Raise ModelError where a device is several."""
     if "," in device:
         raise ModelError(
-            f"--devices {device.count(',') + 1}: only text generators of transformers are spread over several GPUs, and "
-            f"this is {what}: serve it with --devices 1."
+            f"--devices {device.count(',') + 1}: only text generators of transformers are spread over several GPUs, "
+            f"and this is {what}: serve it with --devices 1."
         )
 
 

@@ -203,6 +203,7 @@ class Endpoint(Response, frozen=True):
     memory_bytes: Annotated[int | None, Meta(description="That a replica may take; null: not stated.")] = None
     cache_bytes: Annotated[int | None, Meta(description="For keys and values of a replica; null: as is free.")] = None
     devices: Annotated[int | None, Meta(description="GPUs of a replica; null: one where there is one.")] = None
+    priority: Annotated[int, Meta(description="Against runs and endpoints that want the same slots.")] = 0
     min_replicas: Annotated[int | None, Meta(description="Bounds of autoscaling; null: the number is fixed.")] = None
     max_replicas: int | None = None
     step: Annotated[int | None, Meta(description="The step of the run that is served, where it is followed.")] = None

@@ -107,6 +107,9 @@ class AskPlacement(Body, frozen=True):
     ticket: Annotated[
         str, Meta(max_length=64, description="Any text of the caller's own, by which it keeps its place in the line.")
     ] = ""
+    priority: Annotated[
+        int, Meta(description="Those with a higher one come first; endpoints with a lower one give slots back.")
+    ] = 0
     replaces: Annotated[
         str, Meta(description="Id of a world that the caller ends next: its slots count as free. Needs a ticket.")
     ] = ""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.core.scheduling.priorities import Lender
 from jupyter_llmcloud.core.serving.endpoint.endpoint_plan import EndpointPlan, Timing
 from jupyter_llmcloud.core.serving.endpoint.plan_messages import (
     AskAgent,
@@ -72,9 +73,10 @@ ACTIVE_STATES = ("starting", "ready")
 _TOLD = (
     "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent",
     "threads", "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
-    "keep_requests",
+    "keep_requests", "priority",
 )  # fmt: skip
 _OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
+GIVES_WAY_S = 5.0  # who waits asks several times a second
 MAX_REVISIONS = 20  # that are kept of one endpoint
 _REPORTED_BY_REPLICAS = ("engine", "num_parallel", "num_threads", "context_length", "memory")
 
@@ -243,12 +245,30 @@ class EndpointController:
     def wake(self) -> float | None:
         """Somebody asks and no replica is there: start one where none was needed. When one is due, as far as known."""
         current = self.stored.current
-        if self.is_active and current.num_replicas == 0:
+        if self.is_active and current.num_replicas == 0 and self.scaling.most(self._now()) != 0:
             self.scale(max(1, current.min_replicas or 0))
         if self.stored.start_s is None:
             return None
         since = self._plan.starting_since
         return self.stored.start_s if since is None else max(0.0, self.stored.start_s - (self._now() - since))
+
+    def lender(self, held: Mapping[str, int]) -> Lender | None:
+        """It, as one that may give slots back; None when its number of replicas is fixed."""
+        current = self.stored.current
+        if current.min_replicas is None or not self.is_active:
+            return None
+        mine = [held.get(replica.id, 0) for replica in self._replicas.values()]
+        return Lender(
+            self.name, current.priority, current.num_replicas, current.min_replicas, max(mine, default=0), sum(mine)
+        )
+
+    def give_way(self, num_replicas: int) -> None:
+        """A world of higher priority waits for slots: have no more replicas than these while it does."""
+        before = self.stored.current.num_replicas
+        self.scaling.hold(num_replicas, self._now() + GIVES_WAY_S)
+        if num_replicas < before:
+            self._records.tell_change(self.name, "endpoint.scaled", replicas=num_replicas, before=before)
+            self.scale(num_replicas)
 
     async def wait(self, state: str, timeout_s: float) -> None:
         """Wait until its state is another than `state`, or the time is over."""

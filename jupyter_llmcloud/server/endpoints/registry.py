@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import check_name, replica_bounds
+from jupyter_llmcloud.core.scheduling.priorities import Shortage, give_way
 from jupyter_llmcloud.core.serving.endpoint import rollout
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
@@ -110,7 +111,7 @@ class EndpointRegistry:
 
     def _replace(self, endpoint: EndpointController, new: Revision) -> None:
         current = endpoint.stored.current
-        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "priority", "in_place_of")}
+        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "in_place_of")}
         if dataclasses.replace(new, **alike) != current:
             endpoint.change(rollout.updated(endpoint.stored.revisions, new))
 
@@ -202,6 +203,12 @@ class EndpointRegistry:
         ]
         endpoint.change(rollout.scaled(bounded, wanted))
         return endpoint
+
+    def give_way(self, shortage: Shortage) -> None:
+        """A world waits for slots of a cluster: endpoints of lower priority give back what they can."""
+        lenders = {name: one for name, e in self._endpoints.items() if (one := e.lender(shortage.held)) is not None}
+        for name, num_replicas in give_way(shortage, [one for one in lenders.values() if one.held]).items():
+            self._endpoints[name].give_way(num_replicas)
 
     async def update(self, name: str, target: str, canary: int | None = None) -> EndpointController:
         """Serve another model under the same name: instead of the one there is, or to `canary` percent beside it.
@@ -354,4 +361,5 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
         min_replicas=low,
         max_replicas=high,
         keep_requests=spec.keep_requests,
+        priority=spec.priority,
     )  # fmt: skip

@@ -54,7 +54,9 @@ class ReplicaHost:
 
     async def place(self, endpoint: str, revision: Revision, cluster: str | None) -> PlacedReplica:
         """Choose an agent for a replica that is not started yet; with no cluster a local one is started."""
-        name, agent = await (await self._pool()).agent_for_replica(cluster, needs_of(revision))
+        name, agent = await (await self._pool()).agent_for_replica(
+            cluster, needs_of(revision), f"replica of {endpoint}", revision.priority
+        )
         replica = StoredReplica(
             id=f"{endpoint[:40]}-{secrets.token_hex(4)}",
             revision=revision.number,

@@ -36,7 +36,7 @@ class Comparison:
     Attributes:
         num_compared: requests.
         num_errors: that the tried revision failed; num_stable_errors: that the other one did.
-        num_comparable: answers of both to requests that have one answer (greedy ones); num_equal: those that were equal.
+        num_comparable: answers of both to requests that have one answer (greedy ones); num_equal: equal ones.
         seconds: of the answers that both gave, by the tried revision; stable_seconds: by the other one.
     """
 
