@@ -86,6 +86,10 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
         try:
             record = _create(server, target, options)
             break
+        except NotFound as error:
+            if not target.isidentifier() or options.get("follow"):
+                raise
+            raise NotFound(f"{error} Nor a variable {target!r}, on the ranks or in this notebook.") from None
         except Busy as error:  # of a run that is followed, and has saved nothing yet
             if progress is not None:
                 progress(f"waiting: {error} {time.monotonic() - began:.0f} s")
