@@ -36,6 +36,7 @@ class CausalModuleConfig(PreTrainedConfig):
     """What transformers' `generate` asks of a model."""
 
     model_type = "llmcloud-causal-module"
+    vocab_size: int = 0
 
 
 class CausalModule(PreTrainedModel, GenerationMixin):

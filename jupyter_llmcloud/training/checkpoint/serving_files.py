@@ -18,7 +18,7 @@ from jupyter_llmcloud.storage.models.followed_model import SERVING, WEIGHTS
 from jupyter_llmcloud.system.atomic_files import publish_folder
 from jupyter_llmcloud.training import architecture
 from jupyter_llmcloud.training.parallel.plans import layout_of
-from jupyter_llmcloud.training.parallel.unwrap import unwrapped
+from jupyter_llmcloud.training.parallel.unwrap import plain_class, unwrapped
 
 
 def write_once(names: Sequence[str], namespace: Mapping[str, Any], run: Path) -> None:
@@ -34,7 +34,7 @@ def write_once(names: Sequence[str], namespace: Mapping[str, Any], run: Path) ->
     staging = folder.with_name(f".{SERVING}.staging")
     staging.mkdir(parents=True, exist_ok=True)
     if hasattr(getattr(model, "config", None), "save_pretrained"):
-        model.config.architectures = model.config.architectures or [type(model).__name__]
+        model.config.architectures = model.config.architectures or [plain_class(model).__name__]
         model.config.save_pretrained(staging)
     if architecture.is_own(model):
         architecture.write(model, staging)

@@ -37,7 +37,9 @@ def write(own: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
 def _write(state: dict[str, Any], path: Path) -> dict[str, Any]:
     rest: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
-    cuts, same, known = {}, {}, {}
+    cuts: dict[str, Any] = {}
+    same: dict[str, str] = {}
+    known: dict[int, str] = {}
     for name, value in state.items():
         tensor = value["local"] if sharded_tensors.is_shard(value) else value
         if not isinstance(tensor, torch.Tensor):

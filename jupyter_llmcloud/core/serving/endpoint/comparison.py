@@ -132,7 +132,7 @@ def _of_stream(body: bytes) -> Any:
 
 def _flat(delta: Mapping[str, Any]) -> dict[str, Any]:
     """A delta's own texts, and those of its tool calls."""
-    found = {name: value for name, value in delta.items() if isinstance(value, str) and name != "role"}
+    found: dict[str, Any] = {name: value for name, value in delta.items() if isinstance(value, str) and name != "role"}
     for call in delta.get("tool_calls") or ():
         function = call.get("function") or {}
         for part in ("name", "arguments"):

@@ -49,7 +49,7 @@ def choose_tokenizer(model: str, given: str | None, roles: Mapping[str, str], wh
     found = [name for name, role in roles.items() if role == TOKENIZER]
     usual = [name for name in (f"{model}_tokenizer", *_USUAL) if name in found]
     if usual or len(found) < 2:
-        return (usual or found or [None])[0]
+        return next(iter([*usual, *found]), None)
     raise UsageError(
         f"{model} could have any of {_listed(found)} beside it: say which one, with --tokenizer {sorted(found)[0]}."
     )
