@@ -484,6 +484,7 @@ class EndpointController:
                 await self._host.find(replica.stored, was_ready=True)
         except (ReplicaGone, LLMCloudError, TimeoutError) as error:
             self._log.warning("endpoint %s: %s", self.name, error)
+            self._records.tell_change(self.name, "endpoint.replica_lost", replica=replica.id, reason=str(error))
             return str(error)
         return ""
 
