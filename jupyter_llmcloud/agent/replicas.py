@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from jupyter_llmcloud.agent.memory_limit import MemoryLimit
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.agent.resources import Ours
@@ -62,6 +63,7 @@ class ReplicaProcess:
     device: str
     cores: int = 0
     memory_bytes: int = 0
+    limit: MemoryLimit | None = None
     watch: asyncio.Task[int] | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class ReplicaProcess:
             "socket": str(self.socket),
             "state": "running" if code is None else "exited",
             "exit_code": code,
+            "reason": self.limit.reason if self.limit is not None else "",
             "log": str(self.log),
         }
 
@@ -104,9 +107,20 @@ class Replicas:
         self.devices = devices
         self._zygote = zygote
         self._replicas: dict[str, ReplicaProcess] = {}
+        self._starting: dict[str, asyncio.Event] = {}  # set when there is a process, or none will come
 
     async def start(self, endpoint: str, replica_id: str, spec: dict[str, Any]) -> dict[str, Any]:
         """Start `python -m jupyter_llmcloud.inference` and hand it `spec`; returns its description at once."""
+        if replica_id in self._starting:
+            raise NameTaken(f"replica {replica_id!r} starts already.")
+        begun = self._starting[replica_id] = asyncio.Event()
+        try:
+            return await self._start(endpoint, replica_id, spec)
+        finally:
+            del self._starting[replica_id]
+            begun.set()
+
+    async def _start(self, endpoint: str, replica_id: str, spec: dict[str, Any]) -> dict[str, Any]:
         if (known := self._replicas.get(replica_id)) and known.process.returncode is None:
             raise NameTaken(f"replica {replica_id!r} runs already.")
         path = self.folder / f"{replica_id}.sock"
@@ -119,6 +133,8 @@ class Replicas:
         process, stdin = await self._begin(replica_id, log_path, is_forked=is_ours_alone(spec))
         replica = ReplicaProcess(replica_id, endpoint, process, Path(spec["socket"]), log_path, str(spec["device"]))
         replica.cores, replica.memory_bytes = cores, memory
+        if memory:
+            replica.limit = MemoryLimit(replica_id, memory)
         replica.watch = asyncio.create_task(self._watch(replica, stdin))
         self._replicas[replica_id] = replica
         await asyncio.to_thread(_write, stdin, json.dumps(spec).encode() + b"\n")
@@ -147,10 +163,14 @@ class Replicas:
             os.close(theirs)
 
     def _take(self, replica_id: str, cores: int, num_devices: int | None) -> str:
-        """Take what it was promised, in slots: a GPU, or one for each core; returns its device. Raises Busy."""
+        """Take what it was promised, in slots: GPUs, or one for each core. Raises Busy.
+
+        Returns:
+            "cpu", "cuda:0", or "cuda:0,1" for a replica that is spread over several.
+        """
         if self.devices.has_gpus and num_devices != 0:
-            slot = self.devices.take(f"{REPLICA}{replica_id}", 1)[0]
-            return f"cuda:{self.devices.gpus.index(slot)}"
+            slots = self.devices.take(f"{REPLICA}{replica_id}", num_devices or 1)
+            return "cuda:" + ",".join(str(self.devices.gpus.index(slot)) for slot in slots)
         reserved = self.describe_room()["reserved_cores"]
         if cores + reserved > self.devices.cores:
             raise Busy(f"--cores {cores}: {reserved} of {self.devices.cores} cores are other replicas'.")
@@ -169,10 +189,17 @@ class Replicas:
         }
 
     async def _watch(self, replica: ReplicaProcess, stdin: int) -> int:
+        keeping = asyncio.create_task(replica.limit.keep(replica.process.pid)) if replica.limit is not None else None
         try:
             code = await replica.process.wait()
         finally:
             os.close(stdin)
+        if replica.limit is not None and keeping is not None:
+            keeping.cancel()
+            replica.limit.ended()
+            if replica.limit.reason:
+                with open_log(replica.log) as output:
+                    os.write(output, f"{replica.limit.reason}\n".encode())
         self.devices.give_back(f"{REPLICA}{replica.replica_id}")
         with contextlib.suppress(FileNotFoundError):
             replica.socket.unlink()
@@ -180,6 +207,8 @@ class Replicas:
 
     async def stop(self, replica_id: str) -> None:
         """SIGTERM, then SIGKILL; returns when it has gone."""
+        if (begun := self._starting.get(replica_id)) is not None:  # whoever asked for it may be gone
+            await begun.wait()
         replica = self._replicas.pop(replica_id, None)
         if replica is None:
             raise NotFound(f"there is no replica {replica_id!r} on this worker.")
@@ -210,7 +239,7 @@ class Replicas:
                     kind="replica",
                     endpoint=replica.endpoint,
                     replica_id=replica.replica_id,
-                    device=int(replica.device.partition(":")[2]) if ":" in replica.device else None,
+                    device=int(replica.device.partition(":")[2].split(",")[0]) if ":" in replica.device else None,
                 )
 
     async def close(self) -> None:

@@ -146,13 +146,14 @@ class ServerClient:
         num_ranks: int | None = None,
         ticket: str = "",
         replaces: str = "",
+        priority: int = 0,
     ) -> dict[str, Any]:
         """Where ranks go: {"cluster", "agents", "num_ranks", "world_id", "started"}. Raises Busy.
 
-        Who soon asks again with the same `ticket` comes before those who came later. The slots of the world `replaces`
-        count as free.
+        Who soon asks again with the same `ticket` comes before those of its priority who came later. The slots of
+        the world `replaces` count as free.
         """
-        body = AskPlacement(cluster=cluster, num_ranks=num_ranks, ticket=ticket, replaces=replaces)
+        body = AskPlacement(cluster=cluster, num_ranks=num_ranks, ticket=ticket, replaces=replaces, priority=priority)
         placed = self.ask("POST", "placement", body, START_TIMEOUT_S)
         if placed.get("state") == "waiting":
             raise Busy(str(placed["reason"]))

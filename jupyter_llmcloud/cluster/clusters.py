@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ from jupyter_llmcloud.cluster.dask_client import ask_agents, install, open_clien
 from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
 from jupyter_llmcloud.cluster.host import security_from, tls_of
 from jupyter_llmcloud.cluster.host_launcher import HostProcesses
-from jupyter_llmcloud.cluster.placement_queue import PlacementQueues
+from jupyter_llmcloud.cluster.placement_queue import NoSlots, PlacementQueues
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
 from jupyter_llmcloud.cluster.tunnel.agent_sockets import AgentSockets
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
-from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds, place_replica
+from jupyter_llmcloud.core.scheduling.priorities import Shortage
+from jupyter_llmcloud.core.scheduling.replica_room import REPLICA, ReplicaNeeds, place_replica
 from jupyter_llmcloud.errors import (
+    Busy,
     ConnectionLost,
     LLMCloudError,
     NameTaken,
@@ -63,6 +65,9 @@ class ClusterPool:
         lease_s: how long a cluster stays when that process has gone and nothing runs.
         always_tunnel: reach agents through Dask also where their sockets are on this host.
         begun_cluster_id: a local cluster whose agents were started ahead of the server.
+
+    Attributes:
+        on_shortage: told, as often as it asks, of a world that waits for slots.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class ClusterPool:
         self._clients: dict[str, Client] = {}
         self._hosts = HostProcesses(lease_s)
         self._queues = PlacementQueues()
+        self.on_shortage: Callable[[Shortage], None] = lambda _: None
         self._default_start = asyncio.Lock()
         self._reviving = asyncio.Lock()
 
@@ -302,7 +308,12 @@ class ClusterPool:
     # --- use ---
 
     async def place(
-        self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = ""
+        self,
+        cluster: str | None,
+        num_ranks: int | None,
+        ticket: str = "",
+        replaces: str = "",
+        priority: int = 0,
     ) -> dict[str, Any]:
         """Where `num_ranks` ranks go (a `ticket` keeps one's turn); with no cluster a local one is started.
 
@@ -313,9 +324,15 @@ class ClusterPool:
                 await self.start()
         record = self._record(cluster)
         if not replaces:
-            self._queues.come(record.cluster_id, ticket)
+            self._queues.come(record.cluster_id, ticket, priority)
         agents = await self.agents(record.name)
-        allocations, world_id = self._queues.place(record.cluster_id, ticket, num_ranks, agents, replaces)
+        try:
+            placed = self._queues.place(record.cluster_id, ticket, num_ranks, agents, replaces, priority)
+        except NoSlots as lack:
+            held = {holder.removeprefix(REPLICA): number for agent in agents for holder, number in agent.held.items()}
+            self.on_shortage(Shortage(record.name, lack.missing, priority, held))
+            raise
+        allocations, world_id = placed
         return {
             "cluster": record.name,
             "world_id": world_id,
@@ -378,10 +395,12 @@ class ClusterPool:
         self,
         cluster: str | None,
         needs: ReplicaNeeds = ReplicaNeeds(),  # noqa: B008 - a value
+        ticket: str = "",
+        priority: int = 0,
     ) -> tuple[str, AgentInfo]:
         """An agent with room for a replica; of the newest cluster, started if need be, when none is named.
 
-        Raises CapacityError, or Busy when there is no room now.
+        Raises CapacityError, or Busy when there is no room now; a `ticket` keeps its turn then.
         """
         async with self._default_start:
             if cluster is None and not self._has_any():
@@ -390,7 +409,15 @@ class ClusterPool:
         agents = await self.agents(record.name)
         if not agents:
             raise WorldError(f"the cluster {record.name!r} has no workers: %cluster scale 1.")
-        address = place_replica(needs, [agent.room() for agent in agents])
+        num_slots = needs.slots(any(agent.has_gpus for agent in agents))
+        if ticket and num_slots:
+            self._queues.admit_replica(record.cluster_id, ticket, num_slots, agents, priority)
+        try:
+            address = place_replica(needs, [agent.room() for agent in agents])
+        except Busy:
+            if sum(agent.free_slots for agent in agents) >= num_slots:  # nobody shall wait for one that lacks memory
+                self._queues.leave(record.cluster_id, ticket)
+            raise
         return record.name, next(agent for agent in agents if agent.address == address)
 
     async def scale(self, name: str | None, workers: int) -> ClusterRecord:

@@ -13,6 +13,16 @@ from jupyter_llmcloud.core.scheduling.placement import AgentSlots, Allocation, d
 from jupyter_llmcloud.core.scheduling.queue import Capacity, PlacementQueue
 from jupyter_llmcloud.errors import Busy
 
+REPLICA_LEASE_S = 4.0  # a replica that waits for room asks every few seconds
+
+
+class NoSlots(Busy):
+    """There are no slots now; `missing`: how many more would have to be free."""
+
+    def __init__(self, reason: str, missing: int) -> None:
+        super().__init__(reason)
+        self.missing = missing
+
 
 class PlacementQueues:
     """Those who wait for slots, by cluster. Whoever asks with the same ticket again keeps its place."""
@@ -20,13 +30,38 @@ class PlacementQueues:
     def __init__(self) -> None:
         self._queues: defaultdict[str, PlacementQueue] = defaultdict(PlacementQueue)
 
-    def come(self, cluster_id: str, ticket: str) -> None:
+    def come(self, cluster_id: str, ticket: str, priority: int = 0) -> None:
         """The holder of a ticket asks; the cluster is looked at next."""
         if ticket:
-            self._queues[cluster_id].renew(ticket, time.monotonic())
+            self._queues[cluster_id].renew(ticket, time.monotonic(), priority)
+
+    def admit_replica(
+        self, cluster_id: str, ticket: str, num_slots: int, agents: Sequence[AgentInfo], priority: int
+    ) -> None:
+        """Let a replica have slots. Raises Busy while others of higher priority wait that could have them.
+
+        It comes before worlds of its own priority: one that is replaced must not wait for a training to begin and end.
+        """
+        free, total = sum(agent.free_slots for agent in agents), sum(agent.num_slots for agent in agents)
+        verdict = self._queues[cluster_id].ask(
+            ticket, num_slots, Capacity(free, total), ticket, time.monotonic(), priority=priority + 0.5,
+            lease_s=REPLICA_LEASE_S,
+        )  # fmt: skip
+        if not verdict.goes and verdict.before:
+            raise Busy(f"{free} of {total} slots are free, kept for {verdict.before} that others wait for")
+
+    def leave(self, cluster_id: str, ticket: str) -> None:
+        """The holder of a ticket waits for something else than slots."""
+        self._queues[cluster_id].leave(ticket)
 
     def place(
-        self, cluster_id: str, ticket: str, num_ranks: int | None, agents: Sequence[AgentInfo], replaces: str = ""
+        self,
+        cluster_id: str,
+        ticket: str,
+        num_ranks: int | None,
+        agents: Sequence[AgentInfo],
+        replaces: str = "",
+        priority: int = 0,
     ) -> tuple[list[Allocation], str]:
         """Shares, and the id of the world that is to be started there, in place of the world `replaces` if any.
 
@@ -54,11 +89,11 @@ class PlacementQueues:
             {world_id for agent in agents for world_id in agent.begun},
         )
         world_id = secrets.token_hex(6)
-        verdict = queue.ask(ticket, wanted, cluster, world_id, time.monotonic(), trades=sum(traded.values()))
+        verdict = queue.ask(ticket, wanted, cluster, world_id, time.monotonic(), sum(traded.values()), priority)
         if replaces and (busy is not None or not verdict.goes):
             queue.leave(ticket)
         if busy is not None:
-            raise busy
+            raise NoSlots(str(busy), max(0, wanted - cluster.free))
         if not verdict.goes:
             others = f"kept for {verdict.before} ranks of others who have waited longer"
             reason = others if verdict.before else "about to be taken by worlds that are being started"

@@ -123,6 +123,21 @@ def parse_variables(text: str, option: str = "") -> list[str]:
     return names
 
 
+def whole_number(text: str) -> int:
+    """A whole number, also below zero. Raises UsageError."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 6):
+        raise UsageError(f"{text!r}: expected a whole number")
+    return int(text)
+
+
+def parse_variable_name(text: str) -> str:
+    """The name of a variable. Raises UsageError."""
+    if not text.isidentifier():
+        raise UsageError(f"{text!r}: expected the name of a variable")
+    return text
+
+
 def parse_arguments(text: str) -> str:
     """A command line's arguments, as they were: checked to be words and closed quotes of a shell."""
     shlex.split(text)

@@ -19,7 +19,9 @@ from jupyter_llmcloud.core.names import (
     parse_duration,
     parse_replicas,
     parse_size,
+    parse_variable_name,
     parse_variables,
+    whole_number,
 )
 from jupyter_llmcloud.core.options import Option, Syntax, integer
 from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
@@ -53,6 +55,7 @@ COUNT = OptionType("N", integer(1))
 COUNT_OR_NONE = OptionType("N", integer(0))
 TIMES = OptionType("K", integer(0))
 SIZE = OptionType("SIZE", parse_size)
+PRIORITY = OptionType("N", whole_number)
 REPLICAS = OptionType("K|MIN:MAX", parse_replicas)
 DURATION = OptionType("TIME", parse_duration)
 ARGUMENTS = OptionType('"ARGS"', parse_arguments, is_command_line=True)
@@ -62,6 +65,12 @@ CLUSTER = OptionType("NAME", NAME.parse, names="clusters")
 RUN_NAME = OptionType("RUN", names="runs")
 ENGINE = OptionType("ENGINE", parse_engine, names="engines")
 CLUSTER_KINDS = ("local", "cuda", "ssh", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "kubernetes")
+
+
+_PRIORITY_OF_RANKS = (
+    "When it starts the world: who gets slots that others wait for, too: a higher number first (0). Endpoints with a "
+    "lower one give back what they have beyond their least replicas."
+)
 
 
 def option(
@@ -149,6 +158,7 @@ class WorldSpec(Spec):
 
     nproc: int | None = option(COUNT, "Number of ranks: one per GPU when left out, two on a CPU.", short="-n")
     cluster: str | None = option(CLUSTER, "The cluster to start it on.")
+    priority: int = option(PRIORITY, _PRIORITY_OF_RANKS, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +175,7 @@ class RunSpec(Spec):
         CLUSTER, "The cluster to run on (default: the newest).", interfaces=Interface.SHELL | Interface.REST
     )
     name: str | None = option(NAME, "Name of the run, by which it is shown, served and compared.")
+    priority: int = option(PRIORITY, _PRIORITY_OF_RANKS, 0, resumes=True)
     push: list[str] | None = option(
         OWN_VARIABLES, "Variables to copy to every rank first.", interfaces=Interface.NOTEBOOK
     )
@@ -331,10 +342,21 @@ class EndpointSpec(Spec):
     devices: int | None = option(
         COUNT_OR_NONE, "GPUs of each process: 0 serves on the CPU (default: one where there is one)."
     )
+    priority: int = option(
+        PRIORITY,
+        "Who gets slots that others wait for, too: runs and endpoints with a higher number first (0). What an endpoint "
+        "has beyond MIN replicas it gives back to runs with a higher number.",
+        0,
+    )
     follow: bool = option(
         SWITCH,
         "TARGET is a run: serve its newest checkpoint's model while it trains, and its final model in the end.",
         False,
+    )
+    tokenizer: str | None = option(
+        OptionType("NAME", parse_variable_name, names="variables"),
+        "Of a TARGET that is a variable: the variable with its tokenizer (default: the one beside it).",
+        interfaces=Interface.NOTEBOOK,
     )
     base_model: str | None = option(
         TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
@@ -375,13 +397,14 @@ _OF_FOLDERS = (
     "engine",
     "api_key_env",
     "follow",
+    "tokenizer",
 )  # make no sense for code
 SERVE = Syntax(
     "%serve",
     EndpointSpec.options(Interface.NOTEBOOK),
     "TARGET",
-    "Serve a run's model, or a folder in the Hugging Face layout, from the Jupyter server.",
-    names="runs with a model",
+    "Serve a run's model, a folder in the Hugging Face layout, or a variable of the ranks or of the notebook.",
+    names="what can be served",
 )
 SERVE_CELL = Syntax(
     "%%serve",

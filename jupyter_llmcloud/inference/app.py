@@ -334,7 +334,7 @@ class Application:
         return 503, f"The replica is {self.status.state}. Try again."
 
     def _ready_model(self) -> ServedModel:
-        if self.predictions.served is not None or self.encoder is not None:
+        if self.model is None and (self.predictions.served is not None or self.encoder is not None):
             message = not_a_generator(self.status.served_name, self.kind)
             raise ApiError(400, message, param="model", code="not_a_generator")
         if self.external is not None:

@@ -19,23 +19,25 @@ import psutil
 from aiohttp import web
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.models.engine_names import LLAMA_CPP, is_external, is_url
-from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR, ModelKind
+from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
+from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR, ModelKind, says
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
-from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model
+from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model, refuse_spread
 from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
 from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.open_inference.batching import QUEUE_FACTOR
-from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, is_code, open_predictor
+from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, is_code, open_predictor, work_in
 from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.completion import ServedModel
-from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder
+from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder, has_tokenizer
+from jupyter_llmcloud.storage.models import served_code
 from jupyter_llmcloud.system import unix_sockets
 
 if TYPE_CHECKING:
+    from jupyter_llmcloud.inference.engines.base import Engine
     from jupyter_llmcloud.inference.openai.embedding.encoders import ServedEncoder
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 _LINGER_S = 2.0
 _POLL_S = 0.05
 _ALLOCATE_EVERY_S = 1.0
+_WORKING = 10  # the part of --memory that is kept for what a step computes with
 
 
 class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
@@ -60,7 +63,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, frozen=True):
         max_concurrent: sequences in one batch.
         max_model_len: tokens of prompt and answer together; by default as many as the model was made for.
         num_threads: CPU threads of the engine; by default its share of all cores but one, beside other replicas.
-        device: cpu or cuda:N.
+        device: cpu, cuda:N, or cuda:N,M for a model that is spread over several.
         cores: that it has to itself among replicas; None: it shares them.
         memory_bytes: what it may take of its host's memory; None: not stated.
         cache_bytes: what keys and values may take; None: a share of what is free.
@@ -157,7 +160,17 @@ class Replica:
 
     async def _load(self) -> None:
         layout, kind = await asyncio.to_thread(_layout_and_kind, self._spec)
+        if kind in ("module", "python") and await asyncio.to_thread(_has_tokenizer, layout, self._spec.source):
+            kind = await self._load_own(kind)
         self._application.kind = kind
+        if self._application.model is None:
+            await self._open(kind, layout)
+        self.status.state = "ready"
+        log.info("ready: %s", self.status.details)
+
+    async def _open(self, kind: ModelKind, layout: ModelLayout | None) -> None:
+        if kind != GENERATOR:
+            refuse_spread(self._spec.device, f"a model that {says(kind)}")
         if kind == GENERATOR:
             if not await self._open_external():
                 await self._load_generator()
@@ -165,8 +178,6 @@ class Replica:
             await self._load_encoder(layout)
         else:
             await self._load_predictor(layout, kind)
-        self.status.state = "ready"
-        log.info("ready: %s", self.status.details)
 
     async def _open_external(self) -> bool:
         """Have another server generate, where that is asked for or is the better choice."""
@@ -191,6 +202,22 @@ class Replica:
             **await details(server, external),
         }
         return True
+
+    async def _load_own(self, kind: ModelKind) -> ModelKind:
+        """Open a model of the user's own as a generator, when it is one; returns what it turned out to be."""
+        from jupyter_llmcloud.inference.own_models.causal_module import NotAGenerator
+        from jupyter_llmcloud.inference.own_models.opening import open_forward
+
+        try:
+            await self._load_generator()
+        except NotAGenerator as error:
+            log.info("not a generator: %s", error)
+            return kind
+        if (model := self._application.model) is not None:
+            forward = open_forward(model.loaded, self._spec.served_name, self._spec.max_concurrent)
+            if forward is not None:
+                self._application.serve_predictions(forward)  # whoever has asked it by tensors may go on
+        return GENERATOR
 
     async def _load_predictor(self, layout: ModelLayout | None, kind: str) -> None:
         spec, num_threads = self._spec, self._share.num_threads()
@@ -324,11 +351,11 @@ def cache_budget(cache_bytes: int | None, memory_bytes: int | None) -> int | Non
     if memory_bytes is None:
         return cache_bytes
     taken = psutil.Process().memory_info().rss
-    left = memory_bytes - taken
+    left = memory_bytes - taken - memory_bytes // _WORKING
     if left <= 0:
         raise ModelError(
             f"the model takes {taken / 2**30:.2f} GiB once it is loaded, and --memory allows "
-            f"{memory_bytes / 2**30:.2f} GiB: allow more."
+            f"{memory_bytes / 2**30:.2f} GiB, of which a tenth is for what a step computes with: allow more."
         )
     return left if cache_bytes is None else min(left, cache_bytes)
 
@@ -339,13 +366,11 @@ async def open_model(
     """Load the model of `spec` and open its engine; raises `ModelError`. Imports torch and transformers."""
     num_threads = num_threads or spec.threads
     loaded, defaults = await asyncio.to_thread(_load_on_thread, spec, num_threads)
-    from jupyter_llmcloud.inference.engines.select import open_engine
-
     templates = Templates()
     if getattr(loaded.tokenizer, "chat_template", None):
         templates.prepare()
     try:
-        engine = await open_engine(loaded, spec.max_concurrent, num_threads, spec.engine)
+        loaded, engine = await _open_engine(spec, loaded, num_threads)
     except BaseException:
         templates.close()
         raise
@@ -353,10 +378,45 @@ async def open_model(
     return ServedModel(loaded, engine, spec.served_name, defaults, templates)
 
 
+async def _open_engine(spec: ReplicaSpec, loaded: LoadedModel, num_threads: int) -> tuple[LoadedModel, Engine]:
+    """The engine, and the model that it has. One of the user's own may come without what `generate` takes."""
+    from jupyter_llmcloud.inference.engines.select import open_engine
+
+    try:
+        return loaded, await open_engine(loaded, spec.max_concurrent, num_threads, spec.engine)
+    except ModelError as error:
+        if not spec.source or spec.engine not in (AUTO, "generate"):
+            raise
+        from jupyter_llmcloud.inference.own_models.causal_module import NotAGenerator
+        from jupyter_llmcloud.inference.own_models.opening import without_generate
+
+        log.warning("served by its forward alone: %s", error)
+        try:
+            other = await asyncio.to_thread(without_generate, loaded)
+        except NotAGenerator:
+            raise error from None
+        return other, await open_engine(other, spec.max_concurrent, num_threads, spec.engine)
+
+
+def _has_tokenizer(layout: ModelLayout | None, source: str) -> bool:
+    """Whether a model of the user's own came with a tokenizer: then it may generate text."""
+    if layout is not None:
+        return layout.architecture is not None and has_tokenizer(layout.folder)
+    path = Path(source)
+    return path.name == served_code.OBJECT and bool(served_code.object_record(path)["has_tokenizer"])
+
+
 def _load_on_thread(spec: ReplicaSpec, num_threads: int) -> tuple[LoadedModel, dict[str, float]]:
     import torch
 
     torch.set_num_threads(num_threads)
+    if is_code(spec.source):
+        from jupyter_llmcloud.inference.own_models.opening import load_object
+
+        path = Path(spec.source)
+        work_in(str(served_code.object_record(path)["folder"]))
+        own = load_object(path, spec.dtype, spec.device, spec.max_model_len)
+        return dataclasses.replace(own, cache_bytes=cache_budget(spec.cache_bytes, spec.memory_bytes)), {}
     base = spec.base_model or None
     loaded = load_model(
         spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len,

@@ -111,6 +111,7 @@ class ReplicaDescription(Reply, frozen=True, kw_only=True):
     state: str
     exit_code: int | None
     log: str
+    reason: str = ""  # why its agent has ended it
 
 
 class ReplicaList(Reply, frozen=True, kw_only=True):

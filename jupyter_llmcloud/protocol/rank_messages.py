@@ -168,7 +168,7 @@ class DumpRankStacks(Request[RankStacks], frozen=True, kw_only=True):
 
 
 class RankVariables(Reply, frozen=True, kw_only=True):
-    """The user's variables of a rank: rows of {"name", "type", "text", "num_bytes"}."""
+    """The user's variables of a rank: rows of {"name", "type", "text", "num_bytes", "role"}."""
 
     variables: list[dict[str, Any]]
 

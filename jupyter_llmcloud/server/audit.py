@@ -1,4 +1,4 @@
-"""Every change leaves a row in the audit and a Jupyter event; requests to endpoints, whose rows are usage, events too."""
+"""Every change leaves a row in the audit and a Jupyter event; every request to an endpoint one of usage and an event."""
 
 from __future__ import annotations
 

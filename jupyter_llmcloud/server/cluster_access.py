@@ -13,6 +13,7 @@ from jupyter_llmcloud import config
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.cluster.clusters import ClusterPool
+    from jupyter_llmcloud.core.scheduling.priorities import Shortage
     from jupyter_llmcloud.protocol.client import AgentConnection
 
 CLUSTER_LEASE_S = 300.0  # for a Jupyter server that is restarted; a headless one has its own
@@ -40,6 +41,7 @@ class ClusterAccess:
 
     Attributes:
         make_pool: makes it.
+        on_shortage: told of worlds that wait for slots.
         open_agent: connects to a node agent.
     """
 
@@ -47,6 +49,7 @@ class ClusterAccess:
         self._identity = identity
         self._pool: asyncio.Task[Any] | None = None
         self.make_pool: Callable[[], Awaitable[ClusterPool]] = self._make_pool
+        self.on_shortage: Callable[[Shortage], None] = lambda _: None
         self.open_agent: Callable[[str], Awaitable[AgentConnection]] = open_agent
 
     async def pool(self) -> ClusterPool:
@@ -54,6 +57,7 @@ class ClusterAccess:
         if self._pool is None or (self._pool.done() and self._pool.exception() is not None):
             self._pool = asyncio.ensure_future(self.make_pool())
         pool: ClusterPool = await asyncio.shield(self._pool)
+        pool.on_shortage = self.on_shortage
         return pool
 
     async def agent(self, address: str) -> AgentConnection:

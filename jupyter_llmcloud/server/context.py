@@ -64,6 +64,7 @@ class ServerContext:
             root_dir,
             log,
         )
+        self.clusters.on_shortage = self.endpoints.give_way
         self.requests = OpenRequests(self.state, KeyAlerts(self.audit, log), log, self.audit.tell_requests)
         ENDPOINTS.add(self.endpoints)
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))

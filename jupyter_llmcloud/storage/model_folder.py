@@ -138,7 +138,7 @@ def _check_adapter(path: Path, base_model: Path | None) -> ModelLayout:
             "model.save_pretrained(folder)."
         )
     _check_header(weights)
-    own = any((path / name).is_file() for name in _TOKENIZERS)
+    own = has_tokenizer(path)
     if not own:
         _check_tokenizer(base)
     return ModelLayout(base, path, path if own else base)
@@ -175,8 +175,13 @@ def _check_weights(path: Path) -> None:
         _check_header(file)
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a folder holds what makes a tokenizer."""
+    return any((path / name).is_file() for name in _TOKENIZERS)
+
+
 def _check_tokenizer(path: Path) -> None:
-    if not any((path / name).is_file() for name in _TOKENIZERS):
+    if not has_tokenizer(path):
         raise ModelError(
             f"{path} has no tokenizer. Save it beside the model: --save model,tokenizer, or "
             "tokenizer.save_pretrained(folder)."

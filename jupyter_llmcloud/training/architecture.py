@@ -18,19 +18,19 @@ from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud.storage.model_folder import ARCHITECTURE, ARCHITECTURE_RECORD, ARCHITECTURE_SOURCE
 from jupyter_llmcloud.system.atomic_files import write_json
-from jupyter_llmcloud.training.parallel.unwrap import plain_reduction
+from jupyter_llmcloud.training.parallel.unwrap import plain_class, plain_reduction
 
 MAX_BYTES = 64 << 20
 
 
 def is_own(model: torch.nn.Module) -> bool:
     """Whether its class is needed to load it: any that transformers does not find by the name in config.json."""
-    return not (type(model).__module__.startswith("transformers.") and hasattr(model, "save_pretrained"))
+    return not (plain_class(model).__module__.startswith("transformers.") and hasattr(model, "save_pretrained"))
 
 
 def write(model: torch.nn.Module, folder: Path) -> None:
     """Keep the architecture of a plain model. One that cannot be kept is no error: the record says why."""
-    record = {"class": type(model).__qualname__, "kind": _kind(model), "problem": ""}
+    record = {"class": plain_class(model).__qualname__, "kind": _kind(model), "problem": ""}
     try:
         (folder / ARCHITECTURE).write_bytes(_pickled(model))
     except Exception as error:
@@ -107,7 +107,7 @@ def _saved_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 def _source(model: torch.nn.Module) -> str:
     """The source of its classes that cells have defined, for people."""
-    kinds = {type(part): None for part in model.modules()}
+    kinds = {plain_class(part): None for part in model.modules()}
     own = {base: None for kind in kinds for base in reversed(kind.__mro__) if base.__module__ == "__main__"}
     texts = []
     for kind in own:

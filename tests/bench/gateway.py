@@ -126,9 +126,9 @@ async def streams_beside(
 
 async def num_in_flight(server: GatewayProcess) -> int:
     """Requests that the endpoint answers now."""
-    async with aiohttp.ClientSession(headers=server.as_user) as session:
-        async with session.get(f"{server.url}llmcloud/api/endpoints/tiny") as answer:
-            return int((await answer.json())["rates"]["num_in_flight"])
+    url = f"{server.url}llmcloud/api/endpoints/tiny"
+    async with aiohttp.ClientSession(headers=server.as_user) as session, session.get(url) as answer:
+        return int((await answer.json())["rates"]["num_in_flight"])
 
 
 async def _status_during_streams(server: GatewayProcess) -> list[float]:

@@ -50,6 +50,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_restarts": ("3", 3),
     "resume": ("earlier", "earlier"),
     "seed": ("0", 0),
+    "priority": ("-1", -1),
     "fresh": ("", True),
     "args": ("'--lr 3e-4'", "--lr 3e-4"),
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.core.scheduling.priorities import Shortage
 from tests.support.server_parts import Server, make_model, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -181,6 +182,15 @@ async def test_a_shadow_is_asked_the_same_and_nobody_hears_its_answer(
 
     await until(is_copied, "requests are copied")
     assert (await shadow())["num_errors"] == 0
+
+    async def is_compared() -> bool:
+        assert await revision(server, temperature=0) == "1"
+        return bool((await shadow())["comparison"]["num_comparable"])
+
+    await until(is_compared, "greedy answers are compared")
+    compared = (await shadow())["comparison"]
+    assert (compared["equal_share"], compared["error_share"], compared["stable_error_share"]) == (1.0, 0.0, 0.0)
+    assert compared["latency_ratio"] > 0 and compared["num_compared"] >= compared["num_comparable"]
     await change(server, "shadow", {"revision": None})
     await until(lambda: _has_roles(server, {1: "stable", 2: "retired"}), "it is over")
     assert "revision" in (await change(server, "shadow", {"revision": "stable"}, 400))["message"]
@@ -271,3 +281,46 @@ async def test_a_replica_without_room_waits_says_why_and_is_served_when_there_is
     assert (now["state"], now["reason"]) == ("ready", "")
     stated = {name: now[name] for name in ("cores", "memory_bytes", "cache_bytes", "devices")}
     assert stated == {"cores": 2, "memory_bytes": 1 << 30, "cache_bytes": 64 << 20, "devices": 0}
+
+
+async def test_a_replica_that_was_ended_for_its_memory_is_replaced_and_it_is_said(server: Server, model: Path) -> None:
+    """The agent keeps the limit (tests/agent/test_memory_limit.py); here it says that it did."""
+    name = (await server.serve(model, memory="1GiB"))["replicas"][0]["id"]
+    reason = "it took 1.2 GiB of memory, and --memory allows 1GiB: it was ended"
+    server.pool.agent.reasons[name] = reason
+    server.pool.agent.processes[name].kill()
+
+    async def is_replaced() -> bool:
+        replicas = (await told(server))["replicas"]
+        return [row["state"] for row in replicas] == ["ready"] and replicas[0]["id"] != name
+
+    await until(is_replaced, "the replica is replaced")
+    [lost] = audit(server, "endpoint.replica_lost")
+    assert lost["detail"] == {"replica": name, "reason": f"replica {name}: {reason}"}
+
+
+async def test_what_no_host_can_hold_is_refused_for_good(server: Server, model: Path) -> None:
+    server.pool.never = "no host of the cluster can hold a replica: --devices 2: here has no GPU."
+    await server.ask("POST", "llmcloud/api/endpoints", {"target": str(model), "name": "tiny", "devices": 2})
+    now = (await server.ask("GET", "llmcloud/api/endpoints/tiny?wait_s=20")).json()
+    assert now["state"] == "failed" and now["reason"] == server.pool.never
+
+
+async def test_an_autoscaled_endpoint_gives_slots_back_to_a_run_of_higher_priority(server: Server, model: Path) -> None:
+    await server.serve(model, replicas="1:3", cores=1)
+    endpoint = server.context.endpoints.get("tiny")
+    endpoint.scale(3)
+
+    async def has(number: int) -> bool:
+        return [row["state"] for row in (await told(server))["replicas"]] == ["ready"] * number
+
+    await until(lambda: has(3), "it has three replicas")
+    held = {row["id"]: 1 for row in (await told(server))["replicas"]}
+    pool = await server.context.clusters.pool()
+    pool.on_shortage(Shortage("local", 2, 0, held))
+    assert (await told(server))["num_replicas"] == 3  # of equal priority: who is there first stays
+    pool.on_shortage(Shortage("local", 2, 1, held))
+    await until(lambda: has(1), "it has given two back")
+    assert audit(server, "endpoint.scaled")[0]["detail"] == {"replicas": 1, "before": 3}
+    assert endpoint.scaling.most(asyncio.get_running_loop().time()) == 1  # it does not grow while the run waits
+    assert (await server.complete("hello")).status_code == 200

@@ -70,7 +70,7 @@ async def test_a_run_waits_for_its_turn_with_one_ticket_and_can_be_stopped(
 async def test_nothing_is_started_for_who_has_hung_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, given_up = asyncio.Event(), asyncio.Event()
 
-    async def place(*_: Any) -> None:
+    async def place(*_: Any, **__: Any) -> None:
         asked.set()
         try:
             await asyncio.get_running_loop().create_future()
@@ -96,7 +96,7 @@ async def test_a_run_whose_server_has_gone_before_it_began_is_lost(server: Serve
 async def test_a_run_that_cannot_be_brought_to_its_agent_has_failed(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def place(*_: Any) -> dict[str, Any]:
+    async def place(*_: Any, **__: Any) -> dict[str, Any]:
         agents = [{"address": "/nowhere/agent.sock", "home": "/nowhere/agent.sock", "num_ranks": 1}]
         return {"cluster": "c", "world_id": "w", "agents": agents, "num_ranks": 1, "started": False}
 

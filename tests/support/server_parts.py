@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
-from jupyter_llmcloud.errors import Busy, NotFound
+from jupyter_llmcloud.errors import Busy, CapacityError, NotFound
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeReplicas,
     ReplicaDescription,
@@ -42,6 +42,7 @@ class StandInAgent:
 
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # why it has ended a replica
     stopped_runs: list[str] = field(default_factory=list)
     max_concurrent: int | None = None
     server: asyncio.Server | None = None
@@ -104,6 +105,7 @@ class StandInAgent:
             "state": "running" if code is None else "exited",
             "exit_code": code,
             "log": str(self.folder / f"{name}.log"),
+            "reason": self.reasons.get(name, "") if code is not None else "",
         }
 
     def _start(self, message: StartReplica) -> ReplicaDescription:
@@ -151,6 +153,7 @@ class StandInPool:
         self.bridges: Path | None = None
         self.free = 4
         self.no_room = ""
+        self.never = ""  # what no host could ever hold
         self.closed = False
 
     async def list(self) -> list[Cluster]:
@@ -195,10 +198,8 @@ class StandInPool:
         return find_world([world], name).world_id, WorldVariables(ranks={})
 
     async def place(
-        self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = ""
+        self, cluster: str | None, num_ranks: int | None, ticket: str = "", replaces: str = "", priority: int = 0
     ) -> dict[str, Any]:
-        from jupyter_llmcloud.errors import Busy, CapacityError
-
         if (num_ranks or 2) > 4:
             raise CapacityError(f"-n {num_ranks}: the cluster holds 4 ranks.")
         if (num_ranks or 2) > self.free:
@@ -206,7 +207,9 @@ class StandInPool:
         found = {"cluster": "local", "agents": [], "num_ranks": num_ranks or 2, "started": False}
         return {**found, "world_id": "0123456789ab"}
 
-    async def agent_for_replica(self, cluster: str | None, needs: Any = None) -> tuple[str, AgentInfo]:
+    async def agent_for_replica(self, cluster: str | None, needs: Any = None, *_: Any) -> tuple[str, AgentInfo]:
+        if self.never:
+            raise CapacityError(self.never)
         if self.no_room:
             raise Busy(self.no_room)
         if cluster is not None:

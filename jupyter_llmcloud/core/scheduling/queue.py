@@ -1,4 +1,4 @@
-"""Who comes first when several worlds want the slots of one cluster. Nobody holds anything while waiting."""
+"""Who comes first when several want the slots of one cluster: worlds and replicas. Nobody holds any while waiting."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class _Place:
     num_passed: int = 0  # how many who came later were served first
     world_id: str = ""  # of the world that it was sent to start
     arrives_s: float = ARRIVES_S  # until it has taken its slots, or asks again
+    priority: float = 0
+    lease_s: float = LEASE_S
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Admission:
 
 
 class PlacementQueue:
-    """First come, first served; time is an argument.
+    """The highest priority first, and of one priority first come, first served; time is an argument.
 
     Who asks again within `LEASE_S` keeps its place, also when it was sent to start a world and found the slots taken.
     Those ahead who could be placed now go first. One who cannot may be passed by `MAX_PASSED` others that need less;
@@ -53,11 +55,12 @@ class PlacementQueue:
     def __len__(self) -> int:
         return len(self._places)
 
-    def renew(self, ticket: str, now: float) -> None:
-        """The holder of a ticket asks: it waits where it has waited, or at the end."""
+    def renew(self, ticket: str, now: float, priority: float = 0, lease_s: float = LEASE_S) -> None:
+        """The holder of a ticket asks: it waits where it has waited, or behind all of its priority."""
         place = self._find(ticket)
         if place is None:
-            self._places.append(_Place(ticket, now))
+            ahead = [at for at, other in enumerate(self._places, 1) if other.priority >= priority]
+            self._places.insert(ahead[-1] if ahead else 0, _Place(ticket, now, priority=priority, lease_s=lease_s))
         else:
             place.renewed_at, place.world_id = now, ""
 
@@ -66,18 +69,28 @@ class PlacementQueue:
         self._places = [place for place in self._places if place.ticket != ticket]
 
     def ask(
-        self, ticket: str, num_ranks: int, cluster: Capacity, world_id: str, now: float, trades: int = 0
+        self,
+        ticket: str,
+        num_ranks: int,
+        cluster: Capacity,
+        world_id: str,
+        now: float,
+        trades: int = 0,
+        priority: float = 0,
+        lease_s: float = LEASE_S,
     ) -> Admission:
         """May this one start `num_ranks` ranks, as world `world_id`? Who has no ticket comes after all others.
+
+        A replica asks in the same way, for its slots; `lease_s` is how long it keeps its place without asking again.
 
         Who `trades` this many slots that it holds, counted as free in `cluster`, has time to end what is there. It
         comes first when it needs no others: nobody who waits could have them.
         """
         self._forget(cluster.begun, now)
         if trades and num_ranks <= trades and self._find(ticket) is None:
-            self._places.insert(0, _Place(ticket, now))
+            self._places.insert(0, _Place(ticket, now, priority=priority))
         if ticket:
-            self.renew(ticket, now)
+            self.renew(ticket, now, priority, lease_s)
         own = self._find(ticket) if ticket else None
         if own is not None:
             own.num_ranks = num_ranks
@@ -109,7 +122,7 @@ class PlacementQueue:
 
     def _forget(self, begun: Collection[str], now: float) -> None:
         self._places = [
-            place for place in self._places if place.world_id not in begun and now - place.renewed_at <= LEASE_S
+            place for place in self._places if place.world_id not in begun and now - place.renewed_at <= place.lease_s
         ]
 
     def _under_way(self, cluster: Capacity, now: float) -> list[_Place]:

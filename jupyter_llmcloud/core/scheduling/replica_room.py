@@ -3,7 +3,9 @@
 What is stated is kept: the cores that replicas of a host have together, and one for each rank there, are never more
 than it has; a replica's cores are as many slots that training does not get meanwhile; its memory is free when it
 starts, and kept free of other replicas until it has taken it. What is not stated is shared, as before. Who is there
-first keeps its place: a replica waits for ranks to end, and ranks wait for replicas to be stopped or scaled down.
+first keeps its place: a replica waits for ranks to end, and ranks wait for replicas to be stopped or scaled down. Who
+waits comes in the order of priorities (`queue`), and what an endpoint has beyond its least it gives back to those of
+higher priority (`priorities`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ class ReplicaNeeds:
     cores: int | None = None
     memory_bytes: int | None = None
     devices: int | None = None
+
+    def slots(self, has_gpus: bool) -> int:
+        """How many slots it takes: a GPU each where there are some, else one for each core of its own."""
+        return (self.devices or 1) if has_gpus and self.devices != 0 else 0 if has_gpus else self.cores or 0
 
 
 @dataclass(frozen=True)

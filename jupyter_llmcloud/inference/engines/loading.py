@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEFAULT_CONTEXT = 2048
+_FOR_WEIGHTS = 0.8  # of a GPU's free memory, where a model is spread over several: the rest is for what is computed
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -61,7 +63,7 @@ def load_model(
     Args:
         folder: config.json, *.safetensors and a tokenizer, as `save_pretrained` writes them; or an adapter of PEFT.
         dtype: "auto" takes the checkpoint's own.
-        device: "cpu", "cuda:0", ...
+        device: "cpu", "cuda:0", ... or "cuda:0,1" to spread its layers over several.
         base_model: the folder of an adapter's base model, when it is not the one that the adapter names.
         max_model_len: how many tokens prompt and answer may have together, when the model's own are too many.
         is_own: a run of this user saved it: the architecture that is kept beside the weights may be used.
@@ -70,7 +72,7 @@ def load_model(
         raise ModelError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}.")
     layout = check_folder(Path(folder), None if base_model is None else Path(base_model), is_own=is_own)
     try:
-        return _shortened(_load(layout, dtype, device), max_model_len)
+        return shortened(_load(layout, dtype, device), max_model_len)
     except ModelError:
         raise
     except Exception as error:
@@ -78,7 +80,8 @@ def load_model(
         raise ModelError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error
 
 
-def _shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
+def shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
+    """With a context of so many tokens; raises ModelError when it has fewer."""
     if max_model_len is None:
         return loaded
     if max_model_len > loaded.context_length:
@@ -92,25 +95,39 @@ def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
     folder = layout.folder
     tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
     if layout.architecture is not None:
+        refuse_spread(device, "an architecture of a cell")
         from jupyter_llmcloud.inference.architecture import load_own
+        from jupyter_llmcloud.inference.own_models.opening import as_loaded
 
-        model = load_own(layout.architecture, folder, dtype, device)
-        return _as_loaded(layout, model, model.config, tokenizer)
+        return as_loaded(load_own(layout.architecture, folder, dtype, device), tokenizer)
     _check_architecture(folder)
     config = AutoConfig.from_pretrained(folder, **_SAFE)
-    model, report = _from_pretrained(_auto_class(folder, config), folder, dtype)
+    spread = spread_over(device)
+    model, report = _from_pretrained(_auto_class(folder, config), folder, dtype, spread)
     check_weights(folder, report)
     if layout.adapter is not None:
         from jupyter_llmcloud.inference.engines.adapters import merged
 
         model = merged(model, layout.adapter)
     check_finite(layout.adapter or folder, model)
-    return _as_loaded(layout, model.to(device).eval(), config, tokenizer)
-
-
-def _as_loaded(layout: ModelLayout, model: Any, config: Any, tokenizer: Any) -> LoadedModel:
     check_vocabulary(layout.tokenizer, model, tokenizer)
-    check_causal(layout.folder, model)
+    return loaded_of(folder, (model if spread else model.to(device)).eval(), config, tokenizer)
+
+
+def spread_over(device: str) -> dict[str, Any]:
+    """What `from_pretrained` is given to spread a model over several GPUs; nothing for one device."""
+    numbers = [int(number) for number in device.partition(":")[2].split(",") if number]
+    if len(numbers) < 2:
+        return {}
+    import torch
+
+    free = {number: int(torch.cuda.mem_get_info(number)[0] * _FOR_WEIGHTS) for number in numbers}
+    return {"device_map": "balanced", "max_memory": free}
+
+
+def loaded_of(name: str | Path, model: Any, config: Any, tokenizer: Any) -> LoadedModel:
+    """A model in eval mode with its tokenizer, as one that generates. Raises ModelError when it is an encoder."""
+    check_causal(name, model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -119,6 +136,15 @@ def _as_loaded(layout: ModelLayout, model: Any, config: Any, tokenizer: Any) -> 
         eos=_eos(model, tokenizer),
         is_encoder_decoder=bool(config.is_encoder_decoder),
     )
+
+
+def refuse_spread(device: str, what: str) -> None:
+    """Raise ModelError where a device is several."""
+    if "," in device:
+        raise ModelError(
+            f"--devices {device.count(',') + 1}: only text generators of transformers are spread over several GPUs, "
+            f"and this is {what}: serve it with --devices 1."
+        )
 
 
 def _check_architecture(folder: Path) -> None:
@@ -153,10 +179,10 @@ def _auto_class(folder: Path, config: Any) -> Any:
     return auto
 
 
-def _from_pretrained(auto: Any, folder: Path, dtype: str) -> Any:
+def _from_pretrained(auto: Any, folder: Path, dtype: str, spread: Mapping[str, Any]) -> Any:
     # Shapes that do not fit are told by name afterwards: the library's own error says "see the report above".
     report = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    options: dict[str, Any] = {**_SAFE, **report, "dtype": dtype}
+    options: dict[str, Any] = {**_SAFE, **report, **spread, "dtype": dtype}
     try:
         return auto.from_pretrained(folder, attn_implementation="sdpa", **options)
     except ValueError as error:

@@ -47,7 +47,7 @@ def check_finite(folder: Path, model: Any) -> None:
         )
 
 
-def check_vocabulary(folder: Path, model: Any, tokenizer: Any) -> None:
+def check_vocabulary(folder: str | Path, model: Any, tokenizer: Any) -> None:
     """Raise ModelError when the tokenizer is plainly not the one that the model was trained with.
 
     A vocabulary that is smaller than the model's is no sign of that: embeddings are padded to round sizes.
@@ -93,7 +93,7 @@ def _says_otherwise(token: int, config: Any, tokenizer: Any) -> bool:
     return tokenizer.eos_token_id not in (None, token) and token not in _ends(type(own)())
 
 
-def check_causal(folder: Path, model: Any) -> None:
+def check_causal(folder: str | Path, model: Any) -> None:
     """Raise ModelError for an encoder: one whose scores of a token depend on the tokens after it.
 
     Tried, since configurations do not tell: `is_decoder` is false for GPT-NeoX too, and absent elsewhere.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from jupyter_llmcloud.core.serving.models.engine_names import LLAMA_CPP, VLLM
@@ -35,6 +36,11 @@ class EngineOptions:
     num_threads: int = 1
     device: str = "cpu"
 
+    @property
+    def devices(self) -> list[int]:
+        """The GPUs by their numbers; several for "cuda:0,1"."""
+        return [int(number) for number in self.device.partition(":")[2].split(",") if number]
+
 
 @dataclass(frozen=True)
 class Command:
@@ -58,8 +64,14 @@ def command_of(engine: str, options: EngineOptions, which: Which = shutil.which)
         raise ModelError(f"--engine {engine}: it is not installed where models are served: {how[engine]}.")
     env = {"OMP_NUM_THREADS": str(options.num_threads), **made.env}
     if options.device.startswith("cuda:"):
-        env["CUDA_VISIBLE_DEVICES"] = options.device.partition(":")[2]
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(_visible(options.devices))
     return Command(made.arguments, env)
+
+
+def _visible(devices: Sequence[int]) -> list[str]:
+    """GPUs by the names that a process of its own knows them by: this one may see some of the host's only."""
+    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return [seen[index] if index < len(seen) else str(index) for index in devices]
 
 
 def is_installed(engine: str, which: Which = shutil.which) -> bool:
@@ -88,6 +100,8 @@ def _vllm(options: EngineOptions, which: Which) -> Command | None:
     ]  # fmt: skip
     if options.max_model_len is not None:
         arguments += ["--max-model-len", str(options.max_model_len)]
+    if len(options.devices) > 1:
+        arguments += ["--tensor-parallel-size", str(len(options.devices))]
     return Command(arguments, {"VLLM_API_KEY": options.key, "VLLM_NO_USAGE_STATS": "1"})
 
 

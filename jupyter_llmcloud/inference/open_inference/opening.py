@@ -17,7 +17,6 @@ from jupyter_llmcloud.inference.open_inference.predictor import Predictor
 from jupyter_llmcloud.inference.open_inference.routes import ServedPredictor
 from jupyter_llmcloud.storage.model_folder import ARCHITECTURE, ModelLayout
 from jupyter_llmcloud.storage.models import served_code
-from jupyter_llmcloud.system.atomic_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -80,27 +79,21 @@ def _of_code(spec: PredictorSpec) -> Predictor:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what the code prints is read in the log
     if path.name == served_code.CELL:
         source = served_code.read_cell(path)
-        _work_in(source.folder)
+        work_in(source.folder)
         from jupyter_llmcloud.inference.open_inference.python_model import of_cell
 
         return of_cell(source)
     if path.name == served_code.OBJECT:
-        _work_in(str((read_json(path.with_name("object.json")) or {}).get("folder", "")))
+        work_in(str(served_code.object_record(path)["folder"]))
         return _of_object(path, spec)
     raise ModelError(f"{path} is no code that was given to be served.")
 
 
 def _of_object(path: Path, spec: PredictorSpec) -> Predictor:
-    import cloudpickle
-
     from jupyter_llmcloud.inference.open_inference.python_model import PythonModel, of_object
+    from jupyter_llmcloud.inference.own_models.objects import module_of, unpickled
 
-    try:
-        value = cloudpickle.loads(path.read_bytes())
-    except Exception as error:
-        raise ModelError(
-            f"the object cannot be unpickled where it is served: {type(error).__name__}: {error}"
-        ) from error
+    value = module_of(unpickled(path))
     if _is_module(value):
         import torch
 
@@ -119,8 +112,8 @@ def _is_module(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
-def _work_in(folder: str) -> None:
-    """Where the notebook is, as far as that is on this host: for its files and its own modules."""
+def work_in(folder: str) -> None:
+    """Go where the notebook is, as far as that is on this host: for its files and its own modules."""
     if folder and os.path.isdir(folder):
         os.chdir(folder)
         sys.path.insert(0, folder)

@@ -11,6 +11,7 @@ from typing import Any
 
 from jupyter_llmcloud.core.options import Syntax, complete
 from jupyter_llmcloud.core.serving.models import engine_names
+from jupyter_llmcloud.core.serving.models.variable_role import MODEL, role_of
 from jupyter_llmcloud.core.spec import CLUSTER_KINDS
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.magics.session import session
@@ -57,7 +58,7 @@ class CompletionNames:
             "worlds": lambda: [str(row["world_id"]) for row in _ask("worlds")],
             "runs": lambda: _runs(lambda record: True),
             "active runs": lambda: _runs(lambda record: record.is_active),
-            "runs with a model": lambda: _runs(lambda record: "model" in record.artifacts),
+            "what can be served": lambda: [*_with_a_model(), *_served_here(variables), *_models_on_ranks()],
             "endpoints": lambda: [str(row["name"]) for row in _ask("endpoints")],
             "keys": lambda: [str(row["id"]) for row in _ask("keys") if row["state"] == "valid"],
             "variables": lambda: sorted(name for name in variables if not name.startswith("_")),
@@ -86,6 +87,19 @@ def _runs(fits: Callable[[RunRecord], bool]) -> list[str]:
     """Names, the newest first, then ids: a name stands for the newest run that has it."""
     records = [record for record in RunStore().list()[:MAX_RUNS] if fits(record)]
     return [*dict.fromkeys(record.name for record in records), *(record.run_id for record in records)]
+
+
+def _with_a_model() -> list[str]:
+    return _runs(lambda record: "model" in record.artifacts)
+
+
+def _served_here(variables: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name, value in variables.items() if name[:1] != "_" and role_of(value) == MODEL)
+
+
+def _models_on_ranks() -> list[str]:
+    world = session.current().world
+    return sorted(row["name"] for row in world.variables() if row["role"] == MODEL) if world is not None else []
 
 
 def _on_ranks() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from IPython.core.magic import Magics, line_magic, magics_class
 
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
+from jupyter_llmcloud.core.serving.endpoint.comparison import in_words
 from jupyter_llmcloud.core.spec import SERVE, EndpointSpec, Interface
-from jupyter_llmcloud.errors import Busy, ModelError, NotFound, ServerError
+from jupyter_llmcloud.errors import Busy, ModelError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.commands import rollouts
 from jupyter_llmcloud.magics.commands.keys import KEYS, NewKey, run_verb
 from jupyter_llmcloud.magics.commands.keys import create_key as create_key
@@ -29,6 +30,13 @@ from jupyter_llmcloud.magics.commands.rollouts import rollback as rollback
 from jupyter_llmcloud.magics.commands.rollouts import scale as scale
 from jupyter_llmcloud.magics.commands.rollouts import shadow as shadow
 from jupyter_llmcloud.magics.commands.rollouts import update as update
+from jupyter_llmcloud.magics.commands.serve_variable import (
+    Variable,
+    find,
+    is_run_or_folder,
+    serve_variable,
+    takes_place_of,
+)
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
@@ -39,6 +47,7 @@ WAIT_S = 1
 _LIMIT = Option(("--limit",), "At most this many lines of each replica.", metavar="N", parse=integer(1))
 VERBS = {
     "list": Syntax("%endpoints list", (), "", "The endpoints of this server."),
+    "show": Syntax("%endpoints show", (), "NAME", "What there is to know of an endpoint.", names="endpoints"),
     "stop": Syntax(
         "%endpoints stop", (), "NAME", "End an endpoint; one that has ended is forgotten.", names="endpoints"
     ),
@@ -51,11 +60,13 @@ VERBS = {
 def serve(target: Any, *, progress: Callable[[str], None] | None = None, **options: Any) -> Endpoint:
     """Serve a run's model, a folder or an object, and wait until it answers; interrupted, it goes on starting.
 
-    An endpoint that serves it already under that name is returned as it is.
+    An endpoint that serves it already under that name is returned as it is. A variable is served as it is now: one that
+    is served already is replaced.
 
     Args:
-        target: a run, or a folder; or a function of inputs, an object with `predict(inputs)` or a `torch.nn.Module`,
-            which go along by value and need a `name`.
+        target: a run, a folder, or the name of a variable of the ranks or of the notebook; or a function of inputs, an
+            object with `predict(inputs)` or a model (`tokenizer=` its tokenizer), which go along by value and need a
+            `name`.
         progress: told in a few words how far it is.
     """
     if not isinstance(target, str | Path):
@@ -64,6 +75,10 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
         return serve_object(target, options.pop("name", None), progress=progress, **options)
     target = str(target)
     EndpointSpec.make(options, Interface.NOTEBOOK)
+    if (variable := _variable(target, options)) is not None:
+        return serve_variable(variable, _shell(), serve, progress=progress, **options)
+    if options.pop("tokenizer", None) is not None:
+        raise UsageError(f"--tokenizer is for a TARGET that is a variable, and {target} is a run or a folder.")
     server = session.current().server
     began = time.monotonic()
     options = {**options, "cluster": options.get("cluster") or session.current().cluster}
@@ -71,6 +86,10 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
         try:
             record = _create(server, target, options)
             break
+        except NotFound as error:
+            if not target.isidentifier() or options.get("follow"):
+                raise
+            raise NotFound(f"{error} Nor a variable {target!r}, on the ranks or in this notebook.") from None
         except Busy as error:  # of a run that is followed, and has saved nothing yet
             if progress is not None:
                 progress(f"waiting: {error} {time.monotonic() - began:.0f} s")
@@ -84,6 +103,30 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
         kind = ModelError if "model" in record["reason"] else ServerError
         raise kind(f"endpoint {record['name']!r} has {record['state']}: {record['reason'] or 'it was stopped.'}")
     return Endpoint(record["name"], server, record["kind"])
+
+
+def _variable(target: str, options: Mapping[str, Any]) -> Variable | None:
+    """The variable that a target names, where it names nothing else: a run, a folder, or an endpoint of another one."""
+    shell = _shell()
+    if options.get("follow") or not target.isidentifier() or (found := find(target, shell)) is None:
+        return None
+    if is_run_or_folder(target):
+        if found.role:
+            print(f"{target} is a variable {found.where}, too. What is served is the run or the folder of that name.")
+        return None
+    try:
+        known = session.current().server.endpoint(options.get("name") or target)
+    except NotFound:
+        return found
+    is_other = known["state"] in ("starting", "ready") and not takes_place_of(target, known)
+    return None if is_other and not options.get("name") else found
+
+
+def _shell() -> Any:
+    from IPython.core.getipython import get_ipython
+    from IPython.core.interactiveshell import InteractiveShell
+
+    return get_ipython() or InteractiveShell.instance()
 
 
 def _create(server: Any, target: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +184,37 @@ def table() -> Table:
     ]
     headings = ["name", "kind", "state", "replicas", "each", "memory", "serves", "revision", "started", "note"]
     return Table(headings, rows, "There is no endpoint yet: %serve RUN makes one.").shown_by(PanelOf("endpoint"))
+
+
+def details(name: str) -> Table:
+    """What there is to know of an endpoint: a row for each fact, replica and revision."""
+    row = session.current().server.endpoint(name)
+    rates = row["rates"] or {}
+    first = rates.get("first_token_s")
+    load = f"{rates.get('requests_per_s', 0):.3g} requests/s, {rates.get('tokens_per_s', 0):.3g} tokens/s"
+    facts = [
+        ("state", row["state"] + (f": {shown(row['reason'])}" if row["reason"] else "")),
+        ("kind", row["kind"]),
+        ("serves", f"{shown(row['target'])} ({_revision(row)})"),
+        ("URL", row["url"]),
+        ("replicas", _num_replicas(row)),
+        ("each", _resources(row)),
+        ("load", load + (f", first token after {first:.3g} s" if first is not None else "")),
+        ("adapters", ", ".join(f"{name}:{adapter}" for adapter in row["adapters"])),
+        *((f"replica {one['id']}", _replica(one)) for one in row["replicas"]),
+        *((f"{one['role']} {one['number']}", _compared(one)) for one in row["revisions"] if one["role"] != "retired"),
+    ]
+    return Table([name, ""], [fact for fact in facts if fact[1]], "")
+
+
+def _replica(row: dict[str, Any]) -> str:
+    told = [row["state"], row.get("engine") or "", memory([row]), f"{row['in_flight']} in flight"]
+    return ", ".join(part for part in told if part)
+
+
+def _compared(row: dict[str, Any]) -> str:
+    told = f"{shown(row['target'])}, {row['num_requests']} requests, {row['num_errors']} failed"
+    return f"{told}; {in_words(row['comparison'])}" if row.get("comparison") else told
 
 
 def _num_replicas(row: dict[str, Any]) -> str:
@@ -204,6 +278,9 @@ class EndpointMagics(Magics):
 
     def _list(self, given: Any) -> Table:
         return table()
+
+    def _show(self, given: Any) -> Table:
+        return details(given.arguments[0])
 
     def _stop(self, given: Any) -> None:
         stop(given.arguments[0])

@@ -10,6 +10,7 @@ from jupyter_llmcloud.core.options import Option, Syntax, integer, take_verb
 from jupyter_llmcloud.core.spec import Interface, KeySpec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago
+from jupyter_llmcloud.magics.output.records import Records
 from jupyter_llmcloud.magics.session import session
 
 _KEY_OPTIONS = (
@@ -51,9 +52,10 @@ def rotate_key(key_id: str, overlap_s: float | None = None) -> str:
     return str(session.current().server.rotate_key(key_id, overlap_s)["key"])
 
 
-def key_usage(days: int | None = None) -> Any:
-    """Records of what was asked with each key, by day."""
-    return session.current().server.key_usage(days)
+def key_usage(days: int | None = None) -> Records:
+    """What was asked with each key, by day: a list of dicts, shown as a table; `.to_frame()` gives a DataFrame."""
+    columns = ("day", "id", "label", "requests", "refused", "prompt_tokens", "generated_tokens")
+    return Records(session.current().server.key_usage(days), columns, "No key was used in this time.")
 
 
 def key_alerts() -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.client.revision_wait import wait_for_revision
 from jupyter_llmcloud.core.names import check_name, parse_replicas
 from jupyter_llmcloud.core.options import Option, Parsed, Syntax, integer, take_verb
+from jupyter_llmcloud.core.serving.endpoint.comparison import in_words
 from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table
@@ -45,7 +46,7 @@ VERBS = {
     ),
     "shadow": Syntax(
         "%endpoints shadow", (), "NAME [REVISION]",
-        "Copy requests to a revision, a run or a folder, whose answers are dropped and counted; alone, end that.",
+        "Copy requests to a revision, a run or a folder, whose answers are compared; alone, end that.",
         names="endpoints",
     ),
     "revisions": Syntax("%endpoints revisions", (), "NAME", "What it serves and has served.", names="endpoints"),
@@ -104,11 +105,15 @@ def revisions(name: str) -> Table:
     rows = [
         (
             row["number"], row["role"], f"{row['weight']} %" if row["weight"] else "", shown(row["target"]),
-            row["step"], row["num_requests"], row["num_errors"], shown(row["note"]),
+            row["step"], row["num_requests"], row["num_errors"], _noted(row),
         )
         for row in reversed(_server().endpoint(name)["revisions"])
     ]  # fmt: skip
     return Table(["revision", "role", "requests", "serves", "step", "answered", "failed", "note"], rows, "None.")
+
+
+def _noted(row: dict[str, Any]) -> str:
+    return in_words(row["comparison"]) if row.get("comparison") else shown(row["note"])
 
 
 def adapter_table(name: str) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle
 from IPython.core.magic import Magics, cell_magic, magics_class
 
+from jupyter_llmcloud.client.revision_wait import wait_for_revision
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.options import parse, split
 from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
@@ -19,7 +20,7 @@ from jupyter_llmcloud.errors import ModelError, ServerError, UsageError
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
-from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.magics.session import kernel_models, session
 from jupyter_llmcloud.magics.session.cell import current_number
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 from jupyter_llmcloud.storage.models import served_code
@@ -37,8 +38,23 @@ def serve_cell(name: str, source: CellSource, *, progress: Progress | None = Non
     return _serve(name, source.name, source.as_record(), progress, options)
 
 
-def serve_object(value: Any, name: str | None, *, progress: Progress | None = None, **options: Any) -> Endpoint:
-    """Serve a function of inputs, an object with `predict(inputs)`, or a `torch.nn.Module`, by value."""
+def serve_object(
+    value: Any,
+    name: str | None,
+    *,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+    called: str = "",
+    **options: Any,
+) -> Endpoint:
+    """Serve a function of inputs, an object with `predict(inputs)`, or a `torch.nn.Module`, by value.
+
+    A model of transformers is written as a folder, in the Hugging Face layout, and served as any other.
+
+    Args:
+        tokenizer: of a model that generates or classifies texts.
+        called: what it is, where it is listed (default: its class).
+    """
     kind = getattr(value, "__name__", type(value).__name__)
     if not (callable(value) or callable(getattr(value, "predict", None))):
         raise UsageError(
@@ -48,8 +64,28 @@ def serve_object(value: Any, name: str | None, *, progress: Progress | None = No
     if name is None:
         raise UsageError(f"give the endpoint of this {kind} a name: lc.serve({kind}, name=...).")
     check_name(name, "endpoint")
-    digest = served_code.write_object(_pickled(value), os.getcwd(), _root())
-    return _serve(name, f"{kind} of the kernel", {"object": digest}, progress, options)
+    target = f"{kind} {called or 'of the kernel'}"
+    value = kernel_models.unwrapped(value)
+    if kernel_models.is_of_transformers(value):
+        folder = kernel_models.write(value, tokenizer, name, _root())
+        return _serve_folder(name, folder, progress, options)
+    kept = value if tokenizer is None else {"model": value, "tokenizer": tokenizer}
+    digest = served_code.write_object(_pickled(kept), os.getcwd(), _root(), has_tokenizer=tokenizer is not None)
+    return _serve(name, target, {"object": digest}, progress, options)
+
+
+def _serve_folder(name: str, folder: Path, progress: Progress | None, options: dict[str, Any]) -> Endpoint:
+    """Serve a model that the kernel has written; one of it that is served under that name already is replaced."""
+    EndpointSpec.make(options, Interface.NOTEBOOK)
+    server = session.current().server
+    known = next((row for row in server.endpoints() if row["name"] == name), None)
+    if known is not None and known["state"] in ("starting", "ready") and kernel_models.is_kept(known["model"]):
+        record = wait_for_revision(server, server.update_endpoint(name, str(folder)), progress)
+        return Endpoint(record["name"], server, record["kind"])
+    options = {**options, "name": name, "cluster": options.get("cluster") or session.current().cluster}
+    record = dict(server.create_endpoint(str(folder), **options))
+    _wait(server, record, progress)
+    return Endpoint(record["name"], server, server.endpoint(name)["kind"])
 
 
 def _pickled(value: Any) -> bytes:
@@ -86,7 +122,7 @@ def _serve(
     options = {**options, "name": name, "cluster": options.get("cluster") or session.current().cluster}
     record = dict(server.create_endpoint(target, source=source, **options))
     _wait(server, record, progress)
-    return Endpoint(record["name"], server, record["kind"])
+    return Endpoint(record["name"], server, server.endpoint(record["name"])["kind"])
 
 
 def _wait(server: Any, record: dict[str, Any], progress: Progress | None) -> None:

@@ -60,15 +60,15 @@ def status() -> Table:
     return table.shown_by(PanelOf("world", world.world_id))
 
 
-def start(nproc: int | None = None, cluster: str | None = None) -> Table:
+def start(nproc: int | None = None, cluster: str | None = None, priority: int = 0) -> Table:
     """Start the ranks of this notebook."""
-    session.current().start_world(nproc, cluster)
+    session.current().start_world(nproc, cluster, priority=priority)
     return status()
 
 
-def restart(nproc: int | None = None, cluster: str | None = None) -> Table:
+def restart(nproc: int | None = None, cluster: str | None = None, priority: int = 0) -> Table:
     """End the ranks and start new ones, as many as before when `nproc` is None."""
-    session.current().restart_world(nproc, cluster)
+    session.current().restart_world(nproc, cluster, priority)
     return status()
 
 

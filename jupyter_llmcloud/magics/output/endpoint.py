@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import NAME_PATTERN, parse_replicas
 from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
+from jupyter_llmcloud.core.serving.keys import may_infer
 from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.output import predictions
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from jupyter_llmcloud.client.batches import BatchClient
     from jupyter_llmcloud.client.rest import ServerClient
+    from jupyter_llmcloud.magics.output.records import Records
 
 READ_TIMEOUT_S = 600.0
 _SHOW_TIMEOUT_S = 2.0  # showing an object must not hold a cell up
@@ -120,7 +122,10 @@ class Endpoint:
         return self
 
     def shadow(self, revision: str | None = None) -> Endpoint:
-        """Copy the requests to a revision, a run or a folder, whose answers are dropped and counted; None ends that."""
+        """Copy the requests to a revision, a run or a folder, whose answers are compared; None ends that.
+
+        `ep.revisions` tells the outcome: the share of equal greedy answers, the ratio of times, the share of errors.
+        """
         self._client.shadow_endpoint(self.name, None if revision is None else as_target(revision))
         return self
 
@@ -278,9 +283,30 @@ class Endpoint:
             file.write(text)
         return len(text.splitlines())
 
-    def drift(self, recent: int = 200) -> list[dict[str, Any]]:
-        """How far the newest `recent` requests differ from those before: lengths, first token, ratings."""
-        return self._client.endpoint_drift(self.name, recent)
+    def drift(self, recent: int = 200) -> Records:
+        """How far the newest `recent` requests differ from those before: lengths, first token, ratings.
+
+        Shown as a table; `.to_frame()` gives a DataFrame.
+        """
+        from jupyter_llmcloud.magics.output.records import Records
+
+        columns = ("name", "verdict", "psi", "mean_earlier", "mean_recent", "num_earlier", "num_recent")
+        return Records(self._client.endpoint_drift(self.name, recent), columns, "Nothing was asked yet.")
+
+    def usage(self, days: int | None = None) -> Records:
+        """What was asked with each key that opens this endpoint, by day (of the last 30); here or elsewhere, where it
+        opens others too, which its `scopes` tell.
+
+        Shown as a table; `.to_frame()` gives a DataFrame.
+        """
+        from jupyter_llmcloud.magics.output.records import Records
+
+        known = self._client.keys()
+        scopes = {key["id"]: key["scopes"] for key in known}
+        rows = [{**row, "scopes": scopes.get(row["id"], [])} for row in self._client.key_usage(days)]
+        mine = [row for row in rows if may_infer(row["scopes"], self.name)]
+        columns = ("day", "id", "label", "scopes", "requests", "refused", "prompt_tokens", "generated_tokens")
+        return Records(mine, columns, "No key that opens this endpoint was used in this time.")
 
     def stop(self) -> None:
         """End it."""

@@ -87,6 +87,7 @@ class Session:
         cluster: str | None = None,
         ticket: str = "",
         on_phase: Callable[[str], None] = lambda _: None,
+        priority: int = 0,
     ) -> WorldClient:
         """Start a world; there must be none.
 
@@ -98,13 +99,18 @@ class Session:
             )
         with said_when_stopped("stopped while the ranks were being started. Nothing was run, nothing is held."):
             self.world = self._start_when_there_is_capacity(
-                num_ranks, cluster or self.cluster, ticket or nonce(), on_phase
+                num_ranks, cluster or self.cluster, ticket or nonce(), on_phase, priority
             )
             remember(self.owner, self.world)
         return self.world
 
     def _start_when_there_is_capacity(
-        self, num_ranks: int | None, cluster: str | None, ticket: str, on_phase: Callable[[str], None]
+        self,
+        num_ranks: int | None,
+        cluster: str | None,
+        ticket: str,
+        on_phase: Callable[[str], None],
+        priority: int,
     ) -> WorldClient:
         from jupyter_llmcloud.magics.session.world_client import WorldClient
 
@@ -113,7 +119,7 @@ class Session:
         said = ""
         while True:
             try:
-                placement = server.place(cluster, num_ranks, ticket)
+                placement = server.place(cluster, num_ranks, ticket, priority=priority)
                 if placement["started"]:
                     print(f"Started the cluster {placement['cluster']!r} on this machine.", flush=True)
                 on_phase(STARTING)
@@ -126,7 +132,7 @@ class Session:
                     said = str(busy)
                 time.sleep(WAIT_S)
 
-    def restart_world(self, num_ranks: int | None = None, cluster: str | None = None) -> WorldClient:
+    def restart_world(self, num_ranks: int | None = None, cluster: str | None = None, priority: int = 0) -> WorldClient:
         """End the ranks and start others, as many as before when `num_ranks` is None.
 
         Raises Busy or CapacityError, and has ended nothing, when those cannot be had.
@@ -136,12 +142,12 @@ class Session:
             raise NotFound("this notebook has no world to restart: %world start.")
         size, where, ticket = num_ranks or world.world_size, cluster or world.cluster, nonce()
         try:
-            self.server.place(where, size, ticket, replaces=world.world_id)
+            self.server.place(where, size, ticket, replaces=world.world_id, priority=priority)
         except CapacityError as error:
             kept = f"{world.world_size} ranks were counted as free; they stay, with their variables"
             raise type(error)(f"{error} This notebook's {kept}: nothing was ended.") from None
         self.stop_world()
-        return self.start_world(size, where, ticket)
+        return self.start_world(size, where, ticket, priority=priority)
 
     def attach_world(self) -> WorldClient | None:
         """The world that this notebook has, also from before its kernel was restarted."""
@@ -181,18 +187,20 @@ class Session:
         with contextlib.suppress(LLMCloudError):  # its agent has gone: so have the ranks
             self.world.release(GRACE_S if is_found_again else 0.0)
 
-    def ensure_world(self, num_ranks: int | None, on_phase: Callable[[str], None] = lambda _: None) -> WorldClient:
+    def ensure_world(
+        self, num_ranks: int | None, on_phase: Callable[[str], None] = lambda _: None, priority: int = 0
+    ) -> WorldClient:
         """The living world, or a new one. Raises UsageError when it has another size than asked for."""
         with self._settling:
-            return self._settle(num_ranks, on_phase)
+            return self._settle(num_ranks, on_phase, priority)
 
-    def _settle(self, num_ranks: int | None, on_phase: Callable[[str], None]) -> WorldClient:
+    def _settle(self, num_ranks: int | None, on_phase: Callable[[str], None], priority: int) -> WorldClient:
         self.attach_world()
         if self.world is not None and not self._is_alive(self.world):
             print("The world of this notebook has ended (its lease ran out or it was stopped): starting a new one.")
             self.world = None
         if self.world is None:
-            return self.start_world(num_ranks, on_phase=on_phase)
+            return self.start_world(num_ranks, on_phase=on_phase, priority=priority)
         if num_ranks is not None and num_ranks != self.world.world_size:
             raise UsageError(
                 f"-n {num_ranks}: the world of this notebook has {self.world.world_size} ranks, "
@@ -239,7 +247,7 @@ class Session:
             start = RunStart(folder, name, cell.source, spec, self.owner, asked)
         try:
             with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
-                world = self.ensure_world(spec.nproc, start.phase)
+                world = self.ensure_world(spec.nproc, start.phase, spec.priority)
                 chosen = self._check_ranks(spec.ranks, world)
                 self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
                 self._warn_of_guards(world, tree, chosen)

@@ -25,6 +25,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     DumpStacks,
     Execute,
     Journaled,
+    ListVariables,
     Names,
     Pull,
     Push,
@@ -55,6 +56,7 @@ WORLD_LEASE_S = 900.0
 START_TIMEOUT_S = 300.0
 RELEASE_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 600.0
+VARIABLES_TIMEOUT_S = 15.0
 SAID_AFTER_S = 0.7  # a request that has waited so long for its turn says for what
 
 
@@ -234,6 +236,15 @@ class WorldClient:
             return channel.request(Names(world_id=self.world_id, names=[]), timeout_s).own
         finally:
             channel.close()
+
+    def variables(self) -> list[dict[str, Any]]:
+        """The user's variables of the first rank, as rows of RankVariables; also while a run goes on."""
+        channel = AgentChannel(self.address)
+        try:
+            told = channel.request(ListVariables(world_id=self.world_id), VARIABLES_TIMEOUT_S)
+        finally:
+            channel.close()
+        return list(told.ranks[min(told.ranks)].get("variables", ())) if told.ranks else []
 
     # --- cells ---
 

@@ -128,6 +128,20 @@ class Replica(Response, frozen=True, omit_defaults=True):
     last_seen: Annotated[float | None, Meta(description="Seconds since the epoch.")] = None
 
 
+class ShadowComparison(Response, frozen=True):
+    """A shadow beside the revision that answers the same requests. Null: nothing is known of it yet."""
+
+    num_compared: Annotated[int, Meta(description="Requests that both have answered.")]
+    num_comparable: Annotated[
+        int, Meta(description="Answers of both to greedy requests, or to such of a model that generates no text.")
+    ] = 0
+    equal_share: Annotated[float | None, Meta(description="Of those, how many were equal: 0 to 1.")] = None
+    latency_ratio: Annotated[float | None, Meta(description="Its seconds for an answer, by the other one's.")] = None
+    error_share: Annotated[float | None, Meta(description="Of the requests, those that it failed: 0 to 1.")] = None
+    stable_error_share: Annotated[float | None, Meta(description="Those that the other one failed.")] = None
+    num_dropped: Annotated[int, Meta(description="Requests that it did not get, since it had no room.")] = 0
+
+
 class ServedRevision(Response, frozen=True):
     """A version of the model behind an endpoint."""
 
@@ -141,6 +155,7 @@ class ServedRevision(Response, frozen=True):
     note: Annotated[str, Meta(description="Why it was withdrawn.")] = ""
     num_requests: Annotated[int, Meta(description="Since this server serves it; of a shadow, copies.")] = 0
     num_errors: Annotated[int, Meta(description="Of them, those that failed by its fault.")] = 0
+    comparison: Annotated[ShadowComparison | None, Meta(description="Of a shadow.")] = None
 
 
 class EndpointRates(Response, frozen=True):
@@ -188,6 +203,7 @@ class Endpoint(Response, frozen=True):
     memory_bytes: Annotated[int | None, Meta(description="That a replica may take; null: not stated.")] = None
     cache_bytes: Annotated[int | None, Meta(description="For keys and values of a replica; null: as is free.")] = None
     devices: Annotated[int | None, Meta(description="GPUs of a replica; null: one where there is one.")] = None
+    priority: Annotated[int, Meta(description="Against runs and endpoints that want the same slots.")] = 0
     min_replicas: Annotated[int | None, Meta(description="Bounds of autoscaling; null: the number is fixed.")] = None
     max_replicas: int | None = None
     step: Annotated[int | None, Meta(description="The step of the run that is served, where it is followed.")] = None

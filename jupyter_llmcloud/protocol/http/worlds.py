@@ -77,6 +77,7 @@ class Variable(Response, frozen=True):
     type: Annotated[str, Meta(description="Name of its class.")]
     text: Annotated[str, Meta(description="Its shape, its length or its value, in few words; masked when secret.")] = ""
     num_bytes: Annotated[int | None, Meta(description="Of tensors, arrays and modules; null: not known.")] = None
+    role: Annotated[str, Meta(description="What it can be served as: model, tokenizer, code; empty for none.")] = ""
 
 
 class RankVariables(Response, frozen=True):
@@ -106,6 +107,9 @@ class AskPlacement(Body, frozen=True):
     ticket: Annotated[
         str, Meta(max_length=64, description="Any text of the caller's own, by which it keeps its place in the line.")
     ] = ""
+    priority: Annotated[
+        int, Meta(description="Those with a higher one come first; endpoints with a lower one give slots back.")
+    ] = 0
     replaces: Annotated[
         str, Meta(description="Id of a world that the caller ends next: its slots count as free. Needs a ticket.")
     ] = ""

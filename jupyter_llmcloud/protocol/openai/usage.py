@@ -1,4 +1,4 @@
-"""The tokens of an answer, as that tells them itself: in its body, in an event of its stream, or behind the last one."""
+"""The tokens of an answer, as that tells them itself: in its body, or in an event of its stream."""
 
 from __future__ import annotations
 

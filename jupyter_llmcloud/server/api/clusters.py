@@ -95,7 +95,7 @@ class PlacementHandler(ClusterHandlerBase):
         if body.replaces and not body.ticket:
             raise UsageError("replaces needs a ticket, which keeps the slots until that world has ended.")
         pool = await self.clusters.pool()
-        work = pool.place(body.cluster, body.num_ranks, body.ticket, body.replaces)
+        work = pool.place(body.cluster, body.num_ranks, body.ticket, body.replaces, body.priority)
         waits = Busy if body.ticket and not body.replaces else ()
         try:
             subject, num_ranks = body.cluster or "", body.num_ranks

@@ -25,6 +25,7 @@ from jupyter_llmcloud.protocol.http.endpoints import (
     ScaleEndpoint,
     ServedRevision,
     ServedSource,
+    ShadowComparison,
     ShadowEndpoint,
     SplitEndpoint,
     StartEndpoint,
@@ -45,8 +46,13 @@ def as_endpoint(described: dict[str, Any], url: str = "") -> Endpoint:
     """An endpoint as `EndpointController.describe` tells of it, with the URL under which a client reaches it."""
     replicas = [Replica(**row) for row in described["replicas"]]
     rates = EndpointRates(**described["rates"]) if "rates" in described else None
-    revisions = [ServedRevision(**row) for row in described["revisions"]]
+    revisions = [_as_revision(row) for row in described["revisions"]]
     return Endpoint(**{**described, "replicas": replicas, "revisions": revisions, "rates": rates, "url": url})
+
+
+def _as_revision(row: dict[str, Any]) -> ServedRevision:
+    compared = row.get("comparison")
+    return ServedRevision(**{**row, "comparison": ShadowComparison(**compared) if compared else None})
 
 
 def gateway_url(request: HTTPServerRequest, base_url: str) -> str:
@@ -156,7 +162,7 @@ class EndpointShadowHandler(_EndpointHandler):
 
     @operation("execute", Endpoint, body=ShadowEndpoint)
     async def post(self, name: str, body: ShadowEndpoint) -> Endpoint:
-        """Copy the requests to another revision, whose answers are dropped and counted; null ends that."""
+        """Copy the requests to another revision, whose answers are compared; null ends that."""
         await self.started()
         work = self.endpoints.shadow(name, body.revision)
         return self.told((await self.carry_out("endpoint.shadow", name, work, revision=body.revision)).describe())

@@ -149,7 +149,7 @@ class RunStarts:
         """Where its ranks go; None while there is no room for them."""
         pool = await self._pool()
         try:
-            return await pool.place(start.spec.cluster, start.spec.nproc, start.ticket)
+            return await pool.place(start.spec.cluster, start.spec.nproc, start.ticket, priority=start.spec.priority)
         except Busy as busy:
             self._note(start.record, str(busy))
             return None

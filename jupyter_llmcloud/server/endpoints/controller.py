@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.core.scheduling.priorities import Lender
 from jupyter_llmcloud.core.serving.endpoint.endpoint_plan import EndpointPlan, Timing
 from jupyter_llmcloud.core.serving.endpoint.plan_messages import (
     AskAgent,
@@ -57,7 +58,7 @@ from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError, ModelErr
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient, ReplicaLost, ReplicaRefusal
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone
 from jupyter_llmcloud.server.endpoints.scaling import EVERY_S, Scaling
-from jupyter_llmcloud.server.endpoints.shadow import ShadowTraffic
+from jupyter_llmcloud.server.endpoints.shadow import ShadowCopy, ShadowTraffic
 from jupyter_llmcloud.server.gateway.admission import AdmissionControl
 from jupyter_llmcloud.storage.server_state import StoredEndpoint, StoredReplica
 
@@ -72,9 +73,10 @@ ACTIVE_STATES = ("starting", "ready")
 _TOLD = (
     "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent",
     "threads", "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
-    "keep_requests",
+    "keep_requests", "priority",
 )  # fmt: skip
 _OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
+GIVES_WAY_S = 5.0  # who waits asks several times a second
 MAX_REVISIONS = 20  # that are kept of one endpoint
 _REPORTED_BY_REPLICAS = ("engine", "num_parallel", "num_threads", "context_length", "memory")
 
@@ -149,11 +151,19 @@ class EndpointController:
         """Those that can be asked."""
         return [replica for replica in self._replicas.values() if replica.weight > 0]
 
+    @property
+    def kind(self) -> str:
+        """What the model is for, as its replicas say: what is of the user's own turns out when it is loaded."""
+        current = self.stored.current
+        mine = [one for one in self._replicas.values() if one.stored.revision == current.number]
+        return str(next((one.reported["kind"] for one in mine if one.reported.get("kind")), current.kind))
+
     def describe(self) -> dict[str, Any]:
         """What the API tells of it: neither sockets nor tokens."""
         stored, current = self.stored, self.stored.current
         kept = {key: getattr(stored, key) for key in ("name", "state", "created", "reason", "cluster")}
         told = {key: getattr(current, key) for key in _TOLD}
+        told["kind"] = self.kind
         states = self._plan.states()
         replicas = [
             {
@@ -178,8 +188,10 @@ class EndpointController:
     def _describe_revision(self, revision: Revision) -> dict[str, Any]:
         told = {name: getattr(revision, name) for name in _OF_A_REVISION}
         if revision.role == SHADOW:
-            counts = self.shadow_traffic.counts
-            return {**told, "num_requests": counts.num_copied, "num_errors": counts.num_failed}
+            traffic = self.shadow_traffic.of(revision.number)
+            counts = traffic.counts
+            copies = {"num_requests": counts.num_copied, "num_errors": counts.num_failed}
+            return {**told, **copies, "comparison": traffic.told()}
         counted = self.outcomes.get(revision.number, Outcomes())
         return {**told, "num_requests": counted.num_requests, "num_errors": counted.num_errors}
 
@@ -233,12 +245,30 @@ class EndpointController:
     def wake(self) -> float | None:
         """Somebody asks and no replica is there: start one where none was needed. When one is due, as far as known."""
         current = self.stored.current
-        if self.is_active and current.num_replicas == 0:
+        if self.is_active and current.num_replicas == 0 and self.scaling.most(self._now()) != 0:
             self.scale(max(1, current.min_replicas or 0))
         if self.stored.start_s is None:
             return None
         since = self._plan.starting_since
         return self.stored.start_s if since is None else max(0.0, self.stored.start_s - (self._now() - since))
+
+    def lender(self, held: Mapping[str, int]) -> Lender | None:
+        """It, as one that may give slots back; None when its number of replicas is fixed."""
+        current = self.stored.current
+        if current.min_replicas is None or not self.is_active:
+            return None
+        mine = [held.get(replica.id, 0) for replica in self._replicas.values()]
+        return Lender(
+            self.name, current.priority, current.num_replicas, current.min_replicas, max(mine, default=0), sum(mine)
+        )
+
+    def give_way(self, num_replicas: int) -> None:
+        """A world of higher priority waits for slots: have no more replicas than these while it does."""
+        before = self.stored.current.num_replicas
+        self.scaling.hold(num_replicas, self._now() + GIVES_WAY_S)
+        if num_replicas < before:
+            self._records.tell_change(self.name, "endpoint.scaled", replicas=num_replicas, before=before)
+            self.scale(num_replicas)
 
     async def wait(self, state: str, timeout_s: float) -> None:
         """Wait until its state is another than `state`, or the time is over."""
@@ -269,12 +299,14 @@ class EndpointController:
             if reason := why_unhealthy(self.outcomes[revision], stable):
                 self._inbox.put_nowait(RevisionFailed(revision, reason))
 
-    def copy_to_shadow(self, path: str, body: bytes) -> None:
-        """Somebody asks: the shadow, if there is one, is asked the same."""
-        if (shadow := with_role(self.stored.revisions, SHADOW)) is not None:
-            states = self._plan.states()
-            there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
-            self.shadow_traffic.copy([r for r in there if r.stored.revision == shadow.number], path, body)
+    def copy_to_shadow(self, path: str, body: bytes) -> ShadowCopy | None:
+        """Somebody asks: the shadow, if there is one, is asked the same. Its answer is compared with the other one."""
+        if (shadow := with_role(self.stored.revisions, SHADOW)) is None:
+            return None
+        states = self._plan.states()
+        there = [r for n, r in self._replicas.items() if states.get(n) == "ready"]
+        mine = [r for r in there if r.stored.revision == shadow.number]
+        return self.shadow_traffic.of(shadow.number).copy(mine, path, body)
 
     async def set_adapter(self, name: str, folder: str) -> None:
         """Have every replica answer for an adapter too; no longer when `folder` is "". Raises ModelError."""
@@ -416,9 +448,12 @@ class EndpointController:
             replica.stored = placed.replica  # known before it runs, so that whoever stops now ends it too
             self._save()
             replica.stored = await self._host.start(self.name, revision, placed, adapters)
-        except (Busy, CapacityError) as error:
+        except Busy as error:
             replica.stored = StoredReplica(id="")
             return NoRoom(replica.number, f"waits for room: {error}")
+        except CapacityError as error:  # nothing that this cluster has could ever hold it
+            replica.stored = StoredReplica(id="")
+            return Lost(replica.number, str(error), lasting=True)
         except (ModelError, NotFound, UsageError) as error:
             return Lost(replica.number, str(error), lasting=True)
         except (ReplicaGone, LLMCloudError) as error:
@@ -438,7 +473,20 @@ class EndpointController:
             return Probed(replica.number, "failed", health.reason)
         if health.state == "silent":
             self._log.warning("endpoint %s: %s: %s", self.name, replica, health.reason)
+        if health.state == "unreachable" and replica.reported and (why := await self._why_gone(replica)):
+            return Probed(replica.number, health.state, why)
         return Probed(replica.number, health.state, f"{replica}: {health.reason or f'it says: {health.state}'}")
+
+    async def _why_gone(self, replica: ReplicaClient) -> str:
+        """What its agent knows of a replica that has answered before and is gone."""
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await self._host.find(replica.stored, was_ready=True)
+        except (ReplicaGone, LLMCloudError, TimeoutError) as error:
+            self._log.warning("endpoint %s: %s", self.name, error)
+            self._records.tell_change(self.name, "endpoint.replica_lost", replica=replica.id, reason=str(error))
+            return str(error)
+        return ""
 
     async def _reload(self, replica: ReplicaClient, revision: Revision) -> Event:
         body = {"model": revision.model, "dtype": revision.dtype, "revision": revision.number}

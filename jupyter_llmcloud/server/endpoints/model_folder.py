@@ -66,6 +66,11 @@ def resolve_target(target: str, runs: RunStore, root_dir: Path | None, base_mode
     return _checked(path, path.name, base)
 
 
+def of_followed_run(path: Path) -> ModelFolder:
+    """A model that was made of a checkpoint of a run of the user's own, or that such a run has saved."""
+    return _checked(path, path.name, None, is_own=True)
+
+
 def resolve_adapter(target: str, runs: RunStore, root_dir: Path | None, serves: Revision) -> ModelFolder:
     """The adapter of a run, or in a folder, for the model that is served; raises NotFound or ModelError."""
     base = serves.base_model or serves.model

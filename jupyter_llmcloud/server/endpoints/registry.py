@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import check_name, replica_bounds
+from jupyter_llmcloud.core.scheduling.priorities import Shortage, give_way
 from jupyter_llmcloud.core.serving.endpoint import rollout
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
@@ -21,6 +22,7 @@ from jupyter_llmcloud.server.endpoints.follow import FollowedRun, RunModel, newe
 from jupyter_llmcloud.server.endpoints.model_folder import (
     ModelFolder,
     model_elsewhere,
+    of_followed_run,
     resolve_adapter,
     resolve_gguf,
     resolve_target,
@@ -109,7 +111,7 @@ class EndpointRegistry:
 
     def _replace(self, endpoint: EndpointController, new: Revision) -> None:
         current = endpoint.stored.current
-        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "priority", "in_place_of")}
+        alike = {name: getattr(current, name) for name in ("number", "role", "weight", "in_place_of")}
         if dataclasses.replace(new, **alike) != current:
             endpoint.change(rollout.updated(endpoint.stored.revisions, new))
 
@@ -127,7 +129,7 @@ class EndpointRegistry:
             )
         if found is None:
             raise Busy(f"run {record.name!r} has not saved a checkpoint yet.")
-        return await self._resolve(str(found.folder)), found.step
+        return await self._resolve(str(found.folder), is_own=True), found.step
 
     def _follow(self, endpoint: EndpointController) -> None:
         stored = endpoint.stored
@@ -135,7 +137,8 @@ class EndpointRegistry:
             return
 
         async def serve(model: RunModel) -> None:
-            await self.update(stored.name, str(model.folder), step=model.step)
+            folder = await self._resolve(str(model.folder), is_own=True)
+            await self._update(endpoint, folder, str(model.folder), step=model.step)
 
         def serving() -> tuple[int | None, Path] | None:
             if not endpoint.is_settled:
@@ -145,11 +148,15 @@ class EndpointRegistry:
         followed = FollowedRun(self._runs.folder(stored.follows), serve, serving, self._log)
         endpoint.follow(followed.follow)
 
-    async def _resolve(self, target: str, base_model: str | None = None, engine: str = AUTO) -> ModelFolder:
+    async def _resolve(
+        self, target: str, base_model: str | None = None, engine: str = AUTO, *, is_own: bool = False
+    ) -> ModelFolder:
         if is_url(engine):
             return model_elsewhere(target, engine)
         if engine == LLAMA_CPP:
             return await asyncio.to_thread(resolve_gguf, target, self._runs, self._root_dir)
+        if is_own:
+            return await asyncio.to_thread(of_followed_run, Path(target))
         return await asyncio.to_thread(resolve_target, target, self._runs, self._root_dir, base_model)
 
     def get(self, name: str) -> EndpointController:
@@ -197,15 +204,31 @@ class EndpointRegistry:
         endpoint.change(rollout.scaled(bounded, wanted))
         return endpoint
 
-    async def update(self, name: str, target: str, canary: int | None = None, **about: Any) -> EndpointController:
+    def give_way(self, shortage: Shortage) -> None:
+        """A world waits for slots of a cluster: endpoints of lower priority give back what they can."""
+        lenders = {name: one for name, e in self._endpoints.items() if (one := e.lender(shortage.held)) is not None}
+        for name, num_replicas in give_way(shortage, [one for one in lenders.values() if one.held]).items():
+            self._endpoints[name].give_way(num_replicas)
+
+    async def update(self, name: str, target: str, canary: int | None = None) -> EndpointController:
         """Serve another model under the same name: instead of the one there is, or to `canary` percent beside it.
 
         Where only the weights differ they are loaded into the replicas there are, between two steps; else other
-        replicas are ready before the old ones end. `about`: more fields of the revision.
+        replicas are ready before the old ones end.
         """
         endpoint = self.active(name)
+        folder = await self._resolve(target, engine=endpoint.stored.current.engine)
+        return await self._update(endpoint, folder, target, canary)
+
+    async def _update(
+        self,
+        endpoint: EndpointController,
+        folder: ModelFolder,
+        target: str,
+        canary: int | None = None,
+        step: int | None = None,
+    ) -> EndpointController:
         current = endpoint.stored.current
-        folder = await self._resolve(target, engine=current.engine)
         # Models of checkpoints that are gone cannot be gone back to.
         revisions = [
             item
@@ -215,7 +238,7 @@ class EndpointRegistry:
         new = dataclasses.replace(
             current, number=rollout.next_number(revisions), model=str(folder.path), target=target, note="",
             fingerprint=folder.revision, base_model=folder.base_model, in_place_of=0, kind=folder.kind,
-            source=folder.source, **{"step": None, **about},
+            source=folder.source, step=step,
         )  # fmt: skip
         if canary is not None:
             endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
@@ -338,4 +361,5 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
         min_replicas=low,
         max_replicas=high,
         keep_requests=spec.keep_requests,
+        priority=spec.priority,
     )  # fmt: skip

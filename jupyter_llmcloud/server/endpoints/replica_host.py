@@ -54,7 +54,9 @@ class ReplicaHost:
 
     async def place(self, endpoint: str, revision: Revision, cluster: str | None) -> PlacedReplica:
         """Choose an agent for a replica that is not started yet; with no cluster a local one is started."""
-        name, agent = await (await self._pool()).agent_for_replica(cluster, needs_of(revision))
+        name, agent = await (await self._pool()).agent_for_replica(
+            cluster, needs_of(revision), f"replica of {endpoint}", revision.priority
+        )
         replica = StoredReplica(
             id=f"{endpoint[:40]}-{secrets.token_hex(4)}",
             revision=revision.number,
@@ -84,8 +86,11 @@ class ReplicaHost:
             started = await connection.request(message, timeout_s=START_TIMEOUT_S)
         return await self._reached(replica, placed.agent, started.pid, started.socket, started.log)
 
-    async def find(self, replica: StoredReplica) -> StoredReplica:
-        """A replica as its agent knows it; raises ReplicaGone when there is no process that will ever answer."""
+    async def find(self, replica: StoredReplica, was_ready: bool = False) -> StoredReplica:
+        """A replica as its agent knows it; raises ReplicaGone when there is no process that will ever answer.
+
+        One that was ended for its memory before it `was_ready` would be again.
+        """
         try:
             async with await self._open_agent(replica.agent) as connection:
                 rows = (await connection.request(DescribeReplicas())).replicas
@@ -95,8 +100,10 @@ class ReplicaHost:
         if known is None:
             raise ReplicaGone(f"replica {replica.id} is not known to its agent any more")
         if (code := known.get("exit_code")) is not None:
-            ending = f"replica {replica.id} ended with {code} before it was ready"
-            if code > 0:
+            if why := known.get("reason"):
+                raise ReplicaGone(f"replica {replica.id}: {why}", lasting=not was_ready)
+            ending = f"replica {replica.id} ended with {code}{'' if was_ready else ' before it was ready'}"
+            if code > 0 and not was_ready:
                 raise ReplicaGone(f"{ending}: {await asyncio.to_thread(last_line, replica.log)}", lasting=True)
             raise ReplicaGone(f"{ending}. Its log: {replica.log}")
         if known["socket"] != replica.home or not replica.socket:

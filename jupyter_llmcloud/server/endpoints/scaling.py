@@ -22,6 +22,7 @@ class Scaling:
         self._arrivals = ArrivalRate()
         self._service = Smoothed()
         self._autoscaler: Autoscaler | None = None
+        self._most: tuple[int, float] = (0, float("-inf"))  # replicas, until when
 
     def arrived(self, now: float) -> None:
         """A request came."""
@@ -30,6 +31,14 @@ class Scaling:
     def answered(self, seconds: float) -> None:
         """A replica took so long for one."""
         self._service.add(seconds)
+
+    def hold(self, num_replicas: int, until: float) -> None:
+        """Others of higher priority wait for slots: no more replicas than these for a while."""
+        self._most = (num_replicas, until)
+
+    def most(self, now: float) -> int | None:
+        """How many replicas there may be at most; None: as many as its bounds say."""
+        return self._most[0] if now < self._most[1] else None
 
     def wanted(self, now: float, revision: Revision, replicas: Sequence[ReplicaClient], num_queued: int) -> int:
         """How many replicas of a revision there should be."""
@@ -48,4 +57,5 @@ class Scaling:
             num_in_flight=sum(replica.num_in_flight for replica in replicas),
             num_queued=num_queued,
         )
-        return self._autoscaler.wanted(now, demand, revision.num_replicas)
+        wanted, most = self._autoscaler.wanted(now, demand, revision.num_replicas), self.most(now)
+        return wanted if most is None else min(wanted, most)

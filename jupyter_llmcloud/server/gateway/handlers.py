@@ -13,6 +13,7 @@ from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
+from jupyter_llmcloud.server.answers.capturing_sink import CapturingSink
 from jupyter_llmcloud.server.answers.copied_answers import CACHE, CopiedAnswers
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
@@ -190,17 +191,21 @@ class InferenceHandler(GatewayHandler):
         if not path and (found := await copies.find(request)) is not None:
             return self._answer_again(request, endpoint, found)
         sink = copies.sink(request, self) if not path else self
+        shadow = endpoint.copy_to_shadow(path or f"/v1/{route}", body) if not headers else None
+        answered = CapturingSink(sink) if shadow is not None else None
+        sink = answered or sink
         proxy = Proxy(request, endpoint, sink, self.log)
         self.requests.begin(self._open)
         endpoint.scaling.arrived(asyncio.get_running_loop().time())
-        if not headers:
-            endpoint.copy_to_shadow(path or f"/v1/{route}", body)
         try:
             await self._answer(proxy)
         finally:
             self.note_activity()
             copies.keep(request)
             record = proxy.record()
+            if shadow is not None and answered is not None and record.outcome == "done":
+                failed = record.status >= 500
+                shadow.answered(record.duration_s, failed, answered.content_type, answered.answer())
             trace.end(record)
             self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
         return None

@@ -15,9 +15,9 @@ from jupyter_llmcloud.core.serving.endpoint.response_id import REPLICA_HEADER
 from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.core.serving.usage.stream_usage import BEHIND_THE_LAST_EVENT, STREAM_USAGE_HEADER, UsageCut
+from jupyter_llmcloud.protocol.openai.usage import UNKNOWN, AnswerUsage, usage_in_body, usage_in_events
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
-from jupyter_llmcloud.protocol.openai.usage import UNKNOWN, AnswerUsage, usage_in_body, usage_in_events
 from jupyter_llmcloud.server.gateway.metrics import QUEUE_WAIT, endpoint_label
 from jupyter_llmcloud.server.gateway.open_requests import AbortReason
 from jupyter_llmcloud.storage.server_state import RequestRecord

@@ -14,6 +14,7 @@ from typing import Any
 
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.storage.checkpoints import Checkpoint
+from jupyter_llmcloud.storage.models import sharded_weights
 from jupyter_llmcloud.system.atomic_files import publish_folder
 
 SERVING = "serving"
@@ -35,11 +36,14 @@ def make(run: Path, checkpoint: Checkpoint) -> Path:
             "its checkpoints hold no model that can be served: start it with --save model,tokenizer, and make both in "
             "variables of the cell before it trains."
         ) from None
-    source, names = _weights(checkpoint, wanted)
     staging = target.with_name(f".{target.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(files, staging, ignore=shutil.ignore_patterns(WEIGHTS))
-    _link_or_rename(source, staging / "model.safetensors", names)
+    try:
+        _write_weights(checkpoint, wanted, staging / "model.safetensors")
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     publish_folder(staging, target, durable=False)
     return target
 
@@ -53,17 +57,23 @@ def retain(run: Path, keep: set[Path]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _weights(checkpoint: Checkpoint, wanted: dict[str, list[int]]) -> tuple[Path, dict[str, str]]:
-    """The file of the model in a checkpoint, and the plain names of its tensors by those that they have there."""
-    for path in sorted(checkpoint.path.glob("model*.safetensors")):
-        header = _header(path)[1]
-        names = {name: _plain(name) for name in header if name != "__metadata__"}
-        found = {plain: header[name]["shape"] for name, plain in names.items()}
-        if all(found.get(name) == shape for name, shape in wanted.items()):
-            return path, names
+def _write_weights(checkpoint: Checkpoint, wanted: dict[str, list[int] | None], target: Path) -> None:
+    """The weights of the model in a checkpoint: one file of it, or put together of what its ranks have written."""
+    shapes = {name: shape for name, shape in wanted.items() if shape is not None}
+    if len(shapes) == len(wanted):
+        for path in sorted(checkpoint.path.glob("model*.safetensors")):
+            header = _header(path)[1]
+            names = {name: _plain(name) for name in header if name != "__metadata__"}
+            found = {plain: header[name]["shape"] for name, plain in names.items()}
+            if all(found.get(name) == shape for name, shape in shapes.items()):
+                _link_or_rename(path, target, names)
+                return
+        if sharded_weights.write_whole(checkpoint.path, shapes, _plain, target):
+            return
     raise ModelError(
-        f"the checkpoint of step {checkpoint.step} does not hold the whole model in one file: one that is spread over "
-        "the ranks, or trained by each rank for itself, can be served when the run has ended."
+        f"the checkpoint of step {checkpoint.step} does not hold the whole model: one that is trained by each rank for "
+        "itself, or that FullyShardedDataParallel has wrapped, can be served when the run has ended (one of "
+        "fully_shard, which is fsdp_version=2, can be followed)."
     )
 
 

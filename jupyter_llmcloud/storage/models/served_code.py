@@ -12,14 +12,16 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.system.atomic_files import write_atomically, write_json
+from jupyter_llmcloud.system.atomic_files import read_json, write_atomically, write_json
 
 CELL = "cell.json"
 OBJECT = "object.pkl"
+OBJECT_RECORD = "object.json"
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
@@ -37,12 +39,20 @@ def write_cell(source: CellSource, root: Path | None = None) -> Path:
     return path
 
 
-def write_object(pickled: bytes, working_folder: str, root: Path | None = None) -> str:
-    """Keep a pickled object; returns the digest by which `object_file` finds it."""
+def write_object(pickled: bytes, working_folder: str, root: Path | None = None, *, has_tokenizer: bool = False) -> str:
+    """Keep a pickled object; returns the digest by which `object_file` finds it.
+
+    With `has_tokenizer` it is a dict of a model and its tokenizer.
+    """
     made = _made(pickled + b"\0" + working_folder.encode(), root)
     write_atomically(made / OBJECT, pickled)
-    write_json(made / "object.json", {"folder": working_folder})
+    write_json(made / OBJECT_RECORD, {"folder": working_folder, "has_tokenizer": has_tokenizer})
     return made.name
+
+
+def object_record(path: Path) -> dict[str, Any]:
+    """What is known of a kept object: {"folder", "has_tokenizer"}."""
+    return {"folder": "", "has_tokenizer": False} | (read_json(path.with_name(OBJECT_RECORD)) or {})
 
 
 def object_file(digest: str, root: Path | None = None) -> Path:

@@ -1,8 +1,8 @@
 """What the checkpoints of a run lack to be served while it trains: the configuration and the tokenizer of its model.
 
 A checkpoint holds the weights as safetensors. Beside them, once a run, `<run>/serving` gets what `save_pretrained`
-writes of everything else, and `weights.json`: the names and shapes by which the model is found among those of a
-checkpoint.
+writes of everything else, the architecture of a model that no library has, and `weights.json`: the names and shapes by
+which the model is found among those of a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,29 +16,35 @@ import torch
 
 from jupyter_llmcloud.storage.models.followed_model import SERVING, WEIGHTS
 from jupyter_llmcloud.system.atomic_files import publish_folder
-from jupyter_llmcloud.training.parallel.unwrap import unwrapped
+from jupyter_llmcloud.training import architecture
+from jupyter_llmcloud.training.parallel.plans import layout_of
+from jupyter_llmcloud.training.parallel.unwrap import plain_class, unwrapped
 
 
 def write_once(names: Sequence[str], namespace: Mapping[str, Any], run: Path) -> None:
-    """Write them, when the variables that the run saves in the end are there: a model of transformers, a tokenizer."""
+    """Write them, when the variables that the run saves in the end are there: a model, a tokenizer."""
     folder = run / SERVING
     if folder.exists():
         return
     values = [namespace.get(name) for name in names]
-    model = next((unwrapped(value) for value in values if isinstance(value, torch.nn.Module)), None)
-    if model is None or not hasattr(model, "config") or not hasattr(model.config, "save_pretrained"):
+    whole = next((value for value in values if isinstance(value, torch.nn.Module)), None)
+    if whole is None:
         return
+    model = unwrapped(whole)
     staging = folder.with_name(f".{SERVING}.staging")
     staging.mkdir(parents=True, exist_ok=True)
-    model.config.architectures = model.config.architectures or [type(model).__name__]
-    model.config.save_pretrained(staging)
+    if hasattr(getattr(model, "config", None), "save_pretrained"):
+        model.config.architectures = model.config.architectures or [plain_class(model).__name__]
+        model.config.save_pretrained(staging)
+    if architecture.is_own(model):
+        architecture.write(model, staging)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(staging)
     for value in values:
         if not isinstance(value, torch.nn.Module) and value is not None:
             _save_tokenizer(value, staging)
-    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    (staging / WEIGHTS).write_text(json.dumps(shapes))
+    # Not by the state dict of the model itself: a part that is spread over the ranks could gather itself there.
+    (staging / WEIGHTS).write_text(json.dumps(layout_of(whole).shapes(whole)))
     publish_folder(staging, folder, durable=False)
 
 

@@ -17,6 +17,7 @@ from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 
 _SHARD = "__llmcloud_shard__"
 _CUT = re.compile(r"Shard\(dim=(\d+)\)|S\((\d+)\)")
+_REPLICATED = ("Replicate()", "R")
 
 Reference = Callable[[tuple[Any, ...]], Any]
 
@@ -45,6 +46,15 @@ def localize(value: Any) -> Any:
 def is_shard(value: Any) -> bool:
     """Whether a saved value is a shard."""
     return isinstance(value, dict) and _SHARD in value
+
+
+def cut_of(shard: dict[str, Any]) -> int | str | None:
+    """The dimension along which a shard is cut; "whole" when every rank has all of it, None for anything else."""
+    cuts = shard[_SHARD]
+    if all(cut in _REPLICATED for cut in cuts):
+        return "whole"
+    cut = _CUT.fullmatch(cuts[0]) if len(cuts) == 1 else None
+    return None if cut is None else int(cut[1] or cut[2])
 
 
 def holds_shards(value: Any) -> bool:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import seal
-from jupyter_llmcloud.training.checkpoint import stateful_objects
+from jupyter_llmcloud.training.checkpoint import shard_files, stateful_objects
 
 _NICE = 10  # the training goes first
 _PROBE = 1 << 20  # bytes
@@ -49,7 +49,9 @@ class Write:
         names = [self.name]
         if self.shared is not None:
             names += _write_shared(self.shared, staging)
-        _save(self.own, staging / self.name)
+        own, files = shard_files.write(self.own, staging / self.name)
+        _save(own, staging / self.name)
+        names += files
         return replace(self.part, files={name: seal(staging / name) for name in names})
 
 
@@ -95,4 +97,4 @@ def with_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """Only data is read: `weights_only` runs no code of a file. The agent has verified it by its manifest."""
     loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return loaded
+    return shard_files.put_back(loaded, path.parent)

@@ -10,9 +10,15 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
+_MANAGED = "_is_fsdp_managed_module"
+_OF_FULLY_SHARD = ("__composable_api_state_key_", _MANAGED, "_fsdp_use_orig_params")
+_HOOKS = (
+    "_forward_pre_hooks", "_forward_hooks", "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)  # fmt: skip
 _WRAPPERS: dict[type[torch.nn.Module], str] = {
     DistributedDataParallel: "module",
     torch.nn.DataParallel: "module",
@@ -64,10 +70,36 @@ def plain_reduction(module: torch.nn.Module) -> Any:
         )
     if (wrapped := inner(module)) is not module:
         return operator.itemgetter(0), ((wrapped,),)
+    if _MANAGED in vars(module):  # by fully_shard, with the module itself or with one that holds it
+        kind = plain_class(module)
+        return object.__new__, (kind,), plain_forward(_without_shards(vars(module)), kind)
     if "_original_forward" not in vars(module):
         return None
     make, arguments, state, *rest = module.__reduce_ex__(4)
     return make, arguments, plain_forward(state, type(module)), *rest
+
+
+def plain_class(model: torch.nn.Module) -> type[torch.nn.Module]:
+    """The class that a model had before `fully_shard` has put one of its own between."""
+    kinds = type(model).__mro__
+    return kinds[kinds.index(FSDPModule) + 1] if FSDPModule in kinds else type(model)
+
+
+def _without_shards(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module without what `fully_shard` has added: its state, and the hooks that belong to it."""
+    plain = {name: value for name, value in attributes.items() if not name.startswith(_OF_FULLY_SHARD)}
+    for name in _HOOKS:
+        own = {key: hook for key, hook in plain[name].items() if not _is_of_fsdp(hook)}
+        plain[name] = type(plain[name])(own)
+        if (flags := f"{name}_with_kwargs") in plain:
+            plain[flags] = type(plain[flags])((key, flag) for key, flag in plain[flags].items() if key in own)
+    return plain
+
+
+def _is_of_fsdp(hook: Any) -> bool:
+    hook = getattr(hook, "hook", hook)  # torch wraps those that get the module
+    owner = type(hook.__self__) if hasattr(hook, "__self__") else hook
+    return str(getattr(owner, "__module__", "")).startswith("torch.distributed.fsdp.")
 
 
 def plain_name(model: torch.nn.Module, name: str) -> str:

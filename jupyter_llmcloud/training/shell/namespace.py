@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from jupyter_llmcloud.core.serving.models.variable_role import role_of
 from jupyter_llmcloud.training.shell.failure_locals import named
 
 MAX_VARIABLES = 500
@@ -18,7 +19,7 @@ _NO_VARIABLES = (types.ModuleType,)
 
 
 def rows(namespace: Mapping[str, Any], initial_names: Collection[str]) -> list[dict[str, Any]]:
-    """{"name", "type", "text", "num_bytes"} of what the user has defined, the largest first."""
+    """{"name", "type", "text", "num_bytes", "role"} of what the user has defined, the largest first."""
     own = [
         (name, value)
         for name, value in list(namespace.items())
@@ -30,7 +31,8 @@ def rows(namespace: Mapping[str, Any], initial_names: Collection[str]) -> list[d
 
 def _row(name: str, value: Any) -> dict[str, Any]:
     text = _tensor(value) if isinstance(value, torch.Tensor) else _plain(name, value)
-    return {"name": name, "type": type(value).__name__, "text": text, "num_bytes": _num_bytes(value)}
+    about = {"name": name, "type": type(value).__name__, "role": role_of(value)}
+    return {**about, "text": text, "num_bytes": _num_bytes(value)}
 
 
 def _tensor(value: torch.Tensor) -> str:

@@ -36,7 +36,7 @@ def _forked() -> dict[str, Any]:
             make_shell()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             os.close(to_child)
-            sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # as without pytest
+            sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)  # as without pytest
             request = ForkProgram(name="p", module="tests.support.forked_probe", env={"ONLY": "this"})
             status = run_program(request, [stdin, stdout, os.dup(2)])
         finally:

@@ -211,7 +211,7 @@ def test_a_notebook_waits_with_one_ticket_and_starts_the_world_that_it_was_sent_
     asked: list[str] = []
 
     class Server:
-        def place(self, cluster: str, num_ranks: int, ticket: str) -> dict[str, Any]:
+        def place(self, cluster: str, num_ranks: int, ticket: str, priority: int) -> dict[str, Any]:
             asked.append(ticket)
             if len(asked) < 4:
                 raise Busy("others come first.")

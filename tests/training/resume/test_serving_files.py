@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jupyter_llmcloud.errors import ModelError
+from jupyter_llmcloud.inference.architecture import load_own
 from jupyter_llmcloud.server.endpoints.follow import newest_model
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.model_folder import check_folder
@@ -58,3 +59,75 @@ def test_a_model_that_each_rank_trains_for_itself_cannot_be_followed_and_says_so
     assert newest is not None
     with pytest.raises(ModelError, match="each rank for itself"):
         followed_model.make(outcome.folder.path, newest)
+
+
+SHARDED = """
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
+mesh = init_device_mesh('cpu', (2,))
+fully_shard(model.model.layers[0], mesh=mesh, shard_placement_fn=lambda p: Shard(p.ndim - 1))
+fully_shard(model, mesh=mesh)
+"""
+SHARDED_LOOP = """
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+for batch in torch.utils.data.DataLoader(torch.arange(256).reshape(32, 8) % 64, batch_size=8):
+    model(input_ids=batch, labels=batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+state = {name: getattr(value, "full_tensor", lambda value=value: value)().clone()
+         for name, value in model.state_dict().items()}
+"""
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+def test_shards_of_the_ranks_are_put_together_along_whatever_they_were_cut(world: Ranks, tied: bool) -> None:
+    tiny = TINY.replace("vocab_size=64", f"vocab_size=64, tie_word_embeddings={tied}")
+    outcome = world.ok(tiny + TOKENIZER + SHARDED + SHARDED_LOOP, save=["model", "raw"], checkpoint_every=4)
+    newest, _ = CheckpointFolder(outcome.folder.path / "checkpoints").newest()
+    assert newest is not None and newest.step == 4
+    files = sorted(path.name for path in newest.path.glob("*.safetensors"))
+    assert files == ["rank-0000.model-1.safetensors", "rank-0001.model-1.safetensors"]
+    folder = followed_model.make(outcome.folder.path, newest)
+    assert check_folder(folder).architecture is None  # the class is one of transformers, whatever has cut it
+    loaded, state = AutoModelForCausalLM.from_pretrained(folder).state_dict(), world.pull("state")
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
+OWN = """
+class Own(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.head = torch.nn.Embedding(3, 5), torch.nn.Linear(5, 3)
+        self.register_buffer("offset", torch.arange(3.0))
+
+    def forward(self, ids):
+        return self.head(self.tokens(ids)) + self.offset
+
+torch.manual_seed(0)
+own = Own()
+from torch.distributed.fsdp import fully_shard
+fully_shard(own.head)
+optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+for batch in torch.utils.data.DataLoader(torch.arange(16).reshape(8, 2) % 3, batch_size=4):
+    own(batch).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+answer = own(torch.tensor([[0, 1, 2]])).detach()
+"""
+
+
+def test_a_class_of_the_cell_is_followed_with_its_architecture(world: Ranks) -> None:
+    outcome = world.ok("import torch" + TOKENIZER + OWN, save=["own", "raw"], checkpoint_every=2)
+    newest, _ = CheckpointFolder(outcome.folder.path / "checkpoints").newest()
+    assert newest is not None
+    folder = followed_model.make(outcome.folder.path, newest)
+    layout = check_folder(folder, is_own=True)
+    assert layout.architecture is not None
+    assert "class Own(" in (folder / "architecture.py").read_text()
+    module = load_own(layout.architecture, folder, "auto", "cpu")
+    assert type(module.head) is torch.nn.Linear
+    assert torch.allclose(module(torch.tensor([[0, 1, 2]])), world.pull("answer"))
+    with pytest.raises(ModelError, match="run only for a run of your own"):
+        check_folder(folder)  # a folder that somebody names brings no code along

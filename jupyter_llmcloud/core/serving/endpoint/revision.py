@@ -17,7 +17,8 @@ class Revision:
         dtype: type of the weights while serving.
         num_replicas: how many processes serve it.
         weight: its share of the requests, relative to the other revisions; 0 gets none.
-        priority: of several revisions that need replicas, the one with the highest starts first.
+        priority: against runs that want the same slots, and of several revisions that need replicas: the highest
+            comes first.
         base_model: of an adapter, the folder of its base model.
         max_model_len: tokens of prompt and answer together; None: as many as the model was made for.
         max_concurrent: sequences that a replica generates at once.

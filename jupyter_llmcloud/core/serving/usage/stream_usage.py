@@ -1,8 +1,8 @@
 """What a stream has cost, told behind its last event: from a replica to the gateway, which keeps it to itself.
 
 A client that did not ask for the usage of its stream must not get to see any, and the gateway must know it all the
-same. So the gateway asks for it by a header, and the replica ends its stream with a comment of server-sent events (WHATWG
-HTML, 9.2.5), which the gateway cuts off:
+same. So the gateway asks for it by a header, and the replica ends its stream with a comment of server-sent events (HTML
+standard, 9.2.5), which the gateway cuts off:
 
     : usage {"prompt_tokens":3,"completion_tokens":5}
 """

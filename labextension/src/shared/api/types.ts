@@ -53,6 +53,7 @@ export type ClusterOption = Schemas['ClusterOption'];
 export type Device = Schemas['Device'];
 export type NewKey = Schemas['NewKey'];
 export type Replica = Schemas['Replica'];
+export type ServedRevision = Schemas['ServedRevision'];
 export type Worker = Schemas['Worker'];
 export type WorldRank = Schemas['WorldRank'];
 export type WorldVariables = Schemas['WorldVariables'];

@@ -8,6 +8,7 @@ import { useValue } from '../../stores/observable';
 import { useTrans } from '../../translation';
 import type { Openers } from '../clusters/cluster-panel';
 import { Confirm, CopyButton, ListNote, Problem, StateWord, useAction, useNow } from '../parts';
+import { Changes } from './changes';
 import { Keys } from './keys';
 import { Playground } from './playground';
 import { SnippetTabs } from './snippet-tabs';
@@ -74,6 +75,7 @@ function EndpointCard(props: { client: Client; endpoint: Endpoint; isWhole: bool
       <Rates endpoint={endpoint} />
       <Replicas replicas={endpoint.replicas} asked={endpoint.num_replicas} />
       {isWhole && isActive && <Playground client={client} name={endpoint.name} isReady={endpoint.state === 'ready'} />}
+      {isWhole && isActive && <Changes client={client} endpoint={endpoint} />}
       {isWhole && <SnippetTabs all={snippets(url, endpoint.name)} />}
       {isWhole && <Keys client={client} endpoint={endpoint.name} />}
       <footer class="llmc-row">

@@ -7,9 +7,15 @@ import type { Client } from '../../stores/client';
 import { useValue } from '../../stores/observable';
 import { useTrans } from '../../translation';
 import { Confirm, CopyButton, ListNote, Problem, StateWord, useAction, useNow } from '../parts';
+import { LIMITS, limitsOf, type Limit } from './wanted';
 
 const DAY_S = 86_400;
 const EXPIRIES = [1, 7, 30, 365];
+const LIMIT_NAMES: Record<Limit, string> = {
+  requests_per_minute: 'requests per minute',
+  tokens_per_minute: 'tokens per minute',
+  parallel_requests: 'requests at once'
+};
 
 /** All keys of this user; only those that open `endpoint` where one is named, and new ones are for it. */
 export function Keys({ client, endpoint }: { client: Client; endpoint?: string }) {
@@ -17,11 +23,13 @@ export function Keys({ client, endpoint }: { client: Client; endpoint?: string }
   const state = useValue(client.keys);
   const [label, setLabel] = useState('');
   const [days, setDays] = useState('30');
+  const [limits, setLimits] = useState<Partial<Record<Limit, string>>>({});
   const [made, setMade] = useState<NewKey | null>(null);
   const create = useAction(async () => {
     const scopes = [`infer:${endpoint ?? '*'}`, 'models:read'];
-    setMade(await client.rest.post<NewKey>('keys', { scopes, label, expires_s: Number(days) * DAY_S }));
+    setMade(await client.rest.post<NewKey>('keys', { scopes, label, expires_s: Number(days) * DAY_S, ...limitsOf(limits) }));
     setLabel('');
+    setLimits({});
   });
   const shown = state.items.filter(key => key.state === 'valid' && (!endpoint || opens(key, endpoint)));
   return (
@@ -42,6 +50,16 @@ export function Keys({ client, endpoint }: { client: Client; endpoint?: string }
             <option key={number} value={String(number)}>{trans._n('%1 day', '%1 days', number)}</option>
           ))}
         </select>
+        <details class="llmc-limits">
+          <summary>{trans.__('Limits')}</summary>
+          {LIMITS.map(name => (
+            <label key={name}>
+              {trans.__(LIMIT_NAMES[name])}{' '}
+              <input type="number" min="1" placeholder={trans.__('none')} value={limits[name] ?? ''}
+                onInput={event => setLimits({ ...limits, [name]: event.currentTarget.value })} />
+            </label>
+          ))}
+        </details>
         <button class="llmc-button" disabled={create.isBusy}>{trans.__('Create key')}</button>
       </form>
       <Problem text={create.problem} />
@@ -87,7 +105,7 @@ function KeyRow({ client, known, onRevoked }: { client: Client; known: Key; onRe
           {trans.__('Revoke')}
         </button>
       </div>
-      <p class="llmc-soft">{known.scopes.join(', ')} · {ends}</p>
+      <p class="llmc-soft">{[known.scopes.join(', '), ends, ...limitTexts(known)].join(' · ')}</p>
       {isAsking && (
         <Confirm
           question={<p>{trans.__('Revoke the key %1? Whoever uses it is refused at once, also in the middle of an answer.', known.id)}</p>}
@@ -100,6 +118,10 @@ function KeyRow({ client, known, onRevoked }: { client: Client; known: Key; onRe
       <Problem text={revoke.problem} />
     </li>
   );
+}
+
+function limitTexts(key: Key): string[] {
+  return LIMITS.filter(name => key[name]).map(name => `${key[name]} ${LIMIT_NAMES[name]}`);
 }
 
 /** Whether a key may ask an endpoint: its scopes may hold * and ?. */

@@ -1,0 +1,87 @@
+"""A shadow's answers beside those of the revision that answers, by values."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.core.serving.endpoint.comparison import (
+    Answered,
+    Comparison,
+    has_one_answer,
+    in_words,
+    read_answer,
+)
+
+JSON, SSE = "application/json", "text/event-stream"
+
+
+def completion(text: str, **more: Any) -> bytes:
+    choice = {"index": 0, "text": text, "finish_reason": "stop"}
+    return json.dumps({"id": "cmpl-1", "created": 5, "model": "m", "choices": [choice], **more}).encode()
+
+
+def stream(*texts: str, end: str = "[DONE]") -> bytes:
+    events = [json.dumps({"id": "x", "choices": [{"index": 0, "delta": {"content": text}}]}) for text in texts]
+    return "".join(f"data: {event}\n\n" for event in [*events, end]).encode()
+
+
+def test_ids_times_and_names_are_no_difference_and_texts_are() -> None:
+    first, again = read_answer(JSON, completion("a b")), read_answer(JSON, completion("a b", id="cmpl-2", created=9))
+    assert first == again != read_answer(JSON, completion("a c"))
+
+
+def test_how_a_stream_was_cut_into_pieces_is_no_difference() -> None:
+    assert read_answer(SSE, stream("a", " b")) == read_answer(SSE, stream("a b")) != read_answer(SSE, stream("a", "b"))
+
+
+def test_calls_of_tools_are_compared_too() -> None:
+    def call(arguments: str) -> bytes:
+        delta = {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": arguments}}]}
+        return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\ndata: [DONE]\n\n".encode()
+
+    assert read_answer(SSE, call('{"x": 1}')) != read_answer(SSE, call('{"x": 2}'))
+
+
+def test_a_classifier_is_compared_by_its_label_and_numbers_to_four_digits() -> None:
+    def labels(label: str, score: float) -> bytes:
+        return json.dumps({"outputs": [{"label": label, "score": score, "scores": {}}]}).encode()
+
+    assert read_answer(JSON, labels("good", 0.9)) == read_answer(JSON, labels("good", 0.8))
+    assert read_answer(JSON, labels("good", 0.9)) != read_answer(JSON, labels("bad", 0.9))
+    assert read_answer(JSON, b"[0.123456]") == read_answer(JSON, b"[0.123461]") != read_answer(JSON, b"[0.1239]")
+
+
+@pytest.mark.parametrize("body", [None, b"", b"{", b"[" * 100_000])
+def test_what_cannot_be_read_is_not_known(body: bytes | None) -> None:
+    assert read_answer(JSON, body) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/completions", {"temperature": 0}, True),
+        ("/v1/chat/completions", {"temperature": 0.0}, True),
+        ("/v1/completions", {}, False),
+        ("/v1/completions", {"temperature": False}, False),
+        ("/v1/embeddings", {"temperature": 0}, False),
+        ("/v2/models/m/infer", {"inputs": []}, True),
+    ],
+)
+def test_only_greedy_requests_have_one_answer(path: str, body: Any, expected: bool) -> None:
+    assert has_one_answer(path, json.dumps(body).encode()) is expected
+
+
+def test_shares_and_ratios_count_what_both_have_answered() -> None:
+    found = Comparison()
+    assert in_words(found.told()) == "nothing compared yet" and found.told()["equal_share"] is None
+    found.note(Answered(2.0, False, "a"), Answered(1.0, False, "a"), True)
+    found.note(Answered(2.0, False, "a"), Answered(1.0, False, "b"), True)
+    found.note(Answered(2.0, False, "a"), Answered(1.0, False, "b"), False)  # sampled: two answers say nothing
+    found.note(Answered(9.0, True), Answered(1.0, False, "b"), True)
+    told = found.told()
+    assert (told["num_compared"], told["num_comparable"], told["equal_share"]) == (4, 2, 0.5)
+    assert (told["latency_ratio"], told["error_share"], told["stable_error_share"]) == (2.0, 0.25, 0.0)
+    assert in_words(told) == "50% of 2 greedy answers equal, 2.00 x the time, 25% errors (0% without it)"
