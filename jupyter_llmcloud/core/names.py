@@ -80,6 +80,16 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+MAX_KEPT_S = 3600.0
+
+
+def parse_kept(text: str) -> float:
+    """`10m` -> seconds, for which something is kept that takes the place of others: an hour at most."""
+    if (seconds := parse_duration(text)) > MAX_KEPT_S:
+        raise UsageError(f"{text!r} is too long: replicas that answer nobody are kept for 1h at most.")
+    return seconds
+
+
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 

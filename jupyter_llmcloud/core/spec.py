@@ -17,6 +17,7 @@ from jupyter_llmcloud.core.names import (
     check_name,
     parse_arguments,
     parse_duration,
+    parse_kept,
     parse_replicas,
     parse_size,
     parse_variable_name,
@@ -58,6 +59,7 @@ SIZE = OptionType("SIZE", parse_size)
 PRIORITY = OptionType("N", whole_number)
 REPLICAS = OptionType("K|MIN:MAX", parse_replicas)
 DURATION = OptionType("TIME", parse_duration)
+KEPT = OptionType("TIME", parse_kept)
 ARGUMENTS = OptionType('"ARGS"', parse_arguments, is_command_line=True)
 VARIABLES = OptionType("a,b", parse_variables, names="variables of ranks")
 OWN_VARIABLES = OptionType("a,b", parse_variables, names="variables")
@@ -363,6 +365,11 @@ class EndpointSpec(Spec):
     )
     keep_requests: bool = option(
         SWITCH, "Keep what is asked and answered, so that feedback on it makes a data set.", False
+    )
+    keep_previous: float | None = option(
+        KEPT,
+        "After an update, keep the replicas of the revision before it for this time (1h at most): until then a "
+        "rollback only changes where requests go. Both need room (default: they end when the new ones are ready).",
     )
     cluster: str | None = option(
         CLUSTER, "Cluster to serve on (default: the newest).", interfaces=Interface.NOTEBOOK | Interface.REST

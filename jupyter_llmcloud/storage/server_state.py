@@ -116,6 +116,11 @@ class StoredEndpoint:
         """The revision that answers, but for a share that a canary has."""
         return with_role(self.revisions, STABLE) or self.revisions[-1]
 
+    def paths(self) -> set[str]:
+        """What its revisions are made of."""
+        parts = [path for item in self.revisions for path in (item.model, item.source, item.base_model)]
+        return {path for path in (*parts, *self.adapters.values()) if path}
+
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> StoredEndpoint:
         """Read a record; one from before there were revisions becomes revision 1."""
@@ -291,6 +296,12 @@ class ServerState:
         """The endpoints of a server."""
         rows = self._rows("SELECT record FROM endpoints WHERE server_id = ? ORDER BY name", server_id)
         return [StoredEndpoint.from_record(json.loads(row["record"])) for row in rows]
+
+    def served_paths(self) -> set[str]:
+        """What the revisions of every endpoint of every server are made of: folders, files of code, adapters."""
+        rows = self._rows("SELECT record FROM endpoints")
+        stored = [StoredEndpoint.from_record(json.loads(row["record"])) for row in rows]
+        return {path for endpoint in stored for path in endpoint.paths()}
 
     def adopt_endpoints(self, old_server_id: str, server_id: str) -> None:
         """Give the endpoints of a server that is gone to another; of two with one name the new owner's stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -99,6 +100,33 @@ async def test_another_model_has_replicas_of_its_own_before_the_old_ones_go_and_
 
     await until(two_are_left, "the old ones are gone")
     assert len(server.agent.processes) == 4
+
+
+async def test_a_rollback_to_replicas_that_were_kept_starts_nothing_and_their_time_ends(
+    server: Server, model: Path, tmp_path: Path
+) -> None:
+    """The same shape: without --keep-previous the weights would be changed in place."""
+    first = await server.serve(model, keep_previous="50m")
+    await change(server, "update", {"target": str(make_model(tmp_path / "better"))})
+    await until(lambda: _is_revision(server, "2"), "the new one answers")
+    assert await roles(server) == {1: "previous", 2: "stable"}
+    await change(server, "rollback", {})
+    assert await revision(server) == "1"  # at once
+    assert first["replicas"][0]["pid"] in [replica["pid"] for replica in (await told(server))["replicas"]]
+    assert len(server.agent.processes) == 2
+    await change(server, "update", {"target": str(make_model(tmp_path / "third"))})
+    await until(lambda: _is_revision(server, "3"), "the third one answers")
+    kept = server.context.endpoints.get("tiny").stored.revisions
+    assert next(item for item in kept if item.role == "previous").number == 1
+    server.context.endpoints.get("tiny").stored.revisions = [
+        dataclasses.replace(item, kept_until=item.kept_until and 1.0) for item in kept
+    ]
+
+    async def one_is_left() -> bool:
+        return [replica["revision"] for replica in (await told(server))["replicas"]] == [3]
+
+    await until(one_is_left, "its time is over")
+    assert (await roles(server))[1] == "retired"
 
 
 async def test_a_canary_gets_its_share_by_key_and_a_split_changes_that(

@@ -146,7 +146,7 @@ class ServedRevision(Response, frozen=True):
     """A version of the model behind an endpoint."""
 
     number: Annotated[int, Meta(description="As in the header x-llmcloud-revision of an answer.")]
-    role: Annotated[str, Meta(description="stable, canary, shadow or retired.")]
+    role: Annotated[str, Meta(description="stable, canary, shadow, previous or retired.")]
     weight: Annotated[int, Meta(description="Percent of the requests.")]
     target: str
     fingerprint: str
@@ -203,6 +203,9 @@ class Endpoint(Response, frozen=True):
     memory_bytes: Annotated[int | None, Meta(description="That a replica may take; null: not stated.")] = None
     cache_bytes: Annotated[int | None, Meta(description="For keys and values of a replica; null: as is free.")] = None
     devices: Annotated[int | None, Meta(description="GPUs of a replica; null: one where there is one.")] = None
+    keep_previous: Annotated[
+        float | None, Meta(description="Seconds that replicas are kept after an update, for a rollback.")
+    ] = None
     priority: Annotated[int, Meta(description="Against runs and endpoints that want the same slots.")] = 0
     min_replicas: Annotated[int | None, Meta(description="Bounds of autoscaling; null: the number is fixed.")] = None
     max_replicas: int | None = None

@@ -47,6 +47,7 @@ from jupyter_llmcloud.core.serving.endpoint.rollout import (
     RETIRED,
     SHADOW,
     Outcomes,
+    expired,
     scaled,
     served,
     why_unhealthy,
@@ -73,7 +74,7 @@ ACTIVE_STATES = ("starting", "ready")
 _TOLD = (
     "kind", "model", "target", "dtype", "engine", "num_replicas", "base_model", "max_model_len", "max_concurrent",
     "threads", "cores", "memory_bytes", "cache_bytes", "devices", "min_replicas", "max_replicas", "step",
-    "keep_requests", "priority",
+    "keep_requests", "keep_previous", "priority",
 )  # fmt: skip
 _OF_A_REVISION = ("number", "role", "weight", "target", "fingerprint", "num_replicas", "step", "note")
 GIVES_WAY_S = 5.0  # who waits asks several times a second
@@ -367,9 +368,11 @@ class EndpointController:
                     task.cancel()
 
     async def _keep_scaled(self) -> None:
-        """Follow the load, where bounds are given."""
+        """Follow the load, where bounds are given; end what was kept to be gone back to."""
         while not self._plan.is_over:
             await asyncio.sleep(EVERY_S)
+            if (kept := expired(self.stored.revisions, time.time())) is not None:
+                self.change(kept)
             current = self.stored.current
             replicas = self.ready_replicas()
             wanted = self.scaling.wanted(self._now(), current, replicas, self.admission.num_waiting)

@@ -7,6 +7,7 @@ import copy
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.storage.models.unneeded import remove_unneeded
 from jupyter_llmcloud.storage.server_state import ServerState, StoredEndpoint
 
 if TYPE_CHECKING:
@@ -41,6 +42,17 @@ class EndpointRecords:
         """Keep an endpoint no longer."""
         self._unsaved[name] = None
         self._write_or_retry()
+
+    def remove_unneeded(self) -> None:
+        """Remove what was kept for revisions that nobody serves any more, nor could go back to."""
+        try:
+            unsaved = [endpoint for endpoint in self._unsaved.values() if endpoint is not None]
+            needed = self._state.served_paths().union(*(endpoint.paths() for endpoint in unsaved))
+        except sqlite3.Error as error:
+            self._log.warning("what is served no more is not removed yet: %s", error)
+            return
+        for folder in remove_unneeded(needed):
+            self._log.info("removed %s: no endpoint needs it", folder)
 
     def tell(self, name: str, state: str, reason: str) -> None:
         """An endpoint has come into another state."""

@@ -62,6 +62,7 @@ class EndpointRegistry:
                 if stored.state in ACTIVE_STATES:
                     endpoint.open(inherited=True)
                     self._follow(endpoint)
+        await asyncio.to_thread(self._records.remove_unneeded)
 
     def _add(self, stored: StoredEndpoint) -> EndpointController:
         endpoint = EndpointController(stored, self._host, self._records, self._log)
@@ -102,7 +103,7 @@ class EndpointRegistry:
             )
         before = known.stored.revisions if known is not None else []
         revision = revision_of(folder, target, spec, rollout.next_number(before))
-        revisions = rollout.updated(before, dataclasses.replace(revision, step=step))
+        revisions = rollout.updated(before, dataclasses.replace(revision, step=step), time.time())
         endpoint = self._add(StoredEndpoint(name, revisions, created=time.time(), cluster=spec.cluster))
         endpoint.stored.follows = self._runs.find(target).run_id if spec.follow else ""
         endpoint.open()
@@ -113,7 +114,7 @@ class EndpointRegistry:
         current = endpoint.stored.current
         alike = {name: getattr(current, name) for name in ("number", "role", "weight", "in_place_of")}
         if dataclasses.replace(new, **alike) != current:
-            endpoint.change(rollout.updated(endpoint.stored.revisions, new))
+            endpoint.change(rollout.updated(endpoint.stored.revisions, new, time.time()))
 
     # --- a run that is followed ---
 
@@ -243,8 +244,9 @@ class EndpointRegistry:
         if canary is not None:
             endpoint.change(rollout.with_canary(revisions, dataclasses.replace(new, num_replicas=1), canary))
         else:
-            new = dataclasses.replace(new, in_place_of=await self._in_place_of(new, current))
-            endpoint.change(rollout.updated(revisions, new))
+            if not new.keep_previous:  # whose replicas shall stay as they are
+                new = dataclasses.replace(new, in_place_of=await self._in_place_of(new, current))
+            endpoint.change(rollout.updated(revisions, new, time.time()))
         return endpoint
 
     async def _in_place_of(self, new: Revision, before: Revision) -> int:
@@ -263,7 +265,7 @@ class EndpointRegistry:
     async def split(self, name: str, shares: Mapping[str, int]) -> EndpointController:
         """Share the requests out over revisions, in percent."""
         endpoint = self.active(name)
-        endpoint.change(rollout.split(endpoint.stored.revisions, shares))
+        endpoint.change(rollout.split(endpoint.stored.revisions, shares, time.time()))
         return endpoint
 
     async def rollback(self, name: str) -> EndpointController:
@@ -272,7 +274,9 @@ class EndpointRegistry:
         before = endpoint.stored.current
         revisions = rollout.rolled_back(endpoint.stored.revisions)
         stable = rollout.with_role(revisions, rollout.STABLE)
-        if stable is not None and stable.number != before.number:
+        previous = rollout.with_role(endpoint.stored.revisions, rollout.PREVIOUS)
+        is_warm = stable is not None and previous is not None and stable.number == previous.number
+        if stable is not None and stable.number != before.number and not is_warm:
             in_place = dataclasses.replace(stable, in_place_of=await self._in_place_of(stable, before))
             revisions = [in_place if item.number == stable.number else item for item in revisions]
         endpoint.change(revisions)
@@ -331,6 +335,7 @@ class EndpointRegistry:
             await endpoint.stop()
         elif self._endpoints.pop(name, None) is not None:
             self._records.delete(name)
+            await asyncio.to_thread(self._records.remove_unneeded)
         return endpoint.describe()
 
     async def close(self, stop: bool) -> None:
@@ -361,5 +366,6 @@ def revision_of(folder: ModelFolder, target: str, spec: EndpointSpec, number: in
         min_replicas=low,
         max_replicas=high,
         keep_requests=spec.keep_requests,
+        keep_previous=spec.keep_previous,
         priority=spec.priority,
     )  # fmt: skip

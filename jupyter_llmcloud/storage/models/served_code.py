@@ -30,6 +30,11 @@ def folder(root: Path | None = None) -> Path:
     return (root or config.root()) / "endpoints"
 
 
+def is_digest(name: str) -> bool:
+    """Whether a folder with this name holds code that was kept here."""
+    return _DIGEST.fullmatch(name) is not None
+
+
 def write_cell(source: CellSource, root: Path | None = None) -> Path:
     """Keep a cell; returns its file, which is the same for the same cell."""
     record = source.as_record()

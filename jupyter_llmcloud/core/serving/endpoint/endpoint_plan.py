@@ -321,6 +321,8 @@ class EndpointPlan:
     def _wanted(self, revision: int) -> int:
         if revision in self.failed:
             return 0
+        if any(item.number == revision and item.role == "previous" for item in self.revisions):
+            return len(self._of(revision, "starting", *_SERVING))  # those that it has left: it gets no others
         return next((item.num_replicas for item in self.revisions if item.number == revision), 0)
 
     def _stop(self, now: float) -> Iterator[Instruction]:
@@ -350,7 +352,7 @@ class EndpointPlan:
         """A revision that is replaced serves on with as many replicas as those that are wanted lack still."""
         if any(item.number == revision for item in self.revisions):
             return 0
-        answering = [item for item in self.revisions if item.role != "shadow"]
+        answering = [item for item in self.revisions if item.role not in ("shadow", "previous")]
         return sum(max(0, item.num_replicas - len(self._of(item.number, "ready"))) for item in answering)
 
     def _to_reload(self, revision: Revision) -> list[ObservedReplica]:
@@ -428,8 +430,10 @@ class EndpointPlan:
     def _route(self) -> Iterator[Instruction]:
         """Requests follow the weights; when those that have one have no ready replica, whichever revision has."""
         share = {revision.number: revision.weight for revision in self.revisions}
-        shadows = {revision.number for revision in self.revisions if revision.role == "shadow"}
-        ready = [r for r in self.replicas.values() if r.state == "ready" and r.revision not in shadows]
+        aside = {revision.number for revision in self.revisions if revision.role == "shadow"}
+        if not any(revision.num_replicas for revision in self.revisions if revision.weight):  # it waits to be woken
+            aside |= {revision.number for revision in self.revisions if revision.role == "previous"}
+        ready = [r for r in self.replicas.values() if r.state == "ready" and r.revision not in aside]
         weights = {replica.number: share.get(self.group_of(replica.number), 0) for replica in ready}
         if not any(weights.values()):
             weights = {replica.number: 100 for replica in ready if self.revisions}
@@ -457,7 +461,7 @@ class EndpointPlan:
         given_up = "; ".join(self.failed[number] for number in sorted(self.failed))
         num_serving = sum(replica.state in _SERVING for replica in self.replicas.values())
         if num_serving:
-            complete = num_serving >= sum(revision.num_replicas for revision in self.revisions)
+            complete = num_serving >= sum(self._wanted(revision.number) for revision in self.revisions)
             return "ready", given_up or ("" if complete else self._last_loss)
         if not any(revision.num_replicas for revision in self.revisions):
             return "ready", "no replica runs: the next request starts one"

@@ -24,7 +24,8 @@ class Revision:
         max_concurrent: sequences that a replica generates at once.
         threads: CPU threads of a replica; None: its share of the host's cores.
         role: stable (answers), canary (answers a share of the requests, and is withdrawn when it fails), shadow (gets
-            copies of requests, whose answers are dropped) or retired (has no replicas, and can come back).
+            copies of requests, whose answers are dropped), previous (gets none, but keeps its replicas for a while) or
+            retired (has no replicas, and can come back).
         in_place_of: the revision whose replicas may load these weights between two steps, since everything else is
             alike; 0: none.
         cores: cores of its host that a replica has; None: it shares them.
@@ -34,6 +35,8 @@ class Revision:
         min_replicas, max_replicas: the bounds between which the number follows the load; None: it does not.
         step: of a training run, the step that the weights are from; None: not known.
         keep_requests: keep what is asked and answered, for feedback.
+        keep_previous: seconds that the replicas of the revision before it are kept; None: they are not.
+        kept_until: of a previous one, when its replicas end, in seconds since the epoch.
         note: why it was withdrawn.
         kind: what the model is for, as in `model_kind`; "": not known, as before there were kinds.
         engine: what computes it; auto: the fastest that answers as the model itself does.
@@ -68,3 +71,5 @@ class Revision:
     source: str = ""
     engine: str = "auto"
     api_key_env: str = ""
+    keep_previous: float | None = None
+    kept_until: float | None = None

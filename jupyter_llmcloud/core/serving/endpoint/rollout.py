@@ -1,7 +1,7 @@
 """How the revisions of an endpoint follow each other: replaced, split, shadowed, rolled back. Lists in, lists out.
 
-At most one revision is stable, one the canary and one the shadow. The others are retired: kept without replicas, so
-that one can go back to them. Weights are percent of the requests; those of the stable one and the canary make 100.
+At most one revision is stable, one the canary, one the shadow, and one the previous one, whose replicas wait for a while
+to be gone back to. The others are retired: kept without replicas, so that one can go back to them as well. Weights are percent of the requests; those of the stable one and the canary make 100.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.errors import UsageError
 
-STABLE, CANARY, SHADOW, RETIRED = "stable", "canary", "shadow", "retired"
-ROLES = (STABLE, CANARY, SHADOW)
+STABLE, CANARY, SHADOW, PREVIOUS, RETIRED = "stable", "canary", "shadow", "previous", "retired"
+ROLES = (STABLE, CANARY, SHADOW, PREVIOUS)
 _WHOLE = 100
 
 Revisions = Sequence[Revision]
@@ -35,9 +35,22 @@ def next_number(revisions: Revisions) -> int:
     return max((item.number for item in revisions), default=0) + 1
 
 
-def updated(revisions: Revisions, new: Revision) -> list[Revision]:
-    """`new` takes the place of all that is served."""
-    return [*(_retired(item) for item in revisions), replace(new, role=STABLE, weight=_WHOLE)]
+def updated(revisions: Revisions, new: Revision, now: float = 0.0) -> list[Revision]:
+    """`new` takes the place of all that is served. `now`: in seconds since the epoch."""
+    return [*(_replaced(item, new, now) for item in revisions), replace(new, role=STABLE, weight=_WHOLE)]
+
+
+def _replaced(item: Revision, new: Revision, now: float) -> Revision:
+    """Without requests; with its replicas for a while, when those are its own and that was asked for."""
+    if item.role != STABLE or not new.keep_previous or new.in_place_of:
+        return _retired(item)
+    return replace(item, role=PREVIOUS, weight=0, in_place_of=0, kept_until=now + new.keep_previous)
+
+
+def expired(revisions: Revisions, now: float) -> list[Revision] | None:
+    """Without replicas that have been kept long enough; None when there are none."""
+    over = [item.number for item in revisions if item.role == PREVIOUS and (item.kept_until or 0) <= now]
+    return [_retired(item) if item.number in over else item for item in revisions] if over else None
 
 
 def with_canary(revisions: Revisions, new: Revision, percent: int) -> list[Revision]:
@@ -49,10 +62,11 @@ def with_canary(revisions: Revisions, new: Revision, percent: int) -> list[Revis
     return [*(_weighted(item, _WHOLE - percent) if item.role == STABLE else item for item in rest), canary]
 
 
-def split(revisions: Revisions, shares: Mapping[str, int]) -> list[Revision]:
+def split(revisions: Revisions, shares: Mapping[str, int], now: float = 0.0) -> list[Revision]:
     """The requests shared out anew: `{"stable": 95, "canary": 5}`, or revisions by their numbers.
 
-    A canary that gets everything is the stable one from then on, and the other one goes. Raises UsageError.
+    A canary that gets everything is the stable one from then on, and the other one goes, as after an update. Raises
+    UsageError. `now`: in seconds since the epoch.
     """
     total = sum(shares.values())
     if not shares or any(share < 0 for share in shares.values()) or total != _WHOLE:
@@ -70,13 +84,14 @@ def split(revisions: Revisions, shares: Mapping[str, int]) -> list[Revision]:
         stable = before.number
     else:
         stable = max(answering, key=lambda number: (answering[number], number))
-    return [_as_split(item, answering, stable) for item in revisions]
+    heir = next(item for item in revisions if item.number == stable)
+    return [_as_split(item, answering, heir, now) for item in revisions]
 
 
-def _as_split(item: Revision, answering: Mapping[int, int], stable: int) -> Revision:
+def _as_split(item: Revision, answering: Mapping[int, int], heir: Revision, now: float) -> Revision:
     if item.number not in answering:
-        return item if item.role == SHADOW else _retired(item)
-    role = STABLE if item.number == stable else CANARY
+        return item if item.role == SHADOW else _replaced(item, heir, now)
+    role = STABLE if item.number == heir.number else CANARY
     return replace(_revived(item), role=role, weight=answering[item.number], in_place_of=0)
 
 
@@ -99,7 +114,7 @@ def rolled_back(revisions: Revisions) -> list[Revision]:
     if (canary := with_role(revisions, CANARY)) is not None:
         return withdrawn(revisions, canary.number, "")
     stable = with_role(revisions, STABLE)
-    earlier = [item for item in revisions if item.role == RETIRED and not item.note]
+    earlier = [item for item in revisions if item.role in (PREVIOUS, RETIRED) and not item.note]
     earlier = [item for item in earlier if stable is None or item.number < stable.number]
     if stable is None or not earlier:
         raise UsageError("there is no earlier revision to go back to.")
@@ -111,7 +126,8 @@ def withdrawn(revisions: Revisions, number: int, reason: str) -> list[Revision]:
     failed = next(item for item in revisions if item.number == number)
     if failed.role == STABLE:
         heirs = [item for item in revisions if item.role == CANARY]
-        heirs = heirs or [item for item in revisions if item.role == RETIRED and item.number < number and not item.note]
+        earlier = [item for item in revisions if item.role in (PREVIOUS, RETIRED) and item.number < number]
+        heirs = heirs or [item for item in earlier if not item.note]
         if not heirs:
             return list(revisions)
         return _back_to(revisions, max(heirs, key=lambda item: item.number), failed, reason)
@@ -162,11 +178,11 @@ def _weighted(item: Revision, weight: int) -> Revision:
 
 
 def _retired(item: Revision, note: str = "") -> Revision:
-    return replace(item, role=RETIRED, weight=0, in_place_of=0, note=note or item.note)
+    return replace(item, role=RETIRED, weight=0, in_place_of=0, kept_until=None, note=note or item.note)
 
 
 def _revived(item: Revision) -> Revision:
-    return replace(item, num_replicas=max(1, item.num_replicas), note="")
+    return replace(item, num_replicas=max(1, item.num_replicas), kept_until=None, note="")
 
 
 # --- the health of a canary -----------------------------------------------------------------------------------------

@@ -489,3 +489,48 @@ def test_an_endpoint_without_replicas_is_ready_to_start_one() -> None:
     assert (endpoint.plan.state, endpoint.plan.may_recover) == ("ready", True)
     assert "next request" in endpoint.plan.reason and not endpoint.plan.is_over
     assert only(StartReplica, endpoint.tell(Desired((revision(1, min_replicas=0, max_replicas=2),))))
+
+
+# --- a revision whose replicas are kept to be gone back to ---
+
+
+def _with_previous(num_replicas: int = 1) -> tuple[Endpoint, Revision, Revision]:
+    """Revision 2 has replaced revision 1, whose replicas wait."""
+    one = dataclasses.replace(ONE, num_replicas=num_replicas)
+    endpoint = Endpoint(one)
+    endpoint.make_ready(*range(1, num_replicas + 1))
+    previous = dataclasses.replace(one, role="previous", weight=0)
+    endpoint.tell(Desired((previous, TWO)))
+    endpoint.make_ready(num_replicas + 1)
+    return endpoint, previous, TWO
+
+
+def test_going_back_to_replicas_that_were_kept_is_a_matter_of_routing() -> None:
+    endpoint, previous, two = _with_previous()
+    assert endpoint.states() == {1: "ready", 2: "ready"} and endpoint.plan.state == "ready"
+    said = endpoint.tell(Desired((dataclasses.replace(previous, role="stable", weight=100),)))
+    assert Route({1: 100}) in said and not only(StartReplica, said)
+    assert endpoint.states() == {1: "ready", 2: "draining"}
+
+
+def test_replicas_that_are_kept_answer_until_the_new_ones_do_and_no_longer() -> None:
+    endpoint = Endpoint(ONE)
+    endpoint.make_ready(1)
+    said = endpoint.tell(Desired((dataclasses.replace(ONE, role="previous", weight=0), TWO)))
+    assert not only(Route, said)  # it is as it was
+    assert Route({2: 100}) in endpoint.make_ready(2)
+
+
+def test_a_replica_that_was_kept_and_is_lost_has_no_successor() -> None:
+    endpoint, *_ = _with_previous(num_replicas=2)
+    said = [*endpoint.lose(1), *endpoint.wait(60)]
+    assert not only(StartReplica, said) and endpoint.plan.state == "ready"
+    said = endpoint.lose(3)
+    assert [start.revision.number for start in only(StartReplica, said)] == [2]  # the one that answers has
+
+
+def test_replicas_that_are_kept_do_not_answer_for_an_endpoint_that_waits_to_be_woken() -> None:
+    endpoint, previous, two = _with_previous()
+    assert Route({}) in endpoint.tell(Desired((previous, dataclasses.replace(two, num_replicas=0))))
+    said = [*endpoint.tell(Idle(2)), *endpoint.tell(Stopped(2))]
+    assert not only(Route, said) and endpoint.states() == {1: "ready"}

@@ -120,3 +120,29 @@ def test_a_canary_goes_when_it_fails_clearly_more_than_the_stable_one(
     canary: tuple[int, int], stable: tuple[int, int], goes: bool
 ) -> None:
     assert bool(why_unhealthy(Outcomes(*canary), Outcomes(*stable))) is goes
+
+
+def test_the_revision_before_keeps_its_replicas_for_a_while_where_that_is_asked_for() -> None:
+    keeping = dataclasses.replace(TWO, keep_previous=60.0)
+    revisions = rollout.updated([ONE], keeping, now=1000.0)
+    assert told(revisions) == [(1, "previous", 0), (2, "stable", 100)]
+    assert rollout.served(revisions) == tuple(revisions)
+    assert rollout.expired(revisions, now=1059.9) is None
+    over = rollout.expired(revisions, now=1060.0)
+    assert told(over) == [(1, "retired", 0), (2, "stable", 100)] and over[0].kept_until is None
+    for later in (revisions, over):
+        assert told(rollout.rolled_back(later)) == [(1, "stable", 100), (2, "retired", 0)]
+    assert told(rollout.withdrawn(revisions, 2, "it fails")) == [(1, "stable", 100), (2, "retired", 0)]
+    third = rollout.updated(revisions, dataclasses.replace(THREE, keep_previous=60.0), now=1010.0)
+    assert told(third) == [(1, "retired", 0), (2, "previous", 0), (3, "stable", 100)]
+
+
+def test_replicas_that_take_the_new_weights_themselves_are_not_kept() -> None:
+    keeping = dataclasses.replace(TWO, keep_previous=60.0, in_place_of=1)
+    assert told(rollout.updated([ONE], keeping, now=1.0)) == [(1, "retired", 0), (2, "stable", 100)]
+
+
+def test_what_a_canary_that_got_everything_has_replaced_is_kept_as_after_an_update() -> None:
+    canary = rollout.with_canary([ONE], dataclasses.replace(TWO, keep_previous=60.0), 5)
+    promoted = rollout.split(canary, {"canary": 100}, now=1000.0)
+    assert told(promoted) == [(1, "previous", 0), (2, "stable", 100)] and promoted[0].kept_until == 1060.0

@@ -51,7 +51,8 @@ export function rollbackTo(endpoint: Endpoint): string {
     return stable ? stable.target : '';
   }
   const earlier = (endpoint.revisions ?? []).filter(
-    revision => revision.role === 'retired' && !revision.note && (!stable || revision.number < stable.number)
+    revision =>
+      ['retired', 'previous'].includes(revision.role) && !revision.note && (!stable || revision.number < stable.number)
   );
   return earlier.length > 0 ? earlier[earlier.length - 1]!.target : '';
 }
