@@ -1,4 +1,4 @@
-"""Each change leaves a row in the audit and a Jupyter event; each request to an endpoint a row of usage and an event."""
+"""Each change leaves a row in the audit and a Jupyter event; each request to an endpoint one of usage and an event."""
 
 from __future__ import annotations
 

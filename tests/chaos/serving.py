@@ -1,8 +1,9 @@
 """Many streams, clients that hang up, and a replica killed every minute: does anybody notice but those it answered?
 
 Sixteen clients ask an endpoint with two replicas, one stream after the other; some hang up in the middle. Every minute
-a replica gets SIGKILL. A stream may end with an error event only if a replica was killed while it ran; no stream may
-end without [DONE] or an error; memory may not grow; in the end nothing is in flight.
+a replica gets SIGKILL. A stream may end with an error event only if the replica that answered it was killed, which the
+server's table of usage tells; no stream may end without [DONE] or an error; memory may not grow; in the end nothing is in
+flight.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ import psutil
 
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.headless import headless_server
 from tests.support.tiny_models import save_tiny_llama
 
 NUM_STREAMS = 16
 KILL_EVERY_S = 60.0
 ABORTS = 0.2  # the share of streams whose client hangs up
-KILL_WINDOW_S = 15.0  # a request that waited for a replacement counts as hit by the kill
 REPLACED_S = 10.0
 MAX_GROWTH = 1.15  # of memory, from the first third to the last
 MODEL = "soak"
@@ -42,19 +43,16 @@ class Seen:
 
     num_done: int = 0
     num_aborted: int = 0
-    failed: list[tuple[float, float, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)  # the id of each request, and what was seen
     first_token_s: list[float] = field(default_factory=list)
-    kills: list[float] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)  # the ids of the replicas
     back_s: list[float] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)
 
-    def unexplained(self) -> list[str]:
-        """Errors of streams during which no replica was killed."""
-        return [
-            what
-            for began, ended, what in self.failed
-            if not any(began - KILL_WINDOW_S <= kill <= ended for kill in self.kills)
-        ]
+    def unexplained(self, state: ServerState) -> list[str]:
+        """Errors of streams that were not answered by a replica which was killed."""
+        rows = [(state.request(request_id), what) for request_id, what in self.failed]
+        return [f"{what} ({row})" for row, what in rows if row is None or row["replica"] not in self.killed]
 
 
 def main(minutes: float = 10, seed: int = 0) -> bool:
@@ -66,8 +64,8 @@ def main(minutes: float = 10, seed: int = 0) -> bool:
             pass
         endpoint = Endpoint(MODEL, client)
         seen = asyncio.run(_soak(endpoint.base_url, endpoint.api_key, client, minutes * 60, random.Random(seed)))
-        left = client.endpoint(MODEL)["rates"]
-        ok = _tell(seen, left)
+        time.sleep(2)  # the last rows of usage are written half a second after their requests
+        ok = _tell(seen, client.endpoint(MODEL)["rates"])
         client.stop_endpoint(MODEL)
     return ok
 
@@ -93,23 +91,26 @@ async def _ask(http: httpx.AsyncClient, seen: Seen, end: float, draw: random.Ran
             "temperature": draw.choice([0, 1]),
             "stream": True,
         }
-        began = time.monotonic()
-        what = await _stream(http, body, hang_up_after, seen)
+        request_id, what = await _stream(http, body, hang_up_after, seen)
         if what == "done":
             seen.num_done += 1
         elif what == "aborted":
             seen.num_aborted += 1
         else:
-            seen.failed.append((began, time.monotonic(), what))
+            seen.failed.append((request_id, what))
             await asyncio.sleep(0.2)
 
 
-async def _stream(http: httpx.AsyncClient, body: dict[str, Any], hang_up_after: int | None, seen: Seen) -> str:
-    began, num_events, last = time.monotonic(), 0, ""
+async def _stream(
+    http: httpx.AsyncClient, body: dict[str, Any], hang_up_after: int | None, seen: Seen
+) -> tuple[str, str]:
+    """The id of the request, and how it ended: done, aborted, or in other words."""
+    began, num_events, last, request_id = time.monotonic(), 0, "", ""
     try:
         async with http.stream("POST", "/completions", json=body) as answer:
+            request_id = answer.headers.get("X-Request-Id", "")
             if answer.status_code != 200:
-                return f"{answer.status_code}: {(await answer.aread()).decode(errors='replace')[:200]}"
+                return request_id, f"{answer.status_code}: {(await answer.aread()).decode(errors='replace')[:200]}"
             async for line in answer.aiter_lines():
                 if not line.startswith("data: "):
                     continue
@@ -118,13 +119,14 @@ async def _stream(http: httpx.AsyncClient, body: dict[str, Any], hang_up_after: 
                 num_events += 1
                 last = line.removeprefix("data: ")
                 if hang_up_after is not None and num_events >= hang_up_after:
-                    return "aborted"
+                    return request_id, "aborted"
     except httpx.HTTPError as error:
-        return f"{type(error).__name__}: {error}"
+        return request_id, f"{type(error).__name__}: {error}"
     if last == "[DONE]":
-        return "done"
+        return request_id, "done"
     told = json.loads(last) if last.startswith("{") else {}
-    return f"error event: {told['error']['message']}" if "error" in told else "ended without [DONE] or an error"
+    how = f"error event: {told['error']['message']}" if "error" in told else "ended without [DONE] or an error"
+    return request_id, how
 
 
 async def _kill(client: ServerClient, seen: Seen, end: float, draw: random.Random) -> None:
@@ -134,7 +136,7 @@ async def _kill(client: ServerClient, seen: Seen, end: float, draw: random.Rando
         victim = draw.choice(ready)
         os.kill(victim["pid"], signal.SIGKILL)
         killed = time.monotonic()
-        seen.kills.append(killed)
+        seen.killed.append(victim["id"])
         while not await _is_replaced(client, victim["id"]):
             if time.monotonic() - killed > KILL_EVERY_S:
                 break
@@ -165,13 +167,15 @@ async def _weigh(client: ServerClient, seen: Seen, end: float) -> None:
 
 
 def _tell(seen: Seen, left: dict[str, Any]) -> bool:
-    unexplained = seen.unexplained()
+    state = ServerState()
+    unexplained = seen.unexplained(state)
+    state.close()
     third = max(1, len(seen.memory) // 3)
     first, last = (statistics.median(size for _, size in part) for part in (seen.memory[:third], seen.memory[-third:]))
     ordered = sorted(seen.first_token_s)
     print(
         f"serving: {seen.num_done} streams done, {seen.num_aborted} hung up, {len(seen.failed)} failed at "
-        f"{len(seen.kills)} kills of replicas, {len(unexplained)} without one; replaced after "
+        f"{len(seen.killed)} kills of replicas, {len(unexplained)} of them not the killed one's own; replaced after "
         f"{statistics.median(seen.back_s):.1f} s (worst {max(seen.back_s):.1f}); first event p50 "
         f"{ordered[len(ordered) // 2] * 1000:.0f} ms, p95 {ordered[int(len(ordered) * 0.95)] * 1000:.0f} ms; the server's "
         f"memory {first / 2**20:.0f} -> {last / 2**20:.0f} MiB; {left['num_in_flight']} in flight in the end",

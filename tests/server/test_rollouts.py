@@ -52,7 +52,9 @@ def audit(server: Server, action: str) -> list[dict[str, Any]]:
 async def test_weights_of_the_same_shape_are_taken_by_the_replicas_that_there_are(
     server: Server, model: Path, tmp_path: Path
 ) -> None:
-    before = await server.serve(model, replicas=2)
+    await server.serve(model, replicas=2)
+    await until(lambda: len(server.context.endpoints.get("tiny").ready_replicas()) == 2, "both are ready")
+    before = await told(server)
     assert await revision(server) == "1"
     await change(server, "update", {"target": str(make_model(tmp_path / "better"))})
 

@@ -1,7 +1,8 @@
 """How the revisions of an endpoint follow each other: replaced, split, shadowed, rolled back. Lists in, lists out.
 
-At most one revision is stable, one the canary, one the shadow, and one the previous one, whose replicas wait for a while
-to be gone back to. The others are retired: kept without replicas, so that one can go back to them as well. Weights are percent of the requests; those of the stable one and the canary make 100.
+At most one revision is stable, one the canary, one the shadow, one the previous one, whose replicas wait for a while to
+be gone back to. The others are retired: kept without replicas, so that one can go back to them as well. Weights are
+percent of the requests; those of the stable one and the canary make 100.
 """
 
 from __future__ import annotations

@@ -506,7 +506,7 @@ def _with_previous(num_replicas: int = 1) -> tuple[Endpoint, Revision, Revision]
 
 
 def test_going_back_to_replicas_that_were_kept_is_a_matter_of_routing() -> None:
-    endpoint, previous, two = _with_previous()
+    endpoint, previous, _ = _with_previous()
     assert endpoint.states() == {1: "ready", 2: "ready"} and endpoint.plan.state == "ready"
     said = endpoint.tell(Desired((dataclasses.replace(previous, role="stable", weight=100),)))
     assert Route({1: 100}) in said and not only(StartReplica, said)
