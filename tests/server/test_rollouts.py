@@ -53,7 +53,11 @@ async def test_weights_of_the_same_shape_are_taken_by_the_replicas_that_there_ar
     server: Server, model: Path, tmp_path: Path
 ) -> None:
     await server.serve(model, replicas=2)
-    await until(lambda: len(server.context.endpoints.get("tiny").ready_replicas()) == 2, "both are ready")
+
+    async def both_are_ready() -> bool:
+        return [replica["state"] for replica in (await told(server))["replicas"]] == ["ready", "ready"]
+
+    await until(both_are_ready, "both are ready: one that still starts would be started again")
     before = await told(server)
     assert await revision(server) == "1"
     await change(server, "update", {"target": str(make_model(tmp_path / "better"))})
