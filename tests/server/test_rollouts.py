@@ -51,7 +51,13 @@ def audit(server: Server, action: str) -> list[dict[str, Any]]:
 async def test_weights_of_the_same_shape_are_taken_by_the_replicas_that_there_are(
     server: Server, model: Path, tmp_path: Path
 ) -> None:
-    before = await server.serve(model, replicas=2)
+    await server.serve(model, replicas=2)  # it answers as soon as one of them is ready
+
+    async def both_are_ready() -> bool:
+        return [replica["state"] for replica in (await told(server))["replicas"]] == ["ready"] * 2
+
+    await until(both_are_ready, "both replicas are ready")
+    before = await told(server)
     assert await revision(server) == "1"
     await change(server, "update", {"target": str(make_model(tmp_path / "better"))})
 
