@@ -12,6 +12,10 @@ const revision = (number: number, role: string, changes: Partial<ServedRevision>
   fingerprint: '',
   num_replicas: 1,
   step: null,
+  note: '',
+  num_requests: 0,
+  num_errors: 0,
+  comparison: null,
   ...changes
 });
 const endpoint = (...revisions: ServedRevision[]) => ({ name: 'poet', revisions }) as unknown as Endpoint;

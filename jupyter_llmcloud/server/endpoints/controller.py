@@ -155,8 +155,11 @@ class EndpointController:
     def kind(self) -> str:
         """What the model is for, as its replicas say: what is of the user's own turns out when it is loaded."""
         current = self.stored.current
-        mine = [one for one in self._replicas.values() if one.stored.revision == current.number]
-        return str(next((one.reported["kind"] for one in mine if one.reported.get("kind")), current.kind))
+        if current.kind not in ("module", "python"):
+            return current.kind
+        known = [one for one in self._replicas.values() if one.reported.get("kind")]
+        known.sort(key=lambda one: one.stored.revision == current.number)  # else as what it takes the place of
+        return str(known[-1].reported["kind"]) if known else current.kind
 
     def describe(self) -> dict[str, Any]:
         """What the API tells of it: neither sockets nor tokens."""

@@ -53,7 +53,7 @@ export function rollbackTo(endpoint: Endpoint): string {
   const earlier = (endpoint.revisions ?? []).filter(
     revision => revision.role === 'retired' && !revision.note && (!stable || revision.number < stable.number)
   );
-  return earlier.length > 0 ? earlier[earlier.length - 1]!.target : '';
+  return earlier.at(-1)?.target ?? '';
 }
 
 /** How a shadow compares, in a line: as `%endpoints show` says it. */
