@@ -124,6 +124,7 @@ FAILS = ("which tokenizer", "number", "tokenizer alone", "nothing", "of a run")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # five replicas load torch, one after the other
 def test_models_of_a_cell_and_variables_answer_as_they_do_in_the_notebook(headless_root: Path, tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell(text) for text in CELLS.values()]
     for name, cell in zip(CELLS, cells, strict=True):

@@ -267,7 +267,8 @@ class EndpointController:
 
     def give_way(self, num_replicas: int) -> None:
         """A world of higher priority waits for slots: have no more replicas than these while it does."""
-        before = self.stored.current.num_replicas
+        current = self.stored.current
+        before = current.num_replicas
         self.scaling.hold(num_replicas, self._now() + GIVES_WAY_S)
         if num_replicas < before:
             self._records.tell_change(self.name, "endpoint.scaled", replicas=num_replicas, before=before)
