@@ -85,7 +85,7 @@ def serve(target: str, spec: EndpointSpec, listener: Listener = LOOPBACK) -> int
 
 def examples(kind: str, url: str, key: str, model: str, curl: str = "curl") -> str:
     """What can be pasted into a shell and into Python to ask a model of this kind."""
-    template = {GENERATOR: GENERATES, EMBEDDER: EMBEDS}.get(kind, PREDICTS)
+    template = GENERATES if kind == GENERATOR else EMBEDS if kind == EMBEDDER else PREDICTS
     v2, inputs = f"{url.removesuffix('/v1')}/v2", _INPUTS.get(kind, '["Hello"]')
     return template.format(url=url, key=key, model=model, curl=curl, v2=v2, inputs=inputs)
 
