@@ -30,6 +30,7 @@ from jupyter_llmcloud.training.object_graph.kinds import (
     iterators,
     reduced,
     tensors,
+    typing_constructs,
     values,
 )
 from jupyter_llmcloud.training.object_graph.kinds.base import Kind
@@ -65,13 +66,13 @@ _FIXED_TYPES: tuple[type, ...] = (
     threading.Thread, threading.Condition, threading.Event, threading.Semaphore, subprocess.Popen, logging.Logger,
     Trainer, types.TracebackType, types.FrameType,
     types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
-    type(threading.Lock()), type(threading.RLock()), type(Ellipsis), type(NotImplemented), weakref.ProxyType,
+    type(threading.Lock()), type(threading.RLock()), weakref.ProxyType,
 )  # fmt: skip
 _MAPPED = 1 << 20  # bytes
 _STATEFUL_TYPES: tuple[type, ...] = (torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _LIBRARY_CODE: tuple[type, ...] = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
-    types.ClassMethodDescriptorType, types.GenericAlias, types.UnionType, np.ufunc,
+    types.ClassMethodDescriptorType, np.ufunc,
 )  # fmt: skip
 
 _EXACT: dict[type, Kind] = {
@@ -102,6 +103,8 @@ _EXACT: dict[type, Kind] = {
     torch.device: values.Torch(),
     torch.Size: values.Torch(),
     torch.layout: _FIXED,
+    types.EllipsisType: values.Singleton(),
+    types.NotImplementedType: values.Singleton(),
 }
 _BASES: list[tuple[Any, Kind]] = [
     (dict, _DICT),
@@ -121,7 +124,7 @@ BY_NAME: dict[str, Kind] = {
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
         _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, instances.Member(),
-        iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
+        *typing_constructs.KINDS, iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
 }  # fmt: skip
 
@@ -143,6 +146,8 @@ def _kind_by_base(value: Any) -> Kind:
         return _FUNCTION if is_own(value) else _NAMED
     if isinstance(value, type):
         return _CLASS if is_own(value) else _NAMED
+    if typing_constructs.is_construct(value):
+        return typing_constructs.kind_of_construct(value)
     if isinstance(value, (types.ModuleType, *_LIBRARY_CODE)):
         return _method_of(value)
     if isinstance(value, torch.Tensor):
