@@ -98,7 +98,9 @@ def test_a_run_that_ends_while_stop_is_on_its_way_was_not_cancelled(folder: RunF
 
 
 def test_a_stop_that_is_refused_while_the_run_goes_on_says_why(folder: RunFolder) -> None:
-    handle = RunHandle("r-1", lambda: EndsMeanwhile(folder, UsageError("interrupt the kernel that starts them"), "running"))
+    handle = RunHandle(
+        "r-1", lambda: EndsMeanwhile(folder, UsageError("interrupt the kernel that starts them"), "running")
+    )
     with pytest.raises(UsageError, match="interrupt the kernel"):
         handle.cancel()
 

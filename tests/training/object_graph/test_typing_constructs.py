@@ -1,5 +1,7 @@
 """What `typing` makes is in every cell of somebody who annotates: it is no state, and it is never in the way."""
 
+# ruff: noqa: UP006, UP007, UP035, UP045 - what typing has for older code is what is tested
+
 from __future__ import annotations
 
 import collections.abc
@@ -69,7 +71,7 @@ ALIASES: dict[str, Any] = {
 PARAMETERS: dict[str, Callable[[], Any]] = {
     "TypeVar": lambda: TypeVar("V"),
     "TypeVar with a bound": lambda: TypeVar("V", bound=Box[int]),
-    "TypeVar with a bound that is a name": lambda: TypeVar("V", bound="Later"),
+    "TypeVar with a bound that is a name": lambda: TypeVar("V", bound="Later"),  # noqa: F821
     "TypeVar with constraints": lambda: TypeVar("V", int, str),
     "TypeVar that is covariant": lambda: TypeVar("V", covariant=True),
     "ParamSpec": lambda: ParamSpec("V"),
@@ -82,7 +84,15 @@ def base() -> Names:
 
 
 def described(value: Any) -> list[Any]:
-    names = ("__name__", "__bound__", "__constraints__", "__covariant__", "__contravariant__", "__module__", "__default__")
+    names = (
+        "__name__",
+        "__bound__",
+        "__constraints__",
+        "__covariant__",
+        "__contravariant__",
+        "__module__",
+        "__default__",
+    )
     return [type(value), repr(value), *(getattr(value, name, None) for name in names)]
 
 

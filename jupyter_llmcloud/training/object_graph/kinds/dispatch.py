@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from jupyter_llmcloud.training.object_graph.kinds import (
+    arrow,
     base,
     code,
     containers,
@@ -45,6 +46,7 @@ _REDUCED, _RESTATED = reduced.Reduced(), reduced.Restated()
 _STATEFUL = reduced.Stateful()
 _DICT = containers.Dict()
 _FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
+_ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE = values.Scalar(), instances.Module()
 _TENSOR, _ARRAY, _OBJECTS = tensors.Tensor(), tensors.Array(), tensors.Objects()
 
@@ -123,8 +125,9 @@ BY_NAME: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
-        _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, instances.Member(),
-        *typing_constructs.KINDS, iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
+        _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, _ARROW, instances.Member(),
+        *typing_constructs.KINDS,
+        iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
 }  # fmt: skip
 
@@ -166,6 +169,8 @@ def _kind_by_base(value: Any) -> Kind:
         return _STATEFUL
     if _is_of(type(value), ("jupyter_llmcloud",)):
         return iterators.FOLLOWED
+    if arrow.is_arrow_array(type(value)):
+        return _ARROW
     if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
         return _FIXED
     return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)

@@ -21,7 +21,10 @@ _MODULES = frozenset({"typing", "annotationlib"})
 
 
 class Alias(Kind):
-    """`list[int]`, `int | None`, `Callable[[int], str]`, `Box[T]`, `Annotated[...]`: what is subscripted, and by what."""
+    """`list[int]`, `int | None`, `Callable[[int], str]`, `Box[T]`, `Annotated[...]`: what is subscripted, and by what.
+
+    `split` and `build` go the way that typing has for pickle, which does not know unions and unpacked ones.
+    """
 
     name = "generic alias"
     filled = False
@@ -126,7 +129,7 @@ class SpecialForm(Named):
 
 
 class NamedAlias(Untouched):
-    """`type Tree = dict[str, Tree]`, which is evaluated only when asked, and may lead to itself: as the cell makes it."""
+    """`type Tree = dict[str, Tree]`: it is evaluated only when asked, and may lead to itself. As the cell makes it."""
 
     name = "type statement"
 
