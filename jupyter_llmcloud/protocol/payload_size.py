@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.frames import MAX_HEADER, MAX_PAYLOAD
 
 MAX_VARIABLES = MAX_PAYLOAD - MAX_HEADER  # pickled; on its way to another host a message is carried in another one
@@ -81,6 +82,31 @@ def dump_within(
             dump(value, counting)
             sizes[name] = counting.num_bytes
         raise TooLarge(refusal(what, sizes, limit, folder)) from None
+
+
+def dump_variables(
+    values: Mapping[str, Any],
+    dump: Callable[[Any, Any], None],
+    what: str,
+    folder: str,
+    refused: Callable[[str, Any, Exception], Exception],
+) -> bytes:
+    """`values` as `dump(value, file)` writes them, for one message.
+
+    Raises UsageError when they are too large for that, and what `refused(name, value, error)` makes of the first that
+    cannot be written.
+    """
+    try:
+        return dump_within(values, dump, MAX_VARIABLES, what, folder)
+    except TooLarge as error:
+        raise UsageError(str(error)) from None
+    except Exception:
+        for name, value in values.items():
+            try:
+                dump(value, CountingFile())
+            except Exception as error:
+                raise refused(name, value, error) from None
+        raise
 
 
 def refusal(what: str, sizes: Mapping[str, int], limit: int, folder: str) -> str:

@@ -12,8 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
+from jupyter_llmcloud.protocol.payload_size import dump_variables
 from jupyter_llmcloud.system.atomic_files import publish_folder
 from jupyter_llmcloud.training import saved_model
 from jupyter_llmcloud.training.parallel import plans
@@ -107,17 +106,11 @@ def pickled(values: dict[str, Any], what: str = "%pull") -> bytes:
 
     Raises TypeError naming the one that cannot be pickled, UsageError naming those that are too large; `what` asked.
     """
-    try:
-        return dump_within(values, _dump, MAX_VARIABLES, what, str(config.root()))
-    except TooLarge as error:
-        raise UsageError(str(error)) from None
-    except Exception:
-        for name, value in values.items():
-            try:
-                _dump(value, CountingFile())
-            except Exception as error:
-                raise TypeError(f"{name!r} ({type(value).__name__}) cannot be pickled: {error}") from None
-        raise
+    return dump_variables(values, _dump, what, str(config.root()), _cannot_leave)
+
+
+def _cannot_leave(name: str, value: Any, error: Exception) -> TypeError:
+    return TypeError(f"{name!r} ({type(value).__name__}) cannot be pickled: {error}")
 
 
 def _dump(value: Any, file: Any) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from jupyter_llmcloud.core.metrics import wording
-from jupyter_llmcloud.core.metrics.series import Point, Series
+from jupyter_llmcloud.core.metrics.series import Series
 from jupyter_llmcloud.core.run.time_split import shares_of
 from jupyter_llmcloud.protocol.http.events import (
     LatestValue,
@@ -14,7 +13,6 @@ from jupyter_llmcloud.protocol.http.events import (
     RankInfo,
     RunActions,
     RunInfo,
-    SeriesTail,
 )
 from jupyter_llmcloud.protocol.http.worlds import Split
 from jupyter_llmcloud.widgets.view_state import ViewState
@@ -95,27 +93,8 @@ def latest(series: Series) -> LatestValue:
     )
 
 
-def tail(
-    name: str, points: Sequence[Point], *, first: int = 0, is_partial: bool = False, ranks: Sequence[int] = ()
-) -> SeriesTail:
-    """These points as the columns of a series from `first` on."""
-    return SeriesTail(
-        name=name,
-        from_=first,
-        step=[point.step for point in points],
-        time=[point.time for point in points],
-        epoch=[point.epoch for point in points],
-        mean=[_rounded(point.mean) for point in points],
-        low=[_rounded(point.low) for point in points],
-        high=[_rounded(point.high) for point in points],
-        n=[point.num_ranks for point in points],
-        not_finite=[point.num_not_finite for point in points],
-        is_partial=is_partial,
-        ranks=list(ranks),
-    )
-
-
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """A value, to as many digits as a chart shows."""
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 

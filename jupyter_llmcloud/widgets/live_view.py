@@ -16,6 +16,7 @@ import msgspec
 
 from jupyter_llmcloud.core.metrics.columns import Columns, MetricColumns
 from jupyter_llmcloud.core.names import name_ranks
+from jupyter_llmcloud.protocol.http.series import tail_of
 from jupyter_llmcloud.storage.runs import RunStore, Times, nonce
 from jupyter_llmcloud.widgets import live_info, static_view
 from jupyter_llmcloud.widgets.front_end import FrontEnd, find_front_end
@@ -291,7 +292,14 @@ def _joined(before: dict[str, Any], first: int, columns: Columns, name: str) -> 
     """The whole of a series whose columns from `first` on are other ones now; lists that were sent stay as they are."""
     points = columns.points[first:]
     new: dict[str, Any] = msgspec.to_builtins(
-        live_info.tail(name, points, first=first, is_partial=columns.is_partial, ranks=columns.ranks)
+        tail_of(
+            name,
+            points,
+            first=first,
+            is_partial=columns.is_partial,
+            ranks=columns.ranks,
+            shown=live_info.rounded,
+        )
     )
     kept = {key: [*before[key][:first], *new[key]] for key in _COLUMNS} if first else {}
     return new | kept | {"from": 0}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.errors import RankError, WorldError
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.commands import runs
 from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.session import run_handle
@@ -74,6 +74,35 @@ def test_a_run_whose_agent_is_gone_has_ended(folder: RunFolder, monkeypatch, cap
     shown = capsys.readouterr().out
     assert "[0] its last words\n" in shown
     assert "its agent has gone" in shown
+
+
+class EndsMeanwhile(Server):
+    """The run ends while Stop is on its way; `error` is what is answered then."""
+
+    def __init__(self, folder: RunFolder, error: LLMCloudError, state: str) -> None:
+        super().__init__("running")
+        self.folder, self.error, self.end = folder, error, state
+
+    def stop_run(self, run_id: str) -> str:
+        record = self.folder.read()
+        record.state = self.end
+        self.folder.write(record)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [NotFound("run 'r-1' has ended."), UsageError("run 'r-1' is not active.")])
+def test_a_run_that_ends_while_stop_is_on_its_way_was_not_cancelled(folder: RunFolder, error: LLMCloudError) -> None:
+    handle = RunHandle("r-1", lambda: EndsMeanwhile(folder, error, "finished"))
+    assert (handle.cancel(), handle.cancel(), handle.state) == (False, False, "finished")
+    assert handle.result(1).state == "finished"
+
+
+def test_a_stop_that_is_refused_while_the_run_goes_on_says_why(folder: RunFolder) -> None:
+    handle = RunHandle(
+        "r-1", lambda: EndsMeanwhile(folder, UsageError("interrupt the kernel that starts them"), "running")
+    )
+    with pytest.raises(UsageError, match="interrupt the kernel"):
+        handle.cancel()
 
 
 def test_a_run_that_goes_on_is_not_done(folder: RunFolder, monkeypatch) -> None:

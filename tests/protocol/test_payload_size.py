@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.magics.session import session, world_client
-from jupyter_llmcloud.protocol import frames
+from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.protocol import frames, payload_size
 from jupyter_llmcloud.protocol.agent_messages import Push
 from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, TooLarge, amount, dump_within, known_size
 
@@ -85,7 +85,7 @@ def test_what_is_too_large_is_never_copied() -> None:
 
 
 def test_a_notebook_is_refused_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world_client, "MAX_VARIABLES", 10_000)
+    monkeypatch.setattr(payload_size, "MAX_VARIABLES", 10_000)
     names = {"model": {"weights": torch.ones(5_000)}, "table": numpy.ones(10)}
     with pytest.raises(UsageError, match=r"--push: model \(\d+\.\d KiB\), but at most 9.8 KiB.*Save model to a folder"):
         session.pushed_values(names, ["model", "table"])

@@ -137,8 +137,8 @@ def test_what_is_too_large_to_be_pulled_is_named_with_a_way_out_and_harms_nobody
     world.ok(
         """
         import torch
-        from jupyter_llmcloud.training import artifacts
-        artifacts.MAX_VARIABLES = 100_000
+        from jupyter_llmcloud.protocol import payload_size
+        payload_size.MAX_VARIABLES = 100_000
         weights, halves, small = torch.ones(30_000), [bytes(60_000)] * 1, 3
         """
     )

@@ -20,7 +20,7 @@ from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number, format_tick, sparkline, ticks
 from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.storage.runs import RunStore
-from jupyter_llmcloud.widgets import chart, live_info, static_view
+from jupyter_llmcloud.widgets import chart, live_view, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
 from jupyter_llmcloud.widgets.panel_mime import PANEL_MIME
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips
@@ -378,9 +378,9 @@ def test_the_charts_of_many_messages_are_those_of_one(seed, view, front_end):
 
 def test_a_message_costs_as_much_as_is_new_in_it(view, monkeypatch):
     made: list[int] = []
-    tail = live_info.tail
+    tail_of = live_view.tail_of
     monkeypatch.setattr(
-        live_info, "tail", lambda name, points, **rest: made.append(len(points)) or tail(name, points, **rest)
+        live_view, "tail_of", lambda name, points, **rest: made.append(len(points)) or tail_of(name, points, **rest)
     )
     view.handle_metrics(0, records(1, 60, **{f"m{n}": 1.0 for n in range(10)}))
     view.refresh(101.0)

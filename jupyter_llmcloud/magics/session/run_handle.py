@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal
 from jupyter_llmcloud.core.output.numerals import format_duration
-from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, WorldError
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, RankError, UsageError, WorldError
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore, Times
@@ -125,10 +125,15 @@ class RunHandle:
         return self._ended()
 
     def cancel(self) -> bool:
-        """Press Stop; returns whether there was anything to stop."""
+        """Press Stop; returns whether there was anything to stop: nothing was when it has ended at that moment."""
         if self.done():
             return False
-        self._server().stop_run(self.run_id)
+        try:
+            self._server().stop_run(self.run_id)
+        except (NotFound, UsageError):  # its agent has no such run any more, or its record says that it has ended
+            if self.record.is_active:
+                raise
+            return False
         return True
 
     def _press_stop(self) -> None:

@@ -41,7 +41,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
 )
 from jupyter_llmcloud.protocol.client import AgentChannel
 from jupyter_llmcloud.protocol.frames import Message, Unreadable, replace
-from jupyter_llmcloud.protocol.payload_size import MAX_VARIABLES, CountingFile, TooLarge, dump_within
+from jupyter_llmcloud.protocol.payload_size import dump_variables
 from jupyter_llmcloud.protocol.rpc import R, Refused, Request, restored
 
 if TYPE_CHECKING:
@@ -387,20 +387,14 @@ def stopped(run_id: str, report: Sequence[str]) -> KeyboardInterrupt:
 
 def pickled(values: dict[str, Any], what: str = "--push") -> bytes:
     """Pickle variables; raises UsageError naming the one that cannot be pickled, or those that are too large."""
-    try:
-        return dump_within(values, _dump, MAX_VARIABLES, what, str(config.root()))
-    except TooLarge as error:
-        raise UsageError(str(error)) from None
-    except Exception:
-        for name, value in values.items():
-            try:
-                _dump(value, CountingFile())
-            except Exception as error:
-                raise UsageError(
-                    f"cannot push {name!r} ({type(value).__name__}): {type(error).__name__}: {error}. "
-                    "Push what it is made from, and make it on the ranks."
-                ) from None
-        raise
+    return dump_variables(values, _dump, what, str(config.root()), _cannot_push)
+
+
+def _cannot_push(name: str, value: Any, error: Exception) -> UsageError:
+    return UsageError(
+        f"cannot push {name!r} ({type(value).__name__}): {type(error).__name__}: {error}. "
+        "Push what it is made from, and make it on the ranks."
+    )
 
 
 def _dump(value: Any, file: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.protocol.http.base import Query, Response
+from jupyter_llmcloud.protocol.http.events import SeriesTail
 
 Steps = Annotated[float | None, Meta(description="A step; where it is left out, there is no bound.")]
 
@@ -42,3 +45,29 @@ class SeriesWindow(Response, frozen=True):
     metric: str
     by: Literal["mean", "rank"]
     columns: Annotated[dict[str, SeriesColumns], Meta(description='Under "mean"; or of each rank, under its number.')]
+
+
+def tail_of(
+    name: str,
+    points: Sequence[Point],
+    *,
+    first: int = 0,
+    is_partial: bool = False,
+    ranks: Sequence[int] = (),
+    shown: Callable[[float | None], float | None] = lambda value: value,
+) -> SeriesTail:
+    """These points as the columns of a metric from `first` on; `shown` is what is told of a value."""
+    return SeriesTail(
+        name=name,
+        from_=first,
+        step=[point.step for point in points],
+        time=[point.time for point in points],
+        epoch=[point.epoch for point in points],
+        mean=[shown(point.mean) for point in points],
+        low=[shown(point.low) for point in points],
+        high=[shown(point.high) for point in points],
+        n=[point.num_ranks for point in points],
+        not_finite=[point.num_not_finite for point in points],
+        is_partial=is_partial,
+        ranks=list(ranks),
+    )

@@ -19,6 +19,7 @@ from jupyter_llmcloud.protocol.http.events import (
     SeriesTail,
     ServerMessage,
 )
+from jupyter_llmcloud.protocol.http.series import tail_of
 from jupyter_llmcloud.server.watches.follower import RunFollower
 from jupyter_llmcloud.server.watches.info import run_info
 from jupyter_llmcloud.system.gil import with_short_intervals
@@ -187,17 +188,4 @@ def _but_time(info: RunInfo) -> tuple[Any, ...]:
 
 def _tail(name: str, first: int, columns: Columns) -> SeriesTail:
     points = columns.points[first:]
-    return SeriesTail(
-        name=name,
-        from_=first,
-        step=[point.step for point in points],
-        time=[point.time for point in points],
-        epoch=[point.epoch for point in points],
-        mean=[point.mean for point in points],
-        low=[point.low for point in points],
-        high=[point.high for point in points],
-        n=[point.num_ranks for point in points],
-        not_finite=[point.num_not_finite for point in points],
-        is_partial=columns.is_partial,
-        ranks=columns.ranks,
-    )
+    return tail_of(name, points, first=first, is_partial=columns.is_partial, ranks=columns.ranks)

@@ -20,7 +20,8 @@ from jupyter_llmcloud.training.object_graph.kinds.dispatch import BY_NAME
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 _MISSING = object()
-_OF_WHOLE_PARTS = ("reduced", "frozenset", "numpy generator")  # what they consist of is looked at when they are made
+# What these consist of is looked at when they are made.
+_OF_WHOLE_PARTS = ("reduced", "frozenset", "numpy generator", "generic alias")
 _KNOWN_EVERYWHERE = ("class", "function", "enum", "named")  # another one is never filled in their place
 Node = dict[str, Any]
 

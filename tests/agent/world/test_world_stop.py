@@ -291,6 +291,7 @@ def test_stop_of_a_cell_in_c_code_that_ignores_signals_kills_only_that_rank(
 
 
 def test_stop_of_some_ranks_leaves_the_others_alone(world: Ranks) -> None:
+    world.ok("kept = rank")
     outcome = world.send(HEAD + "print('in it')\ntime.sleep(100)", ranks=[1]).wait_for("in it").stop().end()
     assert outcome.report == "rank 1: stopped, variables kept"
     next_cell_works(world)

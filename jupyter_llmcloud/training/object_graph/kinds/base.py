@@ -9,11 +9,17 @@ when it is known to construct and do nothing else.
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Iterable
 from typing import Any
 
 SIMPLE = frozenset({int, float, str, bytes, bool, type(None)})
 Child = tuple[str, Any]  # what leads to it, for people to read; itself
+# Classes that say of themselves that they are in builtins, where they have no name: that of None, of functions.
+_WITHOUT_NAME = {
+    found.__qualname__: found for found in vars(types).values()
+    if isinstance(found, type) and found.__module__ == "builtins"
+}  # fmt: skip
 
 
 class CannotSave(TypeError):
@@ -69,7 +75,7 @@ def find(name: str) -> Any:
     found: Any = sys.modules.get(module)
     for part in path.split("."):
         found = getattr(found, part, None)
-    return found
+    return _WITHOUT_NAME.get(path) if found is None and module == "builtins" else found
 
 
 def is_plain(items: Iterable[Any]) -> bool:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from jupyter_llmcloud.training.object_graph.kinds import (
+    arrow,
     base,
     code,
     containers,
@@ -30,6 +31,7 @@ from jupyter_llmcloud.training.object_graph.kinds import (
     iterators,
     reduced,
     tensors,
+    typing_constructs,
     values,
 )
 from jupyter_llmcloud.training.object_graph.kinds.base import Kind
@@ -44,6 +46,7 @@ _REDUCED, _RESTATED = reduced.Reduced(), reduced.Restated()
 _STATEFUL = reduced.Stateful()
 _DICT = containers.Dict()
 _FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
+_ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE = values.Scalar(), instances.Module()
 _TENSOR, _ARRAY, _OBJECTS = tensors.Tensor(), tensors.Array(), tensors.Objects()
 
@@ -65,13 +68,13 @@ _FIXED_TYPES: tuple[type, ...] = (
     threading.Thread, threading.Condition, threading.Event, threading.Semaphore, subprocess.Popen, logging.Logger,
     Trainer, types.TracebackType, types.FrameType,
     types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
-    type(threading.Lock()), type(threading.RLock()), type(Ellipsis), type(NotImplemented), weakref.ProxyType,
+    type(threading.Lock()), type(threading.RLock()), weakref.ProxyType,
 )  # fmt: skip
 _MAPPED = 1 << 20  # bytes
 _STATEFUL_TYPES: tuple[type, ...] = (torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _LIBRARY_CODE: tuple[type, ...] = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
-    types.ClassMethodDescriptorType, types.GenericAlias, types.UnionType, np.ufunc,
+    types.ClassMethodDescriptorType, np.ufunc,
 )  # fmt: skip
 
 _EXACT: dict[type, Kind] = {
@@ -102,6 +105,8 @@ _EXACT: dict[type, Kind] = {
     torch.device: values.Torch(),
     torch.Size: values.Torch(),
     torch.layout: _FIXED,
+    types.EllipsisType: values.Singleton(),
+    types.NotImplementedType: values.Singleton(),
 }
 _BASES: list[tuple[Any, Kind]] = [
     (dict, _DICT),
@@ -120,7 +125,8 @@ BY_NAME: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
-        _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, instances.Member(),
+        _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, _ARROW, instances.Member(),
+        *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
 }  # fmt: skip
@@ -143,6 +149,8 @@ def _kind_by_base(value: Any) -> Kind:
         return _FUNCTION if is_own(value) else _NAMED
     if isinstance(value, type):
         return _CLASS if is_own(value) else _NAMED
+    if typing_constructs.is_construct(value):
+        return typing_constructs.kind_of_construct(value)
     if isinstance(value, (types.ModuleType, *_LIBRARY_CODE)):
         return _method_of(value)
     if isinstance(value, torch.Tensor):
@@ -161,6 +169,8 @@ def _kind_by_base(value: Any) -> Kind:
         return _STATEFUL
     if _is_of(type(value), ("jupyter_llmcloud",)):
         return iterators.FOLLOWED
+    if arrow.is_arrow_array(type(value)):
+        return _ARROW
     if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
         return _FIXED
     return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)

@@ -195,3 +195,16 @@ class Torch(Kind):
         if kind == "Size":
             return torch.Size(text)
         return torch.device(text) if kind == "device" else getattr(torch, text.removeprefix("torch."))
+
+
+class Singleton(Kind):
+    """`...` and `NotImplemented`."""
+
+    name = "singleton"
+    filled = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [repr(value)], []
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        return cls()
