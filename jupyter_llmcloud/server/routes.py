@@ -17,6 +17,7 @@ from jupyter_llmcloud.server.api.clusters import (
     ClustersHandler,
     PlacementHandler,
 )
+from jupyter_llmcloud.server.api.datasets import PreparationHandler, PreparationsHandler, PreparationStopHandler
 from jupyter_llmcloud.server.api.endpoints import (
     EndpointAdapterHandler,
     EndpointAdaptersHandler,
@@ -134,6 +135,9 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/endpoints/{NAME}/adapters", EndpointAdaptersHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/adapters/{NAME}", EndpointAdapterHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/shadow", EndpointShadowHandler, (*_JSON, "endpoints")),
+    (r"/llmcloud/api/preparations", PreparationsHandler, (*_JSON, "preparations")),
+    (rf"/llmcloud/api/preparations/{NAME}", PreparationHandler, (*_JSON, "preparations")),
+    (rf"/llmcloud/api/preparations/{NAME}/stop", PreparationStopHandler, (*_JSON, "preparations")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
     (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),

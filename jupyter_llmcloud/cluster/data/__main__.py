@@ -2,8 +2,8 @@
 
     python -m jupyter_llmcloud.cluster.data FD
 
-A request is a length and cloudpickle's bytes: first a Recipe, then (method of PartitionWork, arguments) each. A reply is
-a length and pickle's bytes: (True, result) or (False, the error as `rpc.refusal_body` gives it).
+A request is a length and cloudpickle's bytes: first a Recipe, then (method of PartitionWork, arguments) each. A reply
+is a length and pickle's bytes: (True, result) or (False, the error as `rpc.refusal_body` gives it).
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def main() -> None:
             except LLMCloudError as error:
                 reply = False, refusal_body(error)
             except MemoryError:
-                reply = False, refusal_body(UsageError("a partition does not fit in memory: use a smaller partition_size."))
+                reply = (
+                    False,
+                    refusal_body(UsageError("a partition does not fit in memory: use a smaller partition_size.")),
+                )
             except Exception as error:
                 reply = False, refusal_body(UsageError(f"a partition failed with {type(error).__name__}: {error}"))
             write_message(replies, pickle.dumps(reply))

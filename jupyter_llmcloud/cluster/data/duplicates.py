@@ -43,15 +43,15 @@ def _in_bucket(out: str, keys: Sequence[str], bucket: int, storage: Mapping[str,
         fs, path = filesystem.filesystem(filesystem.join(out, FOLDER, f"{key}.keys.parquet"), storage)
         with fs.open(path, "rb") as file, parquet.ParquetFile(file) as opened:
             table = opened.read_row_group(bucket, use_threads=False)
-        hashes, checks, documents = (table.column(name).to_numpy() for name in ("key", "check", "document"))
+        hashes, checks, documents = (table.column(column).to_numpy() for column in ("key", "check", "document"))
         columns.append((hashes, checks, np.full(len(hashes), number, np.int64), documents.astype(np.int64)))
-    key, check, partition, document = (np.concatenate(column) for column in zip(*columns, strict=True))
-    order = np.lexsort((document, partition, check, key))
-    key, check, partition, document = key[order], check[order], partition[order], document[order]
-    same = np.flatnonzero((key[1:] == key[:-1]) & (check[1:] == check[:-1])) + 1  # like the one before
-    is_first = np.ones(len(key), bool)
+    hashed, check, partition, document = (np.concatenate(column) for column in zip(*columns, strict=True))
+    order = np.lexsort((document, partition, check, hashed))
+    hashed, check, partition, document = hashed[order], check[order], partition[order], document[order]
+    same = np.flatnonzero((hashed[1:] == hashed[:-1]) & (check[1:] == check[:-1])) + 1  # like the one before
+    is_first = np.ones(len(hashed), bool)
     is_first[same] = False
-    first = np.maximum.accumulate(np.where(is_first, np.arange(len(key)), 0))
+    first = np.maximum.accumulate(np.where(is_first, np.arange(len(hashed)), 0))
     is_hash = check[same] != 0
 
     def pairs(members: Any, of: Any) -> Pairs:

@@ -1,9 +1,9 @@
 """A preparation: its tasks are handed to the workers of a cluster, a few at a time, until the manifest is written.
 
 Our clusters are set up to do nothing but place ranks (see `dask_config`): one thread a worker, no stealing, no second
-try. So this has a profile of its own: each task leaves that thread at once and waits for a process beside the worker, of
-which each host has one per core; which worker takes the next partition is decided here, when it has a process free; and
-what a lost worker had is given to others. No more is under way than there are processes, so that neither the scheduler
+try. So this has a profile of its own: each task leaves that thread at once and waits for a process beside the worker,
+of which each host has one per core; which worker takes the next partition is decided here, when it has a process free;
+and what a lost worker had is given to others. No more is under way than there are processes, so that neither the scheduler
 nor a worker holds more than that, however many partitions there are.
 """
 
@@ -145,7 +145,7 @@ class Preparation:
         await self._map("sample", spread, lambda partition: (partition,), take)
         if not found:
             if self._plan.partitions:
-                raise UsageError("no row is left of the source: every one was dropped by a step, or the files are empty.")
+                raise UsageError("no row is left of the source: every one was dropped by a step, or files are empty.")
             return b""
         try:
             merged = pa.unify_schemas(found, promote_options="permissive")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jupyter_llmcloud.cluster.data.recipe import Recipe
@@ -31,7 +31,7 @@ class Reader:
 
     def batches(self, partition: Partition) -> Iterator[list[Any]]:
         """Batches of documents: texts where the recipe makes tokens or the source is text, else rows (dicts)."""
-        read = {
+        read: Callable[[Piece], Iterator[list[Any]]] = {
             "text": self._texts,
             "jsonl": self._json,
             "csv": self._csv,
@@ -107,19 +107,19 @@ class Reader:
             if whole is not None and "\x00" not in whole:
                 yield [line.removesuffix("\r") for line in whole.split("\n")]
                 continue
-            texts = []
+            texts, at = [], place
             for line in lines:
                 try:
                     text = line.decode()
                 except UnicodeDecodeError as error:
-                    wrong = place + error.start
+                    wrong = at + error.start
                     self._bad(piece, f"byte {wrong} is no UTF-8 text ({line[error.start : error.start + 8]!r})")
                 else:
                     if "\x00" in text:
-                        self._bad(piece, f"there is a zero byte at {place + line.index(0)}, so it is no text")
+                        self._bad(piece, f"there is a zero byte at {at + line.index(0)}, so it is no text")
                     else:
                         texts.append(text.removesuffix("\r"))
-                place += len(line) + 1
+                at += len(line) + 1
             yield texts
 
     def _texts(self, piece: Piece) -> Iterator[list[str]]:
@@ -183,9 +183,8 @@ class Reader:
         convert = csv.ConvertOptions(column_types={self._recipe.column: pa.string()} if text_only else None)
         try:
             with filesystem.translated(piece.url), self._open(piece) as file:
-                stream = csv.open_csv(
-                    file, csv.ReadOptions(block_size=CHUNK, use_threads=False), parse_options=parse, convert_options=convert
-                )
+                reading = csv.ReadOptions(block_size=CHUNK, use_threads=False)
+                stream = csv.open_csv(file, reading, parse_options=parse, convert_options=convert)
                 for batch in stream:
                     for part in _parts(batch):
                         yield part.to_pylist()

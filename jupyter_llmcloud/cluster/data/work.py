@@ -285,7 +285,8 @@ class _Staged:
         """A batch that follows."""
         import pyarrow as pa
 
-        table = _table(batch) if batch and isinstance(batch[0], dict) else pa.table({_TEXT: pa.array(batch, pa.string())})
+        is_rows = bool(batch) and isinstance(batch[0], dict)
+        table = _table(batch) if is_rows else pa.table({_TEXT: pa.array(batch, pa.string())})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
@@ -330,6 +331,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
             columns[str(name)] = pa.array([row.get(name) for row in rows])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise UsageError(
-                f"the column {name!r} holds values of several types: {error}. Bring it to one type by a step of your own."
+                f"the column {name!r} holds values of several types: {error}. Bring it to one type by a step."
             ) from None
     return pa.table(columns)

@@ -98,4 +98,5 @@ class WindowOrder:
         start = self._windows[window]
         there = start + self._within[window][place - start]
         group = bisect_right(self._ends, there) - 1
-        return self._starts[self._order[group]] + there - self._ends[group]
+        row: int = self._starts[self._order[group]] + there - self._ends[group]
+        return row

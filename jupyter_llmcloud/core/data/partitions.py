@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 FORMATS = ("text", "jsonl", "csv", "parquet", "images")
@@ -92,8 +93,8 @@ def format_of(name: str) -> str | None:
 def cut(files: Iterable[SourceFile], kind: str, partition_bytes: int) -> list[Partition]:
     """Partitions of about `partition_bytes`, in the order of the files; the same for the same files.
 
-    A large file is cut where its format allows it; small ones are put together. A compressed file, and a CSV file, whose
-    lines may be parts of rows, stay whole: they are read as a stream.
+    A large file is cut where its format allows it; small ones are put together. A compressed file, and a CSV file,
+    whose lines may be parts of rows, stay whole: they are read as a stream.
     """
     partitions: list[Partition] = []
     pieces: list[tuple[Piece, SourceFile, int]] = []
@@ -120,7 +121,7 @@ def _pieces(file: SourceFile, kind: str, partition_bytes: int) -> Iterable[tuple
     if file.size > partition_bytes and kind in _BY_LINES and compression_of(file.name) is None:
         count = -(-file.size // partition_bytes)
         bounds = [file.size * number // count for number in range(count + 1)]
-        return [(Piece(file.url, a, b), b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [(Piece(file.url, a, b), b - a) for a, b in pairwise(bounds)]
     if kind == "parquet" and len(file.row_groups) > 1:
         return list(_row_groups(file, partition_bytes))
     return [(Piece(file.url), file.size)]

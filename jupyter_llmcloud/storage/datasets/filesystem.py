@@ -21,6 +21,7 @@ _MODULES = {
     "zstandard": "zstandard",
     "lz4": "lz4",
 }
+_VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "modified", "created")
 _MARKS = ("*", "?", "[")
 
 
@@ -203,7 +204,7 @@ def _is_visible(name: str, folder: str) -> bool:
 
 
 def _version(row: Mapping[str, Any]) -> str:
-    for name in ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "modified", "created"):
+    for name in _VERSIONS:
         if row.get(name):
             return str(row[name]).strip('"')
     return ""
