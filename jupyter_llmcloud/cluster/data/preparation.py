@@ -3,8 +3,8 @@
 Our clusters are set up to do nothing but place ranks (see `dask_config`): one thread a worker, no stealing, no second
 try. So this has a profile of its own: each task leaves that thread at once and waits for a process beside the worker,
 of which each host has one per core; which worker takes the next partition is decided here, when it has a process free;
-and what a lost worker had is given to others. No more is under way than there are processes, so that neither the scheduler
-nor a worker holds more than that, however many partitions there are.
+and what a lost worker had is given to others. No more is under way than there are processes, so that neither the
+scheduler nor a worker holds more than that, however many partitions there are.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ class RankLoader(DataLoaderShard):
         """Raise UsageError when a place belongs to other rows, or to another order of them."""
         if saved != self.identity:
             raise UsageError(
-                f"the saved place is in other data, or in another order of it: {saved}; now it is {self.identity}. Load "
-                "the data of then with the same options, or begin anew."
+                f"the saved place is in other data, or in another order of it: {saved}; now it is {self.identity}. "
+                "Load the data of then with the same options, or begin anew."
             )
 
     def __reduce__(self) -> Any:
