@@ -45,6 +45,8 @@ def filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any,
     except ImportError as error:
         words = str(error).split(". ")[0].rstrip(".")
         raise UsageError(f"{url!r}: {words}, or {_EXTRA} for S3.") from None
+    except ValueError as error:
+        raise UsageError(f"{url!r} is no place that fsspec knows: {_reason(error)}.") from None
     return found
 
 
@@ -64,8 +66,6 @@ def translated(url: str) -> Iterator[None]:
         ) from None
     except (IsADirectoryError, NotADirectoryError, OSError) as error:
         raise UsageError(f"{url!r} cannot be reached: {_reason(error)}.") from None
-    except ValueError as error:
-        raise UsageError(f"{url!r} is no place that fsspec knows: {_reason(error)}.") from None
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "google", "azure", "gcsfs")):
             raise

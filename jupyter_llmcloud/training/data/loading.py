@@ -14,11 +14,11 @@ from jupyter_llmcloud.storage.datasets.shards import ShardReader
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
 from jupyter_llmcloud.training.data.rank_batches import Group, RankBatches
 from jupyter_llmcloud.training.data.rank_loader import RankLoader
-from jupyter_llmcloud.training.data.shard_dataset import ShardDataset
+from jupyter_llmcloud.training.data.shard_dataset import ShardDataset, TokenRows
 from jupyter_llmcloud.training.data.streams import StreamShare
 
 DEFAULT_BATCH = 8
-Collate = Callable[[list[Any]], Any]
+Collate = Callable[[Sequence[Any]], Any]
 
 
 def load(
@@ -122,11 +122,13 @@ def _is_stream(source: Any) -> bool:
     )
 
 
-def collated(rows: list[Any]) -> Any:
+def collated(rows: Sequence[Any]) -> Any:
     """A batch of tensors; texts and other objects become lists."""
+    if isinstance(rows, TokenRows):
+        return rows.batch()
     if rows and isinstance(rows[0], Mapping):
         return {name: _column([row[name] for row in rows]) for name in rows[0]}
-    return _column(rows)
+    return _column(list(rows))
 
 
 def _column(values: list[Any]) -> Any:

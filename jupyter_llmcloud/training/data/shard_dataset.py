@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -82,6 +82,39 @@ def _decoded(column: Any) -> Any:
     return column.to_pylist()
 
 
+class TokenRows(Sequence[dict[str, Any]]):
+    """Rows of tokens that become one batch without becoming tensors one by one.
+
+    Args:
+        rows: (token ids, how many of them are no filling).
+    """
+
+    def __init__(self, rows: Sequence[tuple[Any, int]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TokenRows: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | TokenRows:
+        if isinstance(index, slice):
+            return TokenRows(self._rows[index])
+        return {name: values[0] for name, values in TokenRows([self._rows[index]]).batch().items()}
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask` and `labels`, int64 (rows, seq_len)."""
+        ids = torch.from_numpy(np.stack([ids for ids, _ in self._rows]).astype(np.int64))
+        lengths = torch.tensor([int(length) for _, length in self._rows])
+        filling = torch.arange(ids.shape[1]) >= lengths[:, None]
+        labels = ids.masked_fill(filling, -100)
+        return {"input_ids": ids, "attention_mask": (~filling).long(), "labels": labels}
+
+
 class ShardDataset(Dataset[dict[str, Any]]):
     """The rows of prepared data, map-style.
 
@@ -98,7 +131,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self.manifest = manifest
         self.groups = reader.groups
         self._starts = np.array([0, *accumulate(reader.groups)])
-        self._cache = GroupCache(reader, list(columns) if columns is not None else None, limit)
+        chosen = None if columns is None or manifest.kind == "tokens" else list(columns)  # tokens need both of theirs
+        self._cache = GroupCache(reader, chosen, limit)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -106,19 +140,18 @@ class ShardDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.__getitems__([row])[0]
 
-    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
         """Several rows at once, as loaders of torch ask."""
         numbers = np.asarray(rows, dtype=np.int64)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self)):
             raise IndexError(f"row {int(numbers.max())} of {len(self)}")
         groups = np.searchsorted(self._starts, numbers, side="right") - 1
-        found = []
-        for group, number in zip(groups.tolist(), numbers.tolist(), strict=True):
-            columns = self._cache.get(group)
-            at = number - int(self._starts[group])
-            found.append(self._row({name: values[at] for name, values in columns.items()}))
-        return found
+        places = numbers - self._starts[groups]
+        found = [(self._cache.get(group), at) for group, at in zip(groups.tolist(), places.tolist(), strict=True)]
+        if self.manifest.kind == "tokens":
+            return TokenRows([(columns["input_ids"][at], columns["length"][at]) for columns, at in found])
+        return [self._row({name: values[at] for name, values in columns.items()}) for columns, at in found]
 
     def expect(self, rows: Sequence[int]) -> None:
         """These rows are asked for soon."""
@@ -131,12 +164,6 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self._cache.close()
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        if self.manifest.kind == "tokens":
-            ids = torch.from_numpy(row["input_ids"].astype(np.int64))
-            length = int(row.get("length", len(ids)))
-            labels, mask = ids.clone(), torch.ones_like(ids)
-            labels[length:], mask[length:] = -100, 0
-            return {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if self.manifest.kind == "images":
             return _picture(row, self.manifest.recipe.get("image_size"))
         return row
