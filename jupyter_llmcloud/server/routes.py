@@ -17,7 +17,6 @@ from jupyter_llmcloud.server.api.clusters import (
     ClustersHandler,
     PlacementHandler,
 )
-from jupyter_llmcloud.server.api.datasets import PreparationHandler, PreparationsHandler, PreparationStopHandler
 from jupyter_llmcloud.server.api.endpoints import (
     EndpointAdapterHandler,
     EndpointAdaptersHandler,
@@ -63,6 +62,7 @@ from jupyter_llmcloud.server.batches.handlers import (
     FileHandler,
     FilesHandler,
 )
+from jupyter_llmcloud.server.datasets.handlers import PreparationHandler, PreparationsHandler, PreparationStopHandler
 from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_inference import (

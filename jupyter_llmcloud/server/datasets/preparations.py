@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.core.data.spec import PrepareSpec
 from jupyter_llmcloud.core.spec import Interface
 from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
-from jupyter_llmcloud.protocol.http.datasets import DataPreparation, StartPreparation
+from jupyter_llmcloud.protocol.http.data.preparations import DataPreparation, StartPreparation
 from jupyter_llmcloud.storage.datasets.manifest import Step, Tokenizer
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
 

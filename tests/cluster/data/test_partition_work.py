@@ -223,7 +223,9 @@ def test_columns_are_normalised_over_all_partitions(tmp_path: Path) -> None:
     known = features.statistics(features.together(found.moments for found in first))
     assert known["x"] == pytest.approx([values.mean(), values.std()])
     schema = work.sample(plan.partitions[0])
-    shards = [work.shard(part, schema, ([], []), known, done) for part, done in zip(plan.partitions, first, strict=True)]
+    shards = [
+        work.shard(part, schema, ([], []), known, done) for part, done in zip(plan.partitions, first, strict=True)
+    ]
     found = np.array([row["x"] for shard in shards for row in rows_of(made, shard)])
     assert found == pytest.approx((values - values.mean()) / values.std(), abs=1e-5)
 
@@ -297,7 +299,10 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
         (lambda folder: (folder / "in").mkdir(), NotFound, "folder without files"),
         (lambda folder: ((folder / "in").mkdir(), (folder / "in/a.txt").touch()), UsageError, "the source is empty"),
         (
-            lambda folder: ((folder / "in").mkdir(), *((folder / "in" / n).write_text("x") for n in ("a.txt", "b.csv"))),
+            lambda folder: (
+                (folder / "in").mkdir(),
+                *((folder / "in" / n).write_text("x") for n in ("a.txt", "b.csv")),
+            ),
             UsageError,
             "there is csv and text",
         ),

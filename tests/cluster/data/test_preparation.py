@@ -51,7 +51,12 @@ async def dask() -> AsyncIterator[Client]:
     """A cluster whose worker has one thread, as ours have."""
     async with (
         LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, asynchronous=True, dashboard_address=None, protocol="inproc://"
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            asynchronous=True,
+            dashboard_address=None,
+            protocol="inproc://",
         ) as cluster,
         Client(cluster, asynchronous=True, set_as_default=False) as client,
     ):

@@ -54,7 +54,8 @@ def test_parquet_is_cut_at_its_row_groups() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("a.TXT", "text"), ("b.jsonl.gz", "jsonl"), ("c.pq", "parquet"), ("d.JPG", "images"), ("e", None)]
+    ("name", "kind"),
+    [("a.TXT", "text"), ("b.jsonl.gz", "jsonl"), ("c.pq", "parquet"), ("d.JPG", "images"), ("e", None)],
 )
 def test_a_name_tells_the_format(name: str, kind: str | None) -> None:
     assert format_of(name) == kind

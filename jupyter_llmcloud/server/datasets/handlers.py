@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado import web
 
-from jupyter_llmcloud.protocol.http.datasets import (
+from jupyter_llmcloud.protocol.http.data.preparations import (
     DataPreparation,
     DataPreparations,
     PreparationQuery,
