@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import importlib
 import pickle
 import secrets
@@ -180,7 +179,7 @@ def _recipe(spec: PrepareSpec, body: StartPreparation) -> Any:
     if code is not None:
         try:
             content = base64.b64decode(code.content, validate=True)
-        except binascii.Error:
+        except ValueError:
             raise UsageError("code.content is no base64.") from None
         told = code.tokenizer
         if told is not None:

@@ -119,7 +119,7 @@ def _fields(struct: Any) -> dict[str, Any]:
 
 
 def test_steps_clean_and_drop_in_order(tmp_path: Path) -> None:
-    texts = ["<p>Hello   &amp; see https://a.b/c</p>", "<p>x</p>", "ＡＢＣ means ABC"]
+    texts = ["<p>Hello   &amp; see https://a.b/c</p>", "<p>x</p>", "\uff21\uff22\uff23 means ABC"]
     source = _jsonl(tmp_path / "a", [{"text": text} for text in texts])
     rows = prepared(recipe(tmp_path / "out", "html", "urls", "nfkc", "whitespace", "drop-short:5"), source)
     assert [row["text"] for row in rows] == ["Hello & see", "ABC means ABC"]

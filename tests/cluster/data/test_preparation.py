@@ -223,7 +223,7 @@ def test_a_key_that_s3_refuses_is_said_before_anything_is_done(s3: dict[str, Any
     ask_moto(check_keys, b"0")
     try:
         for source in ("s3://bucket/in/a.txt", "s3://bucket/in", "s3://bucket/in/*.txt"):
-            with pytest.raises(UsageError, match="may not be read or written: .*Check the key"):
+            with pytest.raises(UsageError, match=r"may not be read or written: .*Check the key"):
                 planning.plan(recipe(str(tmp_path / "out"), storage={**s3, "key": "wrong"}), [source], 1500)
     finally:
         ask_moto(check_keys, b"1000000")

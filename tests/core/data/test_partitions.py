@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ def test_every_byte_is_in_one_piece(found: list[SourceFile], partition_bytes: in
         if bounds == [(0, WHOLE)]:
             continue
         assert bounds[0][0] == 0 and bounds[-1][1] == file.size
-        assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(bounds))
 
 
 @settings(max_examples=40, deadline=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from torch.utils.data import Dataset, IterableDataset
 
 import jupyter_llmcloud as lc
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
+from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.datasets import manifest
 from jupyter_llmcloud.storage.datasets.manifest import Manifest, Shard, Tokenizer
 from jupyter_llmcloud.storage.datasets.shards import ShardWriter
+from tests.support.worlds import Outcome, Ranks
 
 NUM_ROWS = 103
 SEQ_LEN = 4
@@ -218,3 +220,54 @@ def test_a_loader_lets_go_of_its_threads(prepared: str) -> None:
     loader.dataset.close()
     assert len(loader.dataset) == NUM_ROWS and loader.dataset[-1]["input_ids"][0] == 102
     loader.dataset.close()
+
+
+CELL = """
+import os, signal, torch
+from accelerate import Accelerator
+import jupyter_llmcloud as lc
+
+accelerator = Accelerator()
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+loader = lc.data.load(DATA, batch_size=BATCH, streaming=STREAMING)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+turn = 0
+for epoch in range(2):
+    for batch in loader:
+        accelerator.backward(model(batch["input_ids"][:, :1].float() / 100).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        turn += 1
+        for row in batch["input_ids"][:, 0].tolist():
+            print("took", turn, epoch, row)
+        if turn == DIE and rank == 1:
+            while not any((run.folder / "checkpoints").glob("step-16")):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_that_is_resumed_on_more_ranks_and_other_batches_takes_every_row_once(
+    prepared: str, new_world: Callable[..., Ranks]
+) -> None:
+    """It dies in the second epoch: the first one is whole, and so is what the two worlds take of the second."""
+
+    def cell(**values: Any) -> str:
+        return "".join(f"{name} = {value!r}\n" for name, value in values.items()) + CELL
+
+    def took(outcome: Outcome, ranks: int) -> list[list[int]]:
+        lines = [line for rank in range(ranks) for line in outcome.text(rank).splitlines() if line.startswith("took")]
+        return [[int(word) for word in line.split()[1:]] for line in lines]
+
+    two, three = new_world(2), new_world(3)
+    broken = two.run(cell(DATA=prepared, BATCH=4, STREAMING=True, DIE=18), checkpoint_every=4)
+    newest, _ = CheckpointFolder(broken.folder.path / "checkpoints").newest()
+    assert broken.state == "failed" and newest is not None and newest.step >= 16
+    saved = {"folder": str(newest.path), "step": newest.step}
+    resumed = three.ok(cell(DATA=prepared, BATCH=5, STREAMING=True, DIE=0), resume=saved)
+    rows = [took_one for took_one in took(broken, 2) if took_one[0] <= newest.step] + took(resumed, 3)
+    for epoch in range(2):
+        assert sorted(row for _, of, row in rows if of == epoch) == list(range(NUM_ROWS)), f"epoch {epoch}"
+    other = three.run(cell(DATA=prepared, BATCH=5, STREAMING=False, DIE=0), resume=saved)
+    assert "the saved place is in other data" in other.error["evalue"]
