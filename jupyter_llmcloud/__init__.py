@@ -17,6 +17,7 @@ __all__ = [
     "EndpointPanel",
     "WorldPanel",
     "cluster",
+    "data",
     "distribute",
     "endpoints",
     "errors",
@@ -30,6 +31,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":  # also in ranks, which have no use for the rest
+        import importlib
+
+        return importlib.import_module("jupyter_llmcloud.magics.data")
     if name in __all__ and name != "errors":  # a module of its own
         from jupyter_llmcloud.magics import python_api
 

@@ -282,6 +282,18 @@ class ServerClient:
         """How far the newest requests to an endpoint differ from those before."""
         return list(self.ask("GET", f"endpoints/{_name(name)}/drift", recent=recent)["drift"])
 
+    def prepare_data(self, source: list[str], **options: Any) -> dict[str, Any]:
+        """Begin to prepare data, with the options of a PrepareSpec; it has been planned when this returns."""
+        return self.ask("POST", "preparations", {"source": source, **options}, START_TIMEOUT_S)
+
+    def preparation(self, ident: str, seen: int = -1, wait_s: float = 0) -> dict[str, Any]:
+        """How far a preparation is; waits for a change."""
+        return self.ask("GET", f"preparations/{_name(ident)}", timeout_s=TIMEOUT_S + wait_s, seen=seen, wait_s=wait_s)
+
+    def stop_preparation(self, ident: str) -> dict[str, Any]:
+        """Stop a preparation; what is finished is kept."""
+        return self.ask("POST", f"preparations/{_name(ident)}/stop", {})
+
     def keys(self) -> list[dict[str, Any]]:
         """Every scoped key, without its secret."""
         return list(self.ask("GET", "keys")["keys"])

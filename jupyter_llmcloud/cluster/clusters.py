@@ -420,6 +420,14 @@ class ClusterPool:
             raise
         return record.name, next(agent for agent in agents if agent.address == address)
 
+    async def client_for_data(self, cluster: str | None) -> tuple[str, Client]:
+        """The name of a cluster and its Dask client; of the newest one, started if need be, when none is named."""
+        async with self._default_start:
+            if cluster is None and not self._has_any():
+                await self.start()
+        record = await self._revived(self._record(cluster))
+        return record.name, await self._client(record)
+
     async def scale(self, name: str | None, workers: int) -> ClusterRecord:
         """Have `workers` workers."""
         record = self._record(name)

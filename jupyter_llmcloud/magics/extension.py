@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jupyter_llmcloud.core.data.spec import PREPARE, SHARDS
 from jupyter_llmcloud.core.options import Syntax, usage
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE, SERVE_CELL
-from jupyter_llmcloud.magics.commands import clusters, distribute, endpoints, runs, serve_code, worlds
+from jupyter_llmcloud.magics.commands import clusters, data, distribute, endpoints, runs, serve_code, worlds
 from jupyter_llmcloud.magics.commands.completion import complete_line
 from jupyter_llmcloud.magics.output import shown_paths
 
@@ -23,6 +24,8 @@ SINGLE: dict[str, Syntax] = {
     "%pull": distribute.PULL,
     "%serve": SERVE,
     "%%serve": SERVE_CELL,
+    "%prepare": PREPARE,
+    "%shards": SHARDS,
 }
 
 
@@ -36,6 +39,7 @@ def load(shell: Any) -> None:
         runs.RunsMagics,
         endpoints.EndpointMagics,
         serve_code.ServeCellMagics,
+        data.DataMagics,
     ]
     for group in groups:
         shell.register_magics(group(shell))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from jupyter_llmcloud import errors
-from jupyter_llmcloud.core.spec import EndpointSpec, Interface, RunSpec, Spec
+from jupyter_llmcloud.core.spec import EndpointSpec, RunSpec
+from jupyter_llmcloud.magics import data
 from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
@@ -16,6 +16,7 @@ from jupyter_llmcloud.magics.output.panels import ClusterPanel, EndpointPanel, W
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.magics.session.null_run import run
+from jupyter_llmcloud.magics.twin import describe
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "EndpointPanel",
     "WorldPanel",
     "cluster",
+    "data",
     "distribute",
     "endpoints",
     "errors",
@@ -39,19 +41,6 @@ __all__ = [
 shown_paths.install()
 
 
-def _describe(function: Any, spec: type[Spec]) -> None:
-    """Give a function the options of its spec: in its signature, and explained in its docstring."""
-    known = inspect.signature(function)
-    options = spec.options(Interface.NOTEBOOK)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    named = [item for item in known.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
-    added = [inspect.Parameter(option.name, keyword, default=option.default) for option in options]
-    own = [item for item in named if item.name not in {option.name for option in options}]
-    function.__signature__ = known.replace(parameters=[*own, *added])
-    lines = [f"    {option.name}: {option.help}" for option in options]
-    function.__doc__ = "\n".join([function.__doc__, "", "Options:", *lines])
-
-
 def distribute(code: str, *, n: int | None = None, **options: Any) -> Any:
     """Run `code` on every rank, as `%%distribute` does; returns a RunResult, or a RunHandle with background=True."""
     shell = _shell()
@@ -62,8 +51,8 @@ def distribute(code: str, *, n: int | None = None, **options: Any) -> Any:
     return session.current().distribute(shell, cell, {"nproc": n, **options})
 
 
-_describe(distribute, RunSpec)
-_describe(serve, EndpointSpec)
+describe(distribute, RunSpec)
+describe(serve, EndpointSpec)
 
 
 def push(**values: Any) -> None:

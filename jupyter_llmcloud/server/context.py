@@ -16,6 +16,7 @@ from jupyter_llmcloud.server.audit import Audit
 from jupyter_llmcloud.server.batches.asking import RowAsker
 from jupyter_llmcloud.server.batches.batches import Batches
 from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
+from jupyter_llmcloud.server.datasets.preparations import Preparations
 from jupyter_llmcloud.server.endpoints.records import EndpointRecords
 from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
@@ -102,6 +103,11 @@ class ServerContext:
         return Batches(RowAsker(self.endpoints, self.requests, self.quotas, self.state, log), self.audit, log)
 
     @cached_property
+    def preparations(self) -> Preparations:
+        """Data that is prepared on clusters."""
+        return Preparations(self.clusters, self.audit, self.requests.log)
+
+    @cached_property
     def series(self) -> SeriesWindows:
         """Metrics of runs that are looked at from near."""
         return SeriesWindows()
@@ -140,6 +146,7 @@ class ServerContext:
         self.events.close()
         await self.starts.close()
         await self.batches.close()
+        await self.preparations.close()
         await self.requests.close()
         await self.keeper.close()
         ENDPOINTS.discard(self.endpoints)

@@ -62,6 +62,7 @@ from jupyter_llmcloud.server.batches.handlers import (
     FileHandler,
     FilesHandler,
 )
+from jupyter_llmcloud.server.datasets.handlers import PreparationHandler, PreparationsHandler, PreparationStopHandler
 from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_inference import (
@@ -134,6 +135,9 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/endpoints/{NAME}/adapters", EndpointAdaptersHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/adapters/{NAME}", EndpointAdapterHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/shadow", EndpointShadowHandler, (*_JSON, "endpoints")),
+    (r"/llmcloud/api/preparations", PreparationsHandler, (*_JSON, "preparations")),
+    (rf"/llmcloud/api/preparations/{NAME}", PreparationHandler, (*_JSON, "preparations")),
+    (rf"/llmcloud/api/preparations/{NAME}/stop", PreparationStopHandler, (*_JSON, "preparations")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
     (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import dispatch, gateway, local_cells, logs, panels, serving, start, throughput
+from tests.bench import data, dispatch, gateway, local_cells, logs, panels, serving, start, throughput
 from tests.bench.measured import Row, table
 from tests.bench.shell import REPOSITORY
 
@@ -25,6 +25,7 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "gateway": gateway.measure,
     "cells": local_cells.measure,
     "serving": serving.measure,
+    "data": data.measure,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import jupyter_llmcloud as lc
+from jupyter_llmcloud.core.data.spec import PREPARE, PrepareSpec
 from jupyter_llmcloud.core.options import Option, complete, parse, split, usage
 from jupyter_llmcloud.core.spec import (
     DISTRIBUTE,
@@ -95,7 +96,9 @@ def test_a_bad_value_is_refused_alike_at_every_interface() -> None:
         parse(DISTRIBUTE, ["--precision", "fp7"])
 
 
-@pytest.mark.parametrize(("function", "spec"), [(lc.distribute, RunSpec), (lc.serve, EndpointSpec)])
+@pytest.mark.parametrize(
+    ("function", "spec"), [(lc.distribute, RunSpec), (lc.serve, EndpointSpec), (lc.data.prepare, PrepareSpec)]
+)
 def test_the_python_twin_names_and_explains_every_option(function: Any, spec: type[Spec]) -> None:
     known = inspect.signature(function).parameters
     for option in spec.options(Interface.NOTEBOOK):
@@ -106,6 +109,7 @@ def test_the_python_twin_names_and_explains_every_option(function: Any, spec: ty
 def test_the_readme_has_the_table_of_every_option() -> None:
     assert table(RunSpec) in README.read_text(encoding="utf-8")
     assert table(EndpointSpec) in README.read_text(encoding="utf-8")
+    assert table(PrepareSpec) in README.read_text(encoding="utf-8")
 
 
 def test_serve_and_world_have_the_options_of_their_specs() -> None:
@@ -113,6 +117,9 @@ def test_serve_and_world_have_the_options_of_their_specs() -> None:
     assert extension.VERBS["%world"]["start"].options == WorldSpec.options()
     command = parser().parse_args(["serve", "folder", "--replicas", "2", "--dtype", "float16", "--name", "x"])
     assert all(hasattr(command, option.name) for option in EndpointSpec.options(Interface.SHELL))
+    assert PREPARE.options == PrepareSpec.options(Interface.NOTEBOOK)
+    command = parser().parse_args(["prepare", "in", "--out", "out"])
+    assert all(hasattr(command, option.name) for option in PrepareSpec.options(Interface.SHELL))
 
 
 @pytest.mark.parametrize(

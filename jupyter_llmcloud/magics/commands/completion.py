@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jupyter_llmcloud.core.data import step_names
 from jupyter_llmcloud.core.options import Syntax, complete
 from jupyter_llmcloud.core.serving.models import engine_names
 from jupyter_llmcloud.core.serving.models.variable_role import MODEL, role_of
@@ -53,6 +54,7 @@ class CompletionNames:
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self._by_kind: dict[str, Callable[[], Sequence[str]]] = {
             "kinds of clusters": _kinds,
+            "cleaning steps": lambda: list(step_names.NAMES),
             "engines": lambda: engine_names.NAMES,
             "clusters": lambda: [str(record["name"]) for record in _ask("clusters")],
             "worlds": lambda: [str(row["world_id"]) for row in _ask("worlds")],

@@ -9,6 +9,7 @@ from accelerate.data_loader import DataLoaderShard
 
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.data.rank_loader import RankLoader
 from jupyter_llmcloud.training.resume.loaders.order import batch_size, order_of, set_order
 from jupyter_llmcloud.training.resume.loaders.source import LoaderSource
 
@@ -119,12 +120,15 @@ class TrackedIterator:
             "start": self.start,
             "rng_of_last_call": self.rng_of_last_call,
             "batch": batch_size(self.loader),
+            "rows": self._source.rows_after(self.handed_out),
+            "data": self._source.identity,
         }
 
     @property
     def is_incomplete(self) -> bool:
         """Whether the random numbers of a batch that waits in a prepared loader would be other ones than they were."""
-        waits = type(self.loader) is DataLoaderShard and self.handed_out > 1 and not self.ended
+        is_shard = type(self.loader) is DataLoaderShard or isinstance(self.loader, RankLoader)
+        waits = is_shard and self.handed_out > 1 and not self.ended
         return waits and self.rng_of_last_call is None
 
     def state(self) -> dict[str, Any]:
@@ -169,16 +173,23 @@ class TrackedIterator:
     def _forward(self, saved: ReplayPosition) -> Any:
         """Be where a saved pass was: the same order of samples, `handed_out` of them used. Returns the last one."""
         self.forward_to = None
-        if (size := batch_size(self.loader)) != saved["batch"]:
+        rows = saved.get("rows")
+        source = self._source
+        if source.rows_after(0) is None:
+            rows = None
+        if rows is None and (size := batch_size(self.loader)) != saved["batch"]:
             raise ResumeMissed(
                 f"the saved place counts batches of {saved['batch']} samples over all ranks, this loader makes "
                 f"batches of {size}: change the size per rank so that the whole batch is as before."
             )
+        if source.identity != saved.get("data"):
+            raise ResumeMissed(f"the saved place is in other data: {saved.get('data')}; now it is {source.identity}.")
         now = randomness.snapshot()
         self.start = saved["start"]
         self.set_state(self.start)
         last = None
-        for _ in range(self._source.open_after(saved["handed_out"], saved["rng_of_last_call"])):
+        used, rng = saved["handed_out"], saved["rng_of_last_call"]
+        for _ in range(source.open_after(used, rng) if rows is None else source.open_at(rows, used, rng)):
             last = self._draw()
         self.handed_out = saved["handed_out"]
         self.rng_of_last_call = saved["rng_of_last_call"]

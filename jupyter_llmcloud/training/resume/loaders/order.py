@@ -9,6 +9,7 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch.utils.data import Sampler
 
 from jupyter_llmcloud.training.checkpoint import rng
+from jupyter_llmcloud.training.data.rank_loader import RankLoader
 
 
 def order_of(loader: Any) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def batch_size(loader: Any) -> int:
     if isinstance(loader, range):
         return 1
     try:
-        if type(loader) in (DataLoaderShard, DataLoaderDispatcher):
+        if isinstance(loader, RankLoader) or type(loader) in (DataLoaderShard, DataLoaderDispatcher):
             return int(loader.total_batch_size)
         world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         return int(loader.batch_size) * world_size

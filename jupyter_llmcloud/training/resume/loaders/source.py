@@ -9,6 +9,7 @@ from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader, IterableDataset
 
 from jupyter_llmcloud.training.checkpoint import rng as randomness
+from jupyter_llmcloud.training.data.rank_loader import RankLoader
 
 
 class InnerIterators:
@@ -94,13 +95,30 @@ class LoaderSource:
 
         What was used is passed over by the sampler and never read, but for the last batch.
         """
-        is_shard = type(self.loader) is DataLoaderShard
+        is_shard = isinstance(self.loader, RankLoader) or type(self.loader) is DataLoaderShard
         base = self.loader.base_dataloader if is_shard else self.loader
         if number and _draws_in_this_process(base):
             self._inner.advance(base, number - 1, rng_of_last_call if is_shard and number > 1 else None)
             number = 1
         self.open()
         return number
+
+    def rows_after(self, number: int) -> int | None:
+        """Rows of the epoch, over all ranks, that `number` batches have used; None where that is not known."""
+        return self.loader.rows_after(number) if isinstance(self.loader, RankLoader) else None
+
+    @property
+    def identity(self) -> str | None:
+        """The rows and their order, where that is known."""
+        return self.loader.identity if isinstance(self.loader, RankLoader) else None
+
+    def open_at(self, rows: int, number: int, rng_of_last_call: dict[str, Any] | None) -> int:
+        """As `open_after`, behind so many rows, which may have been used by another number of ranks."""
+        self.loader.position.go_on_at(rows, number, stand_in=number > 0)
+        in_process = self.loader.num_workers == 0
+        self._inner.advance(self.loader.base_dataloader, 0, rng_of_last_call if in_process and number > 1 else None)
+        self.open()
+        return min(number, 1)
 
     def draw(self) -> Any:
         """The next batch. Raises StopIteration after the last one."""

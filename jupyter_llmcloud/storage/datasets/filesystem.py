@@ -1,0 +1,210 @@
+"""Folders and files of data sets, wherever fsspec reaches: opened, listed and replaced, with errors in plain words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jupyter_llmcloud.core.data.partitions import SourceFile, format_of
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
+
+_EXTRA = "pip install 'jupyter-llmcloud[data]'"
+_MODULES = {
+    "pyarrow": "pyarrow",
+    "datasketch": "datasketch",
+    "fsspec": "fsspec",
+    "PIL": "pillow",
+    "s3fs": "s3fs",
+    "gcsfs": "gcsfs",
+    "adlfs": "adlfs",
+    "zstandard": "zstandard",
+    "lz4": "lz4",
+}
+_VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "modified", "created")
+_MARKS = ("*", "?", "[")
+
+
+def require(*modules: str, what: str) -> None:
+    """Raise UsageError that names the packages which `what` needs and which are not installed."""
+    import importlib.util
+
+    missing = [_MODULES.get(module, module) for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f"{what} needs {' and '.join(missing)}: {_EXTRA}.")
+
+
+def filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """The file system of a URL or a path, and the path there. Raises UsageError where its package is missing."""
+    require("fsspec", what="reading data")
+    from fsspec.core import url_to_fs
+
+    try:
+        with translated(url):
+            found: tuple[Any, str] = url_to_fs(url, **(options or {}))
+    except ImportError as error:
+        words = str(error).split(". ")[0].rstrip(".")
+        raise UsageError(f"{url!r}: {words}, or {_EXTRA} for S3.") from None
+    except ValueError as error:
+        raise UsageError(f"{url!r} is no place that fsspec knows: {_reason(error)}.") from None
+    return found
+
+
+@contextlib.contextmanager
+def translated(url: str) -> Iterator[None]:
+    """What a storage refuses within the block, as an error that says which URL and what to look at."""
+    try:
+        yield
+    except LLMCloudError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFound(f"{url!r} is not there: {_reason(error)}.") from None
+    except PermissionError as error:
+        raise UsageError(
+            f"{url!r} may not be read or written: {_reason(error)}. Check the key and its rights "
+            "(storage_options={'key': ..., 'secret': ...}, or the environment of the workers)."
+        ) from None
+    except (IsADirectoryError, NotADirectoryError, OSError) as error:
+        raise UsageError(f"{url!r} cannot be reached: {_reason(error)}.") from None
+    except Exception as error:
+        if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "google", "azure", "gcsfs")):
+            raise
+        raise UsageError(
+            f"{url!r} cannot be reached: {_reason(error)}. Check the key, the endpoint and the region "
+            "(storage_options=..., or the environment of the workers)."
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().rstrip(".")
+
+
+def join(url: str, *parts: str) -> str:
+    """A URL below another one."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+# --- files of ours --------------------------------------------------------------------------------------------------
+
+
+def read_bytes(url: str, options: Mapping[str, Any] | None = None) -> bytes:
+    """All of a file. Raises NotFound, UsageError."""
+    fs, path = filesystem(url, options)
+    with translated(url):
+        content: bytes = fs.cat_file(path)
+    return content
+
+
+def replace(url: str, content: bytes, options: Mapping[str, Any] | None = None) -> None:
+    """Write a file that is there whole or not at all, also for whoever reads meanwhile."""
+    fs, path = filesystem(url, options)
+    with translated(url):
+        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        staged = f"{path}.part"
+        fs.pipe_file(staged, content)
+        move(fs, staged, path)
+
+
+def move(fs: Any, source: str, target: str) -> None:
+    """Rename a file over another one, if there is one."""
+    if "file" in _protocols(fs):
+        import os
+
+        os.replace(source, target)
+        return
+    if fs.exists(target):
+        fs.rm_file(target)
+    fs.mv(source, target)
+
+
+def _protocols(fs: Any) -> Sequence[str]:
+    return [fs.protocol] if isinstance(fs.protocol, str) else list(fs.protocol)
+
+
+def remove(url: str, options: Mapping[str, Any] | None = None) -> None:
+    """Remove a file or a folder, if it is there."""
+    fs, path = filesystem(url, options)
+    with translated(url):
+        fs.invalidate_cache()
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
+def names_in(url: str, options: Mapping[str, Any] | None = None) -> dict[str, int]:
+    """The sizes of the files in a folder by their names; empty when there is no such folder."""
+    fs, path = filesystem(url, options)
+    with translated(url):
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            return {}
+        rows = fs.ls(path, detail=True, refresh=True) if "s3" in _protocols(fs) else fs.ls(path, detail=True)
+        return {row["name"].rsplit("/", 1)[-1]: int(row["size"] or 0) for row in rows if row["type"] == "file"}
+
+
+# --- files of a source ----------------------------------------------------------------------------------------------
+
+
+def list_source(
+    sources: Sequence[str], kind: str = "auto", options: Mapping[str, Any] | None = None
+) -> tuple[str, list[SourceFile]]:
+    """The format of a source and its files, in order: those of each URL, path, folder or glob by name.
+
+    Raises:
+        NotFound: there is nothing at one of them.
+        UsageError: no format can be told, or several.
+    """
+    files: dict[str, SourceFile] = {}
+    for source in sources:
+        found = _list(source, options)
+        if kind != "auto" and any(mark in source for mark in _MARKS) is False and len(found) > 1:
+            found = [file for file in found if format_of(file.name) in (kind, None)] or found
+        files |= {file.url: file for file in found}
+    if not files:
+        raise NotFound(f"there is nothing to prepare: {', '.join(sources) or 'no source was given'}.")
+    kinds = {file.url: format_of(file.name) for file in files.values()}
+    if kind == "auto":
+        known = {found for found in kinds.values() if found is not None}
+        if len(known) != 1:
+            told = " and ".join(sorted(known)) if known else f"{next(iter(files))!r}, whose name tells none"
+            raise UsageError(
+                f"the format of the source is not clear: there is {told}. Say it: format='text', 'jsonl', 'csv', "
+                "'parquet' or 'images'; files of other formats in a folder are then left out."
+            )
+        kind = known.pop()
+    if sum(file.size for file in files.values()) == 0:
+        raise UsageError(f"the source is empty: all {len(files)} of its files have no content ({next(iter(files))!r}).")
+    return kind, [file for file in files.values() if file.size]
+
+
+def _list(source: str, options: Mapping[str, Any] | None) -> list[SourceFile]:
+    fs, path = filesystem(source, options)
+    with translated(source):
+        fs.invalidate_cache()
+        if any(mark in path for mark in _MARKS):
+            found = fs.glob(path, detail=True)
+            if not (rows := [row for row in found.values() if row["type"] == "file"]):
+                raise NotFound(f"{source!r} matches no file.")
+        elif fs.isfile(path):
+            rows = [fs.info(path)]
+        else:
+            rows = [row for row in fs.find(path, detail=True).values() if _is_visible(row["name"], path)]
+            if not rows:
+                raise NotFound(f"{source!r} is not there, or is a folder without files.")
+    local = "file" in _protocols(fs)
+    listed = [
+        SourceFile(row["name"] if local else fs.unstrip_protocol(row["name"]), int(row["size"] or 0), _version(row))
+        for row in rows
+    ]
+    return sorted(listed, key=lambda file: file.url)
+
+
+def _is_visible(name: str, folder: str) -> bool:
+    below = name[len(folder) :] if name.startswith(folder) else name
+    return not any(part.startswith((".", "_")) for part in below.split("/") if part)
+
+
+def _version(row: Mapping[str, Any]) -> str:
+    for name in _VERSIONS:
+        if row.get(name):
+            return str(row[name]).strip('"')
+    return ""
