@@ -22,6 +22,7 @@ from jupyter_llmcloud.core.names import (
     parse_variables,
 )
 from jupyter_llmcloud.core.options import Option, Syntax, integer
+from jupyter_llmcloud.core.parallel.plan import COMPRESSIONS, normalised
 from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import UsageError
 
@@ -183,6 +184,15 @@ class RunSpec(Spec):
     )
     precision: str | None = option(
         OptionType(values=("no", "bf16", "fp16", "fp8")), "Mixed precision of Accelerate.", resumes=True
+    )
+    plan: str | None = option(
+        OptionType("PLAN", normalised),
+        "How the model is spread: ddp (default), fsdp, hsdp:GxR, tp:N, tp+fsdp, pipeline:N, local-sgd:K, diloco:K, "
+        "async-ps. Options follow with commas: diloco:30,fragments=2,bits=8.",
+        resumes=True,
+    )
+    compress_gradients: str | None = option(
+        OptionType(values=("no", *COMPRESSIONS)), "How gradients of --plan ddp travel between ranks.", resumes=True
     )
     save: list[str] | None = option(
         VARIABLES,

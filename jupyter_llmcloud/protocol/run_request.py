@@ -16,6 +16,8 @@ def execute(spec: RunSpec, **about: Any) -> Execute:
     return Execute(
         spec=spec.as_dict(),
         precision=spec.precision or "",
+        plan=spec.plan or "",
+        compress_gradients=spec.compress_gradients or "",
         save=spec.save or [],
         pull=spec.pull or [],
         timeout_s=spec.timeout or 0.0,

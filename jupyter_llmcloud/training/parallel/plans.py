@@ -10,6 +10,7 @@ from jupyter_llmcloud.training.parallel.ddp import DataParallel
 from jupyter_llmcloud.training.parallel.flat_sharded import FlatShards
 from jupyter_llmcloud.training.parallel.fully_sharded import FullyShards
 from jupyter_llmcloud.training.parallel.plan import Layout, Plan
+from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.whole import Whole
 
 _DDP = DataParallel()
@@ -21,12 +22,14 @@ def install() -> None:
     """Take care of the models that code makes parallel from now on. Called once, in a rank."""
     for plan in _PLANS:
         plan.install()
+    ACTIVE.install()
 
 
 def rebuild(group: Any) -> None:
     """A process group was renewed: prepared models use it. All ranks must call it."""
     for plan in _PLANS:
         plan.rebuild(group)
+    ACTIVE.rebuild(group)
 
 
 def layout_of(model: torch.nn.Module) -> Layout:
