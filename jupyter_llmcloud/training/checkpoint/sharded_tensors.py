@@ -36,6 +36,7 @@ def localize(value: Any) -> Any:
         return {
             _SHARD: [str(placement) for placement in value.placements],
             "mesh": list(value.device_mesh.shape),
+            "ranks": value.device_mesh.mesh.flatten().tolist(),
             "shape": list(value.shape),
             "local": value.to_local(),
         }
@@ -63,7 +64,7 @@ def merge(states: list[Any]) -> Any:
     """The states of all ranks of a world as one, in which the shards are put together."""
     first = states[0]
     if is_shard(first):
-        return {**first, "mesh": [1], "local": _whole(states)}
+        return {**first, "mesh": [1], "ranks": [0], "local": _whole(states)}
     if isinstance(first, dict):
         return type(first)((key, merge([state[key] for state in states])) for key in first)
     if type(first) in (list, tuple):
@@ -74,10 +75,13 @@ def merge(states: list[Any]) -> Any:
 def _whole(shards: list[Any]) -> torch.Tensor:
     cuts: list[Any]
     cuts, mesh = [_dimension(cut) for cut in shards[0][_SHARD]], shards[0]["mesh"]
+    num_ranks, ranks = len(shards), shards[0].get("ranks", range(len(shards)))
+    if None not in cuts and max(ranks) < num_ranks:
+        shards = [shards[rank] for rank in ranks]  # others have the same, over a mesh of their own
     if None in cuts or math.prod(mesh) != len(shards):
         raise ResumeMissed(
-            f"its tensors were spread as {', '.join(shards[0][_SHARD])} over a mesh of {mesh} of {len(shards)} ranks, "
-            f"which cannot be cut in another way: resume it on {len(shards)} ranks with the same plan."
+            f"its tensors were spread as {', '.join(shards[0][_SHARD])} over a mesh of {mesh} of {num_ranks} ranks, "
+            f"which cannot be cut in another way: resume it on {num_ranks} ranks with the same plan."
         )
     pieces = dict(zip(itertools.product(*map(range, mesh)), (shard["local"] for shard in shards), strict=True))
     for dim in reversed(_order_of_cuts(shards[0][_SHARD])):

@@ -53,3 +53,37 @@ def test_a_plan_trains_what_one_process_trains(four: Ranks, alone: dict[float, A
     assert four.pull("losses") == pytest.approx(wanted["losses"], abs=1e-5)
     for rank in range(4):
         close(four.pull("state", rank), wanted["state"])
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+ADAM = "AdamW(model.parameters(), lr=1e-2)"
+CHECKPOINT_AND_FAIL = "run.checkpoint() if step % 4 == 0 else None; assert step != fails_at"
+
+
+def resumed(world: Ranks, legs: dict[str, int], cell: Any) -> list[float]:
+    """Train under one plan until a step, then go on from the newest checkpoint under the next one, and so on."""
+    resume: dict[str, Any] = {}
+    for plan, fails_at in legs.items():
+        world.push(fails_at=fails_at)
+        outcome = world.run(cell(plan), plan=plan.rstrip(), resume=resume)
+        if fails_at:
+            assert outcome.error["ename"] == "AssertionError", "\n".join(outcome.error["traceback"])
+            newest = max(int(path.name.split("-")[1]) for path in (outcome.folder.path / "checkpoints").glob("step-*"))
+            resume = {"folder": str(outcome.folder.path / f"checkpoints/step-{newest}"), "step": newest}
+        else:
+            assert outcome.state == "finished", "\n".join(outcome.error["traceback"])
+    losses: list[float] = world.pull("losses")
+    return losses
+
+
+def test_a_run_goes_on_under_other_plans_as_if_nothing_had_been(four: Ranks) -> None:
+    def cell(plan: str) -> str:
+        return training(batch=EXACT[plan.rstrip()], epochs=3, optimizer=ADAM, after=CHECKPOINT_AND_FAIL, tied=True)
+
+    undisturbed = resumed(four, {"ddp": 0}, cell)
+    state = four.pull("state")
+    legs = {"ddp": 5, "fsdp": 9, "tp+fsdp": 13, "hsdp:2x2": 17, "tp:4": 21, "ddp ": 0}
+    losses = resumed(four, legs, cell)
+    assert losses == pytest.approx(undisturbed, abs=1e-4)
+    close(four.pull("state"), state, 1e-3)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from torch.distributed.fsdp import FSDPModule
+
 SIMPLE = frozenset({int, float, str, bytes, bool, type(None)})
 Child = tuple[str, Any]  # what leads to it, for people to read; itself
 
@@ -60,6 +62,8 @@ class Kind:
 
 def name_of(cls: Any) -> str:
     """The name under which a class or a function is found again."""
+    if isinstance(cls, type) and FSDPModule in cls.__bases__:  # which fully_shard makes anew of the plain one
+        cls = cls.__bases__[-1]
     return f"{cls.__module__}:{cls.__qualname__}"
 
 

@@ -11,6 +11,7 @@ from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.stager import Stager
 from jupyter_llmcloud.training.object_graph.graph import Graph, Identities
 from jupyter_llmcloud.training.object_graph.kinds.iterators import FOLLOWED
+from jupyter_llmcloud.training.object_graph.rewrap import rewrapped
 from jupyter_llmcloud.training.parallel.fully_sharded import settle
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.resume.cell import frame_variables
@@ -207,7 +208,8 @@ class CellState:
         stateful_objects.put_gradients(saved["gradients"], table)
         ACTIVE.put(saved.get("plan"), how)
         # By --resume, in attempt 0, the cell may have been edited, too.
-        self._cell_objects.put(saved["graph"], graph, scope, same_world, bool(self.cell.attempt))
+        kept = saved["graph"] if how == "own" else rewrapped(saved["graph"], graph)
+        self._cell_objects.put(kept, graph, scope, same_world, bool(self.cell.attempt))
         for name, accelerator in accelerators.items():
             accelerator.step, sync_gradients = saved["accelerators"][name]
             accelerator.gradient_state._set_sync_gradients(sync_gradients)
