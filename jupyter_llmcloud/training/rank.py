@@ -364,9 +364,7 @@ class Rank:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
-        ACTIVE.begin(
-            cell.plan, cell.compress_gradients, self.group.rank, self.group.world_size, self.group.device
-        )
+        ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)
 
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:

@@ -14,6 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from jupyter_llmcloud.training.group.process_group import watched_sockets
+
 
 class Meshes:
     """Those that this package has made, by their dimensions; every rank makes the same ones in the same order."""
@@ -49,9 +51,9 @@ class Meshes:
 
     @staticmethod
     def _make(key: tuple[tuple[str, int], ...], device_type: str) -> DeviceMesh:
-        return init_device_mesh(
-            device_type, tuple(size for _, size in key), mesh_dim_names=tuple(name for name, _ in key)
-        )
+        names, sizes = zip(*key, strict=True)
+        with watched_sockets():
+            return init_device_mesh(device_type, sizes, mesh_dim_names=names)
 
 
 MESHES = Meshes()

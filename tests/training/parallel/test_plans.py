@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.planned_cells import training
 from tests.support.worlds import AgentProcess, Ranks
@@ -87,3 +89,121 @@ def test_a_run_goes_on_under_other_plans_as_if_nothing_had_been(four: Ranks) -> 
     losses = resumed(four, legs, cell)
     assert losses == pytest.approx(undisturbed, abs=1e-4)
     close(four.pull("state"), state, 1e-3)
+
+
+# --- what a plan says of itself is true -------------------------------------------------------------------------------
+
+SEEN = """
+import json
+from torch._C import _distributed_c10d as recorder
+
+def entries():
+    found = json.loads(recorder._dump_fr_trace_json(includeCollectives=True)).get("entries", [])
+    return [(e["profiling_name"].split(":")[-1], [list(s) for s in e["input_sizes"]], e["input_dtypes"]) for e in found if "profiling_name" in e]
+
+before = len(entries())
+"""
+COUNTED = """
+held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
+whole = sum(p.numel() for p in model.parameters())
+seen = entries()[before:]
+kinds = {name for name, *_ in seen}
+bits = {kind for _, _, kinds in seen for kind in kinds}
+"""
+
+
+def traced(batch: int, **options: Any) -> str:
+    """A short training, and the collectives that it made."""
+    text = training(batch=batch, weights=False, **options)
+    return SEEN + text + COUNTED
+
+
+@pytest.mark.parametrize(
+    ("plan", "share", "expected"),
+    [
+        ("ddp", 1, {"all_reduce"}),
+        ("fsdp", 4, {"all_gather", "all_reduce"}),  # by which gloo scatters what it reduces
+        ("hsdp:2x2", 2, {"all_gather", "all_reduce"}),
+        ("tp:4", 3.3, {"all_reduce"}),
+    ],
+)
+def test_a_plan_is_what_it_says(four: Ranks, plan: str, share: float, expected: set[str]) -> None:
+    four.ok(traced(EXACT[plan]), plan=plan)
+    held, whole, kinds = (four.pull(name, 1) for name in ("held", "whole", "kinds"))
+    assert held <= 1.03 * whole / share
+    assert all(any(name in kind for kind in kinds) for name in expected), kinds
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fp16", "Half"), ("bf16", "BFloat16"), ("powersgd", "Float")])
+def test_gradients_travel_compressed(four: Ranks, alone: dict[float, Any], name: str, kind: str) -> None:
+    four.ok(traced(2, epochs=2, optimizer=SGD), compress_gradients=name)
+    seen = [row for row in four.pull("seen") if row[0] == "all_reduce"]
+    sizes = [sum(map(math.prod, shapes)) for _, shapes, kinds in seen if kind in kinds]
+    largest = four.pull("whole")
+    assert four.pull("losses")[:8] == pytest.approx(alone[CLIP]["losses"], abs=2e-3)
+    if name == "powersgd":
+        assert largest in sizes  # the first steps
+        assert max(sizes[-8:]) < largest / 2
+    else:
+        assert largest in sizes
+
+
+# --- between cells ---------------------------------------------------------------------------------------------------
+
+ENDLESS = """
+print("trains", flush=True)
+while True:
+    loss = model(input_ids=rows[:2], labels=rows[:2]).loss
+    accelerator.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+ONE_MORE = """
+before = {name: value.clone() for name, value in accelerator.get_state_dict(model).items()}
+loss = model(input_ids=rows[:2], labels=rows[:2]).loss
+accelerator.backward(loss)
+optimizer.step()
+after = accelerator.get_state_dict(model)
+moved = any(not torch.equal(before[name], after[name]) for name in after)
+"""
+
+
+@pytest.mark.parametrize("plan", ["fsdp", "tp+fsdp", "diloco:2,fragments=2"])
+def test_a_spread_model_outlives_a_rank_that_fails(four: Ranks, plan: str) -> None:
+    four.ok(training(batch=EXACT.get(plan, 2), optimizer=SGD), plan=plan)
+    four.ok("kept = {name: value.clone() for name, value in accelerator.get_state_dict(model).items()}")
+    kept = four.pull("kept")
+    broken = four.run("loss = model(input_ids=rows[:2], labels=rows[:2]).loss\nassert rank != 2\nloss.backward()", plan=plan)
+    assert broken.state == "failed" and broken.error["rank"] == 2
+    four.ok(ONE_MORE, plan=plan)
+    assert four.pull("moved")
+    close(four.pull("before"), kept)
+
+
+@pytest.mark.parametrize("plan", ["fsdp", "tp+fsdp", "local-sgd:3"])
+def test_a_spread_model_is_saved_as_the_plain_one_and_loads(four: Ranks, plan: str) -> None:
+    from transformers import LlamaForCausalLM
+
+    outcome = four.ok(training(batch=EXACT.get(plan, 2), tied=True), plan=plan, save=["model"])
+    model, info = LlamaForCausalLM.from_pretrained(outcome.folder.path / "model", output_loading_info=True)
+    assert not any(info.values())
+    # What is saved is what the ranks hold, also where they were averaged at the end of the cell.
+    four.ok("state = accelerator.get_state_dict(model)")
+    close(model.state_dict(), {name: value.detach() for name, value in four.pull("state", 3).items()})
+
+
+
+
+@pytest.mark.parametrize("plan", ["fsdp", "diloco:2"])
+def test_an_adapter_is_trained_and_saved_under_a_plan(four: Ranks, plan: str) -> None:
+    text = training(batch=2, epochs=2, weights=False).replace(
+        "accelerator = Accelerator()",
+        "from peft import LoraConfig, get_peft_model\n"
+        "model = get_peft_model(model, LoraConfig(r=2, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM'))\n"
+        "accelerator = Accelerator()",
+    )
+    outcome = four.ok(text, plan=plan, save=["model"])
+    saved = load_file(outcome.folder.path / "model/adapter_model.safetensors")
+    assert saved and all("lora_" in name for name in saved)
+    assert any(value.abs().max() > 0 for name, value in saved.items() if "lora_B" in name)  # it has learned
+    assert four.pull("losses")[-1] < four.pull("losses")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from jupyter_llmcloud.core.parallel.plan import ASYNCHRONOUS, ParallelPlan, parse_plan
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.parallel.mesh import MESHES
 from jupyter_llmcloud.training.parallel.strategies.base import Strategy
@@ -60,16 +62,19 @@ class ActivePlan:
         self.compression = ""
         self._last: Strategy | None = None
         self._plan = ParallelPlan()
+        self._former: dict[str, str | None] = {}
 
     def install(self) -> None:
         """Hear of the steps of optimizers. Called once, in a rank, before others that hear of them."""
         register_optimizer_step_pre_hook(self._before_step)
         register_optimizer_step_post_hook(self._after_step)
 
-    def begin(self, text: str, compression: str, rank: int, world_size: int, device: torch.device) -> None:
-        """A cell begins, with this plan ("": ddp). One that goes on with the plan of an earlier cell keeps its state."""
-        plan = parse_plan(text or "ddp")
-        self._plan, self.compression, self.strategy = plan, compression, None
+    def begin(self, cell: Execute, rank: int, world_size: int, device: torch.device) -> None:
+        """A cell begins. One that goes on with the plan of an earlier cell keeps its state."""
+        plan = parse_plan(cell.plan or "ddp")
+        self._plan, self.compression, self.strategy = plan, cell.compress_gradients, None
+        self._former = {name: os.environ.get(name) for name in cell.environment}
+        os.environ.update(cell.environment)
         if plan.kind == "ddp":
             return
         if self._last is not None and (self._last.plan, self._last.world_size) == (plan, world_size):
@@ -85,6 +90,11 @@ class ActivePlan:
     def close(self) -> None:
         """The cell has ended, however."""
         self.strategy, self.compression, self._plan = None, "", ParallelPlan()
+        for name, value in self._former.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self._former = {}
 
     # --- training ---
 
