@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 torch.manual_seed({seed})
-config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers={layers}, num_attention_heads=4,
                      num_key_value_heads=4, max_position_embeddings=16, tie_word_embeddings={tied})
 model = LlamaForCausalLM(config)
 rows = torch.randint(0, 32, (64, 8), generator=torch.Generator().manual_seed(1))
@@ -39,6 +39,7 @@ state = {name: value.clone() for name, value in accelerator.get_state_dict(model
 def training(
     *,
     batch: int,
+    layers: int = 2,
     clip: float = 1.0,
     epochs: int = 1,
     optimizer: str = "AdamW(model.parameters(), lr=1e-2)",
@@ -50,4 +51,4 @@ def training(
 ) -> str:
     """The text of a cell."""
     body = BODY.format(batch=batch, epochs=epochs, clip=clip, optimizer=optimizer, after=after)
-    return make.format(seed=seed, tied=tied) + body + (WEIGHTS if weights else "")
+    return make.format(seed=seed, tied=tied, layers=layers) + body + (WEIGHTS if weights else "")

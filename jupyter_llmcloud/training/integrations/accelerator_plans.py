@@ -30,6 +30,7 @@ def install() -> None:
             f"{of}.load_state": _make_refusing("load_state"),
             f"{of}.gather": _make_gather,
             f"{of}.reduce": _make_reduce,
+            "torch.nn.utils:clip_grad_norm_": _make_clip_grad_norm,
             "accelerate.accelerator:prepare_data_loader": _make_prepare_data_loader,
             "accelerate.scheduler:AcceleratedScheduler.step": _make_scheduler_step,
         }
@@ -121,6 +122,20 @@ def _make_refusing(name: str) -> Any:
         return refuse
 
     return make
+
+
+def _make_clip_grad_norm(original: Any) -> Any:
+    def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
+        strategy = _strategy()
+        total_norm = getattr(strategy, "total_norm", None)
+        if total_norm is None:
+            return original(parameters, max_norm, norm_type, *args, **kwargs)
+        tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        norm = total_norm(torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None], norm_type), norm_type)
+        torch.nn.utils.clip_grads_with_norm_(tensors, max_norm, norm)
+        return norm
+
+    return clip_grad_norm_
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

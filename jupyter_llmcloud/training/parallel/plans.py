@@ -9,13 +9,14 @@ import torch
 from jupyter_llmcloud.training.parallel.ddp import DataParallel
 from jupyter_llmcloud.training.parallel.flat_sharded import FlatShards
 from jupyter_llmcloud.training.parallel.fully_sharded import FullyShards
+from jupyter_llmcloud.training.parallel.pipelined import Stages
 from jupyter_llmcloud.training.parallel.plan import Layout, Plan
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.whole import Whole
 
 _DDP = DataParallel()
 _PLANS: tuple[Plan, ...] = (_DDP,)
-_LAYOUTS: tuple[Layout, ...] = (FlatShards(), FullyShards(), _DDP, Whole())  # the first that holds a model
+_LAYOUTS: tuple[Layout, ...] = (Stages(), FlatShards(), FullyShards(), _DDP, Whole())  # the first that holds a model
 
 
 def install() -> None:

@@ -18,7 +18,7 @@ from tests.support.worlds import AgentProcess, Ranks
 SGD = "SGD(model.parameters(), lr=0.5)"
 CLIP, NO_CLIP = 1.0, 1e9
 APART = ("local-sgd:1", "diloco:1,outer-lr=1,momentum=0")
-EXACT = {"ddp": 2, "fsdp": 2, "hsdp:2x2": 2, **dict.fromkeys(APART, 2), "tp:4": 8, "tp+fsdp": 4}
+EXACT = {"ddp": 2, "fsdp": 2, "hsdp:2x2": 2, **dict.fromkeys(APART, 2), "tp:4": 8, "tp+fsdp": 4, "pipeline:4": 8}
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def four(node_agent: AgentProcess) -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="module")
-def alone(node_agent: AgentProcess) -> dict[float, Any]:
+def alone(node_agent: AgentProcess) -> dict[str, Any]:
     """What one process gets of the same global batches."""
     ranks = Ranks(node_agent, 1)
     found = {}
-    for clip in (CLIP, NO_CLIP):
-        ranks.ok(training(batch=8, clip=clip, optimizer=SGD))
-        found[clip] = {"losses": ranks.pull("losses"), "state": ranks.pull("state")}
+    for name, clip, layers in (("clip", CLIP, 2), ("no clip", NO_CLIP, 2), ("deep clip", CLIP, 4)):
+        ranks.ok(training(batch=8, clip=clip, layers=layers, optimizer=SGD))
+        found[name] = {"losses": ranks.pull("losses"), "state": ranks.pull("state")}
     ranks.end()
     return found
 
@@ -47,10 +47,12 @@ def close(state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], atol:
 
 
 @pytest.mark.parametrize("plan", EXACT)
-def test_a_plan_trains_what_one_process_trains(four: Ranks, alone: dict[float, Any], plan: str) -> None:
+def test_a_plan_trains_what_one_process_trains(four: Ranks, alone: dict[str, Any], plan: str) -> None:
     # Ranks that train apart clip their own gradients.
-    wanted = alone[clip := NO_CLIP if plan in APART else CLIP]
-    cell = training(batch=EXACT[plan], clip=clip, seed="rank" if plan != "ddp" else "0", optimizer=SGD)
+    wanted = alone[("deep " if plan.startswith("pipeline") else "") + ("no clip" if plan in APART else "clip")]
+    clip = NO_CLIP if plan in APART else CLIP
+    layers = 4 if plan.startswith("pipeline") else 2
+    cell = training(batch=EXACT[plan], layers=layers, clip=clip, seed="rank" if plan != "ddp" else "0", optimizer=SGD)
     four.ok(cell, plan=plan)
     assert four.pull("losses") == pytest.approx(wanted["losses"], abs=1e-5)
     for rank in range(4):
@@ -135,12 +137,12 @@ def test_a_plan_is_what_it_says(four: Ranks, plan: str, share: float, expected: 
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fp16", "Half"), ("bf16", "BFloat16"), ("powersgd", "Float")])
-def test_gradients_travel_compressed(four: Ranks, alone: dict[float, Any], name: str, kind: str) -> None:
+def test_gradients_travel_compressed(four: Ranks, alone: dict[str, Any], name: str, kind: str) -> None:
     four.ok(traced(2, epochs=2, optimizer=SGD), compress_gradients=name)
     seen = [row for row in four.pull("seen") if row[0] == "all_reduce"]
     sizes = [sum(map(math.prod, shapes)) for _, shapes, kinds in seen if kind in kinds]
     largest = four.pull("whole")
-    assert four.pull("losses")[:8] == pytest.approx(alone[CLIP]["losses"], abs=2e-3)
+    assert four.pull("losses")[:8] == pytest.approx(alone["clip"]["losses"], abs=2e-3)
     if name == "powersgd":
         assert largest in sizes  # the first steps
         assert max(sizes[-8:]) < largest / 2

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 
 class PreparedModels:
@@ -21,7 +22,7 @@ class PreparedModels:
         """A model was spread; `before`: its parameters by name. A name that is gone is on another rank now."""
         self._models = [ref for ref in self._models if ref() is not None]
         self._models.append(weakref.ref(model))
-        now = dict(model.named_parameters(remove_duplicate=False))
+        now = dict(unwrapped(model).named_parameters(remove_duplicate=False))
         plain = {name.replace("_checkpoint_wrapped_module.", ""): value for name, value in now.items()}
         for name, old in before.items():
             new = plain.get(name)
