@@ -1,6 +1,6 @@
 """How a model is spread over the ranks of a run: the plan that `--plan` names, its mesh, and what it is refused for.
 
-    ddp | fsdp | hsdp:GxR | tp:N | tp+fsdp[:N] | pipeline:N | local-sgd:K | diloco:K | async-ps[:S]
+    ddp | fsdp | hsdp:GxR | tp:N | tp+fsdp[:N] | pipeline:N | local-sgd:K | diloco:K
 
 After the name may follow options with commas: `diloco:30,fragments=2,bits=8`. Ranks are laid out row by row, the last
 dimension of the mesh fastest, so that ranks which talk most are neighbours.
@@ -15,9 +15,8 @@ from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
 
-SHARDED = ("fsdp", "hsdp", "tp", "tp+fsdp")  # parameters are DTensors
 COMPRESSIONS = ("fp16", "bf16", "powersgd")  # of gradients
-ASYNCHRONOUS = ("local-sgd", "diloco", "async-ps")  # replicas that differ between two exchanges
+APART = ("local-sgd", "diloco")  # replicas that differ between two exchanges
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,6 @@ _SETTINGS: dict[str, dict[str, _Setting]] = {
         "outer-lr": _Setting(0.7, _number(1e-6, 10), "a number"),
         "momentum": _Setting(0.9, _number(0, 0.999), "a number from 0 to 0.999"),
     },
-    "async-ps": {"staleness": _Setting(4, _count(0), "a whole number of rounds")},
 }
 _SHAPES = {
     "hsdp": "hsdp:GxR: G groups that hold the whole model, of R ranks each",
@@ -90,7 +88,7 @@ _SHAPES = {
     "local-sgd": "local-sgd:K: parameters are averaged every K steps",
     "diloco": "diloco:K: an outer step every K steps",
 }
-_USAGE = "ddp, fsdp, hsdp:GxR, tp:N, tp+fsdp, pipeline:N, local-sgd:K, diloco:K, async-ps"
+_USAGE = "ddp, fsdp, hsdp:GxR, tp:N, tp+fsdp, pipeline:N, local-sgd:K, diloco:K"
 
 
 @dataclass(frozen=True)
@@ -136,21 +134,11 @@ class ParallelPlan:
             case "pipeline":
                 self._needs(self.sizes[0], world_size)
                 return {"stage": self.sizes[0]}
-            case "async-ps":
-                (servers,) = self.sizes
-                if world_size < servers + 1:
-                    raise UsageError(
-                        f"--plan {self.text} needs {servers + 1} ranks or more: {servers} for the parameters, the "
-                        f"others train; this world has {world_size}. {_resize(servers + 2)}"
-                    )
-                return {"rank": world_size}
         return {"rank": world_size}
 
     def num_data_ranks(self, world_size: int) -> int:
         """How many ranks get data of their own; those beside them in the mesh get the same."""
         mesh = self.mesh(world_size)
-        if self.kind == "async-ps":
-            return world_size - self.sizes[0]
         return world_size // (mesh.get("tp", 1) * mesh.get("stage", 1))
 
     def _needs(self, wanted: int, world_size: int, instead: str = "") -> None:
@@ -205,11 +193,11 @@ def _sizes(kind: str, given: str | None, text: str) -> tuple[int, ...]:
     if given is None:
         if kind in _SHAPES:
             raise UsageError(f"--plan {text!r}: a number is missing, as in {_SHAPES[kind]}.")
-        return {"tp+fsdp": (2,), "async-ps": (1,)}.get(kind, ())
+        return (2,) if kind == "tp+fsdp" else ()
     if kind in ("ddp", "fsdp"):
         raise UsageError(f"--plan {text!r}: {kind} takes no number; it is over all ranks of the world.")
     parts = given.lower().split("x")
-    minimum = 1 if kind in ("local-sgd", "diloco", "async-ps", "hsdp") else 2
+    minimum = 1 if kind in ("local-sgd", "diloco", "hsdp") else 2
     if len(parts) != (2 if kind == "hsdp" else 1) or not all(part.isascii() and part.isdigit() for part in parts):
         raise UsageError(f"--plan {text!r}: after the colon come {_SHAPES.get(kind, 'whole numbers, as in ' + kind)}.")
     numbers = tuple(map(int, parts))

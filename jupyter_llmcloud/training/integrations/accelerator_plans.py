@@ -10,6 +10,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import recursively_apply
 
+from jupyter_llmcloud.core.parallel.plan import APART
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.parallel.plans import layout_of
@@ -51,7 +52,7 @@ def _is_new(value: Any) -> bool:
 
 
 def _spread(strategy: Strategy, accelerator: Any, model: torch.nn.Module) -> torch.nn.Module:
-    if accelerator.mixed_precision == "fp16" and strategy.plan.kind in ("local-sgd", "diloco", "async-ps"):
+    if accelerator.mixed_precision == "fp16" and strategy.plan.kind in APART:
         raise UsageError(
             f"--plan {strategy.plan.text}: in fp16 ranks leave out steps of their own, so that they could not meet. "
             "Choose --precision bf16 or no."

@@ -93,6 +93,31 @@ def test_a_run_goes_on_under_other_plans_as_if_nothing_had_been(four: Ranks) -> 
     close(four.pull("state"), state, 1e-3)
 
 
+@pytest.mark.parametrize("plan", ["pipeline:4", "local-sgd:3", "diloco:6,fragments=3,delay=1,bits=8"])
+def test_a_run_goes_on_under_its_own_plan_exactly(four: Ranks, plan: str) -> None:
+    def cell(_: str) -> str:
+        layers = 4 if plan.startswith("pipeline") else 2
+        text = training(batch=EXACT.get(plan, 2), layers=layers, epochs=2, optimizer=ADAM, after=CHECKPOINT_AND_FAIL)
+        return text.replace("accelerator = Accelerator()", "torch.manual_seed(rank)\naccelerator = Accelerator()")
+
+    undisturbed, states = resumed(four, {plan: 0}, cell), [four.pull("state", rank) for rank in range(4)]
+    assert resumed(four, {plan: 10, plan + " ": 0}, cell) == undisturbed
+    for rank, state in enumerate(states):
+        close(four.pull("state", rank), state, 0)
+
+
+def test_a_checkpoint_of_replicas_becomes_one_model_and_one_of_stages_is_refused(four: Ranks) -> None:
+    def cell(plan: str) -> str:
+        return training(batch=EXACT.get(plan, 2), layers=4, epochs=2, optimizer=ADAM, after=CHECKPOINT_AND_FAIL)
+
+    resumed(four, {"diloco:3": 6, "ddp": 0}, cell)
+    state = four.pull("state")
+    for rank in range(1, 4):
+        close(four.pull("state", rank), state, 0)
+    with pytest.raises(AssertionError, match="knows its own stage alone. Resume it with --plan pipeline:4"):
+        resumed(four, {"pipeline:4": 6, "fsdp": 0}, cell)
+
+
 # --- what a plan says of itself is true -------------------------------------------------------------------------------
 
 SEEN = """
@@ -196,16 +221,21 @@ def test_a_spread_model_is_saved_as_the_plain_one_and_loads(four: Ranks, plan: s
 
 
 
-@pytest.mark.parametrize("plan", ["fsdp", "diloco:2"])
-def test_an_adapter_is_trained_and_saved_under_a_plan(four: Ranks, plan: str) -> None:
-    text = training(batch=2, epochs=2, weights=False).replace(
-        "accelerator = Accelerator()",
-        "from peft import LoraConfig, get_peft_model\n"
-        "model = get_peft_model(model, LoraConfig(r=2, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM'))\n"
-        "accelerator = Accelerator()",
-    )
-    outcome = four.ok(text, plan=plan, save=["model"])
-    saved = load_file(outcome.folder.path / "model/adapter_model.safetensors")
-    assert saved and all("lora_" in name for name in saved)
-    assert any(value.abs().max() > 0 for name, value in saved.items() if "lora_B" in name)  # it has learned
-    assert four.pull("losses")[-1] < four.pull("losses")[0]
+ADAPTER = (
+    "from peft import LoraConfig, get_peft_model\n"
+    "model = get_peft_model(model, LoraConfig(r=2, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM'))\n"
+    "accelerator = Accelerator()"
+)
+
+
+def test_an_adapter_is_trained_and_saved_as_without_a_plan(four: Ranks) -> None:
+    text = training(batch=2, weights=False).replace("accelerator = Accelerator()", ADAPTER)
+    saved = {}
+    for plan in ("ddp", "fsdp", "local-sgd:2"):
+        outcome = four.ok(text, plan=plan, save=["model"])
+        saved[plan] = load_file(outcome.folder.path / "model/adapter_model.safetensors")
+        assert any(value.abs().max() > 0 for name, value in saved[plan].items() if "lora_B" in name)  # it has learned
+    close(saved["fsdp"], saved["ddp"])
+    assert saved["local-sgd:2"].keys() == saved["ddp"].keys()
+    refused = four.run(text, plan="tp:4")
+    assert refused.error["ename"] == "UsageError" and "--plan fsdp, or ddp" in refused.error["evalue"]

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from jupyter_llmcloud.core.parallel.plan import ASYNCHRONOUS, ParallelPlan, parse_plan
+from jupyter_llmcloud.core.parallel.plan import APART, ParallelPlan, parse_plan
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
@@ -145,7 +145,7 @@ class ActivePlan:
                 f"knows its own stage alone. Resume it with --plan {then.text}, or serve and train on from the model "
                 "that the run has saved."
             )
-        if then.kind in ASYNCHRONOUS and not (is_same and same_world):
+        if then.kind in APART and not (is_same and same_world):
             return "first"
         return "own" if is_same and same_world else "whole"
 
