@@ -13,7 +13,7 @@ from typing import Any
 from jupyter_llmcloud.core.parallel.plan import parse_plan
 from jupyter_llmcloud.errors import UsageError
 
-_OF_WORLD = {  # by field, the values that ask for nothing
+_OF_WORLD: dict[str, tuple[Any, ...]] = {  # by field, the values that ask for nothing
     "machine_rank": (0,),
     "num_machines": (1,),
     "gpu_ids": ("all",),
@@ -25,7 +25,7 @@ _OF_WORLD = {  # by field, the values that ask for nothing
     "use_cpu": (False,),
     "mpirun_config": ({},),
 }
-_OF_TPU = {
+_OF_TPU: dict[str, tuple[Any, ...]] = {
     "downcast_bf16": ("no", False),
     "tpu_name": (),
     "tpu_zone": (),
@@ -96,7 +96,9 @@ def translate(content: Any) -> Translated:
         raise UsageError("--accelerate-config: the file has no fields. `accelerate config` writes one.")
     known = {*_OF_WORLD, *_OF_TPU, *_MAPPED}
     if unknown := sorted(str(name) for name in content if name not in known):
-        raise UsageError(f"--accelerate-config: {unknown[0]!r} is no field that is known here. Remove it from the file.")
+        raise UsageError(
+            f"--accelerate-config: {unknown[0]!r} is no field that is known here. Remove it from the file."
+        )
     _refuse(content)
     made = Translated(environment=_environment(content))
     precision = content.get("mixed_precision") or ("fp16" if content.get("fp16") else "")
@@ -182,9 +184,7 @@ def _plan(content: Mapping[str, Any], made: Translated) -> str:
     return _of_sizes(sizes, "") if sizes else "ddp"
 
 
-def _of_fsdp(
-    section: dict[str, Any], sizes: dict[str, Any], content: Mapping[str, Any], made: Translated
-) -> str:
+def _of_fsdp(section: dict[str, Any], sizes: dict[str, Any], content: Mapping[str, Any], made: Translated) -> str:
     fields = {name.removeprefix("fsdp_"): value for name, value in section.items()}
     if _is_one(fields.pop("version", 1)):
         made.notes.append("fsdp_version 1 is carried out as version 2 (fully_shard), which trains the same")
@@ -263,7 +263,7 @@ def _of_deepspeed(section: dict[str, Any], made: Translated) -> str:
         )
     stage = fields.pop("zero_stage", 2)
     fields.pop("gradient_accumulation_steps", None)
-    options = []
+    options: list[str] = []
     for name in ("offload_param_device", "offload_optimizer_device"):
         device = fields.pop(name, None)
         if device == "nvme":
@@ -274,7 +274,9 @@ def _of_deepspeed(section: dict[str, Any], made: Translated) -> str:
             f"--accelerate-config: gradient_clipping {fields['gradient_clipping']} is done inside DeepSpeed. Call "
             "accelerator.clip_grad_norm_() in the cell, and remove it from the file."
         )
-    saved = [name for name in fields if name.startswith(("zero3_", "deepspeed_multinode_launcher", "deepspeed_hostfile"))]
+    saved = [
+        name for name in fields if name.startswith(("zero3_", "deepspeed_multinode_launcher", "deepspeed_hostfile"))
+    ]
     for name in saved:
         del fields[name]
     if fields:

@@ -37,7 +37,8 @@ def fragments_of(sizes: list[int], number: int) -> list[list[int]]:
     found: list[list[int]] = []
     at = taken = 0
     for left in reversed(range(number)):
-        wanted, fragment = total * (number - left) / number, []
+        wanted = total * (number - left) / number
+        fragment: list[int] = []
         while at < len(sizes) - left and (not fragment or not left or taken + sizes[at] / 2 <= wanted):
             fragment.append(at)
             taken += sizes[at]

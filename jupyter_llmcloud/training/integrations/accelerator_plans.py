@@ -132,7 +132,9 @@ def _make_clip_grad_norm(original: Any) -> Any:
         if total_norm is None:
             return original(parameters, max_norm, norm_type, *args, **kwargs)
         tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        norm = total_norm(torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None], norm_type), norm_type)
+        norm = total_norm(
+            torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None], norm_type), norm_type
+        )
         torch.nn.utils.clip_grads_with_norm_(tensors, max_norm, norm)
         return norm
 

@@ -90,9 +90,7 @@ def _fsdp_groups(model: torch.nn.Module) -> list[Any]:
 
 def _mesh_infos(group: Any) -> list[Any]:
     holders = [group, *group.fsdp_params]
-    infos = [
-        getattr(holder, name, None) for holder in holders for name in ("mesh_info", "post_forward_mesh_info")
-    ]
+    infos = [getattr(holder, name, None) for holder in holders for name in ("mesh_info", "post_forward_mesh_info")]
     return list({id(info): info for info in infos if info is not None}.values())
 
 

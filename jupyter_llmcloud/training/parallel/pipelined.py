@@ -1,4 +1,4 @@
-"""Layers are shared out as the stages of a pipeline: a rank has some tensors of the model, whole, and not the others."""
+"""Layers are shared out as the stages of a pipeline: a rank has some tensors of the model whole, not the others."""
 
 from __future__ import annotations
 

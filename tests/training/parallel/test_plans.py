@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from tests.support.planned_cells import training
 from tests.support.worlds import AgentProcess, Ranks
 
-
 # By plan, the batch of each rank: the global batch is that of the process alone.
 SGD = "SGD(model.parameters(), lr=0.5)"
 CLIP, NO_CLIP = 1.0, 1e9
@@ -114,7 +113,7 @@ def test_a_checkpoint_of_replicas_becomes_one_model_and_one_of_stages_is_refused
     state = four.pull("state")
     for rank in range(1, 4):
         close(four.pull("state", rank), state, 0)
-    with pytest.raises(AssertionError, match="knows its own stage alone. Resume it with --plan pipeline:4"):
+    with pytest.raises(AssertionError, match=r"knows its own stage alone\. Resume it with --plan pipeline:4"):
         resumed(four, {"pipeline:4": 6, "fsdp": 0}, cell)
 
 
@@ -200,7 +199,9 @@ def test_a_spread_model_outlives_a_rank_that_fails(four: Ranks, plan: str) -> No
     four.ok(training(batch=EXACT.get(plan, 2), optimizer=SGD), plan=plan)
     four.ok("kept = {name: value.clone() for name, value in accelerator.get_state_dict(model).items()}")
     kept = four.pull("kept")
-    broken = four.run("loss = model(input_ids=rows[:2], labels=rows[:2]).loss\nassert rank != 2\nloss.backward()", plan=plan)
+    broken = four.run(
+        "loss = model(input_ids=rows[:2], labels=rows[:2]).loss\nassert rank != 2\nloss.backward()", plan=plan
+    )
     assert broken.state == "failed" and broken.error["rank"] == 2
     four.ok(ONE_MORE, plan=plan)
     assert four.pull("moved")
@@ -217,8 +218,6 @@ def test_a_spread_model_is_saved_as_the_plain_one_and_loads(four: Ranks, plan: s
     # What is saved is what the ranks hold, also where they were averaged at the end of the cell.
     four.ok("state = accelerator.get_state_dict(model)")
     close(model.state_dict(), {name: value.detach() for name, value in four.pull("state", 3).items()})
-
-
 
 
 ADAPTER = (

@@ -13,18 +13,18 @@ from jupyter_llmcloud.training.parallel.agreement import different
 _BUCKET = 64 << 20  # bytes of one broadcast
 
 
-def begin_alike(model: torch.nn.Module, plan: str, group: Any = None, first: int = 0) -> None:
-    """All ranks of the group call it before the model is spread. Raises the same UsageError on all when they differ."""
+def begin_alike(model: torch.nn.Module, plan: str) -> None:
+    """All ranks call it before the model is spread. Raises the same UsageError on all when they differ."""
     refuse_meta(model, plan)
     shapes = {name: list(value.shape) for name, value in model.state_dict().items() if torch.is_tensor(value)}
-    every: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(every, shapes, group)
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, shapes)
     for other, found in enumerate(every):
         if difference := different(every[0], found, "the first rank", f"rank {other}"):
             raise UsageError(f"--plan {plan}: the ranks have made different models: {difference}.")
     with torch.no_grad():
         tensors = [value.detach() for value in (*model.parameters(), *model.buffers())]
-        dist._broadcast_coalesced(group or dist.group.WORLD, tensors, _BUCKET, first)
+        dist._broadcast_coalesced(dist.distributed_c10d._get_default_group(), tensors, _BUCKET, 0)
 
 
 def refuse_meta(model: torch.nn.Module, plan: str) -> None:

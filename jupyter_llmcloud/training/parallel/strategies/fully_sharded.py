@@ -77,9 +77,9 @@ def _is_container(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict)
 
 
-def _undivided(model: torch.nn.Module) -> set[str]:
+def _undivided(model: Any) -> set[str]:
     """What transformers says is not to be divided, also of a model inside an adapter's."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     return set(getattr(inner, "_no_split_modules", None) or ())
 
 

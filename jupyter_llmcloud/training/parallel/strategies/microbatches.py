@@ -1,4 +1,4 @@
-"""A stage of a pipeline as the model that a loop calls: microbatches go forward in its call, gradients back in backward.
+"""A stage of a pipeline as the model that a loop calls: microbatches go forward in the call, gradients back later.
 
 Every stage is called with the whole batch. What the last one computes, all get.
 """
@@ -90,12 +90,12 @@ def _named(loss: Any, result: Any, kind: str) -> Any:
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, leaf: torch.Tensor, value: torch.Tensor, run: Passage) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, leaf: torch.Tensor, value: torch.Tensor, run: Passage) -> torch.Tensor:
         ctx.run = run
         return value.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         ctx.run.backward(gradient)
         return torch.zeros((), device=gradient.device), None, None
 
@@ -103,7 +103,9 @@ class _Backward(torch.autograd.Function):
 class Passage:
     """One batch on its way through the stages."""
 
-    def __init__(self, stage: Stage, parts: list[tuple[tuple[Any, ...], dict[str, Any]]], whole: dict[str, Any]) -> None:
+    def __init__(
+        self, stage: Stage, parts: list[tuple[tuple[Any, ...], dict[str, Any]]], whole: dict[str, Any]
+    ) -> None:
         self._stage = stage
         self._parts = parts
         self._whole = whole
@@ -134,7 +136,7 @@ class Passage:
                 _send(sent.detach(), self._rank + 1)
 
     def shared_outputs(self, device: torch.device, with_result: bool) -> tuple[Any, Any, str]:
-        """The loss and the result of the batch as every rank has them; the result of a loss only where it is asked for."""
+        """The loss and the result of the batch as every rank has them; a result beside a loss only on request."""
         about: list[Any] = [None]
         if self._is_last:
             about = [(self._made[0].loss is not None, self._made[0].kind)]
@@ -142,7 +144,8 @@ class Passage:
         has_loss, kind = about[0]
         loss = result = None
         if has_loss:
-            own = torch.stack([made.loss.detach() for made in self._made if made.loss is not None]).sum() if self._is_last else None  # fmt: skip
+            losses = [made.loss.detach() for made in self._made if made.loss is not None]
+            own = torch.stack(losses).sum() if self._is_last else None
             loss = _broadcast(own, self._last_rank, device)
         if with_result or not has_loss:
             own = torch.cat([made.result.detach() for made in self._made]) if self._is_last else None
@@ -219,7 +222,9 @@ def _receive(rank: int) -> torch.Tensor:
 
 
 def _broadcast(tensor: torch.Tensor | None, source: int, device: torch.device) -> torch.Tensor:
-    header = _header(tensor) if tensor is not None else torch.zeros(2 + _MAX_DIMENSIONS, dtype=torch.int64, device=device)
+    header = (
+        _header(tensor) if tensor is not None else torch.zeros(2 + _MAX_DIMENSIONS, dtype=torch.int64, device=device)
+    )
     dist.broadcast(header, source)
     tensor = tensor.contiguous() if tensor is not None else _empty(header)
     dist.broadcast(tensor, source)

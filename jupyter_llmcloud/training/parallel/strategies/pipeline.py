@@ -31,7 +31,7 @@ class Pipeline(Strategy):
 
     def parallelize(self, model: nn.Module, accelerator: Any) -> nn.Module:
         plan, number = self.plan.text, self.plan.sizes[0]
-        stage_of = _sequential if isinstance(model, nn.Sequential) else _causal_lm
+        stage_of: Any = _sequential if isinstance(model, nn.Sequential) else _causal_lm
         begin_alike(model, plan)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         stage = stage_of(model, self.rank, number, plan)
@@ -96,7 +96,7 @@ class _StageOfLayers(Stage):
 
 def _causal_lm(model: nn.Module, rank: int, number: int, plan: str) -> Stage:
     kind = type(model).__name__
-    base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
+    base: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
     parts = ("embed_tokens", "layers", "norm")
     can = getattr(getattr(model, "config", None), "base_model_pp_plan", None) and kind.endswith("ForCausalLM")
     if not can or base is None or not all(hasattr(base, part) for part in parts) or not hasattr(model, "lm_head"):
@@ -118,7 +118,7 @@ def _causal_lm(model: nn.Module, rank: int, number: int, plan: str) -> Stage:
     if rank > 0:
         base.embed_tokens = PassThrough(base.embed_tokens)
     if rank < number - 1:
-        base.norm, model.lm_head = PassThrough(base.norm), PassThrough(model.lm_head)
+        base.norm, model.lm_head = PassThrough(base.norm), PassThrough(model.get_submodule("lm_head"))
     return _StageOfLM(model, base)
 
 

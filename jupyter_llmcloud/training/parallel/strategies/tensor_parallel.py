@@ -75,7 +75,7 @@ class TensorParallel(Strategy):
     def cut(self, model: torch.nn.Module, styles: dict[str, ParallelStyle], mesh: Any) -> None:
         """Cut the modules; parameters that were one stay one."""
         tied = _tied(model)
-        parallelize_module(model, mesh, styles)  # type: ignore[arg-type]
+        parallelize_module(model, mesh, styles)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for first, others in tied:
             for name in others:
@@ -92,12 +92,12 @@ class TensorParallel(Strategy):
 
     def _draw_alike(self) -> None:
         """Ranks that hold one activation drop the same of it: their random numbers are those of the first one."""
-        state = [random.getstate(), torch.get_rng_state()]
+        state: list[Any] = [random.getstate(), torch.get_rng_state()]
         dist.broadcast_object_list(state, src=0)
         random.setstate(state[0])
         torch.set_rng_state(state[1])
         if self.device.type == "cuda":
-            states = [torch.cuda.get_rng_state()]
+            states: list[Any] = [torch.cuda.get_rng_state()]
             dist.broadcast_object_list(states, src=0)
             torch.cuda.set_rng_state(states[0])
 
