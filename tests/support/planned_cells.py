@@ -17,7 +17,7 @@ rows = torch.randint(0, 32, (64, 8), generator=torch.Generator().manual_seed(1))
 BODY = """
 accelerator = Accelerator()
 optimizer = torch.optim.{optimizer}
-loader = DataLoader(rows, batch_size={batch})
+loader = DataLoader(rows, batch_size={batch}, shuffle={shuffle})
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 losses, step = [], 0
 for epoch in range({epochs}):
@@ -40,6 +40,7 @@ def training(
     *,
     batch: int,
     layers: int = 2,
+    shuffle: bool = False,
     clip: float = 1.0,
     epochs: int = 1,
     optimizer: str = "AdamW(model.parameters(), lr=1e-2)",
@@ -50,5 +51,5 @@ def training(
     weights: bool = True,
 ) -> str:
     """The text of a cell."""
-    body = BODY.format(batch=batch, epochs=epochs, clip=clip, optimizer=optimizer, after=after)
+    body = BODY.format(batch=batch, epochs=epochs, clip=clip, shuffle=shuffle, optimizer=optimizer, after=after)
     return make.format(seed=seed, tied=tied, layers=layers) + body + (WEIGHTS if weights else "")

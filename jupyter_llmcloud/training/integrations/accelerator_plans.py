@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from accelerate.data_loader import get_sampler
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import recursively_apply
 
@@ -150,14 +152,30 @@ def _num_copies(strategy: Strategy | None) -> int:
 
 
 def _make_prepare_data_loader(original: Any) -> Any:
-    def prepare_data_loader(*args: Any, **kwargs: Any) -> Any:
+    def prepare_data_loader(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         strategy = _strategy()
         if strategy is not None and strategy.data_rank[1] != strategy.world_size:
+            _shuffle_alike(get_sampler(dataloader))
             kwargs["process_index"], kwargs["num_processes"] = strategy.data_rank
             kwargs["dispatch_batches"] = False  # which would cut a batch for all ranks
-        return original(*args, **kwargs)
+        return original(dataloader, *args, **kwargs)
 
     return prepare_data_loader
+
+
+def _shuffle_alike(sampler: Any) -> None:
+    """Ranks with the same data take it in one order, which Accelerate sees to only where each has its own.
+
+    All ranks must call it. The order is the one that data parallel ranks would take.
+    """
+    if not hasattr(sampler, "generator"):
+        return
+    if sampler.generator is None:
+        seed = int(torch.empty((), dtype=torch.int64).random_().item())
+        sampler.generator = torch.Generator().manual_seed(seed)
+    state = [sampler.generator.get_state()]
+    dist.broadcast_object_list(state, src=0)
+    sampler.generator.set_state(state[0])
 
 
 def _make_gather(original: Any) -> Any:

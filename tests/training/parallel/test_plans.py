@@ -92,6 +92,21 @@ def test_a_run_goes_on_under_other_plans_as_if_nothing_had_been(four: Ranks) -> 
     close(four.pull("state"), state, 1e-3)
 
 
+@pytest.mark.parametrize("plan", ["tp:4", "tp+fsdp", "pipeline:4"])
+def test_ranks_that_share_a_batch_shuffle_alike_whatever_they_have_drawn(four: Ranks, plan: str) -> None:
+    cell = training(batch=EXACT[plan], layers=4, shuffle=True, weights=False)
+    drawn = "optimizer = torch.optim"  # before the loader is made
+    four.ok(
+        cell.replace(drawn, f"torch.manual_seed(100 + rank)\n{drawn}")
+        .replace("losses.append(", "seen.append(batch); losses.append(")
+        .replace("losses, step = []", "seen, losses, step = [], []"),
+        plan=plan,
+    )
+    orders = [torch.cat(four.pull("seen", rank)) for rank in range(4)]
+    for rank in range(1, 4):
+        assert torch.equal(orders[rank], orders[0]) == (plan != "tp+fsdp" or rank < 2)
+
+
 @pytest.mark.parametrize("plan", ["pipeline:4", "local-sgd:3", "diloco:6,fragments=3,delay=1,bits=8"])
 def test_a_run_goes_on_under_its_own_plan_exactly(four: Ranks, plan: str) -> None:
     def cell(_: str) -> str:
