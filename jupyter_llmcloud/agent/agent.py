@@ -25,6 +25,7 @@ from jupyter_llmcloud.agent.replicas import Replicas
 from jupyter_llmcloud.agent.resources import Ours, Resources
 from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.world.led_world import LedWorlds
+from jupyter_llmcloud.core.parallel import plan
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import (
     AgentDescription,
@@ -265,6 +266,7 @@ class Agent:
         world = self.worlds.get(cell.world_id)
         if cell.precision in ("fp16", "fp8") and not self.node.has_gpus:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
+        plan.check(cell.plan, cell.compress_gradients, len(cell.ranks) or world.size, world.size)
         if cell.background:
             RunFolder(Path(cell.folder)).check_free_space()  # whoever waits for its end will look there only
             world.runs.announce(cell)

@@ -25,6 +25,8 @@ from jupyter_llmcloud.core.names import (
     whole_number,
 )
 from jupyter_llmcloud.core.options import Option, Syntax, integer
+from jupyter_llmcloud.core.parallel.accelerate_config import parse_content
+from jupyter_llmcloud.core.parallel.plan import COMPRESSIONS, normalised
 from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import UsageError
 
@@ -196,6 +198,21 @@ class RunSpec(Spec):
     )
     precision: str | None = option(
         OptionType(values=("no", "bf16", "fp16", "fp8")), "Mixed precision of Accelerate.", resumes=True
+    )
+    plan: str | None = option(
+        OptionType("PLAN", normalised),
+        "How the model is spread: ddp (default), fsdp, hsdp:GxR, tp:N, tp+fsdp, pipeline:N, local-sgd:K, diloco:K. "
+        "Options follow with commas: diloco:30,fragments=2,bits=8.",
+        resumes=True,
+    )
+    accelerate_config: str | None = option(
+        OptionType("FILE", parse_content),
+        "What `accelerate config` has written: its plan, precision and settings, where the options do not say "
+        "otherwise. Over REST the content of the file, as JSON.",
+        resumes=True,
+    )
+    compress_gradients: str | None = option(
+        OptionType(values=("no", *COMPRESSIONS)), "How gradients of --plan ddp travel between ranks.", resumes=True
     )
     save: list[str] | None = option(
         VARIABLES,

@@ -213,6 +213,9 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     line_offset: int = 0
     ranks: list[int] = field(default_factory=list)
     precision: str = ""
+    plan: str = ""  # how the model is spread, as core.parallel.plan reads it; "" for ddp
+    compress_gradients: str = ""
+    environment: dict[str, str] = field(default_factory=dict)  # variables that Accelerate reads, for this run alone
     save: list[str] = field(default_factory=list)
     pull: list[str] = field(default_factory=list)
     background: bool = False

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
+from jupyter_llmcloud.core.parallel.accelerate_config import of_option
 from jupyter_llmcloud.core.spec import RunSpec, Script
 from jupyter_llmcloud.protocol.agent_messages import Execute
 
@@ -13,9 +14,13 @@ from jupyter_llmcloud.protocol.agent_messages import Execute
 def execute(spec: RunSpec, **about: Any) -> Execute:
     """The request; `about` says what RunSpec does not: which run, which source, on which ranks of which world."""
     about.setdefault("background", spec.background)
+    file = of_option(spec.accelerate_config)
     return Execute(
         spec=spec.as_dict(),
-        precision=spec.precision or "",
+        precision=spec.precision or file.precision,
+        plan=spec.plan or file.plan,
+        environment=file.environment,
+        compress_gradients=spec.compress_gradients or "",
         save=spec.save or [],
         pull=spec.pull or [],
         timeout_s=spec.timeout or 0.0,

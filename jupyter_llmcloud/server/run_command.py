@@ -12,6 +12,7 @@ from typing import Any
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
+from jupyter_llmcloud.client.accelerate_file import with_content
 from jupyter_llmcloud.client.follow_run import FollowedRun
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.options import Option
@@ -60,8 +61,10 @@ def read_options(arguments: argparse.Namespace, options: tuple[Option, ...]) -> 
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    given = read_options(arguments, RUN.options)
+    given, notes = with_content(read_options(arguments, RUN.options))
     spec = RunSpec.make(given, Interface.SHELL)
+    for note in notes:
+        print(note, file=sys.stderr)
     source, script = _program(arguments, spec)
     given.setdefault("name", _name(script["file"]))
     asked = {name: value for name, value in given.items() if name != "background"}

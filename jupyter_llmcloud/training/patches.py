@@ -295,6 +295,25 @@ DDP_WRAPPERS = Patch(
     targets={"torch.nn.parallel:DistributedDataParallel.__init__": ("module",)},
 )
 
+PLANS = Patch(
+    feature="--plan for calls of an Accelerator",
+    why="Accelerate knows data parallel training on a CPU only, and has no hook for another way to spread a model.",
+    without="Only --plan ddp works; spread the model in the cell, by fully_shard or parallelize_module.",
+    checked=_ACCELERATE,
+    targets={
+        "accelerate:Accelerator.prepare": ("args", "device_placement"),
+        "accelerate:Accelerator.prepare_model": ("model", "device_placement", "evaluation_mode"),
+        "accelerate:Accelerator.get_state_dict": ("model", "unwrap"),
+        "accelerate:Accelerator.save_state": ("output_dir",),
+        "accelerate:Accelerator.load_state": ("input_dir",),
+        "accelerate:Accelerator.gather": ("tensor",),
+        "accelerate:Accelerator.reduce": ("tensor", "reduction", "scale"),
+        "torch.nn.utils:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
+        "accelerate.accelerator:prepare_data_loader": ("dataloader", "device", "num_processes", "process_index"),
+        "accelerate.scheduler:AcceleratedScheduler.step": (),
+    },
+)
+
 SPAWNED_WORKERS = Patch(
     feature="Loader workers and pools started by spawn or forkserver with classes and functions of a cell",
     why="multiprocessing sends them by name and imports the main module again; a cell is in no module.",
@@ -412,7 +431,7 @@ CATALOGUE = (
     *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
-    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
+    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(BLOCKED_TIME, DATA_TIME, CHECKPOINT_TIME),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES),
 )

@@ -55,10 +55,11 @@ from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
-from jupyter_llmcloud.training.integrations import launchers, lightning, metrics, spawned_workers
+from jupyter_llmcloud.training.integrations import accelerator_plans, launchers, lightning, metrics, spawned_workers
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.parallel import plans
+from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
@@ -141,6 +142,7 @@ class Rank:
         TIMES.install(lambda: self.steps.count)
         self.checkpoints.install()
         metrics.attach(self.run)
+        accelerator_plans.install()
         launchers.adopt(self.run)
         lightning.adopt(self.run)
         spawned_workers.install()
@@ -327,6 +329,7 @@ class Rank:
             self.checkpoints.end(error)
             self.hooks.end()  # what is pulled and saved is as it was written
             if error is None:
+                ACTIVE.end()
                 ended = self._collect(cell, shell)
             self.executing = False
         except BaseException as raised:
@@ -334,6 +337,7 @@ class Rank:
             error = raised
         self.checkpoints.close()
         self.hooks.end()
+        ACTIVE.close()
         self.watchdog.end()
         self.sender.send(
             CellEnded(
@@ -360,6 +364,7 @@ class Rank:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
+        ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)
 
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:

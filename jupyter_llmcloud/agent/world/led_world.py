@@ -62,6 +62,11 @@ class LedWorld:
         """Whether a run is executed now."""
         return self.runs.active is not None
 
+    @property
+    def size(self) -> int:
+        """How many ranks it has."""
+        return self._world.size
+
     def on_message(self, rank: int, message: Message) -> None:
         """A rank says something, or the agent that hosts it elsewhere."""
         if isinstance(message, AgentLeaves):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
+from jupyter_llmcloud.client.accelerate_file import with_content
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Interface, RunSpec
@@ -233,7 +234,10 @@ class Session:
         from jupyter_llmcloud.magics.session.run_handle import RunHandle
 
         asked = time.time()
+        given, notes = with_content(given)
         spec = RunSpec.make(given, Interface.NOTEBOOK)
+        for note in notes:
+            print(note, file=sys.stderr)
         with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
             values = pushed_values(shell.user_ns, spec.push or ())
             tree = cells.check_syntax(shell, cell)

@@ -284,7 +284,7 @@ def _reference(value: Any) -> sharded_tensors.Reference:
     """Which tensor of an object is spread like the one at this place in its state."""
     if _is_optimizer(value):
         parameters = parameters_of(value)
-        return lambda path: parameters[path[1]]
+        return lambda path: parameters[path[1]] if path[0] == "state" else None
     return lambda path: None
 
 

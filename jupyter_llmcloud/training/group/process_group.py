@@ -11,7 +11,7 @@ import datetime
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -119,6 +119,17 @@ def _bury() -> None:
     _torch_destroy()
 
 
+_current: Callable[[], WorldGroup | None] = lambda: None  # noqa: E731
+
+
+@contextmanager
+def watched_sockets() -> Iterator[None]:
+    """Groups that are made in the block, by torch itself too, can be released like the world's."""
+    world = _current()
+    with world.watch_sockets() if world is not None else nullcontext():
+        yield
+
+
 def adopt(group: Callable[[], WorldGroup | None]) -> None:
     """Let scripts that make and destroy the default group use the world's own.
 
@@ -147,5 +158,7 @@ def adopt(group: Callable[[], WorldGroup | None]) -> None:
         with world.watch_sockets():
             return _torch_new_group(*args, **kwargs)
 
+    global _current
+    _current = group
     functions = (init_process_group, destroy_process_group, new_group)
     patches.GROUPS.apply_by_name({function.__name__: function for function in functions})

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.group.random_streams import STREAMS
+from jupyter_llmcloud.training.parallel.compression import compress
+from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.unwrap import chain
 from jupyter_llmcloud.training.parallel.whole import Whole
 
@@ -30,6 +32,7 @@ class DataParallel(Whole):
     def __init__(self) -> None:
         self._arguments: weakref.WeakKeyDictionary[DistributedDataParallel, dict[str, Any]]
         self._arguments = weakref.WeakKeyDictionary()
+        self._compressions: weakref.WeakKeyDictionary[DistributedDataParallel, str] = weakref.WeakKeyDictionary()
 
     def holds(self, model: torch.nn.Module) -> bool:
         """Whether the model is wrapped, be it below or above torch.compile."""
@@ -48,9 +51,11 @@ class DataParallel(Whole):
         """Initialise a wrapper; one on a group of its own making cannot be rebuilt, and is not remembered."""
         _initialise(model, *args, **kwargs)
         STREAMS.begin_training(model.parameters())
+        compress(model, ACTIVE.compression)
         options = {name: value for name, value in kwargs.items() if name != "module"}
         if len(args) <= 1 and options.get("process_group") is None and options.get("device_mesh") is None:
             self._arguments[model] = options
+            self._compressions[model] = ACTIVE.compression
 
     def rebuild(self, group: Any) -> int:
         """Initialise every wrapper again on `group`.
@@ -66,6 +71,7 @@ class DataParallel(Whole):
             module, was_training = wrapper.module, wrapper.training
             _initialise(wrapper, module, **{**self._arguments[wrapper], "process_group": group})
             wrapper.train(was_training)
+            compress(wrapper, self._compressions[wrapper])
         return len(wrappers)
 
 

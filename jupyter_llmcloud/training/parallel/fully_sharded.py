@@ -28,7 +28,7 @@ class FullyShards(Whole):
         """Load shards as the model is cut now."""
         settle(model)
         now = unwrapped(model).state_dict()
-        super().put(model, sharded_tensors.spread(state, lambda path: now[path[0]]))
+        super().put(model, sharded_tensors.spread(state, lambda path: now.get(path[0])))
 
     def full_state(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Every tensor put together; tied ones stay one."""

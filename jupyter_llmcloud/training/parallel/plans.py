@@ -9,24 +9,28 @@ import torch
 from jupyter_llmcloud.training.parallel.ddp import DataParallel
 from jupyter_llmcloud.training.parallel.flat_sharded import FlatShards
 from jupyter_llmcloud.training.parallel.fully_sharded import FullyShards
+from jupyter_llmcloud.training.parallel.pipelined import Stages
 from jupyter_llmcloud.training.parallel.plan import Layout, Plan
+from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.whole import Whole
 
 _DDP = DataParallel()
 _PLANS: tuple[Plan, ...] = (_DDP,)
-_LAYOUTS: tuple[Layout, ...] = (FlatShards(), FullyShards(), _DDP, Whole())  # the first that holds a model
+_LAYOUTS: tuple[Layout, ...] = (Stages(), FlatShards(), FullyShards(), _DDP, Whole())  # the first that holds a model
 
 
 def install() -> None:
     """Take care of the models that code makes parallel from now on. Called once, in a rank."""
     for plan in _PLANS:
         plan.install()
+    ACTIVE.install()
 
 
 def rebuild(group: Any) -> None:
     """A process group was renewed: prepared models use it. All ranks must call it."""
     for plan in _PLANS:
         plan.rebuild(group)
+    ACTIVE.rebuild(group)
 
 
 def layout_of(model: torch.nn.Module) -> Layout:

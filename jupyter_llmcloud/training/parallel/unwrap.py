@@ -124,6 +124,8 @@ def _attribute(model: torch.nn.Module) -> str:
     """Where a wrapper keeps what it wraps; "" when it is no wrapper."""
     if is_fabric(model):
         return "_forward_module"
+    if type(model).__name__ == "PipelinedModel" and type(model).__module__.startswith("jupyter_llmcloud."):
+        return "module"
     return next((name for kind, name in _WRAPPERS.items() if isinstance(model, kind)), "")
 
 

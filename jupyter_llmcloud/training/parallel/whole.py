@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from jupyter_llmcloud.training.checkpoint import sharded_tensors
 from jupyter_llmcloud.training.parallel.unwrap import plain_name, unwrapped
 
 
@@ -25,7 +26,7 @@ class Whole:
 
     def put(self, model: torch.nn.Module, state: dict[str, Any]) -> None:
         """Load its state dict."""
-        unwrapped(model).load_state_dict(state)
+        unwrapped(model).load_state_dict(sharded_tensors.spread(state, lambda _: None))
 
     def full_state(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Its state dict under the names of the plain model."""

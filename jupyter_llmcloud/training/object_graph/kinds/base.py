@@ -13,6 +13,8 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
+from torch.distributed.fsdp import FSDPModule
+
 SIMPLE = frozenset({int, float, str, bytes, bool, type(None)})
 Child = tuple[str, Any]  # what leads to it, for people to read; itself
 # Classes that say of themselves that they are in builtins, where they have no name: that of None, of functions.
@@ -66,6 +68,8 @@ class Kind:
 
 def name_of(cls: Any) -> str:
     """The name under which a class or a function is found again."""
+    if isinstance(cls, type) and FSDPModule in cls.__bases__:  # which fully_shard makes anew of the plain one
+        cls = cls.__bases__[-1]
     return f"{cls.__module__}:{cls.__qualname__}"
 
 

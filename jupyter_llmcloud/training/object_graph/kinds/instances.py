@@ -11,6 +11,7 @@ from jupyter_llmcloud.training.object_graph.kinds.base import (
     Child,
     Kind,
     Untouched,
+    name_of,
     set_attributes,
     slots,
     visible,
@@ -46,7 +47,7 @@ class Module(Kind):
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         own = vars(value)
-        wraps = type(value).__module__.startswith(_WRAPPERS)
+        wraps = name_of(type(value)).startswith(_WRAPPERS)
         plain = [] if wraps else [(name, item) for name, item in own.items() if not _is_of_module(name)]
         parts = [list((own.get(part) or {}).items()) for part in _PARTS]
         children = [(f".{name}", item) for part in (plain, *parts) for name, item in part]
@@ -60,7 +61,7 @@ class Module(Kind):
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
         training, names, *parts = head
         own, at = vars(value), len(names)
-        if not type(value).__module__.startswith(_WRAPPERS):
+        if not name_of(type(value)).startswith(_WRAPPERS):
             for name in [name for name in own if not _is_of_module(name) and name not in names]:
                 del own[name]
         own.update(zip(names, children, strict=False))
@@ -80,7 +81,7 @@ _OF_MODULES = frozenset(vars(torch.nn.Module())) | {"_hf_hook", "_old_forward", 
 
 
 def _is_of_module(name: str) -> bool:
-    return name in _OF_MODULES or name.startswith("__llmcloud")
+    return name in _OF_MODULES or name.startswith(("__llmcloud", "__composable_api_"))
 
 
 def has_plain_layout(cls: type) -> bool:

@@ -11,7 +11,9 @@ from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.stager import Stager
 from jupyter_llmcloud.training.object_graph.graph import Graph, Identities
 from jupyter_llmcloud.training.object_graph.kinds.iterators import FOLLOWED
+from jupyter_llmcloud.training.object_graph.rewrap import rewrapped
 from jupyter_llmcloud.training.parallel.fully_sharded import settle
+from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.resume.cell import frame_variables
 from jupyter_llmcloud.training.resume.cell.context import CellContext
 from jupyter_llmcloud.training.resume.cell.objects import CellObjects, Scope
@@ -154,6 +156,7 @@ class CellState:
                 [item for item in found if self._may_have_gradients(item.value)], stager.copy
             ),
             "is_between_steps": self._optimizers.is_between_steps,
+            "plan": ACTIVE.state(stager.copy),
             "objects": stateful_objects.take(found, False, stager.copy, stager.copy_later),
         }
         shared = stateful_objects.take(found, True, stager.copy, stager.copy_later) if self.is_first else None
@@ -194,15 +197,19 @@ class CellState:
         shared = {address: writer.with_tensors(state, folder) for address, state in saved["shared"].items()}
         # Another world has other settings (a batch per rank, say): there only what the training has changed goes on.
         same_world = saved["world_size"] == len(self.cell.ranks)
-        objects = saved["objects"] if same_world else self._cut_anew(saved["objects"], folder)
+        how = ACTIVE.how_to_load(saved.get("plan"), same_world)
+        objects = self._objects(saved["objects"], how, folder)
+        same_world = same_world and how == "own"
         stateful_objects.put({**shared, **objects}, table)
         if saved["gradients"] and saved["is_between_steps"] and not same_world:
             raise ResumeMissed(
                 f"it was saved between two steps, with gradients of {saved['world_size']} ranks: resume it on as many."
             )
         stateful_objects.put_gradients(saved["gradients"], table)
+        ACTIVE.put(saved.get("plan"), how)
         # By --resume, in attempt 0, the cell may have been edited, too.
-        self._cell_objects.put(saved["graph"], graph, scope, same_world, bool(self.cell.attempt))
+        kept = saved["graph"] if how == "own" else rewrapped(saved["graph"], graph)
+        self._cell_objects.put(kept, graph, scope, same_world, bool(self.cell.attempt))
         for name, accelerator in accelerators.items():
             accelerator.step, sync_gradients = saved["accelerators"][name]
             accelerator.gradient_state._set_sync_gradients(sync_gradients)
@@ -211,6 +218,14 @@ class CellState:
         else:
             rng.restore(saved["rng"])
         return saved
+
+    def _objects(self, own: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
+        if how == "own":
+            return own
+        if how == "first":
+            first: dict[str, Any] = writer.read(min(folder.glob("rank-*.pt")))["objects"]
+            return first
+        return self._cut_anew(own, folder)
 
     def _cut_anew(self, objects: dict[str, Any], folder: Path) -> dict[str, Any]:
         """What the ranks of another world have saved, for this one."""

@@ -1,0 +1,118 @@
+"""Device meshes of this rank, which outlive their process groups.
+
+Spread tensors and FSDP's bookkeeping hold the mesh they were made on, and a mesh holds its groups by name. When the
+group of the world is renewed, new groups are made for the same dimensions and put into the same mesh objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from jupyter_llmcloud.training.group.process_group import watched_sockets
+
+
+class Meshes:
+    """Those that this package has made, by their dimensions; every rank makes the same ones in the same order."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[tuple[str, int], ...], DeviceMesh] = {}
+
+    def get(self, dimensions: Mapping[str, int], device: torch.device) -> DeviceMesh:
+        """The mesh with these dimensions over all ranks; made when it is asked for first. All ranks must ask."""
+        key = tuple(dimensions.items())
+        if key not in self._made:
+            self._made[key] = self._make(key, device.type)
+        return self._made[key]
+
+    def dimensions(self) -> list[Any]:
+        """Of those that were made, in order."""
+        return list(self._made)
+
+    def forget(self) -> None:
+        """The world has another size."""
+        self._made.clear()
+
+    def renew(self, models: Iterable[torch.nn.Module]) -> None:
+        """New groups for every mesh, also where these models hold it. All ranks must call it alike."""
+        for key, mesh in self._made.items():
+            fresh = self._make(key, mesh.device_type)
+            _adopt(mesh, fresh)
+            for part in _meshes_of(models):
+                if part is not mesh and part._get_root_mesh() is mesh:
+                    _adopt(part, fresh)
+        for model in models:
+            _renew_fsdp(model)
+
+    @staticmethod
+    def _make(key: tuple[tuple[str, int], ...], device_type: str) -> DeviceMesh:
+        names, sizes = zip(*key, strict=True)
+        with watched_sockets():
+            return init_device_mesh(device_type, sizes, mesh_dim_names=names)
+
+
+MESHES = Meshes()
+
+
+def _meshes_of(models: Iterable[torch.nn.Module]) -> list[DeviceMesh]:
+    found: dict[int, DeviceMesh] = {}
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if isinstance(tensor, DTensor):
+                found[id(tensor.device_mesh)] = tensor.device_mesh
+        for group in _fsdp_groups(model):
+            for info in _mesh_infos(group):
+                found[id(info.mesh)] = info.mesh
+    return list(found.values())
+
+
+def _adopt(mesh: DeviceMesh, fresh: DeviceMesh) -> None:
+    """Give a mesh, or a part of it, the groups of one that was made anew."""
+    names: Any = fresh.mesh_dim_names
+    groups = dict(zip(names, fresh._dim_group_names, strict=True))
+    mesh._dim_group_names = [groups[name] for name in mesh.mesh_dim_names or ()]
+
+
+def _fsdp_groups(model: torch.nn.Module) -> list[Any]:
+    found: list[Any] = []
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            state: Any = module._get_fsdp_state()
+            several = getattr(state, "_fsdp_param_groups", None)
+            found += several if several is not None else filter(None, [state._fsdp_param_group])
+    return found
+
+
+def _mesh_infos(group: Any) -> list[Any]:
+    holders = [group, *group.fsdp_params]
+    infos = [getattr(holder, name, None) for holder in holders for name in ("mesh_info", "post_forward_mesh_info")]
+    return list({id(info): info for info in infos if info is not None}.values())
+
+
+def _renew_fsdp(model: torch.nn.Module) -> None:
+    """What FSDP keeps of its groups, and of a step that was broken off, is as when the model was wrapped."""
+    for group in _fsdp_groups(model):
+        for info in _mesh_infos(group):
+            info.__post_init__()
+        group._all_gather_result = None  # its collective has ended with the old group
+        group._partial_reduce_output = None
+        group._post_forward_indices.clear()
+        group._training_state = type(group._training_state).IDLE
+        group._to_sharded()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            state: Any = module._get_fsdp_state()
+            state._training_state = type(state._training_state).IDLE
+            state._state_ctx.iter_forward_root = None
+            state._state_ctx.post_backward_final_callback_queued = False
+            state._comm_ctx.all_gather_state = None
+            state._comm_ctx.post_forward_order.clear()
+            if (pending := getattr(state._comm_ctx, "reduce_scatter_states", None)) is not None:
+                pending.clear()
+            else:
+                state._comm_ctx.reduce_scatter_state = None  # of older versions

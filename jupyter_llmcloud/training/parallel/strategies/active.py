@@ -1,0 +1,158 @@
+"""The plan of the cell that this rank executes, and what of it is asked between cells."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from jupyter_llmcloud.core.parallel.plan import APART, ParallelPlan, parse_plan
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.parallel.mesh import MESHES
+from jupyter_llmcloud.training.parallel.strategies.base import Strategy
+from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
+
+
+def _of_kind(kind: str) -> type[Strategy]:
+    # Only what is asked for is imported: a rank starts with the plan `ddp`.
+    match kind:
+        case "fsdp" | "hsdp":
+            from jupyter_llmcloud.training.parallel.strategies.fully_sharded import FullySharded
+
+            return FullySharded
+        case "local-sgd":
+            from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD
+
+            return LocalSGD
+        case "diloco":
+            from jupyter_llmcloud.training.parallel.strategies.diloco import DiLoCo
+
+            return DiLoCo
+        case "tp":
+            from jupyter_llmcloud.training.parallel.strategies.tensor_parallel import TensorParallel
+
+            return TensorParallel
+        case "tp+fsdp":
+            from jupyter_llmcloud.training.parallel.strategies.tensor_parallel import TensorParallelSharded
+
+            return TensorParallelSharded
+        case "pipeline":
+            from jupyter_llmcloud.training.parallel.strategies.pipeline import Pipeline
+
+            return Pipeline
+    raise UsageError(f"--plan {kind}: this version does not know it.")
+
+
+class ActivePlan:
+    """What the rank does beside data parallel training.
+
+    Attributes:
+        strategy: of the present cell; None under `ddp`, which DistributedDataParallel carries out.
+        compression: of gradients, "" for none.
+    """
+
+    def __init__(self) -> None:
+        self.strategy: Strategy | None = None
+        self.compression = ""
+        self._last: Strategy | None = None
+        self._plan = ParallelPlan()
+        self._former: dict[str, str | None] = {}
+
+    def install(self) -> None:
+        """Hear of the steps of optimizers. Called once, in a rank, before others that hear of them."""
+        register_optimizer_step_pre_hook(self._before_step)
+        register_optimizer_step_post_hook(self._after_step)
+
+    def begin(self, cell: Execute, rank: int, world_size: int, device: torch.device) -> None:
+        """A cell begins. One that goes on with the plan of an earlier cell keeps its state."""
+        plan = parse_plan(cell.plan or "ddp")
+        self._plan, self.compression, self.strategy = plan, cell.compress_gradients, None
+        self._former = {name: os.environ.get(name) for name in cell.environment}
+        os.environ.update(cell.environment)
+        if plan.kind == "ddp":
+            return
+        if self._last is not None and (self._last.plan, self._last.world_size) == (plan, world_size):
+            self.strategy = self._last
+        else:
+            self.strategy = self._last = _of_kind(plan.kind)(plan, rank, world_size, device)
+
+    def end(self) -> None:
+        """The cell has ended well, on every rank: replicas become one model."""
+        if self.strategy is not None:
+            self.strategy.end()
+
+    def close(self) -> None:
+        """The cell has ended, however."""
+        self.strategy, self.compression, self._plan = None, "", ParallelPlan()
+        for name, value in self._former.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self._former = {}
+
+    # --- training ---
+
+    def _before_step(self, optimizer: Any, *_: Any) -> None:
+        if PREPARED.is_stale(optimizer):
+            raise UsageError(
+                f"--plan {self._plan.text}: this optimizer trains parameters that its model has no more: it was made "
+                "before the model was prepared. Hand both to one call: accelerator.prepare(model, optimizer)."
+            )
+
+    def _after_step(self, optimizer: Any, *_: Any) -> None:
+        if self.strategy is not None:
+            self.strategy.after_step(optimizer)
+
+    # --- the group ---
+
+    def rebuild(self, group: Any) -> int:
+        """Models that were spread use a renewed group, if every rank still has its part of them."""
+        models = PREPARED.models
+        signatures: list[Any] = [None] * dist.get_world_size(group)
+        own = [(type(model).__name__, sum(1 for _ in model.parameters())) for model in models]
+        dist.all_gather_object(signatures, (own, MESHES.dimensions()), group)
+        if any(signature != signatures[0] for signature in signatures):
+            MESHES.forget()  # a rank is new: it has no part of these models
+            return 0
+        MESHES.renew(models)
+        if self._last is not None:
+            self._last.broken()
+        return len(models)
+
+    # --- checkpoints ---
+
+    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+        """What a checkpoint says of the plan."""
+        return {"text": self._plan.text, "state": self.strategy.state(copy) if self.strategy is not None else None}
+
+    def how_to_load(self, saved: dict[str, Any] | None, same_world: bool) -> str:
+        """What of a checkpoint of this plan is loaded: "own", "whole" (put together), "first" (rank's for all).
+
+        Raises ResumeMissed when it cannot be converted to the present plan.
+        """
+        then = parse_plan((saved or {}).get("text", "ddp"))
+        now = self._plan
+        is_same = (then.kind, then.sizes) == (now.kind, now.sizes)
+        if "pipeline" in (then.kind, now.kind) and not (is_same and same_world):
+            raise ResumeMissed(
+                f"it was saved under --plan {then.text}, and now the plan is {now.text}: the optimizer of a pipeline "
+                f"knows its own stage alone. Resume it with --plan {then.text}, or serve and train on from the model "
+                "that the run has saved."
+            )
+        if then.kind in APART and not (is_same and same_world):
+            return "first"
+        return "own" if is_same and same_world else "whole"
+
+    def put(self, saved: dict[str, Any] | None, how: str) -> None:
+        """The models are restored: so is what belongs to the plan."""
+        if self.strategy is not None:
+            self.strategy.put(saved["state"] if saved is not None and how == "own" else None)
+
+
+ACTIVE = ActivePlan()

@@ -1,0 +1,60 @@
+"""What a plan other than `ddp` does to an ordinary Accelerate body: one protocol, with what most of them need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from jupyter_llmcloud.core.parallel.plan import ParallelPlan
+
+
+class Strategy:
+    """Carries out a plan in one cell.
+
+    Args:
+        plan: what was asked for; it fits the world.
+        rank, world_size: of this process.
+        device: where its model is.
+    """
+
+    def __init__(self, plan: ParallelPlan, rank: int, world_size: int, device: torch.device) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device
+
+    @property
+    def data_rank(self) -> tuple[int, int]:
+        """Which part of the data this rank gets, of how many."""
+        count = self.plan.num_data_ranks(self.world_size)
+        return self.rank * count // self.world_size, count
+
+    def parallelize(self, model: torch.nn.Module, accelerator: Any) -> torch.nn.Module:
+        """Spread a model; its parameters may be other ones afterwards. All ranks must call it. Raises UsageError."""
+        raise NotImplementedError
+
+    def adopt_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer of a spread model is about to be used; its parameters are those of now."""
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer has stepped."""
+
+    def end(self) -> None:
+        """The cell has come to its end on every rank: they hold one model afterwards."""
+
+    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+        """What a checkpoint needs besides models and optimizers, with tensors copied by `copy(name, tensor)`."""
+        return None
+
+    def put(self, state: Any) -> None:
+        """The inverse of `state`, of the same plan on as many ranks; None: the models have come from elsewhere."""
+
+    def broken(self) -> None:
+        """The group of the world was renewed: what was under way is lost."""
+
+
+def trained(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
+    """The parameters of an optimizer."""
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

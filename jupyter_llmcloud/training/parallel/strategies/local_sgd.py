@@ -1,0 +1,111 @@
+"""The plan `local-sgd:K`: replicas train apart, and their parameters are averaged every K steps (arXiv 1805.09767)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
+from jupyter_llmcloud.training.parallel.strategies.base import Strategy, trained
+
+
+class Replica:
+    """A model of which every rank trains its own copy.
+
+    Attributes:
+        parameters: those that are trained.
+        num_steps: of its optimizer, since it was prepared.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = weakref.ref(model)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.num_steps = 0
+        self.num_left = 0  # steps since the last exchange
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """None when the cell has let go of it."""
+        return self._model()
+
+    def is_trained_by(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer has its parameters."""
+        own = {id(parameter) for parameter in self.parameters}
+        return any(id(parameter) in own for parameter in trained(optimizer))
+
+    def buffers(self) -> list[torch.Tensor]:
+        """Running statistics and the like, which replicas have of their own data."""
+        model = self.model
+        return [value for value in model.buffers() if value.is_floating_point()] if model is not None else []
+
+
+class LocalSGD(Strategy):
+    """Averages the replicas of every prepared model."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.replicas: list[Replica] = []
+
+    def parallelize(self, model: torch.nn.Module, accelerator: Any) -> torch.nn.Module:
+        begin_alike(model, self.plan.text)
+        model.to(self.device)
+        self.replicas = [replica for replica in self.replicas if replica.model is not None]
+        self.replicas.append(self.make_replica(model))
+        return model
+
+    def make_replica(self, model: torch.nn.Module) -> Replica:
+        """What is remembered of a model."""
+        return Replica(model)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for replica in self.replicas:
+            if replica.is_trained_by(optimizer):
+                replica.num_steps += 1
+                replica.num_left += 1
+                self.stepped(replica)
+
+    def stepped(self, replica: Replica) -> None:
+        """A replica has made a step."""
+        if replica.num_steps % self.plan.sizes[0] == 0:
+            self.exchange(replica)
+
+    def exchange(self, replica: Replica) -> None:
+        """All replicas become their mean; every rank must call it."""
+        average([parameter.data for parameter in replica.parameters])
+        average(replica.buffers())
+        replica.num_left = 0
+
+    def end(self) -> None:
+        for replica in self.replicas:
+            if replica.model is not None and replica.num_left:
+                self.exchange(replica)
+
+    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+        return [[replica.num_steps, replica.num_left] for replica in self.replicas]
+
+    def put(self, state: Any) -> None:
+        for replica, counts in zip(self.replicas, state or (), strict=False):
+            replica.num_steps, replica.num_left = counts
+
+
+def average(tensors: list[torch.Tensor]) -> None:
+    """The mean over all ranks, in place; tensors of one type travel together."""
+    kinds: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    for of_kind in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in of_kind])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        unpack(flat, of_kind)
+
+
+def unpack(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+    """Copy a flat tensor into others, in order."""
+    with torch.no_grad():
+        for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors, strict=True):
+            tensor.copy_(part.view_as(tensor))

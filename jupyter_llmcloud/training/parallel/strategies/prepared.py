@@ -1,0 +1,82 @@
+"""What became of the parameters of models that were spread: optimizers that hold the old ones get the new ones."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training.parallel.unwrap import unwrapped
+
+
+class PreparedModels:
+    """The models that were spread in this process, and their former parameters."""
+
+    def __init__(self) -> None:
+        self._models: list[weakref.ref[torch.nn.Module]] = []  # in the order in which every rank has spread them
+        self._successors = _ByIdentity()
+
+    def add(self, model: torch.nn.Module, before: dict[str, torch.nn.Parameter]) -> None:
+        """A model was spread; `before`: its parameters by name. A name that is gone is on another rank now."""
+        self._models = [ref for ref in self._models if ref() is not None]
+        self._models.append(weakref.ref(model))
+        now = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+        plain = {name.replace("_checkpoint_wrapped_module.", ""): value for name, value in now.items()}
+        for name, old in before.items():
+            new = plain.get(name)
+            if new is not old:
+                self._successors[old] = new
+
+    @property
+    def models(self) -> list[torch.nn.Module]:
+        """Those that are alive, in order."""
+        return [model for ref in self._models if (model := ref()) is not None]
+
+    def __contains__(self, model: Any) -> bool:
+        return any(known is model for known in self.models)
+
+    def remap(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let an optimizer train the parameters of now; its state, which it has of earlier steps, is refused."""
+        for group in optimizer.param_groups:
+            kept, seen = [], set()
+            for parameter in group["params"]:
+                new = self._successors.get(parameter, parameter)
+                if new is None:
+                    optimizer.state.pop(parameter, None)
+                    continue
+                if new is not parameter and optimizer.state.pop(parameter, None):
+                    raise UsageError(
+                        "the optimizer has made steps before its model was spread over the ranks, and what it knows of "
+                        "each parameter does not fit any more. Make a new one, or prepare the model first."
+                    )
+                if id(new) not in seen:
+                    seen.add(id(new))
+                    kept.append(new)
+            group["params"] = kept
+
+    def is_stale(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer trains parameters that no model has any more."""
+        return any(parameter in self._successors for group in optimizer.param_groups for parameter in group["params"])
+
+
+class _ByIdentity:
+    """Values by tensor, as long as the tensor lives: tensors compare by their elements."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[weakref.ref[torch.Tensor], Any]] = {}
+
+    def __setitem__(self, key: torch.Tensor, value: Any) -> None:
+        number = id(key)
+        self._rows[number] = (weakref.ref(key, lambda _: self._rows.pop(number, None)), value)
+
+    def __contains__(self, key: torch.Tensor) -> bool:
+        row = self._rows.get(id(key))
+        return row is not None and row[0]() is key
+
+    def get(self, key: torch.Tensor, default: Any = None) -> Any:
+        return self._rows[id(key)][1] if key in self else default
+
+
+PREPARED = PreparedModels()

@@ -1,0 +1,112 @@
+"""Every field that `accelerate config` writes is mapped, named as having no effect, or refused: by values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.core.parallel.accelerate_config import of_option, parse_content, translate
+from jupyter_llmcloud.errors import UsageError
+
+PLAIN: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": "MULTI_GPU", "downcast_bf16": "no",
+    "enable_cpu_affinity": False, "gpu_ids": "all", "machine_rank": 0, "main_training_function": "main",
+    "mixed_precision": "bf16", "num_machines": 1, "num_processes": 4, "rdzv_backend": "static", "same_network": True,
+    "tpu_env": [], "tpu_use_cluster": False, "tpu_use_sudo": False, "use_cpu": False,
+}  # fmt: skip
+
+
+def fsdp(**fields: Any) -> dict[str, Any]:
+    named = {f"fsdp_{name}": value for name, value in fields.items()}
+    return {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2, **named}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "plan"),
+    [
+        ({}, "ddp"),
+        (fsdp(), "fsdp"),
+        (fsdp(reshard_after_forward=False), "fsdp,reshard=no"),
+        (fsdp(sharding_strategy="SHARD_GRAD_OP", version=1), "fsdp,reshard=no"),
+        (fsdp(sharding_strategy="NO_SHARD", version=1), "ddp"),
+        ({**fsdp(sharding_strategy="HYBRID_SHARD", version=1), "num_machines": 2}, "hsdp:2x2"),
+        (fsdp(transformer_layer_cls_to_wrap="A,B", offload_params=True), "fsdp,wrap=A+B,offload=yes"),
+        (fsdp(auto_wrap_policy="SIZE_BASED_WRAP", min_num_params=1000), "fsdp,min-params=1000"),
+        (fsdp(auto_wrap_policy="NO_WRAP", activation_checkpointing=True), "fsdp,min-params=1000000000000,recompute=yes"),
+        ({**fsdp(), "parallelism_config": {"parallelism_config_dp_replicate_size": 2,
+                                           "parallelism_config_dp_shard_size": 2}}, "hsdp:2x2"),
+        ({**fsdp(), "parallelism_config": {"parallelism_config_tp_size": 2,
+                                           "parallelism_config_dp_shard_size": 2}}, "tp+fsdp:2"),
+        ({"parallelism_config": {"parallelism_config_tp_size": 4}}, "tp:4"),
+        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3, "offload_param_device": "cpu"}},
+         "fsdp,offload=yes"),
+        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 2}}, "fsdp,reshard=no"),
+    ],
+)  # fmt: skip
+def test_a_file_is_a_plan(changed: dict[str, Any], plan: str) -> None:
+    found = translate({**PLAIN, **changed})
+    assert (found.plan, found.precision, found.num_ranks) == (plan, "bf16", 4)
+
+
+def test_what_accelerate_reads_in_each_rank_is_handed_on() -> None:
+    asked = {
+        **PLAIN,
+        "debug": True,
+        "enable_cpu_affinity": True,
+        "dynamo_config": {"dynamo_backend": "INDUCTOR", "dynamo_use_dynamic": False},
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {"gradient_accumulation_steps": 4, "zero_stage": 0},
+    }
+    found = translate(asked)
+    assert found.environment == {
+        "ACCELERATE_DEBUG_MODE": "true",
+        "ACCELERATE_CPU_AFFINITY": "1",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    }
+    assert any("ZeRO" in note for note in found.notes)
+
+
+def test_what_the_world_has_decided_is_named() -> None:
+    found = translate({**PLAIN, "num_machines": 2, "main_process_ip": "10.0.0.1", "use_cpu": True})
+    assert [note.partition(" ")[0] for note in found.notes] == ["num_machines", "main_process_ip", "use_cpu"]
+    assert translate(PLAIN).notes == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"compute_environment": "AMAZON_SAGEMAKER"}, "LOCAL_MACHINE"),
+        ({"distributed_type": "XLA"}, "distributed_type XLA"),
+        ({"distributed_type": "MEGATRON_LM", "megatron_lm_config": {"megatron_lm_tp_degree": 2}}, "tp:N"),
+        ({"tpu_name": "v4"}, "TPUs"),
+        ({"colour": "blue"}, "'colour'"),
+        ({"mixed_precision": "int3"}, "int3"),
+        ({"num_processes": "four"}, "whole number"),
+        ({"fsdp_config": [1], "distributed_type": "FSDP"}, "expected fields"),
+        (fsdp(auto_wrap_policy="OTHER"), "OTHER"),
+        (fsdp(shiny=1), "fsdp_shiny"),
+        ({"parallelism_config": {"parallelism_config_cp_size": 2}}, "cp_size"),
+        ({"parallelism_config": {"parallelism_config_tp_size": 2, "parallelism_config_dp_replicate_size": 2}},
+         "tp+fsdp:2"),
+        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": "ds.json"}}, "--plan fsdp"),
+        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {"gradient_clipping": 1.0}}, "clip_grad_norm_"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_carried_out_is_refused_by_its_name(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match="--accelerate-config") as refused:
+        translate({**PLAIN, **changed})
+    assert words in str(refused.value)
+
+
+def test_the_option_is_a_file_or_its_content() -> None:
+    assert parse_content("config.yaml") == "config.yaml"
+    content = parse_content('{"num_processes": 2, "distributed_type": "MULTI_CPU"}')
+    assert of_option(content).num_ranks == 2
+    assert of_option(None).plan == ""
+    with pytest.raises(UsageError, match="content of the file"):
+        of_option("config.yaml")
+    with pytest.raises(UsageError, match="no JSON"):
+        parse_content("{1")
