@@ -245,7 +245,9 @@ def written(draw: st.DrawFn) -> tuple[Callable[[], AnswerParser], list[str]]:
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     thinks = draw(st.booleans())
-    return made.get(family, lambda: parser_of(family, is_thinking=thinks and think_tags_of(TEMPLATES[family]) is not None)), pieces
+    return made.get(
+        family, lambda: parser_of(family, is_thinking=thinks and think_tags_of(TEMPLATES[family]) is not None)
+    ), pieces
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)

@@ -40,12 +40,16 @@ def _new_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-def ask_completion(model: ServedModel, body: bytes) -> GenerationRequest:
-    """Check the body of POST /v1/completions; raises `ApiError`."""
+def ask_completion(model: ServedModel, body: bytes, max_sequences: int | None = None) -> GenerationRequest:
+    """Check the body of POST /v1/completions; raises `ApiError`.
+
+    Args:
+        max_sequences: how many answers one request may ask for.
+    """
     request = decode_completion(body)
     adapter = model.adapter_of(request.model)
     check_engine(request, model.cannot())
-    prompts = completion_prompts(request, model.loaded)
+    prompts = completion_prompts(request, model.loaded, max_sequences)
     scores = bool(request.echo and request.logprobs is not None)
     if scores:
         _check_scoring(model)
