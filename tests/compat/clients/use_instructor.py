@@ -20,9 +20,15 @@ class Verdict(BaseModel):
 
 for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS_STRICT):
     typed = instructor.from_openai(client, mode=mode)
-    told = typed.chat.completions.create(model="talker", messages=ASKED, response_model=Verdict, max_tokens=200, max_retries=0)
+    told = typed.chat.completions.create(
+        model="talker", messages=ASKED, response_model=Verdict, max_tokens=200, max_retries=0
+    )
     assert isinstance(told, Verdict), (mode, told)
 typed = instructor.from_openai(client, mode=instructor.Mode.TOOLS)
-partial = list(typed.chat.completions.create_partial(model="talker", messages=ASKED, response_model=Verdict, max_tokens=200, max_retries=0))
+partial = list(
+    typed.chat.completions.create_partial(
+        model="talker", messages=ASKED, response_model=Verdict, max_tokens=200, max_retries=0
+    )
+)
 assert partial and partial[-1].word in ("for", "while")
 print("ok")

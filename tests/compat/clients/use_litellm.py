@@ -10,14 +10,24 @@ URL, KEY = os.environ["LLMC_URL"], os.environ["LLMC_KEY"]
 HERE = {"api_base": URL, "api_key": KEY, "model": "openai/talker", "num_retries": 0}
 ASKED = [{"role": "user", "content": "Hello"}]
 GREETING = "Good day, I am a tiny model."
-TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Weather.", "parameters": {
-    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Weather.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
 
 reply = litellm.completion(messages=ASKED, temperature=0, **HERE)
 assert reply.choices[0].message.content == GREETING, reply
 assert reply.choices[0].finish_reason == "stop" and reply.usage.completion_tokens > 3
 
-chunks = list(litellm.completion(messages=ASKED, temperature=0, stream=True, stream_options={"include_usage": True}, **HERE))
+chunks = list(
+    litellm.completion(messages=ASKED, temperature=0, stream=True, stream_options={"include_usage": True}, **HERE)
+)
 assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == GREETING
 assert chunks[-1].usage.total_tokens > 0
 rebuilt = litellm.stream_chunk_builder(chunks, messages=ASKED)
@@ -30,13 +40,32 @@ for stream in (False, True):
     [call] = answer.choices[0].message.tool_calls
     assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Paris"}), call
     assert answer.choices[0].finish_reason == "tool_calls"
-history = [*ASKED, answer.choices[0].message.model_dump(), {"role": "tool", "tool_call_id": call.id, "name": "get_weather", "content": "sunny"}]
-assert litellm.completion(messages=history, tools=TOOLS, temperature=0, **HERE).choices[0].message.content == "It is sunny in Paris."
+history = [
+    *ASKED,
+    answer.choices[0].message.model_dump(),
+    {"role": "tool", "tool_call_id": call.id, "name": "get_weather", "content": "sunny"},
+]
+assert (
+    litellm.completion(messages=history, tools=TOOLS, temperature=0, **HERE).choices[0].message.content
+    == "It is sunny in Paris."
+)
 
-schema = {"type": "json_schema", "json_schema": {"name": "v", "strict": True, "schema": {
-    "type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}}}
+schema = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "v",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"ok": {"type": "boolean"}},
+            "required": ["ok"],
+            "additionalProperties": False,
+        },
+    },
+}
 told = litellm.completion(messages=ASKED, response_format=schema, max_tokens=60, **HERE)
 assert isinstance(json.loads(told.choices[0].message.content)["ok"], bool)
+
 
 async def beside() -> None:
     answers = await asyncio.gather(*(litellm.acompletion(messages=ASKED, temperature=0, **HERE) for _ in range(4)))
@@ -44,8 +73,11 @@ async def beside() -> None:
     stream = await litellm.acompletion(messages=ASKED, temperature=0, stream=True, **HERE)
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == GREETING
 
+
 asyncio.run(beside())
-text = litellm.text_completion(prompt="H", temperature=0, max_tokens=40, **{**HERE, "model": "text-completion-openai/talker"})
+text = litellm.text_completion(
+    prompt="H", temperature=0, max_tokens=40, **{**HERE, "model": "text-completion-openai/talker"}
+)
 assert text.choices[0].text == GREETING, text
 response = litellm.responses(input="Hello", temperature=0, **HERE)
 assert response.output[0].content[0].text == GREETING
