@@ -30,7 +30,7 @@ PYTHON = {
     "use_openai_agents": ["openai-agents"],
     "use_pydantic_ai": ["pydantic-ai-slim[openai]"],
     "use_llama_index": ["llama-index-llms-openai-like"],
-    "use_lm_eval": ["lm-eval[api]"],
+    "use_lm_eval": ["lm-eval[api]", "transformers"],
 }
 NODE = {
     "use_openai": ["openai"],

@@ -9,6 +9,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 provider = OpenAIProvider(base_url=os.environ["LLMC_URL"], api_key=os.environ["LLMC_KEY"])
+asked: list[str] = []
 
 
 class Weather(BaseModel):
@@ -19,7 +20,7 @@ class Weather(BaseModel):
 
 async def main() -> None:
     for kind in (OpenAIChatModel, OpenAIResponsesModel):
-        asked: list[str] = []
+        asked.clear()
         model = kind("talker", provider=provider)
         agent = Agent(model, instructions="Be brief.", retries=0)
 
