@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_BODY = 16 * 2**20
-_LONG_BODY = 2**16
+_LONG_BODY = 2**13  # bytes whose tokens take a millisecond or more
 _QUEUE_FACTOR = 4
 _MAX_RENDERING = 32
 _RETRY_AFTER_S = 1.0
@@ -319,8 +319,8 @@ class Application:
             asking = partial(ask_response, model, body, self._responses, owner, replica)
             return await asyncio.get_running_loop().run_in_executor(self._rendering, asking)
         if len(body) > _LONG_BODY or b'"structured_outputs"' in body or b'"response_format"' in body:
-            return await asyncio.to_thread(ask_completion, model, body)
-        return ask_completion(model, body)
+            return await asyncio.to_thread(ask_completion, model, body, self.status.max_sequences)
+        return ask_completion(model, body, self.status.max_sequences)
 
     def _why_not_ready(self) -> tuple[int, str]:
         if (self.model is not None or self.external is not None) and self.status.state == "ready":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
+from jupyter_llmcloud.inference.openai import prompts
 from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.completion import ServedModel
 from tests.support.scripted_engine import ScriptedEngine
@@ -283,3 +286,141 @@ def test_a_text_is_tokenized_and_joined_again(serve: Any) -> None:
         assert again["prompt"] == "The for"
 
     serve("", body)
+
+
+# --- Open Responses: the cases of its compliance suite, against the types of its specification ---
+
+
+def item(role: str, content: Any) -> dict[str, Any]:
+    return {"type": "message", "role": role, "content": content}
+
+
+QUESTION = [item("user", "weather?")]
+OPEN_RESPONSES: dict[str, tuple[dict[str, Any], str]] = {
+    "a text": ({"input": [item("user", "Say hello.")]}, "message"),
+    "a stream": ({"input": [item("user", "Count to five.")], "stream": True}, "message"),
+    "a system prompt": ({"input": [item("system", "Be a pirate."), item("user", "Say hello.")]}, "message"),
+    "a tool": ({"input": QUESTION, "tools": [{"type": "function", **WEATHER}]}, "function_call"),
+    "a tool in a stream": ({"input": QUESTION, "tools": [{"type": "function", **WEATHER}], "stream": True}, "function_call"),
+    "several turns": ({"input": [item("user", "I am Alice."), item("assistant", "Hello!"), item("user", "Who am I?")]}, "message"),
+}  # fmt: skip
+EVENTS = {
+    "response.created": "ResponseCreatedStreamingEvent", "response.in_progress": "ResponseInProgressStreamingEvent",
+    "response.completed": "ResponseCompletedStreamingEvent",
+    "response.output_item.added": "ResponseOutputItemAddedStreamingEvent",
+    "response.output_item.done": "ResponseOutputItemDoneStreamingEvent",
+    "response.content_part.added": "ResponseContentPartAddedStreamingEvent",
+    "response.content_part.done": "ResponseContentPartDoneStreamingEvent",
+    "response.output_text.delta": "ResponseOutputTextDeltaStreamingEvent",
+    "response.output_text.done": "ResponseOutputTextDoneStreamingEvent",
+    "response.function_call_arguments.delta": "ResponseFunctionCallArgumentsDeltaStreamingEvent",
+    "response.function_call_arguments.done": "ResponseFunctionCallArgumentsDoneStreamingEvent",
+}  # fmt: skip
+OF_A_CALL = {
+    "response.output_item.added", "response.function_call_arguments.delta", "response.function_call_arguments.done",
+    "response.output_item.done",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OPEN_RESPONSES)
+def test_a_response_is_one_of_open_responses(serve: Any, case: str) -> None:
+    import openresponses_types as spec
+
+    fields, kind = OPEN_RESPONSES[case]
+
+    async def body(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+        async with client.responses.with_streaming_response.create(model="tiny", **fields) as answer:
+            text = await answer.text()
+        if not fields.get("stream"):
+            told = json.loads(text)
+        else:
+            blocks = [dict(line.split(": ", 1) for line in block.split("\n")) for block in text.split("\n\n") if block]
+            assert blocks.pop()["data"] == "[DONE]"
+            events = [json.loads(block["data"]) for block in blocks]
+            assert [block["event"] for block in blocks] == [event["type"] for event in events]
+            for event in events:
+                getattr(spec, EVENTS[event["type"]]).model_validate(event)
+            if kind == "function_call":
+                assert {event["type"] for event in events} >= OF_A_CALL
+                assert "function_call" in [event["item"]["type"] for event in events if "item" in event]
+            told = events[-1]["response"]
+        spec.ResponseResource.model_validate(told)
+        assert told["status"] == "completed" and kind in [entry["type"] for entry in told["output"]]
+
+    serve(CALL if kind == "function_call" else "Hello there", body)
+
+
+def test_an_image_is_the_case_of_open_responses_that_is_refused_in_words(serve: Any) -> None:
+    async def body(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+        parts = [
+            {"type": "input_text", "text": "What is it?"},
+            {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="},
+        ]
+        with pytest.raises(openai.BadRequestError, match="this model reads text only") as caught:
+            await client.responses.create(model="tiny", input=[item("user", parts)])  # type: ignore[list-item]
+        assert (caught.value.param, engine.generations) == ("input[0].content[1]", [])
+
+    serve("", body)
+
+
+def test_a_response_is_refused_by_the_names_of_its_own_parameters(serve: Any) -> None:
+    async def body(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+        call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}
+        for fields, param in (
+            ({"max_output_tokens": 10**9}, "max_output_tokens"),
+            ({"tools": [{"type": "function", **WEATHER}] * 2}, "tools[1].name"),
+            ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
+            (
+                {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "strin"}}}},
+                "text.format.schema",
+            ),
+            ({"input": [call]}, "input"),
+        ):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.post("/responses", body={"model": "tiny", "input": "x", **fields}, cast_to=object)
+            assert caught.value.param == param
+
+    serve("", body)
+
+
+@dataclass
+class Tokenized:
+    """How many characters a tokenizer was given."""
+
+    count: int = 0
+
+
+@contextmanager
+def counted_tokenization() -> Iterator[Tokenized]:
+    told, encode = Tokenized(), prompts._encode
+
+    def counted(tokenizer: Any, text: str, **options: Any) -> list[int]:
+        told.count += len(text)
+        return encode(tokenizer, text, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompts, "_encode", counted)
+        yield told
+
+
+def test_what_is_far_too_long_or_too_many_is_refused_before_it_is_tokenized(serve: Any) -> None:
+    async def body(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+        asked: list[tuple[str, dict[str, Any], str]] = [
+            ("/completions", {"prompt": "a b " * 50_000}, "prompt"),
+            ("/completions", {"prompt": ["a"] * 20_000}, "prompt"),
+            ("/completions", {"prompt": ["a"] * 20, "n": 2}, "prompt"),
+            ("/completions", {"prompt": [5] * 50_000}, "prompt"),
+            ("/chat/completions", {"messages": [{"role": "user", "content": "a b " * 50_000}]}, "messages"),
+            ("/embeddings", {"input": ["a"] * 20_000}, "input"),
+            ("/embeddings", {"input": "a b " * 50_000}, "input"),
+        ]
+        for route, fields, param in asked:
+            num_tokenized = tokenized.count
+            with pytest.raises(openai.BadRequestError, match=r"at most|context length") as caught:
+                await client.post(route, body={"model": "tiny", **fields}, cast_to=object)
+            assert caught.value.param == param
+            assert tokenized.count - num_tokenized < 20_000  # characters
+        assert engine.generations == []
+
+    with counted_tokenization() as tokenized:
+        serve("", body)

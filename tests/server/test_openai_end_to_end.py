@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import openai
 import pydantic
 import pytest
@@ -73,6 +75,7 @@ def test_what_a_client_is_told_is_what_the_model_computes(headless_root: Path, f
         for _ in range(4):  # whichever replica answers first, the second request finds it
             check_responses(client)
         check_embeddings(client, loaded)
+        check_attacks(client)
 
 
 @pytest.mark.slow
@@ -169,3 +172,35 @@ def check_embeddings(client: openai.OpenAI, loaded: LoadedModel) -> None:
         expected = torch.nn.functional.normalize(states, dim=-1).tolist()
     assert told[1].embedding == pytest.approx(expected, abs=1e-3)
     assert told[0].embedding != pytest.approx(expected, abs=1e-3)
+
+
+def check_attacks(client: openai.OpenAI) -> None:
+    """What asks for too much, or is no request, is refused by the name of what is wrong, and the next one is answered."""
+    deep = b"[" * 10_000 + b"]" * 10_000
+    bodies: list[tuple[str, dict[str, Any] | bytes, int, str | None]] = [
+        ("completions", {"prompt": "a", "max_tokens": 10**9}, 400, "max_tokens"),
+        ("chat/completions", {"messages": ASKED, "max_completion_tokens": 10**9}, 400, "max_completion_tokens"),
+        ("responses", {"input": "a", "max_output_tokens": 10**9}, 400, "max_output_tokens"),
+        ("completions", {"prompt": "a", "n": 10**6}, 400, "n"),
+        ("completions", b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400, None),
+        ("completions", b'{"model": "tiny", "prompt": "a", "temperature": 1e999}', 400, "temperature"),
+        ("completions", {"prompt": "a b " * 50_000}, 400, "prompt"),
+        ("completions", {"prompt": [5] * 50_000}, 400, "prompt"),
+        ("completions", {"prompt": ["a"] * 20_000}, 400, "prompt"),
+        ("embeddings", {"input": ["a"] * 20_000}, 400, "input"),
+        ("completions", b'{"model": "tiny", "prompt": ' + deep + b"}", 400, None),
+        ("completions", b'{"model": "tiny", "prompt": "a', 400, None),
+        ("completions", b'{"model": "tiny", "prompt": "' + b"a" * 10_000_000 + b'"}', 413, None),
+    ]
+    headers = {"Authorization": f"Bearer {client.api_key}", "Content-Type": "application/json"}
+    with httpx.Client(base_url=str(client.base_url), headers=headers, timeout=60, trust_env=False) as http:
+        for route, body, status, param in bodies:
+            content = body if isinstance(body, bytes) else json.dumps({"model": "tiny", **body}).encode()
+            answer = http.post(route, content=content)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (status, param), (route, content[:80], error)
+        page = "<script>alert(1)</script>"
+        answer = http.post("completions", json={"model": "tiny", "prompt": page, "max_tokens": 1, "echo": True})
+        assert answer.json()["choices"][0]["text"].startswith(page)
+        assert answer.headers["Content-Type"].startswith("application/json")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"

@@ -40,12 +40,16 @@ def _new_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-def ask_completion(model: ServedModel, body: bytes) -> GenerationRequest:
-    """Check the body of POST /v1/completions; raises `ApiError`."""
+def ask_completion(model: ServedModel, body: bytes, max_sequences: int | None = None) -> GenerationRequest:
+    """Check the body of POST /v1/completions; raises `ApiError`.
+
+    Args:
+        max_sequences: how many answers one request may ask for.
+    """
     request = decode_completion(body)
     adapter = model.adapter_of(request.model)
     check_engine(request, model.cannot())
-    prompts = completion_prompts(request, model.loaded)
+    prompts = completion_prompts(request, model.loaded, max_sequences)
     scores = bool(request.echo and request.logprobs is not None)
     if scores:
         _check_scoring(model)
@@ -57,7 +61,7 @@ def ask_completion(model: ServedModel, body: bytes) -> GenerationRequest:
         _echoed(request, prompts, model) if request.echo else (),
     )
     grammar = grammar_of(request.response_format, request.structured_outputs)
-    constraint = _constraint(model, request, grammar, is_thinking=False)
+    constraint = _constraint(model, request, grammar)
     options = _options(model, request, adapter, constraint, score_prompt=scores)
     return _generation(model, request, prompts, answer, options, param="prompt")
 
@@ -95,7 +99,7 @@ def ask_messages(model: ServedModel, request: ChatRequest, new_answer: NewAnswer
     offer = Offer.of(request)
     prompt = chat_prompt(request, model.loaded, model.templates)
     reading = reading_of(offer, model.loaded.tokenizer, model.vocabulary, prompt.text)
-    constraint = _constraint(model, request, offer.grammar, is_thinking=reading.is_thinking)
+    constraint = _constraint(model, request, offer.grammar, reading.reasoning_end)
     told = Told(bool(request.logprobs), request.include_usage)
     answer = new_answer(new_envelope(answer_id, model), request.num_choices, told, reading)
     options = _options(model, request, adapter, constraint)
@@ -103,7 +107,7 @@ def ask_messages(model: ServedModel, request: ChatRequest, new_answer: NewAnswer
 
 
 def _constraint(
-    model: ServedModel, request: AnyRequest, grammar: Grammar | None, *, is_thinking: bool
+    model: ServedModel, request: AnyRequest, grammar: Grammar | None, reasoning_end: str = ""
 ) -> Callable[[], TokenConstraint] | None:
     if grammar is None:
         return None
@@ -112,7 +116,7 @@ def _constraint(
     for name in ("ignore_eos", "min_tokens"):
         if getattr(request, name):
             raise invalid(name, f"{name} and {grammar.param} exclude each other: the format says when an answer ends.")
-    return model.constraints.new(grammar.text, grammar.param, is_thinking=is_thinking)
+    return model.constraints.new(grammar.text, grammar.param, reasoning_end)
 
 
 def _options(

@@ -25,17 +25,55 @@ _RESERVED = frozenset({
 })  # fmt: skip
 
 
-def completion_prompts(request: CompletionRequest, loaded: LoadedModel) -> list[list[int]]:
-    """The token ids of every prompt of the request: a text, texts, token ids, or lists of them."""
-    return token_ids_of(request.prompt, loaded, "prompt")
+def completion_prompts(
+    request: CompletionRequest, loaded: LoadedModel, max_sequences: int | None = None
+) -> list[list[int]]:
+    """The token ids of every prompt of the request: a text, texts, token ids, or lists of them.
+
+    Args:
+        max_sequences: how many answers one request may ask for.
+    """
+    items = _separate(request.prompt, "prompt")
+    wanted = len(items) * request.num_choices
+    if max_sequences is not None and wanted > max_sequences:
+        message = f"{wanted} sequences in one request: at most {max_sequences}. Send several requests."
+        raise ApiError(400, message, param="prompt", code="invalid_value")
+    return _all_token_ids(items, loaded, "prompt")
 
 
-def token_ids_of(given: str | list[Any], loaded: LoadedModel, param: str) -> list[list[int]]:
-    """The token ids of every text of a parameter."""
-    prompts = [_token_ids(item, loaded) for item in _separate(given, param)]
-    if not prompts:
+def token_ids_of(given: str | list[Any], loaded: LoadedModel, param: str, max_items: int) -> list[list[int]]:
+    """The token ids of every text of a parameter, of which there may be so many."""
+    items = _separate(given, param)
+    if len(items) > max_items:
+        message = f"{param} has {len(items)} texts: at most {max_items} are possible."
+        raise ApiError(400, message, param=param, code="invalid_value")
+    return _all_token_ids(items, loaded, param)
+
+
+def _all_token_ids(items: list[Any], loaded: LoadedModel, param: str) -> list[list[int]]:
+    if not items:
         raise ApiError(400, f"{param} is an empty list.", param=param, code="invalid_value")
-    return [_checked(prompt, loaded, param) for prompt in prompts]
+    for text in items:
+        if isinstance(text, str):
+            check_length(text, loaded, param)
+    return [_checked(_token_ids(item, loaded), loaded, param) for item in items]
+
+
+def check_length(text: str, loaded: LoadedModel, param: str) -> None:
+    """Refuse a text that is far too long by its beginning: to tokenize all of it would take long for nothing.
+
+    A text has about as many tokens as its parts have together, so twice the context in a part is enough to know.
+    """
+    limit = 2 * loaded.context_length
+    beginning = text[: 16 * loaded.context_length]
+    if len(text) > len(beginning) and (num_tokens := len(_encode(loaded.tokenizer, beginning, special=False))) > limit:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {loaded.context_length} tokens, but {param} has {num_tokens} "
+            f"in its first {len(beginning)} of {len(text)} characters. Shorten it.",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 class ChatPrompt(NamedTuple):
@@ -56,6 +94,7 @@ def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates 
     messages = as_template_messages(request.messages, tools, template)
     if template is None:
         text = plain_template([message["content"] for message in messages])
+        check_length(text, loaded, "messages")
         return ChatPrompt(_checked(_text_to_continue(text, loaded), loaded, "messages"), text)
     variables = _variables(request, tools if knows_tools(template) else [])
     with nullcontext(templates) if templates is not None else closing(Templates()) as renderer:
@@ -65,6 +104,7 @@ def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates 
             said = str(error) if isinstance(error, TemplateFailed) else f"{type(error).__name__}: {error}"
             message = f"The model's chat template refuses these messages: {said}"
             raise ApiError(400, message, param="messages", code="invalid_value") from None
+    check_length(text, loaded, "messages")
     # The template has put the special tokens where the model wants them.
     return ChatPrompt(_checked(_encode(loaded.tokenizer, text, special=False), loaded, "messages"), text)
 
@@ -117,13 +157,14 @@ def max_answer_tokens(
     return [_max_tokens(len(prompt), limited_by, asked, context_length, param) for prompt in prompts]
 
 
+# Clients (litellm among others) know this error by OpenAI's words for it: "maximum context length".
 def _max_tokens(num_prompt: int, param: str, asked: int | None, context_length: int, prompt: str) -> int:
     needed = num_prompt + (1 if asked is None else asked)
     if needed > context_length:
         answer = "" if asked is None else f" and {asked} for the answer ({param})"
         raise ApiError(
             400,
-            f"This model's context length is {context_length} tokens, but {needed} were asked for: "
+            f"This model's maximum context length is {context_length} tokens, but {needed} were asked for: "
             f"{num_prompt} in the prompt{answer}. Shorten the prompt or ask for fewer tokens.",
             param=param if asked is not None and num_prompt < context_length else prompt,
             code="context_length_exceeded",

@@ -13,7 +13,9 @@ from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
 from jupyter_llmcloud.protocol.openai.fields import GenerationFields
 
 AnyRequest = CompletionRequest | ChatRequest
-WITHOUT_EFFECT = ("store", "cache_control", "prompt_cache_retention")
+WITHOUT_EFFECT = (
+    "store", "metadata", "safety_identifier", "cache_control", "prompt_cache_key", "prompt_cache_retention",
+)  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text")
 # Fields of a request that an engine may be unable to honour, with the names of its own and what asks for nothing.
 _OF_THE_ENGINE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
@@ -94,8 +96,12 @@ def check_engine(request: GenerationFields, cannot: frozenset[str]) -> None:
 
 def without_effect(request: GenerationFields) -> list[str]:
     """The names of parameters that were sent, are accepted, and change nothing."""
-    named = [name for name in WITHOUT_EFFECT if getattr(request, name) not in (None, False)]
+    named = [name for name in WITHOUT_EFFECT if getattr(request, name) not in (None, False, {})]
+    if request.stream_options is not None and request.stream_options.include_obfuscation:
+        named.append("stream_options.include_obfuscation")
     if isinstance(request, ChatRequest):
+        if request.tool_choice in (None, "auto") and any(tool.function.strict for tool in request.tools or ()):
+            named.append("tools.function.strict")
         if any(_has_cache_control(message) for message in request.messages):
             named.append("messages.cache_control")
         if any(tool.cache_control is not None for tool in request.tools or ()):

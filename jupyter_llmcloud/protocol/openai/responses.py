@@ -9,6 +9,17 @@ from msgspec import Meta
 from jupyter_llmcloud.protocol.openai.chat import FunctionName, NoValue
 from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, Body
 
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+]
+
 
 class InputPart(Body, kw_only=True):
     """A part of a message. Parts of text are read; other kinds are refused by name."""
@@ -119,7 +130,7 @@ class ResponseRequest(Body, kw_only=True):
     ) = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    include: list[str] | None = None
+    include: list[Includable] | None = None
     metadata: dict[str, str] | None = None
     truncation: Literal["disabled"] | None = None
     background: Annotated[bool | None, Meta(description="Only false.")] = None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from jupyter_llmcloud.inference.openai.chat.tool_formats import Call, Parameters, ToolFormat
+from jupyter_llmcloud.inference.openai.chat.call_readers import Call, Parameters
+from jupyter_llmcloud.inference.openai.chat.tool_formats import ToolFormat
 from jupyter_llmcloud.inference.openai.detokenize import overlap
 
-THINK = ("<think>", "</think>")
-_HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
 class CallDelta(NamedTuple):
@@ -70,25 +69,30 @@ class _CallReader:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.is_over = False
         self._text = ""
         self._depth = 0
         self._in_string = False
         self._escaped = False
-        self._over = False
+
+    @property
+    def is_within(self) -> bool:
+        """Whether its arguments are begun and not finished."""
+        return self.name is not None and not self.is_over
 
     def feed(self, text: str) -> str:
         """The arguments that this text adds; `name` is set before the first of them."""
-        self._text += text
         if self.name is None:
+            self._text += text
             found = _HEADER.match(self._text)
             if found is None:
                 return ""
-            self.name, text = str(json.loads(found[1])), self._text[found.end() :]
+            self.name, text = _unquoted(found[1]), self._text[found.end() :]
         return self._arguments(text)
 
     def _arguments(self, text: str) -> str:
         for position, character in enumerate(text):
-            if self._over:
+            if self.is_over:
                 return text[:position]
             self._step(character)
         return text
@@ -105,25 +109,37 @@ class _CallReader:
             self._depth += 1
         elif character in "}]":
             self._depth -= 1
-            self._over = self._depth <= 0
+            self.is_over = self._depth <= 0
+
+
+def _unquoted(name: str) -> str:
+    return str(json.loads(name)).encode(errors="replace").decode()
 
 
 @dataclass
 class _Region:
-    """What the text belongs to now: content, reasoning or a call."""
+    """What the text belongs to now: content, reasoning or a call.
+
+    Attributes:
+        body: of a call, so far.
+        before: what stood before it and is no content, unless it turns out to be no call: space, and what opened it.
+        num_tried: characters that the reader has seen behind a tag that may close the call or be part of it.
+    """
 
     kind: str = "content"
     body: str = ""
+    before: str = ""
     reader: _CallReader | None = None
+    num_tried: int | None = None
 
 
 class TaggedParser:
-    """Reads what models of most families write: `<think>` and calls of tools between tags.
+    """Reads what models of most families write: reasoning and calls of tools, each between tags.
 
     Args:
         tool_format: how calls are written; None when no tool was offered.
         parameters: of the tools.
-        thinks: whether the model was taught to reason between `<think>` and `</think>`.
+        think: the tags of reasoning, for a model that was taught to reason between them.
         is_thinking: whether the prompt has opened that already.
     """
 
@@ -132,13 +148,13 @@ class TaggedParser:
         tool_format: ToolFormat | None,
         parameters: Parameters | None = None,
         *,
-        thinks: bool = False,
+        think: tuple[str, str] | None = None,
         is_thinking: bool = False,
     ) -> None:
         self.num_calls = 0
         self._format = tool_format
         self._parameters = parameters or {}
-        self._thinks = thinks
+        self._think = think
         self._region = _Region("reasoning" if is_thinking else "content")
         self._buffer = ""
         self._space = ""  # at the end of a region, which is dropped when a tag follows
@@ -156,10 +172,10 @@ class TaggedParser:
     def end(self) -> list[Delta]:
         """What was held back."""
         deltas: list[Delta] = []
-        if self._region.kind == "call":
-            self._feed_call(self._buffer, deltas)
-            self._close_call(deltas, closed=False)
-        else:
+        while self._region.kind == "call" and self._end_call(deltas):
+            while self._step(deltas):
+                pass
+        if self._region.kind != "call":
             self._say(self._buffer, deltas)
         if self._space and self._region.kind == "content" and not self.num_calls:
             deltas.append(Delta(self._space))
@@ -174,7 +190,8 @@ class TaggedParser:
         if self._region.kind == "call":
             return self._step_call(deltas)
         if self._region.kind == "content" and self._begins_bare():
-            self._region = _Region("call")
+            self._region = _Region("call", before=self._space)
+            self._space = ""
             return True
         tags = self._tags()
         found = [(position, tag) for tag in tags if (position := self._buffer.find(tag)) >= 0]
@@ -191,21 +208,23 @@ class TaggedParser:
 
     def _tags(self) -> list[str]:
         if self._region.kind == "reasoning":
-            return [THINK[1]]
-        tags = [THINK[0]] if self._thinks else []
+            return [self._think[1]] if self._think else []
+        tags = [self._think[0]] if self._think else []
         return tags + ([self._format.opens] if self._format and self._format.opens else [])
 
     def _enter(self, tag: str) -> None:
-        kind = {THINK[0]: "reasoning", THINK[1]: "content"}.get(tag, "call")
-        self._region = _Region(kind)
-        if kind == "call" and self._format is not None and self._format.is_json:
-            self._region.reader = _CallReader()
+        if self._think and tag in self._think:
+            self._region = _Region("reasoning" if tag == self._think[0] else "content")
+        else:
+            reader = _CallReader() if self._format is not None and self._format.is_json else None
+            self._region = _Region("call", before=self._space + tag, reader=reader)
         self._space, self._at_start = "", True
 
     def _begins_bare(self) -> bool:
-        """Whether the answer as a whole may be a call: it begins with an object."""
-        bare = self._format is not None and not self._format.closes and self._format.name in ("json", "llama")
-        return bare and not self._said and self._buffer.lstrip().startswith("{")
+        """Whether the answer as a whole may be a call: it begins as one does."""
+        begins = self._format.bare if self._format is not None and not self._said else ""
+        first = self._buffer.lstrip()[:1]
+        return first != "" and first in begins
 
     def _say(self, text: str, deltas: list[Delta]) -> None:
         if self._at_start:
@@ -214,19 +233,22 @@ class TaggedParser:
             return
         text = self._space + text
         self._at_start = False
-        if self._format is not None or self._region.kind == "reasoning":
+        if self._format is not None or self._think is not None:
             shown = text.rstrip()
             self._space = text[len(shown) :]
         else:
             shown, self._space = text, ""
         if shown:
-            self._said = True
             is_content = self._region.kind == "content"
+            self._said = self._said or is_content
             deltas.append(Delta(content=shown) if is_content else Delta(reasoning=shown))
 
     # --- calls ---
 
     def _step_call(self, deltas: list[Delta]) -> bool:
+        region = self._region
+        if region.num_tried is not None:
+            return self._step_doubtful(region.num_tried, deltas)
         closes = self._format.closes if self._format is not None else ""
         position = self._buffer.find(closes) if closes else -1
         if position < 0:
@@ -235,9 +257,40 @@ class TaggedParser:
             self._buffer = self._buffer[len(self._buffer) - held :]
             return False
         self._feed_call(self._buffer[:position], deltas)
-        self._buffer = self._buffer[position + len(closes) :]
-        self._close_call(deltas, closed=True)
+        self._buffer = self._buffer[position:]
+        if region.reader is not None and region.reader.is_within:
+            region.num_tried = 0
+        else:
+            self._buffer = self._buffer[len(closes) :]
+            self._close_call(deltas, closes)
         return True
+
+    def _step_doubtful(self, num_tried: int, deltas: list[Delta]) -> bool:
+        """A tag that closes came within the arguments: it belongs to them if they are ever finished.
+
+        An agent that writes code about tools has such a tag inside a string. It is held back until that is known.
+        """
+        region = self._region
+        assert region.reader is not None
+        taken = region.reader.feed(self._buffer[num_tried:])
+        if not region.reader.is_over:
+            region.num_tried = len(self._buffer)
+            return False
+        end, region.num_tried = num_tried + len(taken), None
+        deltas.append(Delta(call=CallDelta(self.num_calls, None, None, self._buffer[:end])))
+        self._buffer = self._buffer[end:]
+        return True
+
+    def _end_call(self, deltas: list[Delta]) -> bool:
+        """The answer is at its end within a call; whether text is left that is no part of it."""
+        closes = self._format.closes if self._format is not None else ""
+        position = self._buffer.find(closes) if closes else -1
+        text, self._buffer = (self._buffer, "") if position < 0 else (
+            self._buffer[:position], self._buffer[position + len(closes) :]
+        )  # fmt: skip
+        self._feed_call(text, deltas)
+        self._close_call(deltas, closes if position >= 0 else "")
+        return bool(self._buffer)
 
     def _feed_call(self, text: str, deltas: list[Delta]) -> None:
         self._region.body += text
@@ -253,20 +306,26 @@ class TaggedParser:
         if arguments:
             deltas.append(Delta(call=CallDelta(self.num_calls, None, None, arguments)))
 
-    def _close_call(self, deltas: list[Delta], *, closed: bool) -> None:
+    def _close_call(self, deltas: list[Delta], closed_by: str) -> None:
         assert self._format is not None
         region, self._region = self._region, _Region()
-        self._at_start = True
         if region.reader is not None and region.reader.name is not None:
             self.num_calls += 1
+            self._at_start = True
             return
         calls = self._format.read(region.body, self._parameters)
         if calls is None:  # it looked like a call, and is none: nothing of an answer is lost
-            opens = self._format.opens if self._format.name != "llama" else ""
-            deltas.append(Delta(content=f"{opens}{region.body}{self._format.closes if closed else ''}"))
+            self._say_again(f"{region.before}{region.body}{closed_by}", deltas)
             return
+        self._at_start = True
         for call in calls:
             deltas += self.whole_call(call)
+
+    def _say_again(self, text: str, deltas: list[Delta]) -> None:
+        """Content that was held for a call."""
+        self._at_start = False
+        self._say(text, deltas)
+        self._said = True
 
     def whole_call(self, call: Call) -> list[Delta]:
         """A call that was read at once."""
@@ -285,66 +344,3 @@ def new_call_id(length: int = 29) -> str:
     """An id for a call: `call_` and 24 letters and digits, or as many as a family's template insists on."""
     digits = uuid.uuid4().hex
     return digits[:length] if length < 16 else f"call_{digits[: length - 5]}"
-
-
-class TemplateParser:
-    """Reads an answer by the response template that a tokenizer has of its own.
-
-    Args:
-        parser: a `transformers` ResponseParser, which has read the prompt already.
-    """
-
-    _REASONING = ("thinking", "reasoning", "reasoning_content")
-
-    def __init__(self, parser: Any) -> None:
-        self.num_calls = 0
-        self._parser: Any = parser
-        self._raw = ""
-
-    def feed(self, text: str) -> list[Delta]:
-        """What the next piece adds."""
-        if self._parser is None:
-            return [Delta(text)] if text else []
-        self._raw += text
-        try:
-            return self._read(self._parser.feed(text))
-        except Exception:  # a template is a program of others: what it cannot read is shown as it is
-            self._parser = None
-            return [Delta(text)]
-
-    def end(self) -> list[Delta]:
-        """What was held back."""
-        if self._parser is None:
-            return []
-        try:
-            _, events = self._parser.finalize()
-            return self._read(events)
-        except Exception:
-            self._parser = None
-            return [] if self._shown else [Delta(self._raw)]
-
-    _shown = False
-
-    def _read(self, events: Sequence[dict[str, Any]]) -> list[Delta]:
-        deltas: list[Delta] = []
-        for event in events:
-            field = event["field"]
-            if event["type"] == "region_chunk" and field == "content":
-                deltas.append(Delta(content=event["text"]))
-            elif event["type"] == "region_chunk" and field in self._REASONING:
-                deltas.append(Delta(reasoning=event["text"]))
-            elif event["type"] == "region_close" and field in ("tool_calls", "tool_call"):
-                deltas += self._calls(event["value"])
-        self._shown = self._shown or bool(deltas)
-        return deltas
-
-    def _calls(self, value: Any) -> list[Delta]:
-        deltas = []
-        for entry in value if isinstance(value, list) else [value]:
-            function = entry.get("function", entry)
-            arguments = function.get("arguments", {})
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            deltas.append(Delta(call=CallDelta(self.num_calls, new_call_id(), str(function["name"]), "")))
-            deltas.append(Delta(call=CallDelta(self.num_calls, None, None, text)))
-            self.num_calls += 1
-        return deltas

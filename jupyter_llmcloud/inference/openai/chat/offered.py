@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_llmcloud.inference.openai.chat.answer_parser import (
-    THINK,
-    AnswerParser,
-    PlainParser,
-    TaggedParser,
-    TemplateParser,
-)
+from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, PlainParser, TaggedParser
+from jupyter_llmcloud.inference.openai.chat.harmony import TAGS, HarmonyParser, is_harmony
 from jupyter_llmcloud.inference.openai.chat.history import chat_template_of
-from jupyter_llmcloud.inference.openai.chat.tool_formats import HERMES, ToolFormat, format_of, parameters_of
+from jupyter_llmcloud.inference.openai.chat.template_parser import TemplateParser
+from jupyter_llmcloud.inference.openai.chat.tool_formats import (
+    HERMES,
+    ToolFormat,
+    format_of,
+    parameters_of,
+    think_tags_of,
+)
 from jupyter_llmcloud.inference.openai.decoding import invalid
 from jupyter_llmcloud.inference.openai.structured.grammars import Grammar, call_grammar, grammar_of
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
@@ -65,35 +67,51 @@ class Offer:
 
 @dataclass(frozen=True)
 class Reading:
-    """How an answer is read: what makes its parsers, which special tokens they must see, whether it thinks at first."""
+    """How an answer is read.
+
+    Attributes:
+        new_parser: makes what reads one choice.
+        visible: special tokens that the parsers must see.
+        reasoning_end: what ends the reasoning that the prompt has begun; "" where it has begun none.
+    """
 
     new_parser: Callable[[], AnswerParser]
-    visible: frozenset[int]
-    is_thinking: bool
+    visible: frozenset[int] = frozenset()
+    reasoning_end: str = ""
 
 
 def reading_of(offer: Offer, tokenizer: Any, vocabulary: Vocabulary, prompt: str) -> Reading:
     """How this model's answer to `prompt` is read."""
     template = chat_template_of(tokenizer, bool(offer.tools))
-    thinks = template is not None and THINK[1] in template
-    is_thinking = thinks and prompt.rstrip().endswith(THINK[0])
+    think = think_tags_of(template)
+    is_thinking = think is not None and prompt.rstrip().endswith(think[0])
+    reasoning_end = think[1] if think is not None and is_thinking else ""
     own = getattr(tokenizer, "response_template", None)
-    if own is not None and not offer.forced and (offer.tools or thinks or own.get("fields")):
+    if own is not None and not offer.forced and (offer.tools or think or own.get("fields")):
         described = [tool_as_dict(tool) for tool in offer.tools]
         return Reading(
             lambda: TemplateParser(tokenizer.get_response_parser(prefix=prompt, tools=described or None)),
             frozenset(vocabulary.special),
-            is_thinking,
+            reasoning_end,
         )
+    if is_harmony(template) and offer.grammar is None:
+        names = frozenset(tool.function.name for tool in offer.tools)
+        return Reading(lambda: HarmonyParser(prompt, names), _visible(vocabulary, TAGS))
     form: ToolFormat | None = None
     if offer.tools:
         form = HERMES if offer.forced else format_of(template)
-    if form is None and not thinks:
-        return Reading(PlainParser, frozenset(), False)
+    if form is None and think is None:
+        return Reading(PlainParser)
     parameters = parameters_of(offer.tools)
-    tags = [*(THINK if thinks else ()), *((form.opens, form.closes, "[ARGS]", "[CALL_ID]") if form else ())]
-    visible = frozenset(token for token, text in vocabulary.special.items() if text and text in tags)
-    return Reading(lambda: TaggedParser(form, parameters, thinks=thinks, is_thinking=is_thinking), visible, is_thinking)
+    return Reading(
+        lambda: TaggedParser(form, parameters, think=think, is_thinking=is_thinking),
+        _visible(vocabulary, (*(think or ()), *(form.tags if form else ()))),
+        reasoning_end,
+    )
+
+
+def _visible(vocabulary: Vocabulary, tags: Sequence[str]) -> frozenset[int]:
+    return frozenset(token for token, text in vocabulary.special.items() if text and text in tags)
 
 
 def tool_as_dict(tool: Tool) -> dict[str, Any]:

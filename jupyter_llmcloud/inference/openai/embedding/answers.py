@@ -28,12 +28,12 @@ def embedding_prompts(model: ServedModel | ServedEncoder, body: bytes) -> tuple[
     """Check the body of POST /v1/embeddings; raises `ApiError`."""
     request = decode(body, EmbeddingRequest)
     model.adapter_of(request.model)
-    prompts = token_ids_of(request.input, model.loaded, "input")
-    if len(prompts) > MAX_INPUTS:
-        raise invalid("input", f"input has {len(prompts)} texts: at most {MAX_INPUTS} are possible.")
+    prompts = token_ids_of(request.input, model.loaded, "input", MAX_INPUTS)
     longest = max(len(prompt) for prompt in prompts)
     if longest > model.loaded.context_length:
-        message = f"This model's context length is {model.loaded.context_length} tokens, but a text has {longest}."
+        message = (
+            f"This model's maximum context length is {model.loaded.context_length} tokens, but a text has {longest}."
+        )
         raise ApiError(400, message, param="input", code="context_length_exceeded")
     size = model.loaded.model.config.get_text_config().hidden_size
     if request.dimensions is not None and request.dimensions > size:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Any
 
 from jupyter_llmcloud.core.serving.endpoint.response_id import new_response_id
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.openai.answers import Told
 from jupyter_llmcloud.inference.openai.asking import ask_messages
 from jupyter_llmcloud.inference.openai.chat.offered import Reading
@@ -12,10 +15,29 @@ from jupyter_llmcloud.inference.openai.completion import GenerationRequest
 from jupyter_llmcloud.inference.openai.decoding import decode
 from jupyter_llmcloud.inference.openai.responses import Answer, Envelope
 from jupyter_llmcloud.inference.openai.responses_api.answer import ResponseAnswer
-from jupyter_llmcloud.inference.openai.responses_api.conversation import as_chat, as_items, input_items
+from jupyter_llmcloud.inference.openai.responses_api.conversation import (
+    as_chat,
+    as_items,
+    input_items,
+    without_effect,
+)
 from jupyter_llmcloud.inference.openai.responses_api.store import ResponseStore
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
+
+# How a parameter is called in a chat, and how here.
+_NAMES = tuple(
+    (re.compile(pattern), here)
+    for pattern, here in (
+        (r"\bmax_completion_tokens\b", "max_output_tokens"),
+        (r"\bresponse_format\.json_schema\b", "text.format"),
+        (r"\bresponse_format\b", "text.format"),
+        (r"\btools\[(\d+)\]\.function\.", r"tools[\1]."),
+        (r"\btool_choice\.function\.", "tool_choice."),
+        (r"\breasoning_effort\b", "reasoning.effort"),
+        (r"(?<!these )\bmessages(\[\d+\][\w.\[\]]*)?(?=$|[ :,=])", "input"),
+    )
+)
 
 
 def ask_response(
@@ -29,6 +51,24 @@ def ask_response(
         replica: the id of this one, which the response's own id tells.
     """
     request = decode(body, ResponseRequest)
+    try:
+        return _ask(model, request, store, owner, replica)
+    except ApiError as error:
+        raise in_words_of_responses(error) from None
+
+
+def in_words_of_responses(error: ApiError) -> ApiError:
+    """The same refusal by the names that parameters have here: a response is asked for as a chat."""
+    message, param = error.message, error.param
+    for pattern, here in _NAMES:
+        message = pattern.sub(here, message)
+        param = pattern.sub(here, param) if param is not None else None
+    return ApiError(error.status, message, param=param, code=error.code, retry_after_s=error.retry_after_s)
+
+
+def _ask(
+    model: ServedModel, request: ResponseRequest, store: ResponseStore, owner: str, replica: str
+) -> GenerationRequest:
     earlier = store.get(request.previous_response_id, owner) if request.previous_response_id else []
     chat = as_chat(request, earlier)
 
@@ -40,4 +80,5 @@ def ask_response(
         parser = reading.new_parser()
         return ResponseAnswer(model.vocabulary, envelope, request, parser, keep, logprobs=told.logprobs)
 
-    return ask_messages(model, chat, new_answer, new_response_id(replica))
+    asked = ask_messages(model, chat, new_answer, new_response_id(replica))
+    return dataclasses.replace(asked, ignored=tuple(without_effect(request)))

@@ -30,6 +30,18 @@ from jupyter_llmcloud.protocol.openai.responses import (
 )
 
 _WITH_LOGPROBS = "message.output_text.logprobs"
+# Told back as they were sent, or taken for the sake of a client: nothing else comes of them.
+_WITHOUT_EFFECT = ("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "max_tool_calls")
+
+
+def without_effect(request: ResponseRequest) -> list[str]:
+    """The names of parameters that were sent, are accepted, and change nothing."""
+    named = [name for name in _WITHOUT_EFFECT if getattr(request, name) is not None]
+    if request.stream_options is not None and request.stream_options.include_obfuscation:
+        named.append("stream_options.include_obfuscation")
+    if request.reasoning is not None:
+        named += [f"reasoning.{one}" for one in ("summary", "generate_summary") if getattr(request.reasoning, one)]
+    return named + [f"include.{one}" for one in request.include or () if one != _WITH_LOGPROBS]
 
 
 def input_items(request: ResponseRequest) -> list[InputItem]:

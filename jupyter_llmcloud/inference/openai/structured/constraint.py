@@ -15,7 +15,6 @@ from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 MAX_GRAMMAR = 1 << 18
-_THINK_END = b"</think>"
 
 
 class Constraints:
@@ -33,13 +32,13 @@ class Constraints:
             TokenizerWrapper(_Tokens(self._loaded, self._vocabulary)), eos_token=sorted(self._loaded.eos)
         )
 
-    def new(self, grammar: str, param: str, *, is_thinking: bool = False) -> Callable[[], TokenConstraint]:
+    def new(self, grammar: str, param: str, reasoning_end: str = "") -> Callable[[], TokenConstraint]:
         """What makes the constraint of each answer; raises `ApiError` 400 where the grammar cannot be followed.
 
         Args:
             grammar: as `structured.grammars` writes it.
             param: where the request says it, for the error.
-            is_thinking: the answer begins with reasoning, which is free up to `</think>`.
+            reasoning_end: where the answer begins with reasoning, what ends that: up to there it is free.
         """
         try:
             from llguidance import LLMatcher
@@ -60,9 +59,9 @@ class Constraints:
 
         def make() -> TokenConstraint:
             constraint = MatcherConstraint(matcher.deep_copy(), ends)
-            if not is_thinking:
+            if not reasoning_end:
                 return constraint
-            return AfterReasoning(constraint, self._vocabulary, self._loaded.num_vocabulary, ends)
+            return AfterReasoning(constraint, self._vocabulary, self._loaded.num_vocabulary, ends, reasoning_end)
 
         return make
 
@@ -119,8 +118,11 @@ class MatcherConstraint:
 class AfterReasoning:
     """Leaves an answer free up to the end of its reasoning, and constrains what comes then."""
 
-    def __init__(self, constraint: MatcherConstraint, vocabulary: Vocabulary, num_vocabulary: int, ends: bytes) -> None:
+    def __init__(
+        self, constraint: MatcherConstraint, vocabulary: Vocabulary, num_vocabulary: int, ends: bytes, tag: str
+    ) -> None:
         self._constraint = constraint
+        self._tag = tag.encode()
         self._vocabulary = vocabulary
         everything = _mask(range(num_vocabulary), num_vocabulary)
         self._free = bytes(a & ~b for a, b in zip(everything, ends, strict=True))
@@ -141,8 +143,8 @@ class AfterReasoning:
         if not self._is_thinking:
             self._constraint.accept(token)
             return
-        self._tail = (self._tail + self._vocabulary.spelled(token))[-4 * len(_THINK_END) :]
-        self._is_thinking = _THINK_END not in self._tail
+        self._tail = (self._tail + self._vocabulary.spelled(token))[-4 * len(self._tag) :]
+        self._is_thinking = self._tag not in self._tail
 
 
 def _mask(tokens: Any, num_vocabulary: int) -> bytes:
