@@ -3,6 +3,7 @@ import type { ComponentChildren } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
 
 import { copyText } from '../clipboard';
+import { useQuestion } from '../focus';
 import type { TopicState } from '../stores/topic-store';
 import { useTrans } from '../translation';
 
@@ -133,16 +134,11 @@ export function Confirm(props: {
   onNo: () => void;
 }) {
   const trans = useTrans();
+  const area = useRef<HTMLDivElement>(null);
   const keep = useRef<HTMLButtonElement>(null);
-  useEffect(() => keep.current?.focus(), []);
-  const onKeyDown = (event: KeyboardEvent) => {
-    if (event.key === 'Escape') {
-      event.stopPropagation();
-      props.onNo();
-    }
-  };
+  useQuestion(area, keep, props.onNo);
   return (
-    <div class="llmc-confirm" role="alertdialog" aria-label={trans.__('Are you sure?')} onKeyDown={onKeyDown}>
+    <div class="llmc-confirm" role="alertdialog" aria-label={trans.__('Are you sure?')} ref={area}>
       <div class="llmc-confirm-text">{props.question}</div>
       <div class="llmc-row">
         <button type="button" class="llmc-button" ref={keep} onClick={props.onNo}>

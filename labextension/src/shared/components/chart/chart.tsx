@@ -150,14 +150,9 @@ export function Chart(props: ChartProps) {
       </figcaption>
       <div class="llmc-chart-line">
         <span class="llmc-chart-note" title={note}>{note}</span>
-        {drawn.outside && (
-          <button type="button" class="llmc-mini" onClick={() => setShowAll(true)}>
+        {(drawn.outside || showAll) && (
+          <button type="button" class="llmc-mini" aria-pressed={showAll ? 'true' : 'false'} onClick={() => setShowAll(!showAll)}>
             {trans.__('show all')}
-          </button>
-        )}
-        {showAll && (
-          <button type="button" class="llmc-mini" aria-pressed="true" onClick={() => setShowAll(false)}>
-            {trans.__('all')}
           </button>
         )}
         {zoom && (
