@@ -88,13 +88,13 @@ test('what is disabled while it works has the focus again afterwards', async () 
       </button>
     </form>
   );
-  act(() => render(<Works isBusy={false} />, place));
+  void act(() => render(<Works isBusy={false} />, place));
   const end = keepFocus(place);
   button('Look').focus();
-  act(() => render(<Works isBusy />, place));
+  void act(() => render(<Works isBusy />, place));
   await settled();
   expect(document.activeElement).toBe(place.querySelector('form'));
-  act(() => render(<Works isBusy={false} />, place));
+  void act(() => render(<Works isBusy={false} />, place));
   await settled();
   expect(document.activeElement).toBe(button('Look'));
   expect(place.querySelector('form')?.hasAttribute('tabindex')).toBe(false);
@@ -114,10 +114,10 @@ test('where what had the focus is gone, the part around it has it', async () => 
       <button type="button">Other</button>
     </section>
   );
-  act(() => render(<Row isThere />, place));
+  void act(() => render(<Row isThere />, place));
   const end = keepFocus(place);
   button('Revoke').focus();
-  act(() => render(<Row isThere={false} />, place));
+  void act(() => render(<Row isThere={false} />, place));
   await settled();
   expect(document.activeElement).toBe(place.querySelector('ul'));
   button('Other').focus();
@@ -133,12 +133,12 @@ test('a focus that was given up is not taken again', async () => {
       </button>
     </form>
   );
-  act(() => render(<Works isBusy={false} />, place));
+  void act(() => render(<Works isBusy={false} />, place));
   const end = keepFocus(place);
   button('Look').focus();
   button('Look').blur(); // a click beside it
   await settled();
-  act(() => render(<Works isBusy />, place));
+  void act(() => render(<Works isBusy />, place));
   await settled();
   expect(document.activeElement).toBe(document.body);
   end();
