@@ -48,8 +48,8 @@ class Lab:
 
     def page_url(self, notebook: str = "") -> str:
         tree = f"/tree/{notebook}" if notebook else ""
-        # Without what an earlier page had open: commands go to the notebook used last.
-        return f"{self.url}lab{tree}?token={self.token}&reset"
+        # Of a workspace of its own: without what another page has open, and not sent on while another is open.
+        return f"{self.url}lab/workspaces/test-{secrets.token_hex(4)}{tree}?token={self.token}"
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
         """What a route of ours answers, below /llmcloud/api."""
