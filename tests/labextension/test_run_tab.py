@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from jupyter_llmcloud.storage.runs import RunFolder
 from tests.support.axe import look
+from tests.support.keyboard import unreachable
 from tests.support.lab import Lab, open_lab, running_lab
 from tests.support.recorded_runs import record_run, report_late
 
@@ -23,6 +24,14 @@ pytestmark = pytest.mark.browser
 CARD = ".jp-MainAreaWidget:not(.lm-mod-hidden) .llmc-Tab .llmc-run"
 MARKUP = "<img src=x onerror=window.broken=1>"
 LONG = "n" * 64 + "-" + "m" * 63
+
+
+SAVED_S = 60.0
+LAYOUT = """async () => {
+    const workspace = location.pathname.match(/workspaces\\/([^/]+)/)[1];
+    const saved = await window.jupyterapp.serviceManager.workspaces.fetch(workspace);
+    return JSON.stringify(saved.data["layout-restorer:data"]?.main ?? "");
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,22 @@ def shown(card: Locator, metric: str = "loss") -> tuple[float, float]:
 
 def losses(rate: float, steps: int = 300) -> list[dict[str, float]]:
     return [{"loss": 2 * math.exp(-at * rate / 100) + math.sin(at) / 9, "epoch": at / 100} for at in range(steps)]
+
+
+def test_a_tab_is_there_again_after_a_reload_and_all_of_it_is_reached_by_keyboard(page: Page) -> None:
+    record_run("again-1", "again", lambda _: losses(1, 20), output={0: ["a line\n"]})
+    card = open_run(page, "again-1", "again")
+    expect(plot_of(card, "loss")).to_be_visible()
+    assert unreachable(page, card) == []
+    deadline = time.monotonic() + SAVED_S  # the layout is saved a moment after it changed
+    while "again-1" not in page.evaluate(LAYOUT):
+        assert time.monotonic() < deadline, "the layout was not saved"
+        page.wait_for_timeout(200)
+    page.reload()
+    page.wait_for_function("() => window.jupyterapp !== undefined")
+    page.evaluate("async () => { await window.jupyterapp.restored; }")
+    expect(page.locator(".lm-TabBar-tabLabel", has_text="again").first).to_be_visible()
+    expect(plot_of(page.locator(CARD), "loss")).to_be_visible()
 
 
 def test_two_runs_are_compared_in_their_curves_their_settings_and_their_source(page: Page, pictures: Path) -> None:
