@@ -88,6 +88,7 @@ export function useQuestion(
     const page = element.ownerDocument;
     const before = page.activeElement as HTMLElement | null;
     first.current?.focus({ preventScroll: true });
+    element.scrollIntoView?.({ block: 'nearest' }); // all of it, not only the button
     const onKeyDown = (event: KeyboardEvent) => {
       const target = event.target as Node;
       if (event.key === 'Escape' && (element.contains(target) || target.contains(element))) {

@@ -18,11 +18,12 @@ export function StateWord({ state, title }: { state: string; title?: string }) {
   );
 }
 
-/** A share of something as a bar, with what it is in words. */
-export function Meter({ label, value, max, text }: { label: string; value: number; max: number; text: string }) {
+/** A share of something as a bar, with what it is in words. `runsOut`: where all of it is used, something fails. */
+export function Meter(props: { label: string; value: number; max: number; text: string; runsOut?: boolean }) {
+  const { label, value, max, text, runsOut = false } = props;
   const share = max > 0 ? Math.min(1, Math.max(0, value / max)) : 0;
   return (
-    <span class="llmc-meter" data-level={share > 0.92 ? 'full' : 'fine'}>
+    <span class="llmc-meter" data-level={runsOut && share > 0.92 ? 'full' : 'fine'}>
       <span class="llmc-meter-label">{label}</span>
       <span
         class="llmc-meter-track"
