@@ -4,7 +4,7 @@
 
 It starts `jupyter server` on a random port of the loopback interface, opens a notebook session through the server's
 REST API, executes the cells one by one over the kernel's websocket as a browser would, and ends everything it has
-started. The exit status is 1 when a cell fails.
+started, also when it is itself ended by a signal or by Ctrl+C. The exit status is 1 when a cell fails.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 import aiohttp
@@ -65,7 +67,15 @@ def running_server(home: Path, token: str) -> Iterator[str]:
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={HERE}"]
     log = home / "server.log"
     with log.open("w") as output:
-        process = subprocess.Popen(command, env={**os.environ, **own}, stdout=output, stderr=output)
+        # Of a session of its own: Ctrl+C is for this program, which ends the server when nothing needs it any more.
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
         try:
             yield _announced_url(process, home / "runtime", log)
         finally:
@@ -365,8 +375,21 @@ async def run(url: str, token: str, notebook: NotebookNode) -> dict[str, Any]:
             await end_clusters(http)
 
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def end_in_order(number: int, frame: FrameType | None) -> None:
+    """A signal leaves through all that has been begun, and ends it; whatever signal comes meanwhile does no harm."""
+    for one in ENDING:
+        signal.signal(one, signal.SIG_IGN)
+    print(f"\n{signal.Signals(number).name}: ending what was started …", flush=True)
+    raise SystemExit(128 + number)
+
+
 def main() -> int:
     """0 when every cell ran."""
+    for one in ENDING:
+        signal.signal(one, end_in_order)
     parser = argparse.ArgumentParser(description="Run the quickstart inside a real Jupyter server.")
     parser.add_argument("--steps", type=int, help="training steps (default: the notebook's)")
     parser.add_argument("--output", type=Path, default=NOTEBOOK.with_suffix(".executed.ipynb"), help="where to save it")

@@ -126,7 +126,8 @@ def for_the_session(request: pytest.FixtureRequest) -> Callable[[], AbstractCont
 
 
 @contextlib.contextmanager
-def _root(patch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_folders(patch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A root and a runtime folder of one's own; gives the root."""
     session = Path(os.environ["LLMCLOUD_ROOT"]).parent
     with tempfile.TemporaryDirectory(prefix="own-", dir=session) as folder:
         patch.setenv("LLMCLOUD_ROOT", f"{folder}/root")
@@ -137,14 +138,14 @@ def _root(patch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def own_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A root and a runtime folder that no other test sees; returns the root."""
-    with _root(monkeypatch) as root:
+    with own_folders(monkeypatch) as root:
         yield root
 
 
 @pytest.fixture(scope="module")
 def module_root() -> Iterator[Path]:
     """The same for all tests of a module."""
-    with pytest.MonkeyPatch.context() as patch, _root(patch) as root:
+    with pytest.MonkeyPatch.context() as patch, own_folders(patch) as root:
         yield root
 
 
@@ -173,7 +174,8 @@ def pictures() -> Path:
     return leaks.OUTPUT
 
 
-def _chromium() -> Iterator[Browser]:
+def new_browser() -> Iterator[Browser]:
+    """For a fixture: a headless browser, or why there is none."""
     from tests.support import lab
 
     path = lab.browser_path()
@@ -187,10 +189,10 @@ def _chromium() -> Iterator[Browser]:
 @pytest.fixture
 def chromium(pictures: Path) -> Iterator[Browser]:
     """A headless browser; without one the test is skipped, under continuous integration it fails."""
-    yield from _chromium()
+    yield from new_browser()
 
 
 @pytest.fixture(scope="module")
 def one_chromium(pictures: Path) -> Iterator[Browser]:
     """The same for all tests of a module, of which none runs an event loop in this thread."""
-    yield from _chromium()
+    yield from new_browser()

@@ -20,6 +20,7 @@ from jupyter_llmcloud.server.datasets.preparations import Preparations
 from jupyter_llmcloud.server.endpoints.records import EndpointRecords
 from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
+from jupyter_llmcloud.server.events.polling import PollSessions
 from jupyter_llmcloud.server.events.resources import Resources
 from jupyter_llmcloud.server.events.service import EventService
 from jupyter_llmcloud.server.events.topics import Topics, changed_by
@@ -80,6 +81,11 @@ class ServerContext:
         topics = Topics(self.clusters, resources, self.endpoints, self.state)
         topics.add_to(events, self.runs, self.run_states)
         return events
+
+    @cached_property
+    def polls(self) -> PollSessions:
+        """Those who follow it without a websocket."""
+        return PollSessions(self.events)
 
     @property
     def alerts(self) -> KeyAlerts:
@@ -143,6 +149,7 @@ class ServerContext:
         self._closed = True
         if self._started is not None:
             await asyncio.gather(self._started, return_exceptions=True)
+        self.polls.close()
         self.events.close()
         await self.starts.close()
         await self.batches.close()

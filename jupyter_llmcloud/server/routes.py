@@ -64,6 +64,7 @@ from jupyter_llmcloud.server.batches.handlers import (
 )
 from jupyter_llmcloud.server.datasets.handlers import PreparationHandler, PreparationsHandler, PreparationStopHandler
 from jupyter_llmcloud.server.events.handler import EventsHandler
+from jupyter_llmcloud.server.events.poll_handler import PollHandler
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_inference import (
     INFER_ROUTES,
@@ -102,6 +103,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/readyz", ReadyzHandler, _JSON),
     (r"/llmcloud/openapi\.json", OpenApiHandler, (*_JSON, "routes")),
     (r"/llmcloud/api/events", EventsHandler, ("events", "started")),
+    (r"/llmcloud/api/events/poll", PollHandler, (*_JSON, "polls")),
     (r"/llmcloud/api/status", StatusHandler, (*_JSON, "identity")),
     (r"/llmcloud/api/clusters", ClustersHandler, (*_JSON, "clusters")),
     (rf"/llmcloud/api/clusters/{NAME}", ClusterHandler, (*_JSON, "clusters")),

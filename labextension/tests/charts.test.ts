@@ -7,9 +7,13 @@ import { FONT } from '../src/shared/components/chart/plot';
 import { comparedColor, dashOf } from '../src/shared/components/chart/palette';
 import {
   clockLabel,
+  fetchedFor,
   logTicks,
   niceTicks,
+  type Range,
+  shows,
   smoothed,
+  stepsOf,
   tableOf,
   tickLabels,
   timeTicks,
@@ -124,4 +128,26 @@ test('the font of the axes has whole pixels, which uPlot can multiply', () => {
 test('compared runs differ by colour and by dash', () => {
   expect(new Set([0, 1, 2, 3].map(comparedColor)).size).toBe(4);
   expect(new Set([0, 1, 2, 3].map(at => dashOf(at).join())).size).toBe(4);
+});
+
+test('a stretch that was fetched serves what is near it, and no wider view', () => {
+  const whole: Range = [0, 1000];
+  const fetched = fetchedFor([400, 500]);
+  expect(fetched).toEqual([300, 600]);
+  expect(shows(fetched, [400, 500], whole, false)).toBe(true);
+  expect(shows(fetched, [460, 560], whole, false)).toBe(true); // moved along
+  expect(shows(fetched, [480, 580], whole, false)).toBe(false); // near its end
+  expect(shows(fetched, [430, 490], whole, false)).toBe(false); // nearer: finer ones are wanted
+  expect(shows(fetched, [430, 490], whole, true)).toBe(true); // there are no finer ones
+  expect(shows(fetchedFor([900, 1000]), [905, 1000], whole, false)).toBe(true); // there is nothing beyond
+  expect(shows(fetchedFor([0, 100]), [0, 90], whole, false)).toBe(true);
+});
+
+test('the range of values is that of the stretch alone', () => {
+  const table = tableOf(columns([5, 1, 2, 3, 9]), 'step', 0, 0);
+  const { range } = valueRange([table], [1, 3], false, true);
+  expect(range[0]).toBeCloseTo(1 - 0.12);
+  expect(range[1]).toBeCloseTo(3 + 0.12);
+  expect(stepsOf(columns([5, 1, 2, 3, 9]), table, [1.5, 2.5])).toEqual([1, 3]);
+  expect(valueRange([table], [7, 8], false, true).range).toEqual([0, 1]);
 });

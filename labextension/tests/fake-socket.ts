@@ -1,11 +1,11 @@
 // A server of events for unit tests: sockets that record what they are sent and say what a test lets them say.
 import { vi } from 'vitest';
 
-import type { Surroundings } from '../src/shared/api/events';
+import type { EventSocket, Surroundings } from '../src/shared/api/events';
 import type { ClientMessage, ServerMessage } from '../src/shared/api/types';
 
 export class FakeSocket {
-  onmessage: ((event: { data: string }) => void) | null = null;
+  onmessage: ((event: { data: unknown }) => void) | null = null;
   onclose: (() => void) | null = null;
   readonly sent: ClientMessage[] = [];
   isClosed = false;
@@ -33,18 +33,24 @@ export class FakeSocket {
 /** Surroundings without a browser; frames come when a test says so. */
 export function fakeSurroundings() {
   const sockets: FakeSocket[] = [];
+  const polls: FakeSocket[] = [];
   const frames: (() => void)[] = [];
   const around: Surroundings = {
     openSocket: url => {
       const socket = new FakeSocket(url);
       sockets.push(socket);
-      return socket as unknown as WebSocket;
+      return socket as EventSocket;
+    },
+    openPolling: () => {
+      const socket = new FakeSocket('polling');
+      polls.push(socket);
+      return socket as EventSocket;
     },
     page: document,
     nextFrame: callback => void frames.push(callback)
   };
   const drawFrame = () => frames.splice(0).forEach(callback => callback());
-  return { sockets, around, drawFrame };
+  return { sockets, polls, around, drawFrame };
 }
 
 export function setVisible(isVisible: boolean): void {

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 
-import { formatBytes, formatDuration, formatNumber, splitName } from '../src/shared/format';
+import { formatBytes, formatDuration, formatNumber, formatRate, splitName } from '../src/shared/format';
 
 test('numbers have four digits that count, and tell what is not finite', () => {
   expect([0.00025, -0.00125, 1_250_000, 2.3412345, 3.1e-5, 1.5e9].map(value => formatNumber(value))).toEqual([
@@ -26,4 +26,8 @@ test('bytes are told in powers of a thousand', () => {
 test('a long name keeps its end', () => {
   expect(splitName('loss')).toEqual(['loss', '']);
   expect(splitName('a/rather/long/name/of/validation_accuracy')[1]).toBe('n_accuracy');
+});
+
+test('what is rare is told by the minute', () => {
+  expect([0, 1 / 60, 0.4, 1, 59.123].map(formatRate)).toEqual(['0/s', '1/min', '24/min', '1/s', '59.1/s']);
 });

@@ -102,14 +102,53 @@ test('after a cut the topics go on from their cursors, in the same life of the s
 test('each failure to connect is followed by a longer wait', () => {
   new TopicStore(events, 'runs').follow(() => undefined);
   vi.spyOn(Math, 'random').mockReturnValue(0.5);
-  const waits = [500, 1000, 2000, 4000];
-  for (const [at, wait] of waits.entries()) {
+  let numSockets = 1;
+  for (const wait of [500, 1000, 2000, 4000]) {
     socket().close();
+    if (fake.polls.length && !fake.polls.at(-1)?.isClosed) fake.polls.at(-1)?.close(); // the server is not there at all
     vi.advanceTimersByTime(wait - 1);
-    expect(fake.sockets).toHaveLength(at + 1);
+    expect(fake.sockets).toHaveLength(numSockets);
     vi.advanceTimersByTime(1);
-    expect(fake.sockets).toHaveLength(at + 2);
+    expect(fake.sockets).toHaveLength((numSockets += 1));
   }
+});
+
+test('where websockets do not come through the messages are fetched, and the websocket is tried again later', () => {
+  const runs = new TopicStore(events, 'runs');
+  runs.follow(() => undefined);
+  socket().close(); // refused by a proxy
+  vi.advanceTimersByTime(1000);
+  expect(fake.polls).toHaveLength(0);
+  vi.advanceTimersByTime(10_000); // the second one opens, and nothing comes
+  expect(fake.polls).toHaveLength(1);
+  const poll = fake.polls[0] as FakeSocket;
+  poll.hello('one');
+  expect(poll.sent).toEqual([{ type: 'subscribe', topics: ['runs'], epoch: '', cursor: 0 }]);
+  poll.say({ type: 'snapshot', topic: 'runs', cursor: 7, items: [run('one', 1)] });
+  expect([names(runs), runs.value.problem]).toEqual([['one'], '']);
+  for (let at = 0; at < 15; at += 1) {
+    vi.advanceTimersByTime(20_000);
+    poll.say({ type: 'alive' });
+  }
+  expect(poll.isClosed).toBe(true);
+  expect(fake.sockets).toHaveLength(3);
+  socket().close(); // it is refused still: no more than that is lost
+  expect(runs.value.problem).toBe('');
+  (fake.polls[1] as FakeSocket).hello('one');
+  expect(fake.polls[1]?.sent).toEqual([{ type: 'subscribe', topics: ['runs'], epoch: 'one', cursor: 7 }]);
+});
+
+test('a websocket on which not even the heartbeat comes is opened again', () => {
+  new TopicStore(events, 'runs').follow(() => undefined);
+  socket().hello();
+  vi.advanceTimersByTime(50_000);
+  socket().say({ type: 'alive' });
+  vi.advanceTimersByTime(50_000);
+  expect(fake.sockets).toHaveLength(1);
+  vi.advanceTimersByTime(11_000);
+  expect(socket(0).isClosed).toBe(true);
+  expect(fake.sockets).toHaveLength(2);
+  expect(fake.polls).toHaveLength(0);
 });
 
 test('a hidden page rests, and goes on when it is seen again', () => {

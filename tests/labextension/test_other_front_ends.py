@@ -16,7 +16,7 @@ from tests.support.lab import Lab, running_lab
 
 pytestmark = pytest.mark.browser
 
-START_MS = 60_000
+START_MS = 180_000
 RUN = """%%distribute -n 2 --name seven
 import time
 for step in range(100):
@@ -32,11 +32,6 @@ CELLS = [
 ]
 
 
-@pytest.fixture
-def jp_asyncio_loop() -> None:
-    """None of a test's own: the browser's runs in this thread."""
-
-
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("notebook7") / "notebooks"
@@ -49,6 +44,7 @@ def server(notebook: Path, module_root: Path) -> Iterator[Lab]:
     """Jupyter Notebook 7."""
     with running_lab(notebook.parent, app=("notebook", "JupyterNotebookApp")) as running:
         yield running
+        running.end_clusters()
 
 
 def open_notebook(browser: Browser, server: Lab, name: str) -> Page:
@@ -81,9 +77,9 @@ def run(page: Page, index: int) -> Locator:
 
 
 def test_notebook_7_shows_the_panels_and_again_after_a_reload(
-    one_chromium: Browser, server: Lab, notebook: Path, pictures: Path
+    browser: Browser, server: Lab, notebook: Path, pictures: Path
 ) -> None:
-    page = open_notebook(one_chromium, server, notebook.name)
+    page = open_notebook(browser, server, notebook.name)
     run(page, 0)
     card = run(page, 1).locator(".llmc-run")
     expect(card.locator(".llmc-state")).to_have_text("finished")
@@ -107,14 +103,14 @@ def test_notebook_7_shows_the_panels_and_again_after_a_reload(
 
 
 def test_the_saved_notebook_is_readable_without_widgets_and_without_a_server(
-    one_chromium: Browser, notebook: Path, tmp_path: Path, pictures: Path
+    browser: Browser, notebook: Path, tmp_path: Path, pictures: Path
 ) -> None:
     document = nbformat.read(notebook, as_version=4)
     forms = [output.data for cell in document.cells for output in cell.get("outputs", []) if "data" in output]
     assert all("text/plain" in data and "text/html" in data for data in forms) and len(forms) >= 3
     html, _ = HTMLExporter().from_notebook_node(document)
     (tmp_path / "seven.html").write_text(html, encoding="utf-8")
-    page = one_chromium.new_page(viewport={"width": 1100, "height": 1000})
+    page = browser.new_page(viewport={"width": 1100, "height": 1000})
     page.route("http*://**", lambda route: route.abort())  # a file needs nothing from elsewhere
     page.goto((tmp_path / "seven.html").as_uri(), wait_until="domcontentloaded")
     body = page.locator("body")

@@ -6,14 +6,16 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
+from jupyter_llmcloud.storage.runs import RunFolder
 from tests.support.axe import look
-from tests.support.browser import write_notebook
+from tests.support.keyboard import unreachable
 from tests.support.lab import Lab, open_lab, running_lab
 from tests.support.recorded_runs import record_run, report_late
 
@@ -24,25 +26,18 @@ MARKUP = "<img src=x onerror=window.broken=1>"
 LONG = "n" * 64 + "-" + "m" * 63
 
 
-@pytest.fixture
-def jp_asyncio_loop() -> None:
-    """None of a test's own: the browser's runs in this thread."""
+SAVED_S = 60.0
+LAYOUT = """async () => {
+    const workspace = location.pathname.match(/workspaces\\/([^/]+)/)[1];
+    const saved = await window.jupyterapp.serviceManager.workspaces.fetch(workspace);
+    return JSON.stringify(saved.data["layout-restorer:data"]?.main ?? "");
+}"""
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, module_root: Path) -> Iterator[Lab]:
-    """One JupyterLab for this module, whose runs are all recorded ones."""
-    folder = tmp_path_factory.mktemp("lab") / "notebooks"
-    folder.mkdir()
-    write_notebook(folder / "notes.ipynb", ["1"])
-    with running_lab(folder) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def page(one_chromium: Browser, lab: Lab) -> Iterator[Page]:
+def page(context: BrowserContext, lab: Lab) -> Iterator[Page]:
     """One page for all tests: each opens a run of its own."""
-    page = open_lab(one_chromium.new_context(), lab)
+    page = open_lab(context, lab)
     yield page
     page.close()
 
@@ -68,6 +63,22 @@ def shown(card: Locator, metric: str = "loss") -> tuple[float, float]:
 
 def losses(rate: float, steps: int = 300) -> list[dict[str, float]]:
     return [{"loss": 2 * math.exp(-at * rate / 100) + math.sin(at) / 9, "epoch": at / 100} for at in range(steps)]
+
+
+def test_a_tab_is_there_again_after_a_reload_and_all_of_it_is_reached_by_keyboard(page: Page) -> None:
+    record_run("again-1", "again", lambda _: losses(1, 20), output={0: ["a line\n"]})
+    card = open_run(page, "again-1", "again")
+    expect(plot_of(card, "loss")).to_be_visible()
+    assert unreachable(page, card) == []
+    deadline = time.monotonic() + SAVED_S  # the layout is saved a moment after it changed
+    while "again-1" not in page.evaluate(LAYOUT):
+        assert time.monotonic() < deadline, "the layout was not saved"
+        page.wait_for_timeout(200)
+    page.reload()
+    page.wait_for_function("() => window.jupyterapp !== undefined")
+    page.evaluate("async () => { await window.jupyterapp.restored; }")
+    expect(page.locator(".lm-TabBar-tabLabel", has_text="again").first).to_be_visible()
+    expect(plot_of(page.locator(CARD), "loss")).to_be_visible()
 
 
 def test_two_runs_are_compared_in_their_curves_their_settings_and_their_source(page: Page, pictures: Path) -> None:
@@ -270,10 +281,19 @@ def goes_on(tmp_path: Path) -> Iterator[str]:
     process.communicate(timeout=60)
 
 
-def test_of_64_ranks_the_slow_and_the_dead_stand_out(page: Page, pictures: Path, goes_on: str) -> None:
+@pytest.fixture
+def many(goes_on: str) -> Iterator[RunFolder]:
+    """A run of 64 ranks of which two are late, as long as the test goes on."""
     folder = record_run("many-1", "many", lambda rank: [{"loss": 1 / (at + 1) + rank / 64} for at in range(50)], num_ranks=64,
                         state="running", world_id="goes-on", agent=goes_on)  # fmt: skip
-    report_late(folder, [17, 40])
+    yield folder
+    record = folder.read()
+    record.state, record.ended = "stopped", time.time()
+    folder.write(record)
+
+
+def test_of_64_ranks_the_slow_and_the_dead_stand_out(page: Page, pictures: Path, many: RunFolder) -> None:
+    report_late(many, [17, 40])
     toast = page.locator(".Toastify__toast").filter(
         has_text="The run many does not go on: ranks 17, 40 have not made a step"
     )
@@ -345,10 +365,7 @@ def test_a_run_that_is_deleted_elsewhere_is_said_and_its_last_view_stays(page: P
     record_run("deleted-1", "deleted", lambda _: losses(1, 50))
     card = open_run(page, "deleted-1")
     expect(plot_of(card, "loss")).to_be_visible()
-    answer = page.context.request.delete(
-        f"{lab.url}llmcloud/api/runs/deleted-1", headers={"Authorization": f"token {lab.token}"}
-    )
-    assert answer.ok, answer.text()
+    lab.ask("DELETE", "runs/deleted-1")
     expect(card.get_by_role("alert")).to_contain_text("This run was deleted")
     expect(plot_of(card, "loss")).to_be_visible()
     page.evaluate("async () => { await window.jupyterapp.commands.execute('llmcloud:open-panel'); }")
@@ -356,12 +373,12 @@ def test_a_run_that_is_deleted_elsewhere_is_said_and_its_last_view_stays(page: P
 
 
 def test_a_server_that_is_restarted_is_found_again_without_a_reload(
-    one_chromium: Browser, module_root: Path, tmp_path: Path
+    browser: Browser, root: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "notebooks"
     folder.mkdir()
     record_run("survivor-1", "survivor", lambda _: losses(1, 50))
-    context = one_chromium.new_context()
+    context = browser.new_context()
     with running_lab(folder) as first:
         page = open_lab(context, first)
         card = open_run(page, "survivor-1")

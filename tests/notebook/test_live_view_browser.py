@@ -20,6 +20,7 @@ from tests.support.lab import Lab, open_lab, running_lab
 
 pytestmark = pytest.mark.browser
 
+PATIENCE_MS = 120_000  # on a machine that is busy
 STOP_ROUTE = re.compile(r"/llmcloud/api/runs/[^/]+/stop$")
 LIVE_VIEW = STATIC / "run-monitor.js"
 ASK_JAVASCRIPT = """async ([source, values, durations]) => {
@@ -157,8 +158,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lab(folder: Path) -> Iterator[Lab]:
-    """One JupyterLab for this module."""
+def lab(folder: Path, module_root: Path) -> Iterator[Lab]:
+    """One JupyterLab for this module, which knows no runs but those of its tests."""
     with running_lab(folder) as running:
         yield running
 
@@ -239,7 +240,7 @@ def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
     browser.run_cell(page, 0)
     browser.start_cell(page, 1)
     see_charts(page)
-    expect(page.locator(CHART)).to_have_count(3, timeout=30_000)
+    expect(page.locator(CHART)).to_have_count(3, timeout=PATIENCE_MS)
     short = int(page.locator(PLOT).first.get_attribute("data-points") or 0)
     (folder / "seen-short").touch()
     page.wait_for_function(
@@ -249,7 +250,7 @@ def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
     expect(page.locator(f"{CARD} [role=progressbar]")).to_have_attribute("aria-valuenow", re.compile(r"^[1-9]"))
     expect(page.locator(f"{CARD} .llmc-chip").first).to_have_text("rank 0running")
     expect(page.locator(f"{CHART} .llmc-chart-note").first).to_contain_text(
-        re.compile(r"\d+ values are NaN or infinite"), timeout=60_000
+        re.compile(r"\d+ values are NaN or infinite"), timeout=PATIENCE_MS
     )
     look(page, pictures)
     button = page.get_by_role("button", name="Stop pydoc-gpt")
@@ -270,7 +271,7 @@ def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
 
 def see_charts(page: Page) -> None:
     """Scroll to where the charts are: those that nobody sees are not drawn."""
-    page.locator(f"{CARD} .llmc-chart-place").last.scroll_into_view_if_needed(timeout=30_000)
+    page.locator(f"{CARD} .llmc-chart-place").last.scroll_into_view_if_needed(timeout=PATIENCE_MS)
 
 
 def look(page: Page, pictures: Path) -> None:
@@ -330,7 +331,7 @@ def test_late_ranks_are_told_in_the_view_and_what_a_rank_clears_goes(
     browser.run_cell(page, 0)
     browser.start_cell(page, 1)
     notice = page.locator(f"{CARD} .llmc-notice")
-    expect(notice).to_have_text("⚠ rank 1 is late: <b>here</b>", timeout=30_000)
+    expect(notice).to_have_text("⚠ rank 1 is late: <b>here</b>", timeout=PATIENCE_MS)
     expect(page.locator(f"{CARD} .llmc-chip")).to_have_text(["rank 0waiting", "rank 1late"])
     expect(page.locator(f"{CARD} .llmc-facts")).to_have_text("6 of 10 · waits for rank 1")
     for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
@@ -357,7 +358,7 @@ def test_charts_fill_the_row_and_a_log_scale_is_kept_in_the_saved_view(
     browser.run_cell(page, 0)
     browser.start_cell(page, 1)
     see_charts(page)
-    expect(page.locator(CHART)).to_have_count(2, timeout=30_000)
+    expect(page.locator(CHART)).to_have_count(2, timeout=PATIENCE_MS)
     row = page.locator(f"{CARD} .llmc-charts").bounding_box()
     first, second = (page.locator(CHART).nth(at).bounding_box() for at in (0, 1))
     assert row and first and second

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from jupyter_server.auth import Authorizer
 from jupyter_server.utils import JupyterServerAuthWarning
+from tornado.httpclient import HTTPClientError
 from tornado.web import RequestHandler
 from traitlets.config import Config
 
@@ -67,6 +68,14 @@ def test_the_server_finds_no_route_of_ours_without_authentication(jp_configurabl
         warnings.simplefilter("error", JupyterServerAuthWarning)
         app = jp_configurable_serverapp()
     assert app.web_app.settings["allow_unauthenticated_access"] is False
+
+
+@pytest.mark.parametrize("jp_server_config", [Config({"ServerApp": {"jpserver_extensions": {}}})])
+async def test_a_server_without_the_extension_answers_as_the_front_end_expects_it(jp_fetch: Any) -> None:
+    with pytest.raises(HTTPClientError) as refused:
+        await jp_fetch("llmcloud", "api", "status")
+    assert refused.value.code == 404
+    assert refused.value.response.body.startswith(b"<!DOCTYPE")  # not JSON, as all of our refusals are
 
 
 @pytest.mark.parametrize(("method", "path"), [(method, path) for method, path, _ in routes()])

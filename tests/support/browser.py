@@ -11,14 +11,30 @@ from playwright.sync_api import Locator, Page
 
 _RUN = """async (index) => {
     const panel = window.jupyterapp.shell.currentWidget;
+    (window.llmcCounts ??= {})[index] = panel.content.widgets[index].model.executionCount;
     panel.content.activeCellIndex = index;
     panel.content.deselectAll();
     await window.jupyterapp.commands.execute("notebook:run-cell");
 }"""
 _START = _RUN.replace("await window.jupyterapp.commands", "void window.jupyterapp.commands")
+# A cell that is run again is idle, with the number of before, until the page has come to it.
 _IS_DONE = """(index) => {
-    const cell = window.jupyterapp.shell.currentWidget.content.widgets[index];
-    return cell.model.executionState === "idle" && cell.model.executionCount !== null;
+    const { executionState, executionCount } = window.jupyterapp.shell.currentWidget.content.widgets[index].model;
+    const before = window.llmcCounts?.[index] ?? null;
+    return executionState === "idle" && executionCount !== null && executionCount !== before;
+}"""
+_SELECT = """(index) => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    (window.llmcCounts ??= {})[index] = panel.content.widgets[index].model.executionCount;
+    panel.content.activeCellIndex = index;
+    panel.content.deselectAll();
+    panel.content.mode = "command";
+    panel.content.activate();
+}"""
+_SHOW = """async (index) => {
+    const { content } = window.jupyterapp.shell.currentWidget;
+    await content.scrollToItem(index, "smart");
+    await content.widgets[index].ready;
 }"""
 LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
 
@@ -34,6 +50,18 @@ def write_notebook(path: Path, cells: Sequence[str]) -> Path:
 def start_cell(page: Page, index: int) -> None:
     """Run a cell and return at once."""
     page.evaluate(_START, index)
+
+
+def press_shift_enter(page: Page, index: int) -> None:
+    """Run a cell by keyboard and return at once."""
+    page.evaluate(_SELECT, index)
+    page.keyboard.press("Shift+Enter")
+
+
+def show_cell(page: Page, index: int) -> Locator:
+    """Scroll to a cell: one that is far from view is in no document; returns its output."""
+    page.evaluate(_SHOW, index)
+    return output_of(page, index)
 
 
 def run_cell(page: Page, index: int, timeout_s: float = 60) -> Locator:

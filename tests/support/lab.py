@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-PATIENCE_MS = 20_000  # of what a page is expected to show: none of it is a promise about time
+ENDING_S = 120.0
+PATIENCE_MS = 45_000  # of what a page is expected to show: none of it is a promise about time
 # The first does without the windows that the others draw, for nobody: a page costs it two thirds of the processor time.
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # Nothing that reaches out of the machine, nothing that needs a display or a sandbox of its own.
@@ -46,8 +48,24 @@ class Lab:
 
     def page_url(self, notebook: str = "") -> str:
         tree = f"/tree/{notebook}" if notebook else ""
-        # Without what an earlier page had open: commands go to the notebook used last.
-        return f"{self.url}lab{tree}?token={self.token}&reset"
+        # Of a workspace of its own: without what another page has open, and not sent on while another is open.
+        return f"{self.url}lab/workspaces/test-{secrets.token_hex(4)}{tree}?token={self.token}"
+
+    def ask(self, method: str, path: str, **body: Any) -> Any:
+        """What a route of ours answers, below /llmcloud/api."""
+        headers = {"Authorization": f"token {self.token}"}
+        url = f"{self.url}llmcloud/api/{path}"
+        with httpx.Client(trust_env=False, timeout=ENDING_S) as client:
+            answer = client.request(method, url, headers=headers, json=body or None)
+        assert answer.is_success, f"{method} {path}: {answer.text}"
+        return answer.json() if answer.content else None
+
+    def end_clusters(self) -> None:
+        """End what outlives kernels and servers: endpoints, and clusters with all that is on them."""
+        for kind in ("endpoints", "clusters"):
+            for item in self.ask("GET", kind)[kind]:
+                if item["state"] not in ("stopped", "failed"):
+                    self.ask("DELETE", f"{kind}/{item['name']}")
 
 
 def browser_path() -> str | None:
@@ -133,13 +151,13 @@ def running_browser(path: str) -> Iterator[Browser]:
             browser.close()
 
 
-def open_lab(browser: Browser | BrowserContext, lab: Lab, notebook: str = "") -> Page:
+def open_lab(browser: Browser | BrowserContext, lab: Lab, notebook: str = "", *, page: Page | None = None) -> Page:
     """A page with JupyterLab restored and, if one is named, the notebook open and its kernel ready."""
-    page = browser.new_page()
-    page.set_default_timeout(3 * PATIENCE_MS)
+    page = page or browser.new_page()
+    page.set_default_timeout(2 * PATIENCE_MS)
     page.set_viewport_size({"width": 1280, "height": 860})
     page.goto(lab.page_url(notebook))
-    page.wait_for_function("() => window.jupyterapp !== undefined", timeout=60_000)
+    page.wait_for_function("() => window.jupyterapp !== undefined")
     page.evaluate("async () => { await window.jupyterapp.restored; }")
     if notebook:
         page.wait_for_function("() => window.jupyterapp.shell.currentWidget?.sessionContext !== undefined")

@@ -9,7 +9,7 @@ from typing import Protocol
 from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
-from jupyter_llmcloud.system.gil import Pace
+from jupyter_llmcloud.system.gil import Pace, short_switch_intervals
 from jupyter_llmcloud.widgets.front_end import FrontEnd
 from jupyter_llmcloud.widgets.live_view import LiveView
 
@@ -62,12 +62,20 @@ class RunCard:
 
     def _follow(self) -> None:
         pace = Pace()
-        while not self._read(pace):
-            self._view.refresh(time.time())
+        while not self._look(pace):
             time.sleep(POLL_S)
         state, record = self._run.state, self._run.record
         errors = own_errors(record.errors) if state == "failed" else []
         self._view.finish(state, record.ended or time.time(), errors=errors, report=record.notes)
+
+    def _look(self, pace: Pace) -> bool:
+        """Take in what is new and show it; returns whether that was all."""
+        # The kernel's answer to a cell takes a dozen turns of the interpreter: each would wait for 5 ms.
+        with short_switch_intervals():
+            is_over = self._read(pace)
+            if not is_over:
+                self._view.refresh(time.time())
+        return is_over
 
     def _read(self, pace: Pace) -> bool:
         """Take in what is new; returns whether that was all."""

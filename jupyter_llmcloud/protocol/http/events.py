@@ -28,6 +28,7 @@ ID_FIELDS: dict[Topic, str] = {
     "keys": "id",
 }
 MAX_POINTS = 2000  # of one metric, in one watch
+HEARTBEAT_S = 20.0
 
 
 class Event(msgspec.Struct, kw_only=True, frozen=True, tag_field="type"):
@@ -357,6 +358,10 @@ class Synced(Event, kw_only=True, frozen=True, tag="synced"):
     cursor: int
 
 
+class Alive(Event, kw_only=True, frozen=True, tag="alive"):
+    """Nothing has happened for `heartbeat_s` seconds. A client that hears nothing for longer is not connected."""
+
+
 class RunInfoChanged(Event, kw_only=True, frozen=True, tag="run_info"):
     """What a watched run is doing now."""
 
@@ -395,7 +400,18 @@ class Refused(Event, kw_only=True, frozen=True, tag="refused"):
 
 
 ServerMessage = (
-    Hello | Snapshot | Changed | Removed | Problem | Synced | RunInfoChanged | RunSeries | RunOutput | RunGone | Refused
+    Hello
+    | Alive
+    | Snapshot
+    | Changed
+    | Removed
+    | Problem
+    | Synced
+    | RunInfoChanged
+    | RunSeries
+    | RunOutput
+    | RunGone
+    | Refused
 )
 
 

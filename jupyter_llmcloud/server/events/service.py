@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from jupyter_llmcloud.protocol.http.events import Hello, Topic
+from jupyter_llmcloud.protocol.http.events import HEARTBEAT_S, Hello, Topic
 from jupyter_llmcloud.server.api.status import package_version
 from jupyter_llmcloud.server.events.hub import EventHub
 from jupyter_llmcloud.server.watches.follower import RunFollower
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.server.events.resources import Resources
     from jupyter_llmcloud.server.events.sources import Source
     from jupyter_llmcloud.storage.runs import RunStore
-
-HEARTBEAT_S = 20.0
 
 
 class EventService:

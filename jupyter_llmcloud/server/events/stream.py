@@ -18,8 +18,10 @@ import msgspec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.http import events
 from jupyter_llmcloud.protocol.http.events import (
+    HEARTBEAT_S,
     MAX_POINTS,
     Ack,
+    Alive,
     Changed,
     ClientMessage,
     Refused,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 MAX_WATCHES = 50
 MAX_REFUSALS = 20  # that wait to be told
-LONG_S = 3600.0
 
 
 class EventStream:
@@ -59,6 +60,7 @@ class EventStream:
         self._replies: list[ServerMessage] = []
         self._cursor = 0  # of the batches of watches
         self._woken = asyncio.Event()
+        self._said_at = time.monotonic()
 
     # --- what the client says ---
 
@@ -129,12 +131,15 @@ class EventStream:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._next_due()):
                         await self._woken.wait()
+                if time.monotonic() - self._said_at >= HEARTBEAT_S:
+                    await self._say([Alive()])
         finally:
             hub.unlisten(self._woken.set)
             self._leave()
 
     async def _say(self, messages: list[ServerMessage]) -> None:
         for message in messages:
+            self._said_at = time.monotonic()
             await self._send(events.write(self._as_reached(message)))
 
     def _as_reached(self, message: ServerMessage) -> ServerMessage:
@@ -160,7 +165,7 @@ class EventStream:
     def _next_due(self) -> float:
         now = time.monotonic()
         due = [in_s for watch in self._watches.values() if (in_s := watch.due_in(now)) is not None]
-        return min(due, default=LONG_S)
+        return min([*due, max(0.0, self._said_at + HEARTBEAT_S - now)])
 
     def _leave(self) -> None:
         for topic in self._subscription.topics:

@@ -4,6 +4,7 @@ import type { Message } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
 import { type ComponentChild, h, render } from 'preact';
 
+import { keepFocus } from '../shared/focus';
 import { ENGLISH, type Translation, TranslationContext } from '../shared/translation';
 
 export class ComponentWidget extends Widget {
@@ -17,13 +18,14 @@ export class ComponentWidget extends Widget {
     this.node.dataset.lmSuppressShortcuts = 'true';
   }
 
-
   protected onAfterAttach(message: Message): void {
     super.onAfterAttach(message);
     this._render();
+    this._loseFocus = keepFocus(this.node);
   }
 
   protected onBeforeDetach(message: Message): void {
+    this._loseFocus();
     render(null, this.node);
     super.onBeforeDetach(message);
   }
@@ -32,4 +34,6 @@ export class ComponentWidget extends Widget {
     const trans = (this._trans as Translation | undefined) ?? ENGLISH;
     render(h(TranslationContext.Provider, { value: trans, children: this._component }), this.node);
   }
+
+  private _loseFocus: () => void = () => undefined;
 }

@@ -8,7 +8,7 @@ import type { ComponentChild } from 'preact';
 import { ComponentWidget } from './component-widget';
 import { clusterIcon, endpointIcon, ranksIcon, runIcon } from './icons';
 import { type PanelKind, PANELS } from './panels-by-kind';
-import { COMMANDS, IPanels, type Panels } from './tokens';
+import { COMMANDS, IPanels, type Panels, tabId } from './tokens';
 
 interface Tab {
   kind: PanelKind;
@@ -73,8 +73,6 @@ function addTab(app: JupyterFrontEnd, panels: Panels, restorer: ILayoutRestorer 
     });
   }
 }
-
-const tabId = (kind: string, id: string) => `llmcloud-${kind}-${encodeURIComponent(id)}`;
 
 function makeTab(app: JupyterFrontEnd, panels: Panels, tab: Tab, id: string, name: string): PanelTab {
   const { trans, client, openers } = panels;

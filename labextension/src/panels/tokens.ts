@@ -19,6 +19,9 @@ export const COMMANDS = {
   distributeCell: 'llmcloud:distribute-cell'
 } as const;
 
+/** The id of the tab that shows something. */
+export const tabId = (kind: string, id: string) => `llmcloud-${kind}-${encodeURIComponent(id)}`;
+
 /** The settings of a user; see schema/panels.json. */
 export interface PanelSettings {
   readonly notifications: 'all' | 'problems' | 'none';

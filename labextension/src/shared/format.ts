@@ -76,3 +76,8 @@ export function plainText(text: string): string {
   // eslint-disable-next-line no-control-regex
   return text.replace(/\x1b\[[0-9;?]*[A-Za-z]/g, '');
 }
+
+/** So many a second; of what is rarer, so many a minute. */
+export function formatRate(perS: number): string {
+  return perS === 0 || perS >= 1 ? `${formatNumber(perS, 3)}/s` : `${formatNumber(60 * perS, 2)}/min`;
+}

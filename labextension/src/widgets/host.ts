@@ -2,6 +2,7 @@
 import { render, type ComponentChild } from 'preact';
 
 import { pageConnection } from '../shared/api/connection';
+import { keepFocus } from '../shared/focus';
 import { type Client, clientOf } from '../shared/stores/client';
 
 /** The model of an anywidget: traits of the kernel. */
@@ -26,7 +27,11 @@ export function widget(make: (model: Model) => ComponentChild) {
     render({ model, el }: { model: Model; el: HTMLElement }): () => void {
       el.classList.add('llmc-in-cell');
       render(make(model), el);
-      return () => render(null, el);
+      const loseFocus = keepFocus(el);
+      return () => {
+        loseFocus();
+        render(null, el);
+      };
     }
   };
 }

@@ -1,6 +1,8 @@
-// The websocket of events: one for all stores of a page. It goes on from where it was after a cut, waits longer after
-// each failure, and rests while the page is hidden or nobody listens.
+// The events of the server: one websocket for all stores of a page. It goes on from where it was after a cut, waits
+// longer after each failure, and rests while the page is hidden or nobody listens. Where no websocket comes through, as
+// behind some proxies, the same messages are fetched; the websocket is tried again from time to time.
 import { apiUrl, type Connection } from './connection';
+import { PollingSocket } from './polling';
 import type { ClientMessage, ServerMessage, Topic } from './types';
 
 export type LinkState = 'idle' | 'connecting' | 'open' | 'cut';
@@ -10,21 +12,35 @@ type RunMessage = Extract<ServerMessage, { run_id: string }>;
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 30_000;
 const REST_AFTER_MS = 5_000; // hidden, or without listeners, for so long
+const HELLO_MS = 10_000; // a websocket that opens and says nothing is one that a proxy holds back
+const SILENT_BEATS = 3; // heartbeats that may be missing
+const UNHEARD = 2; // websockets in a row that never said hello: then the messages are fetched
+const WEBSOCKET_AGAIN_MS = 300_000;
 
 interface Watch {
   points: number;
   listeners: Set<(message: RunMessage) => void>;
 }
 
+/** What of a websocket is used. */
+export interface EventSocket {
+  onmessage: ((event: { data: unknown }) => void) | null;
+  onclose: (() => void) | null;
+  send(text: string): void;
+  close(): void;
+}
+
 /** What of the browser is used; tests give their own. */
 export interface Surroundings {
-  openSocket(url: string): WebSocket;
+  openSocket(url: string): EventSocket;
+  openPolling(connection: Connection): EventSocket;
   page: Document;
   nextFrame(callback: () => void): void;
 }
 
 const BROWSER: Surroundings = {
-  openSocket: url => new WebSocket(url),
+  openSocket: url => new WebSocket(url) as EventSocket,
+  openPolling: connection => new PollingSocket(connection),
   page: document,
   nextFrame: callback => void requestAnimationFrame(callback)
 };
@@ -115,17 +131,15 @@ export class Events {
       return;
     }
     window.clearTimeout(this._retryTimer);
-    const socket = this._socket;
-    this._socket = null;
-    socket?.close();
+    this._drop();
     this._setState('idle');
   }
 
   private _open(): void {
-    const { wsUrl, token } = this._connection;
-    const query = token ? `?token=${encodeURIComponent(token)}` : '';
+    this._isPolling = this._numUnheard >= UNHEARD;
+    this._isHeard = false;
     this._setState('connecting');
-    const socket = this._around.openSocket(`${apiUrl(wsUrl, 'events')}${query}`);
+    const socket = this._isPolling ? this._around.openPolling(this._connection) : this._openWebsocket();
     this._socket = socket;
     socket.onmessage = event => {
       if (this._socket === socket) {
@@ -137,12 +151,50 @@ export class Events {
         this._lose();
       }
     };
+    this._loseAfter(HELLO_MS);
+    if (this._isPolling) {
+      this._againTimer = window.setTimeout(() => this._tryWebsocket(), WEBSOCKET_AGAIN_MS);
+    }
+  }
+
+  private _openWebsocket(): EventSocket {
+    const { wsUrl, token } = this._connection;
+    const query = token ? `?token=${encodeURIComponent(token)}` : '';
+    return this._around.openSocket(`${apiUrl(wsUrl, 'events')}${query}`);
+  }
+
+  private _tryWebsocket(): void {
+    this._drop();
+    this._numUnheard = UNHEARD - 1;
+    this._open();
+  }
+
+  private _loseAfter(ms: number): void {
+    window.clearTimeout(this._silenceTimer);
+    this._silenceTimer = window.setTimeout(() => this._socket && this._lose(), ms);
+  }
+
+  private _drop(): void {
+    window.clearTimeout(this._silenceTimer);
+    window.clearTimeout(this._againTimer);
+    const socket = this._socket;
+    this._socket = null;
+    socket?.close();
   }
 
   private _lose(): void {
-    this._socket = null;
+    this._drop();
+    if (!this._isHeard) {
+      this._numUnheard = this._isPolling ? 0 : this._numUnheard + 1;
+    } else {
+      this._numUnheard = this._isPolling ? UNHEARD - 1 : 0;
+    }
     if (!this._isWanted) {
       this._setState('idle');
+      return;
+    }
+    if (this._numUnheard === UNHEARD && !this._isPolling) {
+      this._open(); // at once: the server may be there all the same
       return;
     }
     this._setState('cut');
@@ -152,9 +204,15 @@ export class Events {
   }
 
   private _hear(message: ServerMessage): void {
+    if (message.type === 'hello') {
+      this._heartbeatMs = 1000 * message.heartbeat_s;
+    }
+    this._loseAfter(SILENT_BEATS * this._heartbeatMs);
     switch (message.type) {
       case 'hello':
         this._greet(message.epoch);
+        return;
+      case 'alive':
         return;
       case 'refused':
         console.warn(`The Jupyter server refused a message of the panels: ${message.message}`);
@@ -177,6 +235,7 @@ export class Events {
   }
 
   private _greet(epoch: string): void {
+    this._isHeard = true;
     this._retryMs = FIRST_RETRY_MS;
     if (epoch !== this._epoch) {
       this._cursors.clear();
@@ -232,7 +291,13 @@ export class Events {
   }
 
   private _state: LinkState = 'idle';
-  private _socket: WebSocket | null = null;
+  private _socket: EventSocket | null = null;
+  private _isPolling = false;
+  private _isHeard = false;
+  private _numUnheard = 0;
+  private _heartbeatMs = HELLO_MS;
+  private _silenceTimer = 0;
+  private _againTimer = 0;
   private _epoch = '';
   private _unacked = 0;
   private _retryMs = FIRST_RETRY_MS;

@@ -11,6 +11,7 @@ export type RunDetail = Schemas['RunDetail'];
 export type World = Schemas['World'];
 
 export type ClientMessage = Schemas['ClientMessage'];
+export type Polled = Schemas['Polled'];
 export type ServerMessage = Schemas['ServerMessage'];
 export type LatestValue = Schemas['LatestValue'];
 export type Mark = Schemas['Mark'];

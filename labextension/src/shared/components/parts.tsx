@@ -3,6 +3,7 @@ import type { ComponentChildren } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
 
 import { copyText } from '../clipboard';
+import { useQuestion } from '../focus';
 import type { TopicState } from '../stores/topic-store';
 import { useTrans } from '../translation';
 
@@ -17,11 +18,12 @@ export function StateWord({ state, title }: { state: string; title?: string }) {
   );
 }
 
-/** A share of something as a bar, with what it is in words. */
-export function Meter({ label, value, max, text }: { label: string; value: number; max: number; text: string }) {
+/** A share of something as a bar, with what it is in words. `runsOut`: where all of it is used, something fails. */
+export function Meter(props: { label: string; value: number; max: number; text: string; runsOut?: boolean }) {
+  const { label, value, max, text, runsOut = false } = props;
   const share = max > 0 ? Math.min(1, Math.max(0, value / max)) : 0;
   return (
-    <span class="llmc-meter" data-level={share > 0.92 ? 'full' : 'fine'}>
+    <span class="llmc-meter" data-level={runsOut && share > 0.92 ? 'full' : 'fine'}>
       <span class="llmc-meter-label">{label}</span>
       <span
         class="llmc-meter-track"
@@ -133,16 +135,11 @@ export function Confirm(props: {
   onNo: () => void;
 }) {
   const trans = useTrans();
+  const area = useRef<HTMLDivElement>(null);
   const keep = useRef<HTMLButtonElement>(null);
-  useEffect(() => keep.current?.focus(), []);
-  const onKeyDown = (event: KeyboardEvent) => {
-    if (event.key === 'Escape') {
-      event.stopPropagation();
-      props.onNo();
-    }
-  };
+  useQuestion(area, keep, props.onNo);
   return (
-    <div class="llmc-confirm" role="alertdialog" aria-label={trans.__('Are you sure?')} onKeyDown={onKeyDown}>
+    <div class="llmc-confirm" role="alertdialog" aria-label={trans.__('Are you sure?')} ref={area}>
       <div class="llmc-confirm-text">{props.question}</div>
       <div class="llmc-row">
         <button type="button" class="llmc-button" ref={keep} onClick={props.onNo}>

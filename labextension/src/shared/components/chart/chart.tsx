@@ -8,10 +8,13 @@ import { Name } from '../name';
 import { type Drawing, Plot, scaled } from './plot';
 import {
   clockLabel,
+  fetchedFor,
   nearestRow,
   numNotFinite,
   type Range,
+  shows,
   stepsOf,
+  type Table,
   tableOf,
   valueRange,
   withWindow,
@@ -20,7 +23,7 @@ import {
 } from './plot-data';
 
 const HEIGHT = 140;
-const WINDOW_POINTS = 1200; // of a stretch: two for each pixel of a chart
+const WINDOW_POINTS = 2400; // of a stretch and as much on either side: one for each pixel of a wide chart
 const MAX_POINTS = 2000; // that the server gives at once
 const FETCH_AFTER_MS = 120; // without a move of the mouse
 const MAX_RANKS = 8; // whose values are told one by one
@@ -150,14 +153,9 @@ export function Chart(props: ChartProps) {
       </figcaption>
       <div class="llmc-chart-line">
         <span class="llmc-chart-note" title={note}>{note}</span>
-        {drawn.outside && (
-          <button type="button" class="llmc-mini" onClick={() => setShowAll(true)}>
+        {(drawn.outside || showAll) && (
+          <button type="button" class="llmc-mini" aria-pressed={showAll ? 'true' : 'false'} onClick={() => setShowAll(!showAll)}>
             {trans.__('show all')}
-          </button>
-        )}
-        {showAll && (
-          <button type="button" class="llmc-mini" aria-pressed="true" onClick={() => setShowAll(false)}>
-            {trans.__('all')}
           </button>
         )}
         {zoom && (
@@ -247,32 +245,49 @@ function usePlot(
   return plot;
 }
 
-/** The stretch that is zoomed into, of each curve, as fine as it can be shown; the overview until it is there. */
+/**
+ * What is zoomed into, of each curve, as fine as it can be shown, and as much on either side; the overview until it is
+ * there. Kept as long as it shows what is looked at: moving along costs no request.
+ */
 function useWindows({ name, curves, axis, zoom, fetchSeries }: ChartProps): (Window | null)[] {
   const [windows, setWindows] = useState<(Window | null)[]>([]);
   const latest = useRef(curves);
   latest.current = curves;
+  const known = useRef<{ key: string; stretch: Range; isExact: boolean } | null>(null);
+  const wanted = useRef<{ key: string; zoom: Range } | null>(null);
   const ids = curves.map(curve => curve.runId).join();
+  const key = `${axis} ${ids} ${name}`;
   useEffect(() => {
+    wanted.current = zoom && { key, zoom };
     if (!zoom || !fetchSeries) {
+      known.current = null;
       setWindows([]);
       return;
     }
-    let isOld = false;
+    if (known.current && known.current.key !== key) {
+      known.current = null;
+      setWindows([]);
+    }
     const timer = window.setTimeout(() => {
-      const asked = latest.current.map(async curve => {
-        const [from, to] = stepsOf(curve.columns, tableOf(curve.columns, axis, curve.start, 0), zoom);
+      const tables = latest.current.map(curve => tableOf(curve.columns, axis, curve.start, 0));
+      if (known.current && shows(known.current.stretch, zoom, xRange(tables), known.current.isExact)) return;
+      const stretch = fetchedFor(zoom);
+      const asked = latest.current.map(async (curve, at) => {
+        const [from, to] = stepsOf(curve.columns, tables[at] as Table, stretch);
         const answer = await fetchSeries(curve.runId, name, { from, to, points: WINDOW_POINTS, by: 'mean' });
         return answer['mean'] ?? null;
       });
       // A stretch that cannot be had is shown as the overview has it.
-      void Promise.all(asked.map(one => one.catch(() => null))).then(found => isOld || setWindows(found));
+      void Promise.all(asked.map(one => one.catch(() => null))).then(found => {
+        const now = wanted.current; // it may have moved on meanwhile
+        if (now?.key !== key || now.zoom[0] < stretch[0] || now.zoom[1] > stretch[1]) return;
+        known.current = { key, stretch, isExact: found.every(one => one?.is_exact) };
+        setWindows(found);
+      });
     }, FETCH_AFTER_MS);
-    return () => {
-      isOld = true;
-      window.clearTimeout(timer);
-    };
-  }, [name, axis, zoom?.[0], zoom?.[1], ids, fetchSeries]);
+    return () => window.clearTimeout(timer);
+  }, [key, zoom?.[0], zoom?.[1], fetchSeries]);
+  useEffect(() => () => void (wanted.current = null), []);
   return windows;
 }
 

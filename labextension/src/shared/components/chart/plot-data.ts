@@ -92,9 +92,11 @@ export function withWindow(overview: Columns, window: Columns | null): Columns {
 
 /** The steps between which the columns have x in a range. */
 export function stepsOf(columns: Columns, table: Table, [low, high]: Range): Range {
-  const rows = table.x.flatMap((x, at) => (x >= low && x <= high ? [table.row[at] as number] : []));
-  const first = Math.max(0, (rows[0] ?? 0) - 1);
-  const last = Math.min(columns.step.length - 1, (rows[rows.length - 1] ?? columns.step.length - 1) + 1);
+  const from = firstFrom(table.x, low);
+  const to = firstBeyond(table.x, high) - 1;
+  const isEmpty = to < from;
+  const first = Math.max(0, (isEmpty ? 0 : (table.row[from] as number)) - 1);
+  const last = Math.min(columns.step.length - 1, isEmpty ? columns.step.length - 1 : (table.row[to] as number) + 1);
   return [columns.step[first] ?? 0, columns.step[last] ?? 0];
 }
 
@@ -120,29 +122,35 @@ export interface ValueRange {
  * unless `showAll`.
  */
 export function valueRange(tables: readonly Table[], within: Range, isLog: boolean, showAll: boolean): ValueRange {
-  const lows: number[] = [];
-  const highs: number[] = [];
+  const stretches = tables.map(({ x }) => [firstFrom(x, within[0]), firstBeyond(x, within[1])] as const);
+  const most = stretches.reduce((sum, [from, to]) => sum + Math.max(0, to - from), 0);
+  const lows = new Float64Array(most);
+  const highs = new Float64Array(most);
+  let count = 0;
   let low = Infinity;
   let high = -Infinity;
-  let canLog = true;
-  for (const table of tables) {
-    table.x.forEach((x, at) => {
-      const mean = table.mean[at];
-      if (x < within[0] || x > within[1] || mean === null || mean === undefined) return;
-      lows.push(table.low[at] ?? mean);
-      highs.push(table.high[at] ?? mean);
-      low = Math.min(low, table.low[at] ?? mean);
-      high = Math.max(high, table.high[at] ?? mean);
-      canLog &&= (table.low[at] ?? mean) > SMALLEST;
-    });
-  }
-  if (!lows.length) return { range: isLog ? [0.1, 10] : [0, 1], outside: '', canLog: false };
+  tables.forEach((table, at) => {
+    const [from, to] = stretches[at] as readonly [number, number];
+    for (let row = from; row < to; row += 1) {
+      const mean = table.mean[row];
+      if (mean === null || mean === undefined) continue;
+      const lowest = table.low[row] ?? mean;
+      const highest = table.high[row] ?? mean;
+      lows[count] = lowest;
+      highs[count] = highest;
+      count += 1;
+      if (lowest < low) low = lowest;
+      if (highest > high) high = highest;
+    }
+  });
+  if (!count) return { range: isLog ? [0.1, 10] : [0, 1], outside: '', canLog: false };
+  const canLog = low > SMALLEST;
   if (isLog) {
     const [first, last] = [Math.log10(Math.max(low, 1e-307)), Math.log10(Math.max(high, 1e-307))];
     const margin = (last - first) * MARGIN || 0.1;
     return { range: [10 ** Math.max(-307, first - margin), 10 ** Math.min(300, last + margin)], outside: '', canLog };
   }
-  const [from, to] = showAll ? [low, high] : robust(lows, highs, low, high);
+  const [from, to] = showAll ? [low, high] : robust(lows.subarray(0, count), highs.subarray(0, count), low, high);
   const isFlat = to - from <= FLAT * Math.abs(to);
   const margin = isFlat ? Math.abs(to) * 0.1 || 1 : (to - from) * MARGIN;
   const outside = [
@@ -152,14 +160,51 @@ export function valueRange(tables: readonly Table[], within: Range, isLog: boole
   return { range: [bounded(from - margin), bounded(to + margin)], outside: outside.filter(Boolean).join(', '), canLog };
 }
 
-function robust(lows: number[], highs: number[], low: number, high: number): Range {
+// Sorts its arguments.
+function robust(lows: Float64Array, highs: Float64Array, low: number, high: number): Range {
   if (lows.length < FEWEST) return [low, high];
   const trimmed = Math.max(1, Math.floor(OUTLIERS * lows.length));
-  const innerLow = lows.sort((one, other) => one - other)[trimmed] as number;
-  const innerHigh = highs.sort((one, other) => other - one)[trimmed] as number;
+  const innerLow = lows.sort()[trimmed] as number;
+  const innerHigh = highs.sort()[highs.length - 1 - trimmed] as number;
   const span = innerHigh - innerLow;
   if (span <= 0 || high - low <= FLATTENED * span) return [low, high];
   return [Math.max(low, innerLow - span / 2), Math.min(high, innerHigh + span / 2)];
+}
+
+/** The first row whose x is at least so large; x grows, or stays. */
+export function firstFrom(x: readonly number[], wanted: number): number {
+  return bisect(x, value => value >= wanted);
+}
+
+/** The first row whose x is larger. */
+function firstBeyond(x: readonly number[], wanted: number): number {
+  return bisect(x, value => value > wanted);
+}
+
+function bisect(x: readonly number[], isThere: (value: number) => boolean): number {
+  let low = 0;
+  let high = x.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (isThere(x[middle] as number)) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+/** A stretch that was fetched, with what is beside it, so that it can be moved without another one. */
+export function fetchedFor([low, high]: Range): Range {
+  return [low - (high - low), high + (high - low)];
+}
+
+/**
+ * Whether what was fetched for `fetched` shows `zoom` as well as another one would, with something on either side of it
+ * where there is any: the data reach from `whole[0]` to `whole[1]`. One that is `isExact` cannot be finer.
+ */
+export function shows(fetched: Range, [low, high]: Range, whole: Range, isExact: boolean): boolean {
+  const beside = 0.3 * (high - low);
+  const reaches = fetched[0] <= Math.max(low - beside, whole[0]) && fetched[1] >= Math.min(high + beside, whole[1]);
+  return reaches && (isExact || fetched[1] - fetched[0] <= 1.5 * 3 * (high - low));
 }
 
 /** Round numbers between two values, `count` of them or a few more; whole ones only, if so wanted. */

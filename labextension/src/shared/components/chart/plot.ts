@@ -81,8 +81,13 @@ export class Plot {
   }
 
   update(drawing: Drawing): void {
+    const isMoved = drawing.curves === this._drawing.curves;
     this._drawing = drawing;
-    this._plot.setData(this._data(), true);
+    if (isMoved) {
+      this._plot.setScale('x', { min: drawing.x[0], max: drawing.x[1] }); // draws both axes and the curves anew
+    } else {
+      this._plot.setData(this._data(), true);
+    }
   }
 
   /** Take the colours of the theme that is on now. */
@@ -153,24 +158,25 @@ export class Plot {
     const bands: uPlot.Band[] = [];
     for (const { color, dash } of curves) {
       const first = series.length;
-      const edge: uPlot.Series = { scale: 'y', width: 0, points: { show: false }, paths: uPlot.paths.linear?.() };
+      const edge: uPlot.Series = { scale: 'y', auto: false, width: 0, points: { show: false }, paths: uPlot.paths.linear?.() };
       series.push({ ...edge }, { ...edge });
       const width = isSmoothed ? 1 : 1.8;
       const lone = (u: uPlot, at: number) => lonePoints(u.data[at] ?? []);
       series.push({
         scale: 'y',
+        auto: false, // the range of the axis is given
         width,
         dash,
         stroke: () => this._color(color, isSmoothed ? 0.3 : 1),
         points: { show: true, size: 5, filter: lone, fill: () => this._color(color), width: 0 }
       });
-      series.push({ scale: 'y', width: 1.8, dash, show: isSmoothed, stroke: () => this._color(color), points: { show: false } });
+      series.push({ scale: 'y', auto: false, width: 1.8, dash, show: isSmoothed, stroke: () => this._color(color), points: { show: false } });
       bands.push({ series: [first + 1, first], fill: () => this._color(color, 0.16) });
     }
     const grid = { stroke: () => this._color('--llmc-ink', 0.09), width: 1 };
     const soft = () => this._color('--llmc-soft');
     const base = { stroke: soft, font: FONT, ticks: { show: false } };
-    const isWhole = () => axis === 'step' && curves.every(({ table }) => table.x.every(Number.isInteger));
+    const isWhole = () => axis === 'step' && this._drawing.curves.every(({ table }) => hasWholeSteps(table.x));
     return {
       width: Math.max(60, this._place.clientWidth),
       height: this.height,
@@ -284,7 +290,7 @@ export class Plot {
     ctx.save();
     ctx.fillStyle = this._color('--llmc-bad');
     for (const { table, columns } of this._drawing.curves) {
-      if (!numNotFinite(columns)) continue;
+      if (!hasGaps(columns)) continue;
       table.x.forEach((x, at) => {
         if (!columns.not_finite[table.row[at] as number] || x < this._drawing.x[0] || x > this._drawing.x[1]) return;
         ctx.fillRect(u.valToPos(x, 'x', true) - ratio, bbox.top + bbox.height - 6 * ratio, 2 * ratio, 6 * ratio);
@@ -339,12 +345,24 @@ export function scaled([low, high]: Range, around: number, factor: number): Rang
   return [around - (around - low) * factor, around + (high - around) * factor];
 }
 
+/** A function that remembers what it found of an array or object that does not change. */
+function remembered<K extends object, V>(find: (key: K) => V): (key: K) => V {
+  const known = new WeakMap<K, V>();
+  return key => {
+    if (!known.has(key)) known.set(key, find(key));
+    return known.get(key) as V;
+  };
+}
+
+const hasWholeSteps = remembered((x: readonly number[]) => x.every(Number.isInteger));
+const hasGaps = remembered((columns: Columns) => numNotFinite(columns) > 0);
+
 /** Values between gaps, which no line shows. */
-function lonePoints(values: ArrayLike<number | null | undefined>): number[] {
+const lonePoints = remembered((values: ArrayLike<number | null | undefined>): number[] => {
   const found: number[] = [];
   const isGap = (at: number) => at < 0 || at >= values.length || values[at] === null || values[at] === undefined;
   for (let at = 0; at < values.length; at += 1) {
     if (!isGap(at) && isGap(at - 1) && isGap(at + 1)) found.push(at);
   }
   return found;
-}
+});

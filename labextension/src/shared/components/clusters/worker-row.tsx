@@ -34,6 +34,7 @@ export function WorkerRow({ worker, now }: { worker: Worker; now: number }) {
             label={trans.__('Memory')}
             value={worker.memory_bytes}
             max={worker.total_memory_bytes ?? 0}
+            runsOut
             text={`${formatBytes(worker.memory_bytes)} / ${formatBytes(worker.total_memory_bytes)}`}
           />
         )}
@@ -82,6 +83,7 @@ function DeviceMeters({ device }: { device: Device }) {
           label={trans.__('%1 memory', label)}
           value={device.memory_bytes}
           max={device.total_memory_bytes ?? 0}
+          runsOut
           text={`${formatBytes(device.memory_bytes)} / ${formatBytes(device.total_memory_bytes)}`}
         />
       )}

@@ -2,7 +2,7 @@
 import { useState } from 'preact/hooks';
 
 import type { Endpoint, Replica } from '../../api/types';
-import { formatBytes, formatDuration, formatNumber } from '../../format';
+import { formatBytes, formatDuration, formatRate } from '../../format';
 import type { Client } from '../../stores/client';
 import { useValue } from '../../stores/observable';
 import { useTrans } from '../../translation';
@@ -113,12 +113,12 @@ function Rates({ endpoint }: { endpoint: Endpoint }) {
   }
   const first = rates.first_token_s;
   const rows: [string, string][] = [
-    [trans.__('requests/s'), formatNumber(rates.requests_per_s ?? 0, 3)],
-    [trans.__('tokens/s'), formatNumber(rates.tokens_per_s ?? 0, 3)],
+    [trans.__('requests'), formatRate(rates.requests_per_s ?? 0)],
+    [trans.__('tokens'), formatRate(rates.tokens_per_s ?? 0)],
     [trans.__('first token'), typeof first === 'number' ? formatDuration(first) : '–'],
     [trans.__('waiting'), String(rates.num_queued ?? 0)],
     [trans.__('answering'), String(rates.num_in_flight ?? 0)],
-    [trans.__('errors/s'), formatNumber(rates.errors_per_s ?? 0, 3)]
+    [trans.__('errors'), formatRate(rates.errors_per_s ?? 0)]
   ];
   return (
     <dl class="llmc-figures" title={trans.__('Over the last %1 s', rates.window_s)}>
@@ -159,7 +159,7 @@ function replicaText(replica: Replica): string {
     replica.host ?? '',
     replica.device ?? '',
     memory ? `${formatBytes(memory.process_bytes)}${cache}` : '',
-    replica.num_threads ? `${replica.num_threads} threads` : '',
+    replica.num_threads ? `${replica.num_threads} ${replica.num_threads === 1 ? 'thread' : 'threads'}` : '',
     replica.num_parallel ? `${replica.num_parallel} at once` : '',
     replica.context_length ? `${replica.context_length} tokens` : '',
     `${replica.in_flight} answering`

@@ -8,7 +8,7 @@ import type { RunMonitorProps } from './monitor';
 
 interface ActionsProps extends RunMonitorProps {
   info: RunInfo;
-  onHint(text: string): void;
+  onHint(text: string, isProblem?: boolean): void;
 }
 
 const reason = (error: unknown) => (error instanceof Error ? error.message : String(error));
@@ -41,7 +41,7 @@ function Checkpoint({ client, runId, onHint }: ActionsProps) {
       const saved = await client?.rest.checkpointRun(runId);
       onHint(saved ? trans.__('A checkpoint of step %1 is saved.', saved.step) : '');
     } catch (error) {
-      onHint(reason(error));
+      onHint(reason(error), true);
     } finally {
       setAsked(false);
     }
@@ -67,7 +67,7 @@ function Serve({ info, client, onServe, onHint }: ActionsProps) {
       await client?.rest.post('endpoints', { target: info.run_id });
       onHint(trans.__('The endpoint %1 is starting: %endpoints shows it.', info.name));
     } catch (error) {
-      onHint(reason(error));
+      onHint(reason(error), true);
     } finally {
       setAsked(false);
     }
@@ -93,7 +93,7 @@ function Stop({ info, client, rest = client?.rest, runId, stopByKernel, onHint }
       onHint('');
     } catch (error) {
       if (!stopByKernel) {
-        onHint(trans.__('Not stopped: %1', reason(error)));
+        onHint(trans.__('Not stopped: %1', reason(error)), true);
         setPresses(0);
         return;
       }

@@ -105,7 +105,7 @@ export function RunMonitor(props: RunMonitorProps) {
 
 function Header(props: RunMonitorProps & { info: RunInfo | null }) {
   const { info, name } = props;
-  const [hint, setHint] = useState('');
+  const [hint, setHint] = useState({ text: '', isProblem: false });
   const state = info?.state ?? '';
   return (
     <>
@@ -116,11 +116,11 @@ function Header(props: RunMonitorProps & { info: RunInfo | null }) {
           {state}
         </span>
         <Clock info={info} />
-        {info && <Actions {...props} info={info} onHint={setHint} />}
+        {info && <Actions {...props} info={info} onHint={(text, isProblem = false) => setHint({ text, isProblem })} />}
       </div>
-      {hint && (
-        <div class="llmc-hint" role="status">
-          {hint}
+      {hint.text && (
+        <div class={hint.isProblem ? 'llmc-hint' : 'llmc-soft'} role="status">
+          {hint.text}
         </div>
       )}
     </>
