@@ -41,7 +41,10 @@ class ForwardPass:
         self.model = _copy_that_shares_weights(loaded.model)
         self.model.set_attn_implementation(NAME)
         self._cache = SlotCache(config.num_hidden_layers)
-        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
+        parameters = inspect.signature(type(self.model).forward).parameters
+        # transformers calls it `cache` from 5.24 on, where the architecture has followed.
+        self._cache_given = {"cache" if "cache" in parameters else "past_key_values": self._cache, "use_cache": True}
+        self._takes_logits_to_keep = "logits_to_keep" in parameters
         self.decoder: FusedDecoder | None = None
         self.layers = self._first_pass(config, loaded)
         self._quicken(loaded)
@@ -88,7 +91,7 @@ class ForwardPass:
     def _first_pass(self, config: Any, loaded: LoadedModel) -> list[LayerSeen]:
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.model.device)
         positions = torch.arange(2, device=self.model.device).unsqueeze(0)
-        self.model(input_ids=ids, position_ids=positions, past_key_values=self._cache, use_cache=True)
+        self.model(input_ids=ids, position_ids=positions, **self._cache_given)
         layers = self._cache.seen
         if len(layers) != config.num_hidden_layers:
             raise Unsuitable(f"{len(layers)} of its {config.num_hidden_layers} layers have an attention that is known")
@@ -105,9 +108,7 @@ class ForwardPass:
         scored = step.scored if len(step.scored) else step.scored.new_zeros(1)
         self._cache.step = step
         given: dict[str, Any] = {"logits_to_keep": scored} if self._takes_logits_to_keep else {}
-        output = self.model(
-            input_ids=step.ids, position_ids=step.positions, past_key_values=self._cache, use_cache=True, **given
-        )
+        output = self.model(input_ids=step.ids, position_ids=step.positions, **self._cache_given, **given)
         logits: torch.Tensor = output.logits[0]
         return (logits if self._takes_logits_to_keep else logits[scored]).float()
 
