@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -165,6 +166,9 @@ class Replica:
         self._application.kind = kind
         if self._application.model is None:
             await self._open(kind, layout)
+        # What was imported and loaded stays: a collection that looked at all of it would stop every stream for a while.
+        gc.collect()
+        gc.freeze()
         self.status.state = "ready"
         log.info("ready: %s", self.status.details)
 

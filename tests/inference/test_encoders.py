@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.app import Application, Status
 from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.openai.embedding.encoders import ServedEncoder, open_encoder
 from jupyter_llmcloud.inference.openai.embedding.pooling import pooling_of
+from jupyter_llmcloud.protocol.openai.embeddings import MAX_INPUTS
 from jupyter_llmcloud.storage.model_folder import check_folder
 from tests.support.tiny_models import save_tiny_bert
 
@@ -99,7 +102,7 @@ def test_roberta_has_fewer_positions_than_it_says(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     served = opened(tmp_path)
     assert served.context_length == 18
-    served.embedder.submit([[4] * 18]).result()
+    served.embedder.predict([[4] * 18])
     served.close()
 
 
@@ -126,3 +129,50 @@ def test_weights_of_the_encoder_that_lack_are_refused(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="lacks 1 of the model's weights"):
         opened(folder)
+
+
+async def test_a_burst_of_single_texts_takes_few_passes_and_gives_the_vectors_that_each_has_alone(tmp_path: Path) -> None:
+    served = opened(save_tiny_bert(tmp_path / "m", "BertModel"))
+    prompts = [[2, *range(5, 5 + number % 9), 3] for number in range(64)]
+    alone = [served.embedder.predict([prompt])[0] for prompt in prompts]
+    before = served.embedder.num_passes
+    together = await asyncio.gather(*(served.embedder.embed([prompt]) for prompt in prompts))
+    for [vector], wanted in zip(together, alone, strict=True):
+        assert vector == pytest.approx(wanted, abs=1e-4)
+    # Besides them, the trial of company takes four.
+    assert served.embedder.num_passes - before <= 4 + 16
+    served.close()
+
+
+async def test_a_model_that_minds_company_embeds_each_text_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    served = opened(save_tiny_bert(tmp_path / "m", "BertModel"))
+    network = served.loaded.model
+    forward = network.forward
+
+    def sums_over_texts(*args: Any, **given: Any) -> Any:
+        output = forward(*args, **given)
+        output.last_hidden_state = output.last_hidden_state + torch.arange(len(given["input_ids"])).view(-1, 1, 1)
+        return output
+
+    monkeypatch.setattr(network, "forward", sums_over_texts)
+    prompts = [[2, 5, 3], [2, 6, 7, 3]]
+    alone = [served.embedder.predict([prompt])[0] for prompt in prompts]
+    for vector, wanted in zip(await served.embedder.embed(prompts), alone, strict=True):
+        assert vector == pytest.approx(wanted, abs=1e-5)
+    served.close()
+
+
+async def test_texts_that_wait_are_bounded_and_one_too_many_is_told_to_come_again(tmp_path: Path) -> None:
+    served = opened(save_tiny_bert(tmp_path / "m", "BertModel"))
+    many = [[2, 5, 3]] * MAX_INPUTS
+    first, second = (asyncio.create_task(served.embedder.embed(many)) for _ in range(2))
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError) as refused:
+        await served.embedder.embed(many)
+    assert (refused.value.status, refused.value.code) == (429, "overloaded")
+    assert [len(vectors) for vectors in await asyncio.gather(first, second)] == [MAX_INPUTS] * 2
+    served.close()

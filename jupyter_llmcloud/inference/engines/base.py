@@ -223,3 +223,25 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Fail every sequence that goes on and give back the memory and threads."""
         ...
+
+
+class BatchingEngine:
+    """What the engines that share each step among all sequences begin as; their attributes are those of `Engine`.
+
+    Args:
+        context_length: how many tokens prompt and answer may have together.
+        num_parallel: sequences in one step.
+        num_threads: CPU threads of a step.
+    """
+
+    def __init__(self, context_length: int, num_parallel: int, num_threads: int) -> None:
+        self.context_length = context_length
+        self.num_parallel = num_parallel
+        self.num_threads = num_threads
+        self.failure: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+
+    def check_alive(self) -> None:
+        """Raise EngineError when it can generate nothing any more."""
+        if self.failure is not None:
+            raise EngineError(self.failure)

@@ -24,6 +24,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.logits_process import LogitsProcessorList
 
 from jupyter_llmcloud.inference.engines.base import (
+    BatchingEngine,
     EngineError,
     EngineStats,
     FinishReason,
@@ -124,7 +125,7 @@ class _SamplerList(ContinuousBatchingLogitsProcessorList):
         return self._sampler.scores(scores, self._rows)
 
 
-class ContinuousBatchingEngine:
+class ContinuousBatchingEngine(BatchingEngine):
     """Many sequences in one batch that any may join or leave at every step.
 
     Its cache begins small. When the sequences that are there need more, the library's manager is stopped between two
@@ -140,11 +141,7 @@ class ContinuousBatchingEngine:
     def __init__(
         self, loaded: LoadedModel, budget: CachePlan, max_concurrent: int, num_threads: int | None = None
     ) -> None:
-        self.context_length = budget.context_length
-        self.num_parallel = max_concurrent
-        self.num_threads = num_threads or torch.get_num_threads()
-        self.failure: str | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        super().__init__(budget.context_length, max_concurrent, num_threads or torch.get_num_threads())
         self.budget = budget
         self._loaded = loaded
         self._plan = budget.at_first(loaded.model.device.type)
@@ -162,8 +159,7 @@ class ContinuousBatchingEngine:
 
     def submit(self, generation: Generation) -> TokenStream:
         """Begin a sequence; it waits inside the engine while the batch is full."""
-        if self.failure is not None:
-            raise EngineError(self.failure)
+        self.check_alive()
         request_id = uuid.uuid4().hex
         stream = TokenStream(lambda: self._cancel(request_id))
         constraint = None if generation.constraint is None else FollowedConstraint(generation.constraint)
@@ -273,12 +269,10 @@ class ContinuousBatchingEngine:
         """As `reload.TakesWeights`: the manager is stopped for that, and the next one reads what goes on again."""
         while self._growing is not None:
             await asyncio.wait([self._growing])
-        if self.failure is not None:
-            raise EngineError(self.failure)
+        self.check_alive()
         self._growing = asyncio.ensure_future(self._change_weights(change))
         await asyncio.shield(self._growing)
-        if self.failure is not None:
-            raise EngineError(self.failure)
+        self.check_alive()
 
     async def _change_weights(self, change: Callable[[], None]) -> None:
         try:

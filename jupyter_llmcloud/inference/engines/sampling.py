@@ -82,6 +82,7 @@ class Sampler:
         scores = logits
         if not all(row.is_plain for row in rows):
             scores = logits.clone()
+            _add_biases(scores, rows)
             for index, row in enumerate(rows):
                 _apply_penalties(scores[index], row)
                 _apply_limits(scores[index], row)
@@ -125,11 +126,17 @@ def _step_seed(seed: int, position: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def _add_biases(scores: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Those of all rows at once."""
+    biased = [(index, *pair) for index, row in enumerate(rows) for pair in row.sampling.logit_bias]
+    if biased:
+        indices, ids, biases = zip(*biased, strict=True)
+        places = torch.tensor(indices, device=scores.device), torch.tensor(ids, device=scores.device)
+        scores.index_put_(places, torch.tensor(biases, dtype=scores.dtype, device=scores.device), accumulate=True)
+
+
 def _apply_penalties(scores: torch.Tensor, row: Row) -> None:
     sampling = row.sampling
-    if sampling.logit_bias:
-        ids, biases = zip(*sampling.logit_bias, strict=True)
-        scores[list(ids)] += torch.tensor(biases, dtype=scores.dtype, device=scores.device)
     if sampling.repetition_penalty != 1.0 and (row.prompt or row.generated):
         seen = torch.tensor([*row.prompt, *row.generated], device=scores.device).unique()
         before, penalty = scores[seen], sampling.repetition_penalty
@@ -175,6 +182,13 @@ def _record_logprobs(logits: torch.Tensor, scores: torch.Tensor, rows: Sequence[
     counts = [rows[index].sampling.num_logprobs or 0 for index in wanted]
     for index, entry in zip(wanted, logprobs_of(logits[wanted], tokens, counts), strict=True):
         rows[index].logprobs.append(entry)
+
+
+def likeliest(scores: torch.Tensor) -> list[int]:
+    """The index of each row's largest score; of equal ones, the first."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        return scores.numpy().argmax(axis=1).tolist()  # type: ignore[no-any-return]  # ten times as quick as torch's
+    return scores.argmax(dim=-1).tolist()
 
 
 def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor, counts: Sequence[int]) -> list[TokenLogprob]:

@@ -9,13 +9,26 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from jupyter_llmcloud.core.serving.models.batch_policy import BatchPolicy
-from jupyter_llmcloud.inference.open_inference.predictor import Predictor
 
 QUEUE_FACTOR = 4
 T = TypeVar("T")
+
+
+class ComputesRows(Protocol):
+    """What computes many rows in one call, such as a `Predictor`.
+
+    Attributes:
+        max_rows: of one call.
+    """
+
+    max_rows: int
+
+    def predict(self, rows: list[Any]) -> list[Any]:
+        """A result for each row; an exception in the place of one is of whoever asked for that row."""
+        ...
 
 
 class QueueFull(Exception):
@@ -38,7 +51,7 @@ class Batcher:
     """
 
     def __init__(
-        self, predictor: Predictor, max_queued: int, thread: ThreadPoolExecutor, max_wait_s: float = 0.02
+        self, predictor: ComputesRows, max_queued: int, thread: ThreadPoolExecutor, max_wait_s: float = 0.02
     ) -> None:
         self._predictor = predictor
         self._max_queued = max_queued
@@ -131,6 +144,10 @@ class Batcher:
 
     async def close(self) -> None:
         """Fail what waits; the thread ends after what it computes now."""
+        self.stop()
+
+    def stop(self) -> None:
+        """The same, from where nothing can be awaited."""
         if self._task is not None:
             self._task.cancel()
         for item in self._queue:

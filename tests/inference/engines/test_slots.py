@@ -18,7 +18,6 @@ from jupyter_llmcloud.inference.engines.select import open_engine
 from jupyter_llmcloud.inference.engines.slots import forward, speculation
 from jupyter_llmcloud.inference.engines.slots.engine import SlotEngine
 from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
-from jupyter_llmcloud.inference.engines.slots.fused_layers import FusedLayer
 from jupyter_llmcloud.inference.engines.slots.packed_linear import Packed, why_not_packed
 from tests.inference.engines.architectures import CONFIGS, CONTEXT, OTHERS, VOCABULARY, tiny_model
 from tests.support.tiny_models import one_thread
@@ -361,7 +360,7 @@ def test_layers_of_the_llama_family_are_fused_unless_something_was_put_into_them
 
 
 def _is_fused(loaded: LoadedModel) -> bool:
-    return all(isinstance(layer, FusedLayer) for layer in ForwardPass(loaded).model.model.layers)
+    return ForwardPass(loaded).decoder is not None
 
 
 def test_without_packed_weights_the_answers_are_the_same(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,12 +106,10 @@ _current = threading.local()
 
 
 def _write(here: GroupStep, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-    target = here.group.layers[layer]
-    key_places, value_places = here.places_of(keys.shape[1])
-    flat = target.view(-1, target.shape[-1])
-    for states, places in ((keys, key_places), (values, value_places)):
-        tokens = states[0, :, here.start : here.end].transpose(0, 1)
-        flat.index_copy_(0, places, tokens.reshape(-1, tokens.shape[-1]))
+    kept = here.group.layers[layer].flatten(0, 1)
+    num_key_heads = kept.shape[1] // 2
+    for states, half in ((keys, kept[:, :num_key_heads]), (values, kept[:, num_key_heads:])):
+        half.index_copy_(0, here.places, states[0, :, here.start : here.end].transpose(0, 1))
 
 
 def slot_attention(
@@ -164,31 +162,23 @@ class _Extras:
 
 
 def attend(
-    cache: SlotCache, layer: int, queries: torch.Tensor, kept: torch.Tensor, window: int, scaling: float | None
+    step: Step, layer: int, queries: torch.Tensor, kept: torch.Tensor, window: int, scaling: float | None
 ) -> torch.Tensor:
     """The same for layers of ours: put keys and values into the slots, and let the queries see them.
 
     Args:
-        cache: of the step.
+        step: what goes through the layer.
         layer: its index.
         queries: [tokens, heads, head size].
-        kept: keys, then values: [tokens, 2 * key heads, head size].
+        kept: keys, then values: [tokens, 2 * key heads * head size].
         window: how many positions a token sees, its own included; 0: all.
         scaling: of the scores.
     """
-    extras = _Extras(scaling, None, None)
-    num_key_heads = kept.shape[1] // 2
-    if cache.step is None:
-        query, keys, values = (
-            states.transpose(0, 1).unsqueeze(0)
-            for states in (queries, kept[:, :num_key_heads], kept[:, num_key_heads:])
-        )
-        return _first_pass(query, keys, values, window, extras)[0].transpose(0, 1)
-    for here in cache.step.groups:
+    for here in step.groups:
         target = here.group.layers[layer]
-        places = here.joint_places_of(num_key_heads)
-        target.view(-1, target.shape[-1]).index_copy_(0, places, kept[here.start : here.end].flatten(0, 1))
-    return _over_slots(cache.step, layer, queries, window, extras)
+        states = kept if len(step.groups) == 1 else kept[here.start : here.end]
+        target.view(-1, kept.shape[1]).index_copy_(0, here.places, states)
+    return _over_slots(step, layer, queries, window, _Extras(scaling, None, None))
 
 
 def _over_slots(step: Step, layer: int, queries: torch.Tensor, window: int, extras: _Extras) -> torch.Tensor:
@@ -209,11 +199,9 @@ def _over_slots(step: Step, layer: int, queries: torch.Tensor, window: int, extr
 
 
 def _decoded(here: GroupStep, layer: int, queries: torch.Tensor, window: int, extras: _Extras) -> torch.Tensor:
-    kept = here.group.layers[layer]
     num_rows, num_heads, size = queries.shape
-    num_key_heads = kept.shape[1] // 2
-    keys = kept[:num_rows, :num_key_heads, : here.longest]
-    values = kept[:num_rows, num_key_heads:, : here.longest]
+    keys, values = here.group.seen(num_rows, here.longest)[layer]
+    num_key_heads = keys.shape[1]
     # The heads that share a key stand where the tokens of one query would: they all see the same positions.
     grouped = queries.reshape(num_rows, num_key_heads, num_heads // num_key_heads, size)
     mask = here.mask(window, queries.dtype)
@@ -224,11 +212,10 @@ def _of_part(
     here: GroupStep, part: Part, layer: int, query: torch.Tensor, window: int, extras: _Extras
 ) -> torch.Tensor:
     """Attention of the tokens of one sequence: query [1, heads, tokens, size] to [tokens, heads, size]."""
-    kept = here.group.layers[layer]
-    num_key_heads = kept.shape[1] // 2
     row, length = part.sequence.row, part.before + len(part.tokens)
-    keys = kept[row : row + 1, :num_key_heads, :length]
-    values = kept[row : row + 1, num_key_heads:, :length]
+    kept = here.group.layers[layer][row : row + 1, :length].transpose(1, 2)
+    num_key_heads = kept.shape[1] // 2
+    keys, values = kept[:, :num_key_heads], kept[:, num_key_heads:]
     mask = here.part_mask(part, window, query.dtype)
     num_shared = query.shape[1] // num_key_heads
     grouped = query.reshape(1, num_key_heads, num_shared * len(part.tokens), query.shape[3])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from jupyter_llmcloud.inference.engines.base import EngineError, FinishReason, Sampling, TokenLogprob
-from jupyter_llmcloud.inference.engines.sampling import Row, Sampler, logprobs_of
+from jupyter_llmcloud.inference.engines.sampling import Row, Sampler, likeliest, logprobs_of
 from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
 from jupyter_llmcloud.inference.engines.slots.kv_slots import KVSlots, NoRoom
 from jupyter_llmcloud.inference.engines.slots.prefix_store import PrefixStore
@@ -229,8 +229,8 @@ class Batch:
                 chooses = _is_complete(part) and part.sequence.max_tokens > 0
                 rows.append(part.sequence.sampler_row() if chooses else _PLAIN)
         if all(row is _PLAIN for row in rows):
-            return logits.argmax(dim=-1).tolist()
-        return self._sampler.scores(logits, rows).argmax(dim=-1).tolist()
+            return likeliest(logits)
+        return likeliest(self._sampler.scores(logits, rows))
 
     def _score(self, part: Part, logits: torch.Tensor) -> None:
         sequence = part.sequence

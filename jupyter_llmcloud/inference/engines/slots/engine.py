@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from jupyter_llmcloud.inference.engines.base import EngineError, EngineStats, Generation, TokenStream
+from jupyter_llmcloud.inference.engines.base import BatchingEngine, EngineError, EngineStats, Generation, TokenStream
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.sampling import ends_of
@@ -29,7 +29,7 @@ _STOP_S = 30.0
 _ALIVE_EVERY_S = 1.0
 
 
-class SlotEngine:
+class SlotEngine(BatchingEngine):
     """Many sequences in one forward pass, each with its keys and values in a slot of its own.
 
     Every step reads one token of each sequence that generates, and beside them as much of new prompts as its budget
@@ -46,11 +46,7 @@ class SlotEngine:
     def __init__(
         self, loaded: LoadedModel, budget: CachePlan, max_concurrent: int, num_threads: int | None = None
     ) -> None:
-        self.context_length = budget.context_length
-        self.num_parallel = max_concurrent
-        self.num_threads = num_threads or torch.get_num_threads()
-        self.failure: str | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        super().__init__(budget.context_length, max_concurrent, num_threads or torch.get_num_threads())
         self.budget = budget
         self._eos = loaded.eos
         self._sequences: set[Sequence] = set()
@@ -61,8 +57,7 @@ class SlotEngine:
 
     def submit(self, generation: Generation) -> TokenStream:
         """Begin a sequence with the next step; it waits inside the engine while all slots are taken."""
-        if self.failure is not None:
-            raise EngineError(self.failure)
+        self.check_alive()
         stream = TokenStream(lambda: self._cancel(sequence))
         sequence = Sequence(
             generation,
@@ -78,8 +73,7 @@ class SlotEngine:
 
     async def change_weights(self, change: Callable[[], None]) -> None:
         """As `reload.TakesWeights`: sequences that go on are read again, with what they have generated so far."""
-        if self.failure is not None:
-            raise EngineError(self.failure)
+        self.check_alive()
         asked = _Change(change, asyncio.get_running_loop(), asyncio.get_running_loop().create_future())
         self._inbox.put(asked)
         while not asked.done.done():

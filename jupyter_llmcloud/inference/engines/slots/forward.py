@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ import torch
 from jupyter_llmcloud.inference.engines.kv_cache import free_memory
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.slots.attention import NAME, LayerSeen, SlotCache, Unsuitable
-from jupyter_llmcloud.inference.engines.slots.fused_layers import fuse_layers
+from jupyter_llmcloud.inference.engines.slots.fused_decoder import FusedDecoder, can_be_fused
+from jupyter_llmcloud.inference.engines.slots.kv_slots import SlotGroup
 from jupyter_llmcloud.inference.engines.slots.packed_linear import pack_linears, why_not_packed
-from jupyter_llmcloud.inference.engines.slots.step import Step
+from jupyter_llmcloud.inference.engines.slots.step import Part, Step, make_step
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class ForwardPass:
 
     Attributes:
         model: the copy.
+        decoder: what runs in its place, if it is of a kind that is known.
         layers: what each layer's attention is like.
     """
 
@@ -38,13 +41,17 @@ class ForwardPass:
         self.model = _copy_that_shares_weights(loaded.model)
         self.model.set_attn_implementation(NAME)
         self._cache = SlotCache(config.num_hidden_layers)
-        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
+        parameters = inspect.signature(type(self.model).forward).parameters
+        # transformers calls it `cache` from 5.24 on, where the architecture has followed.
+        self._cache_given = {"cache" if "cache" in parameters else "past_key_values": self._cache, "use_cache": True}
+        self._takes_logits_to_keep = "logits_to_keep" in parameters
+        self.decoder: FusedDecoder | None = None
         self.layers = self._first_pass(config, loaded)
         self._quicken(loaded)
 
     @torch.inference_mode()
     def _quicken(self, loaded: LoadedModel) -> None:
-        """Pack weights, and use layers of ours where they are known and compute the same."""
+        """Pack weights; and use a decoder of ours where the model is one that is known, and it computes the same."""
         model = loaded.model
         weights = sum(weight.numel() * weight.itemsize for weight in model.parameters())
         reason = why_not_packed(model.dtype, model.device)
@@ -55,34 +62,36 @@ class ForwardPass:
         if reason is not None:
             log.info("weights are not packed: %s", reason)
             return
-        before = self._plain_scores()
-        plain = self.model
-        self.model = _copy_that_shares_weights(model)
-        self.model.set_attn_implementation(NAME)
-        if fuse_layers(self.model, [layer.window for layer in self.layers]):
-            error = float((self._plain_scores() - before).abs().max())
-            if not error <= _ROUNDING * max(1.0, float(before.abs().max())):
-                log.warning("layers of ours are not used: their scores are off by %.3g", error)
-                self.model = plain
+        if can_be_fused(model):
+            expected = self._tried_scores()
+            self.decoder = FusedDecoder(model, [layer.window for layer in self.layers])
+            error = float((self._tried_scores() - expected).abs().max())
+            if error <= _ROUNDING * max(1.0, float(expected.abs().max())):
+                return
+            log.warning("the decoder of ours is not used: its scores are off by %.3g", error)
+            self.decoder = None
         pack_linears(self.model)
 
-    def _plain_scores(self) -> torch.Tensor:
-        """Of a few tokens, without slots."""
-        ids = (
-            torch.arange(_NUM_TRIED, device=self.model.device).unsqueeze(0)
-            % self.model.config.get_text_config().vocab_size
-        )
-        self._cache.step, self._cache.seen = None, []
-        positions = torch.arange(_NUM_TRIED, device=self.model.device).unsqueeze(0)
-        output = self.model(input_ids=ids, position_ids=positions, past_key_values=self._cache, use_cache=True)
-        scores: torch.Tensor = output.logits[0].float()
-        return scores
+    def _tried_scores(self) -> torch.Tensor:
+        """Of a few tokens that are read together, and of two that follow one by one: [tokens, vocabulary]."""
+        group = SlotGroup([layer.shape for layer in self.layers], _NUM_TRIED, self.model.dtype, self.model.device)
+        group.resize(1)
+        tried = _Tried()
+        group.add(tried)
+        num_vocabulary = self.model.config.get_text_config().vocab_size
+        tokens = [(7 * position + 3) % num_vocabulary for position in range(_NUM_TRIED)]
+        scores = []
+        for begin, end in ((0, _NUM_TRIED - 2), (_NUM_TRIED - 2, _NUM_TRIED - 1), (_NUM_TRIED - 1, _NUM_TRIED)):
+            part = Part(tried, tokens[begin:end], num_scored=end - begin)  # type: ignore[arg-type]
+            scores.append(self.run(make_step([part], self.model.device)))
+            tried.num_cached = end
+        return torch.cat(scores)
 
     @torch.inference_mode()
     def _first_pass(self, config: Any, loaded: LoadedModel) -> list[LayerSeen]:
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.model.device)
         positions = torch.arange(2, device=self.model.device).unsqueeze(0)
-        self.model(input_ids=ids, position_ids=positions, past_key_values=self._cache, use_cache=True)
+        self.model(input_ids=ids, position_ids=positions, **self._cache_given)
         layers = self._cache.seen
         if len(layers) != config.num_hidden_layers:
             raise Unsuitable(f"{len(layers)} of its {config.num_hidden_layers} layers have an attention that is known")
@@ -93,15 +102,24 @@ class ForwardPass:
 
     @torch.inference_mode()
     def run(self, step: Step) -> torch.Tensor:
-        """The scores [n, vocabulary] of the tokens that `step.scored` names; of one token, when it names none."""
+        """The scores [n, vocabulary] of the tokens that `step.scored` names; what is given when it names none is void."""
+        if self.decoder is not None:
+            return self.decoder.run(step)
         scored = step.scored if len(step.scored) else step.scored.new_zeros(1)
         self._cache.step = step
         given: dict[str, Any] = {"logits_to_keep": scored} if self._takes_logits_to_keep else {}
-        output = self.model(
-            input_ids=step.ids, position_ids=step.positions, past_key_values=self._cache, use_cache=True, **given
-        )
+        output = self.model(input_ids=step.ids, position_ids=step.positions, **self._cache_given, **given)
         logits: torch.Tensor = output.logits[0]
         return (logits if self._takes_logits_to_keep else logits[scored]).float()
+
+
+@dataclass
+class _Tried:
+    """Stands for a sequence."""
+
+    group: SlotGroup | None = None
+    row: int = -1
+    num_cached: int = 0
 
 
 def _copy_that_shares_weights(model: Any) -> Any:

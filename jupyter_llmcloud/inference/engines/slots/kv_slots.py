@@ -6,12 +6,15 @@ sequence that outgrows its slot moves to a group of twice the capacity; a group 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 BLOCK = 32
 SMALLEST = 128
+_MOST_SEEN = 8
 
 
 class LayerShape(NamedTuple):
@@ -43,7 +46,8 @@ class SlotGroup:
 
     Attributes:
         capacity: tokens of a slot.
-        layers: of each layer the keys and values: [rows, 2 * heads, capacity, head size].
+        layers: of each layer the keys and values: [rows, capacity, 2 * heads, head size]. What a token has stands
+            together, so that it is written at once.
         sequences: who has each row, in order.
         num_decoding: so many of them, from the first on, take one token a step.
     """
@@ -51,11 +55,12 @@ class SlotGroup:
     def __init__(self, shapes: list[LayerShape], capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         self.capacity = capacity
         self.layers = [
-            torch.zeros(0, 2 * shape.num_heads, capacity, shape.head_size, dtype=dtype, device=device)
+            torch.zeros(0, capacity, 2 * shape.num_heads, shape.head_size, dtype=dtype, device=device)
             for shape in shapes
         ]
         self.sequences: list[Occupant] = []
         self.num_decoding = 0
+        self._seen: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -74,11 +79,23 @@ class SlotGroup:
 
     def resize(self, num_rows: int) -> None:
         """Allocate so many rows; those in use stay as they are."""
-        used = len(self.sequences)
+        self._seen.clear()
         for index, layer in enumerate(self.layers):
-            larger = layer.new_zeros(num_rows, *layer.shape[1:])
-            larger[:used] = layer[:used]
+            larger = _zeros((num_rows, *layer.shape[1:]), layer.dtype, layer.device)
+            for row, sequence in enumerate(self.sequences):
+                larger[row, : sequence.num_cached] = layer[row, : sequence.num_cached]
             self.layers[index] = larger
+
+    def seen(self, num_rows: int, longest: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each layer the keys and the values of the first rows and positions: [rows, heads, positions, head size]."""
+        if (found := self._seen.get((num_rows, longest))) is None:
+            found = self._seen[num_rows, longest] = [
+                (both[:, :, :half].transpose(1, 2), both[:, :, half:].transpose(1, 2))
+                for both, half in ((layer[:num_rows, :longest], layer.shape[2] // 2) for layer in self.layers)
+            ]
+            if len(self._seen) > _MOST_SEEN:
+                self._seen.pop(next(iter(self._seen)))
+        return found
 
     def add(self, sequence: Occupant) -> None:
         """Give the sequence a row; there must be a free one."""
@@ -106,7 +123,7 @@ class SlotGroup:
             return
         moved = self.sequences[source]
         for layer in self.layers:
-            layer[target, :, : moved.num_cached].copy_(layer[source, :, : moved.num_cached])
+            layer[target, : moved.num_cached].copy_(layer[source, : moved.num_cached])
         self.sequences[target], moved.row = moved, target
 
     def _swap(self, one: int, other: int) -> None:
@@ -115,9 +132,9 @@ class SlotGroup:
         first, second = self.sequences[one], self.sequences[other]
         length = max(first.num_cached, second.num_cached)
         for layer in self.layers:
-            kept = layer[one, :, :length].clone()
-            layer[one, :, :length] = layer[other, :, :length]
-            layer[other, :, :length] = kept
+            kept = layer[one, :length].clone()
+            layer[one, :length] = layer[other, :length]
+            layer[other, :length] = kept
         self.sequences[one], self.sequences[other] = second, first
         first.row, second.row = other, one
 
@@ -171,7 +188,7 @@ class KVSlots:
         was_decoding = row < before.num_decoding
         target = len(larger.sequences)
         for old, new in zip(before.layers, larger.layers, strict=True):
-            new[target, :, : sequence.num_cached].copy_(old[row, :, : sequence.num_cached])
+            new[target, : sequence.num_cached].copy_(old[row, : sequence.num_cached])
         self.free(sequence)
         larger.add(sequence)
         if was_decoding:
@@ -181,14 +198,24 @@ class KVSlots:
         """Give its slot back."""
         if (group := sequence.group) is not None:
             group.remove(sequence)
-            if len(group.sequences) < group.num_rows // 4:
-                group.resize(max(1, group.num_rows // 2))
 
     def trim(self) -> None:
         """Give back what no sequence has."""
-        self.groups = {capacity: group for capacity, group in self.groups.items() if group.sequences}
-        for group in self.groups.values():
-            if len(group.sequences) < group.num_rows:
+        self._take_back(None)
+
+    @property
+    def _free(self) -> int:
+        """Bytes of the budget that nobody has."""
+        return self.budget - self.reserved - self.num_bytes
+
+    def _take_back(self, needed: SlotGroup | None) -> None:
+        """From groups the rows that no sequence has, and the groups that have none; not the one that needs more."""
+        for capacity, group in list(self.groups.items()):
+            if group is needed:
+                continue
+            if not group.sequences:
+                del self.groups[capacity]
+            elif len(group.sequences) < group.num_rows:
                 group.resize(len(group.sequences))
 
     def capacity_for(self, num_tokens: int) -> int:
@@ -205,9 +232,20 @@ class KVSlots:
             group = self.groups[capacity] = SlotGroup(self.shapes, capacity, self._dtype, self._device)
         used = len(group.sequences)
         if used == group.num_rows:
-            free = self.budget - self.reserved - self.num_bytes
-            more = min(max(1, used // 2), free // group.bytes_per_row)
+            more = min(max(1, used), self._free // group.bytes_per_row)
+            if more < 1:
+                self._take_back(group)
+                more = min(1, self._free // group.bytes_per_row)
             if more < 1:
                 raise NoRoom
             group.resize(used + more)
         return group
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros that take memory only where something is written: attention reads places beyond the end of a sequence."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    # numpy asks the operating system for pages that are zero; torch would write every one of them.
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -1,8 +1,9 @@
 """Linear layers whose weights are laid out for oneDNN, once, instead of at every call.
 
-oneDNN's kernels give every row of a batch the same result, bit for bit, however many rows there are. A single row is
-left to the BLAS, which reads the plain weights as fast as memory allows and has less to prepare; its result differs
-from the others' by rounding.
+oneDNN's kernels give every row of a batch the same result, bit for bit, however many rows there are, and a call of them
+has a fixed price of some 20 microseconds. A single row is a product of a matrix and a vector, which is bound by reading
+the weights, and which the BLAS does as fast as memory allows: where outputs are many and inputs few, only if the weights
+stand by inputs (one column of the layer after the other). Its result differs from oneDNN's by rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jupyter_llmcloud.system.patching import Patch
 log = logging.getLogger(__name__)
 
 _FOR_ROWS = 8  # the layout is the same for any number of rows but one
+_FEW_INPUTS = 1024  # beyond, the BLAS reads weights that stand by outputs nearly as fast, and the copy would be large
 # Nothing of it is replaced, but torch keeps these for its own compiler.
 PACKING = Patch(
     feature="Packing of weights for the CPU",
@@ -26,7 +28,7 @@ PACKING = Patch(
     checked="torch 2.6 to 2.13",
     targets={
         "torch:ops.mkldnn._reorder_linear_weight": None,
-        "torch:ops.mkldnn._linear_pointwise": None,
+        "torch:ops.mkldnn._linear_pointwise.default": None,
         "torch:ops.mkldnn._linear_pointwise.binary": None,
     },
 )
@@ -39,30 +41,44 @@ def why_not_packed(dtype: torch.dtype, device: torch.device) -> str | None:
     if problem := PACKING.problem():
         return problem
     try:
-        weight, rows = torch.linspace(-1, 1, 48 * 32).view(48, 32), torch.linspace(-2, 1, 5 * 32).view(5, 32)
-        packed = Packed(weight, None)
-        expected = linear(rows, weight)
-        given = (packed(rows), packed(rows, "mul", expected), packed(rows, "add", expected))
-        wanted = (expected, expected * expected, expected + expected)
-        if not all(torch.allclose(one, other, atol=1e-3) for one, other in zip(given, wanted, strict=True)):
-            return "oneDNN's result is not that of a linear layer"
+        weight = torch.linspace(-1, 1, 48 * 32).view(48, 32)
+        layer = Packed(weight, None)
+        for rows in (torch.linspace(-2, 1, 5 * 32).view(5, 32), torch.linspace(-2, 1, 32).view(1, 32)):
+            expected = linear(rows, weight)
+            given = (layer(rows), layer.add_to(expected, rows))
+            if not all(torch.allclose(one, other, atol=1e-3) for one, other in zip(given, (expected, 2 * expected), strict=True)):
+                return "oneDNN's result is not that of a linear layer"
     except (RuntimeError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 class Packed:
-    """A weight [out, in] in oneDNN's layout, with its bias."""
+    """A weight [out, in] in oneDNN's layout, with its bias, and as a single row reads it."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _FOR_ROWS)
+        weight = weight.detach()
+        size_out, self.size_in = weight.shape
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _FOR_ROWS)
+        by_inputs = size_out > self.size_in and self.size_in <= _FEW_INPUTS
+        self._transposed = weight.t().contiguous() if by_inputs else weight.t()
         self._bias = None if bias is None else bias.detach()
+        self._plain = torch.ops.mkldnn._linear_pointwise.default
+        self._binary = torch.ops.mkldnn._linear_pointwise.binary
 
-    def __call__(self, rows: torch.Tensor, then: str = "none", other: torch.Tensor | None = None) -> torch.Tensor:
-        """The layer for two rows or more: then "swish", or "add" or "mul" with another tensor, in the same pass."""
-        if other is None:
-            return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, then, [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, self._bias, then)
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        if rows.numel() > self.size_in:
+            return self._plain(rows, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]
+        product = rows.matmul(self._transposed)
+        return product if self._bias is None else product.add_(self._bias)
+
+    def add_to(self, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The same of [n, in], added to [n, out]."""
+        if rows.numel() > self.size_in:
+            return self._binary(rows, residual, self._weight, self._bias, "add")  # type: ignore[no-any-return]
+        added = torch.addmm(residual, rows, self._transposed)
+        return added if self._bias is None else added.add_(self._bias)
 
 
 class PackedLinear(torch.nn.Module):
@@ -76,8 +92,6 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        if rows.numel() <= self.in_features:
-            return linear(rows, self.weight, self.bias)
         return self._packed(rows)
 
 

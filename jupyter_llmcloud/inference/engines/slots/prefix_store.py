@@ -63,7 +63,7 @@ class PrefixStore:
                 return
             self._blocks.move_to_end(digest)
             for layer, kept in zip(group.layers, block, strict=True):
-                layer[row, :, end - BLOCK : end] = kept
+                layer[row, end - BLOCK : end] = kept
             sequence.num_cached = end
 
     def keep(self, sequence: Sequence) -> None:
@@ -76,7 +76,7 @@ class PrefixStore:
                 continue
             if not self._make_room():
                 return
-            self._blocks[digest] = [layer[row, :, end - BLOCK : end].clone() for layer in group.layers]
+            self._blocks[digest] = [layer[row, end - BLOCK : end].clone() for layer in group.layers]
             self._slots.reserved = self.num_bytes
 
     def give_back(self, num_bytes: int) -> bool:

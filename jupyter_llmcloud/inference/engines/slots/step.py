@@ -46,7 +46,7 @@ class GroupStep:
         longest: positions that the decoded rows see, at most.
         mask: what the decoded rows see, by window (0: all): [rows, 1, 1, longest], 0 or minus infinity.
         longer: parts of more than one token.
-        places: where keys and values go, by number of heads; see `places_of`.
+        places: of each token, where its keys and values go among those of a layer, as [rows * capacity, ...].
     """
 
     group: SlotGroup
@@ -54,29 +54,11 @@ class GroupStep:
     end: int
     num_decoding: int
     positions: torch.Tensor
-    rows: torch.Tensor
+    places: torch.Tensor
     longer: list[Part]
     longest: int
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
     _part_masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    _places: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    _joint_places: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def places_of(self, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each token and head, the places of its key and of its value among the vectors of a layer, flattened."""
-        if (found := self._places.get(num_heads)) is None:
-            heads = torch.arange(num_heads, device=self.rows.device)
-            first = (self.rows * (2 * num_heads)).unsqueeze(1) + heads
-            keys = (first * self.group.capacity + self.positions.unsqueeze(1)).flatten()
-            found = self._places[num_heads] = (keys, keys + num_heads * self.group.capacity)
-        return found
-
-    def joint_places_of(self, num_heads: int) -> torch.Tensor:
-        """The same, of each token the keys and then the values, in one."""
-        if (found := self._joint_places.get(num_heads)) is None:
-            both = [places.view(-1, num_heads) for places in self.places_of(num_heads)]
-            found = self._joint_places[num_heads] = torch.cat(both, dim=1).flatten()
-        return found
 
     def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor:
         """What each decoded row sees: everything up to its own position, or the window's end of it."""
@@ -113,6 +95,7 @@ class Step:
         groups: the tokens by group of slots, one after the other.
         scored: which tokens' scores are wanted: [n].
         parts: the parts of which scores are wanted, in the order of `scored`.
+        num_positions: one more than the largest position.
     """
 
     ids: torch.Tensor
@@ -120,6 +103,7 @@ class Step:
     groups: list[GroupStep]
     scored: torch.Tensor
     parts: list[Part]
+    num_positions: int
 
 
 def make_step(parts: Items[Part], device: torch.device) -> Step:
@@ -134,13 +118,15 @@ def make_step(parts: Items[Part], device: torch.device) -> Step:
         by_group.setdefault(id(part.sequence.group), []).append(part)
     for members in by_group.values():
         members.sort(key=lambda part: (len(part.tokens) > 1, part.sequence.row))
-        group, start, rows = members[0].sequence.group, len(ids), []
+        group, start = members[0].sequence.group, len(ids)
+        places: list[int] = []
         assert group is not None
         for part in members:
             part.start = len(ids)
             ids += part.tokens
-            positions += range(part.before, part.before + len(part.tokens))
-            rows += [part.sequence.row] * len(part.tokens)
+            end, first = part.before + len(part.tokens), part.sequence.row * group.capacity
+            positions += range(part.before, end)
+            places += range(first + part.before, first + end)
             if part.num_scored:
                 scored += range(len(ids) - part.num_scored, len(ids))
                 ordered.append(part)
@@ -151,12 +137,12 @@ def make_step(parts: Items[Part], device: torch.device) -> Step:
         here = torch.tensor(positions[start:], device=device)
         groups.append(
             GroupStep(
-                group, start, len(ids), dense, here, torch.tensor(rows, device=device), members[dense:],
+                group, start, len(ids), dense, here, torch.tensor(places, device=device), members[dense:],
                 min(group.capacity, -(-longest // _ROUND) * _ROUND),
             )
         )  # fmt: skip
     all_positions = groups[0].positions if len(groups) == 1 else torch.tensor(positions, device=device)
     return Step(
         torch.tensor([ids], device=device), all_positions.unsqueeze(0), groups,
-        torch.tensor(scored, dtype=torch.long, device=device), ordered,
+        torch.tensor(scored, dtype=torch.long, device=device), ordered, max(positions) + 1,
     )  # fmt: skip

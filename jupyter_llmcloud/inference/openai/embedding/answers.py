@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,7 @@ async def embed(
     model: ServedModel | ServedEncoder, request: EmbeddingRequest, prompts: list[list[int]]
 ) -> dict[str, Any]:
     """The reply."""
-    vectors = await asyncio.wrap_future(model.embedder.submit(prompts))
+    vectors = await model.embedder.embed(prompts)
     data = [
         {"object": "embedding", "index": index, "embedding": _told(vector, request)}
         for index, vector in enumerate(vectors)

@@ -128,7 +128,7 @@ def _context_length(model: Any, tokenizer: Any) -> int:
 
 def _try(served: ServedEncoder) -> None:
     tokens = list(served.loaded.tokenizer("a", verbose=False)["input_ids"])[: served.context_length]
-    [vector] = served.embedder.submit([tokens or [0]]).result()
+    [vector] = served.embedder.predict([tokens or [0]])
     size = served.loaded.model.config.get_text_config().hidden_size
     if vector.shape != (size,) or not abs(float((vector**2).sum()) - 1) < 1e-3:
         raise ModelError(f"the model gives no vector of length 1 for a text, but {vector.shape}: it is no encoder.")
