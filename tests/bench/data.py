@@ -20,7 +20,7 @@ from tests.bench.shell import product
 
 ROUNDS = 3
 NUM_PROCESSES = 2
-NUM_BYTES = int(os.environ.get("D_B", 24 << 20))
+NUM_BYTES = 16 << 20
 SEQ_LEN = 512
 BODY = launch.BODIES / "map_texts.py"
 TIMEOUT_S = 600
@@ -49,7 +49,11 @@ def measure(folder: Path) -> list[Row]:
         for number in range(ROUNDS):
             out = folder / f"out-{number}"
             cell = PREPARE.format(
-                source=str(folder / "in" / "*.jsonl"), tokenizer=tokenizer, seq_len=SEQ_LEN, out=str(out), num=NUM_PROCESSES
+                source=str(folder / "in" / "*.jsonl"),
+                tokenizer=tokenizer,
+                seq_len=SEQ_LEN,
+                out=str(out),
+                num=NUM_PROCESSES,
             )
             (seconds,) = shell.run(cell)
             tokens = sum(s["tokens"] for s in json.loads((out / "manifest.json").read_text())["shards"])
