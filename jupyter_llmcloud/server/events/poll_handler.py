@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jupyter_llmcloud.protocol.http.polls import Polled, PollQuery
+from jupyter_llmcloud.protocol.http.events import Polled, PollQuery
 from jupyter_llmcloud.server.api.base import LLMCloudHandler
 from jupyter_llmcloud.server.api.endpoints import gateway_url
 from jupyter_llmcloud.server.api.operation import operation
