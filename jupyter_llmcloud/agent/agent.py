@@ -22,7 +22,7 @@ from jupyter_llmcloud.agent.failover.standby import Standby
 from jupyter_llmcloud.agent.gpus import GpuStats
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.agent.replicas import Replicas
-from jupyter_llmcloud.agent.resources import Ours, Resources
+from jupyter_llmcloud.agent.resources import Ours, ResourceMonitor
 from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.world.led_world import LedWorlds
 from jupyter_llmcloud.core.parallel import plan
@@ -34,7 +34,9 @@ from jupyter_llmcloud.protocol.agent_messages import (
     DescribeResources,
     DescribeWorld,
     DumpStacks,
+    EndReplica,
     Execute,
+    LaunchReplica,
     ListVariables,
     Names,
     Pull,
@@ -46,9 +48,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     ResizeWorld,
     SaveCheckpoint,
     Shutdown,
-    StartReplica,
     StartWorld,
-    StopReplica,
     StopRun,
     StopWorld,
     Submitted,
@@ -195,9 +195,9 @@ class Agent:
         )
 
     @cached_property
-    def resources(self) -> Resources:
+    def resources(self) -> ResourceMonitor:
         """What its host and its processes take."""
-        return Resources(self._processes, GpuStats(self.node.devices.gpus))
+        return ResourceMonitor(self._processes, GpuStats(self.node.devices.gpus))
 
     def _processes(self) -> Iterator[Ours]:
         yield Ours(pid=os.getpid(), kind="agent")
@@ -255,8 +255,8 @@ class Agent:
         responder.on(Describe, lambda *_: self.describe())
         responder.on(DescribeResources, lambda *_: self.resources.describe())
         responder.on(Follow, self.leader_links.follow)
-        responder.on(StartReplica, self._start_replica)
-        responder.on(StopReplica, lambda asked, _: self.replicas.stop(asked.replica_id))
+        responder.on(LaunchReplica, self._start_replica)
+        responder.on(EndReplica, lambda asked, _: self.replicas.stop(asked.replica_id))
         responder.on(DescribeReplicas, lambda *_: ReplicaList(replicas=self.replicas.describe()))
         responder.on(RenewLease, self._renew_lease)
         responder.on(Shutdown, self._shut_down)
@@ -281,7 +281,7 @@ class Agent:
         world.use(connection)
         return world.describe_with_memory()
 
-    async def _start_replica(self, asked: StartReplica, _: Connection) -> ReplicaDescription:
+    async def _start_replica(self, asked: LaunchReplica, _: Connection) -> ReplicaDescription:
         return ReplicaDescription(**await self.replicas.start(asked.endpoint, asked.replica_id, asked.spec))
 
     def _renew_lease(self, asked: RenewLease, worker: Connection) -> None:

@@ -50,7 +50,7 @@ class _Known:
     shared_at: float = float("-inf")
 
 
-class Resources:
+class ResourceMonitor:
     """Looks at the processes that `processes` names."""
 
     def __init__(self, processes: Callable[[], Iterable[Ours]], gpus: GpuStats) -> None:

@@ -7,7 +7,7 @@ import time
 
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal
-from jupyter_llmcloud.client.terminal import Terminal
+from jupyter_llmcloud.client.terminal import TerminalOutput
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, ServerError
 from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
@@ -24,7 +24,7 @@ _RUNGS = (
 )
 
 
-class FollowedRun:
+class TerminalRun:
     """One run, shown from its first line on.
 
     Args:
@@ -44,14 +44,14 @@ class FollowedRun:
     def follow(self) -> int:
         """Show it until it ends; returns the exit status that stands for how it ended."""
         record = self._record()
-        terminal = Terminal(record.name, (), record.created)
+        terminal = TerminalOutput(record.name, (), record.created)
         journals: RunJournals | None = None
         with StopSignal() as stop:
             while True:
                 record = self._record()
                 ended = self._has_ended(record)
                 if journals is None and record.ranks:
-                    terminal = Terminal(record.name, record.ranks, record.created)
+                    terminal = TerminalOutput(record.name, record.ranks, record.created)
                     journals = RunJournals(self._folder, record.ranks)
                 self._show(record, terminal, journals)
                 if ended:
@@ -82,7 +82,7 @@ class FollowedRun:
                 pass  # the server is being started again: the next time
         return self._is_lost or not record.is_active
 
-    def _show(self, record: RunRecord, terminal: Terminal, journals: RunJournals | None) -> None:
+    def _show(self, record: RunRecord, terminal: TerminalOutput, journals: RunJournals | None) -> None:
         is_starting = record.state == "queued" and not record.ranks and not self._said
         terminal.state = "starting" if is_starting else record.state
         for entry in record.history:
@@ -98,7 +98,7 @@ class FollowedRun:
             terminal.logs(journals.logs())
         terminal.tick()
 
-    def _pass_on(self, stop: StopSignal, terminal: Terminal) -> None:
+    def _pass_on(self, stop: StopSignal, terminal: TerminalOutput) -> None:
         while stop.passed_on < stop.presses:
             terminal.say(_RUNGS[min(stop.passed_on, len(_RUNGS) - 1)])
             stop.passed_on += 1
@@ -108,12 +108,12 @@ class FollowedRun:
                 if self._record().is_active:
                     terminal.say(str(error))
 
-    def _detach(self, terminal: Terminal) -> int:
+    def _detach(self, terminal: TerminalOutput) -> int:
         terminal.detach()
         terminal.say(f"Detached. The run goes on: jupyter llmcloud runs attach {self._folder.run_id}")
         return STOPPED
 
-    def _end(self, record: RunRecord, terminal: Terminal) -> int:
+    def _end(self, record: RunRecord, terminal: TerminalOutput) -> int:
         state = "lost" if self._is_lost else record.state
         terminal.finish(state, record.errors)
         took = f" after {record.ended - record.created:.1f} s" if record.ended else ""

@@ -21,7 +21,7 @@ REDRAW_S = 0.2
 _COLORS = re.compile(r"\x1b\[[\d;]*m")
 
 
-class Terminal:
+class TerminalOutput:
     """Text of the run to stdout and stderr as ranks wrote it; words on it, and the progress, to stderr.
 
     Args:

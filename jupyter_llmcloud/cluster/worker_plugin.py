@@ -22,9 +22,9 @@ from jupyter_llmcloud.core.scheduling.placement import AgentSlots, place
 from jupyter_llmcloud.errors import ConnectionLost, WorldError
 from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
-    FindCapacity,
     FindStandby,
     Placement,
+    PlaceRanks,
     RenewLease,
     Shutdown,
     StandbyFound,
@@ -126,14 +126,14 @@ class AgentPlugin(WorkerPlugin):
     def _make_responder(self, worker: Worker) -> Responder:
         """What the agent may ask about the others that its worker's scheduler knows."""
 
-        async def find_capacity(asked: FindCapacity) -> Placement:
+        async def find_capacity(asked: PlaceRanks) -> Placement:
             return await self._place(asked.num_ranks, await _all_agents(worker))
 
         async def find_standby(_: FindStandby) -> StandbyFound:
             return await self._another(await _all_agents(worker))
 
         responder = Responder(f"the Dask worker {worker.name}")
-        responder.on(FindCapacity, find_capacity)
+        responder.on(PlaceRanks, find_capacity)
         responder.on(FindStandby, find_standby)
         return responder
 

@@ -299,7 +299,7 @@ class ListVariables(Request[WorldVariables], frozen=True, kw_only=True):
     world_id: str
 
 
-class StartReplica(Request[ReplicaDescription], frozen=True, kw_only=True):
+class LaunchReplica(Request[ReplicaDescription], frozen=True, kw_only=True):
     """Start `python -m jupyter_llmcloud.inference` for an endpoint.
 
     `spec` is handed to it on standard input as one JSON line and holds its bearer token.
@@ -310,7 +310,7 @@ class StartReplica(Request[ReplicaDescription], frozen=True, kw_only=True):
     spec: dict[str, Any]
 
 
-class StopReplica(Request[Done], frozen=True, kw_only=True):
+class EndReplica(Request[Done], frozen=True, kw_only=True):
     """End a replica (SIGTERM, then SIGKILL)."""
 
     replica_id: str
@@ -321,7 +321,7 @@ class DescribeReplicas(Request[ReplicaList], frozen=True, kw_only=True):
 
 
 class RenewLease(Request[Done], frozen=True, kw_only=True):
-    """The owner is alive; one that `finds_capacity` answers FindCapacity."""
+    """The owner is alive; one that `finds_capacity` answers PlaceRanks."""
 
     world_id: str = ""
     finds_capacity: bool = False
@@ -334,7 +334,7 @@ class Shutdown(Request[Done], frozen=True, kw_only=True):
 # --- asked by an agent of the worker that holds it ---
 
 
-class FindCapacity(Request[Placement], frozen=True, kw_only=True):
+class PlaceRanks(Request[Placement], frozen=True, kw_only=True):
     """Where can this agent start so many ranks?"""
 
     num_ranks: int

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jupyter_llmcloud.client import discovery
-from jupyter_llmcloud.client.follow_run import FollowedRun
+from jupyter_llmcloud.client.follow_run import TerminalRun
 from jupyter_llmcloud.core.names import parse_duration
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface, KeySpec
 from jupyter_llmcloud.errors import LLMCloudError
@@ -227,7 +227,7 @@ def _checkpoint_run(arguments: argparse.Namespace) -> None:
 def _attach(arguments: argparse.Namespace) -> int:
     server = discovery.find_running()
     run_id = server.run(arguments.name)["run_id"]
-    return FollowedRun(server, server.run_folder(run_id), is_ours=False).follow()
+    return TerminalRun(server, server.run_folder(run_id), is_ours=False).follow()
 
 
 def _endpoint_logs(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.accelerate_file import with_content
-from jupyter_llmcloud.client.follow_run import FollowedRun
+from jupyter_llmcloud.client.follow_run import TerminalRun
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.options import Option
 from jupyter_llmcloud.core.spec import RUN, Interface, RunSpec
@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(told["run_id"])
         return 0
     print(f"{told['run_id']} begins.", file=sys.stderr, flush=True)
-    status = FollowedRun(server, server.run_folder(told["run_id"])).follow()
+    status = TerminalRun(server, server.run_folder(told["run_id"])).follow()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one press too many must not change the exit status
     return status

@@ -51,7 +51,7 @@ def _kind(model: torch.nn.Module) -> str:
 
 def _pickled(model: torch.nn.Module) -> bytes:
     file = io.BytesIO()
-    _Pickler(model, file).dump(model)
+    _ArchitecturePickler(model, file).dump(model)
     if file.tell() > MAX_BYTES:
         raise ValueError(
             f"without its weights it has {file.tell()} bytes, at most {MAX_BYTES} are kept. Does a method of its class "
@@ -72,7 +72,7 @@ def _blanks() -> Callable[..., Any]:
     return blank
 
 
-class _Pickler(cloudpickle.Pickler):
+class _ArchitecturePickler(cloudpickle.Pickler):
     """What is in the state of the model is told by its shape; any other tensor (a buffer that is not saved) whole."""
 
     def __init__(self, model: torch.nn.Module, file: Any) -> None:

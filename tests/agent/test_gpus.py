@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.agent.gpus import GpuStats
-from jupyter_llmcloud.agent.resources import Ours, Resources
+from jupyter_llmcloud.agent.resources import Ours, ResourceMonitor
 from jupyter_llmcloud.protocol.http.clusters import Device
 from tests.support import nvml
 from tests.support.nvml import Driver, Gpu, RunningProcess
@@ -71,7 +71,7 @@ async def test_a_rank_is_told_with_its_memory_on_all_its_gpus(monkeypatch: pytes
     own = [RunningProcess(os.getpid(), GIB), RunningProcess(1, None)]
     monkeypatch.setitem(sys.modules, "pynvml", Driver([Gpu("GPU-0", processes=own), Gpu("GPU-1", processes=own[:1])]))
     ours = [Ours(pid=os.getpid(), kind="rank", world_id="w", rank=0, device="0")]
-    found = await Resources(lambda: iter(ours), GpuStats(["0", "1"])).describe()
+    found = await ResourceMonitor(lambda: iter(ours), GpuStats(["0", "1"])).describe()
     assert found.processes[0]["gpu_memory_bytes"] == 2 * GIB
     assert [device["index"] for device in found.devices] == [0, 1]
     await asyncio.sleep(0)

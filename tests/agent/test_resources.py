@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.agent.gpus import GpuStats
-from jupyter_llmcloud.agent.resources import Ours, Resources
+from jupyter_llmcloud.agent.resources import Ours, ResourceMonitor
 
 
 class Driver:
@@ -82,7 +82,7 @@ async def test_processes_are_told_with_their_memory_and_those_that_are_gone_are_
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     ours = [Ours(pid=os.getpid(), kind="rank", world_id="w", rank=3), Ours(pid=gone.pid, kind="zygote")]
-    found = await Resources(lambda: ours, GpuStats([])).describe()
+    found = await ResourceMonitor(lambda: ours, GpuStats([])).describe()
     (row,) = found.processes
     assert (row["pid"], row["kind"], row["world_id"], row["rank"]) == (os.getpid(), "rank", "w", 3)
     assert 1 << 20 < row["memory_bytes"] < found.total_memory_bytes
@@ -97,6 +97,6 @@ async def test_many_who_ask_at_once_are_answered_by_one_look() -> None:
         looks += 1
         return []
 
-    resources = Resources(processes, GpuStats([]))
+    resources = ResourceMonitor(processes, GpuStats([]))
     await asyncio.gather(*(resources.describe() for _ in range(20)))
     assert looks == 1

@@ -10,7 +10,7 @@ import pytest
 
 from jupyter_llmcloud.client import terminal as module
 from jupyter_llmcloud.client.follow_run import exit_status
-from jupyter_llmcloud.client.terminal import Terminal
+from jupyter_llmcloud.client.terminal import TerminalOutput
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.output.progress_line import progress_line
 from jupyter_llmcloud.storage.runs import RunRecord
@@ -32,9 +32,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.time, "time", lambda: NOW)
 
 
-def shown(is_terminal: bool = False) -> tuple[Terminal, Screen, Screen]:
+def shown(is_terminal: bool = False) -> tuple[TerminalOutput, Screen, Screen]:
     out, err = Screen(is_terminal), Screen(is_terminal)
-    return Terminal("long", [0, 1], NOW - 10, out, err), out, err
+    return TerminalOutput("long", [0, 1], NOW - 10, out, err), out, err
 
 
 def line(text: str, seq: int = 1, kind: str = "stdout") -> dict[str, Any]:

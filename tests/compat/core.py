@@ -11,6 +11,7 @@ import pytest
 CORE = {
     "test_patching": "",
     "test_patches": "",
+    "test_typing_constructs": "",
     "test_world_cells": "",
     "test_world_accelerate": "",
     "test_resume": "final_state_is_that_of_an_undisturbed_run",

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from jupyter_llmcloud.server.batches import batches as service
-from jupyter_llmcloud.server.batches.asking import Answer
+from jupyter_llmcloud.server.batches.asking import RowAnswer
 from jupyter_llmcloud.server.batches.runner import BatchRunner
 from jupyter_llmcloud.storage.serving.batches import BatchFolder, BatchStore, RowResult, StoredBatch
 from jupyter_llmcloud.storage.serving.uploads import FileStore
@@ -220,15 +220,15 @@ class Endpoints:
     def places(self, models: list[str]) -> tuple[int, int]:
         return self.num_places, self.num_waiting
 
-    async def ask(self, row: Any, route: str, owner: str, key_id: str | None) -> Answer:
+    async def ask(self, row: Any, route: str, owner: str, key_id: str | None) -> RowAnswer:
         prompt = row.body["prompt"]
         self.asked.append(prompt)
         self.changed.set()
         if prompt in self.dies_of:
-            return Answer("req-1", 503, b'{"error": {}}', "replica_lost", 0.0)
+            return RowAnswer("req-1", 503, b'{"error": {}}', "replica_lost", 0.0)
         if prompt in self.held:
             await asyncio.Event().wait()
-        return Answer("req-1", 200, json.dumps({"text": prompt}).encode())
+        return RowAnswer("req-1", 200, json.dumps({"text": prompt}).encode())
 
 
 def make_batch(root: Path, content: bytes) -> BatchFolder:

@@ -18,10 +18,10 @@ from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
 from jupyter_llmcloud.errors import Busy, CapacityError, NotFound
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeReplicas,
+    EndReplica,
+    LaunchReplica,
     ReplicaDescription,
     ReplicaList,
-    StartReplica,
-    StopReplica,
     StopRun,
     WorldStacks,
     WorldVariables,
@@ -75,13 +75,13 @@ class StandInAgent:
 
     def _make_responder(self) -> Responder:
         responder = Responder("the stand-in of an agent")
-        responder.on(StartReplica, self._start)
-        responder.on(StopReplica, self._stop)
+        responder.on(LaunchReplica, self._start)
+        responder.on(EndReplica, self._stop)
         responder.on(DescribeReplicas, lambda _: ReplicaList(replicas=[self._row(name) for name in self.processes]))
         responder.on(StopRun, lambda asked: self.stopped_runs.append(asked.run_id))
         return responder
 
-    def _stop(self, asked: StopReplica) -> None:
+    def _stop(self, asked: EndReplica) -> None:
         process = self.processes.get(asked.replica_id)
         if process is None:
             raise NotFound("no such replica")
@@ -109,7 +109,7 @@ class StandInAgent:
             "reason": self.reasons.get(name, "") if code is not None else "",
         }
 
-    def _start(self, message: StartReplica) -> ReplicaDescription:
+    def _start(self, message: LaunchReplica) -> ReplicaDescription:
         name = message.replica_id
         spec = {**message.spec, "socket": self._socket(name)}
         if self.max_concurrent is not None:

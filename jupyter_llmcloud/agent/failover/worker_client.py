@@ -8,7 +8,7 @@ from typing import Any
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError
-from jupyter_llmcloud.protocol.agent_messages import FindCapacity, FindStandby
+from jupyter_llmcloud.protocol.agent_messages import FindStandby, PlaceRanks
 from jupyter_llmcloud.protocol.connection import Connection
 
 ASK_TIMEOUT_S = 30.0
@@ -54,7 +54,7 @@ class WorkerClient:
         """
         for worker in self._that_find_capacity():
             try:
-                return (await worker.request(FindCapacity(num_ranks=num_ranks), ASK_TIMEOUT_S)).agents
+                return (await worker.request(PlaceRanks(num_ranks=num_ranks), ASK_TIMEOUT_S)).agents
             except CapacityError as error:
                 raise Busy(str(error)) from None
             except LLMCloudError:

@@ -20,9 +20,9 @@ from jupyter_llmcloud.core.run.lifecycle import (
     SaveAsked,
     StepReported,
     StopPressed,
-    Tick,
 )
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, kind_of
+from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import (

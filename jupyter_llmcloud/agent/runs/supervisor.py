@@ -21,6 +21,7 @@ from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
     AttemptFinished,
+    AttemptStarted,
     CapacityFound,
     Claimed,
     ClaimFailed,
@@ -35,12 +36,11 @@ from jupyter_llmcloud.core.run.run_machine import (
     ResumePointFound,
     RunMachine,
     StandbyLost,
-    Started,
     StopAsked,
     TakenOver,
-    Tick,
     WorkerJoined,
 )
+from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
@@ -159,7 +159,7 @@ class RunSupervisor:
         cell = self._attempt.cell
         if self._lead is not None:
             self._lead.standby(self._world.followers)
-        self._handle(Started())
+        self._handle(AttemptStarted())
         is_read = "__file__" in cell.code  # which is in the folder
         self._feed.begin(at_once=is_read or cell.background or bool(cell.max_restarts))
         self._attempt.begin()

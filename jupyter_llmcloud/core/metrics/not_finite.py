@@ -13,7 +13,7 @@ MAX_METRICS = 100
 
 
 @dataclass
-class _Rank:
+class _RankValues:
     """One rank's values that were not finite, as far as its newest step."""
 
     step: float
@@ -52,7 +52,7 @@ class NotFinite:
     """Of one metric, over all ranks."""
 
     def __init__(self) -> None:
-        self._ranks: dict[int, _Rank] = {}  # those that have logged such a value
+        self._ranks: dict[int, _RankValues] = {}  # those that have logged such a value
 
     def add(self, rank: int, step: float, value: float) -> bool:
         """Take in a value; True when it is not finite."""
@@ -60,7 +60,7 @@ class NotFinite:
         is_bad = not math.isfinite(value)
         if known is None:
             if is_bad:
-                self._ranks[rank] = _Rank(step, value, count=1, first=step, since=step)
+                self._ranks[rank] = _RankValues(step, value, count=1, first=step, since=step)
         elif step != known.step:
             known.go_on(step, value)
         else:

@@ -52,7 +52,7 @@ def saved_size(line: str) -> int:
 
 
 @dataclass
-class _Rank:
+class _RankOutput:
     """What a rank has written and not yet seen shown."""
 
     screens: dict[str, Screen] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class OutputFolder:
         self.max_chars = max_chars
         self.where = where or f"%runs logs {name}".rstrip()
         self.shows_passing = True
-        self._ranks = {rank: _Rank() for rank in self.ranks}
+        self._ranks = {rank: _RankOutput() for rank in self.ranks}
         self._queue = FoldQueue(self.ranks, hold_s)
         self._budget = CellBudget(max_chars)
         self._warned: dict[str, int] = {}
@@ -175,14 +175,14 @@ class OutputFolder:
 
     # --- taking in -----------------------------------------------------------------------------------------
 
-    def _state(self, rank: int) -> _Rank:
+    def _state(self, rank: int) -> _RankOutput:
         if rank not in self._ranks:  # a rank that joined later (an elastic world)
-            self._ranks[rank] = _Rank()
+            self._ranks[rank] = _RankOutput()
             self._queue.add_rank(rank)
             self.ranks = tuple(sorted(self._ranks))
         return self._ranks[rank]
 
-    def _take_line(self, state: _Rank, rank: int, kind: str, line: str, now: float) -> None:
+    def _take_line(self, state: _RankOutput, rank: int, kind: str, line: str, now: float) -> None:
         if state.is_cut or state.num_chars > self.max_chars:
             self._leave_out(rank, kind, f"{line}\n", now)
             return
@@ -198,7 +198,7 @@ class OutputFolder:
         self._queue.add(Item(rank, (kind, key), now, None, line))
 
     def _take_warning(
-        self, state: _Rank, rank: int, kind: str, text: str, now: float, content: str | None = None
+        self, state: _RankOutput, rank: int, kind: str, text: str, now: float, content: str | None = None
     ) -> None:
         content = text if content is None else content
         number = state.num_warned[content] = state.num_warned.get(content, 0) + 1
@@ -209,7 +209,7 @@ class OutputFolder:
         state.num_chars += len(text) + 1
         self._queue.add(Item(rank, key, now, None, text))
 
-    def _close_lines(self, state: _Rank, rank: int, now: float) -> None:
+    def _close_lines(self, state: _RankOutput, rank: int, now: float) -> None:
         for kind, screen in state.screens.items():
             for line in screen.close():
                 self._take_line(state, rank, kind, line, now)

@@ -83,7 +83,7 @@ class HangReport:
 
 
 @dataclass
-class _Rank:
+class _RankStatus:
     sample: Sample = field(default_factory=Sample)
     heard_at: float = 0.0
     phase_since: float = 0.0
@@ -135,7 +135,7 @@ class HangRule:
     floor_s: float = FLOOR_S
 
     def __post_init__(self) -> None:
-        self._ranks = {rank: _Rank(heard_at=self.began) for rank in self.ranks}
+        self._ranks = {rank: _RankStatus(heard_at=self.began) for rank in self.ranks}
         self._lasted: dict[_Key, deque[float]] = {}
         self._episodes: dict[tuple[str, int, str], _Episode] = {}
         self._alarm: HangReport | None = None

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from jupyter_llmcloud.core.tick import Tick
+
 
 class Rung(IntEnum):
     """How hard a Stop presses: each rung is tried when ranks still run a while after the one before."""
@@ -78,11 +80,6 @@ class StepReported:
 
     rank: int
     step: int
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
 
 
 Event = RankEnded | RankDied | StopPressed | SaveAsked | StepReported | Tick

@@ -27,12 +27,13 @@ from typing import Any
 
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, GiveUp, RestartPolicy, Retry
+from jupyter_llmcloud.core.tick import Tick
 
 CAPACITY_RETRY_S = 1.0
 _LOST = Finish("lost", None, True, ())
 
 
-class Phase(Enum):
+class MachinePhase(Enum):
     """What a run does now."""
 
     NEW = "new"
@@ -51,7 +52,7 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
-class Started:
+class AttemptStarted:
     """The first attempt has begun."""
 
 
@@ -148,13 +149,8 @@ class LeaveAsked:
     """This agent is told to end with its host or its place in a batch system (SIGTERM)."""
 
 
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
 Event = (
-    Started
+    AttemptStarted
     | TakenOver
     | AttemptFinished
     | CapacityFound
@@ -287,7 +283,7 @@ class RunMachine:
 
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     deadline: float | None = None
-    phase: Phase = Phase.NEW
+    phase: MachinePhase = MachinePhase.NEW
     _due: float | None = None  # the end of a delay
     _restart: _Restart | None = None
     _finish: Finish = _LOST  # of the last attempt
@@ -298,7 +294,7 @@ class RunMachine:
     @property
     def is_over(self) -> bool:
         """Nothing is decided here any more."""
-        return self.phase is Phase.OVER
+        return self.phase is MachinePhase.OVER
 
     @property
     def wake_at(self) -> float | None:
@@ -320,22 +316,24 @@ class RunMachine:
                 return self._leadership(event, now, leads_until)
             case Tick():
                 return self._tick(now)
-            case Started() | TakenOver() | AttemptFinished():
+            case AttemptStarted() | TakenOver() | AttemptFinished():
                 return self._attempt(event, now, leads_until)
             case _:
                 return self._restarting(event, now, leads_until)
 
     # --- attempts ---
 
-    def _attempt(self, event: Started | TakenOver | AttemptFinished, now: float, until: float) -> list[Instruction]:
+    def _attempt(
+        self, event: AttemptStarted | TakenOver | AttemptFinished, now: float, until: float
+    ) -> list[Instruction]:
         match event:
-            case Started() if self.phase is Phase.NEW:
-                self.phase = Phase.EXECUTING
-            case TakenOver(True) if self.phase is Phase.NEW:
+            case AttemptStarted() if self.phase is MachinePhase.NEW:
+                self.phase = MachinePhase.EXECUTING
+            case TakenOver(True) if self.phase is MachinePhase.NEW:
                 return self._end(replace(_LOST, state="stopped"), now, until)
-            case TakenOver(False) if self.phase is Phase.NEW:
+            case TakenOver(False) if self.phase is MachinePhase.NEW:
                 return self._broken(AttemptFailure("leader"), _LOST, now, until)
-            case AttemptFinished(finish, broken) if self.phase is Phase.EXECUTING:
+            case AttemptFinished(finish, broken) if self.phase is MachinePhase.EXECUTING:
                 if broken is None or finish.state != "failed" or self._is_stopping:
                     return self._end(finish, now, until)
                 return self._broken(broken, finish, now, until)
@@ -353,7 +351,7 @@ class RunMachine:
             return [*notes, *self._end(finish, now, until)]
         self._restart = _Restart(decision, why or broken.message)
         if decision.delay_s:
-            self.phase, self._due = Phase.BACKING_OFF, now + decision.delay_s
+            self.phase, self._due = MachinePhase.BACKING_OFF, now + decision.delay_s
             return []
         return self._find_capacity()
 
@@ -364,40 +362,40 @@ class RunMachine:
         if restart is None:
             return []
         match self.phase, event:
-            case Phase.FINDING_CAPACITY, CapacityFound(slots):
+            case MachinePhase.FINDING_CAPACITY, CapacityFound(slots):
                 restart.slots = slots
-                return self._heal(restart) if restart.is_claimed else self._claim(Phase.CLAIMING)
-            case Phase.FINDING_CAPACITY | Phase.HEALING, NoCapacity(reason):
+                return self._heal(restart) if restart.is_claimed else self._claim(MachinePhase.CLAIMING)
+            case MachinePhase.FINDING_CAPACITY | MachinePhase.HEALING, NoCapacity(reason):
                 return self._wait_for_capacity(restart, reason, now)
-            case Phase.WAITING_FOR_CAPACITY, WorkerJoined():
+            case MachinePhase.WAITING_FOR_CAPACITY, WorkerJoined():
                 return self._find_capacity()
-            case Phase.HEALING, Healed():
-                self.phase = Phase.LOOKING
+            case MachinePhase.HEALING, Healed():
+                self.phase = MachinePhase.LOOKING
                 return self._resume(restart, None) if restart.again.from_start else [FindResumePoint()]
-            case Phase.LOOKING, ResumePointFound(point):
+            case MachinePhase.LOOKING, ResumePointFound(point):
                 return self._resume(restart, point)
-            case ((Phase.FINDING_CAPACITY | Phase.HEALING | Phase.LOOKING), RestartFailed(reason)):
+            case ((MachinePhase.FINDING_CAPACITY | MachinePhase.HEALING | MachinePhase.LOOKING), RestartFailed(reason)):
                 return self._restart_failed(reason, now, until)
         return []
 
     def _find_capacity(self) -> list[Instruction]:
-        self.phase, self._due = Phase.FINDING_CAPACITY, None
+        self.phase, self._due = MachinePhase.FINDING_CAPACITY, None
         return [FindCapacity()]
 
     def _wait_for_capacity(self, restart: _Restart, reason: str, now: float) -> list[Instruction]:
         """Ask again in a while: no restart is used up meanwhile. The reason is told once."""
-        self.phase, self._due = Phase.WAITING_FOR_CAPACITY, now + CAPACITY_RETRY_S
+        self.phase, self._due = MachinePhase.WAITING_FOR_CAPACITY, now + CAPACITY_RETRY_S
         if restart.waits_for == reason:
             return []
         restart.waits_for = reason
         return [Note(f"{restart.why}; waits for capacity: {reason}")]
 
     def _heal(self, restart: _Restart) -> list[Instruction]:
-        self.phase, restart.is_claimed = Phase.HEALING, True
+        self.phase, restart.is_claimed = MachinePhase.HEALING, True
         return [Heal(restart.slots)]
 
     def _resume(self, restart: _Restart, point: ResumePoint | None) -> list[Instruction]:
-        self.phase, self._restart, self._wants_standby = Phase.EXECUTING, None, False
+        self.phase, self._restart, self._wants_standby = MachinePhase.EXECUTING, None, False
         number = restart.again.number
         how = f"resumed from step {point.step}" if point is not None else "executed again from its start"
         note = f"{restart.why}; {how} (restart {number} of {self.policy.max_restarts})"
@@ -411,13 +409,13 @@ class RunMachine:
 
     # --- who leads ---
 
-    def _claim(self, phase: Phase) -> list[Instruction]:
+    def _claim(self, phase: MachinePhase) -> list[Instruction]:
         """One claim serves everything that waits for one."""
         self.phase = phase
         if self.is_claiming:
             return []
         self.is_claiming = True
-        return [Claim(to_end=phase is Phase.ENDING)]
+        return [Claim(to_end=phase is MachinePhase.ENDING)]
 
     def _leadership(self, event: Event, now: float, until: float) -> list[Instruction]:
         match event:
@@ -429,14 +427,14 @@ class RunMachine:
                 return self._claimed()
             case ClaimFailed(reason):
                 self.is_claiming = False
-                if self.phase is Phase.CLAIMING and not self._wants_standby:
+                if self.phase is MachinePhase.CLAIMING and not self._wants_standby:
                     return self._restart_failed(reason, now, until)
         return self._hand_over()  # who cannot see the run's folder cannot know that it still leads
 
     def _claimed(self) -> list[Instruction]:
-        if self.phase is Phase.ENDING:
+        if self.phase is MachinePhase.ENDING:
             return self._over(End(self._finish))
-        if self.phase is Phase.CLAIMING and self._restart is not None:
+        if self.phase is MachinePhase.CLAIMING and self._restart is not None:
             return self._heal(self._restart)
         if not self._wants_standby:
             return []
@@ -456,16 +454,16 @@ class RunMachine:
 
     def _stop(self, now: float, until: float) -> list[Instruction]:
         self._is_stopping = True
-        if self.phase in (Phase.NEW, Phase.EXECUTING):
+        if self.phase in (MachinePhase.NEW, MachinePhase.EXECUTING):
             return [StopAttempt()]
-        if self.phase is Phase.ENDING:
+        if self.phase is MachinePhase.ENDING:
             return []
         return self._end(replace(self._finish, state="stopped", culprit=None, renew=False, dead=()), now, until)
 
     def _end(self, finish: Finish, now: float, until: float) -> list[Instruction]:
         self._finish, self._restart, self._due = finish, None, None
-        return self._over(End(finish)) if now < until else self._claim(Phase.ENDING)
+        return self._over(End(finish)) if now < until else self._claim(MachinePhase.ENDING)
 
     def _over(self, last: End | HandOver) -> list[Instruction]:
-        self.phase, self._restart, self._due = Phase.OVER, None, None
+        self.phase, self._restart, self._due = MachinePhase.OVER, None, None
         return [last]

@@ -22,7 +22,7 @@ Point = tuple[int, int, float]  # steps, collectives since then, seconds blocked
 
 
 @dataclass
-class _Rank:
+class _RankTimes:
     """One rank of an attempt. Seconds, since its cell began there.
 
     Attributes:
@@ -53,7 +53,7 @@ class TimeSplits:
 
     def __init__(self, earlier: Mapping[int, Mapping[str, float]] | None = None) -> None:
         self._ranks = {
-            rank: _Rank(earlier=tuple(float(parts.get(name, 0.0)) for name in PARTS))
+            rank: _RankTimes(earlier=tuple(float(parts.get(name, 0.0)) for name in PARTS))
             for rank, parts in (earlier or {}).items()
         }
         self._present: tuple[int, ...] = ()
@@ -63,7 +63,7 @@ class TimeSplits:
         known = {rank: self._seconds(rank) for rank in self._ranks}
         self._present = tuple(ranks)
         nothing = (0.0,) * len(PARTS)
-        self._ranks = {rank: _Rank(earlier=known.get(rank, nothing)) for rank in {*known, *self._present}}
+        self._ranks = {rank: _RankTimes(earlier=known.get(rank, nothing)) for rank in {*known, *self._present}}
 
     def heard(self, rank: int, now: float, parts: Sequence[float], points: Iterable[Sequence[float]] = ()) -> None:
         """What a rank has spent since its cell began.

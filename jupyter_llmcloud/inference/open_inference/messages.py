@@ -150,14 +150,14 @@ def _wanted(outputs: Any) -> dict[str, bool]:
 
 
 @dataclass(frozen=True)
-class Reply:
+class InferenceReply:
     """A reply, ready to be sent. `header_length` is None when it is JSON alone."""
 
     body: bytes
     header_length: int | None = None
 
 
-def reply(asked: InferRequest, model: str, version: str, outputs: Mapping[str, Tensor]) -> Reply:
+def reply(asked: InferRequest, model: str, version: str, outputs: Mapping[str, Tensor]) -> InferenceReply:
     """The tensors that a model gave, as they were asked for. Raises InvalidInput for one that it does not have."""
     if unknown := [name for name in asked.wanted if name not in outputs]:
         raise InvalidInput(f"there is no output {unknown[0]!r:.60}. There is: {', '.join(outputs)}")
@@ -173,12 +173,12 @@ def reply(asked: InferRequest, model: str, version: str, outputs: Mapping[str, T
             told.append({**row, "data": to_json(tensor)})
     body = _encode({"model_name": model, "model_version": version, **_id(asked), "outputs": told})
     is_binary = any("parameters" in row for row in told)
-    return Reply(body + binary, len(body) if is_binary else None)
+    return InferenceReply(body + binary, len(body) if is_binary else None)
 
 
-def json_reply(asked: InferRequest, model: str, version: str, value: Any) -> Reply:
+def json_reply(asked: InferRequest, model: str, version: str, value: Any) -> InferenceReply:
     """Any value that a model gave, as JSON. Raises TypeError for what JSON cannot carry."""
-    return Reply(_encode({"model_name": model, "model_version": version, **_id(asked), "outputs": value}))
+    return InferenceReply(_encode({"model_name": model, "model_version": version, **_id(asked), "outputs": value}))
 
 
 def _id(asked: InferRequest) -> dict[str, str]:

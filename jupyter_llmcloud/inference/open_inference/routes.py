@@ -13,7 +13,14 @@ import msgspec
 from aiohttp import ClientConnectionResetError, hdrs, web
 
 from jupyter_llmcloud.inference.open_inference.batching import QUEUE_FACTOR, Batcher, QueueFull
-from jupyter_llmcloud.inference.open_inference.messages import InferRequest, Reply, json_reply, parse, plain, reply
+from jupyter_llmcloud.inference.open_inference.messages import (
+    InferenceReply,
+    InferRequest,
+    json_reply,
+    parse,
+    plain,
+    reply,
+)
 from jupyter_llmcloud.inference.open_inference.predictor import PredictionFailed, Predictor
 from jupyter_llmcloud.inference.open_inference.tensors import InvalidInput
 
@@ -55,7 +62,7 @@ class ServedPredictor:
         }
         return {**body, "parameters": dict(told.details)} if told.details else body
 
-    async def infer(self, asked: InferRequest) -> Reply:
+    async def infer(self, asked: InferRequest) -> InferenceReply:
         """Answer a request; raises InvalidInput, QueueFull, PredictionFailed."""
         rows = self.predictor.rows(asked)
         if len(rows) > MAX_ROWS:

@@ -16,7 +16,7 @@ from jupyter_llmcloud.widgets.live_view import LiveView
 POLL_S = 0.2
 
 
-class Run(Protocol):
+class ShownRun(Protocol):
     """What a card needs to know of its run."""
 
     run_id: str
@@ -44,7 +44,7 @@ class RunCard:
         front_end: where it is shown; it must take widgets.
     """
 
-    def __init__(self, run: Run, front_end: FrontEnd) -> None:
+    def __init__(self, run: ShownRun, front_end: FrontEnd) -> None:
         self._run = run
         self._record = record = run.record
         self._journals: RunJournals | None = None

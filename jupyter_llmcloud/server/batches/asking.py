@@ -32,7 +32,7 @@ ROW_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class RowAnswer:
     """What came of a row.
 
     Attributes:
@@ -114,7 +114,7 @@ class RowAsker:
         places = sum(replica.load.capacity for endpoint in found for replica in endpoint.ready_replicas())
         return places, sum(endpoint.admission.num_waiting for endpoint in found)
 
-    async def ask(self, row: BatchRow, route: str, owner: str, key_id: str | None) -> Answer:
+    async def ask(self, row: BatchRow, route: str, owner: str, key_id: str | None) -> RowAnswer:
         """Answer a row. A refusal is an answer, too."""
         request_id = f"req-{uuid.uuid4().hex}"
         endpoint = self._find(row.model)
@@ -163,21 +163,21 @@ class _Error(msgspec.Struct):
     code: str | int | None = None
 
 
-class _Refusal(msgspec.Struct):
+class _RowRefusal(msgspec.Struct):
     error: _Error | None = None
 
 
-def _collected(request_id: str, sink: _Collected) -> Answer:
+def _collected(request_id: str, sink: _Collected) -> RowAnswer:
     code = None
     if sink.status >= 400:
         try:
-            told = msgspec.json.decode(sink.body, type=_Refusal).error
+            told = msgspec.json.decode(sink.body, type=_RowRefusal).error
         except msgspec.MsgspecError:
             told = None
         code = None if told is None or told.code is None else str(told.code)
-    return Answer(request_id, sink.status, sink.body, code, sink.retry_after_s)
+    return RowAnswer(request_id, sink.status, sink.body, code, sink.retry_after_s)
 
 
-def _refused(request_id: str, error: ApiError) -> Answer:
+def _refused(request_id: str, error: ApiError) -> RowAnswer:
     body = msgspec.json.encode(error.body())
-    return Answer(request_id, error.status, body, error.code, error.retry_after_s)
+    return RowAnswer(request_id, error.status, body, error.code, error.retry_after_s)

@@ -22,7 +22,7 @@ from jupyter_llmcloud.storage.serving.batches import BatchFolder, RowResult, Sto
 if TYPE_CHECKING:
     from logging import Logger
 
-    from jupyter_llmcloud.server.batches.asking import Answer
+    from jupyter_llmcloud.server.batches.asking import RowAnswer
     from jupyter_llmcloud.storage.serving.uploads import FileStore
 
 MAX_LOST = 3  # replicas that may die while they answer one row
@@ -46,8 +46,8 @@ class Asker(Protocol):
         """(requests that can be answered at once, requests of others that wait)."""
         ...
 
-    async def ask(self, row: BatchRow, route: str, owner: str, key_id: str | None) -> Answer:
-        """Answer a row."""
+    async def ask(self, row: BatchRow, route: str, owner: str, key_id: str | None) -> RowAnswer:
+        """RowAnswer a row."""
         ...
 
 
@@ -257,7 +257,7 @@ def _problem(code: str, message: str, param: str | None = None, line: int | None
     return {"code": code, "message": message, "param": param, "line": line}
 
 
-def _result(number: int, row: BatchRow, answer: Answer) -> RowResult:
+def _result(number: int, row: BatchRow, answer: RowAnswer) -> RowResult:
     try:
         body = json.loads(answer.body)
     except ValueError:

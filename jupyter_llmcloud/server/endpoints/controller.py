@@ -38,7 +38,6 @@ from jupyter_llmcloud.core.serving.endpoint.plan_messages import (
     Stopped,
     StopReplica,
     Suspected,
-    Tick,
     Withdraw,
 )
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
@@ -55,6 +54,7 @@ from jupyter_llmcloud.core.serving.endpoint.rollout import (
 )
 from jupyter_llmcloud.core.serving.endpoint.rollout import withdrawn as without
 from jupyter_llmcloud.core.serving.usage.rates import RateWindow
+from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError, ModelError, NotFound, UsageError
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient, ReplicaLost, ReplicaRefusal
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaGone

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
-from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
+from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, EndReplica, LaunchReplica
 from jupyter_llmcloud.storage.server_state import StoredReplica
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class ReplicaHost:
             "adapters": dict(adapters),
         }  # fmt: skip
         async with await self._open_agent(replica.agent) as connection:
-            message = StartReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)
+            message = LaunchReplica(endpoint=endpoint, replica_id=replica.id, spec=spec)
             started = await connection.request(message, timeout_s=START_TIMEOUT_S)
         return await self._reached(replica, placed.agent, started.pid, started.socket, started.log)
 
@@ -128,7 +128,7 @@ class ReplicaHost:
         """End its process. Raises ConnectionLost when its agent does not answer; one that is gone already is fine."""
         async with await self._open_agent(replica.agent) as connection:
             try:
-                await connection.request(StopReplica(replica_id=replica.id), timeout_s=STOP_TIMEOUT_S)
+                await connection.request(EndReplica(replica_id=replica.id), timeout_s=STOP_TIMEOUT_S)
             except NotFound:
                 return
 

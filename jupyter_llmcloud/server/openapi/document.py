@@ -43,7 +43,7 @@ Routes = Iterable[tuple[str, type[Any], Any]]
 
 
 @dataclass(frozen=True)
-class Route:
+class DocumentedRoute:
     """A path with a method that is answered there.
 
     Attributes:
@@ -63,7 +63,7 @@ class Route:
         return getattr(self.function, "llmcloud_operation", None)
 
 
-def walk(routes: Routes) -> Iterator[Route]:
+def walk(routes: Routes) -> Iterator[DocumentedRoute]:
     """Every method of every route."""
     for pattern, handler, _ in routes:
         for method in METHODS:
@@ -72,7 +72,7 @@ def walk(routes: Routes) -> Iterator[Route]:
                 yield _route(pattern, method, function)
 
 
-def _route(pattern: str, method: str, function: Any) -> Route:
+def _route(pattern: str, method: str, function: Any) -> DocumentedRoute:
     names = iter([name for name in inspect.signature(function).parameters if name not in ("self", "body", "query")])
     parameters: dict[str, str] = {}
 
@@ -83,7 +83,7 @@ def _route(pattern: str, method: str, function: Any) -> Route:
         parameters[name] = found[1]
         return f"{{{name}}}"
 
-    return Route(_GROUP.sub(part, pattern).replace("\\.", "."), method, parameters, function)
+    return DocumentedRoute(_GROUP.sub(part, pattern).replace("\\.", "."), method, parameters, function)
 
 
 def document(routes: Routes, base_url: str = "/") -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _tells_all(kind: type[msgspec.Struct]) -> bool:
     return not asked and not kind.__struct_config__.omit_defaults
 
 
-def _structs(route: Route) -> Iterator[type]:
+def _structs(route: DocumentedRoute) -> Iterator[type]:
     if (told := route.operation) is not None:
         kinds = (told.body, told.query, *told.replies.values())
         yield from (kind for kind in kinds if isinstance(kind, type))
@@ -209,7 +209,7 @@ def _structs(route: Route) -> Iterator[type]:
 # --- the operations ---
 
 
-def _describe(route: Route, schemas: _Schemas) -> dict[str, Any]:
+def _describe(route: DocumentedRoute, schemas: _Schemas) -> dict[str, Any]:
     told = route.operation
     summary, _, description = inspect.cleandoc(route.function.__doc__ or "").partition("\n")
     name = re.sub(r"\W+", "_", route.path.replace("/llmcloud/", "").replace("api/", "")).strip("_")
@@ -258,7 +258,7 @@ def _taken_and_given(told: Operation) -> dict[str, Any]:
     return said
 
 
-def _not_said(route: Route) -> dict[str, Any]:
+def _not_said(route: DocumentedRoute) -> dict[str, Any]:
     """A method that is no operation: of the OpenAI surface, or a websocket."""
     if route.path.startswith(OPEN_INFERENCE):
         return _of_open_inference(route)
@@ -277,7 +277,7 @@ def _not_said(route: Route) -> dict[str, Any]:
     return said
 
 
-def _of_open_inference(route: Route) -> dict[str, Any]:
+def _of_open_inference(route: DocumentedRoute) -> dict[str, Any]:
     """A method of the Open Inference Protocol."""
     said: dict[str, Any] = {"security": [{"key": []}, {"jupyterToken": []}]}
     reply = getattr(route.function, "llmcloud_reply", None)

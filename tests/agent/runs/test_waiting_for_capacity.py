@@ -11,9 +11,9 @@ import pytest
 from jupyter_llmcloud.errors import Busy
 from jupyter_llmcloud.protocol.agent_messages import (
     DescribeWorld,
-    FindCapacity,
     FindStandby,
     Placement,
+    PlaceRanks,
     RenewLease,
     ResizeWorld,
     StandbyFound,
@@ -73,7 +73,7 @@ def test_a_worker_that_joins_with_a_free_slot_ends_the_wait_and_one_restart_is_u
     async def hold() -> None:
         responder = Responder("the worker")
         place = {"address": third.address, "home": third.address, "num_ranks": 1, "host": "there"}
-        responder.on(FindCapacity, lambda _: Placement(agents=[place]))
+        responder.on(PlaceRanks, lambda _: Placement(agents=[place]))
         responder.on(FindStandby, lambda _: StandbyFound(address=""))
         connection = await AgentConnection.open(leader.address, responder=responder)
         await connection.request(RenewLease(finds_capacity=True))

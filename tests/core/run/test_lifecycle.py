@@ -25,8 +25,8 @@ from jupyter_llmcloud.core.run.lifecycle import (
     StepReported,
     StopAtStep,
     StopPressed,
-    Tick,
 )
+from jupyter_llmcloud.core.tick import Tick
 
 LADDER = Ladder()
 

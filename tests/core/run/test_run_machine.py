@@ -14,6 +14,7 @@ from jupyter_llmcloud.core.run.run_machine import (
     CAPACITY_RETRY_S,
     AppointStandby,
     AttemptFinished,
+    AttemptStarted,
     CapacityFound,
     Claim,
     Claimed,
@@ -28,23 +29,22 @@ from jupyter_llmcloud.core.run.run_machine import (
     Instruction,
     LeadLost,
     LeaveAsked,
+    MachinePhase,
     NoCapacity,
     Note,
-    Phase,
     RestartFailed,
     Resume,
     ResumePoint,
     ResumePointFound,
     RunMachine,
     StandbyLost,
-    Started,
     StopAsked,
     StopAttempt,
     TakenOver,
-    Tick,
     TimeOut,
     WorkerJoined,
 )
+from jupyter_llmcloud.core.tick import Tick
 
 SLOTS: tuple[dict[str, Any], ...] = ({"home": "there", "num_ranks": 1},)
 FINISHED = Finish("finished", None, renew=False, dead=())
@@ -58,7 +58,7 @@ WHY = "rank 1 was killed at step 12"
 
 def executing(max_restarts: int = 3, **more: Any) -> RunMachine:
     run = RunMachine(RestartPolicy(max_restarts), **more)
-    assert run.handle(Started(), 0.0) == []
+    assert run.handle(AttemptStarted(), 0.0) == []
     return run
 
 
@@ -67,17 +67,17 @@ def feed(run: RunMachine, *events: Event, now: float = 10.0, **more: float) -> l
     return [out for event in events for out in run.handle(event, now, **more)]
 
 
-def in_phase(phase: Phase) -> RunMachine:
+def in_phase(phase: MachinePhase) -> RunMachine:
     """A run whose rank has died, so far on its way to its next attempt."""
     run = executing()
-    ways: dict[Phase, list[Event]] = {
-        Phase.EXECUTING: [],
-        Phase.FINDING_CAPACITY: [DIES],
-        Phase.WAITING_FOR_CAPACITY: [DIES, NoCapacity("full")],
-        Phase.CLAIMING: [DIES, CapacityFound(SLOTS)],
-        Phase.HEALING: [DIES, CapacityFound(SLOTS), Claimed()],
-        Phase.LOOKING: [DIES, CapacityFound(SLOTS), Claimed(), Healed()],
-        Phase.BACKING_OFF: [DIES, CapacityFound(SLOTS), Claimed(), RestartFailed("no"), *again(), DIES],
+    ways: dict[MachinePhase, list[Event]] = {
+        MachinePhase.EXECUTING: [],
+        MachinePhase.FINDING_CAPACITY: [DIES],
+        MachinePhase.WAITING_FOR_CAPACITY: [DIES, NoCapacity("full")],
+        MachinePhase.CLAIMING: [DIES, CapacityFound(SLOTS)],
+        MachinePhase.HEALING: [DIES, CapacityFound(SLOTS), Claimed()],
+        MachinePhase.LOOKING: [DIES, CapacityFound(SLOTS), Claimed(), Healed()],
+        MachinePhase.BACKING_OFF: [DIES, CapacityFound(SLOTS), Claimed(), RestartFailed("no"), *again(), DIES],
     }
     feed(run, *ways[phase])
     assert run.phase is phase, run.phase
@@ -90,12 +90,12 @@ def again() -> list[Event]:
 
 
 BETWEEN = [
-    Phase.BACKING_OFF,
-    Phase.FINDING_CAPACITY,
-    Phase.WAITING_FOR_CAPACITY,
-    Phase.CLAIMING,
-    Phase.HEALING,
-    Phase.LOOKING,
+    MachinePhase.BACKING_OFF,
+    MachinePhase.FINDING_CAPACITY,
+    MachinePhase.WAITING_FOR_CAPACITY,
+    MachinePhase.CLAIMING,
+    MachinePhase.HEALING,
+    MachinePhase.LOOKING,
 ]
 
 
@@ -127,12 +127,12 @@ def test_a_run_that_broke_is_executed_again_from_its_newest_checkpoint_step_by_s
     assert feed(run, Healed()) == [FindResumePoint()]
     note = f"{WHY}; resumed from step 8 (restart 1 of 3)"
     assert feed(run, ResumePointFound(POINT)) == [Resume(1, POINT, note), AppointStandby()]
-    assert run.phase is Phase.EXECUTING
+    assert run.phase is MachinePhase.EXECUTING
     assert feed(run, AttemptFinished(FINISHED)) == [End(FINISHED)]
 
 
 def test_without_a_checkpoint_it_is_executed_from_its_start() -> None:
-    run = in_phase(Phase.LOOKING)
+    run = in_phase(MachinePhase.LOOKING)
     resume, _ = feed(run, ResumePointFound(None))
     assert resume == Resume(1, None, f"{WHY}; executed again from its start (restart 1 of 3)")
 
@@ -157,7 +157,7 @@ def test_an_attempt_without_progress_is_followed_by_a_delay_that_a_tick_ends() -
     run = executing()
     feed(run, DIES, *again())
     assert feed(run, DIES) == []
-    assert (run.phase, run.wake_at) == (Phase.BACKING_OFF, 11.0)
+    assert (run.phase, run.wake_at) == (MachinePhase.BACKING_OFF, 11.0)
     assert feed(run, Tick(), now=10.9) == []
     assert feed(run, Tick(), now=11.0) == [FindCapacity()]
     assert run.wake_at is None
@@ -167,7 +167,7 @@ def test_an_attempt_without_progress_is_followed_by_a_delay_that_a_tick_ends() -
 
 
 def test_a_restart_that_waits_for_capacity_asks_again_and_uses_up_no_restart() -> None:
-    run = in_phase(Phase.FINDING_CAPACITY)
+    run = in_phase(MachinePhase.FINDING_CAPACITY)
     for number in range(50):
         now = 10.0 + number
         feed(run, NoCapacity("full"), now=now)
@@ -180,25 +180,25 @@ def test_a_restart_that_waits_for_capacity_asks_again_and_uses_up_no_restart() -
 
 
 def test_why_a_run_waits_is_said_once_for_each_reason() -> None:
-    run = in_phase(Phase.FINDING_CAPACITY)
+    run = in_phase(MachinePhase.FINDING_CAPACITY)
     assert feed(run, NoCapacity("full")) == [Note(f"{WHY}; waits for capacity: full")]
     assert feed(run, Tick(), NoCapacity("full"), now=11) == [FindCapacity()]
     assert feed(run, Tick(), NoCapacity("fuller"), now=12)[-1] == Note(f"{WHY}; waits for capacity: fuller")
 
 
 def test_a_worker_that_joins_is_asked_at_once() -> None:
-    run = in_phase(Phase.WAITING_FOR_CAPACITY)
+    run = in_phase(MachinePhase.WAITING_FOR_CAPACITY)
     assert feed(run, WorkerJoined()) == [FindCapacity()]
     assert run.wake_at is None
 
 
 def test_a_worker_that_joins_at_any_other_time_changes_nothing() -> None:
-    for phase in set(BETWEEN) - {Phase.WAITING_FOR_CAPACITY} | {Phase.EXECUTING}:
+    for phase in set(BETWEEN) - {MachinePhase.WAITING_FOR_CAPACITY} | {MachinePhase.EXECUTING}:
         assert feed(in_phase(phase), WorkerJoined()) == []
 
 
 def test_slots_that_were_taken_by_others_meanwhile_are_looked_for_again_under_the_same_claim() -> None:
-    run = in_phase(Phase.HEALING)
+    run = in_phase(MachinePhase.HEALING)
     assert feed(run, NoCapacity("taken")) == [Note(f"{WHY}; waits for capacity: taken")]
     assert feed(run, Tick(), now=11) == [FindCapacity()]
     others = ({"home": "elsewhere", "num_ranks": 1},)
@@ -208,8 +208,8 @@ def test_slots_that_were_taken_by_others_meanwhile_are_looked_for_again_under_th
 # --- a restart fails ---
 
 
-@pytest.mark.parametrize("phase", [Phase.FINDING_CAPACITY, Phase.HEALING, Phase.LOOKING])
-def test_a_restart_that_fails_is_followed_by_another_under_a_new_claim(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", [MachinePhase.FINDING_CAPACITY, MachinePhase.HEALING, MachinePhase.LOOKING])
+def test_a_restart_that_fails_is_followed_by_another_under_a_new_claim(phase: MachinePhase) -> None:
     run = in_phase(phase)
     assert feed(run, RestartFailed("no store.")) == [], "it has made no progress: later"
     assert feed(run, Tick(), CapacityFound(), now=11.0) == [FindCapacity(), Claim()]
@@ -240,8 +240,8 @@ def test_restarts_that_fail_again_and_again_wait_longer_and_longer() -> None:
 # --- who leads ---
 
 
-@pytest.mark.parametrize("phase", [Phase.EXECUTING, *BETWEEN], ids=lambda phase: phase.value)
-def test_a_run_that_another_agent_leads_is_handed_over_at_any_time(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", [MachinePhase.EXECUTING, *BETWEEN], ids=lambda phase: phase.value)
+def test_a_run_that_another_agent_leads_is_handed_over_at_any_time(phase: MachinePhase) -> None:
     run = in_phase(phase)
     assert feed(run, LeadLost()) == [HandOver()]
     assert run.wake_at is None
@@ -250,12 +250,12 @@ def test_a_run_that_another_agent_leads_is_handed_over_at_any_time(phase: Phase)
 
 
 def test_a_term_that_somebody_else_claimed_first_ends_the_restart_before_any_rank_is_started() -> None:
-    run = in_phase(Phase.FINDING_CAPACITY)
+    run = in_phase(MachinePhase.FINDING_CAPACITY)
     assert feed(run, CapacityFound(SLOTS), LeadLost()) == [Claim(), HandOver()]
 
 
 def test_a_claim_that_cannot_be_written_is_a_restart_that_failed() -> None:
-    run = in_phase(Phase.CLAIMING)
+    run = in_phase(MachinePhase.CLAIMING)
     assert feed(run, ClaimFailed("No space left on device")) == []
     assert feed(run, Tick(), CapacityFound(), now=11.0) == [FindCapacity(), Claim()]
 
@@ -264,7 +264,7 @@ def test_a_lost_standby_is_replaced_under_a_new_claim_and_the_attempt_goes_on() 
     run = executing()
     assert feed(run, StandbyLost()) == [Claim()]
     assert feed(run, Claimed()) == [AppointStandby()]
-    assert run.phase is Phase.EXECUTING
+    assert run.phase is MachinePhase.EXECUTING
     assert feed(run, AttemptFinished(FINISHED)) == [End(FINISHED)]
 
 
@@ -289,26 +289,26 @@ def test_an_attempt_that_breaks_during_a_claim_for_a_standby_needs_no_second_cla
 
 def test_a_standby_lost_before_the_claim_of_a_restart_does_not_stand_in_for_it() -> None:
     """One was appointed in between: it may lead in the term after that claim."""
-    run = in_phase(Phase.FINDING_CAPACITY)
+    run = in_phase(MachinePhase.FINDING_CAPACITY)
     assert feed(run, StandbyLost(), Claimed()) == [Claim(), AppointStandby()]
     assert feed(run, CapacityFound()) == [Claim()]
 
 
 def test_a_standby_that_is_lost_while_the_run_heals_is_replaced() -> None:
-    run = in_phase(Phase.HEALING)
+    run = in_phase(MachinePhase.HEALING)
     assert feed(run, StandbyLost(), Claimed()) == [Claim(), AppointStandby()]
-    assert run.phase is Phase.HEALING
+    assert run.phase is MachinePhase.HEALING
 
 
 def test_a_leader_lost_while_healing_leaves_the_rest_to_the_other_one() -> None:
-    run = in_phase(Phase.HEALING)
+    run = in_phase(MachinePhase.HEALING)
     assert feed(run, LeadLost(), Healed(), ResumePointFound(POINT)) == [HandOver()]
 
 
 def test_two_agents_that_claim_the_same_term_do_not_both_execute_the_run() -> None:
     """Every interleaving of the leader's restart with a follower that takes the run over."""
     for first in ("leader", "follower"):
-        leader, follower = in_phase(Phase.FINDING_CAPACITY), RunMachine(RestartPolicy(3, 1))
+        leader, follower = in_phase(MachinePhase.FINDING_CAPACITY), RunMachine(RestartPolicy(3, 1))
         assert feed(leader, CapacityFound()) == [Claim()]
         won = Claimed() if first == "leader" else LeadLost()
         told = feed(leader, won)
@@ -360,7 +360,7 @@ def test_a_stop_between_two_attempts_ends_the_run_at_once(between: RunMachine) -
 
 
 def test_a_run_is_stopped_once() -> None:
-    run = in_phase(Phase.WAITING_FOR_CAPACITY)
+    run = in_phase(MachinePhase.WAITING_FOR_CAPACITY)
     assert len(feed(run, StopAsked(), StopAsked(), StopAsked())) == 1
 
 
@@ -386,8 +386,8 @@ def test_the_time_runs_also_while_it_waits_for_capacity() -> None:
 # --- the agent is told to end ---
 
 
-@pytest.mark.parametrize("phase", [Phase.EXECUTING, *BETWEEN], ids=lambda phase: phase.value)
-def test_an_agent_that_is_told_to_end_leaves_the_run_to_one_that_stands_by(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", [MachinePhase.EXECUTING, *BETWEEN], ids=lambda phase: phase.value)
+def test_an_agent_that_is_told_to_end_leaves_the_run_to_one_that_stands_by(phase: MachinePhase) -> None:
     run = in_phase(phase)
     assert feed(run, LeaveAsked()) == [HandOver(to_standby=True)]
     assert feed(run, DIES, StopAsked()) == [], "its end here is not the end of the run"
@@ -449,8 +449,8 @@ def _story(dice: random.Random) -> Iterator[tuple[RunMachine, Event, list[Instru
     """A run whose instructions are answered in any order, late or never, with anything happening in between."""
     run = RunMachine(RestartPolicy(dice.randint(0, 4)), deadline=dice.choice([None, 30.0]))
     now, under_way = 0.0, [DIES, AttemptFinished(FINISHED)][: dice.randint(1, 2)]
-    first: Event = dice.choice([Started(), TakenOver()])
-    pending: list[Event] = [dice.choice(under_way)] if isinstance(first, Started) else []
+    first: Event = dice.choice([AttemptStarted(), TakenOver()])
+    pending: list[Event] = [dice.choice(under_way)] if isinstance(first, AttemptStarted) else []
     event = first
     num_left = 200
     while num_left := num_left - 1:
@@ -497,6 +497,6 @@ def _check_story(dice: random.Random) -> None:
         last += [instruction for instruction in out if isinstance(instruction, End | HandOver)]
         assert run.is_over == bool(last)
         assert num_attempts <= run.policy.max_restarts
-        if run.phase in (Phase.WAITING_FOR_CAPACITY, Phase.BACKING_OFF):
+        if run.phase in (MachinePhase.WAITING_FOR_CAPACITY, MachinePhase.BACKING_OFF):
             assert run.wake_at is not None, "nobody else wakes it"
     assert len(last) <= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.tick import Tick
 
 # --- events: what was observed, or is wanted from now on ------------------------------------------------------------
 
@@ -104,11 +105,6 @@ class Stopped:
     """Nothing is left of a replica."""
 
     replica: int
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
 
 
 Event = (

@@ -48,7 +48,7 @@ _DICT = containers.Dict()
 _FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
 _ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE = values.Scalar(), instances.Module()
-_TENSOR, _ARRAY, _OBJECTS = tensors.Tensor(), tensors.Array(), tensors.Objects()
+_TENSOR, _ARRAY, _OBJECTS = tensors.TorchTensor(), tensors.Array(), tensors.Objects()
 
 # The packages whose objects tell others of a training, stand for data outside, or belong to our own and torch's
 # machinery: no state of a training is in them that the cell, a state_dict or we do not bring back.

@@ -44,7 +44,7 @@ class Memory(Kind):
         return memory.allocate(head[0], head[1])
 
 
-class Tensor(Kind):
+class TorchTensor(Kind):
     """A tensor of torch, or a parameter."""
 
     name = "tensor"
