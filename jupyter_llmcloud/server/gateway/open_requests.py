@@ -115,7 +115,7 @@ class UsageBook:
 
     async def write(self, records: Sequence[RequestRecord]) -> None:
         """Write these down. Raises sqlite3.Error, with nothing written."""
-        await asyncio.to_thread(self.state.add_usage, records)
+        await asyncio.to_thread(self.state.add_usage, list(records))
         self.tell(records)
 
     async def prune(self) -> None:
