@@ -47,8 +47,8 @@ class PlacementQueues:
             ticket, num_slots, Capacity(free, total), ticket, time.monotonic(), priority=priority + 0.5,
             lease_s=REPLICA_LEASE_S,
         )  # fmt: skip
-        if not verdict.goes and verdict.before:
-            raise Busy(f"{free} of {total} slots are free, kept for {verdict.before} that others wait for")
+        if not verdict.goes and num_slots <= free:
+            raise Busy(f"{free} of {total} slots are free, kept for others that wait or are being started")
 
     def leave(self, cluster_id: str, ticket: str) -> None:
         """The holder of a ticket waits for something else than slots."""

@@ -410,20 +410,24 @@ def _load_on_thread(spec: ReplicaSpec, num_threads: int) -> tuple[LoadedModel, d
     import torch
 
     torch.set_num_threads(num_threads)
-    if is_code(spec.source):
-        from jupyter_llmcloud.inference.own_models.opening import load_object
-
-        path = Path(spec.source)
-        work_in(str(served_code.object_record(path)["folder"]))
-        own = load_object(path, spec.dtype, spec.device, spec.max_model_len)
-        return dataclasses.replace(own, cache_bytes=cache_budget(spec.cache_bytes, spec.memory_bytes)), {}
     base = spec.base_model or None
-    loaded = load_model(
-        spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len,
-        is_own=bool(spec.source),
-    )  # fmt: skip
+    loaded = _load_own(spec) if spec.source else None
+    if loaded is None:
+        loaded = load_model(
+            spec.model, dtype=spec.dtype, device=spec.device, base_model=base, max_model_len=spec.max_model_len
+        )
     loaded = dataclasses.replace(loaded, cache_bytes=cache_budget(spec.cache_bytes, spec.memory_bytes))
-    return loaded, defaults_for_sampling(base or spec.model)
+    return loaded, {} if is_code(spec.source) else defaults_for_sampling(base or spec.model)
+
+
+def _load_own(spec: ReplicaSpec) -> LoadedModel:
+    from jupyter_llmcloud.inference.own_models.opening import load_folder, load_object
+
+    if not is_code(spec.source):
+        return load_folder(Path(spec.model), spec.dtype, spec.device, spec.max_model_len)
+    path = Path(spec.source)
+    work_in(str(served_code.object_record(path)["folder"]))
+    return load_object(path, spec.dtype, spec.device, spec.max_model_len)
 
 
 def _on_eof(descriptor: int, callback: Callable[[], Any]) -> None:

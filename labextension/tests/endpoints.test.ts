@@ -2,6 +2,7 @@
 import { describe, expect, test } from 'vitest';
 
 import type { Endpoint, ServedRevision } from '../src/shared/api/types';
+import { snippets } from '../src/shared/components/endpoints/snippets';
 import { comparisonText, limitsOf, replicasOf, rollbackTo, sharesOf } from '../src/shared/components/endpoints/wanted';
 
 const revision = (number: number, role: string, changes: Partial<ServedRevision> = {}): ServedRevision => ({
@@ -12,6 +13,10 @@ const revision = (number: number, role: string, changes: Partial<ServedRevision>
   fingerprint: '',
   num_replicas: 1,
   step: null,
+  note: '',
+  num_requests: 0,
+  num_errors: 0,
+  comparison: null,
   ...changes
 });
 const endpoint = (...revisions: ServedRevision[]) => ({ name: 'poet', revisions }) as unknown as Endpoint;
@@ -44,6 +49,13 @@ describe('the way back', () => {
     expect(rollbackTo(endpoint(revision(1, 'retired'), revision(2, 'retired', { note: 'bad' }), revision(3, 'stable')))).toBe('run-1');
     expect(rollbackTo(endpoint(revision(1, 'stable')))).toBe('');
   });
+});
+
+test('what generates no text is asked by the Open Inference Protocol', () => {
+  const [curl, python] = snippets('http://h/llmcloud/v1', 'poet', 'classifier');
+  expect(curl?.text).toContain("'http://h/llmcloud/v2/models/poet/infer'");
+  expect(python?.text).toContain('json={"inputs": ["Hello"]}');
+  expect(snippets('http://h/llmcloud/v1', 'poet')).toHaveLength(3);
 });
 
 test('a shadow is compared in a line', () => {

@@ -24,7 +24,13 @@ from jupyter_llmcloud.cluster import dask_client
 from jupyter_llmcloud.cluster.agent_info import AgentInfo
 from jupyter_llmcloud.cluster.clusters import ClusterPool
 from jupyter_llmcloud.cluster.record import ClusterRecord
+from jupyter_llmcloud.core.scheduling.priorities import Lender, Shortage, give_way
+from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds
+from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NameTaken, NotFound, UsageError
+from jupyter_llmcloud.protocol.agent_messages import StartReplica, StopReplica
+from jupyter_llmcloud.protocol.client import AgentConnection
+from jupyter_llmcloud.storage.models.served_code import write_cell
 from tests.chaos.starts import OWNERS, Contest
 from tests.support.worlds import AgentElsewhere, Ranks, alive, until
 
@@ -240,6 +246,67 @@ def test_whoever_waits_for_slots_gets_them_in_turn(server: Server) -> None:
     assert len(contest.lasted) == 16 and contest.num_refused > 0
     assert max(contest.before) <= OWNERS
     server.world(4).end()  # nothing is kept for anybody any more
+
+
+CODE = "def load(): ...\ndef predict(inputs): return inputs\n"
+
+
+def start_replica(server: Server, name: str) -> AgentInfo:
+    """A replica of a cell's code, with a core of its own: as a server has the agent start it."""
+    source = str(write_cell(CellSource(CODE)))
+    _, agent = server.do(server.pool.agent_for_replica(None, ReplicaNeeds(cores=1), f"replica of {name}"))
+    spec = {"endpoint": "e", "served_name": "e", "model": "", "source": source, "token": "t", "cores": 1, "devices": 0}
+    server.do(_asked(agent, StartReplica(endpoint="e", replica_id=name, spec=spec)))
+    return agent
+
+
+async def _asked(agent: AgentInfo, message: Any) -> None:
+    async with await AgentConnection.open(agent.address) as connection:
+        await connection.request(message)
+
+
+def placed(server: Server, num_ranks: int, ticket: str, priority: int) -> Any:
+    """Where a world goes; None while it waits."""
+    with contextlib.suppress(Busy):
+        return server.do(server.pool.place(None, num_ranks, ticket, priority=priority))
+    return None
+
+
+def test_a_world_of_higher_priority_gets_the_slots_of_an_autoscaled_endpoint(server: Server) -> None:
+    at = {name: start_replica(server, name) for name in ("one", "two")}
+    told: list[Shortage] = []
+    ending: list[asyncio.Future[None]] = []
+
+    def on_shortage(shortage: Shortage) -> None:
+        """As the server does for an endpoint of priority 0 that has between one and two replicas."""
+        told.append(shortage)
+        held = sum(shortage.held.get(name, 0) for name in at)
+        lender = Lender("e", priority=0, num_replicas=len(at), min_replicas=1, slots_each=1, held=held)
+        while len(at) > give_way(shortage, [lender]).get("e", len(at)):
+            name, agent = at.popitem()
+            ending.append(asyncio.ensure_future(_asked(agent, StopReplica(replica_id=name))))
+
+    server.pool.on_shortage = on_shortage
+    try:
+        with pytest.raises(Busy, match="2 of 4"):
+            server.do(server.pool.place(None, 3, "equal", priority=0))
+        assert len(at) == 2  # of equal priority: who is there first stays
+        with pytest.raises(Busy, match="2 of 4"):
+            server.do(server.pool.place(None, 3, "urgent", priority=1))
+        assert [(row.missing, row.priority, row.held) for row in told] == [
+            (1, 0, {"one": 1, "two": 1}),
+            (1, 1, {"one": 1, "two": 1}),
+        ]
+        until(lambda: sum(agent.free_slots for agent in server.agents()) == 3, "a replica has ended")
+        placement = until(lambda: placed(server, 3, "urgent", priority=1), "it is its turn")
+        world = Ranks(AgentElsewhere(placement["agents"][0]["address"]), 3, agents=placement["agents"])
+        assert world.ok(SUM).results() == ["3", "3", "3"]
+        world.end()
+    finally:
+        server.pool.on_shortage = lambda _: None
+        for name, agent in at.items():
+            server.do(_asked(agent, StopReplica(replica_id=name)))
+    until(lambda: sum(agent.free_slots for agent in server.agents()) == 4, "the slots are free again")
 
 
 # --- workers die, servers change ---

@@ -59,7 +59,7 @@ class Whole(Causal):
 
 
 class Needy(Causal):
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Any:  # type: ignore[override]
         return super().forward(ids)
 
 

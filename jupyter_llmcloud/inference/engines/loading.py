@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,6 @@ def load_model(
     device: str = "cpu",
     base_model: str | Path | None = None,
     max_model_len: int | None = None,
-    is_own: bool = False,
 ) -> LoadedModel:
     """Load the model in `folder`; raises `ModelError` with what is missing or wrong.
 
@@ -66,17 +66,22 @@ def load_model(
         device: "cpu", "cuda:0", ... or "cuda:0,1" to spread its layers over several.
         base_model: the folder of an adapter's base model, when it is not the one that the adapter names.
         max_model_len: how many tokens prompt and answer may have together, when the model's own are too many.
-        is_own: a run of this user saved it: the architecture that is kept beside the weights may be used.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known: use one of {', '.join(_DTYPES)}.")
-    layout = check_folder(Path(folder), None if base_model is None else Path(base_model), is_own=is_own)
-    try:
+    layout = check_folder(Path(folder), None if base_model is None else Path(base_model))
+    with loading(folder):
         return shortened(_load(layout, dtype, device), max_model_len)
+
+
+@contextmanager
+def loading(folder: str | Path) -> Iterator[None]:
+    """Much code of others runs inside on files of others: whatever it raises is about this folder (ModelError)."""
+    try:
+        yield
     except ModelError:
         raise
     except Exception as error:
-        # Much code of others runs here on files of others: whatever it raises is about this folder.
         raise ModelError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error
 
 
@@ -94,12 +99,6 @@ def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
 
     folder = layout.folder
     tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
-    if layout.architecture is not None:
-        refuse_spread(device, "an architecture of a cell")
-        from jupyter_llmcloud.inference.architecture import load_own
-        from jupyter_llmcloud.inference.own_models.opening import as_loaded
-
-        return as_loaded(load_own(layout.architecture, folder, dtype, device), tokenizer)
     _check_architecture(folder)
     config = AutoConfig.from_pretrained(folder, **_SAFE)
     spread = spread_over(device)

@@ -8,15 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
-from jupyter_llmcloud.inference.engines.loading import LoadedModel, loaded_of, shortened
+from jupyter_llmcloud.inference.architecture import load_own
+from jupyter_llmcloud.inference.engines.loading import (
+    LoadedModel,
+    load_model,
+    loaded_of,
+    loading,
+    refuse_spread,
+    shortened,
+)
 from jupyter_llmcloud.inference.engines.soundness import check_vocabulary
 from jupyter_llmcloud.inference.engines.trial import why_one_at_a_time
 from jupyter_llmcloud.inference.open_inference.modules import ModulePredictor
 from jupyter_llmcloud.inference.open_inference.routes import ServedPredictor
 from jupyter_llmcloud.inference.own_models.causal_module import CausalModule, NotAGenerator, as_generator
 from jupyter_llmcloud.inference.own_models.objects import TOKENIZER, module_of, unpickled
+from jupyter_llmcloud.storage.model_folder import check_folder
+
+
+def load_folder(folder: Path, dtype: str, device: str, max_length: int | None) -> LoadedModel:
+    """A model that a run of the user's own has saved, by the architecture that is kept beside its weights.
+
+    Raises NotAGenerator when it generates no text, ModelError when it cannot be loaded.
+    """
+    layout = check_folder(folder, is_own=True)
+    if layout.architecture is None:
+        return load_model(folder, dtype=dtype, device=device, max_model_len=max_length)
+    refuse_spread(device, "an architecture of a cell")
+    with loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return shortened(as_loaded(load_own(layout.architecture, folder, dtype, device), tokenizer), max_length)
 
 
 def load_object(path: Path, dtype: str, device: str, max_length: int | None) -> LoadedModel:

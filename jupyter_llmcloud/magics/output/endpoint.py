@@ -64,6 +64,15 @@ class Endpoint:
             self._key = str(self._client.create_key(scopes, label=f"notebook: {self.name}")["key"])
         return self._key
 
+    def working_key(self) -> str:
+        """`api_key`; a new one when that has been revoked, or has expired."""
+        if self._key is not None:
+            key_id = self._key.removeprefix("sk-llmc-").partition("-")[0]
+            known = self._client.keys()
+            if not any(row["id"] == key_id and row["state"] == "valid" for row in known):
+                self._key = None
+        return self.api_key
+
     @property
     def state(self) -> str:
         """starting, ready, failed or stopped."""
@@ -452,7 +461,7 @@ class Endpoint:
             return bundle
         from jupyter_llmcloud.magics.output.endpoint_card import make_card
 
-        live: Any = make_card(self.name, self.base_url, self.snippets(), lambda: self.api_key)._repr_mimebundle_()
+        live: Any = make_card(self.name, self.base_url, self.snippets(), self.working_key)._repr_mimebundle_()
         shown = live[0] if isinstance(live, tuple) else live
         return {**shown, **bundle, **panel("endpoint", self.name, self.name)}
 

@@ -156,8 +156,11 @@ class EndpointController:
     def kind(self) -> str:
         """What the model is for, as its replicas say: what is of the user's own turns out when it is loaded."""
         current = self.stored.current
-        mine = [one for one in self._replicas.values() if one.stored.revision == current.number]
-        return str(next((one.reported["kind"] for one in mine if one.reported.get("kind")), current.kind))
+        if current.kind not in ("module", "python"):
+            return current.kind
+        known = [one for one in self._replicas.values() if one.reported.get("kind")]
+        known.sort(key=lambda one: one.stored.revision == current.number)  # else as what it takes the place of
+        return str(known[-1].reported["kind"]) if known else current.kind
 
     def describe(self) -> dict[str, Any]:
         """What the API tells of it: neither sockets nor tokens."""
@@ -265,7 +268,8 @@ class EndpointController:
 
     def give_way(self, num_replicas: int) -> None:
         """A world of higher priority waits for slots: have no more replicas than these while it does."""
-        before = self.stored.current.num_replicas
+        current = self.stored.current
+        before = current.num_replicas
         self.scaling.hold(num_replicas, self._now() + GIVES_WAY_S)
         if num_replicas < before:
             self._records.tell_change(self.name, "endpoint.scaled", replicas=num_replicas, before=before)

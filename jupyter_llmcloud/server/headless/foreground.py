@@ -10,6 +10,7 @@ import shlex
 import sys
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.server.api.keys import mint
@@ -29,7 +30,7 @@ PLAIN_TEXT = (
     "Keys and prompts cross the network unencrypted when others ask {ip}: give --certfile and --keyfile, or let only "
     "a proxy with TLS reach it."
 )
-EXAMPLES = """
+GENERATES = """
 {curl} {url}/completions -H "Authorization: Bearer {key}" \\
   -H "Content-Type: application/json" -d '{{"model": "{model}", "prompt": "The", "max_tokens": 16}}'
 
@@ -37,6 +38,22 @@ from openai import OpenAI
 client = OpenAI(base_url="{url}", api_key="{key}")
 print(client.completions.create(model="{model}", prompt="The", max_tokens=16).choices[0].text)
 """
+EMBEDS = """
+{curl} {url}/embeddings -H "Authorization: Bearer {key}" \\
+  -H "Content-Type: application/json" -d '{{"model": "{model}", "input": "Hello"}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{url}", api_key="{key}")
+print(client.embeddings.create(model="{model}", input="Hello").data[0].embedding)
+"""
+PREDICTS = """
+{curl} {v2}/models/{model}/infer -H "Authorization: Bearer {key}" -d '{{"inputs": {inputs}}}'
+
+import httpx
+headers = {{"Authorization": "Bearer {key}"}}
+print(httpx.post("{v2}/models/{model}/infer", headers=headers, json={{"inputs": {inputs}}}).json())
+"""
+_INPUTS = {"image-classifier": '"BASE64 of a file"', "module": "[[0.5, 1.5]]"}  # of texts, for any other kind
 
 
 def serve(target: str, spec: EndpointSpec, listener: Listener = LOOPBACK) -> int:
@@ -66,6 +83,13 @@ def serve(target: str, spec: EndpointSpec, listener: Listener = LOOPBACK) -> int
     return status[0] if status else 0
 
 
+def examples(kind: str, url: str, key: str, model: str, curl: str = "curl") -> str:
+    """What can be pasted into a shell and into Python to ask a model of this kind."""
+    template = GENERATES if kind == GENERATOR else EMBEDS if kind == EMBEDDER else PREDICTS
+    v2, inputs = f"{url.removesuffix('/v1')}/v2", _INPUTS.get(kind, '["Hello"]')
+    return template.format(url=url, key=key, model=model, curl=curl, v2=v2, inputs=inputs)
+
+
 def _curl(app: HeadlessServerApp) -> str:
     """With the certificate named, as one that somebody has made for themselves is not known to curl."""
     return f"curl --cacert {shlex.quote(app.listener.certfile)}" if app.listener.certfile else "curl"
@@ -87,5 +111,5 @@ async def _begin(app: HeadlessServerApp, target: str, spec: EndpointSpec) -> Non
     print(f"base_url  {url}")
     print(f"api_key   {key.text}")
     print(f"model     {endpoint.name}")
-    print(EXAMPLES.format(url=url, key=key.text, model=endpoint.name, curl=_curl(app)), flush=True)
+    print(examples(endpoint.kind, url, key.text, endpoint.name, _curl(app)), flush=True)
     print("Ctrl-C ends it and all that it started.", file=sys.stderr, flush=True)

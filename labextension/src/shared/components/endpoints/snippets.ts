@@ -5,8 +5,11 @@ export interface Snippet {
   readonly text: string;
 }
 
-/** A request in curl, Python and JavaScript. */
-export function snippets(url: string, name: string): Snippet[] {
+/** A request in curl, Python and JavaScript; by the Open Inference Protocol for what generates no text. */
+export function snippets(url: string, name: string, kind = 'generator'): Snippet[] {
+  if (kind !== 'generator' && kind !== 'embedder') {
+    return predictions(`${url.replace(/\/v1$/, '/v2')}/models/${encodeURIComponent(name)}/infer`, kind);
+  }
   const model = JSON.stringify(name);
   const body = `{"model": ${model}, "messages": [{"role": "user", "content": "Hello"}]}`;
   return [
@@ -45,6 +48,29 @@ export function snippets(url: string, name: string): Snippet[] {
         `  body: JSON.stringify(${body})`,
         '});',
         'console.log((await answer.json()).choices[0].message.content);'
+      ].join('\n')
+    }
+  ];
+}
+
+// What stands for the inputs, where texts are not what is asked.
+const INPUTS: Record<string, string> = { module: '[[0.5, 1.5]]', 'image-classifier': '"BASE64 of a file"' };
+
+function predictions(url: string, kind: string): Snippet[] {
+  const body = `{"inputs": ${INPUTS[kind] ?? '["Hello"]'}}`;
+  return [
+    {
+      title: 'curl',
+      text: [`curl '${url}' \\`, '  -H "Authorization: Bearer $LLMCLOUD_API_KEY" \\', `  -d '${body}'`].join('\n')
+    },
+    {
+      title: 'Python',
+      text: [
+        'import os',
+        'import httpx',
+        '',
+        'headers = {"Authorization": f"Bearer {os.environ[\'LLMCLOUD_API_KEY\']}"}',
+        `print(httpx.post(${JSON.stringify(url)}, headers=headers, json=${body}).json())`
       ].join('\n')
     }
   ];

@@ -54,7 +54,7 @@ export function rollbackTo(endpoint: Endpoint): string {
     revision =>
       ['retired', 'previous'].includes(revision.role) && !revision.note && (!stable || revision.number < stable.number)
   );
-  return earlier.length > 0 ? earlier[earlier.length - 1]!.target : '';
+  return earlier.at(-1)?.target ?? '';
 }
 
 /** How a shadow compares, in a line: as `%endpoints show` says it. */
