@@ -80,6 +80,10 @@ class ServerContext:
         topics.add_to(events, self.runs, self.run_states)
         return events
 
+    def keep_usage(self, days: float) -> None:
+        """How long a row of usage is kept. Raises UsageError."""
+        self.requests.keep(days)
+
     @property
     def alerts(self) -> KeyAlerts:
         """What is unusual in the use of keys."""

@@ -147,6 +147,10 @@ class OpenRequests:
         self._writing: asyncio.Task[None] | None = None
         self._closing = False
 
+    def keep(self, days: float) -> None:
+        """Keep rows of usage for so long. Raises UsageError."""
+        self.book.keep_s = check_days(days) * 86400
+
     def begin(self, request: OpenRequest) -> None:
         """A request is let in."""
         self._open.add(request)
