@@ -87,6 +87,10 @@ class ServerContext:
         """Those who follow it without a websocket."""
         return PollSessions(self.events)
 
+    def keep_usage(self, days: float) -> None:
+        """How long a row of usage is kept. Raises UsageError."""
+        self.requests.keep(days)
+
     @property
     def alerts(self) -> KeyAlerts:
         """What is unusual in the use of keys."""

@@ -15,7 +15,7 @@ from jupyter_llmcloud.server.answers.response_cache import ResponseCache
 from jupyter_llmcloud.server.api.cross_origin import ORIGINS, check_origins
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
-from jupyter_llmcloud.server.gateway.open_requests import KEEP_S, check_days
+from jupyter_llmcloud.server.gateway.open_requests import KEEP_S
 from jupyter_llmcloud.server.routes import SETTING, handlers
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class LLMCloudExtension(ExtensionApp):
         assert self.serverapp is not None
         root_dir = Path(str(self.serverapp.root_dir))
         self.context = ServerContext(self.log, self.serverapp.event_logger, self.identity, root_dir)
-        self.context.requests.book.keep_s = check_days(self.keep_usage_days) * 86400
+        self.context.keep_usage(self.keep_usage_days)
         self.settings[SETTING] = self.context
         if self.cache_url:
             self.settings[CACHE] = ResponseCache(self.cache_url, self.cache_ttl_s, self.log)

@@ -206,8 +206,7 @@ class Zygote:
             from jupyter_llmcloud.training import rank
             from jupyter_llmcloud.training.forked_program import run_program
 
-            is_program = isinstance(request, ForkProgram)
-            status = run_program(request, fds) if is_program else rank.begin(request, fds)
+            status = run_program(request, fds) if isinstance(request, ForkProgram) else rank.begin(request, fds)
         except BaseException:
             import traceback
 

@@ -94,7 +94,7 @@ async def test_a_stream_is_settled_by_what_its_replica_counted(server: Server, m
         await answer.aread()
     await server.context.requests.write()
     stored = server.context.state.key(id_of(key))
-    assert server.context.quotas.headers(stored)["x-ratelimit-remaining-tokens"] == "990"  # 3 + 7
+    assert server.context.quotas.headers(stored)["x-ratelimit-remaining-tokens"] == "992"  # 3 + 5
 
 
 async def test_a_restarted_server_knows_what_was_asked_in_the_last_minute(server: Server, model: Path) -> None:

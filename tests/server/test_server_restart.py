@@ -21,6 +21,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.plain_http import PLAIN
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -86,8 +87,8 @@ def test_a_jupyter_server_that_is_killed_under_load_finds_its_endpoint_and_clust
             continue
         assert before["state"] == "ready", before
         key = client.create_key(["infer:tiny"])["key"]
-        with ThreadPoolExecutor(4) as threads:
-            asking = [threads.submit(greedy_answers, f"{client.openai_url}/completions", key) for _ in range(4)]
+        with ThreadPoolExecutor(16) as threads:
+            asking = [threads.submit(greedy_answers, f"{client.openai_url}/completions", key) for _ in range(16)]
             for _ in range(12):
                 assert REQUESTS_ANSWERED.acquire(timeout=60)
             os.kill(process.pid, signal.SIGKILL)
@@ -100,6 +101,11 @@ def test_a_jupyter_server_that_is_killed_under_load_finds_its_endpoint_and_clust
         after = client.endpoint("tiny", wait_s=20)
         assert time.monotonic() - began < 10
         assert (after["state"], after["replicas"][0]["pid"]) == ("ready", before["replicas"][0]["pid"])
+        assert after["rates"]["num_in_flight"] == 0
+        state = ServerState()
+        counted = [row["request_id"] for row in state.usage(limit=10_000)]
+        state.close()
+        assert len(set(counted)) == len(counted)  # what the server before had written is not written again
         headers = {"Authorization": f"Bearer {key}"}
         body = {"model": "tiny", "prompt": "The for", "max_tokens": 4}
         assert greedy_answers(f"{client.openai_url}/completions", key, at_most=1) == answers[:1]

@@ -115,7 +115,7 @@ class UsageBook:
 
     async def write(self, records: Sequence[RequestRecord]) -> None:
         """Write these down. Raises sqlite3.Error, with nothing written."""
-        await asyncio.to_thread(self.state.add_usage, records)
+        await asyncio.to_thread(self.state.add_usage, list(records))
         self.tell(records)
 
     async def prune(self) -> None:
@@ -146,6 +146,10 @@ class OpenRequests:
         self._watching: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._closing = False
+
+    def keep(self, days: float) -> None:
+        """Keep rows of usage for so long. Raises UsageError."""
+        self.book.keep_s = check_days(days) * 86400
 
     def begin(self, request: OpenRequest) -> None:
         """A request is let in."""
