@@ -148,6 +148,11 @@ def module_root() -> Iterator[Path]:
         yield root
 
 
+@pytest.fixture
+def jp_nbconvert_templates() -> None:
+    """pytest-jupyter's copies fifty files for every server; ours converts nothing by nbconvert."""
+
+
 @pytest.fixture(autouse=True)
 def jp_server_cleanup(jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """pytest-jupyter's, where there was a server: its own makes one for every test, only to clean up after it."""

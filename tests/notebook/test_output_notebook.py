@@ -295,7 +295,6 @@ def kernel() -> Iterator[Kernel]:
 
 
 @pytest.mark.alone
-@pytest.mark.alone
 def test_ten_megabytes_of_each_rank_leave_the_kernel_responsive(kernel: Kernel) -> None:
     """In the background, followed from a thread, and in the cell itself; as lines, as a bar, as one line."""
     kernel.run("%load_ext jupyter_llmcloud\nimport sys, threading")
@@ -323,7 +322,9 @@ def test_ten_megabytes_of_each_rank_leave_the_kernel_responsive(kernel: Kernel) 
     control.start()
     heard = kernel.run(f"%%distribute --name foreground\n{FLOOD}")
     control.end()
-    assert sum(len(json.dumps(message["content"])) for message in heard) < 200_000
+    opened = [message for message in heard if message["msg_type"] == "comm_open"]  # has the view's program in it
+    assert len(opened) <= 2  # a widget and its layout
+    assert sum(len(json.dumps(message["content"])) for message in heard if message not in opened) < 150_000
     assert len(heard) < 60
     assert statistics.median(control.lasted) < 0.1
     kernel.run("assert handle.logs().count('\\n') == 199_999")

@@ -19,6 +19,7 @@ from jupyter_llmcloud.core.serving.keys import ApiKey, make_key, parse_key
 from jupyter_llmcloud.server.gateway import handlers
 from tests.server.test_gateway import error_of, in_flight, stream
 from tests.server.test_server_access import PUBLIC, routes
+from tests.support.plain_http import PLAIN
 from tests.support.server_parts import Server, make_model, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -137,7 +138,7 @@ async def test_a_key_in_the_query_is_refused_also_beside_a_valid_one_and_is_not_
 @pytest.mark.parametrize("body", [{"scopes": ["infer:*"]}, "scopes=infer:*"])
 async def test_a_change_by_cookie_needs_the_xsrf_token_on_every_route(server: Server, model: Path, body: Any) -> None:
     await server.serve(model)
-    async with httpx.AsyncClient(trust_env=False, timeout=20) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=PLAIN, timeout=20) as browser:
         await browser.get(f"{server.url}/llmcloud/api/status?token={server.token}")  # signs in: sets the cookie
         assert (await browser.get(f"{server.url}/llmcloud/api/keys")).status_code == 200
         for method, path, _ in routes():

@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 from traitlets.config import Config
 
 from jupyter_llmcloud.server.gateway import admission
+from tests.support.plain_http import PLAIN
 from tests.support.server_parts import Server, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -207,13 +208,12 @@ async def test_a_full_queue_is_429_and_those_in_it_are_answered(
     monkeypatch.setattr(admission, "MAX_QUEUED_PER_REPLICA", 2)
     await server.serve(model)
     key = await server.key()
-    async with stream(server, "count 50", key) as first:
+    async with stream(server, "endless", key):
         waiting = [asyncio.ensure_future(server.complete("hello", key)) for _ in range(2)]
         await until(lambda: in_flight() == 3, "one is answered and two wait")
         answer = await server.complete("hello", key)
         assert error_of(answer, 429)["code"] == "queue_full"
         assert int(answer.headers["Retry-After"]) >= 1
-        await first.aread()
     assert [(await request).status_code for request in waiting] == [200, 200]
     assert in_flight() == 0
 
@@ -221,7 +221,10 @@ async def test_a_full_queue_is_429_and_those_in_it_are_answered(
 async def test_a_client_that_hangs_up_frees_the_replica_streaming_or_not(server: Server, model: Path) -> None:
     await server.serve(model)
     key = await server.key()
-    async with httpx.AsyncClient(trust_env=False) as client, stream(server, "endless", key, client) as answer:
+    async with (
+        httpx.AsyncClient(trust_env=False, verify=PLAIN) as client,
+        stream(server, "endless", key, client) as answer,
+    ):
         await anext(answer.aiter_raw())
         assert in_flight() == 1
     await until(lambda: _counted(server, cancelled=1, active=0), "the stream ends in the replica")
@@ -238,7 +241,7 @@ async def test_after_two_hundred_hang_ups_nothing_is_left_of_them(server: Server
     turns = asyncio.Semaphore(16)
 
     async def hang_up(number: int) -> None:
-        async with turns, httpx.AsyncClient(timeout=0.3, trust_env=False) as client:
+        async with turns, httpx.AsyncClient(timeout=0.3, trust_env=False, verify=PLAIN) as client:
             if number % 2:  # in the middle of its answer
                 async with stream(server, "endless", key, client) as answer:
                     await anext(answer.aiter_raw())
@@ -297,7 +300,7 @@ async def test_a_replica_that_is_killed_fails_only_its_own_streams_and_is_replac
 
 
 async def _hang_up(server: Server, key: str) -> None:
-    async with httpx.AsyncClient(timeout=0.5, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=0.5, trust_env=False, verify=PLAIN) as client:
         body = {"model": "tiny", "prompt": "wait"}
         headers = {"Authorization": f"Bearer {key}"}
         await client.post(f"{server.url}/llmcloud/v1/completions", json=body, headers=headers)
@@ -413,7 +416,10 @@ async def test_a_stream_that_tells_no_usage_is_counted_too_also_when_its_client_
     key = await server.key()
     async with stream(server, "count 5", key) as answer:
         await answer.aread()
-    async with httpx.AsyncClient(trust_env=False) as client, stream(server, "endless", key, client) as answer:
+    async with (
+        httpx.AsyncClient(trust_env=False, verify=PLAIN) as client,
+        stream(server, "endless", key, client) as answer,
+    ):
         await anext(answer.aiter_raw())
     await until(lambda: in_flight() == 0, "nothing is in flight")
     await server.context.requests.write()

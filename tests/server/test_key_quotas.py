@@ -19,6 +19,7 @@ from traitlets.config import Config
 from jupyter_llmcloud.core.serving.usage import anomalies
 from jupyter_llmcloud.storage.server_state import RequestRecord
 from tests.server.test_gateway import error_of, stream
+from tests.support.plain_http import PLAIN
 from tests.support.server_parts import Server, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -73,7 +74,10 @@ async def test_requests_at_once_are_limited_and_free_again_when_a_stream_ends_or
 ) -> None:
     await server.serve(model)
     key = await server.key(parallel_requests=1)
-    async with httpx.AsyncClient(trust_env=False) as client, stream(server, "endless", key, client) as answer:
+    async with (
+        httpx.AsyncClient(trust_env=False, verify=PLAIN) as client,
+        stream(server, "endless", key, client) as answer,
+    ):
         await anext(answer.aiter_raw())
         assert "1 requests at once" in error_of(await server.complete("hello", key), 429)["message"]
     await until(lambda: _answered(server, key), "the place is free again")

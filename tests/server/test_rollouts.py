@@ -50,7 +50,13 @@ def audit(server: Server, action: str) -> list[dict[str, Any]]:
 async def test_weights_of_the_same_shape_are_taken_by_the_replicas_that_there_are(
     server: Server, model: Path, tmp_path: Path
 ) -> None:
-    before = await server.serve(model, replicas=2)
+    await server.serve(model, replicas=2)
+
+    async def both_are_ready() -> bool:
+        return [replica["state"] for replica in (await told(server))["replicas"]] == ["ready", "ready"]
+
+    await until(both_are_ready, "both are ready: one that still starts would be started again")
+    before = await told(server)
     assert await revision(server) == "1"
     await change(server, "update", {"target": str(make_model(tmp_path / "better"))})
 

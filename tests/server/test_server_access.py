@@ -19,6 +19,7 @@ from jupyter_llmcloud.server.api.base import RESOURCE
 from jupyter_llmcloud.server.gateway.handlers import UnknownPathHandler
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.routes import ROUTES
+from tests.support.plain_http import PLAIN
 from tests.support.server_parts import Server
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -117,7 +118,7 @@ async def test_a_key_in_the_query_is_not_taken(server: Server) -> None:
 async def test_a_change_by_cookie_needs_the_xsrf_token(server: Server) -> None:
     url = f"{server.url}/llmcloud/api/keys"
     body = {"scopes": ["models:read"]}
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=PLAIN) as browser:
         await browser.get(f"{server.url}/llmcloud/api/status?token={server.token}")  # signs in: sets the cookie
         assert (await browser.get(url)).status_code == 200
         assert (await browser.post(url, json=body)).status_code == 403

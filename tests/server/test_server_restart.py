@@ -21,6 +21,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from tests.support.plain_http import PLAIN
 
 pytest_plugins = ["tests.support.server_fixtures"]
 START_DEADLINE_S = 60
@@ -59,7 +60,7 @@ def greedy_answers(url: str, key: str, at_most: int = 1000) -> list[str]:
     """What the model says to one prompt, again and again until nobody answers; refusals are no answers."""
     answers: list[str] = []
     body = {"model": "tiny", "prompt": "The for", "max_tokens": 8, "temperature": 0}
-    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False) as http:
+    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False, verify=PLAIN) as http:
         for _ in range(at_most):
             try:
                 answer = http.post(url, json=body)

@@ -17,6 +17,7 @@ from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.layouts import Layouts
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+from tests.support.plain_http import PLAIN
 from tests.support.server_parts import Server, make_model, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -226,7 +227,7 @@ async def test_a_log_is_read_no_further_than_somebody_reads_it(server: Server, m
 async def test_a_link_in_a_notebook_opens_the_log_for_who_is_signed_in(server: Server) -> None:
     """A browser that follows a link sends its cookie, no token and, being told so by the link, no referrer."""
     make_run()
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=PLAIN) as browser:
         url = f"{server.url}/llmcloud/api/runs/train-1/log"
         assert (await browser.get(url)).status_code == 403
         await browser.get(f"{server.url}/llmcloud/api/status?token={server.token}")

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,19 @@ FREE_VARIABLES = {
     "PYDEVD_USE_FRAME_EVAL",
     "TORCHINDUCTOR_CACHE_DIR",
 }
+# Python's own audit events of a new process.
+SPAWNS = frozenset(
+    (
+        "subprocess.Popen",
+        "os.fork",
+        "os.forkpty",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.system",
+        "os.startfile",
+        "pty.spawn",
+    )
+)
 # One per Python process by design; it ends with that process.
 FREE_COMMANDS = ("multiprocessing.resource_tracker",)
 
@@ -148,6 +162,21 @@ def describe(process: psutil.Process) -> str:
         return f"process {process.pid} (gone meanwhile)"
 
 
+class _Spawned:
+    """Counts what may have made this process the parent of another: a look at all processes is only needed then."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, _: object) -> None:
+        if event in SPAWNS:
+            self.count += 1
+
+
+_spawned = _Spawned()
+
+
 def end(processes: list[psutil.Process]) -> None:
     """Kill what was left, so that one leak does not fail the next test too."""
     for process in processes:
@@ -180,6 +209,7 @@ class Snapshot:
     """The state before a test, to compare with the one after it."""
 
     mark: str
+    num_spawned: int = field(default_factory=lambda: _spawned.count)
     children: set[psutil.Process] = field(default_factory=unmarked_children)
     ports: set[tuple[str, int]] = field(default_factory=listening_ports)
     variables: dict[str, str] = field(default_factory=environment)
@@ -187,7 +217,7 @@ class Snapshot:
 
     def leaks(self, grace_s: float) -> list[str]:
         """What the test left behind, one line each; left processes are ended."""
-        left = settle(self._left_processes, grace_s)
+        left = settle(self._left_processes, grace_s) if _spawned.count > self.num_spawned else []
         lines = [describe(process) for process in left]
         end(left)
         lines += [f"listening port {host}:{port}" for host, port in sorted(listening_ports() - self.ports)]

@@ -13,6 +13,7 @@ import httpx
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from tests.support.lab import Lab, running_lab
+from tests.support.plain_http import PLAIN
 from tests.support.worlds import until
 
 
@@ -108,7 +109,7 @@ class NotebookServer:
         self.folder = folder
         self.runtime = folder.parent / "lab" / "runtime"
         headers = {"Authorization": f"token {lab.token}"}
-        self._http = httpx.Client(base_url=lab.url, headers=headers, timeout=90, trust_env=False)
+        self._http = httpx.Client(base_url=lab.url, headers=headers, timeout=90, trust_env=False, verify=PLAIN)
         self._open: list[Notebook] = []
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:

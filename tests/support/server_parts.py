@@ -30,6 +30,7 @@ from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.rpc import Responder
 from jupyter_llmcloud.server.context import ServerContext
 from tests.support.api_schema import check_answer
+from tests.support.plain_http import PLAIN
 
 STAND_IN = Path(__file__).parent / "stand_in_replica.py"
 DEADLINE_S = 20.0
@@ -253,7 +254,9 @@ class Server:
         # It keeps no cookie: Jupyter signs in whoever comes with its token, and a later request shall not profit.
         jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         hooks = {"response": [check_answer]}
-        self.client = httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False, cookies=jar, event_hooks=hooks)
+        self.client = httpx.AsyncClient(
+            timeout=DEADLINE_S, trust_env=False, verify=PLAIN, cookies=jar, event_hooks=hooks
+        )
 
     async def ask(
         self, method: str, path: str, body: Any = None, key: str | None = None, **options: Any

@@ -6,13 +6,17 @@ and marks of workers begin with its own: whatever happens to a worker, it finds 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+SHARED_MEMORY = "/dev/shm"
+ENOUGH_MEMORY = 16 << 30
 FOLDER = pytest.StashKey[Path]()  # below which its tests write; each worker has one of its own
 
 
@@ -24,11 +28,19 @@ def is_worker(config: pytest.Config) -> bool:
 def make_folder(config: pytest.Config) -> Path:
     """Make the folder of this process. Its path is short, since that of a unix socket holds 107 bytes."""
     if not is_worker(config):
-        return Path(tempfile.mkdtemp(prefix="llmc-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        return Path(tempfile.mkdtemp(prefix="llmc-", dir=_where()))
     given: dict[str, Any] = config.workerinput
     folder = Path(f"{given['folder']}-{given['workerid'].removeprefix('gw')}")
     folder.mkdir(mode=0o700)
     return folder
+
+
+def _where() -> str | None:
+    """In memory where there is plenty: tens of thousands of small files are made, synced and removed."""
+    with contextlib.suppress(OSError):
+        if min(psutil.disk_usage(SHARED_MEMORY).free, psutil.virtual_memory().available) > ENOUGH_MEMORY:
+            return SHARED_MEMORY
+    return "/tmp" if os.path.isdir("/tmp") else None
 
 
 def mark_of(config: pytest.Config) -> str:

@@ -18,6 +18,7 @@ from jupyter_llmcloud.server.events import handler
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 from tests.support.event_client import EventClient
+from tests.support.plain_http import PLAIN
 from tests.support.proxies import Wire
 from tests.support.server_parts import Server
 
@@ -80,7 +81,7 @@ async def test_nobody_opens_it_without_a_token(server: Server) -> None:
 
 
 async def test_a_page_of_another_origin_does_not_open_it(server: Server) -> None:
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=PLAIN) as browser:
         await browser.get(f"{server.url}/llmcloud/api/status?token={server.token}")  # signs in: sets the cookie
         cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
     own = server.url.split("/")[2]
