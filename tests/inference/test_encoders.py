@@ -131,7 +131,9 @@ def test_weights_of_the_encoder_that_lack_are_refused(tmp_path: Path) -> None:
         opened(folder)
 
 
-async def test_a_burst_of_single_texts_takes_few_passes_and_gives_the_vectors_that_each_has_alone(tmp_path: Path) -> None:
+async def test_a_burst_of_single_texts_takes_few_passes_and_gives_the_vectors_that_each_has_alone(
+    tmp_path: Path,
+) -> None:
     served = opened(save_tiny_bert(tmp_path / "m", "BertModel"))
     prompts = [[2, *range(5, 5 + number % 9), 3] for number in range(64)]
     alone = [served.embedder.predict([prompt])[0] for prompt in prompts]

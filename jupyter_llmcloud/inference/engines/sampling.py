@@ -187,7 +187,7 @@ def _record_logprobs(logits: torch.Tensor, scores: torch.Tensor, rows: Sequence[
 def likeliest(scores: torch.Tensor) -> list[int]:
     """The index of each row's largest score; of equal ones, the first."""
     if scores.device.type == "cpu" and scores.dtype == torch.float32:
-        return scores.numpy().argmax(axis=1).tolist()  # type: ignore[no-any-return]  # ten times as quick as torch's
+        return scores.numpy().argmax(axis=1).tolist()  # ten times as quick as torch's
     return scores.argmax(dim=-1).tolist()
 
 

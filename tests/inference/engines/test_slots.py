@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -414,3 +415,22 @@ def test_the_number_of_threads_may_change_at_any_time(llama: LoadedModel) -> Non
         assert set(seen[-3:]) == {2}
 
     with_slots(llama, body)
+
+
+def test_positions_that_would_change_beyond_the_context_are_not_looked_up_there() -> None:
+    """A rotation that is computed anew for long sequences is one table as long as the context ends before."""
+    parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    loaded = replace(tiny_model(lambda: changed(CONFIGS["llama"](), rope_parameters=parameters)), context_length=64)
+    assert _is_fused(loaded)
+
+    async def body(engine: SlotEngine) -> None:
+        prompt = random_prompt(3, 40)
+        assert (await collect(engine, Generation(prompt, 20, GREEDY)))[0] == plain(loaded, prompt, 20)
+
+    with_slots(loaded, body, CachePlan(64, 32, 4096, 64, 1 << 14))
+
+
+def changed(config: Any, **values: Any) -> Any:
+    for name, value in values.items():
+        setattr(config, name, value)
+    return config

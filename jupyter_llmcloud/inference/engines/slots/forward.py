@@ -64,7 +64,7 @@ class ForwardPass:
             return
         if can_be_fused(model):
             expected = self._tried_scores()
-            self.decoder = FusedDecoder(model, [layer.window for layer in self.layers])
+            self.decoder = FusedDecoder(model, [layer.window for layer in self.layers], loaded.context_length)
             error = float((self._tried_scores() - expected).abs().max())
             if error <= _ROUNDING * max(1.0, float(expected.abs().max())):
                 return
@@ -102,7 +102,7 @@ class ForwardPass:
 
     @torch.inference_mode()
     def run(self, step: Step) -> torch.Tensor:
-        """The scores [n, vocabulary] of the tokens that `step.scored` names; what is given when it names none is void."""
+        """The scores [n, vocabulary] of the tokens that `step.scored` names; void, when it names none."""
         if self.decoder is not None:
             return self.decoder.run(step)
         scored = step.scored if len(step.scored) else step.scored.new_zeros(1)

@@ -1,9 +1,10 @@
 """A decoder of the Llama family in as few operations as it needs: at few sequences, calling them is what costs.
 
-transformers calls some sixty operations a layer, below three levels of wrappers. Here a layer is some twenty calls in one
-loop: queries, keys and values are one matrix product, and so are the two branches of the MLP; a rotation is one complex
-product (the two numbers of a rotated pair stand side by side, for which rows of the weights are reordered) with a factor
-that is looked up in a table; residuals are added by the products before them. The numbers are the same but for rounding.
+transformers calls some sixty operations a layer, below three levels of wrappers. Here a layer is some twenty calls in
+one loop: queries, keys and values are one matrix product, and so are the two branches of the MLP; a rotation is one
+complex product (the two numbers of a rotated pair stand side by side, for which rows of the weights are reordered) with
+a factor that is looked up in a table; residuals are added by the products before them. The numbers are the same but for
+rounding.
 """
 
 from __future__ import annotations
@@ -53,15 +54,15 @@ class FusedDecoder:
     Args:
         model: the language model.
         windows: how many positions each layer's tokens see; 0: all.
+        context_length: how many positions there are.
     """
 
-    def __init__(self, model: Any, windows: list[int]) -> None:
+    def __init__(self, model: Any, windows: list[int], context_length: int) -> None:
         network = model.model
         self._embeddings = network.embed_tokens.weight.detach()
-        self._rotation = _Rotation(network.rotary_emb)
-        self._layers = [
-            _Layer(layer, index, window) for index, (layer, window) in enumerate(zip(network.layers, windows, strict=True))
-        ]
+        self._rotation = _Rotation(network.rotary_emb, context_length)
+        layers = zip(network.layers, windows, strict=True)
+        self._layers = [_Layer(layer, index, window) for index, (layer, window) in enumerate(layers)]
         self._norm = _Norm(network.norm)
         self._head = Packed(model.lm_head.weight, model.lm_head.bias)
 
@@ -77,7 +78,7 @@ class FusedDecoder:
 
 
 class _Norm:
-    """Root mean square normalisation (Zhang and Sennrich 2019), by the length of a vector instead of its mean square."""
+    """Root mean square normalisation (Zhang and Sennrich 2019), by a vector's length instead of its mean square."""
 
     def __init__(self, norm: Any) -> None:
         size = norm.weight.shape[0]
@@ -92,15 +93,17 @@ class _Norm:
 class _Rotation:
     """The rotations of positions as complex numbers, which the model's own module has given."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, context_length: int) -> None:
         self._module = module
+        self._context_length = context_length
         self._table = torch.empty(0)
-        self._num_heads = 0
 
     def of(self, step: Step) -> torch.Tensor:
         """[tokens, 1, half a head]."""
         if step.num_positions > len(self._table):
-            self._extend(max(_POSITIONS_AT_FIRST, 2 * step.num_positions))
+            # No further than the context: some modules change all positions when they see one beyond it.
+            wanted = min(max(_POSITIONS_AT_FIRST, 2 * step.num_positions), self._context_length)
+            self._extend(max(wanted, step.num_positions))
         return self._table.index_select(0, step.positions[0]).unsqueeze(1)
 
     def _extend(self, num_positions: int) -> None:
@@ -180,6 +183,4 @@ def _paired(weight: torch.Tensor, size: int) -> torch.Tensor:
 def _joined(parts: list[Any]) -> Packed:
     """Linear layers of one input as one."""
     biases = [part.bias for part in parts]
-    return Packed(
-        torch.cat([part.weight.detach() for part in parts]), None if biases[0] is None else torch.cat(biases)
-    )
+    return Packed(torch.cat([part.weight.detach() for part in parts]), None if biases[0] is None else torch.cat(biases))

@@ -87,7 +87,7 @@ class SlotGroup:
             self.layers[index] = larger
 
     def seen(self, num_rows: int, longest: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each layer the keys and the values of the first rows and positions: [rows, heads, positions, head size]."""
+        """Of each layer the keys and the values of the first rows and positions: [rows, heads, positions, size]."""
         if (found := self._seen.get((num_rows, longest))) is None:
             found = self._seen[num_rows, longest] = [
                 (both[:, :, :half].transpose(1, 2), both[:, :, half:].transpose(1, 2))

@@ -1,9 +1,9 @@
 """Linear layers whose weights are laid out for oneDNN, once, instead of at every call.
 
-oneDNN's kernels give every row of a batch the same result, bit for bit, however many rows there are, and a call of them
-has a fixed price of some 20 microseconds. A single row is a product of a matrix and a vector, which is bound by reading
-the weights, and which the BLAS does as fast as memory allows: where outputs are many and inputs few, only if the weights
-stand by inputs (one column of the layer after the other). Its result differs from oneDNN's by rounding.
+oneDNN's kernels give every row of a batch the same result, bit for bit, however many rows there are, and a call of
+them has a fixed price of some 20 microseconds. A single row is a product of a matrix and a vector, which is bound by
+reading the weights. The BLAS does it as fast as memory allows: where outputs are many and inputs few, only if the
+weights stand by inputs (one column of the layer after the other). Its result differs from oneDNN's by rounding.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def why_not_packed(dtype: torch.dtype, device: torch.device) -> str | None:
         layer = Packed(weight, None)
         for rows in (torch.linspace(-2, 1, 5 * 32).view(5, 32), torch.linspace(-2, 1, 32).view(1, 32)):
             expected = linear(rows, weight)
-            given = (layer(rows), layer.add_to(expected, rows))
-            if not all(torch.allclose(one, other, atol=1e-3) for one, other in zip(given, (expected, 2 * expected), strict=True)):
+            both = torch.stack([layer(rows), layer.add_to(expected, rows)])
+            if not torch.allclose(both, torch.stack([expected, 2 * expected]), atol=1e-3):
                 return "oneDNN's result is not that of a linear layer"
     except (RuntimeError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
