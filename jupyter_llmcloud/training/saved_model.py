@@ -17,7 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training import architecture
-from jupyter_llmcloud.training.parallel.agreement import different
+from jupyter_llmcloud.training.parallel.strategies.alike import different
 
 State = dict[str, torch.Tensor]
 

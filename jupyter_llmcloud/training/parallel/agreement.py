@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.parallel.plans import layout_of
+from jupyter_llmcloud.training.parallel.strategies.alike import different
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 from jupyter_llmcloud.training.parallel.whole import Whole
 
@@ -73,18 +74,6 @@ def _agree_on(name: str, first: int, wanted: SavedModel, other: int, found: Save
         )
     if difference := different(wanted.shapes, found.shapes, f"rank {first}", f"rank {other}"):
         raise UsageError(f"--save {name}: the ranks hold different parts or models: {difference}. {_BY_HAND}")
-
-
-def different(one: dict[str, Any], other: dict[str, Any], holder: str, other_holder: str) -> str:
-    """Names the first tensor that only one of two models has, or that has another shape; "" when there is none."""
-    for name in [*one, *(name for name in other if name not in one)]:
-        if name not in other:
-            return f"{holder} has {name}, {other_holder} has not"
-        if name not in one:
-            return f"{other_holder} has {name}, {holder} has not"
-        if one[name] != other[name]:
-            return f"{name} is {list(one[name])} for {holder}, {list(other[name])} for {other_holder}"
-    return ""
 
 
 def unlike_values(described: dict[int, dict[str, SavedModel]]) -> dict[str, str]:

@@ -6,13 +6,13 @@ group of the world is renewed, new groups are made for the same dimensions and p
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from jupyter_llmcloud.training.group.process_group import watched_sockets
 
@@ -43,7 +43,7 @@ class Meshes:
         for key, mesh in self._made.items():
             fresh = self._make(key, mesh.device_type)
             _adopt(mesh, fresh)
-            for part in _meshes_of(models):
+            for part in _parts():
                 if part is not mesh and part._get_root_mesh() is mesh:
                     _adopt(part, fresh)
         for model in models:
@@ -59,16 +59,9 @@ class Meshes:
 MESHES = Meshes()
 
 
-def _meshes_of(models: Iterable[torch.nn.Module]) -> list[DeviceMesh]:
-    found: dict[int, DeviceMesh] = {}
-    for model in models:
-        for tensor in (*model.parameters(), *model.buffers()):
-            if isinstance(tensor, DTensor):
-                found[id(tensor.device_mesh)] = tensor.device_mesh
-        for group in _fsdp_groups(model):
-            for info in _mesh_infos(group):
-                found[id(info.mesh)] = info.mesh
-    return list(found.values())
+def _parts() -> list[DeviceMesh]:
+    """Every mesh of this process: torch keeps some that no model has any more, where it remembers how it cut for them."""
+    return [value for value in gc.get_objects() if type(value) is DeviceMesh]
 
 
 def _adopt(mesh: DeviceMesh, fresh: DeviceMesh) -> None:

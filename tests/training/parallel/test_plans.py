@@ -139,15 +139,17 @@ import json
 from torch._C import _distributed_c10d as recorder
 
 def entries():
+    # The recorder is a ring: what is new is told by its number, not by its place.
     found = json.loads(recorder._dump_fr_trace_json(includeCollectives=True)).get("entries", [])
-    return [(e["profiling_name"].split(":")[-1], [list(s) for s in e["input_sizes"]], e["input_dtypes"]) for e in found if "profiling_name" in e]
+    return {e["record_id"]: (e["profiling_name"].split(":")[-1], [list(s) for s in e["input_sizes"]], e["input_dtypes"])
+            for e in found if "profiling_name" in e}
 
-before = len(entries())
+before = max(entries(), default=-1)
 """
 COUNTED = """
 held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
 whole = sum(p.numel() for p in model.parameters())
-seen = entries()[before:]
+seen = [row for number, row in sorted(entries().items()) if number > before]
 kinds = {name for name, *_ in seen}
 bits = {kind for _, _, kinds in seen for kind in kinds}
 """

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.training.parallel.agreement import different
 
 _BUCKET = 64 << 20  # bytes of one broadcast
 
@@ -34,3 +33,15 @@ def refuse_meta(model: torch.nn.Module, plan: str) -> None:
             f"--plan {plan}: {name} is on the device 'meta' and has no values. Load the model before it is prepared, "
             "without device_map and outside of init_empty_weights()."
         )
+
+
+def different(one: dict[str, Any], other: dict[str, Any], holder: str, other_holder: str) -> str:
+    """Names the first tensor that only one of two models has, or that has another shape; "" when there is none."""
+    for name in [*one, *(name for name in other if name not in one)]:
+        if name not in other:
+            return f"{holder} has {name}, {other_holder} has not"
+        if name not in one:
+            return f"{other_holder} has {name}, {holder} has not"
+        if one[name] != other[name]:
+            return f"{name} is {list(one[name])} for {holder}, {list(other[name])} for {other_holder}"
+    return ""
