@@ -24,7 +24,7 @@ import httpx
 import psutil
 
 from jupyter_llmcloud.client.rest import ServerClient
-from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.headless import headless_server
 from tests.support.tiny_models import save_tiny_llama

@@ -17,8 +17,8 @@ from jupyter_llmcloud import errors
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.magics.commands import endpoints
 from jupyter_llmcloud.magics.commands.endpoints import EndpointMagics, NewKey
-from jupyter_llmcloud.magics.output.endpoint import Endpoint
-from jupyter_llmcloud.magics.output.endpoint_card import make_card
+from jupyter_llmcloud.magics.serving.endpoint import Endpoint
+from jupyter_llmcloud.magics.serving.endpoint_card import make_card
 from jupyter_llmcloud.magics.session import session
 from tests.support.server_parts import Server, make_model
 

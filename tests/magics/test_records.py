@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.magics.output.records import Records
+from jupyter_llmcloud.magics.serving.records import Records
 
 ROWS = [{"name": "prompt_tokens", "psi": 0.123456, "hidden": 1}, {"name": "<b>", "psi": None, "hidden": 2}]
 

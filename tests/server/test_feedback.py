@@ -122,7 +122,7 @@ async def test_the_handle_in_a_notebook_gives_feedback_and_writes_the_data_set(
     server: Server, model: Path, tmp_path: Path
 ) -> None:
     from jupyter_llmcloud.client.rest import ServerClient
-    from jupyter_llmcloud.magics.output.endpoint import Endpoint
+    from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 
     await server.serve(model, keep_requests=True)
     endpoint = Endpoint("tiny", ServerClient(server.url, server.token))

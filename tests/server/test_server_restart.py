@@ -20,7 +20,7 @@ import pytest
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.errors import LLMCloudError
-from jupyter_llmcloud.magics.output.endpoint import Endpoint
+from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.plain_http import PLAIN
 

@@ -38,9 +38,9 @@ from jupyter_llmcloud.magics.commands.serve_variable import (
     takes_place_of,
 )
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
-from jupyter_llmcloud.magics.output.endpoint import Endpoint
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
+from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.magics.session import session
 
 WAIT_S = 1

@@ -10,7 +10,7 @@ from jupyter_llmcloud.core.options import Option, Syntax, integer, take_verb
 from jupyter_llmcloud.core.spec import Interface, KeySpec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table, ago
-from jupyter_llmcloud.magics.output.records import Records
+from jupyter_llmcloud.magics.serving.records import Records
 from jupyter_llmcloud.magics.session import session
 
 _KEY_OPTIONS = (

@@ -12,9 +12,9 @@ from jupyter_llmcloud.core.serving.endpoint.comparison import in_words
 from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import Table
-from jupyter_llmcloud.magics.output.endpoint import as_target
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
+from jupyter_llmcloud.magics.serving.endpoint import as_target
 from jupyter_llmcloud.magics.session import session
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from jupyter_llmcloud.core.options import parse, split
 from jupyter_llmcloud.core.serving.models.cell_source import CellSource, check_source
 from jupyter_llmcloud.core.spec import SERVE_CELL, EndpointSpec, Interface
 from jupyter_llmcloud.errors import ModelError, ServerError, UsageError
-from jupyter_llmcloud.magics.output.endpoint import Endpoint
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
-from jupyter_llmcloud.magics.session import kernel_models, session
+from jupyter_llmcloud.magics.serving import kernel_models
+from jupyter_llmcloud.magics.serving.endpoint import Endpoint
+from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import current_number
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 from jupyter_llmcloud.storage.models import served_code

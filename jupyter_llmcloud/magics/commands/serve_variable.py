@@ -16,8 +16,9 @@ from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.serving.models.variable_role import CODE, MODEL, TOKENIZER, choose_tokenizer, role_of
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.magics.commands.serve_code import serve_object
-from jupyter_llmcloud.magics.output.endpoint import Endpoint
-from jupyter_llmcloud.magics.session import kernel_models, session
+from jupyter_llmcloud.magics.serving import kernel_models
+from jupyter_llmcloud.magics.serving.endpoint import Endpoint
+from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
 

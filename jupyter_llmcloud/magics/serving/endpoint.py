@@ -13,7 +13,7 @@ from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
 from jupyter_llmcloud.core.serving.keys import may_infer
 from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
 from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
-from jupyter_llmcloud.magics.output import predictions
+from jupyter_llmcloud.magics.serving import predictions
 from jupyter_llmcloud.widgets.panel_mime import panel
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from jupyter_llmcloud.client.batches import BatchClient
     from jupyter_llmcloud.client.rest import ServerClient
-    from jupyter_llmcloud.magics.output.records import Records
+    from jupyter_llmcloud.magics.serving.records import Records
 
 READ_TIMEOUT_S = 600.0
 _SHOW_TIMEOUT_S = 2.0  # showing an object must not hold a cell up
@@ -297,7 +297,7 @@ class Endpoint:
 
         Shown as a table; `.to_frame()` gives a DataFrame.
         """
-        from jupyter_llmcloud.magics.output.records import Records
+        from jupyter_llmcloud.magics.serving.records import Records
 
         columns = ("name", "verdict", "psi", "mean_earlier", "mean_recent", "num_earlier", "num_recent")
         return Records(self._client.endpoint_drift(self.name, recent), columns, "Nothing was asked yet.")
@@ -308,7 +308,7 @@ class Endpoint:
 
         Shown as a table; `.to_frame()` gives a DataFrame.
         """
-        from jupyter_llmcloud.magics.output.records import Records
+        from jupyter_llmcloud.magics.serving.records import Records
 
         known = self._client.keys()
         scopes = {key["id"]: key["scopes"] for key in known}
@@ -459,7 +459,7 @@ class Endpoint:
         bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": self._repr_html_()}
         if getattr(get_ipython(), "kernel", None) is None:
             return bundle
-        from jupyter_llmcloud.magics.output.endpoint_card import make_card
+        from jupyter_llmcloud.magics.serving.endpoint_card import make_card
 
         live: Any = make_card(self.name, self.base_url, self.snippets(), self.working_key)._repr_mimebundle_()
         shown = live[0] if isinstance(live, tuple) else live
