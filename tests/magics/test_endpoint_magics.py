@@ -171,7 +171,7 @@ async def test_stop_while_waiting_leaves_the_endpoint_starting(
         ("serve", "x --replicas none", "--replicas 'none'"),
         ("serve", "x --replica 2", "Did you mean --replicas"),
         ("serve", "x --name a/b", "not a valid name"),
-        ("endpoints", "start", "one of list, stop, logs, scale, update,"),
+        ("endpoints", "start", "one of list, show, stop, logs, scale, update,"),
         ("endpoints", "stop", "expected NAME"),
         ("endpoints", "keys mint", "one of list, create, rotate, revoke, usage, alerts"),
         ("endpoints", "keys revoke", "the ID of a key"),
