@@ -22,12 +22,15 @@ class Meshes:
 
     def __init__(self) -> None:
         self._made: dict[tuple[tuple[str, int], ...], DeviceMesh] = {}
+        self._former: dict[tuple[tuple[str, int], ...], list[DeviceMesh]] = {}  # of groups that are gone
 
     def get(self, dimensions: Mapping[str, int], device: torch.device) -> DeviceMesh:
         """The mesh with these dimensions over all ranks; made when it is asked for first. All ranks must ask."""
         key = tuple(dimensions.items())
         if key not in self._made:
-            self._made[key] = self._make(key, device.type)
+            fresh = self._made[key] = self._make(key, device.type)
+            for former in self._former.pop(key, ()):
+                _adopt_all(former, fresh)
         return self._made[key]
 
     def dimensions(self) -> list[Any]:
@@ -36,16 +39,15 @@ class Meshes:
 
     def forget(self) -> None:
         """The world has another size."""
+        for key, mesh in self._made.items():
+            self._former.setdefault(key, []).append(mesh)
         self._made.clear()
 
     def renew(self, models: Iterable[torch.nn.Module]) -> None:
         """New groups for every mesh, also where these models hold it. All ranks must call it alike."""
         for key, mesh in self._made.items():
             fresh = self._make(key, mesh.device_type)
-            _adopt(mesh, fresh)
-            for part in _parts():
-                if part is not mesh and part._get_root_mesh() is mesh:
-                    _adopt(part, fresh)
+            _adopt_all(mesh, fresh)
         for model in models:
             _renew_fsdp(model)
 
@@ -60,8 +62,15 @@ MESHES = Meshes()
 
 
 def _parts() -> list[DeviceMesh]:
-    """Every mesh of this process: torch keeps some that no model has any more, where it remembers how it cut for them."""
+    """Every mesh of this process: torch keeps some that no model has, where it remembers how it has cut for them."""
     return [value for value in gc.get_objects() if type(value) is DeviceMesh]
+
+
+def _adopt_all(mesh: DeviceMesh, fresh: DeviceMesh) -> None:
+    """A mesh and all its parts get the groups of one that was made anew."""
+    for part in (mesh, *_parts()):
+        if part is mesh or (part is not fresh and part._get_root_mesh() is mesh):
+            _adopt(part, fresh)
 
 
 def _adopt(mesh: DeviceMesh, fresh: DeviceMesh) -> None:
