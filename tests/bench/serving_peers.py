@@ -110,7 +110,9 @@ async def llama_cpp(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
         line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), _DEADLINE_S)
         if not line.startswith(b"http"):
             raise AssertionError(f"llama.cpp's server did not start: {(place / 'log').read_text()[-2000:]}")
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        # It closes connections that were quiet for a while, whoever is about to use them.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as client:
             yield Server(client, line.decode().strip(), psutil.Process(process.pid))
 
 

@@ -91,6 +91,7 @@ def main() -> None:
     params.n_parallel, params.n_ctx = num_parallel, num_parallel * length
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to float16
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.cache_ram_mib = 0
     server = xllamacpp.Server(params)
