@@ -44,10 +44,10 @@ from jupyter_llmcloud.core.serving.endpoint.plan_messages import (
     Stopped,
     StopReplica,
     Suspected,
-    Tick,
     Withdraw,
 )
 from jupyter_llmcloud.core.serving.endpoint.revision import Revision
+from jupyter_llmcloud.core.tick import Tick
 
 
 @dataclass(frozen=True)

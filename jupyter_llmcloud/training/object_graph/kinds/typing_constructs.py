@@ -34,7 +34,8 @@ class Alias(Kind):
         if isinstance(value, types.UnionType):
             return ["union"], [("<arguments>", value.__args__)]
         if isinstance(value, types.GenericAlias) and value.__unpacked__:
-            return ["unpacked"], [("<alias>", types.GenericAlias(value.__origin__, value.__args__))]
+            origin: Any = value.__origin__
+            return ["unpacked"], [("<alias>", types.GenericAlias(origin, value.__args__))]
         function, (origin, arguments) = value.__reduce__()[:2]
         if function is not operator.getitem and not (isinstance(function, type) and isinstance(value, function)):
             raise CannotSave(f"a {type(value).__module__}.{type(value).__name__}")
