@@ -62,7 +62,9 @@ class FusedDecoder:
         self._embeddings = network.embed_tokens.weight.detach()
         self._rotation = _Rotation(network.rotary_emb, context_length)
         layers = zip(network.layers, windows, strict=True)
-        self._layers = [_Layer(layer, index, window) for index, (layer, window) in enumerate(layers)]
+        self._layers = [
+            (_Attention(layer, index, window), _GatedMLP(layer)) for index, (layer, window) in enumerate(layers)
+        ]
         self._norm = _Norm(network.norm)
         self._head = Packed(model.lm_head.weight, model.lm_head.bias)
 
@@ -70,8 +72,8 @@ class FusedDecoder:
         """The scores [n, vocabulary] of the tokens that `step.scored` names."""
         rows = embedding(step.ids[0], self._embeddings)
         factors = self._rotation.of(step)
-        for layer in self._layers:
-            rows = layer(rows, factors, step)
+        for attention, mlp in self._layers:
+            rows = mlp(attention(rows, factors, step))
         if len(step.scored) < len(rows):
             rows = rows.index_select(0, step.scored)
         return self._head(self._norm(rows))
@@ -113,21 +115,18 @@ class _Rotation:
         self._table = torch.complex(cosine[0, :, :half], sine[0, :, :half])
 
 
-class _Layer:
-    """One decoder layer: attention over slots and a gated MLP."""
+class _Attention:
+    """The first half of a layer: attention over slots, added to what comes in."""
 
     def __init__(self, layer: Any, index: int, window: int) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
         self._index, self._window, self._scaling = index, window, attention.scaling
         self._size: int = attention.head_dim
         self._num_heads = attention.q_proj.weight.shape[0] // self._size
         self._num_rotated = self._num_heads + attention.k_proj.weight.shape[0] // self._size
-        self._input_norm, self._mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self._norm = _Norm(layer.input_layernorm)
         self._joined = self._queries_keys_values(attention)
         self._output = Packed(attention.o_proj.weight, attention.o_proj.bias)
-        self._gate_up = _joined([mlp.gate_proj, mlp.up_proj])
-        self._down = Packed(mlp.down_proj.weight, mlp.down_proj.bias)
-        self._num_gates = mlp.gate_proj.weight.shape[0]
         self._head_norm: _HeadNorm | None = None
         if hasattr(attention, "q_norm"):
             self._head_norm = _HeadNorm(attention, self._num_heads, self._num_rotated)
@@ -144,15 +143,29 @@ class _Layer:
     def __call__(self, rows: torch.Tensor, factors: torch.Tensor, step: Step) -> torch.Tensor:
         """[tokens, hidden] to the same shape."""
         num_tokens = rows.shape[0]
-        joined = self._joined(self._input_norm(rows))
+        joined = self._joined(self._norm(rows))
         heads = joined.view(num_tokens, -1, self._size)
         if self._head_norm is not None:
             self._head_norm.apply_to(heads)
         heads.view(torch.complex64)[:, : self._num_rotated].mul_(factors)
         kept = joined[:, self._num_heads * self._size :]
         attended = attend(step, self._index, heads[:, : self._num_heads], kept, self._window, self._scaling)
-        rows = self._output.add_to(rows, attended.view(num_tokens, -1))
-        both = self._gate_up(self._mlp_norm(rows))
+        return self._output.add_to(rows, attended.view(num_tokens, -1))
+
+
+class _GatedMLP:
+    """The second half of a layer, added to what comes in."""
+
+    def __init__(self, layer: Any) -> None:
+        mlp = layer.mlp
+        self._norm = _Norm(layer.post_attention_layernorm)
+        self._gate_up = _joined([mlp.gate_proj, mlp.up_proj])
+        self._down = Packed(mlp.down_proj.weight, mlp.down_proj.bias)
+        self._num_gates = mlp.gate_proj.weight.shape[0]
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden] to the same shape."""
+        both = self._gate_up(self._norm(rows))
         gated = silu(both[:, : self._num_gates]).mul_(both[:, self._num_gates :])
         return self._down.add_to(rows, gated)
 
