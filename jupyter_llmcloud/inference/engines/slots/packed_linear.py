@@ -69,14 +69,14 @@ class Packed:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
         if rows.numel() > self.size_in:
-            return self._plain(rows, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]
+            return self._plain(rows, self._weight, self._bias, "none", [], "")
         product = rows.matmul(self._transposed)
         return product if self._bias is None else product.add_(self._bias)
 
     def add_to(self, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The same of [n, in], added to [n, out]."""
         if rows.numel() > self.size_in:
-            return self._binary(rows, residual, self._weight, self._bias, "add")  # type: ignore[no-any-return]
+            return self._binary(rows, residual, self._weight, self._bias, "add")
         added = torch.addmm(residual, rows, self._transposed)
         return added if self._bias is None else added.add_(self._bias)
 
