@@ -62,9 +62,9 @@ class TypeParameter(Kind):
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         flags = [flag for flag in _FLAGS if getattr(value, f"__{flag}__", False)]
-        bound, constraints = getattr(value, "__bound__", None), getattr(value, "__constraints__", ())
+        bound, constraints = _evaluated(value, "__bound__", None), _evaluated(value, "__constraints__", ())
         has_default = hasattr(value, "has_default") and value.has_default()
-        default = (value.__default__,) if has_default else ()
+        default = (_evaluated(value, "__default__", None),) if has_default else ()
         children = [("<bound>", bound), ("<constraints>", constraints), ("<default>", default)]
         return [value.__name__, value.__module__, flags], children
 
@@ -74,6 +74,14 @@ class TypeParameter(Kind):
         made = cls(name, *constraints, **given, **({"default": default[0]} if default else {}))
         made.__module__ = module  # else that of whoever called it, which is here
         return made
+
+
+def _evaluated(value: Any, name: str, otherwise: Any) -> Any:
+    """What a type parameter was given: in brackets that is evaluated only now, and may name what is not there."""
+    try:
+        return getattr(value, name, otherwise)
+    except Exception:
+        return otherwise
 
 
 class OfParamSpec(Kind):
