@@ -22,6 +22,7 @@ from jupyter_llmcloud.inference.engines.generate import GenerateEngine
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan, plan_cache
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
+from jupyter_llmcloud.inference.engines.slots.fused_decoder import FusedDecoder
 from tests.support.tiny_models import TEXT, byte_level_tokenizer, one_thread, save_tiny_llama
 
 GREEDY = Sampling(temperature=0.0)
@@ -326,6 +327,7 @@ def test_a_step_that_fails_ends_every_stream_and_the_engine_says_so(
         async for _ in streams[0]:
             break
         monkeypatch.setattr(type(loaded.model), "forward", broken)
+        monkeypatch.setattr(FusedDecoder, "run", broken)
         for stream in streams:
             with pytest.raises(EngineError, match="fell off the bus"):
                 async for _ in stream:
