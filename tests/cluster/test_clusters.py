@@ -28,7 +28,7 @@ from jupyter_llmcloud.core.scheduling.priorities import Lender, Shortage, give_w
 from jupyter_llmcloud.core.scheduling.replica_room import ReplicaNeeds
 from jupyter_llmcloud.core.serving.models.cell_source import CellSource
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NameTaken, NotFound, UsageError
-from jupyter_llmcloud.protocol.agent_messages import StartReplica, StopReplica
+from jupyter_llmcloud.protocol.agent_messages import EndReplica, LaunchReplica
 from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.storage.models.served_code import write_cell
 from tests.chaos.starts import OWNERS, Contest
@@ -256,7 +256,7 @@ def start_replica(server: Server, name: str) -> AgentInfo:
     source = str(write_cell(CellSource(CODE)))
     _, agent = server.do(server.pool.agent_for_replica(None, ReplicaNeeds(cores=1), f"replica of {name}"))
     spec = {"endpoint": "e", "served_name": "e", "model": "", "source": source, "token": "t", "cores": 1, "devices": 0}
-    server.do(_asked(agent, StartReplica(endpoint="e", replica_id=name, spec=spec)))
+    server.do(_asked(agent, LaunchReplica(endpoint="e", replica_id=name, spec=spec)))
     return agent
 
 
@@ -284,7 +284,7 @@ def test_a_world_of_higher_priority_gets_the_slots_of_an_autoscaled_endpoint(ser
         lender = Lender("e", priority=0, num_replicas=len(at), min_replicas=1, slots_each=1, held=held)
         while len(at) > give_way(shortage, [lender]).get("e", len(at)):
             name, agent = at.popitem()
-            ending.append(asyncio.ensure_future(_asked(agent, StopReplica(replica_id=name))))
+            ending.append(asyncio.ensure_future(_asked(agent, EndReplica(replica_id=name))))
 
     server.pool.on_shortage = on_shortage
     try:
@@ -305,7 +305,7 @@ def test_a_world_of_higher_priority_gets_the_slots_of_an_autoscaled_endpoint(ser
     finally:
         server.pool.on_shortage = lambda _: None
         for name, agent in at.items():
-            server.do(_asked(agent, StopReplica(replica_id=name)))
+            server.do(_asked(agent, EndReplica(replica_id=name)))
     until(lambda: sum(agent.free_slots for agent in server.agents()) == 4, "the slots are free again")
 
 

@@ -17,11 +17,11 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
+from jupyter_llmcloud.core.serving.usage.stream_usage import UsageCut
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
-from jupyter_llmcloud.server.gateway.proxy import Proxy
 from jupyter_llmcloud.storage.server_state import ServerState
 from tests.support.server_parts import Server, StandInAgent, StandInPool, until
 
@@ -231,7 +231,7 @@ async def test_a_mistake_in_the_middle_of_a_stream_ends_it_with_an_error_event(
     server: Server, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await server.serve(model)
-    monkeypatch.setattr(Proxy, "_note_stream_tokens", lambda *_: 1 / 0)
+    monkeypatch.setattr(UsageCut, "feed", lambda _, chunk: 1 / 0 if b'"2 "' in chunk else chunk)
     answer, lines = await first_event(server, "count 3")
     rest = [line async for line in lines if line]
     await answer.aclose()

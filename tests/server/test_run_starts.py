@@ -23,7 +23,7 @@ class NoRoom:
     def __init__(self) -> None:
         self.tickets: list[str] = []
 
-    async def __call__(self, cluster: str | None, num_ranks: int | None, ticket: str = "") -> dict[str, Any]:
+    async def __call__(self, cluster: str | None, num_ranks: int | None, ticket: str = "", **_: Any) -> dict[str, Any]:
         self.tickets.append(ticket)
         raise Busy("2 slots are taken.")
 

@@ -20,7 +20,7 @@ def test_variables_are_told_largest_first_with_what_they_hold() -> None:
     found = rows({"x": 3, "model": model, "data": np.zeros(1000), "rank": 0, "_hidden": 1, "torch": torch}, {"rank"})
     assert [row["name"] for row in found] == ["data", "model", "x"]
     assert [row["num_bytes"] for row in found] == [8000, 440, None]
-    assert found[2] == {"name": "x", "type": "int", "text": "3", "num_bytes": None}
+    assert found[2] == {"name": "x", "type": "int", "text": "3", "num_bytes": None, "role": ""}
 
 
 def test_a_tensor_is_told_by_its_shape_alone_and_a_secret_is_masked() -> None:

@@ -86,7 +86,7 @@ def _whole(shards: list[Any]) -> torch.Tensor:
     num_ranks, ranks = len(shards), shards[0].get("ranks", range(len(shards)))
     if None not in cuts and max(ranks) < num_ranks:
         shards = [shards[rank] for rank in ranks]  # others have the same, over a mesh of their own
-    if None in cuts or math.prod(mesh) != len(shards):
+    if None in cuts or len(cuts) != len(mesh) or math.prod(mesh) != len(shards):
         raise ResumeMissed(
             f"its tensors were spread as {', '.join(shards[0][_SHARD])} over a mesh of {mesh} of {num_ranks} ranks, "
             f"which cannot be cut in another way: resume it on {num_ranks} ranks with the same plan."

@@ -112,8 +112,9 @@ def _renew_fsdp(model: torch.nn.Module) -> None:
             state._training_state = type(state._training_state).IDLE
             state._state_ctx.iter_forward_root = None
             state._state_ctx.post_backward_final_callback_queued = False
-            state._comm_ctx.all_gather_state = None
-            state._comm_ctx.post_forward_order.clear()
+            if hasattr(state._comm_ctx, "post_forward_order"):  # made by the first forward
+                state._comm_ctx.all_gather_state = None
+                state._comm_ctx.post_forward_order.clear()
             if (pending := getattr(state._comm_ctx, "reduce_scatter_states", None)) is not None:
                 pending.clear()
             else:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from jupyter_llmcloud.agent.replicas import is_ours_alone
-from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, StartReplica, StopReplica
+from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, EndReplica, LaunchReplica
 from jupyter_llmcloud.protocol.rank_messages import ForkProgram
 from jupyter_llmcloud.training.forked_program import run_program
 from jupyter_llmcloud.training.shell.shell import make_shell
@@ -95,7 +95,7 @@ def test_a_replica_is_forked_answers_is_told_of_when_it_is_killed_and_stops(
         return next(one for one in channel.request(DescribeReplicas()).replicas if one["replica_id"] == name)
 
     def start(name: str) -> httpx.Client:
-        started = channel.request(StartReplica(endpoint="e", replica_id=name, spec=spec))
+        started = channel.request(LaunchReplica(endpoint="e", replica_id=name, spec=spec))
         assert "training.zygote" in " ".join(psutil.Process(psutil.Process(started.pid).ppid()).cmdline())
         transport = httpx.HTTPTransport(uds=started.socket)
         client = httpx.Client(
@@ -120,10 +120,10 @@ def test_a_replica_is_forked_answers_is_told_of_when_it_is_killed_and_stops(
         os.kill(row("r1")["pid"], signal.SIGKILL)
         until(lambda: row("r1")["exit_code"] == -signal.SIGKILL, "the agent knows that it was killed")
         pid = row("r2")["pid"]
-        channel.request(StopReplica(replica_id="r2"), 30)
+        channel.request(EndReplica(replica_id="r2"), 30)
         assert not psutil.pid_exists(pid)
         assert [one["replica_id"] for one in channel.request(DescribeReplicas()).replicas] == ["r1"]
     finally:
         for name in [one["replica_id"] for one in channel.request(DescribeReplicas()).replicas]:
-            channel.request(StopReplica(replica_id=name), 30)
+            channel.request(EndReplica(replica_id=name), 30)
         channel.close()
