@@ -11,21 +11,20 @@ from playwright.sync_api import Locator, Page
 
 _RUN = """async (index) => {
     const panel = window.jupyterapp.shell.currentWidget;
-    (window.llmcCounts ??= {})[index] = panel.content.widgets[index].model.executionCount;
+    panel.content.widgets[index].model.executionCount = null;
     panel.content.activeCellIndex = index;
     panel.content.deselectAll();
     await window.jupyterapp.commands.execute("notebook:run-cell");
 }"""
 _START = _RUN.replace("await window.jupyterapp.commands", "void window.jupyterapp.commands")
-# A cell that is run again is idle, with the number of before, until the page has come to it.
+# A cell that is run again is idle until the page has come to it: its number was taken away, and it has one when it ends.
 _IS_DONE = """(index) => {
     const { executionState, executionCount } = window.jupyterapp.shell.currentWidget.content.widgets[index].model;
-    const before = window.llmcCounts?.[index] ?? null;
-    return executionState === "idle" && executionCount !== null && executionCount !== before;
+    return executionState === "idle" && executionCount !== null;
 }"""
 _SELECT = """(index) => {
     const panel = window.jupyterapp.shell.currentWidget;
-    (window.llmcCounts ??= {})[index] = panel.content.widgets[index].model.executionCount;
+    panel.content.widgets[index].model.executionCount = null;
     panel.content.activeCellIndex = index;
     panel.content.deselectAll();
     panel.content.mode = "command";

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import httpx
 import pytest
 from distributed import Client, LocalCluster
 
@@ -176,6 +177,9 @@ def s3() -> Iterator[dict[str, Any]]:
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    httpx.post(
+        f"http://{host}:{port}/moto-api/reset", trust_env=False
+    ).raise_for_status()  # it keeps all in this process
     options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
     filesystem.filesystem("s3://bucket", options)[0].mkdir("bucket")
     yield options
