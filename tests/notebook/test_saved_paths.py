@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import nbformat
@@ -50,8 +49,10 @@ CELLS = [
 
 @pytest.mark.slow
 def test_a_saved_notebook_holds_no_absolute_path_but_what_was_typed_and_printed(
-    headless_root: Path, real_model: Path, tmp_path: Path
+    headless_root: Path, real_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    temporary = str(tmp_path.parents[2])  # where the folder of all tests is
+    monkeypatch.setenv("TMPDIR", temporary)
     broken = tmp_path / "broken"
     shutil.copytree(real_model, broken)
     (broken / "config.json").write_text(
@@ -70,7 +71,6 @@ def test_a_saved_notebook_holds_no_absolute_path_but_what_was_typed_and_printed(
     for cell in notebook.cells:
         cell.source = ""
     saved = nbformat.writes(notebook)
-    temporary = tempfile.gettempdir()
     private = [Path.home(), CHECKOUT, headless_root, tmp_path, folder, temporary, os.path.realpath(temporary)]
     found = {path: saved[max(0, at - 200) : at + 200] for path in map(str, private) if (at := saved.find(path)) >= 0}
     assert not found, "\n\n".join(f"{path}: {text}" for path, text in found.items())
