@@ -307,6 +307,13 @@ def test_a_world_of_higher_priority_gets_the_slots_of_an_autoscaled_endpoint(ser
         for name, agent in at.items():
             server.do(_asked(agent, EndReplica(replica_id=name)))
     until(lambda: sum(agent.free_slots for agent in server.agents()) == 4, "the slots are free again")
+    until(lambda: _world_of_all(server), "nothing is kept for anybody any more", 60).end()
+
+
+def _world_of_all(server: Server) -> Ranks | None:
+    with contextlib.suppress(Busy):
+        return server.world(4)
+    return None
 
 
 # --- workers die, servers change ---
