@@ -33,6 +33,7 @@ NUM_STREAMS = 16
 KILL_EVERY_S = 60.0
 ABORTS = 0.2  # the share of streams whose client hangs up
 REPLACED_S = 10.0
+WRITTEN_S = 10.0  # until the usage of a request is in the table
 MAX_GROWTH = 1.15  # of memory, from the first third to the last
 MODEL = "soak"
 
@@ -50,7 +51,10 @@ class Seen:
     memory: list[tuple[float, int]] = field(default_factory=list)
 
     def unexplained(self, state: ServerState) -> list[str]:
-        """Errors of streams that were not answered by a replica which was killed."""
+        """Errors of streams that were not answered by a replica which was killed. Rows are written after requests."""
+        deadline = time.monotonic() + WRITTEN_S
+        while any(state.request(row) is None for row, _ in self.failed) and time.monotonic() < deadline:
+            time.sleep(0.1)
         rows = [(state.request(request_id), what) for request_id, what in self.failed]
         return [f"{what} ({row})" for row, what in rows if row is None or row["replica"] not in self.killed]
 
@@ -64,7 +68,6 @@ def main(minutes: float = 10, seed: int = 0) -> bool:
             pass
         endpoint = Endpoint(MODEL, client)
         seen = asyncio.run(_soak(endpoint.base_url, endpoint.api_key, client, minutes * 60, random.Random(seed)))
-        time.sleep(2)  # the last rows of usage are written half a second after their requests
         ok = _tell(seen, client.endpoint(MODEL)["rates"])
         client.stop_endpoint(MODEL)
     return ok
