@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -133,7 +134,31 @@ class _Region:
     num_tried: int | None = None
 
 
-class TaggedParser:
+class SteppingParser(ABC):
+    """Reads step by step what has come so far."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+        self._buffer = ""
+
+    def feed(self, text: str) -> list[Delta]:
+        """What the next piece adds."""
+        self._buffer += text
+        deltas: list[Delta] = []
+        while self._step(deltas):
+            pass
+        return deltas
+
+    @abstractmethod
+    def end(self) -> list[Delta]:
+        """What was held back, now that nothing more comes."""
+
+    @abstractmethod
+    def _step(self, deltas: list[Delta]) -> bool:
+        """Read on in the buffer; returns whether there may be more to read."""
+
+
+class TaggedParser(SteppingParser):
     """Reads what models of most families write: reasoning and calls of tools, each between tags.
 
     Args:
@@ -151,23 +176,14 @@ class TaggedParser:
         think: tuple[str, str] | None = None,
         is_thinking: bool = False,
     ) -> None:
-        self.num_calls = 0
+        super().__init__()
         self._format = tool_format
         self._parameters = parameters or {}
         self._think = think
         self._region = _Region("reasoning" if is_thinking else "content")
-        self._buffer = ""
         self._space = ""  # at the end of a region, which is dropped when a tag follows
         self._at_start = is_thinking  # of a region behind a tag, where space is dropped
         self._said = False
-
-    def feed(self, text: str) -> list[Delta]:
-        """What the next piece adds."""
-        self._buffer += text
-        deltas: list[Delta] = []
-        while self._step(deltas):
-            pass
-        return deltas
 
     def end(self) -> list[Delta]:
         """What was held back."""

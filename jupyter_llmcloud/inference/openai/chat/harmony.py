@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from jupyter_llmcloud.inference.openai.chat.answer_parser import CallDelta, Delta, new_call_id
+from jupyter_llmcloud.inference.openai.chat.answer_parser import CallDelta, Delta, SteppingParser, new_call_id
 from jupyter_llmcloud.inference.openai.detokenize import overlap
 
 _MESSAGE = "<|message|>"
@@ -26,7 +26,7 @@ def is_harmony(template: str | None) -> bool:
     return template is not None and "<|channel|>" in template and _MESSAGE in template
 
 
-class HarmonyParser:
+class HarmonyParser(SteppingParser):
     """One answer.
 
     Args:
@@ -35,23 +35,14 @@ class HarmonyParser:
     """
 
     def __init__(self, prompt: str, tools: frozenset[str] = frozenset()) -> None:
-        self.num_calls = 0
+        super().__init__()
         self._tools = tools
         self._in_header = True
         self._kind = "content"
         begun = prompt.rpartition(_START)[2] if _START in prompt else ""
         self._role = "" if any(tag in begun for tag in _ENDS[:3]) else begun.partition("<|channel|>")[0]
-        self._buffer = ""
         if self._role:
             self.feed(begun)
-
-    def feed(self, text: str) -> list[Delta]:
-        """What the next piece adds."""
-        self._buffer += text
-        deltas: list[Delta] = []
-        while self._step(deltas):
-            pass
-        return deltas
 
     def end(self) -> list[Delta]:
         """What was held back."""
