@@ -141,7 +141,7 @@ def test_models_of_a_cell_and_variables_answer_as_they_do_in_the_notebook(headle
     assert said["serve again"].split("generator")[-1].split() == [*said["train on"].split(), "2"]
     assert "could have any of other_words, words" in said["which tokenizer"]
     assert said["object"].endswith("python [2, 4]")
-    assert "number is a int in this notebook, which cannot be served" in said["number"]
+    assert "number in this notebook is of type int, which cannot be served" in said["number"]
     assert "words is a tokenizer" in said["tokenizer alone"]
     assert "no run" in said["nothing"] and "variable" in said["nothing"]
     assert "--tokenizer is for a TARGET that is a variable" in said["of a run"]

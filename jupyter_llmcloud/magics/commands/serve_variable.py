@@ -108,7 +108,7 @@ def serve_variable(
         raise UsageError(f"{variable.name} is a tokenizer ({variable.type_name}): name the model that it belongs to.")
     if variable.role not in (MODEL, CODE):
         raise UsageError(
-            f"{variable.name} is a {variable.type_name} {variable.where}, which cannot be served: name a model "
+            f"{variable.name} {variable.where} is of type {variable.type_name}, which cannot be served: name a model "
             "(torch.nn.Module), an object with predict(inputs) or a function."
         )
     if variable.role == CODE:
