@@ -314,6 +314,17 @@ PLANS = Patch(
     },
 )
 
+TRAINER_PLANS = Patch(
+    feature="--plan for a Trainer",
+    why="It counts every process as one with data of its own, and saves on one rank what others have a part of.",
+    without="Under a plan that shares batches, Trainer's losses are multiplied; save with --save only.",
+    checked=_TRANSFORMERS,
+    targets={
+        "transformers:Trainer.get_batch_samples": ("epoch_iterator", "num_batches", "device"),
+        "transformers:Trainer.train": ("resume_from_checkpoint",),
+        "transformers:PreTrainedModel.save_pretrained": ("save_directory",),
+    },
+)
 SPAWNED_WORKERS = Patch(
     feature="Loader workers and pools started by spawn or forkserver with classes and functions of a cell",
     why="multiprocessing sends them by name and imports the main module again; a cell is in no module.",
@@ -431,7 +442,7 @@ CATALOGUE = (
     *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
-    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
+    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(BLOCKED_TIME, DATA_TIME, CHECKPOINT_TIME),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES),
 )

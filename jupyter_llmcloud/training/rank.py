@@ -55,7 +55,14 @@ from jupyter_llmcloud.training.group import process_group
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
-from jupyter_llmcloud.training.integrations import accelerator_plans, launchers, lightning, metrics, spawned_workers
+from jupyter_llmcloud.training.integrations import (
+    accelerator_plans,
+    launchers,
+    lightning,
+    metrics,
+    spawned_workers,
+    trainer_plans,
+)
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.parallel import plans
@@ -143,6 +150,7 @@ class Rank:
         self.checkpoints.install()
         metrics.attach(self.run)
         accelerator_plans.install()
+        trainer_plans.install()
         launchers.adopt(self.run)
         lightning.adopt(self.run)
         spawned_workers.install()

@@ -17,7 +17,12 @@ class Strategy:
         plan: what was asked for; it fits the world.
         rank, world_size: of this process.
         device: where its model is.
+
+    Attributes:
+        cuts_models: whether a rank has a part of each model only, not one that it could save alone.
     """
+
+    cuts_models = True
 
     def __init__(self, plan: ParallelPlan, rank: int, world_size: int, device: torch.device) -> None:
         self.plan = plan

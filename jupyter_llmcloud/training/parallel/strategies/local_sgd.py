@@ -46,6 +46,8 @@ class Replica:
 class LocalSGD(Strategy):
     """Averages the replicas of every prepared model."""
 
+    cuts_models = False
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.replicas: list[Replica] = []

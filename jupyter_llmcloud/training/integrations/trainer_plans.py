@@ -1,0 +1,83 @@
+"""The Trainer under a plan: losses weighed by the ranks that share a batch; what one rank cannot save is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
+from jupyter_llmcloud.training.parallel.strategies.pipeline import PassThrough
+from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
+from jupyter_llmcloud.training.parallel.unwrap import unwrapped
+
+
+def install() -> None:
+    """From now on in this process. Called once, in a rank."""
+    patches.TRAINER_PLANS.apply(
+        {
+            "transformers:Trainer.get_batch_samples": _make_get_batch_samples,
+            "transformers:Trainer.train": _make_train,
+            "transformers:PreTrainedModel.save_pretrained": _make_save_pretrained,
+        }
+    )
+
+
+def _make_get_batch_samples(original: Any) -> Any:
+    def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batches, num_items = original(self, *args, **kwargs)
+        strategy = ACTIVE.strategy
+        if strategy is not None and torch.is_tensor(num_items) and self.args.average_tokens_across_devices:
+            # It multiplies the loss by all processes, since gradients are averaged over them: here over fewer.
+            num_items = num_items * (strategy.world_size // strategy.data_rank[1])
+        return batches, num_items
+
+    return get_batch_samples
+
+
+def _make_train(original: Any) -> Any:
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        strategy = ACTIVE.strategy
+        saves = str(getattr(self.args.save_strategy, "value", self.args.save_strategy)) != "no"
+        if strategy is not None and strategy.cuts_models and saves:
+            raise UsageError(
+                f"--plan {strategy.plan.text}: Trainer writes its checkpoints on one rank, which has a part of the "
+                'model only. Say TrainingArguments(..., save_strategy="no"), and --checkpoint-every N for checkpoints '
+                "that --resume goes on from; --save model keeps the model that comes of it."
+            )
+        return original(self, *args, **kwargs)
+
+    return train
+
+
+def _make_save_pretrained(original: Any) -> Any:
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        if _is_cut(self) and not _is_whole(self, kwargs.get("state_dict")):
+            raise UsageError(
+                "the model is cut over the ranks of its plan, and each would save its part alone. Say --save model on "
+                "the line of the cell, or on every rank state_dict=accelerator.get_state_dict(model), and give that to "
+                "save_pretrained()."
+            )
+        return original(self, save_directory, *args, **kwargs)
+
+    return save_pretrained
+
+
+def _is_cut(model: torch.nn.Module) -> bool:
+    if _has_stages(model):
+        return True
+    is_ours = any(unwrapped(known) is model for known in PREPARED.models)
+    return is_ours and any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _has_stages(model: torch.nn.Module) -> bool:
+    return any(isinstance(module, PassThrough) for module in model.modules())
+
+
+def _is_whole(model: torch.nn.Module, state: dict[str, Any] | None) -> bool:
+    if state is None or any(isinstance(value, DTensor) for value in state.values()):
+        return False
+    return not _has_stages(model) or not state.keys() <= model.state_dict().keys()
