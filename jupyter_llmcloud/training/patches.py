@@ -320,7 +320,8 @@ TRAINER_PLANS = Patch(
     without="Under a plan that shares batches, Trainer's losses are multiplied; save with --save only.",
     checked=_TRANSFORMERS,
     targets={
-        "transformers:Trainer.get_batch_samples": ("epoch_iterator", "num_batches", "device"),
+        "transformers:Trainer._get_num_items_in_batch": ("batch_samples", "device"),
+        "transformers:Trainer.evaluation_loop": ("dataloader", "description"),
         "transformers:Trainer.train": ("resume_from_checkpoint",),
         "transformers:PreTrainedModel.save_pretrained": ("save_directory",),
     },

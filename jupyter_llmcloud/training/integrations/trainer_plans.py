@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training import patches
@@ -14,35 +15,42 @@ from jupyter_llmcloud.training.parallel.strategies.pipeline import PassThrough
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
+_NO_EVALUATION = (
+    "under --plan pipeline:N a Trainer cannot evaluate or predict: it asks the model of this rank, which has one "
+    'stage. Say eval_strategy="no" and evaluate in a loop of Accelerate\'s, or train by --plan fsdp.'
+)
+
 
 def install() -> None:
     """From now on in this process. Called once, in a rank."""
     patches.TRAINER_PLANS.apply(
         {
-            "transformers:Trainer.get_batch_samples": _make_get_batch_samples,
+            "transformers:Trainer._get_num_items_in_batch": _make_num_items,
             "transformers:Trainer.train": _make_train,
+            "transformers:Trainer.evaluation_loop": _make_evaluation_loop,
             "transformers:PreTrainedModel.save_pretrained": _make_save_pretrained,
         }
     )
 
 
-def _make_get_batch_samples(original: Any) -> Any:
-    def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
-        batches, num_items = original(self, *args, **kwargs)
+def _make_num_items(original: Any) -> Any:
+    def num_items_in_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        num_items = original(self, *args, **kwargs)
         strategy = ACTIVE.strategy
         if strategy is not None and torch.is_tensor(num_items) and self.args.average_tokens_across_devices:
             # It multiplies the loss by all processes, since gradients are averaged over them: here over fewer.
             num_items = num_items * (strategy.world_size // strategy.data_rank[1])
-        return batches, num_items
+        return num_items
 
-    return get_batch_samples
+    return num_items_in_batch
 
 
 def _make_train(original: Any) -> Any:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         strategy = ACTIVE.strategy
-        saves = str(getattr(self.args.save_strategy, "value", self.args.save_strategy)) != "no"
-        if strategy is not None and strategy.cuts_models and saves:
+        if strategy is not None and strategy.plan.kind == "pipeline" and self.args.eval_strategy != IntervalStrategy.NO:
+            raise UsageError(_NO_EVALUATION)
+        if strategy is not None and strategy.cuts_models and self.args.save_strategy != SaveStrategy.NO:
             raise UsageError(
                 f"--plan {strategy.plan.text}: Trainer writes its checkpoints on one rank, which has a part of the "
                 'model only. Say TrainingArguments(..., save_strategy="no"), and --checkpoint-every N for checkpoints '
@@ -51,6 +59,15 @@ def _make_train(original: Any) -> Any:
         return original(self, *args, **kwargs)
 
     return train
+
+
+def _make_evaluation_loop(original: Any) -> Any:
+    def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _has_stages(self.model):
+            raise UsageError(_NO_EVALUATION)
+        return original(self, *args, **kwargs)
+
+    return evaluation_loop
 
 
 def _make_save_pretrained(original: Any) -> Any:

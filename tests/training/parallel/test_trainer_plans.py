@@ -32,6 +32,12 @@ losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
 GLOBAL_BATCH = 4
 
 
+PREDICTION = """
+predicted = trainer.predict(data[:8])
+evaluated = [predicted.metrics["test_loss"], len(predicted.predictions), float(abs(predicted.predictions).sum())]
+"""
+
+
 @pytest.fixture(scope="module")
 def two(node_agent: AgentProcess) -> Iterator[Ranks]:
     ranks = Ranks(node_agent, 2)
@@ -44,21 +50,36 @@ def training(folder: Path, batch: int, saves: str = "no") -> str:
 
 
 @pytest.fixture(scope="module")
-def losses_alone(node_agent: AgentProcess, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of one process with the same global batches."""
+def alone(node_agent: AgentProcess, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Losses of one process with the same global batches, and what it predicts then for eight rows."""
     ranks = Ranks(node_agent, 1)
-    ranks.ok(training(tmp_path_factory.mktemp("alone"), GLOBAL_BATCH))
-    losses = ranks.pull("losses")
+    ranks.ok(training(tmp_path_factory.mktemp("alone"), GLOBAL_BATCH) + PREDICTION)
+    found = ranks.pull("losses"), ranks.pull("evaluated")
     ranks.end()
-    return losses
+    return found
 
 
-@pytest.mark.parametrize(("plan", "data_ranks"), [("ddp", 2), ("fsdp", 2), ("tp:2", 1), ("pipeline:2", 1)])
-def test_a_trainer_reaches_the_losses_of_one_process(
-    two: Ranks, losses_alone: Any, plan: str, data_ranks: int, tmp_path: Path
+@pytest.mark.parametrize(("plan", "data_ranks"), [("ddp", 2), ("fsdp", 2), ("tp:2", 1)])
+def test_a_trainer_trains_and_predicts_what_one_process_does(
+    two: Ranks, alone: Any, plan: str, data_ranks: int, tmp_path: Path
 ) -> None:
-    two.ok(training(tmp_path, GLOBAL_BATCH // data_ranks), plan=plan)
-    assert two.pull("losses") == pytest.approx(losses_alone, rel=1e-4)
+    two.ok(training(tmp_path, GLOBAL_BATCH // data_ranks) + PREDICTION, plan=plan)
+    losses, evaluated = alone
+    assert two.pull("losses") == pytest.approx(losses, rel=1e-4)
+    assert two.pull("evaluated") == pytest.approx(evaluated, rel=1e-3)
+
+
+def test_a_trainer_of_stages_trains_alike_and_says_that_it_cannot_predict(
+    two: Ranks, alone: Any, tmp_path: Path
+) -> None:
+    two.ok(training(tmp_path, GLOBAL_BATCH), plan="pipeline:2")
+    assert two.pull("losses") == pytest.approx(alone[0], rel=1e-4)
+    assert "a Trainer cannot evaluate or predict" in two.run(PREDICTION).error["evalue"]
+    evaluates = training(tmp_path, GLOBAL_BATCH)
+    evaluates = evaluates.replace("optim=", 'eval_strategy="steps", optim=').replace(
+        "train_data", "eval_dataset=data, train_data"
+    )
+    assert "a Trainer cannot evaluate or predict" in two.run(evaluates, plan="pipeline:2").error["evalue"]
 
 
 @pytest.mark.parametrize("plan", ["fsdp", "tp:2", "pipeline:2"])
