@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Self
 
+from jupyter_llmcloud.core.detect.run_watch import parse_policies
 from jupyter_llmcloud.core.names import (
     check_name,
     parse_arguments,
@@ -242,6 +243,12 @@ class RunSpec(Spec):
         DURATION,
         "Report a rank that others have waited for this long (10s), or longer where that is normal.",
         10.0,
+        resumes=True,
+    )
+    watch: str | None = option(
+        OptionType("DETECTOR=POLICY", parse_policies),
+        "What an alert does, by detector: note (default), stop, off. Detectors: not-finite, loss-spike, "
+        "gradient-spike, straggler, data-bound, memory-leak, disk-full. For example loss-spike=stop,straggler=off.",
         resumes=True,
     )
     checkpoint_every: int = option(

@@ -115,7 +115,8 @@ class CellEnded(Reply, frozen=True, kw_only=True):
 class Heartbeat(Message, frozen=True, kw_only=True):
     """What a rank's side thread sees while a cell runs; the fields are those of core.hang.Sample.
 
-    `groups`: name -> [ranks, collectives begun, collectives finished]; `rss` in bytes.
+    `groups`: name -> [ranks, collectives begun, collectives finished]; `rss`, and `available` beside it
+    before a limit is met, in bytes.
     """
 
     run_id: str
@@ -128,6 +129,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     still_s: float = 0.0
     working: bool = False
     rss: int = 0
+    available: int = 0
     times: RankTimes = RankTimes()
 
 

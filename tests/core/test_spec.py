@@ -49,6 +49,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "no_replay": ("", True),
     "timeout": ("30m", 1800.0),
     "hang_after": ("1m", 60.0),
+    "watch": ("loss-spike=stop", "loss-spike=stop"),
     "checkpoint_every": ("100", 100),
     "keep_checkpoints": ("5", 5),
     "max_restarts": ("3", 3),

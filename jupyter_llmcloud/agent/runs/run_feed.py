@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jupyter_llmcloud.agent.runs.alert_log import AlertLog
 from jupyter_llmcloud.agent.runs.time_log import TimeLog
 from jupyter_llmcloud.agent.runs.writer import RunWriter
+from jupyter_llmcloud.core.detect.detector import Alert
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
 from jupyter_llmcloud.core.names import short_name
 from jupyter_llmcloud.core.run.end_report import describe_saved
@@ -29,10 +31,16 @@ class RunFeed:
         record: its `run.json` so far.
         source: the notebook cell.
         running: the ranks that execute the run now.
+        stop: the run, as the Stop button does.
     """
 
     def __init__(
-        self, record: RunRecord, folder: RunFolder, source: str, running: Callable[[], Iterable[int]] = tuple
+        self,
+        record: RunRecord,
+        folder: RunFolder,
+        source: str,
+        running: Callable[[], Iterable[int]] = tuple,
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.record = record
         self._path = folder.path
@@ -42,6 +50,7 @@ class RunFeed:
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
         self._not_finite = NotFiniteLog(record.not_finite)
         self._times = TimeLog(folder.read_times()[1], self._tell_times)
+        self._alerts = AlertLog(record.spec.get("watch") or "", folder.path, self._tell_alert, stop)
         self._due: asyncio.TimerHandle | None = None  # when what was not finite is written
 
     def begin(self, *, at_once: bool) -> None:
@@ -107,6 +116,8 @@ class RunFeed:
         if kind == "metrics" and self._not_finite.take(rank, records):
             self._note_not_finite()
         written = self._files.append(kind, rank, records)
+        if kind == "metrics":
+            self._alerts.metrics(rank, records)
         if kind == "logs" and (reports := [record for record in written if record.get("kind") == "report"]):
             self._note_hang(reports[-1])
         self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
@@ -120,10 +131,15 @@ class RunFeed:
     def begin_attempt(self, number: int, ranks: Iterable[int]) -> None:
         """The cell is sent to these ranks."""
         self._times.begin(number, ranks)
+        self._alerts.begin_attempt()
 
     def spent(self, rank: int, times: RankTimes) -> None:
         """What a rank says of where its time goes."""
         self._times.heard(rank, times)
+
+    def resident(self, rank: int, resident: int, available: int) -> None:
+        """How much memory a rank has, and how much it can still have, in bytes."""
+        self._alerts.memory(rank, resident, available)
 
     @property
     def seconds(self) -> Times:
@@ -133,6 +149,7 @@ class RunFeed:
     def _tell_times(self, shares: Times, seconds: Times) -> None:
         if self.record.is_active and self._late is None:
             self._files.write_times(shares, seconds)
+            self._alerts.shares(shares)
             self.tell(TimesTold(run_id=self.record.run_id, shares=shares, seconds=seconds), hurry=False)
 
     def _note_not_finite(self) -> None:
@@ -140,11 +157,19 @@ class RunFeed:
         for name, new in found.items():
             if name not in known:
                 text = f"{short_name(name)} is {self._not_finite.word(name)} at step {new['first']:g}"
-                self._files.mark({"mark": "alert", "step": new["first"], "text": text, "metric": name})
+                self._alerts.not_finite(name, text, new["first"])
         is_news = any(name not in known or known[name]["since"] != new["since"] for name, new in found.items())
         self.record.not_finite = found
         if is_news and self._due is None:
             self._due = asyncio.get_running_loop().call_later(NOT_FINITE_AFTER_S, self.write_record)
+
+    def _tell_alert(self, alert: Alert, *, is_shown: bool) -> None:
+        where = {} if alert.step is None else {"step": alert.step}
+        about = {"metric": alert.metric} if alert.metric else {}
+        seen = {"detector": alert.detector, "evidence": alert.evidence, "ranks": list(alert.ranks)}
+        self._files.mark({"mark": "alert", **where, "text": alert.text, **about, **seen})
+        if is_shown:
+            self.note(f"{alert.detector}: {alert.text}.")
 
     def tell_state(self, rank: int, state: str, detail: str = "", *, hurry: bool = True) -> None:
         """Tell those who follow of the state of a rank."""

@@ -101,7 +101,7 @@ class RunSupervisor:
         self.ended: asyncio.Future[Finish] = loop.create_future()
         self.is_recorded = False
         self.record = record
-        self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running)
+        self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running, self.stop)
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world
         self._checkpoints = CheckpointCommitter(folder.path, cell.ranks, cell.keep_checkpoints, self._feed)

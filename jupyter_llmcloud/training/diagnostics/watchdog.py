@@ -22,6 +22,7 @@ from jupyter_llmcloud.training.diagnostics import stack_location
 from jupyter_llmcloud.training.diagnostics.activity import CLOSE_S, ProcessActivity, Stillness
 from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow
 from jupyter_llmcloud.training.diagnostics.grad_mode import WithoutGradients
+from jupyter_llmcloud.training.diagnostics.memory_left import available, resident
 from jupyter_llmcloud.training.diagnostics.stack_location import CellNumber, StackLocation
 from jupyter_llmcloud.training.diagnostics.time_split import TIMES
 from jupyter_llmcloud.training.output.sender import OutputSender
@@ -132,7 +133,7 @@ class Watchdog:
 
     def _say(self, heartbeat: Heartbeat) -> None:
         self._said_at = time.monotonic()
-        self._sender.send(replace(heartbeat, rss=_rss(), times=TIMES.take()))
+        self._sender.send(replace(heartbeat, rss=resident(), available=available(), times=TIMES.take()))
 
     # --- stacks ---
 
@@ -160,15 +161,6 @@ def _operation(at: StackLocation, groups: dict[str, GroupRow], still_s: float) -
     if not in_flight or still_s < CLOSE_S / 2:
         return ""  # autograd computes, or an asynchronous collective goes on beside the main thread
     return _NAMED.get(at.op, "a collective")
-
-
-def _rss() -> int:
-    """Resident memory of this process in bytes; 0 where that cannot be told."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def _open_dump() -> Any:

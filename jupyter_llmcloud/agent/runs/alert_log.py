@@ -1,0 +1,77 @@
+"""The detectors of a run on its leading agent: they see what ranks say, and what they find is told or stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from jupyter_llmcloud.core.detect.detector import Alert
+from jupyter_llmcloud.core.detect.run_watch import RunWatch
+from jupyter_llmcloud.core.run.time_split import Split
+
+DISK_EVERY_S = 10.0
+
+
+class TellAlert(Protocol):
+    """Writes an alert down."""
+
+    def __call__(self, alert: Alert, *, is_shown: bool) -> None:
+        """`is_shown`: those who follow the run are told in words, too; a value that is not finite they see anyway."""
+
+
+class AlertLog:
+    """Of one run.
+
+    Args:
+        chosen: the policies of `--watch`; "" for the defaults.
+        folder: of the run, whose disk is looked at.
+        stop: the run.
+    """
+
+    def __init__(self, chosen: str, folder: Path, tell: TellAlert, stop: Callable[[], None]) -> None:
+        self._watch = RunWatch(chosen)
+        self._folder = folder
+        self._tell = tell
+        self._stop = stop
+        self._looked = 0.0  # when, at the disk
+        self._stopped = False
+
+    def begin_attempt(self) -> None:
+        """The cell is sent to the ranks."""
+        self._watch.begin_attempt()
+
+    def metrics(self, rank: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """A rank has logged."""
+        self._found(self._watch.metrics(rank, records))
+
+    def shares(self, shares: Mapping[int, Split]) -> None:
+        """How the ranks have spent their last seconds."""
+        now = asyncio.get_running_loop().time()
+        self._found(self._watch.shares(now, shares))
+        if now - self._looked >= DISK_EVERY_S:
+            self._looked = now
+            try:
+                usage = shutil.disk_usage(self._folder)
+            except OSError:
+                return  # a short run has no folder yet
+            self._found(self._watch.disk(now, usage.total - usage.free, usage.total))
+
+    def memory(self, rank: int, resident: int, available: int) -> None:
+        """Bytes of a rank, and of what it can still have."""
+        self._found(self._watch.memory(asyncio.get_running_loop().time(), rank, resident, available))
+
+    def not_finite(self, metric: str, text: str, step: float) -> None:
+        """The first value of a metric that was NaN or infinite."""
+        alert = Alert("not-finite", text, f"every value of {metric}", 1, 1, step=step, metric=metric)
+        self._found([alert] if self._watch.policy("not-finite") != "off" else [], is_shown=False)
+
+    def _found(self, alerts: Iterable[Alert], *, is_shown: bool = True) -> None:
+        for alert in alerts:
+            stops = self._watch.policy(alert.detector) == "stop"
+            self._tell(alert, is_shown=is_shown or stops)
+            if stops and not self._stopped:
+                self._stopped = True
+                asyncio.get_running_loop().call_soon(self._stop)  # when what was told is written
