@@ -28,6 +28,7 @@ pytest_plugins = [
     "tests.support.worlds",
     "tests.support.schedule",
     "tests.support.kept_logs",
+    "tests.support.cpu_time",
 ]
 
 LEASE_S = 2.0
