@@ -43,3 +43,10 @@ def test_every_exception_is_needed() -> None:
     names += [name for name, count in structure.attributes().items() if count > MAX_ATTRIBUTES]
     names += [reach for rows in structure.reaches().values() for reach in rows]
     assert structure.unused_exceptions(names) == []
+
+
+def test_a_name_of_a_class_says_one_thing() -> None:
+    """Two modules may have a class of one name where both are the same thing, which its reason says."""
+    homonyms = structure.homonyms()
+    assert {name: places for name, places in homonyms.items() if name not in structure.SHARED_NAMES} == {}
+    assert sorted(set(structure.SHARED_NAMES) - set(homonyms)) == []

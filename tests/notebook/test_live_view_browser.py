@@ -76,9 +76,9 @@ view.refresh(time.time())
 """
 OUTPUT = """
 import pathlib, time
-from jupyter_llmcloud.magics.output.run_view import RunView
+from jupyter_llmcloud.magics.output.run_view import RunDisplay
 
-view = RunView("shown-1", "shown", [0, 1], lambda: None)
+view = RunDisplay("shown-1", "shown", [0, 1], lambda: None)
 seq = 0
 
 def log(rank, kind, text="", **more):
