@@ -29,6 +29,7 @@ pytest_plugins = [
     "tests.support.schedule",
     "tests.support.kept_logs",
     "tests.support.cpu_time",
+    "tests.support.shared_server",
 ]
 
 LEASE_S = 2.0
