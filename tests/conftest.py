@@ -192,9 +192,3 @@ def new_browser() -> Iterator[Browser]:
 def chromium(pictures: Path) -> Iterator[Browser]:
     """A headless browser; without one the test is skipped, under continuous integration it fails."""
     yield from new_browser()
-
-
-@pytest.fixture(scope="module")
-def one_chromium(pictures: Path) -> Iterator[Browser]:
-    """The same for all tests of a module, of which none runs an event loop in this thread."""
-    yield from new_browser()
