@@ -59,6 +59,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """Which modules of ours a module imports: at its top, inside functions, and only for types."""
     known, found = modules(), defaultdict[str, set[str]](set)
@@ -91,6 +92,7 @@ def _reachable(name: str, edges: dict[str, set[str]]) -> set[str]:
     return found
 
 
+@cache
 def files_per_folder() -> dict[str, int]:
     """How many modules lie in each folder, `__init__` not counted."""
     counts: defaultdict[str, int] = defaultdict(int)
@@ -100,11 +102,13 @@ def files_per_folder() -> dict[str, int]:
     return dict(counts)
 
 
+@cache
 def lines() -> dict[str, int]:
     """The length of each module."""
     return {str(path.relative_to(REPOSITORY)): len(path.read_bytes().splitlines()) for path in modules().values()}
 
 
+@cache
 def attributes() -> dict[str, int]:
     """How many attributes the methods of each class assign to `self`."""
     counts = {}
@@ -130,6 +134,7 @@ def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "self"
 
 
+@cache
 def reaches() -> dict[str, list[str]]:
     """`self._parent.part.attribute`, where the parent and its part are instances of classes of ours, by module.
 
@@ -217,12 +222,12 @@ SHARED_NAMES: dict[str, str] = {
     "Replica": _ON_THE_WIRE,
     "Run": _ON_THE_WIRE,
     "ScaleCluster": "one thing: what the server is asked, and what it asks the cluster's host",
-    "Variable": _ON_THE_WIRE,
     "World": _ON_THE_WIRE,
     "WorldVariables": "one thing: what an agent answers, and what the server passes on",
 }
 
 
+@cache
 def homonyms() -> dict[str, list[str]]:
     """The public classes at the top of modules whose name another module has too, with those modules."""
     found: defaultdict[str, list[str]] = defaultdict(list)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.house import structure
 from tests.house.structure import MAX_ATTRIBUTES, MAX_FILES, MAX_LINES, excepted
+
+pytestmark = pytest.mark.xdist_group("structure")  # in one worker: it reads all sources once
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

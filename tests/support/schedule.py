@@ -24,6 +24,7 @@ ALONE = "alone"
 DURATIONS = "suite/durations"  # in pytest's cache, from the last run in this checkout
 MEMORY_PER_WORKER = 2 << 30  # an agent with torch, its ranks, a JupyterLab with its browser
 MAX_WORKERS = 8
+WORKERS_PER_CORE = 2
 QUEUED = 2  # a worker begins a test when it knows the next one
 
 NOTES = "tests.json"
@@ -39,8 +40,8 @@ class Unit:
 
 
 def num_workers(cores: int, memory: int) -> int:
-    """How many workers pay off: one for a core, since a test starts several processes of its own."""
-    return max(1, min(cores, MAX_WORKERS, memory // MEMORY_PER_WORKER))
+    """How many workers pay off: two for a core, since a test waits half of its time for processes, polls and leases."""
+    return max(1, min(WORKERS_PER_CORE * cores, MAX_WORKERS, memory // MEMORY_PER_WORKER))
 
 
 def make_units(tests: Iterable[str], groups: Mapping[str, str], seconds: Mapping[str, float]) -> list[Unit]:
