@@ -117,6 +117,7 @@ view.finish("finished")
 """
 LOG_SCALES = """
 import json
+from dataclasses import replace
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
 folder = RunStore().folder("scales-1")
@@ -136,6 +137,7 @@ view.refresh(time.time())
 while folder.log_scales() != [LONG]:
     time.sleep(0.02)
 view.finish("finished", time.time())
+folder.write(replace(folder.read(), state="finished", ended=time.time()))
 """
 HOSTILE = """
 name = "<img src=x onerror=window.broken=1>"

@@ -227,9 +227,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast:
     return AloneLast(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backwards", action="store_true", help="the last test first: none may need one before it")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that run alone come last also where there is one process only."""
+    if config.getoption("--backwards"):
+        items.reverse()
     items.sort(key=lambda item: item.get_closest_marker(ALONE) is not None)
     if is_worker(config):
         write_notes(config.stash[FOLDER] / NOTES, items)
