@@ -21,6 +21,7 @@ import pytest
 from tests.support.session import FOLDER, is_worker
 
 ALONE = "alone"
+SHARED_SERVER = "shared_server"  # see the plugin of this name
 DURATIONS = "suite/durations"  # in pytest's cache, from the last run in this checkout
 MEMORY_PER_WORKER = 2 << 30  # an agent with torch, its ranks, a JupyterLab with its browser
 MAX_WORKERS = 8
@@ -180,13 +181,15 @@ class AloneLast:
 
 
 def group_of(item: pytest.Item) -> str:
-    """What runs in one worker: tests that must run alone, those that share a fixture of the module, or only this one."""
+    """What runs in one worker: tests that must run alone, those that share a server or a fixture of the module, or one."""
     if item.get_closest_marker(ALONE):
         return ALONE
     if group := item.get_closest_marker("xdist_group"):
         return str(group.args[0])
     fixtures = getattr(item, "_fixtureinfo", None)
     used = [rows[-1] for rows in fixtures.name2fixturedefs.values()] if fixtures else []
+    if fixtures and SHARED_SERVER in fixtures.name2fixturedefs:
+        return SHARED_SERVER  # in one worker, which starts it, not in each
     return item.nodeid.split("::")[0] if any(row.scope in ("module", "class") for row in used) else item.nodeid
 
 
