@@ -63,10 +63,9 @@ def measure(folder: Path, peers: Collection[str] = PEERS) -> list[Row]:
     given = {name: Samples() for name in CONTENDERS if name == OURS or name in peers}
     for number in range(ROUNDS):
         for name, samples in given.items():
-            slowly = CONTENDERS[name].starts_slowly
-            if samples.missing or (slowly and number):
+            if samples.missing or (CONTENDERS[name].starts_slowly and number):
                 continue
-            repeats = range(REPEATS * (ROUNDS if slowly else number), REPEATS * (ROUNDS if slowly else number + 1))
+            repeats = range(REPEATS * ROUNDS) if CONTENDERS[name].starts_slowly else _repeats(number)
             with fresh(folder / f"{number}-{name[:5]}") as place:
                 try:
                     asyncio.run(_measure_server(place, model, name, samples, repeats))
@@ -76,6 +75,10 @@ def measure(folder: Path, peers: Collection[str] = PEERS) -> list[Row]:
         raise AssertionError("the engines answered differently")
     speculation = speculation_rows(model) if set(peers) == set(PEERS) else []
     return [*_rows(given), *speculation]
+
+
+def _repeats(number: int) -> range:
+    return range(REPEATS * number, REPEATS * (number + 1))
 
 
 def _rows(given: dict[str, Samples]) -> list[Row]:

@@ -43,7 +43,7 @@ async def test_ten_thousand_idle_connections_and_200_streams_leave_the_server_qu
     own_root: Path, many_files: int
 ) -> None:
     num_idle = min(NUM_IDLE, many_files - SPARE_FILES)
-    with gateway_process(own_root.parent / "g") as server:
+    with gateway_process(own_root.parent / "g", keep_rounds=True) as server:
         process, base = psutil.Process(server.pid), urlsplit(server.url)
         gateway = {"Authorization": f"Bearer {server.key}"}
         url = f"{server.url}llmcloud/v1/completions"

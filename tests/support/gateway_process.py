@@ -52,12 +52,13 @@ class GatewayProcess:
 
 
 @contextmanager
-def gateway_process(folder: Path) -> Iterator[GatewayProcess]:
-    """One that ends with the block."""
+def gateway_process(folder: Path, *, keep_rounds: bool = False) -> Iterator[GatewayProcess]:
+    """One that ends with the block. `keep_rounds`: for `GatewayProcess.round_seconds`, which costs a little."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "LLMCLOUD_ROOT": str(folder / "root"), "LLMCLOUD_RUNTIME_DIR": str(folder / "run")}
     environment |= {"JUPYTER_RUNTIME_DIR": str(folder / "jupyter"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.support.gateway_process", str(folder)]
+    command += ["--keep-rounds"] if keep_rounds else []
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT
@@ -118,7 +119,8 @@ def main() -> None:
         key, _ = mint(context.state, ["infer:tiny", "models:read"], "bench")
         replica = endpoint.ready_replicas()[0].stored
         rounds = folder / "rounds"
-        _keep_rounds(asyncio.get_running_loop(), rounds)
+        if "--keep-rounds" in sys.argv:
+            _keep_rounds(asyncio.get_running_loop(), rounds)
         told = GatewayProcess(
             base_url(app), token, key.text, os.getpid(), replica.socket, replica.token, str(rounds)
         )  # fmt: skip
