@@ -33,7 +33,7 @@ def _body(**fields: Any) -> bytes:
 
 
 AT_THE_GATEWAY = (
-    Bad("no such model", 404, _body(model="nothing")),
+    Bad("a model that the key may not ask", 403, _body(model="nothing")),
     Bad("not JSON", 400, b"{"),
     Bad("10,000 deep", 400, b"[" * _DEEP + b"]" * _DEEP),
     Bad("a model that is no text", 400, _body(model=7)),
