@@ -41,7 +41,7 @@ def talking_server(folder: Path) -> Iterator[Served]:
         while (told := server.endpoint("talker", wait_s=20))["state"] == "starting":
             continue
         assert told["state"] == "ready", told
-        key = server.create_key(["infer:talker", "models:read"])["key"]
+        key = server.create_key(["infer:*", "models:read"])["key"]
         yield Served(server.openai_url, key, model)
         server.stop_endpoint("talker")
         for cluster in server.clusters():
