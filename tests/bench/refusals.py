@@ -17,6 +17,7 @@ from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_llama
 ROUNDS = 20
 LIMIT_MS = 50.0
 _DEEP = 10_000
+_ASKED = [{"role": "user", "content": "Hello"}]
 
 
 class Bad(NamedTuple):
@@ -28,8 +29,13 @@ class Bad(NamedTuple):
     route: str = "completions"
 
 
-def _body(**fields: Any) -> bytes:
-    return json.dumps({"model": "tiny", "prompt": "hello", **fields}).encode()
+def _body(model: Any = "tiny", **fields: Any) -> bytes:
+    prompt = {} if "messages" in fields or "prompt" in fields else {"prompt": "hello"}
+    return json.dumps({"model": model, **prompt, **fields}).encode()
+
+
+def _of_replica(**fields: Any) -> bytes:
+    return _body("bench", **fields)
 
 
 AT_THE_GATEWAY = (
@@ -40,15 +46,20 @@ AT_THE_GATEWAY = (
     Bad("10 MB", 413, _body(prompt="x" * (10 << 20))),
 )
 AT_THE_REPLICA = (
-    Bad("max_tokens 1e9", 400, _body(max_tokens=10**9)),
-    Bad("n 1e6", 400, _body(n=10**6)),
-    Bad("temperature NaN", 400, _body(temperature=float("nan"))),
-    Bad("temperature of a wrong type", 400, _body(temperature="hot")),
-    Bad("50,000 marks", 400, _body(prompt="!" * 50_000)),
-    Bad("a parameter that is unknown", 400, _body(best_off=3)),
-    Bad("best_of", 400, _body(best_of=3)),
-    Bad("content of a wrong type", 400, _body(messages=[{"role": "user", "content": 7}]), "chat/completions"),
-    Bad("a grammar that is none", 400, _body(response_format={"type": "regex", "regex": "("}), "chat/completions"),
+    Bad("max_tokens 1e9", 400, _of_replica(max_tokens=10**9)),
+    Bad("n 1e6", 400, _of_replica(n=10**6)),
+    Bad("temperature NaN", 400, _of_replica(temperature=float("nan"))),
+    Bad("temperature of a wrong type", 400, _of_replica(temperature="hot")),
+    Bad("50,000 marks", 400, _of_replica(prompt="!" * 50_000)),
+    Bad("a parameter that is unknown", 400, _of_replica(best_off=3)),
+    Bad("best_of", 400, _of_replica(best_of=3)),
+    Bad("content of a wrong type", 400, _of_replica(messages=[{"role": "user", "content": 7}]), "chat/completions"),
+    Bad(
+        "a grammar that is none",
+        400,
+        _of_replica(messages=_ASKED, response_format={"type": "regex", "regex": "("}),
+        "chat/completions",
+    ),
 )
 
 
