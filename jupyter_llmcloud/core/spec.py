@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Self
 
-from jupyter_llmcloud.core.detect.run_watch import parse_policies
+from jupyter_llmcloud.core.detect.run_detectors import parse_policies
 from jupyter_llmcloud.core.names import (
     check_name,
     parse_arguments,

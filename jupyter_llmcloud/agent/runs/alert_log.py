@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jupyter_llmcloud.core.detect.detector import Alert
-from jupyter_llmcloud.core.detect.run_watch import RunWatch
+from jupyter_llmcloud.core.detect.run_detectors import RunDetectors
 from jupyter_llmcloud.core.run.time_split import Split
 
 DISK_EVERY_S = 10.0
@@ -32,7 +32,7 @@ class AlertLog:
     """
 
     def __init__(self, chosen: str, folder: Path, tell: TellAlert, stop: Callable[[], None]) -> None:
-        self._watch = RunWatch(chosen)
+        self._watch = RunDetectors(chosen)
         self._folder = folder
         self._tell = tell
         self._stop = stop

@@ -16,7 +16,7 @@ class Alert:
     """Something is wrong, and what was seen of it.
 
     Attributes:
-        detector: its name, as in RULES of run_watch.
+        detector: its name, as in DETECTORS of run_detectors.
         text: one sentence for the user.
         window: what was looked at: `the last 128 values of loss`.
         statistic, threshold: the value that the window gave, and the one that it had to pass.

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from jupyter_llmcloud.core.detect.growth import GrowthDetector, Level, slope
-from jupyter_llmcloud.core.detect.run_watch import RunWatch, policies
+from jupyter_llmcloud.core.detect.run_detectors import RunDetectors, policies
 from jupyter_llmcloud.core.detect.waits import DataBoundDetector, Shares, StragglerDetector
 from jupyter_llmcloud.errors import UsageError
 
@@ -18,7 +18,7 @@ NOTHING = {"compute": 0.0, "communication": 0.0, "data": 0.0, "waiting": 0.0, "c
 
 def losses(values: list[float], name: str = "loss", chosen: str = "") -> list[float | None]:
     """The steps that are told."""
-    watch = RunWatch(chosen)
+    watch = RunDetectors(chosen)
     records = [{"step": step, "values": {name: value}} for step, value in enumerate(values)]
     return [alert.step for alert in watch.metrics(0, records)]
 

@@ -49,7 +49,7 @@ def policies(text: str) -> dict[str, str]:
     return found
 
 
-class RunWatch:
+class RunDetectors:
     """Feeds the detectors of one run with what is seen of it.
 
     Args:
