@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 from typing import Any
 
 import pytest
@@ -110,3 +113,28 @@ def test_the_option_is_a_file_or_its_content() -> None:
         of_option("config.yaml")
     with pytest.raises(UsageError, match="no JSON"):
         parse_content("{1")
+
+
+def test_no_field_of_the_installed_accelerate_is_unknown() -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    fields = {field.name: field.default for field in dataclasses.fields(ClusterConfig)}
+    assert {"num_processes", "fsdp_config", "parallelism_config"} <= fields.keys()
+    sound = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "mixed_precision": "no"}
+    for name in fields:
+        value = sound.get(name)
+        assert translate({**PLAIN, name: value}).plan == "ddp", name
+
+
+def test_every_question_about_fsdp_and_deepspeed_is_known_or_named() -> None:
+    from accelerate.commands.config import cluster
+
+    asked = re.findall(r'(fsdp|deepspeed)_config\["(\w+)"\] = ', inspect.getsource(cluster))
+    assert len(set(asked)) > 25
+    answers = {"fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "zero_stage": 3, "fsdp_min_num_params": 100}
+    for section, name in asked:
+        config = {f"{section}_config": {name: answers.get(name, True)}, "distributed_type": section.upper()}
+        try:
+            assert translate({**PLAIN, **config}).plan.startswith("fsdp"), name
+        except UsageError as refused:  # what only DeepSpeed can do: its field is named
+            assert section == "deepspeed" and name in str(refused), name
