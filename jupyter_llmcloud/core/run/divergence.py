@@ -112,7 +112,7 @@ def _in_words(split: Split, step: int, last_alike: int | None) -> str:
     drawn = f" Their random numbers differ too ({', '.join(split.rng)})." if split.rng else ""
     return (
         f"the replicas of the model differ at step {step}: {split.kind} {split.name}{more} is another one on "
-        f"{_ranks(split.ranks)} than on {_ranks(split.others)}. {since}.{drawn} Training goes on, and what is saved is "
+        f"{_ranks(split.ranks)} than on {_ranks(split.others)}. {since}.{drawn} Training goes on, and --save takes "
         "the first rank's. Look for a step or a write that only some ranks do. Alike only at times are replicas of "
         "Accelerate's LocalSGD, and those on processors of different kinds, in the last digits."
     )

@@ -72,7 +72,7 @@ def _digests(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
         by_device: dict[torch.device, list[str]] = {}
         for name, value in sums.items():
             by_device.setdefault(value.device, []).append(name)
-        found = {}
+        found: dict[str, str] = {}
         for names in by_device.values():  # one wait for each device, not for each tensor
             numbers = torch.stack([sums[name] for name in names]).tolist()
             found |= {name: f"{number % (1 << 64):016x}" for name, number in zip(names, numbers, strict=True)}
