@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from tests.agent.world.test_world_two_hosts import SUM, Server
 from tests.support.resuming import cell, results, same
 from tests.support.slurm import Slurm, slurm
-from tests.support.worlds import AgentElsewhere, Ranks, until
+from tests.support.worlds import AgentElsewhere, until
 
 pytest.importorskip("dask_jobqueue", reason="pip install dask-jobqueue")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -64,9 +65,11 @@ def test_a_run_saves_at_the_end_of_its_walltime_and_goes_on_in_the_next_job_to_t
     record = folder.read()
     assert record.state == "finished", record.errors
     print(f"finished {time.monotonic() - began:.0f} s after it came to wait; {record.history}")
+    [why] = [entry["why"] for entry in record.history if "resumed from step" in entry.get("why", "")]
+    step = int(re.search(r"resumed from step (\d+)", why)[1])  # type: ignore[index]
+    assert step % 4, "the newest checkpoint was one of the regular ones: nothing was saved at the end of the walltime"
     [leader] = [agent for agent in server.agents() if agent.worlds]
     assert leader.name != first.name
     [result] = results(world.beside(AgentElsewhere(leader.address)))
     assert same(wanted, result)
     world.channel.close()
-    assert isinstance(world, Ranks)
