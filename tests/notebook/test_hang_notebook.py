@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from jupyter_llmcloud.client.rest import ServerClient
 from tests.notebook.test_distribute_notebook import Notebook
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def notebook() -> Iterator[Notebook]:
+def notebook(shared_server: ServerClient) -> Iterator[Notebook]:
     notebook = Notebook()
     notebook.ok("%world start -n 2")
     yield notebook
-    notebook.ok("%cluster stop")
     notebook.end()
 
 

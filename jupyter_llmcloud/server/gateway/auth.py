@@ -25,7 +25,7 @@ from jupyter_llmcloud.server.api.cross_origin import NamedOrigins
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
-    from jupyter_llmcloud.server.gateway.key_alerts import KeyAlerts
+    from jupyter_llmcloud.server.gateway.key_alerts import KeyMonitor
     from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -64,7 +64,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
         self,
         state: ServerState,
         endpoints: EndpointRegistry,
-        alerts: KeyAlerts,
+        alerts: KeyMonitor,
         started: Callable[[], Awaitable[None]],
     ) -> None:
         """What every route here uses; `started` waits until the endpoints of an earlier server are known."""

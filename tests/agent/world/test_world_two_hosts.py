@@ -110,7 +110,10 @@ def make_world(server: Server) -> Iterator[Callable[..., Ranks]]:
         with contextlib.suppress(LLMCloudError):
             world.channel = world.agent.channel()
         world.end()
-    until(lambda: sum(agent.free_slots for agent in server.agents()) == 3, "every slot is free again", 30)
+    try:
+        until(lambda: sum(agent.free_slots for agent in server.agents()) == 3, "every slot is free again", 60)
+    except pytest.fail.Exception as failed:
+        pytest.fail(f"{failed}: {server.agents()}")
 
 
 @pytest.fixture
