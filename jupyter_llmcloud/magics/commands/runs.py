@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
@@ -23,7 +24,7 @@ from jupyter_llmcloud.magics.output.run_report import RunReport
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
-from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage import log_text, run_export
 from jupyter_llmcloud.storage.runs import RunStore
 
 MAX_LINE = MAX_CHARS // 2
@@ -50,6 +51,13 @@ VERBS = {
     "stop": Syntax("%runs stop", (), "NAME", "Stop a run; again while it stops: harder.", names="active runs"),
     "checkpoint": Syntax(
         "%runs checkpoint", (), "NAME", "Have a run save a checkpoint now; it goes on.", names="active runs"
+    ),
+    "export": Syntax(
+        "%runs export",
+        (),
+        "NAME FILE.py",
+        "Write a run as a plain script that gives the same losses without this package.",
+        names="runs",
     ),
     "delete": Syntax("%runs delete", (), "NAME", "Remove a run that has ended, with its model.", names="runs"),
 }
@@ -149,6 +157,20 @@ def checkpoint(name: str) -> int:
     return int(session.current().server.checkpoint_run(get(name).run_id)["step"])
 
 
+def export(name: str, file: str) -> Path:
+    """Write a run as a plain script, with what its ranks held; says how it is launched. Returns the file.
+
+    Raises UsageError that names what cannot go along, and the way out.
+    """
+    path = Path(file).expanduser()
+    script = run_export.exported(RunStore(), get(name).run_id, str(file))
+    run_export.write(script, path)
+    print(f"{path} gives the losses of {name} with any of", *(f"    {line}" for line in script.launches), sep="\n")
+    for note in script.notes:
+        print(note)
+    return path
+
+
 def delete(name: str) -> None:
     """Remove a run that has ended."""
     session.current().server.delete_run(get(name).run_id)
@@ -160,7 +182,7 @@ class RunsMagics(Magics):
 
     @line_magic
     def runs(self, line: str) -> Any:
-        """%runs [list | show | attach | logs | stop | checkpoint | delete] NAME: what was run and what is running."""
+        """%runs [list | show | attach | logs | stop | checkpoint | export | delete] NAME: what was run and what is running."""
         words = split(line, "%runs")
         verb = take_verb("%runs", VERBS, words, "list")
         given = parse(VERBS[verb], words)
@@ -177,6 +199,8 @@ class RunsMagics(Magics):
                 print(f"{given.arguments[0]}: {stop(given.arguments[0])}")
             case "checkpoint":
                 print(f"{given.arguments[0]}: step {checkpoint(given.arguments[0])}")
+            case "export":
+                export(given.arguments[0], given.arguments[1])
             case "delete":
                 delete(given.arguments[0])
         return None

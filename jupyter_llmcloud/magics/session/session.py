@@ -255,6 +255,7 @@ class Session:
                 chosen = self._check_ranks(spec.ranks, world)
                 self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
                 self._warn_of_guards(world, tree, chosen)
+                world.note_pushed({name: shell.user_ns[name] for name in spec.push or ()})
                 message = self._message(world, folder, cell, spec, name, values, chosen, tree, checkpoint, asked)
         except BaseException:
             start.take_back()
@@ -263,6 +264,7 @@ class Session:
             result = self._submit(world, message) if spec.background else self._execute(world, message, chosen, start)
         except LLMCloudError:  # refused, or its agent is gone
             start.take_back()
+            world.put_back_pushed(message.pushed)
             raise
         if not isinstance(result, RunHandle):
             shell.user_ns.update(result.pulled)
@@ -350,6 +352,7 @@ class Session:
             is_definition=tree is not None and not spec.no_replay and cells.is_definition(tree),
             makes=None if bound is None else sorted(bound),
             asked=asked,
+            pushed=world.take_pushed(),
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
         )
