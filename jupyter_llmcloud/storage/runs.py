@@ -79,7 +79,7 @@ class RunRecord:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # {rank: {part of core.run.time_split: seconds}}
     versions: dict[str, str] = field(default_factory=dict)  # of Python and of libraries, as the leading agent has them
     topology: dict[str, Any] = field(default_factory=dict)  # {"hosts": [ranks of each], "threads": by rank, "device"}
-    git: dict[str, Any] = field(default_factory=dict)  # {"commit", "branch", "folder"} of where its ranks work
+    git: dict[str, str] = field(default_factory=dict)  # {"commit", "branch", "folder"} of where its ranks work
     pushed: dict[str, str] = field(default_factory=dict)  # since the cell before: {name: its literal, or ""}
 
     def __repr__(self) -> str:

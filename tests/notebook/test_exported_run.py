@@ -43,7 +43,8 @@ for step, (x, y) in enumerate(loader):
     accelerator.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
-    lc.run.log(loss=loss, step=step)
+    assert not lc.run.should_stop
+    accelerator.log({"loss": loss.item()}, step=step)
 """
 
 

@@ -162,6 +162,16 @@ class RunDetail(Run, frozen=True):
         Meta(description="Where each rank's time went: {rank: {compute, communication, data, waiting, checkpoint}}."),
     ] = {}
     versions: Annotated[dict[str, str], Meta(description="Of Python and of libraries, where it was executed.")] = {}
+    topology: Annotated[
+        dict[str, Any], Meta(description="hosts: the ranks of each; threads: of each rank; device: cpu or gpu.")
+    ] = {}
+    git: Annotated[
+        dict[str, str], Meta(description="commit, branch and folder of the work tree in which its ranks work.")
+    ] = {}
+    pushed: Annotated[
+        dict[str, str],
+        Meta(description="Variables pushed since the cell before, each as Python text; empty where it has none."),
+    ] = {}
 
 
 class RunStarted(Response, frozen=True):
