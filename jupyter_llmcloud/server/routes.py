@@ -36,6 +36,7 @@ from jupyter_llmcloud.server.api.keys import (
     KeysHandler,
     KeyUsageHandler,
 )
+from jupyter_llmcloud.server.api.run_comparison import RunComparisonHandler, RunExportHandler
 from jupyter_llmcloud.server.api.runs import (
     RunCheckpointHandler,
     RunHandler,
@@ -124,6 +125,8 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/runs/{NAME}/checkpoint", RunCheckpointHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/view", RunViewHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/export", RunExportHandler, _RUNS),
+    (r"/llmcloud/api/run-comparison", RunComparisonHandler, _RUNS),
     (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler, (*_JSON, "endpoints")),

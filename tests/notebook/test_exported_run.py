@@ -87,7 +87,7 @@ def test_an_exported_run_gives_the_losses_of_the_run_under_torchrun_and_accelera
 ) -> None:
     script = tmp_path / "train.py"
     assert "Error" not in run(kernel, DEFINITIONS)
-    run(kernel, "lr, table = 0.05, object()\n%push lr,table")
+    run(kernel, "import jupyter_llmcloud as lc\nlr, table = 0.05, object()\n%push lr,table")
     assert "Error" not in run(kernel, TRAINING)
     told = run(kernel, f"%runs export small {script}")
     assert "torchrun --nproc-per-node 2" in told and "sbatch" in told, told
@@ -108,5 +108,10 @@ def test_an_exported_run_gives_the_losses_of_the_run_under_torchrun_and_accelera
         assert losses(ended.stdout) == expected, (command, ended.stdout, ended.stderr)
     assert (tmp_path / "model" / "model.pt").exists()
 
+    assert "Reproduced: loss" in run(kernel, "print(repr(lc.runs.reproduce('small')))"), "on the same ranks"
+    other = TRAINING.replace("--seed 5 --name small --save model", f"--seed 6 --name other --export {tmp_path}/other.py")
+    assert "torchrun" in run(kernel, other) and "_seed(6)" in (tmp_path / "other.py").read_text(encoding="utf-8")
+    compared = run(kernel, "print(repr(lc.runs.compare('small', 'other')))")
+    assert "apart from step 0" in compared and "seed" in compared, compared
     run(kernel, "%%distribute --name uses-table\nkept = (table, lr)")
     assert "'table' was pushed from the notebook" in run(kernel, f"%runs export uses-table {script}")

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 _BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
-_SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp
-_Scopes = (*_SCOPES.__args__, ast.GeneratorExp)
 
 
 @dataclass
@@ -76,8 +74,9 @@ def _statement(node: ast.stmt, certain: set[str], found: NamesUsed, late: set[st
         case ast.If(test=test, body=first, orelse=second):
             _read(test, certain, found, late)
             _branches([first, second], certain, found, late)
-        case ast.For(target=target, iter=source, body=body, orelse=other) | ast.AsyncFor(
-            target=target, iter=source, body=body, orelse=other
+        case (
+            ast.For(target=target, iter=source, body=body, orelse=other)
+            | ast.AsyncFor(target=target, iter=source, body=body, orelse=other)
         ):
             _read(source, certain, found, late)
             inside = set(certain)
@@ -190,7 +189,7 @@ def _catches_missing(node: ast.Try | ast.TryStar) -> bool:
 def _read(node: ast.AST, certain: set[str], found: NamesUsed, late: set[str]) -> None:
     """Names that are loaded in an expression, in the order of evaluation as far as it matters."""
     if isinstance(node, ast.Lambda):
-        _inner(node, [node.body], _parameters(node.args), certain, found, late)
+        _inner(node, [node.body], _parameters(node.args), found, late)
         for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
             _read(default, certain, found, late)
         return
@@ -245,11 +244,15 @@ def _function(
     now += [node.returns] if node.returns is not None else []
     for part in now:
         _read(part, certain, found, late)
-    _inner(node, node.body, _parameters(node.args), certain, found, late)
+    _inner(node, node.body, _parameters(node.args), found, late)
 
 
 def _inner(
-    node: ast.AST, body: list[ast.stmt] | list[ast.expr], own: set[str], certain: set[str], found: NamesUsed, late: set[str]
+    node: ast.AST,
+    body: list[ast.stmt] | list[ast.expr],
+    own: set[str],
+    found: NamesUsed,
+    late: set[str],
 ) -> None:
     """What a function reads from outside, when it is called; `global` names it binds there."""
     declared = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}

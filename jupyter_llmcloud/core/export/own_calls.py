@@ -69,6 +69,12 @@ def plain_code(cell: SourceCell) -> tuple[str, list[str]]:
     return code, futures
 
 
+def without_futures(cell: SourceCell) -> tuple[str, list[str]]:
+    """The code as it is, and its `from __future__ import` lines, which are taken out of it."""
+    found = [node for node in cell.tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    return _edited(cell.code, [(node, "pass") for node in found]), [ast.unparse(node) for node in found]
+
+
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == PACKAGE
 

@@ -1,8 +1,8 @@
 """The pieces of an exported script that stand for what a rank is given: plain text, which the script consists of."""
 
-SETTINGS = '''\
+SETTINGS = """\
 os.environ["ACCELERATE_MIXED_PRECISION"] = {precision!r}
-'''
+"""
 
 PROCESS = '''\
 import json
@@ -66,7 +66,7 @@ def _number(value):
 run = Run()
 '''
 
-ACCELERATOR_LOG = '''\
+ACCELERATOR_LOG = """\
 
 # --- what an Accelerator logs is printed, too ------------------------------------------------------------------------
 import accelerate
@@ -80,9 +80,9 @@ def _log(self, values, step=None, log_kwargs={}):
 
 
 accelerate.Accelerator.log = _log
-'''
+"""
 
-SEEDS = '''\
+SEEDS = """\
 
 # --- random numbers: alike on all processes while a model is made, apart while it is trained -------------------------
 import hashlib
@@ -166,9 +166,9 @@ def _parts(loader):
 register_optimizer_step_pre_hook(_before_step)
 DistributedDataParallel.__init__ = _wrapped
 _dataloader._BaseDataLoaderIter.__init__ = _iterating
-'''
+"""
 
-SAVE = '''\
+SAVE = """\
 
 # --- what --save wrote --------------------------------------------------------------------------------------------
 for _value in ({names},):
@@ -179,10 +179,10 @@ for _value in ({names},):
         else:
             os.makedirs("model", exist_ok=True)
             torch.save(_plain.state_dict(), "model/model.pt")
-'''
+"""
 
-END = '''\
+END = """\
 
 dist.barrier()
 dist.destroy_process_group()
-'''
+"""

@@ -11,7 +11,7 @@ from typing import Any
 from jupyter_llmcloud.core.export import prelude
 from jupyter_llmcloud.core.export.cells import Part, SourceCell, needed_cells
 from jupyter_llmcloud.core.export.names_used import names_used
-from jupyter_llmcloud.core.export.own_calls import plain_code
+from jupyter_llmcloud.core.export.own_calls import plain_code, without_futures
 from jupyter_llmcloud.core.export.plans import check_options
 from jupyter_llmcloud.errors import UsageError
 
@@ -63,6 +63,25 @@ def export(run: ExportedRun, earlier: Sequence[SourceCell], file: str) -> Script
         notes.append("Neither --seed nor the cells seed anything: where they draw random numbers, losses differ.")
     launches = launch_lines(file, run.num_ranks, run.num_threads, run.has_gpus)
     return Script(_text(run, parts, notes, launches), notes, launches)
+
+
+def source_for_ranks(cell: SourceCell, earlier: Sequence[SourceCell]) -> str:
+    """The cell and what it needs as one cell for the ranks of a world, which is to be run with `--fresh`.
+
+    Where cells go along with it, each is seeded as its own run was, and the new run is to be given no seed.
+    Raises UsageError that names what cannot go along.
+    """
+    parts, _ = needed_cells(cell, earlier)
+    if len(parts) == 1 and not parts[0].assigned:
+        return cell.code
+    pieces = ["from jupyter_llmcloud.training.group.random_streams import STREAMS\n"]
+    futures = list[str]()
+    for part in parts:
+        code, found = without_futures(part.cell)
+        futures += [line for line in found if line not in futures]
+        pieces += [f"{name} = {text}" for name, text in part.assigned]
+        pieces.append(f"STREAMS.begin({part.cell.spec.get('seed')!r}, rank, world_size)\n{code.rstrip()}\n")
+    return "\n".join([*futures, *pieces])
 
 
 def launch_lines(file: str, num_ranks: int, num_threads: int, has_gpus: bool) -> list[str]:

@@ -18,6 +18,7 @@ from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Interface, RunSpec
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
+from jupyter_llmcloud.magics.recorded.take_away import export
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell
@@ -28,6 +29,7 @@ from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remembe
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.run_request import execute
 from jupyter_llmcloud.storage.checkpoints import Checkpoint
+from jupyter_llmcloud.storage.recorded import export as recorded_export
 from jupyter_llmcloud.storage.resume import resume
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore, nonce
 
@@ -246,6 +248,8 @@ class Session:
                     "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
                 )
             spec, checkpoint = resuming(RunStore(), spec, given)
+            if spec.export:
+                recorded_export.check(cell.code, spec, checkpoint is not None)
             name = spec.name or f"cell-{cell.number}"
             folder = RunStore().folder(run_id(name, asked, nonce()))
             start = RunStart(folder, name, cell.source, spec, self.owner, asked)
@@ -268,6 +272,8 @@ class Session:
             raise
         if not isinstance(result, RunHandle):
             shell.user_ns.update(result.pulled)
+            if spec.export:
+                export(folder.run_id, spec.export)
         return result
 
     def _execute(self, world: WorldClient, message: Execute, ranks: Sequence[int], start: RunStart) -> RunResult:
