@@ -22,7 +22,7 @@ from jupyter_llmcloud.core.output.columns import format_table
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface, KeySpec
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.server.data_commands import add_data
-from jupyter_llmcloud.server.record_commands import add_records
+from jupyter_llmcloud.server.recorded.commands import add_records
 from jupyter_llmcloud.server.rollout_commands import add_rollouts
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
 

@@ -36,7 +36,6 @@ from jupyter_llmcloud.server.api.keys import (
     KeysHandler,
     KeyUsageHandler,
 )
-from jupyter_llmcloud.server.api.run_comparison import RunComparisonHandler, RunExportHandler
 from jupyter_llmcloud.server.api.runs import (
     RunCheckpointHandler,
     RunHandler,
@@ -83,6 +82,7 @@ from jupyter_llmcloud.server.gateway.open_inference import (
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
 from jupyter_llmcloud.server.openapi.openai_surface import OpenAIDocumentHandler
+from jupyter_llmcloud.server.recorded.handlers import RunComparisonHandler, RunExportHandler
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.context import ServerContext

@@ -18,7 +18,7 @@ from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.options import Option
 from jupyter_llmcloud.core.spec import RUN, Interface, RunSpec
 from jupyter_llmcloud.errors import ConnectionLost, UsageError
-from jupyter_llmcloud.server.record_commands import write_script
+from jupyter_llmcloud.server.recorded.commands import write_script
 from jupyter_llmcloud.storage.recorded.export import check
 
 DESCRIPTION = """\

@@ -109,7 +109,9 @@ def test_an_exported_run_gives_the_losses_of_the_run_under_torchrun_and_accelera
     assert (tmp_path / "model" / "model.pt").exists()
 
     assert "Reproduced: loss" in run(kernel, "print(repr(lc.runs.reproduce('small')))"), "on the same ranks"
-    other = TRAINING.replace("--seed 5 --name small --save model", f"--seed 6 --name other --export {tmp_path}/other.py")
+    other = TRAINING.replace(
+        "--seed 5 --name small --save model", f"--seed 6 --name other --export {tmp_path}/other.py"
+    )
     assert "torchrun" in run(kernel, other) and "_seed(6)" in (tmp_path / "other.py").read_text(encoding="utf-8")
     compared = run(kernel, "print(repr(lc.runs.compare('small', 'other')))")
     assert "apart from step 0" in compared and "seed" in compared, compared

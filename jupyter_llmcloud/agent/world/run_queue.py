@@ -153,14 +153,14 @@ class RunQueue:
             script=cell.script,
             versions=self._versions,
             topology=self._topology(),
-            git=git_state(self._world.spec.cwd),
+            git=git_state(self._world.cwd),
             pushed=cell.pushed,
         )
 
     def _topology(self) -> dict[str, Any]:
         threads = self._world.num_threads
         return {
-            "hosts": [allocation["num_ranks"] for allocation in self._world.spec.agents],
+            "hosts": self._world.ranks_of_hosts,
             "threads": [threads[rank] for rank in sorted(threads)],
             "device": "gpu" if self._node.has_gpus else "cpu",
         }
