@@ -28,6 +28,8 @@ pytest_plugins = [
     "tests.support.worlds",
     "tests.support.schedule",
     "tests.support.kept_logs",
+    "tests.support.cpu_time",
+    "tests.support.shared_server",
 ]
 
 LEASE_S = 2.0
@@ -189,10 +191,4 @@ def new_browser() -> Iterator[Browser]:
 @pytest.fixture
 def chromium(pictures: Path) -> Iterator[Browser]:
     """A headless browser; without one the test is skipped, under continuous integration it fails."""
-    yield from new_browser()
-
-
-@pytest.fixture(scope="module")
-def one_chromium(pictures: Path) -> Iterator[Browser]:
-    """The same for all tests of a module, of which none runs an event loop in this thread."""
     yield from new_browser()

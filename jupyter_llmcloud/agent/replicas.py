@@ -35,7 +35,7 @@ MODULE = "jupyter_llmcloud.inference"
 log = logging.getLogger(__name__)
 
 
-class Process(Protocol):
+class ChildProcess(Protocol):
     """One that this agent has started, or had forked."""
 
     @property
@@ -57,7 +57,7 @@ class ReplicaProcess:
 
     replica_id: str
     endpoint: str
-    process: Process
+    process: ChildProcess
     socket: Path
     log: Path
     device: str
@@ -140,7 +140,7 @@ class Replicas:
         await asyncio.to_thread(_write, stdin, json.dumps(spec).encode() + b"\n")
         return replica.describe()
 
-    async def _begin(self, replica_id: str, log_path: Path, is_forked: bool) -> tuple[Process, int]:
+    async def _begin(self, replica_id: str, log_path: Path, is_forked: bool) -> tuple[ChildProcess, int]:
         """The process, and the end of its standard input that is here."""
         theirs, ours = os.pipe()
         try:

@@ -50,7 +50,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
-class Status:
+class ReplicaStatus:
     """What the replica is doing and has done.
 
     Attributes:
@@ -91,7 +91,7 @@ class Application:
             encoder: what only embeds.
     """
 
-    def __init__(self, status: Status, token: str) -> None:
+    def __init__(self, status: ReplicaStatus, token: str) -> None:
         self.status = status
         self.model: ServedModel | None = None
         self.kind: ModelKind = GENERATOR
@@ -214,7 +214,7 @@ class Application:
             "uptime_s": round(time.time() - status.started, 3),
             "max_concurrent": status.max_concurrent,
         }
-        counted = [name for name in Status.__dataclass_fields__ if name.startswith("num_")]
+        counted = [name for name in ReplicaStatus.__dataclass_fields__ if name.startswith("num_")]
         body |= {name: getattr(status, name) for name in counted}
         if self.model is not None:
             engine = self.model.engine.stats()

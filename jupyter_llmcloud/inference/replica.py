@@ -23,7 +23,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.core.serving.models.engine_names import AUTO, LLAMA_CPP, is_external, is_url
 from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR, ModelKind, says
 from jupyter_llmcloud.errors import LLMCloudError, ModelError, UsageError
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.core_allocation import CoreAllocation
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, defaults_for_sampling, load_model, refuse_spread
 from jupyter_llmcloud.inference.external.forward import Forward
@@ -117,7 +117,7 @@ class Replica:
 
     def __init__(self, spec: ReplicaSpec) -> None:
         self._spec = spec
-        self.status = Status(spec.endpoint, spec.served_name, spec.max_concurrent)
+        self.status = ReplicaStatus(spec.endpoint, spec.served_name, spec.max_concurrent)
         self._application = Application(self.status, spec.token)
         self._share = CoreAllocation(config.runtime_dir() / "replicas", spec.num_threads)
         self._stop = asyncio.Event()

@@ -22,6 +22,7 @@ from jupyter_llmcloud.core.output.columns import format_table
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface, KeySpec
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.server.data_commands import add_data
+from jupyter_llmcloud.server.manifest_command import add_manifests
 from jupyter_llmcloud.server.recorded.commands import add_records
 from jupyter_llmcloud.server.rollout_commands import add_rollouts
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     nouns = top.add_subparsers(required=True, metavar="COMMAND")
     add_run(nouns)
     add_data(nouns)
+    add_manifests(nouns)
     _add_serve(nouns)
     _add_mcp(nouns)
     verbs = {noun: _add_noun(nouns, noun) for noun in COLUMNS}

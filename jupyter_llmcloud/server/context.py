@@ -14,7 +14,7 @@ from jupyter_llmcloud.server.api.run_starts import RunStarts
 from jupyter_llmcloud.server.api.run_states import SERVER, RunStates
 from jupyter_llmcloud.server.audit import Audit
 from jupyter_llmcloud.server.batches.asking import RowAsker
-from jupyter_llmcloud.server.batches.batches import Batches
+from jupyter_llmcloud.server.batches.batches import BatchRegistry
 from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
 from jupyter_llmcloud.server.datasets.preparations import Preparations
 from jupyter_llmcloud.server.endpoints.records import EndpointRecords
@@ -24,7 +24,7 @@ from jupyter_llmcloud.server.events.polling import PollSessions
 from jupyter_llmcloud.server.events.resources import Resources
 from jupyter_llmcloud.server.events.service import EventService
 from jupyter_llmcloud.server.events.topics import Topics, changed_by
-from jupyter_llmcloud.server.gateway.key_alerts import KeyAlerts
+from jupyter_llmcloud.server.gateway.key_alerts import KeyMonitor
 from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
 from jupyter_llmcloud.server.gateway.metrics import ENDPOINTS
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
@@ -67,7 +67,7 @@ class ServerContext:
             log,
         )
         self.clusters.on_shortage = self.endpoints.give_way
-        self.requests = OpenRequests(self.state, KeyAlerts(self.audit, log), log, self.audit.tell_requests)
+        self.requests = OpenRequests(self.state, KeyMonitor(self.audit, log), log, self.audit.tell_requests)
         ENDPOINTS.add(self.endpoints)
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ class ServerContext:
         self.requests.keep(days)
 
     @property
-    def alerts(self) -> KeyAlerts:
+    def alerts(self) -> KeyMonitor:
         """What is unusual in the use of keys."""
         return self.requests.alerts
 
@@ -107,10 +107,10 @@ class ServerContext:
         return Keeper(FeedbackStore(), self.requests.log)
 
     @cached_property
-    def batches(self) -> Batches:
+    def batches(self) -> BatchRegistry:
         """Many requests, answered when there is room."""
         log = self.requests.log
-        return Batches(RowAsker(self.endpoints, self.requests, self.quotas, self.state, log), self.audit, log)
+        return BatchRegistry(RowAsker(self.endpoints, self.requests, self.quotas, self.state, log), self.audit, log)
 
     @cached_property
     def preparations(self) -> Preparations:

@@ -185,4 +185,6 @@ def handlers(context: ServerContext) -> list[tuple[str, type[Any], dict[str, Any
     def service(name: str) -> Any:
         return ROUTES if name == "routes" else getattr(context, name)
 
-    return [(path, handler, {name: service(name) for name in names}) for path, handler, names in ROUTES]
+    # They are tried one after the other; those of inference come first, which somebody waits for token by token.
+    ordered = sorted(ROUTES, key=lambda route: not issubclass(route[1], InferenceHandler))
+    return [(path, handler, {name: service(name) for name in names}) for path, handler, names in ordered]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -33,16 +34,23 @@ def main() -> int:
     """0 when every goal was reached."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The product beside its peers.")
     parser.add_argument("axes", nargs="*", metavar="axis", help=f"{', '.join(AXES)} (default: all)")
-    axes = parser.parse_args().axes or list(AXES)
+    parser.add_argument(
+        "--peers", default=",".join(serving.PEERS), help="whom serving is measured beside (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    axes, peers = arguments.axes or list(AXES), [name for name in arguments.peers.split(",") if name]
     if unknown := [axis for axis in axes if axis not in AXES]:
         parser.error(f"unknown axis {unknown[0]!r}: expected one of {', '.join(AXES)}")
+    if unknown := [name for name in peers if name not in serving.PEERS]:
+        parser.error(f"unknown peer {unknown[0]!r}: expected some of {','.join(serving.PEERS)}")
+    measures = AXES | {"serving": functools.partial(serving.measure, peers=peers)}
     rows: list[Row] = []
     # Short, since a unix socket's path holds 107 bytes.
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for axis in axes:
             print(f"measuring {axis} ...", file=sys.stderr, flush=True)
             began = time.monotonic()
-            rows += AXES[axis](Path(folder) / axis)
+            rows += measures[axis](Path(folder) / axis)
             print(f"  {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))
     print(f"\nsamples: {_keep(rows).relative_to(REPOSITORY)}")

@@ -21,6 +21,7 @@ import aiohttp
 import psutil
 
 from tests.bench.measured import Row
+from tests.bench.refusals import gateway_refusals, replica_refusals
 from tests.bench.shell import REPOSITORY
 from tests.support.gateway_process import GatewayProcess, gateway_process
 
@@ -32,6 +33,8 @@ STATUS_S = 10.0
 MANY_STREAMS = 200
 BEGIN_S = 60.0  # until they all have begun
 FIRST_MS, PIECE_MS, PIECE_CPU_MS, STATUS_MS = 1.0, 0.3, 0.3, 100.0  # the goals
+SHARE = 0.95
+TOKEN_MS = 20.0  # between the tokens of a stream where 16 of them make 800 a second
 
 
 @dataclass
@@ -44,8 +47,11 @@ class Seen:
 
 def measure(folder: Path) -> list[Row]:
     """The rows of this axis."""
-    with gateway_process(folder) as server:
-        return asyncio.run(_measure(server))
+    with gateway_process(folder / "server") as server:
+        rows = asyncio.run(_measure(server))
+    with gateway_process(folder / "watched", keep_rounds=True) as server:
+        rows.append(asyncio.run(_rounds_during_streams(server)))
+    return [*rows, asyncio.run(replica_refusals(folder))]
 
 
 async def _measure(server: GatewayProcess) -> list[Row]:
@@ -64,17 +70,22 @@ async def _measure(server: GatewayProcess) -> list[Row]:
         for _ in range(ROUNDS):
             theirs.append(await stream(*ask_replica))
             ours.append(await stream(*ask_gateway))
+        shares = [await _pieces_per_s(*ask_gateway) / await _pieces_per_s(*ask_replica) for _ in range(3)]
         costs = [await _cpu_per_piece(server, ask_gateway) for _ in range(3)]
         status = await _status_during_streams(server)
+        refusals = await gateway_refusals(server)
     first = [(one.first_s - other.first_s) * 1e3 for one, other in zip(ours, theirs, strict=True)]
     piece = [(median(one.ways_s) - median(other.ways_s)) * 1e3 for one, other in zip(ours, theirs, strict=True)]
     return [
         Row("gateway", "added to the first piece of a stream, p50", "ms", "", first, limit=FIRST_MS),
         Row("gateway", "added to each further piece, p50", "ms", "", piece, limit=PIECE_MS),
+        Row("gateway", f"pieces/s of {NUM_STREAMS} streams, of those without it", "share", "", shares, limit=SHARE,
+            at_least=True),
         Row("gateway", f"CPU time a piece, {NUM_STREAMS} streams", "ms", "", costs, limit=PIECE_CPU_MS),
         Row(
             "gateway", f"/api/status during {MANY_STREAMS} streams, p99", "ms", "", status, limit=STATUS_MS, percent=99
         ),
+        refusals,
     ]  # fmt: skip
 
 
@@ -94,6 +105,23 @@ async def stream(
                 seen.ways_s.append(now - float(json.loads(line[6:])["choices"][0]["text"]))
     assert len(seen.ways_s) == num_pieces
     return seen
+
+
+async def _pieces_per_s(session: aiohttp.ClientSession, url: str) -> float:
+    num_pieces = 150
+    began = time.perf_counter()
+    await asyncio.gather(*(stream(session, url, num_pieces, TOKEN_MS) for _ in range(NUM_STREAMS)))
+    return NUM_STREAMS * num_pieces / (time.perf_counter() - began)
+
+
+async def _rounds_during_streams(server: GatewayProcess) -> Row:
+    """Processor time of the rounds of the server's event loop, in which somebody else who asks something waits."""
+    before = len(server.round_seconds())
+    async with streams_beside(server, MANY_STREAMS, int(STATUS_S * 5), 200):
+        pass
+    rounds = [seconds * 1e3 for seconds in server.round_seconds()[before:]]
+    what = f"a round of the event loop, {MANY_STREAMS} streams, CPU p99"
+    return Row("gateway", what, "ms", "", rounds, limit=STATUS_MS / 2, percent=99)
 
 
 async def _cpu_per_piece(server: GatewayProcess, ask: tuple[Any, str]) -> float:

@@ -21,7 +21,7 @@ class Row:
         peer: who it is compared with; "" when with nobody.
         ours, theirs: the samples, of interleaved rounds.
         goal: the ratio ours / theirs to reach; None when this row only informs.
-        limit: what ours may be at most, whatever the peer does.
+        limit: what ours may be at most, or must be at least, whatever the peer does.
         at_least: whether more is better.
         percent: which percentile of the samples counts.
         missing: why the peer could not be measured.
@@ -58,7 +58,7 @@ class Row:
     def reached(self) -> bool | None:
         """Whether the goal is reached; None without one, or without the peer."""
         if self.limit is not None:
-            return self.our_value <= self.limit
+            return self.our_value >= self.limit if self.at_least else self.our_value <= self.limit
         if self.goal is None or self.ratio is None:
             return None
         return self.ratio >= self.goal if self.at_least else self.ratio <= self.goal
@@ -74,7 +74,7 @@ class Row:
     def wanted(self) -> str:
         """The goal as text."""
         if self.limit is not None:
-            return f"<= {self.limit:g} {self.unit}"
+            return f"{'>=' if self.at_least else '<='} {self.limit:g} {self.unit}"
         return "" if self.goal is None else f"{'>=' if self.at_least else '<='} {self.goal:g} x"
 
     def as_json(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 In a real kernel, since only there the live view is a widget. Two times are taken for each value, both from the clock
 reading that `run.log` itself stores with it:
 
-- until the view of the run has it: `RunView.records` of the kernel, which the harness wraps;
+- until the view of the run has it: `RunDisplay.records` of the kernel, which the harness wraps;
 - until a front end has it: the first message of the widget that carries this step or a later one. The view draws at
   most ten times a second, so part of this is waiting for the next picture.
 """
@@ -33,7 +33,7 @@ Times = dict[int, float]  # of each step: seconds since the epoch
 
 _WRAP = """\
 import json, time
-from jupyter_llmcloud.magics.output.run_view import RunView
+from jupyter_llmcloud.magics.output.run_view import RunDisplay
 def _wrapped(inner, arrived):
     def records(self, journal, rank, batch):
         if journal == "metrics" and rank == 0:
@@ -42,7 +42,7 @@ def _wrapped(inner, arrived):
         inner(self, journal, rank, batch)
     return records
 arrived = []
-RunView.records = _wrapped(RunView.records, arrived)
+RunDisplay.records = _wrapped(RunDisplay.records, arrived)
 """
 _TELL = "open({path!r}, 'w').write(json.dumps(arrived))"
 

@@ -1,7 +1,8 @@
 """Tokens per second and the wait for the first one, of a replica beside others on the same weights.
 
 Streams all begin at once. One peer is the same replica with transformers' continuous batching in place of the slot
-engine: what lies between a client and the engine is the same. The other is llama.cpp's server.
+engine: what lies between a client and the engine is the same. The others are servers of their own. `--peers` chooses
+some of them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tests.bench.measured import Row
 from tests.bench.peers import PeerMissing
-from tests.bench.serving_peers import llama_cpp, replica
+from tests.bench.serving_peers import CONTENDERS, letters
 from tests.bench.speculation import speculation_rows
 from tests.bench.start import fresh
 from tests.support.tiny_models import byte_level_tokenizer
@@ -28,17 +29,21 @@ NUM_PROMPT, NUM_GENERATED = 32, 64
 SHARED_PREFIX = 512
 VOCABULARY = 4096
 OURS, CB, LLAMA_CPP = "slots", "continuous-batching", "llama.cpp"
-SERVERS: dict[str, Any] = {OURS: replica, CB: replica, LLAMA_CPP: llama_cpp}
-# What ours should be of each of them, at 1 stream and at more.
-GOALS = {CB: (1.0, 1.3), LLAMA_CPP: (0.8, 1.0)}
+PEERS = tuple(name for name in CONTENDERS if name != OURS)
+# What ours should be of the speed of each of them, at 1 stream and at more; None: it only informs.
+GOALS: dict[str, tuple[float | None, float]] = dict.fromkeys(PEERS, (None, 1.0)) | {
+    CB: (1.0, 1.3),
+    LLAMA_CPP: (0.8, 1.0),
+}
 
 
 @dataclass
 class Samples:
-    """What one server gave: by number of streams tokens per second, and milliseconds until each first token."""
+    """What one server gave, by number of streams: tokens per second, processor time a token, the waits for the first."""
 
     tokens_per_s: dict[int, list[float]] = field(default_factory=lambda: {number: [] for number in STREAMS})
     first_ms: dict[int, list[float]] = field(default_factory=lambda: {number: [] for number in STREAMS})
+    processor_ms: dict[int, list[float]] = field(default_factory=lambda: {number: [] for number in STREAMS})
     cold_ms: list[float] = field(default_factory=list)
     warm_ms: list[float] = field(default_factory=list)
     ready_mib: list[float] = field(default_factory=list)
@@ -51,34 +56,40 @@ class Samples:
         return sum(others.get(seed) == text for seed, text in self.answers.items()) / max(1, len(self.answers))
 
 
-def measure(folder: Path) -> list[Row]:
+def measure(folder: Path, peers: Collection[str] = PEERS) -> list[Row]:
     """Rounds of all servers in turn; both engines of ours must answer the same."""
     model = folder / "model"
     save_model(model)
-    given = {name: Samples() for name in SERVERS}
+    given = {name: Samples() for name in CONTENDERS if name == OURS or name in peers}
     for number in range(ROUNDS):
         for name, samples in given.items():
-            if not samples.missing:
-                with fresh(folder / f"{number}-{name[:5]}") as place:
-                    try:
-                        asyncio.run(_measure_server(place, model, name, samples, number))
-                    except PeerMissing as reason:
-                        samples.missing = str(reason)
-    if given[OURS].answers != given[CB].answers:
+            if samples.missing or (CONTENDERS[name].starts_slowly and number):
+                continue
+            repeats = range(REPEATS * ROUNDS) if CONTENDERS[name].starts_slowly else _repeats(number)
+            with fresh(folder / f"{number}-{name[:5]}") as place:
+                try:
+                    asyncio.run(_measure_server(place, model, name, samples, repeats))
+                except PeerMissing as reason:
+                    samples.missing = str(reason)
+    if CB in given and given[OURS].answers != given[CB].answers:
         raise AssertionError("the engines answered differently")
-    return [*_rows(given), *speculation_rows(model)]
+    speculation = speculation_rows(model) if set(peers) == set(PEERS) else []
+    return [*_rows(given), *speculation]
+
+
+def _repeats(number: int) -> range:
+    return range(REPEATS * number, REPEATS * (number + 1))
 
 
 def _rows(given: dict[str, Samples]) -> list[Row]:
     what = f"serving 17 M parameters, {NUM_PROMPT} in, {NUM_GENERATED} out"
-    ours = given[OURS]
+    ours, peers = given[OURS], {name: samples for name, samples in given.items() if name != OURS}
     rows = []
     for number in STREAMS:
-        for peer, goals in GOALS.items():
-            theirs = given[peer]
+        for peer, theirs in peers.items():
             speeds = ours.tokens_per_s[number], theirs.tokens_per_s[number]
             rows.append(
-                Row("serving", f"{what}, {number} streams", "tokens/s", peer, *speeds, goals[number > 1],
+                Row("serving", f"{what}, {number} streams", "tokens/s", peer, *speeds, GOALS[peer][number > 1],
                     at_least=True, missing=theirs.missing)
             )  # fmt: skip
             waits = ours.first_ms[number], theirs.first_ms[number]
@@ -86,16 +97,19 @@ def _rows(given: dict[str, Samples]) -> list[Row]:
                 Row("serving", f"first token, {number} streams, p95", "ms", peer, *waits, 1.0, percent=95,
                     missing=theirs.missing)
             )  # fmt: skip
+            costs = ours.processor_ms[number], theirs.processor_ms[number]
+            rows.append(
+                Row("serving", f"processor time a token, {number} streams", "ms", peer, *costs, missing=theirs.missing)
+            )
     shared = f"first token, {SHARED_PREFIX} tokens as before"
     rows.append(Row("serving", shared, "ms", "ours, not read before", ours.warm_ms, ours.cold_ms, 0.2))
-    for peer in GOALS:
-        theirs = given[peer]
-        memory = "memory of a replica that is ready", "MiB", peer, ours.ready_mib, theirs.ready_mib
+    for peer, theirs in peers.items():
+        memory = "memory of a server that is ready", "MiB", peer, ours.ready_mib, theirs.ready_mib
         rows.append(Row("serving", *memory, missing=theirs.missing))
         each = "memory that each of 32 streams adds", "MiB", peer, ours.stream_mib, theirs.stream_mib
         rows.append(Row("serving", *each, missing=theirs.missing))
-    alike = given[LLAMA_CPP].share_of(ours.answers)
-    rows.append(Row("serving", "answers that llama.cpp gives, too", "share", "", [alike]))
+        if not theirs.missing:
+            rows.append(Row("serving", f"answers that {peer} gives, too", "share", "", [theirs.share_of(ours.answers)]))
     return rows
 
 
@@ -118,29 +132,30 @@ def save_model(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
-async def _measure_server(place: Path, model: Path, name: str, samples: Samples, number: int) -> None:
-    async with SERVERS[name](place, model, name) as server:
+async def _measure_server(place: Path, model: Path, name: str, samples: Samples, repeats: range) -> None:
+    async with CONTENDERS[name].open(place, model, name) as server:
         await server.ask(prompt_of(-1, NUM_PROMPT), 4)
         samples.ready_mib.append(server.mib)
-        for repeat in range(REPEATS):
+        for repeat in repeats:
             for streams in STREAMS:
                 seeds = [10_000 * repeat + 1000 * streams + index for index in range(streams)]
-                began = time.perf_counter()
+                spent_s, began = server.processor_s(), time.perf_counter()
                 answers = await asyncio.gather(
                     *(server.ask(prompt_of(seed, NUM_PROMPT), NUM_GENERATED) for seed in seeds)
                 )
                 seconds = time.perf_counter() - began
+                spent_s = server.processor_s() - spent_s
+                samples.processor_ms[streams].append(1000 * spent_s / (streams * NUM_GENERATED))
                 samples.tokens_per_s[streams].append(streams * NUM_GENERATED / seconds)
                 samples.first_ms[streams] += [1000 * first_s for first_s, _ in answers]
                 samples.answers |= {seed: text for seed, (_, text) in zip(seeds, answers, strict=True)}
         samples.stream_mib.append((server.mib - samples.ready_mib[-1]) / max(STREAMS))
         if name == OURS:
-            shared = prompt_of(-2 - number, SHARED_PREFIX)
-            samples.cold_ms.append(1000 * (await server.ask([*shared, 5], 1))[0])
-            samples.warm_ms.append(1000 * (await server.ask([*shared, 6], 1))[0])
+            shared = prompt_of(-2 - repeats.start, SHARED_PREFIX)
+            samples.cold_ms.append(1000 * (await server.ask([*shared, next(iter(letters()))], 1))[0])
+            samples.warm_ms.append(1000 * (await server.ask([*shared, list(letters())[1]], 1))[0])
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
-    """Random tokens."""
-    drawn = random.Random(seed)
-    return [drawn.randrange(2, 300) for _ in range(length)]
+    """Random tokens, whose text is the same prompt."""
+    return random.Random(seed).choices(list(letters()), k=length)

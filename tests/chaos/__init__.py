@@ -1,1 +1,1 @@
-"""Faults in numbers: `python -m tests.chaos [stops] [starts] [checkpoints] [leaders] [soak]`. Too long for every test run."""
+"""Faults in numbers: `python -m tests.chaos [stops] [starts] [checkpoints] [leaders] [serving] [soak] [fuzz] [marked]`. Too long for every test run."""

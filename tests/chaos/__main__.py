@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-DRIVERS = ("stops", "starts", "checkpoints", "leaders", "serving", "soak")
+DRIVERS = ("stops", "starts", "checkpoints", "leaders", "serving", "soak", "fuzz", "marked")
 
 
 def main(names: list[str]) -> int:

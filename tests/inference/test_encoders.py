@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import ModelError
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.openai.embedding.encoders import ServedEncoder, open_encoder
 from jupyter_llmcloud.inference.openai.embedding.pooling import pooling_of
@@ -37,7 +37,7 @@ def with_pooling(folder: Path, **config: Any) -> Path:
 
 
 async def ask(served: ServedEncoder, path: str, **body: Any) -> tuple[int, Any]:
-    status = Status("endpoint", "tiny", 8)
+    status = ReplicaStatus("endpoint", "tiny", 8)
     application = Application(status, "the-bearer")
     application.kind, application.encoder, status.state = EMBEDDER, served, "ready"
     headers = {"Authorization": "Bearer the-bearer"}

@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
 from jupyter_llmcloud.errors import ModelError, UsageError
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.external.commands import EngineOptions, command_of
 from jupyter_llmcloud.inference.external.forward import Forward
 from jupyter_llmcloud.inference.external.opening import ExternalSpec, details, open_external
@@ -43,12 +43,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
 
 
-Body = Callable[[Client, ExternalServer, Status], Awaitable[None]]
+Body = Callable[[Client, ExternalServer, ReplicaStatus], Awaitable[None]]
 
 
 def serve(spec: ExternalSpec, body: Body) -> None:
     async def run() -> None:
-        status = Status(spec.name, spec.name, 8)
+        status = ReplicaStatus(spec.name, spec.name, 8)
         application = Application(status, TOKEN)
         server = await open_external(spec)
         assert server is not None
@@ -90,7 +90,7 @@ def arguments_of(process: psutil.Process) -> list[str]:
 def test_an_engine_is_started_asked_and_ended(engine: str, installed: None, tmp_path: Path) -> None:
     children: list[psutil.Process] = []
 
-    async def asks(client: Client, server: ExternalServer, status: Status) -> None:
+    async def asks(client: Client, server: ExternalServer, status: ReplicaStatus) -> None:
         children.extend(child for child in psutil.Process().children() if "--port" in arguments_of(child))
         assert status.details["engine"] == engine and status.details["context_length"] == 64
         code, told = await complete(client, "hello")
@@ -113,7 +113,7 @@ def test_an_engine_is_started_asked_and_ended(engine: str, installed: None, tmp_
 
 
 def test_who_hangs_up_ends_the_work_of_the_engine(installed: None, tmp_path: Path) -> None:
-    async def asks(client: Client, server: ExternalServer, status: Status) -> None:
+    async def asks(client: Client, server: ExternalServer, status: ReplicaStatus) -> None:
         body = {"model": "it", "prompt": "count 100000", "stream": True}
         async with client.post("/v1/completions", json=body) as response:
             await response.content.readany()
@@ -127,7 +127,7 @@ def test_who_hangs_up_ends_the_work_of_the_engine(installed: None, tmp_path: Pat
 
 
 def test_an_engine_that_dies_fails_its_streams_and_the_replica(installed: None, tmp_path: Path) -> None:
-    async def asks(client: Client, server: ExternalServer, status: Status) -> None:
+    async def asks(client: Client, server: ExternalServer, status: ReplicaStatus) -> None:
         failed = asyncio.Event()
         server.on_failure = failed.set
         got = await events(client, "die 5")
@@ -195,7 +195,7 @@ def test_a_server_elsewhere_gets_its_key_its_model_and_our_name(monkeypatch: pyt
             await open_external(ExternalSpec(url, "small", "it", key_variable="MY_KEY"))
         server = await open_external(ExternalSpec(url, "big-1", "it", key_variable="MY_KEY"))
         assert server is not None
-        status = Status("it", "it", 8)
+        status = ReplicaStatus("it", "it", 8)
         application = Application(status, TOKEN)
         application.external = Forward(server, "it", status, 8)
         http = TestServer(application.build(), handler_cancellation=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from aiohttp.test_utils import TestClient, TestServer
 
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.engines.base import Engine
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
@@ -51,7 +51,7 @@ async def opened(engine: str, loaded: LoadedModel) -> Engine:
 async def replica(engine: str, folder: Path) -> AsyncIterator[TestClient[Any, Any]]:
     """A replica that serves a model."""
     loaded = load_model(folder)
-    application = Application(Status("tiny", "tiny", 4, state="ready"), "token")
+    application = Application(ReplicaStatus("tiny", "tiny", 4, state="ready"), "token")
     application.model = ServedModel(loaded, await opened(engine, loaded), "tiny")
     async with TestClient(TestServer(application.build()), headers=HEADERS) as client:
         yield client

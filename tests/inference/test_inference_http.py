@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.engines.base import EngineError, EngineStats, Generation, Sampling, TokenStream
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
@@ -90,13 +90,13 @@ def held(loaded: LoadedModel) -> ServedModel:
 
 def serve(
     model: ServedModel | None,
-    body: Callable[[Client, Status], Awaitable[None]],
+    body: Callable[[Client, ReplicaStatus], Awaitable[None]],
     *,
     max_concurrent: int = 8,
     headers: dict[str, str] = HEADERS,
 ) -> None:
     async def run() -> None:
-        status = Status("endpoint", "tiny", max_concurrent)
+        status = ReplicaStatus("endpoint", "tiny", max_concurrent)
         application = Application(status, TOKEN)
         if model is not None:
             application.model, status.state = model, "ready"
@@ -128,7 +128,7 @@ def said(*texts: str) -> list[dict[str, str]]:
 
 
 def test_a_completion_has_openais_shape_and_the_models_words(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         response = await client.post("/v1/completions", **ask(prompt="The for", max_tokens=12))
         reply = await response.json()
         tokens = [t async for b in real.engine.submit(greedy(real, "The for", 12)) for t in b.tokens]
@@ -148,7 +148,7 @@ def greedy(model: ServedModel, prompt: str, count: int) -> Generation:
 
 
 def test_every_form_of_prompt_gives_choices_in_order(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         texts = ["The for", "A function definition"]
         ids = [real.loaded.tokenizer(text)["input_ids"] for text in texts]
         by_text = await (await client.post("/v1/completions", **ask(prompt=texts, n=2))).json()
@@ -165,7 +165,7 @@ def test_every_form_of_prompt_gives_choices_in_order(real: ServedModel) -> None:
 
 
 def test_a_chat_stream_has_a_role_first_and_one_finish_reason_per_choice(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         fields = {"messages": said("The for"), "max_tokens": 10, "n": 2}
         whole = await (await client.post("/v1/chat/completions", **ask(**fields))).json()
         options = {"stream": True, "stream_options": {"include_usage": True}}
@@ -187,7 +187,7 @@ def test_a_chat_stream_has_a_role_first_and_one_finish_reason_per_choice(real: S
 
 
 def test_a_completion_stream_without_usage_says_nothing_of_it(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         whole = await (await client.post("/v1/completions", **ask(prompt="The"))).json()
         response = await client.post("/v1/completions", **ask(prompt="The", stream=True))
         *chunks, done = await events(response)
@@ -202,7 +202,7 @@ def test_a_completion_stream_without_usage_says_nothing_of_it(real: ServedModel)
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_string_ends_the_answer_before_it(real: ServedModel, stream: bool) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         free = await (await client.post("/v1/completions", **ask(prompt="The for", max_tokens=40))).json()
         text = free["choices"][0]["text"]
         stop = text[11:16]
@@ -221,7 +221,7 @@ def test_a_stop_string_ends_the_answer_before_it(real: ServedModel, stream: bool
 
 
 def test_the_chat_template_of_the_model_is_used(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         templated = "<|system|>Be brief.\n<|user|>The for\n<|assistant|>"
         messages = [{"role": "developer", "content": "Be brief."}, *said("The for")]
         fields = {"max_tokens": 8}
@@ -233,7 +233,7 @@ def test_the_chat_template_of_the_model_is_used(real: ServedModel) -> None:
 
 
 def test_logprobs_are_worded_as_each_route_does(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         fields = {"logprobs": True, "top_logprobs": 2, "max_tokens": 3}
         chat = await (await client.post("/v1/chat/completions", **ask(messages=said("The"), **fields))).json()
         content = chat["choices"][0]["logprobs"]["content"]
@@ -249,7 +249,7 @@ def test_logprobs_are_worded_as_each_route_does(real: ServedModel) -> None:
 
 
 def test_a_seed_repeats_an_answer_and_tells_choices_apart(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         fields = ask(prompt="The", n=3, seed=11)
         fields["json"]["temperature"] = 1.5
         first = await (await client.post("/v1/completions", **fields)).json()
@@ -274,7 +274,7 @@ def test_a_seed_repeats_an_answer_and_tells_choices_apart(real: ServedModel) -> 
 def test_what_does_not_fit_the_context_is_a_400_with_both_numbers(
     real: ServedModel, path: str, fields: dict[str, Any], param: str
 ) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         response = await client.post(f"/v1/{path}", **ask(**fields))
         error = (await response.json())["error"]
         assert (response.status, error["code"], error["param"]) == (400, "context_length_exceeded", param)
@@ -285,7 +285,7 @@ def test_what_does_not_fit_the_context_is_a_400_with_both_numbers(
 
 
 def test_a_chat_answer_may_fill_the_rest_of_the_context(held: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         asking = asyncio.create_task(client.post("/v1/chat/completions", **ask(messages=said("x"))))
         engine = held.engine
         assert isinstance(engine, HeldEngine)
@@ -303,7 +303,7 @@ def test_a_chat_answer_may_fill_the_rest_of_the_context(held: ServedModel) -> No
     [({"prompt": [1, 999]}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": []}, "prompt")],
 )
 def test_tokens_that_the_model_does_not_know_are_refused(real: ServedModel, fields: dict[str, Any], param: str) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         response = await client.post("/v1/completions", **ask(**fields))
         assert (response.status, (await response.json())["error"]["param"]) == (400, param)
 
@@ -311,7 +311,7 @@ def test_tokens_that_the_model_does_not_know_are_refused(real: ServedModel, fiel
 
 
 def test_another_models_name_is_a_404(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         response = await client.post("/v1/completions", json={"model": "gpt-5", "prompt": "x"})
         assert (response.status, (await response.json())["error"]["code"]) == (404, "model_not_found")
 
@@ -320,7 +320,7 @@ def test_another_models_name_is_a_404(real: ServedModel) -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}])
 def test_everything_but_livez_needs_the_token(real: ServedModel, headers: dict[str, str]) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         assert (await client.get("/livez")).status == 200
         for path in ("/readyz", "/stats", "/v1/models", "/nowhere"):
             assert (await client.get(path)).status == 401
@@ -331,7 +331,7 @@ def test_everything_but_livez_needs_the_token(real: ServedModel, headers: dict[s
 
 
 def test_wrong_routes_methods_and_sizes_have_the_same_error_shape(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         for response, expected in (
             (await client.get("/v1/nowhere"), 404),
             (await client.get("/v1/completions"), 405),
@@ -345,7 +345,7 @@ def test_wrong_routes_methods_and_sizes_have_the_same_error_shape(real: ServedMo
 
 
 def test_until_the_model_is_loaded_requests_are_asked_to_come_back() -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         ready = await client.get("/readyz")
         assert (ready.status, (await ready.json())["state"]) == (503, "loading")
         response = await client.post("/v1/completions", **ask(prompt="x"))
@@ -358,7 +358,7 @@ def test_until_the_model_is_loaded_requests_are_asked_to_come_back() -> None:
 
 
 def test_a_full_replica_answers_429_and_recovers(held: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         engine = held.engine
         assert isinstance(engine, HeldEngine)
         asking = [asyncio.create_task(client.post("/v1/completions", **ask(prompt="x", n=2))) for _ in "12"]
@@ -378,7 +378,7 @@ def test_a_full_replica_answers_429_and_recovers(held: ServedModel) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_the_engine_and_every_gauge(held: ServedModel, stream: bool, n: int) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         engine = held.engine
         assert isinstance(engine, HeldEngine)
         fields = ask(prompt="x", stream=stream, n=n)
@@ -398,7 +398,7 @@ def test_a_client_that_hangs_up_frees_the_engine_and_every_gauge(held: ServedMod
 
 
 def test_a_stream_whose_engine_fails_ends_with_an_error_event_and_no_done(held: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         engine = held.engine
         assert isinstance(engine, HeldEngine)
         response = asyncio.create_task(client.post("/v1/completions", **ask(prompt="x", stream=True, n=2)))
@@ -415,7 +415,7 @@ def test_a_stream_whose_engine_fails_ends_with_an_error_event_and_no_done(held: 
 
 
 def test_a_stream_ends_with_an_error_event_whatever_goes_wrong_in_it(held: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         asked = {"model": "tiny", "prompt": "The for", "max_tokens": 8, "stream": True}
         async with client.post("/v1/completions", json=asked) as response:
             engine = held.engine
@@ -431,7 +431,7 @@ def test_a_stream_ends_with_an_error_event_whatever_goes_wrong_in_it(held: Serve
 
 
 def test_what_a_request_has_cost_can_be_asked_after_it_ended_also_when_it_was_cut(held: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         engine = held.engine
         asked = {"model": "tiny", "prompt": "The for", "max_tokens": 8, "stream": True}
         async with client.post("/v1/completions", json=asked, headers={"X-Request-Id": "req-1"}) as response:
@@ -455,7 +455,7 @@ def test_what_a_request_has_cost_can_be_asked_after_it_ended_also_when_it_was_cu
 
 
 def test_an_engine_that_fails_before_the_first_byte_is_a_503(held: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         engine = held.engine
         assert isinstance(engine, HeldEngine)
         asking = asyncio.create_task(client.post("/v1/completions", **ask(prompt="x")))
@@ -469,7 +469,7 @@ def test_an_engine_that_fails_before_the_first_byte_is_a_503(held: ServedModel) 
 
 
 def test_a_slow_reader_gets_joined_chunks(held: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         stream = held.engine.submit(Generation([1], 5))
         engine = held.engine
         assert isinstance(engine, HeldEngine)
@@ -481,7 +481,7 @@ def test_a_slow_reader_gets_joined_chunks(held: ServedModel) -> None:
 
 
 def test_stats_count_requests_and_tokens(real: ServedModel) -> None:
-    async def body(client: Client, status: Status) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
         await client.post("/v1/completions", **ask(prompt="The for", max_tokens=5))
         stats = await (await client.get("/stats")).json()
         assert (stats["num_requests"], stats["num_prompt_tokens"], stats["num_generated_tokens"]) == (1, 2, 5)

@@ -12,7 +12,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
 from jupyter_llmcloud.inference.openai.chat.template_process import MAX_TEXT
@@ -114,7 +114,7 @@ def test_while_a_template_loops_others_are_answered_and_it_is_a_400(tmp_path: An
     async def run() -> None:
         templates = Templates()
         model = ServedModel(loaded, await open_engine(loaded, 8), "tiny", templates=templates)
-        status = Status("endpoint", "tiny", 8)
+        status = ReplicaStatus("endpoint", "tiny", 8)
         application = Application(status, "secret")
         application.model, status.state = model, "ready"
         server = TestServer(application.build(), handler_cancellation=True)

@@ -14,7 +14,7 @@ import openai
 import pytest
 from aiohttp.test_utils import TestServer
 
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.openai import prompts
 from jupyter_llmcloud.inference.openai.chat.templates import Templates
@@ -60,7 +60,7 @@ def templates() -> Iterator[Templates]:
 def serve(loaded: LoadedModel, templates: Templates) -> Callable[[str, Body], None]:
     def run(text: str, body: Body) -> None:
         async def main() -> None:
-            status = Status("endpoint", "tiny", 8)
+            status = ReplicaStatus("endpoint", "tiny", 8)
             application = Application(status, TOKEN)
             engine = ScriptedEngine(loaded, text)
             application.model, status.state = ServedModel(loaded, engine, "tiny", templates=templates), "ready"

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
 
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.engines.loading import load_model
 from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
@@ -41,7 +41,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     templates = Templates()
     templates.prepare()
     with asyncio.Runner() as runner:
-        status = Status("endpoint", "tiny", 8)
+        status = ReplicaStatus("endpoint", "tiny", 8)
         application = Application(status, TOKEN)
         engine = ScriptedEngine(loaded, "Good day")
         application.model, status.state = ServedModel(loaded, engine, "tiny", templates=templates), "ready"

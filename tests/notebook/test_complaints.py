@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.storage.runs import RunStore
 from tests.notebook.test_distribute_notebook import Notebook
 from tests.support.worlds import Ranks, numbered_lines, until
@@ -49,7 +50,7 @@ NUM_LINES = 60
 
 
 @pytest.fixture(scope="module")
-def notebook() -> Iterator[Notebook]:
+def notebook(shared_server: ServerClient) -> Iterator[Notebook]:
     notebook = Notebook()
     notebook.ok(USED)
     yield notebook

@@ -28,7 +28,7 @@ def test_the_notebook_about_data_is_saved_without_outputs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.usefixtures("own_root")
+@pytest.mark.usefixtures("shared_server")
 def test_the_notebook_about_data_does_what_it_says(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     by_id = {cell.id: cell for cell in notebook.cells}

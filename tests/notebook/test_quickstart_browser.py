@@ -21,7 +21,7 @@ CARD = ".llmc-run"
 PLOT = f"{CARD} .llmc-chart .llmc-plot"
 MANY, FEW = 5000, 8
 CELL_S = 180.0  # on a machine that is busy
-# What is looked at here is the page: less text and a small model do. test_quickstart takes all of it.
+# What is looked at here is the page: less text and a small model do. test_quickstart takes the model as it is.
 SMALLER = {
     'sorted(library.rglob("*.py"))': 'sorted(library.glob("[a-d]*.py"))',
     "WINDOW = 256": "WINDOW = 64",

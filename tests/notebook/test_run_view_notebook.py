@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.storage.runs import RunStore
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ def source_of(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def cells() -> Iterator[dict[str, NotebookNode]]:
+def cells(shared_server: ServerClient) -> Iterator[dict[str, NotebookNode]]:
     """The cells by name, with the outputs that were saved."""
     notebook = new_notebook(cells=[new_code_cell(source_of(name)) for name in CELLS])
     NotebookClient(notebook, timeout=120, kernel_name="python3", allow_errors=True).execute()

@@ -65,7 +65,7 @@ def kernels() -> Iterator[list[Kernel]]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("own_root")
+@pytest.mark.usefixtures("shared_server")
 def test_a_run_survives_its_killed_kernel_and_another_kernel_shows_all_of_it(kernels: list[Kernel]) -> None:
     """No line is missing, none is there twice, and the model's metrics go to the last step."""
     first = Kernel()
@@ -93,7 +93,7 @@ def _num_metrics() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("own_root")
+@pytest.mark.usefixtures("shared_server")
 def test_stop_of_the_notebook_keeps_the_variables_of_the_kernel_and_of_the_ranks(kernels: list[Kernel]) -> None:
     """The Stop button sends SIGINT to the kernel's process group: only the run ends."""
     kernel = Kernel()

@@ -9,6 +9,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jupyter_llmcloud.client.rest import ServerClient
+
 pytest_plugins = ["tests.support.server_fixtures"]
 
 TRAIN = """%%distribute -n 1 --name sentiment --save model,tokenizer
@@ -106,7 +108,7 @@ FAILS = ("fail", "broken", "no predict")
 
 
 @pytest.mark.slow
-def test_classifiers_and_code_are_served_from_a_notebook(headless_root: Path, tmp_path: Path) -> None:
+def test_classifiers_and_code_are_served_from_a_notebook(shared_server: ServerClient, tmp_path: Path) -> None:
     pytest.importorskip("tritonclient")
     (tmp_path / "helper_of_notebook.py").write_text("SUFFIX = '!'\n")
     cells = [nbformat.v4.new_code_cell(text) for text in CELLS.values()]

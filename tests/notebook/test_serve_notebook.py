@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jupyter_llmcloud.client.rest import ServerClient
+
 pytest_plugins = ["tests.support.server_fixtures"]
 
 CELLS = [
@@ -26,7 +28,7 @@ CELLS = [
 
 
 @pytest.mark.slow
-def test_a_notebook_serves_a_model_and_its_file_holds_no_key(headless_root: Path, real_model: Path) -> None:
+def test_a_notebook_serves_a_model_and_its_file_holds_no_key(shared_server: ServerClient, real_model: Path) -> None:
     cells = [nbformat.v4.new_code_cell(cell.replace("{model}", str(real_model))) for cell in CELLS]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=150, kernel_name="python3").execute()

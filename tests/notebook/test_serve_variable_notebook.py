@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jupyter_llmcloud.client.rest import ServerClient
 from tests.notebook.test_serve_code_notebook import text_of
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -125,7 +126,9 @@ FAILS = ("which tokenizer", "number", "tokenizer alone", "nothing", "of a run")
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # five replicas load torch, one after the other
-def test_models_of_a_cell_and_variables_answer_as_they_do_in_the_notebook(headless_root: Path, tmp_path: Path) -> None:
+def test_models_of_a_cell_and_variables_answer_as_they_do_in_the_notebook(
+    shared_server: ServerClient, tmp_path: Path
+) -> None:
     cells = [nbformat.v4.new_code_cell(text) for text in CELLS.values()]
     for name, cell in zip(CELLS, cells, strict=True):
         cell.metadata["tags"] = ["raises-exception"] if name in FAILS else []

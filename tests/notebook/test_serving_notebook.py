@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jupyter_llmcloud.client.rest import ServerClient
 from tests.support.leaks import REPOSITORY
 
 NOTEBOOK = REPOSITORY / "notebooks" / "serving.ipynb"
@@ -28,7 +29,7 @@ def test_the_notebook_is_saved_without_outputs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_the_notebook_about_serving_does_what_it_says(own_root: Path, tmp_path: Path) -> None:
+def test_the_notebook_about_serving_does_what_it_says(shared_server: ServerClient, tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     by_id = {cell.id: cell for cell in notebook.cells}
     by_id["parameters"].source = "num_steps = 12"

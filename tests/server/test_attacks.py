@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from jupyter_llmcloud.core.serving.keys import ApiKey, make_key, parse_key
+from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway import handlers
 from tests.server.test_gateway import error_of, in_flight, stream
 from tests.server.test_server_access import PUBLIC, routes
@@ -323,6 +324,35 @@ async def test_ten_megabytes_are_refused_before_they_have_come_and_the_client_se
         seconds.append(time.perf_counter() - began)
         writer.close()
     assert min(seconds) < QUICK_S, seconds
+
+
+@pytest.mark.parametrize("size", [0, 600_000, 12_000_000])
+@pytest.mark.parametrize("credential", ["none", "revoked", "in the query"])
+async def test_who_is_refused_reads_why_whatever_was_sent_and_may_ask_again_on_the_same_connection(
+    server: Server, model: Path, credential: str, size: int
+) -> None:
+    await server.serve(model)
+    headers, query = await headers_with(server, credential)
+    body = json.dumps({"model": "tiny", "prompt": "hello " + "x" * size}).encode()
+    base, good = urlsplit(server.url), {"Authorization": f"Bearer {await server.key()}"}
+    reader, writer = await asyncio.open_connection(base.hostname, base.port)
+
+    async def ask(headers: dict[str, str], query: str, body: bytes) -> tuple[int, dict[str, str]]:
+        lines = [f"POST {base.path}/llmcloud/v1/completions{query} HTTP/1.1", f"Host: {base.netloc}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()] + [f"Content-Length: {len(body)}"]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        async with asyncio.timeout(20):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            told = {line.partition(": ")[0].lower(): line.partition(": ")[2] for line in head[1:] if line}
+            await reader.readexactly(int(told["content-length"]))
+        return int(head[0].split()[1]), told
+
+    status, told = await ask(headers, query, body)
+    assert status == 401 and told["www-authenticate"] == "Bearer" and told["x-request-id"].startswith("req-")
+    if told.get("connection") != "close":
+        assert (await ask(good, "", b'{"model": "tiny", "prompt": "hello"}'))[0] == 200
+    assert (told.get("connection") == "close") is (size > MAX_BODY)
+    writer.close()
 
 
 async def test_a_body_that_comes_too_slowly_is_not_waited_for(

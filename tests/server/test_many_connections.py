@@ -1,4 +1,4 @@
-"""Ten thousand connections on which nothing is said, and 200 streams: the server answers others as if they were not there."""
+"""Thousands of connections on which nothing is said, and 200 streams: the server answers others as if they were not there."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ import pytest
 from tests.bench.gateway import stream, streams_beside
 from tests.support.gateway_process import gateway_process
 
-NUM_IDLE, NUM_ACTIVE = 10_000, 200
+NUM_ACTIVE = 200
 SPARE_FILES = 1_000
 SOME = 10  # files and connections of the server's own, which come and go
-STATUS_P99_S = 0.1
+ROUND_S = (
+    0.05  # of the event loop, in processor time: a request waits for the one that goes on, and is done in the next
+)
 IDLE_BYTES = 50_000
 GONE_S = 30.0
 
@@ -37,11 +39,12 @@ def many_files() -> Iterator[int]:
 
 @pytest.mark.slow
 @pytest.mark.alone
-async def test_ten_thousand_idle_connections_and_200_streams_leave_the_server_quick_and_are_forgotten(
-    own_root: Path, many_files: int
+@pytest.mark.parametrize("num_idle", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+async def test_idle_connections_and_200_streams_leave_the_server_quick_and_are_forgotten(
+    own_root: Path, many_files: int, num_idle: int
 ) -> None:
-    num_idle = min(NUM_IDLE, many_files - SPARE_FILES)
-    with gateway_process(own_root.parent / "g") as server:
+    num_idle = min(num_idle, many_files - SPARE_FILES)
+    with gateway_process(own_root.parent / "g", keep_rounds=True) as server:
         process, base = psutil.Process(server.pid), urlsplit(server.url)
         gateway = {"Authorization": f"Bearer {server.key}"}
         url = f"{server.url}llmcloud/v1/completions"
@@ -62,14 +65,14 @@ async def test_ten_thousand_idle_connections_and_200_streams_leave_the_server_qu
                 await asyncio.sleep(0.1)
             assert process.num_fds() >= before + num_idle - SOME
             assert (process.memory_info().rss - memory) / num_idle < IDLE_BYTES
-            seconds = []
+            num_rounds, num_asked = len(server.round_seconds()), 0
             async with streams_beside(server, NUM_ACTIVE, 40, 200) as streams:
                 while streams.returncode is None:
-                    began = time.monotonic()
                     async with other.get(f"{server.url}llmcloud/api/status") as answer:
                         assert answer.status == 200
-                    seconds.append(time.monotonic() - began)
+                    num_asked += 1
                     await asyncio.sleep(0.02)
+            rounds = server.round_seconds()[num_rounds:]
             for writer in writers:
                 writer.close()
             for writer in writers:
@@ -80,4 +83,5 @@ async def test_ten_thousand_idle_connections_and_200_streams_leave_the_server_qu
         while process.num_fds() > kept and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         assert process.num_fds() <= kept, "connections that nobody has any more are kept"
-    assert len(seconds) > 50 and quantiles(seconds, n=100)[98] < STATUS_P99_S
+    assert num_asked > 10
+    assert quantiles(rounds, n=100)[98] < ROUND_S and max(rounds) < 2 * ROUND_S

@@ -14,8 +14,8 @@ import openai
 import pydantic
 import pytest
 
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
-from tests.server.test_server_restart import jupyter_server
 from tests.support.tiny_models import CHAT_TEMPLATE, one_thread, save_tiny_bert, save_tiny_llama
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -48,26 +48,22 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def serving(root: Path, folder: Path, num_replicas: int) -> Iterator[openai.OpenAI]:
+def serving(server: ServerClient, folder: Path, num_replicas: int) -> Iterator[openai.OpenAI]:
     """A client of a real server with an endpoint `tiny`."""
-    with jupyter_server(root.parent) as (_, server):
-        server.create_endpoint(str(folder), name="tiny", replicas=num_replicas)
-        while (told := server.endpoint("tiny", wait_s=20))["state"] == "starting":
-            continue
-        assert told["state"] == "ready", told
-        key = server.create_key(["infer:tiny"])["key"]
-        with openai.OpenAI(base_url=server.openai_url, api_key=key, max_retries=0, timeout=60) as opened:
-            yield opened
-        server.stop_endpoint("tiny")
-        for cluster in server.clusters():
-            server.stop_cluster(cluster["name"])
-        server.close()
+    server.create_endpoint(str(folder), name="tiny", replicas=num_replicas)
+    while (told := server.endpoint("tiny", wait_s=20))["state"] == "starting":
+        continue
+    assert told["state"] == "ready", told
+    key = server.create_key(["infer:tiny"])["key"]
+    with openai.OpenAI(base_url=server.openai_url, api_key=key, max_retries=0, timeout=60) as opened:
+        yield opened
+    server.stop_endpoint("tiny")
 
 
 @pytest.mark.slow
-def test_what_a_client_is_told_is_what_the_model_computes(headless_root: Path, folder: Path) -> None:
+def test_what_a_client_is_told_is_what_the_model_computes(shared_server: ServerClient, folder: Path) -> None:
     loaded = load_model(folder)
-    with serving(headless_root, folder, num_replicas=2) as client:
+    with serving(shared_server, folder, num_replicas=2) as client:
         check_scores(client, loaded)
         check_greedy_answers(client)
         check_seeds(client)
@@ -79,9 +75,9 @@ def test_what_a_client_is_told_is_what_the_model_computes(headless_root: Path, f
 
 
 @pytest.mark.slow
-def test_an_encoder_is_an_endpoint_that_embeds(headless_root: Path, tmp_path: Path) -> None:
+def test_an_encoder_is_an_endpoint_that_embeds(shared_server: ServerClient, tmp_path: Path) -> None:
     folder = save_tiny_bert(tmp_path / "model", "BertModel")
-    with serving(headless_root, folder, num_replicas=1) as client:
+    with serving(shared_server, folder, num_replicas=1) as client:
         told = client.embeddings.create(model="tiny", input=["the film was good", "bad"]).data
         assert [sum(number**2 for number in row.embedding) for row in told] == pytest.approx([1, 1])
         with pytest.raises(openai.BadRequestError, match="/v1/embeddings"):

@@ -35,6 +35,12 @@ _SHOW = """async (index) => {
     await content.scrollToItem(index, "smart");
     await content.widgets[index].ready;
 }"""
+_OPEN = """async (path) => {
+    const panel = await window.jupyterapp.commands.execute("docmanager:open", { path });
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+    await panel.sessionContext.session.kernel.info;
+}"""
 LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
 
 
@@ -78,6 +84,17 @@ def wait_for_cell(page: Page, index: int, timeout_s: float = 60) -> Locator:
 def output_of(page: Page, index: int) -> Locator:
     """The output area of a cell."""
     return page.locator(f".jp-Notebook .jp-Cell[data-windowed-list-index='{index}'] .jp-OutputArea-output")
+
+
+def open_notebook(page: Page, name: str) -> None:
+    """Open a notebook in a page of JupyterLab and wait for its kernel."""
+    page.evaluate(_OPEN, name)
+
+
+def close_notebook(page: Page) -> None:
+    """End the kernel of the notebook that is open, and close it."""
+    end_kernel(page)
+    page.evaluate("() => { window.jupyterapp.shell.currentWidget.dispose(); }")
 
 
 def save(page: Page) -> None:

@@ -14,6 +14,8 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,20 +36,29 @@ class GatewayProcess:
     pid: int
     replica_socket: str
     replica_token: str
+    rounds: str
 
     @property
     def as_user(self) -> dict[str, str]:
         """Headers of a request of whom Jupyter knows."""
         return {"Authorization": f"token {self.token}"}
 
+    def round_seconds(self) -> list[float]:
+        """Processor seconds of each round of its event loop so far: what somebody waits who asks for something now.
+
+        It does not count how long others kept the processor, so it is the same on a busy machine.
+        """
+        return array("f", Path(self.rounds).read_bytes()).tolist()
+
 
 @contextmanager
-def gateway_process(folder: Path) -> Iterator[GatewayProcess]:
-    """One that ends with the block."""
+def gateway_process(folder: Path, *, keep_rounds: bool = False) -> Iterator[GatewayProcess]:
+    """One that ends with the block. `keep_rounds`: for `GatewayProcess.round_seconds`, which costs a little."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "LLMCLOUD_ROOT": str(folder / "root"), "LLMCLOUD_RUNTIME_DIR": str(folder / "run")}
     environment |= {"JUPYTER_RUNTIME_DIR": str(folder / "jupyter"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.support.gateway_process", str(folder)]
+    command += ["--keep-rounds"] if keep_rounds else []
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT
@@ -64,6 +75,18 @@ def gateway_process(folder: Path) -> Iterator[GatewayProcess]:
         process.stdin.close()
         process.wait(timeout=60)
         process.stdout.close()
+
+
+def _keep_rounds(loop: Any, path: Path) -> None:
+    """Write down, as float32, what each further round of the loop takes."""
+    run_once, kept = loop._run_once, path.open("wb", buffering=0)
+
+    def timed() -> None:
+        began = time.thread_time()
+        run_once()
+        kept.write(array("f", [time.thread_time() - began]).tobytes())
+
+    loop._run_once = timed
 
 
 def main() -> None:
@@ -95,7 +118,12 @@ def main() -> None:
         await asyncio.wait_for(endpoint.wait("starting", READY_S), READY_S)
         key, _ = mint(context.state, ["infer:tiny", "models:read"], "bench")
         replica = endpoint.ready_replicas()[0].stored
-        told = GatewayProcess(base_url(app), token, key.text, os.getpid(), replica.socket, replica.token)
+        rounds = folder / "rounds"
+        if "--keep-rounds" in sys.argv:
+            _keep_rounds(asyncio.get_running_loop(), rounds)
+        told = GatewayProcess(
+            base_url(app), token, key.text, os.getpid(), replica.socket, replica.token, str(rounds)
+        )  # fmt: skip
         print(json.dumps(vars(told)), flush=True)
         await asyncio.to_thread(sys.stdin.read)
         await agent.close()

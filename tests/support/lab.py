@@ -64,10 +64,16 @@ class Lab:
 
     def end_clusters(self) -> None:
         """End what outlives kernels and servers: endpoints, and clusters with all that is on them."""
-        for kind in ("endpoints", "clusters"):
-            for item in self.ask("GET", kind)[kind]:
-                if item["state"] not in ("stopped", "failed"):
-                    self.ask("DELETE", f"{kind}/{item['name']}")
+        self.end_endpoints()
+        self._end("clusters")
+
+    def end_endpoints(self) -> None:
+        self._end("endpoints")
+
+    def _end(self, kind: str) -> None:
+        for item in self.ask("GET", kind)[kind]:
+            if item["state"] not in ("stopped", "failed"):
+                self.ask("DELETE", f"{kind}/{item['name']}")
 
 
 def browser_path() -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp.test_utils import TestClient, TestServer
 
 from jupyter_llmcloud.core.serving.models.cell_source import CellSource
-from jupyter_llmcloud.inference.app import Application, Status
+from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.kind import kind_of
 from jupyter_llmcloud.inference.open_inference.opening import PredictorSpec, open_predictor
 from jupyter_llmcloud.inference.open_inference.routes import ServedPredictor
@@ -25,7 +25,7 @@ DEADLINE_S = 60.0
 class Replica:
     """What the test asks."""
 
-    def __init__(self, client: TestClient[Any, Any], served: ServedPredictor, status: Status) -> None:
+    def __init__(self, client: TestClient[Any, Any], served: ServedPredictor, status: ReplicaStatus) -> None:
         self.client = client
         self.served = served
         self.status = status
@@ -76,7 +76,7 @@ def serve(spec: PredictorSpec, body: Callable[[Replica], Awaitable[None]]) -> No
     """Serve it while `body` asks."""
 
     async def run() -> None:
-        status = Status("it", "it", spec.max_rows)
+        status = ReplicaStatus("it", "it", spec.max_rows)
         application = Application(status, TOKEN)
         application.kind = spec.kind
         served = application.predictions.served = await open_predictor(spec)

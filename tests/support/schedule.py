@@ -21,9 +21,11 @@ import pytest
 from tests.support.session import FOLDER, is_worker
 
 ALONE = "alone"
+SHARED_SERVER = "shared_server"  # see the plugin of this name
 DURATIONS = "suite/durations"  # in pytest's cache, from the last run in this checkout
 MEMORY_PER_WORKER = 2 << 30  # an agent with torch, its ranks, a JupyterLab with its browser
 MAX_WORKERS = 8
+WORKERS_PER_CORE = 2
 QUEUED = 2  # a worker begins a test when it knows the next one
 
 NOTES = "tests.json"
@@ -39,8 +41,8 @@ class Unit:
 
 
 def num_workers(cores: int, memory: int) -> int:
-    """How many workers pay off: one for a core, since a test starts several processes of its own."""
-    return max(1, min(cores, MAX_WORKERS, memory // MEMORY_PER_WORKER))
+    """How many workers pay off: two for a core, since a test waits half of its time for processes, polls and leases."""
+    return max(1, min(WORKERS_PER_CORE * cores, MAX_WORKERS, memory // MEMORY_PER_WORKER))
 
 
 def make_units(tests: Iterable[str], groups: Mapping[str, str], seconds: Mapping[str, float]) -> list[Unit]:
@@ -179,13 +181,15 @@ class AloneLast:
 
 
 def group_of(item: pytest.Item) -> str:
-    """What runs in one worker: tests that must run alone, those that share a fixture of the module, or only this one."""
+    """What runs in one worker: tests that must run alone, those that share a server or a fixture of the module, or one."""
     if item.get_closest_marker(ALONE):
         return ALONE
     if group := item.get_closest_marker("xdist_group"):
         return str(group.args[0])
     fixtures = getattr(item, "_fixtureinfo", None)
     used = [rows[-1] for rows in fixtures.name2fixturedefs.values()] if fixtures else []
+    if fixtures and SHARED_SERVER in fixtures.name2fixturedefs:
+        return SHARED_SERVER  # in one worker, which starts it, not in each
     return item.nodeid.split("::")[0] if any(row.scope in ("module", "class") for row in used) else item.nodeid
 
 
@@ -226,9 +230,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast:
     return AloneLast(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backwards", action="store_true", help="the last test first: none may need one before it")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that run alone come last also where there is one process only."""
+    if config.getoption("--backwards"):
+        items.reverse()
     items.sort(key=lambda item: item.get_closest_marker(ALONE) is not None)
     if is_worker(config):
         write_notes(config.stash[FOLDER] / NOTES, items)

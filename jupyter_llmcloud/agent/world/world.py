@@ -17,7 +17,7 @@ from jupyter_llmcloud.agent.world.rendezvous import Rendezvous
 from jupyter_llmcloud.agent.world.replay_cells import ReplayCells
 from jupyter_llmcloud.core.run import membership
 from jupyter_llmcloud.core.run.exits import describe_exit
-from jupyter_llmcloud.core.run.membership import Membership, Step
+from jupyter_llmcloud.core.run.membership import Membership, MembershipStep
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks, WorldVariables
 from jupyter_llmcloud.protocol.frames import Message
@@ -198,7 +198,7 @@ class World:
             slots = await self.groups.find_capacity(num_added, given=slots)
         await self._carry_out(self.members.resize(num_ranks), slots)
 
-    async def _carry_out(self, steps: Sequence[Step], slots: Slots, coming: Execute | None = None) -> None:
+    async def _carry_out(self, steps: Sequence[MembershipStep], slots: Slots, coming: Execute | None = None) -> None:
         for step in steps:
             match step:
                 case membership.ForkRanks():

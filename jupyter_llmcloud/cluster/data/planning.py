@@ -18,7 +18,7 @@ from jupyter_llmcloud.storage.datasets.manifest import SHARDS, Manifest, Shard, 
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparationPlan:
     """What there is to do.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
         return self.before is not None and not self.partitions and len(self.kept) == len(self.before.shards)
 
 
-def plan(recipe: Recipe, sources: Sequence[str], partition_bytes: int, overwrite: bool = False) -> Plan:
+def plan(recipe: Recipe, sources: Sequence[str], partition_bytes: int, overwrite: bool = False) -> PreparationPlan:
     """Look at the source and at what is there. Raises UsageError, NotFound in clear words before anything is done."""
     filesystem.require("pyarrow", what="preparing data")
     if recipe.dedup == "near":
@@ -69,7 +69,7 @@ def plan(recipe: Recipe, sources: Sequence[str], partition_bytes: int, overwrite
     covered = {url for shard in kept for url in shard.sources}
     old = [source for url, source in known.items() if url in covered]
     added = [Source(url=f.url, size=f.size, version=f.version) for f in new]
-    return Plan(
+    return PreparationPlan(
         recipe, tuple(kept), tuple(partitions), _finished(recipe, partitions, there), (*old, *added), before, note
     )
 

@@ -27,7 +27,7 @@ from distributed.scheduler import KilledWorker
 
 from jupyter_llmcloud.cluster.data import features, signatures
 from jupyter_llmcloud.cluster.data.duplicates import to_drop
-from jupyter_llmcloud.cluster.data.planning import Plan
+from jupyter_llmcloud.cluster.data.planning import PreparationPlan
 from jupyter_llmcloud.cluster.data.work import STAGED, FirstPass
 from jupyter_llmcloud.cluster.data.worker_process import carry_out, end_processes
 from jupyter_llmcloud.core.data.partitions import Partition
@@ -42,7 +42,7 @@ SAMPLED = 4  # partitions whose first rows decide the schema
 
 
 @dataclass
-class Progress:
+class PreparationProgress:
     """How far a preparation is. `done` of `total` partitions in this phase."""
 
     phase: str = "planning"
@@ -76,7 +76,9 @@ class Preparation:
         processes: on each worker; None: the cores of its host, shared out over its workers.
     """
 
-    def __init__(self, client: Client, plan: Plan, progress: Progress, processes: int | None = None) -> None:
+    def __init__(
+        self, client: Client, plan: PreparationPlan, progress: PreparationProgress, processes: int | None = None
+    ) -> None:
         self._client = client
         self._plan = plan
         self._processes = processes

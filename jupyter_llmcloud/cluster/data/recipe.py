@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jupyter_llmcloud.storage.datasets.manifest import Step, Tokenizer
+from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Tokenizer
 
 Clean = Callable[[Any], Any]
 
@@ -38,7 +38,7 @@ class Recipe:
     column: str = "text"
     seq_len: int | None = None
     unit: str = "line"
-    steps: tuple[Step, ...] = ()
+    steps: tuple[CleaningStep, ...] = ()
     tokenizer: Tokenizer | None = None
     own: bytes = field(default=b"", repr=False)
     dedup: str = "none"

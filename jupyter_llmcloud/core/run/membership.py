@@ -47,7 +47,7 @@ class Restore:
     ranks: tuple[int, ...]
 
 
-Step = ForkRanks | Replace | Drop | JoinGroup | Restore
+MembershipStep = ForkRanks | Replace | Drop | JoinGroup | Restore
 
 
 @dataclass
@@ -73,11 +73,11 @@ class Membership:
         """Their numbers."""
         return range(self.size)
 
-    def start(self) -> list[Step]:
+    def start(self) -> list[MembershipStep]:
         """What it takes to have the first ranks."""
         return [ForkRanks(tuple(self.ranks)), JoinGroup(0)]
 
-    def repair(self, has_store: bool = True) -> list[Step]:
+    def repair(self, has_store: bool = True) -> list[MembershipStep]:
         """What it takes until every rank lives and is in the group; nothing when they are.
 
         Raises WorldError when the store by which ranks meet has gone.
@@ -91,7 +91,7 @@ class Membership:
         dead = tuple(sorted(self.dead))
         return [Replace(dead), JoinGroup(self.generation + 1), Restore(dead)]
 
-    def resize(self, size: int) -> list[Step]:
+    def resize(self, size: int) -> list[MembershipStep]:
         """What it takes to have `size` ranks, in a group that needs no repair: the highest end, or more are started."""
         join = JoinGroup(self.generation + 1)
         if size < self.size:

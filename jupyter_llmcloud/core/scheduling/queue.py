@@ -11,7 +11,7 @@ MAX_PASSED = 8
 
 
 @dataclass
-class _Place:
+class _Waiter:
     ticket: str
     renewed_at: float
     num_ranks: int = 0  # not known before the cluster has been looked at
@@ -50,7 +50,7 @@ class PlacementQueue:
     """
 
     def __init__(self) -> None:
-        self._places: list[_Place] = []
+        self._places: list[_Waiter] = []
 
     def __len__(self) -> int:
         return len(self._places)
@@ -60,7 +60,7 @@ class PlacementQueue:
         place = self._find(ticket)
         if place is None:
             ahead = [at for at, other in enumerate(self._places, 1) if other.priority >= priority]
-            self._places.insert(ahead[-1] if ahead else 0, _Place(ticket, now, priority=priority, lease_s=lease_s))
+            self._places.insert(ahead[-1] if ahead else 0, _Waiter(ticket, now, priority=priority, lease_s=lease_s))
         else:
             place.renewed_at, place.world_id = now, ""
 
@@ -88,7 +88,7 @@ class PlacementQueue:
         """
         self._forget(cluster.begun, now)
         if trades and num_ranks <= trades and self._find(ticket) is None:
-            self._places.insert(0, _Place(ticket, now, priority=priority))
+            self._places.insert(0, _Waiter(ticket, now, priority=priority))
         if ticket:
             self.renew(ticket, now, priority, lease_s)
         own = self._find(ticket) if ticket else None
@@ -117,7 +117,7 @@ class PlacementQueue:
             own.world_id, own.arrives_s = world_id, LEASE_S if trades else ARRIVES_S
         return Admission(True, free, before)
 
-    def _find(self, ticket: str) -> _Place | None:
+    def _find(self, ticket: str) -> _Waiter | None:
         return next((place for place in self._places if place.ticket == ticket), None)
 
     def _forget(self, begun: Collection[str], now: float) -> None:
@@ -125,7 +125,7 @@ class PlacementQueue:
             place for place in self._places if place.world_id not in begun and now - place.renewed_at <= place.lease_s
         ]
 
-    def _under_way(self, cluster: Capacity, now: float) -> list[_Place]:
+    def _under_way(self, cluster: Capacity, now: float) -> list[_Waiter]:
         """Those who were sent and have not taken their slots yet."""
         sent = [place for place in self._places if place.world_id and now - place.renewed_at <= place.arrives_s]
         return [place for place in sent if place.world_id not in cluster.worlds]

@@ -17,7 +17,7 @@ MINOR, MAJOR = 0.1, 0.25
 
 
 @dataclass(frozen=True)
-class Drift:
+class QuantityDrift:
     """How far a quantity has moved. `psi` is None where there were too few values to tell."""
 
     name: str
@@ -60,10 +60,10 @@ def _counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:
     return counts
 
 
-def drift_of(name: str, earlier: Sequence[float], recent: Sequence[float]) -> Drift:
+def drift_of(name: str, earlier: Sequence[float], recent: Sequence[float]) -> QuantityDrift:
     """How far a quantity has moved from its earlier values to its recent ones."""
     enough = min(len(earlier), len(recent)) >= MIN_VALUES
-    return Drift(
+    return QuantityDrift(
         name,
         len(earlier),
         len(recent),

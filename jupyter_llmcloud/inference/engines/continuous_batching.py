@@ -44,7 +44,7 @@ _STOP_S = 30.0
 
 
 @dataclass(slots=True)
-class _Sequence:
+class _ManagedSequence:
     """A sequence that goes on: what the sampler must know of it, and what was delivered already.
 
     Attributes:
@@ -85,7 +85,7 @@ class _Sequence:
 class _SamplerList(ContinuousBatchingLogitsProcessorList):
     """Stands where the library keeps its list of logits processors, and applies our sampler instead."""
 
-    def __init__(self, sampler: Sampler, sequences: dict[str, _Sequence], on_step: Callable[[], None]) -> None:
+    def __init__(self, sampler: Sampler, sequences: dict[str, _ManagedSequence], on_step: Callable[[], None]) -> None:
         super().__init__(LogitsProcessorList())
         self._sampler = sampler
         self._sequences = sequences
@@ -145,7 +145,7 @@ class ContinuousBatchingEngine(BatchingEngine):
         self.budget = budget
         self._loaded = loaded
         self._plan = budget.at_first(loaded.model.device.type)
-        self._sequences: dict[str, _Sequence] = {}
+        self._sequences: dict[str, _ManagedSequence] = {}
         self._growing: asyncio.Task[None] | None = None
         self._choosing = _SamplerList(Sampler(loaded.model.device), self._sequences, lambda: None)
         self._manager: ContinuousBatchingManager | None = self._started(self._plan)
@@ -163,7 +163,9 @@ class ContinuousBatchingEngine(BatchingEngine):
         request_id = uuid.uuid4().hex
         stream = TokenStream(lambda: self._cancel(request_id))
         constraint = None if generation.constraint is None else FollowedConstraint(generation.constraint)
-        self._sequences[request_id] = _Sequence(generation, stream, ends_of(generation, self._loaded.eos), constraint)
+        self._sequences[request_id] = _ManagedSequence(
+            generation, stream, ends_of(generation, self._loaded.eos), constraint
+        )
         if generation.max_tokens == 0:
             self._sequences.pop(request_id)
             stream.push([], [], "length")

@@ -8,7 +8,7 @@ from typing import Any
 
 from jupyter_llmcloud.inference.engines.base import TokenLogprob
 from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, Delta
-from jupyter_llmcloud.inference.openai.detokenize import Detokenizer, Piece, PlacedLogprob
+from jupyter_llmcloud.inference.openai.detokenize import Detokenizer, PlacedLogprob, TextPiece
 from jupyter_llmcloud.inference.openai.responses import (
     DONE,
     Envelope,
@@ -108,7 +108,7 @@ class CompletionAnswer:
         """A completion begins with its text."""
         return b""
 
-    def piece(self, index: int, piece: Piece) -> bytes:
+    def piece(self, index: int, piece: TextPiece) -> bytes:
         """New text in a chunk, and the end of a choice in a chunk of its own."""
         choice = self._choices[index]
         choice.text += piece.text
@@ -209,7 +209,7 @@ class ChatAnswer:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return b"".join(self._chunk(index, delta, None) for index in range(len(self._messages)))
 
-    def piece(self, index: int, piece: Piece) -> bytes:
+    def piece(self, index: int, piece: TextPiece) -> bytes:
         """New text in chunks, and the end of a choice in a chunk of its own."""
         message = self._messages[index]
         message.logprobs += piece.logprobs

@@ -17,7 +17,7 @@ from jupyter_llmcloud.inference.engines.base import (
     TokenConstraint,
     TokenStream,
 )
-from jupyter_llmcloud.inference.openai.detokenize import Piece, Transcript
+from jupyter_llmcloud.inference.openai.detokenize import TextPiece, Transcript
 from jupyter_llmcloud.inference.openai.responses import Answer, TokenUsage
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 
@@ -143,7 +143,7 @@ class Completion:
                     yield chunks
         yield self._answer.closing(self.usage)
 
-    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def _pieces(self) -> AsyncGenerator[tuple[int, TextPiece], None]:
         async with aclosing(merged(self._streams)) as batches:
             async for index, batch in batches:
                 if self._ended[index]:

@@ -109,7 +109,7 @@ class PlacedLogprob(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextPiece:
     """Text that can be shown, with the log probabilities of the tokens that came in.
 
     `num_tokens` counts every token generated, an end-of-sequence token included; `scored` are the log probabilities
@@ -149,7 +149,7 @@ class Transcript:
         self._spelled = {token: text for token, text in special if any(text in stop for stop in stops)}
         self._stops = StopStrings(stops, list(self._spelled.values()))
 
-    def feed(self, batch: TokenBatch) -> Piece:
+    def feed(self, batch: TokenBatch) -> TextPiece:
         """The next piece. After one with a finish reason nothing more may be fed."""
         scored, self._num_scored = batch.logprobs[: self._num_scored], 0
         entries = batch.logprobs[len(scored) :]
@@ -161,7 +161,7 @@ class Transcript:
             text, stopped = self._step(batch.tokens[index])
             shown.append(text)
             if stopped:
-                return Piece("".join(shown), _placed(entries, offsets), index + 1, "stop", scored)
+                return TextPiece("".join(shown), _placed(entries, offsets), index + 1, "stop", scored)
         reason = batch.finish_reason
         if reason is not None:
             text, stopped = self._stops.feed(self._decoder.rest())
@@ -169,7 +169,7 @@ class Transcript:
             reason = "stop" if stopped else reason
             if self._places_end:
                 offsets += [self._decoder.num_characters] * (len(batch.tokens) - num_text)
-        return Piece("".join(shown), _placed(entries, offsets), len(batch.tokens), reason, scored)
+        return TextPiece("".join(shown), _placed(entries, offsets), len(batch.tokens), reason, scored)
 
     def _step(self, token: int) -> tuple[str, bool]:
         if (spelled := self._spelled.get(token)) is not None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from jupyter_llmcloud.inference.engines.base import TokenLogprob
-from jupyter_llmcloud.inference.openai.detokenize import Piece, PlacedLogprob
+from jupyter_llmcloud.inference.openai.detokenize import PlacedLogprob, TextPiece
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 
 DONE = b"data: [DONE]\n\n"
@@ -71,7 +71,7 @@ class Answer(Protocol):
         """The events before any text."""
         ...
 
-    def piece(self, index: int, piece: Piece) -> bytes:
+    def piece(self, index: int, piece: TextPiece) -> bytes:
         """The events of a piece of a choice; empty when it adds nothing that is shown. Called also without a stream."""
         ...
 

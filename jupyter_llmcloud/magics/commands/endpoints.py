@@ -31,7 +31,7 @@ from jupyter_llmcloud.magics.commands.rollouts import scale as scale
 from jupyter_llmcloud.magics.commands.rollouts import shadow as shadow
 from jupyter_llmcloud.magics.commands.rollouts import update as update
 from jupyter_llmcloud.magics.commands.serve_variable import (
-    Variable,
+    NamedVariable,
     find,
     is_run_or_folder,
     serve_variable,
@@ -105,7 +105,7 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
     return Endpoint(record["name"], server, record["kind"])
 
 
-def _variable(target: str, options: Mapping[str, Any]) -> Variable | None:
+def _variable(target: str, options: Mapping[str, Any]) -> NamedVariable | None:
     """The variable that a target names, where it names nothing else: a run, a folder, or an endpoint of another one."""
     shell = _shell()
     if options.get("follow") or not target.isidentifier() or (found := find(target, shell)) is None:

@@ -28,7 +28,7 @@ ServeRun = Callable[..., Endpoint]
 
 
 @dataclass(frozen=True)
-class Variable:
+class NamedVariable:
     """A variable that was named, and what is beside it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Variable:
         return self.roles.get(self.name, "")
 
 
-def find(name: str, shell: Any) -> Variable | None:
+def find(name: str, shell: Any) -> NamedVariable | None:
     """The variable with this name: on the ranks, if there are any, else in the notebook."""
     if not name.isidentifier():
         return None
@@ -62,10 +62,10 @@ def find(name: str, shell: Any) -> Variable | None:
     if name not in own:
         return None
     roles = {other: role_of(value) for other, value in own.items() if not other.startswith("_")}
-    return Variable(name, NOTEBOOK, roles, type(own[name]).__name__, own[name])
+    return NamedVariable(name, NOTEBOOK, roles, type(own[name]).__name__, own[name])
 
 
-def _on_ranks(name: str) -> Variable | None:
+def _on_ranks(name: str) -> NamedVariable | None:
     world = session.current().attach_world()
     if world is None:
         return None
@@ -76,7 +76,7 @@ def _on_ranks(name: str) -> Variable | None:
     found = next((row for row in rows if row["name"] == name), None)
     if found is None:
         return None
-    return Variable(name, RANKS, {row["name"]: row["role"] for row in rows}, found["type"])
+    return NamedVariable(name, RANKS, {row["name"]: row["role"] for row in rows}, found["type"])
 
 
 def takes_place_of(variable: str, endpoint: Mapping[str, Any]) -> bool:
@@ -92,7 +92,7 @@ def run_name(variable: str) -> str:
 
 
 def serve_variable(
-    variable: Variable, shell: Any, serve_run: ServeRun, *, progress: Progress | None = None, **options: Any
+    variable: NamedVariable, shell: Any, serve_run: ServeRun, *, progress: Progress | None = None, **options: Any
 ) -> Endpoint:
     """Serve a variable; one that is served already under that name is replaced by its present value.
 

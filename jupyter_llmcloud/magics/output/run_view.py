@@ -59,7 +59,7 @@ class NotebookOutput:
         clear_output(wait=wait)
 
 
-class RunView:
+class RunDisplay:
     """Fed with records and states in any order of ranks; shows each (journal, rank, seq) once.
 
     Args:

@@ -16,7 +16,7 @@ from jupyter_llmcloud.storage.journal import Cursor, read_from
 from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunRecord, RunStore
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.magics.output.run_view import RunView
+    from jupyter_llmcloud.magics.output.run_view import RunDisplay
     from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
 
 PATIENCE_S = 30.0
@@ -37,7 +37,7 @@ class Reconnection:
     """
 
     def __init__(
-        self, address: str, world_id: str, run_id: str, view: RunView, stop: StopSignal, leaders: LeaderLookup | None
+        self, address: str, world_id: str, run_id: str, view: RunDisplay, stop: StopSignal, leaders: LeaderLookup | None
     ) -> None:
         self.address = address
         self._world_id = world_id

@@ -176,11 +176,11 @@ class RunHandle:
         return record
 
     def _follow(self, has_live: bool, rank: int | None = None) -> None:
-        from jupyter_llmcloud.magics.output.run_view import RunView
+        from jupyter_llmcloud.magics.output.run_view import RunDisplay
 
         record = self._begun()
         ranks = [number for number in record.ranks if rank in (None, number)]
-        view = RunView(
+        view = RunDisplay(
             self.run_id, record.name, ranks, stop=self._press_stop, since=record.created or None, has_live=has_live
         )
         journals = RunJournals(self.folder, ranks)

@@ -18,7 +18,7 @@ from jupyter_llmcloud.client.stop_signal import StopSignal, said
 from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.run.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
-from jupyter_llmcloud.magics.output.run_view import RunView
+from jupyter_llmcloud.magics.output.run_view import RunDisplay
 from jupyter_llmcloud.magics.session.kernel_end import KernelShutdown, kernel_end
 from jupyter_llmcloud.magics.session.reconnect import Reconnection
 from jupyter_llmcloud.protocol.agent_messages import (
@@ -280,7 +280,7 @@ class WorldClient:
             except ConnectionLost:  # while nothing was done: half a message is no message
                 self._reopen()
                 self.channel.send(cell)
-            view = RunView(
+            view = RunDisplay(
                 cell.run_id, cell.name, ranks, stop=lambda: self._stop_from_elsewhere(cell.run_id), live=live
             )
             try:
@@ -299,7 +299,7 @@ class WorldClient:
         finally:
             channel.close()
 
-    def _follow(self, cell: Execute, view: RunView, stop: StopSignal) -> RunEnded:
+    def _follow(self, cell: Execute, view: RunDisplay, stop: StopSignal) -> RunEnded:
         ended: RunEnded | None = None
         while ended is None:
             try:
@@ -311,7 +311,7 @@ class WorldClient:
         view.finish(ended.state, ended.errors, ended.report)
         return ended
 
-    def _hear(self, run_id: str, view: RunView, stop: StopSignal) -> RunEnded:
+    def _hear(self, run_id: str, view: RunDisplay, stop: StopSignal) -> RunEnded:
         while True:
             message = self.channel.receive(0 if self.channel.has_more else view.next_tick_s(), wake_fd=stop.fd)
             if stop.is_leaving:
@@ -328,7 +328,7 @@ class WorldClient:
             if ended is not None:
                 return ended
 
-    def _regain(self, cell: Execute, view: RunView, stop: StopSignal) -> RunEnded | None:
+    def _regain(self, cell: Execute, view: RunDisplay, stop: StopSignal) -> RunEnded | None:
         """The connection has broken: another one, or how the run has ended."""
         self.channel.close()
         leaders = self.leaders if cell.max_restarts else None
@@ -341,7 +341,7 @@ class WorldClient:
             return replace(ended, payload=cloudpickle.dumps(self.pull(cell.pull)))
         return ended
 
-    def _take(self, message: Message | None, run_id: str, view: RunView, stop: StopSignal) -> RunEnded | None:
+    def _take(self, message: Message | None, run_id: str, view: RunDisplay, stop: StopSignal) -> RunEnded | None:
         match message:
             case Journaled(run_id=known) if known == run_id:
                 view.records(message.journal, message.rank, message.records)

@@ -395,7 +395,7 @@ class RunGone(Event, kw_only=True, frozen=True, tag="run_gone"):
     run_id: str
 
 
-class Refused(Event, kw_only=True, frozen=True, tag="refused"):
+class MessageRefused(Event, kw_only=True, frozen=True, tag="refused"):
     """A message of the client was not understood, or cannot be done; the connection stays."""
 
     message: str
@@ -413,7 +413,7 @@ ServerMessage = (
     | RunSeries
     | RunOutput
     | RunGone
-    | Refused
+    | MessageRefused
 )
 
 

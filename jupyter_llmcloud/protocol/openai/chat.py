@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, Body, GenerationFields, ResponseFormat
+from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, GenerationFields, OpenAIBody, ResponseFormat
 
 MAX_TOOLS = 128
 NoValue = Annotated[None, Meta(description="Not supported.")]
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
 
 
-class ContentPart(Body, kw_only=True):
+class ContentPart(OpenAIBody, kw_only=True):
     """A part of a message. Parts of text are read; other kinds are refused by name."""
 
     type: str
@@ -33,14 +33,14 @@ class ContentPart(Body, kw_only=True):
     detail: Any = None
 
 
-class FunctionCall(Body, kw_only=True):
+class FunctionCall(OpenAIBody, kw_only=True):
     """A function that was called, its arguments as JSON text."""
 
     name: str
     arguments: str = ""
 
 
-class ToolCall(Body, kw_only=True):
+class ToolCall(OpenAIBody, kw_only=True):
     """A call of a tool, as an answer told it."""
 
     function: FunctionCall
@@ -49,7 +49,7 @@ class ToolCall(Body, kw_only=True):
     index: int | None = None
 
 
-class ChatMessage(Body, kw_only=True):
+class ChatMessage(OpenAIBody, kw_only=True):
     """A message of a conversation; what clients echo back from an answer may be null."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -73,7 +73,7 @@ class ChatMessage(Body, kw_only=True):
         return self.content or self.refusal or ""
 
 
-class FunctionDefinition(Body, kw_only=True):
+class FunctionDefinition(OpenAIBody, kw_only=True):
     """A function that a model may call, its parameters as a JSON schema."""
 
     name: FunctionName
@@ -82,7 +82,7 @@ class FunctionDefinition(Body, kw_only=True):
     strict: bool | None = None
 
 
-class Tool(Body, kw_only=True):
+class Tool(OpenAIBody, kw_only=True):
     """A tool that a model may call."""
 
     type: Literal["function"]
@@ -90,13 +90,13 @@ class Tool(Body, kw_only=True):
     cache_control: Any = None
 
 
-class FunctionChoice(Body, kw_only=True):
+class FunctionChoice(OpenAIBody, kw_only=True):
     """The name of a function."""
 
     name: str
 
 
-class NamedTool(Body, kw_only=True):
+class NamedTool(OpenAIBody, kw_only=True):
     """The tool that must be called."""
 
     function: FunctionChoice

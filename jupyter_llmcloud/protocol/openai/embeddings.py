@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from jupyter_llmcloud.protocol.openai.chat import ChatMessage, Tool
-from jupyter_llmcloud.protocol.openai.fields import Body, TokenId
+from jupyter_llmcloud.protocol.openai.fields import OpenAIBody, TokenId
 
 MAX_INPUTS = 2048
 
 
-class EmbeddingRequest(Body, kw_only=True):
+class EmbeddingRequest(OpenAIBody, kw_only=True):
     """The body of POST /v1/embeddings."""
 
     model: str
@@ -27,7 +27,7 @@ class EmbeddingRequest(Body, kw_only=True):
     user: str | None = None
 
 
-class TokenizeRequest(Body, kw_only=True):
+class TokenizeRequest(OpenAIBody, kw_only=True):
     """The body of POST /v1/tokenize: a prompt, or the messages of a conversation."""
 
     model: str
@@ -41,7 +41,7 @@ class TokenizeRequest(Body, kw_only=True):
     return_token_strs: bool | None = None
 
 
-class DetokenizeRequest(Body, kw_only=True):
+class DetokenizeRequest(OpenAIBody, kw_only=True):
     """The body of POST /v1/detokenize."""
 
     model: str

@@ -17,11 +17,11 @@ StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
-class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class OpenAIBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of a body or a part of one. A field that is null counts as left out; an unknown one is refused."""
 
 
-class StreamOptions(Body, kw_only=True):
+class StreamOptions(OpenAIBody, kw_only=True):
     """Options of a stream."""
 
     include_usage: bool | None = None
@@ -29,7 +29,7 @@ class StreamOptions(Body, kw_only=True):
     continuous_usage_stats: Annotated[bool | None, Meta(description="Only false.")] = None
 
 
-class JsonSchemaFormat(Body, kw_only=True):
+class JsonSchemaFormat(OpenAIBody, kw_only=True):
     """A JSON schema that an answer must satisfy."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -38,7 +38,7 @@ class JsonSchemaFormat(Body, kw_only=True):
     strict: bool | None = None
 
 
-class ResponseFormat(Body, kw_only=True):
+class ResponseFormat(OpenAIBody, kw_only=True):
     """The format of an answer: free text, any JSON object, JSON of a schema, or text of an expression or grammar."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
@@ -47,7 +47,7 @@ class ResponseFormat(Body, kw_only=True):
     grammar: Annotated[str, Meta(description="Of type grammar, in Lark's notation.", max_length=65536)] | None = None
 
 
-class StructuredOutputs(Body, kw_only=True):
+class StructuredOutputs(OpenAIBody, kw_only=True):
     """The same in the words of vLLM's clients: one of these."""
 
     json: dict[str, Any] | str | None = None
@@ -57,7 +57,7 @@ class StructuredOutputs(Body, kw_only=True):
     json_object: bool | None = None
 
 
-class GenerationFields(Body, kw_only=True):
+class GenerationFields(OpenAIBody, kw_only=True):
     """What completions and chat completions both take."""
 
     model: Annotated[str, Meta(description="Name of an endpoint.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from jupyter_llmcloud.protocol.openai.chat import FunctionName, NoValue
-from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, Body
+from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, OpenAIBody
 
 Includable = Literal[
     "message.output_text.logprobs",
@@ -21,7 +21,7 @@ Includable = Literal[
 ]
 
 
-class InputPart(Body, kw_only=True):
+class InputPart(OpenAIBody, kw_only=True):
     """A part of a message. Parts of text are read; other kinds are refused by name."""
 
     type: str
@@ -39,7 +39,7 @@ class InputPart(Body, kw_only=True):
     video_url: Any = None
 
 
-class InputItem(Body, kw_only=True):
+class InputItem(OpenAIBody, kw_only=True):
     """A message, a function's call, its output, or reasoning: what earlier answers held, and what is new."""
 
     type: str | None = None
@@ -58,7 +58,7 @@ class InputItem(Body, kw_only=True):
     created_by: Any = None
 
 
-class ResponseTool(Body, kw_only=True):
+class ResponseTool(OpenAIBody, kw_only=True):
     """A function that a model may call."""
 
     type: Literal["function"]
@@ -68,14 +68,14 @@ class ResponseTool(Body, kw_only=True):
     strict: bool | None = None
 
 
-class ResponseToolChoice(Body, kw_only=True):
+class ResponseToolChoice(OpenAIBody, kw_only=True):
     """The function that must be called."""
 
     name: str
     type: Literal["function"] = "function"
 
 
-class TextFormat(Body, kw_only=True):
+class TextFormat(OpenAIBody, kw_only=True):
     """The format of a text."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -85,14 +85,14 @@ class TextFormat(Body, kw_only=True):
     strict: bool | None = None
 
 
-class TextOptions(Body, kw_only=True):
+class TextOptions(OpenAIBody, kw_only=True):
     """How a text is written."""
 
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class ReasoningOptions(Body, kw_only=True):
+class ReasoningOptions(OpenAIBody, kw_only=True):
     """How much a model thinks before it answers."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
@@ -100,13 +100,13 @@ class ReasoningOptions(Body, kw_only=True):
     generate_summary: Annotated[Any, Meta(description="Accepted without effect.")] = None
 
 
-class ResponseStreamOptions(Body, kw_only=True):
+class ResponseStreamOptions(OpenAIBody, kw_only=True):
     """Options of a stream."""
 
     include_obfuscation: bool | None = None
 
 
-class ResponseRequest(Body, kw_only=True):
+class ResponseRequest(OpenAIBody, kw_only=True):
     """The body of POST /v1/responses."""
 
     model: str

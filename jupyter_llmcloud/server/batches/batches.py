@@ -23,7 +23,7 @@ ADOPT_EVERY_S = 10.0
 URLS = tuple(f"/v1/{route}" for route in INFERENCE_ROUTES)
 
 
-class Batches:
+class BatchRegistry:
     """What a server does for batches.
 
     A batch belongs to whichever server holds its lock: the one that took it, or, when that is gone, another one of the

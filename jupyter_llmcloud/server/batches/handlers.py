@@ -30,7 +30,7 @@ from jupyter_llmcloud.server.gateway.auth import GatewayHandler
 from jupyter_llmcloud.server.gateway.operation import gateway_operation
 
 if TYPE_CHECKING:
-    from jupyter_llmcloud.server.batches.batches import Batches as BatchService
+    from jupyter_llmcloud.server.batches.batches import BatchRegistry
     from jupyter_llmcloud.storage.serving.batches import StoredBatch
     from jupyter_llmcloud.storage.serving.uploads import StoredFile
 
@@ -51,7 +51,7 @@ Item = TypeVar("Item", bound=_Named)
 class BatchesBase(GatewayHandler):
     """What the routes of files and batches share."""
 
-    def initialize(self, batches: BatchService, **shared: Any) -> None:  # type: ignore[override]
+    def initialize(self, batches: BatchRegistry, **shared: Any) -> None:  # type: ignore[override]
         """`batches` are those of this server."""
         super().initialize(**shared)
         self.batches = batches

@@ -15,14 +15,14 @@ from jupyter_llmcloud.core.data.spec import PrepareSpec
 from jupyter_llmcloud.core.spec import Interface
 from jupyter_llmcloud.errors import LLMCloudError, NameTaken, NotFound, UsageError
 from jupyter_llmcloud.protocol.http.data.preparations import DataPreparation, StartPreparation
-from jupyter_llmcloud.storage.datasets.manifest import Step, Tokenizer
+from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Tokenizer
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
 
 if TYPE_CHECKING:
     from logging import Logger
 
-    from jupyter_llmcloud.cluster.data.planning import Plan
-    from jupyter_llmcloud.cluster.data.preparation import Progress
+    from jupyter_llmcloud.cluster.data.planning import PreparationPlan
+    from jupyter_llmcloud.cluster.data.preparation import PreparationProgress
     from jupyter_llmcloud.server.audit import Audit
     from jupyter_llmcloud.server.cluster_access import ClusterAccess
 
@@ -34,7 +34,7 @@ OWN_FIELDS = ("source", "code", "storage_options")
 class Running:
     """One preparation: what is told of it, and the task that carries it out."""
 
-    def __init__(self, ident: str, out: str, cluster: str, progress: Progress, note: str) -> None:
+    def __init__(self, ident: str, out: str, cluster: str, progress: PreparationProgress, note: str) -> None:
         self.ident, self.out, self.cluster, self.note = ident, out, cluster, note
         self.progress = progress
         self.result: dict[str, Any] = {}
@@ -102,9 +102,9 @@ class Preparations:
             self._planning.discard(out)
         return running.describe()
 
-    async def _begin(self, plan: Plan, spec: PrepareSpec, actor: str) -> Running:
+    async def _begin(self, plan: PreparationPlan, spec: PrepareSpec, actor: str) -> Running:
         module = await asyncio.to_thread(importlib.import_module, "jupyter_llmcloud.cluster.data.preparation")
-        progress: Progress = module.Progress(total=len(plan.partitions))
+        progress: PreparationProgress = module.PreparationProgress(total=len(plan.partitions))
         ident = secrets.token_hex(6)
         if plan.is_done:
             assert plan.before is not None
@@ -163,11 +163,11 @@ def _summary(made: Any, num_new: int) -> dict[str, Any]:
     }
 
 
-def _plan(spec: PrepareSpec, body: StartPreparation) -> Plan:
+def _plan(spec: PrepareSpec, body: StartPreparation) -> PreparationPlan:
     """In a thread: it lists the source."""
     planning = importlib.import_module("jupyter_llmcloud.cluster.data.planning")
     recipe = _recipe(spec, body)
-    found: Plan = planning.plan(recipe, body.source, spec.partition_size, spec.overwrite)
+    found: PreparationPlan = planning.plan(recipe, body.source, spec.partition_size, spec.overwrite)
     return found
 
 
@@ -188,14 +188,14 @@ def _recipe(spec: PrepareSpec, body: StartPreparation) -> Any:
         tokenizer, definition = pack_tokenizer(spec.tokenizer)
         content = pickle.dumps({"steps": {}, "tokenizer": definition})
     replace(spec, tokenizer=spec.tokenizer or (tokenizer.name if tokenizer is not None else None)).checked()
-    steps = code.steps if code is not None and code.steps else [Step(name=name) for name in spec.steps or ()]
+    steps = code.steps if code is not None and code.steps else [CleaningStep(name=name) for name in spec.steps or ()]
     return recipes.Recipe(
         kind=spec.format,
         out=str(spec.out).rstrip("/"),
         column=spec.text_column,
         seq_len=spec.seq_len,
         unit=spec.unit,
-        steps=tuple(Step(name=step.name, source_hash=step.source_hash) for step in steps),
+        steps=tuple(CleaningStep(name=step.name, source_hash=step.source_hash) for step in steps),
         tokenizer=tokenizer,
         own=content,
         dedup=spec.dedup,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from jupyter_llmcloud.core.serving.endpoint.comparison import Answered, Comparison, has_one_answer, read_answer
+from jupyter_llmcloud.core.serving.endpoint.comparison import Comparison, RevisionAnswer, has_one_answer, read_answer
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 
 if TYPE_CHECKING:
@@ -37,17 +37,19 @@ class ShadowCopy:
     def __init__(self, comparison: Comparison, path: str, body: bytes) -> None:
         self._comparison = comparison
         self._has_one_answer = has_one_answer(path, body)
-        self._tried: Answered | None = None
-        self._stable: Answered | None = None
+        self._tried: RevisionAnswer | None = None
+        self._stable: RevisionAnswer | None = None
 
     def answered(self, seconds: float, failed: bool, content_type: str, body: bytes | None) -> None:
         """The revision that answers has done so."""
-        self._stable = Answered(seconds, failed, read_answer(content_type, body) if self._has_one_answer else None)
+        self._stable = RevisionAnswer(
+            seconds, failed, read_answer(content_type, body) if self._has_one_answer else None
+        )
         self._note()
 
     def tried(self, seconds: float, failed: bool, content_type: str, body: bytes | None) -> None:
         """The shadow has answered."""
-        self._tried = Answered(seconds, failed, read_answer(content_type, body) if self._has_one_answer else None)
+        self._tried = RevisionAnswer(seconds, failed, read_answer(content_type, body) if self._has_one_answer else None)
         self._note()
 
     def _note(self) -> None:

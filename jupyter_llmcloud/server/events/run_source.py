@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.protocol.http.runs import Run
 from jupyter_llmcloud.server.api.runs import as_run, latest
-from jupyter_llmcloud.server.events.sources import Source, encoded
+from jupyter_llmcloud.server.events.sources import TopicSource, encoded
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _stamp(path: os.PathLike[str]) -> Stamp | None:
     return found.st_mtime_ns, found.st_ino
 
 
-class RunSource(Source):
+class RunSource(TopicSource):
     """All runs of this root.
 
     Args:

@@ -14,7 +14,7 @@ from jupyter_llmcloud.server.watches.watch import RunWatch, SharedColumns
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.api.run_states import RunStates
     from jupyter_llmcloud.server.events.resources import Resources
-    from jupyter_llmcloud.server.events.sources import Source
+    from jupyter_llmcloud.server.events.sources import TopicSource
     from jupyter_llmcloud.storage.runs import RunStore
 
 
@@ -32,10 +32,10 @@ class EventService:
         self._store = store
         self._states = states
         self._resources = resources
-        self._sources: dict[Topic, Source] = {}
+        self._sources: dict[Topic, TopicSource] = {}
         self._followed: dict[str, tuple[RunFollower, SharedColumns]] = {}
 
-    def add(self, source: Source) -> None:
+    def add(self, source: TopicSource) -> None:
         """A topic can be read from now on."""
         self._sources[source.topic] = source
 
@@ -71,7 +71,7 @@ class EventService:
         if run_id in self._followed and self._followed[run_id][0].unlisten(on_news):
             del self._followed[run_id]
 
-    def source(self, topic: Topic) -> Source:
+    def source(self, topic: Topic) -> TopicSource:
         """What reads this topic."""
         return self._sources[topic]
 

@@ -24,7 +24,7 @@ def encoded(topic: Topic, items: Iterable[msgspec.Struct]) -> dict[str, bytes]:
     return {str(getattr(item, ID_FIELDS[topic])): _encode(item) for item in items}
 
 
-class Source:
+class TopicSource:
     """Reads a topic while somebody follows it.
 
     Args:

@@ -24,7 +24,7 @@ from jupyter_llmcloud.protocol.http.events import (
     Alive,
     Changed,
     ClientMessage,
-    Refused,
+    MessageRefused,
     RunGone,
     ServerMessage,
     Snapshot,
@@ -76,7 +76,7 @@ class EventStream:
 
     def _refuse(self, words: str) -> None:
         if len(self._replies) < MAX_REFUSALS:
-            self._replies.append(Refused(message=words))
+            self._replies.append(MessageRefused(message=words))
 
     def _obey(self, message: ClientMessage) -> None:
         match message:

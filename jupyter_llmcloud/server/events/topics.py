@@ -14,7 +14,7 @@ from jupyter_llmcloud.server.api.endpoints import as_endpoint
 from jupyter_llmcloud.server.api.keys import told
 from jupyter_llmcloud.server.api.worlds import as_world
 from jupyter_llmcloud.server.events.run_source import RunSource
-from jupyter_llmcloud.server.events.sources import Source
+from jupyter_llmcloud.server.events.sources import TopicSource
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.api.run_states import RunStates
@@ -64,7 +64,7 @@ class Topics:
             ("keys", self._read_keys, KEYS_S),
         ]
         for topic, read, every_s in readers:
-            events.add(Source(events.hub, topic, read, every_s))
+            events.add(TopicSource(events.hub, topic, read, every_s))
         events.add(RunSource(events.hub, runs, states, lambda: events.wake("worlds", "clusters")))
 
     async def _read_clusters(self) -> list[Cluster]:

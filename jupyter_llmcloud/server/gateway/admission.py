@@ -47,7 +47,7 @@ class AdmissionControl:
         self._ready = ready
         self._may_recover = may_recover
         self._wake = wake
-        self._waiting: deque[_Place] = deque()
+        self._waiting: deque[_WaitingRequest] = deque()
 
     @property
     def num_waiting(self) -> int:
@@ -66,14 +66,14 @@ class AdmissionControl:
             raise NotAdmitted(503, "no replica is ready at the moment.", 2)
         if not candidates and (due_s := self._wake()) is not None and due_s > patience_s:
             raise NotAdmitted(503, f"a replica is being started, which takes about {due_s:.0f} s.", math.ceil(due_s))
-        place = _Place(shape, asyncio.get_running_loop().create_future())
+        place = _WaitingRequest(shape, asyncio.get_running_loop().create_future())
         if (not self._waiting or avoid) and (found := choose(shape, candidates)) is not None:
             return found.enter(shape)
         if len(self._waiting) >= MAX_QUEUED_PER_REPLICA * max(1, len(candidates)):
             raise NotAdmitted(429, f"{len(self._waiting)} requests are waiting already.", 1)
         return await self._wait(place, patience_s)
 
-    async def _wait(self, place: _Place, patience_s: float) -> ReplicaClient:
+    async def _wait(self, place: _WaitingRequest, patience_s: float) -> ReplicaClient:
         self._waiting.append(place)
         self.admit()
         try:
@@ -116,7 +116,7 @@ class AdmissionControl:
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class _WaitingRequest:
     """A request that waits."""
 
     shape: RequestShape

@@ -25,7 +25,7 @@ from jupyter_llmcloud.server.api.cross_origin import NamedOrigins
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
-    from jupyter_llmcloud.server.gateway.key_alerts import KeyAlerts
+    from jupyter_llmcloud.server.gateway.key_alerts import KeyMonitor
     from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -44,9 +44,6 @@ def gateway_access(action: str, reply: type[Any] | None = None) -> Callable[[Met
 
         @functools.wraps(method)
         async def admitted(self: GatewayHandler, *args: Any) -> None:
-            if self._headers_written:  # it was refused before its body had come
-                self.finish()
-                return
             await (method if self.key is not None else as_user)(self, *args)
 
         guarded: Any = web.authenticated(admitted)
@@ -67,7 +64,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
         self,
         state: ServerState,
         endpoints: EndpointRegistry,
-        alerts: KeyAlerts,
+        alerts: KeyMonitor,
         started: Callable[[], Awaitable[None]],
     ) -> None:
         """What every route here uses; `started` waits until the endpoints of an earlier server are known."""
@@ -175,17 +172,25 @@ class GatewayHandler(NamedOrigins, APIHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """`{"error": {message, type, param, code}}`."""
-        error = kwargs.get("exc_info", (None, None, None))[1]
-        if not isinstance(error, ApiError):
-            message = getattr(error, "log_message", None) or self._reason
-            error = ApiError(status_code, f"{message} (HTTP {status_code})")
-        if status_code == 401:
-            self.set_header("WWW-Authenticate", "Bearer")
-        self.set_status(error.status)
-        for name, value in error.headers().items():
-            self.set_header(name, value)
+        error = self.as_api_error(kwargs.get("exc_info", (None, None, None))[1], status_code)
+        self.set_error_headers(error)
         self.set_header("X-Request-Id", self.request_id)
         self.finish(json.dumps(self.error_body(error)))
+
+    def as_api_error(self, error: BaseException | None, status_code: int) -> ApiError:
+        """What was raised, as clients are told."""
+        if isinstance(error, ApiError):
+            return error
+        message = getattr(error, "log_message", None) or self._reason
+        return ApiError(status_code, f"{message} (HTTP {status_code})")
+
+    def set_error_headers(self, error: ApiError) -> None:
+        """The status of an error, and what else its answer tells above the body."""
+        self.set_status(error.status)
+        if error.status == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        for name, value in error.headers().items():
+            self.set_header(name, value)
 
     def error_body(self, error: ApiError) -> Any:
         """An error as its clients know it."""

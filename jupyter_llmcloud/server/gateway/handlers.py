@@ -122,25 +122,39 @@ class InferenceHandler(GatewayHandler):
         connection: Any = self.request.connection
         connection.set_max_body_size(self.max_body + DROPPED_BODY)
         connection.set_body_timeout(BODY_TIMEOUT_S)
-        await super().prepare()
         length = self.request.headers.get("Content-Length", "0")
         if not length.isdigit() or int(length) > self.max_body + DROPPED_BODY:
             raise self._too_large()
-        if int(length) > self.max_body:
-            await self._refuse_and_read_on(self._too_large())
+        try:
+            await super().prepare()
+            if int(length) > self.max_body:
+                raise self._too_large()
+        except (ApiError, web.HTTPError) as error:
+            if length == "0" and "Transfer-Encoding" not in self.request.headers:
+                raise
+            status = error.status if isinstance(error, ApiError) else error.status_code
+            await self._refuse_and_read_on(self.as_api_error(error, status), is_large=int(length) > self.max_body)
 
-    async def _refuse_and_read_on(self, error: ApiError) -> None:
+    async def _refuse_and_read_on(self, error: ApiError, *, is_large: bool) -> None:
         """Answer now, and finish when the body has come, which is dropped.
 
-        A client that is still sending when its connection is closed would not get to see the answer.
+        A connection on which a body is still to come is closed when its request is finished: a client that is sending
+        would not get to see the answer, and one that keeps connections would find it broken by its next request.
         """
         content = msgspec.json.encode(self.error_body(error))
-        self.set_status(error.status)
+        self.set_error_headers(error)
         self.set_header("Content-Type", "application/json")
         self.set_header("Content-Length", str(len(content)))
-        self.set_header("Connection", "close")
+        if is_large:
+            self.set_header("Connection", "close")
         self.write(content)
+        assert self.request.method is not None
+        setattr(self, self.request.method.lower(), self._finish_refused)
         await self.flush()
+
+    def _finish_refused(self, *_: Any) -> None:
+        """Stands for the method of a request that was refused, now that all of its body has come."""
+        self.finish()
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self.max_body} bytes.", code="request_too_large")

@@ -20,7 +20,7 @@ ALERT = "key.alert"
 ALERTS = Counter("llmcloud_key_alerts_total", "Unusual uses of keys", ["rule"])
 
 
-class KeyAlerts:
+class KeyMonitor:
     """How each key is used. Kept in memory: after a restart a server learns anew what is usual."""
 
     def __init__(self, audit: Audit, log: Logger) -> None:

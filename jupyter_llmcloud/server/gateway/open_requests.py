@@ -20,7 +20,7 @@ from jupyter_llmcloud.storage.server_state import RequestRecord
 if TYPE_CHECKING:
     from logging import Logger
 
-    from jupyter_llmcloud.server.gateway.key_alerts import KeyAlerts
+    from jupyter_llmcloud.server.gateway.key_alerts import KeyMonitor
     from jupyter_llmcloud.server.gateway.key_quotas import KeyReservation
     from jupyter_llmcloud.storage.server_state import ServerState
 
@@ -133,7 +133,7 @@ class OpenRequests:
     """
 
     def __init__(
-        self, state: ServerState, alerts: KeyAlerts, log: Logger, tell: Callable[[Sequence[RequestRecord]], None]
+        self, state: ServerState, alerts: KeyMonitor, log: Logger, tell: Callable[[Sequence[RequestRecord]], None]
     ) -> None:
         self.book = UsageBook(state, tell)
         self._state = state

@@ -52,7 +52,7 @@ class Shard(msgspec.Struct, kw_only=True, frozen=True):
         return sum(self.rows)
 
 
-class Step(msgspec.Struct, kw_only=True, frozen=True):
+class CleaningStep(msgspec.Struct, kw_only=True, frozen=True):
     """A cleaning step: its name, and the SHA-256 of its source text ("" for a named one of ours)."""
 
     name: str
@@ -99,7 +99,7 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True):
     seq_len: int | None = None
     recipe: dict[str, Any]
     tokenizer: Tokenizer | None = None
-    steps: list[Step] = []
+    steps: list[CleaningStep] = []
     statistics: dict[str, list[float]] = {}
     classes: list[str] = []
     sources: list[Source]

@@ -193,6 +193,8 @@ def test_a_leader_that_stands_still_has_no_rank_left_when_another_one_leads(
     ranks = Ranks(leader, 2, shares=[(leader, 1), (node_agent, 1)], link_lease_s=LEASE_S)
     running = ranks.send(ALONE, max_restarts=1).wait_for("here", times=2)
     pids, folder = ranks.pids(), running.outcome.folder
+    # "here" comes before the first record, and what is compared below are the records of both attempts.
+    until(lambda: all(list(read_all(folder.metrics(rank))) for rank in (0, 1)), "both have logged", 60)
     os.kill(leader.process.pid, signal.SIGSTOP)
     began = time.monotonic()
     until(lambda: folder.read().num_restarts, "another agent leads it", 60)

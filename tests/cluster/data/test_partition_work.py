@@ -24,7 +24,7 @@ from jupyter_llmcloud.cluster.data.recipe import Recipe
 from jupyter_llmcloud.cluster.data.work import PartitionWork
 from jupyter_llmcloud.core.data.partitions import Partition
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
-from jupyter_llmcloud.storage.datasets.manifest import Shard, Step
+from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Shard
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
 
 LINES = [f"line {number} says {'é' * (number % 7)} this" for number in range(500)]
@@ -39,7 +39,7 @@ def recipe(out: Path | str, *steps: str, seq_len: int | None = None, **options: 
     own: dict[str, Any] = {"steps": {}}
     if seq_len is not None:
         options["tokenizer"], own["tokenizer"] = pack_tokenizer(letters)
-    named = tuple(Step(name=step) for step in steps)
+    named = tuple(CleaningStep(name=step) for step in steps)
     return Recipe(
         **{"kind": "auto", "out": str(out), "seq_len": seq_len, "steps": named, "own": pickle.dumps(own), **options}
     )
@@ -325,7 +325,7 @@ def test_a_url_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 def test_a_step_that_fails_is_named_with_what_it_failed_on(tmp_path: Path) -> None:
     source = _jsonl(tmp_path / "a", [{"text": "seven"}])
     own = pickle.dumps({"steps": {"len": len}})
-    made = replace(recipe(tmp_path / "out"), steps=(Step(name="len", source_hash="x"),), own=own)
+    made = replace(recipe(tmp_path / "out"), steps=(CleaningStep(name="len", source_hash="x"),), own=own)
     with pytest.raises(UsageError, match="the step 'len' gave 1: on rows a step gives the row"):
         prepared(made, source)
 

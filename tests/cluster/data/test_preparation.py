@@ -19,11 +19,11 @@ import pytest
 from distributed import Client, LocalCluster
 
 from jupyter_llmcloud.cluster.data import planning
-from jupyter_llmcloud.cluster.data.preparation import Preparation, Progress
+from jupyter_llmcloud.cluster.data.preparation import Preparation, PreparationProgress
 from jupyter_llmcloud.cluster.data.recipe import Recipe
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.datasets import filesystem, manifest
-from jupyter_llmcloud.storage.datasets.manifest import Manifest, Step
+from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Manifest
 from jupyter_llmcloud.storage.datasets.shards import ShardReader, read_all
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
 
@@ -33,7 +33,7 @@ NUM_FILES = 6
 def recipe(out: str, own: Callable[[str], Any] | None = None, **options: Any) -> Recipe:
     """Tokens are the codes of letters."""
     told, packed = pack_tokenizer(lambda text: [ord(letter) for letter in text])
-    steps = (Step(name="own", source_hash="1"),) if own is not None else ()
+    steps = (CleaningStep(name="own", source_hash="1"),) if own is not None else ()
     content = cloudpickle.dumps({"steps": {"own": own}, "tokenizer": packed})
     return Recipe("text", out, seq_len=16, tokenizer=told, steps=steps, own=content, **options)
 
@@ -65,10 +65,10 @@ async def dask() -> AsyncIterator[Client]:
 
 
 async def prepare(
-    client: Client, made: Recipe, source: str, progress: Progress | None = None, partition_bytes: int = 1500
+    client: Client, made: Recipe, source: str, progress: PreparationProgress | None = None, partition_bytes: int = 1500
 ) -> Manifest:
     plan = planning.plan(made, [source], partition_bytes)
-    return await Preparation(client, plan, progress or Progress(), processes=2).run()
+    return await Preparation(client, plan, progress or PreparationProgress(), processes=2).run()
 
 
 def tokens_of(found: Manifest, out: str, storage: dict[str, Any] | None = None) -> str:
@@ -96,7 +96,7 @@ def test_a_preparation_is_stopped_gone_on_with_and_grows_with_its_source(source:
 
     async def scenario() -> None:
         async with dask() as client:
-            progress = Progress()
+            progress = PreparationProgress()
             work = asyncio.ensure_future(prepare(client, made, str(source), progress))
             async with asyncio.timeout(60):
                 while progress.done < 4:

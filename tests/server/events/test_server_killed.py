@@ -24,8 +24,15 @@ from tests.support.event_client import EventClient
 pytest_plugins = ["tests.support.server_fixtures"]
 pytestmark = pytest.mark.slow
 TOKEN = "restarted"
-NUM_STEPS = 300  # few enough for a column each
-LOGS = "import time\nfor step in range({steps}):\n    run.log(loss=1.0 / (step + 1), step=step)\n    time.sleep(0.15)\n"
+NUM_STEPS = 100  # few enough for a column each
+WAITS_AT = 40  # until the server that was killed is there again, however long that takes
+LOGS = """import pathlib, time
+for step in range({steps}):
+    run.log(loss=1.0 / (step + 1), step=step)
+    time.sleep(0.02)
+    while step == {waits_at} and not pathlib.Path({let_go!r}).exists():
+        time.sleep(0.05)
+"""
 
 
 @contextmanager
@@ -103,15 +110,22 @@ async def test_after_a_kill_during_a_run_and_one_after_it_everything_is_told_aga
     folder, base_url = own_root.parent, "/user/ada%20lovelace/"
     try:
         await watched_over_restarts(folder, port, base_url)
-    finally:
+    except BaseException:
         with jupyter_server(folder, port, base_url) as (_, client):
-            for cluster in client.clusters():
-                client.stop_cluster(cluster["name"])
+            stop_clusters(client)
+        raise
+
+
+def stop_clusters(client: ServerClient) -> None:
+    for cluster in client.clusters():
+        client.stop_cluster(cluster["name"])
 
 
 async def watched_over_restarts(folder: Path, port: int, base_url: str) -> None:
     with jupyter_server(folder, port, base_url) as (process, client):
-        started = await asyncio.to_thread(client.start_run, LOGS.format(steps=NUM_STEPS), {"nproc": 2, "name": "kept"})
+        let_go = folder / "let-go"
+        code = LOGS.format(steps=NUM_STEPS, waits_at=WAITS_AT, let_go=str(let_go))
+        started = await asyncio.to_thread(client.start_run, code, {"nproc": 2, "name": "kept"})
         run_id = str(started["run_id"])
         page = await connected(client, run_id)
         await page.until(lambda: len(steps(page)) >= 20, 120)
@@ -122,7 +136,8 @@ async def watched_over_restarts(folder: Path, port: int, base_url: str) -> None:
         page = await connected(client, run_id, epoch=epoch, cursor=cursor)
         assert page.epoch != epoch  # so that a cursor of before means nothing
         assert page.items["runs"][run_id]["state"] == "running"
-        await page.until(lambda: len(steps(page)) > len(before) + 10, 120)
+        let_go.touch()
+        await page.until(lambda: len(steps(page)) > max(len(before), WAITS_AT) + 10, 120)
         assert is_whole(page)
         assert first_steps(client, run_id) == [0.0, 1.0, 2.0, 3.0, 4.0]
         await page.until(lambda: page.info.get("state") == "finished", 180)
@@ -138,3 +153,4 @@ async def watched_over_restarts(folder: Path, port: int, base_url: str) -> None:
         shown = client.ask("GET", f"runs/{run_id}/view")
         assert "loss" in shown["html"] and "time of rank" in shown["html"]
         await page.close()
+        stop_clusters(client)

@@ -95,6 +95,26 @@ def test_shards_of_the_ranks_are_put_together_along_whatever_they_were_cut(world
     assert all(torch.equal(value, state[name]) for name, value in loaded.items())
 
 
+FLAT = """
+from torch.distributed.fsdp import FullyShardedDataParallel
+model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+for batch in torch.utils.data.DataLoader(torch.arange(256).reshape(32, 8) % 64, batch_size=8):
+    model(input_ids=batch, labels=batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_model_of_the_older_fsdp_cannot_be_followed_and_what_can_is_said(world: Ranks) -> None:
+    outcome = world.ok(TINY + TOKENIZER + FLAT, save=["model", "raw"], checkpoint_every=4)
+    newest, _ = CheckpointFolder(outcome.folder.path / "checkpoints").newest()
+    assert newest is not None
+    with pytest.raises(ModelError, match="fully_shard, which is fsdp_version=2, can be followed"):
+        followed_model.make(outcome.folder.path, newest)
+    assert newest_model(outcome.folder).is_final  # the model that the run has saved in the end is whole
+
+
 OWN = """
 class Own(torch.nn.Module):
     def __init__(self):

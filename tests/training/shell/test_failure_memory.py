@@ -13,7 +13,7 @@ SETUP = (
     "import torch\nfrom torch import nn\nfrom torch.nn.parallel import DistributedDataParallel\nkept = []\n"
     "nn.Linear(500, 500)(torch.ones(4000, 500)).relu().sum().backward()\n"  # torch makes its threads and caches once
 )
-BIG = "torch.ones(400 << 20, dtype=torch.uint8)"
+BIG = "torch.ones(100 << 20, dtype=torch.uint8)"
 FAILURES = {
     "local variables": f"def step(n):\n    batch = {BIG}\n    raise ValueError('x')\nstep(1)",
     "a circle": f"class A: pass\ndef step():\n    a = A()\n    a.me, a.big = a, {BIG}\n    1 / 0\nstep()",
@@ -24,10 +24,10 @@ FAILURES = {
     "an error in a forward pass": (
         "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.l = nn.Linear(500, 500)\n"
         "    def forward(self, x):\n        return self.l(x).relu() @ torch.ones(3, 3)\n"
-        "net = Net()\ndef step():\n    return net(torch.ones(60_000, 500))\nstep()"
+        "net = Net()\ndef step():\n    return net(torch.ones(25_000, 500))\nstep()"
     ),
     "a model that is half made": (
-        "def make():\n    model = DistributedDataParallel(nn.Linear(7000, 7000))\n"
+        "def make():\n    model = DistributedDataParallel(nn.Linear(4000, 4000))\n"
         "    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
         "    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)\n    raise ValueError('x')\nmake()"
     ),
@@ -40,7 +40,7 @@ FAILURES = {
         f"def inner():\n    batch = {BIG}\n    1 / 0\ndef outer():\n    try: inner()\n"
         "    except ZeroDivisionError as e: raise ExceptionGroup('g', [e]) from None\nouter()"
     ),
-    "many small tensors": "def step():\n    many = [torch.ones(64) + i for i in range(300_000)]\n    raise ValueError('x')\nstep()",
+    "many small tensors": "def step():\n    many = [torch.ones(64) + i for i in range(120_000)]\n    raise ValueError('x')\nstep()",
     "a stop of its own": f"def step():\n    batch = {BIG}\n    raise KeyboardInterrupt\nstep()",
 }
 

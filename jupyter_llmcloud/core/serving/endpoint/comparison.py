@@ -15,7 +15,7 @@ _OWN = frozenset({"id", "created", "model", "usage", "object", "system_fingerpri
 
 
 @dataclass(frozen=True)
-class Answered:
+class RevisionAnswer:
     """How a revision answered one request.
 
     Attributes:
@@ -48,7 +48,7 @@ class Comparison:
     seconds: float = 0.0
     stable_seconds: float = 0.0
 
-    def note(self, tried: Answered, stable: Answered, has_one_answer: bool) -> None:
+    def note(self, tried: RevisionAnswer, stable: RevisionAnswer, has_one_answer: bool) -> None:
         """One request was answered by both."""
         self.num_compared += 1
         self.num_errors += tried.failed

@@ -13,6 +13,7 @@ only refused    The last NUM_REFUSED requests of a key were refused (400, 401, 4
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections import deque
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class KeyAlert:
     what: str
 
 
+@functools.lru_cache(maxsize=1024)  # it is asked with every request
 def network_of(address: str) -> str:
     """The network that an address belongs to, as far as one holder's addresses change: `192.0.2.0/24`."""
     try:

@@ -12,7 +12,7 @@ import torch
 from jupyter_llmcloud.inference.engines.base import EngineError, FinishReason, Sampling, TokenLogprob
 from jupyter_llmcloud.inference.engines.sampling import Row, Sampler, likeliest, logprobs_of
 from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
-from jupyter_llmcloud.inference.engines.slots.kv_slots import KVSlots, NoRoom
+from jupyter_llmcloud.inference.engines.slots.kv_slots import CacheFull, KVSlots
 from jupyter_llmcloud.inference.engines.slots.prefix_store import PrefixStore
 from jupyter_llmcloud.inference.engines.slots.sequence import Sequence
 from jupyter_llmcloud.inference.engines.slots.speculation import Speculation
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     error: EngineError | None = None
 
 
-class Batch:
+class RunningBatch:
     """All sequences: those that run have a slot, the others wait for one.
 
     Attributes:
@@ -117,7 +117,7 @@ class Batch:
             try:
                 take()
                 return True
-            except NoRoom:
+            except CacheFull:
                 if not self._prefixes.give_back(self._slots.capacity_for(num_tokens) * self._slots.bytes_per_token):
                     return False
 

@@ -15,7 +15,7 @@ from jupyter_llmcloud.inference.engines.base import BatchingEngine, EngineError,
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.sampling import ends_of
-from jupyter_llmcloud.inference.engines.slots.batch import Batch, Outcome
+from jupyter_llmcloud.inference.engines.slots.batch import Outcome, RunningBatch
 from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
 from jupyter_llmcloud.inference.engines.slots.kv_slots import KVSlots
 from jupyter_llmcloud.inference.engines.slots.prefix_store import PrefixStore
@@ -218,7 +218,7 @@ class _Core:
         model = loaded.model
         self.slots = KVSlots(shapes, budget.context_length, budget.num_bytes, model.dtype, model.device)
         self.prefixes = PrefixStore(self.slots, min(_MAX_PREFIX_BYTES, budget.num_bytes // 2))
-        self.batch = Batch(forward, self.slots, self.prefixes, max_concurrent, budget.max_batch_tokens)
+        self.batch = RunningBatch(forward, self.slots, self.prefixes, max_concurrent, budget.max_batch_tokens)
 
     def renew(self) -> None:
         """The weights have changed: what was made of them, such as packed copies, is made anew."""

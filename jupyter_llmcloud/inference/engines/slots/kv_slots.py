@@ -37,7 +37,7 @@ class Occupant(Protocol):
     num_cached: int
 
 
-class NoRoom(Exception):
+class CacheFull(Exception):
     """The budget holds no further slot."""
 
 
@@ -175,11 +175,11 @@ class KVSlots:
         return sum(group.num_rows * group.capacity for group in self.groups.values())
 
     def place(self, sequence: Occupant, num_tokens: int) -> None:
-        """A slot for a sequence that has none; raises NoRoom."""
+        """A slot for a sequence that has none; raises CacheFull."""
         self._group_with_free_row(num_tokens).add(sequence)
 
     def grow(self, sequence: Occupant, num_tokens: int) -> None:
-        """Move a sequence to a slot that holds so many tokens; raises NoRoom, and leaves it where it was."""
+        """Move a sequence to a slot that holds so many tokens; raises CacheFull, and leaves it where it was."""
         before, row = sequence.group, sequence.row
         assert before is not None
         if num_tokens <= before.capacity:
@@ -237,7 +237,7 @@ class KVSlots:
                 self._take_back(group)
                 more = min(1, self._free // group.bytes_per_row)
             if more < 1:
-                raise NoRoom
+                raise CacheFull
             group.resize(used + more)
         return group
 

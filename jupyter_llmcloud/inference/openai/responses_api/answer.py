@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, CallDelta
-from jupyter_llmcloud.inference.openai.detokenize import Piece
+from jupyter_llmcloud.inference.openai.detokenize import TextPiece
 from jupyter_llmcloud.inference.openai.responses import DONE, Envelope, TokenUsage, chat_logprobs, encode
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
@@ -46,7 +46,7 @@ class ResponseAnswer:
             "response.in_progress", response=response
         )
 
-    def piece(self, index: int, piece: Piece) -> bytes:
+    def piece(self, index: int, piece: TextPiece) -> bytes:
         """The events of a piece."""
         deltas = self._parser.feed(piece.text)
         if piece.finish_reason is not None:

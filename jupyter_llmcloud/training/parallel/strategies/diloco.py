@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from jupyter_llmcloud.core.parallel.outer_schedule import OuterSchedule, fragments_of
-from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, Replica, average, unpack
+from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, average, unpack
 from jupyter_llmcloud.training.parallel.strategies.quantized_mean import quantized_mean
 
 _KEPT = 0.5  # of what a replica learns while its fragment is under way, as in Streaming DiLoCo
@@ -89,7 +89,7 @@ class Fragment:
         self._sent = self._work = None
 
 
-class FragmentedReplica(Replica):
+class FragmentedReplica(ModelReplica):
     """A replica in fragments."""
 
     def __init__(self, model: torch.nn.Module, num_fragments: int) -> None:
@@ -109,10 +109,10 @@ class DiLoCo(LocalSGD):
         self._schedule = OuterSchedule(self.plan.sizes[0], settings["fragments"], settings["delay"])
         self._kept = _KEPT if settings["delay"] else 0.0
 
-    def make_replica(self, model: torch.nn.Module) -> Replica:
+    def make_replica(self, model: torch.nn.Module) -> ModelReplica:
         return FragmentedReplica(model, self._schedule.fragments)
 
-    def stepped(self, replica: Replica) -> None:
+    def stepped(self, replica: ModelReplica) -> None:
         assert isinstance(replica, FragmentedReplica)
         for number in self._schedule.sent(replica.num_steps):
             if number < len(replica.fragments):
@@ -122,7 +122,7 @@ class DiLoCo(LocalSGD):
                 replica.fragments[number].apply(*self._outer, self._kept)
                 average(replica.buffers())
 
-    def exchange(self, replica: Replica) -> None:
+    def exchange(self, replica: ModelReplica) -> None:
         """At the end of a cell: what is under way is applied, then a last outer step of all fragments."""
         assert isinstance(replica, FragmentedReplica)
         for fragment in replica.fragments:

@@ -13,7 +13,7 @@ from jupyter_llmcloud.training.parallel.strategies.alike import begin_alike
 from jupyter_llmcloud.training.parallel.strategies.base import Strategy, trained
 
 
-class Replica:
+class ModelReplica:
     """A model of which every rank trains its own copy.
 
     Attributes:
@@ -50,7 +50,7 @@ class LocalSGD(Strategy):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.replicas: list[Replica] = []
+        self.replicas: list[ModelReplica] = []
 
     def parallelize(self, model: torch.nn.Module, accelerator: Any) -> torch.nn.Module:
         begin_alike(model, self.plan.text)
@@ -59,9 +59,9 @@ class LocalSGD(Strategy):
         self.replicas.append(self.make_replica(model))
         return model
 
-    def make_replica(self, model: torch.nn.Module) -> Replica:
+    def make_replica(self, model: torch.nn.Module) -> ModelReplica:
         """What is remembered of a model."""
-        return Replica(model)
+        return ModelReplica(model)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         for replica in self.replicas:
@@ -70,12 +70,12 @@ class LocalSGD(Strategy):
                 replica.num_left += 1
                 self.stepped(replica)
 
-    def stepped(self, replica: Replica) -> None:
+    def stepped(self, replica: ModelReplica) -> None:
         """A replica has made a step."""
         if replica.num_steps % self.plan.sizes[0] == 0:
             self.exchange(replica)
 
-    def exchange(self, replica: Replica) -> None:
+    def exchange(self, replica: ModelReplica) -> None:
         """All replicas become their mean; every rank must call it."""
         average([parameter.data for parameter in replica.parameters])
         average(replica.buffers())

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.core.serving.endpoint.comparison import (
-    Answered,
     Comparison,
+    RevisionAnswer,
     has_one_answer,
     in_words,
     read_answer,
@@ -77,10 +77,12 @@ def test_only_greedy_requests_have_one_answer(path: str, body: Any, expected: bo
 def test_shares_and_ratios_count_what_both_have_answered() -> None:
     found = Comparison()
     assert in_words(found.told()) == "nothing compared yet" and found.told()["equal_share"] is None
-    found.note(Answered(2.0, False, "a"), Answered(1.0, False, "a"), True)
-    found.note(Answered(2.0, False, "a"), Answered(1.0, False, "b"), True)
-    found.note(Answered(2.0, False, "a"), Answered(1.0, False, "b"), False)  # sampled: two answers say nothing
-    found.note(Answered(9.0, True), Answered(1.0, False, "b"), True)
+    found.note(RevisionAnswer(2.0, False, "a"), RevisionAnswer(1.0, False, "a"), True)
+    found.note(RevisionAnswer(2.0, False, "a"), RevisionAnswer(1.0, False, "b"), True)
+    found.note(
+        RevisionAnswer(2.0, False, "a"), RevisionAnswer(1.0, False, "b"), False
+    )  # sampled: two answers say nothing
+    found.note(RevisionAnswer(9.0, True), RevisionAnswer(1.0, False, "b"), True)
     told = found.told()
     assert (told["num_compared"], told["num_comparable"], told["equal_share"]) == (4, 2, 0.5)
     assert (told["latency_ratio"], told["error_share"], told["stable_error_share"]) == (2.0, 0.25, 0.0)

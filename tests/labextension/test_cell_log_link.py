@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
-from playwright.sync_api import Browser
+from playwright.sync_api import BrowserContext
 
 from tests.support import browser
-from tests.support.lab import Lab, open_lab, running_lab
+from tests.support.lab import Lab, open_lab
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-BASE = "/user/ana@home/"
-LINES = 20_000
+LINES = 6_000
 CELLS = (
     "%load_ext jupyter_llmcloud",
     f"%%distribute -n 2 --name flood\nfor n in range({LINES}): print('<b>line</b>', n, rank)\nprint('the end')",
     "%runs logs flood",
     "import os\nos.environ['LLMCLOUD_ROOT'] = '/elsewhere'\nfrom jupyter_llmcloud.magics.output.log_link import log_url\n"
     "log_url('flood')",
-    "del os.environ['LLMCLOUD_ROOT']\n%world stop\n%cluster stop",
+    "del os.environ['LLMCLOUD_ROOT']\n%world stop",
 )
 
 
-@pytest.fixture
-def lab(own_root: Path, tmp_path: Path) -> Iterator[Lab]:
-    """A JupyterLab below a base URL, as a hub gives it."""
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    with running_lab(folder, {"ServerApp": {"base_url": BASE}}) as running:
-        yield running
-
-
-def test_a_long_output_links_to_all_of_it(chromium: Browser, lab: Lab, tmp_path: Path) -> None:
-    path = browser.write_notebook(tmp_path / "notebooks" / "long.ipynb", CELLS)
-    page = open_lab(chromium, lab, path.name)
+def test_a_long_output_links_to_all_of_it(context: BrowserContext, lab: Lab, notebooks: Path) -> None:
+    path = browser.write_notebook(notebooks / "flood.ipynb", CELLS)
+    page = open_lab(context, lab, path.name)
     for index in range(len(CELLS)):
         output = browser.run_cell(page, index, 120)
         if index in (1, 2):
@@ -56,6 +45,7 @@ def test_a_long_output_links_to_all_of_it(chromium: Browser, lab: Lab, tmp_path:
     browser.save(page)
     _is_short_and_tells_no_secret(lab, path)
     browser.end_kernel(page)
+    page.close()
 
 
 def _is_short_and_tells_no_secret(lab: Lab, path: Path) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.support import browser
-from tests.support.lab import Lab, open_lab, running_lab
+from tests.support.lab import Lab, open_lab
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -18,24 +17,14 @@ CARD = ".llmc-run"
 PLOT = f"{CARD} .llmc-plot"
 LOSS = f'{CARD} [data-metric="loss"] .llmc-plot'
 
-RUN = """%%distribute -n 2 --name watched
-import math, pathlib, time
+RUN = """%%distribute -n 2 --name monitored
+import math, time
 for step in range(100_000):
     run.log(loss=1 / (step + 1) + rank + math.sin(step / 9) / 5, spike=900.0 if step == 30 else 1 + math.sin(step), step=step)
     if step % 25 == 0:
         print("at step", step)
-    if pathlib.Path("let-go").exists():
-        break
     time.sleep(0.02)
 """
-
-
-@pytest.fixture
-def lab(own_root: Path, tmp_path: Path) -> Iterator[Lab]:
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    with running_lab(folder) as running:
-        yield running
 
 
 def wait_for_step(page: Page, step: float) -> None:
@@ -65,11 +54,11 @@ def shown_steps(page: Page) -> tuple[float, float]:
 
 
 def test_a_run_is_watched_zoomed_found_again_after_a_reload_and_stopped(
-    chromium: Browser, lab: Lab, tmp_path: Path, pictures: Path
+    context: BrowserContext, lab: Lab, notebooks: Path, pictures: Path
 ) -> None:
-    cells = ["%load_ext jupyter_llmcloud", RUN, "%cluster stop"]
-    path = browser.write_notebook(tmp_path / "notebooks" / "long.ipynb", cells)
-    page = open_lab(chromium, lab, path.name)
+    cells = ["%load_ext jupyter_llmcloud", RUN, "%world stop"]
+    path = browser.write_notebook(notebooks / "monitored.ipynb", cells)
+    page = open_lab(context, lab, path.name)
     browser.run_cell(page, 0)
     browser.start_cell(page, 1)
     wait_for_step(page, 60)
@@ -108,8 +97,10 @@ def test_a_run_is_watched_zoomed_found_again_after_a_reload_and_stopped(
     page.get_by_role("searchbox", name="Search the output").fill("step 25")
     expect(page.locator(f"{CARD} .llmc-text > div").first).to_have_text("at step 25")
     page.locator(CARD).screenshot(path=pictures / "run-monitor-reloaded.png")
-    page.get_by_role("button", name="Stop watched").click()
+    page.get_by_role("button", name="Stop monitored").click()
     expect(page.locator(f"{CARD} .llmc-state")).to_have_text("stopped", timeout=60_000)
     page.locator(CARD).screenshot(path=pictures / "run-monitor-stopped.png")
     browser.run_cell(page, 2)
+    browser.set_theme(page, browser.LIGHT)
     browser.end_kernel(page)
+    page.close()

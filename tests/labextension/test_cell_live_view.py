@@ -10,13 +10,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from jupyter_llmcloud.core.output import numerals
 from jupyter_llmcloud.widgets.panel_mime import PANEL_MIME
 from jupyter_llmcloud.widgets.run_monitor import STATIC
 from tests.support import browser
-from tests.support.lab import Lab, open_lab, running_lab
+from tests.support.lab import Lab, open_lab
 
 pytestmark = pytest.mark.browser
 
@@ -76,9 +76,9 @@ view.refresh(time.time())
 """
 OUTPUT = """
 import pathlib, time
-from jupyter_llmcloud.magics.output.run_view import RunView
+from jupyter_llmcloud.magics.output.run_view import RunDisplay
 
-view = RunView("shown-1", "shown", [0, 1], lambda: None)
+view = RunDisplay("shown-1", "shown", [0, 1], lambda: None)
 seq = 0
 
 def log(rank, kind, text="", **more):
@@ -117,6 +117,7 @@ view.finish("finished")
 """
 LOG_SCALES = """
 import json
+from dataclasses import replace
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
 folder = RunStore().folder("scales-1")
@@ -136,6 +137,7 @@ view.refresh(time.time())
 while folder.log_scales() != [LONG]:
     time.sleep(0.02)
 view.finish("finished", time.time())
+folder.write(replace(folder.read(), state="finished", ended=time.time()))
 """
 HOSTILE = """
 name = "<img src=x onerror=window.broken=1>"
@@ -150,18 +152,9 @@ view.finish("failed", time.time(), errors=[{"rank": 1, "ename": "ValueError", "e
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("live") / "notebooks"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture(scope="module")
-def lab(folder: Path, module_root: Path) -> Iterator[Lab]:
-    """One JupyterLab for this module, which knows no runs but those of its tests."""
-    with running_lab(folder) as running:
-        yield running
+@pytest.fixture
+def folder(notebooks: Path) -> Path:
+    return notebooks
 
 
 SAVED_HTML = """() => {
@@ -196,33 +189,32 @@ CONTRASTS = """(selector) => {
 Opened = Callable[..., Page]
 
 
-@pytest.fixture
-def jp_asyncio_loop() -> None:
-    """None of a test's own: the browser's runs in this thread."""
-
-
 @pytest.fixture(scope="module")
-def context(one_chromium: Browser) -> BrowserContext:
-    """Pages of one user: what JupyterLab consists of is loaded once."""
-    return one_chromium.new_context()
+def page(context: BrowserContext, lab: Lab) -> Iterator[Page]:
+    """One page for all tests: each opens a notebook of its own, and closes it."""
+    page = open_lab(context, lab)
+    yield page
+    browser.set_theme(page, browser.LIGHT)
+    page.close()
 
 
 @pytest.fixture
-def opened(context: BrowserContext, lab: Lab, folder: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+def opened(page: Page, folder: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
     """Opens a notebook with these cells, its kernel ended afterwards; `stop` answers the stop route."""
-    pages: list[Page] = []
+    num_opened = 0
 
     def open_cells(*cells: str, stop: Callable[[Route], None]) -> Page:
+        nonlocal num_opened
         path = browser.write_notebook(folder / f"{request.node.name}.ipynb", cells)
-        context.route(STOP_ROUTE, stop)
-        pages.append(open_lab(context, lab, path.name))
-        return pages[-1]
+        page.route(STOP_ROUTE, stop)
+        browser.open_notebook(page, path.name)
+        num_opened += 1
+        return page
 
     yield open_cells
-    for page in pages:
-        browser.end_kernel(page)
-        page.close()
-    context.unroute_all()
+    for _ in range(num_opened):
+        browser.close_notebook(page)
+    page.unroute_all()
 
 
 def test_a_chart_grows_while_the_cell_runs_and_stop_leaves_a_static_view(
@@ -294,7 +286,7 @@ def look(page: Page, pictures: Path) -> None:
 
 
 def test_the_saved_notebook_shows_the_run_without_a_kernel(
-    opened: Opened, folder: Path, one_chromium: Browser, pictures: Path
+    opened: Opened, folder: Path, context: BrowserContext, pictures: Path
 ) -> None:
     (folder / "stop-flag").unlink(missing_ok=True)
     (folder / "seen-short").touch()
@@ -314,7 +306,7 @@ def test_the_saved_notebook_shows_the_run_without_a_kernel(
     saved.metadata.pop("widgets", None)
     page_text, _ = HTMLExporter(template_name="lab").from_notebook_node(saved)
     (folder / "saved.html").write_text(page_text, encoding="utf-8")
-    shown = one_chromium.new_page()
+    shown = context.new_page()
     shown.route(re.compile(r"^https?://"), lambda route: route.abort())
     shown.goto((folder / "saved.html").as_uri())
     expect(shown.locator("body")).to_contain_text("finished in")
@@ -387,8 +379,7 @@ def test_charts_fill_the_row_and_a_log_scale_is_kept_in_the_saved_view(
     page.screenshot(path=pictures / "two-charts-static.png")
 
 
-def test_numbers_read_the_same_live_and_saved(one_chromium: Browser) -> None:
-    page = one_chromium.new_page()
+def test_numbers_read_the_same_live_and_saved(page: Page) -> None:
     values = [
         0.00025,
         -0.00125,
