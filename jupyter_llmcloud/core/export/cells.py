@@ -53,14 +53,14 @@ class SourceCell:
 
 
 @dataclass(frozen=True)
-class Part:
+class ScriptPart:
     """A piece of the script: a cell, and the pushed variables that it needs to be set first."""
 
     cell: SourceCell
     assigned: tuple[tuple[str, str], ...] = ()
 
 
-def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[Part], list[str]]:
+def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[ScriptPart], list[str]]:
     """The pieces in order, `last` the last, and notes on what was left out.
 
     Args:
@@ -74,7 +74,7 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
         earlier = ()
     used = names_used(last.tree)
     needed, perhaps = used.needed - GIVEN, used.perhaps - GIVEN
-    parts = [Part(last, _assigned(last, needed, perhaps))]
+    parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
     notes: list[str] = []
     for cell in reversed(earlier):
         if cell.spec.get("fresh"):
@@ -84,12 +84,12 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
                 before = names_used(cell.tree)
                 needed = (needed - before.bound) | (before.needed - GIVEN)
                 perhaps = (perhaps | before.perhaps) - GIVEN
-                parts.append(Part(cell, _assigned(cell, needed, perhaps)))
+                parts.append(ScriptPart(cell, _assigned(cell, needed, perhaps)))
                 continue
         else:
             notes += _unfinished(cell, needed, perhaps)
         if assigned := _assigned(cell, needed, perhaps):  # pushed before it, whatever became of it
-            parts.append(Part(replace(cell, code="", spec={}), assigned))
+            parts.append(ScriptPart(replace(cell, code="", spec={}), assigned))
     if needed:
         name, others = min(needed), len(needed) - 1
         more = f" (and {others} more: {', '.join(sorted(needed)[1:6])})" if others else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jupyter_llmcloud.core.export import prelude
-from jupyter_llmcloud.core.export.cells import Part, SourceCell, needed_cells
+from jupyter_llmcloud.core.export.cells import ScriptPart, SourceCell, needed_cells
 from jupyter_llmcloud.core.export.names_used import names_used
 from jupyter_llmcloud.core.export.own_calls import plain_code, without_futures
 from jupyter_llmcloud.core.export.plans import check_options
@@ -38,7 +38,7 @@ class ExportedRun:
 
 
 @dataclass(frozen=True)
-class Script:
+class ExportedScript:
     """The text of the script, and what there is to say of it."""
 
     text: str
@@ -46,7 +46,7 @@ class Script:
     launches: list[str]
 
 
-def export(run: ExportedRun, earlier: Sequence[SourceCell], file: str) -> Script:
+def export(run: ExportedRun, earlier: Sequence[SourceCell], file: str) -> ExportedScript:
     """Write the script, which is to be kept as `file`; `earlier`: what the same ranks ran before, the oldest first.
 
     Raises:
@@ -62,7 +62,7 @@ def export(run: ExportedRun, earlier: Sequence[SourceCell], file: str) -> Script
     if not any("seed" in part.cell.spec for part in parts) and "seed" not in "".join(part.cell.code for part in parts):
         notes.append("Neither --seed nor the cells seed anything: where they draw random numbers, losses differ.")
     launches = launch_lines(file, run.num_ranks, run.num_threads, run.has_gpus)
-    return Script(_text(run, parts, notes, launches), notes, launches)
+    return ExportedScript(_text(run, parts, notes, launches), notes, launches)
 
 
 def source_for_ranks(cell: SourceCell, earlier: Sequence[SourceCell]) -> str:
@@ -96,7 +96,7 @@ def launch_lines(file: str, num_ranks: int, num_threads: int, has_gpus: bool) ->
     return [threads + torchrun, threads + accelerate, sbatch]
 
 
-def _text(run: ExportedRun, parts: Sequence[Part], notes: Sequence[str], launches: Sequence[str]) -> str:
+def _text(run: ExportedRun, parts: Sequence[ScriptPart], notes: Sequence[str], launches: Sequence[str]) -> str:
     bodies, futures = list[str](), list[str]()
     seeds = any(part.cell.spec.get("seed") is not None for part in parts)
     for part in parts:
@@ -134,7 +134,7 @@ def _heading(run: ExportedRun, notes: Sequence[str], launches: Sequence[str]) ->
     return "\n".join(lines)
 
 
-def _body(part: Part, code: str) -> str:
+def _body(part: ScriptPart, code: str) -> str:
     spec: Mapping[str, Any] = part.cell.spec
     lines = [f"# --- run {part.cell.run_id} " + "-" * max(0, 100 - len(part.cell.run_id))]
     lines += [f"{name} = {text}  # pushed from the notebook" for name, text in part.assigned]

@@ -29,7 +29,7 @@ class ComparedRun:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunDifferences:
     """What differs.
 
     Attributes:
@@ -49,7 +49,7 @@ class Comparison:
         return bool(self.metrics) and all(step is None for _, _, step in self.metrics)
 
 
-def compare(runs: Sequence[ComparedRun], tolerance: float = 0.0) -> Comparison:
+def compare(runs: Sequence[ComparedRun], tolerance: float = 0.0) -> RunDifferences:
     """Compare runs with the first of them; values within `tolerance` (relative) are the same.
 
     Raises UsageError for fewer than two.
@@ -59,7 +59,7 @@ def compare(runs: Sequence[ComparedRun], tolerance: float = 0.0) -> Comparison:
     names = list(dict.fromkeys(name for run in runs for name in run.facts))
     facts = [(name, [run.facts.get(name) for run in runs]) for name in names]
     metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    return Comparison(
+    return RunDifferences(
         [run.run_id for run in runs],
         [(name, values) for name, values in facts if any(value != values[0] for value in values)],
         [_metric(name, [run.metrics.get(name, {}) for run in runs], tolerance) for name in metrics],

@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from jupyter_llmcloud.core.run.comparison import Comparison
+from jupyter_llmcloud.core.run.comparison import RunDifferences
 from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
@@ -25,7 +25,7 @@ class ComparisonReport:
         comparison: the same as values.
     """
 
-    def __init__(self, comparison: Comparison, verdict: str = "") -> None:
+    def __init__(self, comparison: RunDifferences, verdict: str = "") -> None:
         self.comparison = comparison
         self.verdict = verdict
         rows: list[tuple[object, ...]] = [(name, *map(_shown, values), "") for name, values in comparison.facts]
@@ -73,7 +73,7 @@ def reproduce(shell: Any, name: str) -> ComparisonReport:
     return ComparisonReport(comparison, verdict(comparison))
 
 
-def verdict(comparison: Comparison) -> str:
+def verdict(comparison: RunDifferences) -> str:
     """One sentence: the same values, or where they part."""
     if not comparison.metrics:
         return "Neither run logged metrics: there is nothing by which to tell whether they are the same."
@@ -84,7 +84,7 @@ def verdict(comparison: Comparison) -> str:
     return f"Not reproduced: {first} differs from step {apart[first]:g} on."
 
 
-def as_dict(comparison: Comparison) -> Mapping[str, Any]:
+def as_dict(comparison: RunDifferences) -> Mapping[str, Any]:
     """For JSON."""
     return vars(comparison)
 

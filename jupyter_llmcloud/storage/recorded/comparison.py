@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jupyter_llmcloud.core.run.comparison import ComparedRun, Comparison, compare
+from jupyter_llmcloud.core.run.comparison import ComparedRun, RunDifferences, compare
 from jupyter_llmcloud.storage.journal import read_all
 from jupyter_llmcloud.storage.recorded.export import body_of
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
@@ -13,7 +13,7 @@ from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 _OF_THE_CALL = ("name", "background", "export")
 
 
-def compared(store: RunStore, names: Sequence[str], tolerance: float = 0.0) -> Comparison:
+def compared(store: RunStore, names: Sequence[str], tolerance: float = 0.0) -> RunDifferences:
     """Compare runs by id or name; names of the same run count once. Raises NotFound, UsageError."""
     folders = {folder.run_id: folder for folder in map(store.find, names)}
     return compare([_of(folder) for folder in folders.values()], tolerance)

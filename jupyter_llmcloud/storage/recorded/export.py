@@ -8,7 +8,7 @@ from pathlib import Path
 from jupyter_llmcloud.core.export.cells import SourceCell
 from jupyter_llmcloud.core.export.own_calls import plain_code
 from jupyter_llmcloud.core.export.plans import check_options
-from jupyter_llmcloud.core.export.script import ExportedRun, Script, export, source_for_ranks
+from jupyter_llmcloud.core.export.script import ExportedRun, ExportedScript, export, source_for_ranks
 from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
@@ -18,7 +18,7 @@ from jupyter_llmcloud.system.atomic_files import write_atomically
 MAGIC = "%%distribute"
 
 
-def exported(store: RunStore, name: str, file: str) -> Script:
+def exported(store: RunStore, name: str, file: str) -> ExportedScript:
     """The script of a run, to be kept as `file`.
 
     Raises:
@@ -73,7 +73,7 @@ def as_one_cell(store: RunStore, name: str) -> tuple[RunRecord, str, bool]:
     return record, source, source != cell.code
 
 
-def write(script: Script, path: Path) -> None:
+def write(script: ExportedScript, path: Path) -> None:
     """Keep it. Raises UsageError for a path that cannot be written."""
     try:
         write_atomically(path, script.text.encode(), mode=0o666, durable=False)
