@@ -29,6 +29,7 @@ class SourceCell:
         pushed: what was pushed to the ranks before it and after the cell before: {name: its literal, "" where it has
             none}.
         on_all_ranks: False when it ran on some of them only.
+        num_ranks: of its world when it ran.
     """
 
     run_id: str
@@ -37,6 +38,7 @@ class SourceCell:
     spec: Mapping[str, Any] = field(default_factory=dict)
     pushed: Mapping[str, str] = field(default_factory=dict)
     on_all_ranks: bool = True
+    num_ranks: int = 0
 
     @property
     def tree(self) -> ast.Module:
@@ -80,7 +82,7 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
         if cell.spec.get("fresh"):
             continue
         if cell.state == "finished":
-            if _goes_along(cell, needed | perhaps):
+            if _goes_along(cell, needed | perhaps, last.num_ranks):
                 before = names_used(cell.tree)
                 needed = (needed - before.bound) | (before.needed - GIVEN)
                 perhaps = (perhaps | before.perhaps) - GIVEN
@@ -100,7 +102,7 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
     return parts[::-1], notes
 
 
-def _goes_along(cell: SourceCell, wanted: set[str]) -> bool:
+def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
     tree = cell.tree
     if is_definition(tree) and not names_used(tree).bound & wanted:
         return False
@@ -108,6 +110,11 @@ def _goes_along(cell: SourceCell, wanted: set[str]) -> bool:
         raise UsageError(
             f"run {cell.run_id} ran on some ranks only, and what it did there cannot be told from its text. "
             "Write `if rank == 0:` in a cell of all ranks instead, and run the cells again."
+        )
+    if cell.num_ranks != num_ranks and not is_definition(tree):
+        raise UsageError(
+            f"run {cell.run_id} ran on {cell.num_ranks} ranks before the world was resized to {num_ranks}: no script "
+            f"does both. Run it again on {num_ranks} ranks, and the cells after it."
         )
     return True
 

@@ -112,4 +112,5 @@ def _cell(folder: RunFolder, record: RunRecord) -> SourceCell:
         spec,
         record.pushed,
         on_all_ranks=len(record.ranks) == record.world_size,
+        num_ranks=record.world_size,
     )

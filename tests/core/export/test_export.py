@@ -63,6 +63,7 @@ def test_pushed_values_are_set_before_the_cell_that_found_them() -> None:
         (SourceCell("l", "print(vocab)", pushed={"vocab": ""}), [], "'vocab' was pushed from the notebook"),
         (SourceCell("l", "print(m)"), [SourceCell("e", "m = make()", "stopped")], "run e, which was stopped"),
         (SourceCell("l", "print(m)"), [SourceCell("e", "m = [1, f()]", on_all_ranks=False)], "on some ranks only"),
+        (SourceCell("l", "x", num_ranks=1), [SourceCell("e", "x = f()", num_ranks=2)], "resized to 1"),
         (SourceCell("l", "x = 1\n%timeit x"), [], "line 2, '%timeit x', is a magic"),
         (SourceCell("l", "!pip list"), [], "a magic or a command of the shell"),
     ],
