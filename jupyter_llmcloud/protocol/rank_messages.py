@@ -183,7 +183,8 @@ class CheckpointPart(Message, frozen=True, kw_only=True):
     """A rank's part of a checkpoint is written; or `error` says why not, `not_finite` what must not be kept.
 
     `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here; `serial` counts the
-    checkpoints of an attempt, of which several may be of one step.
+    checkpoints of an attempt, of which several may be of one step. `parameters`, `buffers` and `rng` are digests by
+    name, as in core.run.divergence.
     """
 
     run_id: str
@@ -196,6 +197,9 @@ class CheckpointPart(Message, frozen=True, kw_only=True):
     metric: float | None = None
     mode: str = "min"
     resumable: bool = True
+    parameters: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
+    rng: dict[str, str] = field(default_factory=dict)
 
 
 class LeaseUntil(Message, frozen=True, kw_only=True):

@@ -54,7 +54,7 @@ def fuzz(served: Served, folder: Path, num_examples: int = NUM_EXAMPLES) -> subp
     python = python_with("schemathesis", ["schemathesis>=4"])
     command = [
         str(python.with_name("st")), "run", f"{served.url}/openapi.json", "-H", f"Authorization: Bearer {served.key}",
-        "--checks", _CHECKS, "-n", str(num_examples), "--phases", "fuzzing",
+        "--checks", _CHECKS, "-n", str(num_examples), "--phases", "fuzzing", "--workers", "4",
         "--continue-on-failure", "--suppress-health-check", "all", "--request-timeout", "60", "--no-color",
     ]  # fmt: skip
     told = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(PROGRAMS)}

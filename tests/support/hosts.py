@@ -1,15 +1,18 @@
 """Hosts of one network on this machine: network namespaces joined by a bridge, each with a hostname of its own.
 
-Between them is real TCP over real interfaces; a cable can be pulled. Making them takes root.
+Between them is real TCP over real interfaces; a cable can be pulled. Making them takes root. Two traps of real
+networks are part of it: the interface has another name on each host, and a host's own name means 127.0.1.1 there, as
+Debian writes it into /etc/hosts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +33,7 @@ class Host:
 
     name: str
     address: str
+    interface: str
     cable: str  # the end of its cable on the bridge's side
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -87,12 +91,27 @@ def _address(digits: str) -> str:
     return "::" + digits.lstrip("0")
 
 
+def _name_host(host: Host) -> Callable[[], None]:
+    """Have its name mean 127.0.1.1 there (`ip netns exec` lays this file over /etc/hosts); returns what undoes it."""
+    folder = Path("/etc/netns") / host.name
+    folder.mkdir(parents=True)
+    (folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n")
+    return lambda: shutil.rmtree(folder)
+
+
+def _wiring(host: Host) -> list[str]:
+    name = host.interface
+    return ["link set lo up", f"addr add {host.address}/24 dev {name}", f"link set {name} up"]
+
+
 @contextlib.contextmanager
 def network(*names: str) -> Iterator[list[Host]]:
     """Hosts with these names and the machine itself on one network; without the rights the test is skipped."""
     number = os.getpid() % 200
     bridge, subnet = f"lc{number}", f"10.91.{number}"
-    hosts = [Host(f"lc{number}-{name}", f"{subnet}.{i}", f"lc{number}v{i}") for i, name in enumerate(names, 1)]
+    hosts = [
+        Host(f"lc{number}-{name}", f"{subnet}.{i}", f"net{i}", f"lc{number}v{i}") for i, name in enumerate(names, 1)
+    ]
     with contextlib.ExitStack() as stack:
         try:
             _ip("link", "add", bridge, "type", "bridge")
@@ -102,9 +121,10 @@ def network(*names: str) -> Iterator[list[Host]]:
             for host in hosts:
                 _ip("netns", "add", host.name)
                 stack.callback(_ip, "netns", "del", host.name)
-                _ip("link", "add", host.cable, "type", "veth", "peer", "name", "eth0", "netns", host.name)
+                stack.callback(_name_host(host))
+                _ip("link", "add", host.cable, "type", "veth", "peer", "name", host.interface, "netns", host.name)
                 _ip("link", "set", host.cable, "master", bridge, "up")
-                for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
+                for words in _wiring(host):
                     _ip("-n", host.name, *words.split())
         except OSError as error:
             say = pytest.fail if os.environ.get("CI") and os.getuid() == 0 else pytest.skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, RankEvents
+from jupyter_llmcloud.core.run.exits import LOST_AGENT
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import (
@@ -64,8 +65,10 @@ class RemoteGroup:
         self.leading.send(ProbeRank(world_id=self._spec.world_id, rank=rank, dump=dump))
 
     def _lost(self, reason: str) -> None:
-        for rank in list(self.links):
-            self._events.on_exit(rank, -signal.SIGKILL, reason)
+        for rank, link in list(self.links.items()):
+            # The reason has the socket on this host that leads there: the user knows the host.
+            named = reason.replace(LOST_AGENT, f"{LOST_AGENT} on host {link.describe()['host']}", 1)
+            self._events.on_exit(rank, -signal.SIGKILL, named)
 
     def _dispatch(self, message: Message) -> None:
         match message:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
+from jupyter_llmcloud.core.run.divergence import DivergenceCheck, ReplicaDigests
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import Checkpoint, CheckpointFolder
 
@@ -40,15 +41,15 @@ class CheckpointCommitter:
         keep: int,
         listener: CommitListener,
     ) -> None:
-        self.path = path / FOLDER
         self.attempt = 0
         self._ranks = set(ranks)
         self._keep = keep
         self._listener = listener
-        self._folder = CheckpointFolder(self.path)
+        self._folder = CheckpointFolder(path / FOLDER)
         self._parts: dict[int, dict[int, CheckpointPart]] = {}  # by serial, then by rank
         self._work: asyncio.Task[None] | None = None
         self._said: set[str] = set()
+        self._divergence = DivergenceCheck()
         self._sweeping: asyncio.Task[None] | None = None
         self._settled: list[tuple[int, bool]] = []  # steps, and whether they were committed
         self._news = asyncio.Event()
@@ -88,6 +89,10 @@ class CheckpointCommitter:
 
     async def _settle(self, last: CheckpointPart, parts: dict[int, CheckpointPart]) -> bool:
         step = last.step
+        held = {rank: ReplicaDigests(part.parameters, part.buffers, part.rng) for rank, part in sorted(parts.items())}
+        if split := self._divergence.look(step, held):
+            self._listener.note(split)
+            self._listener.mark("alert", step, split)
         staging = self._folder.staging_path(step, last.attempt, last.serial)
         for rank, part in sorted(parts.items()):
             if reason := _refusal(rank, part):
@@ -133,11 +138,12 @@ class CheckpointCommitter:
     def new_attempt(self, number: int) -> None:
         """The run is executed again: whatever its last attempt still writes does not count."""
         self.attempt = number
+        self._divergence = DivergenceCheck()
         self._parts = {}
 
     def end(self) -> None:
         """The run has ended: what was not committed is removed."""
-        if self.path.is_dir():
+        if self._folder.path.is_dir():
             self._sweeping = asyncio.create_task(self._sweep())
 
     async def _sweep(self) -> None:

@@ -137,7 +137,9 @@ def _is_usual(value: Any, usual: tuple[Any, ...]) -> bool:
 
 
 def _number(content: Mapping[str, Any], name: str, default: int) -> int:
-    value = content.get(name, default)
+    value = content.get(name)
+    if value in (None, -1):  # -1: accelerate's own "not said"
+        return default
     if isinstance(value, bool) or not isinstance(value, int) or value < default:
         raise UsageError(f"--accelerate-config: {name} is {value!r}, expected a whole number.")
     return value
@@ -229,6 +231,11 @@ def _wrapping(fields: dict[str, Any]) -> list[str]:
         return [f"min-params={int(float(smallest or 1e8))}"]
     if policy != "TRANSFORMER_BASED_WRAP":
         raise UsageError(f"--accelerate-config: fsdp_auto_wrap_policy {policy} is not known.")
+    if classes is not None and not isinstance(classes, str | list | tuple):
+        raise UsageError(
+            f"--accelerate-config: fsdp_transformer_layer_cls_to_wrap is {classes!r}, expected names of classes with "
+            "commas between them."
+        )
     names = classes.split(",") if isinstance(classes, str) else list(classes or ())
     wanted = [name.strip() for name in names if name.strip()]
     return [f"wrap={'+'.join(wanted)}"] if wanted else []

@@ -18,7 +18,7 @@ from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.parallel.compression import compress
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
-from jupyter_llmcloud.training.parallel.unwrap import chain
+from jupyter_llmcloud.training.parallel.unwrap import chain, unwrapped
 from jupyter_llmcloud.training.parallel.whole import Whole
 
 _initialise = DistributedDataParallel.__init__
@@ -37,6 +37,11 @@ class DataParallel(Whole):
     def holds(self, model: torch.nn.Module) -> bool:
         """Whether the model is wrapped, be it below or above torch.compile."""
         return any(isinstance(value, DistributedDataParallel) for value in chain(model))
+
+    def wrapper_of(self, model: torch.nn.Module) -> DistributedDataParallel | None:
+        """What keeps the model alike on all ranks of the world, if it was handed to that, wrapped or plain."""
+        plain = unwrapped(model)  # Accelerate remembers the model as it was before it was wrapped
+        return next((wrapper for wrapper in list(self._arguments) if unwrapped(wrapper) is plain), None)
 
     def install(self) -> None:
         """Stand in for the wrapper's constructor, which Accelerate, a Trainer and the cell itself call."""

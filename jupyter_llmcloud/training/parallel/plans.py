@@ -33,6 +33,11 @@ def rebuild(group: Any) -> None:
     ACTIVE.rebuild(group)
 
 
+def replicas_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The wrapper that keeps a model alike on all ranks of the world; None when there is none."""
+    return _DDP.wrapper_of(model)
+
+
 def layout_of(model: torch.nn.Module) -> Layout:
     """How a model is spread over the ranks."""
     return next(layout for layout in _LAYOUTS if layout.holds(model))

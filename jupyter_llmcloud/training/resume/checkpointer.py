@@ -19,6 +19,7 @@ from typing import Any
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
+from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint.background_writer import BackgroundWriter
@@ -225,7 +226,7 @@ class Checkpointer:
         folder = CheckpointFolder(Path(cell.folder) / "checkpoints")
         bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
         return Write(
-            part,
+            replace(part, **self._state.digests),
             name=f"rank-{self._state.rank:04d}.pt",
             staging=lambda: folder.staging(part.step, part.attempt, part.serial),
             shared=shared,

@@ -147,11 +147,12 @@ def described(world: Ranks) -> dict[str, Any] | None:
 def test_cells_stop_and_kill_work_over_two_hosts_and_nothing_listens_beyond_their_network(
     world: Ranks, cluster: DaskOverHosts
 ) -> None:
-    outcome = world.ok("import socket, os\nprint(socket.gethostname(), os.environ['GLOO_SOCKET_IFNAME'])\n" + SUM)
+    told = "print(socket.gethostname(), socket.gethostbyname(socket.gethostname()), os.environ['GLOO_SOCKET_IFNAME'])\n"
+    outcome = world.ok("import socket, os\n" + told + SUM)
     assert outcome.results() == ["2", "2"]
     hosts = [host_of(world, rank, cluster) for rank in (0, 1)]
-    assert [outcome.text(rank) for rank in (0, 1)] == [f"{host.name} eth0\n" for host in hosts]
-    assert hosts[0] is not hosts[1]
+    assert [outcome.text(rank) for rank in (0, 1)] == [f"{host.name} 127.0.1.1 {host.interface}\n" for host in hosts]
+    assert hosts[0].interface != hosts[1].interface
     for host in cluster.nodes:
         assert host.listening() <= {host.address, "127.0.0.1"}
 
@@ -208,6 +209,28 @@ def test_a_killed_dask_worker_of_either_host_leaves_the_run_training(
     world.channel.close()
     world.channel = world.agent.channel()
     assert world.ok(SUM).results() == ["2", "2"]
+
+
+def test_a_run_without_restarts_ends_by_naming_the_rank_whose_host_fell_silent(
+    make_world: Callable[..., Ranks], cluster: DaskOverHosts
+) -> None:
+    """Its peer waits in a collective for what the pulled cable will never bring."""
+    world = make_world(link_lease_s=6.0)
+    world.ok("kept = rank")
+    code = SUM.replace("int(t)", "print('in it', flush=True)\nwhile True: dist.all_reduce(t)")
+    running = world.send(code).wait_for("in it", times=2)
+    lost = host_of(world, 1, cluster)
+    pid = world.pids()[1]
+    lost.unplug()
+    try:
+        outcome = running.end(60)
+        until(lambda: not alive(pid), "no rank trains on where nobody can stop it", 30)
+    finally:
+        lost.plug_in()
+    assert outcome.state == "failed"
+    assert outcome.error["rank"] == 1, outcome.ended.errors
+    assert lost.name in outcome.error["evalue"], outcome.error
+    assert world.ok("kept if rank == 0 else 'new'").results() == ["0", "'new'"]
 
 
 def test_a_run_whose_host_falls_silent_goes_on_on_another_to_the_same_weights(

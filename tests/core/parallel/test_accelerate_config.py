@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 from typing import Any
 
 import pytest
@@ -88,6 +91,7 @@ def test_what_the_world_has_decided_is_named() -> None:
         ({"fsdp_config": [1], "distributed_type": "FSDP"}, "expected fields"),
         (fsdp(auto_wrap_policy="OTHER"), "OTHER"),
         (fsdp(shiny=1), "fsdp_shiny"),
+        (fsdp(transformer_layer_cls_to_wrap=True), "names of classes"),
         ({"parallelism_config": {"parallelism_config_cp_size": 2}}, "cp_size"),
         ({"parallelism_config": {"parallelism_config_tp_size": 2, "parallelism_config_dp_replicate_size": 2}},
          "tp+fsdp:2"),
@@ -110,3 +114,31 @@ def test_the_option_is_a_file_or_its_content() -> None:
         of_option("config.yaml")
     with pytest.raises(UsageError, match="no JSON"):
         parse_content("{1")
+
+
+def test_no_field_of_the_installed_accelerate_is_unknown() -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    asked = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "mixed_precision": "no"}
+    written = ClusterConfig(**asked, use_cpu=False, debug=False)
+    names = {field.name for field in dataclasses.fields(ClusterConfig)}
+    assert {"num_processes", "fsdp_config", "parallelism_config"} <= names
+    for name in names:
+        assert translate({**PLAIN, name: getattr(written, name)}).plan == "ddp", name
+    found = translate({name: getattr(written, name) for name in names})
+    assert (found.plan, found.num_ranks) == ("ddp", 0)
+
+
+def test_every_question_about_fsdp_and_deepspeed_is_known_or_named() -> None:
+    from accelerate.commands.config import cluster
+
+    asked = re.findall(r'(fsdp|deepspeed)_config\["(\w+)"\] = ', inspect.getsource(cluster))
+    assert len(set(asked)) > 25
+    answers = {"fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "zero_stage": 3, "fsdp_min_num_params": 100,
+               "fsdp_transformer_layer_cls_to_wrap": "Block"}  # fmt: skip
+    for section, name in asked:
+        config = {f"{section}_config": {name: answers.get(name, True)}, "distributed_type": section.upper()}
+        try:
+            assert translate({**PLAIN, **config}).plan.startswith("fsdp"), name
+        except UsageError as refused:  # what only DeepSpeed can do: its field is named
+            assert section == "deepspeed" and name in str(refused), name

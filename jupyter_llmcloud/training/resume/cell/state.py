@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
-from jupyter_llmcloud.training.checkpoint import rng, sharded_tensors, stateful_objects, writer
+from jupyter_llmcloud.training.checkpoint import replica_digests, rng, sharded_tensors, stateful_objects, writer
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.stager import Stager
 from jupyter_llmcloud.training.object_graph.graph import Graph, Identities
@@ -27,6 +27,7 @@ class CellState:
         rank: of this process.
         cell: that is executed.
         objects: what was handed to `run.checkpoint`.
+        digests: of what replicas must hold alike, as it was taken last; fields of CheckpointPart.
     """
 
     def __init__(self, context: CellContext, rank: int) -> None:
@@ -42,6 +43,7 @@ class CellState:
         self._cell_objects.clear()
         self.objects: dict[str, Any] = {}
         self._cannot: Exception | None = None
+        self.digests: dict[str, dict[str, str]] = {}
         self._rng_at_begin: dict[str, Any] = {}
         self._saved: dict[str, Any] = {}
 
@@ -141,6 +143,7 @@ class CellState:
         covered = context.trained_memory() | stateful_objects.memory_of(found)
         limit = sum(p.nbytes for item in found if item.is_module for p in item.value.parameters())
         trained = {id(p) for item in found if item.is_optimizer for p in stateful_objects.parameters_of(item.value)}
+        self.digests = {} if alone else _digests(found)
         own = {
             "position": rng.loadable(position),
             "rng": rng.loadable(rng.snapshot()),
@@ -242,3 +245,8 @@ class CellState:
     def went_on(self) -> None:
         """A pass that was under way beside the saved position is drawn from again."""
         self._cell_objects.went_on(self._context.frames())
+
+
+def _digests(found: list[stateful_objects.StatefulObject]) -> dict[str, dict[str, str]]:
+    parameters, buffers = replica_digests.of_models([item.value for item in found if item.is_module])
+    return {"parameters": parameters, "buffers": buffers, "rng": replica_digests.of_rng()}
