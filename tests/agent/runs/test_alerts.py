@@ -1,0 +1,86 @@
+"""What a run's detectors do about it: a note and a mark with its evidence, a stop that is asked for, or nothing."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from jupyter_llmcloud.storage.journal import read_all
+from tests.support.worlds import Outcome, Ranks
+
+TRAINS = """
+import random, time, torch, torch.distributed as dist
+torch.manual_seed(0)
+random_ = random.Random(rank)
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 1))
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+for step in range(STEPS):
+    x = torch.randn(16, 8)
+    optimizer.zero_grad()
+    loss = (model(x) - x.sum(1, keepdim=True)).pow(2).mean() + 0.5
+    loss.backward()
+    optimizer.step()
+    run.log(loss=loss.item() * (FACTOR if step == 150 else 1), step=step)
+kept = step
+time.sleep(AFTERWARDS)
+"""
+
+IS_LATE = """
+import time, torch, torch.distributed as dist
+began = time.monotonic()
+while True:
+    time.sleep(0.2 if rank == 1 else 0)
+    late = torch.tensor(float(time.monotonic() - began > 33))
+    dist.all_reduce(late)
+    if late:
+        break
+"""
+
+
+def trains(steps: int = 200, factor: float = 1.0, afterwards: float = 0.0) -> str:
+    code = TRAINS.replace("STEPS", str(steps)).replace("FACTOR", str(factor))
+    return textwrap.dedent(code).replace("AFTERWARDS", str(afterwards))
+
+
+def alerts(outcome: Outcome) -> list[dict[str, Any]]:
+    path = outcome.folder.marks
+    return [mark for mark in read_all(path) if mark["mark"] == "alert"] if path.exists() else []
+
+
+def notes(outcome: Outcome) -> list[str]:
+    return [state.detail for state in outcome.states if state.state == "note"]
+
+
+def test_an_ordinary_training_gives_no_alert(world: Ranks) -> None:
+    outcome = world.ok(trains())
+    assert not alerts(outcome) and not notes(outcome)
+
+
+def test_a_loss_that_jumps_is_one_note_and_a_mark_with_its_evidence(world: Ranks) -> None:
+    outcome = world.ok(trains(factor=1e6))
+    [note] = notes(outcome)
+    assert note.startswith("loss-spike: loss jumped to ") and note.endswith(" at step 150.")
+    [mark] = alerts(outcome)
+    assert (mark["detector"], mark["step"], mark["metric"]) == ("loss-spike", 150.0, "loss")
+    assert "threshold 6, over the last 128 values" in mark["evidence"]
+
+
+def test_a_loss_that_jumps_stops_the_run_where_that_is_asked_for_and_its_variables_are_kept(world: Ranks) -> None:
+    outcome = world.run(trains(factor=1e6, afterwards=1000), spec={"watch": "loss-spike=stop"})
+    assert outcome.state == "stopped"
+    assert [mark["detector"] for mark in alerts(outcome)] == ["loss-spike"]
+    assert any(note.startswith("loss-spike: loss jumped to ") for note in notes(outcome))
+    assert [world.pull("kept", rank) >= 150 for rank in range(2)] == [True, True]
+
+
+def test_a_detector_that_is_off_says_nothing(world: Ranks) -> None:
+    outcome = world.ok(trains(factor=1e6), spec={"watch": "loss-spike=off"})
+    assert not alerts(outcome) and not notes(outcome)
+
+
+def test_the_rank_for_which_the_others_wait_is_named_once(world: Ranks) -> None:
+    outcome = world.ok(IS_LATE, hang_after_s=60.0)
+    [mark] = [mark for mark in alerts(outcome) if mark["detector"] == "straggler"]
+    assert mark["ranks"] == [1] and "waits in shared collectives" in mark["evidence"]
+    [note] = [note for note in notes(outcome) if note.startswith("straggler: ")]
+    assert note.startswith("straggler: rank 1 is slow: the others wait for it ")
