@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -192,6 +193,14 @@ class ServerClient:
     def run(self, name: str) -> dict[str, Any]:
         """One run by its id or name."""
         return self.ask("GET", f"runs/{_name(name)}")
+
+    def run_script(self, name: str, file: str) -> dict[str, Any]:
+        """A run as a plain script to be kept as `file`: {"run_id", "text", "launches", "notes"}."""
+        return self.ask("GET", f"runs/{_name(name)}/export", file=file)
+
+    def compare_runs(self, names: Sequence[str], tolerance: float = 0.0) -> dict[str, Any]:
+        """What differs between runs: {"runs", "facts", "metrics", "code"}."""
+        return self.ask("GET", "run-comparison", runs=",".join(names), tolerance=tolerance)
 
     def run_logs(self, name: str, rank: int | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """Its newest log records."""

@@ -152,3 +152,10 @@ def parse_arguments(text: str) -> str:
     """A command line's arguments, as they were: checked to be words and closed quotes of a shell."""
     shlex.split(text)
     return text
+
+
+def parse_script_file(text: str) -> str:
+    """The path of a script to be written. Raises UsageError."""
+    if not text.endswith(".py") or text.endswith("/.py"):
+        raise UsageError(f"{text!r}: expected a file that ends in .py")
+    return text

@@ -131,6 +131,21 @@ def split(line: str, magic: str) -> list[str]:
         raise UsageError(f"{magic}: {error} in {line!r}.") from None
 
 
+def number(minimum: float) -> Callable[[str], float]:
+    """A parser for finite numbers of at least `minimum`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise UsageError(f"expected a number, not {text!r}") from None
+        if not minimum <= value < float("inf"):
+            raise UsageError(f"expected at least {minimum:g}, not {text}")
+        return value
+
+    return parse
+
+
 def take_verb(magic: str, verbs: Mapping[str, Any], words: list[str], default: str = "") -> str:
     """The first of `words`, taken from them, or the default. Raises UsageError that says which was perhaps meant."""
     verb = words.pop(0) if words or not default else default

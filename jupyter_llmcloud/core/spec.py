@@ -19,6 +19,7 @@ from jupyter_llmcloud.core.names import (
     parse_duration,
     parse_kept,
     parse_replicas,
+    parse_script_file,
     parse_size,
     parse_variable_name,
     parse_variables,
@@ -267,6 +268,11 @@ class RunSpec(Spec):
         COUNT_OR_NONE,
         "Seed Python, NumPy and torch: alike on all ranks while models and splits are made, apart while they train.",
         resumes=True,
+    )
+    export: str | None = option(
+        OptionType("FILE.py", parse_script_file),
+        "When the run has finished, write it as a plain script that gives the same losses without this package.",
+        interfaces=Interface.NOTEBOOK | Interface.SHELL,
     )
 
 

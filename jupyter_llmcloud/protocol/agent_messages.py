@@ -225,6 +225,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     owner: str = ""
     spec: dict[str, Any] = field(default_factory=dict)  # what was asked for, as its record keeps it
     script: dict[str, Any] = field(default_factory=dict)  # of a script, not a cell: as core.spec.Script
+    pushed: dict[str, str] = field(default_factory=dict)  # since the cell before, this one's too: {name: literal or ""}
     arguments: list[str] = field(default_factory=list)  # of a cell, as its sys.argv[1:]
     fresh: bool = False  # it finds what a new process would find
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one

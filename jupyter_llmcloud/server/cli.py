@@ -18,10 +18,12 @@ from urllib.parse import quote
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import TerminalRun
 from jupyter_llmcloud.core.names import parse_duration
+from jupyter_llmcloud.core.output.columns import format_table
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface, KeySpec
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.server.data_commands import add_data
 from jupyter_llmcloud.server.manifest_command import add_manifests
+from jupyter_llmcloud.server.recorded.commands import add_records
 from jupyter_llmcloud.server.rollout_commands import add_rollouts
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
 
@@ -101,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         _add_json(_add_verb(verbs[noun], noun, verb, run, text))
     add_rollouts(verbs["endpoints"])
+    add_records(verbs["runs"])
     _add_keys(verbs["keys"])
     _add_start_cluster(verbs["clusters"])
     return top
@@ -308,18 +311,6 @@ def _cell(column: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}={part}" for name, part in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their longest cell; control characters cannot reach the terminal."""
-    table = [list(headings), *([_printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 if __name__ == "__main__":

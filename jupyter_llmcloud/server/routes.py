@@ -82,6 +82,7 @@ from jupyter_llmcloud.server.gateway.open_inference import (
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
 from jupyter_llmcloud.server.openapi.openai_surface import OpenAIDocumentHandler
+from jupyter_llmcloud.server.recorded.handlers import RunComparisonHandler, RunExportHandler
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.context import ServerContext
@@ -124,6 +125,8 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/api/runs/{NAME}/checkpoint", RunCheckpointHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/stop", RunStopHandler, _RUNS),
     (rf"/llmcloud/api/runs/{NAME}/view", RunViewHandler, _RUNS),
+    (rf"/llmcloud/api/runs/{NAME}/export", RunExportHandler, _RUNS),
+    (r"/llmcloud/api/run-comparison", RunComparisonHandler, _RUNS),
     (r"/llmcloud/api/endpoints", EndpointsHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}", EndpointHandler, (*_JSON, "endpoints")),
     (rf"/llmcloud/api/endpoints/{NAME}/logs", EndpointLogsHandler, (*_JSON, "endpoints")),

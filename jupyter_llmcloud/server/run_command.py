@@ -18,6 +18,8 @@ from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.options import Option
 from jupyter_llmcloud.core.spec import RUN, Interface, RunSpec
 from jupyter_llmcloud.errors import ConnectionLost, UsageError
+from jupyter_llmcloud.server.recorded.commands import write_script
+from jupyter_llmcloud.storage.recorded.export import check
 
 DESCRIPTION = """\
 Run a script on the ranks of a new world, which ends with it, as `python FILE.py` would run it on each of them: on the
@@ -67,7 +69,9 @@ def _run(arguments: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     source, script = _program(arguments, spec)
     given.setdefault("name", _name(script["file"]))
-    asked = {name: value for name, value in given.items() if name != "background"}
+    if spec.export:
+        check(source, spec, spec.resume is not None)
+    asked = {name: value for name, value in given.items() if name not in ("background", "export")}
     server, told = _start(source, asked, script)
     for note in told["notes"]:
         print(note, file=sys.stderr)
@@ -78,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
     status = TerminalRun(server, server.run_folder(told["run_id"])).follow()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one press too many must not change the exit status
+    if spec.export and not status:
+        write_script(server, told["run_id"], spec.export)
     return status
 
 

@@ -78,6 +78,9 @@ class RunRecord:
     hang: dict[str, Any] = field(default_factory=dict)  # while its ranks do not go on: {"t", "text", "late", "waiting"}
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # {rank: {part of core.run.time_split: seconds}}
     versions: dict[str, str] = field(default_factory=dict)  # of Python and of libraries, as the leading agent has them
+    topology: dict[str, Any] = field(default_factory=dict)  # {"hosts": [ranks of each], "threads": by rank, "device"}
+    git: dict[str, str] = field(default_factory=dict)  # {"commit", "branch", "folder"} of where its ranks work
+    pushed: dict[str, str] = field(default_factory=dict)  # since the cell before: {name: its literal, or ""}
 
     def __repr__(self) -> str:
         took = f" after {self.ended - self.created:.1f} s" if self.ended else ""
@@ -307,4 +310,4 @@ def _as_json(record: RunRecord) -> bytes:
 def _in_short(record: RunRecord) -> RunRecord:
     """Without what may be long."""
     first = [{**error, "evalue": error["evalue"][:300], "traceback": [], "locals": {}} for error in record.errors[:1]]
-    return replace(record, errors=first, history=record.history[-3:], spec={}, script={}, versions={})
+    return replace(record, errors=first, history=record.history[-3:], spec={}, script={}, versions={}, pushed={})

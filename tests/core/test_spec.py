@@ -56,6 +56,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "seed": ("0", 0),
     "priority": ("-1", -1),
     "fresh": ("", True),
+    "export": ("train.py", "train.py"),
     "args": ("'--lr 3e-4'", "--lr 3e-4"),
 }
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_llmcloud.server.cli import format_table, main
+from jupyter_llmcloud.core.output.columns import format_table
+from jupyter_llmcloud.server.cli import main
 from tests.server.test_server_routes import make_run
 from tests.support.server_parts import Server, make_model
 
@@ -108,6 +109,28 @@ async def test_one_run_and_one_endpoint_are_shown(named: Server, model: Path, ca
     assert await run("endpoints", "show", "tiny") == 0
     assert "url  " in capsys.readouterr().out
     assert await run("runs", "show", "nothing") == 1
+
+
+async def test_a_run_is_written_as_a_script_and_compared(
+    named: Server, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    make_run("one", spec={"seed": 1})
+    make_run("two", spec={"seed": 2})
+    script = tmp_path / "train.py"
+    assert await run("runs", "export", "one", str(script)) == 0
+    assert "torchrun --nproc-per-node 2" in capsys.readouterr().out
+    compile(script.read_text(encoding="utf-8"), "train.py", "exec", dont_inherit=True)
+    assert await run("runs", "export", "one", str(tmp_path / "train.txt")) == 1
+    assert "expected a file that ends in .py" in capsys.readouterr().err
+    assert await run("runs", "compare", "one", "two") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["one-1", "two-1"], ["seed", "1", "2"], ["loss", "(last)", "0.333333", "0.333333", "the", "same"]]
+    assert await run("runs", "compare", "one", "two", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["facts"] == [{"name": "seed", "values": [1, 2]}] and told["code"] == [""]
+    assert told["metrics"] == [{"name": "loss", "last": [1 / 3, 1 / 3], "apart_from": None}]
+    assert await run("runs", "compare", "one") == 1
+    assert "at least two" in capsys.readouterr().err
 
 
 async def test_a_refusal_is_one_line_and_status_1(named: Server, capsys: pytest.CaptureFixture) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
 from jupyter_llmcloud.agent.node_services import NodeServices
+from jupyter_llmcloud.agent.runs.git_state import git_state
 from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
 from jupyter_llmcloud.agent.world.world import World
@@ -151,7 +152,18 @@ class RunQueue:
             spec=cell.spec,
             script=cell.script,
             versions=self._versions,
+            topology=self._topology(),
+            git=git_state(self._world.cwd),
+            pushed=cell.pushed,
         )
+
+    def _topology(self) -> dict[str, Any]:
+        threads = self._world.num_threads
+        return {
+            "hosts": self._world.ranks_of_hosts,
+            "threads": [threads[rank] for rank in sorted(threads)],
+            "device": "gpu" if self._node.has_gpus else "cpu",
+        }
 
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:
         self._world.cells[cell.filename] = cell.execution_count

@@ -98,6 +98,16 @@ class World:
         return self.groups.num_threads
 
     @property
+    def cwd(self) -> str:
+        """Where its ranks work."""
+        return self.spec.cwd
+
+    @property
+    def ranks_of_hosts(self) -> list[int]:
+        """How many ranks each of its hosts has."""
+        return [allocation["num_ranks"] for allocation in self.spec.agents]
+
+    @property
     def replay_cells(self) -> list[Execute]:
         """The definition cells that were executed, in their order."""
         return self.definitions.cells

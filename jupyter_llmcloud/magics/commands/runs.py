@@ -12,7 +12,7 @@ from IPython.display import display
 
 from jupyter_llmcloud.core.metrics.wording import not_finite_word
 from jupyter_llmcloud.core.names import format_ranks
-from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
+from jupyter_llmcloud.core.options import Option, Syntax, integer, number, parse, split, take_verb
 from jupyter_llmcloud.core.output.folding import MAX_CHARS, saved_size
 from jupyter_llmcloud.core.output.numerals import format_number
 from jupyter_llmcloud.core.output.paths import shorten
@@ -21,6 +21,9 @@ from jupyter_llmcloud.magics.commands.tables import Table, ago, span
 from jupyter_llmcloud.magics.output.log_link import log_link
 from jupyter_llmcloud.magics.output.run_report import RunReport
 from jupyter_llmcloud.magics.output.shown_paths import shown
+from jupyter_llmcloud.magics.recorded import compare as comparing
+from jupyter_llmcloud.magics.recorded.compare import compare
+from jupyter_llmcloud.magics.recorded.take_away import export
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
 from jupyter_llmcloud.storage import log_text
@@ -50,6 +53,34 @@ VERBS = {
     "stop": Syntax("%runs stop", (), "NAME", "Stop a run; again while it stops: harder.", names="active runs"),
     "checkpoint": Syntax(
         "%runs checkpoint", (), "NAME", "Have a run save a checkpoint now; it goes on.", names="active runs"
+    ),
+    "compare": Syntax(
+        "%runs compare",
+        (
+            Option(
+                ("--tolerance",),
+                "Values of metrics are the same within this (relative, 0).",
+                metavar="X",
+                parse=number(0),
+            ),
+        ),
+        "NAME NAME...",
+        "What differs: options, topology, versions, metrics, code.",
+        names="runs",
+    ),
+    "reproduce": Syntax(
+        "%runs reproduce",
+        (),
+        "NAME",
+        "Run it again on this notebook's ranks, as if they held no variables, and compare.",
+        names="runs",
+    ),
+    "export": Syntax(
+        "%runs export",
+        (),
+        "NAME FILE.py",
+        "Write a run as a plain script that gives the same losses without this package.",
+        names="runs",
     ),
     "delete": Syntax("%runs delete", (), "NAME", "Remove a run that has ended, with its model.", names="runs"),
 }
@@ -149,6 +180,16 @@ def checkpoint(name: str) -> int:
     return int(session.current().server.checkpoint_run(get(name).run_id)["step"])
 
 
+def reproduce(name: str) -> comparing.ComparisonReport:
+    """Run it again on this notebook's ranks, as if they held no variables, and compare.
+
+    Raises UsageError that names what it needs and cannot have again.
+    """
+    from IPython.core.getipython import get_ipython
+
+    return comparing.reproduce(get_ipython(), name)
+
+
 def delete(name: str) -> None:
     """Remove a run that has ended."""
     session.current().server.delete_run(get(name).run_id)
@@ -160,7 +201,7 @@ class RunsMagics(Magics):
 
     @line_magic
     def runs(self, line: str) -> Any:
-        """%runs [list | show | attach | logs | stop | checkpoint | delete] NAME: what was run and what is running."""
+        """%runs [list | show | attach | logs | compare | reproduce | export | stop | checkpoint | delete] NAME."""
         words = split(line, "%runs")
         verb = take_verb("%runs", VERBS, words, "list")
         given = parse(VERBS[verb], words)
@@ -177,6 +218,12 @@ class RunsMagics(Magics):
                 print(f"{given.arguments[0]}: {stop(given.arguments[0])}")
             case "checkpoint":
                 print(f"{given.arguments[0]}: step {checkpoint(given.arguments[0])}")
+            case "compare":
+                return compare(*given.arguments, tolerance=given.tolerance or 0.0)
+            case "reproduce":
+                return comparing.reproduce(self.shell, given.arguments[0])
+            case "export":
+                export(given.arguments[0], given.arguments[1])
             case "delete":
                 delete(given.arguments[0])
         return None

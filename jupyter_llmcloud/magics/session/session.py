@@ -18,6 +18,7 @@ from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Interface, RunSpec
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
+from jupyter_llmcloud.magics.recorded.take_away import export
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell
@@ -28,6 +29,7 @@ from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remembe
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.run_request import execute
 from jupyter_llmcloud.storage.checkpoints import Checkpoint
+from jupyter_llmcloud.storage.recorded import export as recorded_export
 from jupyter_llmcloud.storage.resume import resume
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore, nonce
 
@@ -246,6 +248,8 @@ class Session:
                     "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
                 )
             spec, checkpoint = resuming(RunStore(), spec, given)
+            if spec.export:
+                recorded_export.check(cell.code, spec, checkpoint is not None)
             name = spec.name or f"cell-{cell.number}"
             folder = RunStore().folder(run_id(name, asked, nonce()))
             start = RunStart(folder, name, cell.source, spec, self.owner, asked)
@@ -255,6 +259,7 @@ class Session:
                 chosen = self._check_ranks(spec.ranks, world)
                 self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
                 self._warn_of_guards(world, tree, chosen)
+                world.note_pushed({name: shell.user_ns[name] for name in spec.push or ()})
                 message = self._message(world, folder, cell, spec, name, values, chosen, tree, checkpoint, asked)
         except BaseException:
             start.take_back()
@@ -263,9 +268,12 @@ class Session:
             result = self._submit(world, message) if spec.background else self._execute(world, message, chosen, start)
         except LLMCloudError:  # refused, or its agent is gone
             start.take_back()
+            world.put_back_pushed(message.pushed)
             raise
         if not isinstance(result, RunHandle):
             shell.user_ns.update(result.pulled)
+            if spec.export:
+                export(folder.run_id, spec.export)
         return result
 
     def _execute(self, world: WorldClient, message: Execute, ranks: Sequence[int], start: RunStart) -> RunResult:
@@ -350,6 +358,7 @@ class Session:
             is_definition=tree is not None and not spec.no_replay and cells.is_definition(tree),
             makes=None if bound is None else sorted(bound),
             asked=asked,
+            pushed=world.take_pushed(),
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
         )

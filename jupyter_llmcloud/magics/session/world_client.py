@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import cloudpickle
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client.stop_signal import StopSignal, said
+from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.run.stacks import fold_stacks
 from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
 from jupyter_llmcloud.magics.output.run_view import RunDisplay
@@ -84,6 +85,7 @@ class WorldClient:
         self.cluster = cluster
         self.world_size = world_size
         self.heard_at = 0.0  # on the monotonic clock
+        self._pushed: dict[str, str] = {}
         self.last_error: RankError | None = None
         self.leaders = leaders
 
@@ -218,6 +220,20 @@ class WorldClient:
     def push(self, values: dict[str, Any], ranks: Sequence[int] = ()) -> None:
         """Set variables on ranks (all when empty)."""
         self._ask_in_turn(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values, "%push")), "%push")
+        self.note_pushed(values, is_for_all=not ranks)
+
+    def note_pushed(self, values: Mapping[str, Any], is_for_all: bool = True) -> None:
+        """The record of the next run says what it found besides what cells made."""
+        self._pushed |= {name: literal(value) if is_for_all else "" for name, value in values.items()}
+
+    def take_pushed(self) -> dict[str, str]:
+        """What was pushed since the last cell: its literal by name, "" for what has none."""
+        pushed, self._pushed = self._pushed, {}
+        return pushed
+
+    def put_back_pushed(self, pushed: Mapping[str, str]) -> None:
+        """The cell that took it did not begin, or failed: the next one finds it on the ranks as well."""
+        self._pushed = {**pushed, **self._pushed}
 
     def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
         """Variables of one rank."""

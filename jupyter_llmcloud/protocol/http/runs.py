@@ -162,6 +162,16 @@ class RunDetail(Run, frozen=True):
         Meta(description="Where each rank's time went: {rank: {compute, communication, data, waiting, checkpoint}}."),
     ] = {}
     versions: Annotated[dict[str, str], Meta(description="Of Python and of libraries, where it was executed.")] = {}
+    topology: Annotated[
+        dict[str, Any], Meta(description="hosts: the ranks of each; threads: of each rank; device: cpu or gpu.")
+    ] = {}
+    git: Annotated[
+        dict[str, str], Meta(description="commit, branch and folder of the work tree in which its ranks work.")
+    ] = {}
+    pushed: Annotated[
+        dict[str, str],
+        Meta(description="Variables pushed since the cell before, each as Python text; empty where it has none."),
+    ] = {}
 
 
 class RunStarted(Response, frozen=True):
@@ -171,6 +181,52 @@ class RunStarted(Response, frozen=True):
     name: str
     state: str
     notes: Annotated[list[str], Meta(description="What there is to say, one sentence each.")]
+
+
+class ExportQuery(Query, frozen=True):
+    """Under which name."""
+
+    file: Annotated[str, Meta(description="What the script is to be called, for its launch lines.")] = "train.py"
+
+
+class RunScript(Response, frozen=True):
+    """A run as a plain script, which gives the same losses without this package."""
+
+    run_id: str
+    text: str
+    launches: Annotated[list[str], Meta(description="Commands that start it: torchrun, accelerate launch, sbatch.")]
+    notes: Annotated[list[str], Meta(description="What there is to say, one sentence each.")]
+
+
+class ComparisonQuery(Query, frozen=True):
+    """Which runs."""
+
+    runs: Annotated[str, Meta(description="Their ids or names, joined by commas.")] = ""
+    tolerance: Annotated[float, Meta(ge=0, description="Relative, within which values of metrics are the same.")] = 0.0
+
+
+class DifferentFact(Response, frozen=True):
+    """An option, a version or a place that is not alike."""
+
+    name: str
+    values: Annotated[list[Any], Meta(description="In each run; null where it has none.")]
+
+
+class ComparedMetric(Response, frozen=True):
+    """A metric of the first rank of each run."""
+
+    name: str
+    last: Annotated[list[Number], Meta(description="The last value in each run; null where there is none.")]
+    apart_from: Annotated[float | None, Meta(description="The first step that is not alike; null when all are.")]
+
+
+class RunComparison(Response, frozen=True):
+    """Runs, compared with the first of them."""
+
+    runs: list[str]
+    facts: list[DifferentFact]
+    metrics: list[ComparedMetric]
+    code: Annotated[list[str], Meta(description="For each run but the first, its difference; empty when the same.")]
 
 
 class RunStopped(Response, frozen=True):

@@ -127,8 +127,11 @@ def _not_finite(record: Record) -> dict[str, Any]:
     return {"not_finite": found} if found else {}
 
 
-class _RunHandler(LLMCloudHandler):
+class StoredRunsHandler(LLMCloudHandler):
+    """Base of what answers of recorded runs."""
+
     def initialize(self, runs: RunStore, run_states: RunStates, **shared: Any) -> None:  # type: ignore[override]
+        """`runs` are those on disk, `run_states` asks their agents."""
         super().initialize(**shared)
         self.runs = runs
         self.run_states = run_states
@@ -140,7 +143,7 @@ class _RunHandler(LLMCloudHandler):
         return as_run(record, state, await asyncio.to_thread(latest, folder, record.not_finite))
 
 
-class RunsHandler(_RunHandler):
+class RunsHandler(StoredRunsHandler):
     """All runs."""
 
     _starting: asyncio.Future[Any] | None = None
@@ -173,7 +176,7 @@ class RunsHandler(_RunHandler):
             self._starting.cancel()
 
 
-class RunHandler(_RunHandler):
+class RunHandler(StoredRunsHandler):
     """One run, by its id or name."""
 
     @operation("read", RunDetail)
@@ -194,7 +197,7 @@ class RunHandler(_RunHandler):
         return RunDeleted(run_id=await self.carry_out("run.delete", name, work))
 
 
-class RunLogsHandler(_RunHandler):
+class RunLogsHandler(StoredRunsHandler):
     """What the ranks of a run wrote, record by record."""
 
     @operation("read", LogRecords, query=RecordsQuery)
@@ -204,7 +207,7 @@ class RunLogsHandler(_RunHandler):
         return LogRecords(records=cast(list[LogRecord], rows))
 
 
-class RunMetricsHandler(_RunHandler):
+class RunMetricsHandler(StoredRunsHandler):
     """What the ranks of a run measured, record by record."""
 
     @operation("read", MetricRecords, query=RecordsQuery)
@@ -214,7 +217,7 @@ class RunMetricsHandler(_RunHandler):
         return MetricRecords(records=cast(list[MetricRecord], rows))
 
 
-class RunLogHandler(_RunHandler):
+class RunLogHandler(StoredRunsHandler):
     """All that a run has written."""
 
     _gone: asyncio.Future[None] | None = None
@@ -243,7 +246,7 @@ class RunLogHandler(_RunHandler):
             self._gone.set_result(None)
 
 
-class RunViewHandler(_RunHandler):
+class RunViewHandler(StoredRunsHandler):
     """A run as it is looked at."""
 
     @operation("read", RunView)
@@ -267,7 +270,7 @@ class RunViewHandler(_RunHandler):
         return LogScalesKept(log=body.log)
 
 
-class RunCheckpointHandler(_RunHandler):
+class RunCheckpointHandler(StoredRunsHandler):
     """A checkpoint, out of turn."""
 
     @operation("execute", CheckpointSaved, body=NoFields)
@@ -280,7 +283,7 @@ class RunCheckpointHandler(_RunHandler):
         return CheckpointSaved(run_id=record.run_id, step=step)
 
 
-class RunSeriesHandler(_RunHandler):
+class RunSeriesHandler(StoredRunsHandler):
     """A metric of a run, from near."""
 
     def initialize(self, series: SeriesWindows, **shared: Any) -> None:  # type: ignore[override]
@@ -294,7 +297,7 @@ class RunSeriesHandler(_RunHandler):
         return await self.series.window(self.runs.find(name), query)
 
 
-class RunStopHandler(_RunHandler):
+class RunStopHandler(StoredRunsHandler):
     """The end of a run."""
 
     @operation("execute", RunStopped, body=NoFields)

@@ -1,0 +1,158 @@
+"""Which cells and variables a cell needs, so that it can be run elsewhere as a script.
+
+What ranks hold was made by the cells that they ran before, and by `%push`. Of these cells all go along but those that
+cannot matter: definitions of names that nobody needs, and what only shows. A cell that trains a model need not bind a
+name to change what comes after it, nor one that seeds or sets an option of torch.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jupyter_llmcloud.core.export.names_used import is_definition, names_used
+from jupyter_llmcloud.errors import UsageError
+
+# What a rank's namespace begins with: the script makes them itself.
+GIVEN = frozenset({"rank", "local_rank", "world_size", "device", "run", "display", "get_ipython", "exit", "quit"})
+
+
+@dataclass(frozen=True)
+class SourceCell:
+    """A cell that ranks have run.
+
+    Attributes:
+        code: its body.
+        spec: the options that it had.
+        pushed: what was pushed to the ranks before it and after the cell before: {name: its literal, "" where it has
+            none}.
+        on_all_ranks: False when it ran on some of them only.
+        num_ranks: of its world when it ran.
+    """
+
+    run_id: str
+    code: str
+    state: str = "finished"
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    pushed: Mapping[str, str] = field(default_factory=dict)
+    on_all_ranks: bool = True
+    num_ranks: int = 0
+
+    @property
+    def tree(self) -> ast.Module:
+        """Its syntax. Raises UsageError that names the line which is no Python, such as a magic."""
+        try:
+            return ast.parse(self.code)
+        except SyntaxError as error:
+            line = (self.code.splitlines() or [""])[min(error.lineno or 1, self.code.count("\n") + 1) - 1].strip()
+            what = "a magic or a command of the shell" if line[:1] in ("%", "!", "?") or "= !" in line else "no Python"
+            raise UsageError(
+                f"run {self.run_id} cannot be exported: line {error.lineno}, {line!r}, is {what}. "
+                "Put it into another cell, or write it in Python."
+            ) from None
+
+
+@dataclass(frozen=True)
+class ScriptPart:
+    """A piece of the script: a cell, and the pushed variables that it needs to be set first."""
+
+    cell: SourceCell
+    assigned: tuple[tuple[str, str], ...] = ()
+
+
+def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[ScriptPart], list[str]]:
+    """The pieces in order, `last` the last, and notes on what was left out.
+
+    Args:
+        last: the cell to be exported.
+        earlier: what the same ranks ran before, the oldest first.
+
+    Raises:
+        UsageError: it needs what cannot go along, which is named.
+    """
+    if last.spec.get("fresh"):
+        earlier = ()
+    used = names_used(last.tree)
+    needed, perhaps = used.needed - GIVEN, used.perhaps - GIVEN
+    parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
+    notes: list[str] = []
+    for cell in reversed(earlier):
+        if cell.spec.get("fresh"):
+            continue
+        if cell.state == "finished":
+            if _goes_along(cell, needed | perhaps, last.num_ranks):
+                before = names_used(cell.tree)
+                needed = (needed - before.bound) | (before.needed - GIVEN)
+                perhaps = (perhaps | before.perhaps) - GIVEN
+                parts.append(ScriptPart(cell, _assigned(cell, needed, perhaps)))
+                continue
+        else:
+            notes += _unfinished(cell, needed, perhaps)
+        if assigned := _assigned(cell, needed, perhaps):  # pushed before it, whatever became of it
+            parts.append(ScriptPart(replace(cell, code="", spec={}), assigned))
+    if needed:
+        name, others = min(needed), len(needed) - 1
+        more = f" (and {others} more: {', '.join(sorted(needed)[1:6])})" if others else ""
+        raise UsageError(
+            f"{last.run_id} cannot be exported: it needs {name!r}{more}, which no cell of its world that finished has "
+            "made. Make it in the cell, or in a %%distribute cell before it, and run that again."
+        )
+    return parts[::-1], notes
+
+
+def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
+    tree = cell.tree
+    if is_definition(tree) and not names_used(tree).bound & wanted:
+        return False
+    if not cell.on_all_ranks:
+        raise UsageError(
+            f"run {cell.run_id} ran on some ranks only, and what it did there cannot be told from its text. "
+            "Write `if rank == 0:` in a cell of all ranks instead, and run the cells again."
+        )
+    if cell.num_ranks != num_ranks and not is_definition(tree):
+        raise UsageError(
+            f"run {cell.run_id} ran on {cell.num_ranks} ranks before the world was resized to {num_ranks}: no script "
+            f"does both. Run it again on {num_ranks} ranks, and the cells after it."
+        )
+    return True
+
+
+def _assigned(cell: SourceCell, needed: set[str], perhaps: set[str]) -> tuple[tuple[str, str], ...]:
+    """Pushed variables as assignments; they are not needed any more then."""
+    found = []
+    for name, text in cell.pushed.items():
+        if name not in needed and name not in perhaps:
+            continue
+        if not text:
+            raise UsageError(
+                f"{name!r} was pushed from the notebook, and is no plain value that a script can hold: numbers, text, "
+                "lists and dicts of them. Make it in a %%distribute cell, or save it to a file that the cell reads."
+            )
+        found.append((name, text))
+        needed.discard(name)
+        perhaps.discard(name)
+    return tuple(found)
+
+
+def _unfinished(cell: SourceCell, needed: set[str], perhaps: set[str]) -> list[str]:
+    """A cell that failed or was stopped may have changed what the last one found."""
+    try:
+        used = names_used(cell.tree)
+    except UsageError:
+        return []
+    if made := sorted(used.bound & needed):
+        raise UsageError(
+            f"{made[0]!r} was made last by run {cell.run_id}, which {_ended(cell.state)}: how far it came a script "
+            "cannot repeat. Run it to its end, and the cell after it again."
+        )
+    if is_definition(cell.tree):
+        return []
+    changed = sorted((used.needed | used.perhaps) & (needed | perhaps))
+    about = f" It read {', '.join(changed[:5])}: what it changed of them is missing here." if changed else ""
+    return [f"Left out: run {cell.run_id}, which {_ended(cell.state)}.{about}"]
+
+
+def _ended(state: str) -> str:
+    return {"failed": "failed", "stopped": "was stopped", "lost": "was lost"}.get(state, f"is {state}")

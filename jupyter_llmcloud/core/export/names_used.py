@@ -1,0 +1,268 @@
+"""Which variables a cell needs from before, and which it makes: read from its text."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
+
+
+@dataclass
+class NamesUsed:
+    """Of one cell.
+
+    Attributes:
+        needed: read before the cell can have bound them.
+        perhaps: read where it depends on the way through the cell whether it has bound them.
+        bound: what it may bind at its top level.
+    """
+
+    needed: set[str] = field(default_factory=set)
+    perhaps: set[str] = field(default_factory=set)
+    bound: set[str] = field(default_factory=set)
+
+
+def names_used(tree: ast.Module) -> NamesUsed:
+    """Statements in order; what functions read is looked up when they are called, most often after all is bound."""
+    found, late = NamesUsed(), set[str]()
+    _walk(tree.body, set(), found, late)
+    for name in late:
+        (found.perhaps if name in found.bound else found.needed).add(name)
+    found.perhaps -= found.needed
+    return found
+
+
+def is_definition(tree: ast.Module) -> bool:
+    """Whether a cell only imports, defines and names constants: left out, it changes nothing but those names."""
+    return all(_defines(node) for node in tree.body)
+
+
+def _defines(node: ast.stmt) -> bool:
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.Pass():
+            return True
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return not node.decorator_list
+        case ast.Assign(targets=targets, value=value) if all(isinstance(target, ast.Name) for target in targets):
+            return _is_constant(value)
+        case ast.Expr(value=value):
+            return _is_constant(value) or _only_shows(value)
+    return False
+
+
+def _is_constant(value: ast.expr) -> bool:
+    return not any(isinstance(part, ast.Call | ast.Await | ast.Subscript | ast.Attribute) for part in ast.walk(value))
+
+
+def _only_shows(value: ast.expr) -> bool:
+    match value:
+        case ast.Call(func=ast.Name(id="print" | "display"), args=arguments):
+            return not any(isinstance(part, ast.Call) for item in arguments for part in ast.walk(item))
+    return False
+
+
+def _walk(body: Iterable[ast.stmt], certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    for node in body:
+        _statement(node, certain, found, late)
+
+
+def _statement(node: ast.stmt, certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    match node:
+        case ast.If(test=test, body=first, orelse=second):
+            _read(test, certain, found, late)
+            _branches([first, second], certain, found, late)
+        case (
+            ast.For(target=target, iter=source, body=body, orelse=other)
+            | ast.AsyncFor(target=target, iter=source, body=body, orelse=other)
+        ):
+            _read(source, certain, found, late)
+            inside = set(certain)
+            _bind(target, inside, found)
+            _read(target, inside, found, late)
+            _walk(body, inside, found, late)
+            _walk(other, set(certain), found, late)
+        case ast.While(test=test, body=body, orelse=other):
+            _read(test, certain, found, late)
+            _walk(body, set(certain), found, late)
+            _walk(other, set(certain), found, late)
+        case ast.With(items=items, body=body) | ast.AsyncWith(items=items, body=body):
+            for item in items:
+                _read(item.context_expr, certain, found, late)
+                if item.optional_vars is not None:
+                    _bind(item.optional_vars, certain, found)
+            _walk(body, certain, found, late)
+        case ast.Try() | ast.TryStar():
+            inside = set(certain)
+            unsure = _catches_missing(node)
+            mine = NamesUsed(bound=found.bound) if unsure else found
+            _walk(node.body, inside, mine, late)
+            if unsure:
+                found.perhaps |= mine.needed | mine.perhaps
+            for handler in node.handlers:
+                here = set(certain)
+                if handler.type is not None:
+                    _read(handler.type, certain, found, late)
+                if handler.name:
+                    here.add(handler.name)
+                _walk(handler.body, here, found, late)
+            _walk(node.orelse, inside, found, late)
+            _walk(node.finalbody, set(certain), found, late)
+            if not node.handlers:
+                certain |= inside
+        case ast.Match(subject=subject, cases=cases):
+            _read(subject, certain, found, late)
+            for case in cases:
+                inside = set(certain)
+                for part in ast.walk(case.pattern):
+                    name = getattr(part, "name", None) or getattr(part, "rest", None)
+                    if isinstance(name, str):
+                        inside.add(name)
+                        found.bound.add(name)
+                    elif isinstance(part, ast.expr):
+                        _read(part, certain, found, late)
+                if case.guard is not None:
+                    _read(case.guard, inside, found, late)
+                _walk(case.body, inside, found, late)
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            _function(node, certain, found, late)
+            _note(node.name, certain, found)
+        case ast.ClassDef():
+            for part in (*node.decorator_list, *node.bases, *(word.value for word in node.keywords)):
+                _read(part, certain, found, late)
+            inner = NamesUsed()
+            _walk(node.body, set(certain), inner, late)  # a class body reads what is there when it is executed
+            found.needed |= inner.needed
+            found.perhaps |= inner.perhaps
+            _note(node.name, certain, found)
+        case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+            for alias in aliases:
+                _note((alias.asname or alias.name).split(".")[0], certain, found)
+        case ast.Assign(targets=targets, value=value):
+            _read(value, certain, found, late)
+            for target in targets:
+                _bind(target, certain, found)
+                _read(target, certain, found, late)
+        case ast.AugAssign(target=target, value=value):
+            _read(value, certain, found, late)
+            if isinstance(target, ast.Name):
+                _want(target.id, certain, found)
+            _read(target, certain, found, late)
+            _bind(target, certain, found)
+        case ast.AnnAssign(target=target, value=value, annotation=annotation):
+            _read(annotation, certain, found, late)
+            if value is not None:
+                _read(value, certain, found, late)
+                _bind(target, certain, found)
+            _read(target, certain, found, late)
+        case ast.Delete(targets=targets):
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    _want(target.id, certain, found)
+                    certain.discard(target.id)
+                _read(target, certain, found, late)
+        case _:
+            _read(node, certain, found, late)
+
+
+def _branches(bodies: list[list[ast.stmt]], certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    ways = []
+    for body in bodies:
+        way = set(certain)
+        _walk(body, way, found, late)
+        ways.append(way)
+    certain |= set.intersection(*ways)
+
+
+def _catches_missing(node: ast.Try | ast.TryStar) -> bool:
+    """`try: model` with `except NameError:` asks whether it is there."""
+    return any(
+        isinstance(part, ast.Name) and part.id in ("NameError", "Exception")
+        for handler in node.handlers
+        if handler.type is not None
+        for part in ast.walk(handler.type)
+    )
+
+
+def _read(node: ast.AST, certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    """Names that are loaded in an expression, in the order of evaluation as far as it matters."""
+    if isinstance(node, ast.Lambda):
+        _inner(node, [node.body], _parameters(node.args), found, late)
+        for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
+            _read(default, certain, found, late)
+        return
+    if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+        inside = set(certain)
+        for part in node.generators:
+            _read(part.iter, inside, found, late)
+            inside |= {name.id for name in ast.walk(part.target) if isinstance(name, ast.Name)}
+            for test in part.ifs:
+                _read(test, inside, found, late)
+        for value in (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,):
+            _read(value, inside, found, late)
+        return
+    if isinstance(node, ast.NamedExpr):
+        _read(node.value, certain, found, late)
+        _note(node.target.id, certain, found)
+        return
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Load):
+            _want(node.id, certain, found)
+        return
+    for child in ast.iter_child_nodes(node):
+        _read(child, certain, found, late)
+
+
+def _want(name: str, certain: set[str], found: NamesUsed) -> None:
+    if name not in certain and name not in _BUILTINS:
+        (found.perhaps if name in found.bound else found.needed).add(name)
+
+
+def _bind(target: ast.AST, certain: set[str], found: NamesUsed) -> None:
+    for part in ast.walk(target):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            _note(part.id, certain, found)
+
+
+def _note(name: str, certain: set[str], found: NamesUsed) -> None:
+    certain.add(name)
+    found.bound.add(name)
+
+
+def _parameters(arguments: ast.arguments) -> set[str]:
+    listed = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    return {argument.arg for argument in listed if argument is not None}
+
+
+def _function(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, certain: set[str], found: NamesUsed, late: set[str]
+) -> None:
+    now: list[ast.AST] = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
+    now += [part.annotation for part in ast.walk(node.args) if isinstance(part, ast.arg) and part.annotation]
+    now += [node.returns] if node.returns is not None else []
+    for part in now:
+        _read(part, certain, found, late)
+    _inner(node, node.body, _parameters(node.args), found, late)
+
+
+def _inner(
+    node: ast.AST,
+    body: list[ast.stmt] | list[ast.expr],
+    own: set[str],
+    found: NamesUsed,
+    late: set[str],
+) -> None:
+    """What a function reads from outside, when it is called; `global` names it binds there."""
+    declared = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}
+    found.bound |= declared
+    inner = NamesUsed()
+    for part in body:
+        if isinstance(part, ast.stmt):
+            _statement(part, set(), inner, late_inner := set[str]())
+            inner.needed |= late_inner
+        else:
+            _read(part, set(), inner, late)
+    local = own | (inner.bound - declared)
+    late |= {name for name in inner.needed | inner.perhaps if name not in local}

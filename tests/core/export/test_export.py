@@ -1,0 +1,150 @@
+"""What goes along when a run becomes a script, and what is refused: by values."""
+
+from __future__ import annotations
+
+import ast
+import math
+
+import pytest
+
+from jupyter_llmcloud.core.export.cells import SourceCell, needed_cells
+from jupyter_llmcloud.core.export.literals import literal
+from jupyter_llmcloud.core.export.names_used import names_used
+from jupyter_llmcloud.core.export.own_calls import plain_code
+from jupyter_llmcloud.core.export.plans import check_options
+from jupyter_llmcloud.core.export.script import ExportedRun, export
+from jupyter_llmcloud.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("code", "needed", "bound"),
+    [
+        ("model = wrap(model)", {"wrap", "model"}, {"model"}),
+        ("def f(x):\n    y = x + z\n    return g(y)\ndef g(a): return a", {"z"}, {"f", "g"}),
+        ("for batch in loader:\n    loss = model(batch)\nprint(loss)", {"loader", "model"}, {"batch", "loss"}),
+        ("try:\n    model\nexcept NameError:\n    model = make()", {"make"}, {"model"}),
+        ("class A(B):\n    x = c\n    def f(self): return d + self.x", {"B", "c", "d"}, {"A"}),
+        ("import torch.nn as nn\nnn.Linear([q for q in range(n)])", {"n"}, {"nn"}),
+        ("step += 1\nif a:\n    u = 1\nelse:\n    u = 2\nu", {"step", "a"}, {"step", "u"}),
+        ("with open(p) as f, g as (a, b):\n    a(f)", {"p", "g"}, {"f", "a", "b"}),
+        ("def count():\n    global total\n    total = start", {"start"}, {"count", "total"}),
+        ("(n := 3); f = lambda x, y=m: x + y + n + k", {"m", "k"}, {"n", "f"}),
+        ("x: int = 3\ndel x\nx", set(), {"x"}),
+    ],
+)
+def test_a_text_tells_what_it_needs_and_what_it_makes(code: str, needed: set[str], bound: set[str]) -> None:
+    used = names_used(ast.parse(code))
+    assert (used.needed, used.bound) == (needed, bound)
+
+
+def test_cells_go_along_that_may_matter_and_definitions_that_are_needed() -> None:
+    earlier = [
+        SourceCell("imports", "import torch\nWIDTH = 3"),
+        SourceCell("unused", "def unused():\n    return 1"),
+        SourceCell("shows", "print(WIDTH)"),
+        SourceCell("seeds", "torch.manual_seed(3)"),
+        SourceCell("makes", "model = torch.nn.Linear(WIDTH, 1)"),
+        SourceCell("trains", "for step in range(3):\n    model(torch.ones(WIDTH)).sum().backward()"),
+    ]
+    parts, notes = needed_cells(SourceCell("last", "print(model.weight.grad)"), earlier)
+    assert [part.cell.run_id for part in parts] == ["imports", "seeds", "makes", "trains", "last"] and not notes
+
+
+def test_pushed_values_are_set_before_the_cell_that_found_them() -> None:
+    earlier = [SourceCell("a", "lr = 1"), SourceCell("b", "x = 5", pushed={"lr": "0.5", "other": ""})]
+    parts, _ = needed_cells(SourceCell("last", "y = lr", pushed={"n": "2"}), earlier)
+    assert [(part.cell.run_id, part.assigned) for part in parts] == [("b", (("lr", "0.5"),)), ("last", ())]
+
+
+@pytest.mark.parametrize(
+    ("last", "earlier", "words"),
+    [
+        (SourceCell("l", "use(vocab)"), [], "needs 'use' (and 1 more: vocab)"),
+        (SourceCell("l", "print(vocab)", pushed={"vocab": ""}), [], "'vocab' was pushed from the notebook"),
+        (SourceCell("l", "print(m)"), [SourceCell("e", "m = make()", "stopped")], "run e, which was stopped"),
+        (SourceCell("l", "print(m)"), [SourceCell("e", "m = [1, f()]", on_all_ranks=False)], "on some ranks only"),
+        (SourceCell("l", "x", num_ranks=1), [SourceCell("e", "x = f()", num_ranks=2)], "resized to 1"),
+        (SourceCell("l", "x = 1\n%timeit x"), [], "line 2, '%timeit x', is a magic"),
+        (SourceCell("l", "!pip list"), [], "a magic or a command of the shell"),
+    ],
+)
+def test_what_cannot_go_along_is_named(last: SourceCell, earlier: list[SourceCell], words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        needed_cells(last, earlier)
+    assert words in str(refused.value)
+
+
+def test_a_cell_that_failed_is_left_out_and_said() -> None:
+    earlier = [SourceCell("makes", "model = dict(a=1)"), SourceCell("typo", "model.trian(1)", "failed")]
+    parts, notes = needed_cells(SourceCell("last", "print(model)"), earlier)
+    assert [part.cell.run_id for part in parts] == ["makes", "last"]
+    assert notes == ["Left out: run typo, which failed. It read model: what it changed of them is missing here."]
+
+
+@pytest.mark.parametrize(
+    ("code", "plain"),
+    [
+        ("import jupyter_llmcloud as lc\nlc.run.log(loss=1)", "pass\nrun.log(loss=1)"),
+        ("import os, jupyter_llmcloud\njupyter_llmcloud.run.steps(3)", "import os\nrun.steps(3)"),
+        ("from jupyter_llmcloud import run as r\nr.log(ä=1)", "r = run\nr.log(ä=1)"),
+        ("'ä'; from __future__ import annotations", "'ä'; pass"),
+    ],
+)
+def test_uses_of_this_package_are_replaced(code: str, plain: str) -> None:
+    assert plain_code(SourceCell("r", code))[0] == plain
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import jupyter_llmcloud as lc\nd = lc.data.load('x')", "lc.data (line 2)"),
+        ("from jupyter_llmcloud import data", "jupyter_llmcloud.data (line 1)"),
+        ("import jupyter_llmcloud as lc\nf(lc)", "lc (line 2)"),
+        ("run.checkpoints.ask()", "run.checkpoints (line 1)"),
+        ("x = await f()", "asyncio.run()"),
+        ("get_ipython().run_line_magic('x', '')", "get_ipython (line 1)"),
+    ],
+)
+def test_what_ranks_only_have_is_refused_by_name(code: str, words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        plain_code(SourceCell("r", code))
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"plan": "tp:2"}, "--plan tp:2"),
+        ({"resume": "r"}, "--resume r"),
+        ({"compress_gradients": "fp16"}, "--compress-gradients"),
+        ({"something_new": 3}, "--something-new"),
+    ],
+)
+def test_options_without_a_plain_counterpart_are_refused_by_name(spec: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        check_options(spec)
+
+
+def test_options_that_change_no_loss_are_left_out_and_said() -> None:
+    (note,) = check_options({"checkpoint_every": 5, "max_restarts": 2, "seed": 1, "precision": "bf16", "plan": "ddp"})
+    assert note.startswith("--checkpoint-every, --max-restarts:")
+
+
+@pytest.mark.parametrize("value", [1, 0.5, "a'b", None, True, [1, (2, "x")], {"a": [1.5]}, {1, 2}, b"x"])
+def test_plain_values_are_written_as_they_are(value: object) -> None:
+    assert ast.literal_eval(literal(value)) == value
+
+
+@pytest.mark.parametrize("value", [object(), math.nan, math.inf, [object()], "x" * 3000, set(), range(3)])
+def test_other_values_have_no_literal(value: object) -> None:
+    assert literal(value) == ""
+
+
+def test_a_script_is_python_that_says_how_it_is_launched() -> None:
+    cell = SourceCell("r-1", "from __future__ import annotations\nrun.log(loss=1)", spec={"seed": 3, "args": "--lr 1"})
+    script = export(ExportedRun(cell, "r", 4, num_threads=2, has_gpus=True), [], "my train.py")
+    compile(script.text, "train.py", "exec", dont_inherit=True)
+    assert "_seed(3)" in script.text and "sys.argv[1:] = ['--lr', '1']" in script.text
+    torchrun, accelerate, sbatch = script.launches
+    assert torchrun == "OMP_NUM_THREADS=2 torchrun --nproc-per-node 4 'my train.py'"
+    assert "--num_processes 4" in accelerate and "--gpus-per-node=4" in sbatch

@@ -1,0 +1,99 @@
+"""Recorded runs as scripts and beside each other: folders on disk, no ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.core.spec import RunSpec
+from jupyter_llmcloud.errors import NotFound, UsageError
+from jupyter_llmcloud.storage.journal import JournalWriter
+from jupyter_llmcloud.storage.recorded import export
+from jupyter_llmcloud.storage.recorded.comparison import compared
+from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+
+
+def record(name: str, source: str, created: float, losses: tuple[float, ...] = (), **fields: Any) -> None:
+    folder = RunStore().folder(name)
+    about = {"ranks": [0, 1], "world_size": 2, "world_id": "w", "state": "finished", **fields}
+    folder.create(RunRecord(name, name, created=created, **about), source)
+    writer = JournalWriter(folder.metrics(0))
+    writer.append([{"t": 1.0, "step": step, "values": {"loss": loss}} for step, loss in enumerate(losses)])
+    writer.close()
+
+
+def test_cells_of_the_same_ranks_go_along_in_their_order(own_root: Path) -> None:
+    record("makes", "%%distribute -n 2\nmodel = [1]", 1.0)
+    record("other-world", "%%distribute\nmodel = [2]", 2.0, world_id="v")
+    record("last", "%%distribute\nrun.log(loss=len(model))", 3.0)
+    record("later", "%%distribute\nmodel = [3]", 4.0)
+    text = export.exported(RunStore(), "last", "train.py").text
+    assert "model = [1]" in text and "[2]" not in text and "[3]" not in text and "%%distribute" not in text
+    compile(text, "train.py", "exec", dont_inherit=True)
+
+
+def test_a_fresh_run_has_no_cells_before_it(own_root: Path) -> None:
+    record("makes", "model = [1]", 1.0)
+    record("last", "x = 1", 3.0, spec={"fresh": True})
+    assert (
+        "model" not in export.exported(RunStore(), "last", "t.py").text.replace("--- what", "").split("run = Run()")[1]
+    )
+
+
+def test_a_script_takes_its_arguments_along(own_root: Path) -> None:
+    record("s", "x = 1", 1.0, script={"file": "/x/s.py", "arguments": ["--lr", "1 2"], "folder": "/x"})
+    assert "sys.argv[1:] = ['--lr', '1 2']" in export.exported(RunStore(), "s", "t.py").text
+
+
+def test_one_cell_for_ranks_seeds_each_cell_as_its_run_was(own_root: Path) -> None:
+    record("makes", "%%distribute\nfrom __future__ import annotations\nmodel = f = [1]", 1.0, spec={"seed": 3})
+    record("last", "%%distribute\nprint(model, lr)", 3.0, spec={"seed": 4}, pushed={"lr": "0.5"})
+    _, source, is_seeded = export.as_one_cell(RunStore(), "last")
+    assert is_seeded and source.startswith("from __future__ import annotations\n")
+    order = [source.index(text) for text in ("begin(3", "model = f = [1]", "lr = 0.5", "begin(4", "print(model")]
+    assert order == sorted(order)
+    compile(source, "cell", "exec", dont_inherit=True)
+
+
+def test_a_cell_that_needs_nothing_is_run_again_as_it_is(own_root: Path) -> None:
+    record("last", "%%distribute --seed 4\nprint(1)\n", 3.0, spec={"seed": 4})
+    assert export.as_one_cell(RunStore(), "last")[1:] == ("print(1)\n", False)
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "words"),
+    [
+        ("x = 1", {"background": True}, "-b does not"),
+        ("x = 1", {"ranks": "0"}, "leave --ranks out"),
+        ("x = 1", {"plan": "tp:2"}, "--plan tp:2"),
+        ("import jupyter_llmcloud as lc\nlc.data.load('x')", {}, "lc.data (line 2)"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_it_is_run(code: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        export.check(code, RunSpec.make({"export": "t.py", **options}), False)
+    assert words in str(refused.value)
+
+
+def test_a_file_that_is_no_script_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"expected a file that ends in \.py"):
+        RunSpec.make({"export": "train.txt"})
+
+
+def test_runs_are_compared_by_their_records(own_root: Path) -> None:
+    record("a", "%%distribute --seed 1\nx = 1", 1.0, (2.0, 1.0), spec={"seed": 1}, versions={"torch": "2.13"})
+    record("b", "%%distribute --seed 1\nx = 2", 2.0, (2.0, 1.5), spec={"seed": 1}, versions={"torch": "2.14"})
+    found = compared(RunStore(), ["a", "b"])
+    assert found.facts == [("torch", ["2.13", "2.14"])]
+    assert found.metrics == [("loss", [1.0, 1.5], 1.0)]
+    assert "+x = 2" in found.code[0]
+
+
+def test_a_run_that_is_not_there_cannot_be_compared(own_root: Path) -> None:
+    record("a", "x = 1", 1.0)
+    with pytest.raises(NotFound, match="no run 'zzz'"):
+        compared(RunStore(), ["a", "zzz"])
+    with pytest.raises(UsageError, match="at least two"):
+        compared(RunStore(), ["a", "a"])
