@@ -28,7 +28,7 @@ class ReplicaDigests:
 
 
 @dataclass(frozen=True)
-class Split:
+class ReplicaSplit:
     """The first tensor in which replicas differ.
 
     Attributes:
@@ -69,7 +69,7 @@ class DivergenceCheck:
         return _in_words(split, step, self._last_alike)
 
 
-def find_split(digests: Mapping[int, ReplicaDigests], before: Mapping[int, ReplicaDigests]) -> Split | None:
+def find_split(digests: Mapping[int, ReplicaDigests], before: Mapping[int, ReplicaDigests]) -> ReplicaSplit | None:
     """Compare what ranks hold now; `before`: what they held at the last checkpoint. None when replicas are alike."""
     by_rank = {rank: held.parameters for rank, held in digests.items()}
     apart = {name: held for name, held in _by_name(by_rank).items() if len(set(held.values())) > 1}
@@ -91,7 +91,7 @@ def find_split(digests: Mapping[int, ReplicaDigests], before: Mapping[int, Repli
     others = tuple(rank for rank in sorted(held) if held[rank] == usual)
     rng = _by_name({rank: digests[rank].rng for rank in held})
     unlike = tuple(generator for generator, states in rng.items() if len(set(states.values())) > 1)
-    return Split(kind, name, ranks, others, len(apart), unlike)
+    return ReplicaSplit(kind, name, ranks, others, len(apart), unlike)
 
 
 def _by_name(by_rank: Mapping[int, Mapping[str, str]]) -> dict[str, dict[int, str]]:
@@ -106,7 +106,7 @@ def _stands_still(name: str, held: Mapping[int, str], before: Mapping[int, Repli
     return any(rank in before and before[rank].buffers.get(name) == digest for rank, digest in held.items())
 
 
-def _in_words(split: Split, step: int, last_alike: int | None) -> str:
+def _in_words(split: ReplicaSplit, step: int, last_alike: int | None) -> str:
     since = f"They were alike at step {last_alike}" if last_alike is not None else "It is the first checkpoint"
     more = f" and {split.num_tensors - 1} more" if split.num_tensors > 1 else ""
     drawn = f" Their random numbers differ too ({', '.join(split.rng)})." if split.rng else ""
