@@ -22,6 +22,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import jupyter_llmcloud
 from jupyter_llmcloud.errors import LLMCloudError, ProtocolError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute, Names, NamesFound, Pull, Pulled, Push
 from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, replace
@@ -261,6 +262,7 @@ class Rank:
     def _start_shell(self) -> RankShell:
         if self.shell is None:
             local_rank = int(os.environ["LOCAL_RANK"])
+            jupyter_llmcloud.run = self.run  # `lc.run` and `from jupyter_llmcloud import run` are this one here
             self.shell = start_shell(
                 self.sender,
                 {

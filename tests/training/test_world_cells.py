@@ -36,6 +36,12 @@ def test_a_rank_knows_who_it_is_and_where_it_runs(world: Ranks) -> None:
     assert outcome.text(1) == "1 1 2 cpu 1 1 2 2 1 2\n"
 
 
+def test_the_run_of_a_rank_is_also_that_of_the_imported_package(world: Ranks) -> None:
+    """`lc.run` was the quiet one of a notebook there, so that what it logged was lost without a word."""
+    outcome = world.ok("import jupyter_llmcloud as lc\nfrom jupyter_llmcloud import run as mine\nlc.run is run is mine")
+    assert outcome.results() == ["True", "True"]
+
+
 def test_the_last_expression_is_a_result_of_each_rank(world: Ranks) -> None:
     assert world.ok("print('first')\nrank * 10").results() == ["0", "10"]
 
