@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -39,7 +40,9 @@ def test_the_notebook_about_serving_does_what_it_says(shared_server: ServerClien
     assert [line.split()[0] for line in text_of(by_id["predict"]).splitlines()] == ["file", "error"]
     assert text_of(by_id["split"]).count(":") >= 2, "two revisions have answered"
     assert "a colleague" in text_of(by_id["usage"])
-    assert "after 6: key " in text_of(by_id["quota"])
+    assert re.match(r"after [6-9]: key ", text_of(by_id["quota"])), (
+        "one more is allowed for each ten seconds that they took"
+    )
     assert "30 answers, the first one:" in text_of(by_id["map"])
     row = json.loads((tmp_path / "next.jsonl").read_text())
     assert row["messages"][-1]["content"] == "It goes over the items of an iterable."
