@@ -25,7 +25,7 @@ pytest_plugins = ["pytester"]
 
 
 @pytest.mark.parametrize(
-    ("cores", "gigabytes", "workers"), [(1, 64, 2), (2, 22, 4), (4, 30, 8), (64, 500, 8), (8, 5, 2), (8, 1, 1)]
+    ("cores", "gigabytes", "workers"), [(1, 64, 1), (2, 22, 3), (4, 30, 6), (64, 500, 8), (8, 5, 2), (8, 1, 1)]
 )
 def test_workers_are_counted_by_cores_and_memory(cores: int, gigabytes: int, workers: int) -> None:
     assert num_workers(cores, gigabytes << 30) == workers
