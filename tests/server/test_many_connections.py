@@ -84,4 +84,4 @@ async def test_idle_connections_and_200_streams_leave_the_server_quick_and_are_f
             await asyncio.sleep(0.1)
         assert process.num_fds() <= kept, "connections that nobody has any more are kept"
     assert num_asked > 10
-    assert quantiles(rounds, n=100)[98] < ROUND_S and max(rounds) < 2 * ROUND_S
+    assert quantiles(rounds, n=100)[98] < ROUND_S and max(rounds) < 10 * ROUND_S

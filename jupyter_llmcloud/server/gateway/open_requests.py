@@ -142,6 +142,7 @@ class OpenRequests:
         self._open: set[OpenRequest] = set()
         self._none_open = asyncio.Event()
         self._records: list[RequestRecord] = []
+        self._one_writes = asyncio.Lock()
         self._counting: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -243,6 +244,10 @@ class OpenRequests:
         await self._write()
 
     async def _write(self) -> None:
+        async with self._one_writes:  # who comes meanwhile waits: what is being written is not there yet
+            await self._write_records()
+
+    async def _write_records(self) -> None:
         records, self._records = self._records, []
         if not records:
             return
