@@ -182,22 +182,20 @@ async def transformers_serve(place: Path, model: Path, _: str) -> AsyncIterator[
         yield Server(client, base, process, takes_text=True, model=str(endless))
 
 
-@contextlib.asynccontextmanager
-async def litserve(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
-    """LitServe over batches of generation. Raises PeerMissing."""
-    python, port = python_with("litserve", alone="litserve"), _free_port()
-    command = [python, _BODIES / "litserve_server.py", model, port, NUM_PARALLEL]
-    async with _listening(place, command, port) as (client, base, process):
-        yield Server(client, base, process)
+def batches_by(package: str, script: str) -> Callable[[Path, Path, str], AbstractAsyncContextManager[Server]]:
+    """A server of a framework that gathers requests into batches of `generate`: a program of ours in its environment.
 
+    Opening it raises PeerMissing.
+    """
 
-@contextlib.asynccontextmanager
-async def ray_serve(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
-    """Ray Serve's batches of generation. Raises PeerMissing."""
-    python, port = python_with("ray[serve]", alone="ray"), _free_port()
-    command = [python, _BODIES / "ray_server.py", model, port, NUM_PARALLEL]
-    async with _listening(place, command, port) as (client, base, process):
-        yield Server(client, base, process)
+    @contextlib.asynccontextmanager
+    async def opened(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
+        python, port = python_with(package, alone=package.partition("[")[0]), _free_port()
+        command = [python, _BODIES / script, model, port, NUM_PARALLEL]
+        async with _listening(place, command, port) as (client, base, process):
+            yield Server(client, base, process)
+
+    return opened
 
 
 @dataclass(frozen=True)
@@ -219,8 +217,8 @@ CONTENDERS = {
     "llama.cpp": Contender(llama_cpp),
     "vllm": Contender(vllm, starts_slowly=True),
     "transformers serve": Contender(transformers_serve, starts_slowly=True),
-    "litserve": Contender(litserve, starts_slowly=True),
-    "ray serve": Contender(ray_serve, starts_slowly=True),
+    "litserve": Contender(batches_by("litserve", "litserve_server.py"), starts_slowly=True),
+    "ray serve": Contender(batches_by("ray[serve]", "ray_server.py"), starts_slowly=True),
 }
 
 

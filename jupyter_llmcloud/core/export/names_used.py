@@ -74,20 +74,8 @@ def _statement(node: ast.stmt, certain: set[str], found: NamesUsed, late: set[st
         case ast.If(test=test, body=first, orelse=second):
             _read(test, certain, found, late)
             _branches([first, second], certain, found, late)
-        case (
-            ast.For(target=target, iter=source, body=body, orelse=other)
-            | ast.AsyncFor(target=target, iter=source, body=body, orelse=other)
-        ):
-            _read(source, certain, found, late)
-            inside = set(certain)
-            _bind(target, inside, found)
-            _read(target, inside, found, late)
-            _walk(body, inside, found, late)
-            _walk(other, set(certain), found, late)
-        case ast.While(test=test, body=body, orelse=other):
-            _read(test, certain, found, late)
-            _walk(body, set(certain), found, late)
-            _walk(other, set(certain), found, late)
+        case ast.For() | ast.AsyncFor() | ast.While():
+            _loop(node, certain, found, late)
         case ast.With(items=items, body=body) | ast.AsyncWith(items=items, body=body):
             for item in items:
                 _read(item.context_expr, certain, found, late)
@@ -95,76 +83,99 @@ def _statement(node: ast.stmt, certain: set[str], found: NamesUsed, late: set[st
                     _bind(item.optional_vars, certain, found)
             _walk(body, certain, found, late)
         case ast.Try() | ast.TryStar():
-            inside = set(certain)
-            unsure = _catches_missing(node)
-            mine = NamesUsed(bound=found.bound) if unsure else found
-            _walk(node.body, inside, mine, late)
-            if unsure:
-                found.perhaps |= mine.needed | mine.perhaps
-            for handler in node.handlers:
-                here = set(certain)
-                if handler.type is not None:
-                    _read(handler.type, certain, found, late)
-                if handler.name:
-                    here.add(handler.name)
-                _walk(handler.body, here, found, late)
-            _walk(node.orelse, inside, found, late)
-            _walk(node.finalbody, set(certain), found, late)
-            if not node.handlers:
-                certain |= inside
-        case ast.Match(subject=subject, cases=cases):
-            _read(subject, certain, found, late)
-            for case in cases:
-                inside = set(certain)
-                for part in ast.walk(case.pattern):
-                    name = getattr(part, "name", None) or getattr(part, "rest", None)
-                    if isinstance(name, str):
-                        inside.add(name)
-                        found.bound.add(name)
-                    elif isinstance(part, ast.expr):
-                        _read(part, certain, found, late)
-                if case.guard is not None:
-                    _read(case.guard, inside, found, late)
-                _walk(case.body, inside, found, late)
+            _try(node, certain, found, late)
+        case ast.Match():
+            _match(node, certain, found, late)
         case ast.FunctionDef() | ast.AsyncFunctionDef():
             _function(node, certain, found, late)
-            _note(node.name, certain, found)
         case ast.ClassDef():
-            for part in (*node.decorator_list, *node.bases, *(word.value for word in node.keywords)):
-                _read(part, certain, found, late)
-            inner = NamesUsed()
-            _walk(node.body, set(certain), inner, late)  # a class body reads what is there when it is executed
-            found.needed |= inner.needed
-            found.perhaps |= inner.perhaps
-            _note(node.name, certain, found)
+            _class(node, certain, found, late)
         case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
             for alias in aliases:
                 _note((alias.asname or alias.name).split(".")[0], certain, found)
-        case ast.Assign(targets=targets, value=value):
-            _read(value, certain, found, late)
-            for target in targets:
-                _bind(target, certain, found)
-                _read(target, certain, found, late)
-        case ast.AugAssign(target=target, value=value):
-            _read(value, certain, found, late)
-            if isinstance(target, ast.Name):
-                _want(target.id, certain, found)
-            _read(target, certain, found, late)
-            _bind(target, certain, found)
-        case ast.AnnAssign(target=target, value=value, annotation=annotation):
-            _read(annotation, certain, found, late)
-            if value is not None:
-                _read(value, certain, found, late)
-                _bind(target, certain, found)
-            _read(target, certain, found, late)
-        case ast.Delete(targets=targets):
-            for target in targets:
-                if isinstance(target, ast.Name):
-                    _want(target.id, certain, found)
-                    certain.discard(target.id)
-                _read(target, certain, found, late)
+        case ast.Assign() | ast.AugAssign() | ast.AnnAssign() | ast.Delete():
+            _assignment(node, certain, found, late)
         case _:
             _read(node, certain, found, late)
+
+
+def _loop(node: ast.For | ast.AsyncFor | ast.While, certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    """Its body may never be executed: what that binds is not certain behind it."""
+    inside = set(certain)
+    if isinstance(node, ast.While):
+        _read(node.test, certain, found, late)
+    else:
+        _read(node.iter, certain, found, late)
+        _bind(node.target, inside, found)
+        _read(node.target, inside, found, late)
+    _walk(node.body, inside, found, late)
+    _walk(node.orelse, set(certain), found, late)
+
+
+def _try(node: ast.Try | ast.TryStar, certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    inside = set(certain)
+    unsure = _catches_missing(node)
+    mine = NamesUsed(bound=found.bound) if unsure else found
+    _walk(node.body, inside, mine, late)
+    if unsure:
+        found.perhaps |= mine.needed | mine.perhaps
+    for handler in node.handlers:
+        here = set(certain)
+        if handler.type is not None:
+            _read(handler.type, certain, found, late)
+        if handler.name:
+            here.add(handler.name)
+        _walk(handler.body, here, found, late)
+    _walk(node.orelse, inside, found, late)
+    _walk(node.finalbody, set(certain), found, late)
+    if not node.handlers:
+        certain |= inside
+
+
+def _match(node: ast.Match, certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    _read(node.subject, certain, found, late)
+    for case in node.cases:
+        inside = set(certain)
+        for part in ast.walk(case.pattern):
+            name = getattr(part, "name", None) or getattr(part, "rest", None)
+            if isinstance(name, str):
+                _note(name, inside, found)
+            elif isinstance(part, ast.expr):
+                _read(part, certain, found, late)
+        if case.guard is not None:
+            _read(case.guard, inside, found, late)
+        _walk(case.body, inside, found, late)
+
+
+def _class(node: ast.ClassDef, certain: set[str], found: NamesUsed, late: set[str]) -> None:
+    """Its body reads what is there when it is executed, and binds nothing outside."""
+    for part in (*node.decorator_list, *node.bases, *(word.value for word in node.keywords)):
+        _read(part, certain, found, late)
+    inner = NamesUsed()
+    _walk(node.body, set(certain), inner, late)
+    found.needed |= inner.needed
+    found.perhaps |= inner.perhaps
+    _note(node.name, certain, found)
+
+
+def _assignment(
+    node: ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete, certain: set[str], found: NamesUsed, late: set[str]
+) -> None:
+    """Values are read before targets are bound; a target such as `a[i]` reads its own names."""
+    if isinstance(node, ast.AnnAssign):
+        _read(node.annotation, certain, found, late)
+    targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else [node.target]
+    value = None if isinstance(node, ast.Delete) else node.value
+    if value is not None:
+        _read(value, certain, found, late)
+    for target in targets:
+        if isinstance(target, ast.Name) and isinstance(node, ast.AugAssign | ast.Delete):
+            _want(target.id, certain, found)
+        if isinstance(node, ast.Delete):
+            certain -= {target.id} if isinstance(target, ast.Name) else set()
+        elif value is not None:
+            _bind(target, certain, found)
+        _read(target, certain, found, late)
 
 
 def _branches(bodies: list[list[ast.stmt]], certain: set[str], found: NamesUsed, late: set[str]) -> None:
@@ -245,6 +256,7 @@ def _function(
     for part in now:
         _read(part, certain, found, late)
     _inner(node, node.body, _parameters(node.args), found, late)
+    _note(node.name, certain, found)
 
 
 def _inner(

@@ -35,13 +35,6 @@ def batch_system() -> Iterator[Slurm]:
         yield running
 
 
-@pytest.fixture
-def server(own_root: Path) -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.end()
-
-
 def test_a_run_saves_at_the_end_of_its_walltime_and_goes_on_in_the_next_job_to_the_same_weights(
     batch_system: Slurm, server: Server, tmp_path: Path
 ) -> None:

@@ -22,13 +22,6 @@ def login(tmp_path: Path) -> Iterator[Sshd]:
         yield running
 
 
-@pytest.fixture
-def server(own_root: Path) -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.end()
-
-
 def test_a_world_over_two_workers_that_were_started_over_ssh_computes_stops_and_keeps_its_variables(
     login: Sshd, server: Server
 ) -> None:
