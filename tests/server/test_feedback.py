@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,35 @@ async def test_corrections_and_good_answers_of_kept_requests_make_a_data_set(ser
     }
     told = (await server.ask("GET", "llmcloud/api/endpoints/tiny/feedback")).json()["feedback"]
     assert [row["metadata"] for row in told][:1] == [{"page": "demo"}]
+
+
+async def test_what_is_said_of_an_answer_whose_row_is_just_being_written_waits_for_it(
+    server: Server, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a 404, "no request was answered here", where a client is quick and the disk is not."""
+    await server.serve(model)
+    key = await server.key()
+    requests = server.context.requests
+    write_down, write = requests.book.write, requests.write
+    is_writing, feedback_came, disk_is_free = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow_disk(records: Sequence[RequestRecord]) -> None:
+        is_writing.set()
+        await disk_is_free.wait()
+        await write_down(records)
+
+    async def asked() -> None:
+        asyncio.get_running_loop().call_soon(feedback_came.set)
+        await write()
+
+    monkeypatch.setattr(requests.book, "write", slow_disk)
+    monkeypatch.setattr(requests, "write", asked)
+    request_id = (await server.complete("hello", key)).headers["X-Request-Id"]
+    await asyncio.wait_for(is_writing.wait(), 30)
+    said = asyncio.create_task(say(server, key, request_id=request_id, rating="up"))
+    await asyncio.wait_for(feedback_came.wait(), 30)
+    disk_is_free.set()
+    assert (await said).status_code == 200
 
 
 async def test_nothing_is_kept_unless_the_endpoint_was_started_so(server: Server, model: Path) -> None:
