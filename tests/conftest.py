@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,8 @@ def _settings(folder: Path, mark: str) -> dict[str, str]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Settle the environment before any test module is imported. Every worker of pytest-xdist does so for itself."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; programs would inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = config.stash[FOLDER] = make_folder(config)
     (folder / "home").mkdir()
     if config.option.basetemp is None or is_worker(config):
