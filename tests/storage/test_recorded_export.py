@@ -11,7 +11,7 @@ from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.recorded import export
-from jupyter_llmcloud.storage.recorded.comparison import compared
+from jupyter_llmcloud.storage.recorded.comparison import compared, compared_again
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
 
@@ -89,6 +89,20 @@ def test_runs_are_compared_by_their_records(own_root: Path) -> None:
     assert found.facts == [("torch", ["2.13", "2.14"])]
     assert found.metrics == [("loss", [1.0, 1.5], 1.0)]
     assert "+x = 2" in found.code[0]
+
+
+def test_what_was_pushed_for_runs_of_the_same_text_is_what_differs(own_root: Path) -> None:
+    record("a", "%%distribute -n 2 --push lr\nx = lr", 1.0, (2.0,), spec={"nproc": 2}, pushed={"lr": "0.1"})
+    record("b", "%%distribute --push lr\nx = lr", 2.0, (3.0,), pushed={"lr": "0.05"})
+    found = compared(RunStore(), ["a", "b"])
+    assert found.facts == [("pushed lr", ["0.1", "0.05"])] and found.code == [""]
+
+
+def test_a_run_that_was_made_from_another_differs_by_where_it_ran_and_not_by_how_it_was_made(own_root: Path) -> None:
+    record("a", "%%distribute --push lr\nx = lr", 1.0, (2.0,), pushed={"lr": "0.1"}, versions={"torch": "2.13"})
+    record("a-again", "lr = 0.1\nx = lr", 2.0, (2.0,), spec={"fresh": True}, versions={"torch": "2.14"})
+    found = compared_again(RunStore(), "a", "a-again")
+    assert found.facts == [("torch", ["2.13", "2.14"])] and found.code == [""] and found.has_same_metrics
 
 
 def test_a_run_that_is_not_there_cannot_be_compared(own_root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,7 +72,8 @@ class AlertLog:
     def _found(self, alerts: Iterable[Alert], *, is_shown: bool = True) -> None:
         for alert in alerts:
             stops = self._watch.policy(alert.detector) == "stop"
-            self._tell(alert, is_shown=is_shown or stops)
+            asked = f"; the run is stopped (--watch {alert.detector}=stop)" if stops else ""
+            self._tell(replace(alert, text=alert.text + asked), is_shown=is_shown or stops)
             if stops and not self._stopped:
                 self._stopped = True
                 asyncio.get_running_loop().call_soon(self._stop)  # when what was told is written

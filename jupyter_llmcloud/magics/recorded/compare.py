@@ -11,7 +11,7 @@ from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.storage.recorded import export
-from jupyter_llmcloud.storage.recorded.comparison import compared
+from jupyter_llmcloud.storage.recorded.comparison import compared, compared_again
 from jupyter_llmcloud.storage.runs import RunStore
 
 # Of the earlier run's options, those that say how it computes.
@@ -69,7 +69,7 @@ def reproduce(shell: Any, name: str) -> ComparisonReport:
     number = current_number(shell)
     cell = Cell(code, code, 0, shell.compile.get_code_name(code, code, number), number)
     session.current().distribute(shell, cell, given)
-    comparison = compared(RunStore(), [record.run_id, RunStore().find(again).run_id])
+    comparison = compared_again(RunStore(), record.run_id, again)
     return ComparisonReport(comparison, verdict(comparison))
 
 
@@ -79,7 +79,7 @@ def verdict(comparison: RunDifferences) -> str:
         return "Neither run logged metrics: there is nothing by which to tell whether they are the same."
     apart = {name: step for name, _, step in comparison.metrics if step is not None}
     if not apart:
-        return f"Reproduced: {', '.join(name for name, _, _ in comparison.metrics)} are the same at every step."
+        return f"Reproduced: every value of {', '.join(name for name, _, _ in comparison.metrics)} is the same."
     first = min(apart, key=lambda name: apart[name])
     return f"Not reproduced: {first} differs from step {apart[first]:g} on."
 

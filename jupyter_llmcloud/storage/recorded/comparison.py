@@ -10,7 +10,7 @@ from jupyter_llmcloud.storage.journal import read_all
 from jupyter_llmcloud.storage.recorded.export import body_of
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 
-_OF_THE_CALL = ("name", "background", "export")
+_OF_THE_CALL = ("name", "background", "export", "nproc")  # how many ranks there were is told by where it ran
 
 
 def compared(store: RunStore, names: Sequence[str], tolerance: float = 0.0) -> RunDifferences:
@@ -19,12 +19,25 @@ def compared(store: RunStore, names: Sequence[str], tolerance: float = 0.0) -> R
     return compare([_of(folder) for folder in folders.values()], tolerance)
 
 
+def compared_again(store: RunStore, name: str, again: str) -> RunDifferences:
+    """Compare a run with one that was made from it: its options and its text say nothing, where it ran does."""
+    folders = store.find(name), store.find(again)
+    records = [(folder, folder.read()) for folder in folders]
+    return compare([ComparedRun(r.run_id, "", _where(r), _curves(folder, r)) for folder, r in records])
+
+
 def facts_of(record: RunRecord) -> dict[str, Any]:
-    """What it was asked for and where it ran, flat."""
+    """What it was asked for, what was pushed for it, and where it ran, flat."""
     asked = {name: value for name, value in record.spec.items() if name not in _OF_THE_CALL}
-    where = {"ranks": len(record.ranks) or record.world_size, **record.topology}
+    pushed = {f"pushed {name}": text or "an object" for name, text in record.pushed.items()}
+    return {**asked, **pushed, **_where(record)}
+
+
+def _where(record: RunRecord) -> dict[str, Any]:
+    """How it ended, on what, with which versions."""
     git = {f"git {name}": value for name, value in record.git.items() if name != "folder"}
-    return {**asked, "state": record.state, **where, **record.versions, **git, "restarts": record.num_restarts}
+    ranks = {"ranks": len(record.ranks) or record.world_size, **record.topology}
+    return {"state": record.state, **ranks, **record.versions, **git, "restarts": record.num_restarts}
 
 
 def _of(folder: RunFolder) -> ComparedRun:
@@ -33,19 +46,20 @@ def _of(folder: RunFolder) -> ComparedRun:
         source = folder.source()
     except OSError:
         source = ""
-    first = min(record.ranks, default=0)
-    return ComparedRun(
-        record.run_id, source if record.script else body_of(source), facts_of(record), _curves(folder, first)
-    )
+    text = source if record.script else body_of(source)
+    return ComparedRun(record.run_id, text, facts_of(record), _curves(folder, record))
 
 
-def _curves(folder: RunFolder, rank: int) -> dict[str, dict[float, float]]:
-    """A step that was done again after a restart counts as it was done last; without steps values are numbered."""
+def _curves(folder: RunFolder, record: RunRecord) -> dict[str, dict[float, float]]:
+    """Of its first rank. A step that was done again after a restart counts as it was done last.
+
+    Values without a step are numbered.
+    """
     curves: dict[str, dict[float, float]] = {}
-    path = folder.metrics(rank)
-    for record in read_all(path) if path.exists() else ():
-        for name, value in (record.get("values") or {}).items():
+    path = folder.metrics(min(record.ranks, default=0))
+    for row in read_all(path) if path.exists() else ():
+        for name, value in (row.get("values") or {}).items():
             curve = curves.setdefault(name, {})
-            step = record.get("step")
+            step = row.get("step")
             curve[float(len(curve) if step is None else step)] = float("nan") if value is None else float(value)
     return curves

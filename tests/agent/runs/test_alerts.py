@@ -65,7 +65,8 @@ def test_a_loss_that_jumps_stops_the_run_where_that_is_asked_for_and_its_variabl
     outcome = world.run(trains(factor=1e6, afterwards=1000), spec={"watch": "loss-spike=stop"})
     assert outcome.state == "stopped"
     assert [mark["detector"] for mark in alerts(outcome)] == ["loss-spike"]
-    assert any(note.startswith("loss-spike: loss jumped to ") for note in notes(outcome))
+    [note] = [note for note in notes(outcome) if note.startswith("loss-spike: loss jumped to ")]
+    assert note.endswith(" at step 150; the run is stopped (--watch loss-spike=stop).")
     assert [world.pull("kept", rank) >= 150 for rank in range(2)] == [True, True]
 
 
