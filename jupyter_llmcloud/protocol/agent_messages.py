@@ -225,7 +225,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     owner: str = ""
     spec: dict[str, Any] = field(default_factory=dict)  # what was asked for, as its record keeps it
     script: dict[str, Any] = field(default_factory=dict)  # of a script, not a cell: as core.spec.Script
-    pushed: dict[str, str] = field(default_factory=dict)  # since the cell before, this one's too: {name: literal or ""}
+    pushed: dict[str, str] = field(default_factory=dict)  # with the cell: {name: its literal, or ""}
     arguments: list[str] = field(default_factory=list)  # of a cell, as its sys.argv[1:]
     fresh: bool = False  # it finds what a new process would find
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
@@ -246,6 +246,7 @@ class Push(Request[Done], frozen=True, kw_only=True):
 
     world_id: str
     ranks: list[int] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)  # for the record of the next run: {name: its literal, or ""}
 
 
 class Pull(Request[Pulled], frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.protocol.agent_messages import Push
 from tests.support.worlds import Ranks
 
 
@@ -23,6 +24,17 @@ def test_a_push_to_some_ranks_leaves_the_others_alone(world: Ranks) -> None:
 
 def test_variables_pushed_with_a_cell_are_there_before_it(world: Ranks) -> None:
     assert world.ok("brought + rank", payload=cloudpickle.dumps({"brought": 40})).results() == ["40", "41"]
+
+
+def test_the_record_of_a_run_tells_what_was_pushed_since_the_last_one_that_finished(world: Ranks) -> None:
+    """The agent remembers it: a kernel that was restarted in between has forgotten, and an export took an older value."""
+    pushed = Push(world_id=world.world_id, texts={"rate": "0.1"}, payload=cloudpickle.dumps({"rate": 0.1}))
+    world.channel.request(pushed)
+    world.channel.close()
+    world.channel = world.agent.channel()
+    assert world.run("1 / 0").folder.read().pushed == {"rate": "0.1"}
+    assert world.ok("rate", pushed={"more": "2"}).folder.read().pushed == {"rate": "0.1", "more": "2"}
+    assert world.ok("rate").folder.read().pushed == {}
 
 
 def test_each_rank_gives_its_own_value(world: Ranks) -> None:

@@ -110,8 +110,10 @@ class LedWorld:
 
     async def push(self, asked: Push, connection: Connection) -> None:
         """Set variables on ranks."""
+        self.runs.note_pushed(dict.fromkeys(asked.texts, ""))  # as long as not all of them have it
         for rank in asked.ranks or range(self._world.size):
             await self.ask(rank, asked, connection)
+        self.runs.note_pushed(asked.texts)
 
     async def stacks(self) -> WorldStacks:
         """What every thread of every rank is doing now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class RunQueue:
         self._end_world = end_world
         self._versions = library_versions()  # here, where ranks are about to be started, and not on the way of a cell
         self._resized_from = 0  # ranks before the world was resized, since the last run; 0 when it was not
+        self._pushed: dict[str, str] = {}  # since the last run that finished: {name: its literal, or ""}
         self._beginning = ""  # the run whose ranks are being healed
         self._is_stopped = False  # meanwhile
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # turns, by run
@@ -64,6 +65,10 @@ class RunQueue:
         """The world has another number of ranks than before, when it had so many: the next run is marked by it."""
         before = self._resized_from or num_ranks
         self._resized_from = before if before != self._world.size else 0
+
+    def note_pushed(self, texts: Mapping[str, str]) -> None:
+        """The record of the next run says what it found besides what cells made."""
+        self._pushed |= texts
 
     async def execute(self, cell: Execute, connection: Connection | None) -> None:
         """Execute a cell when it is its turn; `connection` follows it."""
@@ -154,7 +159,7 @@ class RunQueue:
             versions=self._versions,
             topology=self._topology(),
             git=git_state(self._world.cwd),
-            pushed=cell.pushed,
+            pushed={**self._pushed, **cell.pushed},
         )
 
     def _topology(self) -> dict[str, Any]:
@@ -181,7 +186,10 @@ class RunQueue:
         if self._resized_from:
             run.note_resize(self._resized_from, self._world.size)
         self._resized_from = 0
+        self._pushed = {}
         await self._see_through(run)
+        if run.record.state != "finished":  # the next one finds it on the ranks as well
+            self._pushed = {**run.record.pushed, **self._pushed}
         self._after(cell, run.ended.result())
 
     async def lead_on(self, cell: Execute, definitions: list[Execute], record: RunRecord, term: int) -> None:

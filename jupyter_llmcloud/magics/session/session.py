@@ -15,6 +15,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.accelerate_file import with_content
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
+from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Interface, RunSpec
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
@@ -242,6 +243,7 @@ class Session:
             print(note, file=sys.stderr)
         with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
             values = pushed_values(shell.user_ns, spec.push or ())
+            pushed = {name: literal(shell.user_ns[name]) for name in spec.push or ()}
             tree = cells.check_syntax(shell, cell)
             if spec.background and spec.pull:
                 raise UsageError(
@@ -259,8 +261,9 @@ class Session:
                 chosen = self._check_ranks(spec.ranks, world)
                 self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
                 self._warn_of_guards(world, tree, chosen)
-                world.note_pushed({name: shell.user_ns[name] for name in spec.push or ()})
-                message = self._message(world, folder, cell, spec, name, values, chosen, tree, checkpoint, asked)
+                message = self._message(
+                    world, folder, cell, spec, name, values, pushed, chosen, tree, checkpoint, asked
+                )
         except BaseException:
             start.take_back()
             raise
@@ -268,7 +271,6 @@ class Session:
             result = self._submit(world, message) if spec.background else self._execute(world, message, chosen, start)
         except LLMCloudError:  # refused, or its agent is gone
             start.take_back()
-            world.put_back_pushed(message.pushed)
             raise
         if not isinstance(result, RunHandle):
             shell.user_ns.update(result.pulled)
@@ -334,6 +336,7 @@ class Session:
         spec: RunSpec,
         name: str,
         values: bytes,
+        pushed: dict[str, str],
         ranks: list[int],
         tree: ast.Module | None,
         checkpoint: Checkpoint | None,
@@ -358,7 +361,7 @@ class Session:
             is_definition=tree is not None and not spec.no_replay and cells.is_definition(tree),
             makes=None if bound is None else sorted(bound),
             asked=asked,
-            pushed=world.take_pushed(),
+            pushed=pushed,
             resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
         )

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,6 @@ class WorldClient:
         self.cluster = cluster
         self.world_size = world_size
         self.heard_at = 0.0  # on the monotonic clock
-        self._pushed: dict[str, str] = {}
         self.last_error: RankError | None = None
         self.leaders = leaders
 
@@ -219,21 +218,9 @@ class WorldClient:
 
     def push(self, values: dict[str, Any], ranks: Sequence[int] = ()) -> None:
         """Set variables on ranks (all when empty)."""
-        self._ask_in_turn(Push(world_id=self.world_id, ranks=list(ranks), payload=pickled(values, "%push")), "%push")
-        self.note_pushed(values, is_for_all=not ranks)
-
-    def note_pushed(self, values: Mapping[str, Any], is_for_all: bool = True) -> None:
-        """The record of the next run says what it found besides what cells made."""
-        self._pushed |= {name: literal(value) if is_for_all else "" for name, value in values.items()}
-
-    def take_pushed(self) -> dict[str, str]:
-        """What was pushed since the last cell: its literal by name, "" for what has none."""
-        pushed, self._pushed = self._pushed, {}
-        return pushed
-
-    def put_back_pushed(self, pushed: Mapping[str, str]) -> None:
-        """The cell that took it did not begin, or failed: the next one finds it on the ranks as well."""
-        self._pushed = {**pushed, **self._pushed}
+        texts = {name: "" if ranks else literal(value) for name, value in values.items()}
+        request = Push(world_id=self.world_id, ranks=list(ranks), texts=texts, payload=pickled(values, "%push"))
+        self._ask_in_turn(request, "%push")
 
     def pull(self, names: Sequence[str], rank: int = 0) -> dict[str, Any]:
         """Variables of one rank."""
