@@ -78,7 +78,7 @@ def test_only_a_plain_local_cluster_has_its_agents_started_ahead(kind, options, 
     assert starts_here(kind, options) is here
 
 
-def test_a_headless_server_that_was_asked_for_a_world_in_vain_leaves_no_agent(tmp_path):
+def test_a_headless_server_that_was_asked_for_a_world_in_vain_leaves_no_agent(own_root, tmp_path):
     announced = tmp_path / "headless.json"
     command = [sys.executable, "-m", "jupyter_llmcloud.server.headless", "--owner-pid", str(os.getpid())]
     server = subprocess.Popen([*command, "--announce", str(announced), "--for-world"], start_new_session=True)

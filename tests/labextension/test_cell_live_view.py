@@ -328,7 +328,7 @@ def test_late_ranks_are_told_in_the_view_and_what_a_rank_clears_goes(
     expect(page.locator(f"{CARD} .llmc-facts")).to_have_text("6 of 10 · waits for rank 1")
     for theme, name in ((browser.LIGHT, "light"), (browser.DARK, "dark")):
         browser.set_theme(page, theme)
-        page.screenshot(path=pictures / f"notice-{name}.png")
+        page.locator(CARD).screenshot(path=pictures / f"notice-{name}.png")
     (folder / "seen-flag").touch()
     output = browser.wait_for_cell(page, 1)
     expect(output.first).to_contain_text("finished in")

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from jupyter_llmcloud.agent.replicas import is_ours_alone
 from jupyter_llmcloud.protocol.agent_messages import DescribeReplicas, EndReplica, LaunchReplica
@@ -33,12 +35,16 @@ def _forked() -> dict[str, Any]:
     if pid == 0:
         status = 1
         try:
+            if InteractiveShell.initialized():  # another test has made one in this process
+                InteractiveShell.clear_instance()
             make_shell()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             os.close(to_child)
             sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)  # as without pytest
             request = ForkProgram(name="p", module="tests.support.forked_probe", env={"ONLY": "this"})
             status = run_program(request, [stdin, stdout, os.dup(2)])
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             sys.stdout.flush()
             os._exit(status)
