@@ -95,6 +95,27 @@ def test_stop_ends_a_run_that_nobody_leads_at_once_and_for_good(
         asyncio.run(context.run_states.stop(make_run("plain", plain=True).read()))
 
 
+def test_a_run_that_an_agent_claims_while_its_former_leader_is_asked_is_not_ended_over_it(
+    context: ServerContext, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was ended over the one that had just begun to lead it, which wrote "running" over that: the run was lost."""
+    folder = make_run("train")
+    leadership, asked = Leadership(folder.path), []
+
+    async def leader(record: RunRecord) -> Any:
+        asked.append(record)
+        leadership.claim(TermClaim(1, "b.sock", "two"))
+        raise ConnectionLost("nobody listens") from ConnectionRefusedError()
+
+    monkeypatch.setattr(context.run_states, "_leader", leader)
+    monkeypatch.setattr(run_states, "connected", lambda error: False)
+    monkeypatch.setattr(run_states, "TAKEOVER_S", 0.0)
+    assert asyncio.run(context.run_states.true_state(folder.read())) == "running"
+    assert (folder.read().state, leadership.newest()) == ("running", TermClaim(1, "b.sock", "two"))
+    assert asyncio.run(context.run_states.stop(folder.read())) == "stopped", "asked once more, it does not answer"
+    assert len(asked) == 2
+
+
 def test_the_leader_is_reached_where_it_is_now(context: ServerContext, own_root: Path) -> None:
     class Agent:
         host, home, address = "two", "/there/agent.sock", "/here/bridge.sock"

@@ -173,7 +173,8 @@ class RunSupervisor:
     def take_over(self) -> None:
         """Go on with a run whose leader has gone, if it has restarts left and nobody has pressed Stop."""
         was_stopping = self.record.state == "stopping"
-        self._feed.write_record()  # with its new leader
+        if not self._the_lead.is_over:  # whoever pressed Stop meanwhile has ended the run: its record says so
+            self._feed.write_record()  # with its new leader
         self._handle(TakenOver(was_stopping))
 
     def stop(self) -> None:

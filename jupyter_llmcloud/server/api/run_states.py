@@ -68,21 +68,22 @@ class RunStates:
             if self._has_starter(record):
                 return record.state
             return await asyncio.to_thread(self._end, record, "lost", "the kernel that was to start it has gone.")
+        known = await self._newest(record)
         try:
             async with await self._leader(record) as connection, asyncio.timeout(ASK_TIMEOUT_S):
                 worlds = (await connection.request(Describe())).worlds
         except (ConnectionLost, TimeoutError) as error:
             if isinstance(error, ConnectionLost) and not connected(error):
-                return await self._leaderless(record, _GONE)
+                return await self._leaderless(record, _GONE, known)
             since = self._silent_since.setdefault(record.agent, time.monotonic())
             return "lost" if time.monotonic() - since > SILENT_S else record.state
         except NotFound:
-            return await self._leaderless(record, _GONE)
+            return await self._leaderless(record, _GONE, known)
         except LLMCloudError:
             return record.state
         self._silent_since.pop(record.agent, None)
         if record.world_id and record.world_id not in (world["world_id"] for world in worlds):
-            return await self._leaderless(record, "its node agent was replaced; its ranks are gone.")
+            return await self._leaderless(record, "its node agent was replaced; its ranks are gone.", known)
         self._leaderless_since.pop(record.run_id, None)
         return record.state
 
@@ -110,6 +111,7 @@ class RunStates:
         if not record.agent and record.starter and self._has_starter(record):
             raise UsageError(f"run {record.run_id!r} has no ranks yet: interrupt the kernel that starts them (Stop).")
         for _ in range(STOP_ATTEMPTS):
+            known = await self._newest(record)
             try:
                 async with await self._leader(record) as connection:
                     await connection.request(StopRun(run_id=record.run_id))
@@ -118,7 +120,7 @@ class RunStates:
                 gone = isinstance(error, NotFound) or not connected(error)
                 if not gone or not Leadership(self._runs.folder(record.run_id).path).can_be_taken:
                     raise
-            state = await asyncio.to_thread(self._end, record, "stopped", "stopped while no agent led it.")
+            state = await asyncio.to_thread(self._end, record, "stopped", "stopped while no agent led it.", known)
             if state == "stopped":
                 return state
             record = self._runs.folder(record.run_id).read()  # another agent leads it by now
@@ -146,23 +148,27 @@ class RunStates:
     async def _leader(self, record: RunRecord) -> AgentConnection:
         return await self._clusters.agent(await self.leader_address(record))
 
-    async def _leaderless(self, record: RunRecord, why: str) -> str:
+    async def _newest(self, record: RunRecord) -> TermClaim | None:
+        """Who leads the run by its folder, read before it is asked: whoever claims it afterwards was not asked."""
+        return await asyncio.to_thread(Leadership(self._runs.folder(record.run_id).path).newest)
+
+    async def _leaderless(self, record: RunRecord, why: str, known: TermClaim | None) -> str:
         """No agent leads the run now: another one may still come to lead it, or it is lost."""
         if Leadership(self._runs.folder(record.run_id).path).can_be_taken:
             now = time.monotonic()
             if now - self._leaderless_since.setdefault(record.run_id, now) < TAKEOVER_S:
                 return record.state
-        return await asyncio.to_thread(self._end, record, "lost", why)
+        return await asyncio.to_thread(self._end, record, "lost", why, known)
 
-    def _end(self, record: RunRecord, state: str, why: str) -> str:
-        """Write the end down, unless the run has ended or got another leader in the meantime; returns its state."""
+    def _end(self, record: RunRecord, state: str, why: str, known: TermClaim | None = None) -> str:
+        """Write the end down, unless it has ended or another than `known` has come to lead it; returns its state."""
         folder = self._runs.folder(record.run_id)
         now = folder.read()
         if not now.is_active:
             return now.state
         leadership = Leadership(folder.path)
         with contextlib.suppress(OSError):
-            if (newest := leadership.newest()) is not None and not leadership.claim(TermClaim(newest.term + 1)):
+            if known is not None and not leadership.claim(TermClaim(known.term + 1)):
                 return now.state
             now.state, now.ended = state, time.time()
             now.history.append({"t": round(now.ended, 3), "state": state, "why": why})

@@ -11,19 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
 from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
 from jupyter_llmcloud.errors import ConnectionLost
-from jupyter_llmcloud.protocol.agent_messages import Describe, FindStandby, RenewLease, StandbyFound, StopRun
+from jupyter_llmcloud.protocol.agent_messages import Describe, Execute, FindStandby, RenewLease, StandbyFound, StopRun
 from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rpc import Responder
 from jupyter_llmcloud.storage.journal import read_all
 from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
-from jupyter_llmcloud.storage.runs import RunFolder
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 from tests.support.cables import Cable
 from tests.support.resuming import cell, results, same
 from tests.support.worlds import AgentElsewhere, AgentProcess, Ranks, alive, until
@@ -268,3 +270,24 @@ def test_a_run_that_has_used_up_its_restarts_is_lost_with_its_leader(
     record = folder.read()
     assert record.state == "lost"
     assert "all 1 restarts are used up" in words(record)
+
+
+def test_a_run_that_was_ended_after_it_was_claimed_stays_ended(tmp_path: Path) -> None:
+    """Stop finds nobody who leads it, and ends it, before the one that has claimed it has written so."""
+
+    async def taken_over() -> str:
+        folder = RunFolder(tmp_path / "train")
+        cell = Execute(
+            world_id="w", run_id="train", name="train", code="", ranks=[0], max_restarts=1, folder=str(folder.path)
+        )
+        folder.create(RunRecord("train", "train", "stopped", ended=1.0, ranks=[0]), "")
+        lead = SimpleNamespace(is_over=True, until=None, end=lambda: None)
+        world = SimpleNamespace(links={})
+        record = RunRecord("train", "train", "running", ranks=[0], agent="b.sock")
+        run = RunSupervisor(cell, record, folder, world, lambda on_standby_lost: lead)  # type: ignore[arg-type]
+        run.take_over()
+        await asyncio.wait_for(run.ended, 10)
+        assert not run.is_recorded
+        return folder.read().state
+
+    assert asyncio.run(taken_over()) == "stopped"
