@@ -34,7 +34,7 @@ def agents_below(folder: Path) -> list[int]:
 
 async def test_a_cluster_takes_over_the_agents_that_were_started_ahead_of_it():
     agent_launcher.start_ahead("beefcafe", 1)
-    begun = agents_below(cluster_folder("beefcafe"))
+    begun = until(lambda: agents_below(cluster_folder("beefcafe")), "it has become the agent's program")
     pool = ClusterPool(os.getpid(), 60.0, begun_cluster_id="beefcafe")
     try:
         record, second = await asyncio.gather(pool.start(workers=2), pool.start(name="second", workers=1))
