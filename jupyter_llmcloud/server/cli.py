@@ -207,6 +207,8 @@ def _show(arguments: argparse.Namespace) -> None:
         rows = [[name, _cell(name, told.get(name))] for name in SHOWN[arguments.noun]]
         rows += [["note", entry["why"]] for entry in told.get("history", []) if "why" in entry]
         rows += [["error", f"rank {row['rank']}: {row['ename']}: {row['evalue']}"] for row in told.get("errors", [])]
+        if why := told.get("diagnosis"):
+            rows += [["why", why["sentence"]], ["try", why["action"]]]
         print(format_table(["", ""], [row for row in rows if row[1]]).lstrip("\n"))
 
 

@@ -122,6 +122,19 @@ def read_all(path: Path, max_bytes: int = 1 << 22) -> Iterator[Record]:
             return
 
 
+def read_last(path: Path, num_bytes: int) -> list[Record]:
+    """The complete records among the last bytes of a journal, in order; none of one that is not there."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - num_bytes))
+            data = file.read()
+    except FileNotFoundError:
+        return []
+    whole = data if size <= num_bytes else data.partition(b"\n")[2]
+    return list(_parse(whole[: whole.rfind(b"\n") + 1]))
+
+
 def _parse(data: bytes) -> Iterator[Record]:
     for line in data.splitlines():
         try:

@@ -76,6 +76,7 @@ class RunRecord:
     not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)  # {metric: {"count", "first", "since"}}
     num_restarts: int = 0
     hang: dict[str, Any] = field(default_factory=dict)  # while its ranks do not go on: {"t", "text", "late", "waiting"}
+    diagnosis: dict[str, Any] = field(default_factory=dict)  # why it failed: a core.detect.diagnosis.Diagnosis
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # {rank: {part of core.run.time_split: seconds}}
     versions: dict[str, str] = field(default_factory=dict)  # of Python and of libraries, as the leading agent has them
     topology: dict[str, Any] = field(default_factory=dict)  # {"hosts": [ranks of each], "threads": by rank, "device"}

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-DRIVERS = ("stops", "starts", "checkpoints", "leaders", "serving", "soak", "fuzz", "marked", "detect")
+DRIVERS = ("stops", "starts", "checkpoints", "leaders", "serving", "soak", "fuzz", "marked", "detect", "diagnose")
 
 
 def main(names: list[str]) -> int:

@@ -18,6 +18,7 @@ from jupyter_llmcloud.protocol.agent_messages import Journaled, RankState, Times
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import RankTimes
+from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times
 
 RECORD_AFTER_S = 0.05
@@ -43,7 +44,7 @@ class RunFeed:
         stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.record = record
-        self._path = folder.path
+        self._folder = folder
         self._followers: set[Connection] = set()
         self._running = running
         self._files = RunWriter(folder, record, source, self.note)
@@ -97,7 +98,7 @@ class RunFeed:
     def note_saved(self) -> None:
         """Say what --save has saved, if anything."""
         for folder in self.record.artifacts.values():
-            size = sum(file.stat().st_size for file in (self._path / folder).rglob("*") if file.is_file())
+            size = sum(file.stat().st_size for file in (self._folder.path / folder).rglob("*") if file.is_file())
             self.note(describe_saved(self.record.spec.get("save") or [folder], size, self.record.name))
 
     def remember(self, why: str) -> None:
@@ -127,6 +128,12 @@ class RunFeed:
         told: dict[str, Any] = {key: value for key, value in report.items() if key in ("t", "text", "late", "waiting")}
         self.record.hang = {} if report.get("recovered") else told
         self.write_record()
+
+    def diagnose(self) -> list[str]:
+        """The run has ended: say why it failed, as far as anything tells and the traceback does not say it all."""
+        found = diagnosis_of(self._folder, self.record, self.record.hang)
+        self.record.hang, self.record.diagnosis = {}, as_record(found)
+        return [] if found is None or found.is_in_traceback else [f"Why: {found.sentence}", f"Try: {found.action}"]
 
     def begin_attempt(self, number: int, ranks: Iterable[int]) -> None:
         """The cell is sent to these ranks."""

@@ -393,8 +393,8 @@ class RunSupervisor:
         self._feed.change(finish.state)
         record.ended, record.errors = time.time(), self._attempt.errors(finish.culprit)
         seconds = self._feed.seconds
-        record.hang, record.seconds = {}, {str(rank): parts for rank, parts in seconds.items()}
-        report = self._attempt.report(finish.culprit)
+        record.seconds = {str(rank): parts for rank, parts in seconds.items()}
+        report = [*self._feed.diagnose(), *self._attempt.report(finish.culprit)]
         if finish.state == "finished":
             self._feed.note_saved()
         self._feed.write_record()

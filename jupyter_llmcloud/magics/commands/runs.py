@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
@@ -27,6 +28,7 @@ from jupyter_llmcloud.magics.recorded.take_away import export
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
 from jupyter_llmcloud.storage import log_text
+from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
 from jupyter_llmcloud.storage.runs import RunStore
 
 MAX_LINE = MAX_CHARS // 2
@@ -144,6 +146,8 @@ def show(name: str) -> RunReport:
     rows += [
         (f"error on rank {error['rank']}", shown(f"{error['ename']}: {error['evalue']}")) for error in record.errors[:3]
     ]
+    if why := record.diagnosis or as_record(diagnosis_of(folder, replace(record, state=state), record.hang)):
+        rows += [("why", shown(why["sentence"])), ("try", why["action"])]
     return RunReport(Table(["", ""], rows, ""), folder, record, state)
 
 

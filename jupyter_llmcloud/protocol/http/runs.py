@@ -114,6 +114,15 @@ class RunHang(Response, frozen=True):
     waiting: Annotated[list[int], Meta(description="Ranks that wait.")] = []
 
 
+class RunDiagnosis(TypedDict, total=False):
+    """Why a run has failed, as rules read it from what was left of it."""
+
+    cause: Annotated[str, Meta(description="A short name: host-out-of-memory, hang, collective-mismatch, ...")]
+    ranks: Annotated[list[int], Meta(description="The culprits, as far as they are known.")]
+    sentence: Annotated[str, Meta(description="What has happened.")]
+    action: Annotated[str, Meta(description="What to do next.")]
+
+
 class Run(Response, frozen=True):
     """A run as a list tells of it. Times are seconds since the epoch."""
 
@@ -156,6 +165,7 @@ class RunDetail(Run, frozen=True):
     script: Annotated[dict[str, Any], Meta(description="Which script was run, if it was one.")] = {}
     history: list[HistoryEntry] = []
     errors: list[RunError] = []
+    diagnosis: Annotated[RunDiagnosis, Meta(description="Empty where it has not failed, or nothing tells why.")] = {}
     source: Annotated[str, Meta(description="As it was typed.")] = ""
     seconds: Annotated[
         dict[str, dict[str, float]],

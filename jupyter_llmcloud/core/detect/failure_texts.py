@@ -1,0 +1,332 @@
+"""What the texts of errors mean: ordered rules, the narrower ones first.
+
+A rule reads one text: `name of the exception: its message`, or the last lines that a process wrote before it was ended.
+It looks for what a library says in any version of a message (an error number, the name of a status, the shape of a
+sentence), not for a whole message. What no rule knows stays unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A cause by its short name, what has happened in one sentence, and what to do about it."""
+
+    cause: str
+    sentence: str
+    action: str
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """A cause that is known by a text.
+
+    Attributes:
+        pattern: somewhere in the text. Its named groups can be used in `sentence`.
+        sentence: what has happened, with `{who}` for the ranks.
+        native: whether libraries write this to the log of a process that they end, without an exception.
+    """
+
+    cause: str
+    pattern: re.Pattern[str]
+    sentence: str
+    action: str
+    native: bool = False
+
+    def read(self, text: str, who: str) -> Meaning | None:
+        """What the text means; None where the rule does not know it."""
+        found = self.pattern.search(text)
+        if found is None:
+            return None
+        words = {name: (word or "").strip() for name, word in found.groupdict().items()}
+        return Meaning(self.cause, self.sentence.format(who=who, **words), self.action)
+
+
+def _rule(cause: str, pattern: str, sentence: str, action: str, native: bool = False) -> TextRule:
+    return TextRule(cause, re.compile(pattern, re.IGNORECASE | re.DOTALL), sentence, action, native)
+
+
+_SMALLER = (
+    "Use a smaller batch with gradient accumulation, activation checkpointing, a lower precision, or --plan fsdp."
+)
+_SAME_CALLS = (
+    "Let every rank reach the same collectives in the same order: no `if rank == 0:` around them, and batches of the "
+    "same number and shape on each."
+)
+_NETWORK = "Look at the network between the hosts (firewall, interface, cable), then run again from the checkpoint."
+
+TEXT_RULES: tuple[TextRule, ...] = (
+    # --- memory ---
+    _rule(
+        "device-out-of-memory",
+        r"(cuda|hip|xpu|mps)\b.{0,40}out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
+        r"|torch\.OutOfMemoryError: (?!.*DefaultCPUAllocator)|^OutOfMemoryError: (?!.*DefaultCPUAllocator)",
+        "{who} ran out of the memory of its device.",
+        _SMALLER,
+        native=True,
+    ),
+    _rule(
+        "shared-memory-full",
+        r"insufficient shared memory|bus error.{0,80}shm|unable to (open|allocate|resize|mmap) shared memory"
+        r"|/dev/shm.{0,120}(no space left|errno 28)|(no space left|errno 28).{0,120}/dev/shm|torch_shm_manager",
+        "{who} found no room in shared memory (/dev/shm), which data loader workers pass batches through.",
+        "Give the host or container more shared memory (--shm-size), or use fewer num_workers.",
+        native=True,
+    ),
+    _rule(
+        "host-out-of-memory",
+        r"DefaultCPUAllocator.{0,60}(can't|cannot|not enough|failed)|^MemoryError\b|_ArrayMemoryError|std::bad_alloc"
+        r"|cannot allocate memory|\[Errno 12\]|\bENOMEM\b",
+        "{who} ran out of the memory of its host.",
+        "Use a smaller batch, fewer ranks or data loader workers on this host, or a host with more memory.",
+        native=True,
+    ),
+    # --- disks and files ---
+    _rule(
+        "disk-full",
+        r"no space left on device|\[Errno 28\]|disk quota exceeded|\[Errno 122\]|\bENOSPC\b|file write failed",
+        "{who} could not write: a disk or its quota is full.",
+        "Free space or set another folder, then run again; what was checkpointed is kept.",
+        native=True,
+    ),
+    _rule(
+        "too-many-files",
+        r"too many open files|\[Errno 2[34]\]|received 0 items of ancdata|\bEMFILE\b",
+        "{who} opened more files than its process may.",
+        "Raise the limit (ulimit -n), use fewer num_workers, or "
+        "torch.multiprocessing.set_sharing_strategy('file_system').",
+    ),
+    _rule(
+        "too-many-processes",
+        r"can't start new thread|resource temporarily unavailable|\[Errno 11\] .*(fork|thread|process)"
+        r"|pthread_create failed|libgomp: thread creation failed",
+        "{who} may not start more threads or processes.",
+        "Use fewer num_workers or ranks on this host, or raise the limit of processes (ulimit -u, pids.max).",
+        native=True,
+    ),
+    # --- accelerators ---
+    _rule(
+        "device-fault",
+        r"uncorrectable (ecc|nvlink)|ECC error|fallen off the bus|\bXid\b|cudaErrorECC|hardware error.{0,40}(gpu|cuda)"
+        r"|unspecified launch failure",
+        "The device of {who} reported a fault of its hardware.",
+        "Take this host or device out of the cluster, then run again from the checkpoint.",
+        native=True,
+    ),
+    _rule(
+        "index-out-of-range",
+        r"device-side assert|index out of range in self|target -?\d+ is out of bounds|indexSelect\w*.{0,60}assert"
+        r"|index -?\d+ is out of bounds for (dimension|axis)|`t >= 0 && t < n_classes`",
+        "{who} used an index outside a table: a token or class that the model or loss does not have.",
+        "Compare the largest label or token id with the number of classes, or with the rows of the embedding.",
+    ),
+    _rule(
+        "driver-mismatch",
+        r"no kernel image is available|driver version is insufficient|forward compatibility was attempted"
+        r"|cudaErrorInsufficientDriver|cuda driver initialization failed|nvidia driver on your system is too old"
+        r"|driver.{0,30}does not support this cuda",
+        "The build of torch on the host of {who} does not fit its device or driver.",
+        "Install a torch build for this device and driver on that host.",
+    ),
+    _rule(
+        "no-device",
+        r"no (cuda|hip) gpus are available|torch not compiled with cuda|found no nvidia driver|invalid device ordinal",
+        "{who} asked for a device that its host does not have, or that it was not given.",
+        "Ask for workers with devices, or leave the device to Accelerate (accelerator.device).",
+    ),
+    _rule(
+        "device-fault",
+        r"illegal memory access|misaligned address|CUDA error: an illegal instruction",
+        "A kernel on the device of {who} touched memory that is not its own.",
+        "Run again with CUDA_LAUNCH_BLOCKING=1 to see which operation it was.",
+        native=True,
+    ),
+    # --- collectives ---
+    _rule(
+        "collective-mismatch",
+        r"mismatch between collectives|preamble\.length|op\.preamble|collectives? (differ|mismatch)"
+        r"|ranks? .{0,40}different (collective|shape)|sizes? .{0,30}(differ|mismatch).{0,30}(across|between|on) ranks"
+        r"|ncclInvalidArgument.{0,80}(count|datatype)|unused or unexpected collective"
+        r"|received data size doesn't match|\[enforce fail at .{0,80}gloo",
+        "The ranks met in one collective with different operations, shapes or types.",
+        _SAME_CALLS,
+    ),
+    _rule(
+        "collective-mismatch",
+        r"expected to have finished reduction in the prior iteration"
+        r"|parameters? (that )?(were|was) not used in producing",
+        "Some parameters of {who} got no gradient, so that DistributedDataParallel waits for them.",
+        "Use all parameters in each forward pass, or DistributedDataParallelKwargs(find_unused_parameters=True).",
+    ),
+    _rule(
+        "collective-timeout",
+        r"watchdog caught collective|collective operation timeout|timed out waiting \d+ ?ms|ran for \d+ milliseconds"
+        r"|timeout\(ms\)=|wait(ing)? timeout after \d+ ?ms|Socket Timeout|monitoredBarrier",
+        "A collective of {who} was not entered by all ranks in time.",
+        _SAME_CALLS,
+        native=True,
+    ),
+    _rule(
+        "nccl-setup",
+        r"duplicate gpu detected|ncclInvalidUsage|ncclUnhandledCudaError|ncclSystemError|unhandled system error"
+        r"|no socket interface found|NCCL_SOCKET_IFNAME|bootstrap : no",
+        "NCCL could not set up its connections for {who}.",
+        "Give each rank a device of its own, name the interface (NCCL_SOCKET_IFNAME), and read NCCL_DEBUG=INFO.",
+        native=True,
+    ),
+    _rule(
+        "connection-lost",
+        r"ncclRemoteError|remote process exited or there was a network error|connection (was )?(closed|reset) by"
+        r"|broken ?pipe|\[Errno (32|104|110|113)\]|no route to host|network is unreachable|socket closed|peer closed"
+        r"|connection timed out|ECONNRESET|EPIPE",
+        "The connection of {who} to another process was lost.",
+        _NETWORK,
+        native=True,
+    ),
+    _rule(
+        "address-in-use",
+        r"address already in use|\[Errno 98\]|EADDRINUSE",
+        "{who} wanted a port that another process has.",
+        "Let the port be chosen (port 0), and leave MASTER_PORT and init_process_group to the ranks.",
+    ),
+    _rule(
+        "name-not-found",
+        r"name or service not known|temporary failure in name resolution|nodename nor servname|gaierror|getaddrinfo",
+        "{who} could not find the address of a host name.",
+        "Check the name and the name service of the worker's host.",
+    ),
+    # --- downloads ---
+    _rule(
+        "download-refused",
+        r"gated repo|GatedRepoError|RepositoryNotFoundError|\b40[13]\b.{0,60}(client error|unauthorized|forbidden)"
+        r"|(client error|unauthorized|forbidden|access denied).{0,60}\b40[13]\b|InvalidAccessKeyId"
+        r"|SignatureDoesNotMatch|NoCredentialsError|AccessDenied|ExpiredToken",
+        "{who} was refused what it wanted to read from elsewhere.",
+        "Give the workers the token or key (in their environment), or accept the terms of the repository.",
+    ),
+    _rule(
+        "download-failed",
+        r"offline mode|LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't connect to|max retries exceeded"
+        r"|ConnectTimeout|couldn't reach|failed to download|connection refused|\[Errno 111\]"
+        r"|\b50[234]\b.{0,30}server error",
+        "{who} could not reach a server that it wanted something from.",
+        "Check the network of the worker's host, or put the files on storage that it sees and name that path.",
+    ),
+    # --- what was saved ---
+    _rule(
+        "file-damaged",
+        r"PytorchStreamReader|invalid load key|SafetensorError|header ?too ?large|MetadataIncompleteBuffer"
+        r"|failed finding central directory|pickle data was truncated|unpickling ?error|not a parquet file|ArrowInvalid"
+        r"|incomplete metadata|file is not a zip|bad magic number"
+        r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt",
+        "{who} read a file that is damaged or of another kind.",
+        "Write this file again, or go back to an older one.",
+    ),
+    _rule(
+        "weights-mismatch",
+        r"error\(s\) in loading state_dict|size mismatch for |missing key\(s\)|unexpected key\(s\)"
+        r"|parameter group that doesn't match",
+        "{who} loaded weights or a state that belong to another architecture.",
+        "Make the model with the configuration of the checkpoint, or load with strict=False knowingly.",
+    ),
+    # --- the model ---
+    _rule(
+        "device-mismatch",
+        r"same device|input type .{0,60}and weight type .{0,60}should be the same|found at least two devices",
+        "{who} mixed tensors of two devices.",
+        "Pass model, optimizer and loaders through accelerator.prepare, and make new tensors on accelerator.device.",
+    ),
+    _rule(
+        "dtype-mismatch",
+        r"expected scalar type|same dtype|not implemented for '(Half|BFloat16|Long|Int|Bool|Byte)'"
+        r"|result type \w+ can't be cast|expected .{0,20}(float|long|half|double).{0,30}(but )?(got|found)",
+        "{who} mixed tensors of different types.",
+        "Convert the inputs (x.float(), y.long()), or let accelerator.autocast() choose.",
+    ),
+    _rule(
+        "shape-mismatch",
+        r"shapes? .{0,60}(cannot be multiplied|not aligned|mismatch)|size of tensor \w+ .{0,20}must match"
+        r"|must match the (existing )?size|is invalid for input of size|sizes? of tensors must match|stack expects each"
+        r"|input batch_size .{0,30}target batch_size|could not be broadcast|expected input.{0,60}channels"
+        r"|Given groups=|expected \d+D.{0,30}(input|tensor)|size mismatch, got",
+        "{who} combined tensors whose shapes do not fit.",
+        "Print the shapes at the line of the traceback; the first and the last batch may differ from the others.",
+    ),
+    _rule(
+        "not-finite",
+        r"returned nan values|\b(loss|grad\w*|norm|value|output|input)s?\b.{0,40}\b(nan|inf|non-?finite|not finite)\b"
+        r"|\b(nan|inf|non-?finite)\b.{0,40}\b(loss|grad\w*|norm|value|output|input)s?\b|FloatingPointError"
+        r"|contains? nan|probability tensor contains either",
+        "Values of {who} were no longer finite.",
+        "Lower the learning rate, clip gradients, and look at the batch before it; autocast may need a GradScaler.",
+    ),
+    _rule(
+        "autograd",
+        r"backward through the graph a second time|modified by an inplace operation|does not require grad"
+        r"|marked as ready twice|element 0 of tensors|leaf variable that requires grad",
+        "The backward pass of {who} could not use the graph of its forward pass.",
+        "Call backward once a forward pass, do not change its tensors in place, and keep losses out of no_grad().",
+    ),
+    # --- processes and packages ---
+    _rule(
+        "data-worker-died",
+        r"dataloader worker .{0,40}(exited|killed|is killed)|worker process .{0,20}(died|exited)|BrokenProcessPool",
+        "A data loader worker of {who} was ended.",
+        "Its host may be short of memory: use fewer num_workers or a smaller prefetch_factor; with 0 errors are shown.",
+    ),
+    _rule(
+        "not-picklable",
+        r"can'?t (get|pickle)|cannot pickle|can not pickle|PicklingError|picklable|pickle .{0,30}(object|local|lambda)",
+        "{who} could not send an object to another process.",
+        "Define its class or function at the top of a module, or make it where it is used.",
+    ),
+    _rule(
+        "package-missing",
+        r"no module named|ModuleNotFoundError|ImportError|DistributionNotFound|requires? the .{0,40}(library|package)"
+        r"|(shared object|\.so).{0,80}(cannot open|no such file)|undefined symbol",
+        "{who} lacks a package, or has another version of it.",
+        "Install the same packages on every worker; %cluster shows which hosts there are.",
+    ),
+    _rule(
+        "file-missing",
+        r"FileNotFoundError|no such file or directory|\[Errno 2\]|NoSuchKey|NoSuchBucket"
+        r"|(path|file|folder|directory) .{0,80}does not exist",
+        "{who} did not find a file or folder.",
+        "Ranks work on the hosts of the cluster: name a path that all of them see.",
+    ),
+    _rule(
+        "not-permitted",
+        r"PermissionError|permission denied|\[Errno 13\]|operation not permitted|\[Errno 1\]|read-only file system",
+        "{who} may not read or write a file.",
+        "Check the owner and the mode of the path on the worker's host.",
+    ),
+    _rule(
+        "time-limit",
+        r"due to time limit|walltime .{0,30}(exceeded|limit)|exceeded .{0,20}walltime|job killed: .{0,20}time",
+        "The allocation of the cluster came to its time limit while {who} ran.",
+        "Ask for more time, or use --checkpoint-every and --resume.",
+        native=True,
+    ),
+    _rule(
+        "preempted",
+        r"due to preemption|spot.{0,40}(interrupt|terminat)|preempted",
+        "The host of {who} was taken back by its provider.",
+        "Use --checkpoint-every with --max-restarts: such a run goes on elsewhere.",
+        native=True,
+    ),
+)
+
+
+def read_text(text: str, who: str, native: bool = False) -> Meaning | None:
+    """What a text means by the first rule that knows it.
+
+    Args:
+        who: the ranks in words: `rank 1`.
+        native: whether it is a log and no exception: only what libraries write when they end a process is looked for.
+    """
+    rules: Iterable[TextRule] = (rule for rule in TEXT_RULES if rule.native) if native else TEXT_RULES
+    return next((meaning for rule in rules if (meaning := rule.read(text, who))), None)

@@ -1,0 +1,183 @@
+"""Why a run has failed, from what is left of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.core.detect.diagnosis import Diagnosis, Evidence, diagnose
+
+
+def failed(*errors: dict[str, Any], **evidence: Any) -> Diagnosis | None:
+    return diagnose(Evidence("failed", errors, **evidence))
+
+
+def error(ename: str, evalue: str, rank: int = 1, **more: Any) -> dict[str, Any]:
+    return {"rank": rank, "ename": ename, "evalue": evalue, **more}
+
+
+def echo(rank: int, text: str = "Connection closed by peer [127.0.0.1]:40112") -> dict[str, Any]:
+    return error("RuntimeError", f"[../gloo/transport/tcp/pair.cc:537] {text}", rank, collateral=True)
+
+
+EXCEPTIONS = [
+    ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB",
+     "device-out-of-memory"),
+    ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "device-out-of-memory"),
+    ("RuntimeError", "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+     "to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)", "host-out-of-memory"),
+    ("MemoryError", "", "host-out-of-memory"),
+    ("OSError", "[Errno 28] No space left on device", "disk-full"),
+    ("RuntimeError", "[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0: file write failed", "disk-full"),
+    ("RuntimeError", "unable to allocate shared memory(shm) for file </torch_4>: No space left on device (28)",
+     "shared-memory-full"),
+    ("OSError", "[Errno 24] Too many open files: '/data/shard-1.parquet'", "too-many-files"),
+    ("RuntimeError", "can't start new thread", "too-many-processes"),
+    ("RuntimeError", "CUDA error: uncorrectable ECC error encountered", "device-fault"),
+    ("RuntimeError", "CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later",
+     "index-out-of-range"),
+    ("IndexError", "index out of range in self", "index-out-of-range"),
+    ("IndexError", "Target 10 is out of bounds.", "index-out-of-range"),
+    ("RuntimeError", "CUDA error: no kernel image is available for execution on the device", "driver-mismatch"),
+    ("AssertionError", "Torch not compiled with CUDA enabled", "no-device"),
+    ("RuntimeError", "Expected to have finished reduction in the prior iteration before starting a new one.",
+     "collective-mismatch"),
+    ("DistBackendError", "NCCL error: ncclInvalidUsage. Duplicate GPU detected : rank 1 and rank 0 both on CUDA device",
+     "nccl-setup"),
+    ("OSError", "[Errno 98] Address already in use", "address-in-use"),
+    ("gaierror", "[Errno -2] Name or service not known", "name-not-found"),
+    ("GatedRepoError", "401 Client Error. Cannot access gated repo for url", "download-refused"),
+    ("ClientError", "An error occurred (InvalidAccessKeyId) when calling the GetObject operation", "download-refused"),
+    ("ConnectionError", "HTTPSConnectionPool(host='huggingface.co'): Max retries exceeded with url", "download-failed"),
+    ("SafetensorError", "Error while deserializing header: header too large", "file-damaged"),
+    ("RuntimeError", "PytorchStreamReader failed reading zip archive: failed finding central directory", "file-damaged"),
+    ("RuntimeError", "Error(s) in loading state_dict for Net:\n\tsize mismatch for 0.weight", "weights-mismatch"),
+    ("RuntimeError", "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
+     "device-mismatch"),
+    ("RuntimeError", "expected m1 and m2 to have the same dtype, but got: double != float", "dtype-mismatch"),
+    ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (4x10 and 12x1)", "shape-mismatch"),
+    ("RuntimeError", "The size of tensor a (4) must match the size of tensor b (5) at non-singleton dimension 0",
+     "shape-mismatch"),
+    ("ValueError", "Expected input batch_size (4) to match target batch_size (3).", "shape-mismatch"),
+    ("RuntimeError", "Function 'LogBackward0' returned nan values in its 0th output.", "not-finite"),
+    ("ValueError", "loss became NaN at step 12", "not-finite"),
+    ("RuntimeError", "Trying to backward through the graph a second time", "autograd"),
+    ("RuntimeError", "DataLoader worker (pid(s) 4711) exited unexpectedly", "data-worker-died"),
+    ("AttributeError", "Can't pickle local object 'train.<locals>.collate'", "not-picklable"),
+    ("ModuleNotFoundError", "No module named 'datasets'", "package-missing"),
+    ("FileNotFoundError", "[Errno 2] No such file or directory: '/data/train.txt'", "file-missing"),
+    ("PermissionError", "[Errno 13] Permission denied: '/data'", "not-permitted"),
+    ("NameError", "name 'lossfn' is not defined", "code-error"),
+    ("KeyError", "'labels'", "code-error"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ename", "evalue", "cause"), EXCEPTIONS, ids=lambda value: str(value)[:40])
+def test_the_text_of_an_exception_tells_the_cause(ename: str, evalue: str, cause: str) -> None:
+    found = failed(error(ename, evalue), echo(0))
+    assert found is not None
+    assert (found.cause, found.ranks) == (cause, (1,))
+    assert found.sentence[0].isupper()
+    assert found.action
+
+
+@pytest.mark.parametrize(
+    ("ename", "evalue"),
+    [("Surprise", "the moon is full"), ("RuntimeError", "internal assert"), ("ValueError", "could not decide")],
+)
+def test_what_no_rule_knows_stays_unknown(ename: str, evalue: str) -> None:
+    assert failed(error(ename, evalue)) is None
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "running"])
+def test_a_run_that_has_not_failed_has_no_cause(state: str) -> None:
+    stopped = error("KeyboardInterrupt", "", 0, interrupted=True)
+    assert diagnose(Evidence(state, [stopped, echo(1)])) is None
+
+
+def test_all_ranks_with_the_same_error_are_named() -> None:
+    found = failed(
+        *[error("NameError", "name 'x' is not defined", rank, place="cell [3], line 2") for rank in (0, 1, 2)]
+    )
+    assert found is not None
+    assert (found.ranks, found.is_in_traceback) == ((0, 1, 2), True)
+    assert found.sentence == "Ranks 0-2 raised NameError: name 'x' is not defined at cell [3], line 2."
+
+
+def test_the_first_own_error_counts_and_not_what_it_made_in_others() -> None:
+    found = failed(echo(0), error("OSError", "[Errno 28] No space left on device", 2), echo(1))
+    assert found is not None
+    assert (found.cause, found.ranks) == ("disk-full", (2,))
+
+
+def test_what_was_seen_of_a_process_comes_before_exceptions() -> None:
+    killed = error("RankKilled", "the process was ended by SIGSEGV (-11). A native library crashed.", 3)
+    found = failed(error("ValueError", "loss is nan", 0), killed)
+    assert found is not None
+    assert (found.cause, found.ranks) == ("native-crash", (3,))
+
+
+@pytest.mark.parametrize(
+    ("ename", "text", "cause"),
+    [
+        ("RankOutOfMemory", "the process was ended by SIGKILL (-9). The kernel's out-of-memory killer", "host-out-of-memory"),
+        ("RankLost", "The node agent of 10.0.0.2 is gone.", "host-lost"),
+        ("RankKilled", "the process was ended by SIGKILL (-9). Somebody killed it.", "killed"),
+        ("RankKilled", "the process was ended by SIGBUS (-7). Usually shared memory", "shared-memory-full"),
+        ("RankExited", "the process ended by itself with exit code 3.", "exited"),
+    ],
+)  # fmt: skip
+def test_how_a_process_ended_tells_the_cause(ename: str, text: str, cause: str) -> None:
+    found = failed(error(ename, text), echo(0))
+    assert found is not None
+    assert (found.cause, found.ranks) == (cause, (1,))
+
+
+def test_the_last_lines_of_a_process_that_gave_up_say_why() -> None:
+    aborted = error("RankKilled", "the process was ended by SIGABRT (-6). A native library gave up.", 0)
+    log = "step 3\n[E] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5) ran for 600000 milliseconds\n"
+    found = failed(aborted, logs={0: log})
+    assert found is not None
+    assert found.cause == "collective-timeout"
+
+
+def test_what_a_program_prints_itself_is_no_sign() -> None:
+    aborted = error("RankKilled", "the process was ended by SIGKILL (-9).", 0)
+    found = failed(aborted, logs={0: "mat1 and mat2 shapes cannot be multiplied\nPermissionError was handled\n"})
+    assert found is not None
+    assert found.cause == "killed"
+
+
+def test_a_run_that_is_stopped_while_it_hangs_names_who_is_missing() -> None:
+    hang = {"text": "rank 2 is late: at cell [4], line 9 for 61 s; ranks 0-1 wait in all_reduce #7. Press Stop to "
+            "interrupt, or wait.", "late": [2], "waiting": [0, 1]}  # fmt: skip
+    found = diagnose(Evidence("stopped", [error("KeyboardInterrupt", "", 0)], hang))
+    assert found is not None
+    assert (found.cause, found.ranks) == ("hang", (2,))
+    assert found.sentence == (
+        "The run hung: rank 2 is late: at cell [4], line 9 for 61 s; ranks 0-1 wait in all_reduce #7."
+    )
+    assert diagnose(Evidence("stopped", [], {**hang, "recovered": True})) is None
+
+
+def test_ranks_that_wait_for_each_other_are_a_deadlock() -> None:
+    hang = {"text": "the ranks wait for each other and cannot go on: rank 0 waits in recv; rank 1 waits in recv.",
+            "late": [], "waiting": [0, 1]}  # fmt: skip
+    found = diagnose(Evidence("stopped", [], hang))
+    assert found is not None
+    assert (found.cause, found.ranks) == ("deadlock", (0, 1))
+
+
+def test_with_nothing_but_echoes_the_peer_is_named() -> None:
+    found = failed(echo(0), echo(1, "Connection reset by peer [10.0.0.7]:5511"))
+    assert found is not None
+    assert (found.cause, found.ranks) == ("connection-lost", ())
+    assert "10.0.0.7" in found.sentence
+
+
+def test_ranks_that_meet_with_other_shapes_are_told_from_a_lost_connection() -> None:
+    text = "[enforce fail at /gloo/transport/tcp/pair.cc:444] op.preamble.length <= op.nbytes. 40 vs 20"
+    found = failed(error("RuntimeError", text, 1, collateral=True), echo(0))
+    assert found is not None
+    assert (found.cause, found.ranks) == ("collective-mismatch", ())
