@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from jupyter_llmcloud.core.metrics import wording
+from jupyter_llmcloud.core.metrics.progress import Bar
 from jupyter_llmcloud.core.metrics.series import Series
 from jupyter_llmcloud.core.run.time_split import shares_of
 from jupyter_llmcloud.protocol.http.events import (
@@ -72,10 +73,16 @@ def bars(state: ViewState) -> list[ProgressBar]:
             fraction=bar.fraction,
             rate=bar.rate,
             eta=None if state.hang or not state.is_active else _finite(bar.eta(bar.updated)),
+            eta_range=None if state.hang or not state.is_active else _eta_range(bar),
             waits=state.hang.waits if state.hang else "",
         )
         for bar in state.metrics.progress.shown()
     ]
+
+
+def _eta_range(bar: Bar) -> tuple[float, float] | None:
+    span = bar.time_left(bar.updated)
+    return None if span is None else (rounded(span.low) or 0.0, rounded(span.high) or 0.0)
 
 
 def latest(series: Series) -> LatestValue:

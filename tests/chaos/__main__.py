@@ -9,7 +9,19 @@ import tempfile
 import time
 from pathlib import Path
 
-DRIVERS = ("stops", "starts", "checkpoints", "leaders", "serving", "soak", "fuzz", "marked", "detect", "diagnose")
+DRIVERS = (
+    "stops",
+    "starts",
+    "checkpoints",
+    "leaders",
+    "serving",
+    "soak",
+    "fuzz",
+    "marked",
+    "detect",
+    "diagnose",
+    "eta",
+)
 
 
 def main(names: list[str]) -> int:

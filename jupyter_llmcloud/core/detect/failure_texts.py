@@ -88,7 +88,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     # --- disks and files ---
     _rule(
         "disk-full",
-        r"no space left on device|\[Errno 28\]|disk quota exceeded|\[Errno 122\]|\bENOSPC\b|file write failed",
+        r"no space left on device|\[Errno 28\]|disk quota exceeded|\[Errno 122\]|\bENOSPC\b|file write failed"
+        r"|unexpected pos \d+ vs",
         "{who} could not write: a disk or its quota is full.",
         "Free space or set another folder, then run again; what was checkpointed is kept.",
         native=True,
@@ -120,7 +121,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "index-out-of-range",
         r"device-side assert|index out of range in self|target -?\d+ is out of bounds|indexSelect\w*.{0,60}assert"
-        r"|index -?\d+ is out of bounds for (dimension|axis)|`t >= 0 && t < n_classes`",
+        r"|index -?\d+ is out of bounds for (dimension|axis)"
+        r"|takes value -?\d+ which is not in the valid range|`t >= 0 && t < n_classes`",
         "{who} used an index outside a table: a token or class that the model or loss does not have.",
         "Compare the largest label or token id with the number of classes, or with the rows of the embedding.",
     ),
@@ -134,7 +136,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "no-device",
-        r"no (cuda|hip) gpus are available|torch not compiled with cuda|found no nvidia driver|invalid device ordinal",
+        r"no (cuda|hip) gpus are available|torch not compiled with cuda|found no nvidia driver"
+        r"|invalid device ordinal|no attribute '_cuda_",
         "{who} asked for a device that its host does not have, or that it was not given.",
         "Ask for workers with devices, or leave the device to Accelerate (accelerator.device).",
     ),
@@ -154,6 +157,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|received data size doesn't match|\[enforce fail at .{0,80}gloo",
         "The ranks met in one collective with different operations, shapes or types.",
         _SAME_CALLS,
+        native=True,
     ),
     _rule(
         "collective-mismatch",
@@ -236,13 +240,15 @@ TEXT_RULES: tuple[TextRule, ...] = (
     # --- the model ---
     _rule(
         "device-mismatch",
-        r"same device|input type .{0,60}and weight type .{0,60}should be the same|found at least two devices",
+        r"same device|type \([^)]*cuda.{0,60}should be the same|should be the same.{0,20}cuda"
+        r"|found at least two devices",
         "{who} mixed tensors of two devices.",
         "Pass model, optimizer and loaders through accelerator.prepare, and make new tensors on accelerator.device.",
     ),
     _rule(
         "dtype-mismatch",
-        r"expected scalar type|same dtype|not implemented for '(Half|BFloat16|Long|Int|Bool|Byte)'"
+        r"expected scalar type|same dtype|(weight|bias) type .{0,40}should be the same"
+        r"|not implemented for '(Half|BFloat16|Long|Int|Bool|Byte)'"
         r"|result type \w+ can't be cast|expected .{0,20}(float|long|half|double).{0,30}(but )?(got|found)",
         "{who} mixed tensors of different types.",
         "Convert the inputs (x.float(), y.long()), or let accelerator.autocast() choose.",
@@ -250,7 +256,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "shape-mismatch",
         r"shapes? .{0,60}(cannot be multiplied|not aligned|mismatch)|size of tensor \w+ .{0,20}must match"
-        r"|must match the (existing )?size|is invalid for input of size|sizes? of tensors must match|stack expects each"
+        r"|must match the (existing )?size|core dimension|expected size .{0,80}got"
+        r"|is invalid for input of size|sizes? of tensors must match|stack expects each"
         r"|input batch_size .{0,30}target batch_size|could not be broadcast|expected input.{0,60}channels"
         r"|Given groups=|expected \d+D.{0,30}(input|tensor)|size mismatch, got",
         "{who} combined tensors whose shapes do not fit.",

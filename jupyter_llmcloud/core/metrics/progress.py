@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from jupyter_llmcloud.core.metrics.eta import StepTimes, TimeLeft
+
 MAX_BARS = 8
 RATE_MEMORY_S = 15.0  # how far back a rate remembers
 _SHOWN_BARS = 2
@@ -20,6 +22,7 @@ class Bar:
         self._by_rank: dict[int, float] = {}
         self._moved = 0.0
         self._took = 0.0
+        self._times = StepTimes()
 
     def move(self, rank: int, done: float, desc: str, now: float) -> None:
         """A rank reports `done`; going backwards begins the bar anew."""
@@ -29,6 +32,7 @@ class Bar:
         elif before is not None and done < before:
             self._by_rank = {}
             self._moved = self._took = 0.0
+            self._times = StepTimes()
             self.done, self.updated = done, now
         self._by_rank[rank] = done
         self.desc = desc or self.desc
@@ -38,6 +42,7 @@ class Bar:
             self.done, self.updated = slowest, max(now, self.updated)
 
     def _remember(self, moved: float, took: float) -> None:
+        self._times.add(moved, took)
         keep = math.exp(-took / RATE_MEMORY_S)
         self._moved = self._moved * keep + moved
         self._took = self._took * keep + took
@@ -59,10 +64,20 @@ class Bar:
 
     def eta(self, now: float) -> float | None:
         """Seconds left at `now`, None when that cannot be known."""
+        if (span := self.time_left(now)) is not None:
+            return span.middle
         if not self.total or not self.rate:
             return None
         left = (self.total - self.done) / self.rate - max(0.0, now - self.updated)
         return max(0.0, left)
+
+    def time_left(self, now: float) -> TimeLeft | None:
+        """The same with an interval, once enough steps have been seen."""
+        span = self._times.left(self.total - self.done) if self.total else None
+        if span is None:
+            return None
+        since = max(0.0, now - self.updated)
+        return TimeLeft(*(max(0.0, seconds - since) for seconds in (span.low, span.middle, span.high)))
 
 
 class Progress:

@@ -47,5 +47,12 @@ def _bar(bar: Bar, now: float) -> list[str]:
     if bar.rate:
         parts.append(f"{format_number(bar.rate, 3)}/s")
     if (left := bar.eta(now)) is not None and not bar.is_complete:
-        parts.append(f"ETA {format_duration(left)}")
+        parts.append(f"ETA {format_duration(left)}{_interval(bar, now)}")
     return parts
+
+
+def _interval(bar: Bar, now: float) -> str:
+    """` (4 min to 6 min)`, where its ends differ as they are written."""
+    span = bar.time_left(now)
+    low, high = (format_duration(span.low), format_duration(span.high)) if span else ("", "")
+    return f" ({low} to {high})" if low != high else ""

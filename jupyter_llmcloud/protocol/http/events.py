@@ -134,6 +134,7 @@ class ProgressBar(msgspec.Struct, kw_only=True, frozen=True):
         fraction: 0 to 1; None when the total is unknown.
         rate: units per second.
         eta: seconds left at the time of the message.
+        eta_range: the same, between which it lies in four of five cases; None before enough steps were seen.
         waits: what stands in place of the time left while the run does not go on.
     """
 
@@ -143,6 +144,7 @@ class ProgressBar(msgspec.Struct, kw_only=True, frozen=True):
     fraction: float | None = None
     rate: float | None = None
     eta: float | None = None
+    eta_range: tuple[float, float] | None = None
     waits: str = ""
 
 

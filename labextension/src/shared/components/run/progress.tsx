@@ -45,6 +45,16 @@ export function facts(bar: ProgressBar): string {
   if (bar.rate) {
     words.push(bar.rate >= 1 ? `${formatNumber(bar.rate, 3)} per s` : `${formatNumber(1 / bar.rate, 3)} s each`);
   }
-  if (bar.eta !== null && (bar.fraction ?? 0) < 1) words.push(`${formatDuration(Math.round(bar.eta))} left`);
-  return words.join(' · ').replace('.0 s left', ' s left');
+  if (bar.eta !== null && (bar.fraction ?? 0) < 1) words.push(`${wholeSeconds(bar.eta)} left${interval(bar)}`);
+  return words.join(' · ');
+}
+
+/** " (10 to 15 min)" by its ends, where they differ as they are written. */
+function interval(bar: ProgressBar): string {
+  const [low, high] = (bar.eta_range ?? [0, 0]).map(wholeSeconds);
+  return low === high ? '' : ` (${low} to ${high})`;
+}
+
+function wholeSeconds(seconds: number): string {
+  return formatDuration(Math.round(seconds)).replace(/\.0 s$/, ' s');
 }
