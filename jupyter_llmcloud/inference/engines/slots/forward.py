@@ -13,7 +13,7 @@ import torch
 from jupyter_llmcloud.inference.engines.kv_cache import free_memory
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.slots.attention import NAME, LayerSeen, SlotCache, Unsuitable
-from jupyter_llmcloud.inference.engines.slots.fused_decoder import FusedDecoder, can_be_fused
+from jupyter_llmcloud.inference.engines.slots.fused.decoder import FusedDecoder, can_be_fused
 from jupyter_llmcloud.inference.engines.slots.kv_slots import SlotGroup
 from jupyter_llmcloud.inference.engines.slots.packed_linear import pack_linears, why_not_packed
 from jupyter_llmcloud.inference.engines.slots.step import Part, Step, make_step

@@ -105,6 +105,12 @@ class Step:
     parts: list[Part]
     num_positions: int
 
+    @property
+    def only_decodes(self) -> bool:
+        """Whether it is one token of each of the first rows of one group, with the scores of all."""
+        here = self.groups[0]
+        return len(self.groups) == 1 and not here.longer and len(self.scored) == here.num_decoding
+
 
 def make_step(parts: Items[Part], device: torch.device) -> Step:
     """Put the parts side by side. A sequence has one part; rows that are decoded must be there without a gap."""
