@@ -105,7 +105,7 @@ class ForwardPass:
         """The scores [n, vocabulary] of the tokens that `step.scored` names; void, when it names none."""
         if self.decoder is not None:
             return self.decoder.run(step)
-        scored = step.scored if len(step.scored) else step.scored.new_zeros(1)
+        scored = torch.tensor(step.scored or [0], device=step.ids.device)
         self._cache.step = step
         given: dict[str, Any] = {"logits_to_keep": scored} if self._takes_logits_to_keep else {}
         output = self.model(input_ids=step.ids, position_ids=step.positions, **self._cache_given, **given)

@@ -99,9 +99,10 @@ class FusedDecoder:
             attended = self._attended(index, self.layers.begin(index, rows, factors), window, step)
             if index + 1 == len(self._windows) and len(step.scored) < len(rows):
                 # Of the others, nobody asks what comes after the last layer's keys and values.
-                rows, attended = rows.index_select(0, step.scored), attended.index_select(0, step.scored)
-                if not len(rows):
-                    return rows
+                if not step.scored:
+                    return rows[:0]
+                scored = torch.tensor(step.scored)
+                rows, attended = rows.index_select(0, scored), attended.index_select(0, scored)
             rows = self.layers.end(index, rows, attended)
         scores: torch.Tensor = self.layers.scores(rows)
         return scores
