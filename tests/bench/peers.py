@@ -3,12 +3,14 @@
 TensorBoard, W&B and trackio in the product's own environment would change what is measured and tested there: `Trainer`
 reports to every tracker it can import. nbdistributed brings classic notebook with it. So the bench makes them an
 environment of their own, on top of the one it runs in (torch is not installed twice), the first time one is asked for.
-A peer that cannot live beside the others either, as servers that hold other versions, has one for itself.
+A peer that cannot live beside the others either, as servers that hold other versions, has one for itself. They stand
+beside the bench's own environment, or where LLMCLOUD_BENCH_PEERS says.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from tests.bench.shell import REPOSITORY
 
-FOLDER = Path(sys.prefix) / "bench-peers"
+FOLDER = Path(os.environ.get("LLMCLOUD_BENCH_PEERS") or sys.prefix, "bench-peers")
 CONSTRAINTS = REPOSITORY / ".ci" / "constraints.txt"
 INSTALL_TIMEOUT_S = 900.0
 # nbdistributed ends its workers, at the worst, by `pkill -f`, which also ends workers of others.

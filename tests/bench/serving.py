@@ -2,12 +2,14 @@
 
 Streams all begin at once. One peer is the same replica with transformers' continuous batching in place of the slot
 engine: what lies between a client and the engine is the same. The others are servers of their own. `--peers` chooses
-some of them.
+some of them. All are up from the beginning and are asked in turn; those whose turn it is not are stopped meanwhile, since
+some servers that have nothing to do are busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -17,13 +19,12 @@ from pathlib import Path
 
 from tests.bench.measured import Row
 from tests.bench.peers import PeerMissing
-from tests.bench.serving_peers import CONTENDERS, letters
+from tests.bench.serving_peers import CONTENDERS, Server, letters
 from tests.bench.speculation import speculation_rows
 from tests.bench.start import fresh
 from tests.support.tiny_models import byte_level_tokenizer
 
-ROUNDS = 3
-REPEATS = 2
+REPEATS = 6
 STREAMS = (1, 8, 32)
 NUM_PROMPT, NUM_GENERATED = 32, 64
 SHARED_PREFIX = 512
@@ -57,28 +58,37 @@ class Samples:
 
 
 def measure(folder: Path, peers: Collection[str] = PEERS) -> list[Row]:
-    """Rounds of all servers in turn; both engines of ours must answer the same."""
+    """All servers in turn, several times; both engines of ours must answer the same."""
     model = folder / "model"
     save_model(model)
     given = {name: Samples() for name in CONTENDERS if name == OURS or name in peers}
-    for number in range(ROUNDS):
-        for name, samples in given.items():
-            if samples.missing or (CONTENDERS[name].starts_slowly and number):
-                continue
-            repeats = range(REPEATS * ROUNDS) if CONTENDERS[name].starts_slowly else _repeats(number)
-            with fresh(folder / f"{number}-{name[:5]}") as place:
-                try:
-                    asyncio.run(_measure_server(place, model, name, samples, repeats))
-                except PeerMissing as reason:
-                    samples.missing = str(reason)
+    asyncio.run(_measure_all(folder, model, given))
     if CB in given and given[OURS].answers != given[CB].answers:
         raise AssertionError("the engines answered differently")
     speculation = speculation_rows(model) if set(peers) == set(PEERS) else []
     return [*_rows(given), *speculation]
 
 
-def _repeats(number: int) -> range:
-    return range(REPEATS * number, REPEATS * (number + 1))
+async def _measure_all(folder: Path, model: Path, given: dict[str, Samples]) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        servers = {}
+        for number, (name, samples) in enumerate(given.items()):
+            place = stack.enter_context(fresh(folder / str(number)))
+            try:
+                server = await stack.enter_async_context(CONTENDERS[name](place, model, name))
+            except PeerMissing as reason:
+                samples.missing = str(reason)
+                continue
+            servers[name] = server
+            stack.callback(server.go_on)
+            await server.ask(prompt_of(-1, NUM_PROMPT), 4)
+            samples.ready_mib.append(server.mib)
+            server.pause()
+        for repeat in range(REPEATS):
+            for name, server in servers.items():
+                server.go_on()
+                await _measure_server(server, name, given[name], repeat)
+                server.pause()
 
 
 def _rows(given: dict[str, Samples]) -> list[Row]:
@@ -132,28 +142,23 @@ def save_model(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
-async def _measure_server(place: Path, model: Path, name: str, samples: Samples, repeats: range) -> None:
-    async with CONTENDERS[name].open(place, model, name) as server:
-        await server.ask(prompt_of(-1, NUM_PROMPT), 4)
-        samples.ready_mib.append(server.mib)
-        for repeat in repeats:
-            for streams in STREAMS:
-                seeds = [10_000 * repeat + 1000 * streams + index for index in range(streams)]
-                spent_s, began = server.processor_s(), time.perf_counter()
-                answers = await asyncio.gather(
-                    *(server.ask(prompt_of(seed, NUM_PROMPT), NUM_GENERATED) for seed in seeds)
-                )
-                seconds = time.perf_counter() - began
-                spent_s = server.processor_s() - spent_s
-                samples.processor_ms[streams].append(1000 * spent_s / (streams * NUM_GENERATED))
-                samples.tokens_per_s[streams].append(streams * NUM_GENERATED / seconds)
-                samples.first_ms[streams] += [1000 * first_s for first_s, _ in answers]
-                samples.answers |= {seed: text for seed, (_, text) in zip(seeds, answers, strict=True)}
-        samples.stream_mib.append((server.mib - samples.ready_mib[-1]) / max(STREAMS))
-        if name == OURS:
-            shared = prompt_of(-2 - repeats.start, SHARED_PREFIX)
-            samples.cold_ms.append(1000 * (await server.ask([*shared, next(iter(letters()))], 1))[0])
-            samples.warm_ms.append(1000 * (await server.ask([*shared, list(letters())[1]], 1))[0])
+async def _measure_server(server: Server, name: str, samples: Samples, repeat: int) -> None:
+    await server.ask(prompt_of(-1, NUM_PROMPT), 4)  # it is awake
+    for streams in STREAMS:
+        seeds = [10_000 * repeat + 1000 * streams + index for index in range(streams)]
+        spent_s, began = server.processor_s(), time.perf_counter()
+        answers = await asyncio.gather(*(server.ask(prompt_of(seed, NUM_PROMPT), NUM_GENERATED) for seed in seeds))
+        seconds = time.perf_counter() - began
+        spent_s = server.processor_s() - spent_s
+        samples.processor_ms[streams].append(1000 * spent_s / (streams * NUM_GENERATED))
+        samples.tokens_per_s[streams].append(streams * NUM_GENERATED / seconds)
+        samples.first_ms[streams] += [1000 * first_s for first_s, _ in answers]
+        samples.answers |= {seed: text for seed, (_, text) in zip(seeds, answers, strict=True)}
+    samples.stream_mib.append((server.mib - samples.ready_mib[0]) / max(STREAMS))
+    if name == OURS:
+        shared = prompt_of(-2 - repeat, SHARED_PREFIX)
+        samples.cold_ms.append(1000 * (await server.ask([*shared, next(iter(letters()))], 1))[0])
+        samples.warm_ms.append(1000 * (await server.ask([*shared, list(letters())[1]], 1))[0])
 
 
 def prompt_of(seed: int, length: int) -> list[int]:

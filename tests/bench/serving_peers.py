@@ -1,7 +1,8 @@
 """Who generates beside us: replicas of ours with one engine or the other, and other people's servers.
 
 All have the same weights in float32, one compute thread and processes of their own, and are asked by OpenAI's
-completions over HTTP. vLLM, transformers serve, LitServe and Ray Serve live in an environment each, made when asked for.
+completions over HTTP, each time on a new connection: some close those that were quiet, whoever is about to use them.
+vLLM, transformers serve, LitServe and Ray Serve live in an environment each, made when asked for.
 """
 
 from __future__ import annotations
@@ -77,6 +78,18 @@ class Server:
                 self._gone_s[process.pid] = sum(process.cpu_times()[:2])
         return sum(self._gone_s.values())
 
+    def pause(self) -> None:
+        """Stop it until it shall go on: some are busy while nobody asks them."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def go_on(self) -> None:
+        """It runs again."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
     def _processes(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]
 
@@ -114,7 +127,7 @@ async def replica(place: Path, model: Path, engine: str) -> AsyncIterator[Server
         assert process.stdin is not None
         process.stdin.write(json.dumps(spec).encode() + b"\n")
         process.stdin.flush()
-        connector = aiohttp.UnixConnector(str(socket), limit=0)
+        connector = aiohttp.UnixConnector(str(socket), limit=0, force_close=True)
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(connector=connector, headers=headers) as client:
             told = await asyncio.wait_for(_ready(client, process), _DEADLINE_S)
@@ -145,9 +158,7 @@ async def llama_cpp(place: Path, model: Path, _: str) -> AsyncIterator[Server]:
         line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), _DEADLINE_S)
         if not line.startswith(b"http"):
             raise AssertionError(f"llama.cpp's server did not start: {(place / 'log').read_text()[-2000:]}")
-        # It closes connections that were quiet for a while, whoever is about to use them.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        async with aiohttp.ClientSession(connector=connector) as client:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as client:
             yield Server(client, line.decode().strip(), psutil.Process(process.pid))
 
 
@@ -198,28 +209,16 @@ def batches_by(package: str, script: str) -> Callable[[Path, Path, str], Abstrac
     return opened
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One that is measured.
-
-    Attributes:
-        open: starts it in a folder, on a model.
-        starts_slowly: it is started once and asked as often as the others are in all their rounds.
-    """
-
-    open: Callable[[Path, Path, str], AbstractAsyncContextManager[Server]]
-    starts_slowly: bool = False
-
-
-CONTENDERS = {
-    "slots": Contender(replica),
-    "continuous-batching": Contender(replica),
-    "llama.cpp": Contender(llama_cpp),
-    "vllm": Contender(vllm, starts_slowly=True),
-    "transformers serve": Contender(transformers_serve, starts_slowly=True),
-    "litserve": Contender(batches_by("litserve", "litserve_server.py"), starts_slowly=True),
-    "ray serve": Contender(batches_by("ray[serve]", "ray_server.py"), starts_slowly=True),
+CONTENDERS: dict[str, Callable[[Path, Path, str], AbstractAsyncContextManager[Server]]] = {
+    "slots": replica,
+    "continuous-batching": replica,
+    "llama.cpp": llama_cpp,
+    "vllm": vllm,
+    "transformers serve": transformers_serve,
+    "litserve": batches_by("litserve", "litserve_server.py"),
+    "ray serve": batches_by("ray[serve]", "ray_server.py"),
 }
+"""What opens each of them in a folder, on a model."""
 
 
 def _endless(model: Path, folder: Path) -> Path:
@@ -246,7 +245,7 @@ async def _listening(
     base = f"http://127.0.0.1:{port}"
     told = {**os.environ, **_ONE_THREAD, **_QUIET, **(environment or {})}
     with _started(place, [str(part) for part in command], environment=told, is_ended=True) as process:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as client:
             ends = time.monotonic() + _DEADLINE_S
             while not await _answers(client, base):
                 if process.poll() is not None or time.monotonic() > ends:

@@ -22,7 +22,7 @@ from jupyter_llmcloud.inference.engines.generate import GenerateEngine
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan, plan_cache
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.select import open_engine
-from jupyter_llmcloud.inference.engines.slots.fused_decoder import FusedDecoder
+from jupyter_llmcloud.inference.engines.slots.fused.decoder import FusedDecoder
 from tests.support.tiny_models import TEXT, byte_level_tokenizer, one_thread, save_tiny_llama
 
 GREEDY = Sampling(temperature=0.0)

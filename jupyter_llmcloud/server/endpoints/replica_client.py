@@ -101,6 +101,7 @@ class ReplicaClient:
                 timeout=aiohttp.ClientTimeout(total=None, connect=5),
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                cookie_jar=aiohttp.DummyCookieJar(),
                 raise_for_status=False,
             )
         return self._session

@@ -66,12 +66,11 @@ class AdmissionControl:
             raise NotAdmitted(503, "no replica is ready at the moment.", 2)
         if not candidates and (due_s := self._wake()) is not None and due_s > patience_s:
             raise NotAdmitted(503, f"a replica is being started, which takes about {due_s:.0f} s.", math.ceil(due_s))
-        place = _WaitingRequest(shape, asyncio.get_running_loop().create_future())
         if (not self._waiting or avoid) and (found := choose(shape, candidates)) is not None:
             return found.enter(shape)
         if len(self._waiting) >= MAX_QUEUED_PER_REPLICA * max(1, len(candidates)):
             raise NotAdmitted(429, f"{len(self._waiting)} requests are waiting already.", 1)
-        return await self._wait(place, patience_s)
+        return await self._wait(_WaitingRequest(shape, asyncio.get_running_loop().create_future()), patience_s)
 
     async def _wait(self, place: _WaitingRequest, patience_s: float) -> ReplicaClient:
         self._waiting.append(place)
@@ -130,6 +129,8 @@ def choose(shape: RequestShape, replicas: Sequence[ReplicaClient]) -> ReplicaCli
     """
     if (keeper := next((one for one in replicas if one.id == shape.replica), None)) is not None:
         return keeper if keeper.load.is_free else None
+    if len(replicas) == 1:  # a breaker keeps requests away from it only if there is another one
+        return replicas[0] if replicas[0].load.is_free else None
     by_number = {replica.number: replica for replica in replicas}
     allowed = closed({number: replica.breaker for number, replica in by_number.items()}, time.monotonic())
     weights = {by_number[number].load.revision: by_number[number].weight for number in allowed}

@@ -31,6 +31,11 @@ def _tracing() -> Any:
     return trace, propagate
 
 
+def _keeps_spans(trace: Any) -> bool:
+    """Whether somebody has set a provider: without one, spans are made for nobody."""
+    return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+
+
 def trace_context(headers: Mapping[str, str]) -> dict[str, str]:
     """`traceparent` and `tracestate` of a request, as far as they have the form of W3C's Trace Context."""
     parent = headers.get("traceparent", "").strip()
@@ -50,7 +55,7 @@ class RequestTrace:
     def __init__(self, headers: Mapping[str, str], route: str, endpoint: str, request_id: str) -> None:
         self.headers = trace_context(headers)
         self._span: Any = None
-        if (found := _tracing()) is not None:
+        if (found := _tracing()) is not None and _keeps_spans(found[0]):
             trace, propagate = found
             self._span = trace.get_tracer("jupyter_llmcloud").start_span(
                 f"POST /llmcloud/v1/{route}",

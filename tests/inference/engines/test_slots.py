@@ -364,6 +364,25 @@ def _is_fused(loaded: LoadedModel) -> bool:
     return ForwardPass(loaded).decoder is not None
 
 
+@pytest.mark.parametrize("architecture", ["llama with biases", "mistral, a window of 24", "qwen2", "qwen3"])
+def test_a_fused_decoder_runs_without_the_interpreter_and_the_same_where_that_cannot_be(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise RuntimeError("torch.jit is not there any more")
+
+    loaded, wanted = tiny_model(CONFIGS[architecture]), [Generation(random_prompt(7, 9), 12, GREEDY, ignore_eos=True)]
+    decoder = ForwardPass(loaded).decoder
+    assert decoder is not None and isinstance(decoder.layers, torch.jit.ScriptModule)
+
+    async def body(engine: SlotEngine) -> None:
+        assert await all_of(engine, wanted) == [plain(loaded, random_prompt(7, 9), 12)]
+
+    with_slots(loaded, body)
+    monkeypatch.setattr(torch.jit, "script", refused)
+    with_slots(loaded, body)
+
+
 def test_without_packed_weights_the_answers_are_the_same(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "why_not_packed", lambda *_: "oneDNN is not there")
     prompts = [random_prompt(seed, 20 + seed) for seed in range(4)]

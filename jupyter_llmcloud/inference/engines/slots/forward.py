@@ -13,7 +13,7 @@ import torch
 from jupyter_llmcloud.inference.engines.kv_cache import free_memory
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.slots.attention import NAME, LayerSeen, SlotCache, Unsuitable
-from jupyter_llmcloud.inference.engines.slots.fused_decoder import FusedDecoder, can_be_fused
+from jupyter_llmcloud.inference.engines.slots.fused.decoder import FusedDecoder, can_be_fused
 from jupyter_llmcloud.inference.engines.slots.kv_slots import SlotGroup
 from jupyter_llmcloud.inference.engines.slots.packed_linear import pack_linears, why_not_packed
 from jupyter_llmcloud.inference.engines.slots.step import Part, Step, make_step
@@ -105,7 +105,7 @@ class ForwardPass:
         """The scores [n, vocabulary] of the tokens that `step.scored` names; void, when it names none."""
         if self.decoder is not None:
             return self.decoder.run(step)
-        scored = step.scored if len(step.scored) else step.scored.new_zeros(1)
+        scored = torch.tensor(step.scored or [0], device=step.ids.device)
         self._cache.step = step
         given: dict[str, Any] = {"logits_to_keep": scored} if self._takes_logits_to_keep else {}
         output = self.model(input_ids=step.ids, position_ids=step.positions, **self._cache_given, **given)

@@ -54,31 +54,37 @@ def why_not_packed(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 class Packed:
-    """A weight [out, in] in oneDNN's layout, with its bias, and as a single row reads it."""
+    """A weight [out, in] in oneDNN's layout, with its bias, and as a single row reads it.
+
+    Attributes:
+        weight: in that layout, which only oneDNN knows.
+        by_inputs: [in, out].
+        bias: [out], or None.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         weight = weight.detach()
         size_out, self.size_in = weight.shape
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _FOR_ROWS)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _FOR_ROWS)
         by_inputs = size_out > self.size_in and self.size_in <= _FEW_INPUTS
-        self._transposed = weight.t().contiguous() if by_inputs else weight.t()
-        self._bias = None if bias is None else bias.detach()
+        self.by_inputs = weight.t().contiguous() if by_inputs else weight.t()
+        self.bias = None if bias is None else bias.detach()
         self._plain = torch.ops.mkldnn._linear_pointwise.default
         self._binary = torch.ops.mkldnn._linear_pointwise.binary
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
         if rows.numel() > self.size_in:
-            return self._plain(rows, self._weight, self._bias, "none", [], "")
-        product = rows.matmul(self._transposed)
-        return product if self._bias is None else product.add_(self._bias)
+            return self._plain(rows, self.weight, self.bias, "none", [], "")
+        product = rows.matmul(self.by_inputs)
+        return product if self.bias is None else product.add_(self.bias)
 
     def add_to(self, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The same of [n, in], added to [n, out]."""
         if rows.numel() > self.size_in:
-            return self._binary(rows, residual, self._weight, self._bias, "add")
-        added = torch.addmm(residual, rows, self._transposed)
-        return added if self._bias is None else added.add_(self._bias)
+            return self._binary(rows, residual, self.weight, self.bias, "add")
+        added = torch.addmm(residual, rows, self.by_inputs)
+        return added if self.bias is None else added.add_(self.bias)
 
 
 class PackedLinear(torch.nn.Module):

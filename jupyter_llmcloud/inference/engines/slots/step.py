@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from jupyter_llmcloud.inference.engines.slots.kv_slots import SlotGroup
 from jupyter_llmcloud.inference.engines.slots.sequence import Sequence
 
 _ROUND = 16
+_STAIR = 1024
 
 
 @dataclass(slots=True)
@@ -79,11 +81,21 @@ class GroupStep:
 
 
 def _mask(own: torch.Tensor, length: int, window: int, dtype: torch.dtype) -> torch.Tensor:
-    others = torch.arange(length, device=own.device)
-    hidden = others > own
-    if window:
-        hidden |= others <= own - window
-    return torch.zeros(hidden.shape, dtype=dtype, device=own.device).masked_fill_(hidden, -torch.inf)
+    """Of tokens at the positions `own` [n, 1], what each sees of the first positions: [n, length]."""
+    size = max(_STAIR, 1 << length.bit_length())
+    stair = _stair(size, window, dtype, own.device)
+    return stair.unfold(0, length, 1).index_select(0, (size - 1) - own.view(-1))
+
+
+@functools.lru_cache(maxsize=16)
+def _stair(size: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """What the last of `size` positions sees, and `size` more that come after it, which it does not.
+
+    What an earlier position sees is the same, some places further on: a mask is made without computing one.
+    """
+    stair = torch.full((2 * size,), -torch.inf, dtype=dtype, device=device)
+    stair[max(0, size - window) if window else 0 : size] = 0
+    return stair
 
 
 @dataclass(slots=True)
@@ -93,7 +105,7 @@ class Step:
     Attributes:
         ids, positions: of all tokens: [1, tokens].
         groups: the tokens by group of slots, one after the other.
-        scored: which tokens' scores are wanted: [n].
+        scored: which tokens' scores are wanted.
         parts: the parts of which scores are wanted, in the order of `scored`.
         num_positions: one more than the largest position.
     """
@@ -101,9 +113,15 @@ class Step:
     ids: torch.Tensor
     positions: torch.Tensor
     groups: list[GroupStep]
-    scored: torch.Tensor
+    scored: list[int]
     parts: list[Part]
     num_positions: int
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether it is one token of each of the first rows of one group, with the scores of all."""
+        here = self.groups[0]
+        return len(self.groups) == 1 and not here.longer and len(self.scored) == here.num_decoding
 
 
 def make_step(parts: Items[Part], device: torch.device) -> Step:
@@ -134,15 +152,12 @@ def make_step(parts: Items[Part], device: torch.device) -> Step:
         # Attention reads the rows from the first one on; one that stands apart is a longer part of one token.
         dense = len(single) if all(part.sequence.row == place for place, part in enumerate(single)) else 0
         longest = max((part.before + 1 for part in single[:dense]), default=0)
-        here = torch.tensor(positions[start:], device=device)
+        numbers = torch.tensor([ids[start:], positions[start:], places], device=device)
         groups.append(
             GroupStep(
-                group, start, len(ids), dense, here, torch.tensor(places, device=device), members[dense:],
+                group, start, len(ids), dense, numbers[1], numbers[2], members[dense:],
                 min(group.capacity, -(-longest // _ROUND) * _ROUND),
             )
         )  # fmt: skip
-    all_positions = groups[0].positions if len(groups) == 1 else torch.tensor(positions, device=device)
-    return Step(
-        torch.tensor([ids], device=device), all_positions.unsqueeze(0), groups,
-        torch.tensor(scored, dtype=torch.long, device=device), ordered, max(positions) + 1,
-    )  # fmt: skip
+    both = numbers[:2].unsqueeze(1) if len(groups) == 1 else torch.tensor([[ids], [positions]], device=device)
+    return Step(both[0], both[1], groups, scored, ordered, max(positions) + 1)

@@ -1,0 +1,1 @@
+"""A decoder of the Llama family in as few operations as it needs."""
