@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
@@ -41,6 +41,21 @@ class RankEvents(NamedTuple):
 
     on_message: Callable[[int, Message], None]
     on_exit: Callable[[int, int, str], None]
+
+
+class _Numbered(Protocol):
+    rank: int
+
+
+def renumber(links: dict[int, Any], num_threads: dict[int, int], numbers: Mapping[int, int]) -> None:
+    """Give ranks new numbers, in place: {old: new}; others keep theirs, as long as nobody else has it."""
+    moved: dict[int, _Numbered] = {numbers.get(rank, rank): link for rank, link in links.items()}
+    for rank, link in moved.items():
+        link.rank = rank
+    threads = {numbers.get(rank, rank): number for rank, number in num_threads.items() if rank in links}
+    for kept, new in ((links, moved), (num_threads, threads)):
+        kept.clear()
+        kept.update(new)
 
 
 class LocalGroup:
@@ -115,6 +130,10 @@ class LocalGroup:
             cwd=self._spec.cwd,
             env={name: str(value) for name, value in env.items()},
         )
+
+    def renumber(self, numbers: Mapping[int, int]) -> None:
+        """Its ranks have these numbers from now on: {old: new}."""
+        renumber(self.links, self.num_threads, numbers)
 
     def outlive_sigterm(self) -> None:
         """The ranks go on until this agent ends them."""

@@ -6,10 +6,17 @@ all join. A step that fails leaves the members as they were before it; what is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jupyter_llmcloud.errors import WorldError
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """Go on without the ranks that are not named; the others get new numbers, in their order: {old: new}."""
+
+    numbers: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Restore:
     ranks: tuple[int, ...]
 
 
-MembershipStep = ForkRanks | Replace | Drop | JoinGroup | Restore
+MembershipStep = Renumber | ForkRanks | Replace | Drop | JoinGroup | Restore
 
 
 @dataclass
@@ -98,6 +105,34 @@ class Membership:
             return [Drop(size), join]
         added = tuple(range(self.size, size))
         return [ForkRanks(added), join, Restore(added)] if added else []
+
+    def reshape(self, lost: Iterable[int], num_added: int, has_store: bool = True) -> list[MembershipStep]:
+        """What it takes to go on without the ranks that are `lost`, and with so many more, in one new group.
+
+        Those that stay keep their variables. With nobody left all are started anew, as in a world that was taken over.
+        """
+        gone = set(lost)
+        staying = [rank for rank in self.ranks if rank not in gone]
+        if not self.is_started or not staying:
+            self.size, self.is_started = num_added, False
+            self.dead.clear()
+            return self.repair()
+        if not gone and not num_added:
+            return self.repair(has_store)
+        if not has_store:
+            raise WorldError("the process that holds the world's store has ended: start new ranks with %world restart.")
+        numbers = {old: new for new, old in enumerate(staying)}
+        dead = tuple(numbers[rank] for rank in sorted(self.dead - gone))
+        added = tuple(range(len(staying), len(staying) + num_added))
+        steps: list[MembershipStep] = [Renumber(numbers)] if gone else []
+        steps += [Replace(dead)] if dead else []
+        steps += [ForkRanks(added)] if added else []
+        return [*steps, JoinGroup(self.generation + 1), Restore((*dead, *added))]
+
+    def renumbered(self, numbers: Mapping[int, int]) -> None:
+        """Only these are left, under new numbers."""
+        self.size, self.must_renew = len(numbers), True
+        self.dead = {numbers[rank] for rank in self.dead if rank in numbers}
 
     def died(self, rank: int) -> bool:
         """A process has gone; False when it was none of these ranks any more."""
