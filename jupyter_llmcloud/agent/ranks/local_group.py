@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
@@ -47,15 +47,19 @@ class _Numbered(Protocol):
     rank: int
 
 
-def renumber(links: dict[int, Any], num_threads: dict[int, int], numbers: Mapping[int, int]) -> None:
-    """Give ranks new numbers, in place: {old: new}; others keep theirs, as long as nobody else has it."""
-    moved: dict[int, _Numbered] = {numbers.get(rank, rank): link for rank, link in links.items()}
+_Link = TypeVar("_Link", bound=_Numbered)
+
+
+def renumber(links: dict[int, _Link], num_threads: dict[int, int], numbers: Mapping[int, int]) -> None:
+    """Give these ranks new numbers, in place: {old: new}."""
+    moved = {numbers.get(rank, rank): link for rank, link in links.items()}
+    threads = {numbers.get(rank, rank): number for rank, number in num_threads.items() if rank in links}
     for rank, link in moved.items():
         link.rank = rank
-    threads = {numbers.get(rank, rank): number for rank, number in num_threads.items() if rank in links}
-    for kept, new in ((links, moved), (num_threads, threads)):
-        kept.clear()
-        kept.update(new)
+    links.clear()
+    links.update(moved)
+    num_threads.clear()
+    num_threads.update(threads)
 
 
 class LocalGroup:

@@ -153,9 +153,10 @@ class RankGroups:
             host.renumber(numbers)
         links = {rank: link for host in self._hosts for rank, link in host.links.items()}
         threads = {new: self.num_threads[old] for old, new in numbers.items() if old in self.num_threads}
-        for kept, now in ((self.links, links), (self.num_threads, threads)):
-            kept.clear()
-            kept.update(dict(sorted(now.items())))
+        self.links.clear()
+        self.links.update({rank: links[rank] for rank in sorted(links)})
+        self.num_threads.clear()
+        self.num_threads.update(threads)
 
     async def find_capacity(self, num_ranks: int, given: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
         """Slots in the cluster, or those `given` when nobody here can be asked. Raises Busy when there are none."""

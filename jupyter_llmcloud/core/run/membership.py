@@ -66,6 +66,7 @@ class Membership:
         generation: of the process group that was joined last, also in vain; -1 before the first.
         dead: ranks whose process has gone.
         must_renew: the process group cannot be used again.
+        is_reshaped: whether there have been more or fewer of them than at first, by themselves.
         is_started: whether all have ever met; those that have not are started anew, as in a world that was taken over.
     """
 
@@ -73,6 +74,7 @@ class Membership:
     generation: int = -1
     dead: set[int] = field(default_factory=set)
     must_renew: bool = False
+    is_reshaped: bool = False
     is_started: bool = False
 
     @property
@@ -112,6 +114,7 @@ class Membership:
         Those that stay keep their variables. With nobody left all are started anew, as in a world that was taken over.
         """
         gone = set(lost)
+        self.is_reshaped |= bool(gone or num_added)
         staying = [rank for rank in self.ranks if rank not in gone]
         if not self.is_started or not staying:
             self.size, self.is_started = num_added, False
