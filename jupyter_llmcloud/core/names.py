@@ -115,6 +115,15 @@ def parse_replicas(text: str) -> int | str:
     return low if match[2] is None else f"{low}:{high}"
 
 
+def parse_elastic(text: str) -> str:
+    """`1:4` as it is, the least and the most ranks of a run. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d{1,4}):(\d{1,4})\s*", text)
+    low, high = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not match or not 1 <= low <= high:
+        raise UsageError(f"{text!r} is not possible: write the least and the most ranks, such as 1:4.")
+    return f"{low}:{high}"
+
+
 def replica_bounds(replicas: int | str) -> tuple[int, int | None, int | None]:
     """What `parse_replicas` gave: how many at first, and the bounds, which are None for a number that is fixed."""
     if isinstance(replicas, int):

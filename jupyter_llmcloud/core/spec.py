@@ -18,6 +18,7 @@ from jupyter_llmcloud.core.names import (
     check_name,
     parse_arguments,
     parse_duration,
+    parse_elastic,
     parse_kept,
     parse_replicas,
     parse_script_file,
@@ -265,6 +266,12 @@ class RunSpec(Spec):
         TIMES,
         "Execute the run again up to K times when a rank, an agent or a host is lost, from its newest checkpoint.",
         0,
+        resumes=True,
+    )
+    elastic: str | None = option(
+        OptionType("MIN:MAX", parse_elastic),
+        "Go on with fewer ranks, down to MIN, when a worker is lost, and with more, up to MAX, when one comes; neither "
+        "uses up a restart.",
         resumes=True,
     )
     resume: str | None = option(

@@ -15,11 +15,12 @@ class Join(Message, frozen=True, kw_only=True):
     """Join the process group of a generation, of `world_size` ranks; answered by Joined.
 
     `store`: where the world's TCPStore is now, and `interface` the one to use, when they have changed. `env`: the
-    variables by which a launcher tells a process its place among the others.
+    variables by which a launcher tells a process its place among the others. `rank`: its number from now on.
     """
 
     generation: int
     world_size: int
+    rank: int = -1  # -1: as before
     env: dict[str, str] = field(default_factory=dict)
     store: str = ""
     interface: str = ""
@@ -289,6 +290,13 @@ class StandBy(Message, frozen=True, kw_only=True):
     folder: str
     term: int = 0
     wait_s: float = 0.0
+
+
+class RenumberRanks(Message, frozen=True, kw_only=True):
+    """Told to a following agent: its ranks that stay have new numbers, {old: new}."""
+
+    world_id: str
+    numbers: dict[int, int]
 
 
 class KillRank(Message, frozen=True, kw_only=True):

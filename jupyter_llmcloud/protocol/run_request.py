@@ -10,6 +10,8 @@ from jupyter_llmcloud.core.parallel.accelerate_config import of_option
 from jupyter_llmcloud.core.spec import RunSpec, Script
 from jupyter_llmcloud.protocol.agent_messages import Execute
 
+RESTARTS_OF_ELASTIC = 3  # for ranks that die where their agent lives, unless the run says how many
+
 
 def execute(spec: RunSpec, **about: Any) -> Execute:
     """The request; `about` says what RunSpec does not: which run, which source, on which ranks of which world."""
@@ -28,7 +30,8 @@ def execute(spec: RunSpec, **about: Any) -> Execute:
         seed=spec.seed,
         checkpoint_every=spec.checkpoint_every,
         keep_checkpoints=spec.keep_checkpoints,
-        max_restarts=spec.max_restarts,
+        max_restarts=spec.max_restarts or (RESTARTS_OF_ELASTIC if spec.elastic else 0),
+        elastic=spec.elastic or "",
         arguments=shlex.split(spec.args or ""),
         fresh=spec.fresh,
         **about,

@@ -75,6 +75,7 @@ class RunRecord:
     artifacts: dict[str, str] = field(default_factory=dict)
     not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)  # {metric: {"count", "first", "since"}}
     num_restarts: int = 0
+    num_resizes: int = 0  # while it went on: its members had changed
     hang: dict[str, Any] = field(default_factory=dict)  # while its ranks do not go on: {"t", "text", "late", "waiting"}
     diagnosis: dict[str, Any] = field(default_factory=dict)  # why it failed: a core.detect.diagnosis.Diagnosis
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # {rank: {part of core.run.time_split: seconds}}

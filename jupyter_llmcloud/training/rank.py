@@ -239,8 +239,9 @@ class Rank:
     def _join(self, wanted: Join) -> None:
         try:
             self._process.set_environment(wanted.env)
-            if wanted.world_size != self.group.world_size:
-                self._resize(wanted.world_size)
+            rank = wanted.rank if wanted.rank >= 0 else self.group.rank
+            if (rank, wanted.world_size) != (self.group.rank, self.group.world_size):
+                self._resize(rank, wanted.world_size)
             if wanted.store and wanted.store != self.group.address:
                 self.group.move(wanted.store, wanted.interface)
             self.group.join(wanted.generation)
@@ -254,9 +255,11 @@ class Rank:
         else:
             self.sender.send(Joined(generation=wanted.generation))
 
-    def _resize(self, world_size: int) -> None:
+    def _resize(self, rank: int, world_size: int) -> None:
+        self.group.rank = self.run.rank = rank
+        self.checkpoints.renumber(rank)
         self.group.world_size = self.run.world_size = world_size
-        self._start_shell().give(world_size=world_size)
+        self._start_shell().give(rank=rank, world_size=world_size)
         AcceleratorState._reset_state(reset_partial_state=True)  # the next Accelerator() sees the new size
 
     def _start_shell(self) -> RankShell:

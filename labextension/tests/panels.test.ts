@@ -30,6 +30,7 @@ const run = (name: string, changes: Partial<Run> = {}): Run => ({
   world_id: '',
   holder: '',
   num_restarts: 0,
+  num_resizes: 0,
   hang: null,
   phase: '',
   ...changes

@@ -25,6 +25,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     ProbeRank,
     RankExited,
     RanksHosted,
+    RenumberRanks,
     StandBy,
     ToRank,
 )
@@ -198,6 +199,8 @@ class LeaderLinks:
                 ranks[message.rank].kill()
             case ProbeRank() if message.rank in ranks:
                 ranks[message.rank].look(message.dump)
+            case RenumberRanks() if link.hosted is not None:
+                link.hosted.renumber(message.numbers)
             case StandBy():
                 link.stands_by = message if message.folder else None
 

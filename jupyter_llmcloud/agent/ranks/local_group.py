@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
 from jupyter_llmcloud.agent.ranks.local_rank import LocalRank
@@ -41,6 +41,25 @@ class RankEvents(NamedTuple):
 
     on_message: Callable[[int, Message], None]
     on_exit: Callable[[int, int, str], None]
+
+
+class _Numbered(Protocol):
+    rank: int
+
+
+_Link = TypeVar("_Link", bound=_Numbered)
+
+
+def renumber(links: dict[int, _Link], num_threads: dict[int, int], numbers: Mapping[int, int]) -> None:
+    """Give these ranks new numbers, in place: {old: new}."""
+    moved = {numbers.get(rank, rank): link for rank, link in links.items()}
+    threads = {numbers.get(rank, rank): number for rank, number in num_threads.items() if rank in links}
+    for rank, link in moved.items():
+        link.rank = rank
+    links.clear()
+    links.update(moved)
+    num_threads.clear()
+    num_threads.update(threads)
 
 
 class LocalGroup:
@@ -115,6 +134,10 @@ class LocalGroup:
             cwd=self._spec.cwd,
             env={name: str(value) for name, value in env.items()},
         )
+
+    def renumber(self, numbers: Mapping[int, int]) -> None:
+        """Its ranks have these numbers from now on: {old: new}."""
+        renumber(self.links, self.num_threads, numbers)
 
     def outlive_sigterm(self) -> None:
         """The ranks go on until this agent ends them."""

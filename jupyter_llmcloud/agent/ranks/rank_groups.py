@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
@@ -91,7 +91,14 @@ class RankGroups:
         for rank, link in self.links.items():
             env = {name: str(value) for name, value in places.get(rank, {}).items()}
             link.send(
-                Join(generation=generation, world_size=world_size, env=env, store=store, interface=self._interface)
+                Join(
+                    generation=generation,
+                    world_size=world_size,
+                    rank=rank,
+                    env=env,
+                    store=store,
+                    interface=self._interface,
+                )
             )
 
     def _places(self, world_size: int) -> dict[int, dict[str, int]]:
@@ -99,6 +106,7 @@ class RankGroups:
         groups = [sorted(host.links) for host in self._hosts if host.links]
         return {
             rank: {
+                "RANK": rank,
                 "WORLD_SIZE": world_size,
                 "LOCAL_WORLD_SIZE": len(ranks),
                 "GROUP_RANK": number,
@@ -137,6 +145,18 @@ class RankGroups:
             await self._start_allocation(allocation["home"], moving, world_size)
             notes.append(f"rank{'s' if len(moving) > 1 else ''} {format_ranks(moving)} moved to {allocation['host']}.")
         return notes
+
+    def renumber(self, numbers: Mapping[int, int]) -> None:
+        """Go on with these ranks under new numbers, {old: new}, without those whose agent has gone."""
+        self._hosts = [host for host in self._hosts if not host.gone]
+        for host in self._hosts:
+            host.renumber(numbers)
+        links = {rank: link for host in self._hosts for rank, link in host.links.items()}
+        threads = {new: self.num_threads[old] for old, new in numbers.items() if old in self.num_threads}
+        self.links.clear()
+        self.links.update({rank: links[rank] for rank in sorted(links)})
+        self.num_threads.clear()
+        self.num_threads.update(threads)
 
     async def find_capacity(self, num_ranks: int, given: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
         """Slots in the cluster, or those `given` when nobody here can be asked. Raises Busy when there are none."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
-from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, RankEvents
+from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, RankEvents, renumber
 from jupyter_llmcloud.core.run.exits import LOST_AGENT
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
@@ -18,6 +18,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     KillRank,
     ProbeRank,
     RankExited,
+    RenumberRanks,
     ToRank,
 )
 
@@ -51,6 +52,12 @@ class RemoteGroup:
             self.num_threads[rank] = hosted.num_threads[rank]
             self.links[rank] = RemoteRank(self, rank, hosted.pids[rank], hosted.host)
         return hosted.pids
+
+    def renumber(self, numbers: Mapping[int, int]) -> None:
+        """Its ranks have these numbers from now on: {old: new}."""
+        renumber(self.links, self.num_threads, numbers)
+        own = {old: new for old, new in numbers.items() if new in self.links}
+        self.leading.send(RenumberRanks(world_id=self._spec.world_id, numbers=own))
 
     def to_rank(self, rank: int, message: Message) -> None:
         """Send to one of its ranks."""

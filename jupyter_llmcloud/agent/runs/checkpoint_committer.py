@@ -135,9 +135,10 @@ class CheckpointCommitter:
             self._listener.note(f"checkpoint {reason}.")
         return found
 
-    def new_attempt(self, number: int) -> None:
-        """The run is executed again: whatever its last attempt still writes does not count."""
+    def new_attempt(self, number: int, ranks: list[int]) -> None:
+        """The run is executed again on these ranks: whatever its last attempt still writes does not count."""
         self.attempt = number
+        self._ranks = set(ranks)
         self._divergence = DivergenceCheck()
         self._parts = {}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import math
 import sys
 import time
@@ -40,6 +42,8 @@ from jupyter_llmcloud.core.run.run_machine import (
     TakenOver,
     WorkerJoined,
 )
+from jupyter_llmcloud.core.scheduling import elasticity
+from jupyter_llmcloud.core.scheduling.elasticity import Bounds, Elasticity, NoRoom, RoomFound, Saved
 from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
@@ -65,11 +69,21 @@ class Restartable(Protocol):
     def needs_renewal(self, must_renew: bool) -> None:
         """An attempt has ended; whether it left the process group in a state that cannot be used."""
 
-    async def find_capacity(self) -> list[dict[str, Any]]:
-        """Slots for the ranks whose agent has gone. Raises Busy."""
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
 
-    async def heal(self, slots: Sequence[dict[str, Any]] = (), coming: Execute | None = None) -> None:
-        """Replace ranks that have died, and renew the process group. Raises LLMCloudError."""
+    @property
+    def has_lost_members(self) -> bool:
+        """Whether ranks have gone with their agent."""
+
+    async def find_capacity(self, bounds: Bounds | None = None) -> list[dict[str, Any]]:
+        """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy."""
+
+    async def heal(
+        self, slots: Sequence[dict[str, Any]] = (), coming: Execute | None = None, bounds: Bounds | None = None
+    ) -> None:
+        """Replace ranks that have died, or go on without and with more; renew the group. Raises LLMCloudError."""
 
     def take_notes(self) -> list[str]:
         """What became of ranks."""
@@ -105,7 +119,10 @@ class RunSupervisor:
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world
         self._checkpoints = CheckpointCommitter(folder.path, cell.ranks, cell.keep_checkpoints, self._feed)
-        self._machine = RunMachine(RestartPolicy(cell.max_restarts, record.num_restarts), deadline)
+        policy = RestartPolicy(cell.max_restarts, record.num_restarts, record.num_resizes, bool(cell.elastic))
+        bounds = Bounds.of(cell.elastic)
+        elastic = Elasticity(bounds.most, world.size, not cell.checkpoint_every) if bounds is not None else None
+        self._machine = RunMachine(policy, deadline, elastic)
         self._attempt = self._make_attempt(cell)
         self._timed_out = ""
         self._timer: asyncio.TimerHandle | None = None
@@ -113,6 +130,10 @@ class RunSupervisor:
 
     def _make_attempt(self, cell: Execute) -> Attempt:
         return Attempt(cell, self._world.links, self._feed, self._on_finish)
+
+    @property
+    def _bounds(self) -> Bounds | None:
+        return Bounds.of(self._attempt.cell.elastic)
 
     @property
     def is_over(self) -> bool:
@@ -266,7 +287,10 @@ class RunSupervisor:
     def _attempt_finished(self, finish: Finish) -> None:
         if self._is_led_here():
             self._world.needs_renewal(finish.renew)
-            self._handle(AttemptFinished(finish, self._attempt.broken(finish)))
+            broken = self._attempt.broken(finish)
+            if broken is not None and broken.kind != "error" and self._world.has_lost_members:
+                broken = dataclasses.replace(broken, is_membership=True)
+            self._handle(AttemptFinished(finish, broken))
 
     # --- carrying out ---
 
@@ -295,6 +319,12 @@ class RunSupervisor:
                 self._do(self._find_resume_point())
             case run_machine.Resume():
                 self._resume(instruction)
+            case elasticity.LookForRoom():
+                self._do(self._look_for_room())
+            case elasticity.Pause():
+                self._do(self._pause())
+            case elasticity.Save():
+                self._do(self._save_now())
             case run_machine.AppointStandby():
                 self._the_lead.standby(self._world.followers)
             case run_machine.StopAttempt():
@@ -325,7 +355,7 @@ class RunSupervisor:
         except Busy as busy:
             event = NoCapacity(str(busy))
         except (LLMCloudError, OSError) as error:
-            event = RestartFailed(str(error))
+            event = RestartFailed(str(error), self._world.has_lost_members)
         except Exception as error:  # a run must not wait for ever for something that nobody foresaw
             traceback.print_exc(file=sys.stderr)
             event = RestartFailed(f"the node agent failed: {error!r}")
@@ -334,7 +364,28 @@ class RunSupervisor:
     async def _find_capacity(self) -> Event:
         if self._the_lead.is_over:
             return LeadLost()
-        return CapacityFound(await self._world.find_capacity())
+        return CapacityFound(await self._world.find_capacity(self._bounds))
+
+    async def _look_for_room(self) -> Event:
+        assert self._bounds is not None
+        with contextlib.suppress(LLMCloudError):
+            await self._world.find_capacity(Bounds(self._world.size + 1, self._bounds.most))
+            return RoomFound()
+        return NoRoom()
+
+    async def _pause(self) -> Event:
+        """Stop the attempt after a checkpoint; what comes of that is told when its ranks have ended."""
+        attempt = self._attempt
+        if await self._save() < 0:
+            return NoRoom()
+        if attempt is self._attempt and not self.is_over:
+            attempt.stop()
+        return Saved(0.0)
+
+    async def _save_now(self) -> Event:
+        began = time.monotonic()
+        await self._save()
+        return Saved(time.monotonic() - began)
 
     async def _claim(self) -> Event:
         try:
@@ -350,8 +401,8 @@ class RunSupervisor:
         self._handle(event)
 
     async def _heal(self, slots: Sequence[dict[str, Any]]) -> Event:
-        await self._world.heal(slots, self._attempt.cell)
-        return Healed()
+        await self._world.heal(slots, self._attempt.cell, self._bounds)
+        return Healed(self._world.size)
 
     async def _find_resume_point(self) -> Event:
         found = await self._checkpoints.newest()
@@ -360,16 +411,25 @@ class RunSupervisor:
     def _resume(self, resume: run_machine.Resume) -> None:
         """Send the cell once more, with the checkpoint that it is to be led back to."""
         point = {"folder": resume.point.folder, "step": resume.point.step} if resume.point is not None else {}
-        self._attempt = self._make_attempt(replace(self._attempt.cell, attempt=resume.number, resume=point))
-        self.record.num_restarts = resume.number
-        self._checkpoints.new_attempt(resume.number)
+        cell = self._attempt.cell
+        if self._bounds is not None:
+            cell = replace(cell, ranks=list(range(self._world.size)))
+            self.record.ranks, self.record.world_size = cell.ranks, self._world.size
+        self._attempt = self._make_attempt(replace(cell, attempt=resume.number, resume=point))
+        self._count(is_resize=resume.is_resize)
+        self._checkpoints.new_attempt(resume.number, cell.ranks)
         for note in [*self._world.take_notes(), resume.note]:
             self._feed.note(note)
-        self._feed.mark("restart", resume.point.step if resume.point is not None else None, resume.note)
+        kind = "resize" if resume.is_resize else "restart"
+        self._feed.mark(kind, resume.point.step if resume.point is not None else None, resume.note)
         for rank in self.ranks:
             self._feed.tell_state(rank, "running")
         self._attempt.begin()
         self._feed.write_record()
+
+    def _count(self, *, is_resize: bool) -> None:
+        self.record.num_resizes += is_resize
+        self.record.num_restarts += not is_resize
 
     def _time_out(self) -> None:
         self._timed_out = f"--timeout: {self._attempt.timeout_s:g} s have passed"

@@ -17,7 +17,8 @@ from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
 from jupyter_llmcloud.agent.world.world import World
 from jupyter_llmcloud.core.run.lifecycle import Finish
-from jupyter_llmcloud.errors import LLMCloudError, NotFound, WorldError
+from jupyter_llmcloud.core.scheduling.elasticity import Bounds
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RankState, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, replace
@@ -148,7 +149,7 @@ class RunQueue:
             run_id=cell.run_id,
             name=cell.name,
             created=time.time(),
-            ranks=cell.ranks or list(range(self._world.size)),
+            ranks=self._ranks_of(cell),
             world_size=self._world.size,
             world_id=self._world.world_id,
             cluster=cell.cluster,
@@ -162,6 +163,23 @@ class RunQueue:
             pushed={**self._pushed, **cell.pushed},
         )
 
+    def _ranks_of(self, cell: Execute) -> list[int]:
+        """Those that it names; who meant all may not know yet how many an elastic run has left."""
+        means_all = self._world.members.is_reshaped and "ranks" not in cell.spec
+        return list(range(self._world.size)) if means_all or not cell.ranks else cell.ranks
+
+    def _check_size(self, cell: Execute, ranks: list[int]) -> None:
+        if (bounds := Bounds.of(cell.elastic)) is None:
+            return
+        size = self._world.size
+        if len(ranks) != size:
+            raise UsageError(f"--elastic {cell.elastic} is for all ranks of a world, not for {len(ranks)} of {size}.")
+        if not bounds.least <= size <= bounds.most:
+            raise UsageError(
+                f"--elastic {cell.elastic}: the run begins on the {size} ranks that its world has. Begin with -n"
+                f" {bounds.most}, resize the world (%world resize), or give other bounds."
+            )
+
     def _topology(self) -> dict[str, Any]:
         threads = self._world.num_threads
         return {
@@ -173,6 +191,7 @@ class RunQueue:
     async def _execute(self, cell: Execute, connection: Connection | None) -> None:
         self._world.cells[cell.filename] = cell.execution_count
         record = self._record(cell)
+        self._check_size(cell, record.ranks)
         folder = RunFolder(Path(cell.folder))
         run = self.active = self._make_run(replace(cell, ranks=record.ranks, number=0), record, folder)
         if connection is not None:

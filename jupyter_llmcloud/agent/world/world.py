@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from jupyter_llmcloud.agent.world.replay_cells import ReplayCells
 from jupyter_llmcloud.core.run import membership
 from jupyter_llmcloud.core.run.exits import describe_exit
 from jupyter_llmcloud.core.run.membership import Membership, MembershipStep
+from jupyter_llmcloud.core.scheduling.elasticity import Bounds
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks, WorldVariables
 from jupyter_llmcloud.protocol.frames import Message
@@ -172,24 +174,47 @@ class World:
 
     # --- its members ---
 
-    async def find_capacity(self) -> list[dict[str, Any]]:
-        """Slots for the ranks whose agent has gone. Raises Busy when the cluster has none now."""
-        lost = self.groups.displaced(self.members.dead) if self.members.is_started else self.members.ranks
-        return await self.groups.find_capacity(len(lost)) if lost else []
+    @property
+    def has_lost_members(self) -> bool:
+        """Whether ranks have gone with their agent."""
+        return bool(self.members.is_started and self.groups.displaced(self.members.ranks))
 
-    async def heal(self, slots: Slots = (), coming: Execute | None = None) -> None:
+    async def find_capacity(self, bounds: Bounds | None = None) -> list[dict[str, Any]]:
+        """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy for too few."""
+        lost = self.groups.displaced(self.members.ranks) if self.members.is_started else self.members.ranks
+        if bounds is None:
+            return await self.groups.find_capacity(len(lost)) if lost else []
+        for number in bounds.to_ask(self.size - len(lost)):
+            with contextlib.suppress(Busy):
+                return await self.groups.find_capacity(number) if number else []
+        raise Busy(f"--elastic {bounds.least}:{bounds.most} needs {bounds.least} ranks, and there is no room for them.")
+
+    async def heal(self, slots: Slots = (), coming: Execute | None = None, bounds: Bounds | None = None) -> None:
         """Replace ranks that have died, and renew the group when it cannot be used; `slots` were found for them.
 
-        What the cell that is `coming` makes is not missed.
+        What the cell that is `coming` makes is not missed. Within `bounds` it goes on without the ranks whose agent
+        has gone, and with as many more as there are slots.
         """
         self._check_open()
         try:
-            await self._carry_out(self.members.repair(self.groups.has_store), slots, coming)
+            steps = self._reshape(slots, bounds) if bounds is not None else self.members.repair(self.groups.has_store)
+            await self._carry_out(steps, slots, coming)
         except BaseException:
             if not self.members.is_started:
                 self.groups.reset()
                 self.members.start_anew()
             raise
+
+    def _reshape(self, slots: Slots, bounds: Bounds) -> list[MembershipStep]:
+        was_started = self.members.is_started
+        lost = self.groups.displaced(self.members.ranks) if was_started else self.members.ranks
+        num_added = sum(slot["num_ranks"] for slot in slots)
+        if self.size - len(lost) + num_added < bounds.least:  # more were lost since these slots were found
+            raise Busy(f"{bounds.least} ranks are needed at the least.")
+        steps = self.members.reshape(lost, num_added, self.groups.has_store)
+        if was_started and not self.members.is_started:
+            self.groups.reset()
+        return steps
 
     async def resize(self, num_ranks: int, slots: Slots) -> None:
         """Have `num_ranks` ranks: the highest end, or more are started. The others keep their variables."""
@@ -201,6 +226,9 @@ class World:
     async def _carry_out(self, steps: Sequence[MembershipStep], slots: Slots, coming: Execute | None = None) -> None:
         for step in steps:
             match step:
+                case membership.Renumber(numbers):
+                    self.members.renumbered(numbers)
+                    self.groups.renumber(numbers)
                 case membership.ForkRanks():
                     await self._start_ranks(step.ranks, slots)
                 case membership.Replace():

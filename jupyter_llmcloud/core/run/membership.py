@@ -6,10 +6,17 @@ all join. A step that fails leaves the members as they were before it; what is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jupyter_llmcloud.errors import WorldError
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """Go on without the ranks that are not named; the others get new numbers, in their order: {old: new}."""
+
+    numbers: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Restore:
     ranks: tuple[int, ...]
 
 
-MembershipStep = ForkRanks | Replace | Drop | JoinGroup | Restore
+MembershipStep = Renumber | ForkRanks | Replace | Drop | JoinGroup | Restore
 
 
 @dataclass
@@ -59,6 +66,7 @@ class Membership:
         generation: of the process group that was joined last, also in vain; -1 before the first.
         dead: ranks whose process has gone.
         must_renew: the process group cannot be used again.
+        is_reshaped: whether there have been more or fewer of them than at first, by themselves.
         is_started: whether all have ever met; those that have not are started anew, as in a world that was taken over.
     """
 
@@ -66,6 +74,7 @@ class Membership:
     generation: int = -1
     dead: set[int] = field(default_factory=set)
     must_renew: bool = False
+    is_reshaped: bool = False
     is_started: bool = False
 
     @property
@@ -98,6 +107,35 @@ class Membership:
             return [Drop(size), join]
         added = tuple(range(self.size, size))
         return [ForkRanks(added), join, Restore(added)] if added else []
+
+    def reshape(self, lost: Iterable[int], num_added: int, has_store: bool = True) -> list[MembershipStep]:
+        """What it takes to go on without the ranks that are `lost`, and with so many more, in one new group.
+
+        Those that stay keep their variables. With nobody left all are started anew, as in a world that was taken over.
+        """
+        gone = set(lost)
+        self.is_reshaped |= bool(gone or num_added)
+        staying = [rank for rank in self.ranks if rank not in gone]
+        if not self.is_started or not staying:
+            self.size, self.is_started = num_added, False
+            self.dead.clear()
+            return self.repair()
+        if not gone and not num_added:
+            return self.repair(has_store)
+        if not has_store:
+            raise WorldError("the process that holds the world's store has ended: start new ranks with %world restart.")
+        numbers = {old: new for new, old in enumerate(staying)}
+        dead = tuple(numbers[rank] for rank in sorted(self.dead - gone))
+        added = tuple(range(len(staying), len(staying) + num_added))
+        steps: list[MembershipStep] = [Renumber(numbers)] if gone else []
+        steps += [Replace(dead)] if dead else []
+        steps += [ForkRanks(added)] if added else []
+        return [*steps, JoinGroup(self.generation + 1), Restore((*dead, *added))]
+
+    def renumbered(self, numbers: Mapping[int, int]) -> None:
+        """Only these are left, under new numbers."""
+        self.size, self.must_renew = len(numbers), True
+        self.dead = {numbers[rank] for rank in self.dead if rank in numbers}
 
     def died(self, rank: int) -> bool:
         """A process has gone; False when it was none of these ranks any more."""

@@ -30,6 +30,7 @@ class AttemptFailure:
         step: optimizer steps finished by then.
         replaying: the cell had not reached its resume point yet.
         reason: what the error says.
+        is_membership: the world has lost members, with an agent or a host; nothing is wrong with the run.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class AttemptFailure:
     step: int = 0
     replaying: bool = False
     reason: str = ""
+    is_membership: bool = False
 
     @property
     def message(self) -> str:
@@ -61,11 +63,15 @@ def kind_of(died: bool, collateral: bool, evalue: str) -> str:
 
 @dataclass(frozen=True)
 class Retry:
-    """Execute the run again, the `number`-th time, after `delay_s`; `from_start`: without a checkpoint."""
+    """Execute the run again, the `number`-th time, after `delay_s`; `from_start`: without a checkpoint.
+
+    `is_resize`: since the members of its world change, which uses up no restart.
+    """
 
     number: int
     delay_s: float
     from_start: bool = False
+    is_resize: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,12 @@ class GiveUp:
 
 @dataclass
 class RestartPolicy:
-    """The restarts of one run."""
+    """The restarts of one run; `is_elastic`: a change of its members is none."""
 
     max_restarts: int = 0
     num_restarts: int = 0
+    num_resizes: int = 0
+    is_elastic: bool = False
     from_start: bool = False
     _num_stuck: int = 0
     _out_of_memory: bool = False
@@ -88,6 +96,8 @@ class RestartPolicy:
 
     def handle(self, event: AttemptFailure) -> Retry | GiveUp:
         """What to do about a broken attempt."""
+        if self.is_elastic and event.is_membership:
+            return self.resized()
         if self.max_restarts <= 0:
             return GiveUp()
         if refusal := self._refusal(event):
@@ -96,7 +106,12 @@ class RestartPolicy:
             return GiveUp(f"all {self.max_restarts} restarts are used up.")
         self._note_progress(event)
         self.num_restarts += 1
-        return Retry(self.num_restarts, self._delay(), self.from_start)
+        return Retry(self.num_restarts + self.num_resizes, self._delay(), self.from_start)
+
+    def resized(self) -> Retry:
+        """The members of its world change, which is nobody's failure."""
+        self.num_resizes += 1
+        return Retry(self.num_restarts + self.num_resizes, 0.0, self.from_start, is_resize=True)
 
     def _refusal(self, event: AttemptFailure) -> str:
         if event.ename == OUT_OF_MEMORY:

@@ -27,6 +27,7 @@ from typing import Any
 
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, GiveUp, RestartPolicy, Retry
+from jupyter_llmcloud.core.scheduling.elasticity import Elasticity, LookForRoom, NoRoom, Pause, RoomFound, Save, Saved
 from jupyter_llmcloud.core.tick import Tick
 
 CAPACITY_RETRY_S = 1.0
@@ -114,7 +115,9 @@ class StandbyLost:
 
 @dataclass(frozen=True)
 class Healed:
-    """Every rank has a process, and all have joined one process group."""
+    """Every rank has a process, and all have joined one process group; `size`: how many there are."""
+
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,13 @@ class ResumePointFound:
 
 @dataclass(frozen=True)
 class RestartFailed:
-    """Capacity, ranks or a checkpoint could not be had, for another reason than a lack of slots."""
+    """Capacity, ranks or a checkpoint could not be had, for another reason than a lack of slots.
+
+    `is_membership`: the world has lost more members meanwhile.
+    """
 
     reason: str
+    is_membership: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,9 @@ Event = (
     | AttemptFinished
     | CapacityFound
     | NoCapacity
+    | RoomFound
+    | NoRoom
+    | Saved
     | WorkerJoined
     | Claimed
     | ClaimFailed
@@ -203,6 +213,7 @@ class Resume:
     number: int
     point: ResumePoint | None
     note: str
+    is_resize: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,6 +261,9 @@ Instruction = (
     | Heal
     | FindResumePoint
     | Resume
+    | LookForRoom
+    | Pause
+    | Save
     | AppointStandby
     | StopAttempt
     | TimeOut
@@ -279,10 +293,12 @@ class RunMachine:
     Args:
         policy: whether an attempt that broke is followed by another.
         deadline: when the run has used its time; None when it has no limit.
+        elastic: of a run whose number of ranks may change.
     """
 
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     deadline: float | None = None
+    elastic: Elasticity | None = None
     phase: MachinePhase = MachinePhase.NEW
     _due: float | None = None  # the end of a delay
     _restart: _Restart | None = None
@@ -299,7 +315,10 @@ class RunMachine:
     @property
     def wake_at(self) -> float | None:
         """When the next Tick is due; None when none is."""
-        return None if self.is_over else min((at for at in (self._due, self.deadline) if at is not None), default=None)
+        if self.is_over:
+            return None
+        elastic_at = self.elastic.wake_at if self.elastic is not None else None
+        return min((at for at in (self._due, self.deadline, elastic_at) if at is not None), default=None)
 
     def handle(self, event: Event, now: float, leads_until: float = math.inf) -> list[Instruction]:
         """What to do about `event`; no other agent leads the run before `leads_until`."""
@@ -316,6 +335,10 @@ class RunMachine:
                 return self._leadership(event, now, leads_until)
             case Tick():
                 return self._tick(now)
+            case RoomFound() | NoRoom() | Saved():
+                return [*self._while_executing(event, now)]
+            case WorkerJoined() if self.phase is MachinePhase.EXECUTING:
+                return [*self._while_executing(event, now)]
             case AttemptStarted() | TakenOver() | AttemptFinished():
                 return self._attempt(event, now, leads_until)
             case _:
@@ -328,12 +351,17 @@ class RunMachine:
     ) -> list[Instruction]:
         match event:
             case AttemptStarted() if self.phase is MachinePhase.NEW:
-                self.phase = MachinePhase.EXECUTING
+                self._executing(now)
             case TakenOver(True) if self.phase is MachinePhase.NEW:
                 return self._end(replace(_LOST, state="stopped"), now, until)
             case TakenOver(False) if self.phase is MachinePhase.NEW:
-                return self._broken(AttemptFailure("leader"), _LOST, now, until)
+                return self._broken(AttemptFailure("leader", is_membership=True), _LOST, now, until)
             case AttemptFinished(finish, broken) if self.phase is MachinePhase.EXECUTING:
+                was_pausing = self.elastic is not None and self.elastic.end()
+                if was_pausing and finish.state == "stopped" and not self._is_stopping:
+                    self._finish = finish
+                    self._restart = _Restart(self.policy.resized(), "there is room for more ranks")
+                    return self._find_capacity()
                 if broken is None or finish.state != "failed" or self._is_stopping:
                     return self._end(finish, now, until)
                 return self._broken(broken, finish, now, until)
@@ -355,6 +383,18 @@ class RunMachine:
             return []
         return self._find_capacity()
 
+    def _executing(self, now: float) -> None:
+        self.phase = MachinePhase.EXECUTING
+        if self.elastic is not None:
+            self.elastic.begin(now)
+
+    def _while_executing(
+        self, event: RoomFound | NoRoom | Saved | WorkerJoined | Tick, now: float
+    ) -> Sequence[Instruction]:
+        if self.elastic is None or self.phase is not MachinePhase.EXECUTING or self._is_stopping:
+            return []
+        return self.elastic.worker_joined() if isinstance(event, WorkerJoined) else self.elastic.handle(event, now)
+
     # --- a restart, step by step ---
 
     def _restarting(self, event: Event, now: float, until: float) -> list[Instruction]:
@@ -369,13 +409,15 @@ class RunMachine:
                 return self._wait_for_capacity(restart, reason, now)
             case MachinePhase.WAITING_FOR_CAPACITY, WorkerJoined():
                 return self._find_capacity()
-            case MachinePhase.HEALING, Healed():
+            case MachinePhase.HEALING, Healed(size):
                 self.phase = MachinePhase.LOOKING
-                return self._resume(restart, None) if restart.again.from_start else [FindResumePoint()]
+                if self.elastic is not None:
+                    self.elastic.size = size
+                return self._resume(restart, None, now) if restart.again.from_start else [FindResumePoint()]
             case MachinePhase.LOOKING, ResumePointFound(point):
-                return self._resume(restart, point)
-            case ((MachinePhase.FINDING_CAPACITY | MachinePhase.HEALING | MachinePhase.LOOKING), RestartFailed(reason)):
-                return self._restart_failed(reason, now, until)
+                return self._resume(restart, point, now)
+            case ((MachinePhase.FINDING_CAPACITY | MachinePhase.HEALING | MachinePhase.LOOKING), RestartFailed()):
+                return self._restart_failed(event.reason, now, until, event.is_membership)
         return []
 
     def _find_capacity(self) -> list[Instruction]:
@@ -394,18 +436,22 @@ class RunMachine:
         self.phase, restart.is_claimed = MachinePhase.HEALING, True
         return [Heal(restart.slots)]
 
-    def _resume(self, restart: _Restart, point: ResumePoint | None) -> list[Instruction]:
-        self.phase, self._restart, self._wants_standby = MachinePhase.EXECUTING, None, False
-        number = restart.again.number
+    def _resume(self, restart: _Restart, point: ResumePoint | None, now: float) -> list[Instruction]:
+        self._restart, self._wants_standby = None, False
+        self._executing(now)
+        again = restart.again
         how = f"resumed from step {point.step}" if point is not None else "executed again from its start"
-        note = f"{restart.why}; {how} (restart {number} of {self.policy.max_restarts})"
-        return [Resume(number, point, note), AppointStandby()]
+        if self.elastic is not None:
+            how += f" on {self.elastic.size} rank{'s' if self.elastic.size != 1 else ''}"
+        counted = "" if again.is_resize else f" (restart {self.policy.num_restarts} of {self.policy.max_restarts})"
+        return [Resume(again.number, point, f"{restart.why}; {how}{counted}", again.is_resize), AppointStandby()]
 
-    def _restart_failed(self, reason: str, now: float, until: float) -> list[Instruction]:
+    def _restart_failed(self, reason: str, now: float, until: float, is_membership: bool = False) -> list[Instruction]:
         """It counts as an attempt that broke at once."""
         failed = replace(_LOST, state="failed")
         why = f"the ranks could not be replaced: {reason.rstrip('.')}"
-        return self._broken(AttemptFailure("death", step=-1), failed, now, until, why, last_word=reason)
+        broken = AttemptFailure("death", step=-1, is_membership=is_membership)
+        return self._broken(broken, failed, now, until, why, last_word=reason)
 
     # --- who leads ---
 
@@ -450,7 +496,9 @@ class RunMachine:
         if self.deadline is not None and now >= self.deadline:
             self.deadline = None
             return [TimeOut()]
-        return self._find_capacity() if self._due is not None and now >= self._due else []
+        if self._due is not None and now >= self._due:
+            return self._find_capacity()
+        return [*self._while_executing(Tick(), now)]
 
     def _stop(self, now: float, until: float) -> list[Instruction]:
         self._is_stopping = True

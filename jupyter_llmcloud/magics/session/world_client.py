@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import secrets
 import threading
@@ -17,7 +18,15 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client.stop_signal import StopSignal, said
 from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.run.stacks import fold_stacks
-from jupyter_llmcloud.errors import ConnectionLost, NotFound, ProtocolError, RankError, UsageError, WorldError
+from jupyter_llmcloud.errors import (
+    ConnectionLost,
+    LLMCloudError,
+    NotFound,
+    ProtocolError,
+    RankError,
+    UsageError,
+    WorldError,
+)
 from jupyter_llmcloud.magics.output.run_view import RunDisplay
 from jupyter_llmcloud.magics.session.kernel_end import KernelShutdown, kernel_end
 from jupyter_llmcloud.magics.session.reconnect import Reconnection
@@ -296,6 +305,9 @@ class WorldClient:
                 self.heard_at = 0.0
                 ended = self._regain(cell, view, stop)
         view.finish(ended.state, ended.errors, ended.report)
+        if cell.elastic:
+            with contextlib.suppress(LLMCloudError):
+                self.world_size = self.describe().world_size
         return ended
 
     def _hear(self, run_id: str, view: RunDisplay, stop: StopSignal) -> RunEnded:

@@ -143,6 +143,7 @@ class Run(Response, frozen=True):
     world_id: Annotated[str, Meta(description="Of the world that executes it; empty while none does.")] = ""
     holder: Annotated[str, Meta(description="Who started it, in words: the end of a notebook's path, a process.")] = ""
     num_restarts: int = 0
+    num_resizes: Annotated[int, Meta(description="How often it went on with another set of ranks.")] = 0
     phase: Annotated[
         str, Meta(description="While it is queued: finding a cluster, starting ranks, joining; else empty.")
     ] = ""

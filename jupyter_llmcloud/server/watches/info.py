@@ -126,7 +126,7 @@ def _ranks(record: RunRecord, view: ViewState, facts: Mapping[int, RankFacts]) -
 
 def _actions(record: RunRecord, view: ViewState) -> RunActions:
     spec = record.spec
-    saves = bool(spec.get("checkpoint_every") or spec.get("max_restarts") or spec.get("resume"))
+    saves = bool(spec.get("checkpoint_every") or spec.get("max_restarts") or spec.get("elastic") or spec.get("resume"))
     return RunActions(
         stop=view.is_active,
         checkpoint=view.state == "running" and saves,

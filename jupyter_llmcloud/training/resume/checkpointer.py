@@ -83,6 +83,10 @@ class Checkpointer:
         self._wanted: SaveRequest | None = None
         self._has_warned = False
 
+    def renumber(self, rank: int) -> None:
+        """This process has another number among the ranks from now on."""
+        self._state.rank = rank
+
     @property
     def follows(self) -> bool:
         """Whether the present cell can be resumed."""

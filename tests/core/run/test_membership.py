@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.core.run.membership import Drop, ForkRanks, JoinGroup, Membership, Replace, Restore
+from jupyter_llmcloud.core.run.membership import Drop, ForkRanks, JoinGroup, Membership, Renumber, Replace, Restore
 from jupyter_llmcloud.errors import WorldError
 
 
@@ -104,3 +104,35 @@ def test_the_end_of_a_rank_that_was_dropped_is_nobodys_death() -> None:
     world.size = 2
     assert not world.died(2)
     assert world.repair() == []
+
+
+def test_a_world_that_lost_an_agent_goes_on_with_the_ranks_that_stay_under_new_numbers() -> None:
+    world = running(4)
+    world.died(0)
+    world.died(2)
+    assert world.reshape([0], 0) == [Renumber({1: 0, 2: 1, 3: 2}), Replace((1,)), JoinGroup(5), Restore((1,))]
+    world.renumbered({1: 0, 2: 1, 3: 2})
+    assert (world.size, world.dead, world.must_renew) == (3, {1}, True)
+
+
+def test_a_world_may_lose_and_gain_members_in_one_new_group() -> None:
+    world = running(2)
+    world.died(0)
+    assert world.reshape([0], 2) == [Renumber({1: 0}), ForkRanks((1, 2)), JoinGroup(5), Restore((1, 2))]
+    assert running(2).reshape([], 1) == [ForkRanks((2,)), JoinGroup(5), Restore((2,))]
+    assert running(2).reshape([], 0) == []
+
+
+def test_a_world_with_nobody_left_is_started_anew_with_what_there_is() -> None:
+    world = running(3)
+    for rank in world.ranks:
+        world.died(rank)
+    assert world.reshape([0, 1, 2], 2) == [ForkRanks((0, 1)), JoinGroup(0), Restore((0, 1))]
+    assert (world.size, world.dead) == (2, set())
+    taken_over = Membership(3)
+    assert taken_over.reshape([0, 1, 2], 1) == [ForkRanks((0,)), JoinGroup(0), Restore((0,))]
+
+
+def test_without_the_store_nobody_can_be_left_out_and_the_way_out_is_said() -> None:
+    with pytest.raises(WorldError, match="%world restart"):
+        running().reshape([1], 0, has_store=False)

@@ -1,0 +1,147 @@
+"""A run whose number of ranks may change, as rules: when it looks for room, and when it saves what it has done.
+
+    executed, smaller than it may be --LookForRoom--> RoomFound --Pause--> a checkpoint, the attempt is stopped
+                                                      NoRoom: again in a while
+
+What lies between two attempts is decided in core.run.run_machine, which ranks stay in core.run.membership.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jupyter_llmcloud.core.tick import Tick
+
+ROOM_RETRY_S = 2.0  # how often an elastic run that is smaller than it may be looks for room
+SAVE_EVERY_S = 2.0  # at the least, between the checkpoints of an elastic run that was told no other rhythm
+SAVE_SHARE = 0.05  # of the time, at the most, in which such checkpoints are under way
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How many ranks an elastic run may have."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def of(cls, text: str) -> Bounds | None:
+        """Of `MIN:MAX` as the option has it; None of a run that is not elastic."""
+        if not text:
+            return None
+        least, most = map(int, text.split(":"))
+        return cls(least, most)
+
+    def to_ask(self, staying: int) -> range:
+        """How many more ranks to ask the cluster for, beside so many that stay: the most that may come first."""
+        return range(max(self.most - staying, 0), max(self.least - staying, 0) - 1, -1)
+
+
+# --- events
+
+
+@dataclass(frozen=True)
+class RoomFound:
+    """An elastic run that is executed could have more ranks."""
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """It could not, or it could not be interrupted for that."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was asked for is written, or none could be had; it took so long."""
+
+    seconds: float
+
+
+Event = RoomFound | NoRoom | Saved | Tick
+
+
+@dataclass(frozen=True)
+class LookForRoom:
+    """Could the run have more ranks? -> RoomFound, NoRoom."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Save a checkpoint and stop the attempt, which goes on with more ranks -> AttemptFinished, or else NoRoom."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """Have a checkpoint of the next step -> Saved."""
+
+
+Instruction = LookForRoom | Pause | Save
+
+
+@dataclass
+class Elasticity:
+    """What an elastic run does while it is executed: it looks for room for more ranks, and saves what it has done.
+
+    Attributes:
+        most: how many ranks it may have.
+        size: how many it has.
+        saves: whether it saves in a rhythm of its own, since it was told no other.
+        is_pausing: the attempt is being stopped for more ranks.
+    """
+
+    most: int
+    size: int
+    saves: bool = True
+    is_pausing: bool = False
+    _look_at: float | None = None
+    _save_at: float | None = None
+
+    @property
+    def wake_at(self) -> float | None:
+        """When there is something to be done."""
+        return min((at for at in (self._look_at, self._save_at) if at is not None), default=None)
+
+    def begin(self, now: float) -> None:
+        """An attempt begins."""
+        self.is_pausing = False
+        self._look_at = now + ROOM_RETRY_S if self.size < self.most else None
+        self._save_at = now + SAVE_EVERY_S if self.saves else None
+
+    def end(self) -> bool:
+        """An attempt has ended; returns whether it was to."""
+        was_pausing, self.is_pausing = self.is_pausing, False
+        self._look_at = self._save_at = None
+        return was_pausing
+
+    def worker_joined(self) -> list[Instruction]:
+        """A worker has come: there may be room at once."""
+        if self._look_at is None:
+            return []
+        self._look_at = None
+        return [LookForRoom()]
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """What to do about an event while an attempt is executed."""
+        match event:
+            case RoomFound():
+                self.is_pausing, self._save_at = True, None
+                return [Pause()]
+            case NoRoom():
+                if self.is_pausing:
+                    self._save_at = now + SAVE_EVERY_S if self.saves else None
+                self.is_pausing, self._look_at = False, now + ROOM_RETRY_S
+            case Saved(seconds) if self.saves and not self.is_pausing:
+                self._save_at = now + max(SAVE_EVERY_S, seconds / SAVE_SHARE)
+            case Tick():
+                return self._tick(now)
+        return []
+
+    def _tick(self, now: float) -> list[Instruction]:
+        out: list[Instruction] = []
+        if self._look_at is not None and now >= self._look_at:
+            self._look_at = None
+            out.append(LookForRoom())
+        if self._save_at is not None and now >= self._save_at:
+            self._save_at = None
+            out.append(Save())
+        return out
