@@ -25,6 +25,7 @@ from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell
 from jupyter_llmcloud.magics.session.kernel_end import kernel_end
 from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
+from jupyter_llmcloud.magics.session.preflight import preflight
 from jupyter_llmcloud.magics.session.run_start import FINDING, STARTING, RunStart
 from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remember
 from jupyter_llmcloud.protocol.agent_messages import Execute
@@ -232,8 +233,11 @@ class Session:
 
     # --- cells ---
 
-    def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle:
-        """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start."""
+    def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle | None:
+        """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start.
+
+        None with --dry-run and --rehearse, which train nothing.
+        """
         from jupyter_llmcloud.magics.session.run_handle import RunHandle
 
         asked = time.time()
@@ -241,6 +245,10 @@ class Session:
         spec = RunSpec.make(given, Interface.NOTEBOOK)
         for note in notes:
             print(note, file=sys.stderr)
+        if spec.dry_run or spec.rehearse:
+            cells.check_syntax(shell, cell)
+            preflight(self, cell, spec, pushed_values(shell.user_ns, spec.push or ()))
+            return None
         with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
             values = pushed_values(shell.user_ns, spec.push or ())
             pushed = {name: literal(shell.user_ns[name]) for name in spec.push or ()}
