@@ -19,13 +19,13 @@ from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Interface, RunSpec
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
+from jupyter_llmcloud.magics.recorded.preflight import preflight
 from jupyter_llmcloud.magics.recorded.take_away import export
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.magics.session.cell import Cell
 from jupyter_llmcloud.magics.session.kernel_end import kernel_end
 from jupyter_llmcloud.magics.session.leader_lookup import LeaderLookup
-from jupyter_llmcloud.magics.session.preflight import preflight
 from jupyter_llmcloud.magics.session.run_start import FINDING, STARTING, RunStart
 from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remember
 from jupyter_llmcloud.protocol.agent_messages import Execute
