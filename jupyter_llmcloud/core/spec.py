@@ -288,6 +288,18 @@ class RunSpec(Spec):
         "When the run has finished, write it as a plain script that gives the same losses without this package.",
         interfaces=Interface.NOTEBOOK | Interface.SHELL,
     )
+    dry_run: bool = option(
+        SWITCH,
+        "Train nothing: say what each rank would hold and for how long it computes, whether it fits, what to change.",
+        False,
+        interfaces=Interface.NOTEBOOK | Interface.SHELL,
+    )
+    rehearse: bool = option(
+        SWITCH,
+        "Train nothing: run a few steps on two CPU ranks with a small model, and say what would make ranks hang.",
+        False,
+        interfaces=Interface.NOTEBOOK | Interface.SHELL,
+    )
 
 
 def inherited(earlier: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.accelerate_file import with_content
 from jupyter_llmcloud.client.follow_run import TerminalRun
+from jupyter_llmcloud.client.preflight import RANKS, CellText, Report, check_together, dry_run, rehearse
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.options import Option
+from jupyter_llmcloud.core.parallel.accelerate_config import of_option
 from jupyter_llmcloud.core.spec import RUN, Interface, RunSpec
 from jupyter_llmcloud.errors import ConnectionLost, UsageError
 from jupyter_llmcloud.server.recorded.commands import write_script
@@ -68,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
     for note in notes:
         print(note, file=sys.stderr)
     source, script = _program(arguments, spec)
+    if spec.dry_run or spec.rehearse:
+        return _preflight(source, script, spec)
     given.setdefault("name", _name(script["file"]))
     if spec.export:
         check(source, spec, spec.resume is not None)
@@ -85,6 +89,23 @@ def _run(arguments: argparse.Namespace) -> int:
     if spec.export and not status:
         write_script(server, told["run_id"], spec.export)
     return status
+
+
+def _preflight(source: str, script: dict[str, Any], spec: RunSpec) -> int:
+    """Say what was found before anything starts; 1 when the script would not fit, hang or fail."""
+    check_together(spec.dry_run, spec.rehearse, spec.background)
+    shown = os.path.basename(script["file"])
+    part = {"filename": script["file"], "shown": shown, "line_offset": 0, "code": source}
+    text = CellText([part], script["arguments"], script["folder"])
+    file = of_option(spec.accelerate_config)
+    precision, found = spec.precision or file.precision, list[Report]()
+    if spec.rehearse:
+        found.append(rehearse(text, precision))
+    if spec.dry_run:
+        found.append(dry_run(text, spec.plan or file.plan or None, spec.nproc or RANKS, precision))
+    for report in found:
+        print(*report.lines, sep="\n", flush=True)
+    return 0 if all(report.is_good for report in found) else 1
 
 
 def _program(arguments: argparse.Namespace, spec: RunSpec) -> tuple[str, dict[str, Any]]:

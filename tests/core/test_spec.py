@@ -58,6 +58,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "priority": ("-1", -1),
     "fresh": ("", True),
     "export": ("train.py", "train.py"),
+    "dry_run": ("", True),
+    "rehearse": ("", True),
     "args": ("'--lr 3e-4'", "--lr 3e-4"),
 }
 

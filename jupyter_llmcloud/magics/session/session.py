@@ -19,6 +19,7 @@ from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.names import format_ranks, run_id
 from jupyter_llmcloud.core.spec import Interface, RunSpec
 from jupyter_llmcloud.errors import Busy, CapacityError, ConnectionLost, LLMCloudError, NotFound, UsageError
+from jupyter_llmcloud.magics.recorded.preflight import preflight
 from jupyter_llmcloud.magics.recorded.take_away import export
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import environment_check
@@ -232,8 +233,11 @@ class Session:
 
     # --- cells ---
 
-    def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle:
-        """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start."""
+    def distribute(self, shell: Any, cell: Cell, given: Mapping[str, Any]) -> RunResult | RunHandle | None:
+        """Run a cell on the ranks; `given` are options of RunSpec. What can be refused is refused before any start.
+
+        None with --dry-run and --rehearse, which train nothing.
+        """
         from jupyter_llmcloud.magics.session.run_handle import RunHandle
 
         asked = time.time()
@@ -241,6 +245,10 @@ class Session:
         spec = RunSpec.make(given, Interface.NOTEBOOK)
         for note in notes:
             print(note, file=sys.stderr)
+        if spec.dry_run or spec.rehearse:
+            cells.check_syntax(shell, cell)
+            preflight(self, cell, spec, pushed_values(shell.user_ns, spec.push or ()))
+            return None
         with said_when_stopped("stopped before the ranks had the cell: nothing was run."):
             values = pushed_values(shell.user_ns, spec.push or ())
             pushed = {name: literal(shell.user_ns[name]) for name in spec.push or ()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from jupyter_llmcloud.core.export.cells import SourceCell
+from jupyter_llmcloud.core.export.cells import ScriptPart, SourceCell, needed_cells
 from jupyter_llmcloud.core.export.own_calls import plain_code
 from jupyter_llmcloud.core.export.plans import check_options
 from jupyter_llmcloud.core.export.script import ExportedRun, ExportedScript, export, source_for_ranks
@@ -71,6 +71,15 @@ def as_one_cell(store: RunStore, name: str) -> tuple[RunRecord, str, bool]:
         )
     source = source_for_ranks(cell, _before(store, record))
     return record, source, source != cell.code
+
+
+def needed_before(store: RunStore, world_id: str, cell: SourceCell) -> list[ScriptPart]:
+    """The earlier cells of a world that a cell needs which has not run yet, and itself as the last.
+
+    Raises UsageError that names what no recorded cell has made.
+    """
+    same = [other for other in reversed(store.list()) if world_id and other.world_id == world_id and not other.script]
+    return needed_cells(cell, [_cell(store.folder(other.run_id), other) for other in same])[0]
 
 
 def write(script: ExportedScript, path: Path) -> None:

@@ -1,0 +1,109 @@
+"""What two ranks did in a rehearsal, compared: where they would wait for each other for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+# Ranks may give tensors of different sizes to these.
+_MAY_DIFFER = {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list", "send", "recv"}
+_PAIRED = {"send", "recv", "isend", "irecv"}
+TOGETHER, LOADER, PROBLEM = "together", "loader", "problem"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that a rank did.
+
+    Attributes:
+        kind: `TOGETHER` for what all ranks must do, `LOADER` for a pass over data, `PROBLEM` for what is wrong here.
+        what: the collective, the number of batches, or what is wrong.
+        where: "Cell In[4], line 3".
+        shape: of the tensor, and its type.
+        group: ranks that take part.
+        ended: whether it came back.
+    """
+
+    kind: str
+    what: str
+    where: str
+    shape: str = ""
+    group: tuple[int, ...] = ()
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class RankStory:
+    """What a rank did, in order, and how it ended: "" while it goes on."""
+
+    entries: Sequence[Entry] = ()
+    end: str = ""
+
+
+def findings(stories: Mapping[int, RankStory]) -> list[str]:
+    """What is wrong, in words; nothing when the ranks agree as far as they came."""
+    found = [
+        f"{entry.where}: {entry.what} (rank {rank})."
+        for rank, story in sorted(stories.items())
+        for entry in story.entries
+        if entry.kind == PROBLEM
+    ]
+    first, *others = sorted(stories)
+    for other in others:
+        found += _different_loaders(stories, first, other)
+        if apart := _first_difference(stories, first, other):
+            found.append(apart)
+    return list(dict.fromkeys(found))
+
+
+def is_stuck(stories: Mapping[int, RankStory]) -> bool:
+    """Whether they can only wait from here on: one is in a collective that another has left out."""
+    first, *others = sorted(stories)
+    return any(_first_difference(stories, first, other) for other in others)
+
+
+def _different_loaders(stories: Mapping[int, RankStory], one: int, other: int) -> list[str]:
+    pairs = zip(
+        *([entry for entry in stories[rank].entries if entry.kind == LOADER] for rank in (one, other)), strict=False
+    )
+    return [
+        f"{a.where}: rank {one} has {a.what} batches, rank {other} has {b.what}. The one with more waits in its next "
+        "collective for ever. Give each rank as many (drop_last=True, or let accelerator.prepare split the data)."
+        for a, b in pairs
+        if a.where == b.where and a.what != b.what
+    ]
+
+
+def _first_difference(stories: Mapping[int, RankStory], one: int, other: int) -> str:
+    shared = [
+        [entry for entry in stories[rank].entries if entry.kind == TOGETHER and _takes_part(entry, one, other)]
+        for rank in (one, other)
+    ]
+    for a, b in zip_longest(*shared):
+        if a is None or b is None:
+            rank, absent, entry = (other, one, b) if a is None else (one, other, a)
+            return "" if not stories[absent].end or entry.ended else _missed(rank, absent, entry, stories[absent])
+        if a.what != b.what:
+            return (
+                f"{a.where}: rank {one} enters {a.what}, while rank {other} enters {b.what} at {b.where}. They wait "
+                "for each other for ever. A collective must be reached by every rank, in the same order."
+            )
+        if a.shape != b.shape and a.what not in _MAY_DIFFER:
+            return (
+                f"{a.where}: {a.what} gets {a.shape} on rank {one} and {b.shape} on rank {other}. All ranks must give "
+                "tensors of the same shape and type: pad them (accelerator.pad_across_processes)."
+            )
+    return ""
+
+
+def _takes_part(entry: Entry, one: int, other: int) -> bool:
+    return entry.what not in _PAIRED and (not entry.group or {one, other} <= set(entry.group))
+
+
+def _missed(rank: int, absent: int, entry: Entry, story: RankStory) -> str:
+    return (
+        f"{entry.where}: rank {rank} waits in {entry.what}, which rank {absent} never enters: {story.end}. A "
+        "collective inside `if rank == 0` (or is_main_process), or behind a loop of another length, makes the others "
+        "wait for ever."
+    )

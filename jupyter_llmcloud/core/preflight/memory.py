@@ -1,0 +1,183 @@
+"""Memory of each rank under a plan, whether it fits, and what to change when it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from jupyter_llmcloud.core.parallel.plan import ParallelPlan, parse_plan
+from jupyter_llmcloud.core.preflight.timeline import MeasuredStep
+
+GIB = 1 << 30
+LEFT = 0.92  # of the memory: the rest goes to fragments, the libraries' own buffers and what else the process holds
+RECOMPUTED = 0.35  # of the activations stay where each block is computed again in backward
+HALF_WIDTH = 0.55  # of the activations stay under bf16: not all operations take part
+BUSY = 0.55  # of the rate of large matrix products is reached in a whole step
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory that each rank has.
+
+    Attributes:
+        bytes: of its device, or its part of the host's.
+        device: "cpu" or the name of the GPU.
+        flops_per_s: of large matrix products in the precision of the run; 0 when unknown.
+        overhead: bytes that a rank takes before it has a model.
+    """
+
+    bytes: int
+    device: str = "cpu"
+    flops_per_s: float = 0.0
+    overhead: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one rank, at most over a step."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int
+    peak: int
+
+
+def estimate(step: MeasuredStep, plan: ParallelPlan, world_size: int) -> MemoryEstimate:
+    """What each rank of a world holds under a plan. Raises UsageError when the world does not fit the plan."""
+    mesh = plan.mesh(world_size)
+    parts = mesh.get("shard", 1) * mesh.get("tp", 1) * mesh.get("stage", 1)
+    if plan.kind == "fsdp":
+        parts = world_size
+    parameters, gradients, optimizer = (-(-each // parts) for each in (step.parameters, step.gradients, step.optimizer))
+    activations = step.activations // mesh.get("stage", 1)
+    update, buffers = step.update // parts, 0
+    if "shard" in mesh or plan.kind == "fsdp":
+        buffers = 3 * step.largest_layer  # the one in use, the next one, the gradient of the one before
+    elif plan.kind == "diloco":
+        buffers = 2 * step.parameters  # the parameters of the last exchange, the momentum of the outer optimizer
+    elif world_size > 1 and parts == 1:
+        buffers = step.gradients  # DDP's buckets
+    alone = step.parameters + step.gradients + step.optimizer
+    # Gradients grow while activations go, so that the two are rarely full at the same time: what was saved by that in
+    # one process is saved on a rank.
+    saved = max(0, alone + max(step.activations, step.update) - step.peak)
+    peak = parameters + gradients + optimizer + max(activations, update) - saved // parts + buffers
+    return MemoryEstimate(parameters, gradients, optimizer, activations, buffers, peak)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change, and what each rank would hold with it."""
+
+    change: str
+    peak: int
+    fits: bool
+
+
+def fits(peak: int, budget: Budget) -> bool:
+    """Whether a rank that holds so much at most has room."""
+    return peak + budget.overhead <= LEFT * budget.bytes
+
+
+def advise(
+    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget, precision: str = "no"
+) -> list[Advice]:
+    """What makes a run fit that does not, the smallest change first; what comes nearest when nothing does."""
+    tried = [
+        Advice(change, peak, fits(peak, budget)) for change, peak in _changes(step, plan, world_size, budget, precision)
+    ]
+    working = [advice for advice in tried if advice.fits]
+    return working or sorted(tried, key=lambda advice: advice.peak)[:2]
+
+
+def _changes(
+    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget, precision: str
+) -> Iterator[tuple[str, int]]:
+    def peak(changed: MeasuredStep, plan: ParallelPlan) -> int:
+        return estimate(changed, plan, world_size).peak
+
+    cheaper = _with_activations(step, RECOMPUTED)
+    if precision == "no" and budget.device != "cpu":
+        yield "--precision bf16", peak(_with_activations(step, HALF_WIDTH), plan)
+    yield "activation checkpointing (model.gradient_checkpointing_enable())", peak(cheaper, plan)
+    if step.batch > 1 and (rows := _rows_that_fit(step, plan, world_size, budget)):
+        yield (
+            f"a batch of {rows} in place of {step.batch}, with gradient accumulation",
+            peak(_with_activations(step, rows / step.batch), plan),
+        )
+    if world_size > 1 and plan.kind == "ddp":
+        sharded = parse_plan("fsdp")
+        yield "--plan fsdp", peak(step, sharded)
+        yield "--plan fsdp with activation checkpointing", peak(cheaper, sharded)
+    if world_size < 64:
+        yield f"--plan fsdp on {2 * world_size} ranks (-n)", estimate(step, parse_plan("fsdp"), 2 * world_size).peak
+
+
+def _with_activations(step: MeasuredStep, share: float) -> MeasuredStep:
+    less = int(step.activations * share)
+    alone = step.parameters + step.gradients + step.optimizer
+    return replace(step, activations=less, peak=min(step.peak, alone + max(less, step.update)))
+
+
+def _rows_that_fit(step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget) -> int:
+    rows = step.batch // 2
+    while rows and not fits(estimate(_with_activations(step, rows / step.batch), plan, world_size).peak, budget):
+        rows //= 2
+    return rows
+
+
+def step_time(step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget) -> float:
+    """A guess of the seconds of a step; 0.0 when nothing is known. Communication is not in it."""
+    if not (step.flops and budget.flops_per_s):
+        return 0.0
+    mesh = plan.mesh(world_size)
+    return step.flops / (mesh.get("tp", 1) * mesh.get("stage", 1)) / (BUSY * budget.flops_per_s)
+
+
+def plan_of(text: str | None, world_size: int) -> ParallelPlan:
+    """A plan as `--plan` says it. Raises UsageError for one that the world does not fit."""
+    plan = parse_plan(text or "ddp")
+    plan.mesh(world_size)
+    return plan
+
+
+def in_words(num_bytes: float) -> str:
+    """1.5 GiB."""
+    for unit, size in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{int(num_bytes)} bytes"
+
+
+def describe(
+    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget, precision: str = "no"
+) -> list[str]:
+    """The table, the verdict, the guess and the advice, as lines."""
+    found = estimate(step, plan, world_size)
+    many = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    rows = [
+        ("parameters", found.parameters, f"{step.num_parameters:,} numbers, {plan.text} on {many}"),
+        ("gradients", found.gradients, ""),
+        ("optimizer", found.optimizer, ""),
+        ("activations", found.activations, f"at most, batch of {step.batch}" if step.batch else "at most"),
+        ("buffers", found.buffers, "of communication"),
+        ("peak", found.peak, "what one rank holds at most"),
+    ]
+    lines = [f"{name:<12} {in_words(size):>10}  {note}".rstrip() for name, size, note in rows if size]
+    lines.append(_verdict(found.peak, budget))
+    if time_s := step_time(step, plan, world_size, budget):
+        lines.append(f"About {time_s:.3g} s a step, without communication: a guess from {step.flops:.3g} operations.")
+    if not fits(found.peak, budget):
+        advice = advise(step, plan, world_size, budget, precision)
+        lines += [f"  {'fits' if each.fits else 'less'}: {each.change} ({in_words(each.peak)})" for each in advice]
+    return lines
+
+
+def _verdict(peak: int, budget: Budget) -> str:
+    overhead = f" and {in_words(budget.overhead)} of its own" if budget.overhead else ""
+    have = f"each rank has {in_words(budget.bytes)} ({budget.device})"
+    if fits(peak, budget):
+        return f"It fits: {in_words(peak)}{overhead}, and {have}."
+    return f"It does not fit: {in_words(peak)}{overhead}, but {have}."

@@ -1,0 +1,151 @@
+"""A cell and what it needs of earlier ones, executed in a process that is thrown away."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import functools
+import inspect
+import itertools
+import linecache
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+
+BATCHES = 2  # batches that a loader gives before it ends
+
+
+class EnoughSeen(BaseException):
+    """The cell has come as far as it had to; no `except Exception` of its own holds this up."""
+
+
+class QuietRun:
+    """In place of the `run` of a rank: nothing is logged."""
+
+    id, name, is_on_all_ranks, should_stop, resumed_step = "preflight", "preflight", True, False, 0
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size, self.folder = rank, world_size, Path.cwd()
+
+    def log(self, *_: Any, **__: Any) -> None:
+        """Forgets it."""
+
+    progress = checkpoint = log
+
+    def steps(self, total: int) -> Iterator[int]:
+        """The numbers of the steps."""
+        return iter(range(total))
+
+
+class Program:
+    """The parts of a request: each a file name, the lines above it and its code.
+
+    Attributes:
+        names: the files whose lines are the user's.
+        namespace: what the cell finds.
+    """
+
+    def __init__(self, request: Mapping[str, Any], rank: int, world_size: int) -> None:
+        self.parts: Sequence[Mapping[str, Any]] = request["parts"]
+        self.names = {part["filename"]: part["shown"] for part in self.parts}
+        about = {"rank": rank, "local_rank": rank, "world_size": world_size, "device": torch.device("cpu")}
+        run = QuietRun(rank, world_size)
+        self.namespace: dict[str, Any] = {**about, "run": run, "display": print, "__name__": "__main__"}
+        sys.argv = [self.parts[-1]["filename"], *request["arguments"]]
+        if request["folder"]:
+            os.chdir(request["folder"])
+            sys.path.insert(0, request["folder"])
+        if request["pushed"]:
+            self.namespace.update(cloudpickle.loads(Path(request["pushed"]).read_bytes()))
+        main = sys.modules["__main__"].__dict__
+        main.update(self.namespace)
+        self.namespace = main
+
+    def execute(self, before_last: Callable[[], None]) -> None:
+        """Every part in order; `before_last` is called when only the cell itself is left."""
+        for number, part in enumerate(self.parts):
+            text = "\n" * part["line_offset"] + part["code"]
+            linecache.cache[part["filename"]] = (len(text), None, text.splitlines(keepends=True), part["filename"])
+            if number == len(self.parts) - 1:
+                before_last()
+            code = compile(text, part["filename"], "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            found = eval(code, self.namespace)  # the user's own cell
+            if inspect.iscoroutine(found):
+                asyncio.run(found)
+
+    def where(self) -> str:
+        """The innermost line of the user's code that is being executed."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            if shown := self.names.get(frame.f_code.co_filename):
+                return f"{shown}, line {frame.f_lineno}"
+            frame = frame.f_back  # type: ignore[assignment]
+        return ""
+
+    def where_failed(self, error: BaseException) -> str:
+        """The innermost line of the user's code in a traceback."""
+        lines = [
+            f"{self.names[frame.f_code.co_filename]}, line {number}"
+            for frame, number in traceback.walk_tb(error.__traceback__)
+            if frame.f_code.co_filename in self.names
+        ]
+        return lines[-1] if lines else ""
+
+
+def shorten_loaders(
+    on_pass: Callable[[Any], None] = lambda _: None,
+    on_batch: Callable[[Any], None] = lambda _: None,
+    most: int = BATCHES,
+) -> None:
+    """Have each pass over a DataLoader end after a few batches, which are read in this process.
+
+    Args:
+        on_pass: is given each loader that is read.
+        on_batch: is given each batch.
+        most: batches of a pass.
+    """
+    loader = torch.utils.data.DataLoader
+    make, iterate = loader.__init__, loader.__iter__
+
+    @functools.wraps(make)
+    def here(self: Any, *args: Any, **settings: Any) -> None:
+        bound = inspect.signature(make).bind(self, *args, **settings)
+        for name in ("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context", "pin_memory"):
+            bound.arguments.pop(name, None)
+        make(*bound.args, **bound.kwargs)
+
+    def some(self: Any) -> Any:
+        on_pass(self)
+        for batch in itertools.islice(iterate(self), most):
+            on_batch(batch)
+            yield batch
+
+    loader.__init__ = here  # type: ignore[method-assign]
+    loader.__iter__ = some  # type: ignore[method-assign, assignment]
+
+
+def shorten_trainers(steps: int = BATCHES) -> None:
+    """Have a Trainer of transformers end after a few steps, saving and reporting nothing."""
+    from transformers import Trainer
+
+    train = Trainer.train
+
+    @functools.wraps(train)
+    def short(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.args.max_steps = steps
+        self.args.save_strategy = "no"
+        self.args.report_to = []
+        return train(self, *args, **kwargs)
+
+    Trainer.train = short  # type: ignore[method-assign]
+
+
+def uses_transformers(request: Mapping[str, Any]) -> bool:
+    """Whether the text names it."""
+    return any("transformers" in part["code"] for part in request["parts"])

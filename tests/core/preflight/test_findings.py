@@ -1,0 +1,45 @@
+"""What two ranks did, compared by values."""
+
+from __future__ import annotations
+
+from jupyter_llmcloud.core.preflight.findings import LOADER, PROBLEM, TOGETHER, Entry, RankStory, findings, is_stuck
+
+
+def _together(what: str, line: int, shape: str = "", ended: bool = True) -> Entry:
+    return Entry(TOGETHER, what, f"Cell In[1], line {line}", shape, ended=ended)
+
+
+def test_ranks_that_agree_have_nothing_found() -> None:
+    story = RankStory([_together("all_reduce()", 3, "float32 [2]")], "it has come to the end of the cell")
+    assert findings({0: story, 1: story}) == [] and not is_stuck({0: story, 1: story})
+
+
+def test_a_collective_that_one_rank_never_enters_is_named_with_its_line() -> None:
+    waiting = RankStory([_together("barrier()", 5, ended=False)])
+    over = RankStory([], "it has come to the end of the cell")
+    (found,) = findings({0: waiting, 1: over})
+    assert found.startswith("Cell In[1], line 5: rank 0 waits in barrier(), which rank 1 never enters")
+    assert is_stuck({0: waiting, 1: over})
+
+
+def test_a_rank_that_may_still_come_is_waited_for() -> None:
+    assert not is_stuck({0: RankStory([_together("barrier()", 5, ended=False)]), 1: RankStory()})
+
+
+def test_different_collectives_shapes_and_batches_are_named() -> None:
+    ends = [RankStory([_together("all_reduce()", 3)]), RankStory([_together("barrier()", 7)])]
+    assert "while rank 1 enters barrier() at Cell In[1], line 7" in findings(dict(enumerate(ends)))[0]
+    shapes = [RankStory([_together("all_reduce()", 3, shape)]) for shape in ("float32 [3]", "float32 [4]")]
+    assert "float32 [3] on rank 0 and float32 [4] on rank 1" in findings(dict(enumerate(shapes)))[0]
+    loaders = [RankStory([Entry(LOADER, batches, "Cell In[1], line 2")]) for batches in ("8", "9")]
+    assert "rank 0 has 8 batches, rank 1 has 9" in findings(dict(enumerate(loaders)))[0]
+
+
+def test_what_one_rank_alone_finds_wrong_is_said_with_its_number() -> None:
+    problem = RankStory([Entry(PROBLEM, "an object cannot be pickled", "Cell In[1], line 4")])
+    assert findings({0: problem, 1: RankStory()}) == ["Cell In[1], line 4: an object cannot be pickled (rank 0)."]
+
+
+def test_a_group_of_one_of_them_concerns_nobody_else() -> None:
+    own = RankStory([Entry(TOGETHER, "barrier()", "Cell In[1], line 4", group=(0,))])
+    assert not findings({0: own, 1: RankStory([], "it has come to the end of the cell")})

@@ -1,0 +1,72 @@
+"""Memory of a rank under each plan, and what is advised, by values."""
+
+from __future__ import annotations
+
+import pytest
+
+from jupyter_llmcloud.core.preflight.memory import (
+    Budget,
+    advise,
+    describe,
+    estimate,
+    fits,
+    in_words,
+    plan_of,
+    step_time,
+)
+from jupyter_llmcloud.core.preflight.timeline import MeasuredStep, Roles, held, peaks
+from jupyter_llmcloud.errors import UsageError
+
+STEP = MeasuredStep(400, 400, 800, 1000, 100, 2400, num_parameters=100, flops=1_000_000, batch=8, largest_layer=40)
+
+
+@pytest.mark.parametrize(
+    ("plan", "num_ranks", "state", "peak"),
+    [
+        ("ddp", 1, 1600, 2400),
+        ("ddp", 2, 1600, 2800),  # and DDP's buckets
+        ("fsdp", 4, 400, 1470),
+        ("hsdp:2x2", 4, 800, 1820),
+        ("tp:2", 2, 800, 1700),
+        ("pipeline:4", 4, 400, 600),
+        ("diloco:10", 2, 1600, 3200),
+    ],
+)
+def test_each_plan_spreads_what_a_rank_holds(plan: str, num_ranks: int, state: int, peak: int) -> None:
+    found = estimate(STEP, plan_of(plan, num_ranks), num_ranks)
+    assert (found.parameters + found.gradients + found.optimizer, found.peak) == (state, peak)
+
+
+def test_a_world_that_the_plan_does_not_take_is_refused() -> None:
+    with pytest.raises(UsageError, match="needs 4 ranks"):
+        plan_of("hsdp:2x2", 2)
+
+
+def test_every_advice_that_is_given_fits() -> None:
+    budget = Budget(2000)
+    advice = advise(STEP, plan_of("ddp", 4), 4, budget)
+    assert advice and all(each.fits and fits(each.peak, budget) for each in advice)
+    assert "--plan fsdp" in [each.change for each in advice]
+
+
+def test_where_nothing_fits_the_nearest_is_named() -> None:
+    advice = advise(STEP, plan_of("ddp", 2), 2, Budget(100))
+    assert len(advice) == 2 and not any(each.fits for each in advice)
+
+
+def test_the_verdict_and_the_guess_are_said() -> None:
+    lines = describe(STEP, plan_of("ddp", 1), 1, Budget(10_000, flops_per_s=1e6))
+    assert any(line.startswith("It fits") for line in lines)
+    assert step_time(STEP, plan_of("ddp", 1), 1, Budget(1, flops_per_s=1e6)) == pytest.approx(1 / 0.55)
+    assert not any(line.strip().startswith(("fits:", "less:")) for line in lines)
+
+
+def test_bytes_are_said_in_units() -> None:
+    assert [in_words(size) for size in (12, 2048, 3 << 20, 5 << 29)] == ["12 bytes", "2 KiB", "3 MiB", "2.5 GiB"]
+
+
+def test_peaks_leave_out_what_came_before_the_step() -> None:
+    events = [(0, 100), (1, 900), (1, -900), (2, 50), (3, 100), (2, -50), (4, 30), (4, -30)]
+    roles = Roles({0}, {3}, set())
+    assert peaks(events, roles, begin=3, update=6) == (50, 30, 250)
+    assert held(events, {0, 3}) == 200
