@@ -23,7 +23,7 @@ from jupyter_llmcloud.cluster.placement_queue import NoSlots, PlacementQueues
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
 from jupyter_llmcloud.cluster.tunnel.agent_sockets import AgentSockets
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
-from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridge
+from jupyter_llmcloud.cluster.worker_plugin import PLUGIN_NAME, open_bridges
 from jupyter_llmcloud.core.names import check_name
 from jupyter_llmcloud.core.scheduling.holders import HeldWorld, find_world
 from jupyter_llmcloud.core.scheduling.priorities import Shortage
@@ -347,14 +347,21 @@ class ClusterPool:
         """Allocations with `home` added: how the first agent, the leader, reaches each of them from its own host."""
         by_address = {agent.address: agent for agent in agents}
         leader = by_address[allocations[0]["address"]]
-        client = await self._client(record)
+        others = [allocation for allocation in allocations if by_address[allocation["address"]] is not leader]
+        infos = [
+            {"host": agent.host, "worker": agent.worker, "name": agent.name, "address": agent.home}
+            for agent in (by_address[allocation["address"]] for allocation in others)
+        ]
+        homes: list[str] = []
+        if infos:
+            asked = (await self._client(record)).run(
+                open_bridges, infos, self._reach.always_tunnel, workers=[leader.worker]
+            )
+            homes = (await asked)[leader.worker]
         for allocation in allocations:
-            agent = by_address[allocation["address"]]
-            allocation["home"] = agent.home
-            if agent is not leader:
-                info = {"host": agent.host, "worker": agent.worker, "name": agent.name, "address": agent.home}
-                beside, always = [leader.worker], self._reach.always_tunnel
-                allocation["home"] = (await client.run(open_bridge, info, always, workers=beside))[leader.worker]
+            allocation["home"] = leader.home
+        for allocation, home in zip(others, homes, strict=True):
+            allocation["home"] = home
         return allocations
 
     async def worlds(self, cluster: str | None = None) -> list[tuple[str, HeldWorld]]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -178,9 +179,10 @@ class AgentPlugin(WorkerPlugin):
         await self._let_go()
 
 
-async def open_bridge(info: dict[str, Any], always: bool, dask_worker: Worker) -> str:
-    """Run on a worker: a socket there that stands for the agent beside another worker; returns its path."""
-    return await _plugin(dask_worker).bridge_to(info, always)
+async def open_bridges(infos: Sequence[dict[str, Any]], always: bool, dask_worker: Worker) -> list[str]:
+    """Run on a worker: sockets there that stand for the agents beside other workers; returns their paths."""
+    plugin = _plugin(dask_worker)
+    return [await plugin.bridge_to(info, always) for info in infos]  # each is local: nobody else is asked
 
 
 async def agent_info(dask_worker: Worker) -> dict[str, Any]:

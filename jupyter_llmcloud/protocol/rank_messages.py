@@ -116,8 +116,8 @@ class CellEnded(Reply, frozen=True, kw_only=True):
 class Heartbeat(Message, frozen=True, kw_only=True):
     """What a rank's side thread sees while a cell runs; the fields are those of core.hang.Sample.
 
-    `groups`: name -> [ranks, collectives begun, collectives finished]; `rss`, and `available` beside it
-    before a limit is met, in bytes.
+    `groups`: name -> [ranks, collectives begun, collectives finished], with no ranks for all of the world;
+    `rss`, and `available` beside it before a limit is met, in bytes.
     """
 
     run_id: str

@@ -50,6 +50,7 @@ from jupyter_llmcloud.system import patching
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.control import ControlSocket
+from jupyter_llmcloud.training.diagnostics.flight_recorder import as_sent
 from jupyter_llmcloud.training.diagnostics.time_split import CHECKPOINT, TIMES
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
@@ -358,7 +359,7 @@ class Rank:
                 error=self._describe(error, shell) if error is not None else None,
                 interrupted=was_stopped(error),
                 in_group=self.group.is_usable,
-                groups=self.watchdog.collectives.state(),
+                groups=as_sent(self.watchdog.collectives.state()),
                 times=TIMES.take(),
                 reply_to=cell.number,
                 **ended,

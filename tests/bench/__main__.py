@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import data, dispatch, gateway, local_cells, logs, panels, serving, start, throughput
+from tests.bench import data, dispatch, gateway, local_cells, logs, panels, scale, serving, start, throughput
 from tests.bench.measured import Row, table
 from tests.bench.shell import REPOSITORY
 
@@ -27,18 +27,25 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "cells": local_cells.measure,
     "serving": serving.measure,
     "data": data.measure,
+    "scale": scale.measure,
 }
+ONLY_BY_NAME = ("scale",)  # what takes the whole machine for long
 
 
 def main() -> int:
     """0 when every goal was reached."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The product beside its peers.")
-    parser.add_argument("axes", nargs="*", metavar="axis", help=f"{', '.join(AXES)} (default: all)")
+    parser.add_argument(
+        "axes", nargs="*", metavar="axis", help=f"{', '.join(AXES)} (default: all but {', '.join(ONLY_BY_NAME)})"
+    )
     parser.add_argument(
         "--peers", default=",".join(serving.PEERS), help="whom serving is measured beside (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    axes, peers = arguments.axes or list(AXES), [name for name in arguments.peers.split(",") if name]
+    axes, peers = (
+        arguments.axes or [axis for axis in AXES if axis not in ONLY_BY_NAME],
+        [name for name in arguments.peers.split(",") if name],
+    )
     if unknown := [axis for axis in axes if axis not in AXES]:
         parser.error(f"unknown axis {unknown[0]!r}: expected one of {', '.join(AXES)}")
     if unknown := [name for name in peers if name not in serving.PEERS]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from jupyter_llmcloud.agent.world.store import is_elsewhere
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.protocol.agent_messages import StartWorld
 from jupyter_llmcloud.protocol.rank_messages import Join
+
+AGENTS_AT_ONCE = 64  # that are asked to start ranks: a thousand one after another would take minutes
 
 
 class RankGroups:
@@ -44,10 +47,12 @@ class RankGroups:
     async def start(self, allocations: Sequence[dict[str, Any]], world_size: int) -> None:
         """Fork ranks on every agent; their numbers go on from those that there are."""
         await self._have_store(allocations)
+        first, starts = len(self.links), []
         for allocation in allocations:
-            first = len(self.links)
             ranks = list(range(first, first + allocation["num_ranks"]))
-            await self._start_allocation(allocation.get("home", allocation["address"]), ranks, world_size)
+            starts.append((self._group_of(allocation.get("home", allocation["address"]), ranks, world_size), ranks))
+            first += len(ranks)
+        await self._begin_all(starts)
 
     async def _have_store(self, allocations: Sequence[dict[str, Any]]) -> None:
         """Ranks of other hosts cannot speak to a store on loopback: then have another, which is told by `join`."""
@@ -59,7 +64,8 @@ class RankGroups:
             self._interface = self._node.interface_name()
             self._has_moved = True
 
-    async def _start_allocation(self, address: str, ranks: list[int], world_size: int) -> None:
+    def _group_of(self, address: str, ranks: list[int], world_size: int) -> LocalGroup | RemoteGroup:
+        """Ranks on one agent, not started yet."""
         self._num_groups += 1
         group = GroupSpec(
             world_id=f"{self._spec.world_id}#{self._num_groups - 1}",
@@ -75,6 +81,27 @@ class RankGroups:
         else:
             host = RemoteGroup(address, group, self._events, self._spec.link_lease_s)
         self._hosts.append(host)
+        return host
+
+    async def _begin_all(self, starts: Sequence[tuple[LocalGroup | RemoteGroup, list[int]]]) -> None:
+        """Fork on several agents at once. Raises what the first one raises for which it cannot be done."""
+        asked = asyncio.Semaphore(AGENTS_AT_ONCE)
+
+        async def begin(host: LocalGroup | RemoteGroup, ranks: list[int]) -> None:
+            async with asked:
+                await self._begin(host, ranks)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for host, ranks in starts:
+                    group.create_task(begin(host, ranks))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        in_order = dict(sorted(self.links.items()))
+        self.links.clear()
+        self.links.update(in_order)
+
+    async def _begin(self, host: LocalGroup | RemoteGroup, ranks: list[int]) -> None:
         try:
             await host.start(ranks, list(range(len(ranks))), self.num_threads)
         except BaseException:
@@ -142,7 +169,8 @@ class RankGroups:
         notes = []
         for allocation in allocations:
             moving, ranks = ranks[: allocation["num_ranks"]], ranks[allocation["num_ranks"] :]
-            await self._start_allocation(allocation["home"], moving, world_size)
+            host = self._group_of(allocation["home"], moving, world_size)
+            await self._begin(host, moving)
             notes.append(f"rank{'s' if len(moving) > 1 else ''} {format_ranks(moving)} moved to {allocation['host']}.")
         return notes
 

@@ -156,7 +156,8 @@ class Attempt:
 
     def _handle(self, event: lifecycle.Event) -> None:
         loop = asyncio.get_running_loop()
-        before = {rank: self._rules.state_of(rank) for rank in self.ranks}
+        ends = [event.rank] if isinstance(event, RankEnded | RankDied) else []  # no other event changes a rank's state
+        before = {rank: self._rules.state_of(rank) for rank in ends}
         instructions = self._rules.handle(event, loop.time())
         for rank, state in before.items():
             if (now := self._rules.state_of(rank)) != state:

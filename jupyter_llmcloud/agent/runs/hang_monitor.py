@@ -36,6 +36,7 @@ class HangMonitor:
     ) -> None:
         self._run_id = cell.run_id
         self._links = links
+        self._everyone = tuple(range(len(links)))
         self._tell = tell
         self._is_quiet = is_quiet
         self._cells = {cell.filename: cell.execution_count}
@@ -60,7 +61,7 @@ class HangMonitor:
         sample = Sample(
             phase=heartbeat.phase,
             op=heartbeat.op,
-            groups=_groups(heartbeat.groups),
+            groups=self._groups(heartbeat.groups),
             step=heartbeat.step,
             place=heartbeat.place,
             doing=heartbeat.doing,
@@ -81,7 +82,7 @@ class HangMonitor:
 
     def ended(self, rank: int, groups: Mapping[str, list[Any]]) -> None:
         """A rank has finished the cell with these collectives."""
-        self._rule.ended(rank, _groups(groups))
+        self._rule.ended(rank, self._groups(groups))
 
     def _again(self, now: float) -> None:
         due = now + self._every_s
@@ -98,13 +99,15 @@ class HangMonitor:
         if report := self._rule.check(now):
             self._tell(self._place_of(report), _record(report))
 
+    def _groups(self, rows: Mapping[str, list[Any]]) -> dict[str, GroupState]:
+        return {
+            name: GroupState(tuple(ranks) or self._everyone, begun, finished)
+            for name, (ranks, begun, finished) in rows.items()
+        }
+
     @staticmethod
     def _place_of(report: HangReport) -> int:
         return (report.late or report.waiting)[0]
-
-
-def _groups(rows: Mapping[str, list[Any]]) -> dict[str, GroupState]:
-    return {name: GroupState(tuple(ranks), begun, finished) for name, (ranks, begun, finished) in rows.items()}
 
 
 def _record(report: HangReport) -> dict[str, Any]:

@@ -169,6 +169,8 @@ class RunLifecycle:
 
     def __post_init__(self) -> None:
         self._ranks = {rank: _Rank() for rank in self.ranks}
+        self._num_running = self._num_silent = len(self.ranks)  # counted: an event must not cost a look at every rank
+        self._num_ended = 0
         self._since = 0.0
         self._interrupted_at: float | None = None
         self._failed_at: float | None = None
@@ -206,9 +208,9 @@ class RunLifecycle:
                 out = self._step_reported(event, now)
             case Tick():
                 out = self._climb(now)
-        if self._saves_by is not None and (self.is_ending or not self.running or now >= self._saves_by):
+        if self._saves_by is not None and (self.is_ending or not self._num_running or now >= self._saves_by):
             out = [*self._tell_save_at(-1), *out]
-        if not self.running:
+        if not self._num_running:
             return [*out, self._finish()]
         due = self._next_rung()
         self.wake_at = due[1] if due is not None else self._saves_by
@@ -226,13 +228,14 @@ class RunLifecycle:
         self._saves_by = None
         for item in self._ranks.values():
             item.steps = None
+        self._num_silent = self._num_running
         return [SaveAtStep(self.running, step)]
 
     def _common_step(self) -> int | None:
-        """The largest step that a rank has finished, once all have said theirs."""
-        steps = [item.steps for item in self._ranks.values() if item.state == "running" or item.steps is not None]
-        known = [step for step in steps if step is not None]
-        return max(known) if len(known) == len(steps) else None
+        """The largest step that a rank has finished, once all that run have said theirs."""
+        if self._num_silent:
+            return None
+        return max((item.steps for item in self._ranks.values() if item.steps is not None), default=None)
 
     # --- ranks end ---
 
@@ -240,7 +243,7 @@ class RunLifecycle:
         item = self._ranks.get(event.rank)
         if item is None or item.state != "running":
             return []
-        item.order = self._next_order()
+        self._count_end(item)
         item.collateral = event.collateral
         self._in_group = self._in_group and event.in_group
         if event.interrupted and (self.stop_requested or self._failed_at is not None):
@@ -256,13 +259,18 @@ class RunLifecycle:
         item = self._ranks.get(event.rank)
         if item is None or item.state != "running":
             return []
-        item.state, item.error, item.order = "died", event.reason, self._next_order()
+        self._count_end(item)
+        item.state, item.error = "died", event.reason
         self._note_failure(now)
         self.released = True
         return [ReleaseRanks(self.running)] if self.running else []
 
-    def _next_order(self) -> int:
-        return 1 + max(item.order for item in self._ranks.values())
+    def _count_end(self, item: _Rank) -> None:
+        """A rank that ran runs no more."""
+        self._num_running -= 1
+        self._num_silent -= item.steps is None
+        self._num_ended += 1
+        item.order = self._num_ended
 
     def _note_failure(self, now: float) -> None:
         if self._failed_at is None:
@@ -281,7 +289,9 @@ class RunLifecycle:
     def _step_reported(self, event: StepReported, now: float) -> list[Instruction]:
         if event.rank not in self._ranks or not (self.rung == Rung.CONSENSUS or self._saves_by is not None):
             return []
-        self._ranks[event.rank].steps = event.step
+        item = self._ranks[event.rank]
+        self._num_silent -= item.state == "running" and item.steps is None
+        item.steps = event.step
         if (step := self._common_step()) is None:
             return []
         if self._saves_by is not None and not self.is_ending:

@@ -75,5 +75,11 @@ class Collectives:
         return found
 
 
+def as_sent(groups: dict[str, GroupRow]) -> dict[str, GroupRow]:
+    """As a message has them: no ranks for all of the world, or each of a thousand ranks would name a thousand."""
+    everyone = dist.get_world_size() if dist.is_initialized() else 0
+    return {name: [[] if len(ranks) == everyone else ranks, *counts] for name, (ranks, *counts) in groups.items()}
+
+
 def _nothing(**_: Any) -> bytes:
     return b"{}"

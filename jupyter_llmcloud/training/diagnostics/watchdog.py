@@ -20,7 +20,7 @@ from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankStacks
 from jupyter_llmcloud.training.diagnostics import stack_location
 from jupyter_llmcloud.training.diagnostics.activity import CLOSE_S, ProcessActivity, Stillness
-from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow
+from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow, as_sent
 from jupyter_llmcloud.training.diagnostics.grad_mode import WithoutGradients
 from jupyter_llmcloud.training.diagnostics.memory_left import available, resident
 from jupyter_llmcloud.training.diagnostics.stack_location import CellNumber, StackLocation
@@ -114,7 +114,7 @@ class Watchdog:
             run_id=self._run_id,
             phase="collective" if op else self._phase(at),
             op=op,
-            groups=groups,
+            groups=as_sent(groups),
             step=self._num_steps(),
             place=at.place,
             doing=at.doing,
