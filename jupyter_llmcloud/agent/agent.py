@@ -289,6 +289,8 @@ class Agent:
             self.worlds.worker_joined()
         self.takeovers.inherit()
 
-    def _shut_down(self, *_: Any) -> None:
-        if not self._is_leaving:  # else whoever asks is taken away, too
+    def _shut_down(self, asked: Shutdown, _: Connection) -> None:
+        if asked.cluster_stays:
+            self._take_leave()
+        elif not self._is_leaving:  # else whoever asks is taken away, too
             asyncio.get_running_loop().call_later(0.05, self._finish)  # when the reply has left

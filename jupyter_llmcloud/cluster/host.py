@@ -184,7 +184,7 @@ class ClusterHost:
         for address in before.keys() - staying:
             with contextlib.suppress(ConnectionLost):
                 async with await AgentConnection.open(address, 2) as connection:
-                    await connection.request(Shutdown(), 5)
+                    await connection.request(Shutdown(cluster_stays=bool(staying)), 5)
 
 
 def tls_of(security: Any) -> dict[str, str]:

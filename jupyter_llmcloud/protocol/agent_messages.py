@@ -331,7 +331,14 @@ class RenewLease(Request[Done], frozen=True, kw_only=True):
 
 
 class Shutdown(Request[Done], frozen=True, kw_only=True):
-    """End every rank, replica and the agent itself."""
+    """End every rank, replica and the agent itself.
+
+    Attributes:
+        cluster_stays: other workers go on: a run that may go on elsewhere is saved and handed over first, as when the
+            host is taken away.
+    """
+
+    cluster_stays: bool = False
 
 
 # --- asked by an agent of the worker that holds it ---
