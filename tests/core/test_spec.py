@@ -53,6 +53,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "checkpoint_every": ("100", 100),
     "keep_checkpoints": ("5", 5),
     "max_restarts": ("3", 3),
+    "elastic": ("1:4", "1:4"),
     "resume": ("earlier", "earlier"),
     "seed": ("0", 0),
     "priority": ("-1", -1),

@@ -43,7 +43,7 @@ from jupyter_llmcloud.core.run.run_machine import (
     WorkerJoined,
 )
 from jupyter_llmcloud.core.scheduling import elasticity
-from jupyter_llmcloud.core.scheduling.elasticity import Bounds, Elasticity, NoRoom, RoomFound, Saved
+from jupyter_llmcloud.core.scheduling.elasticity import Elasticity, NoMoreRoom, RoomFound, Saved, SizeBounds
 from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
@@ -77,11 +77,11 @@ class Restartable(Protocol):
     def has_lost_members(self) -> bool:
         """Whether ranks have gone with their agent."""
 
-    async def find_capacity(self, bounds: Bounds | None = None) -> list[dict[str, Any]]:
+    async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy."""
 
     async def heal(
-        self, slots: Sequence[dict[str, Any]] = (), coming: Execute | None = None, bounds: Bounds | None = None
+        self, slots: Sequence[dict[str, Any]] = (), coming: Execute | None = None, bounds: SizeBounds | None = None
     ) -> None:
         """Replace ranks that have died, or go on without and with more; renew the group. Raises LLMCloudError."""
 
@@ -120,7 +120,7 @@ class RunSupervisor:
         self._world = world
         self._checkpoints = CheckpointCommitter(folder.path, cell.ranks, cell.keep_checkpoints, self._feed)
         policy = RestartPolicy(cell.max_restarts, record.num_restarts, record.num_resizes, bool(cell.elastic))
-        bounds = Bounds.of(cell.elastic)
+        bounds = SizeBounds.of(cell.elastic)
         elastic = Elasticity(bounds.most, world.size, not cell.checkpoint_every) if bounds is not None else None
         self._machine = RunMachine(policy, deadline, elastic)
         self._attempt = self._make_attempt(cell)
@@ -132,8 +132,8 @@ class RunSupervisor:
         return Attempt(cell, self._world.links, self._feed, self._on_finish)
 
     @property
-    def _bounds(self) -> Bounds | None:
-        return Bounds.of(self._attempt.cell.elastic)
+    def _bounds(self) -> SizeBounds | None:
+        return SizeBounds.of(self._attempt.cell.elastic)
 
     @property
     def is_over(self) -> bool:
@@ -369,15 +369,15 @@ class RunSupervisor:
     async def _look_for_room(self) -> Event:
         assert self._bounds is not None
         with contextlib.suppress(LLMCloudError):
-            await self._world.find_capacity(Bounds(self._world.size + 1, self._bounds.most))
+            await self._world.find_capacity(SizeBounds(self._world.size + 1, self._bounds.most))
             return RoomFound()
-        return NoRoom()
+        return NoMoreRoom()
 
     async def _pause(self) -> Event:
         """Stop the attempt after a checkpoint; what comes of that is told when its ranks have ended."""
         attempt = self._attempt
         if await self._save() < 0:
-            return NoRoom()
+            return NoMoreRoom()
         if attempt is self._attempt and not self.is_over:
             attempt.stop()
         return Saved(0.0)

@@ -17,7 +17,7 @@ from jupyter_llmcloud.agent.runs.library_versions import library_versions
 from jupyter_llmcloud.agent.runs.supervisor import RunSupervisor
 from jupyter_llmcloud.agent.world.world import World
 from jupyter_llmcloud.core.run.lifecycle import Finish
-from jupyter_llmcloud.core.scheduling.elasticity import Bounds
+from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RankState, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
@@ -165,11 +165,11 @@ class RunQueue:
 
     def _ranks_of(self, cell: Execute) -> list[int]:
         """Those that it names; who meant all may not know yet how many an elastic run has left."""
-        means_all = self._world.members.is_reshaped and "ranks" not in cell.spec
+        means_all = self._world.is_reshaped and "ranks" not in cell.spec
         return list(range(self._world.size)) if means_all or not cell.ranks else cell.ranks
 
     def _check_size(self, cell: Execute, ranks: list[int]) -> None:
-        if (bounds := Bounds.of(cell.elastic)) is None:
+        if (bounds := SizeBounds.of(cell.elastic)) is None:
             return
         size = self._world.size
         if len(ranks) != size:

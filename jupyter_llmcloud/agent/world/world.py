@@ -19,7 +19,7 @@ from jupyter_llmcloud.agent.world.replay_cells import ReplayCells
 from jupyter_llmcloud.core.run import membership
 from jupyter_llmcloud.core.run.exits import describe_exit
 from jupyter_llmcloud.core.run.membership import Membership, MembershipStep
-from jupyter_llmcloud.core.scheduling.elasticity import Bounds
+from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks, WorldVariables
 from jupyter_llmcloud.protocol.frames import Message
@@ -175,11 +175,16 @@ class World:
     # --- its members ---
 
     @property
+    def is_reshaped(self) -> bool:
+        """Whether an elastic run has changed how many ranks there are."""
+        return self.members.is_reshaped
+
+    @property
     def has_lost_members(self) -> bool:
         """Whether ranks have gone with their agent."""
         return bool(self.members.is_started and self.groups.displaced(self.members.ranks))
 
-    async def find_capacity(self, bounds: Bounds | None = None) -> list[dict[str, Any]]:
+    async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy for too few."""
         lost = self.groups.displaced(self.members.ranks) if self.members.is_started else self.members.ranks
         if bounds is None:
@@ -189,7 +194,7 @@ class World:
                 return await self.groups.find_capacity(number) if number else []
         raise Busy(f"--elastic {bounds.least}:{bounds.most} needs {bounds.least} ranks, and there is no room for them.")
 
-    async def heal(self, slots: Slots = (), coming: Execute | None = None, bounds: Bounds | None = None) -> None:
+    async def heal(self, slots: Slots = (), coming: Execute | None = None, bounds: SizeBounds | None = None) -> None:
         """Replace ranks that have died, and renew the group when it cannot be used; `slots` were found for them.
 
         What the cell that is `coming` makes is not missed. Within `bounds` it goes on without the ranks whose agent
@@ -205,7 +210,7 @@ class World:
                 self.members.start_anew()
             raise
 
-    def _reshape(self, slots: Slots, bounds: Bounds) -> list[MembershipStep]:
+    def _reshape(self, slots: Slots, bounds: SizeBounds) -> list[MembershipStep]:
         was_started = self.members.is_started
         lost = self.groups.displaced(self.members.ranks) if was_started else self.members.ranks
         num_added = sum(slot["num_ranks"] for slot in slots)

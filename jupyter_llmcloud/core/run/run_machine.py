@@ -27,7 +27,15 @@ from typing import Any
 
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, GiveUp, RestartPolicy, Retry
-from jupyter_llmcloud.core.scheduling.elasticity import Elasticity, LookForRoom, NoRoom, Pause, RoomFound, Save, Saved
+from jupyter_llmcloud.core.scheduling.elasticity import (
+    Elasticity,
+    LookForRoom,
+    NoMoreRoom,
+    Pause,
+    RoomFound,
+    Save,
+    Saved,
+)
 from jupyter_llmcloud.core.tick import Tick
 
 CAPACITY_RETRY_S = 1.0
@@ -163,7 +171,7 @@ Event = (
     | CapacityFound
     | NoCapacity
     | RoomFound
-    | NoRoom
+    | NoMoreRoom
     | Saved
     | WorkerJoined
     | Claimed
@@ -335,7 +343,7 @@ class RunMachine:
                 return self._leadership(event, now, leads_until)
             case Tick():
                 return self._tick(now)
-            case RoomFound() | NoRoom() | Saved():
+            case RoomFound() | NoMoreRoom() | Saved():
                 return [*self._while_executing(event, now)]
             case WorkerJoined() if self.phase is MachinePhase.EXECUTING:
                 return [*self._while_executing(event, now)]
@@ -389,7 +397,7 @@ class RunMachine:
             self.elastic.begin(now)
 
     def _while_executing(
-        self, event: RoomFound | NoRoom | Saved | WorkerJoined | Tick, now: float
+        self, event: RoomFound | NoMoreRoom | Saved | WorkerJoined | Tick, now: float
     ) -> Sequence[Instruction]:
         if self.elastic is None or self.phase is not MachinePhase.EXECUTING or self._is_stopping:
             return []

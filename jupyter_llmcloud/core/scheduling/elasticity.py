@@ -1,7 +1,7 @@
 """A run whose number of ranks may change, as rules: when it looks for room, and when it saves what it has done.
 
     executed, smaller than it may be --LookForRoom--> RoomFound --Pause--> a checkpoint, the attempt is stopped
-                                                      NoRoom: again in a while
+                                                      NoMoreRoom: again in a while
 
 What lies between two attempts is decided in core.run.run_machine, which ranks stay in core.run.membership.
 """
@@ -18,14 +18,14 @@ SAVE_SHARE = 0.05  # of the time, at the most, in which such checkpoints are und
 
 
 @dataclass(frozen=True)
-class Bounds:
+class SizeBounds:
     """How many ranks an elastic run may have."""
 
     least: int
     most: int
 
     @classmethod
-    def of(cls, text: str) -> Bounds | None:
+    def of(cls, text: str) -> SizeBounds | None:
         """Of `MIN:MAX` as the option has it; None of a run that is not elastic."""
         if not text:
             return None
@@ -46,7 +46,7 @@ class RoomFound:
 
 
 @dataclass(frozen=True)
-class NoRoom:
+class NoMoreRoom:
     """It could not, or it could not be interrupted for that."""
 
 
@@ -57,17 +57,17 @@ class Saved:
     seconds: float
 
 
-Event = RoomFound | NoRoom | Saved | Tick
+Event = RoomFound | NoMoreRoom | Saved | Tick
 
 
 @dataclass(frozen=True)
 class LookForRoom:
-    """Could the run have more ranks? -> RoomFound, NoRoom."""
+    """Could the run have more ranks? -> RoomFound, NoMoreRoom."""
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Save a checkpoint and stop the attempt, which goes on with more ranks -> AttemptFinished, or else NoRoom."""
+    """Save a checkpoint and stop the attempt, which goes on with more ranks -> AttemptFinished, or else NoMoreRoom."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Elasticity:
             case RoomFound():
                 self.is_pausing, self._save_at = True, None
                 return [Pause()]
-            case NoRoom():
+            case NoMoreRoom():
                 if self.is_pausing:
                     self._save_at = now + SAVE_EVERY_S if self.saves else None
                 self.is_pausing, self._look_at = False, now + ROOM_RETRY_S

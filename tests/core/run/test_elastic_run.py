@@ -37,14 +37,14 @@ from jupyter_llmcloud.core.scheduling.elasticity import (
     ROOM_RETRY_S,
     SAVE_EVERY_S,
     SAVE_SHARE,
-    Bounds,
     Elasticity,
     LookForRoom,
-    NoRoom,
+    NoMoreRoom,
     Pause,
     RoomFound,
     Save,
     Saved,
+    SizeBounds,
 )
 from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.errors import UsageError
@@ -127,7 +127,7 @@ def test_a_run_that_is_smaller_than_it_may_be_looks_for_room_now_and_then_and_wh
     assert run.handle(Tick(), ROOM_RETRY_S) == [LookForRoom()]
     assert run.wake_at is None, "one question at a time"
     assert run.handle(WorkerJoined(), 3.0) == []
-    assert run.handle(NoRoom(), 3.0) == []
+    assert run.handle(NoMoreRoom(), 3.0) == []
     assert run.wake_at == 3.0 + ROOM_RETRY_S
     assert run.handle(WorkerJoined(), 3.1) == [LookForRoom()]
     assert executing(size=2).wake_at is None, "no larger than it may be"
@@ -148,7 +148,7 @@ def test_a_pause_that_cannot_be_had_disturbs_nothing_and_is_tried_again() -> Non
     run = executing(size=1, saves=True)
     run.handle(Tick(), ROOM_RETRY_S)
     run.handle(RoomFound(), 2.0)
-    assert run.handle(NoRoom(), 3.0) == []
+    assert run.handle(NoMoreRoom(), 3.0) == []
     assert run.handle(Tick(), 3.0 + ROOM_RETRY_S) == [LookForRoom(), Save()]
 
 
@@ -192,11 +192,11 @@ def test_it_saves_in_a_rhythm_of_its_own_which_costs_little_time() -> None:
 
 
 def test_as_many_ranks_as_there_may_be_are_asked_for_first() -> None:
-    assert list(Bounds(1, 4).to_ask(0)) == [4, 3, 2, 1]
-    assert list(Bounds(1, 4).to_ask(2)) == [2, 1, 0]
-    assert list(Bounds(3, 4).to_ask(1)) == [3, 2]
-    assert Bounds.of("") is None
-    assert Bounds.of("2:5") == Bounds(2, 5)
+    assert list(SizeBounds(1, 4).to_ask(0)) == [4, 3, 2, 1]
+    assert list(SizeBounds(1, 4).to_ask(2)) == [2, 1, 0]
+    assert list(SizeBounds(3, 4).to_ask(1)) == [3, 2]
+    assert SizeBounds.of("") is None
+    assert SizeBounds.of("2:5") == SizeBounds(2, 5)
 
 
 @pytest.mark.parametrize("text", ["", "2", "0:3", "3:2", "a:b", "1:", "1:2:3"])
