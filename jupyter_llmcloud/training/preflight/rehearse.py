@@ -172,8 +172,11 @@ def main(request_file: str, rank_text: str, journal_file: str) -> None:
         if len(made) >= STEPS:
             raise EnoughSeen
 
+    def begin() -> None:
+        register_optimizer_step_post_hook(count)
+
     try:
-        program.execute(lambda: register_optimizer_step_post_hook(count) and None)
+        program.execute(begin)
         journal.write("end", "it has come to the end of the cell")
     except EnoughSeen:
         journal.write("end", "", enough=True)

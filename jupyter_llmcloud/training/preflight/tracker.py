@@ -148,4 +148,4 @@ def keep_modules_in_place() -> None:
                 self._buffers[name] = change(buffer)
         return self
 
-    torch.nn.Module._apply = applied  # type: ignore[method-assign, assignment]
+    torch.nn.Module._apply = applied  # type: ignore[method-assign]
