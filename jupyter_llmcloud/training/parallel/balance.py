@@ -60,7 +60,7 @@ class Pass:
         return self._sizes.get(at, [])
 
 
-class BalancedShard(BatchSamplerShard):  # type: ignore[misc]
+class BalancedShard(BatchSamplerShard):
     """Accelerate's part of each batch, cut by the shares of the ranks while a model is trained."""
 
     current: Pass | None = None
@@ -191,7 +191,7 @@ class Balancer:
         """Accelerate has prepared a loader; one whose batches it cannot cut stays as it is, which is said."""
         if self._balance is None:
             return
-        sampler = getattr(getattr(loader, "base_dataloader", None), "batch_sampler", None)
+        sampler: Any = getattr(getattr(loader, "base_dataloader", None), "batch_sampler", None)
         if type(sampler) is not BatchSamplerShard or not sampler.even_batches or sampler.batch_size is None:
             say(
                 f"--balance: the rows of this {type(loader).__name__} cannot be shared out by speed (a stream, batches "
