@@ -140,8 +140,8 @@ class Balancer:
     """The shares of the present cell. One per process."""
 
     def __init__(self) -> None:
-        self._models: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-        self._hooked: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        # Whether their gradients pass through here.
+        self._models: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
         self._last_gradient = self._asked = 0.0
         self._weight = 1.0
         self._balance: Balance | None = None
@@ -175,14 +175,14 @@ class Balancer:
 
     def add_model(self, model: torch.nn.Module) -> None:
         """DistributedDataParallel averages its gradients from now on."""
-        self._models.add(model)
+        self._models.setdefault(model, False)
         if self.is_on:
             self._hook(model)
 
     def _hook(self, model: torch.nn.Module) -> None:
-        if model in self._hooked:
+        if self._models[model]:
             return
-        self._hooked.add(model)
+        self._models[model] = True
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_hook(self._weigh)
@@ -203,7 +203,7 @@ class Balancer:
 
     def begin_pass(self) -> Pass | None:
         """A loader begins; None when nothing is trained: what is evaluated is gathered in equal parts."""
-        if self._balance is None or self._has_given_up or not any(model.training for model in self._models):
+        if self._balance is None or self._has_given_up or not any(model.training for model in list(self._models)):
             return None
         self._num_passes += 1
         return Pass(self._num_passes, self._copy())
