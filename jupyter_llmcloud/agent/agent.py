@@ -266,7 +266,9 @@ class Agent:
         world = self.worlds.get(cell.world_id)
         if cell.precision in ("fp16", "fp8") and not self.node.has_gpus:
             raise UsageError(f"--precision {cell.precision} needs GPUs, these ranks run on CPUs. Choose bf16 or no.")
-        plan.check(cell.plan, cell.compress_gradients, len(cell.ranks) or world.size, world.size)
+        num_ranks = len(cell.ranks) or world.size
+        plan.check(cell.plan, cell.compress_gradients, num_ranks, world.size)
+        plan.check_balance(cell.balance, cell.plan, num_ranks, world.size)
         if cell.background:
             RunFolder(Path(cell.folder)).check_free_space()  # whoever waits for its end will look there only
             world.runs.announce(cell)

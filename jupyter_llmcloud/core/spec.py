@@ -217,6 +217,13 @@ class RunSpec(Spec):
     compress_gradients: str | None = option(
         OptionType(values=("no", *COMPRESSIONS)), "How gradients of --plan ddp travel between ranks.", resumes=True
     )
+    balance: bool = option(
+        SWITCH,
+        "Give each rank as many rows of a batch as suit its speed, which is measured; the gradient stays that of the "
+        "whole batch. For --plan ddp and loaders that Accelerate prepares.",
+        False,
+        resumes=True,
+    )
     save: list[str] | None = option(
         VARIABLES,
         "Variables to save with the run as a model: model, tokenizer.",

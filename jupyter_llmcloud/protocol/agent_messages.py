@@ -215,6 +215,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     precision: str = ""
     plan: str = ""  # how the model is spread, as core.parallel.plan reads it; "" for ddp
     compress_gradients: str = ""
+    balance: bool = False  # rows of a batch by the speed of each rank
     environment: dict[str, str] = field(default_factory=dict)  # variables that Accelerate reads, for this run alone
     save: list[str] = field(default_factory=list)
     pull: list[str] = field(default_factory=list)

@@ -23,6 +23,7 @@ def execute(spec: RunSpec, **about: Any) -> Execute:
         plan=spec.plan or file.plan,
         environment=file.environment,
         compress_gradients=spec.compress_gradients or "",
+        balance=spec.balance,
         save=spec.save or [],
         pull=spec.pull or [],
         timeout_s=spec.timeout or 0.0,

@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "plan": ("tp+fsdp", "tp+fsdp:2"),
     "accelerate_config": ("config.yaml", "config.yaml"),
     "compress_gradients": ("fp16", "fp16"),
+    "balance": ("", True),
     "save": ("model,tokenizer", ["model", "tokenizer"]),
     "no_replay": ("", True),
     "timeout": ("30m", 1800.0),

@@ -11,7 +11,7 @@ _CARRIED = {"precision", "seed", "args", "save"}
 # They change nothing of what a cell computes, or say how it was started.
 _OF_THE_CALL = {"nproc", "ranks", "cluster", "name", "priority", "push", "pull", "background", "no_replay", "fresh"}
 _OF_THE_CALL |= {"timeout", "hang_after", "watch", "export"}
-_SUPERVISION = {"checkpoint_every", "keep_checkpoints", "max_restarts"}
+_SUPERVISION = {"balance", "checkpoint_every", "keep_checkpoints", "max_restarts"}
 
 
 def check_options(spec: Mapping[str, Any]) -> list[str]:

@@ -184,6 +184,22 @@ def check(plan: str, compression: str, ranks: int, world_size: int) -> None:
     asked.mesh(world_size)
 
 
+def check_balance(is_asked: bool, plan: str, ranks: int, world_size: int) -> None:
+    """Raise UsageError when `--balance` is asked for where it is not possible."""
+    if not is_asked:
+        return
+    asked = parse_plan(plan or "ddp")
+    if asked.kind != "ddp":
+        raise UsageError(
+            f"--balance is for --plan ddp: under {asked.text} ranks do not average gradients that could be weighed by "
+            "rows. Leave one of both out."
+        )
+    if ranks != world_size:
+        raise UsageError(
+            f"--balance is over all {world_size} ranks of the world, and --ranks names {ranks}. Leave --ranks out."
+        )
+
+
 def normalised(text: str) -> str:
     """A plan as it is written in a record. Raises UsageError."""
     return parse_plan(text).text

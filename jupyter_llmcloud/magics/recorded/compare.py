@@ -15,7 +15,7 @@ from jupyter_llmcloud.storage.recorded.comparison import compared, compared_agai
 from jupyter_llmcloud.storage.runs import RunStore
 
 # Of the earlier run's options, those that say how it computes.
-_KEPT = ("precision", "plan", "accelerate_config", "compress_gradients", "args", "hang_after", "watch")
+_KEPT = ("precision", "plan", "accelerate_config", "compress_gradients", "balance", "args", "hang_after", "watch")
 
 
 class ComparisonReport:

@@ -15,6 +15,7 @@ from accelerate.utils import recursively_apply
 from jupyter_llmcloud.core.parallel.plan import APART
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.parallel.balance import BALANCE
 from jupyter_llmcloud.training.parallel.plans import layout_of
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.strategies.base import Strategy
@@ -158,7 +159,9 @@ def _make_prepare_data_loader(original: Any) -> Any:
             _shuffle_alike(get_sampler(dataloader))
             kwargs["process_index"], kwargs["num_processes"] = strategy.data_rank
             kwargs["dispatch_batches"] = False  # which would cut a batch for all ranks
-        return original(dataloader, *args, **kwargs)
+        prepared = original(dataloader, *args, **kwargs)
+        BALANCE.adopt(prepared)
+        return prepared
 
     return prepare_data_loader
 
@@ -180,10 +183,23 @@ def _shuffle_alike(sampler: Any) -> None:
 
 def _make_gather(original: Any) -> Any:
     def gather(self: Any, tensor: Any) -> Any:
+        if BALANCE.is_on:
+            return recursively_apply(lambda part: _gather_parts(original, self, part), tensor)
         gathered, copies = original(self, tensor), _num_copies(_strategy())
         return _every(gathered, self.num_processes, copies) if copies > 1 else gathered
 
     return gather
+
+
+def _gather_parts(original: Any, accelerator: Any, part: torch.Tensor) -> torch.Tensor:
+    """As Accelerate gathers, where ranks may have different numbers of rows."""
+    if part.ndim:
+        sizes = original(accelerator, torch.tensor([len(part)], device=part.device)).tolist()
+        if len(set(sizes)) > 1:
+            padded = original(accelerator, accelerator.pad_across_processes(part)).chunk(len(sizes))
+            return torch.cat([rows[:size] for rows, size in zip(padded, sizes, strict=True)])
+    gathered: torch.Tensor = original(accelerator, part)
+    return gathered
 
 
 def _every(value: Any, num_ranks: int, step: int) -> Any:

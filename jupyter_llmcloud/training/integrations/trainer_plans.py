@@ -10,6 +10,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.parallel.balance import BALANCE
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.strategies.pipeline import PassThrough
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
@@ -37,6 +38,8 @@ def _make_num_items(original: Any) -> Any:
     def num_items_in_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
         num_items = original(self, *args, **kwargs)
         strategy = ACTIVE.strategy
+        if torch.is_tensor(num_items) and self.args.average_tokens_across_devices:
+            BALANCE.is_weighed()  # its losses are sums, over the items of all ranks
         if strategy is not None and torch.is_tensor(num_items) and self.args.average_tokens_across_devices:
             # It multiplies the loss by all processes, since gradients are averaged over them: here over fewer.
             num_items = num_items * (strategy.world_size // strategy.data_rank[1])

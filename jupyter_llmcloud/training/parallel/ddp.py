@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.group.random_streams import STREAMS
+from jupyter_llmcloud.training.parallel.balance import BALANCE
 from jupyter_llmcloud.training.parallel.compression import compress
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.unwrap import chain, unwrapped
@@ -56,6 +57,7 @@ class DataParallel(Whole):
         """Initialise a wrapper; one on a group of its own making cannot be rebuilt, and is not remembered."""
         _initialise(model, *args, **kwargs)
         STREAMS.begin_training(model.parameters())
+        BALANCE.add_model(model)
         compress(model, ACTIVE.compression)
         options = {name: value for name, value in kwargs.items() if name != "module"}
         if len(args) <= 1 and options.get("process_group") is None and options.get("device_mesh") is None:

@@ -14,6 +14,7 @@ from jupyter_llmcloud.core.parallel.plan import APART, ParallelPlan, parse_plan
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.parallel.balance import BALANCE
 from jupyter_llmcloud.training.parallel.mesh import MESHES
 from jupyter_llmcloud.training.parallel.strategies.base import Strategy
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
@@ -75,6 +76,7 @@ class ActivePlan:
         self._plan, self.compression, self.strategy = plan, cell.compress_gradients, None
         self._former = {name: os.environ.get(name) for name in cell.environment}
         os.environ.update(cell.environment)
+        BALANCE.begin(cell.balance, world_size)
         if plan.kind == "ddp":
             return
         if self._last is not None and (self._last.plan, self._last.world_size) == (plan, world_size):
@@ -90,6 +92,7 @@ class ActivePlan:
     def close(self) -> None:
         """The cell has ended, however."""
         self.strategy, self.compression, self._plan = None, "", ParallelPlan()
+        BALANCE.close()
         for name, value in self._former.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -108,6 +111,8 @@ class ActivePlan:
     def _after_step(self, optimizer: Any, *_: Any) -> None:
         if self.strategy is not None:
             self.strategy.after_step(optimizer)
+        else:
+            BALANCE.after_step()
 
     # --- the group ---
 

@@ -1,0 +1,126 @@
+"""With `--balance` a slow rank takes fewer rows of the same global batches, and the model becomes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.worlds import AgentProcess, Ranks
+
+# A forward pass that takes a rank a time for each row: a machine of known speed, also under load.
+CELL = """
+import time, torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, TensorDataset
+
+class Slow(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+    def forward(self, x):
+        if self.training:
+            time.sleep(len(x) * cost)
+        return self.layer(x.tanh())
+
+torch.manual_seed(0)
+model = Slow().double()
+data = TensorDataset(torch.arange(168.0, dtype=torch.float64).reshape(42, 4))
+accelerator = Accelerator(gradient_accumulation_steps={accumulate})
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(data, batch_size={batch}, shuffle={shuffle}, num_workers={workers})
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+sizes, seen, counted, started = [], [], [], time.perf_counter()
+for epoch in range({epochs}):
+    model.train()
+    for (rows,) in loader:
+        with accelerator.accumulate(model):
+            loss = model(rows).square().mean()
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        sizes.append(len(rows))
+        seen.append(rows[:, 0].clone())
+    model.eval()
+    evaluated = torch.cat([accelerator.gather_for_metrics(rows[:, 0]) for (rows,) in loader])
+took = time.perf_counter() - started
+everything = accelerator.gather(torch.arange(1.0 + rank))
+state = {{name: value.clone() for name, value in accelerator.get_state_dict(model).items()}}
+"""
+
+
+def cell(batch: int, epochs: int, accumulate: int = 1, workers: int = 0, shuffle: bool = False) -> str:
+    return CELL.format(batch=batch, epochs=epochs, accumulate=accumulate, workers=workers, shuffle=shuffle)
+
+
+@pytest.fixture(scope="module")
+def two(node_agent: AgentProcess) -> Iterator[Ranks]:
+    ranks = Ranks(node_agent, 2)
+    yield ranks
+    ranks.end()
+
+
+@pytest.fixture(scope="module")
+def alone(node_agent: AgentProcess) -> dict[int, Any]:
+    """What one process makes of the same global batches."""
+    ranks = Ranks(node_agent, 1)
+    found = {}
+    ranks.push(cost=0.0)
+    for accumulate in (1, 2):
+        # 42 rows in batches of 6 over both ranks: full ones only.
+        ranks.ok(cell(6, 8, accumulate))
+        found[accumulate] = ranks.pull("state")
+    ranks.end()
+    return found
+
+
+def speeds(ranks: Ranks, *costs: float) -> None:
+    for rank, cost in enumerate(costs):
+        ranks.push([rank], cost=cost)
+
+
+@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (2, 0), (1, 1)])
+def test_a_slow_rank_gets_fewer_rows_and_the_model_is_that_of_one_process(
+    two: Ranks, alone: dict[int, Any], accumulate: int, workers: int
+) -> None:
+    speeds(two, 0.01, 0.05)
+    two.ok(cell(3, 8, accumulate, workers), balance=True)
+    sizes = [two.pull("sizes", rank) for rank in range(2)]
+    assert sizes[0][0] == sizes[1][0] == 3
+    assert sizes[0][-1] == 5 and sizes[1][-1] == 1
+    assert all(a + b == 6 for a, b in zip(*sizes, strict=True))  # one global batch, whatever was drawn ahead
+    seen = [torch.cat(parts) for parts in zip(two.pull("seen", 0), two.pull("seen", 1), strict=True)]
+    assert torch.equal(torch.cat(seen), torch.arange(0.0, 168.0, 4).double().repeat(8))
+    state = two.pull("state")
+    for name, value in alone[accumulate].items():
+        assert torch.allclose(state[name], value, atol=1e-9), name
+
+
+def test_what_is_evaluated_is_cut_evenly_and_gathered_whole(two: Ranks) -> None:
+    speeds(two, 0.01, 0.05)
+    two.ok(cell(4, 6, shuffle=True), balance=True)
+    assert two.pull("sizes")[-1] > 4  # also the rows at the end that fill no batch
+    assert two.pull("evaluated").sort().values.tolist() == [4.0 * row for row in range(42)]
+    assert len(two.pull("everything")) == 3  # one row of the first rank, two of the other
+
+
+def test_ranks_of_one_speed_and_cells_without_it_share_evenly(two: Ranks) -> None:
+    speeds(two, 0.02, 0.02)
+    two.ok(cell(3, 4), balance=True)
+    assert set(two.pull("sizes")) == {3}
+    speeds(two, 0.001, 0.005)
+    two.ok(cell(3, 4).replace("torch.arange(1.0 + rank)", "torch.arange(2.0)"))
+    assert set(two.pull("sizes")) == {3}
+
+
+def test_a_step_of_several_loaders_keeps_its_rows_and_says_so(two: Ranks) -> None:
+    speeds(two, 0.01, 0.05)
+    two.ok(
+        cell(3, 4)
+        .replace("for (rows,) in loader:", "for (rows,), _ in zip(loader, other):", 1)
+        .replace("sizes, seen", "other = accelerator.prepare(DataLoader(data, batch_size=2))\nsizes, seen"),
+        balance=True,
+    )
+    assert set(two.pull("sizes")) == {3}
