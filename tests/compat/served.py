@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -49,13 +49,23 @@ def talking_server(folder: Path) -> Iterator[Served]:
         server.close()
 
 
-def fuzz(served: Served, folder: Path, num_examples: int = NUM_EXAMPLES) -> subprocess.CompletedProcess[str]:
-    """Schemathesis over the OpenAPI document of a server: so many requests for each operation. Raises NotInstalled."""
+def fuzz(
+    served: Served, folder: Path, num_examples: int = NUM_EXAMPLES, paths: Sequence[str] = (), num_threads: int = 4
+) -> subprocess.CompletedProcess[str]:
+    """Schemathesis over the OpenAPI document of a server. Raises NotInstalled.
+
+    Args:
+        folder: where it keeps what it writes.
+        num_examples: requests for each operation.
+        paths: of the operations; none: all of them.
+    """
     python = python_with("schemathesis", ["schemathesis>=4"])
     command = [
         str(python.with_name("st")), "run", f"{served.url}/openapi.json", "-H", f"Authorization: Bearer {served.key}",
-        "--checks", _CHECKS, "-n", str(num_examples), "--phases", "fuzzing", "--workers", "4",
+        "--checks", _CHECKS, "-n", str(num_examples), "--phases", "fuzzing", "--workers", str(num_threads),
         "--continue-on-failure", "--suppress-health-check", "all", "--request-timeout", "60", "--no-color",
+        *(part for path in paths for part in ("--include-path", path)),
     ]  # fmt: skip
     told = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(PROGRAMS)}
+    folder.mkdir(exist_ok=True)
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False, env=told)

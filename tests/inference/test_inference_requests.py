@@ -102,6 +102,34 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
     completion(**common, echo=False, best_of=1, suffix=None)
     chat(**{**common, "logprobs": False}, tools=[], tool_choice="none", response_format={"type": "text"})
     assert sampling_of(chat(**common), {}, 100) == Sampling()
+    assert chat(top_logprobs=0).num_logprobs is None
+
+
+def test_what_is_not_known_here_may_be_null_wherever_it_stands() -> None:
+    called = {"name": "f", "arguments": "{}", "parsed_arguments": None}
+    said = {"role": "assistant", "content": "x", "parsed": None, "tool_calls": [{"id": "a", "function": called}]}
+    history = [said, {"role": "user", "content": "y"}, said]
+    asked = chat(messages=history, new_of_2027=None, chat_template_kwargs={"a": None})
+    assert [message.content for message in asked.messages] == ["x", "y", "x"]
+    assert asked.messages[0].tool_calls is not None and asked.messages[0].tool_calls[0].function.name == "f"
+    assert asked.chat_template_kwargs == {"a": None}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"model": "m", "prompt": "p", "new": 0}', "new"),
+        (b'{"model": "m", "prompt": "p", "new": null, "newer": false}', "newer"),
+        (b'{"model": "m", "prompt": null, "new": null}', "prompt"),
+        (b'{"model": "m", "new": null, "prompt": ' + b"[" * 5000, "new"),
+        (b'{"model": "m", "prompt": "p", "logit_bias": {"5": 101}}', "logit_bias"),
+        (b'{"model": "m", "prompt": "p", ' + b", ".join(b'"x%d": null' % number for number in range(99)) + b"}", None),
+    ],
+)
+def test_what_is_not_known_here_and_asks_for_something_is_named(body: bytes, param: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        decode_completion(body)
+    assert (caught.value.status, caught.value.param) == (400, param)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b'"text"', b"[" * 5000])

@@ -17,10 +17,10 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.inference.openai.decoding import decode
 from jupyter_llmcloud.inference.openai.requests import check_chat, decode_chat, decode_completion, without_effect
 from jupyter_llmcloud.inference.openai.responses_api.conversation import as_chat
 from jupyter_llmcloud.inference.openai.responses_api.conversation import without_effect as response_without_effect
+from jupyter_llmcloud.protocol.openai.decoding import decode
 from jupyter_llmcloud.protocol.openai.embeddings import EmbeddingRequest
 from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
 

@@ -11,6 +11,7 @@ from jupyter_llmcloud.core.spec import EndpointSpec, Interface, RunSpec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.http import clusters, endpoints, keys, runs, worlds
 from jupyter_llmcloud.protocol.http.decoding import decode_body, decode_query
+from jupyter_llmcloud.protocol.http.openai.batches import CreateBatch
 
 
 def refusal(kind: Any, body: Any) -> str:
@@ -46,6 +47,11 @@ def refusal(kind: Any, body: Any) -> str:
             runs.StartRun,
             {"source": "1", "script": {"x` - at `$.y": 1}},
             "script.x` - at `$.y is not known here: file, arguments, folder are.",
+        ),
+        (
+            CreateBatch,
+            {"input_file_id": "f", "endpoint": "/v1/completions", "completion_window": "99d"},
+            r"completion_window '99d' is not possible: it must be written as ^[1-9]\\d{0,3}[hm]$.",
         ),
         (runs.LogScales, [], "the body must be a JSON object."),
         (runs.LogScales, b"{", "the body is not JSON: Input data was truncated."),

@@ -180,7 +180,9 @@ async def test_what_is_wrong_with_a_form_or_a_batch_is_said(client: Client) -> N
         ({"endpoint": URL}, "input_file_id"),
     ):
         answer = await client.ask("POST", "batches", body)
-        assert answer.status_code == 400 and hint in answer.json()["error"]["message"]
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and hint in error["message"] and error["code"] == "invalid_value"
+        assert error["param"] in (hint, None)
     assert (await client.ask("POST", "batches", {"input_file_id": "file-no", "endpoint": URL})).status_code == 404
 
 

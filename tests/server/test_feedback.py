@@ -88,6 +88,12 @@ async def test_nothing_is_kept_unless_the_endpoint_was_started_so(server: Server
     await say(server, key, request_id=request_id, rating="up", prompt="a question", answer="an answer")
     [row] = await dataset(server)  # what the client tells by itself; the last word counts
     assert (row["prompt"], row["completion"]) == ("a question", "an answer")
+    await say(server, key, request_id=request_id, correction="a better answer", metadata={"from": "a form"})
+    await say(server, key, request_id=request_id, comment="what was said before stays")
+    [row] = await dataset(server)
+    assert (row["prompt"], row["completion"], row["rating"]) == ("a question", "a better answer", 1.0)
+    [told] = (await server.ask("GET", "llmcloud/api/endpoints/tiny/feedback")).json()["feedback"]
+    assert told["metadata"] == {"from": "a form"} and told["comment"] == "what was said before stays"
 
 
 async def test_a_key_judges_its_own_requests_only(server: Server, model: Path) -> None:
@@ -113,7 +119,8 @@ async def test_what_is_no_feedback_is_refused(server: Server, model: Path, said:
     key = await server.key()
     request_id = (await server.complete("hello", key)).headers["X-Request-Id"]
     answer = await say(server, key, **{"request_id": request_id, **said})
-    assert answer.status_code in (400, 404) and hint in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert answer.status_code in (400, 404) and hint in error["message"] and error["param"]
 
 
 async def test_an_endpoint_that_is_asked_other_things_than_before_has_drifted(server: Server, model: Path) -> None:

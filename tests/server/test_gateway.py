@@ -175,8 +175,35 @@ async def test_a_body_over_one_mebibyte_is_413_said_in_its_length_or_not(server:
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {headers['Authorization']}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
     writer.write(f"{head}Content-Length: 60000000\r\n\r\n".encode())
-    assert b" 413 " in await asyncio.wait_for(reader.readline(), 10)  # without waiting for the body
+    told = await asyncio.wait_for(reader.read(), 10)  # to the end of the connection, without waiting for the body
+    assert b" 413 " in told.partition(b"\r\n")[0] and b'"request_too_large"' in told
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"prompt": "p"}, "model", "Parameter 'model' is missing."),
+        ({"model": None, "prompt": "p"}, "model", "model must be a string, not null (null)."),
+        ({"model": "tiny", "stream": "yes"}, "stream", 'stream must be true or false, not a string ("yes").'),
+        (["x"], None, "The body must be an object, not a list."),
+    ],
+)
+async def test_what_the_gateway_itself_reads_is_refused_in_plain_words(
+    server: Server, model: Path, body: Any, param: str | None, words: str
+) -> None:
+    await server.serve(model)
+    headers = {"Authorization": f"Bearer {await server.key()}"}
+    answer = await server.client.post(f"{server.url}/llmcloud/v1/completions", json=body, headers=headers)
+    error = error_of(answer, 400)
+    assert (error["param"], error["message"]) == (param, words) and error["code"]
+
+
+async def test_an_adapter_that_is_not_there_is_404_for_who_may_ask_its_endpoint(server: Server, model: Path) -> None:
+    await server.serve(model)
+    for scope, status, code in (("infer:*", 404, "model_not_found"), ("infer:other", 403, "scope_missing")):
+        answer = await server.complete("hello", await server.key(scope), model="tiny:nothing")
+        assert error_of(answer, status)["code"] == code
 
 
 async def test_an_unknown_path_is_404_in_openais_words(server: Server) -> None:

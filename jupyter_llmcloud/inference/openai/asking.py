@@ -11,7 +11,6 @@ from jupyter_llmcloud.inference.engines.base import TokenConstraint
 from jupyter_llmcloud.inference.openai.answers import ChatAnswer, CompletionAnswer, EchoedPrompt, Told
 from jupyter_llmcloud.inference.openai.chat.offered import Offer, Reading, reading_of
 from jupyter_llmcloud.inference.openai.completion import GenerationOptions, GenerationRequest
-from jupyter_llmcloud.inference.openai.decoding import invalid, unsupported
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts, max_answer_tokens
 from jupyter_llmcloud.inference.openai.requests import (
     AnyRequest,
@@ -27,6 +26,7 @@ from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.inference.openai.structured.grammars import Grammar, grammar_of
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest
 from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
+from jupyter_llmcloud.protocol.openai.decoding import invalid, unsupported
 
 NewAnswer = Callable[[Envelope, int, Told, Reading], Answer]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import Sampling
-from jupyter_llmcloud.inference.openai.decoding import decode, invalid, unsupported
 from jupyter_llmcloud.protocol.openai.chat import ChatMessage, ChatRequest
 from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
+from jupyter_llmcloud.protocol.openai.decoding import decode, invalid, unsupported
 from jupyter_llmcloud.protocol.openai.fields import GenerationFields
 
 AnyRequest = CompletionRequest | ChatRequest
@@ -56,7 +56,7 @@ def check_chat(request: ChatRequest) -> None:
     _check_common(request)
     if request.max_tokens == 0:
         raise invalid("max_tokens", "max_tokens must be at least 1 (0).")
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs=true.")
     for index, message in enumerate(request.messages):
         _check_message(message, f"messages[{index}]")

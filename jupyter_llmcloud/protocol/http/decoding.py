@@ -23,6 +23,18 @@ _WORDS = {"array": "list", "object": "dict"}
 _NUMBERS = (inspect.IntType, inspect.FloatType)
 
 
+class WrongField(UsageError):
+    """A field of a body that is not as it must be.
+
+    Attributes:
+        field: its name: script.arguments.
+    """
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def decode_body(kind: type[B], content: bytes) -> B:
     """The JSON object in `content`; an empty one counts as {}. Raises UsageError."""
     try:
@@ -34,11 +46,14 @@ def decode_body(kind: type[B], content: bytes) -> B:
     given = {name: value for name, value in body.items() if value is not None}
     known = [field.encode_name for field in _fields(kind)]
     if unknown := sorted(set(given) - set(known)):
-        raise UsageError(f"field {unknown[0]!r:.80} is not known here: {', '.join(known) or 'none'} are.")
+        message = f"field {unknown[0]!r:.80} is not known here: {', '.join(known) or 'none'} are."
+        raise WrongField(message, unknown[0][:80])
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise UsageError(_Complaint(kind, given, str(error)).in_words()) from None
+        complaint = _Complaint(kind, given, str(error))
+        message = complaint.in_words()
+        raise WrongField(message, complaint.name) from None
 
 
 def decode_query(kind: type[Q], arguments: Mapping[str, str]) -> Q:
@@ -152,6 +167,10 @@ class _Complaint:
         """A text of too many characters."""
         return f"{self.name} has {len(self.value)} characters: {found[1]} at most."
 
+    def another_form(self, found: re.Match[str]) -> str:
+        """A text that is not written as it must be."""
+        return f"{self.name} {self.value!r:.80} is not possible: it must be written as {found[1]}."
+
     def out_of_bounds(self, found: re.Match[str]) -> str:
         """A number that is too small or too large."""
         return f"{self.name} {self.value:.10g} is not possible: {self.bounds}."
@@ -166,6 +185,7 @@ _SAYINGS: list[tuple[re.Pattern[str], Callable[[_Complaint, re.Match[str]], str]
     (re.compile("Object missing required field `(.+)`"), _Complaint.missing),
     (re.compile("Object contains unknown field `(.+)`", re.DOTALL), _Complaint.unknown),
     (re.compile("Expected `str` of length <= (.+)"), _Complaint.too_long),
+    (re.compile("Expected `str` matching regex '(.+)'", re.DOTALL), _Complaint.another_form),
     (re.compile("Expected `(?:int|float)` [<>]=? .+"), _Complaint.out_of_bounds),
     (re.compile("Invalid enum value .+", re.DOTALL), _Complaint.not_a_choice),
 ]

@@ -72,6 +72,8 @@ class GatewayHandler(NamedOrigins, APIHandler):
         self.endpoints = endpoints
         self.alerts = alerts
         self.started = started
+        self.started_at = time.perf_counter()
+        self.request_id = f"req-{uuid.uuid4().hex}"
 
     @property
     def actor(self) -> str:
@@ -82,8 +84,6 @@ class GatewayHandler(NamedOrigins, APIHandler):
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Find out who asks, before any of the body is read."""
-        self.started_at = time.perf_counter()
-        self.request_id = f"req-{uuid.uuid4().hex}"
         self.set_header("X-Request-Id", self.request_id)
         if self.request.method == "OPTIONS":
             return
@@ -150,7 +150,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
     def endpoint(self, name: str) -> EndpointController:
         """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none, 503 when it failed."""
         asked = self.endpoints.endpoint_of(name)
-        if not self.may_ask(asked):
+        if not self.may_ask(asked.partition(":")[0]):  # an adapter that is not there is told as such
             assert self.key is not None
             message = (
                 f"key {self.key.id} may not ask model {name[:128]!r}: its scopes are {', '.join(self.key.scopes)}."

@@ -13,6 +13,7 @@ from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
+from jupyter_llmcloud.protocol.openai.decoding import decode
 from jupyter_llmcloud.server.answers.capturing_sink import CapturingSink
 from jupyter_llmcloud.server.answers.copied_answers import CACHE, CopiedAnswers
 from jupyter_llmcloud.server.api.base import MAX_BODY
@@ -42,18 +43,11 @@ DROPPED_BODY = 32 << 20
 
 
 _NONE: Mapping[str, str] = {}
-_decode = msgspec.json.Decoder(InferenceRequest).decode
 
 
 def parse(body: bytes) -> InferenceRequest:
     """The model that a body names; 400 when it is not JSON of that form."""
-    try:
-        return _decode(body)
-    except msgspec.ValidationError as error:
-        param = next((name for name in ("model", "stream") if name in str(error)), None)
-        raise ApiError(400, f"the body is not a request: {error}.", param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}.", code="invalid_json") from None
+    return decode(body, InferenceRequest)
 
 
 class ModelsHandler(GatewayHandler):
@@ -120,9 +114,11 @@ class InferenceHandler(GatewayHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
         connection: Any = self.request.connection
-        connection.set_max_body_size(self.max_body + DROPPED_BODY)
-        connection.set_body_timeout(BODY_TIMEOUT_S)
         length = self.request.headers.get("Content-Length", "0")
+        # One that says that it is larger yet is refused below, in words; the connection then ends with the answer.
+        said = int(length) if length.isdigit() else 0
+        connection.set_max_body_size(max(said, self.max_body + DROPPED_BODY))
+        connection.set_body_timeout(BODY_TIMEOUT_S)
         if not length.isdigit() or int(length) > self.max_body + DROPPED_BODY:
             raise self._too_large()
         try:

@@ -12,7 +12,7 @@ import msgspec
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.protocol.http.base import Body, Query, Response
-from jupyter_llmcloud.protocol.http.decoding import decode_body, decode_query
+from jupyter_llmcloud.protocol.http.decoding import WrongField, decode_body, decode_query
 from jupyter_llmcloud.server.api.operation import Operation
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
 
@@ -53,8 +53,10 @@ def gateway_operation(
                 answer = await method(self, *path, **_asked(told, self))
             except NotFound as error:
                 raise ApiError(404, str(error), code="not_found") from None
+            except WrongField as error:
+                raise ApiError(400, str(error), param=error.field or None, code="invalid_value") from None
             except UsageError as error:
-                raise ApiError(400, str(error)) from None
+                raise ApiError(400, str(error), code="invalid_value") from None
             except LLMCloudError as error:
                 raise ApiError(503, str(error)) from None
             if answer is not None:

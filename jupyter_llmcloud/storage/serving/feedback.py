@@ -115,13 +115,25 @@ class FeedbackStore:
         return KeptRequest(**dict(rows[0])) if rows else None
 
     def add(self, feedback: Feedback) -> None:
-        """Keep what somebody says; of two words by the same actor on one request the last one counts."""
-        self._insert("feedback", asdict(feedback))
+        """Keep what somebody says; of what the same actor says of one request, the last rating, correction... count.
+
+        A thumb and a correction may come one after the other: what is not said again stays.
+        """
+        row = {**asdict(feedback), "metadata": None if feedback.metadata == "{}" else feedback.metadata}
+        told = ("rating", "correction", "comment", "prompt", "answer", "metadata")
+        kept = ", ".join(f"{name} = COALESCE(excluded.{name}, {name})" for name in told)
+        statement = (
+            f"INSERT INTO feedback ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})"
+            f" ON CONFLICT (request_id, actor) DO UPDATE SET t = excluded.t, endpoint = excluded.endpoint, {kept}"
+        )
+        with self._lock:
+            self._database().execute(statement, row)
 
     def list(self, endpoint: str, limit: int = 1000) -> list[Feedback]:
         """What was said of an endpoint's answers, the newest first."""
         statement = "SELECT * FROM feedback WHERE endpoint = ? ORDER BY t DESC, request_id LIMIT ?"
-        return [Feedback(**dict(row)) for row in self._rows(statement, endpoint, limit)]
+        rows = [dict(row) for row in self._rows(statement, endpoint, limit)]
+        return [Feedback(**{**row, "metadata": row["metadata"] or "{}"}) for row in rows]
 
     def ratings(self, endpoint: str) -> dict[str, float]:
         """The rating of each request that has one; of several the newest."""

@@ -1,10 +1,22 @@
-"""Hooks of Schemathesis: most bodies name the model that is there, and ask for short answers."""
+"""Hooks of Schemathesis: most bodies name the model that is there, ask for short answers, and are such as it can answer.
+
+The document cannot say what depends on something else (a message of a tool has no calls, parts are of text). Bodies that
+are refused for that alone never reach what lies behind: most are put right, the others stay as they were made.
+"""
 
 import random
 
 import schemathesis
 
-_LIMITS = {"/completions": "max_tokens", "/chat/completions": "max_tokens", "/responses": "max_output_tokens"}
+_LIMITS = {
+    "/completions": "max_tokens",
+    "/chat/completions": "max_completion_tokens",
+    "/responses": "max_output_tokens",
+}
+_DEPENDENT = (
+    ("stream_options", "stream"), ("top_logprobs", "logprobs"), ("tool_choice", "tools"),
+    ("parallel_tool_calls", "tools"), ("continue_final_message", "add_generation_prompt"),
+)  # fmt: skip
 
 
 @schemathesis.hook
@@ -18,4 +30,43 @@ def map_body(context, body):
     limit = _LIMITS.get(context.operation.path)
     if limit and body.get(limit) is None and chance.random() < 0.95:
         body[limit] = 4
+    if chance.random() < 0.8:
+        _put_right(body)
     return body
+
+
+def _put_right(body):
+    for name, needed in _DEPENDENT:
+        if not body.get(needed):
+            body.pop(name, None)
+    for name in ("min_tokens", "stop_token_ids", "logit_bias"):
+        body.pop(name, None)
+    if "messages" in body and isinstance(body["messages"], list):
+        body["messages"] = [_message(one) for one in body["messages"]]
+    if isinstance(body.get("input"), list):
+        body["input"] = [_message(one) if isinstance(one, dict) and one.get("role") else one for one in body["input"]]
+
+
+def _message(message):
+    if not isinstance(message, dict):
+        return message
+    message = dict(message)
+    content = message.get("content")
+    if isinstance(content, list):
+        message["content"] = [_part(part) for part in content if isinstance(part, dict)]
+    if message.get("role") != "assistant":
+        message.pop("tool_calls", None)
+        message["content"] = "" if message.get("content") is None else message["content"]
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        message["tool_calls"] = [_call(call) for call in calls if isinstance(call, dict)]
+    return message
+
+
+def _part(part):
+    return {"type": "text", "text": str(part.get("text") or part.get("type") or "")}
+
+
+def _call(call):
+    function = call.get("function")
+    return {**call, "function": {**function, "arguments": "{}"}} if isinstance(function, dict) else call

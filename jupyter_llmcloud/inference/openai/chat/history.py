@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jupyter_llmcloud.inference.openai.decoding import invalid
 from jupyter_llmcloud.protocol.openai.chat import ChatMessage, FunctionDefinition, Tool, ToolCall
+from jupyter_llmcloud.protocol.openai.decoding import invalid
 
 _TOOLS = re.compile(r"\btools\b")
 _CALLS = re.compile(r"\btool_calls\b")

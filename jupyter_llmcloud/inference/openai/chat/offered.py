@@ -17,10 +17,10 @@ from jupyter_llmcloud.inference.openai.chat.tool_formats import (
     parameters_of,
     think_tags_of,
 )
-from jupyter_llmcloud.inference.openai.decoding import invalid
 from jupyter_llmcloud.inference.openai.structured.grammars import Grammar, call_grammar, grammar_of
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest, NamedTool, Tool
+from jupyter_llmcloud.protocol.openai.decoding import invalid
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.inference.openai.decoding import decode, invalid
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt, token_ids_of
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest
+from jupyter_llmcloud.protocol.openai.decoding import decode, invalid
 from jupyter_llmcloud.protocol.openai.embeddings import (
     MAX_INPUTS,
     DetokenizeRequest,

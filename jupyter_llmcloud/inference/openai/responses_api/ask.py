@@ -12,7 +12,6 @@ from jupyter_llmcloud.inference.openai.answers import Told
 from jupyter_llmcloud.inference.openai.asking import ask_messages
 from jupyter_llmcloud.inference.openai.chat.offered import Reading
 from jupyter_llmcloud.inference.openai.completion import GenerationRequest
-from jupyter_llmcloud.inference.openai.decoding import decode
 from jupyter_llmcloud.inference.openai.responses import Answer, Envelope
 from jupyter_llmcloud.inference.openai.responses_api.answer import ResponseAnswer
 from jupyter_llmcloud.inference.openai.responses_api.conversation import (
@@ -23,6 +22,7 @@ from jupyter_llmcloud.inference.openai.responses_api.conversation import (
 )
 from jupyter_llmcloud.inference.openai.responses_api.store import ResponseStore
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
+from jupyter_llmcloud.protocol.openai.decoding import decode
 from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
 
 # How a parameter is called in a chat, and how here.

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.inference.openai.decoding import invalid, unsupported
 from jupyter_llmcloud.inference.openai.requests import check_chat
 from jupyter_llmcloud.protocol.openai.chat import (
     ChatMessage,
@@ -20,6 +19,7 @@ from jupyter_llmcloud.protocol.openai.chat import (
     Tool,
     ToolCall,
 )
+from jupyter_llmcloud.protocol.openai.decoding import invalid, unsupported
 from jupyter_llmcloud.protocol.openai.fields import JsonSchemaFormat, ResponseFormat
 from jupyter_llmcloud.protocol.openai.responses import (
     InputItem,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jupyter_llmcloud.inference.openai.chat.tool_formats import HERMES
-from jupyter_llmcloud.inference.openai.decoding import invalid
 from jupyter_llmcloud.protocol.openai.chat import Tool
+from jupyter_llmcloud.protocol.openai.decoding import invalid
 from jupyter_llmcloud.protocol.openai.fields import JsonSchemaFormat, ResponseFormat, StructuredOutputs
 
 # One way to write a value: else an answer could go on for ever with white space.

@@ -21,6 +21,7 @@ _BOUND = re.compile(r"Expected `(\w+)` (>=|<=|>|<) (\S+)")
 _LENGTH = re.compile(r"Expected `(\w+)` of length (>=|<=) (\d+)")
 _ENUM = re.compile(r"Invalid enum value (.*)", re.DOTALL)
 _INDEX = re.compile(r"\[(\d+|\.\.\.)\]")
+_PART = re.compile(r"[^.\[\]]+|\[\d+\]")
 _TYPES = {
     "str": "a string",
     "int": "an integer",
@@ -43,19 +44,60 @@ _FIELDS = {
 }
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 _MAX_SHOWN = 60
+_MAX_UNKNOWN_NULLS = 32
 
 
 def decode(body: bytes, kind: type[Kind]) -> Kind:
-    """Decode a body; raises `ApiError` 400 that names the parameter at fault."""
+    """Decode a body; raises `ApiError` 400 that names the parameter at fault.
+
+    An unknown field that is null asks for nothing: clients send such ones for what they know and do not use.
+    """
+    for _ in range(_MAX_UNKNOWN_NULLS):
+        try:
+            return _decoded(body, kind)
+        except msgspec.ValidationError as error:
+            shorter = _without_nulls(str(error), body)
+            if shorter is None:
+                raise _wrong_shape(str(error), body, kind) from None
+            body = shorter
+    raise ApiError(400, "The body has too many unknown parameters. Remove them.", code="unknown_parameter")
+
+
+def _decoded(body: bytes, kind: type[Kind]) -> Kind:
     try:
         decoded: Kind = _decoder(cast(Hashable, kind)).decode(body)
         return decoded
-    except msgspec.ValidationError as error:
-        raise _wrong_shape(str(error), body, kind) from None
+    except msgspec.ValidationError:
+        raise
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:
         raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
+
+
+def _without_nulls(message: str, body: bytes) -> bytes | None:
+    """The body without the unknown field of an error, where that is null; None when it asks for something."""
+    unknown = _UNKNOWN.search(message)
+    if unknown is None:
+        return None
+    place = found.group(1) if (found := _PLACE.search(message)) else ""
+    try:
+        value = msgspec.json.decode(body)
+        return msgspec.json.encode(value) if _drop_null(value, _PART.findall(place), unknown[1]) else None
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):  # what comes later may be no JSON
+        return None
+
+
+def _drop_null(value: Any, parts: list[str], name: str) -> bool:
+    """Drop a field that is null, in all entries of a list at once; whether there was one."""
+    if not parts:
+        is_null = isinstance(value, dict) and name in value and value[name] is None
+        if is_null:
+            del value[name]
+        return is_null
+    if parts[0].startswith("["):
+        return isinstance(value, list) and any([_drop_null(entry, parts[1:], name) for entry in value])
+    return isinstance(value, dict) and _drop_null(value.get(parts[0]), parts[1:], name)
 
 
 def invalid(param: str, message: str) -> ApiError:
@@ -92,9 +134,12 @@ def _wrong_shape(message: str, body: bytes, kind: type) -> ApiError:
         param = f"{place}.{missing[1]}".lstrip(".")
         return ApiError(400, f"Parameter {param!r} is missing.", param=param, code="missing_required_parameter")
     if not place:
-        return ApiError(400, f"The body must be an object: {message}.", code="invalid_type")
-    seen = _at(place, body)
-    return _wrong_value(place, _PLACE.sub("", message), seen)
+        got = wrong[2] if (wrong := _TYPE.match(message)) else ""
+        return ApiError(400, f"The body must be an object, not {_TYPES.get(got, got)}.", code="invalid_type")
+    error = _wrong_value(place, _PLACE.sub("", message), _at(place, body))
+    if error.param is not None:
+        error.param = error.param.partition("[...]")[0]  # which entry of an object it is, is not known
+    return error
 
 
 def _wrong_value(place: str, message: str, seen: str) -> ApiError:
@@ -130,7 +175,7 @@ def _at(place: str, body: bytes) -> str:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
-    for part in re.findall(r"[^.\[\]]+|\[\d+\]", place):
+    for part in _PART.findall(place):
         try:
             value = value[int(part[1:-1])] if part.startswith("[") else value[part]
         except (LookupError, TypeError, ValueError):
