@@ -191,12 +191,13 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 
 class _Workplace:
-    """A folder and the processes that work there; both are gone behind the block."""
+    """A folder and the processes that work there; both are gone behind the block, or when this process is killed."""
 
     def __init__(self, text: CellText, world_size: int, precision: str, more: Mapping[str, Any]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="llmcloud-preflight-"))
         self.request = self.folder / "request.json"
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._alive = os.pipe()  # whose end tells the processes that this one was killed
         pushed = self.folder / "pushed"
         if text.pushed:
             pushed.write_bytes(text.pushed)
@@ -207,6 +208,7 @@ class _Workplace:
             "pushed": str(pushed) if text.pushed else "",
             "world_size": world_size,
             "precision": precision,
+            "alive": self._alive[0],
             **more,
         }
         self.request.write_text(json.dumps(about))
@@ -218,7 +220,7 @@ class _Workplace:
         """A program of `training.preflight`, with what it prints in a log."""
         command = [sys.executable, "-m", MODULES + module, str(self.request), *arguments]
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"}
-        process = spawn(command, self.folder / f"{module}.log", env=environment)
+        process = spawn(command, self.folder / f"{module}.log", env=environment, pass_fds=self._alive[:1])
         self._processes.append(process)
         return process
 
@@ -227,6 +229,8 @@ class _Workplace:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        for fd in self._alive:
+            os.close(fd)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._pytree import tree_leaves
 
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep, Roles, held, peaks
+from jupyter_llmcloud.system.processes import end_with_parent
 from jupyter_llmcloud.training.diagnostics.memory_left import available, resident
 from jupyter_llmcloud.training.preflight.program import (
     EnoughSeen,
@@ -112,6 +113,7 @@ def _parameters(trained: list[torch.Tensor]) -> list[torch.Tensor]:
 def main(request_file: str, answer_file: str) -> None:
     """Write the answer: what was measured, or why nothing was."""
     request = json.loads(Path(request_file).read_text())
+    end_with_parent(request["alive"], Path(request_file).parent)
     answer: dict[str, Any] = {"budget": _budget(request)}
     try:
         answer |= _measure(request)
