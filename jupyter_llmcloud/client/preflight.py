@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jupyter_llmcloud.core.parallel.plan import ParallelPlan
 from jupyter_llmcloud.core.preflight.findings import Entry, RankStory, findings, is_stuck
 from jupyter_llmcloud.core.preflight.memory import Budget, describe, estimate, fits, plan_of
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep
@@ -67,7 +68,7 @@ def dry_run(text: CellText, plan: str | None, world_size: int, precision: str | 
     """
     chosen = plan_of(plan, world_size)
     for is_fake in (True, False):
-        answer = _measured(text, world_size, precision or "no", is_fake)
+        answer = _measured(text, world_size, chosen, precision or "no", is_fake)
         if answer.get("step"):
             step, budget = MeasuredStep(**answer["step"]), Budget(**answer["budget"])
             how = "worked out without memory" if is_fake else "measured with real tensors"
@@ -86,8 +87,9 @@ def dry_run(text: CellText, plan: str | None, world_size: int, precision: str | 
     return Report(["The cell came to its end without two optimizer steps: there is nothing to measure."], True)
 
 
-def _measured(text: CellText, world_size: int, precision: str, is_fake: bool) -> dict[str, Any]:
-    with _Workplace(text, world_size, precision, {"is_fake": is_fake}) as place:
+def _measured(text: CellText, world_size: int, plan: ParallelPlan, precision: str, is_fake: bool) -> dict[str, Any]:
+    sharded = plan.text if "wrap" in plan.settings else "fsdp"  # what is advised where others have no room
+    with _Workplace(text, world_size, precision, {"is_fake": is_fake, "sharded": sharded}) as place:
         process = place.start("measure", str(place.folder / "answer.json"))
         try:
             process.wait(MEASURE_S)
