@@ -19,6 +19,7 @@ from jupyter_llmcloud.core.parallel.plan import ParallelPlan
 from jupyter_llmcloud.core.preflight.findings import Entry, RankStory, findings, is_stuck
 from jupyter_llmcloud.core.preflight.memory import Budget, describe, estimate, fits, plan_of
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep
+from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.system.spawn import log_tail, spawn
 
@@ -28,6 +29,9 @@ REHEARSAL_S = 300.0
 SILENCE_S = 45.0  # a rank in a collective whose peer has written nothing for so long waits in vain
 POLL_S = 0.1
 RANKS = 2
+_NO_RUN = {"dry_run", "rehearse", "name"}  # nobody expects more of them
+_ALWAYS = {"--push", "--args", "--precision", "--accelerate-config"}
+_BY_DRY_RUN = {*_ALWAYS, "--plan", "--nproc"}
 
 
 class CellText:
@@ -236,7 +240,16 @@ class _Workplace:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def check_together(dry: bool, rehearsal: bool, background: bool) -> None:
-    """Raises UsageError for options that exclude each other."""
-    if background and (dry or rehearsal):
+def check_options(spec: RunSpec) -> list[str]:
+    """Lines that name the options which change nothing here. Raises UsageError for those that exclude each other."""
+    if spec.background:
         raise UsageError("--dry-run and --rehearse show what they find here: leave -b out.")
+    given = ["--" + name.replace("_", "-") for name in spec.as_dict() if name not in _NO_RUN]
+    lines = []
+    for is_asked, what, used, why in (
+        (spec.rehearse, "--rehearse", _ALWAYS, f"it runs on {RANKS} CPU ranks of this machine, from the beginning"),
+        (spec.dry_run, "--dry-run", _BY_DRY_RUN, "it measures on this machine, from the beginning"),
+    ):
+        if is_asked and (ignored := [flag for flag in given if flag not in used]):
+            lines.append(f"{what} ignores {', '.join(ignored)}: {why}.")
+    return lines

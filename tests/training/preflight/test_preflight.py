@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jupyter_llmcloud.client.preflight import CellText, dry_run, rehearse
+from jupyter_llmcloud.client.preflight import CellText, check_options, dry_run, rehearse
 from jupyter_llmcloud.core.parallel.plan import parse_plan
+from jupyter_llmcloud.core.spec import RunSpec
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.preflight.measure import largest_block
 
 TRAINS = """\
@@ -65,3 +67,13 @@ def test_what_is_left_without_the_blocks_may_be_the_largest_part() -> None:
     model = torch.nn.Module()
     model.tokens, model.blocks = torch.nn.Embedding(50, 10), torch.nn.ModuleList([torch.nn.Linear(10, 10)])
     assert largest_block(model, parse_plan("fsdp")) == 4 * 500
+
+
+def test_options_without_effect_are_named_for_each_of_the_two() -> None:
+    spec = RunSpec(dry_run=True, rehearse=True, plan="fsdp", precision="bf16", seed=1, save=["model"], name="a")
+    rehearsal, measuring = check_options(spec)
+    assert rehearsal.startswith("--rehearse ignores --plan, --save, --seed: it runs on 2 CPU ranks")
+    assert measuring.startswith("--dry-run ignores --save, --seed: ")
+    assert check_options(RunSpec(dry_run=True, plan="fsdp", nproc=4)) == []
+    with pytest.raises(UsageError, match="leave -b out"):
+        check_options(RunSpec(dry_run=True, background=True))
