@@ -42,6 +42,17 @@ def test_a_world_that_the_plan_does_not_take_is_refused() -> None:
         plan_of("hsdp:2x2", 2)
 
 
+def test_a_host_keeps_more_room_than_a_gpu() -> None:
+    assert fits(85, Budget(100, "H100")) and not fits(85, Budget(100)) and fits(80, Budget(100))
+
+
+def test_what_is_not_counted_is_said_with_about() -> None:
+    rows = describe(STEP, plan_of("fsdp", 4), 4, Budget(1000))
+    about = [line.split()[0] for line in rows if "about" in line and not line.startswith("  ")]
+    assert about == ["buffers", "peak", "It"]
+    assert all("(about " in line for line in rows if line.startswith(("  fits: ", "  less: ")))
+
+
 def test_every_advice_that_is_given_fits() -> None:
     budget = Budget(2000)
     advice = advise(STEP, plan_of("ddp", 4), 4, budget)
