@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jupyter_llmcloud.core.parallel.plan import ParallelPlan
 from jupyter_llmcloud.core.preflight.findings import Entry, RankStory, findings, is_stuck
 from jupyter_llmcloud.core.preflight.memory import Budget, describe, estimate, fits, plan_of
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep
+from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.system.spawn import log_tail, spawn
 
@@ -27,6 +29,9 @@ REHEARSAL_S = 300.0
 SILENCE_S = 45.0  # a rank in a collective whose peer has written nothing for so long waits in vain
 POLL_S = 0.1
 RANKS = 2
+_NO_RUN = {"dry_run", "rehearse", "name"}  # nobody expects more of them
+_ALWAYS = {"--push", "--args", "--precision", "--accelerate-config"}
+_BY_DRY_RUN = {*_ALWAYS, "--plan", "--nproc"}
 
 
 class CellText:
@@ -67,7 +72,7 @@ def dry_run(text: CellText, plan: str | None, world_size: int, precision: str | 
     """
     chosen = plan_of(plan, world_size)
     for is_fake in (True, False):
-        answer = _measured(text, world_size, precision or "no", is_fake)
+        answer = _measured(text, world_size, chosen, precision or "no", is_fake)
         if answer.get("step"):
             step, budget = MeasuredStep(**answer["step"]), Budget(**answer["budget"])
             how = "worked out without memory" if is_fake else "measured with real tensors"
@@ -86,8 +91,9 @@ def dry_run(text: CellText, plan: str | None, world_size: int, precision: str | 
     return Report(["The cell came to its end without two optimizer steps: there is nothing to measure."], True)
 
 
-def _measured(text: CellText, world_size: int, precision: str, is_fake: bool) -> dict[str, Any]:
-    with _Workplace(text, world_size, precision, {"is_fake": is_fake}) as place:
+def _measured(text: CellText, world_size: int, plan: ParallelPlan, precision: str, is_fake: bool) -> dict[str, Any]:
+    sharded = plan.text if "wrap" in plan.settings else "fsdp"  # what is advised where others have no room
+    with _Workplace(text, world_size, precision, {"is_fake": is_fake, "sharded": sharded}) as place:
         process = place.start("measure", str(place.folder / "answer.json"))
         try:
             process.wait(MEASURE_S)
@@ -191,12 +197,13 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 
 class _Workplace:
-    """A folder and the processes that work there; both are gone behind the block."""
+    """A folder and the processes that work there; both are gone behind the block, or when this process is killed."""
 
     def __init__(self, text: CellText, world_size: int, precision: str, more: Mapping[str, Any]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="llmcloud-preflight-"))
         self.request = self.folder / "request.json"
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._alive = os.pipe()  # whose end tells the processes that this one was killed
         pushed = self.folder / "pushed"
         if text.pushed:
             pushed.write_bytes(text.pushed)
@@ -207,6 +214,7 @@ class _Workplace:
             "pushed": str(pushed) if text.pushed else "",
             "world_size": world_size,
             "precision": precision,
+            "alive": self._alive[0],
             **more,
         }
         self.request.write_text(json.dumps(about))
@@ -218,7 +226,7 @@ class _Workplace:
         """A program of `training.preflight`, with what it prints in a log."""
         command = [sys.executable, "-m", MODULES + module, str(self.request), *arguments]
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"}
-        process = spawn(command, self.folder / f"{module}.log", env=environment)
+        process = spawn(command, self.folder / f"{module}.log", env=environment, pass_fds=self._alive[:1])
         self._processes.append(process)
         return process
 
@@ -227,10 +235,21 @@ class _Workplace:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        for fd in self._alive:
+            os.close(fd)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def check_together(dry: bool, rehearsal: bool, background: bool) -> None:
-    """Raises UsageError for options that exclude each other."""
-    if background and (dry or rehearsal):
+def check_options(spec: RunSpec) -> list[str]:
+    """Lines that name the options which change nothing here. Raises UsageError for those that exclude each other."""
+    if spec.background:
         raise UsageError("--dry-run and --rehearse show what they find here: leave -b out.")
+    given = ["--" + name.replace("_", "-") for name in spec.as_dict() if name not in _NO_RUN]
+    lines = []
+    for is_asked, what, used, why in (
+        (spec.rehearse, "--rehearse", _ALWAYS, f"it runs on {RANKS} CPU ranks of this machine, from the beginning"),
+        (spec.dry_run, "--dry-run", _BY_DRY_RUN, "it measures on this machine, from the beginning"),
+    ):
+        if is_asked and (ignored := [flag for flag in given if flag not in used]):
+            lines.append(f"{what} ignores {', '.join(ignored)}: {why}.")
+    return lines

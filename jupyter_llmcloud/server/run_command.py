@@ -14,7 +14,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.accelerate_file import with_content
 from jupyter_llmcloud.client.follow_run import TerminalRun
-from jupyter_llmcloud.client.preflight import RANKS, CellText, Report, check_together, dry_run, rehearse
+from jupyter_llmcloud.client.preflight import RANKS, CellText, Report, check_options, dry_run, rehearse
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.options import Option
 from jupyter_llmcloud.core.parallel.accelerate_config import of_option
@@ -93,7 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _preflight(source: str, script: dict[str, Any], spec: RunSpec) -> int:
     """Say what was found before anything starts; 1 when the script would not fit, hang or fail."""
-    check_together(spec.dry_run, spec.rehearse, spec.background)
+    for line in check_options(spec):
+        print(line, file=sys.stderr, flush=True)
     shown = os.path.basename(script["file"])
     part = {"filename": script["file"], "shown": shown, "line_offset": 0, "code": source}
     text = CellText([part], script["arguments"], script["folder"])

@@ -54,7 +54,7 @@ def estimate(step: MeasuredStep, plan: ParallelPlan, world_size: int) -> MemoryE
     activations = step.activations // mesh.get("stage", 1)
     update, buffers = step.update // parts, 0
     if "shard" in mesh or plan.kind == "fsdp":
-        buffers = 3 * step.largest_layer  # the one in use, the next one, the gradient of the one before
+        buffers = 3 * step.largest_block  # the block in use, the next one, the gradient of the one before
     elif plan.kind == "diloco":
         buffers = 2 * step.parameters  # the parameters of the last exchange, the momentum of the outer optimizer
     elif world_size > 1 and parts == 1:

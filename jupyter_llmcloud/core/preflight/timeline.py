@@ -22,7 +22,7 @@ class MeasuredStep:
         num_parameters: how many numbers the parameters have.
         flops: floating point operations of a step.
         batch: rows of a step on one rank; 0 when that is not known.
-        largest_layer: bytes of the layer with the most parameters.
+        largest_block: bytes of the largest part that a sharding plan gathers as a whole.
     """
 
     parameters: int
@@ -34,7 +34,7 @@ class MeasuredStep:
     num_parameters: int = 0
     flops: int = 0
     batch: int = 0
-    largest_layer: int = 0
+    largest_block: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jupyter_llmcloud.client.preflight import RANKS, CellText, check_together, dry_run, rehearse
+from jupyter_llmcloud.client.preflight import RANKS, CellText, check_options, dry_run, rehearse
 from jupyter_llmcloud.client.stop_signal import said_when_stopped
 from jupyter_llmcloud.core.export.cells import SourceCell
 from jupyter_llmcloud.core.parallel.accelerate_config import of_option
@@ -29,7 +29,8 @@ def preflight(session: HasWorld, cell: Cell, spec: RunSpec, pushed: bytes) -> No
 
     Raises UsageError when the cell needs what no recorded cell has made, or the world does not fit the plan.
     """
-    check_together(spec.dry_run, spec.rehearse, spec.background)
+    for line in check_options(spec):
+        print(line, flush=True)
     world = session.world
     size = spec.nproc or (world.world_size if world is not None else RANKS)
     text = CellText(_parts(cell, spec, world.world_id if world is not None else ""), pushed=pushed, **_arguments(spec))

@@ -21,8 +21,11 @@ import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_leaves
 
+from jupyter_llmcloud.core.parallel.plan import ParallelPlan, parse_plan
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep, Roles, held, peaks
+from jupyter_llmcloud.system.processes import end_with_parent
 from jupyter_llmcloud.training.diagnostics.memory_left import available, resident
+from jupyter_llmcloud.training.parallel.strategies.fully_sharded import blocks_of
 from jupyter_llmcloud.training.preflight.program import (
     EnoughSeen,
     Program,
@@ -30,7 +33,13 @@ from jupyter_llmcloud.training.preflight.program import (
     shorten_trainers,
     uses_transformers,
 )
-from jupyter_llmcloud.training.preflight.tracker import AllocationTracker, TooLarge, all_in_one, keep_modules_in_place
+from jupyter_llmcloud.training.preflight.tracker import (
+    AllocationTracker,
+    Alone,
+    TooLarge,
+    all_in_one,
+    keep_modules_in_place,
+)
 
 STEPS = 2  # the second has the optimizer's state from its beginning
 MOST_OF_MEMORY = 0.5  # of what this machine has left may be taken by real tensors
@@ -42,11 +51,14 @@ class StepMeasure:
 
     Attributes:
         step: what was measured; None until two steps were made.
+
+    Args:
+        plan: says what is gathered as a whole.
     """
 
-    def __init__(self, tracker: AllocationTracker) -> None:
+    def __init__(self, tracker: AllocationTracker, plan: ParallelPlan) -> None:
         self.step: MeasuredStep | None = None
-        self._tracker = tracker
+        self._tracker, self._plan = tracker, plan
         self._is_on = False
         self._begins: list[int] = []  # numbers of events where the steps ended
         self._flops = 0
@@ -77,7 +89,8 @@ class StepMeasure:
     def _measured(self, optimizer: torch.optim.Optimizer) -> MeasuredStep:
         tracker, events = self._tracker, list(self._tracker.events)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        models = _parameters(trained)
+        roots = _roots(trained)
+        models = _parameters(trained, roots)
         state = [value for each in optimizer.state.values() for value in each.values() if torch.is_tensor(value)]
         roles = Roles(
             {tracker.number(each) for each in models},
@@ -96,22 +109,44 @@ class StepMeasure:
             num_parameters=sum(each.numel() for each in models),
             flops=tracker.flops - self._flops,
             batch=self._rows.most_common(1)[0][0] if self._rows else 0,
-            largest_layer=max((each.numel() * each.element_size() for each in models), default=0),
+            largest_block=max((largest_block(root, self._plan) for root in roots), default=0),
         )
 
 
-def _parameters(trained: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Those that are trained, and those of the modules that have them which are not."""
+def _roots(trained: list[torch.Tensor]) -> list[torch.nn.Module]:
+    """The models that have what is trained, each as whoever shards it is given it."""
     known = {id(each) for each in trained}
     modules = [each for each in gc.get_objects() if issubclass(type(each), torch.nn.Module)]
-    roots = [each for each in modules if any(id(own) in known for own in each.parameters())]
+    having = [each for each in modules if any(id(own) in known for own in each.parameters())]
+    plain = [each for each in having if not isinstance(each, Alone)]
+    inner = {id(child) for each in plain for child in each.modules() if child is not each}
+    return [each for each in plain if id(each) not in inner]
+
+
+def _parameters(trained: list[torch.Tensor], roots: list[torch.nn.Module]) -> list[torch.Tensor]:
+    """Those that are trained, and those of the models that have them which are not."""
     found = {id(each): each for module in roots for each in [*module.parameters(), *module.buffers()]}
     return list(({id(each): each for each in trained} | found).values())
+
+
+def largest_block(model: torch.nn.Module, plan: ParallelPlan) -> int:
+    """Bytes of the largest part that is gathered as a whole: a block, or what is left of the model without them.
+
+    Raises UsageError when the plan names a class that the model has no module of.
+    """
+    seen = set[int]()
+    sizes = []
+    for block in [*blocks_of(model, plan), model]:  # inner ones first: what they have is no part of the outer one
+        own = [each for each in block.parameters() if id(each) not in seen]
+        seen |= {id(each) for each in own}
+        sizes.append(sum(each.numel() * each.element_size() for each in own))
+    return max(sizes)
 
 
 def main(request_file: str, answer_file: str) -> None:
     """Write the answer: what was measured, or why nothing was."""
     request = json.loads(Path(request_file).read_text())
+    end_with_parent(request["alive"], Path(request_file).parent)
     answer: dict[str, Any] = {"budget": _budget(request)}
     try:
         answer |= _measure(request)
@@ -125,7 +160,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     world_size = request["world_size"]
     _join(world_size, request["precision"])
     tracker = AllocationTracker(request["is_fake"], int(MOST_OF_MEMORY * available()))
-    measure = StepMeasure(tracker)
+    measure = StepMeasure(tracker, parse_plan(request["sharded"]))
     program = Program(request, 0, world_size)
     shorten_loaders(on_batch=measure.read)
     if request["is_fake"]:

@@ -16,6 +16,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 
 from jupyter_llmcloud.core.preflight.findings import LOADER, PROBLEM, TOGETHER
+from jupyter_llmcloud.system.processes import end_with_parent
 from jupyter_llmcloud.training.preflight.program import (
     EnoughSeen,
     Program,
@@ -154,6 +156,7 @@ def main(request_file: str, rank_text: str, journal_file: str) -> None:
     """Execute the cell as a rank; the journal's last line says how it ended."""
     with open(request_file, encoding="utf-8") as file:
         request = json.load(file)
+    end_with_parent(request["alive"], Path(request_file).parent)
     rank, world_size = int(rank_text), request["world_size"]
     journal = Journal(journal_file)
     _join(request, rank, world_size)

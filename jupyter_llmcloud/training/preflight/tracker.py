@@ -107,24 +107,29 @@ class AllocationTracker(TorchDispatchMode):
         return number
 
 
+class Alone(torch.nn.Module):
+    """In place of a DDP model on a rank without others: the model itself."""
+
+    def __init__(self, module: torch.nn.Module, *_: Any, **__: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's."""
+        return self.module(*args, **kwargs)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Nothing is exchanged anyhow."""
+        yield
+
+
 @contextmanager
 def all_in_one(tracker: AllocationTracker) -> Iterator[None]:
     """Within the block a DDP model is the model itself: the other ranks are not there."""
     from torch.nn import parallel
 
     original = parallel.DistributedDataParallel
-
-    class Alone(torch.nn.Module):
-        def __init__(self, module: torch.nn.Module, *_: Any, **__: Any) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return self.module(*args, **kwargs)
-
-        @contextmanager
-        def no_sync(self) -> Iterator[None]:
-            yield
 
     parallel.DistributedDataParallel = Alone  # type: ignore[misc, assignment]
     try:

@@ -17,7 +17,7 @@ from jupyter_llmcloud.core.preflight.memory import (
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep, Roles, held, peaks
 from jupyter_llmcloud.errors import UsageError
 
-STEP = MeasuredStep(400, 400, 800, 1000, 100, 2400, num_parameters=100, flops=1_000_000, batch=8, largest_layer=40)
+STEP = MeasuredStep(400, 400, 800, 1000, 100, 2400, num_parameters=100, flops=1_000_000, batch=8, largest_block=40)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from jupyter_llmcloud.client.preflight import CellText, dry_run, rehearse
+import pytest
+import torch
+
+from jupyter_llmcloud.client.preflight import CellText, check_options, dry_run, rehearse
+from jupyter_llmcloud.core.parallel.plan import parse_plan
+from jupyter_llmcloud.core.spec import RunSpec
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.training.preflight.measure import largest_block
 
 TRAINS = """\
 import torch
@@ -37,3 +44,36 @@ def test_a_rehearsal_names_the_line_in_which_a_rank_would_wait_for_ever() -> Non
     report = rehearse(_cell(HANGS), None)
     assert not report.is_good
     assert "Cell In[1], line 4: rank 0 waits in barrier()" in "\n".join(report.lines)
+
+
+@pytest.mark.parametrize(
+    ("plan", "num_numbers"), [("fsdp", 210), ("fsdp,wrap=Block", 210), ("fsdp,min-params=100", 165)]
+)
+def test_what_is_gathered_as_a_whole_is_a_block_and_not_a_parameter(plan: str, num_numbers: int) -> None:
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = torch.nn.Linear(10, 10), torch.nn.Linear(10, 10, bias=False)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.blocks = torch.nn.Linear(10, 15), torch.nn.ModuleList([Block(), Block()])
+
+    assert largest_block(Model(), parse_plan(plan)) == 4 * num_numbers
+
+
+def test_what_is_left_without_the_blocks_may_be_the_largest_part() -> None:
+    model = torch.nn.Module()
+    model.tokens, model.blocks = torch.nn.Embedding(50, 10), torch.nn.ModuleList([torch.nn.Linear(10, 10)])
+    assert largest_block(model, parse_plan("fsdp")) == 4 * 500
+
+
+def test_options_without_effect_are_named_for_each_of_the_two() -> None:
+    spec = RunSpec(dry_run=True, rehearse=True, plan="fsdp", precision="bf16", seed=1, save=["model"], name="a")
+    rehearsal, measuring = check_options(spec)
+    assert rehearsal.startswith("--rehearse ignores --plan, --save, --seed: it runs on 2 CPU ranks")
+    assert measuring.startswith("--dry-run ignores --save, --seed: ")
+    assert check_options(RunSpec(dry_run=True, plan="fsdp", nproc=4)) == []
+    with pytest.raises(UsageError, match="leave -b out"):
+        check_options(RunSpec(dry_run=True, background=True))
