@@ -13,7 +13,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable
 
-from jupyter_llmcloud.core.metrics.eta import StepTimes
+from jupyter_llmcloud.core.metrics.eta import StepDurations
 
 SEEDS = range(7000, 7030)
 MARKS = (0.10, 0.25, 0.50, 0.75)
@@ -64,7 +64,7 @@ def main() -> bool:
         random_, state = random.Random(seed), dict[str, float]()
         kind = KINDS[seed % len(KINDS)]
         steps = [kind(random_, step, state) for step in range(NUM_STEPS)]
-        times, at = StepTimes(), 0
+        times, at = StepDurations(), 0
         for mark in MARKS:
             while at < mark * NUM_STEPS:
                 times.add(1, steps[at])

@@ -31,7 +31,7 @@ class TimeLeft:
     high: float
 
 
-class StepTimes:
+class StepDurations:
     """What the steps of a bar have taken, in at most MAX_BINS bins of equally many units each."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jupyter_llmcloud.core.metrics.eta import StepTimes, TimeLeft
+from jupyter_llmcloud.core.metrics.eta import StepDurations, TimeLeft
 
 MAX_BARS = 8
 RATE_MEMORY_S = 15.0  # how far back a rate remembers
@@ -22,7 +22,7 @@ class Bar:
         self._by_rank: dict[int, float] = {}
         self._moved = 0.0
         self._took = 0.0
-        self._times = StepTimes()
+        self._times = StepDurations()
 
     def move(self, rank: int, done: float, desc: str, now: float) -> None:
         """A rank reports `done`; going backwards begins the bar anew."""
@@ -32,7 +32,7 @@ class Bar:
         elif before is not None and done < before:
             self._by_rank = {}
             self._moved = self._took = 0.0
-            self._times = StepTimes()
+            self._times = StepDurations()
             self.done, self.updated = done, now
         self._by_rank[rank] = done
         self.desc = desc or self.desc

@@ -156,6 +156,14 @@ class _Rank:
 
 
 @dataclass
+class _Counts:
+    """Ranks that run, and those of them that have not said their step: an event must not cost a look at every rank."""
+
+    running: int
+    silent: int
+
+
+@dataclass
 class RunLifecycle:
     """One run. `handle` takes an event and the time in seconds and says what to do; `wake_at` when to send a Tick."""
 
@@ -169,8 +177,7 @@ class RunLifecycle:
 
     def __post_init__(self) -> None:
         self._ranks = {rank: _Rank() for rank in self.ranks}
-        self._num_running = self._num_silent = len(self.ranks)  # counted: an event must not cost a look at every rank
-        self._num_ended = 0
+        self._counts = _Counts(len(self.ranks), len(self.ranks))
         self._since = 0.0
         self._interrupted_at: float | None = None
         self._failed_at: float | None = None
@@ -208,9 +215,9 @@ class RunLifecycle:
                 out = self._step_reported(event, now)
             case Tick():
                 out = self._climb(now)
-        if self._saves_by is not None and (self.is_ending or not self._num_running or now >= self._saves_by):
+        if self._saves_by is not None and (self.is_ending or not self._counts.running or now >= self._saves_by):
             out = [*self._tell_save_at(-1), *out]
-        if not self._num_running:
+        if not self._counts.running:
             return [*out, self._finish()]
         due = self._next_rung()
         self.wake_at = due[1] if due is not None else self._saves_by
@@ -228,12 +235,12 @@ class RunLifecycle:
         self._saves_by = None
         for item in self._ranks.values():
             item.steps = None
-        self._num_silent = self._num_running
+        self._counts.silent = self._counts.running
         return [SaveAtStep(self.running, step)]
 
     def _common_step(self) -> int | None:
         """The largest step that a rank has finished, once all that run have said theirs."""
-        if self._num_silent:
+        if self._counts.silent:
             return None
         return max((item.steps for item in self._ranks.values() if item.steps is not None), default=None)
 
@@ -267,10 +274,9 @@ class RunLifecycle:
 
     def _count_end(self, item: _Rank) -> None:
         """A rank that ran runs no more."""
-        self._num_running -= 1
-        self._num_silent -= item.steps is None
-        self._num_ended += 1
-        item.order = self._num_ended
+        self._counts.running -= 1
+        self._counts.silent -= item.steps is None
+        item.order = len(self.ranks) - self._counts.running
 
     def _note_failure(self, now: float) -> None:
         if self._failed_at is None:
@@ -290,7 +296,7 @@ class RunLifecycle:
         if event.rank not in self._ranks or not (self.rung == Rung.CONSENSUS or self._saves_by is not None):
             return []
         item = self._ranks[event.rank]
-        self._num_silent -= item.state == "running" and item.steps is None
+        self._counts.silent -= item.state == "running" and item.steps is None
         item.steps = event.step
         if (step := self._common_step()) is None:
             return []

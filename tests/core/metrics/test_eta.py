@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from jupyter_llmcloud.core.metrics.eta import MAX_BINS, MIN_BINS, StepTimes, TimeLeft
+from jupyter_llmcloud.core.metrics.eta import MAX_BINS, MIN_BINS, StepDurations, TimeLeft
 from jupyter_llmcloud.core.metrics.progress import Bar
 
 
 def left(steps: list[float], units: float) -> TimeLeft:
-    times = StepTimes()
+    times = StepDurations()
     for seconds in steps:
         times.add(1, seconds)
     found = times.left(units)
@@ -25,7 +25,7 @@ def test_even_steps_leave_no_doubt() -> None:
 
 
 def test_before_enough_steps_there_is_no_interval() -> None:
-    times = StepTimes()
+    times = StepDurations()
     for _ in range(MIN_BINS - 1):
         times.add(1, 1.0)
     assert times.left(10) is None
@@ -60,7 +60,7 @@ def test_a_slope_reaches_into_the_interval() -> None:
 
 
 def test_a_bar_that_jumps_takes_bounded_memory() -> None:
-    times = StepTimes()
+    times = StepDurations()
     times.add(1e-3, 1e-3)
     times.add(1e6, 1e6)
     found = times.left(1e6)
