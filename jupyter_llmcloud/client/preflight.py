@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.core.parallel.plan import ParallelPlan
-from jupyter_llmcloud.core.preflight.findings import Entry, RankStory, findings, is_stuck
-from jupyter_llmcloud.core.preflight.memory import Budget, describe, estimate, fits, plan_of
+from jupyter_llmcloud.core.preflight.findings import RankAct, RankStory, findings, is_stuck
+from jupyter_llmcloud.core.preflight.memory import RankMemory, describe, estimate, fits, plan_of
 from jupyter_llmcloud.core.preflight.timeline import MeasuredStep
 from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.errors import UsageError
@@ -74,7 +74,7 @@ def dry_run(text: CellText, plan: str | None, world_size: int, precision: str | 
     for is_fake in (True, False):
         answer = _measured(text, world_size, chosen, precision or "no", is_fake)
         if answer.get("step"):
-            step, budget = MeasuredStep(**answer["step"]), Budget(**answer["budget"])
+            step, budget = MeasuredStep(**answer["step"]), RankMemory(**answer["budget"])
             how = "worked out without memory" if is_fake else "measured with real tensors"
             lines = describe(step, chosen, world_size, budget, precision or "no")
             has_room = fits(estimate(step, chosen, world_size).peak, budget)
@@ -168,7 +168,7 @@ def _follow(
 
 def read_story(path: Path, is_over: bool) -> RankStory:
     """A journal as what the rank did."""
-    entries: dict[int, Entry] = {}
+    entries: dict[int, RankAct] = {}
     end = ""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -180,11 +180,11 @@ def read_story(path: Path, is_over: bool) -> RankStory:
         except ValueError:
             break  # being written
         if (number := about.get("ended")) in entries:
-            entries[number] = Entry(**{**_plain(entries[number]), "ended": True})
+            entries[number] = RankAct(**{**_plain(entries[number]), "ended": True})
         elif about.get("kind") == "end":
             end = about["what"] if about["what"] else ("" if not about.get("enough") else "it was ended on purpose")
         elif "kind" in about:
-            entries[about["number"]] = Entry(
+            entries[about["number"]] = RankAct(
                 about["kind"], about["what"], about["where"], about.get("shape", ""), tuple(about.get("group", ()))
             )
     if is_over and not end:
@@ -192,7 +192,7 @@ def read_story(path: Path, is_over: bool) -> RankStory:
     return RankStory(list(entries.values()), end)
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
+def _plain(entry: RankAct) -> dict[str, Any]:
     return {name: getattr(entry, name) for name in ("kind", "what", "where", "shape", "group", "ended")}
 
 

@@ -13,7 +13,7 @@ TOGETHER, LOADER, PROBLEM = "together", "loader", "problem"
 
 
 @dataclass(frozen=True)
-class Entry:
+class RankAct:
     """Something that a rank did.
 
     Attributes:
@@ -37,7 +37,7 @@ class Entry:
 class RankStory:
     """What a rank did, in order, and how it ended: "" while it goes on."""
 
-    entries: Sequence[Entry] = ()
+    entries: Sequence[RankAct] = ()
     end: str = ""
 
 
@@ -97,11 +97,11 @@ def _first_difference(stories: Mapping[int, RankStory], one: int, other: int) ->
     return ""
 
 
-def _takes_part(entry: Entry, one: int, other: int) -> bool:
+def _takes_part(entry: RankAct, one: int, other: int) -> bool:
     return entry.what not in _PAIRED and (not entry.group or {one, other} <= set(entry.group))
 
 
-def _missed(rank: int, absent: int, entry: Entry, story: RankStory) -> str:
+def _missed(rank: int, absent: int, entry: RankAct, story: RankStory) -> str:
     return (
         f"{entry.where}: rank {rank} waits in {entry.what}, which rank {absent} never enters: {story.end}. A "
         "collective inside `if rank == 0` (or is_main_process), or behind a loop of another length, makes the others "

@@ -28,7 +28,7 @@ BUSY = 0.55
 
 
 @dataclass(frozen=True)
-class Budget:
+class RankMemory:
     """The memory that each rank has.
 
     Attributes:
@@ -88,13 +88,13 @@ class Advice:
     fits: bool
 
 
-def fits(peak: int, budget: Budget) -> bool:
+def fits(peak: int, budget: RankMemory) -> bool:
     """Whether a rank that holds so much at most has room."""
     return peak + budget.overhead <= (LEFT_ON_CPU if budget.device == "cpu" else LEFT) * budget.bytes
 
 
 def advise(
-    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget, precision: str = "no"
+    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: RankMemory, precision: str = "no"
 ) -> list[Advice]:
     """What makes a run fit that does not, the smallest change first; what comes nearest when nothing does."""
     tried = [
@@ -105,7 +105,7 @@ def advise(
 
 
 def _changes(
-    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget, precision: str
+    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: RankMemory, precision: str
 ) -> Iterator[tuple[str, int]]:
     def peak(changed: MeasuredStep, plan: ParallelPlan) -> int:
         return estimate(changed, plan, world_size).peak
@@ -133,14 +133,14 @@ def _with_activations(step: MeasuredStep, share: float) -> MeasuredStep:
     return replace(step, activations=less, peak=min(step.peak, alone + max(less, step.update)))
 
 
-def _rows_that_fit(step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget) -> int:
+def _rows_that_fit(step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: RankMemory) -> int:
     rows = step.batch // 2
     while rows and not fits(estimate(_with_activations(step, rows / step.batch), plan, world_size).peak, budget):
         rows //= 2
     return rows
 
 
-def step_time(step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget) -> float:
+def step_time(step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: RankMemory) -> float:
     """A guess of the seconds of a step; 0.0 when nothing is known. Communication is not in it."""
     if not (step.flops and budget.flops_per_s):
         return 0.0
@@ -164,7 +164,7 @@ def in_words(num_bytes: float) -> str:
 
 
 def describe(
-    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: Budget, precision: str = "no"
+    step: MeasuredStep, plan: ParallelPlan, world_size: int, budget: RankMemory, precision: str = "no"
 ) -> list[str]:
     """The table, the verdict, the guess and the advice, as lines."""
     found = estimate(step, plan, world_size)
@@ -194,7 +194,7 @@ def _word(advice: Advice) -> str:
     return "fits" if advice.fits else "less"
 
 
-def _verdict(peak: int, budget: Budget) -> str:
+def _verdict(peak: int, budget: RankMemory) -> str:
     overhead = f" and {in_words(budget.overhead)} of its own" if budget.overhead else ""
     have = f"each rank has {in_words(budget.bytes)} ({budget.device})"
     if fits(peak, budget):

@@ -36,7 +36,7 @@ from jupyter_llmcloud.training.preflight.program import (
 from jupyter_llmcloud.training.preflight.tracker import (
     AllocationTracker,
     Alone,
-    TooLarge,
+    NoMemoryLeft,
     all_in_one,
     keep_modules_in_place,
 )
@@ -172,7 +172,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
             program.execute(measure.begin)
     except EnoughSeen:
         pass
-    except TooLarge:
+    except NoMemoryLeft:
         return {"too_large": True}
     except BaseException as error:
         return {"error": f"{type(error).__name__}: {error}", "where": program.where_failed(error)}

@@ -26,7 +26,7 @@ _FACTORIES = {
 }
 
 
-class TooLarge(BaseException):
+class NoMemoryLeft(BaseException):
     """What is really allocated came near the end of this machine's memory."""
 
 
@@ -35,7 +35,7 @@ class AllocationTracker(TorchDispatchMode):
 
     Args:
         is_fake: give floating point tensors no memory.
-        most: bytes of real tensors after which TooLarge is raised.
+        most: bytes of real tensors after which NoMemoryLeft is raised.
 
     Attributes:
         events: of allocations, in order.
@@ -103,7 +103,7 @@ class AllocationTracker(TorchDispatchMode):
         self._numbers[key] = (number, weakref.ref(storage, gone))
         self._live += size if is_real else 0
         if self._live > self._most:
-            raise TooLarge
+            raise NoMemoryLeft
         return number
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from jupyter_llmcloud.core.preflight.findings import LOADER, PROBLEM, TOGETHER, Entry, RankStory, findings, is_stuck
+from jupyter_llmcloud.core.preflight.findings import LOADER, PROBLEM, TOGETHER, RankAct, RankStory, findings, is_stuck
 
 
-def _together(what: str, line: int, shape: str = "", ended: bool = True) -> Entry:
-    return Entry(TOGETHER, what, f"Cell In[1], line {line}", shape, ended=ended)
+def _together(what: str, line: int, shape: str = "", ended: bool = True) -> RankAct:
+    return RankAct(TOGETHER, what, f"Cell In[1], line {line}", shape, ended=ended)
 
 
 def test_ranks_that_agree_have_nothing_found() -> None:
@@ -31,15 +31,15 @@ def test_different_collectives_shapes_and_batches_are_named() -> None:
     assert "while rank 1 enters barrier() at Cell In[1], line 7" in findings(dict(enumerate(ends)))[0]
     shapes = [RankStory([_together("all_reduce()", 3, shape)]) for shape in ("float32 [3]", "float32 [4]")]
     assert "float32 [3] on rank 0 and float32 [4] on rank 1" in findings(dict(enumerate(shapes)))[0]
-    loaders = [RankStory([Entry(LOADER, batches, "Cell In[1], line 2")]) for batches in ("8", "9")]
+    loaders = [RankStory([RankAct(LOADER, batches, "Cell In[1], line 2")]) for batches in ("8", "9")]
     assert "rank 0 has 8 batches, rank 1 has 9" in findings(dict(enumerate(loaders)))[0]
 
 
 def test_what_one_rank_alone_finds_wrong_is_said_with_its_number() -> None:
-    problem = RankStory([Entry(PROBLEM, "an object cannot be pickled", "Cell In[1], line 4")])
+    problem = RankStory([RankAct(PROBLEM, "an object cannot be pickled", "Cell In[1], line 4")])
     assert findings({0: problem, 1: RankStory()}) == ["Cell In[1], line 4: an object cannot be pickled (rank 0)."]
 
 
 def test_a_group_of_one_of_them_concerns_nobody_else() -> None:
-    own = RankStory([Entry(TOGETHER, "barrier()", "Cell In[1], line 4", group=(0,))])
+    own = RankStory([RankAct(TOGETHER, "barrier()", "Cell In[1], line 4", group=(0,))])
     assert not findings({0: own, 1: RankStory([], "it has come to the end of the cell")})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jupyter_llmcloud.core.preflight.memory import (
-    Budget,
+    RankMemory,
     advise,
     describe,
     estimate,
@@ -43,32 +43,32 @@ def test_a_world_that_the_plan_does_not_take_is_refused() -> None:
 
 
 def test_a_host_keeps_more_room_than_a_gpu() -> None:
-    assert fits(85, Budget(100, "H100")) and not fits(85, Budget(100)) and fits(80, Budget(100))
+    assert fits(85, RankMemory(100, "H100")) and not fits(85, RankMemory(100)) and fits(80, RankMemory(100))
 
 
 def test_what_is_not_counted_is_said_with_about() -> None:
-    rows = describe(STEP, plan_of("fsdp", 4), 4, Budget(1000))
+    rows = describe(STEP, plan_of("fsdp", 4), 4, RankMemory(1000))
     about = [line.split()[0] for line in rows if "about" in line and not line.startswith("  ")]
     assert about == ["buffers", "peak", "It"]
     assert all("(about " in line for line in rows if line.startswith(("  fits: ", "  less: ")))
 
 
 def test_every_advice_that_is_given_fits() -> None:
-    budget = Budget(2000)
+    budget = RankMemory(2000)
     advice = advise(STEP, plan_of("ddp", 4), 4, budget)
     assert advice and all(each.fits and fits(each.peak, budget) for each in advice)
     assert "--plan fsdp" in [each.change for each in advice]
 
 
 def test_where_nothing_fits_the_nearest_is_named() -> None:
-    advice = advise(STEP, plan_of("ddp", 2), 2, Budget(100))
+    advice = advise(STEP, plan_of("ddp", 2), 2, RankMemory(100))
     assert len(advice) == 2 and not any(each.fits for each in advice)
 
 
 def test_the_verdict_and_the_guess_are_said() -> None:
-    lines = describe(STEP, plan_of("ddp", 1), 1, Budget(10_000, flops_per_s=1e6))
+    lines = describe(STEP, plan_of("ddp", 1), 1, RankMemory(10_000, flops_per_s=1e6))
     assert any(line.startswith("It fits") for line in lines)
-    assert step_time(STEP, plan_of("ddp", 1), 1, Budget(1, flops_per_s=1e6)) == pytest.approx(1 / 0.55)
+    assert step_time(STEP, plan_of("ddp", 1), 1, RankMemory(1, flops_per_s=1e6)) == pytest.approx(1 / 0.55)
     assert not any(line.strip().startswith(("fits:", "less:")) for line in lines)
 
 
