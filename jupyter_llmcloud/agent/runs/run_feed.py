@@ -130,10 +130,10 @@ class RunFeed:
         self.write_record()
 
     def diagnose(self) -> list[str]:
-        """The run has ended: say why it failed, as far as anything tells and the traceback does not say it all."""
+        """The run has ended: say why it failed, as far as anything tells and the cell has not said it all."""
         found = diagnosis_of(self._folder, self.record, self.record.hang)
         self.record.hang, self.record.diagnosis = {}, as_record(found)
-        return [] if found is None or found.is_in_traceback else [f"Why: {found.sentence}", f"Try: {found.action}"]
+        return [] if found is None or found.is_told else [f"Why: {found.sentence}", f"Try: {found.action}"]
 
     def begin_attempt(self, number: int, ranks: Iterable[int]) -> None:
         """The cell is sent to these ranks."""

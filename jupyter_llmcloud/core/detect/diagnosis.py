@@ -73,9 +73,9 @@ class Diagnosis:
     action: str
 
     @property
-    def is_in_traceback(self) -> bool:
-        """Whether the traceback says all of it: an ordinary error in the cell's code."""
-        return self.cause == CODE_ERROR
+    def is_told(self) -> bool:
+        """Whether the cell has said all of it: an ordinary error by its traceback, a hang by its report."""
+        return self.cause in (CODE_ERROR, "hang", "deadlock")
 
 
 def diagnose(evidence: Evidence) -> Diagnosis | None:

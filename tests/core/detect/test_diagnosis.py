@@ -101,7 +101,7 @@ def test_all_ranks_with_the_same_error_are_named() -> None:
         *[error("NameError", "name 'x' is not defined", rank, place="cell [3], line 2") for rank in (0, 1, 2)]
     )
     assert found is not None
-    assert (found.ranks, found.is_in_traceback) == ((0, 1, 2), True)
+    assert (found.ranks, found.is_told) == ((0, 1, 2), True)
     assert found.sentence == "Ranks 0-2 raised NameError: name 'x' is not defined at cell [3], line 2."
 
 
