@@ -123,6 +123,8 @@ class RunFeed:
             self._alerts.metrics(rank, records)
         if kind == "logs" and (reports := [record for record in written if record.get("kind") == "report"]):
             self._note_hang(reports[-1])
+        for said in [record["alert"] for record in records if kind == "logs" and "alert" in record]:
+            self._alerts.said(said)
         self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
 
     def _note_hang(self, report: dict[str, Any]) -> None:
