@@ -154,7 +154,7 @@ def show(name: str) -> RunReport:
 
 
 def _as_row(alert: Mapping[str, Any]) -> str:
-    where = f" at step {alert['step']:g}" if "step" in alert else ""
+    where = f" at step {alert['step']:g}" if "step" in alert and "step" not in alert["text"] else ""
     return f"{alert['detector']}{where}: {alert['text']} ({alert['evidence']})"
 
 
