@@ -36,4 +36,7 @@ def check_options(spec: Mapping[str, Any]) -> list[str]:
                 "export that run."
             )
     left = sorted("--" + name.replace("_", "-") for name in spec if name in _SUPERVISION)
-    return [f"{', '.join(left)}: a script saves no checkpoints and is not restarted by itself."] if left else []
+    notes = [f"{', '.join(left)}: a script saves no checkpoints and is not restarted by itself."] if left else []
+    if "=skip" in str(spec.get("watch")):
+        notes.append("--watch not-finite=skip: a script takes every step; one without finite gradients ruins its model.")
+    return notes

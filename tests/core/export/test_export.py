@@ -128,7 +128,9 @@ def test_options_without_a_plain_counterpart_are_refused_by_name(spec: dict[str,
 def test_options_that_change_no_loss_are_left_out_and_said() -> None:
     (note,) = check_options({"checkpoint_every": 5, "max_restarts": 2, "seed": 1, "precision": "bf16", "plan": "ddp"})
     assert note.startswith("--checkpoint-every, --max-restarts:")
-    assert check_options({"timeout": 60.0, "hang_after": 20.0, "watch": "loss-spike=stop"}) == []
+    assert check_options({"timeout": 60.0, "hang_after": 20.0, "watch": "loss-spike=stop", "track": ["wandb"]}) == []
+    [note] = check_options({"watch": "not-finite=skip"})
+    assert note.startswith("--watch not-finite=skip: a script takes every step")
 
 
 @pytest.mark.parametrize("value", [1, 0.5, "a'b", None, True, [1, (2, "x")], {"a": [1.5]}, {1, 2}, b"x"])
