@@ -93,6 +93,11 @@ class RunLeadership:
             return True
 
     @property
+    def was_left(self) -> bool:
+        """Whether the leader before this one has gone on purpose."""
+        return self._leadership.was_left(self._term - 1)
+
+    @property
     def is_over(self) -> bool:
         """Whether another agent has claimed to lead the run."""
         return self._leadership.is_claimed(self._term + 1)
@@ -152,7 +157,8 @@ class RunLeadership:
         self._on_change(None)
 
     def leave(self) -> None:
-        """This agent is told to end: others find everything as if it had been killed."""
+        """This agent is told to end: others find everything as if it had been killed, and that it was announced."""
+        self._leadership.say_left(self._term)
         for task in self._tasks:
             task.cancel()
         if self._spare is not None:

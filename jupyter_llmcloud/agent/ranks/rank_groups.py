@@ -162,6 +162,12 @@ class RankGroups:
         hosted = {rank for host in self._hosts if not host.gone for rank in host.links}
         return [rank for rank in ranks if rank not in hosted]
 
+    def was_announced(self, ranks: Iterable[int]) -> bool:
+        """Whether the agents of all of these ranks that have gone were told to end."""
+        lost = set(self.displaced(ranks))
+        gone = [host for host in self._hosts if host.gone and lost & set(host.links)]
+        return bool(gone) and all(isinstance(host, RemoteGroup) and host.leading.is_given_up for host in gone)
+
     async def _move(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]]) -> list[str]:
         fits = sum(allocation["num_ranks"] for allocation in slots) == len(ranks)  # others may have lost theirs since
         allocations = slots if fits else await self.find_capacity(len(ranks))

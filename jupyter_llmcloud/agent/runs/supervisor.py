@@ -77,6 +77,10 @@ class Restartable(Protocol):
     def has_lost_members(self) -> bool:
         """Whether ranks have gone with their agent."""
 
+    @property
+    def was_announced(self) -> bool:
+        """Whether those that have gone were taken away with their host, as it was announced."""
+
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy."""
 
@@ -196,7 +200,7 @@ class RunSupervisor:
         was_stopping = self.record.state == "stopping"
         if not self._the_lead.is_over:  # whoever pressed Stop meanwhile has ended the run: its record says so
             self._feed.write_record()  # with its new leader
-        self._handle(TakenOver(was_stopping))
+        self._handle(TakenOver(was_stopping, self._the_lead.was_left))
 
     def stop(self) -> None:
         """Stop pressed, by whomever."""
@@ -289,7 +293,7 @@ class RunSupervisor:
             self._world.needs_renewal(finish.renew)
             broken = self._attempt.broken(finish)
             if broken is not None and broken.kind != "error" and self._world.has_lost_members:
-                broken = dataclasses.replace(broken, is_membership=True)
+                broken = dataclasses.replace(broken, is_membership=True, is_announced=self._world.was_announced)
             self._handle(AttemptFinished(finish, broken))
 
     # --- carrying out ---

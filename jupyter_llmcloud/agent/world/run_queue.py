@@ -193,7 +193,9 @@ class RunQueue:
         record = self._record(cell)
         self._check_size(cell, record.ranks)
         folder = RunFolder(Path(cell.folder))
-        run = self.active = self._make_run(replace(cell, ranks=record.ranks, number=0), record, folder)
+        reference = len(record.ranks) if cell.elastic else 0
+        first = replace(cell, ranks=record.ranks, number=0, reference_ranks=reference)
+        run = self.active = self._make_run(first, record, folder)
         if connection is not None:
             run.follow(connection)
         try:

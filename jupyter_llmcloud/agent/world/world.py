@@ -184,6 +184,11 @@ class World:
         """Whether ranks have gone with their agent."""
         return bool(self.members.is_started and self.groups.displaced(self.members.ranks))
 
+    @property
+    def was_announced(self) -> bool:
+        """Whether those that have gone were taken away with their host, as it was announced."""
+        return self.groups.was_announced(self.members.ranks)
+
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy for too few."""
         lost = self.groups.displaced(self.members.ranks) if self.members.is_started else self.members.ranks

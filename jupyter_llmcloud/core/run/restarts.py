@@ -31,6 +31,7 @@ class AttemptFailure:
         replaying: the cell had not reached its resume point yet.
         reason: what the error says.
         is_membership: the world has lost members, with an agent or a host; nothing is wrong with the run.
+        is_announced: their place was taken away by a batch system or a cloud, which had said so before.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class AttemptFailure:
     replaying: bool = False
     reason: str = ""
     is_membership: bool = False
+    is_announced: bool = False
 
     @property
     def message(self) -> str:
@@ -100,6 +102,8 @@ class RestartPolicy:
             return self.resized()
         if self.max_restarts <= 0:
             return GiveUp()
+        if event.is_announced:
+            return self.resized()
         if refusal := self._refusal(event):
             return GiveUp(refusal)
         if self.num_restarts >= self.max_restarts:
