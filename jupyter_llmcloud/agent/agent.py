@@ -210,6 +210,7 @@ class Agent:
             num_replicas=self.replicas.num_running,
             **self.replicas.describe_room(),
             num_runs=self.takeovers.num_waiting + self.worlds.num_active_runs,
+            wants=self.worlds.num_wanted,
             stands_by=self.leader_links.stands_by,
         )
 

@@ -39,8 +39,8 @@ class PreemptionNotice:
         return await self._succeeds()
 
     def _answers(self) -> bool:
-        request = urllib.request.Request(self._where, headers=_HEADERS)
         try:
+            request = urllib.request.Request(self._where, headers=_HEADERS)
             with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
                 said = answer.read(4096).decode(errors="replace").strip().lower()
                 return bool(answer.status == 200 and said not in _NOT_YET)

@@ -195,6 +195,13 @@ async def is_agent_busy(dask_worker: Worker) -> bool:
     return bool((await _plugin(dask_worker).describe(dask_worker))["num_runs"])
 
 
+async def agent_load(dask_worker: Worker) -> dict[str, Any]:
+    """Run on a worker: what its agent holds and wants, as core.scheduling.elasticity.WorkerLoad."""
+    row = await _plugin(dask_worker).describe(dask_worker)
+    holds = bool(row["held"] or row["worlds"] or row["num_runs"] or row["num_replicas"])
+    return {"num_slots": row["num_slots"], "free_slots": row["free_slots"], "holds": holds, "wants": row["wants"]}
+
+
 async def end_agent(dask_worker: Worker) -> None:
     """Run on a worker: end its agent with all that runs there; returns when it has ended."""
     await _plugin(dask_worker).end()

@@ -30,6 +30,7 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     begun: list[str]  # worlds that were started, the newest last
     num_replicas: int
     num_runs: int
+    wants: int = 0  # more ranks, that elastic runs which are led here could have
     stands_by: list[str]  # for these runs
     held: dict[str, int] = field(default_factory=dict)
     num_cores: int = 0  # of the host; 0 of an agent that does not tell

@@ -140,6 +140,12 @@ class RunSupervisor:
         return SizeBounds.of(self._attempt.cell.elastic)
 
     @property
+    def num_wanted(self) -> int:
+        """Ranks that it could have besides its own; 0 of a run that is not elastic."""
+        bounds = self._bounds
+        return max(0, bounds.most - self._world.size) if bounds is not None else 0
+
+    @property
     def is_over(self) -> bool:
         """Whether it has ended, or is led elsewhere."""
         return self.ended.done()

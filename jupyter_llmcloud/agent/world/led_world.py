@@ -273,6 +273,11 @@ class LedWorlds:
         """Runs that are executed now."""
         return sum(world.is_busy for world in self._worlds.values())
 
+    @property
+    def num_wanted(self) -> int:
+        """Ranks that elastic runs could have besides theirs."""
+        return sum(world.runs.num_wanted for world in self._worlds.values())
+
     def stop_run(self, asked: StopRun) -> None:
         """Stop pressed for a run that is executed or queued here. Raises NotFound."""
         for world in self._worlds.values():

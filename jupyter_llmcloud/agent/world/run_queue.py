@@ -277,6 +277,11 @@ class RunQueue:
         if self.active is not None:
             self.active.worker_joined()
 
+    @property
+    def num_wanted(self) -> int:
+        """Ranks that the active run could have besides its own."""
+        return self.active.num_wanted if self.active is not None and not self.active.is_over else 0
+
     def stop_active(self) -> None:
         """Stop pressed for the run that is executed now, if there is one."""
         if self.active is not None and not self.active.is_over:
