@@ -278,9 +278,14 @@ class Balancer:
         return self._balance is not None and self.ranks.reference > 0 and not self._is_apart
 
     @property
+    def reference(self) -> int:
+        """Of the world with which an elastic run began; 0 in other cells."""
+        return self.ranks.reference if self.keeps_batches else 0
+
+    @property
     def num_sharing(self) -> int:
         """For how many ranks a loader's batches make a global one."""
-        return self.ranks.reference if self.keeps_batches else self.ranks.num
+        return self.reference or self.ranks.num
 
     @property
     def is_training(self) -> bool:
@@ -396,14 +401,18 @@ class Balancer:
         if not rows or self._balance is None:
             self._weight = 1.0
             return
-        own = rows[self.ranks.rank]
-        self._weight = own * len(rows) / sum(rows)
         self._current = weakref.ref(current)
         step = self._speed.step
-        step.rows += own
+        step.rows += rows[self.ranks.rank]
         step.num_batches += 1
         step.passes.add(current.number)
-        step.is_uneven |= len(set(rows)) > 1
+        self.note_rows(rows)
+
+    def note_rows(self, rows: list[int]) -> None:
+        """The batch that is trained on now has so many rows on each rank."""
+        if rows and self.is_training:
+            self._weight = rows[self.ranks.rank] * len(rows) / sum(rows)
+            self._speed.step.is_uneven |= len(set(rows)) > 1
 
     def is_weighed(self) -> None:
         """The losses of the batches that were delivered are weighed over all ranks already, as a Trainer does it."""
@@ -464,7 +473,8 @@ class Balancer:
 
     def _say(self, text: str) -> None:
         """Tell the user, once."""
-        if dist.get_rank() == 0 and text not in self._said:
+        is_first = not dist.is_initialized() or dist.get_rank() == 0
+        if is_first and text not in self._said:
             print(text, file=sys.stderr)
         self._said.add(text)
 
