@@ -16,13 +16,15 @@ import random
 import signal
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jupyter_llmcloud.storage.journal import read_all
 from jupyter_llmcloud.storage.runs import RunFolder
-from tests.agent.world.test_world_two_hosts import Server
 from tests.chaos.figures import counts, seconds
+from tests.support.clusters import Server
 from tests.support.worlds import AgentElsewhere, Ranks, until
 
 MINUTES, EVERY_S = 5.0, 15.0
@@ -77,19 +79,18 @@ def _measured(server: Server, minutes: float, every_s: float, source: random.Ran
     running = world.send(
         f"EPOCHS, PAUSE = {epochs}, {STEP_S}\n{CODE}", elastic="1:2", max_restarts=3, background=True, name="elastic"
     )
-    folder, began = running.outcome.folder, time.time()
+    folder = running.outcome.folder
     kills = _kill_until_it_ends(server, folder, every_s, source)
     record = folder.read()
     found = _world_of(server, world).pull("ledger") if record.state == "finished" else None
-    lost = _seconds_lost(folder, kills)
-    pace = (record.ended or time.time()) - began - epochs * STEPS_PER_EPOCH * STEP_S
+    lost, still = _seconds_lost(folder, kills), sum(gaps(folder))
     is_same = found is not None and _is_same(found, wanted)
     print(
         f"elastic: {record.state} after {epochs * STEPS_PER_EPOCH} steps with {len(kills)} kills "
         f"({counts(Counter(who for _, who in kills))}), {record.num_resizes} resizes, {record.num_restarts} restarts "
         f"used up; ledger and losses {'as undisturbed' if is_same else f'NOT as undisturbed: {found} {wanted}'}; "
-        f"further than before after {seconds(lost)}; {pace / max(1, len(kills)):.2f} s a kill over all, with what "
-        f"steps and checkpoints take beyond their pause"
+        f"further than before after {seconds(lost)}; {still / max(1, len(kills)):.2f} s a kill in which nothing new "
+        f"was trained, with the way back to both ranks"
     )
     return is_same and record.num_restarts == 0
 
@@ -128,9 +129,24 @@ def _world_of(server: Server, world: Ranks) -> Ranks:
     return world.beside(AgentElsewhere(leader.address))
 
 
+def turns(folder: RunFolder) -> list[tuple[float, int]]:
+    """When which step was told."""
+    return [(row["t"], row["values"]["turn"]) for row in read_all(folder.metrics(0)) if "turn" in row.get("values", {})]
+
+
+def gaps(folder: RunFolder) -> list[float]:
+    """The times in which the run came no further than it had been, in seconds; a step's own time is not counted."""
+    first: dict[int, float] = {}
+    for at, turn in turns(folder):
+        first.setdefault(turn, at)
+    between = [later - earlier for earlier, later in pairwise(sorted(first.values()))]
+    usual = median(between) if between else 0.0
+    return [taken - usual for taken in between if taken > 10 * max(usual, STEP_S)]
+
+
 def _seconds_lost(folder: RunFolder, kills: list[tuple[float, str]]) -> list[float]:
     """From each kill until the run was further than ever before."""
-    rows = [(row["t"], row["values"]["turn"]) for row in read_all(folder.metrics(0)) if "turn" in row.get("values", {})]
+    rows = turns(folder)
     lost = []
     for at, _ in kills:
         before = max((turn for t, turn in rows if t <= at), default=0)
