@@ -83,13 +83,15 @@ def _measured(server: Server, minutes: float, every_s: float, source: random.Ran
     kills = _kill_until_it_ends(server, folder, every_s, source)
     record = folder.read()
     found = _world_of(server, world).pull("ledger") if record.state == "finished" else None
-    lost, still = _seconds_lost(folder, kills), sum(gaps(folder))
+    lost, back = _lost(folder, kills)
+    still = sum(gaps(folder))
     is_same = found is not None and _is_same(found, wanted)
     print(
         f"elastic: {record.state} after {epochs * STEPS_PER_EPOCH} steps with {len(kills)} kills "
         f"({counts(Counter(who for _, who in kills))}), {record.num_resizes} resizes, {record.num_restarts} restarts "
         f"used up; ledger and losses {'as undisturbed' if is_same else f'NOT as undisturbed: {found} {wanted}'}; "
-        f"further than before after {seconds(lost)}; {still / max(1, len(kills)):.2f} s a kill in which nothing new "
+        f"further than before after {seconds(lost)}, of it {median(back or [0]) * STEP_S:.2f} s for "
+        f"{median(back or [0]):.0f} steps trained again; {still / max(1, len(kills)):.2f} s a kill in which nothing new "
         f"was trained, with the way back to both ranks"
     )
     return is_same and record.num_restarts == 0
@@ -144,12 +146,13 @@ def gaps(folder: RunFolder) -> list[float]:
     return [taken - usual for taken in between if taken > 10 * max(usual, STEP_S)]
 
 
-def _seconds_lost(folder: RunFolder, kills: list[tuple[float, str]]) -> list[float]:
-    """From each kill until the run was further than ever before."""
+def _lost(folder: RunFolder, kills: list[tuple[float, str]]) -> tuple[list[float], list[int]]:
+    """Seconds from each kill until the run was further than ever before, and the steps that were trained again."""
     rows = turns(folder)
-    lost = []
+    lost, back = [], []
     for at, _ in kills:
         before = max((turn for t, turn in rows if t <= at), default=0)
         after = [t for t, turn in rows if t > at and turn > before]
         lost += [min(after) - at] if after else []
-    return lost
+        back += [before - min(turn for t, turn in rows if t > at) + 1] if after else []
+    return lost, back

@@ -58,7 +58,7 @@ class RankLoader(DataLoaderShard):
         # Called before each batch that is delivered, and for the last one once more.
         if not self.end_of_dataloader:
             self._num_delivered += 1
-            if BALANCE.keeps_batches and isinstance(self.rows, RankBatches):
+            if BALANCE.keeps_batches:  # of a stream the last batch may be shorter than is known here
                 BALANCE.note_rows(self.position.rows_of(self._num_delivered - 1, self.rows.shares))
 
     def end(self) -> None:

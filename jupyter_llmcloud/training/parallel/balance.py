@@ -261,7 +261,7 @@ class Balancer:
     def _clear(self) -> None:
         self._weight = 1.0
         self._balance: Balance | None = None
-        self._measures = self._has_given_up = self._is_apart = False
+        self._measures = self._has_given_up = self._is_apart = self._has_delivered = False
         self._speed = _Speed()
         self._num_passes = 0
         self._current: weakref.ref[Pass] | None = None
@@ -409,7 +409,8 @@ class Balancer:
         self.note_rows(rows)
 
     def note_rows(self, rows: list[int]) -> None:
-        """The batch that is trained on now has so many rows on each rank."""
+        """The batch that is trained on now has so many rows on each rank; nothing where all have as many."""
+        self._has_delivered = True
         if rows and self.is_training:
             self._weight = rows[self.ranks.rank] * len(rows) / sum(rows)
             self._speed.step.is_uneven |= len(set(rows)) > 1
@@ -429,13 +430,22 @@ class Balancer:
         if self._balance is None or self._has_given_up:
             return
         if not self._measures:
-            self._check_mixed()
+            self._check_step()
         elif self._speed.after_step():
             self._exchange()
 
-    def _check_mixed(self) -> None:
-        """Of an elastic step: batches of several loaders have one weight only where it is that of all ranks."""
+    def _check_step(self) -> None:
+        """Of an elastic step: what of its batch cannot be kept is said.
+
+        Batches of several loaders have one weight only where it is that of all ranks.
+        """
         step, self._speed.step = self._speed.step, _Step()
+        if not self._has_delivered:
+            self._say(
+                "--elastic: the rows of this step came from no loader that accelerator.prepare() or lc.data.load() has "
+                f"made in this cell: the batch of the {self.ranks.reference} ranks that the run began with does not "
+                "stay when their number changes."
+            )
         if len(step.passes) > 1 and step.is_uneven:
             self._say(
                 "--elastic: a step takes batches of several loaders, whose rows this number of ranks cannot share "

@@ -114,3 +114,64 @@ def test_a_run_that_loses_a_worker_and_gets_another_one_trains_as_if_nothing_had
     assert torch.allclose(ranks.pull("weights"), undisturbed.pull("weights"), rtol=1e-9, atol=1e-12)
     undisturbed.end()
     ranks.end()
+
+
+TRAINER = """
+import tempfile, time, torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    def forward(self, x, labels=None):
+        out = self.layers(x)
+        return {"loss": (out - labels).square().mean(), "logits": out}
+
+class Wait(TrainerCallback):
+    def on_step_end(self, args, state, control, **more):
+        if state.global_step == 7: print("at 7", flush=True)
+        while state.global_step == 7 and not (run.folder / "go-7").exists() and run.name == "disturbed": time.sleep(0.01)
+
+torch.manual_seed(0)
+x = torch.randn(92, 4, dtype=torch.float64)
+rows = [{"x": row, "labels": row.sum(0, keepdim=True)} for row in x]
+model = Net()
+arguments = TrainingArguments(
+    tempfile.mkdtemp(), num_train_epochs=3, per_device_train_batch_size=4, per_device_eval_batch_size=2, seed=3,
+    gradient_accumulation_steps=2, eval_strategy="epoch", logging_steps=1, save_strategy="no", report_to=[],
+    learning_rate=0.01, disable_tqdm=True,
+)
+trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:13], callbacks=[Wait()])
+trainer.train()
+log = trainer.state.log_history
+found = {name: [entry[name] for entry in log if name in entry]
+         for name in ("loss", "eval_loss", "learning_rate", "epoch")}
+weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+"""
+
+
+@pytest.mark.soak
+def test_a_trainer_that_goes_on_with_fewer_ranks_trains_as_if_nothing_had_happened(
+    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess
+) -> None:
+    leader, other = make_agent(slots=1), make_agent(slots=1)
+    ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
+    running = ranks.send(TRAINER, name="disturbed", elastic="1:2", max_restarts=1, checkpoint_every=3)
+    folder = running.wait_for("at 7", 2).outcome.folder
+    until(lambda: saved(folder, 6), "a checkpoint is there")
+    other.process.kill()
+    (folder.path / "go-7").touch()
+    outcome = running.end()
+    assert outcome.state == "finished", (outcome.record.errors, outcome.record.history)
+    assert (outcome.record.num_restarts, outcome.record.num_resizes) == (0, 1)
+    assert any("resumed from step 6" in note for note in outcome.record.notes)
+    undisturbed = Ranks(node_agent, 2)
+    undisturbed.ok(TRAINER, name="alone")
+    wanted, found = undisturbed.pull("found"), ranks.pull("found")
+    assert found["learning_rate"] == wanted["learning_rate"] and found["epoch"] == wanted["epoch"]
+    assert torch.allclose(ranks.pull("weights"), undisturbed.pull("weights"), rtol=1e-6)
+    for name in ("loss", "eval_loss"):
+        assert torch.allclose(torch.tensor(found[name]), torch.tensor(wanted[name]), rtol=1e-4), name
+    undisturbed.end()
+    ranks.end()

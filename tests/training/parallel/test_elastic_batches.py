@@ -166,3 +166,16 @@ def test_a_loader_whose_batches_cannot_be_cut_says_so_before_training_starts(
     said = capfd.readouterr().err
     assert said.count("--elastic: the batches of this DataLoaderShard cannot be cut") == 1
     assert "the run begins anew" in said
+
+
+def test_a_step_whose_rows_came_from_no_loader_says_that_its_batch_does_not_stay(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    BALANCE.begin(False, DataRanks(0, 2, 2, 1, 2))
+    for _ in range(2):
+        BALANCE.after_step()
+    assert capfd.readouterr().err.count("came from no loader that accelerator.prepare() or lc.data.load()") == 1
+    BALANCE.begin(False, DataRanks(0, 2, 2, 1, 2))
+    for _ in prepared(loader()):
+        BALANCE.after_step()
+    assert capfd.readouterr().err == ""

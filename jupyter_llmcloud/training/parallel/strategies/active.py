@@ -117,8 +117,7 @@ class ActivePlan:
     def _after_step(self, optimizer: Any, *_: Any) -> None:
         if self.strategy is not None:
             self.strategy.after_step(optimizer)
-        else:
-            BALANCE.after_step()
+        BALANCE.after_step()
 
     # --- the group ---
 
