@@ -20,7 +20,7 @@ from jupyter_llmcloud.agent.runs.checkpoint_committer import CheckpointCommitter
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
 from jupyter_llmcloud.core.run import run_machine
 from jupyter_llmcloud.core.run.lifecycle import Finish
-from jupyter_llmcloud.core.run.restarts import RestartPolicy
+from jupyter_llmcloud.core.run.restarts import AttemptFailure, RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
     AttemptFinished,
     AttemptStarted,
@@ -300,7 +300,21 @@ class RunSupervisor:
             broken = self._attempt.broken(finish)
             if broken is not None and broken.kind != "error" and self._world.has_lost_members:
                 broken = dataclasses.replace(broken, is_membership=True, is_announced=self._world.was_announced)
+            elif broken is not None and (bounds := self._bounds) is not None:
+                broken = self._needing_more_ranks(broken, bounds)
             self._handle(AttemptFinished(finish, broken))
+
+    def _needing_more_ranks(self, broken: AttemptFailure, bounds: SizeBounds) -> AttemptFailure:
+        """Of an elastic run that has too little memory on so few ranks: it waits until there are more."""
+        cell, size = self._attempt.cell, self._world.size
+        if not broken.is_too_large_for(size, cell.reference_ranks):
+            return broken
+        self._feed.note(
+            f"the memory of {size} rank{'s' if size > 1 else ''} is too small for the batch of "
+            f"{cell.reference_ranks}: it goes on when there are more."
+        )
+        self._attempt.cell = replace(cell, elastic=bounds.above(size))
+        return dataclasses.replace(broken, is_membership=True)
 
     # --- carrying out ---
 

@@ -15,6 +15,7 @@ FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
 MAX_REASON = 200  # characters
 OUT_OF_MEMORY = "RankOutOfMemory"
+_NO_MEMORY = (OUT_OF_MEMORY, "OutOfMemoryError", "CUDAOutOfMemoryError", "MemoryError")
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid[^)]*\)*[\d, ]*\)? (is killed by signal|exited unexpectedly)")
 
 
@@ -42,6 +43,10 @@ class AttemptFailure:
     reason: str = ""
     is_membership: bool = False
     is_announced: bool = False
+
+    def is_too_large_for(self, num_ranks: int, reference: int) -> bool:
+        """Whether the parts of a batch were too large for so few ranks; the run began with `reference` of them."""
+        return self.ename in _NO_MEMORY and num_ranks < reference
 
     @property
     def message(self) -> str:

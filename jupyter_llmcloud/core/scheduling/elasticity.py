@@ -34,6 +34,10 @@ class SizeBounds:
         least, most = map(int, text.split(":"))
         return cls(least, most)
 
+    def above(self, num_ranks: int) -> str:
+        """As the option has it, with more ranks than these at the least."""
+        return f"{min(num_ranks + 1, self.most)}:{self.most}"
+
     def to_ask(self, staying: int) -> range:
         """How many more ranks to ask the cluster for, beside so many that stay: the most that may come first."""
         return range(max(self.most - staying, 0), max(self.least - staying, 0) - 1, -1)

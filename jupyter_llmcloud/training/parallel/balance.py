@@ -139,7 +139,7 @@ class ElasticShard(BalancedShard):
     """A part of the batches that the world had with which the run began; in other cells those of the present world."""
 
     @property
-    def num_processes(self) -> int:  # type: ignore[override]
+    def num_processes(self) -> int:
         """Whose batches make a global one."""
         return BALANCE.num_sharing
 
@@ -148,7 +148,7 @@ class ElasticShard(BalancedShard):
         """It follows the cell."""
 
     @property
-    def process_index(self) -> int:  # type: ignore[override]
+    def process_index(self) -> int:
         """Which share is this rank's."""
         return BALANCE.ranks.rank
 

@@ -175,3 +175,29 @@ def test_a_trainer_that_goes_on_with_fewer_ranks_trains_as_if_nothing_had_happen
         assert torch.allclose(torch.tensor(found[name]), torch.tensor(wanted[name]), rtol=1e-4), name
     undisturbed.end()
     ranks.end()
+
+
+@pytest.mark.soak
+def test_a_run_whose_batch_is_too_large_for_the_ranks_that_are_left_waits_for_more(
+    make_agent: Callable[..., AgentProcess],
+) -> None:
+    code = CELL.replace(
+        "    for number", "    if world_size == 1: raise torch.OutOfMemoryError('too much')\n    for number"
+    )
+    leader, other = make_agent(slots=2), make_agent(slots=1)
+    ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
+    in_the_way = Ranks(leader, 1)
+    running = ranks.send(code, name="disturbed", elastic="1:2", max_restarts=1, checkpoint_every=3).wait_for("at 7", 2)
+    folder = running.outcome.folder
+    until(lambda: saved(folder, 3), "a checkpoint is there")
+    other.process.kill()
+    (folder.path / "go-7").touch()
+    (folder.path / "go-19").touch()
+    until(lambda: any("waits for capacity" in note for note in folder.read().notes), "it waits", 60)
+    in_the_way.end()
+    outcome = running.end()
+    assert outcome.state == "finished", (outcome.record.errors, outcome.record.history)
+    assert outcome.record.num_restarts == 0
+    assert any("too small for the batch of 2" in note for note in outcome.record.notes)
+    assert len(ranks.pull("found")["ledger"]) == 36
+    ranks.end()

@@ -246,3 +246,12 @@ def test_only_workers_that_hold_nothing_are_closed() -> None:
     assert workers_to_close(loads, 1) == ["b"]
     assert workers_to_close(loads, 3) == ["b", "c"]
     assert workers_to_close(loads, -1) == []
+
+
+def test_a_batch_that_is_too_large_for_fewer_ranks_than_it_began_with_is_no_error_of_the_script() -> None:
+    failure = AttemptFailure("error", 0, "OutOfMemoryError")
+    assert failure.is_too_large_for(1, 2)
+    assert not failure.is_too_large_for(2, 2)  # as it was written
+    assert not failure.is_too_large_for(1, 0)  # not elastic
+    assert not AttemptFailure("error", 0, "ValueError").is_too_large_for(1, 2)
+    assert SizeBounds(1, 4).above(2) == "3:4"

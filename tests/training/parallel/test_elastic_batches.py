@@ -49,7 +49,7 @@ def steps(num: int, reference: int, most: int = 8, **options: Any) -> tuple[list
 
 
 def of_accelerate(num: int) -> list[list[int]]:
-    shards = [BatchSamplerShard(loader().batch_sampler, num, rank) for rank in range(num)]  # type: ignore[arg-type]
+    shards = [BatchSamplerShard(loader().batch_sampler, num, rank) for rank in range(num)]
     return [[row for part in step for row in part] for step in zip(*shards, strict=True)]
 
 
@@ -131,9 +131,9 @@ def test_loaded_data_keep_their_batch_as_well_and_are_weighed() -> None:
         model = torch.nn.Linear(1, 1, bias=False)
         BALANCE.add_model(model)
         own = loading.load(TensorDataset(torch.arange(float(ROWS))), 4, shuffle=False, rank=None, world_size=None)
-        own.rows._group._given = (rank, None)  # type: ignore[union-attr]
-        own.rows._group.__class__ = _ThreeRanks  # type: ignore[union-attr]
-        gradients = []
+        own.rows._group._given = (rank, None)
+        own.rows._group.__class__ = _ThreeRanks
+        gradients: list[torch.Tensor] = []
         for (rows,) in own:
             model.weight.grad = None
             model(rows[:, None]).mean().backward()
