@@ -68,13 +68,19 @@ class AgentPlugin(WorkerPlugin):
         args = worker.security.get_connection_args("worker")
         self._bridges = Bridges(self._folder, SocketRoutes(lambda: str(worker.scheduler.address), lambda: args))
 
-        async def describe() -> dict[str, Any]:
-            return await self.describe(worker)
+        async def describe(at_once: bool = False) -> dict[str, Any]:
+            return {} if at_once and self._is_coming_up else await self.describe(worker)
 
         worker.handlers[TUNNEL] = self._answer_tunnel
         worker.handlers[DESCRIBE] = describe
         await self.hold(worker)
         await self._bridges.restore()  # the agent's own leader or followers may still speak through them
+
+    @property
+    def _is_coming_up(self) -> bool:
+        """Whether there is no agent yet, or the one before it was killed."""
+        has_none = self._connection is None or self._connection.gone.is_set()
+        return has_none or self._holding.locked() or living_agent(self._folder) is None
 
     async def hold(self, worker: Worker) -> dict[str, Any]:
         """See to it that there is an agent and that it has a worker; returns what it said of itself."""
@@ -128,7 +134,7 @@ class AgentPlugin(WorkerPlugin):
         """What the agent may ask about the others that its worker's scheduler knows."""
 
         async def find_capacity(asked: PlaceRanks) -> Placement:
-            return await self._place(asked.num_ranks, await _all_agents(worker))
+            return await self._place(asked.num_ranks, await _all_agents(worker, asked.at_once))
 
         async def find_standby(_: FindStandby) -> StandbyFound:
             return await self._another(await _all_agents(worker))
@@ -207,18 +213,19 @@ async def end_agent(dask_worker: Worker) -> None:
     await _plugin(dask_worker).end()
 
 
-async def _all_agents(worker: Worker) -> dict[str, dict[str, Any]]:
+async def _all_agents(worker: Worker, at_once: bool = False) -> dict[str, dict[str, Any]]:
     """What the agents of a worker's cluster, its own among them, say of themselves; by the addresses of workers."""
     known = (await worker.scheduler.identity())["workers"]
-    rows = await asyncio.gather(*(_ask_worker(worker, address) for address in known))
+    rows = await asyncio.gather(*(_ask_worker(worker, address, at_once) for address in known))
     return {row["worker"]: row for row in rows if row is not None}
 
 
-async def _ask_worker(worker: Worker, address: str) -> dict[str, Any] | None:
+async def _ask_worker(worker: Worker, address: str, at_once: bool) -> dict[str, Any] | None:
     """What an agent says of itself now; None when it or its worker does not answer."""
     try:
         async with asyncio.timeout(DESCRIBE_TIMEOUT_S + 1):
-            asked = worker.scheduler.broadcast(msg={"op": DESCRIBE}, workers=[address], on_error="ignore")
+            message = {"op": DESCRIBE, "at_once": True} if at_once else {"op": DESCRIBE}
+            asked = worker.scheduler.broadcast(msg=message, workers=[address], on_error="ignore")
             row = (await asked).get(address)
     except (OSError, TimeoutError):
         return None

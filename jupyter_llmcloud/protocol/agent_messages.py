@@ -348,9 +348,10 @@ class Shutdown(Request[Done], frozen=True, kw_only=True):
 
 
 class PlaceRanks(Request[Placement], frozen=True, kw_only=True):
-    """Where can this agent start so many ranks?"""
+    """Where can this agent start so many ranks? `at_once`: an agent that is coming up is not waited for."""
 
     num_ranks: int
+    at_once: bool = False
 
 
 class FindStandby(Request[StandbyFound], frozen=True, kw_only=True):

@@ -206,6 +206,7 @@ class RunSupervisor:
         was_stopping = self.record.state == "stopping"
         if not self._the_lead.is_over:  # whoever pressed Stop meanwhile has ended the run: its record says so
             self._feed.write_record()  # with its new leader
+            self._the_lead.note_here()
         self._handle(TakenOver(was_stopping, self._the_lead.was_left))
 
     def stop(self) -> None:

@@ -196,7 +196,8 @@ class World:
             return await self.groups.find_capacity(len(lost)) if lost else []
         for number in bounds.to_ask(self.size - len(lost)):
             with contextlib.suppress(Busy):
-                return await self.groups.find_capacity(number) if number else []
+                # It goes on with what there is, and grows later: an agent that comes up takes seconds.
+                return await self.groups.find_capacity(number, at_once=True) if number else []
         raise Busy(f"--elastic {bounds.least}:{bounds.most} needs {bounds.least} ranks, and there is no room for them.")
 
     async def heal(self, slots: Slots = (), coming: Execute | None = None, bounds: SizeBounds | None = None) -> None:

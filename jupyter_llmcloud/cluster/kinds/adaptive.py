@@ -35,7 +35,8 @@ class RankAdaptive(Adaptive):
 
     async def _loads(self) -> dict[Any, WorkerLoad]:
         """By the names of workers. One that does not answer is taken to hold something."""
-        names = {address: row["name"] for address, row in (await self._client.scheduler.identity())["workers"].items()}
+        scheduler: Any = self._client.scheduler
+        names = {address: row["name"] for address, row in (await scheduler.identity())["workers"].items()}
         rows: dict[str, Any] = {}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ASK_TIMEOUT_S):
@@ -55,7 +56,7 @@ class RankAdaptive(Adaptive):
         idle = set(await super().workers_to_close(target))
         return workers_to_close({name: load for name, load in loads.items() if name in idle}, len(loads) - target)
 
-    async def scale_down(self, workers: list[Any]) -> None:
+    async def scale_down(self, workers: list[Any]) -> None:  # type: ignore[override]  # as Dask's own, which says int
         """End workers, and the agents beside them, which would outlive them."""
         before = {info["name"]: info["address"] for info in (await self._client.run(agent_info)).values()}
         await super().scale_down(workers)
