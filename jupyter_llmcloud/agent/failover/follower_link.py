@@ -44,7 +44,6 @@ class FollowerLink:
     ) -> None:
         self.address = address
         self.gone = ""  # why the agent is not there any more
-        self.is_given_up = False  # it had said that it is told to end
         self._link_id = link_id
         self._dispatch = hear
         self._on_loss = lose
@@ -161,7 +160,6 @@ class FollowerLink:
 
     def give_up(self, reason: str) -> None:
         """Do without the agent from now on: what it hosts for this link ends."""
-        self.is_given_up = True
         self.send(StopWorld(world_id=self._link_id))
         self._lose(reason)
 

@@ -38,6 +38,7 @@ class RankGroups:
         self._store = ""
         self._interface = ""  # that ranks have to use since the store has moved
         self._has_moved = False
+        self._given_up: list[RemoteGroup] = []  # whose agent has said that it is told to end
 
     @property
     def has_store(self) -> bool:
@@ -166,7 +167,7 @@ class RankGroups:
         """Whether the agents of all of these ranks that have gone were told to end."""
         lost = set(self.displaced(ranks))
         gone = [host for host in self._hosts if host.gone and lost & set(host.links)]
-        return bool(gone) and all(isinstance(host, RemoteGroup) and host.leading.is_given_up for host in gone)
+        return bool(gone) and all(host in self._given_up for host in gone)
 
     async def _move(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]]) -> list[str]:
         fits = sum(allocation["num_ranks"] for allocation in slots) == len(ranks)  # others may have lost theirs since
@@ -224,6 +225,7 @@ class RankGroups:
         for host in self._hosts:
             if isinstance(host, RemoteGroup) and rank in host.links:
                 host.leading.give_up(reason)
+                self._given_up.append(host)
 
     def leave(self) -> None:
         """End the ranks of this agent; those elsewhere end when they notice that it has gone."""
