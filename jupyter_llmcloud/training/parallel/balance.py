@@ -115,7 +115,7 @@ class BalancedShard(BatchSamplerShard):
 
     def _begin(self) -> Pass | None:
         """Also what is evaluated is gathered; only there in equal parts."""
-        return BALANCE.begin_pass() if BALANCE.is_training else None
+        return BALANCE.begin_pass() if BALANCE.cuts_by_speed else None
 
     def _global_batches(self) -> Iterator[list[int]]:
         """The rows of each step over all ranks; the last ones are filled up from the beginning, as Accelerate does."""
@@ -261,10 +261,11 @@ class Balancer:
     def _clear(self) -> None:
         self._weight = 1.0
         self._balance: Balance | None = None
-        self._measures = self._has_given_up = self._is_apart = self._has_delivered = False
+        self._measures = self._has_given_up = self._is_apart = False
         self._speed = _Speed()
         self._num_passes = 0
         self._current: weakref.ref[Pass] | None = None
+        self._modes: set[bool] = set()  # in which batches were handed out: whether a model was in training mode
         self._said: set[str] = set()
 
     @property
@@ -289,8 +290,13 @@ class Balancer:
 
     @property
     def is_training(self) -> bool:
-        """Whether a model is in training mode, and shares are worth something."""
-        return any(model.training for model in list(self._models)) and not self._has_given_up
+        """Whether a model is in training mode."""
+        return any(model.training for model in list(self._models))
+
+    @property
+    def cuts_by_speed(self) -> bool:
+        """Whether a pass that begins is trained on, and shares are worth something."""
+        return self._measures and self.is_training and not self._has_given_up
 
     def begin(self, is_asked: bool, ranks: DataRanks) -> None:
         """A cell begins; `is_asked`: it balances."""
@@ -396,22 +402,24 @@ class Balancer:
     def delivered(self, current: Pass, rows: list[int]) -> None:
         """A batch is about to be handed out, of which the ranks have so many rows."""
         self._speed.asks()
-        if rows and not self.is_training:
-            return  # evaluated between a batch and its gradient
-        if not rows or self._balance is None:
-            self._weight = 1.0
-            return
-        self._current = weakref.ref(current)
-        step = self._speed.step
-        step.rows += rows[self.ranks.rank]
-        step.num_batches += 1
-        step.passes.add(current.number)
+        if rows and self.is_training:
+            self._current = weakref.ref(current)
+            step = self._speed.step
+            step.rows += rows[self.ranks.rank]
+            step.num_batches += 1
+            step.passes.add(current.number)
         self.note_rows(rows)
 
     def note_rows(self, rows: list[int]) -> None:
-        """The batch that is trained on now has so many rows on each rank; nothing where all have as many."""
-        self._has_delivered = True
-        if rows and self.is_training:
+        """The batch that is handed out now has so many rows on each rank; nothing where all have as many.
+
+        What is evaluated between a batch and its gradient does not count, unless nothing is ever in training mode.
+        """
+        is_training = self.is_training
+        self._modes.add(is_training)
+        if self._balance is None or not rows:
+            self._weight = 1.0
+        elif is_training or True not in self._modes:
             self._weight = rows[self.ranks.rank] * len(rows) / sum(rows)
             self._speed.step.is_uneven |= len(set(rows)) > 1
 
@@ -440,7 +448,7 @@ class Balancer:
         Batches of several loaders have one weight only where it is that of all ranks.
         """
         step, self._speed.step = self._speed.step, _Step()
-        if not self._has_delivered:
+        if not self._modes:
             self._say(
                 "--elastic: the rows of this step came from no loader that accelerator.prepare() or lc.data.load() has "
                 f"made in this cell: the batch of the {self.ranks.reference} ranks that the run began with does not "

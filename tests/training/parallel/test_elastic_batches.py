@@ -92,6 +92,21 @@ def test_the_gradient_of_ranks_that_have_different_numbers_of_rows_is_that_of_th
     assert torch.isclose(reached, torch.arange(8.0).mean())
 
 
+def test_what_is_evaluated_between_a_batch_and_its_gradient_does_not_weigh_it() -> None:
+    BALANCE.begin(False, DataRanks(0, 3, 2, 1, 3))
+    model = torch.nn.Linear(1, 1, bias=False)
+    BALANCE.add_model(model)
+    own, held_out = prepared(loader()), prepared(loader(3))
+    for (rows,) in own:
+        model.eval()
+        assert {len(part) for (part,) in held_out} == {2}  # a third of 6 rows
+        model.train()
+        model(rows[:, None].float()).mean().backward()
+        break
+    assert model.weight.grad is not None
+    assert torch.isclose(model.weight.grad[0, 0], rows.float().mean() * len(rows) * 3 / 8)
+
+
 def test_what_trainer_evaluates_is_cut_for_the_present_world() -> None:
     BALANCE.begin(False, DataRanks(0, 1, 2, 1, 2))
     own = prepared(loader())
@@ -175,7 +190,7 @@ def test_a_step_whose_rows_came_from_no_loader_says_that_its_batch_does_not_stay
     for _ in range(2):
         BALANCE.after_step()
     assert capfd.readouterr().err.count("came from no loader that accelerator.prepare() or lc.data.load()") == 1
-    BALANCE.begin(False, DataRanks(0, 2, 2, 1, 2))
+    BALANCE.begin(False, DataRanks(0, 1, 2, 1, 2))  # alone, where nothing wraps the model
     for _ in prepared(loader()):
         BALANCE.after_step()
     assert capfd.readouterr().err == ""
