@@ -211,6 +211,7 @@ class Agent:
             **self.replicas.describe_room(),
             num_runs=self.takeovers.num_waiting + self.worlds.num_active_runs,
             wants=self.worlds.num_wanted,
+            is_warm=self.node.zygote.is_warm,
             stands_by=self.leader_links.stands_by,
         )
 

@@ -69,7 +69,10 @@ class AgentPlugin(WorkerPlugin):
         self._bridges = Bridges(self._folder, SocketRoutes(lambda: str(worker.scheduler.address), lambda: args))
 
         async def describe(at_once: bool = False) -> dict[str, Any]:
-            return {} if at_once and self._is_coming_up else await self.describe(worker)
+            if at_once and self._is_coming_up:
+                return {}
+            row = await self.describe(worker)
+            return row if row["is_warm"] or not at_once else {}
 
         worker.handlers[TUNNEL] = self._answer_tunnel
         worker.handlers[DESCRIBE] = describe

@@ -31,6 +31,7 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     num_replicas: int
     num_runs: int
     wants: int = 0  # more ranks, that elastic runs which are led here could have
+    is_warm: bool = True  # ranks start at once: what they need is imported
     stands_by: list[str]  # for these runs
     held: dict[str, int] = field(default_factory=dict)
     num_cores: int = 0  # of the host; 0 of an agent that does not tell

@@ -54,6 +54,12 @@ class ZygoteClient:
         assert self._ready is not None
         return self._ready
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether forks are instant."""
+        ready = self._ready
+        return ready is not None and ready.done() and not ready.cancelled() and ready.exception() is None
+
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
