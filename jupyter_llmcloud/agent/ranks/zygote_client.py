@@ -56,9 +56,8 @@ class ZygoteClient:
 
     @property
     def is_warm(self) -> bool:
-        """Whether forks are instant."""
-        ready = self._ready
-        return ready is not None and ready.done() and not ready.cancelled() and ready.exception() is None
+        """Whether nothing is being imported now: forks are instant, unless it has died and starts with the next one."""
+        return self._ready is None or self._ready.done()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
