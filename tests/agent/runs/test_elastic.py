@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
@@ -193,7 +194,9 @@ def test_a_run_whose_batch_is_too_large_for_the_ranks_that_are_left_waits_for_mo
     other.process.kill()
     (folder.path / "go-7").touch()
     (folder.path / "go-19").touch()
-    until(lambda: any("waits for capacity" in note for note in folder.read().notes), "it waits", 60)
+    deadline = time.monotonic() + 60
+    while not any("waits for capacity" in row.detail for row in running.outcome.states):
+        running._take(deadline, "the run waits for more ranks")
     in_the_way.end()
     outcome = running.end()
     assert outcome.state == "finished", (outcome.record.errors, outcome.record.history)
