@@ -14,6 +14,7 @@ ENV_SERVER_TOKEN = "LLMCLOUD_SERVER_TOKEN"
 ENV_CACHE_URL = "LLMCLOUD_CACHE_URL"
 ENV_LEASE_S = "LLMCLOUD_LEASE_S"
 ENV_LEAVE_S = "LLMCLOUD_LEAVE_S"
+ENV_PREEMPTION_NOTICE = "LLMCLOUD_PREEMPTION_NOTICE"
 LEAVE_S = 20.0  # batch systems send SIGKILL 30 s after SIGTERM, as a rule
 
 
@@ -64,6 +65,14 @@ def lease_s(default: float) -> float:
 def leave_s() -> float:
     """Seconds that a node agent which is told to end by SIGTERM waits for checkpoints: `LLMCLOUD_LEAVE_S`, else 20."""
     return _seconds(ENV_LEAVE_S, LEAVE_S)
+
+
+def preemption_notice() -> str:
+    """Where a node agent looks for a notice that its host is taken away: a file, a URL or a command; "" for nowhere.
+
+    `LLMCLOUD_PREEMPTION_NOTICE`, in the environment of the Dask workers.
+    """
+    return os.environ.get(ENV_PREEMPTION_NOTICE, "")
 
 
 def _seconds(variable: str, default: float) -> float:

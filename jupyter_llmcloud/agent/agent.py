@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from jupyter_llmcloud import config
+from jupyter_llmcloud.agent import preemption
 from jupyter_llmcloud.agent.failover.leader_link import LeaderLinks
 from jupyter_llmcloud.agent.failover.standby import Standby
 from jupyter_llmcloud.agent.gpus import GpuStats
@@ -122,10 +123,13 @@ class Agent:
         loop = asyncio.get_running_loop()
         loop.run_in_executor(None, library_versions)  # known when the first run asks for them
         loop.add_signal_handler(signal.SIGTERM, self._take_leave)
+        loop.add_signal_handler(signal.SIGUSR1, self._notice, True)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
-        watch = asyncio.create_task(self._watch_leases())
+        notices = preemption.watch(config.preemption_notice(), self._notice)
+        watches = [asyncio.create_task(self._watch_leases()), asyncio.create_task(notices)]
         was_signalled = await self._finished
-        watch.cancel()
+        for watch in watches:
+            watch.cancel()
         server.close()
         await self._close(was_signalled)
 
@@ -135,6 +139,21 @@ class Agent:
             self._is_leaving = True
             self.node.groups.outlive_sigterm()
             self._do(self._leave())
+
+    def _notice(self, is_given: bool) -> None:
+        """The host will be taken away soon: nothing new begins here, and what can goes on elsewhere.
+
+        What cannot is saved, and goes on here until the end comes.
+        """
+        if is_given and not self.node.devices.is_closed:
+            self._do(self._hand_over())
+        self.node.devices.is_closed = is_given
+
+    async def _hand_over(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.lifetimes.leave_s):
+                self.leader_links.leave()
+                await self.worlds.hand_over()
 
     async def _leave(self) -> None:
         try:
@@ -191,6 +210,8 @@ class Agent:
             num_replicas=self.replicas.num_running,
             **self.replicas.describe_room(),
             num_runs=self.takeovers.num_waiting + self.worlds.num_active_runs,
+            wants=self.worlds.num_wanted,
+            is_warm=self.node.zygote.is_warm,
             stands_by=self.leader_links.stands_by,
         )
 

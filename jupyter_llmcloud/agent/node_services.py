@@ -129,9 +129,9 @@ class NodeServices:
         """Whether a worker holds this agent that knows the cluster."""
         return self.worker.can_be_asked
 
-    async def find_capacity(self, num_ranks: int) -> list[dict[str, Any]]:
+    async def find_capacity(self, num_ranks: int, at_once: bool = False) -> list[dict[str, Any]]:
         """Slots for ranks, anywhere in the cluster. Raises Busy when it has none now."""
-        return await self.worker.find(num_ranks)
+        return await self.worker.find(num_ranks, at_once)
 
     async def find_standby(self) -> str:
         """The socket of another agent that could lead in this one's place; "" when there is none."""

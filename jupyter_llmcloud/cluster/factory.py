@@ -8,6 +8,7 @@ from typing import Any
 
 import dask
 
+from jupyter_llmcloud.cluster.kinds.slurm import with_notice
 from jupyter_llmcloud.cluster.low_overhead import SYNC_S
 from jupyter_llmcloud.errors import UsageError
 
@@ -57,6 +58,8 @@ def make_cluster(kind: str, workers: int | None, options: dict[str, Any], securi
         options = _local_options(options, workers, security)
     else:
         _check_options(kind, factory, options)
+        if path == KINDS["slurm"]:
+            options = with_notice(options)
         if workers is not None:
             options.setdefault("n_workers", workers)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -23,6 +24,7 @@ from distributed import Client, Security
 
 from jupyter_llmcloud.cluster.dask_config import DASK_SETTINGS, TLS_SETTINGS
 from jupyter_llmcloud.cluster.factory import make_cluster
+from jupyter_llmcloud.cluster.kinds.adaptive import RankAdaptive
 from jupyter_llmcloud.cluster.low_overhead import LowOverheadPlugin
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
@@ -159,7 +161,9 @@ class ClusterHost:
 
     async def _change_size(self, asked: ScaleCluster) -> ClusterDescription:
         if asked.maximum:
-            self.cluster.adapt(minimum=asked.minimum, maximum=asked.maximum)
+            assert self.client is not None
+            kind = functools.partial(RankAdaptive, client=self.client)
+            self.cluster.adapt(Adaptive=kind, minimum=asked.minimum, maximum=asked.maximum)
         else:
             await self._scale(asked.workers)
         return self._describe()

@@ -68,13 +68,22 @@ class AgentPlugin(WorkerPlugin):
         args = worker.security.get_connection_args("worker")
         self._bridges = Bridges(self._folder, SocketRoutes(lambda: str(worker.scheduler.address), lambda: args))
 
-        async def describe() -> dict[str, Any]:
-            return await self.describe(worker)
+        async def describe(at_once: bool = False) -> dict[str, Any]:
+            if at_once and self._is_coming_up:
+                return {}
+            row = await self.describe(worker)
+            return row if row["is_warm"] or not at_once else {}
 
         worker.handlers[TUNNEL] = self._answer_tunnel
         worker.handlers[DESCRIBE] = describe
         await self.hold(worker)
         await self._bridges.restore()  # the agent's own leader or followers may still speak through them
+
+    @property
+    def _is_coming_up(self) -> bool:
+        """Whether there is no agent yet, or the one before it was killed."""
+        has_none = self._connection is None or self._connection.gone.is_set()
+        return has_none or self._holding.locked() or living_agent(self._folder) is None
 
     async def hold(self, worker: Worker) -> dict[str, Any]:
         """See to it that there is an agent and that it has a worker; returns what it said of itself."""
@@ -128,7 +137,7 @@ class AgentPlugin(WorkerPlugin):
         """What the agent may ask about the others that its worker's scheduler knows."""
 
         async def find_capacity(asked: PlaceRanks) -> Placement:
-            return await self._place(asked.num_ranks, await _all_agents(worker))
+            return await self._place(asked.num_ranks, await _all_agents(worker, asked.at_once))
 
         async def find_standby(_: FindStandby) -> StandbyFound:
             return await self._another(await _all_agents(worker))
@@ -195,23 +204,31 @@ async def is_agent_busy(dask_worker: Worker) -> bool:
     return bool((await _plugin(dask_worker).describe(dask_worker))["num_runs"])
 
 
+async def agent_load(dask_worker: Worker) -> dict[str, Any]:
+    """Run on a worker: what its agent holds and wants, as core.scheduling.elasticity.WorkerLoad."""
+    row = await _plugin(dask_worker).describe(dask_worker)
+    holds = bool(row["held"] or row["worlds"] or row["num_runs"] or row["num_replicas"])
+    return {"num_slots": row["num_slots"], "free_slots": row["free_slots"], "holds": holds, "wants": row["wants"]}
+
+
 async def end_agent(dask_worker: Worker) -> None:
     """Run on a worker: end its agent with all that runs there; returns when it has ended."""
     await _plugin(dask_worker).end()
 
 
-async def _all_agents(worker: Worker) -> dict[str, dict[str, Any]]:
+async def _all_agents(worker: Worker, at_once: bool = False) -> dict[str, dict[str, Any]]:
     """What the agents of a worker's cluster, its own among them, say of themselves; by the addresses of workers."""
     known = (await worker.scheduler.identity())["workers"]
-    rows = await asyncio.gather(*(_ask_worker(worker, address) for address in known))
+    rows = await asyncio.gather(*(_ask_worker(worker, address, at_once) for address in known))
     return {row["worker"]: row for row in rows if row is not None}
 
 
-async def _ask_worker(worker: Worker, address: str) -> dict[str, Any] | None:
+async def _ask_worker(worker: Worker, address: str, at_once: bool) -> dict[str, Any] | None:
     """What an agent says of itself now; None when it or its worker does not answer."""
     try:
         async with asyncio.timeout(DESCRIBE_TIMEOUT_S + 1):
-            asked = worker.scheduler.broadcast(msg={"op": DESCRIBE}, workers=[address], on_error="ignore")
+            message = {"op": DESCRIBE, "at_once": True} if at_once else {"op": DESCRIBE}
+            asked = worker.scheduler.broadcast(msg=message, workers=[address], on_error="ignore")
             row = (await asked).get(address)
     except (OSError, TimeoutError):
         return None

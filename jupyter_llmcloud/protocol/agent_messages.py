@@ -30,6 +30,8 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     begun: list[str]  # worlds that were started, the newest last
     num_replicas: int
     num_runs: int
+    wants: int = 0  # more ranks, that elastic runs which are led here could have
+    is_warm: bool = True  # ranks start at once: what they need is imported
     stands_by: list[str]  # for these runs
     held: dict[str, int] = field(default_factory=dict)
     num_cores: int = 0  # of the host; 0 of an agent that does not tell
@@ -238,6 +240,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     keep_checkpoints: int = 2
     max_restarts: int = 0
     elastic: str = ""  # MIN:MAX ranks
+    reference_ranks: int = 0  # of an elastic run: how many it began with, whose global batch stays
     attempt: int = 0  # how often the run was restarted or resized before
     resume: dict[str, Any] = field(default_factory=dict)  # {"folder", "step"} of the checkpoint to be led back to
     hang_after_s: float = 10.0  # a rank that others wait for is called late after this, or later where that is normal
@@ -346,9 +349,10 @@ class Shutdown(Request[Done], frozen=True, kw_only=True):
 
 
 class PlaceRanks(Request[Placement], frozen=True, kw_only=True):
-    """Where can this agent start so many ranks?"""
+    """Where can this agent start so many ranks? `at_once`: an agent that is coming up is not waited for."""
 
     num_ranks: int
+    at_once: bool = False
 
 
 class FindStandby(Request[StandbyFound], frozen=True, kw_only=True):

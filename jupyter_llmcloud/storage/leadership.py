@@ -1,6 +1,7 @@
 """Which agent leads a run, and what another one needs to lead it. For runs with restarts.
 
 <run>/terms/0000.json    who leads it in this term: {"agent", "host", "t"}; a term belongs to whoever makes its file
+      0000.left        who led in it has gone on purpose, since its host is taken away
       restart.bin        the world's StartWorld, the run's Execute and the definition cells before it, as frames
 
 The folder is the one thing that all agents of a run share, so the file system decides between those that would lead.
@@ -8,6 +9,7 @@ The folder is the one thing that all agents of a run share, so the file system d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -59,6 +61,15 @@ class Leadership:
     def is_claimed(self, term: int) -> bool:
         """Whether somebody leads in this term, or has."""
         return self._path(term).exists()
+
+    def say_left(self, term: int) -> None:
+        """Whoever leads in this term goes on purpose, with its host: nothing is wrong with the run."""
+        with contextlib.suppress(OSError):
+            self._path(term).with_suffix(".left").touch(mode=0o600)
+
+    def was_left(self, term: int) -> bool:
+        """Whether who led in this term has gone on purpose."""
+        return self._path(term).with_suffix(".left").exists()
 
     def _path(self, term: int) -> Path:
         return self._terms / f"{term:04d}.json"

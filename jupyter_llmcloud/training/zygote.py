@@ -231,6 +231,7 @@ def main() -> None:
     die_with_parent(os.getppid())
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # likewise, as a notice
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when a place is taken away: the agent says when to end
     gc.disable()  # imports make what stays: looking through it again and again takes a tenth of their time
     preload()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import data, dispatch, gateway, local_cells, logs, panels, scale, serving, start, throughput
+from tests.bench import data, dispatch, gateway, local_cells, logs, panels, resize, scale, serving, start, throughput
 from tests.bench.measured import Row, table
 from tests.bench.shell import REPOSITORY
 
@@ -22,6 +22,7 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "start": start.measure,
     "logging": logs.measure,
     "throughput": throughput.measure,
+    "resize": resize.measure,
     "panels": panels.measure,
     "gateway": gateway.measure,
     "cells": local_cells.measure,

@@ -20,6 +20,7 @@ from tests.bench.start import fresh
 ROUNDS = 5
 LAUNCHERS = ("torchrun", "notebook_launcher")
 PEERS = (*LAUNCHERS, IPYPARALLEL.name)
+ELASTIC = "%%distribute --name elastic --elastic 1:2\n"
 BODY = launch.BODIES / "train.py"
 
 
@@ -45,7 +46,7 @@ class Training:
 
 def measure(folder: Path) -> list[Row]:
     """Rounds of all in turn; the first steps of each are left out, and all must end with the same loss."""
-    trainings: dict[str, list[Training]] = {name: [] for name in ("ours", *PEERS)}
+    trainings: dict[str, list[Training]] = {name: [] for name in ("ours", "elastic", *PEERS)}
     with product(folder / "ours") as shell, IPYPARALLEL.shell(folder / "ipyparallel") as peer_shell:
         shell.run("%load_ext jupyter_llmcloud")
         shell.run("%%distribute -n 2\npass")
@@ -53,6 +54,7 @@ def measure(folder: Path) -> list[Row]:
         for number in range(ROUNDS):
             with fresh(folder / f"round-{number}") as place:
                 trainings["ours"].append(train_in(shell, "%%distribute --name throughput\n", place / "ours"))
+                trainings["elastic"].append(train_in(shell, ELASTIC, place / "elastic"))
                 for peer in LAUNCHERS:
                     trainings[peer].append(train_under(peer, place / peer))
                 trainings[IPYPARALLEL.name].append(train_in(peer_shell, IPYPARALLEL.heading, place / "ipyparallel"))
@@ -75,6 +77,16 @@ def _rows(trainings: dict[str, list[Training]]) -> list[Row]:
         *(
             Row("throughput", what, "tokens/s", peer, speeds["ours"], speeds[peer], goals.get(peer), at_least=True)
             for peer in PEERS
+        ),
+        Row(
+            "throughput",
+            "the same with --elastic 1:2, which saves every 2 s",
+            "tokens/s",
+            "torchrun",
+            speeds["elastic"],
+            speeds["torchrun"],
+            0.97,
+            at_least=True,
         ),
         Row("throughput", "CPU of a rank's main thread per step", "ms", "torchrun", cpu["ours"], cpu["torchrun"]),
         *supervision.rows(*([done.ranks for done in trainings[name]] for name in ("ours", "torchrun"))),

@@ -14,6 +14,7 @@ DRIVERS = (
     "starts",
     "checkpoints",
     "leaders",
+    "elastic",
     "serving",
     "soak",
     "fuzz",
@@ -25,13 +26,14 @@ DRIVERS = (
 
 
 def main(names: list[str]) -> int:
-    """Each driver prints its own line."""
+    """Each driver prints its own line; `elastic:25:15` gives one its arguments."""
     folder = Path(tempfile.mkdtemp(prefix="llmc-"))
     os.environ.update(LLMCLOUD_ROOT=str(folder / "root"), LLMCLOUD_RUNTIME_DIR=str(folder / "run"), HF_HUB_OFFLINE="1")
     broken = []
     for name in names or DRIVERS:
         began = time.monotonic()
-        if not importlib.import_module(f"tests.chaos.{name}").main():
+        driver, *arguments = name.split(":")
+        if not importlib.import_module(f"tests.chaos.{driver}").main(*map(float, arguments)):
             broken.append(name)
         print(f"  ({name} took {time.monotonic() - began:.0f} s)", flush=True)
     if broken:

@@ -18,6 +18,7 @@ from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
 from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.connection import AGENT_SOCKET
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rank_messages import StandBy
 from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
@@ -74,6 +75,15 @@ class RunLeadership:
     def _next_claim(self) -> TermClaim:
         return TermClaim(self._term + 1, self._node.address, socket.gethostname())
 
+    def note_here(self) -> None:
+        """An agent that takes this one's place here is to lead the run, also when nobody stands by yet."""
+        homes = [allocation.get("home", allocation["address"]) for allocation in self._spec.agents]
+        self._node.leads(self._folder, self._wait_s(any(Path(home).name != AGENT_SOCKET for home in homes)))
+
+    def _wait_s(self, elsewhere: bool) -> float:
+        """How long ranks may live on when this agent has gone."""
+        return TAKES_OVER * self._spec.link_lease_s if elsewhere else 0.0
+
     def _claimed(self, claim: TermClaim, is_ours: bool) -> bool:
         if is_ours:
             self._term = claim.term
@@ -93,6 +103,11 @@ class RunLeadership:
             return True
 
     @property
+    def was_left(self) -> bool:
+        """Whether the leader before this one has gone on purpose."""
+        return self._leadership.was_left(self._term - 1)
+
+    @property
     def is_over(self) -> bool:
         """Whether another agent has claimed to lead the run."""
         return self._leadership.is_claimed(self._term + 1)
@@ -101,7 +116,7 @@ class RunLeadership:
         """Have the agents that host ranks stand by, or another one when there are none."""
         self._followers = [follower for follower in followers if not follower.gone]
         elsewhere = any(not follower.is_here for follower in self._followers)
-        wait_s = TAKES_OVER * self._spec.link_lease_s if elsewhere else 0.0
+        wait_s = self._wait_s(elsewhere)
         self._node.leads(self._folder, wait_s)
         told = StandBy(folder=str(self._folder), term=self._term, wait_s=wait_s)
         self._drop_spare()
@@ -152,7 +167,8 @@ class RunLeadership:
         self._on_change(None)
 
     def leave(self) -> None:
-        """This agent is told to end: others find everything as if it had been killed."""
+        """This agent is told to end: others find everything as if it had been killed, and that it was announced."""
+        self._leadership.say_left(self._term)
         for task in self._tasks:
             task.cancel()
         if self._spare is not None:

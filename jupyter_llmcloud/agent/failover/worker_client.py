@@ -47,14 +47,15 @@ class WorkerClient:
         """A connection has ended, perhaps a worker's."""
         self._workers.pop(connection, None)
 
-    async def find(self, num_ranks: int) -> list[dict[str, Any]]:
+    async def find(self, num_ranks: int, at_once: bool = False) -> list[dict[str, Any]]:
         """Shares for ranks that have lost their place: anywhere in the cluster, or here when nobody can be asked.
 
-        Raises Busy when there is no room.
+        `at_once`: agents that are coming up are not waited for. Raises Busy when there is no room.
         """
         for worker in self._that_find_capacity():
             try:
-                return (await worker.request(PlaceRanks(num_ranks=num_ranks), ASK_TIMEOUT_S)).agents
+                asked = PlaceRanks(num_ranks=num_ranks, at_once=at_once)
+                return (await worker.request(asked, ASK_TIMEOUT_S)).agents
             except CapacityError as error:
                 raise Busy(str(error)) from None
             except LLMCloudError:

@@ -46,10 +46,13 @@ class Devices:
         self._locks = DeviceLocks()
         self.loopback = "lo0" if sys.platform == "darwin" else "lo"
         self.address = address
+        self.is_closed = False  # nobody may have more slots, since the host will be taken away
 
     @property
     def free(self) -> list[str]:
-        """The slots that nobody holds, in order."""
+        """The slots that somebody may have, in order."""
+        if self.is_closed:
+            return []
         held = {slot for slots in self._held.values() for slot in slots}
         free = [slot for slot in self.slots if slot not in held]
         return [slot for slot in free if self._locks.is_free(slot)] if self.has_gpus else free

@@ -38,6 +38,7 @@ class RankGroups:
         self._store = ""
         self._interface = ""  # that ranks have to use since the store has moved
         self._has_moved = False
+        self._given_up: list[RemoteGroup] = []  # whose agent has said that it is told to end
 
     @property
     def has_store(self) -> bool:
@@ -162,6 +163,12 @@ class RankGroups:
         hosted = {rank for host in self._hosts if not host.gone for rank in host.links}
         return [rank for rank in ranks if rank not in hosted]
 
+    def was_announced(self, ranks: Iterable[int]) -> bool:
+        """Whether the agents of all of these ranks that have gone were told to end."""
+        lost = set(self.displaced(ranks))
+        gone = [host for host in self._hosts if host.gone and lost & set(host.links)]
+        return bool(gone) and all(host in self._given_up for host in gone)
+
     async def _move(self, ranks: list[int], world_size: int, slots: Sequence[dict[str, Any]]) -> list[str]:
         fits = sum(allocation["num_ranks"] for allocation in slots) == len(ranks)  # others may have lost theirs since
         allocations = slots if fits else await self.find_capacity(len(ranks))
@@ -186,11 +193,14 @@ class RankGroups:
         self.num_threads.clear()
         self.num_threads.update(threads)
 
-    async def find_capacity(self, num_ranks: int, given: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    async def find_capacity(
+        self, num_ranks: int, given: Sequence[dict[str, Any]] = (), at_once: bool = False
+    ) -> list[dict[str, Any]]:
         """Slots in the cluster, or those `given` when nobody here can be asked. Raises Busy when there are none."""
         if given and not self._node.can_ask_cluster:
             return list(given)
-        return await self._node.find_capacity(num_ranks)  # how others are reached from here is known here alone
+        # How others are reached from here is known here alone.
+        return await self._node.find_capacity(num_ranks, at_once)
 
     def drop(self, num_ranks: int) -> None:
         """End the ranks from this number on."""
@@ -215,6 +225,7 @@ class RankGroups:
         for host in self._hosts:
             if isinstance(host, RemoteGroup) and rank in host.links:
                 host.leading.give_up(reason)
+                self._given_up.append(host)
 
     def leave(self) -> None:
         """End the ranks of this agent; those elsewhere end when they notice that it has gone."""

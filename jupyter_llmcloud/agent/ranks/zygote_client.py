@@ -54,6 +54,11 @@ class ZygoteClient:
         assert self._ready is not None
         return self._ready
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether nothing is being imported now: forks are instant, unless it has died and starts with the next one."""
+        return self._ready is None or self._ready.done()
+
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)

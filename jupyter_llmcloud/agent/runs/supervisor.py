@@ -20,7 +20,7 @@ from jupyter_llmcloud.agent.runs.checkpoint_committer import CheckpointCommitter
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
 from jupyter_llmcloud.core.run import run_machine
 from jupyter_llmcloud.core.run.lifecycle import Finish
-from jupyter_llmcloud.core.run.restarts import RestartPolicy
+from jupyter_llmcloud.core.run.restarts import AttemptFailure, RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
     AttemptFinished,
     AttemptStarted,
@@ -76,6 +76,10 @@ class Restartable(Protocol):
     @property
     def has_lost_members(self) -> bool:
         """Whether ranks have gone with their agent."""
+
+    @property
+    def was_announced(self) -> bool:
+        """Whether those that have gone were taken away with their host, as it was announced."""
 
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy."""
@@ -134,6 +138,12 @@ class RunSupervisor:
     @property
     def _bounds(self) -> SizeBounds | None:
         return SizeBounds.of(self._attempt.cell.elastic)
+
+    @property
+    def num_wanted(self) -> int:
+        """Ranks that it could have besides its own; 0 of a run that is not elastic."""
+        bounds = self._bounds
+        return max(0, bounds.most - self._world.size) if bounds is not None else 0
 
     @property
     def is_over(self) -> bool:
@@ -196,7 +206,8 @@ class RunSupervisor:
         was_stopping = self.record.state == "stopping"
         if not self._the_lead.is_over:  # whoever pressed Stop meanwhile has ended the run: its record says so
             self._feed.write_record()  # with its new leader
-        self._handle(TakenOver(was_stopping))
+            self._the_lead.note_here()
+        self._handle(TakenOver(was_stopping, self._the_lead.was_left))
 
     def stop(self) -> None:
         """Stop pressed, by whomever."""
@@ -289,8 +300,22 @@ class RunSupervisor:
             self._world.needs_renewal(finish.renew)
             broken = self._attempt.broken(finish)
             if broken is not None and broken.kind != "error" and self._world.has_lost_members:
-                broken = dataclasses.replace(broken, is_membership=True)
+                broken = dataclasses.replace(broken, is_membership=True, is_announced=self._world.was_announced)
+            elif broken is not None and (bounds := self._bounds) is not None:
+                broken = self._needing_more_ranks(broken, bounds)
             self._handle(AttemptFinished(finish, broken))
+
+    def _needing_more_ranks(self, broken: AttemptFailure, bounds: SizeBounds) -> AttemptFailure:
+        """Of an elastic run that has too little memory on so few ranks: it waits until there are more."""
+        cell, size = self._attempt.cell, self._world.size
+        if not broken.is_too_large_for(size, cell.reference_ranks):
+            return broken
+        self._feed.note(
+            f"the memory of {size} rank{'s' if size > 1 else ''} is too small for the batch of "
+            f"{cell.reference_ranks}: it goes on when there are more."
+        )
+        self._attempt.cell = replace(cell, elastic=bounds.above(size))
+        return dataclasses.replace(broken, is_membership=True)
 
     # --- carrying out ---
 

@@ -202,6 +202,14 @@ class LedWorld:
             self._world.close(_STOPPED)
             self.runs.lose_ranks("RankLost", _TAKEN_AWAY)
 
+    def hand_over(self) -> bool:
+        """The host will be taken away soon; returns whether the run goes on under an agent that stands by."""
+        run = self.runs.active
+        if run is None or run.until is None or not self.runs.leave():
+            return False
+        self._world.leave()
+        return True
+
     def close(self) -> None:
         """End every rank, as after a Stop; whoever follows its run is told."""
         self.runs.stop_active()
@@ -265,6 +273,11 @@ class LedWorlds:
         """Runs that are executed now."""
         return sum(world.is_busy for world in self._worlds.values())
 
+    @property
+    def num_wanted(self) -> int:
+        """Ranks that elastic runs could have besides theirs."""
+        return sum(world.runs.num_wanted for world in self._worlds.values())
+
     def stop_run(self, asked: StopRun) -> None:
         """Stop pressed for a run that is executed or queued here. Raises NotFound."""
         for world in self._worlds.values():
@@ -313,6 +326,13 @@ class LedWorlds:
     async def save(self) -> None:
         """Have checkpoints of the runs that are executed, where they save any."""
         await asyncio.gather(*(world.save() for world in self._worlds.values()))
+
+    async def hand_over(self) -> None:
+        """The host will be taken away soon: runs are saved, and go on elsewhere where another agent stands by."""
+        await self.save()
+        for world_id, world in list(self._worlds.items()):
+            if world.hand_over():
+                self._worlds.pop(world_id, None)
 
     def close(self, *, leave: bool) -> None:
         """The agent ends; its runs go on elsewhere where they can when it is to `leave`."""

@@ -193,7 +193,9 @@ class RunQueue:
         record = self._record(cell)
         self._check_size(cell, record.ranks)
         folder = RunFolder(Path(cell.folder))
-        run = self.active = self._make_run(replace(cell, ranks=record.ranks, number=0), record, folder)
+        reference = len(record.ranks) if cell.elastic else 0
+        first = replace(cell, ranks=record.ranks, number=0, reference_ranks=reference)
+        run = self.active = self._make_run(first, record, folder)
         if connection is not None:
             run.follow(connection)
         try:
@@ -274,6 +276,11 @@ class RunQueue:
         """A worker that knows the cluster holds this agent from now on."""
         if self.active is not None:
             self.active.worker_joined()
+
+    @property
+    def num_wanted(self) -> int:
+        """Ranks that the active run could have besides its own."""
+        return self.active.num_wanted if self.active is not None and not self.active.is_over else 0
 
     def stop_active(self) -> None:
         """Stop pressed for the run that is executed now, if there is one."""

@@ -184,6 +184,11 @@ class World:
         """Whether ranks have gone with their agent."""
         return bool(self.members.is_started and self.groups.displaced(self.members.ranks))
 
+    @property
+    def was_announced(self) -> bool:
+        """Whether those that have gone were taken away with their host, as it was announced."""
+        return self.groups.was_announced(self.members.ranks)
+
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy for too few."""
         lost = self.groups.displaced(self.members.ranks) if self.members.is_started else self.members.ranks
@@ -191,7 +196,8 @@ class World:
             return await self.groups.find_capacity(len(lost)) if lost else []
         for number in bounds.to_ask(self.size - len(lost)):
             with contextlib.suppress(Busy):
-                return await self.groups.find_capacity(number) if number else []
+                # It goes on with what there is, and grows later: an agent that comes up takes seconds.
+                return await self.groups.find_capacity(number, at_once=True) if number else []
         raise Busy(f"--elastic {bounds.least}:{bounds.most} needs {bounds.least} ranks, and there is no room for them.")
 
     async def heal(self, slots: Slots = (), coming: Execute | None = None, bounds: SizeBounds | None = None) -> None:

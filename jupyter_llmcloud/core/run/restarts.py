@@ -15,6 +15,7 @@ FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
 MAX_REASON = 200  # characters
 OUT_OF_MEMORY = "RankOutOfMemory"
+_NO_MEMORY = (OUT_OF_MEMORY, "OutOfMemoryError", "CUDAOutOfMemoryError", "MemoryError")
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid[^)]*\)*[\d, ]*\)? (is killed by signal|exited unexpectedly)")
 
 
@@ -31,6 +32,7 @@ class AttemptFailure:
         replaying: the cell had not reached its resume point yet.
         reason: what the error says.
         is_membership: the world has lost members, with an agent or a host; nothing is wrong with the run.
+        is_announced: their place was taken away by a batch system or a cloud, which had said so before.
     """
 
     kind: str
@@ -40,6 +42,11 @@ class AttemptFailure:
     replaying: bool = False
     reason: str = ""
     is_membership: bool = False
+    is_announced: bool = False
+
+    def is_too_large_for(self, num_ranks: int, reference: int) -> bool:
+        """Whether the parts of a batch were too large for so few ranks; the run began with `reference` of them."""
+        return self.ename in _NO_MEMORY and num_ranks < reference
 
     @property
     def message(self) -> str:
@@ -100,6 +107,8 @@ class RestartPolicy:
             return self.resized()
         if self.max_restarts <= 0:
             return GiveUp()
+        if event.is_announced:
+            return self.resized()
         if refusal := self._refusal(event):
             return GiveUp(refusal)
         if self.num_restarts >= self.max_restarts:

@@ -67,9 +67,13 @@ class AttemptStarted:
 
 @dataclass(frozen=True)
 class TakenOver:
-    """This agent has claimed to lead a run whose leader has gone; `was_stopping`: somebody had pressed Stop there."""
+    """This agent has claimed to lead a run whose leader has gone.
+
+    `was_stopping`: somebody had pressed Stop there. `was_announced`: it had been told to end, with its host.
+    """
 
     was_stopping: bool = False
+    was_announced: bool = False
 
 
 @dataclass(frozen=True)
@@ -362,8 +366,9 @@ class RunMachine:
                 self._executing(now)
             case TakenOver(True) if self.phase is MachinePhase.NEW:
                 return self._end(replace(_LOST, state="stopped"), now, until)
-            case TakenOver(False) if self.phase is MachinePhase.NEW:
-                return self._broken(AttemptFailure("leader", is_membership=True), _LOST, now, until)
+            case TakenOver(False, was_announced) if self.phase is MachinePhase.NEW:
+                lost = AttemptFailure("leader", is_membership=True, is_announced=was_announced)
+                return self._broken(lost, _LOST, now, until)
             case AttemptFinished(finish, broken) if self.phase is MachinePhase.EXECUTING:
                 was_pausing = self.elastic is not None and self.elastic.end()
                 if was_pausing and finish.state == "stopped" and not self._is_stopping:

@@ -8,7 +8,9 @@ What lies between two attempts is decided in core.run.run_machine, which ranks s
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jupyter_llmcloud.core.tick import Tick
 
@@ -32,9 +34,41 @@ class SizeBounds:
         least, most = map(int, text.split(":"))
         return cls(least, most)
 
+    def above(self, num_ranks: int) -> str:
+        """As the option has it, with more ranks than these at the least."""
+        return f"{min(num_ranks + 1, self.most)}:{self.most}"
+
     def to_ask(self, staying: int) -> range:
         """How many more ranks to ask the cluster for, beside so many that stay: the most that may come first."""
         return range(max(self.most - staying, 0), max(self.least - staying, 0) - 1, -1)
+
+
+@dataclass(frozen=True)
+class WorkerLoad:
+    """What the agent beside a Dask worker has, for who decides how many workers there are.
+
+    Attributes:
+        holds: ranks, worlds, runs or replicas: it must stay.
+        wants: ranks that elastic runs which it leads could have besides.
+    """
+
+    num_slots: int
+    free_slots: int
+    holds: bool
+    wants: int = 0
+
+
+def workers_wanted(loads: Iterable[WorkerLoad]) -> int:
+    """How many workers it takes for what there is, and for what elastic runs could have."""
+    every = list(loads)
+    held = [load for load in every if load.holds]
+    lacking = sum(load.wants for load in held) - sum(load.free_slots for load in held)
+    return len(held) + -(-max(0, lacking) // max((load.num_slots for load in every), default=1))
+
+
+def workers_to_close(loads: Mapping[Any, WorkerLoad], number: int) -> list[Any]:
+    """At most so many of the workers that hold nothing."""
+    return [name for name, load in loads.items() if not load.holds][: max(0, number)]
 
 
 # --- events

@@ -10,6 +10,7 @@ from torch.utils.data import BatchSampler
 
 from jupyter_llmcloud.core.data.order import RowOrder
 from jupyter_llmcloud.core.data.shares import EpochShares
+from jupyter_llmcloud.training.parallel.balance import BALANCE
 
 Expect = Callable[[list[int]], None]
 
@@ -45,8 +46,9 @@ class Group:
 
     @property
     def global_batch(self) -> int:
-        """Rows of a step over all."""
-        return self._global_batch or self._batch_size * self.size
+        """Rows of a step over all; of an elastic run those of the world that it began with."""
+        is_here = self._given[1] is None
+        return self._global_batch or self._batch_size * (BALANCE.reference or self.size if is_here else self.size)
 
     def shares(self, num_rows: int, start: int, last: str) -> EpochShares:
         """What each takes of an epoch from a row on."""
@@ -67,6 +69,7 @@ class Position:
         self._stand_in = False
         self._begun_at = 0  # rows that were used when the present pass began here
         self._counted = 0  # batches of it that were counted before
+        self._num_stand_ins = 0  # at the beginning of the present pass
 
     def go_on_at(self, rows: int, batches: int, stand_in: bool = False) -> None:
         """The next pass begins behind so many rows, which were that many batches.
@@ -78,10 +81,16 @@ class Position:
     def begin(self) -> tuple[int, bool]:
         """A pass begins: behind how many rows, and whether with a batch that was used. The one after it is whole."""
         start, stand_in = self.start, self._stand_in
+        self._num_stand_ins = int(stand_in)
         if not start and not stand_in:
             self._begun_at = self._counted = 0
         self.start, self._stand_in = 0, False
         return start, stand_in
+
+    def rows_of(self, batch: int, shares: Callable[[int], EpochShares]) -> list[int]:
+        """How many rows each rank has in this batch of the present pass; nothing of one that only stands in."""
+        known, step = shares(self._begun_at), batch - self._num_stand_ins
+        return [len(known.places(step, rank)) for rank in range(known.world_size)] if step >= 0 else []
 
     def rows_after(self, batches: int, shares: Callable[[int], EpochShares]) -> int:
         """Rows of the epoch that are used after so many batches of the present pass."""

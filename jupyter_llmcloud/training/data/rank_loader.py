@@ -10,6 +10,7 @@ from accelerate.data_loader import DataLoaderShard
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.data.rank_batches import Position, RankBatches
 from jupyter_llmcloud.training.data.streams import StreamShare
+from jupyter_llmcloud.training.parallel.balance import BALANCE
 
 
 class RankLoader(DataLoaderShard):
@@ -57,6 +58,8 @@ class RankLoader(DataLoaderShard):
         # Called before each batch that is delivered, and for the last one once more.
         if not self.end_of_dataloader:
             self._num_delivered += 1
+            if BALANCE.keeps_batches:  # of a stream the last batch may be shorter than is known here
+                BALANCE.note_rows(self.position.rows_of(self._num_delivered - 1, self.rows.shares))
 
     def end(self) -> None:
         """A pass has ended."""

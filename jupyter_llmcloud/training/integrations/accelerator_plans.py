@@ -159,7 +159,7 @@ def _make_prepare_data_loader(original: Any) -> Any:
             _shuffle_alike(get_sampler(dataloader))
             kwargs["process_index"], kwargs["num_processes"] = strategy.data_rank
             kwargs["dispatch_batches"] = False  # which would cut a batch for all ranks
-        prepared = original(dataloader, *args, **kwargs)
+        prepared = original(dataloader, *args, **BALANCE.options_of(dataloader, kwargs))
         BALANCE.adopt(prepared)
         return prepared
 
@@ -224,13 +224,15 @@ def _make_reduce(original: Any) -> Any:
 def _make_scheduler_step(original: Any) -> Any:
     def step(self: Any, *args: Any, **kwargs: Any) -> None:
         strategy = _strategy()
-        if _num_copies(strategy) == 1 or self.split_batches or not self.step_with_optimizer:
+        is_as_usual = _num_copies(strategy) == 1 and not BALANCE.keeps_batches
+        if is_as_usual or self.split_batches or not self.step_with_optimizer:
             return original(self, *args, **kwargs)
-        assert strategy is not None
-        times = strategy.data_rank[1] if self.gradient_state.sync_gradients else 1
+        times = BALANCE.num_sharing if self.gradient_state.sync_gradients else 1
+        total = getattr(self.scheduler, "total_steps", None)
         with _once_each(self):
             for _ in range(times):
-                original(self, *args, **kwargs)
+                if total is None or self.scheduler._step_count <= total:  # as Accelerate has it
+                    original(self, *args, **kwargs)
 
     return step
 

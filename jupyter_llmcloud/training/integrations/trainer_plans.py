@@ -68,7 +68,8 @@ def _make_evaluation_loop(original: Any) -> Any:
     def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _has_stages(self.model):
             raise UsageError(_NO_EVALUATION)
-        return original(self, *args, **kwargs)
+        with BALANCE.apart():  # its mean loss counts every rank's rows as eval_batch_size
+            return original(self, *args, **kwargs)
 
     return evaluation_loop
 

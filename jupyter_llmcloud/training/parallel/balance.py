@@ -1,27 +1,64 @@
-"""`--balance`: each rank takes as many rows of a global batch as suit its speed, and the gradient stays the same.
+"""Global batches cut over the ranks there are: by speed (`--balance`), and for any number of them (`--elastic`).
 
-A prepared loader cuts every global batch, which is the one it would have been without this, by the shares of now. The
-gradients of a rank are weighed by its rows before DistributedDataParallel averages them, so that their mean is that of
-the whole batch. Speed is what a rank needs from the moment it asks for a batch until its last gradient is there: what
-it waits for others comes behind that.
+A prepared loader cuts every global batch by the shares of now. With `--balance` that batch is the one it would have
+been without; with `--elastic` it is the one of the world that the run began with, so that a step, the length of a pass
+and every count of steps stay what they were. The gradients of a rank are weighed by its rows before
+DistributedDataParallel averages them, so that their mean is that of the whole batch. Speed is what a rank needs from
+the moment it asks for a batch until its last gradient is there: what it waits for others comes behind that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
+from torch.utils.data import IterableDataset
 
 from jupyter_llmcloud.core.parallel.balance import Balance
+from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
+from jupyter_llmcloud.errors import UsageError
 
 EVERY = 8  # steps between two exchanges of what was measured
 WARM_UP = 2  # steps that are not measured
+
+
+@dataclass(frozen=True)
+class DataRanks:
+    """The ranks that take a share of a batch each; where several compute one batch together, they count as one.
+
+    Attributes:
+        rank, num: this one, and how many there are.
+        reference: how many an elastic run began with; 0 where their number is fixed.
+        least, most: how many it may have.
+        must_be_even: whether all need as many rows, since nothing weighs their gradients.
+    """
+
+    rank: int = 0
+    num: int = 1
+    reference: int = 0
+    least: int = 1
+    most: int = 1
+    must_be_even: bool = False
+
+    @classmethod
+    def of(
+        cls, data_rank: tuple[int, int], world_size: int, reference: int, elastic: str, must_be_even: bool
+    ) -> DataRanks:
+        """Of a plan in which `data_rank` is this rank among those that have data of their own."""
+        rank, num = data_rank
+        bounds = SizeBounds.of(elastic)
+        if bounds is None or not reference:
+            return cls(rank, num)
+        begun, least, most = (max(1, size // (world_size // num)) for size in (reference, bounds.least, bounds.most))
+        return cls(rank, num, begun, least, most, must_be_even)
 
 
 class Pass:
@@ -66,15 +103,19 @@ class BalancedShard(BatchSamplerShard):
     current: Pass | None = None
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.current = BALANCE.begin_pass()
+        self.current = self._begin()
         if self.current is None:
             yield from super().__iter__()
             return
-        own = self.current
+        own, rank = self.current, BALANCE.ranks.rank
         for batch in self._global_batches():
             rows = own.draw(len(batch))
-            low = sum(rows[: self.process_index])
-            yield batch[low : low + rows[self.process_index]]
+            low = sum(rows[:rank])
+            yield batch[low : low + rows[rank]]
+
+    def _begin(self) -> Pass | None:
+        """Also what is evaluated is gathered; only there in equal parts."""
+        return BALANCE.begin_pass() if BALANCE.cuts_by_speed else None
 
     def _global_batches(self) -> Iterator[list[int]]:
         """The rows of each step over all ranks; the last ones are filled up from the beginning, as Accelerate does."""
@@ -92,6 +133,31 @@ class BalancedShard(BatchSamplerShard):
             while len(rows) < size:
                 rows = rows + first
             yield rows[:size]
+
+
+class ElasticShard(BalancedShard):
+    """A part of the batches that the world had with which the run began; in other cells those of the present world."""
+
+    @property
+    def num_processes(self) -> int:
+        """Whose batches make a global one."""
+        return BALANCE.num_sharing
+
+    @num_processes.setter
+    def num_processes(self, _: int) -> None:
+        """It follows the cell."""
+
+    @property
+    def process_index(self) -> int:
+        """Which share is this rank's."""
+        return BALANCE.ranks.rank
+
+    @process_index.setter
+    def process_index(self, _: int) -> None:
+        """It follows the world."""
+
+    def _begin(self) -> Pass | None:
+        return BALANCE.begin_pass() if BALANCE.keeps_batches else super()._begin()
 
 
 class _Delivery:
@@ -119,6 +185,7 @@ class _Step:
         num_batches: of the last step.
         passes: from which they came.
         is_mixed: whether a step took batches of several passes.
+        is_uneven: whether ranks had different numbers of rows.
     """
 
     def __init__(self) -> None:
@@ -126,7 +193,7 @@ class _Step:
         self.rows = 0
         self.num_batches = 0
         self.passes: set[int] = set()
-        self.is_mixed = False
+        self.is_mixed = self.is_uneven = False
 
     def add(self, step: _Step) -> None:
         """One more step."""
@@ -136,40 +203,123 @@ class _Step:
         self.is_mixed |= len(step.passes) > 1
 
 
+class _Speed:
+    """What this rank needs for its rows, step by step.
+
+    Attributes:
+        window: since the last exchange.
+        step: since an optimizer stepped.
+    """
+
+    def __init__(self) -> None:
+        self.window, self.step = _Step(), _Step()
+        self._last_gradient = self._asked = 0.0
+        self._num_steps = 0
+        self._has_gradients = False
+
+    def asks(self) -> None:
+        """A batch is about to be handed out."""
+        self._count_time()
+        self._asked = time.perf_counter()
+
+    def note_gradient(self) -> None:
+        """A gradient is there."""
+        self._last_gradient = time.perf_counter()
+        self._has_gradients = True
+
+    def _count_time(self) -> None:
+        if self._asked and self._last_gradient > self._asked:
+            self.step.seconds += self._last_gradient - self._asked
+        self._asked = 0.0
+
+    def after_step(self) -> bool:
+        """An optimizer has stepped; returns whether the window is to be exchanged."""
+        if not self._has_gradients:
+            return False
+        self._count_time()
+        self._num_steps += 1
+        step, self.step, self._has_gradients = self.step, _Step(), False
+        if self._num_steps <= WARM_UP:
+            return False
+        self.window.add(step)
+        return (self._num_steps - WARM_UP) % EVERY == 0
+
+
 class Balancer:
-    """The shares of the present cell. One per process."""
+    """The shares of the present cell. One per process.
+
+    Attributes:
+        ranks: between which batches are shared.
+    """
 
     def __init__(self) -> None:
         # Whether their gradients pass through here.
         self._models: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
-        self._last_gradient = self._asked = 0.0
+        self.ranks = DataRanks()
+        self._clear()
+
+    def _clear(self) -> None:
         self._weight = 1.0
         self._balance: Balance | None = None
-        self._begin_measuring()
-
-    def _begin_measuring(self) -> None:
-        self._window = _Step()
-        self._step = _Step()
-        self._num_passes = self._num_steps = 0
+        self._measures = self._has_given_up = self._is_apart = False
+        self._speed = _Speed()
+        self._num_passes = 0
         self._current: weakref.ref[Pass] | None = None
-        self._has_gradients = self._has_given_up = False
+        self._modes: set[bool] = set()  # in which batches were handed out: whether a model was in training mode
+        self._said: set[str] = set()
 
     @property
     def is_on(self) -> bool:
-        """Whether this cell balances."""
+        """Whether ranks may have different numbers of rows in this cell."""
         return self._balance is not None
 
-    def begin(self, is_on: bool, world_size: int) -> None:
-        """A cell begins."""
-        self._balance = Balance(world_size) if is_on and world_size > 1 else None
-        self._weight = 1.0
-        self._begin_measuring()
+    @property
+    def keeps_batches(self) -> bool:
+        """Whether global batches are those of the world with which the run began."""
+        return self._balance is not None and self.ranks.reference > 0 and not self._is_apart
+
+    @property
+    def reference(self) -> int:
+        """Of the world with which an elastic run began; 0 in other cells."""
+        return self.ranks.reference if self.keeps_batches else 0
+
+    @property
+    def num_sharing(self) -> int:
+        """For how many ranks a loader's batches make a global one."""
+        return self.reference or self.ranks.num
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a model is in training mode."""
+        return any(model.training for model in list(self._models))
+
+    @property
+    def cuts_by_speed(self) -> bool:
+        """Whether a pass that begins is trained on, and shares are worth something."""
+        return self._measures and self.is_training and not self._has_given_up
+
+    def begin(self, is_asked: bool, ranks: DataRanks) -> None:
+        """A cell begins; `is_asked`: it balances."""
+        self._clear()
+        self.ranks = ranks
+        self._measures = is_asked and ranks.num > 1
+        if self._measures or ranks.reference:
+            self._balance = Balance(ranks.num)
         for model in list(self._models) if self.is_on else ():
             self._hook(model)
 
     def close(self) -> None:
         """The cell has ended, however."""
         self._balance, self._weight = None, 1.0
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Who counts rows by the batch of a rank itself gets the batches of the present world meanwhile."""
+        before, self._is_apart = self._is_apart, True
+        try:
+            yield
+        finally:
+            self._is_apart = before
 
     # --- models and loaders ---
 
@@ -187,24 +337,59 @@ class Balancer:
             if parameter.requires_grad:
                 parameter.register_hook(self._weigh)
 
+    def options_of(self, loader: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """With which options Accelerate prepares a loader, so that it can be cut for any number of ranks."""
+        if not self.keeps_batches or isinstance(loader.dataset, IterableDataset) or options.get("dispatch_batches"):
+            return options
+        # For one process it would leave the loader as it is, and shuffle by another generator than for several.
+        whole = loader.batch_size if options.get("split_batches") else 2
+        return {**options, "num_processes": whole or 2, "process_index": 0}
+
     def adopt(self, loader: Any) -> None:
         """Accelerate has prepared a loader; one whose batches it cannot cut stays as it is, which is said."""
         if self._balance is None:
             return
         sampler: Any = getattr(getattr(loader, "base_dataloader", None), "batch_sampler", None)
         if type(sampler) is not BatchSamplerShard or not sampler.even_batches or sampler.batch_size is None:
-            say(
-                f"--balance: the rows of this {type(loader).__name__} cannot be shared out by speed (a stream, batches "
-                "of changing size, or even_batches=False): every rank gets the same number of them."
-            )
+            self._say_cannot_cut(type(loader).__name__)
             return
-        sampler.__class__ = BalancedShard
+        if self.keeps_batches:
+            self._check_size(sampler.batch_size * (1 if sampler.split_batches else self.ranks.reference))
+        sampler.__class__ = ElasticShard if self.keeps_batches else BalancedShard
         loader._update_state_dict = _Delivery(loader)
 
-    def begin_pass(self) -> Pass | None:
-        """A loader begins; None when nothing is trained: what is evaluated is gathered in equal parts."""
-        if self._balance is None or self._has_given_up or not any(model.training for model in list(self._models)):
-            return None
+    def _say_cannot_cut(self, kind: str) -> None:
+        why = "a stream, batches of changing size, or even_batches=False"
+        if self._measures:
+            self._say(
+                f"--balance: the rows of this {kind} cannot be shared out by speed ({why}): every rank gets the same "
+                "number of them."
+            )
+        if self.keeps_batches:
+            self._say(
+                f"--elastic: the batches of this {kind} cannot be cut for another number of ranks ({why}): when the "
+                "world is resized within a pass over it, the run begins anew. lc.data.load(...) loads data, also "
+                "streams, for any number of ranks."
+            )
+
+    def _check_size(self, size: int) -> None:
+        """What cannot be kept in a larger world is refused before training starts."""
+        if size < self.ranks.most:
+            raise UsageError(
+                f"--elastic: a batch of {size} rows over all ranks (the batch_size of this loader, for the "
+                f"{self.ranks.reference} that the run began with) leaves ranks without a row when there are "
+                f"{self.ranks.most}: give a larger batch_size, or a smaller MAX."
+            )
+        sizes = range(self.ranks.least, self.ranks.most + 1)
+        if self.ranks.must_be_even and (odd := [num for num in sizes if size % num]):
+            raise UsageError(
+                f"--elastic: under this plan every rank must have as many rows, and a batch of {size} rows over all "
+                f"ranks cannot be cut evenly for {odd[0]} of them: give a batch_size that every number from MIN to MAX "
+                "divides."
+            )
+
+    def begin_pass(self) -> Pass:
+        """A loader begins whose batches are cut."""
         self._num_passes += 1
         return Pass(self._num_passes, self._copy())
 
@@ -216,17 +401,27 @@ class Balancer:
 
     def delivered(self, current: Pass, rows: list[int]) -> None:
         """A batch is about to be handed out, of which the ranks have so many rows."""
-        self._count_time()
-        self._asked = time.perf_counter()
-        if not rows or self._balance is None:
+        self._speed.asks()
+        if rows and self.is_training:
+            self._current = weakref.ref(current)
+            step = self._speed.step
+            step.rows += rows[self.ranks.rank]
+            step.num_batches += 1
+            step.passes.add(current.number)
+        self.note_rows(rows)
+
+    def note_rows(self, rows: list[int]) -> None:
+        """The batch that is handed out now has so many rows on each rank; nothing where all have as many.
+
+        What is evaluated between a batch and its gradient does not count, unless nothing is ever in training mode.
+        """
+        is_training = self.is_training
+        self._modes.add(is_training)
+        if self._balance is None or not rows:
             self._weight = 1.0
-            return
-        own = rows[dist.get_rank()]
-        self._weight = own * len(rows) / sum(rows)
-        self._current = weakref.ref(current)
-        self._step.rows += own
-        self._step.num_batches += 1
-        self._step.passes.add(current.number)
+        elif is_training or True not in self._modes:
+            self._weight = rows[self.ranks.rank] * len(rows) / sum(rows)
+            self._speed.step.is_uneven |= len(set(rows)) > 1
 
     def is_weighed(self) -> None:
         """The losses of the batches that were delivered are weighed over all ranks already, as a Trainer does it."""
@@ -235,33 +430,42 @@ class Balancer:
     def _weigh(self, gradient: torch.Tensor) -> torch.Tensor | None:
         if self._balance is None:
             return None
-        self._last_gradient = time.perf_counter()
-        self._has_gradients = True
+        self._speed.note_gradient()
         return gradient * self._weight if self._weight != 1.0 else None
-
-    def _count_time(self) -> None:
-        if self._asked and self._last_gradient > self._asked:
-            self._step.seconds += self._last_gradient - self._asked
-        self._asked = 0.0
 
     def after_step(self) -> None:
         """An optimizer has stepped, on every rank."""
-        if self._balance is None or self._has_given_up or not self._has_gradients:
+        if self._balance is None or self._has_given_up:
             return
-        self._count_time()
-        self._num_steps += 1
-        step, self._step, self._has_gradients = self._step, _Step(), False
-        if self._num_steps <= WARM_UP:
-            return
-        self._window.add(step)
-        if (self._num_steps - WARM_UP) % EVERY == 0:
+        if not self._measures:
+            self._check_step()
+        elif self._speed.after_step():
             self._exchange()
+
+    def _check_step(self) -> None:
+        """Of an elastic step: what of its batch cannot be kept is said.
+
+        Batches of several loaders have one weight only where it is that of all ranks.
+        """
+        step, self._speed.step = self._speed.step, _Step()
+        if not self._modes:
+            self._say(
+                "--elastic: the rows of this step came from no loader that accelerator.prepare() or lc.data.load() has "
+                f"made in this cell: the batch of the {self.ranks.reference} ranks that the run began with does not "
+                "stay when their number changes."
+            )
+        if len(step.passes) > 1 and step.is_uneven:
+            self._say(
+                "--elastic: a step takes batches of several loaders, whose rows this number of ranks cannot share "
+                "evenly: the gradient is weighed by the rows of the last one. Choose a batch_size that every number "
+                "of ranks divides."
+            )
 
     def _exchange(self) -> None:
         """Tell all ranks what was measured here; they come to one result."""
         current = self._current() if self._current is not None else None
         drawn, number = (current.drawn, current.number) if current is not None else (0, 0)
-        window, self._window = self._window, _Step()
+        window, self._speed.window = self._speed.window, _Step()
         own = [window.seconds, window.rows, drawn, number, window.num_batches, window.is_mixed]
         table = _gathered(own)
         seconds, rows, drawns, numbers, batches, mixed = (list(column) for column in zip(*table, strict=True))
@@ -275,21 +479,22 @@ class Balancer:
         if current is not None:  # whole windows of accumulation have one weight
             every = max(1, int(batches[0]))
             current.change(-(-int(max(drawns)) // every) * every, self._copy())
-        if dist.get_rank() == 0 and not self._has_given_up:
+        if self.ranks.rank == 0 and not self._has_given_up:
             shares = ", ".join(f"rank {rank}: {weight:.0%}" for rank, weight in enumerate(self._balance.weights))
             print(f"--balance: shares of each batch are now {shares}.")
 
     def _give_up(self, why: str) -> None:
-        say(f"--balance has no effect in this cell: {why}. Every rank gets the same number of rows.")
+        self._say(f"--balance has no effect in this cell: {why}. Every rank gets the same number of rows.")
         assert self._balance is not None
         self._balance.weights = [1.0] * self._balance.num_ranks
         self._has_given_up = True
 
-
-def say(text: str) -> None:
-    """Tell the user, once."""
-    if dist.get_rank() == 0:
-        print(text, file=sys.stderr)
+    def _say(self, text: str) -> None:
+        """Tell the user, once."""
+        is_first = not dist.is_initialized() or dist.get_rank() == 0
+        if is_first and text not in self._said:
+            print(text, file=sys.stderr)
+        self._said.add(text)
 
 
 def _gathered(own: list[Any]) -> list[list[float]]:

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import pytest
+import torch
 
 from jupyter_llmcloud.storage.runs import RunFolder
 from tests.support.worlds import AgentProcess, Ranks, until
 
 pytestmark = pytest.mark.slow
 
-# Each row's gradient is its own number: the weight says which rows were seen how often, whatever the world was.
+# An ordinary loop with a batch of its own for each rank. `ledger` has the rows of each step in their order, over all.
 CELL = """
-import os, time, torch
+import time, torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
-accelerator = Accelerator()
-model = torch.nn.Linear(1, 1, bias=False)
-torch.nn.init.zeros_(model.weight)
-optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-rows = torch.arange(240.0)
-loader = DataLoader(TensorDataset(rows, rows), batch_size=4 // world_size, shuffle=False)
-model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-for epoch in range(2):
-    for number, (x, y) in enumerate(loader):
-        loss = (model(x[:, None])[:, 0]).mean()
-        accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        run.log(loss=loss.item(), epoch=epoch, first=x[0].item(), rows=x.tolist(), size=world_size)
-        if epoch * 60 + number == 20: print("here", flush=True)
-        if "slow" in run.name and number > 20: time.sleep(0.1)
-        while epoch * 60 + number == 20 and not (run.folder / "go").exists(): time.sleep(0.01)
-weight = accelerator.unwrap_model(model).weight.item()
+
+torch.manual_seed(0)
+accelerator = Accelerator(gradient_accumulation_steps=2)
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+data = TensorDataset(torch.arange(90), torch.randn(90, 4, dtype=torch.float64))
+held_out = torch.utils.data.Subset(data, range(0, 90, 7))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=100)
+loader, held_out = DataLoader(data, batch_size=4, shuffle=True), DataLoader(held_out, batch_size=2)
+model, optimizer, loader, held_out, schedule = accelerator.prepare(model, optimizer, loader, held_out, schedule)
+ledger, losses, rates, evaluated, sizes = [], [], [], [], []
+for epoch in range(3):
+    for number, (rows, x) in enumerate(loader):
+        with accelerator.accumulate(model):
+            each = (model(x)[:, 0] - x.sum(1)).square()
+            accelerator.backward(each.mean())
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        ledger.append(accelerator.gather(rows).tolist())
+        losses.append(accelerator.gather(each.detach()).mean().item())
+        rates.append(optimizer.param_groups[0]["lr"])
+        sizes.append((world_size, len(rows), len(loader)))
+        at = epoch * len(loader) + number
+        run.log(loss=losses[-1])
+        if at in (7, 19): print("at", at, flush=True)
+        while at in (7, 19) and not (run.folder / f"go-{at}").exists() and "disturbed" in run.name: time.sleep(0.01)
+        if at > 19 and world_size == 1 and "disturbed" in run.name: time.sleep(0.2)
+    with torch.no_grad():
+        model.eval()
+        squares = [accelerator.gather_for_metrics((model(x)[:, 0] - x.sum(1)).square()) for _, x in held_out]
+        evaluated.append((len(torch.cat(squares)), torch.cat(squares).mean().item()))
+        model.train()
+found = {"ledger": ledger, "losses": losses, "rates": rates, "evaluated": evaluated}
+weights = torch.cat([p.detach().flatten() for p in accelerator.unwrap_model(model).parameters()])
 """
-ALL_ROWS = -2 * sum(range(240)) / 4  # two epochs of batches of four, as one process does it
 
 
 @pytest.fixture
@@ -53,40 +72,135 @@ def make_agent() -> Iterator[Callable[..., AgentProcess]]:
         agent.end()
 
 
-def elastic(ranks: Ranks, bounds: str, name: str = "cell", **more: Any) -> Any:
-    return ranks.send(CELL, name=name, elastic=bounds, max_restarts=1, checkpoint_every=5, **more)
+def saved(folder: RunFolder, step: int) -> bool:
+    return any(int(path.name.split("-")[1]) >= step for path in (folder.path / "checkpoints").glob("step-*"))
 
 
-def saved(folder: RunFolder) -> bool:
-    return any((folder.path / "checkpoints").glob("step-*"))
+def close(one: Any, other: Any) -> bool:
+    return torch.allclose(torch.tensor(one).double(), torch.tensor(other).double(), rtol=1e-9, atol=1e-12)
 
 
-def test_a_world_that_loses_the_worker_of_its_first_rank_goes_on_smaller_and_every_row_counts_once(
-    make_agent: Callable[..., AgentProcess],
+def test_a_run_that_loses_a_worker_and_gets_another_one_trains_as_if_nothing_had_happened(
+    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess
+) -> None:
+    leader, other = make_agent(slots=2), make_agent(slots=1)
+    ranks = Ranks(leader, 2, shares=[(other, 1), (leader, 1)])
+    in_the_way = Ranks(leader, 1)  # no room for a second rank beside the leader's
+    ranks.ok("kept = f'of rank {rank}'")
+    running = ranks.send(CELL, name="disturbed", elastic="1:2", max_restarts=1, checkpoint_every=3).wait_for("at 7", 2)
+    folder = running.outcome.folder
+    until(lambda: saved(folder, 3), "a checkpoint is there")
+    other.process.kill()
+    (folder.path / "go-7").touch()
+    running.wait_for("at 19", times=1)
+    in_the_way.end()
+    (folder.path / "go-19").touch()
+    outcome = running.end()
+
+    record = outcome.record
+    assert outcome.state == "finished", (record.errors, record.history)
+    assert (record.num_restarts, record.num_resizes, record.ranks) == (0, 2, [0, 1])
+    sizes = ranks.pull("sizes")
+    assert [size for size, _ in groupby(sizes)] == [(2, 4, 12), (1, 8, 12), (2, 4, 12)]
+    assert ranks.pull("kept") == "of rank 1"  # it was renumbered
+
+    undisturbed = Ranks(node_agent, 2)
+    undisturbed.ok(CELL, name="alone")
+    wanted, found = undisturbed.pull("found"), ranks.pull("found")
+    assert found["ledger"] == wanted["ledger"]
+    assert all({row for step in found["ledger"][at : at + 12] for row in step} == set(range(90)) for at in (0, 12, 24))
+    assert found["rates"] == wanted["rates"]
+    for name in ("losses", "evaluated"):
+        assert close(found[name], wanted[name]), name
+    assert torch.allclose(ranks.pull("weights"), undisturbed.pull("weights"), rtol=1e-9, atol=1e-12)
+    undisturbed.end()
+    ranks.end()
+
+
+TRAINER = """
+import tempfile, time, torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    def forward(self, x, labels=None):
+        out = self.layers(x)
+        return {"loss": (out - labels).square().mean(), "logits": out}
+
+class Wait(TrainerCallback):
+    def on_step_end(self, args, state, control, **more):
+        if state.global_step == 7: print("at 7", flush=True)
+        while state.global_step == 7 and not (run.folder / "go-7").exists() and run.name == "disturbed": time.sleep(0.01)
+
+torch.manual_seed(0)
+x = torch.randn(92, 4, dtype=torch.float64)
+rows = [{"x": row, "labels": row.sum(0, keepdim=True)} for row in x]
+model = Net()
+arguments = TrainingArguments(
+    tempfile.mkdtemp(), num_train_epochs=3, per_device_train_batch_size=4, per_device_eval_batch_size=2, seed=3,
+    gradient_accumulation_steps=2, eval_strategy="epoch", logging_steps=1, save_strategy="no", report_to=[],
+    learning_rate=0.01, disable_tqdm=True,
+)
+trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:13], callbacks=[Wait()])
+trainer.train()
+log = trainer.state.log_history
+found = {name: [entry[name] for entry in log if name in entry]
+         for name in ("loss", "eval_loss", "learning_rate", "epoch")}
+weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+"""
+
+
+@pytest.mark.soak
+def test_a_trainer_that_goes_on_with_fewer_ranks_trains_as_if_nothing_had_happened(
+    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess
 ) -> None:
     leader, other = make_agent(slots=1), make_agent(slots=1)
-    ranks = Ranks(leader, 2, shares=[(other, 1), (leader, 1)])
-    ranks.ok("kept = f'of rank {rank}'")
-    running = elastic(ranks, "1:2").wait_for("here", times=2)
-    until(lambda: saved(running.outcome.folder), "a checkpoint is there")
+    ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
+    running = ranks.send(TRAINER, name="disturbed", elastic="1:2", max_restarts=1, checkpoint_every=3)
+    folder = running.wait_for("at 7", 2).outcome.folder
+    until(lambda: saved(folder, 6), "a checkpoint is there")
     other.process.kill()
-    (running.outcome.folder.path / "go").touch()
+    (folder.path / "go-7").touch()
     outcome = running.end()
-    record = outcome.record
-    assert outcome.state == "finished", (record.errors, record.history)
-    assert (record.num_restarts, record.num_resizes, record.ranks) == (0, 1, [0])
-    assert any("on 1 rank" in note for note in record.notes)
-    assert ranks.ok("weight, kept, rank, world_size").results() == [f"({ALL_ROWS}, 'of rank 1', 0, 1)"]
+    assert outcome.state == "finished", (outcome.record.errors, outcome.record.history)
+    assert (outcome.record.num_restarts, outcome.record.num_resizes) == (0, 1)
+    assert any("resumed from step 6" in note for note in outcome.record.notes)
+    undisturbed = Ranks(node_agent, 2)
+    undisturbed.ok(TRAINER, name="alone")
+    wanted, found = undisturbed.pull("found"), ranks.pull("found")
+    assert found["learning_rate"] == wanted["learning_rate"] and found["epoch"] == wanted["epoch"]
+    assert torch.allclose(ranks.pull("weights"), undisturbed.pull("weights"), rtol=1e-6)
+    for name in ("loss", "eval_loss"):
+        assert torch.allclose(torch.tensor(found[name]), torch.tensor(wanted[name]), rtol=1e-4), name
+    undisturbed.end()
+    ranks.end()
 
 
-def test_a_world_that_may_be_larger_grows_when_there_is_room_and_every_row_counts_once(
+@pytest.mark.soak
+def test_a_run_whose_batch_is_too_large_for_the_ranks_that_are_left_waits_for_more(
     make_agent: Callable[..., AgentProcess],
 ) -> None:
-    ranks = Ranks(make_agent(slots=2), 1)
-    running = elastic(ranks, "1:2", "slow").wait_for("here")
-    (running.outcome.folder.path / "go").touch()
+    code = CELL.replace(
+        "    for number", "    if world_size == 1: raise torch.OutOfMemoryError('too much')\n    for number"
+    )
+    leader, other = make_agent(slots=2), make_agent(slots=1)
+    ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
+    in_the_way = Ranks(leader, 1)
+    running = ranks.send(code, name="disturbed", elastic="1:2", max_restarts=1, checkpoint_every=3).wait_for("at 7", 2)
+    folder = running.outcome.folder
+    until(lambda: saved(folder, 3), "a checkpoint is there")
+    other.process.kill()
+    (folder.path / "go-7").touch()
+    (folder.path / "go-19").touch()
+    deadline = time.monotonic() + 60
+    while not any("waits for capacity" in row.detail for row in running.outcome.states):
+        running._take(deadline, "the run waits for more ranks")
+    in_the_way.end()
     outcome = running.end()
-    record = outcome.record
-    assert outcome.state == "finished", (record.errors, record.history)
-    assert (record.num_restarts, record.num_resizes, record.ranks) == (0, 1, [0, 1])
-    assert ranks.ok("weight, rank, world_size").results() == [f"({ALL_ROWS}, 0, 2)", f"({ALL_ROWS}, 1, 2)"]
+    assert outcome.state == "finished", (outcome.record.errors, outcome.record.history)
+    assert outcome.record.num_restarts == 0
+    assert any("too small for the batch of 2" in note for note in outcome.record.notes)
+    assert len(ranks.pull("found")["ledger"]) == 36
+    ranks.end()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dask
@@ -15,11 +12,10 @@ import psutil
 import pytest
 from distributed import Security
 
-from jupyter_llmcloud.cluster.agent_info import AgentInfo
-from jupyter_llmcloud.cluster.clusters import ClusterPool
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError
 from jupyter_llmcloud.protocol.agent_messages import DescribeWorld, ResizeWorld
 from jupyter_llmcloud.protocol.client import AgentChannel
+from tests.support.clusters import Server
 from tests.support.hosts import DaskOverHosts, Host, network
 from tests.support.resuming import cell, notes, results, resumed, same
 from tests.support.worlds import AgentElsewhere, Ranks, alive, until
@@ -33,38 +29,6 @@ for i in range(250):
     time.sleep(0.04)
 """
 SUM = "import torch, torch.distributed as dist\nt = torch.ones(1)\ndist.all_reduce(t)\nint(t)"
-
-
-class Server:
-    """A pool in a loop of its own, as a Jupyter server holds it."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-        self.pool = ClusterPool(os.getpid(), 2)
-
-    def do(self, call: Awaitable[Any], timeout_s: float = 120) -> Any:
-        async def awaited() -> Any:
-            return await call
-
-        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(timeout_s)
-
-    def agents(self) -> list[AgentInfo]:
-        return list(self.do(self.pool.agents()))
-
-    def world(self, num_ranks: int, **spec: Any) -> Ranks:
-        placement = self.do(self.pool.place(None, num_ranks))
-        leader = AgentElsewhere(placement["agents"][0]["address"])
-        return Ranks(leader, num_ranks, agents=placement["agents"], **spec)
-
-    def end(self) -> None:
-        try:
-            self.do(self.pool.close())
-        finally:
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(10)
-            self.loop.close()
 
 
 @pytest.fixture(scope="module")

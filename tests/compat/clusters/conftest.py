@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.world.test_world_two_hosts import Server
+from tests.support.clusters import Server
 
 
 @pytest.fixture

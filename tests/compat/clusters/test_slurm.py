@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.world.test_world_two_hosts import SUM, Server
+from tests.agent.world.test_world_two_hosts import SUM
+from tests.support.clusters import Server
 from tests.support.resuming import cell, results, same
 from tests.support.slurm import Slurm, slurm
 from tests.support.worlds import AgentElsewhere, until

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.world.test_world_two_hosts import SUM, Server
+from tests.agent.world.test_world_two_hosts import SUM
+from tests.support.clusters import Server
 from tests.support.sshd import Sshd, sshd
 from tests.support.worlds import until
 

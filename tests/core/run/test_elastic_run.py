@@ -8,7 +8,7 @@ import pytest
 
 from jupyter_llmcloud.core.names import parse_elastic
 from jupyter_llmcloud.core.run.lifecycle import Finish
-from jupyter_llmcloud.core.run.restarts import AttemptFailure, RestartPolicy
+from jupyter_llmcloud.core.run.restarts import AttemptFailure, GiveUp, RestartPolicy, Retry
 from jupyter_llmcloud.core.run.run_machine import (
     AppointStandby,
     AttemptFinished,
@@ -45,6 +45,9 @@ from jupyter_llmcloud.core.scheduling.elasticity import (
     Save,
     Saved,
     SizeBounds,
+    WorkerLoad,
+    workers_to_close,
+    workers_wanted,
 )
 from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.errors import UsageError
@@ -204,3 +207,51 @@ def test_bounds_that_are_none_are_refused_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match="such as 1:4"):
         parse_elastic(text)
     assert parse_elastic(" 1:4 ") == "1:4"
+
+
+def test_a_place_that_was_taken_away_as_announced_uses_up_no_restart_of_a_run_that_is_not_elastic() -> None:
+    policy = RestartPolicy(max_restarts=1)
+    again = policy.handle(AttemptFailure("death", 1, "RankLost", is_membership=True, is_announced=True))
+    assert isinstance(again, Retry) and again.is_resize and not again.delay_s
+    assert (policy.num_restarts, policy.num_resizes) == (0, 1)
+    assert isinstance(policy.handle(AttemptFailure("death", 1, "RankLost", is_membership=True)), Retry)
+    assert policy.num_restarts == 1
+    assert isinstance(RestartPolicy().handle(AttemptFailure("death", is_announced=True)), GiveUp)
+
+
+def test_a_run_whose_leader_had_announced_its_end_is_led_on_without_a_restart() -> None:
+    run = RunMachine(RestartPolicy(1))
+    assert run.handle(TakenOver(False, True), 0.0) == [FindCapacity()]
+    assert (run.policy.num_restarts, run.policy.num_resizes) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("loads", "wanted"),
+    [
+        ([], 0),
+        ([WorkerLoad(1, 0, True), WorkerLoad(1, 1, False)], 1),  # one is idle
+        ([WorkerLoad(1, 0, True, wants=2), WorkerLoad(1, 1, False)], 3),
+        ([WorkerLoad(4, 2, True, wants=2)], 1),  # they fit in beside
+        ([WorkerLoad(4, 1, True, wants=6), WorkerLoad(4, 0, True)], 4),
+    ],
+)
+def test_workers_are_wanted_for_what_is_held_and_for_the_ranks_that_elastic_runs_lack(
+    loads: list[WorkerLoad], wanted: int
+) -> None:
+    assert workers_wanted(loads) == wanted
+
+
+def test_only_workers_that_hold_nothing_are_closed() -> None:
+    loads = {"a": WorkerLoad(1, 0, True), "b": WorkerLoad(1, 1, False), "c": WorkerLoad(1, 1, False)}
+    assert workers_to_close(loads, 1) == ["b"]
+    assert workers_to_close(loads, 3) == ["b", "c"]
+    assert workers_to_close(loads, -1) == []
+
+
+def test_a_batch_that_is_too_large_for_fewer_ranks_than_it_began_with_is_no_error_of_the_script() -> None:
+    failure = AttemptFailure("error", 0, "OutOfMemoryError")
+    assert failure.is_too_large_for(1, 2)
+    assert not failure.is_too_large_for(2, 2)  # as it was written
+    assert not failure.is_too_large_for(1, 0)  # not elastic
+    assert not AttemptFailure("error", 0, "ValueError").is_too_large_for(1, 2)
+    assert SizeBounds(1, 4).above(2) == "3:4"

@@ -147,6 +147,7 @@ def main() -> None:
     settle()
     asked, fds = Mother(listener, int(os.environ[OWNER])).serve()
     become(asked, fds, before)
+    globals()["__name__"] = "mother"  # the frames of a cell are counted from those of __main__ that are the user's own
     zygote = sys.modules["__main__"] = sys.modules.pop(MODULE)
     zygote.__name__ = "__main__"
     zygote.Zygote(socket.socket(fileno=fds[0])).serve()

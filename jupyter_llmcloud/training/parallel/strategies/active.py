@@ -14,7 +14,7 @@ from jupyter_llmcloud.core.parallel.plan import APART, ParallelPlan, parse_plan
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
-from jupyter_llmcloud.training.parallel.balance import BALANCE
+from jupyter_llmcloud.training.parallel.balance import BALANCE, DataRanks
 from jupyter_llmcloud.training.parallel.mesh import MESHES
 from jupyter_llmcloud.training.parallel.strategies.base import Strategy
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
@@ -76,9 +76,15 @@ class ActivePlan:
         self._plan, self.compression, self.strategy = plan, cell.compress_gradients, None
         self._former = {name: os.environ.get(name) for name in cell.environment}
         os.environ.update(cell.environment)
-        BALANCE.begin(cell.balance, world_size)
-        if plan.kind == "ddp":
-            return
+        if plan.kind != "ddp":
+            self._begin_strategy(plan, rank, world_size, device)
+        data_rank = self.strategy.data_rank if self.strategy is not None else (rank, world_size)
+        is_averaged = self.strategy is not None and plan.kind not in APART
+        BALANCE.begin(
+            cell.balance, DataRanks.of(data_rank, world_size, cell.reference_ranks, cell.elastic, is_averaged)
+        )
+
+    def _begin_strategy(self, plan: ParallelPlan, rank: int, world_size: int, device: torch.device) -> None:
         if self._last is not None and (self._last.plan, self._last.world_size) == (plan, world_size):
             self.strategy = self._last
         else:
@@ -111,8 +117,7 @@ class ActivePlan:
     def _after_step(self, optimizer: Any, *_: Any) -> None:
         if self.strategy is not None:
             self.strategy.after_step(optimizer)
-        else:
-            BALANCE.after_step()
+        BALANCE.after_step()
 
     # --- the group ---
 
