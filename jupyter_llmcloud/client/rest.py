@@ -311,7 +311,7 @@ class ServerClient:
         """Begin a sweep with the options of a SweepSpec, or go on with one; `source`, `cell`, `pushed` are the cell."""
         return self.ask("POST", "sweeps", body, START_TIMEOUT_S)
 
-    def sweep(self, name: str, seen: int = -1, wait_s: float = 0) -> dict[str, Any]:
+    def sweep(self, name: str, seen: int | None = None, wait_s: float = 0) -> dict[str, Any]:
         """A sweep with its trials; waits for a change."""
         return self.ask("GET", f"sweeps/{_name(name)}", timeout_s=TIMEOUT_S + wait_s, seen=seen, wait_s=wait_s)
 

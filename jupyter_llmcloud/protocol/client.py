@@ -56,7 +56,7 @@ class AgentConnection:
             raise ConnectionLost(f"{_name(address)} does not answer: {error}.") from None
         return cls(reader, writer, address, responder)
 
-    async def request(self, request: Request[R], timeout_s: float = 30.0) -> R:
+    async def request(self, request: Request[R], timeout_s: float | None = 30.0) -> R:
         """Send a request and wait for its reply; a refusal is raised."""
         return await self._connection.request(request, timeout_s)
 

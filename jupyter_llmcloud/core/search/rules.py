@@ -51,7 +51,7 @@ class Exhausted:
 
 
 @dataclass(frozen=True)
-class StopAsked:
+class SweepStopAsked:
     """Stop pressed."""
 
 
@@ -60,7 +60,7 @@ class TimeOver:
     """The time that was given is over."""
 
 
-Event = GangReady | GangRefused | TrialEnded | Exhausted | StopAsked | TimeOver
+Event = GangReady | GangRefused | TrialEnded | Exhausted | SweepStopAsked | TimeOver
 
 # --- instructions ---
 
@@ -96,14 +96,14 @@ class StopTrial:
 
 
 @dataclass(frozen=True)
-class End:
+class SweepOver:
     """The sweep is over."""
 
     state: State
     reason: str
 
 
-Instruction = OpenGang | CloseGang | StartTrial | StopTrial | End
+Instruction = OpenGang | CloseGang | StartTrial | StopTrial | SweepOver
 
 
 class SweepRules:
@@ -136,7 +136,7 @@ class SweepRules:
         self._running: dict[int, int] = {}  # trials by gang
         self._gangs: set[int] = set()  # open, or being opened
         self._first_error = ""
-        self._ending: End | None = None
+        self._ending: SweepOver | None = None
         self._is_over = False
 
     @property
@@ -158,11 +158,11 @@ class SweepRules:
             case TrialEnded():
                 return self._trial_ended(event)
             case Exhausted():
-                return self._end(End("finished", "every combination has been tried."))
-            case StopAsked():
-                return self._end(End("stopped", ""), stops=True)
+                return self._end(SweepOver("finished", "every combination has been tried."))
+            case SweepStopAsked():
+                return self._end(SweepOver("stopped", ""), stops=True)
             case TimeOver():
-                return self._end(End("finished", "its time is over."), stops=True)
+                return self._end(SweepOver("finished", "its time is over."), stops=True)
 
     # --- trials ---
 
@@ -195,7 +195,7 @@ class SweepRules:
         self._gangs.discard(gang)
         if self._gangs:
             return []  # the others go on without it
-        self._ending = self._ending or End("failed", reason)
+        self._ending = self._ending or SweepOver("failed", reason)
         return self._finish_if_done()
 
     def _trial_ended(self, event: TrialEnded) -> list[Instruction]:
@@ -207,7 +207,8 @@ class SweepRules:
             return self._lost(gang, event)
         self._counts["lost in a row"] = 0
         self._count(event)
-        return [*self._judge(event), *self._give_work(gang)]
+        verdict = self._judge(event)
+        return [*verdict, *(self._give_work(gang) if gang in self._gangs else self._finish_if_done())]
 
     def _lost(self, gang: int, event: TrialEnded) -> list[Instruction]:
         self._attempts[event.number] += 1
@@ -221,8 +222,10 @@ class SweepRules:
             self._count(event)
             verdict = self._judge(event)
         if self._counts["lost in a row"] >= MAX_LOST_GANGS:
-            verdict = self._end(End("failed", f"its ranks were lost {MAX_LOST_GANGS} times in a row: {event.reason}"))
-        closed = self._close(gang)
+            verdict = self._end(
+                SweepOver("failed", f"its ranks were lost {MAX_LOST_GANGS} times in a row: {event.reason}")
+            )
+        closed = self._close(gang) if gang in self._gangs else []
         opened: list[Instruction] = [self._open()] if not self.is_ending and self._num_left > len(self._idle) else []
         return [*verdict, *closed, *opened, *self._finish_if_done()]
 
@@ -245,9 +248,9 @@ class SweepRules:
         if self._counts["measured"] or self.is_ending:
             return []
         if event.kind == "unmeasured":
-            return self._end(End("failed", event.reason), stops=True)
+            return self._end(SweepOver("failed", event.reason), stops=True)
         if self._counts["failures"] >= FAILURES_IN_A_ROW:
-            return self._end(End("failed", self._all_failed()), stops=True)
+            return self._end(SweepOver("failed", self._all_failed()), stops=True)
         return []
 
     def _all_failed(self) -> str:
@@ -257,7 +260,7 @@ class SweepRules:
 
     # --- the end ---
 
-    def _end(self, end: End, stops: bool = False) -> list[Instruction]:
+    def _end(self, end: SweepOver, stops: bool = False) -> list[Instruction]:
         is_first = self._ending is None
         self._ending = self._ending or end
         stopped: list[Instruction] = [StopTrial(number) for number in self._running.values()] if stops else []
@@ -270,6 +273,6 @@ class SweepRules:
         self._is_over = True
         if self._ending is None:
             failed = bool(self._counts["failures"]) and not self._counts["measured"]
-            self._ending = End("failed", self._all_failed()) if failed else End("finished", "")
+            self._ending = SweepOver("failed", self._all_failed()) if failed else SweepOver("finished", "")
         closed = [closing for gang in sorted(self._gangs) for closing in self._close(gang)]
         return [*closed, self._ending]

@@ -15,7 +15,7 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {TEXT}>{html.escape(text)}</text>'
 
 
-class Axis:
+class ParameterAxis:
     """Where the values of a parameter are on their axis: 0 at the bottom, 1 at the top.
 
     Numbers that are spread over more than two powers of ten are shown by their powers.
@@ -25,7 +25,8 @@ class Axis:
         self.name = name
         is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         self._choices = [] if is_number else sorted({str(value) for value in values})
-        self._low, self._high = (min(values), max(values)) if is_number else (0, max(1, len(self._choices) - 1))
+        self._low: float = min(values) if is_number else 0
+        self._high: float = max(values) if is_number else max(1, len(self._choices) - 1)
         self._is_log = is_number and self._low > 0 and self._high / self._low > 100
 
     def place(self, value: Any) -> float:
@@ -55,8 +56,8 @@ def parallel_coordinates(trials: Sequence[Mapping[str, Any]], metric: str, maxim
     ]
     if len(trials) < 2 or not names:
         return ""
-    axes = [Axis(name, [trial["params"][name] for trial in trials]) for name in names[:8]]
-    last = Axis(metric, [trial["value"] for trial in trials])
+    axes = [ParameterAxis(name, [trial["params"][name] for trial in trials]) for name in names[:8]]
+    last = ParameterAxis(metric, [trial["value"] for trial in trials])
     gap = (WIDTH - 2 * MARGIN) / len(axes)
     ranks = {id(t): at for at, t in enumerate(sorted(trials, key=lambda t: t["value"], reverse=maximize))}
     drawn = []
@@ -79,7 +80,7 @@ def _y(place: float) -> float:
     return HEIGHT - 20 - place * (HEIGHT - 20 - TOP)
 
 
-def _axis(axis: Axis, x: float) -> str:
+def _axis(axis: ParameterAxis, x: float) -> str:
     line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_y(0):.1f}" y2="{_y(1):.1f}" stroke="currentColor"/>'
     ticks = "".join(_text(x + 4, _y(place) + 4, text, "start") for place, text in axis.ticks())
     return line + _text(x, 14, axis.name[:16]) + ticks

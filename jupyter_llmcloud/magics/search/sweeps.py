@@ -109,15 +109,14 @@ class SweepHandle:
 def start(shell: Any, cell: Cell, given: Mapping[str, Any]) -> SweepHandle:
     """Run a cell as a sweep; `given` are options of SweepSpec. Follows it, unless it is to go on by itself."""
     from jupyter_llmcloud.magics.session.session import pushed_values
-    from jupyter_llmcloud.magics.session.world_client import pickled
 
     spec = SweepSpec.make(given, Interface.NOTEBOOK)
     cells.check_syntax(shell, cell)
-    values = pushed_values(shell.user_ns, spec.push or ())
+    pushed = pushed_values(shell.user_ns, spec.push or ())
     own = ("push", "background")
     body: dict[str, Any] = {key: value for key, value in spec.as_dict().items() if key not in own}
-    if values:
-        body["pushed"] = base64.b64encode(pickled(values)).decode()
+    if pushed:
+        body["pushed"] = base64.b64encode(pushed).decode()
     here = session.current()
     if spec.cluster is None and here.cluster is not None:
         body["cluster"] = here.cluster

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.core.names import run_id
 from jupyter_llmcloud.core.search.rules import (
     CloseGang,
-    End,
     Event,
     Exhausted,
     GangReady,
@@ -21,9 +20,10 @@ from jupyter_llmcloud.core.search.rules import (
     Kind,
     OpenGang,
     StartTrial,
-    StopAsked,
     StopTrial,
+    SweepOver,
     SweepRules,
+    SweepStopAsked,
     TimeOver,
     TrialEnded,
 )
@@ -124,8 +124,8 @@ class SweepDriver:
         return self.board.record.name
 
     def stop(self) -> None:
-        """End it: what is done is kept."""
-        self._events.put_nowait(StopAsked())
+        """SweepOver it: what is done is kept."""
+        self._events.put_nowait(SweepStopAsked())
 
     async def run(self) -> None:
         """See it through."""
@@ -157,7 +157,7 @@ class SweepDriver:
             unfinished=going_on,
         )
 
-    async def _follow_rules(self, rules: SweepRules) -> End:
+    async def _follow_rules(self, rules: SweepRules) -> SweepOver:
         instructions = rules.begin()
         while True:
             for instruction in instructions:
@@ -170,7 +170,7 @@ class SweepDriver:
                         self._do(f"trial {instruction.number}", self._run(instruction))
                     case StopTrial(number):
                         self._do(f"stop {number} {nonce()}", self._stop(number))
-                    case End():
+                    case SweepOver():
                         return instruction
             instructions = rules.handle(await self._events.get())
 
@@ -182,7 +182,7 @@ class SweepDriver:
                 del self._tasks[name]
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._log.error("the sweep %s has failed", self.name, exc_info=error)
-                self._events.put_nowait(StopAsked())
+                self._events.put_nowait(SweepStopAsked())
 
         task.add_done_callback(ended)
 

@@ -87,8 +87,9 @@ class Gang:
         self._ended, self._on_values, self._run_id = loop.create_future(), on_values, cell.run_id
         gone = asyncio.ensure_future(self._connection.gone.wait())
         refused = asyncio.ensure_future(self._connection.request(cell, None))  # answered only when it is refused
+        waited: set[asyncio.Future[Any]] = {self._ended, refused, gone}
         try:
-            await asyncio.wait({self._ended, refused, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if self._ended.done():
                 return self._ended.result()
             if refused.done():

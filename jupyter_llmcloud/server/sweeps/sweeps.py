@@ -10,6 +10,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import Interface
 from jupyter_llmcloud.errors import InternalError, NameTaken, UsageError
@@ -216,7 +218,7 @@ def _code(body: StartSweep) -> dict[str, Any] | None:
     source = body.source
     if not source:
         return None
-    cell: Mapping[str, Any] = body.cell or {}
+    cell: Mapping[str, Any] = msgspec.structs.asdict(body.cell) if body.cell is not None else {}
     if not cell:
         check_syntax(source, "")  # a notebook's cell has been compiled there, with its magics
     return {
