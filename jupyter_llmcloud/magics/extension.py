@@ -13,6 +13,7 @@ from jupyter_llmcloud.magics.commands import clusters, data, distribute, endpoin
 from jupyter_llmcloud.magics.commands.completion import complete_line
 from jupyter_llmcloud.magics.output import shown_paths
 from jupyter_llmcloud.magics.search import commands as search
+from jupyter_llmcloud.magics.search import finders
 
 VERBS: dict[str, dict[str, Syntax]] = {
     "%cluster": clusters.VERBS,
@@ -30,6 +31,8 @@ SINGLE: dict[str, Syntax] = {
     "%%serve": SERVE_CELL,
     "%prepare": PREPARE,
     "%shards": SHARDS,
+    "%lr_find": finders.LR_FIND,
+    "%batch_find": finders.BATCH_FIND,
 }
 
 

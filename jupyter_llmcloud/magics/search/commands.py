@@ -1,4 +1,4 @@
-"""%%sweep, %sweeps."""
+"""%%sweep, %sweeps, %lr_find, %batch_find."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
 from jupyter_llmcloud.core.search.spec import SWEEP
 from jupyter_llmcloud.magics.commands.tables import Table, ago, span
-from jupyter_llmcloud.magics.search import sweeps
+from jupyter_llmcloud.magics.search import finders, sweeps
 from jupyter_llmcloud.magics.search.view import best_line
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import read_cell
@@ -104,3 +104,15 @@ class SweepMagics(Magics):
             case _:
                 delete(name)
         return None
+
+    @line_magic
+    def lr_find(self, line: str) -> Any:
+        """%lr_find MODEL OPTIMIZER LOADER: a learning rate, by a range test on the ranks."""
+        parsed = parse(finders.LR_FIND, split(line, "%lr_find"))
+        return finders.lr_find(self.shell, *parsed.arguments, **parsed.given)
+
+    @line_magic
+    def batch_find(self, line: str) -> Any:
+        """%batch_find MODEL OPTIMIZER LOADER: a batch size, by steps of growing batches on the ranks."""
+        parsed = parse(finders.BATCH_FIND, split(line, "%batch_find"))
+        return finders.batch_find(self.shell, *parsed.arguments, **parsed.given)

@@ -102,3 +102,25 @@ def importance_bars(importance: Mapping[str, float]) -> str:
 def _svg(height: int, label: str, parts: Sequence[str]) -> str:
     size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" style="max-width:100%"'
     return f'<svg role="img" aria-label="{html.escape(label)}" {size}>{"".join(parts)}</svg>'
+
+
+def rate_curve(points: Sequence[tuple[float, float]], marked: float | None) -> str:
+    """Losses at growing learning rates, with the one that is suggested; "" for too few."""
+    known = [(rate, loss) for rate, loss in points if math.isfinite(loss)]
+    if len(known) < 2:
+        return ""
+    across = ParameterAxis("learning rate", [rate for rate, _ in known])
+    first = known[0][1]
+    up = ParameterAxis("loss", [loss for _, loss in known if loss <= 2 * abs(first) + first] or [first])
+    line = " ".join(f"{_x(across.place(rate)):.1f},{_y(min(1.0, up.place(loss))):.1f}" for rate, loss in known)
+    parts = [f'<polyline points="{line}" fill="none" stroke="#1c7ed6" stroke-width="1.5"/>', _axis(up, MARGIN)]
+    parts += [_text(_x(place), HEIGHT - 4, text) for place, text in across.ticks()]
+    if marked is not None:
+        x = _x(across.place(marked))
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_y(0):.1f}" y2="{_y(1):.1f}" stroke="#d9480f"/>')
+        parts.append(_text(x, 14, f"{marked:.2g}"))
+    return _svg(HEIGHT, "Loss at growing learning rates", parts)
+
+
+def _x(place: float) -> float:
+    return MARGIN + place * (WIDTH - 2 * MARGIN)
