@@ -286,9 +286,10 @@ class SweepDriver:
         words = f"{error.get('ename', '')}: {error.get('evalue', '')}"
         if ended.state == "lost" or (ended.state == "failed" and error.get("ename") in LOSSES):
             return "lost", words if error else "its ranks were lost."
-        if watch.is_pruned or await self._ask(self._study.has_pruned_itself, number):
+        is_stopped = ended.state == "stopped"  # what was to be pruned may have reached its end before
+        if (is_stopped and watch.is_pruned) or await self._ask(self._study.has_pruned_itself, number):
             return "pruned", ""
-        if ended.state == "stopped":
+        if is_stopped:
             return "stopped", "stopped."
         if ended.state == "failed":
             return "failed", words

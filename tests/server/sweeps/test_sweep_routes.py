@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-
-from tests.support.server_parts import Server, until
+from tests.support.server_parts import Server
 
 pytest_plugins = ["tests.support.server_fixtures"]
 SWEEPS = "llmcloud/api/sweeps"
