@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import select
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal, said
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import Interface
-from jupyter_llmcloud.errors import LLMCloudError, UsageError
+from jupyter_llmcloud.errors import SweepFailed, UsageError
 from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.search.view import SweepView, text_of, trial_table
 from jupyter_llmcloud.magics.session import cell as cells
@@ -20,13 +19,7 @@ from jupyter_llmcloud.magics.session.cell import Cell
 from jupyter_llmcloud.magics.session.kernel_end import kernel_end
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
 
-WAIT_S = 5.0
-
-
-class SweepFailed(LLMCloudError):
-    """A sweep of which nothing came: its message is the first error."""
-
-    code = "SweepFailed"
+WAIT_S = 0.5  # a Stop is passed on after no longer than that
 
 
 class SweepHandle:
@@ -152,8 +145,7 @@ def follow(name: str) -> SweepHandle:
                 stop.passed_on += 1
                 _stop(server, name)
                 view.stopping()
-            # A press ends the wait at once; else the server's answer does, within a moment of a change.
-            told = server.sweep(name, told["version"], 0 if select.select([stop.fd], [], [], 0.1)[0] else WAIT_S)
+            told = server.sweep(name, told["version"], WAIT_S)
             view.show(told)
     if stop.is_leaving:
         message = f"{kernel_end.message} The sweep goes on: %sweeps attach {name} shows it."

@@ -117,6 +117,7 @@ class SweepDriver:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._on_gang: dict[int, int] = {}  # gangs by trial
         self._metric = work.spec.metric or REPORTED
+        self._broken = ""  # why it cannot go on, though its trials could
 
     @property
     def name(self) -> str:
@@ -135,8 +136,11 @@ class SweepDriver:
         try:
             end = await self._follow_rules(await self._rules())
             importance = await self._ask(self._study.importance)
-            self.board.change(state=end.state, reason=end.reason, ended=time.time(), note="", importance=importance)
+            state, reason = ("failed", self._broken) if self._broken else (end.state, end.reason)
+            await self._close()
+            self.board.change(state=state, reason=reason, ended=time.time(), note="", importance=importance)
         except LLMCloudError as error:
+            await self._close()
             self.board.change(state="failed", reason=str(error), ended=time.time(), note="")
         finally:
             if timer is not None:
@@ -181,14 +185,21 @@ class SweepDriver:
             if self._tasks.get(name) is task:
                 del self._tasks[name]
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._log.error("the sweep %s has failed", self.name, exc_info=error)
-                self._events.put_nowait(SweepStopAsked())
+                self._break(error)
 
         task.add_done_callback(ended)
 
+    def _break(self, error: BaseException) -> None:
+        if not isinstance(error, LLMCloudError):
+            self._log.error("the sweep %s has failed", self.name, exc_info=error)
+        self._broken = self._broken or f"{error}" or type(error).__name__
+        self._events.put_nowait(SweepStopAsked())
+
     async def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call something of the study in its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._study.explained, function, *arguments
+        )
 
     # --- gangs ---
 
@@ -245,7 +256,10 @@ class SweepDriver:
         except LLMCloudError as error:
             kind, reason = "failed", str(error)
         self._on_gang.pop(number, None)
-        await self._end(row, kind, reason, watch, is_last=kind != "lost" or start.attempt > 0)
+        try:
+            await self._end(row, kind, reason, watch, is_last=kind != "lost" or start.attempt > 0)
+        except LLMCloudError as error:  # of the study, without which nothing can go on
+            self._break(error)
         if self._study.is_exhausted:
             self._events.put_nowait(Exhausted())
         self._events.put_nowait(TrialEnded(number, kind, reason))

@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +217,11 @@ class SweepStudy:
 
     def _note_exhausted(self) -> None:
         self.is_exhausted = True
+
+    def explained(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call one of the methods below. Raises UsageError in place of what the storage raises."""
+        with _explained(self.plan.storage):
+            return function(*arguments)
 
     # --- trials ---
 
