@@ -119,8 +119,9 @@ class Gang:
 
     async def close(self) -> None:
         """End its ranks."""
-        with suppress(LLMCloudError, TimeoutError):
-            await self._connection.request(StopWorld(world_id=self.world_id), STOP_WORLD_S)
+        with suppress(LLMCloudError):
+            if not self._connection.gone.is_set():
+                await self._connection.request(StopWorld(world_id=self.world_id), STOP_WORLD_S)
         await self._connection.close()
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from jupyter_llmcloud.core.search.reported_steps import is_reported
-
-Ask = Callable[..., Awaitable[Any]]  # calls a method of the study in its own thread
+from jupyter_llmcloud.errors import LLMCloudError
 
 
 @dataclass
@@ -49,6 +47,7 @@ class TrialWatch:
         self._stop = stop
         self._pending: list[tuple[int, float]] = []
         self._telling: asyncio.Task[None] | None = None
+        self._error: LLMCloudError | None = None
 
     def on_values(self, rank: int, step: int | None, values: dict[str, float]) -> None:
         """A rank has logged something."""
@@ -60,19 +59,24 @@ class TrialWatch:
             seen.rank, seen.count = rank, 0
         seen.value, seen.step = values[self._metric], int(step) if step is not None else seen.count
         seen.count += 1
-        if is_reported(seen.count - 1) and not self.is_pruned:
+        if is_reported(seen.count - 1) and not self.is_pruned and self._error is None:
             self._pending.append((seen.step, seen.value))
             if self._telling is None or self._telling.done():
                 self._telling = asyncio.ensure_future(self._tell())
 
     async def _tell(self) -> None:
-        while self._pending and not self.is_pruned:
-            values, self._pending = self._pending, []
-            if await self._report(values):
-                self.is_pruned = True
-                await self._stop()
+        try:
+            while self._pending and not self.is_pruned:
+                values, self._pending = self._pending, []
+                if await self._report(values):
+                    self.is_pruned = True
+                    await self._stop()
+        except LLMCloudError as error:
+            self._error = error
 
     async def settled(self) -> None:
         """Wait until the study knows all of it. Raises what the study refuses."""
         if self._telling is not None:
             await self._telling
+        if self._error is not None:
+            raise self._error

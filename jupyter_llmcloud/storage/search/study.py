@@ -283,6 +283,6 @@ class SweepStudy:
             warnings.simplefilter("ignore")
             try:
                 found = library.importance.get_param_importances(self._study)
-            except (ValueError, RuntimeError, ZeroDivisionError):
+            except Exception:  # of few or equal values; a sweep does not fail for what only informs
                 return {}
         return {name: round(float(weight), 4) for name, weight in found.items() if math.isfinite(weight)}
