@@ -208,6 +208,8 @@ class SweepDriver:
         plan = GangPlan(
             spec.nproc, spec.cluster, spec.priority, f"sweep:{self.name}", str(self._work.code.get("folder") or "")
         )
+        if not self._gangs:
+            self._note("finding a cluster and starting ranks")
         try:
             self._gangs[gang] = found = await Gang.open(self._doors, plan, nonce(), self._note)
         except (ConnectionLost, WorldError):  # a worker that was lost a moment ago

@@ -71,7 +71,7 @@ def test_batches_grow_and_one_is_suggested() -> None:
 
 
 def test_what_gives_no_loss_or_has_no_rows_is_refused_by_name() -> None:
-    model, optimizer, loader = parts()
+    model, optimizer, _ = parts()
     run = LoneRun()
     with pytest.raises(UsageError, match="name a loss function"):
         range_test.lr_find(
