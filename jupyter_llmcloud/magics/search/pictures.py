@@ -59,7 +59,9 @@ def parallel_coordinates(trials: Sequence[Mapping[str, Any]], metric: str, maxim
     axes = [ParameterAxis(name, [trial["params"][name] for trial in trials]) for name in names[:8]]
     last = ParameterAxis(metric, [trial["value"] for trial in trials])
     gap = (WIDTH - 2 * MARGIN) / len(axes)
-    ranks = {id(t): at for at, t in enumerate(sorted(trials, key=lambda t: t["value"], reverse=maximize))}
+    sign = -1 if maximize else 1
+    ordered = sorted(trials, key=lambda trial: (trial["state"] != "done", sign * trial["value"]))
+    ranks = {id(trial): at for at, trial in enumerate(ordered)}
     drawn = []
     for trial in sorted(trials, key=lambda trial: -ranks[id(trial)]):
         places = [axis.place(trial["params"][axis.name]) for axis in axes] + [last.place(trial["value"])]
