@@ -299,7 +299,8 @@ class SweepDriver:
     async def _judge(self, number: int, ended: RunEnded, watch: TrialWatch) -> tuple[Kind, str]:
         """How a trial has ended."""
         error = ended.errors[0] if ended.errors else {}
-        words = f"{error.get('ename', '')}: {error.get('evalue', '')}"
+        place = f" ({error['place']})" if error.get("place") else ""
+        words = f"{error.get('ename', '')}: {error.get('evalue', '')}{place}"
         if ended.state == "lost" or (ended.state == "failed" and error.get("ename") in LOSSES):
             return "lost", words if error else "its ranks were lost."
         is_stopped = ended.state == "stopped"  # what was to be pruned may have reached its end before
