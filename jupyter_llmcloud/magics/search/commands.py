@@ -109,10 +109,12 @@ class SweepMagics(Magics):
     def lr_find(self, line: str) -> Any:
         """%lr_find MODEL OPTIMIZER LOADER: a learning rate, by a range test on the ranks."""
         parsed = parse(finders.LR_FIND, split(line, "%lr_find"))
-        return finders.lr_find(self.shell, *parsed.arguments, **parsed.given)
+        model, optimizer, loader = parsed.arguments
+        return finders.lr_find(self.shell, model, optimizer, loader, **parsed.given)
 
     @line_magic
     def batch_find(self, line: str) -> Any:
         """%batch_find MODEL OPTIMIZER LOADER: a batch size, by steps of growing batches on the ranks."""
         parsed = parse(finders.BATCH_FIND, split(line, "%batch_find"))
-        return finders.batch_find(self.shell, *parsed.arguments, **parsed.given)
+        model, optimizer, loader = parsed.arguments
+        return finders.batch_find(self.shell, model, optimizer, loader, **parsed.given)

@@ -41,7 +41,7 @@ def test_a_rate_is_found_and_everything_is_as_it_was(optimizer_of: Any) -> None:
     model, optimizer, loader = parts(optimizer_of)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     numbers = torch.get_rng_state()
-    run = LoneRun()
+    run: Any = LoneRun()
     found = range_test.lr_find(
         run,
         model,
@@ -50,7 +50,7 @@ def test_a_rate_is_found_and_everything_is_as_it_was(optimizer_of: Any) -> None:
         torch.nn.functional.mse_loss,
         low=1e-6,
         high=10.0,
-        num_steps=80,  # type: ignore[arg-type]
+        num_steps=80,
     )
     assert found["rate"] is not None and 1e-5 < found["rate"] < 10 and len(run.logged) == len(found["losses"])
     after = (model.state_dict(), optimizer.state_dict())
@@ -62,9 +62,9 @@ def test_a_rate_is_found_and_everything_is_as_it_was(optimizer_of: Any) -> None:
 def test_batches_grow_and_one_is_suggested() -> None:
     model, optimizer, loader = parts()
     weights = copy.deepcopy(model.state_dict())
-    run = LoneRun()
+    run: Any = LoneRun()
     loss = torch.nn.functional.mse_loss
-    found = range_test.batch_find(run, model, optimizer, loader, loss, first=4, most=64)  # type: ignore[arg-type]
+    found = range_test.batch_find(run, model, optimizer, loader, loss, first=4, most=64)
     sizes = [row[0] for row in found["sizes"]]
     assert sizes == [4 * 2**at for at in range(len(sizes))] and found["size"] in sizes and found["reason"]
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights.items())
@@ -72,7 +72,7 @@ def test_batches_grow_and_one_is_suggested() -> None:
 
 def test_what_gives_no_loss_or_has_no_rows_is_refused_by_name() -> None:
     model, optimizer, _ = parts()
-    run = LoneRun()
+    run: Any = LoneRun()
     with pytest.raises(UsageError, match="name a loss function"):
         range_test.lr_find(
             run,
@@ -82,7 +82,7 @@ def test_what_gives_no_loss_or_has_no_rows_is_refused_by_name() -> None:
             None,
             low=1e-6,
             high=1.0,
-            num_steps=20,  # type: ignore[arg-type]
+            num_steps=20,
         )
     with pytest.raises(UsageError, match="batches of two parts"):
         range_test.lr_find(
@@ -93,7 +93,7 @@ def test_what_gives_no_loss_or_has_no_rows_is_refused_by_name() -> None:
             min,
             low=1e-6,
             high=1.0,
-            num_steps=20,  # type: ignore[arg-type]
+            num_steps=20,
         )
     with pytest.raises(UsageError, match="rows have numbers"):
-        range_test.batch_find(run, model, optimizer, iter([]), None, first=1, most=0)  # type: ignore[arg-type]
+        range_test.batch_find(run, model, optimizer, iter([]), None, first=1, most=0)
