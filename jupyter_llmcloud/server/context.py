@@ -28,6 +28,7 @@ from jupyter_llmcloud.server.gateway.key_alerts import KeyMonitor
 from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
 from jupyter_llmcloud.server.gateway.metrics import ENDPOINTS
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
+from jupyter_llmcloud.server.recorded.run_metrics import RUNS
 from jupyter_llmcloud.server.sweeps.gang import ClusterDoors
 from jupyter_llmcloud.server.sweeps.sweeps import SweepRegistry
 from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
@@ -71,6 +72,7 @@ class ServerContext:
         self.clusters.on_shortage = self.endpoints.give_way
         self.requests = OpenRequests(self.state, KeyMonitor(self.audit, log), log, self.audit.tell_requests)
         ENDPOINTS.add(self.endpoints)
+        RUNS.add(self, self.runs)
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
         self._closed = False
@@ -169,6 +171,7 @@ class ServerContext:
         await self.requests.close()
         await self.keeper.close()
         ENDPOINTS.discard(self.endpoints)
+        RUNS.discard(self)
         await self.endpoints.close(stop=self.identity.headless)
         await self.clusters.close()
         if self.identity.headless:
