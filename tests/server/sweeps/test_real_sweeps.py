@@ -75,7 +75,7 @@ def test_trials_run_on_warm_ranks_which_agree_and_forget(shared_server: ServerCl
     until(lambda: not shared_server.worlds(), "its ranks are given back")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_a_sweep_is_stopped_with_is_gone_on_with(shared_server: ServerClient) -> None:
     source = (
         "import time\nx = trial.suggest_float('x', 0, 1)\nwhile trial.number == 1 and EVER:\n    time.sleep(0.01)\n"
