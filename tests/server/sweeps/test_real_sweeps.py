@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.storage.search.sweeps import SweepStore
 from tests.support.headless import headless_server
@@ -142,3 +144,19 @@ def test_a_sweep_whose_server_was_killed_is_gone_on_with_by_another_one(
         told = ended(server, "bereft")
     assert told["state"] == "finished" and [trial["state"] for trial in told["trials"]] == ["done"] * 6
     assert {trial["number"]: trial["value"] for trial in told["trials"]}.items() >= before.items()
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("own_root")
+def test_a_killed_agent_costs_the_trials_that_it_had_one_more_attempt() -> None:
+    with headless_server("short-lived", slots=8) as server:
+        source = SLOW_CELL.partition("\n")[2]
+        server.start_sweep(source=source, name="moved", nproc=2, trials=5, parallel=2, metric="loss")
+        until(lambda: len(server.sweep("moved")["trials"]) > 2, "two trials run", 90)
+        for process in psutil.process_iter(["cmdline"]):
+            words = " ".join(process.info["cmdline"] or [])
+            if "jupyter_llmcloud.agent " in words and str(config.runtime_dir()) in words:
+                process.kill()
+        told = ended(server, "moved")
+    assert told["state"] == "finished" and [trial["state"] for trial in told["trials"]] == ["done"] * 5
+    assert max(trial["num_attempts"] for trial in told["trials"]) == 2
