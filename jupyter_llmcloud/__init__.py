@@ -26,6 +26,8 @@ __all__ = [
     "run",
     "runs",
     "serve",
+    "sweep",
+    "sweeps",
     "world",
 ]
 

@@ -12,6 +12,7 @@ LLMCloudError
 ├── ProtocolError       two processes of ours do not understand each other, most often by different versions
 ├── InternalError       a process of ours failed in a way that nobody foresaw: its log has the traceback
 ├── WorldError          a world could not be started or has lost its ranks
+├── SweepFailed         a sweep of which nothing came: its message is the first error
 └── RankError           a cell failed on a rank (drawn with that rank's own traceback)
 """
 
@@ -111,6 +112,12 @@ class ProtocolError(LLMCloudError):
     """Two processes of ours do not understand each other: a message or a reply that is not what it should be."""
 
     code = "ProtocolError"
+
+
+class SweepFailed(LLMCloudError):
+    """A sweep of which nothing came: its message is the first error."""
+
+    code = "SweepFailed"
 
 
 class InternalError(LLMCloudError):

@@ -303,6 +303,26 @@ class ServerClient:
         """Stop a preparation; what is finished is kept."""
         return self.ask("POST", f"preparations/{_name(ident)}/stop", {})
 
+    def sweeps(self) -> list[dict[str, Any]]:
+        """Every sweep, the newest first, without its trials."""
+        return list(self.ask("GET", "sweeps")["sweeps"])
+
+    def start_sweep(self, **body: Any) -> dict[str, Any]:
+        """Begin a sweep with the options of a SweepSpec, or go on with one; `source`, `cell`, `pushed` are the cell."""
+        return self.ask("POST", "sweeps", body, START_TIMEOUT_S)
+
+    def sweep(self, name: str, seen: int | None = None, wait_s: float = 0) -> dict[str, Any]:
+        """A sweep with its trials; waits for a change."""
+        return self.ask("GET", f"sweeps/{_name(name)}", timeout_s=TIMEOUT_S + wait_s, seen=seen, wait_s=wait_s)
+
+    def stop_sweep(self, name: str) -> dict[str, Any]:
+        """Stop a sweep; what is done is kept."""
+        return self.ask("POST", f"sweeps/{_name(name)}/stop", {})
+
+    def delete_sweep(self, name: str) -> None:
+        """Remove a sweep that has ended; its runs stay."""
+        self.ask("DELETE", f"sweeps/{_name(name)}")
+
     def keys(self) -> list[dict[str, Any]]:
         """Every scoped key, without its secret."""
         return list(self.ask("GET", "keys")["keys"])

@@ -7,25 +7,32 @@ from typing import Any
 
 from jupyter_llmcloud.core.data.spec import PREPARE, SHARDS
 from jupyter_llmcloud.core.options import Syntax, usage
+from jupyter_llmcloud.core.search.spec import SWEEP
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE, SERVE_CELL
 from jupyter_llmcloud.magics.commands import clusters, data, distribute, endpoints, runs, serve_code, worlds
 from jupyter_llmcloud.magics.commands.completion import complete_line
 from jupyter_llmcloud.magics.output import shown_paths
+from jupyter_llmcloud.magics.search import commands as search
+from jupyter_llmcloud.magics.search import finders
 
 VERBS: dict[str, dict[str, Syntax]] = {
     "%cluster": clusters.VERBS,
     "%world": worlds.VERBS,
     "%runs": runs.VERBS,
     "%endpoints": endpoints.VERBS,
+    "%sweeps": search.VERBS,
 }
 SINGLE: dict[str, Syntax] = {
     "%%distribute": DISTRIBUTE,
+    "%%sweep": SWEEP,
     "%push": distribute.PUSH,
     "%pull": distribute.PULL,
     "%serve": SERVE,
     "%%serve": SERVE_CELL,
     "%prepare": PREPARE,
     "%shards": SHARDS,
+    "%lr_find": finders.LR_FIND,
+    "%batch_find": finders.BATCH_FIND,
 }
 
 
@@ -40,6 +47,7 @@ def load(shell: Any) -> None:
         endpoints.EndpointMagics,
         serve_code.ServeCellMagics,
         data.DataMagics,
+        search.SweepMagics,
     ]
     for group in groups:
         shell.register_magics(group(shell))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_llmcloud import errors
+from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import EndpointSpec, RunSpec
 from jupyter_llmcloud.magics import data
 from jupyter_llmcloud.magics.commands import clusters as cluster
@@ -13,6 +14,8 @@ from jupyter_llmcloud.magics.commands import worlds as world
 from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
 from jupyter_llmcloud.magics.output import shown_paths
 from jupyter_llmcloud.magics.output.panels import ClusterPanel, EndpointPanel, WorldPanel
+from jupyter_llmcloud.magics.search import commands as sweeps
+from jupyter_llmcloud.magics.search.sweeps import SweepHandle, start
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.magics.session.null_run import run
@@ -34,6 +37,8 @@ __all__ = [
     "run",
     "runs",
     "serve",
+    "sweep",
+    "sweeps",
     "world",
 ]
 
@@ -44,14 +49,24 @@ shown_paths.install()
 def distribute(code: str, *, n: int | None = None, **options: Any) -> Any:
     """Run `code` on every rank, as `%%distribute` does; returns a RunResult, or a RunHandle with background=True."""
     shell = _shell()
+    return session.current().distribute(shell, _cell(shell, code), {"nproc": n, **options})
+
+
+def sweep(code: str, *, n: int | None = None, **options: Any) -> SweepHandle:
+    """Run `code` with `trial.suggest_...` as many trials, as `%%sweep` does; returns a handle of the sweep."""
+    shell = _shell()
+    return start(shell, _cell(shell, code), {"nproc": n, **options})
+
+
+def _cell(shell: Any, code: str) -> Cell:
     number = current_number(shell)
     body = without_leading_blank_lines(code)
     above = code[: len(code) - len(body)].count("\n")
-    cell = Cell(body, code, above, shell.compile.get_code_name(code, code, number), number)
-    return session.current().distribute(shell, cell, {"nproc": n, **options})
+    return Cell(body, code, above, shell.compile.get_code_name(code, code, number), number)
 
 
 describe(distribute, RunSpec)
+describe(sweep, SweepSpec)
 describe(serve, EndpointSpec)
 
 

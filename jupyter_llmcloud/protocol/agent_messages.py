@@ -231,6 +231,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     pushed: dict[str, str] = field(default_factory=dict)  # with the cell: {name: its literal, or ""}
     arguments: list[str] = field(default_factory=list)  # of a cell, as its sys.argv[1:]
     fresh: bool = False  # it finds what a new process would find
+    trial: dict[str, Any] = field(default_factory=dict)  # of a sweep: as storage.search.study.RankTrial
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
     makes: list[str] | None = None  # variables that it binds; None when its text does not tell
     timeout_s: float = 0.0

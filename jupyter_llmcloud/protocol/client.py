@@ -24,6 +24,7 @@ class AgentConnection:
 
     Args:
         responder: answers what the agent asks of this end.
+        hear: called with what the agent tells of runs that are followed over this connection.
 
     Attributes:
         gone: set when the agent's end of the connection has closed.
@@ -35,8 +36,10 @@ class AgentConnection:
         writer: asyncio.StreamWriter,
         address: str,
         responder: Responder | None = None,
+        hear: Callable[[Message], None] = lambda _: None,
     ) -> None:
         self.address = address
+        self.hear = hear
         self.gone = asyncio.Event()
         self._connection = Connection(reader, writer, _name(address))
         self._responder = responder or Responder("this process")
@@ -53,7 +56,7 @@ class AgentConnection:
             raise ConnectionLost(f"{_name(address)} does not answer: {error}.") from None
         return cls(reader, writer, address, responder)
 
-    async def request(self, request: Request[R], timeout_s: float = 30.0) -> R:
+    async def request(self, request: Request[R], timeout_s: float | None = 30.0) -> R:
         """Send a request and wait for its reply; a refusal is raised."""
         return await self._connection.request(request, timeout_s)
 
@@ -65,6 +68,8 @@ class AgentConnection:
                         task = asyncio.create_task(self._responder.serve(message, self._connection.send))
                         self._answering.add(task)
                         task.add_done_callback(self._answering.discard)
+                    else:
+                        self.hear(message)
         finally:
             self.gone.set()
 

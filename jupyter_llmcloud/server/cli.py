@@ -26,6 +26,7 @@ from jupyter_llmcloud.server.manifest_command import add_manifests
 from jupyter_llmcloud.server.recorded.commands import add_records
 from jupyter_llmcloud.server.rollout_commands import add_rollouts
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
+from jupyter_llmcloud.server.sweeps.command import add_sweep
 
 COLUMNS = {
     "endpoints": ("name", "state", "target", "revision", "created", "reason"),
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     nouns = top.add_subparsers(required=True, metavar="COMMAND")
     add_run(nouns)
     add_data(nouns)
+    add_sweep(nouns)
     add_manifests(nouns)
     _add_serve(nouns)
     _add_mcp(nouns)

@@ -29,6 +29,8 @@ from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
 from jupyter_llmcloud.server.gateway.metrics import ENDPOINTS
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 from jupyter_llmcloud.server.recorded.run_metrics import RUNS
+from jupyter_llmcloud.server.sweeps.gang import ClusterDoors
+from jupyter_llmcloud.server.sweeps.sweeps import SweepRegistry
 from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.storage.server_state import ServerState
@@ -120,6 +122,11 @@ class ServerContext:
         return Preparations(self.clusters, self.audit, self.requests.log)
 
     @cached_property
+    def sweeps(self) -> SweepRegistry:
+        """Searches of hyperparameters."""
+        return SweepRegistry(ClusterDoors(self.clusters.pool, self.clusters.agent), self.audit, self.requests.log)
+
+    @cached_property
     def series(self) -> SeriesWindows:
         """Metrics of runs that are looked at from near."""
         return SeriesWindows()
@@ -160,6 +167,7 @@ class ServerContext:
         await self.starts.close()
         await self.batches.close()
         await self.preparations.close()
+        await self.sweeps.close()
         await self.requests.close()
         await self.keeper.close()
         ENDPOINTS.discard(self.endpoints)

@@ -83,6 +83,7 @@ from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 from jupyter_llmcloud.server.openapi.handler import OpenApiHandler
 from jupyter_llmcloud.server.openapi.openai_surface import OpenAIDocumentHandler
 from jupyter_llmcloud.server.recorded.handlers import RunComparisonHandler, RunExportHandler
+from jupyter_llmcloud.server.sweeps.handlers import SweepHandler, SweepsHandler, SweepStopHandler
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.context import ServerContext
@@ -143,6 +144,9 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/api/preparations", PreparationsHandler, (*_JSON, "preparations")),
     (rf"/llmcloud/api/preparations/{NAME}", PreparationHandler, (*_JSON, "preparations")),
     (rf"/llmcloud/api/preparations/{NAME}/stop", PreparationStopHandler, (*_JSON, "preparations")),
+    (r"/llmcloud/api/sweeps", SweepsHandler, (*_JSON, "sweeps")),
+    (rf"/llmcloud/api/sweeps/{NAME}", SweepHandler, (*_JSON, "sweeps")),
+    (rf"/llmcloud/api/sweeps/{NAME}/stop", SweepStopHandler, (*_JSON, "sweeps")),
     (r"/llmcloud/api/keys", KeysHandler, (*_JSON, "state")),
     (r"/llmcloud/api/keys/usage", KeyUsageHandler, (*_JSON, "state", "requests")),
     (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),

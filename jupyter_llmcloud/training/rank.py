@@ -73,6 +73,7 @@ from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
+from jupyter_llmcloud.training.search import trials
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, namespace, no_stdin
 from jupyter_llmcloud.training.shell.process_state import ProcessState
 from jupyter_llmcloud.training.shell.script import was_stopped
@@ -341,7 +342,7 @@ class Rank:
                 self.hooks.begin(shell.compile.code)
             for notice in [] if self.checkpoints.replaying else patching.take_notices():
                 self.sender.warning("stderr", notice + "\n")
-            error = shell.run(cell)
+            error = trials.unless_pruned(shell.run(cell), cell, shell.user_ns)
             self.checkpoints.end(error)
             self.hooks.end()  # what is pulled and saved is as it was written
             if error is None:
@@ -368,6 +369,8 @@ class Rank:
             )
         )
         self._process.end(shell.user_ns)
+        if cell.trial:
+            trials.forget(shell.user_ns, shell.initial_names)
         if error is not None:
             failure_memory.let_go(error)
         else:
@@ -378,6 +381,8 @@ class Rank:
         self._process.begin(cell, shell.user_ns, shell.initial_names)
         if cell.payload:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
+        if cell.trial:
+            shell.user_ns[trials.NAME] = trials.Trial(cell.trial, self.run, lambda: self.group.store)
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
         ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)

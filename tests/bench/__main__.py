@@ -13,7 +13,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import data, dispatch, gateway, local_cells, logs, panels, resize, scale, serving, start, throughput
+from tests.bench import (
+    data,
+    dispatch,
+    gateway,
+    local_cells,
+    logs,
+    panels,
+    resize,
+    scale,
+    serving,
+    start,
+    sweep,
+    throughput,
+)
 from tests.bench.measured import Row, table
 from tests.bench.shell import REPOSITORY
 
@@ -28,9 +41,10 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "cells": local_cells.measure,
     "serving": serving.measure,
     "data": data.measure,
+    "sweep": sweep.measure,
     "scale": scale.measure,
 }
-ONLY_BY_NAME = ("scale",)  # what takes the whole machine for long
+ONLY_BY_NAME = ("scale", "sweep")  # what takes the whole machine for long
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ import pytest
 import jupyter_llmcloud as lc
 from jupyter_llmcloud.core.data.spec import PREPARE, PrepareSpec
 from jupyter_llmcloud.core.options import Option, complete, parse, split, usage
+from jupyter_llmcloud.core.search.spec import SWEEP, SweepSpec
 from jupyter_llmcloud.core.spec import (
     DISTRIBUTE,
     RUN,
@@ -107,7 +108,8 @@ def test_a_bad_value_is_refused_alike_at_every_interface() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "spec"), [(lc.distribute, RunSpec), (lc.serve, EndpointSpec), (lc.data.prepare, PrepareSpec)]
+    ("function", "spec"),
+    [(lc.distribute, RunSpec), (lc.serve, EndpointSpec), (lc.data.prepare, PrepareSpec), (lc.sweep, SweepSpec)],
 )
 def test_the_python_twin_names_and_explains_every_option(function: Any, spec: type[Spec]) -> None:
     known = inspect.signature(function).parameters
@@ -120,6 +122,7 @@ def test_the_readme_has_the_table_of_every_option() -> None:
     assert table(RunSpec) in README.read_text(encoding="utf-8")
     assert table(EndpointSpec) in README.read_text(encoding="utf-8")
     assert table(PrepareSpec) in README.read_text(encoding="utf-8")
+    assert table(SweepSpec) in README.read_text(encoding="utf-8")
 
 
 def test_serve_and_world_have_the_options_of_their_specs() -> None:
@@ -130,6 +133,9 @@ def test_serve_and_world_have_the_options_of_their_specs() -> None:
     assert PREPARE.options == PrepareSpec.options(Interface.NOTEBOOK)
     command = parser().parse_args(["prepare", "in", "--out", "out"])
     assert all(hasattr(command, option.name) for option in PrepareSpec.options(Interface.SHELL))
+    assert SWEEP.options == SweepSpec.options(Interface.NOTEBOOK)
+    command = parser().parse_args(["sweep", "tune.py", "--trials", "3"])
+    assert all(hasattr(command, option.name) for option in SweepSpec.options(Interface.SHELL))
 
 
 @pytest.mark.parametrize(

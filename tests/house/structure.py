@@ -24,6 +24,8 @@ EXCEPTIONS: dict[str, str] = {
     "jupyter_llmcloud.magics.output.run_view.RunDisplay": "the view of one cell: where it is shown, and what it has shown",
     "Attempt: self._feed.record.artifacts": _DATA,
     "RunFollower: self.view": _DATA,
+    "SweepDriver: self._work.spec": _DATA,
+    "SweepDriver: self.board.record": _DATA,
     "RunWatch: self._follower": "a watch tells what its follower has read of one run, all of it values",
     "SharedColumns: self._follower": "a watch tells what its follower has read of one run, all of it values",
     "Rank: self.watchdog.collectives.state": _DATA,

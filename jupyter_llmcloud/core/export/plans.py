@@ -38,5 +38,5 @@ def check_options(spec: Mapping[str, Any]) -> list[str]:
     left = sorted("--" + name.replace("_", "-") for name in spec if name in _SUPERVISION)
     notes = [f"{', '.join(left)}: a script saves no checkpoints and is not restarted by itself."] if left else []
     if "=skip" in str(spec.get("watch")):
-        notes.append("--watch not-finite=skip: a script takes every step; one without finite gradients ruins its model.")
+        notes.append("--watch not-finite=skip: a script takes every step, also without finite gradients.")
     return notes

@@ -55,6 +55,8 @@ def holder(owner: str) -> str:
         return f"process {rest}"
     if kind == "server":
         return "a run without a notebook"
+    if kind == "sweep":
+        return f"the sweep {rest}"
     return "/".join(PurePath(owner).parts[-2:]).removeprefix("//") or "somebody"
 
 

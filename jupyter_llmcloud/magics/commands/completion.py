@@ -61,6 +61,7 @@ class CompletionNames:
             "runs": lambda: _runs(lambda record: True),
             "active runs": lambda: _runs(lambda record: record.is_active),
             "what can be served": lambda: [*_with_a_model(), *_served_here(variables), *_models_on_ranks()],
+            "sweeps": lambda: [str(row["name"]) for row in _ask("sweeps")],
             "endpoints": lambda: [str(row["name"]) for row in _ask("endpoints")],
             "keys": lambda: [str(row["id"]) for row in _ask("keys") if row["state"] == "valid"],
             "variables": lambda: sorted(name for name in variables if not name.startswith("_")),

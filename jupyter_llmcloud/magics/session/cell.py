@@ -56,11 +56,11 @@ class Cell:
     number: int
 
 
-def read_cell(shell: Any, magic_line: str, body: str) -> Cell:
+def read_cell(shell: Any, magic_line: str, body: str, magic: str = "%%distribute") -> Cell:
     """The cell that is being executed in `shell` (an IPython shell)."""
     source = _raw_source(shell)
     if not body.strip() or not source.rstrip().endswith(body.rstrip()):
-        source = f"%%distribute {magic_line}".rstrip() + "\n" + body
+        source = f"{magic} {magic_line}".rstrip() + "\n" + body
     code = without_leading_blank_lines(body)
     offset = source.rstrip()[: len(source.rstrip()) - len(code.rstrip())].count("\n")
     number = current_number(shell)

@@ -105,7 +105,7 @@ class WorldClient:
         try:
             lease_s = config.lease_s(WORLD_LEASE_S)
             request = StartWorld(
-                world_id=world_id, agents=placement["agents"], owner=owner, cwd=_folder(), lease_s=lease_s
+                world_id=world_id, agents=placement["agents"], owner=owner, cwd=working_folder(), lease_s=lease_s
             )
             channel.request(request, START_TIMEOUT_S)
         except BaseException:
@@ -387,7 +387,7 @@ class WorldClient:
         return RunResult(ended.run_id, ended.state, ended.report, ended.artifacts, pulled)
 
 
-def _folder() -> str:
+def working_folder() -> str:
     """Where the notebook works; "" when that folder is no more."""
     try:
         return os.getcwd()

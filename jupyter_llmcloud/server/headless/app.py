@@ -128,7 +128,7 @@ async def owner_gone(pid: int, started: float) -> None:
 
 async def has_active_runs(context: ServerContext) -> bool:
     """Does a run go on, on a cluster of this server?"""
-    if len(context.starts):
+    if len(context.starts) or len(context.sweeps):
         return True
     names = await context.clusters.names()
     records = [record for record in await asyncio.to_thread(context.runs.list) if record.is_active]

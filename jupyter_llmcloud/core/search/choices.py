@@ -1,0 +1,52 @@
+"""Samplers and pruners as they are written: `tpe`, `asha,min=2,reduction=3`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jupyter_llmcloud.core.options import did_you_mean
+from jupyter_llmcloud.errors import UsageError
+
+SAMPLERS = ("tpe", "gp", "cmaes", "grid", "random")
+# What may follow the name of a pruner, with the least value of each.
+PRUNERS: Mapping[str, Mapping[str, int]] = {
+    "none": {},
+    "asha": {"min": 1, "reduction": 2},
+    "hyperband": {"min": 1, "max": 1, "reduction": 2},
+    "median": {"startup": 0, "warmup": 0},
+    "patient": {"patience": 0},
+}
+
+
+@dataclass(frozen=True)
+class PrunerChoice:
+    """A pruner and its settings; what is left out is Optuna's own default."""
+
+    name: str
+    settings: Mapping[str, int]
+
+
+def read_pruner(text: str) -> PrunerChoice:
+    """`asha,reduction=3` as a choice. Raises UsageError."""
+    name, *parts = [part.strip() for part in text.split(",")]
+    if name not in PRUNERS:
+        raise UsageError(f"{text!r} is not possible: choose one of {', '.join(PRUNERS)}.{did_you_mean(name, PRUNERS)}")
+    return PrunerChoice(name, dict(_setting(name, part) for part in parts))
+
+
+def _setting(pruner: str, text: str) -> tuple[str, int]:
+    known = PRUNERS[pruner]
+    name, _, value = text.partition("=")
+    if name not in known:
+        allowed = f"{pruner} takes {', '.join(known)}" if known else f"{pruner} takes no settings"
+        raise UsageError(f"{text!r} is not possible: {allowed}.")
+    if not value.isascii() or not value.isdigit() or int(value) < known[name]:
+        raise UsageError(f"{text!r}: expected a whole number of at least {known[name]} after {name}=.")
+    return name, int(value)
+
+
+def checked_pruner(text: str) -> str:
+    """The same text, once it can be read. Raises UsageError."""
+    read_pruner(text)
+    return text

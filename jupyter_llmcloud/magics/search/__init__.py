@@ -1,0 +1,1 @@
+"""Sweeps in a notebook: started, followed, shown; range tests of learning rates and batch sizes."""

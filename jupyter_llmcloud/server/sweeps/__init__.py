@@ -1,0 +1,1 @@
+"""Sweeps: each is seen to by this server, and needs no kernel."""

@@ -1,0 +1,306 @@
+"""A sweep is seen through with ranks that are played: what its study and its record hold, what is stopped, what goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.core.search.spec import SweepSpec
+from jupyter_llmcloud.errors import ConnectionLost, UsageError
+from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
+from jupyter_llmcloud.server.sweeps import driver as drivers
+from jupyter_llmcloud.server.sweeps.driver import SweepBoard, SweepDriver, SweepWork
+from jupyter_llmcloud.server.sweeps.gang import ClusterDoors
+from jupyter_llmcloud.storage.search.study import StudyPlan, SweepStudy, make_sampler, optuna
+from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore
+
+pytest.importorskip("optuna")
+CODE = {"source": "1", "code": "1", "filename": "<c>", "line_offset": 0, "execution_count": 1, "folder": ""}
+Logged = list[dict[str, float]]
+Plays = Callable[["PlayedGang", int, Any], Any]
+
+
+class PlayedGang:
+    """In place of ranks: `play` says what a trial logs, and how it ends."""
+
+    cluster, address, world_id, num_ranks = "c", "/nowhere", "w", 2
+
+    def __init__(self, plan: StudyPlan, play: Plays) -> None:
+        self._plan = plan
+        self._play = play
+        self.is_stopped = asyncio.Event()
+        self.cells: list[Execute] = []
+        self.on_values: Callable[[int, int | None, dict[str, float]], None] = lambda *_: None
+
+    async def run(self, cell: Execute, on_values: Callable[[int, int | None, dict[str, float]], None]) -> RunEnded:
+        self.cells.append(cell)
+        self.is_stopped.clear()
+        self.on_values = on_values
+        number = cell.trial["number"]
+        state = await self._play(self, number, await asyncio.to_thread(self._trial, number))
+        return RunEnded(run_id=cell.run_id, **(state if isinstance(state, dict) else {"state": state}))
+
+    def _trial(self, number: int) -> Any:
+        from jupyter_llmcloud.storage.search.study import open_storage
+
+        storage, plan = open_storage(self._plan.storage), self._plan
+        sampler = make_sampler(plan.sampler, plan.seed and plan.seed + number)
+        study = optuna().load_study(study_name=plan.name, storage=storage, sampler=sampler)
+        ident = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(plan.name), number)
+        return optuna().trial.Trial(study, ident)
+
+    async def stop(self) -> None:
+        self.is_stopped.set()
+
+    async def close(self) -> None:
+        pass
+
+
+class PlayedSweep:
+    """A driver whose gangs are played."""
+
+    def __init__(self, root: Path, play: Plays, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+        self.spec = SweepSpec.make({"metric": "loss", "trials": 6, "seed": 1, **options})
+        self.folder = SweepStore(root).folder("tuned")
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        names = ("direction", "sampler", "prune", "seed")
+        self.plan = StudyPlan(
+            str(self.folder.journal), "tuned", metric="loss", **{name: getattr(self.spec, name) for name in names}
+        )
+        self.gangs: list[PlayedGang] = []
+
+        async def open_gang(*_: Any) -> PlayedGang:
+            self.gangs.append(PlayedGang(self.plan, play))
+            return self.gangs[-1]
+
+        monkeypatch.setattr(drivers.Gang, "open", open_gang)
+
+    def driver(self, record: SweepRecord | None = None, resumes: bool = False) -> SweepDriver:
+        known = record or SweepRecord("tuned", spec=self.spec.as_dict())
+        study = (SweepStudy.reopen if resumes else SweepStudy.create)(self.plan)
+        doors = ClusterDoors(None, None)  # type: ignore[arg-type]
+        log = logging.getLogger("test")
+        return SweepDriver(SweepBoard(self.folder, known), SweepWork(self.spec, CODE, b""), study, doors, log)
+
+
+async def parabola(gang: PlayedGang, number: int, trial: Any) -> str:
+    """Loss of an x that is far from 0.3, falling to it in ten steps."""
+    x = await asyncio.to_thread(trial.suggest_float, "x", 0.0, 1.0)
+    for step in range(10):
+        gang.on_values(0, step, {"loss": (x - 0.3) ** 2 + 1 / (step + 1), "lr": 0.1})
+        await asyncio.sleep(0)
+    return "finished"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+
+
+async def test_what_trials_log_is_in_the_study_and_the_best_in_the_record(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = PlayedSweep(root, parabola, monkeypatch, trials=8, parallel=2)
+    await sweep.driver().run()
+    record = sweep.folder.read()
+    assert (record.state, [row.state for row in record.trials]) == ("finished", ["done"] * 8)
+    best = record.best()
+    assert best is not None and best.value == min(row.value or 9 for row in record.trials)
+    study = optuna().load_study(study_name="tuned", storage=_storage(sweep))
+    assert study.best_trial.number == best.number and study.best_value == best.value
+    assert study.best_trial.user_attrs["llmcloud:run"] == best.run_id and study.best_params == best.params
+    assert record.importance == {"x": 1.0} and len(sweep.gangs) == 2
+
+
+def _storage(sweep: PlayedSweep) -> Any:
+    from jupyter_llmcloud.storage.search.study import open_storage
+
+    return open_storage(sweep.plan.storage)
+
+
+async def test_a_trial_that_falls_behind_is_stopped_and_pruned(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        await asyncio.to_thread(trial.suggest_float, "x", 0.0, 1.0)
+        for step in range(1, 30):
+            gang.on_values(0, step, {"loss": number + 1.0})
+            await asyncio.sleep(0.01 if number else 0)
+            if gang.is_stopped.is_set():
+                return "stopped"
+        return "finished"
+
+    sweep = PlayedSweep(root, play, monkeypatch, prune="asha,min=2,reduction=2")
+    await sweep.driver().run()
+    record = sweep.folder.read()
+    pruned = [row for row in record.trials if row.state == "pruned"]
+    assert record.state == "finished" and pruned and all((row.step or 0) < 29 for row in pruned)
+    assert optuna().load_study(study_name="tuned", storage=_storage(sweep)).trials[5].state.name == "PRUNED"
+
+
+async def test_a_trial_whose_ranks_are_lost_is_run_again_with_the_same_values(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[float]] = {}
+
+    async def play(gang: PlayedGang, number: int, trial: Any) -> Any:
+        x = await asyncio.to_thread(trial.suggest_float, "x", 0.0, 1.0)
+        seen.setdefault(number, []).append(x)
+        if number == 1 and len(seen[1]) == 1:
+            raise ConnectionLost("the node agent of its ranks has gone.")
+        if number == 2 and len(seen[2]) == 1:
+            return {"state": "failed", "errors": [{"ename": "RankKilled", "evalue": "SIGKILL"}]}
+        gang.on_values(0, 0, {"loss": x})
+        return "finished"
+
+    sweep = PlayedSweep(root, play, monkeypatch, trials=4)
+    await sweep.driver().run()
+    record = sweep.folder.read()
+    assert [row.state for row in record.trials] == ["done"] * 4
+    assert [row.num_attempts for row in record.trials] == [1, 2, 2, 1]
+    assert [len(values) for values in seen.values()] == [1, 2, 2, 1] and all(len({*v}) == 1 for v in seen.values())
+
+
+async def test_stop_keeps_what_is_done_and_the_rest_is_gone_on_with(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = asyncio.Event()
+
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        x = await asyncio.to_thread(trial.suggest_float, "x", 0.0, 1.0)
+        if number == 2 and not waits.is_set():
+            waits.set()
+            await gang.is_stopped.wait()
+            return "stopped"
+        gang.on_values(0, 0, {"loss": x})
+        return "finished"
+
+    sweep = PlayedSweep(root, play, monkeypatch, trials=5)
+    driver = sweep.driver()
+    going = asyncio.ensure_future(driver.run())
+    await waits.wait()
+    driver.stop()
+    await asyncio.wait_for(going, 20)
+    record = sweep.folder.read()
+    assert (record.state, [row.state for row in record.trials]) == ("stopped", ["done", "done", "stopped"])
+    record.state = "running"
+    await sweep.driver(record, resumes=True).run()
+    record = sweep.folder.read()
+    assert record.state == "finished"
+    assert [row.state for row in record.trials] == ["done", "done", "stopped", "done", "done", "done"]
+
+
+async def test_what_was_under_way_when_its_server_was_killed_is_done_first(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = asyncio.Event()
+    values: dict[int, list[float]] = {}
+
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        x = await asyncio.to_thread(trial.suggest_float, "x", 0.0, 1.0)
+        values.setdefault(number, []).append(x)
+        if number == 1 and not killed.is_set():
+            killed.set()
+            await asyncio.get_running_loop().create_future()
+        gang.on_values(0, 0, {"loss": x})
+        return "finished"
+
+    sweep = PlayedSweep(root, play, monkeypatch, trials=3)
+    going = asyncio.ensure_future(sweep.driver().run())
+    await killed.wait()
+    going.cancel()
+    await asyncio.wait([going])
+    record = sweep.folder.read()
+    assert record.state == "running" and sweep.folder.true_state(record) == "interrupted"
+    record.trials = [row for row in record.trials if row.state != "running"]
+    await sweep.driver(record, resumes=True).run()
+    record = sweep.folder.read()
+    assert [row.state for row in record.trials] == ["done"] * 3
+    assert len(values[1]) == 2 and len({*values[1]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("logged", "metric", "words"),
+    [
+        ([{"los": 1.0, "lr": 0.1}], "loss", "the metric 'loss' never came: it logged los, lr."),
+        ([], "loss", "the metric 'loss' never came: it logged nothing."),
+        ([{"los": 1.0}], None, "call trial.report(value, step), or name a metric (--metric NAME); it logged los."),
+    ],
+)
+async def test_a_metric_that_never_comes_ends_the_sweep_and_names_those_that_came(
+    root: Path, monkeypatch: pytest.MonkeyPatch, logged: Logged, metric: str | None, words: str
+) -> None:
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        for values in logged:
+            gang.on_values(0, 0, values)
+        return "finished"
+
+    sweep = PlayedSweep(root, play, monkeypatch, metric=metric)
+    await sweep.driver().run()
+    record = sweep.folder.read()
+    assert record.state == "failed" and words in record.reason and len(record.trials) == 1
+
+
+async def test_trials_that_only_fail_end_it_with_the_first_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(gang: PlayedGang, number: int, trial: Any) -> Any:
+        return {"state": "failed", "errors": [{"ename": "ZeroDivisionError", "evalue": f"trial {number}"}]}
+
+    sweep = PlayedSweep(root, play, monkeypatch, trials=40)
+    await sweep.driver().run()
+    record = sweep.folder.read()
+    assert record.reason == "the first 3 trials have failed. The first error: ZeroDivisionError: trial 0"
+    assert len(record.trials) == 3
+
+
+async def test_every_combination_is_tried_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        width = await asyncio.to_thread(trial.suggest_categorical, "width", [8, 16, 32])
+        depth = await asyncio.to_thread(trial.suggest_int, "depth", 1, 2)
+        gang.on_values(0, 0, {"loss": float(width * depth)})
+        return "finished"
+
+    sweep = PlayedSweep(root, play, monkeypatch, trials=40, sampler="grid")
+    await sweep.driver().run()
+    record = sweep.folder.read()
+    assert record.reason == "every combination has been tried." and len(record.trials) == 6
+    assert len({tuple(sorted(row.params.items())) for row in record.trials}) == 6
+
+
+def test_a_study_of_another_kind_is_refused_by_name(root: Path) -> None:
+    place = str(root / "study.journal")
+    mine = StudyPlan(place, "tuned", metric="loss")
+    SweepStudy.create(mine)
+    for plan, words in [
+        (StudyPlan(place, "tuned", metric="accuracy"), "is to minimize loss, not to minimize accuracy"),
+        (StudyPlan(place, "tuned", metric="loss", direction="maximize"), "not to maximize loss"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            SweepStudy.reopen(plan)
+    storage = optuna().storages.JournalStorage(optuna().storages.journal.JournalFileBackend(place))
+    optuna().create_study(study_name="theirs", storage=storage)
+    with pytest.raises(UsageError, match="is of another program"):
+        SweepStudy.reopen(StudyPlan(place, "theirs", metric="loss"))
+
+
+def test_a_storage_that_is_locked_or_of_no_use_says_so_without_its_password(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sqlite3
+
+    from jupyter_llmcloud.storage.search import study
+
+    with pytest.raises(UsageError, match=r"there is no folder .*/no"):
+        study.open_storage(str(root / "no" / "study.journal"))
+    with pytest.raises(UsageError, match="choose sqlite://"):
+        study.open_storage("ftp://host/study")
+    monkeypatch.setattr(study, "LOCKED_AFTER_S", 0.1)
+    place = f"sqlite:///{root / 'study.db'}"
+    SweepStudy.create(StudyPlan(place, "tuned", metric="loss"))
+    with sqlite3.connect(root / "study.db") as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UsageError, match="is locked by another process"):
+            SweepStudy.create(StudyPlan(place, "second", metric="loss"))
+    assert study.without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
