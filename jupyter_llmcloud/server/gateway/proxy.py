@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
-    from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaAnswer
+    from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaAnswer, ReplicaConnection
 
 MAX_TRIES = 5
 MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
@@ -211,7 +211,8 @@ class Proxy:
         headers = {**_TO_REPLICA, **self._request.headers, "X-Request-Id": self._request.request_id}
         headers[REPLICA_HEADER] = replica.id
         path = self._request.path or f"/v1/{self._request.route}"
-        connections, connection = replica.connections, None
+        connections = replica.connections
+        connection: ReplicaConnection | None = None
         try:
             with replica.use():
                 connection = await connections.take()
