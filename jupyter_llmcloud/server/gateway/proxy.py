@@ -18,7 +18,7 @@ from jupyter_llmcloud.protocol.openai.usage import UNKNOWN, AnswerUsage, usage_i
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.endpoints.replica_connection import BrokenAnswer, ReplicaUnreachable
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
-from jupyter_llmcloud.server.gateway.metrics import QUEUE_WAIT, endpoint_label
+from jupyter_llmcloud.server.gateway.metrics import queue_wait_of
 from jupyter_llmcloud.server.gateway.open_requests import AbortReason
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
@@ -174,7 +174,7 @@ class Proxy:
         for _ in range(MAX_TRIES):
             asked_at = time.perf_counter()
             replica = await self._admission.enter(avoid, self._patience_left(), shape)
-            QUEUE_WAIT.labels(endpoint_label(self._endpoint.name)).observe(time.perf_counter() - asked_at)
+            queue_wait_of(self._endpoint.name).observe(time.perf_counter() - asked_at)
             try:
                 await self._ask_and_note(replica)
                 return
