@@ -190,7 +190,9 @@ class InferenceHandler(GatewayHandler):
         if self._num_large < 0:
             message = "this server holds as many large bodies as it can: ask again, or ask for less at once."
             raise ApiError(503, message, code="server_busy", retry_after_s=1)
-        return bytes(self._body)
+        body = bytes(self._body)
+        self._body.clear()  # it is not held twice
+        return body
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
