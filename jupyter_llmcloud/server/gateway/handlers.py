@@ -171,7 +171,7 @@ class InferenceHandler(GatewayHandler):
         large = min(num_bytes, self._num_bytes - MAX_BODY)
         if large <= 0:
             return True
-        if self._num_large < 0 or not self.quotas.bodies.take(large):
+        if self._num_large < 0 or not self.quotas.hold(large):
             self._free_body()
             self._num_large = -1
             return False
@@ -179,7 +179,7 @@ class InferenceHandler(GatewayHandler):
         return True
 
     def _free_body(self) -> None:
-        self.quotas.bodies.give_back(max(0, self._num_large))
+        self.quotas.let_go(max(0, self._num_large))
         self._num_large = 0
         self._body.clear()
 

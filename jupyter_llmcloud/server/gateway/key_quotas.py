@@ -80,6 +80,14 @@ class KeyQuotas:
             message = f"key {key.id} asks more than it may: {error}. Ask again when {wait}."
             raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=error.retry_after_s) from None
 
+    def hold(self, num_bytes: int) -> bool:
+        """Whether so many bytes more of a large body may be held, which then are."""
+        return self.bodies.take(num_bytes)
+
+    def let_go(self, num_bytes: int) -> None:
+        """So many bytes of a large body are not held any more."""
+        self.bodies.give_back(num_bytes)
+
     def headers(self, key: StoredKey) -> dict[str, str]:
         """`x-ratelimit-*` of a key now."""
         now = time.monotonic()

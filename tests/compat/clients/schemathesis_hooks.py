@@ -38,6 +38,8 @@ def map_body(context, body):
         _put_right(body)
         if context.operation.path == "/embeddings":
             _put_inputs_right(body)
+        if context.operation.path == "/responses":
+            _put_response_right(body)
         if isinstance(body.get("tokens"), list):
             body["tokens"] = [_token(one) for one in body["tokens"]]
     return body
@@ -68,6 +70,21 @@ def _put_inputs_right(body):
         body["input"] = [[_token(token) for token in one[:64]] for one in lists]
     else:
         body["input"] = [_token(one) for one in given[:64]]
+
+
+def _put_response_right(body):
+    """Messages or a text, and nothing that is kept elsewhere or needs more than this request."""
+    for name in ("previous_response_id", "conversation", "prompt", "background"):
+        body.pop(name, None)
+    text = body.get("text")
+    if isinstance(text, dict) and isinstance(text.get("format"), dict) and not text["format"].get("schema"):
+        body["text"] = {name: value for name, value in text.items() if name != "format"}
+    given = body.get("input")
+    if isinstance(given, list):
+        given = [
+            {"role": "user", "content": str(one.get("content") or "a text")} for one in given if isinstance(one, dict)
+        ]
+    body["input"] = given or "a text"
 
 
 def _token(value):
