@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,7 @@ class Audit:
     def tell_requests(self, records: Sequence[RequestRecord]) -> None:
         """Requests to endpoints have ended, and their rows are written."""
         for first in range(0, len(records), MAX_TOLD):
-            rows = [asdict(record) for record in records[first : first + MAX_TOLD]]
+            rows = [dict(vars(record)) for record in records[first : first + MAX_TOLD]]
             self._emit(REQUESTS_ID, {"requests": rows})
 
     def _emit(self, schema_id: str, data: dict[str, Any]) -> None:

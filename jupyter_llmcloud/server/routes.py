@@ -152,7 +152,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/api/keys/alerts", KeyAlertsHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}/rotate", KeyRotationHandler, (*_JSON, "state")),
     (rf"/llmcloud/api/keys/{NAME}", KeyHandler, (*_JSON, "state", "requests")),
-    (r"/llmcloud/v1/openapi\.json", OpenAIDocumentHandler, _GATEWAY),
+    (r"/llmcloud/v1/openapi\.json", OpenAIDocumentHandler, (*_GATEWAY, "routes")),
     (r"/llmcloud/v1/models", ModelsHandler, _GATEWAY),
     (rf"/llmcloud/v1/models/{NAME}", ModelHandler, _GATEWAY),
     (r"/llmcloud/v1/feedback", GiveFeedbackHandler, (*_GATEWAY, "requests", "keeper")),

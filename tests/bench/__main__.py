@@ -7,11 +7,13 @@ import functools
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.bench import (
     data,
@@ -67,6 +69,7 @@ def main() -> int:
         parser.error(f"unknown peer {unknown[0]!r}: expected some of {','.join(serving.PEERS)}")
     measures = AXES | {"serving": functools.partial(serving.measure, peers=peers)}
     rows: list[Row] = []
+    signal.signal(signal.SIGTERM, _interrupt)
     # Short, since a unix socket's path holds 107 bytes.
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for axis in axes:
@@ -77,6 +80,11 @@ def main() -> int:
     print(table(rows))
     print(f"\nsamples: {_keep(rows).relative_to(REPOSITORY)}")
     return 1 if any(row.reached is False for row in rows) else 0
+
+
+def _interrupt(*_: Any) -> None:
+    """Asked to end, it ends as by Ctrl-C: servers that it has stopped meanwhile go on, and end."""
+    raise KeyboardInterrupt
 
 
 def _keep(rows: list[Row]) -> Path:

@@ -1,7 +1,8 @@
 """Ten thousand requests that Schemathesis makes of the OpenAPI document: each is answered as it says, none with a 5xx.
 
 What it takes is the processor time of Schemathesis, so that several processes of it share the operations. LLMC_EXAMPLES is
-how many requests there are for each of them (1430). All that they say is in test-output/fuzz-*.log.
+how many requests there are for each operation of a model (1430); what the server answers itself (files, batches, feedback)
+takes a tenth of them. All that they say is in test-output/fuzz-*.log.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from tests.compat.environments import NotInstalled, python_with
 from tests.compat.served import Served, fuzz, talking_server
 
 NUM_EXAMPLES = 1430  # of seven operations; the list of models can be asked for in one way only
-# The operations of each process: so that all end at about the same time.
+# The operations of each process, so that all end at about the same time, and which part of the requests each of them gets.
 SHARES = (
-    ("/chat/completions", "/models/{model}", "/models"),
-    ("/responses", "/completions", "/embeddings", "/tokenize", "/detokenize"),
-)
+    (("/chat/completions", "/models/{model}", "/models"), 1.0),
+    (("/responses", "/completions", "/embeddings", "/tokenize", "/detokenize"), 1.0),
+    (("/files", "/files/{name}", "/files/{name}/content", "/batches", "/batches/{name}", "/batches/{name}/cancel",
+      "/feedback"), 0.1),
+)  # fmt: skip
 
 
 def main() -> bool:
@@ -49,7 +52,9 @@ def _fuzz_all(served: Served, folder: Path, num_examples: int) -> list[subproces
     logs.mkdir(exist_ok=True)
 
     def one(number: int) -> subprocess.CompletedProcess[str]:
-        done = fuzz(served, folder / f"share-{number}", num_examples, SHARES[number], num_threads=2)
+        paths, part = SHARES[number]
+        num_each = max(1, round(part * num_examples))
+        done = fuzz(served, folder / f"share-{number}", num_each, paths, num_threads=2)
         (logs / f"fuzz-{number}.log").write_text(done.stdout + done.stderr)
         if done.returncode:
             print(f"fuzz: {logs / f'fuzz-{number}.log'} tells which answers were none of those in the document")

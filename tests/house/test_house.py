@@ -135,7 +135,7 @@ def test_the_limits_and_lifetimes_of_the_readme_are_those_of_the_code() -> None:
 
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for told in (
-        f"{base.MAX_BODY >> 20} MiB; {fields.MAX_CHOICES} choices; {fields.MAX_STOPS} stop strings",
+        f"embeddings {handlers.MAX_EMBEDDED >> 20} MiB, others {base.MAX_BODY >> 20} MiB; {fields.MAX_CHOICES} choices; {fields.MAX_STOPS} stop strings",
         f"{admission.MAX_QUEUED_PER_REPLICA} more requests may wait, {admission.QUEUE_TIMEOUT_S:.0f} seconds",
         f"{template_process.CPU_S} seconds of processor time, {template_process.MAX_MEMORY >> 20} MiB, "
         f"{template_process.MAX_TEXT >> 20} MiB of text",

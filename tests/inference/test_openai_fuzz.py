@@ -18,12 +18,14 @@ from jupyter_llmcloud.inference.engines.loading import load_model
 from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
+from jupyter_llmcloud.server.openapi.document import GATEWAY, walk
 from jupyter_llmcloud.server.openapi.openai_surface import BODIES, openai_document
+from jupyter_llmcloud.server.routes import ROUTES
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tiny_models import CHAT_TEMPLATE, save_tiny_llama
 
 TOKEN = "the-bearer"
-DOCUMENT = openai_document()
+DOCUMENT = openai_document(routes=ROUTES)
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 Ask = Callable[[str, bytes], tuple[int, Any]]
 ODD: st.SearchStrategy[Any] = st.recursive(
@@ -114,7 +116,15 @@ def bodies(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 def test_the_document_is_openapi_and_has_every_route() -> None:
     validate(DOCUMENT)
-    assert {path.removeprefix("/") for path, told in DOCUMENT["paths"].items() if "post" in told} == {*INFERENCE_ROUTES}
+    told = {
+        (path, method) for path, methods in DOCUMENT["paths"].items() for method in methods if method != "parameters"
+    }
+    served = {
+        ("/" + route.path.removeprefix(GATEWAY), route.method)
+        for route in walk(ROUTES)
+        if route.path.startswith(GATEWAY) and route.path != f"{GATEWAY}openapi.json"
+    }
+    assert {(path.replace("{model}", "{name}"), method) for path, method in told} == served
     assert {*BODIES} == {*INFERENCE_ROUTES}
 
 

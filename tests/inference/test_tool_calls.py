@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jupyter_llmcloud.inference.openai.chat.answer_parser import AnswerParser, Delta, TaggedParser
 from jupyter_llmcloud.inference.openai.chat.harmony import HarmonyParser
 from jupyter_llmcloud.inference.openai.chat.template_parser import TemplateParser
-from jupyter_llmcloud.inference.openai.chat.tool_formats import format_of, think_tags_of
+from jupyter_llmcloud.inference.openai.chat.tool_formats import HERMES, format_of, think_tags_of
 
 WEATHER = {"city": {"type": "string"}, "days": {"type": "integer"}, "exact": {"type": "boolean"}}
 PARAMETERS: dict[str, Any] = {"get_weather": WEATHER, "run": {"code": {"type": "string"}, "limits": {"type": "object"}}}
@@ -149,6 +149,15 @@ def test_an_answer_is_read_as_its_family_writes_it_whole_and_letter_by_letter(
 ) -> None:
     assert read(parser_of(family), [text]) == answer
     assert read(parser_of(family), text) == answer
+
+
+def test_a_forced_call_leaves_no_content_wherever_it_is_cut() -> None:
+    one = f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>'
+    text = f"{one}\n{one}"
+    for length in range(len(text) + 1):
+        answer = read(TaggedParser(HERMES, PARAMETERS, is_forced=True), text[:length])
+        assert answer.content == "" and {name for name, _ in answer.calls} <= {"get_weather"}, text[:length]
+    assert answer.calls == (call(), call())
 
 
 @pytest.mark.parametrize(("family", "tags"), [("qwen3", "</think>"), ("magistral", "[/THINK]")])

@@ -18,6 +18,7 @@ from traitlets.config import Config
 
 from jupyter_llmcloud.server.audit import REQUESTS_ID
 from jupyter_llmcloud.server.gateway import admission
+from jupyter_llmcloud.server.gateway.key_quotas import BodyBudget
 from tests.support.plain_http import PLAIN
 from tests.support.server_parts import Server, until
 
@@ -178,6 +179,33 @@ async def test_a_body_over_one_mebibyte_is_413_said_in_its_length_or_not(server:
     told = await asyncio.wait_for(reader.read(), 10)  # to the end of the connection, without waiting for the body
     assert b" 413 " in told.partition(b"\r\n")[0] and b'"request_too_large"' in told
     writer.close()
+
+
+async def test_a_thousand_texts_to_embed_are_taken_as_long_as_there_is_memory_for_large_bodies(
+    server: Server, model: Path
+) -> None:
+    await server.serve(model)
+    headers = {"Authorization": f"Bearer {await server.key()}"}
+    budget = server.context.quotas.bodies = BodyBudget(4 << 20)
+
+    async def ask(route: str, num_bytes: int, *, says_length: bool = True) -> httpx.Response:
+        body = b'{"model": "tiny", "input": ["' + b"x" * num_bytes + b'"]}'
+
+        async def pieces() -> Any:
+            yield body
+
+        url, content = f"{server.url}/llmcloud/v1/{route}", body if says_length else pieces()
+        return await server.client.post(url, content=content, headers=headers)
+
+    assert (await ask("embeddings", 3 << 20)).status_code == 200
+    assert (await ask("embeddings", 3 << 20, says_length=False)).status_code == 200
+    error_of(await ask("embeddings", 5 << 20), 413)
+    error_of(await ask("completions", 3 << 20), 413)
+    assert budget.take(3 << 20)  # others hold it
+    busy = await ask("embeddings", 3 << 20)
+    assert error_of(busy, 503)["code"] == "server_busy" and busy.headers["Retry-After"]
+    assert (await ask("embeddings", 1 << 10)).status_code == 200
+    assert budget.take(1 << 20) and not budget.take(1)  # nothing is kept of any of them
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ async def test_the_same_request_of_the_same_key_is_answered_without_a_replica(se
     for _ in range(3):
         again = await server.complete("hello", key, temperature=0)
         assert again.content == first.content and again.headers["X-LLMCloud-Cache"] == "hit"
+        assert again.headers["x-llmcloud-revision"] == first.headers["x-llmcloud-revision"] == "1"
     assert "X-LLMCloud-Cache" not in first.headers and await num_asked(server) == 1
     await server.complete("hello", await server.key(), temperature=0)  # another key
     await server.complete("hello", key, temperature=1)

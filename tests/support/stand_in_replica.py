@@ -180,6 +180,7 @@ async def main() -> None:
     application.router.add_post("/adapters", stand_in.set_adapter)
     application.router.add_post("/v1/completions", stand_in.complete)
     application.router.add_post("/v1/chat/completions", stand_in.complete)
+    application.router.add_post("/v1/embeddings", stand_in.infer)
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         application.router.add_get(path, stand_in.metadata)
         application.router.add_post(f"{path}/infer", stand_in.infer)

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from jupyter_llmcloud.core.serving.endpoint.routing import CircuitBreaker, ReplicaLoad, RequestShape
+from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaConnections
 from jupyter_llmcloud.storage.server_state import StoredReplica
 
 ANY_REQUEST = RequestShape()
@@ -69,6 +70,7 @@ class ReplicaClient:
         self.breaker = CircuitBreaker()
         self.reported: dict[str, Any] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._connections: ReplicaConnections | None = None
         self._uses: set[_CallInProgress] = set()
         self._lost: str | None = None
         self._idle = asyncio.Event()
@@ -91,8 +93,16 @@ class ReplicaClient:
         return f"replica {self.id} (pid {self.pid})" if self.pid else f"replica {self.id}"
 
     @property
+    def connections(self) -> ReplicaConnections:
+        """Those by which somebody's requests go to it."""
+        if self._connections is None:
+            headers = {"Authorization": f"Bearer {self.stored.token}"}
+            self._connections = ReplicaConnections(self.stored.socket, headers)
+        return self._connections
+
+    @property
     def session(self) -> aiohttp.ClientSession:
-        """The pool of connections to it."""
+        """A client of it, for what the server itself wants to know."""
         if self._session is None or self._session.closed:
             self._session = aiohttp.ClientSession(
                 "http://replica",
@@ -204,6 +214,9 @@ class ReplicaClient:
 
     async def close(self) -> None:
         """Close the connections to it."""
+        if self._connections is not None:
+            self._connections.close()
+            self._connections = None
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()

@@ -21,7 +21,7 @@ from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
 from jupyter_llmcloud.server.gateway.metrics import StreamTimes
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
-from jupyter_llmcloud.server.gateway.proxy import GatewayRequest, Proxy
+from jupyter_llmcloud.server.gateway.proxy import REVISION, GatewayRequest, Proxy
 from jupyter_llmcloud.server.gateway.request_shape import shape_of
 from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
@@ -40,6 +40,8 @@ KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
 _PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
 DROPPED_BODY = 32 << 20
+# A thousand texts at once, as clients cut documents: OpenAI's own 300,000 tokens are 2 MiB when they come as numbers.
+MAX_EMBEDDED = 4 << 20
 
 
 _NONE: Mapping[str, str] = {}
@@ -110,9 +112,12 @@ class InferenceHandler(GatewayHandler):
         self._noted = 0.0
         self._times: StreamTimes | None = None
         self._asked_for = ""
+        self._num_large = 0  # bytes that the budget of large bodies has lent
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
+        if self.asked_route == "embeddings":
+            self.max_body = MAX_EMBEDDED
         connection: Any = self.request.connection
         length = self.request.headers.get("Content-Length", "0")
         # One that says that it is larger yet is refused below, in words; the connection then ends with the answer.
@@ -158,16 +163,42 @@ class InferenceHandler(GatewayHandler):
     def data_received(self, chunk: bytes) -> None:
         """Collect the body, up to the limit."""
         self._num_bytes += len(chunk)
-        if self._num_bytes <= self.max_body and not self._headers_written:
+        if self._num_bytes <= self.max_body and not self._headers_written and self._has_room(len(chunk)):
             self._body += chunk
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Whether memory is left for more of a large body; once there is none, the rest of it is dropped."""
+        large = min(num_bytes, self._num_bytes - MAX_BODY)
+        if large <= 0:
+            return True
+        if self._num_large < 0 or not self.quotas.hold(large):
+            self._free_body()
+            self._num_large = -1
+            return False
+        self._num_large += large
+        return True
+
+    def _free_body(self) -> None:
+        self.quotas.let_go(max(0, self._num_large))
+        self._num_large = 0
+        self._body.clear()
+
+    def _whole_body(self) -> bytes:
+        """The body that has come. Raises ApiError when it is too large, or was for the moment."""
+        if self._num_bytes > self.max_body:
+            raise self._too_large()
+        if self._num_large < 0:
+            message = "this server holds as many large bodies as it can: ask again, or ask for less at once."
+            raise ApiError(503, message, code="server_busy", retry_after_s=1)
+        body = bytes(self._body)
+        self._body.clear()  # it is not held twice
+        return body
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
         """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
-        if self._num_bytes > self.max_body:
-            raise self._too_large()
+        body = self._whole_body()
         await self.started()
-        body = bytes(self._body)
         self._asked_for = parse(body).model
         endpoint = self.endpoint(self._asked_for)
         self.note_activity()
@@ -230,6 +261,7 @@ class InferenceHandler(GatewayHandler):
     def on_finish(self) -> None:
         """What was refused before a replica was asked is written down as well, when it is known who asked."""
         super().on_finish()
+        self._free_body()
         is_known = self.key is not None or getattr(self, "_jupyter_current_user", None) is not None
         if self._times is None and is_known and self.request.method == "POST":
             self.requests.write_down(
@@ -254,7 +286,8 @@ class InferenceHandler(GatewayHandler):
 
     def _answer_again(self, request: GatewayRequest, endpoint: EndpointController, found: CachedAnswer) -> None:
         """Give the answer that the same request got before."""
-        self.begin(200, {"Content-Type": found.content_type, "X-LLMCloud-Cache": "hit"})
+        revision = str(endpoint.stored.current.number)
+        self.begin(200, {"Content-Type": found.content_type, "X-LLMCloud-Cache": "hit", REVISION: revision})
         self.end(found.body, found.content_type)
         record = RequestRecord(
             request_id=request.request_id, actor=request.actor, endpoint=endpoint.name, route=request.route, status=200,
@@ -281,6 +314,7 @@ class InferenceHandler(GatewayHandler):
 
     def on_connection_close(self) -> None:
         """The client has gone: nobody needs the rest of the answer."""
+        self._free_body()
         self._open.cut(HUNG_UP)
 
     # --- the sink of its proxy ---

@@ -18,6 +18,25 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 
 FORGET_EVERY_S = 60.0
+LARGE_BODIES = 128 << 20
+
+
+class BodyBudget:
+    """Memory for large bodies: what they have above what any body may have, of all requests together."""
+
+    def __init__(self, max_bytes: int = LARGE_BODIES) -> None:
+        self._left = max_bytes
+
+    def take(self, num_bytes: int) -> bool:
+        """Whether there is room for so many bytes more, which then is taken."""
+        if num_bytes > self._left:
+            return False
+        self._left -= num_bytes
+        return True
+
+    def give_back(self, num_bytes: int) -> None:
+        """A body is not held any more."""
+        self._left += num_bytes
 
 
 @dataclass
@@ -38,9 +57,14 @@ class KeyReservation:
 
 
 class KeyQuotas:
-    """The quotas of the keys that were used within the last minutes."""
+    """The quotas of the keys that were used within the last minutes.
+
+    Attributes:
+        bodies: memory for the large bodies of all of them.
+    """
 
     def __init__(self, state: ServerState) -> None:
+        self.bodies = BodyBudget()
         self._state = state
         self._quotas: dict[str, KeyQuota] = {}
         self._forgot_at = time.monotonic()
@@ -55,6 +79,14 @@ class KeyQuotas:
             wait = "one of them has ended" if error.limited == PARALLEL else f"{error.retry_after_s:.0f} s have passed"
             message = f"key {key.id} asks more than it may: {error}. Ask again when {wait}."
             raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=error.retry_after_s) from None
+
+    def hold(self, num_bytes: int) -> bool:
+        """Whether so many bytes more of a large body may be held, which then are."""
+        return self.bodies.take(num_bytes)
+
+    def let_go(self, num_bytes: int) -> None:
+        """So many bytes of a large body are not held any more."""
+        self.bodies.give_back(num_bytes)
 
     def headers(self, key: StoredKey) -> dict[str, str]:
         """`x-ratelimit-*` of a key now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from collections import Counter as Tally
@@ -81,14 +82,25 @@ def count_tokens(record: RequestRecord) -> None:
     TOKENS.labels(endpoint, "generated").inc(record.completion_tokens or 0)
 
 
+@functools.lru_cache(maxsize=MAX_ENDPOINTS + 1)
+def _of_stream(endpoint: str) -> tuple[Histogram, Histogram]:
+    """Of an endpoint, by its label: the time to the first piece, and between two."""
+    return FIRST_TOKEN.labels(endpoint), INTER_TOKEN.labels(endpoint)
+
+
+@functools.lru_cache(maxsize=MAX_ENDPOINTS + 1)
+def queue_wait_of(endpoint: str) -> Histogram:
+    """Of an endpoint, by its name."""
+    return QUEUE_WAIT.labels(endpoint_label(endpoint))
+
+
 class StreamTimes:
     """When the pieces of one stream came."""
 
     def __init__(self, endpoint: str, began: float) -> None:
         """`began`: when the request came, on the clock of `time.perf_counter`."""
-        self._endpoint = endpoint_label(endpoint)
+        self._first, self._gaps = _of_stream(endpoint_label(endpoint))
         self._last = began
-        self._gaps = INTER_TOKEN.labels(self._endpoint)
         self._has_begun = False
 
     def piece(self) -> None:
@@ -98,7 +110,7 @@ class StreamTimes:
             self._gaps.observe(now - self._last)
         else:
             self._has_begun = True
-            FIRST_TOKEN.labels(self._endpoint).observe(now - self._last)
+            self._first.observe(now - self._last)
         self._last = now
 
 

@@ -128,8 +128,7 @@ class OpenInferenceHandler(OpenInferenceErrors, InferenceHandler):
         await self._ask(name, f"/v2/models/{name}/{verb}", verb)
 
     async def _ask(self, name: str, path: str, verb: str) -> None:
-        if self._num_bytes > self.max_body:
-            raise self._too_large()
+        body = self._whole_body()
         await self.started()
         self._asked_for = name
         endpoint = self.endpoint(name)
@@ -140,7 +139,7 @@ class OpenInferenceHandler(OpenInferenceErrors, InferenceHandler):
         given = {header: self.request.headers[header] for header in _FROM_CLIENT if header in self.request.headers}
         if set(given) <= {"Content-Type"}:
             given = {}
-        await self.pass_on(endpoint, f"v2/{verb}", bytes(self._body), shape, path, given)
+        await self.pass_on(endpoint, f"v2/{verb}", body, shape, path, given)
 
     @property
     def asked_route(self) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import aiohttp
 import msgspec
 
 from jupyter_llmcloud.core.serving.endpoint.response_id import REPLICA_HEADER
@@ -17,8 +16,9 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.core.serving.usage.stream_usage import BEHIND_THE_LAST_EVENT, STREAM_USAGE_HEADER, UsageCut
 from jupyter_llmcloud.protocol.openai.usage import UNKNOWN, AnswerUsage, usage_in_body, usage_in_events
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
+from jupyter_llmcloud.server.endpoints.replica_connection import BrokenAnswer, ReplicaUnreachable
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S, NotAdmitted
-from jupyter_llmcloud.server.gateway.metrics import QUEUE_WAIT, endpoint_label
+from jupyter_llmcloud.server.gateway.metrics import queue_wait_of
 from jupyter_llmcloud.server.gateway.open_requests import AbortReason
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
@@ -27,17 +27,21 @@ if TYPE_CHECKING:
 
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.endpoints.replica_client import ReplicaClient
+    from jupyter_llmcloud.server.endpoints.replica_connection import ReplicaAnswer, ReplicaConnection
 
 MAX_TRIES = 5
 MAX_LOST = 2  # replicas that may die while they answer one request: it may be what they die of
 STREAM = "text/event-stream"
 REVISION = "x-llmcloud-revision"
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of the Open Inference Protocol, whose tensors may be binary
-_PASSED_ON = ("Content-Type", "Retry-After", "retry-after-ms", HEADER_LENGTH, "X-LLMC-Without-Effect")
+_PASSED_ON = {
+    name.lower(): name
+    for name in ("Content-Type", "Retry-After", "retry-after-ms", HEADER_LENGTH, "X-LLMC-Without-Effect")
+}
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _TO_REPLICA = {"Content-Type": "application/json", STREAM_USAGE_HEADER: BEHIND_THE_LAST_EVENT}
 _DONE = b"data: [DONE]\n\n"
-_LOST = (aiohttp.ClientError, OSError, ReplicaLost)
+_LOST = (OSError, ReplicaLost)
 
 
 class ResponseSink(Protocol):
@@ -170,7 +174,7 @@ class Proxy:
         for _ in range(MAX_TRIES):
             asked_at = time.perf_counter()
             replica = await self._admission.enter(avoid, self._patience_left(), shape)
-            QUEUE_WAIT.labels(endpoint_label(self._endpoint.name)).observe(time.perf_counter() - asked_at)
+            queue_wait_of(self._endpoint.name).observe(time.perf_counter() - asked_at)
             try:
                 await self._ask_and_note(replica)
                 return
@@ -206,41 +210,43 @@ class Proxy:
         self._replica = replica
         headers = {**_TO_REPLICA, **self._request.headers, "X-Request-Id": self._request.request_id}
         headers[REPLICA_HEADER] = replica.id
-        response: aiohttp.ClientResponse | None = None
+        path = self._request.path or f"/v1/{self._request.route}"
+        connections = replica.connections
+        connection: ReplicaConnection | None = None
         try:
             with replica.use():
-                path = self._request.path or f"/v1/{self._request.route}"
-                response = await replica.session.post(path, data=self._request.body, headers=headers)
-                if response.status == 503 and len(self._endpoint.ready_replicas()) > 1:
+                connection = await connections.take()
+                answer = await connections.ask(connection, path, self._request.body, headers)
+                if answer.status == 503 and len(self._endpoint.ready_replicas()) > 1:
                     raise NoResponse("it is not ready any more", delivered=False)
-                await self._copy(response)
+                await self._copy(answer)
         except _LOST as error:
             if self._first_byte_s is not None:
                 raise
-            raise NoResponse(_words(error), not isinstance(error, aiohttp.ClientConnectorError)) from None
+            raise NoResponse(_words(error), not isinstance(error, ReplicaUnreachable)) from None
         finally:
-            if response is not None:
-                response.close() if not response.content.at_eof() else response.release()
+            if connection is not None:
+                connections.give_back(connection)
 
-    async def _copy(self, response: aiohttp.ClientResponse) -> None:
-        streams = response.content_type == STREAM
-        first = await (response.content.readany() if streams else response.read())
+    async def _copy(self, answer: ReplicaAnswer) -> None:
+        streams = answer.content_type == STREAM
+        first = await (answer.readany() if streams else answer.read())
         if streams and not first:
-            raise aiohttp.ClientPayloadError("it ended its answer before that had begun")
+            raise BrokenAnswer("it ended its answer before that had begun")
         self._first_byte_s = time.perf_counter() - self._request.began
-        headers = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
-        self._status = response.status
+        headers = {name: answer.headers[lower] for lower, name in _PASSED_ON.items() if lower in answer.headers}
+        self._status = answer.status
         if self._replica is not None:
             headers[REVISION] = str(self._replica.stored.revision)
-        self._sink.begin(response.status, {**headers, **(_STREAM_HEADERS if streams else {})})
+        self._sink.begin(answer.status, {**headers, **(_STREAM_HEADERS if streams else {})})
         if streams:
             self._streams = True
-            await self._stream(first, response)
+            await self._stream(first, answer)
         else:
             self._tokens = usage_in_body(first)
-            self._sink.end(first, response.headers.get("Content-Type", "application/json"))
+            self._sink.end(first, answer.headers.get("content-type", "application/json"))
 
-    async def _stream(self, chunk: bytes, response: aiohttp.ClientResponse) -> None:
+    async def _stream(self, chunk: bytes, answer: ReplicaAnswer) -> None:
         """Copy a stream piece by piece, but for what its replica tells behind the last event."""
         last, tail, cut = b"", b"", UsageCut()
         try:
@@ -248,14 +254,14 @@ class Proxy:
                 if passed := cut.feed(chunk):
                     await self._sink.write_chunk(passed)
                     last, tail = passed, (tail + passed)[-len(_DONE) :]
-                chunk = await response.content.readany()
+                chunk = await answer.readany()
             if rest := cut.rest():
                 await self._sink.write_chunk(rest)
         finally:
             if (told := cut.usage()) is not None:
                 self._tokens = AnswerUsage(*told)
         if tail != _DONE and b'"error"' not in last:
-            raise aiohttp.ClientPayloadError("it ended its answer before that was complete")
+            raise BrokenAnswer("it ended its answer before that was complete")
         if not self._tokens.is_known:
             self._tokens = usage_in_events(last)
         self._sink.end(b"", STREAM)

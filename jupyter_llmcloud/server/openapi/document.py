@@ -34,7 +34,17 @@ METHODS = ("get", "post", "put", "patch", "delete")
 ITEMS = (Cluster, World, Run, Endpoint, Key)  # of the topics of the events
 GATEWAY = "/llmcloud/v1/"
 OPEN_INFERENCE = "/llmcloud/v2"
+MULTIPART = "multipart/form-data"
 _REF = "#/components/schemas/{name}"
+_UPLOAD = {
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "contentMediaType": BINARY, "description": "Rows of JSON, one a line."},
+        "purpose": {"type": "string", "enum": ["batch"]},
+    },
+    "required": ["file", "purpose"],
+}
+_OF_MEDIA: dict[str, dict[str, Any]] = {JSON: {"type": "object"}, MULTIPART: _UPLOAD}
 _GROUP = re.compile(r"\((?!\?:)((?:[^()\[\]]|\[[^\]]*\])*)\)")
 
 _OF_MODELS = (InferenceRefusal, InferenceRequest, Model, Models, OpenInferenceRefusal, OpenInferenceRequest)
@@ -89,7 +99,7 @@ def _route(pattern: str, method: str, function: Any) -> DocumentedRoute:
 def document(routes: Routes, base_url: str = "/") -> dict[str, Any]:
     """The document of these routes, as a server tells it that is reached under `base_url`."""
     found = list(walk(routes))
-    schemas = _Schemas([kind for route in found for kind in _structs(route)])
+    schemas = _Schemas([kind for route in found for kind in structs_of(route)])
     paths: dict[str, dict[str, Any]] = {}
     for route in found:
         paths.setdefault(route.path, {})[route.method] = _describe(route, schemas)
@@ -172,16 +182,29 @@ class _Schemas:
 
     def query(self, kind: type[Query]) -> Iterator[dict[str, Any]]:
         """The parameters that the fields of a query are; what is null is left out there."""
-        for name, schema in self.components[kind.__name__]["properties"].items():
-            about = {"name": name, "in": "query", "description": schema.get("description", "")}
-            given = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
-            yield {**about, "schema": {key: value for key, value in given[0].items() if key != "description"}}
+        yield from query_parameters(self.components[kind.__name__])
+
+
+def query_parameters(query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parameters of an operation that the fields of a query are, by the schema of that."""
+    for name, schema in query["properties"].items():
+        about = {"name": name, "in": "query", "description": schema.get("description", "")}
+        given = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
+        yield {**about, "schema": {key: value for key, value in given[0].items() if key != "description"}}
+
+
+def path_parameters(route: DocumentedRoute) -> list[dict[str, Any]]:
+    """The parts of its path that vary."""
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{regex}$"}}
+        for name, regex in route.parameters.items()
+    ]
 
 
 def _content(kind: type[msgspec.Struct] | str) -> dict[str, Any]:
     """The content of a request or a reply."""
     if isinstance(kind, str):
-        return {kind: {"schema": {"type": "object"} if kind == JSON else {"type": "string"}}}
+        return {kind: {"schema": _OF_MEDIA.get(kind, {"type": "string"})}}
     return {JSON: {"schema": {"$ref": _REF.format(name=kind.__name__)}}}
 
 
@@ -198,7 +221,8 @@ def _tells_all(kind: type[msgspec.Struct]) -> bool:
     return not asked and not kind.__struct_config__.omit_defaults
 
 
-def _structs(route: DocumentedRoute) -> Iterator[type]:
+def structs_of(route: DocumentedRoute) -> Iterator[type]:
+    """What its method takes and answers."""
     if (told := route.operation) is not None:
         kinds = (told.body, told.query, *told.replies.values())
         yield from (kind for kind in kinds if isinstance(kind, type))
@@ -218,10 +242,7 @@ def _describe(route: DocumentedRoute, schemas: _Schemas) -> dict[str, Any]:
         "summary": summary,
         "tags": [_tag(route.path)],
     }
-    parameters = [
-        {"name": parameter, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{regex}$"}}
-        for parameter, regex in route.parameters.items()
-    ]
+    parameters = path_parameters(route)
     if told is not None and told.query is not None:
         parameters += schemas.query(told.query)
     if parameters:
@@ -234,7 +255,7 @@ def _describe(route: DocumentedRoute, schemas: _Schemas) -> dict[str, Any]:
         described["security"] = []
     if told is None:
         return {**described, **_not_said(route)}
-    said = _taken_and_given(told)
+    said = taken_and_given(told)
     if route.path.startswith(GATEWAY):
         said["responses"]["default"] = {"$ref": "#/components/responses/InferenceRefusal"}
         said["security"] = _GATEWAY_SECURITY
@@ -246,7 +267,8 @@ def _tag(path: str) -> str:
     return words[1] if words[0] == "api" else {"v1": "models", "v2": "inference"}.get(words[0], "status")
 
 
-def _taken_and_given(told: Operation) -> dict[str, Any]:
+def taken_and_given(told: Operation) -> dict[str, Any]:
+    """The body and the answers of an operation."""
     said: dict[str, Any] = {"responses": {}}
     if told.body is not None:
         required = isinstance(told.body, str) or any(field.required for field in msgspec.structs.fields(told.body))

@@ -1,4 +1,4 @@
-"""`/llmcloud/v1/openapi.json`: the OpenAI surface alone, as replicas decode it, for clients and fuzzers of it."""
+"""`/llmcloud/v1/openapi.json`: the OpenAI surface alone, as it is decoded, for clients and fuzzers of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,18 @@ from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
 from jupyter_llmcloud.server.api.status import package_version
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler
 from jupyter_llmcloud.server.gateway.operation import gateway_operation
-from jupyter_llmcloud.server.openapi.document import JSON, STREAM
+from jupyter_llmcloud.server.openapi.document import (
+    GATEWAY,
+    JSON,
+    STREAM,
+    DocumentedRoute,
+    Routes,
+    path_parameters,
+    query_parameters,
+    structs_of,
+    taken_and_given,
+    walk,
+)
 
 # What each route takes, and in short what it does.
 BODIES: dict[str, tuple[type[msgspec.Struct], str]] = {
@@ -28,11 +39,18 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str]] = {
 _STREAMED = ("chat/completions", "completions", "responses")
 _REF = "#/components/schemas/{name}"
 _ERROR = {"$ref": "#/components/responses/InferenceRefusal"}
+_HERE = f"{GATEWAY}openapi.json"
 
 
-def openai_document(base_url: str = "/") -> dict[str, Any]:
-    """The document, as a server tells it that is reached under `base_url`."""
+def openai_document(base_url: str = "/", routes: Routes = ()) -> dict[str, Any]:
+    """The document, as a server tells it that is reached under `base_url`.
+
+    Args:
+        routes: of the server: what it answers itself below `/llmcloud/v1` is told as well.
+    """
+    own = [route for route in walk(routes) if _is_told(route)]
     structs: list[Any] = [*(body for body, _ in BODIES.values()), InferenceRefusal, Model, Models]
+    structs += dict.fromkeys(kind for route in own for kind in structs_of(route))
     _, schemas = msgspec.json.schema_components(structs, ref_template=_REF)
     models = {
         "/models": _read("list_models", "List the models that may be asked.", Models),
@@ -46,7 +64,7 @@ def openai_document(base_url: str = "/") -> dict[str, Any]:
         "info": {"title": "jupyter-llmcloud's OpenAI surface", "version": package_version()},
         "servers": [{"url": f"{base_url.rstrip('/')}/llmcloud/v1"}],
         "security": [{"key": []}],
-        "paths": {**{f"/{route}": _asked(route) for route in BODIES}, **models},
+        "paths": {**{f"/{route}": _asked(route) for route in BODIES}, **models, **_answered_here(own, schemas)},
         "components": {
             "schemas": dict(sorted(schemas.items())),
             "responses": {"InferenceRefusal": {"description": "It is refused.", "content": _content(InferenceRefusal)}},
@@ -65,7 +83,7 @@ def _asked(route: str) -> dict[str, Any]:
     body, summary = BODIES[route]
     answer: dict[str, Any] = {JSON: {"schema": {"type": "object"}}}
     if route in _STREAMED:
-        answer[STREAM] = {"schema": {"type": "string"}}
+        answer[STREAM] = {}  # who checks streams by a schema holds each event against it, and these differ
     return {
         "post": {
             "operationId": route.replace("/", "_"),
@@ -76,6 +94,28 @@ def _asked(route: str) -> dict[str, Any]:
     }
 
 
+def _is_told(route: DocumentedRoute) -> bool:
+    return route.path.startswith(GATEWAY) and route.path != _HERE and route.operation is not None
+
+
+def _answered_here(routes: list[DocumentedRoute], schemas: dict[str, Any]) -> dict[str, Any]:
+    """What the server answers itself: files, batches and feedback."""
+    paths: dict[str, Any] = {}
+    for route in routes:
+        path, told = route.path.removeprefix(GATEWAY[:-1]), route.operation
+        assert told is not None
+        said = taken_and_given(told)
+        said["responses"]["default"] = _ERROR
+        parameters = path_parameters(route)
+        if told.query is not None:
+            parameters += query_parameters(schemas[told.query.__name__])
+        name = f"{route.method}_{path.strip('/').replace('/', '_').replace('{', '').replace('}', '')}"
+        paths.setdefault(path, {})[route.method] = {
+            "operationId": name, "summary": told.summary, "parameters": parameters, **said,
+        }  # fmt: skip
+    return paths
+
+
 def _read(name: str, summary: str, kind: type) -> dict[str, Any]:
     answer = {"description": summary, "content": _content(kind)}
     return {"get": {"operationId": name, "summary": summary, "responses": {"200": answer, "default": _ERROR}}}
@@ -84,8 +124,13 @@ def _read(name: str, summary: str, kind: type) -> dict[str, Any]:
 class OpenAIDocumentHandler(GatewayHandler):
     """What the OpenAI surface takes."""
 
+    def initialize(self, routes: Routes, **shared: Any) -> None:  # type: ignore[override]
+        """`routes` are those of this server."""
+        super().initialize(**shared)
+        self.routes = routes
+
     @gateway_operation("read", JSON)
     async def get(self) -> None:
         """The OpenAPI document of the OpenAI surface alone."""
         self.set_header("Content-Type", JSON)
-        self.finish(msgspec.json.encode(openai_document(self.base_url)))
+        self.finish(msgspec.json.encode(openai_document(self.base_url, self.routes)))

@@ -13,6 +13,8 @@ _LIMITS = {
     "/chat/completions": "max_completion_tokens",
     "/responses": "max_output_tokens",
 }
+_WITHOUT_MODEL = ("/files", "/batches", "/feedback")
+_NUM_TOKENS = 256
 _DEPENDENT = (
     ("stream_options", "stream"), ("top_logprobs", "logprobs"), ("tool_choice", "tools"),
     ("parallel_tool_calls", "tools"), ("continue_final_message", "add_generation_prompt"),
@@ -25,6 +27,8 @@ def map_body(context, body):
         return body
     chance = random.Random(repr(sorted(map(str, body))))
     body = dict(body)
+    if "model" not in body and context.operation.path in _WITHOUT_MODEL:
+        return body
     if chance.random() < 0.95:
         body["model"] = "talker"
     limit = _LIMITS.get(context.operation.path)
@@ -32,6 +36,12 @@ def map_body(context, body):
         body[limit] = 4
     if chance.random() < 0.8:
         _put_right(body)
+        if context.operation.path == "/embeddings":
+            _put_inputs_right(body)
+        if context.operation.path == "/responses":
+            _put_response_right(body)
+        if isinstance(body.get("tokens"), list):
+            body["tokens"] = [_token(one) for one in body["tokens"]]
     return body
 
 
@@ -45,6 +55,40 @@ def _put_right(body):
         body["messages"] = [_message(one) for one in body["messages"]]
     if isinstance(body.get("input"), list):
         body["input"] = [_message(one) if isinstance(one, dict) and one.get("role") else one for one in body["input"]]
+
+
+def _put_inputs_right(body):
+    """Texts, or tokens, or lists of tokens, and none of them empty: as the first one is."""
+    body.pop("dimensions", None)
+    given = body.get("input")
+    if not isinstance(given, list) or not given:
+        body["input"] = given if isinstance(given, str) and given else "a text"
+    elif isinstance(given[0], str):
+        body["input"] = [one if isinstance(one, str) and one else str(one) for one in given[:16]]
+    elif isinstance(given[0], list):
+        lists = [one if isinstance(one, list) and one else [one] for one in given[:16]]
+        body["input"] = [[_token(token) for token in one[:64]] for one in lists]
+    else:
+        body["input"] = [_token(one) for one in given[:64]]
+
+
+def _put_response_right(body):
+    """Messages or a text, and nothing that is kept elsewhere or needs more than this request."""
+    for name in ("previous_response_id", "conversation", "prompt", "background"):
+        body.pop(name, None)
+    text = body.get("text")
+    if isinstance(text, dict) and isinstance(text.get("format"), dict) and not text["format"].get("schema"):
+        body["text"] = {name: value for name, value in text.items() if name != "format"}
+    given = body.get("input")
+    if isinstance(given, list):
+        given = [
+            {"role": "user", "content": str(one.get("content") or "a text")} for one in given if isinstance(one, dict)
+        ]
+    body["input"] = given or "a text"
+
+
+def _token(value):
+    return value % _NUM_TOKENS if isinstance(value, int) else 7
 
 
 def _message(message):

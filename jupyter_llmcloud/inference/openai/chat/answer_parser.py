@@ -166,6 +166,7 @@ class TaggedParser(SteppingParser):
         parameters: of the tools.
         think: the tags of reasoning, for a model that was taught to reason between them.
         is_thinking: whether the prompt has opened that already.
+        is_forced: whether the answer can be nothing but calls: what is cut before it names a tool is then no content.
     """
 
     def __init__(
@@ -175,8 +176,10 @@ class TaggedParser(SteppingParser):
         *,
         think: tuple[str, str] | None = None,
         is_thinking: bool = False,
+        is_forced: bool = False,
     ) -> None:
         super().__init__()
+        self._is_forced = is_forced
         self._format = tool_format
         self._parameters = parameters or {}
         self._think = think
@@ -191,6 +194,8 @@ class TaggedParser(SteppingParser):
         while self._region.kind == "call" and self._end_call(deltas):
             while self._step(deltas):
                 pass
+        if self._region.kind == "content" and self._is_forced:
+            self._buffer = ""  # the beginning of a tag
         if self._region.kind != "call":
             self._say(self._buffer, deltas)
         if self._space and self._region.kind == "content" and not self.num_calls:
@@ -330,6 +335,8 @@ class TaggedParser(SteppingParser):
             self._at_start = True
             return
         calls = self._format.read(region.body, self._parameters)
+        if calls is None and self._is_forced and not closed_by:
+            return
         if calls is None:  # it looked like a call, and is none: nothing of an answer is lost
             self._say_again(f"{region.before}{region.body}{closed_by}", deltas)
             return

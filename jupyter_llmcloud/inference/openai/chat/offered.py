@@ -104,7 +104,7 @@ def reading_of(offer: Offer, tokenizer: Any, vocabulary: Vocabulary, prompt: str
         return Reading(PlainParser)
     parameters = parameters_of(offer.tools)
     return Reading(
-        lambda: TaggedParser(form, parameters, think=think, is_thinking=is_thinking),
+        lambda: TaggedParser(form, parameters, think=think, is_thinking=is_thinking, is_forced=offer.forced),
         _visible(vocabulary, (*(think or ()), *(form.tags if form else ()))),
         reasoning_end,
     )
