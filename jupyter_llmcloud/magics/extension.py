@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jupyter_llmcloud.core.compression.spec import COMPRESS, EXPORT
 from jupyter_llmcloud.core.data.spec import PREPARE, SHARDS
 from jupyter_llmcloud.core.options import Syntax, usage
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE, SERVE_CELL
-from jupyter_llmcloud.magics.commands import clusters, data, distribute, endpoints, runs, serve_code, worlds
+from jupyter_llmcloud.magics.commands import clusters, compress, data, distribute, endpoints, runs, serve_code, worlds
 from jupyter_llmcloud.magics.commands.completion import complete_line
 from jupyter_llmcloud.magics.output import shown_paths
 
@@ -24,6 +25,8 @@ SINGLE: dict[str, Syntax] = {
     "%pull": distribute.PULL,
     "%serve": SERVE,
     "%%serve": SERVE_CELL,
+    "%compress": COMPRESS,
+    "%export": EXPORT,
     "%prepare": PREPARE,
     "%shards": SHARDS,
 }
@@ -40,6 +43,7 @@ def load(shell: Any) -> None:
         endpoints.EndpointMagics,
         serve_code.ServeCellMagics,
         data.DataMagics,
+        compress.CompressMagics,
     ]
     for group in groups:
         shell.register_magics(group(shell))

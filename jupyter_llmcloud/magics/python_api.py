@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_llmcloud import errors
+from jupyter_llmcloud.core.compression.spec import CompressSpec, ExportSpec
 from jupyter_llmcloud.core.spec import EndpointSpec, RunSpec
 from jupyter_llmcloud.magics import data
 from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
+from jupyter_llmcloud.magics.commands.compress import compress, export
 from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
 from jupyter_llmcloud.magics.output import shown_paths
 from jupyter_llmcloud.magics.output.panels import ClusterPanel, EndpointPanel, WorldPanel
@@ -25,10 +27,12 @@ __all__ = [
     "EndpointPanel",
     "WorldPanel",
     "cluster",
+    "compress",
     "data",
     "distribute",
     "endpoints",
     "errors",
+    "export",
     "pull",
     "push",
     "run",
@@ -53,6 +57,8 @@ def distribute(code: str, *, n: int | None = None, **options: Any) -> Any:
 
 describe(distribute, RunSpec)
 describe(serve, EndpointSpec)
+describe(compress, CompressSpec)
+describe(export, ExportSpec)
 
 
 def push(**values: Any) -> None:
