@@ -100,19 +100,17 @@ def compress(
     Args:
         target: a run or a folder.
         method: one or several of int8, int4, bf16, prune:RATIO, distill:TEACHER, lora-merge.
+        eval, text: also lists of texts.
         progress: told in a few words how far it is.
     """
     words = method if isinstance(method, str) else ",".join(method)
-    if "eval" in options and not isinstance(options["eval"], str | Path | None):
-        options["eval"], given_eval = None, _as_texts(options["eval"], "eval")
-    else:
-        given_eval = None
+    given = {name: _as_texts(options.pop(name), name) for name in ("eval", "text") if _is_list(options.get(name))}
     spec = CompressSpec.make({"method": words, **options}, Interface.NOTEBOOK).checked()
     tell = progress or (lambda text: None)
     result = Compressed(spec.bound)
     try:
         with ExitStack() as stack:
-            _compress(result, str(target), spec, given_eval, tell, stack)
+            _compress(result, str(target), spec, given, tell, stack)
     except KeyboardInterrupt:
         raise _stopped(result) from None
     if not result.names:
@@ -127,10 +125,10 @@ def _stopped(result: Compressed) -> KeyboardInterrupt:
 
 
 def _compress(
-    result: Compressed, target: str, spec: CompressSpec, given_eval: list[str] | None, tell: Tell, stack: ExitStack
+    result: Compressed, target: str, spec: CompressSpec, given: Mapping[str, list[str]], tell: Tell, stack: ExitStack
 ) -> None:
-    held_out, told = (given_eval, "eval") if given_eval is not None else _texts(spec.eval, "--eval")
-    seen, _ = _texts(spec.text, "--text")
+    held_out, told = (given["eval"], "the texts given") if "eval" in given else _texts(spec.eval, "--eval")
+    seen = given["text"] if "text" in given else _texts(spec.text, "--text")[0]
     request = CompressRequest(
         target=_named(target),
         methods=list(spec.method),
@@ -229,6 +227,10 @@ def _shell() -> Any:
     from IPython.core.interactiveshell import InteractiveShell
 
     return get_ipython() or InteractiveShell.instance()
+
+
+def _is_list(value: Any) -> bool:
+    return value is not None and not isinstance(value, str | Path)
 
 
 def _as_texts(value: Any, option: str) -> list[str]:
