@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from jupyter_llmcloud.compression.measure.replica import MeasuredReplica
+from jupyter_llmcloud.compression.measure.replica import MeasuredReplica, prepare
 from jupyter_llmcloud.compression.sources import Source, find_source
 from jupyter_llmcloud.compression.texts import read_texts, windows
 from jupyter_llmcloud.core.compression.table import Measured
@@ -58,16 +58,21 @@ class _Texts:
 def measure(request: MeasureRequest, tell: Tell) -> None:
     """Measure the first model and, beside it, each of the others."""
     num_threads = max(1, len(os.sched_getaffinity(0)) - 1)
+    context = prepare(num_threads)
     base = request.base_model
     sources = [find_source(model, "" if number else base) for number, model in enumerate(request.models)]
     before, figures = sources[0], _Figures()
     tell(Progress(text=f"{before.name} is started as an endpoint would"))
-    with MeasuredReplica(before.layout, num_threads) as replica:
+
+    def start(source: Source) -> MeasuredReplica:
+        return MeasuredReplica(context, source.layout, num_threads)
+
+    with start(before) as replica:
         texts = _texts(request, before, replica)
         told = f"perplexity of {texts.num_scored} tokens of {texts.told}; speeds are medians of rounds in turns"
         tell(Caption(text=f"{told}, {texts.num_new} new tokens after {len(texts.prompts[0])}, {num_threads} threads"))
         perplexity = _perplexity(replica, texts)
-        after = [_beside(replica, figures, source, texts, num_threads, tell) for source in sources[1:]]
+        after = [_beside(start, (replica, figures), source, texts, tell) for source in sources[1:]]
         if not figures.rates:
             _rounds([replica], [figures], texts)
         tell(ModelMeasured(model=asdict(_row(before, replica, figures, perplexity))))
@@ -76,14 +81,18 @@ def measure(request: MeasureRequest, tell: Tell) -> None:
 
 
 def _beside(
-    before: MeasuredReplica, of_before: _Figures, source: Source, texts: _Texts, num_threads: int, tell: Tell
+    start: Callable[[Source], MeasuredReplica],
+    pair: tuple[MeasuredReplica, _Figures],
+    source: Source,
+    texts: _Texts,
+    tell: Tell,
 ) -> Measured:
     tell(Progress(text=f"{source.name} is measured"))
     figures = _Figures()
     try:
-        with MeasuredReplica(source.layout, num_threads) as replica:
+        with start(source) as replica:
             perplexity = _perplexity(replica, texts)
-            _rounds([before, replica], [of_before, figures], texts)
+            _rounds([pair[0], replica], [pair[1], figures], texts)
             return _row(source, replica, figures, perplexity)
     except LLMCloudError as error:
         return Measured(source.name, source.num_bytes, problem=str(error))

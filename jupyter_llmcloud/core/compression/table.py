@@ -58,7 +58,8 @@ def verdict(before: Measured, after: Measured, bound_percent: float) -> str:
     """Whether a method helps, in words: what is better, what is worse, and whether perplexity is within its bound."""
     if after.problem:
         return f"not measured: {after.problem}"
-    better, worse = [], []
+    better: list[str] = []
+    worse: list[str] = []
     for word, ratio, is_good in _ratios(before, after):
         (better if is_good else worse).append(f"{word} ({ratio})")
     rise = _rise(before, after)

@@ -22,6 +22,7 @@ from jupyter_llmcloud.magics.commands.tables import Table
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.protocol.compression import (
     Caption,
     CompressRequest,
@@ -163,13 +164,15 @@ def _is_hidden(made: Made) -> bool:
 
 
 def _train(result: Compressed, distillation: Trainable, spec: CompressSpec) -> None:
-    from jupyter_llmcloud.magics.python_api import distribute
-
     code = DISTILLATION.format(
         student=distillation.student, teacher=distillation.teacher, texts=distillation.texts, steps=spec.steps
     )
+    shell = _shell()
+    number = current_number(shell)
+    cell = Cell(code, code, 0, shell.compile.get_code_name(code, code, number), number)
     try:
-        distribute(code, n=spec.nproc, name=distillation.name, save=["model", "tokenizer"])
+        asked = {"nproc": spec.nproc, "name": distillation.name, "save": ["model", "tokenizer"]}
+        session.current().distribute(shell, cell, asked)
     except LLMCloudError as error:
         result.refused[distillation.method] = f"{error}"
         return
