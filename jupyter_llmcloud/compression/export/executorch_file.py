@@ -32,7 +32,7 @@ def write_executorch(
     example = torch.arange(min(7, length)).view(1, -1)
     tokens = torch.export.Dim("tokens", min=2, max=length - 1)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             traced = torch.export.export(_Scores(loaded.model), (example,), dynamic_shapes={"input_ids": {1: tokens}})
             lowered = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()]).to_executorch()
     except Exception as error:  # code of many packages

@@ -44,7 +44,7 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_NORMAL, _CONTROL = 1, 3  # kinds of tokens
+_NORMAL, _CONTROL, _OWN, _UNUSED = 1, 3, 4, 5  # kinds of tokens
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def write_gguf(loaded: LoadedModel, source: Source, out: Path, weights: str, tel
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return _compared(loaded, out, tell)
+    return _compared(loaded, out, weights, tell)
 
 
 def _architecture(loaded: LoadedModel) -> str:
@@ -102,19 +102,20 @@ def _tokens(loaded: LoadedModel) -> _Tokens:
     told = json.loads(backend.to_str())
     model = told["model"]
     pre = _pre_tokenizer(told.get("pre_tokenizer") or {})
-    if model.get("type") != "BPE" or model.get("byte_fallback") or told.get("normalizer") or pre is None:
+    is_known = pre is not None and bool(model.get("ignore_merges")) == (pre == "llama-bpe")
+    if model.get("type") != "BPE" or model.get("byte_fallback") or told.get("normalizer") or not is_known:
         raise ModelError(
             f"--to gguf knows byte-level BPE as GPT-2, Llama 3 and Qwen cut texts, and this tokenizer is another one "
             f"({model.get('type')}). --to onnx keeps the tokenizer out of the file."
         )
     texts = [f"[PAD{number}]" for number in range(loaded.num_vocabulary)]
-    kinds = [_CONTROL] * len(texts)
+    kinds = [_UNUSED] * len(texts)
     for text, number in model["vocab"].items():
         texts[number], kinds[number] = text, _NORMAL
     for added in told.get("added_tokens") or ():
-        texts[added["id"]], kinds[added["id"]] = added["content"], _CONTROL
+        texts[added["id"]], kinds[added["id"]] = added["content"], _CONTROL if added.get("special") else _OWN
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    return _Tokens(texts, kinds, merges, pre)
+    return _Tokens(texts, kinds, merges, str(pre))
 
 
 def _pre_tokenizer(told: dict[str, Any]) -> str | None:
@@ -211,7 +212,7 @@ def _kind(gguf: Any, name: str, value: torch.Tensor, weights: str) -> Any:
     return getattr(gguf.GGMLQuantizationType, weights.upper())
 
 
-def _compared(loaded: LoadedModel, file: Path, tell: Callable[[str], None]) -> list[str]:
+def _compared(loaded: LoadedModel, file: Path, weights: str, tell: Callable[[str], None]) -> list[str]:
     """In llama.cpp, where it is installed as llama-cpp-python."""
     try:
         from llama_cpp import Llama
@@ -230,4 +231,4 @@ def _compared(loaded: LoadedModel, file: Path, tell: Callable[[str], None]) -> l
     theirs = llama.tokenize(text.encode(), add_bos=False, special=False)
     if list(mine) != list(theirs):
         raise ModelError("llama.cpp cuts a text into other tokens than this tokenizer. The file was not kept.")
-    return compare(loaded, scores, "llama.cpp")
+    return compare(loaded, scores, "llama.cpp", weights)

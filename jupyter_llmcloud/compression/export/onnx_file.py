@@ -43,7 +43,7 @@ def write_onnx(loaded: LoadedModel, source: Source, out: Path, weights: str, tel
     example = torch.arange(_EXAMPLE[0] * _EXAMPLE[1]).view(_EXAMPLE) % loaded.num_vocabulary
     shapes = {"input_ids": {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}}
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             program = torch.onnx.export(
                 _Scores(loaded.model),
                 (example,),
