@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +61,6 @@ def _record(ident: str, name: str, began: float, why: str, request: CompressRequ
         created=began,
         ended=now,
         owner=request.owner,
-        host=socket.gethostname(),
         history=[{"t": round(began, 3), "state": "running"}, {"t": round(now, 3), "state": "finished", "why": why}],
         artifacts={"model": "model"},
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from jupyter_llmcloud.compression.sources import Source
 from jupyter_llmcloud.errors import ModelError
 
@@ -15,6 +17,8 @@ def check_teacher(student: Source, teacher: Source) -> None:
     for one in (student, teacher):
         if one.layout.adapter is not None:
             raise ModelError(f"distill is for whole models, and {one.name} is an adapter: lora-merge makes one of it.")
+        if "quantization_config" in json.loads((one.folder / "config.json").read_bytes()):
+            raise ModelError(f"distill is for plain models, and {one.name} is quantized: name what it was made of.")
     mine, theirs = (AutoTokenizer.from_pretrained(one.layout.tokenizer).get_vocab() for one in (student, teacher))
     if mine != theirs:
         unlike = len(mine.items() ^ theirs.items())
