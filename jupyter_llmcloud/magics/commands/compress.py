@@ -38,10 +38,12 @@ from jupyter_llmcloud.storage.runs import RunStore
 
 AT_ONCE = 8
 Tell = Callable[[str], None]
+# What a cell makes stays on the ranks: under names that are nobody else's.
+DISTILLED = ["distilled_model", "distilled_tokenizer"]
 DISTILLATION = """\
-from jupyter_llmcloud.training.compression.distillation import distill
+from jupyter_llmcloud.training.compression import distillation as _distillation
 
-model, tokenizer = distill(run, {student!r}, {teacher!r}, {texts!r}, num_steps={steps})
+{names} = _distillation.distill(run, {student!r}, {teacher!r}, {texts!r}, num_steps={steps})
 """
 
 
@@ -165,13 +167,17 @@ def _is_hidden(made: Made) -> bool:
 
 def _train(result: Compressed, distillation: Trainable, spec: CompressSpec) -> None:
     code = DISTILLATION.format(
-        student=distillation.student, teacher=distillation.teacher, texts=distillation.texts, steps=spec.steps
+        names=", ".join(DISTILLED),
+        student=distillation.student,
+        teacher=distillation.teacher,
+        texts=distillation.texts,
+        steps=spec.steps,
     )
     shell = _shell()
     number = current_number(shell)
     cell = Cell(code, code, 0, shell.compile.get_code_name(code, code, number), number)
     try:
-        asked = {"nproc": spec.nproc, "name": distillation.name, "save": ["model", "tokenizer"]}
+        asked = {"nproc": spec.nproc, "name": distillation.name, "save": DISTILLED, "no_replay": True}
         session.current().distribute(shell, cell, asked)
     except LLMCloudError as error:
         result.refused[distillation.method] = f"{error}"

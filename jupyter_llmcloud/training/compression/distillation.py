@@ -41,7 +41,7 @@ def distill(run: Any, student: str, teacher: str, texts: str, num_steps: int) ->
     accelerator = Accelerator()
     rows = _rows(json.loads(Path(texts).read_bytes()), tokenizer, _context(model, teaching))
     per_rank = max(1, _BATCH // accelerator.num_processes)
-    loader = DataLoader(rows, batch_size=per_rank, shuffle=True, drop_last=len(rows) >= _BATCH)  # type: ignore[arg-type]
+    loader: Any = DataLoader(rows, batch_size=per_rank, shuffle=True, drop_last=True)  # type: ignore[arg-type]
     rate = _RATE * min(1.0, (_RATE_OF / model.num_parameters()) ** 0.5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, int(_WARMUP * num_steps), num_steps)
