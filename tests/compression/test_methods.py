@@ -89,6 +89,8 @@ def test_a_quantized_model_computes_with_its_numbers_and_is_served_as_it_compute
     quantized = load_model(target)
     layers = [module for module in quantized.model.modules() if isinstance(module, QuantizedLinear)]
     assert len(layers) == 14 and quantized.model.dtype == torch.bfloat16
+    assert quantized.num_parameters == load_model(folder).num_parameters
+    assert quantized.model.generation_config.eos_token_id == load_model(folder).model.generation_config.eos_token_id
     whole = scores(load_model(folder, dtype="bfloat16").model)
     rounding = float((whole - scores(load_model(folder).model)).abs().max())
     assert float((scores(quantized.model) - scores(plain.model)).abs().max()) <= 3 * rounding

@@ -47,7 +47,8 @@ class LoadedModel:
     @property
     def num_parameters(self) -> int:
         """How many numbers the model has."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        unseen = sum(getattr(module, "num_unseen", 0) for module in self.model.modules())  # of quantized layers
+        return unseen + sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def load_model(

@@ -39,8 +39,9 @@ def distill(run: Any, student: str, teacher: str, texts: str, num_steps: int) ->
     model = AutoModelForCausalLM.from_pretrained(student, local_files_only=True, dtype=torch.float32)
     teaching = AutoModelForCausalLM.from_pretrained(teacher, local_files_only=True, dtype=torch.float32).eval()
     accelerator = Accelerator()
-    rows = _rows(json.loads(Path(texts).read_bytes()), tokenizer, _context(model, teaching))
     per_rank = max(1, _BATCH // accelerator.num_processes)
+    least = per_rank * accelerator.num_processes
+    rows = _rows(json.loads(Path(texts).read_bytes()), tokenizer, _context(model, teaching), least)
     loader: Any = DataLoader(rows, batch_size=per_rank, shuffle=True, drop_last=True)  # type: ignore[arg-type]
     rate = _RATE * min(1.0, (_RATE_OF / model.num_parameters()) ** 0.5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -82,13 +83,13 @@ def _context(*models: Any) -> int:
     return min(_LONGEST, *known)
 
 
-def _rows(texts: list[str], tokenizer: Any, length: int) -> torch.Tensor:
-    """The tokens of the texts as windows of equal length. Raises ModelError when there are too few for one."""
+def _rows(texts: list[str], tokenizer: Any, length: int, least: int) -> torch.Tensor:
+    """The tokens of the texts as at least so many windows of equal length. Raises ModelError when there are too few."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens = [token for text in texts for token in (*tokenizer(text, add_special_tokens=False)["input_ids"], *end)]
-    length = min(length, max(2, len(tokens) // _BATCH))
+    length = min(length, max(2, len(tokens) // least))
     count = len(tokens) // length
-    if count < _BATCH:
+    if count < least:
         raise ModelError(
             f"the text to learn from has {len(tokens)} tokens, and {_BATCH} windows need more: --text FILE."
         )

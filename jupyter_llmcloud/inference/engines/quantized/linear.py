@@ -45,6 +45,9 @@ class QuantizedLinear(torch.nn.Module):
         numbers: int8 [out, in].
         scale: [out, groups], of the type that is computed with.
         bits: 4 or 8: numbers of 4 bits are kept as such where torch multiplies with them.
+
+    Attributes:
+        num_unseen: how many weights it has more than its parameters have numbers.
     """
 
     def __init__(self, numbers: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int) -> None:
@@ -57,6 +60,7 @@ class QuantizedLinear(torch.nn.Module):
         self.is_packed = False
         if bits == 4 and has_kernel(4, numbers.shape[1] // scale.shape[1], scale.dtype, numbers.device.type):
             self._pack()
+        self.num_unseen = numbers.numel() - self.weight.numel() - self.scale.numel()
 
     def _pack(self) -> None:
         whole = self.weight.to(torch.int32) + 8

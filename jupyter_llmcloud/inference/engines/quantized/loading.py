@@ -31,6 +31,7 @@ def load_quantized(auto: Any, folder: Path, config: Any, scheme: Scheme, dtype: 
         dtype: "auto", or what is computed with: with "float32" the weights become plain ones, as large as they were.
     """
     from accelerate import init_empty_weights
+    from transformers import GenerationConfig
 
     saved = _tensors(folder)
     if hasattr(config, "quantization_config"):
@@ -45,6 +46,8 @@ def load_quantized(auto: Any, folder: Path, config: Any, scheme: Scheme, dtype: 
     plain = {name: value for name, value in plain.items() if name not in {row[0] for row in misfits}}
     missing, unexpected = model.load_state_dict(plain, strict=False, assign=True)
     model.tie_weights()
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     lost = [name for name, value in model.state_dict(keep_vars=True).items() if value.is_meta]
     report = {
         "missing_keys": [name for name in missing if name in lost],
