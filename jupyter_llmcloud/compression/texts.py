@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 
@@ -24,9 +22,10 @@ def read_texts(file: str) -> list[str]:
     return texts
 
 
-@torch.inference_mode()
 def written_by(loaded: LoadedModel) -> list[str]:
     """Texts that the model writes when it is asked nothing, always the same ones."""
+    import torch
+
     start = loaded.tokenizer.bos_token_id
     start = start if start is not None else min(loaded.eos, default=0)
     length = min(LONGEST_WRITTEN, loaded.context_length - 1)

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("whole") / "model")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_models_are_made_and_measured_beside_the_one_as_it_was(folder: Path, own_root: Path) -> None:
     told: list[str] = []
     made = compress(folder, ["int8", "lora-merge"], eval=TEXT, progress=told.append)

@@ -242,7 +242,7 @@ def test_half_of_a_result_is_removed(folder: Path, own_root: Path) -> None:
 def test_what_is_no_language_model_is_refused(tmp_path: Path, own_root: Path) -> None:
     from tests.support.tiny_models import save_tiny_bert
 
-    with pytest.raises(ModelError, match="only language models of transformers"):
+    with pytest.raises(ModelError, match="is a classifier: what can be compressed and exported are language models"):
         find_source(str(save_tiny_bert(tmp_path / "bert")))
     with pytest.raises(NotFound, match="there is no run 'nobody'"):
         find_source("nobody")

@@ -1,6 +1,6 @@
 """GGUF: what llama.cpp, Ollama and LM Studio read.
 
-Architectures that are written, each checked against llama.cpp: see `ARCHITECTURES`. llama.cpp rotates neighbouring
+Architectures that are written: see `ARCHITECTURES`. llama.cpp rotates neighbouring
 numbers of a head of the Llama family, transformers those that are half a head apart: rows of queries and keys are
 reordered. Tokenizers: byte-level BPE whose pieces of text are cut as one of `PRE_TOKENIZERS` does.
 """
@@ -213,11 +213,13 @@ def _kind(gguf: Any, name: str, value: torch.Tensor, weights: str) -> Any:
 
 
 def _compared(loaded: LoadedModel, file: Path, weights: str, tell: Callable[[str], None]) -> list[str]:
-    """In llama.cpp, where it is installed as llama-cpp-python."""
+    """As transformers reads the file; and in llama.cpp, where it is installed as llama-cpp-python."""
+    tell("the file is compared as transformers reads it")
+    notes = compare(loaded, _read_again(file), "transformers, which has read the file", weights)
     try:
         from llama_cpp import Llama
     except ImportError:
-        return ["not compared: that needs llama-cpp-python (pip install llama-cpp-python)"]
+        return [*notes, "not compared in llama.cpp itself: that needs llama-cpp-python (pip install llama-cpp-python)"]
     tell("the file is compared in llama.cpp")
     llama = Llama(str(file), n_ctx=loaded.context_length, logits_all=True, verbose=False, n_threads=1)
 
@@ -231,4 +233,17 @@ def _compared(loaded: LoadedModel, file: Path, weights: str, tell: Callable[[str
     theirs = llama.tokenize(text.encode(), add_bos=False, special=False)
     if list(mine) != list(theirs):
         raise ModelError("llama.cpp cuts a text into other tokens than this tokenizer. The file was not kept.")
-    return compare(loaded, scores, "llama.cpp", weights)
+    return [*notes, *compare(loaded, scores, "llama.cpp", weights)]
+
+
+def _read_again(file: Path) -> Callable[[Sequence[int]], Any]:
+    """The scores of a model that is made of nothing but the file."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def scores(tokens: Sequence[int]) -> Any:
+        return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+
+    return scores
