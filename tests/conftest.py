@@ -39,7 +39,9 @@ FOREIGN_VARIABLES = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "LLMCLOUD_SERVER_URL"
 
 # The GPUs of this machine: tests below tests/gpu use them, all others see none, so that they test the same everywhere.
 GPUS = "LLMCLOUD_TEST_GPUS"
-ABSENT = Path(__file__).parent / "support" / "absent"
+SUPPORT = Path(__file__).parent / "support"
+# Found before all else by every Python that a test starts.
+FIRST_ON_PATH = (str(SUPPORT / "absent"), str(SUPPORT / "preloaded"))
 
 _variables = pytest.StashKey[dict[str, str]]()
 _guardian = pytest.StashKey[subprocess.Popen[bytes]]()
@@ -51,7 +53,7 @@ def _settings(folder: Path, mark: str) -> dict[str, str]:
         GPUS: os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all")),
         "CUDA_VISIBLE_DEVICES": "",
         leaks.MARK: f"{mark}session",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ABSENT), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (*FIRST_ON_PATH, os.environ.get("PYTHONPATH")))),
         "HOME": str(folder / "home"),
         "LLMCLOUD_ROOT": str(folder / "root"),
         "LLMCLOUD_RUNTIME_DIR": str(folder / "run"),
@@ -84,6 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles our sources anew
     sys.dont_write_bytecode = False  # nor does this one rewrite the asserts of all test modules each time
     if not is_worker(config):
+        os.environ.setdefault("LLMCLOUD_TEST_PRELOADED", str(folder))
+        os.environ.setdefault("LLMCLOUD_TEST_PRELOADED_BY", str(os.getpid()))
         config.stash[_guardian] = guardian.start(mark_of(config), folder)
 
 

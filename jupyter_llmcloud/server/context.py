@@ -28,6 +28,7 @@ from jupyter_llmcloud.server.gateway.key_alerts import KeyMonitor
 from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
 from jupyter_llmcloud.server.gateway.metrics import ENDPOINTS
 from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
+from jupyter_llmcloud.server.recorded.run_metrics import RUNS
 from jupyter_llmcloud.server.watches.series_windows import SeriesWindows
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.storage.server_state import ServerState
@@ -69,6 +70,7 @@ class ServerContext:
         self.clusters.on_shortage = self.endpoints.give_way
         self.requests = OpenRequests(self.state, KeyMonitor(self.audit, log), log, self.audit.tell_requests)
         ENDPOINTS.add(self.endpoints)
+        RUNS.add(self, self.runs)
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
         self._closed = False
@@ -161,6 +163,7 @@ class ServerContext:
         await self.requests.close()
         await self.keeper.close()
         ENDPOINTS.discard(self.endpoints)
+        RUNS.discard(self)
         await self.endpoints.close(stop=self.identity.headless)
         await self.clusters.close()
         if self.identity.headless:

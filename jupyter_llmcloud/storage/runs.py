@@ -74,6 +74,7 @@ class RunRecord:
     errors: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
     not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)  # {metric: {"count", "first", "since"}}
+    alerts: dict[str, int] = field(default_factory=dict)  # how many, by detector
     num_restarts: int = 0
     num_resizes: int = 0  # while it went on: its members had changed
     hang: dict[str, Any] = field(default_factory=dict)  # while its ranks do not go on: {"t", "text", "late", "waiting"}

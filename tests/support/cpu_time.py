@@ -43,6 +43,7 @@ def enter_group() -> Path:
     group = root / own.lstrip("/") / f"llmc-tests-{os.getpid()}"
     group.mkdir()
     (group / "cgroup.procs").write_text(str(os.getpid()))
+    os.environ["LLMCLOUD_TEST_GROUP"] = str(group / "cgroup.procs")  # for zygotes that are forked elsewhere
     return group
 
 

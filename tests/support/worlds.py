@@ -42,6 +42,7 @@ from jupyter_llmcloud.protocol.rpc import Refused, restored
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 DEADLINE_S = 60.0
+ORDINARY = "LLMCLOUD_TEST_ORDINARY"  # in an agent's environment: its zygote is started as a user's is
 NUM_SLOTS = 64  # of the agents of the session: room for many worlds whose cells wait at the same time
 _numbers = itertools.count(1)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from jupyter_llmcloud.agent.runs.alert_log import AlertLog
+from jupyter_llmcloud.agent.runs.alert_sinks import alert_sender
 from jupyter_llmcloud.agent.runs.time_log import TimeLog
 from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.core.detect.detector import Alert
@@ -133,6 +135,8 @@ class RunFeed:
         """The run has ended: say why it failed, as far as anything tells and the cell has not said it all."""
         found = diagnosis_of(self._folder, self.record, self.record.hang)
         self.record.hang, self.record.diagnosis = {}, as_record(found)
+        if found is not None:
+            self._send("run-failed", f"it has failed: {found.sentence}", action=found.action)
         return [] if found is None or found.is_told else [f"Why: {found.sentence}", f"Try: {found.action}"]
 
     def begin_attempt(self, number: int, ranks: Iterable[int]) -> None:
@@ -175,8 +179,26 @@ class RunFeed:
         about = {"metric": alert.metric} if alert.metric else {}
         seen = {"detector": alert.detector, "evidence": alert.evidence, "ranks": list(alert.ranks)}
         self._files.mark({"mark": "alert", **where, "text": alert.text, **about, **seen})
+        self.record.alerts[alert.detector] = self.record.alerts.get(alert.detector, 0) + 1
+        self._send(alert.detector, alert.text, **where, **about, evidence=alert.evidence, ranks=list(alert.ranks))
         if is_shown:
             self.note(f"{alert.detector}: {alert.text}.")
+
+    def _send(self, detector: str, text: str, **seen: Any) -> None:
+        """Tell the sinks outside this product of an alert."""
+        name, loop = self.record.name or self.record.run_id, asyncio.get_running_loop()
+
+        def failed(problem: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the agent has ended meanwhile
+                loop.call_soon_threadsafe(self.note, problem)
+
+        about = {"run": name, "run_id": self.record.run_id, "owner": self.record.owner, "t": round(time.time(), 3)}
+        alert = {"text": f"run {name}: {detector}: {text}", "detector": detector, **about, **seen}
+        try:
+            alert_sender().send(alert, failed)
+        except ValueError as error:
+            if (problem := f"alerts are told in the run alone: {error}") not in self.record.notes:
+                self.note(problem)
 
     def tell_state(self, rank: int, state: str, detail: str = "", *, hurry: bool = True) -> None:
         """Tell those who follow of the state of a rank."""

@@ -166,6 +166,9 @@ class RunDetail(Run, frozen=True):
     script: Annotated[dict[str, Any], Meta(description="Which script was run, if it was one.")] = {}
     history: list[HistoryEntry] = []
     errors: list[RunError] = []
+    alerts: Annotated[
+        dict[str, int], Meta(description="How many of its detectors' alerts there were, by detector.")
+    ] = {}
     diagnosis: Annotated[RunDiagnosis, Meta(description="Empty where it has not failed, or nothing tells why.")] = {}
     source: Annotated[str, Meta(description="As it was typed.")] = ""
     seconds: Annotated[

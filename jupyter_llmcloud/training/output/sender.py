@@ -17,6 +17,7 @@ from jupyter_llmcloud.system.shared_ring import RingWriter
 
 BATCH_S = 0.03  # a reader's eye does not see less
 MAX_PENDING = 64 << 10  # characters; more is sent at once, so that printing is held back by a slow reader
+MAX_WAITING = 4 << 10  # characters that may wait for the end of their line
 MAX_RECORD = 8 << 20  # characters of a display; a cell shows half as much
 
 
@@ -102,13 +103,23 @@ class OutputSender:
             self._has_metrics = True
             self._wake.set()
 
-    def flush(self) -> None:
-        """Send what is pending."""
+    def flush(self, *, may_wait: bool = False) -> None:
+        """Send what is pending; with `may_wait` a line that has no end yet once waits for the next time.
+
+        `print` writes a line and its end one after the other. What a subprocess says meanwhile comes by another way and
+        would stand between them.
+        """
         with self._lock:
-            logs, self._logs, self._size = self._logs, [], 0
+            is_open = may_wait and 0 < self._size <= MAX_WAITING and _has_open_line(self._logs[-1])
+            waits = [{**self._logs.pop(), "waited": True}] if is_open else []
+            logs, self._logs = self._logs, waits
+            self._size = sum(len(part) for record in waits for part in record["parts"])
+            if waits:
+                self._wake.set()
             has_metrics, self._has_metrics = self._has_metrics, False
             for record in logs:
                 if "parts" in record:
+                    record.pop("waited", None)
                     record["text"] = "".join(record.pop("parts"))
             if logs:
                 self._sock.sendall(encode(LogRecords(records=logs)))
@@ -123,9 +134,14 @@ class OutputSender:
             self._full.clear()
             self._wake.clear()
             try:
-                self.flush()
+                self.flush(may_wait=True)
             except OSError:
                 return  # the agent has gone; the control thread ends this process
+
+
+def _has_open_line(record: dict[str, Any]) -> bool:
+    """Whether it is text whose last line has no end, and that has not waited for it."""
+    return "parts" in record and "waited" not in record and not record["parts"][-1].endswith("\n")
 
 
 class RankByteStream(io.RawIOBase):

@@ -1,0 +1,45 @@
+"""What `/metrics` tells of runs, read from their records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jupyter_llmcloud.server.recorded.run_metrics import RunCollector
+from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+
+
+def told(collector: RunCollector) -> dict[tuple[str, ...], float]:
+    """Each value by its metric and labels."""
+    return {
+        (family.name, *sample.labels.values()): sample.value
+        for family in collector.collect()
+        for sample in family.samples
+    }
+
+
+def test_runs_are_counted_by_state_and_alerts_of_those_that_go_on(tmp_path: Path) -> None:
+    store, collector = RunStore(tmp_path), RunCollector()
+    going = RunRecord("a-1", "a", "running", 1.0, alerts={"loss-spike": 2, "straggler": 1})
+    ended = RunRecord("b-1", "b", "failed", 1.0, 2.0, alerts={"loss-spike": 9})
+    for record in (going, ended):
+        store.folder(record.run_id).create(record, "")
+    collector.add(self := object(), store)
+    assert told(collector) == {
+        ("llmcloud_runs", "running"): 1,
+        ("llmcloud_runs", "failed"): 1,
+        ("llmcloud_run_alerts", "a-1", "loss-spike"): 2,
+        ("llmcloud_run_alerts", "a-1", "straggler"): 1,
+    }
+    going.state = "finished"
+    store.folder("a-1").write(going)
+    assert told(collector) == {("llmcloud_runs", "finished"): 1, ("llmcloud_runs", "failed"): 1}
+    collector.discard(self)
+    assert told(collector) == {}
+
+
+def test_a_root_without_runs_and_a_folder_without_a_record_are_no_error(tmp_path: Path) -> None:
+    collector = RunCollector()
+    collector.add(collector, RunStore(tmp_path))
+    assert told(collector) == {}
+    (tmp_path / "runs/half").mkdir(parents=True)
+    assert told(collector) == {}
