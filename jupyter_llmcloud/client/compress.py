@@ -16,7 +16,7 @@ from types import TracebackType
 import msgspec
 
 from jupyter_llmcloud.errors import InternalError, LLMCloudError, UsageError
-from jupyter_llmcloud.protocol.compression import Event, Failed, Progress, Request
+from jupyter_llmcloud.protocol.compression import Event, Failed, Request, WorkProgress
 from jupyter_llmcloud.system.spawn import log_tail, spawn
 
 MODULE = "jupyter_llmcloud.compression"
@@ -51,7 +51,7 @@ class CompressionProcess:
             self._read = -1
             for line in lines:
                 event: Event = msgspec.json.decode(line, type=Event)
-                if isinstance(event, Progress):
+                if isinstance(event, WorkProgress):
                     progress(event.text)
                 elif isinstance(event, Failed):
                     raise _error(event)

@@ -14,30 +14,30 @@ from jupyter_llmcloud.compression.methods.precision import to_bfloat16
 from jupyter_llmcloud.compression.methods.pruning import prune
 from jupyter_llmcloud.compression.methods.quantization import write_quantized
 from jupyter_llmcloud.compression.results import keep
-from jupyter_llmcloud.compression.sources import Source, find_source
+from jupyter_llmcloud.compression.sources import SourceModel, find_source
 from jupyter_llmcloud.compression.texts import read_texts, written_by
-from jupyter_llmcloud.core.compression.methods import Method
+from jupyter_llmcloud.core.compression.methods import CompressionMethod
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
-from jupyter_llmcloud.protocol.compression import CompressRequest, Event, Progress, Refused, Trainable
+from jupyter_llmcloud.protocol.compression import CompressRequest, Event, MethodRefused, Trainable, WorkProgress
 
 Tell = Callable[[Event], None]
 
 
 def make(request: CompressRequest, tell: Tell) -> None:
     """Make what is asked for, one after the other; those of a distillation are checked, and trained elsewhere."""
-    tell(Progress(text=f"{request.target} is read"))
+    tell(WorkProgress(text=f"{request.target} is read"))
     source = find_source(request.target, request.base_model)
-    for method in map(Method.parse, request.methods):
-        tell(Progress(text=f"{method.text} of {source.name}"))
+    for method in map(CompressionMethod.parse, request.methods):
+        tell(WorkProgress(text=f"{method.text} of {source.name}"))
         try:
             tell(_trainable(source, method, request) if method.trains else _made(source, method, request, tell))
         except LLMCloudError as error:
-            tell(Refused(method=method.text, reason=str(error)))
+            tell(MethodRefused(method=method.text, reason=str(error)))
         gc.collect()
 
 
-def _made(source: Source, method: Method, request: CompressRequest, tell: Tell) -> Event:
+def _made(source: SourceModel, method: CompressionMethod, request: CompressRequest, tell: Tell) -> Event:
     loaded = _load(source)
 
     def write(folder: Path) -> str:
@@ -50,11 +50,11 @@ def _made(source: Source, method: Method, request: CompressRequest, tell: Tell) 
         return write_quantized(loaded, int(method.kind.removeprefix("int")), folder)
 
     made = keep(source, method, request, write)
-    tell(Progress(text=f"{made.name} is there"))
+    tell(WorkProgress(text=f"{made.name} is there"))
     return made
 
 
-def _load(source: Source) -> LoadedModel:
+def _load(source: SourceModel) -> LoadedModel:
     return load_model(source.folder, base_model=source.layout.folder if source.layout.adapter else None)
 
 
@@ -62,7 +62,7 @@ def _texts(request: CompressRequest, loaded: LoadedModel) -> list[str]:
     return read_texts(request.texts) if request.texts else written_by(loaded)
 
 
-def _trainable(source: Source, method: Method, request: CompressRequest) -> Event:
+def _trainable(source: SourceModel, method: CompressionMethod, request: CompressRequest) -> Event:
     """A distillation that can be begun; its texts are kept in a file for the ranks."""
     teacher = find_source(method.value)
     check_teacher(source, teacher)

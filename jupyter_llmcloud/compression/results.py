@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.compression.sources import Source
-from jupyter_llmcloud.core.compression.methods import Method
+from jupyter_llmcloud.compression.sources import SourceModel
+from jupyter_llmcloud.core.compression.methods import CompressionMethod
 from jupyter_llmcloud.core.names import run_id
 from jupyter_llmcloud.protocol.compression import CompressRequest, Made
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore, nonce
@@ -32,7 +32,7 @@ _NOT_COPIED = (
 Write = Callable[[Path], str]
 
 
-def keep(source: Source, method: Method, request: CompressRequest, write: Write) -> Made:
+def keep(source: SourceModel, method: CompressionMethod, request: CompressRequest, write: Write) -> Made:
     """A run with the model that `write` puts into a folder; it returns a note on it. Half of one is removed again."""
     began = time.time()
     name = request.name or method.name_of(source.name)
@@ -70,7 +70,7 @@ def _text(request: CompressRequest) -> str:
     return (request.line or f"%compress {request.target}") + "\n"
 
 
-def _copy_small_files(source: Source, target: Path) -> None:
+def _copy_small_files(source: SourceModel, target: Path) -> None:
     """The tokenizer, the template of chats, how to sample: all but the weights and what describes them."""
     ignore = shutil.ignore_patterns(*_NOT_COPIED)
     for folder in dict.fromkeys((source.layout.folder, source.layout.tokenizer)):

@@ -14,7 +14,7 @@ from jupyter_llmcloud.storage.runs import RunFolder, RunStore
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """A model that something is made of.
 
     Attributes:
@@ -43,7 +43,7 @@ class Source:
         return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
 
 
-def find_source(target: str, base_model: str = "") -> Source:
+def find_source(target: str, base_model: str = "") -> SourceModel:
     """The model that `target` names. Raises NotFound or ModelError."""
     folder, run = _folder_of(target)
     layout = check_folder(
@@ -55,7 +55,7 @@ def find_source(target: str, base_model: str = "") -> Source:
             f"{target} is {what}: what can be compressed and exported are language models of transformers."
         )
     name = source_name(target, folder.name if run is None else run.read().name)
-    return Source(name, layout, "" if run is None else run.run_id)
+    return SourceModel(name, layout, "" if run is None else run.run_id)
 
 
 def _folder_of(target: str) -> tuple[Path, RunFolder | None]:

@@ -9,8 +9,9 @@ from jupyter_llmcloud.core.compression.spec import COMPRESS, EXPORT
 from jupyter_llmcloud.core.data.spec import PREPARE, SHARDS
 from jupyter_llmcloud.core.options import Syntax, usage
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE, SERVE_CELL
-from jupyter_llmcloud.magics.commands import clusters, compress, data, distribute, endpoints, runs, serve_code, worlds
+from jupyter_llmcloud.magics.commands import clusters, data, distribute, endpoints, runs, serve_code, worlds
 from jupyter_llmcloud.magics.commands.completion import complete_line
+from jupyter_llmcloud.magics.compression import compress
 from jupyter_llmcloud.magics.output import shown_paths
 
 VERBS: dict[str, dict[str, Syntax]] = {

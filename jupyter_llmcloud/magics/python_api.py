@@ -11,8 +11,8 @@ from jupyter_llmcloud.magics import data
 from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
-from jupyter_llmcloud.magics.commands.compress import compress, export
 from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
+from jupyter_llmcloud.magics.compression.compress import compress, export
 from jupyter_llmcloud.magics.output import shown_paths
 from jupyter_llmcloud.magics.output.panels import ClusterPanel, EndpointPanel, WorldPanel
 from jupyter_llmcloud.magics.session import session

@@ -64,7 +64,7 @@ class ExportRequest(msgspec.Struct, kw_only=True, frozen=True, tag="export"):
 Request = CompressRequest | MeasureRequest | ExportRequest
 
 
-class Progress(msgspec.Struct, kw_only=True, frozen=True, tag="progress"):
+class WorkProgress(msgspec.Struct, kw_only=True, frozen=True, tag="progress"):
     """How far it is, in a few words."""
 
     text: str
@@ -79,7 +79,7 @@ class Made(msgspec.Struct, kw_only=True, frozen=True, tag="made"):
     note: str = ""
 
 
-class Refused(msgspec.Struct, kw_only=True, frozen=True, tag="refused"):
+class MethodRefused(msgspec.Struct, kw_only=True, frozen=True, tag="refused"):
     """A method cannot be had of this model; others may."""
 
     method: str
@@ -127,4 +127,4 @@ class Failed(msgspec.Struct, kw_only=True, frozen=True, tag="failed"):
     text: str
 
 
-Event = Progress | Made | Refused | Trainable | ModelMeasured | Exported | Caption | Failed
+Event = WorkProgress | Made | MethodRefused | Trainable | ModelMeasured | Exported | Caption | Failed

@@ -13,8 +13,8 @@ from jupyter_llmcloud.client.compress import CompressionProcess, kept_texts, tex
 from jupyter_llmcloud.compression.results import ORIGIN
 from jupyter_llmcloud.core.compression.table import Measured
 from jupyter_llmcloud.errors import NotFound, UsageError
-from jupyter_llmcloud.magics.commands import compress as magic
-from jupyter_llmcloud.magics.commands.compress import Compressed, compress
+from jupyter_llmcloud.magics.compression import compress as magic
+from jupyter_llmcloud.magics.compression.compress import Compressed, compress
 from jupyter_llmcloud.protocol.compression import CompressRequest, MeasureRequest
 from jupyter_llmcloud.storage.runs import RunStore
 from tests.support.tiny_models import TEXT, save_tiny_llama

@@ -21,13 +21,13 @@ from jupyter_llmcloud.compression.methods.pruning import prune
 from jupyter_llmcloud.compression.methods.quantization import write_quantized
 from jupyter_llmcloud.compression.results import keep, origin_of
 from jupyter_llmcloud.compression.sources import find_source
-from jupyter_llmcloud.core.compression.methods import Method
+from jupyter_llmcloud.core.compression.methods import CompressionMethod
 from jupyter_llmcloud.errors import ModelError, NotFound
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.inference.engines.quantized.linear import QuantizedLinear
 from jupyter_llmcloud.inference.engines.quantized.packing import Scheme, dequantize, pack, quantize, unpack
 from jupyter_llmcloud.inference.engines.select import open_engine
-from jupyter_llmcloud.protocol.compression import CompressRequest, Event, Made, Refused
+from jupyter_llmcloud.protocol.compression import CompressRequest, Event, Made, MethodRefused
 from jupyter_llmcloud.storage.runs import RunStore
 from tests.support.tiny_models import TEXT, byte_level_tokenizer, one_thread, save_tiny_llama, tiny_llama
 
@@ -212,7 +212,7 @@ def test_results_are_runs_that_say_what_they_were_made_of_and_a_refusal_keeps_th
         CompressRequest(target=str(folder), methods=["lora-merge", "bf16"], line="%compress m --method bf16"),
         told.append,
     )
-    (refused,) = [event for event in told if isinstance(event, Refused)]
+    (refused,) = [event for event in told if isinstance(event, MethodRefused)]
     assert refused.method == "lora-merge" and "nothing to merge" in refused.reason
     (made,) = [event for event in told if isinstance(event, Made)]
     run = RunStore().find("model-bf16")
@@ -235,7 +235,7 @@ def test_half_of_a_result_is_removed(folder: Path, own_root: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        keep(find_source(str(folder)), Method("int8"), CompressRequest(target="m", methods=["int8"]), fail)
+        keep(find_source(str(folder)), CompressionMethod("int8"), CompressRequest(target="m", methods=["int8"]), fail)
     assert list(RunStore().path.iterdir()) == []
 
 
@@ -273,6 +273,6 @@ def test_a_teacher_with_another_vocabulary_is_refused(folder: Path, tmp_path: Pa
     told: list[Event] = []
     methods = [f"distill:{tmp_path / 'teacher'}", f"distill:{folder}"]
     make(CompressRequest(target=str(folder), methods=methods), told.append)
-    reasons = [event.reason for event in told if isinstance(event, Refused)]
+    reasons = [event.reason for event in told if isinstance(event, MethodRefused)]
     assert "the teacher has another vocabulary (300 tokens, model has 384" in reasons[0]
     assert "a model learns nothing from itself" in reasons[1]

@@ -31,7 +31,7 @@ def test_texts_become_windows_of_equal_length_or_are_too_short() -> None:
     tokenizer = byte_level_tokenizer()
     rows = _rows(TEXT, tokenizer, 16, 8)
     assert len(rows) >= 8 and rows.shape[1] <= 16 and rows[0, 0] == tokenizer(TEXT[0])["input_ids"][0]
-    with pytest.raises(ModelError, match="has 2 tokens, too few for 8 windows"):
+    with pytest.raises(ModelError, match="has 2 tokens, and 8 windows need more"):
         _rows(["a"], tokenizer, 16, 8)
 
 

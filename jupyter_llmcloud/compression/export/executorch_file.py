@@ -10,13 +10,13 @@ import torch
 
 from jupyter_llmcloud.compression.export.onnx_file import _Scores
 from jupyter_llmcloud.compression.export.parity import compare
-from jupyter_llmcloud.compression.sources import Source
+from jupyter_llmcloud.compression.sources import SourceModel
 from jupyter_llmcloud.errors import ModelError, UsageError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 
 
 def write_executorch(
-    loaded: LoadedModel, source: Source, out: Path, weights: str, tell: Callable[[str], None]
+    loaded: LoadedModel, source: SourceModel, out: Path, weights: str, tell: Callable[[str], None]
 ) -> list[str]:
     """Write the file; returns notes. Raises UsageError without its package, ModelError when it cannot be done."""
     try:

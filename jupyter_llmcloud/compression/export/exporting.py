@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from jupyter_llmcloud.compression.sources import Source, find_source
+from jupyter_llmcloud.compression.sources import SourceModel, find_source
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.inference.engines.loading import load_model
-from jupyter_llmcloud.protocol.compression import Event, Exported, ExportRequest, Progress
+from jupyter_llmcloud.protocol.compression import Event, Exported, ExportRequest, WorkProgress
 from jupyter_llmcloud.storage.runs import RunStore
 
 Tell = Callable[[Event], None]
@@ -28,20 +28,20 @@ def export(request: ExportRequest, tell: Tell) -> None:
     out = Path(request.out) if request.out else _default(source, request.to)
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"--out {out}: expected a file in a folder that is there.")
-    tell(Progress(text=f"{source.name} is read"))
+    tell(WorkProgress(text=f"{source.name} is read"))
     loaded = load_model(
         source.folder, dtype="float32", base_model=source.layout.folder if source.layout.adapter else None
     )
     staging = out.with_name(f".{out.name}.staging")
     try:
-        notes = write(loaded, source, staging, request.weights, lambda text: tell(Progress(text=text)))
+        notes = write(loaded, source, staging, request.weights, lambda text: tell(WorkProgress(text=text)))
         staging.replace(out)
     finally:
         staging.unlink(missing_ok=True)
     tell(Exported(path=str(out), notes=[f"{out.stat().st_size / 1e6:.2f} MB", *notes]))
 
 
-def _default(source: Source, to: str) -> Path:
+def _default(source: SourceModel, to: str) -> Path:
     """In the folder of the run, else beside the folder of the model."""
     name = f"{source.name}{SUFFIXES[to]}"
     if not source.run_id:

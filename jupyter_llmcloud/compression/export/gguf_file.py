@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from jupyter_llmcloud.compression.export.parity import check_installed, compare
-from jupyter_llmcloud.compression.sources import Source
+from jupyter_llmcloud.compression.sources import SourceModel
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 
@@ -57,7 +57,9 @@ class _Tokens:
     pre: str
 
 
-def write_gguf(loaded: LoadedModel, source: Source, out: Path, weights: str, tell: Callable[[str], None]) -> list[str]:
+def write_gguf(
+    loaded: LoadedModel, source: SourceModel, out: Path, weights: str, tell: Callable[[str], None]
+) -> list[str]:
     """Write the file; returns notes. Raises UsageError without its package, ModelError for what it cannot hold."""
     check_installed("gguf", "gguf")
     import gguf

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jupyter_llmcloud.compression.export.parity import check_installed, compare
-from jupyter_llmcloud.compression.sources import Source
+from jupyter_llmcloud.compression.sources import SourceModel
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 
@@ -30,7 +30,9 @@ class _Scores(torch.nn.Module):
         return scores
 
 
-def write_onnx(loaded: LoadedModel, source: Source, out: Path, weights: str, tell: Callable[[str], None]) -> list[str]:
+def write_onnx(
+    loaded: LoadedModel, source: SourceModel, out: Path, weights: str, tell: Callable[[str], None]
+) -> list[str]:
     """Write the file; returns notes. Raises UsageError without its packages, ModelError when it cannot be done."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         check_installed(package, "onnx")

@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any
 
 from jupyter_llmcloud.compression.measure.replica import MeasuredReplica, prepare
-from jupyter_llmcloud.compression.sources import Source, find_source
+from jupyter_llmcloud.compression.sources import SourceModel, find_source
 from jupyter_llmcloud.compression.texts import read_texts, windows
 from jupyter_llmcloud.core.compression.table import Measured
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
-from jupyter_llmcloud.protocol.compression import Caption, Event, MeasureRequest, ModelMeasured, Progress
+from jupyter_llmcloud.protocol.compression import Caption, Event, MeasureRequest, ModelMeasured, WorkProgress
 
 Tell = Callable[[Event], None]
 ROUNDS = 5
@@ -62,9 +62,9 @@ def measure(request: MeasureRequest, tell: Tell) -> None:
     base = request.base_model
     sources = [find_source(model, "" if number else base) for number, model in enumerate(request.models)]
     before, figures = sources[0], _Figures()
-    tell(Progress(text=f"{before.name} is started as an endpoint would"))
+    tell(WorkProgress(text=f"{before.name} is started as an endpoint would"))
 
-    def start(source: Source) -> MeasuredReplica:
+    def start(source: SourceModel) -> MeasuredReplica:
         return MeasuredReplica(context, source.layout, num_threads)
 
     with start(before) as replica:
@@ -81,13 +81,13 @@ def measure(request: MeasureRequest, tell: Tell) -> None:
 
 
 def _beside(
-    start: Callable[[Source], MeasuredReplica],
+    start: Callable[[SourceModel], MeasuredReplica],
     pair: tuple[MeasuredReplica, _Figures],
-    source: Source,
+    source: SourceModel,
     texts: _Texts,
     tell: Tell,
 ) -> Measured:
-    tell(Progress(text=f"{source.name} is measured"))
+    tell(WorkProgress(text=f"{source.name} is measured"))
     figures = _Figures()
     try:
         with start(source) as replica:
@@ -98,7 +98,7 @@ def _beside(
         return Measured(source.name, source.num_bytes, problem=str(error))
 
 
-def _row(source: Source, replica: MeasuredReplica, figures: _Figures, perplexity: float | None) -> Measured:
+def _row(source: SourceModel, replica: MeasuredReplica, figures: _Figures, perplexity: float | None) -> Measured:
     return Measured(
         source.name,
         source.num_bytes,
@@ -146,7 +146,7 @@ def _perplexity(replica: MeasuredReplica, texts: _Texts) -> float | None:
     return math.exp(-total / texts.num_scored)
 
 
-def _texts(request: MeasureRequest, before: Source, replica: MeasuredReplica) -> _Texts:
+def _texts(request: MeasureRequest, before: SourceModel, replica: MeasuredReplica) -> _Texts:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(before.layout.tokenizer, local_files_only=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from jupyter_llmcloud.compression.sources import Source
+from jupyter_llmcloud.compression.sources import SourceModel
 from jupyter_llmcloud.errors import ModelError
 
 
-def check_teacher(student: Source, teacher: Source) -> None:
+def check_teacher(student: SourceModel, teacher: SourceModel) -> None:
     """Raise ModelError unless the scores of both are of the same tokens."""
     from transformers import AutoTokenizer
 

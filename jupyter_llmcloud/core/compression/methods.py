@@ -14,7 +14,7 @@ METHODS = (*PLAIN[:3], *(f"{kind}:{value}" for kind, value in WITH_VALUE.items()
 
 
 @dataclass(frozen=True)
-class Method:
+class CompressionMethod:
     """One way.
 
     Attributes:
@@ -26,7 +26,7 @@ class Method:
     value: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Method:
+    def parse(cls, text: str) -> CompressionMethod:
         """`prune:0.3` as a method. Raises UsageError."""
         kind, colon, value = text.strip().partition(":")
         if kind in PLAIN:
@@ -75,7 +75,7 @@ def parse_methods(text: str) -> list[str]:
     words = [part.strip() for part in text.split(",") if part.strip()]
     if not words:
         raise UsageError(f"expected one or more of {', '.join(METHODS)}")
-    methods = [Method.parse(word).text for word in words]
+    methods = [CompressionMethod.parse(word).text for word in words]
     if len(set(methods)) < len(methods):
         twice = next(method for method in methods if methods.count(method) > 1)
         raise UsageError(f"{twice} is there twice")

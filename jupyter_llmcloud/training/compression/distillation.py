@@ -91,6 +91,6 @@ def _rows(texts: list[str], tokenizer: Any, length: int, least: int) -> torch.Te
     count = len(tokens) // length
     if count < least:
         raise ModelError(
-            f"the text to learn from has {len(tokens)} tokens, and {_BATCH} windows need more: --text FILE."
+            f"the text to learn from has {len(tokens)} tokens, and {least} windows need more: --text FILE."
         )
     return torch.tensor(tokens[: count * length]).view(count, length)

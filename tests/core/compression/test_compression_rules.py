@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyter_llmcloud.core.compression.methods import Method, parse_methods
+from jupyter_llmcloud.core.compression.methods import CompressionMethod, parse_methods
 from jupyter_llmcloud.core.compression.spec import COMPRESS, CompressSpec, ExportSpec
 from jupyter_llmcloud.core.compression.table import Measured, headings, rows, verdict
 from jupyter_llmcloud.core.options import parse
@@ -29,8 +29,8 @@ def after(**changed: float | str | None) -> Measured:
     ],
 )
 def test_a_result_is_named_after_its_model_and_its_method(text: str, name: str) -> None:
-    assert Method.parse(text).name_of("m") == name
-    assert Method.parse(text).text == text
+    assert CompressionMethod.parse(text).name_of("m") == name
+    assert CompressionMethod.parse(text).text == text
 
 
 @pytest.mark.parametrize(

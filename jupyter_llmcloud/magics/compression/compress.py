@@ -30,8 +30,8 @@ from jupyter_llmcloud.protocol.compression import (
     ExportRequest,
     Made,
     MeasureRequest,
+    MethodRefused,
     ModelMeasured,
-    Refused,
     Trainable,
 )
 from jupyter_llmcloud.storage.runs import RunStore
@@ -147,7 +147,7 @@ def _compress(
             if isinstance(event, Made):
                 result.names.append(event.run_id if _is_hidden(event) else event.name)
                 result.notes[result.names[-1]] = event.note
-            elif isinstance(event, Refused):
+            elif isinstance(event, MethodRefused):
                 result.refused[event.method] = event.reason
             elif isinstance(event, Trainable):
                 to_train.append(event)
