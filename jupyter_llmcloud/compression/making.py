@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
 from jupyter_llmcloud.protocol.compression import CompressRequest, Event, MethodRefused, Trainable, WorkProgress
 
+log = logging.getLogger(__name__)
+
 Tell = Callable[[Event], None]
 
 
@@ -34,6 +37,9 @@ def make(request: CompressRequest, tell: Tell) -> None:
             tell(_trainable(source, method, request) if method.trains else _made(source, method, request, tell))
         except LLMCloudError as error:
             tell(MethodRefused(method=method.text, reason=str(error)))
+        except Exception as error:  # much code of others: the other methods are made nevertheless
+            log.exception("%s failed", method.text)
+            tell(MethodRefused(method=method.text, reason=f"{type(error).__name__}: {error}"))
         gc.collect()
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from jupyter_llmcloud.compression.making import make
 from jupyter_llmcloud.compression.methods.merging import merge
 from jupyter_llmcloud.compression.methods.precision import to_bfloat16
-from jupyter_llmcloud.compression.methods.pruning import prune
+from jupyter_llmcloud.compression.methods.pruning import _left, _Shape, prune
 from jupyter_llmcloud.compression.methods.quantization import write_quantized
 from jupyter_llmcloud.compression.results import keep, origin_of
 from jupyter_llmcloud.compression.sources import find_source
@@ -177,6 +177,18 @@ def test_what_a_method_cannot_take_is_refused_in_a_word(folder: Path, target: Pa
     ):
         with pytest.raises(ModelError, match="quantized already"):
             again()
+
+
+def test_heads_that_stay_are_as_many_as_the_architecture_takes() -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(hidden_size=64, num_attention_heads=8, num_key_value_heads=8, intermediate_size=256)
+    shape = _Shape(num_heads=8, num_groups=8, head_size=8, num_rows=256)
+    assert _left(config, shape, 0.5) == (4, 128)
+    assert _left(config, shape, 0.25) == (8, 192), (
+        "64 is no multiple of 6; of 4 and 8, which are as near, more are left"
+    )
+    assert _left(config, shape, 0.4) == (4, 152), "nor of 5"
 
 
 def test_layers_that_are_not_alike_are_not_pruned(folder: Path, target: Path) -> None:

@@ -8,6 +8,8 @@ keys and values go together.
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from jupyter_llmcloud.compression.methods.plain import check_plain
 from jupyter_llmcloud.compression.texts import windows
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
+
+log = logging.getLogger(__name__)
 
 _READ_TOKENS = 16_384  # of the texts
 _ROUND = 8  # rows of a wide MLP are left in multiples of it, which is what processors multiply best
@@ -46,16 +50,16 @@ def prune(loaded: LoadedModel, ratio: float, texts: Sequence[str], folder: Path)
     check_plain(loaded)
     layers = _layers(loaded.model)
     shape = _shape(loaded.model, layers)
-    num_groups, num_rows = _left(shape, ratio)
+    num_groups, num_rows = _left(loaded.model.config.get_text_config(), shape, ratio)
     importance = _importance(loaded, layers, texts)
     for layer, (of_heads, of_rows) in zip(layers, importance, strict=True):
         _cut_heads(layer.self_attn, shape, _largest(of_heads.view(shape.num_groups, -1).sum(dim=1), num_groups))
         _cut_rows(layer.mlp, _largest(of_rows, num_rows))
-    num_heads = num_groups * (shape.num_heads // shape.num_groups)
-    _rewrite(loaded.model.config.get_text_config(), shape, num_heads, num_groups, num_rows)
+    config = loaded.model.config.get_text_config()
+    _rewrite(config, shape, num_groups, num_rows)
     loaded.model.save_pretrained(folder)
     load_model(folder)  # raises where the configuration does not say all of it
-    return f"{num_heads} of {shape.num_heads} heads and {num_rows} of {shape.num_rows} rows of each layer's MLP"
+    return f"{config.num_attention_heads} of {shape.num_heads} heads and {num_rows} of {shape.num_rows} rows of each layer's MLP"
 
 
 def _layers(model: Any) -> list[Any]:
@@ -92,7 +96,7 @@ def _shape(model: Any, layers: Sequence[Any]) -> _Shape:
     return shapes.pop()
 
 
-def _left(shape: _Shape, ratio: float) -> tuple[int, int]:
+def _left(config: Any, shape: _Shape, ratio: float) -> tuple[int, int]:
     """How many groups of heads and rows stay. Raises ModelError when none would go, or none stay."""
     num_groups = shape.num_groups - round(shape.num_groups * ratio)
     num_rows = shape.num_rows - round(shape.num_rows * ratio)
@@ -103,12 +107,30 @@ def _left(shape: _Shape, ratio: float) -> tuple[int, int]:
             f"this model is too small for prune:{ratio:g}: of {shape.num_groups} groups of heads and {shape.num_rows} "
             f"rows, {max(num_groups, 0)} and {max(num_rows, 0)} would be left."
         )
+    num_groups = _nearest(config, shape, num_groups)
     if (num_groups, num_rows) == (shape.num_groups, shape.num_rows):
         raise ModelError(
             f"this model is too small for prune:{ratio:g}: it has {shape.num_groups} groups of heads and "
             f"{shape.num_rows} rows, and that part of them is less than one."
         )
     return num_groups, num_rows
+
+
+def _nearest(config: Any, shape: _Shape, wanted: int) -> int:
+    """So many groups, or the nearest number that the architecture takes: Llama's heads must divide the hidden size."""
+    by_distance = sorted(range(1, shape.num_groups + 1), key=lambda number: (abs(number - wanted), -number))
+    return next((number for number in by_distance if _is_taken(config, shape, number)), shape.num_groups)
+
+
+def _is_taken(config: Any, shape: _Shape, num_groups: int) -> bool:
+    told = copy.deepcopy(config)
+    try:
+        _rewrite(told, shape, num_groups, shape.num_rows)
+        type(config).from_dict(told.to_dict())
+    except Exception as error:  # each architecture checks its configuration in a way of its own
+        log.info("%d groups of heads are not possible: %s", num_groups, error)
+        return False
+    return True
 
 
 @torch.inference_mode()
@@ -183,8 +205,9 @@ def _keep_inputs(linear: torch.nn.Linear, places: torch.Tensor) -> None:
     linear.in_features = len(places)
 
 
-def _rewrite(config: Any, shape: _Shape, num_heads: int, num_groups: int, num_rows: int) -> None:
+def _rewrite(config: Any, shape: _Shape, num_groups: int, num_rows: int) -> None:
     """`head_dim` is said, since it is not the hidden size divided by the heads any more."""
     config.head_dim = shape.head_size
-    config.num_attention_heads, config.num_key_value_heads = num_heads, num_groups
+    config.num_attention_heads = num_groups * (shape.num_heads // shape.num_groups)
+    config.num_key_value_heads = num_groups
     config.intermediate_size = num_rows
