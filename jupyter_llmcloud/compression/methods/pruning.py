@@ -59,7 +59,8 @@ def prune(loaded: LoadedModel, ratio: float, texts: Sequence[str], folder: Path)
     _rewrite(config, shape, num_groups, num_rows)
     loaded.model.save_pretrained(folder)
     load_model(folder)  # raises where the configuration does not say all of it
-    return f"{config.num_attention_heads} of {shape.num_heads} heads and {num_rows} of {shape.num_rows} rows of each layer's MLP"
+    heads = f"{config.num_attention_heads} of {shape.num_heads} heads"
+    return f"{heads} and {num_rows} of {shape.num_rows} rows of each layer's MLP"
 
 
 def _layers(model: Any) -> list[Any]:
