@@ -31,6 +31,7 @@ from jupyter_llmcloud.core.options import Option, Syntax, integer
 from jupyter_llmcloud.core.parallel.accelerate_config import parse_content
 from jupyter_llmcloud.core.parallel.plan import COMPRESSIONS, normalised
 from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
+from jupyter_llmcloud.core.trackers import parse_trackers
 from jupyter_llmcloud.errors import UsageError
 
 
@@ -258,6 +259,12 @@ class RunSpec(Spec):
         OptionType("DETECTOR=POLICY", parse_policies),
         "What an alert does, by detector: note (default), stop, off. For example straggler=off; a name that is not "
         "known is answered with those there are.",
+        resumes=True,
+    )
+    track: list[str] | None = option(
+        OptionType("NAMES", parse_trackers),
+        "Send what is logged to these trackers, too, as one run: tensorboard, wandb, mlflow, trackio.",
+        metavar="tensorboard,wandb",
         resumes=True,
     )
     checkpoint_every: int = option(

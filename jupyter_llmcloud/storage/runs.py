@@ -145,6 +145,12 @@ class RunFolder:
         """The journal of what happened to the run: checkpoints, restarts."""
         return self.path / "marks.jsonl"
 
+    def alerts(self) -> list[dict[str, Any]]:
+        """What its detectors have found, in order: {"t", "detector", "step", "text", "evidence", "ranks", ...}."""
+        if not self.marks.exists():
+            return []
+        return [mark for mark in read_all(self.marks) if mark["mark"] == "alert" and "detector" in mark]
+
     def note_watched(self) -> None:
         """A page watches the run at its server, now."""
         with contextlib.suppress(OSError):

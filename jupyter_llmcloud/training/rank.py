@@ -50,6 +50,7 @@ from jupyter_llmcloud.system import patching
 from jupyter_llmcloud.system.shared_ring import RingWriter
 from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.control import ControlSocket
+from jupyter_llmcloud.training.diagnostics.finite_gradients import FINITE
 from jupyter_llmcloud.training.diagnostics.flight_recorder import as_sent
 from jupyter_llmcloud.training.diagnostics.time_split import CHECKPOINT, TIMES
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
@@ -148,6 +149,7 @@ class Rank:
         plans.install()
         STREAMS.install(lambda: self.steps.count)
         register_optimizer_step_post_hook(self.steps.boundary)
+        FINITE.install(self.sender, lambda: self.steps.count)
         TIMES.install(lambda: self.steps.count)
         self.checkpoints.install()
         metrics.attach(self.run)
@@ -379,6 +381,7 @@ class Rank:
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
         ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)
+        FINITE.begin(cell, self.group.world_size)
 
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:

@@ -5,12 +5,14 @@ A server with a cluster of its own costs a test ten seconds of processor time: t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.client.rest import ServerClient
+from jupyter_llmcloud.errors import NotFound
 from tests.support.headless import headless_server
 from tests.support.worlds import NUM_SLOTS
 
@@ -39,4 +41,5 @@ def shared_server(_server_of_the_session: ServerClient) -> Iterator[ServerClient
         if endpoint["state"] not in ("stopped", "failed"):
             server.stop_endpoint(endpoint["name"])
     for world in server.worlds():
-        server.stop_world(world["world_id"])
+        with contextlib.suppress(NotFound):  # of a kernel that has ended: its world may end by itself meanwhile
+            server.stop_world(world["world_id"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jupyter_llmcloud.core.detect.detector import Alert
-from jupyter_llmcloud.core.detect.run_detectors import RunDetectors
+from jupyter_llmcloud.core.detect.run_detectors import MAX_ALERTS, RunDetectors
 from jupyter_llmcloud.core.run.time_split import Split
 
 DISK_EVERY_S = 10.0
@@ -39,6 +39,7 @@ class AlertLog:
         self._stop = stop
         self._looked = 0.0  # when, at the disk
         self._stopped = False
+        self._said: set[tuple[str, float]] = set()  # by ranks: detector and step
 
     def begin_attempt(self) -> None:
         """The cell is sent to the ranks."""
@@ -68,6 +69,13 @@ class AlertLog:
         """The first value of a metric that was NaN or infinite."""
         alert = Alert("not-finite", text, f"every value of {metric}", 1, 1, step=step, metric=metric)
         self._found([alert] if self._watch.policy("not-finite") != "off" else [], is_shown=False)
+
+    def said(self, record: Mapping[str, Any]) -> None:
+        """A rank has found something itself, and said so in the cell; all ranks say the same."""
+        if (key := (str(record["detector"]), float(record["step"]))) not in self._said and len(self._said) < MAX_ALERTS:
+            self._said.add(key)
+            window = "the gradients of the step"
+            self._tell(Alert(key[0], str(record["text"]), window, 1, 1, step=key[1]), is_shown=False)
 
     def _found(self, alerts: Iterable[Alert], *, is_shown: bool = True) -> None:
         for alert in alerts:

@@ -12,6 +12,7 @@ from jupyter_llmcloud.agent.runs.alert_log import AlertLog
 from jupyter_llmcloud.agent.runs.alert_sinks import alert_sender
 from jupyter_llmcloud.agent.runs.time_log import TimeLog
 from jupyter_llmcloud.agent.runs.writer import RunWriter
+from jupyter_llmcloud.agent.trackers.process import TrackerProcesses
 from jupyter_llmcloud.core.detect.detector import Alert
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
 from jupyter_llmcloud.core.names import short_name
@@ -54,6 +55,7 @@ class RunFeed:
         self._not_finite = NotFiniteLog(record.not_finite)
         self._times = TimeLog(folder.read_times()[1], self._tell_times)
         self._alerts = AlertLog(record.spec.get("watch") or "", folder.path, self._tell_alert, stop)
+        self._trackers: TrackerProcesses | None = None
         self._due: asyncio.TimerHandle | None = None  # when what was not finite is written
 
     def begin(self, *, at_once: bool) -> None:
@@ -123,6 +125,8 @@ class RunFeed:
             self._alerts.metrics(rank, records)
         if kind == "logs" and (reports := [record for record in written if record.get("kind") == "report"]):
             self._note_hang(reports[-1])
+        for said in [record["alert"] for record in records if kind == "logs" and "alert" in record]:
+            self._alerts.said(said)
         self.tell(Journaled(run_id=self.record.run_id, rank=rank, journal=kind, records=written))
 
     def _note_hang(self, report: dict[str, Any]) -> None:
@@ -142,6 +146,9 @@ class RunFeed:
     def begin_attempt(self, number: int, ranks: Iterable[int]) -> None:
         """The cell is sent to these ranks."""
         self._times.begin(number, ranks)
+        if self._trackers is None and (names := self.record.spec.get("track")):
+            self._tell_begun()
+            self._trackers = TrackerProcesses(self._folder.path, names, self.note)
         self._alerts.begin_attempt()
 
     def spent(self, rank: int, times: RankTimes) -> None:
@@ -222,6 +229,8 @@ class RunFeed:
     def cut_off(self) -> None:
         """Those who follow find the run again where it is led from now on."""
         self._times.close()
+        if self._trackers is not None:
+            self._trackers.close()
         if self._due is not None:
             self._due.cancel()
         for follower in self._followers:
@@ -230,6 +239,8 @@ class RunFeed:
     def close(self) -> None:
         """The run has ended."""
         self._times.close()
+        if self._trackers is not None:
+            self._trackers.close()
         if self._due is not None:
             self._due.cancel()
         self._files.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+ONE_IS_ENOUGH = 1  # as a threshold: what was seen once needs no count
 Observation_contra = TypeVar("Observation_contra", contravariant=True)
 
 
@@ -37,7 +38,8 @@ class Alert:
     @property
     def evidence(self) -> str:
         """`robust z 9.1 over 6 in the last 128 values of loss`."""
-        return f"{self.statistic:.3g}, threshold {self.threshold:g}, over {self.window}"
+        counted = f"{self.statistic:.3g}, threshold {self.threshold:g}, over "
+        return (counted if self.threshold != ONE_IS_ENOUGH else "") + self.window
 
 
 class Detector(Protocol[Observation_contra]):

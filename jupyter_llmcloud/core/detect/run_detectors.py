@@ -1,7 +1,7 @@
 """The detectors of one run, and what is to be done about what they find.
 
 Policies, by detector: `note` (the default) writes the alert down and shows it, `stop` also stops the run as the Stop
-button does, `off` says nothing.
+button does, `off` says nothing. `skip`, for gradients that are not finite, leaves their step out, on every rank.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jupyter_llmcloud.errors import UsageError
 
 DETECTORS = ("not-finite", "loss-spike", "gradient-spike", "straggler", "data-bound", "memory-leak", "disk-full")
 POLICIES = ("note", "stop", "off")
+SKIP = "skip"  # of not-finite alone: ranks themselves do it, before the step
 MAX_METRICS = 20  # with a spike detector each
 MAX_ALERTS = 20  # of one detector in one run; what follows says nothing new
 
@@ -42,8 +43,9 @@ def policies(text: str) -> dict[str, str]:
         name, equals, policy = word.strip().partition("=")
         if name not in DETECTORS:
             raise UsageError(f"there is no detector {name!r}. Allowed: {', '.join(DETECTORS)}")
-        if not equals or policy not in POLICIES:
-            raise UsageError(f"expected {name}= with one of {', '.join(POLICIES)}, not {word.strip()!r}")
+        allowed = (*POLICIES, SKIP) if name == "not-finite" else POLICIES
+        if not equals or policy not in allowed:
+            raise UsageError(f"expected {name}= with one of {', '.join(allowed)}, not {word.strip()!r}")
         if found.setdefault(name, policy) != policy:
             raise UsageError(f"{name} is given twice: {found[name]} and {policy}")
     return found

@@ -10,7 +10,7 @@ from jupyter_llmcloud.errors import UsageError
 _CARRIED = {"precision", "seed", "args", "save"}
 # They change nothing of what a cell computes, or say how it was started.
 _OF_THE_CALL = {"nproc", "ranks", "cluster", "name", "priority", "push", "pull", "background", "no_replay", "fresh"}
-_OF_THE_CALL |= {"timeout", "hang_after", "watch", "export"}
+_OF_THE_CALL |= {"timeout", "hang_after", "watch", "track", "export"}
 _SUPERVISION = {"balance", "checkpoint_every", "keep_checkpoints", "max_restarts"}
 
 

@@ -31,8 +31,8 @@ def _as_float(value: int) -> float:
 class StepCount:
     """The steps of one rank's records: what it says, else how many records without a step there were."""
 
-    def __init__(self) -> None:
-        self._num_without = 0
+    def __init__(self, num_without: int = 0) -> None:
+        self.num_without = num_without
 
     def of(self, record: Mapping[str, Any]) -> float:
         """The step of the next record."""
@@ -40,5 +40,5 @@ class StepCount:
         number = None if step is None else as_number(step)
         if number is not None and math.isfinite(number):
             return number
-        self._num_without += 1
-        return self._num_without
+        self.num_without += 1
+        return self.num_without

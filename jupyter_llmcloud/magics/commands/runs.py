@@ -32,6 +32,7 @@ from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
 from jupyter_llmcloud.storage.runs import RunStore
 
 MAX_LINE = MAX_CHARS // 2
+MAX_ALERTS = 10  # of a run that is shown
 VERBS = {
     "list": Syntax(
         "%runs list",
@@ -141,7 +142,8 @@ def show(name: str) -> RunReport:
         ("began", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))),
         ("took", span((record.ended or time.time()) - record.created)),
     ]
-    rows += [("note", shown(why)) for why in record.notes[-5:]]
+    rows += [("note", shown(why)) for why in record.notes if why.partition(": ")[0] not in record.alerts][-5:]
+    rows += [("alert", _as_row(alert)) for alert in folder.alerts()[-MAX_ALERTS:]]
     rows += [("saved", shown(str(folder.path / path))) for path in record.artifacts.values()]
     rows += [
         (f"error on rank {error['rank']}", shown(f"{error['ename']}: {error['evalue']}")) for error in record.errors[:3]
@@ -149,6 +151,11 @@ def show(name: str) -> RunReport:
     if why := record.diagnosis or as_record(diagnosis_of(folder, replace(record, state=state), record.hang)):
         rows += [("why", shown(why["sentence"])), ("try", why["action"])]
     return RunReport(Table(["", ""], rows, ""), folder, record, state)
+
+
+def _as_row(alert: Mapping[str, Any]) -> str:
+    where = f" at step {alert['step']:g}" if "step" in alert and "step" not in alert["text"] else ""
+    return f"{alert['detector']}{where}: {alert['text']} ({alert['evidence']})"
 
 
 def logs(name: str, rank: int | None = None, tail: int | None = None, follow: bool = False) -> None:

@@ -144,6 +144,11 @@ class RunHandle:
         found = log_text.lines(self.folder, rank)
         return "\n".join(found if tail is None else deque(found, maxlen=tail))
 
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        """What its detectors have found so far: {"t", "detector", "step", "text", "evidence", "ranks", ...}."""
+        return self.folder.alerts()
+
     def metrics(self) -> pandas.DataFrame:
         """A row per logged dict: rank, step, time and the values. Needs pandas."""
         import pandas

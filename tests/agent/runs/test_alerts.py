@@ -83,3 +83,39 @@ def test_the_rank_for_which_the_others_wait_is_named(world: Ranks) -> None:
     [mark] = alerts(outcome)
     assert (mark["detector"], mark["ranks"]) == ("straggler", [1])
     assert "waits in shared collectives" in mark["evidence"]
+
+
+SKIPS = """
+import torch
+torch.manual_seed(0)
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
+optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+for step in range(8):
+    x = torch.full((2, 4), float(step + rank))
+    if step in BAD:
+        if SKIPPED:
+            continue
+        x[0, 0] = float("nan") if rank == 1 else 1
+    optimizer.zero_grad()
+    model(x).pow(2).mean().backward()
+    optimizer.step()
+weights = model.module.weight.tolist()
+"""
+
+
+def test_a_step_whose_gradients_are_not_finite_is_left_out_on_every_rank_where_that_is_asked_for(world: Ranks) -> None:
+    code = SKIPS.replace("BAD", "(2, 5)")
+    world.ok(code.replace("SKIPPED", "True"))
+    without = world.pull("weights", 0)
+    outcome = world.ok(code.replace("SKIPPED", "False"), spec={"watch": "not-finite=skip"})
+    assert [world.pull("weights", rank) for rank in range(2)] == [without, without]
+    assert [(mark["detector"], mark["step"]) for mark in alerts(outcome)] == [("not-finite", 2.0), ("not-finite", 5.0)]
+    assert outcome.record.alerts == {"not-finite": 2}
+    assert "the gradients of step 5 are not finite: it is left out" in outcome.text(0, "stderr")
+
+
+def test_a_model_that_gives_no_finite_gradient_any_more_fails_instead_of_being_skipped_for_ever(world: Ranks) -> None:
+    code = SKIPS.replace("BAD", "range(100)").replace("SKIPPED", "False").replace("range(8)", "range(100)")
+    outcome = world.run(code, spec={"watch": "not-finite=skip"})
+    assert outcome.error["ename"] == "FloatingPointError"
+    assert "the gradients of 21 steps in a row are not finite" in outcome.error["evalue"]
