@@ -102,7 +102,7 @@ class Trainable(msgspec.Struct, kw_only=True, frozen=True, tag="trainable"):
 
 
 class ModelMeasured(msgspec.Struct, kw_only=True, frozen=True, tag="measured"):
-    """The fields of a core.compression.table.Measured."""
+    """The fields of a core.compression.table.MeasuredModel."""
 
     model: dict[str, Any]
 

@@ -11,7 +11,7 @@ import pytest
 
 from jupyter_llmcloud.client.compress import CompressionProcess, kept_texts, texts_of_file
 from jupyter_llmcloud.compression.results import ORIGIN
-from jupyter_llmcloud.core.compression.table import Measured
+from jupyter_llmcloud.core.compression.table import MeasuredModel
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.magics.compression import compress as magic
 from jupyter_llmcloud.magics.compression.compress import Compressed, compress
@@ -96,7 +96,7 @@ def test_texts_are_read_from_files_of_text_and_of_json_lines(tmp_path: Path) -> 
 def test_what_was_compressed_is_shown_with_what_was_refused() -> None:
     made = Compressed(5.0)
     made.names, made.refused = ["m-int8"], {"prune:0.3": "too small"}
-    made.measured = [Measured("m", 4_000_000, 10.0), Measured("m-int8", 1_000_000, 10.1)]
+    made.measured = [MeasuredModel("m", 4_000_000, 10.0), MeasuredModel("m-int8", 1_000_000, 10.1)]
     made.caption = "perplexity of 10 tokens of a text"
     shown = repr(made)
     assert "m-int8  1.00 MB        10.1" in shown and "smaller on disk (0.25 x)" in shown

@@ -13,7 +13,7 @@ from typing import Any
 from jupyter_llmcloud.compression.measure.replica import MeasuredReplica, prepare
 from jupyter_llmcloud.compression.sources import SourceModel, find_source
 from jupyter_llmcloud.compression.texts import read_texts, windows
-from jupyter_llmcloud.core.compression.table import Measured
+from jupyter_llmcloud.core.compression.table import MeasuredModel
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.compression import Caption, Event, MeasureRequest, ModelMeasured, WorkProgress
 
@@ -86,7 +86,7 @@ def _beside(
     source: SourceModel,
     texts: _Texts,
     tell: Tell,
-) -> Measured:
+) -> MeasuredModel:
     tell(WorkProgress(text=f"{source.name} is measured"))
     figures = _Figures()
     try:
@@ -95,11 +95,11 @@ def _beside(
             _rounds([pair[0], replica], [pair[1], figures], texts)
             return _row(source, replica, figures, perplexity)
     except LLMCloudError as error:
-        return Measured(source.name, source.num_bytes, problem=str(error))
+        return MeasuredModel(source.name, source.num_bytes, problem=str(error))
 
 
-def _row(source: SourceModel, replica: MeasuredReplica, figures: _Figures, perplexity: float | None) -> Measured:
-    return Measured(
+def _row(source: SourceModel, replica: MeasuredReplica, figures: _Figures, perplexity: float | None) -> MeasuredModel:
+    return MeasuredModel(
         source.name,
         source.num_bytes,
         perplexity,

@@ -9,7 +9,7 @@ NOISE = 0.05  # medians that are closer than this are told as alike
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """One model, as its endpoint serves it. None: it could not be measured.
 
     Attributes:
@@ -46,7 +46,7 @@ def headings(num_at_once: int) -> list[str]:
     return [heading.format(batch=num_at_once) for heading in HEADINGS]
 
 
-def rows(before: Measured, after: Sequence[Measured], bound_percent: float) -> list[list[str]]:
+def rows(before: MeasuredModel, after: Sequence[MeasuredModel], bound_percent: float) -> list[list[str]]:
     """The table: the model as it was, then each that was made of it, with what each is good for."""
     return [
         _row(before, "as it was" if not before.problem else before.problem),
@@ -54,7 +54,7 @@ def rows(before: Measured, after: Sequence[Measured], bound_percent: float) -> l
     ]
 
 
-def verdict(before: Measured, after: Measured, bound_percent: float) -> str:
+def verdict(before: MeasuredModel, after: MeasuredModel, bound_percent: float) -> str:
     """Whether a method helps, in words: what is better, what is worse, and whether perplexity is within its bound."""
     if after.problem:
         return f"not measured: {after.problem}"
@@ -71,7 +71,7 @@ def verdict(before: Measured, after: Measured, bound_percent: float) -> str:
     return ", ".join(better) + (f", but {', '.join(worse)}" if worse else "")
 
 
-def _ratios(before: Measured, after: Measured) -> list[tuple[str, str, bool]]:
+def _ratios(before: MeasuredModel, after: MeasuredModel) -> list[tuple[str, str, bool]]:
     """(word, ratio, whether that is good) of what has changed by more than noise."""
     compared = (
         ("smaller on disk", "larger on disk", before.num_bytes, after.num_bytes, False),
@@ -88,13 +88,13 @@ def _ratios(before: Measured, after: Measured) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _rise(before: Measured, after: Measured) -> float | None:
+def _rise(before: MeasuredModel, after: MeasuredModel) -> float | None:
     if not before.perplexity or not after.perplexity:
         return None
     return (after.perplexity / before.perplexity - 1) * 100
 
 
-def _row(one: Measured, said: str) -> list[str]:
+def _row(one: MeasuredModel, said: str) -> list[str]:
     return [
         one.name,
         size(one.num_bytes),

@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from jupyter_llmcloud.client.compress import CompressionProcess, kept_texts, texts_of_file
 from jupyter_llmcloud.client.stop_signal import said, swallow_more_presses
 from jupyter_llmcloud.core.compression.spec import COMPRESS, EXPORT, CompressSpec, ExportSpec
-from jupyter_llmcloud.core.compression.table import Measured, headings, rows
+from jupyter_llmcloud.core.compression.table import MeasuredModel, headings, rows
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.options import parse, split
 from jupyter_llmcloud.core.spec import Interface
@@ -62,7 +62,7 @@ class Compressed:
         self.names: list[str] = []
         self.refused: dict[str, str] = {}
         self.notes: dict[str, str] = {}
-        self.measured: list[Measured] = []
+        self.measured: list[MeasuredModel] = []
         self.caption = ""
         self._bound = bound
 
@@ -192,7 +192,7 @@ def _measure(result: Compressed, request: CompressRequest, texts: str, told: str
     with CompressionProcess(asked) as process:
         for event in process.events(tell):
             if isinstance(event, ModelMeasured):
-                result.measured.append(Measured(**event.model))
+                result.measured.append(MeasuredModel(**event.model))
             elif isinstance(event, Caption):
                 result.caption = event.text
 

@@ -6,16 +6,16 @@ import pytest
 
 from jupyter_llmcloud.core.compression.methods import CompressionMethod, parse_methods
 from jupyter_llmcloud.core.compression.spec import COMPRESS, CompressSpec, ExportSpec
-from jupyter_llmcloud.core.compression.table import Measured, headings, rows, verdict
+from jupyter_llmcloud.core.compression.table import MeasuredModel, headings, rows, verdict
 from jupyter_llmcloud.core.options import parse
 from jupyter_llmcloud.errors import UsageError
 
-BEFORE = Measured("m", 4_000_000, 10.0, 100.0, 400.0, 0.010, 500_000_000, "slots")
+BEFORE = MeasuredModel("m", 4_000_000, 10.0, 100.0, 400.0, 0.010, 500_000_000, "slots")
 
 
-def after(**changed: float | str | None) -> Measured:
+def after(**changed: float | str | None) -> MeasuredModel:
     values = {**vars(BEFORE), "name": "m-x", **changed}
-    return Measured(**values)  # type: ignore[arg-type]
+    return MeasuredModel(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_what_does_not_go_together_is_refused() -> None:
         ),
         (after(num_bytes=1_000_000, perplexity=10.4), "smaller on disk (0.25 x)"),
         (after(num_bytes=1_000_000, perplexity=None), "smaller on disk (0.25 x)"),
-        (Measured("m-x", problem="it cannot be served: no"), "not measured: it cannot be served: no"),
+        (MeasuredModel("m-x", problem="it cannot be served: no"), "not measured: it cannot be served: no"),
         (after(memory_bytes=250_000_000), "less memory (0.5 x)"),
     ],
 )
 def test_a_method_is_said_to_help_only_where_something_is_better_and_perplexity_within_its_bound(
-    made: Measured, said: str
+    made: MeasuredModel, said: str
 ) -> None:
     assert verdict(BEFORE, made, 5.0) == said
 
