@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jupyter_llmcloud.core.compression.spec import COMPRESS, EXPORT
 from jupyter_llmcloud.core.data.spec import PREPARE, SHARDS
 from jupyter_llmcloud.core.options import Syntax, usage
 from jupyter_llmcloud.core.search.spec import SWEEP
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE, SERVE_CELL
 from jupyter_llmcloud.magics.commands import clusters, data, distribute, endpoints, runs, serve_code, worlds
 from jupyter_llmcloud.magics.commands.completion import complete_line
+from jupyter_llmcloud.magics.compression import compress
 from jupyter_llmcloud.magics.output import shown_paths
 from jupyter_llmcloud.magics.search import commands as search
 from jupyter_llmcloud.magics.search import finders
@@ -29,6 +31,8 @@ SINGLE: dict[str, Syntax] = {
     "%pull": distribute.PULL,
     "%serve": SERVE,
     "%%serve": SERVE_CELL,
+    "%compress": COMPRESS,
+    "%export": EXPORT,
     "%prepare": PREPARE,
     "%shards": SHARDS,
     "%lr_find": finders.LR_FIND,
@@ -48,6 +52,7 @@ def load(shell: Any) -> None:
         serve_code.ServeCellMagics,
         data.DataMagics,
         search.SweepMagics,
+        compress.CompressMagics,
     ]
     for group in groups:
         shell.register_magics(group(shell))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_llmcloud import errors
+from jupyter_llmcloud.core.compression.spec import CompressSpec, ExportSpec
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import EndpointSpec, RunSpec
 from jupyter_llmcloud.magics import data
@@ -12,6 +13,7 @@ from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
 from jupyter_llmcloud.magics.commands import worlds as world
 from jupyter_llmcloud.magics.commands.endpoints import Endpoint, serve
+from jupyter_llmcloud.magics.compression.compress import compress, export
 from jupyter_llmcloud.magics.output import shown_paths
 from jupyter_llmcloud.magics.output.panels import ClusterPanel, EndpointPanel, WorldPanel
 from jupyter_llmcloud.magics.search import commands as sweeps
@@ -28,10 +30,12 @@ __all__ = [
     "EndpointPanel",
     "WorldPanel",
     "cluster",
+    "compress",
     "data",
     "distribute",
     "endpoints",
     "errors",
+    "export",
     "pull",
     "push",
     "run",
@@ -68,6 +72,8 @@ def _cell(shell: Any, code: str) -> Cell:
 describe(distribute, RunSpec)
 describe(sweep, SweepSpec)
 describe(serve, EndpointSpec)
+describe(compress, CompressSpec)
+describe(export, ExportSpec)
 
 
 def push(**values: Any) -> None:

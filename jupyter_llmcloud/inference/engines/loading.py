@@ -47,7 +47,8 @@ class LoadedModel:
     @property
     def num_parameters(self) -> int:
         """How many numbers the model has."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        unseen = sum(getattr(module, "num_unseen", 0) for module in self.model.modules())  # of quantized layers
+        return unseen + sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def load_model(
@@ -97,12 +98,19 @@ def shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
 def _load(layout: ModelLayout, dtype: str, device: str) -> LoadedModel:
     from transformers import AutoConfig, AutoTokenizer
 
+    from jupyter_llmcloud.inference.engines.quantized.loading import load_quantized, scheme_of
+
     folder = layout.folder
     tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
     _check_architecture(folder)
     config = AutoConfig.from_pretrained(folder, **_SAFE)
     spread = spread_over(device)
-    model, report = _from_pretrained(_auto_class(folder, config), folder, dtype, spread)
+    scheme = scheme_of(folder)
+    if scheme is None:
+        model, report = _from_pretrained(_auto_class(folder, config), folder, dtype, spread)
+    else:
+        refuse_spread(device, "a quantized model")
+        model, report = load_quantized(_auto_class(folder, config), folder, config, scheme, dtype)
     check_weights(folder, report)
     if layout.adapter is not None:
         from jupyter_llmcloud.inference.engines.adapters import merged

@@ -1,0 +1,82 @@
+"""Linear layers with weights of 8 or 4 bits; embeddings and the language-model head are in bfloat16, as is computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from jupyter_llmcloud.compression.methods.plain import check_plain
+from jupyter_llmcloud.errors import ModelError
+from jupyter_llmcloud.inference.engines.loading import LoadedModel
+from jupyter_llmcloud.inference.engines.quantized.packing import PACKED, SCALE, SHAPE, Scheme, pack, quantize
+
+_WIDE = 1024  # inputs from which on 128 weights share a scale; fewer weights of 4 bits make a narrow model bad
+_GROUP, _GROUP_OF_WIDE = 32, 128
+
+
+def write_quantized(loaded: LoadedModel, bits: int, folder: Path) -> str:
+    """Write the model so; returns a note. Raises ModelError when it has no layers that can be."""
+    check_plain(loaded)
+    model = loaded.model
+    dtype = model.dtype if model.dtype.itemsize <= torch.bfloat16.itemsize else torch.bfloat16
+    layers = _linear_layers(model)
+    group = 0 if bits == 8 else _group(layers)
+    taken = {name: layer for name, layer in layers.items() if not group or layer.in_features % group == 0}
+    if not taken:
+        what = f"whose inputs are a multiple of {_GROUP}" if layers else "besides its language-model head"
+        raise ModelError(f"int{bits} is for linear layers, and {type(model).__name__} has none {what}.")
+    head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
+    scheme = Scheme(bits, group, tuple([*head, *sorted(layers.keys() - taken.keys())]))
+    save_file(_tensors(model, taken, scheme, dtype), folder / "model.safetensors", metadata={"format": "pt"})
+    _write_config(model, scheme, dtype, folder)
+    grouped = f", one scale for {group}" if group else ", one scale for each row"
+    left = f"; {len(layers) - len(taken)} layers are as they were" if len(taken) < len(layers) else ""
+    return f"{len(taken)} linear layers with weights of {bits} bits{grouped}{left}"
+
+
+def _linear_layers(model: Any) -> dict[str, torch.nn.Linear]:
+    head = model.get_output_embeddings()
+    return {
+        name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head
+    }
+
+
+def _group(layers: dict[str, torch.nn.Linear]) -> int:
+    narrowest = min((layer.in_features for layer in layers.values()), default=0)
+    fits = all(layer.in_features % _GROUP_OF_WIDE == 0 for layer in layers.values())
+    return _GROUP_OF_WIDE if narrowest >= _WIDE and fits else _GROUP
+
+
+@torch.inference_mode()
+def _tensors(
+    model: Any, layers: dict[str, torch.nn.Linear], scheme: Scheme, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        layer, _, last = name.rpartition(".")
+        if layer in layers and last == "weight":
+            numbers, scale = quantize(value, scheme, dtype)
+            tensors[f"{layer}.{PACKED}"] = pack(numbers, scheme.bits)
+            tensors[f"{layer}.{SCALE}"] = scale
+            tensors[f"{layer}.{SHAPE}"] = torch.tensor(value.shape)
+        elif id(value) not in seen:  # weights that are tied are written once
+            seen.add(id(value))
+            tensors[name] = value.detach().to(dtype if value.is_floating_point() else value.dtype).clone().contiguous()
+    return tensors
+
+
+def _write_config(model: Any, scheme: Scheme, dtype: torch.dtype, folder: Path) -> None:
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_bytes())
+    config["architectures"] = [type(model).__name__]
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["quantization_config"] = scheme.as_config()
+    file.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,114 @@
+"""The process that works on models: what it tells, what it says when it cannot, and that it ends with whoever asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.client.compress import CompressionProcess, kept_texts, texts_of_file
+from jupyter_llmcloud.compression.results import ORIGIN
+from jupyter_llmcloud.core.compression.table import MeasuredModel
+from jupyter_llmcloud.errors import NotFound, UsageError
+from jupyter_llmcloud.magics.compression import compress as magic
+from jupyter_llmcloud.magics.compression.compress import Compressed, compress
+from jupyter_llmcloud.protocol.compression import CompressRequest, MeasureRequest
+from jupyter_llmcloud.storage.runs import RunStore
+from tests.support.tiny_models import TEXT, save_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("whole") / "model")
+
+
+@pytest.mark.soak
+def test_models_are_made_and_measured_beside_the_one_as_it_was(folder: Path, own_root: Path) -> None:
+    told: list[str] = []
+    made = compress(folder, ["int8", "lora-merge"], eval=TEXT, progress=told.append)
+    assert made.names == ["model-int8"] and "nothing to merge" in made.refused["lora-merge"]
+    before, after = made.measured
+    assert (before.name, after.name) == ("model", "model-int8") and after.num_bytes < before.num_bytes / 2
+    assert before.engine == after.engine == "slots" and not after.problem
+    for one in made.measured:
+        assert one.perplexity and one.tokens_per_s and one.batch_tokens_per_s and one.first_token_s
+        assert one.memory_bytes and one.memory_bytes > one.num_bytes
+    assert abs(after.perplexity / before.perplexity - 1) < 0.3  # type: ignore[operator]
+    assert "of the texts given" in made.caption and told[0].endswith("is read")
+    shown = repr(made)
+    assert "lora-merge: lora-merge is for adapters" in shown and "%serve model-int8 serves one" in shown
+    assert (RunStore().find("model-int8").model / ORIGIN).is_file()
+
+
+def test_what_is_not_there_is_said_before_a_process_is_started(own_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(magic, "CompressionProcess", None)
+    with pytest.raises(NotFound, match="there is no run 'nobody'"):
+        compress("nobody", "int8")
+    with pytest.raises(UsageError, match="--eval 'no-such-file' is neither a file nor a variable"):
+        compress("nobody", "int8", eval="no-such-file")
+    with pytest.raises(UsageError, match="eval is a text or a list of texts, not dict"):
+        compress("nobody", "int8", eval={})
+    with pytest.raises(UsageError, match="'int9' is no method"):
+        compress("nobody", "int9")
+
+
+def test_a_process_that_is_killed_is_told_with_the_end_of_its_log(own_root: Path) -> None:
+    with CompressionProcess(MeasureRequest(models=["nobody"])) as process, pytest.raises(NotFound, match="nobody"):
+        list(process.events(lambda text: None))
+
+
+def test_a_stop_ends_the_process_and_says_what_stays(
+    folder: Path, own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    class Interrupted(CompressionProcess):
+        def events(self, progress: Any) -> Any:
+            assert self._process is not None
+            started.append(self._process.pid)
+            raise KeyboardInterrupt
+            yield
+
+    monkeypatch.setattr(magic, "CompressionProcess", Interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped\. Nothing was made\."):
+        compress(folder, "int8", no_table=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], signal.SIGCONT)
+    assert not RunStore().list()
+
+
+def test_texts_are_read_from_files_of_text_and_of_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    (tmp_path / "b.jsonl").write_text('{"body": "one"}\n')
+    assert texts_of_file(tmp_path / "a.txt") == ["one\ntwo"]
+    assert texts_of_file(tmp_path / "a.jsonl") == ["one", "two"]
+    with pytest.raises(UsageError, match="each line must be a JSON object with a field text"):
+        texts_of_file(tmp_path / "b.jsonl")
+    with kept_texts(["one"]) as path:
+        assert Path(path).read_text() == '["one"]'
+    assert not Path(path).exists()
+
+
+def test_what_was_compressed_is_shown_with_what_was_refused() -> None:
+    made = Compressed(5.0)
+    made.names, made.refused = ["m-int8"], {"prune:0.3": "too small"}
+    made.measured = [MeasuredModel("m", 4_000_000, 10.0), MeasuredModel("m-int8", 1_000_000, 10.1)]
+    made.caption = "perplexity of 10 tokens of a text"
+    shown = repr(made)
+    assert "m-int8  1.00 MB        10.1" in shown and "smaller on disk (0.25 x)" in shown
+    assert "Perplexity of 10 tokens of a text; perplexity may rise by 5 %." in shown
+    assert "prune:0.3: too small" in shown
+    assert "<div>prune:0.3: too small</div>" in made._repr_html_()
+
+
+def test_requests_cross_as_they_are() -> None:
+    import msgspec
+
+    from jupyter_llmcloud.protocol.compression import Request
+
+    request = CompressRequest(target="m", methods=["int8"], texts="/t.json")
+    assert msgspec.json.decode(msgspec.json.encode(request), type=Request) == request
