@@ -34,6 +34,7 @@ def test_the_notebook_about_smaller_models_does_what_it_says(tmp_path: Path) -> 
     by_id = {cell.id: cell for cell in notebook.cells}
     by_id["parameters"].source = "num_steps = 10"
     by_id["compress"].source = by_id["compress"].source.replace("int8,int4,bf16,prune", "int8,prune")
+    by_id["distill"].source = by_id["distill"].source.replace("steps=num_steps,", "steps=num_steps, no_table=True,")
     NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
     table = text_of(by_id["compress"])
     assert re.search(
@@ -41,7 +42,7 @@ def test_the_notebook_about_smaller_models_does_what_it_says(tmp_path: Path) -> 
     )
     assert re.search(r"^reference-gpt-int8 .* slots ", table, re.M) and "of the variable held_out;" in table
     assert re.search(r"^reference-gpt-prune-0.25 .* slots ", table, re.M)
-    assert re.search(r"^reference-gpt-small .* slots ", text_of(by_id["distill"]), re.M)
+    assert re.search(r"^reference-gpt-small +10 steps of distillation", text_of(by_id["distill"]), re.M)
     assert text_of(by_id["serve"]).strip()
     assert "ONNX Runtime: largest difference of scores" in text_of(by_id["onnx"])
     assert "reference-gpt-small.gguf" in text_of(by_id["gguf"])
