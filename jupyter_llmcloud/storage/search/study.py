@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import os
 import warnings
@@ -20,6 +20,8 @@ MARK = "llmcloud"  # attribute of a study that a sweep has made: {"metric", "dir
 PRUNED = "llmcloud:pruned"  # attribute of a trial that has ended itself, as pruned
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 LOCKED_AFTER_S = 5
+# What samplers import only when they propose, and how it is installed.
+NEEDED = {"cmaes": {"cmaes": "'jupyter-llmcloud[search]'"}, "gp": {"scipy": "scipy", "torch": "torch"}}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,22 @@ def storage_place(text: str | None, journal: Path) -> str:
     if not text:
         return str(journal)
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def absolute_storage(text: str, folder: str) -> str:
+    """The same place for every process, whatever folder it works in: a file that is named from `folder` by its path.
+
+    Raises UsageError for a database in the memory of one process.
+    """
+    prefix, colon, path = text.partition("://")
+    if not colon:
+        return os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
+    if prefix.partition("+")[0] != "sqlite":
+        return text
+    file = path.removeprefix("/").partition("?")[0]
+    if file in ("", ":memory:"):
+        raise UsageError(f"--storage {text}: ranks could not see it. Name a file: sqlite:///study.db.")
+    return f"{prefix}:///{os.path.abspath(os.path.join(folder, os.path.expanduser(file)))}{path[1 + len(file) :]}"
 
 
 @contextmanager
@@ -100,8 +118,19 @@ def _journal(library: Any, place: str) -> Any:
     return library.storages.JournalStorage(JournalFileBackend(place))
 
 
+def check_sampler(name: str) -> None:
+    """Raise UsageError when something that a sampler needs is not installed here."""
+    for module, package in NEEDED.get(name, {}).items():
+        if importlib.util.find_spec(module) is None:
+            raise UsageError(
+                f"--sampler {name} needs {module}, which is not installed here: pip install {package}, "
+                "or take another --sampler."
+            )
+
+
 def make_sampler(name: str, seed: int | None, num_parallel: int = 1) -> Any:
-    """One of Optuna's."""
+    """One of Optuna's. Raises UsageError when something that it needs is not installed."""
+    check_sampler(name)
     samplers = optuna().samplers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some of them are new
@@ -111,19 +140,11 @@ def make_sampler(name: str, seed: int | None, num_parallel: int = 1) -> Any:
             case "gp":
                 return samplers.GPSampler(seed=seed)
             case "cmaes":
-                return _cmaes(samplers, seed)
+                return samplers.CmaEsSampler(seed=seed)
             case "grid":
                 return samplers.BruteForceSampler(seed=seed)
             case _:
                 return samplers.RandomSampler(seed=seed)
-
-
-def _cmaes(samplers: Any, seed: int | None) -> Any:
-    try:
-        importlib.import_module("cmaes")
-    except ImportError:
-        raise UsageError("--sampler cmaes needs cmaes: pip install 'jupyter-llmcloud[search]'.") from None
-    return samplers.CmaEsSampler(seed=seed)
 
 
 def make_pruner(text: str) -> Any:
@@ -142,7 +163,9 @@ def make_pruner(text: str) -> Any:
         case "median":
             return pruners.MedianPruner(given.get("startup", 5), given.get("warmup", 0))
         case "patient":
-            return pruners.PatientPruner(None, patience=given.get("patience", 3))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it is new
+                return pruners.PatientPruner(None, patience=given.get("patience", 3))
         case _:
             return pruners.NopPruner()
 
@@ -205,6 +228,7 @@ class SweepStudy:
 
     @staticmethod
     def _parts(plan: StudyPlan) -> dict[str, Any]:
+        check_sampler(plan.sampler)
         # Ranks propose. What is done here after a trial concerns the search of every combination alone.
         sampler = make_sampler("grid" if plan.sampler == "grid" else "random", plan.seed)
         return {"sampler": sampler, "pruner": make_pruner(plan.prune)}
@@ -265,7 +289,10 @@ class SweepStudy:
         return bool(self._storage.get_trial(self._id(number)).user_attrs.get(PRUNED))
 
     def end(self, number: int, kind: str, value: float | None, step: int | None, about: dict[str, Any]) -> None:
-        """A trial has ended; what is said `about` it stays with it."""
+        """A trial has ended; what is said `about` it stays with it.
+
+        Raises UsageError, once that is kept, when the sampler can learn nothing of such trials.
+        """
         trial_id, state = self._id(number), optuna().trial.TrialState
         for name, item in about.items():
             self._storage.set_trial_user_attr(trial_id, f"{MARK}:{name}", item)
@@ -273,8 +300,21 @@ class SweepStudy:
             self._storage.set_trial_intermediate_value(trial_id, step, value)
         if kind == "done":
             self._study.tell(number, value)
+            self._check_numbers(trial_id)
         else:
             self._study.tell(number, state=state.PRUNED if kind == "pruned" else state.FAIL)
+
+    def _check_numbers(self, trial_id: int) -> None:
+        """CMA-ES moves numbers that all trials have; without any, Optuna would go on at random and say nothing."""
+        if self.plan.sampler != "cmaes":
+            return
+        distributions = self._storage.get_trial(trial_id).distributions
+        if not any(hasattr(item, "low") and not item.single() for item in distributions.values()):
+            asked = f"{', '.join(distributions)} only" if distributions else "none"
+            raise UsageError(
+                "--sampler cmaes needs numbers to search (suggest_float, suggest_int), and would draw all else at "
+                f"random; the trial asked for {asked}. Go on with --resume --sampler tpe."
+            )
 
     def importance(self) -> dict[str, float]:
         """Of each parameter, between 0 and 1; empty while too little is known."""

@@ -58,6 +58,11 @@ class Trial:
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """A number between `low` and `high`, in powers of ten with `log`, else in multiples of `step` if given."""
+        if self._plan.sampler == "grid" and step is None and low != high:
+            raise UsageError(
+                f"--sampler grid tries every combination, and {name!r} has no end of values between {low} and {high}: "
+                "give it step=..., name some with suggest_categorical, or take another --sampler."
+            )
         return float(self._propose(name, lambda known: known.suggest_float(name, low, high, step=step, log=log)))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
