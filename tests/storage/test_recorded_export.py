@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.recorded import export
 from jupyter_llmcloud.storage.recorded.comparison import compared, compared_again
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
+from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore, TrialRow
 
 
 def record(name: str, source: str, created: float, losses: tuple[float, ...] = (), **fields: Any) -> None:
@@ -40,6 +42,58 @@ def test_a_fresh_run_has_no_cells_before_it(own_root: Path) -> None:
     assert (
         "model" not in export.exported(RunStore(), "last", "t.py").text.replace("--- what", "").split("run = Run()")[1]
     )
+
+
+def of_a_sweep(state: str, run_id: str = "tuned-0007") -> None:
+    trial = TrialRow(7, state, 0.5, {"lr": 0.01, "kind": None}, step=4, run_id=run_id)
+    found = SweepRecord("tuned", "finished", spec={"metric": "valid_loss"}, trials=[trial])
+    SweepStore().folder("tuned").create(found, {"source": ""}, b"")
+
+
+TRIAL = (
+    "%%sweep -n 2\nlr = trial.suggest_float('lr', 0.0, 1.0)\nkind = trial.suggest_categorical('kind', ['a', None])\n"
+)
+TRIAL += "trial.report(lr * width, trial.number)"
+
+
+def test_a_trial_of_a_sweep_has_its_values_in_a_script_and_on_ranks(own_root: Path) -> None:
+    pytest.importorskip("optuna")
+    record("tuned-0007", TRIAL, 1.0, owner="sweep:tuned", spec={"fresh": True, "seed": 3}, pushed={"width": "4"})
+    of_a_sweep("pruned")
+    text = export.exported(RunStore(), "tuned-0007", "t.py").text
+    assert "%%sweep" not in text and "# The sweep ended it early (pruned); here it goes on to its end." in text
+    made = text[text.index("import optuna") : text.index("os.environ['ACCELERATE_MIXED")]
+    logged: list[Any] = []
+    names: dict[str, Any] = {"run": SimpleNamespace(log=lambda values, step: logged.append((values, step))), "width": 4}
+    exec(f"{made}\n{TRIAL.partition(chr(10))[2]}", names)
+    assert (names["lr"], names["kind"], logged) == (0.01, None, [({"valid_loss": 0.04}, 7)])
+    compile(text, "t.py", "exec", dont_inherit=True)
+    _, source, is_seeded = export.as_one_cell(RunStore(), "tuned-0007")
+    order = [
+        source.index(text) for text in ("width = 4", "trial = _Trial({'lr': 0.01, 'kind': None}, number=7)", "begin(3")
+    ]
+    assert is_seeded and order == sorted(order)
+
+
+def test_a_trial_whose_values_are_not_known_is_refused_by_name(own_root: Path) -> None:
+    record("tuned-0007", TRIAL, 1.0, owner="sweep:tuned", spec={"fresh": True}, pushed={"width": "4"})
+    for state, run_id, words in [
+        (None, "", "was a trial of the sweep 'tuned', which was deleted"),
+        ("running", "tuned-0007", "still runs: its values are known when it has ended"),
+        (
+            "done",
+            "tuned-0007-again",
+            "is no trial of the sweep 'tuned' that is kept. It was run again as tuned-0007-again",
+        ),
+    ]:
+        if state:
+            of_a_sweep(state, run_id)
+        for attempt in (
+            lambda: export.exported(RunStore(), "tuned-0007", "t.py"),
+            lambda: export.as_one_cell(RunStore(), "tuned-0007"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                attempt()
 
 
 def test_a_script_takes_its_arguments_along(own_root: Path) -> None:

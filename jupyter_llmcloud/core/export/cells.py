@@ -30,6 +30,7 @@ class SourceCell:
             none}.
         on_all_ranks: False when it ran on some of them only.
         num_ranks: of its world when it ran.
+        trial: lines that make the `trial` which it found; "" when it found none.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class SourceCell:
     pushed: Mapping[str, str] = field(default_factory=dict)
     on_all_ranks: bool = True
     num_ranks: int = 0
+    trial: str = ""
 
     @property
     def tree(self) -> ast.Module:
@@ -74,8 +76,8 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
     """
     if last.spec.get("fresh"):
         earlier = ()
-    used = names_used(last.tree)
-    needed, perhaps = used.needed - GIVEN, used.perhaps - GIVEN
+    used, given = names_used(last.tree), GIVEN | ({"trial"} if last.trial else set())
+    needed, perhaps = used.needed - given, used.perhaps - given
     parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
     notes: list[str] = []
     for cell in reversed(earlier):

@@ -72,7 +72,7 @@ def source_for_ranks(cell: SourceCell, earlier: Sequence[SourceCell]) -> str:
     Raises UsageError that names what cannot go along.
     """
     parts, _ = needed_cells(cell, earlier)
-    if len(parts) == 1 and not parts[0].assigned:
+    if len(parts) == 1 and not parts[0].assigned and not cell.trial:
         return cell.code
     pieces = ["from jupyter_llmcloud.training.group.random_streams import STREAMS\n"]
     futures = list[str]()
@@ -80,6 +80,7 @@ def source_for_ranks(cell: SourceCell, earlier: Sequence[SourceCell]) -> str:
         code, found = without_futures(part.cell)
         futures += [line for line in found if line not in futures]
         pieces += [f"{name} = {text}" for name, text in part.assigned]
+        pieces += [part.cell.trial] if part.cell.trial else []
         pieces.append(f"STREAMS.begin({part.cell.spec.get('seed')!r}, rank, world_size)\n{code.rstrip()}\n")
     return "\n".join([*futures, *pieces])
 
@@ -138,6 +139,7 @@ def _body(part: ScriptPart, code: str) -> str:
     spec: Mapping[str, Any] = part.cell.spec
     lines = [f"# --- run {part.cell.run_id} " + "-" * max(0, 100 - len(part.cell.run_id))]
     lines += [f"{name} = {text}  # pushed from the notebook" for name, text in part.assigned]
+    lines.append(part.cell.trial)
     lines.append(f"os.environ['ACCELERATE_MIXED_PRECISION'] = {spec.get('precision') or 'no'!r}")
     if spec.get("seed") is not None:
         lines.append(f"_seed({spec['seed']})")

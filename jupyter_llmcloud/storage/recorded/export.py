@@ -12,10 +12,11 @@ from jupyter_llmcloud.core.export.script import ExportedRun, ExportedScript, exp
 from jupyter_llmcloud.core.spec import RunSpec
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
+from jupyter_llmcloud.storage.recorded.trials import fixed_trial
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 from jupyter_llmcloud.system.atomic_files import write_atomically
 
-MAGIC = "%%distribute"
+MAGICS = ("%%distribute", "%%sweep")
 
 
 def exported(store: RunStore, name: str, file: str) -> ExportedScript:
@@ -91,9 +92,9 @@ def write(script: ExportedScript, path: Path) -> None:
 
 
 def body_of(source: str) -> str:
-    """The code of a cell as it was typed: without its first line, when that is the magic."""
+    """The code of a cell as it was typed: without its first line, when that is a magic of ours."""
     code = without_leading_blank_lines(source)
-    if code.startswith(MAGIC):
+    if code.startswith(MAGICS):
         _, _, code = code.partition("\n")
     return without_leading_blank_lines(code)
 
@@ -122,4 +123,5 @@ def _cell(folder: RunFolder, record: RunRecord) -> SourceCell:
         record.pushed,
         on_all_ranks=len(record.ranks) == record.world_size,
         num_ranks=record.world_size,
+        trial=fixed_trial(record),
     )
