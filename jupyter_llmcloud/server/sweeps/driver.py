@@ -53,7 +53,8 @@ class SweepWork:
     """What the trials of a sweep are made of.
 
     Attributes:
-        code: {"source", "code", "filename", "line_offset", "execution_count", "folder"}.
+        code: {"source", "code", "filename", "line_offset", "execution_count", "folder",
+            "pushed"}.
         pushed: variables as cloudpickle's bytes.
     """
 
@@ -116,13 +117,17 @@ class SweepDriver:
         self._gangs: dict[int, Gang] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._on_gang: dict[int, int] = {}  # gangs by trial
-        self._metric = work.spec.metric or REPORTED
+        self._stopped: set[int] = set()  # trials that were stopped with the sweep, or when their time was over
         self._broken = ""  # why it cannot go on, though its trials could
 
     @property
     def name(self) -> str:
         """Of the sweep."""
         return self.board.record.name
+
+    @property
+    def _metric(self) -> str:
+        return self._work.spec.metric or REPORTED
 
     def stop(self) -> None:
         """Stop it: what is done is kept."""
@@ -151,6 +156,8 @@ class SweepDriver:
         rows = self.board.record.trials
         states = await self._ask(self._study.states)
         going_on = [number for number, state in states.items() if state == "RUNNING"]
+        if self._study.is_exhausted and not going_on:
+            self._events.put_nowait(Exhausted())
         ended = [row for row in rows if row.state in ENDED and row.state != "stopped" and row.number not in going_on]
         return SweepRules(
             num_trials=self._work.spec.trials,
@@ -211,7 +218,7 @@ class SweepDriver:
         if not self._gangs:
             self._note("finding a cluster and starting ranks")
         try:
-            self._gangs[gang] = found = await Gang.open(self._doors, plan, nonce(), self._note)
+            self._gangs[gang] = found = await Gang.open(self._doors, plan, nonce(), self._waits)
         except (ConnectionLost, WorldError):  # a worker that was lost a moment ago
             await asyncio.sleep(GANG_RETRY_S)
             self._do(f"gang {gang}", self._open(gang))
@@ -222,6 +229,15 @@ class SweepDriver:
                 self.board.change(cluster=found.cluster)
             self._events.put_nowait(GangReady(gang))
 
+    def _waits(self, text: str) -> None:
+        """A gang waits, or does not any more. While others run trials, it is only told how many do."""
+        if text and self._gangs:
+            wanted = {f"gang {gang}" for gang in self._gangs} | {
+                name for name in self._tasks if name.startswith("gang ")
+            }
+            text = f"{len(self._gangs)} of {len(wanted)} gangs run trials; the rest waits for free slots."
+        self._note(text)
+
     def _note(self, text: str) -> None:
         if text != self.board.record.note:
             self.board.change(note=text)
@@ -229,6 +245,7 @@ class SweepDriver:
     def _close_gang(self, gang: int) -> None:
         if (opening := self._tasks.get(f"gang {gang}")) is not None:
             opening.cancel()
+            self._note("")
         if (found := self._gangs.pop(gang, None)) is not None:
             self._do(f"close {gang}", found.close())
 
@@ -259,7 +276,8 @@ class SweepDriver:
             kind, reason = "failed", str(error)
         self._on_gang.pop(number, None)
         try:
-            await self._end(row, kind, reason, watch, is_last=kind != "lost" or start.attempt > 0)
+            is_last = not self._is_to_do(number, kind) and (kind != "lost" or start.attempt > 0)
+            await self._end(row, kind, reason, watch, is_last)
         except LLMCloudError as error:  # of the study, without which nothing can go on
             self._break(error)
         if self._study.is_exhausted:
@@ -292,6 +310,7 @@ class SweepDriver:
             cluster=gang.cluster,
             owner=f"sweep:{self.name}",
             asked=time.time(),
+            pushed=code.get("pushed", {}),
             trial={"number": start.number, "attempt": start.attempt, "plan": asdict(self._study.plan)},
         )
         return with_fields(cell, payload=self._work.pushed)
@@ -340,7 +359,15 @@ class SweepDriver:
         finally:
             self.board.change()
 
+    def _is_to_do(self, number: int, kind: Kind) -> bool:
+        """Whether it stays under way in the study: a combination that was cut short is tried when the sweep goes on.
+
+        Other samplers propose something new then, and Optuna would take this combination for tried.
+        """
+        return kind == "stopped" and number in self._stopped and self._work.spec.sampler == "grid"
+
     async def _stop(self, number: int) -> None:
+        self._stopped.add(number)
         gang = self._gangs.get(self._on_gang.get(number, -1))
         if gang is not None:
             await gang.stop()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,8 +19,8 @@ from jupyter_llmcloud.errors import InternalError, NameTaken, UsageError
 from jupyter_llmcloud.protocol.http.search.sweeps import StartSweep, Sweep, SweepTrial
 from jupyter_llmcloud.server.api.run_starts import check_syntax
 from jupyter_llmcloud.server.sweeps.driver import SweepBoard, SweepDriver, SweepWork
-from jupyter_llmcloud.storage.search.study import StudyPlan, SweepStudy, storage_place
-from jupyter_llmcloud.storage.search.sweeps import SweepFolder, SweepRecord, SweepStore, TrialRow
+from jupyter_llmcloud.storage.search.study import StudyPlan, SweepStudy, absolute_storage, storage_place
+from jupyter_llmcloud.storage.search.sweeps import SweepFolder, SweepRecord, SweepStore, TrialRow, without_password
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -99,12 +100,15 @@ class SweepRegistry:
     async def start(self, body: StartSweep, actor: str) -> Sweep:
         """Begin, or go on with one of the same name. Raises what it can be refused with at once."""
         given = {key: value for key, value in body.given().items() if key not in OWN_FIELDS}
-        spec = SweepSpec.make(given, Interface.REST)
-        code = _code(body)
+        spec, code = SweepSpec.make(given, Interface.REST), _code(body)
+        if spec.storage:
+            here = body.cell.folder if body.cell is not None else ""
+            spec = replace(spec, storage=absolute_storage(spec.storage, here or os.getcwd()))
+        asked = {name: getattr(spec, name) for name in given}
         pushed = _decoded(body.pushed)
         lock = ExitStack()
         try:
-            driver = await asyncio.to_thread(self._prepare, spec, code, pushed, actor, lock)
+            driver = await asyncio.to_thread(self._prepare, spec, asked, code, pushed, actor, lock)
         except BaseException:
             lock.close()
             raise
@@ -114,10 +118,16 @@ class SweepRegistry:
         return self._describe(driver.board.record)
 
     def _prepare(
-        self, spec: SweepSpec, code: dict[str, Any] | None, pushed: bytes | None, actor: str, lock: ExitStack
+        self,
+        spec: SweepSpec,
+        asked: Mapping[str, Any],
+        code: dict[str, Any] | None,
+        pushed: bytes | None,
+        actor: str,
+        lock: ExitStack,
     ) -> SweepDriver:
         if spec.resume:
-            folder, record, work = self._resumed(spec, code, pushed, lock)
+            folder, record, work = self._resumed(asked, code, pushed, lock)
             study = SweepStudy.reopen(_plan(work.spec, folder))
             folder.keep_code(work.code, work.pushed)
         else:
@@ -141,25 +151,23 @@ class SweepRegistry:
         return folder, record, SweepWork(named, code, pushed or b"")
 
     def _resumed(
-        self, spec: SweepSpec, code: dict[str, Any] | None, pushed: bytes | None, lock: ExitStack
+        self, given: Mapping[str, Any], code: dict[str, Any] | None, pushed: bytes | None, lock: ExitStack
     ) -> tuple[SweepFolder, SweepRecord, SweepWork]:
-        if spec.name is None:
+        if given.get("name") is None:
             raise UsageError("--resume needs the --name of the sweep to go on with.")
-        folder = self._store.find(spec.name)
+        folder = self._store.find(str(given["name"]))
         lock.enter_context(folder.driven())
         record = folder.read()
         known, known_pushed = folder.code()
-        kept = {**record.spec, **{k: v for k, v in spec.as_dict().items() if k != "resume"}}
-        for name in STUDY_OPTIONS:
-            before = record.spec.get(name)
-            if name in spec.as_dict() and kept.get(name) != before:
-                was = before or "left out"
-                raise UsageError(
-                    f"--{name} {kept[name]}: the sweep {folder.name!r} began with it {was}, and so it goes on."
-                )
-        record.spec, record.state, record.ended, record.reason = kept, "running", None, ""
-        restored = SweepSpec.restore(kept)
-        return folder, record, SweepWork(restored, code or known, known_pushed if pushed is None else pushed)
+        restored = _goes_on(SweepSpec.restore(record.spec), given, folder.name)
+        record.spec, record.state, record.ended, record.reason = restored.as_dict(), "running", None, ""
+        if pushed is None:
+            return (
+                folder,
+                record,
+                SweepWork(restored, {**(code or known), "pushed": known.get("pushed", {})}, known_pushed),
+            )
+        return folder, record, SweepWork(restored, code or known, pushed)
 
     async def _see_to(self, driven: Driven, actor: str) -> None:
         driver = driven.driver
@@ -201,6 +209,20 @@ class SweepRegistry:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _goes_on(began: SweepSpec, asked: Mapping[str, Any], name: str) -> SweepSpec:
+    """As it began, but for what is asked now. Raises UsageError for what a study cannot change."""
+    for option in STUDY_OPTIONS:
+        before, now = getattr(began, option), asked.get(option)
+        if now is not None and now != before:
+            was = f"with {without_password(before)}" if before else "without it"
+            raise UsageError(
+                f"--{option} {without_password(now)}: the sweep {name!r} began {was}, and goes on so. Leave it out, or "
+                "search anew under another --name."
+            )
+    changed = {option: value for option, value in asked.items() if option != "resume"}
+    return SweepSpec.restore({**began.as_dict(), **changed})
+
+
 def _plan(spec: SweepSpec, folder: SweepFolder) -> StudyPlan:
     return StudyPlan(
         storage=storage_place(spec.storage, folder.journal),
@@ -228,6 +250,7 @@ def _code(body: StartSweep) -> dict[str, Any] | None:
         "line_offset": int(cell.get("line_offset") or 0),
         "execution_count": int(cell.get("execution_count") or 0),
         "folder": str(cell.get("folder") or ""),
+        "pushed": dict(cell.get("pushed") or {}),
     }
 
 

@@ -224,7 +224,9 @@ class SweepStudy:
             )
         with _explained(plan.storage):
             study = library.load_study(study_name=plan.name, storage=storage, **cls._parts(plan))
-        return cls(plan, storage, study)
+            found = cls(plan, storage, study)
+            found._look_for_end()
+        return found
 
     @staticmethod
     def _parts(plan: StudyPlan) -> dict[str, Any]:
@@ -238,6 +240,11 @@ class SweepStudy:
         with _explained(plan.storage):
             found = library.get_all_study_summaries(storage)
         return next((summary for summary in found if summary.study_name == plan.name), None)
+
+    def _look_for_end(self) -> None:
+        done = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+        if self.plan.sampler == "grid" and done:  # the sampler looks after each trial, at all of them
+            self._study.sampler.after_trial(self._study, done[-1], done[-1].state, done[-1].values)
 
     def _note_exhausted(self) -> None:
         self.is_exhausted = True

@@ -21,6 +21,7 @@ from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore
 
 pytest.importorskip("optuna")
 CODE = {"source": "1", "code": "1", "filename": "<c>", "line_offset": 0, "execution_count": 1, "folder": ""}
+PUSHED = {"width": "4"}
 Logged = list[dict[str, float]]
 Plays = Callable[["PlayedGang", int, Any], Any]
 
@@ -85,7 +86,13 @@ class PlayedSweep:
         study = (SweepStudy.reopen if resumes else SweepStudy.create)(self.plan)
         doors = ClusterDoors(None, None)  # type: ignore[arg-type]
         log = logging.getLogger("test")
-        return SweepDriver(SweepBoard(self.folder, known), SweepWork(self.spec, CODE, b""), study, doors, log)
+        return SweepDriver(
+            SweepBoard(self.folder, known),
+            SweepWork(self.spec, {**CODE, "pushed": PUSHED}, b"pickled"),
+            study,
+            doors,
+            log,
+        )
 
 
 async def parabola(gang: PlayedGang, number: int, trial: Any) -> str:
@@ -115,6 +122,8 @@ async def test_what_trials_log_is_in_the_study_and_the_best_in_the_record(
     assert study.best_trial.number == best.number and study.best_value == best.value
     assert study.best_trial.user_attrs["llmcloud:run"] == best.run_id and study.best_params == best.params
     assert record.importance == {"x": 1.0} and len(sweep.gangs) == 2
+    cells = [cell for gang in sweep.gangs for cell in gang.cells]
+    assert len(cells) == 8 and all((cell.payload, cell.pushed) == (b"pickled", PUSHED) for cell in cells)
 
 
 def _storage(sweep: PlayedSweep) -> Any:
@@ -255,6 +264,35 @@ async def test_trials_that_only_fail_end_it_with_the_first_error(root: Path, mon
     assert len(record.trials) == 3
 
 
+async def test_a_gang_that_waits_while_others_run_is_told_of_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = PlayedSweep(root, parabola, monkeypatch, trials=4, parallel=2)
+    play_gang, opened, notes = drivers.Gang.open, asyncio.Event(), list[str]()
+
+    async def open_gang(doors: Any, plan: Any, ticket: str, note: Callable[[str], None]) -> PlayedGang:
+        note("waits for free slots. Others have them.")
+        while opened.is_set():  # the second one never has any
+            note("waits for free slots. Others have them.")
+            await asyncio.sleep(0)
+        opened.set()
+        note("")
+        return await play_gang()
+
+    monkeypatch.setattr(drivers.Gang, "open", open_gang)
+    driver = sweep.driver()
+    change = driver.board.change
+
+    def noted(**values: Any) -> None:
+        notes.extend([values["note"]] if values.get("note") else [])
+        change(**values)
+
+    monkeypatch.setattr(driver.board, "change", noted)
+    await driver.run()
+    record = sweep.folder.read()
+    assert [row.state for row in record.trials] == ["done"] * 4 and record.note == ""
+    assert notes[-1] == "1 of 2 gangs run trials; the rest waits for free slots."
+    assert notes.count(notes[-1]) == 1 and "waits for free slots. Others have them." in notes
+
+
 async def test_every_combination_is_tried_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(gang: PlayedGang, number: int, trial: Any) -> str:
         width = await asyncio.to_thread(trial.suggest_categorical, "width", [8, 16, 32])
@@ -267,6 +305,35 @@ async def test_every_combination_is_tried_once(root: Path, monkeypatch: pytest.M
     record = sweep.folder.read()
     assert record.reason == "every combination has been tried." and len(record.trials) == 6
     assert len({tuple(sorted(row.params.items())) for row in record.trials}) == 6
+
+
+async def test_a_combination_that_was_cut_short_by_stop_is_tried_when_the_sweep_goes_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = asyncio.Event()
+
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        width = await asyncio.to_thread(trial.suggest_categorical, "width", [8, 16, 32, 64])
+        if number == 2 and not waits.is_set():
+            waits.set()
+            await gang.is_stopped.wait()
+            return "stopped"
+        gang.on_values(0, 0, {"loss": float(width)})
+        return "finished"
+
+    sweep = PlayedSweep(root, play, monkeypatch, trials=40, sampler="grid")
+    driver = sweep.driver()
+    going = asyncio.ensure_future(driver.run())
+    await waits.wait()
+    driver.stop()
+    await asyncio.wait_for(going, 20)
+    assert [row.state for row in sweep.folder.read().trials] == ["done", "done", "stopped"]
+    for _ in range(2):  # the second time there is nothing left
+        await sweep.driver(sweep.folder.read(), resumes=True).run()
+        record = sweep.folder.read()
+        assert record.reason == "every combination has been tried." and record.state == "finished"
+        assert [row.state for row in record.trials] == ["done"] * 4
+        assert {row.params["width"] for row in record.trials} == {8, 16, 32, 64}
 
 
 def test_a_study_of_another_kind_is_refused_by_name(root: Path) -> None:

@@ -21,6 +21,9 @@ class SweepCell(Body, frozen=True):
     line_offset: Annotated[int, Meta(ge=0, description="Lines of the source above the body.")] = 0
     execution_count: Annotated[int, Meta(ge=0)] = 0
     folder: Annotated[str, Meta(description="Where its ranks work.")] = ""
+    pushed: Annotated[
+        dict[str, str], Meta(description="What is pushed, each as Python text; empty where it has none.")
+    ] = {}
 
 
 if TYPE_CHECKING:
