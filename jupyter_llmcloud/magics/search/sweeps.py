@@ -8,6 +8,7 @@ from typing import Any
 
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal, said
+from jupyter_llmcloud.core.export.literals import literal
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import Interface
 from jupyter_llmcloud.errors import SweepFailed, UsageError
@@ -106,14 +107,16 @@ def start(shell: Any, cell: Cell, given: Mapping[str, Any]) -> SweepHandle:
     spec = SweepSpec.make(given, Interface.NOTEBOOK)
     cells.check_syntax(shell, cell)
     pushed = pushed_values(shell.user_ns, spec.push or ())
+    texts = {name: literal(shell.user_ns[name]) for name in spec.push or ()}
     own = ("push", "background")
-    body: dict[str, Any] = {key: value for key, value in spec.as_dict().items() if key not in own}
+    # Also what is a default: of a sweep that goes on it may be a change.
+    body = {key: getattr(spec, key) for key, value in given.items() if key not in own and value is not None}
     if pushed:
         body["pushed"] = base64.b64encode(pushed).decode()
     here = session.current()
     if spec.cluster is None and here.cluster is not None:
         body["cluster"] = here.cluster
-    told = here.server.start_sweep(source=cell.source, cell=_as_body(cell), **body)
+    told = here.server.start_sweep(source=cell.source, cell=_as_body(cell, texts), **body)
     handle = SweepHandle(told["name"])
     if spec.background:
         print(f"The sweep {handle.name} goes on by itself: %sweeps attach {handle.name} shows it.")
@@ -121,7 +124,7 @@ def start(shell: Any, cell: Cell, given: Mapping[str, Any]) -> SweepHandle:
     return follow(handle.name)
 
 
-def _as_body(cell: Cell) -> dict[str, Any]:
+def _as_body(cell: Cell, pushed: dict[str, str]) -> dict[str, Any]:
     from jupyter_llmcloud.magics.session.world_client import working_folder
 
     return {
@@ -130,6 +133,7 @@ def _as_body(cell: Cell) -> dict[str, Any]:
         "line_offset": cell.line_offset,
         "execution_count": cell.number,
         "folder": working_folder(),
+        "pushed": pushed,
     }
 
 
@@ -154,7 +158,9 @@ def follow(name: str) -> SweepHandle:
     if told["state"] == "failed":
         raise SweepFailed(f"the sweep {name!r} has failed: {told['reason']}")
     if stop.presses:
-        text = f"the sweep {name} was stopped; what is done is kept: %sweeps resume {name} goes on."
+        text = f"the sweep {name} had ended when Stop came."
+        if told["state"] == "stopped":
+            text = f"the sweep {name} was stopped; what is done is kept: %sweeps resume {name} goes on."
         raise said(text, f"KeyboardInterrupt: {text}")
     return SweepHandle(name)
 

@@ -33,7 +33,8 @@ def add_sweep(nouns: Any) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     options = SweepSpec.options(Interface.SHELL)
-    given = SweepSpec.make(read_options(arguments, options), Interface.SHELL).as_dict()
+    given = read_options(arguments, options)
+    SweepSpec.make(given, Interface.SHELL)
     server = discovery.find_running()
     told = server.start_sweep(**_program(arguments.file, bool(given.get("resume"))), **given)
     name, said = told["name"], 0
@@ -76,6 +77,8 @@ def _say(told: Mapping[str, Any], said: int) -> int:
 
 def _result(told: Mapping[str, Any]) -> str:
     lines = [f"sweep  {told['name']}", f"state  {told['state']}", *([told["reason"]] if told["reason"] else [])]
+    if told["state"] == "stopped":
+        lines.append(f"what is done is kept: jupyter llmcloud sweep --name {told['name']} --resume goes on.")
     if (best := told["best"]) is not None:
         lines += [f"best   {best['value']}", f"run    {best['run_id']}"]
         lines += [f"{name}  {value}" for name, value in best["params"].items()]

@@ -125,6 +125,39 @@ def test_a_killed_kernel_loses_nothing(shared_server: ServerClient, kernel: Any)
     assert [trial["state"] for trial in told["trials"]] == ["done"] * 6 and told["state"] == "finished"
 
 
+STOPPED_CELL = """\
+%%sweep -n 2 --trials 3 --name pressed --push width,halts --seed 1
+import time
+x = trial.suggest_float("x", 0, 1)
+while trial.number == 1 and halts:
+    time.sleep(0.01)
+trial.report(x * width, 1)
+"""
+
+
+@pytest.mark.soak
+def test_stop_of_a_cell_keeps_what_is_done_and_the_cell_goes_on_with_what_is_pushed_then(
+    shared_server: ServerClient, kernel: Any, tmp_path: Path
+) -> None:
+    manager, client = kernel
+    client.execute_interactive("width, halts = 4, True", timeout=30)
+    client.execute(STOPPED_CELL)
+    folder = SweepStore().folder("pressed")
+    until(lambda: (folder.path / "sweep.json").exists() and len(folder.read().trials) == 2, "its second one runs", 90)
+    manager.interrupt_kernel()
+    told = client.get_shell_msg(timeout=60)["content"]
+    assert told["ename"] == "KeyboardInterrupt" and "%sweeps resume pressed goes on" in told["evalue"]
+    client.execute_interactive("width, halts = 8, False", timeout=60)
+    told = client.execute_interactive(STOPPED_CELL.replace("--trials", "--resume --trials"), timeout=120)["content"]
+    assert told["status"] == "ok"
+    trials = shared_server.sweep("pressed")["trials"]
+    assert [trial["state"] for trial in trials] == ["done", "stopped", "done", "done"]
+    assert [trial["value"] / trial["params"]["x"] for trial in trials if trial["value"]] == [4.0, 8.0, 8.0]
+    file = tmp_path / "trial.py"
+    told = client.execute_interactive(f"%runs export {trials[2]['run_id']} {file}", timeout=60)["content"]
+    assert told["status"] == "ok" and "width = 8" in file.read_text()
+
+
 @pytest.mark.soak
 def test_a_sweep_whose_server_was_killed_is_gone_on_with_by_another_one(
     own_root: Path, monkeypatch: pytest.MonkeyPatch
