@@ -21,7 +21,7 @@ def number_text(value: Any) -> str:
 
 def params_text(params: Mapping[str, Any]) -> str:
     """`lr 0.001, layers 2`."""
-    return ", ".join(f"{name} {number_text(value)}" for name, value in params.items())
+    return ", ".join(f"{name} {'None' if value is None else number_text(value)}" for name, value in params.items())
 
 
 def _ranked(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -59,7 +59,8 @@ def summary(told: Mapping[str, Any]) -> str:
     total = told["spec"].get("trials", 20)
     parts = [f"{counts[state]} {state}" for state in sorted(counts)]
     took = span((told["ended"] or time.time()) - told["created"])
-    line = f"{told['name']}: {told['state']} · {len(told['trials'])} of {total} trials"
+    num_trials = len(told["trials"]) - counts.get("stopped", 0)  # which are not counted when the sweep goes on
+    line = f"{told['name']}: {told['state']} · {num_trials} of {total} trials"
     return " · ".join([f"{line} ({', '.join(parts)})" if parts else line, took])
 
 

@@ -37,7 +37,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     SweepSpec.make(given, Interface.SHELL)
     server = discovery.find_running()
     told = server.start_sweep(**_program(arguments.file, bool(given.get("resume"))), **given)
-    name, said = told["name"], 0
+    name, said = told["name"], len(_ended(told))
     try:
         while told["state"] == "running":
             said = _say(told, said)
@@ -67,12 +67,17 @@ def _program(file: str | None, resumes: bool) -> dict[str, Any]:
 
 def _say(told: Mapping[str, Any], said: int) -> int:
     """Tell of trials that have ended since; returns how many have."""
-    ended = sorted((trial for trial in told["trials"] if trial["ended"]), key=lambda trial: trial["ended"])
+    ended = _ended(told)
     for trial in ended[said:]:
         params = " ".join(f"{name}={value}" for name, value in trial["params"].items())
         line = f"trial {trial['number']}  {trial['state']}  {trial['value']}  {params}  {trial['reason']}".rstrip()
         print(line, file=sys.stderr, flush=True)
     return len(ended)
+
+
+def _ended(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Trials that have, also before a sweep went on, in their order."""
+    return sorted((trial for trial in told["trials"] if trial["ended"]), key=lambda trial: float(trial["ended"]))
 
 
 def _result(told: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ class PlayedServer:
 
     def start_sweep(self, **body: Any) -> dict[str, Any]:
         self.started.append(body)
-        return told()
+        return told() if body.get("resume") else told(trials=[])
 
     def stop_sweep(self, name: str) -> dict[str, Any]:
         self.num_stops, self._ends = self.num_stops + 1, "stopped"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_llmcloud.magics.search.pictures import ParameterAxis, parallel_coordinates, rate_curve
-from jupyter_llmcloud.magics.search.view import html_of, text_of
+from jupyter_llmcloud.magics.search.view import html_of, params_text, text_of
 
 
 def trial(number: int, state: str, value: float | None, **params: Any) -> dict[str, Any]:
@@ -37,6 +37,16 @@ def test_the_best_stand_first_and_what_failed_says_why() -> None:
     assert lines[1] == "best: loss 0.25 in trial 2 (lr 0.01, kind a)"
     assert [line.split()[0] for line in lines[4:]] == ["4", "2", "0", "1", "3"]
     assert "ValueError: <odd>" in lines[-1]
+
+
+def test_a_trial_that_was_stopped_is_not_one_of_so_many() -> None:
+    trials = [*told()["trials"], trial(5, "stopped", None)]
+    line = text_of(told(trials=trials)).splitlines()[0]
+    assert "5 of 8 trials (2 done, 1 failed, 1 pruned, 1 running, 1 stopped)" in line
+
+
+def test_a_choice_of_none_is_a_value() -> None:
+    assert params_text({"kind": None, "lr": 0.00123456}) == "kind None, lr 0.001235"
 
 
 def test_more_is_better_when_it_is_said() -> None:
