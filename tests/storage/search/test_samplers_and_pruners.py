@@ -57,7 +57,10 @@ def bowl(trial: Trial) -> float:
     return (x - 0.5) ** 2 + (math.log10(y) + 2) ** 2
 
 
-@pytest.mark.parametrize(("sampler", "trials", "learns"), [("tpe", 24, 0.5), ("cmaes", 28, 0.7), ("gp", 12, 0.5)])
+@pytest.mark.parametrize(
+    ("sampler", "trials", "learns"),
+    [("tpe", 24, 0.5), ("cmaes", 28, 0.7), pytest.param("gp", 12, 0.5, marks=pytest.mark.soak)],
+)
 def test_a_sampler_that_learns_proposes_better_in_the_end(
     tmp_path: Path, sampler: str, trials: int, learns: float
 ) -> None:
