@@ -266,7 +266,8 @@ async def test_trials_that_only_fail_end_it_with_the_first_error(root: Path, mon
 
 async def test_a_gang_that_waits_while_others_run_is_told_of_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = PlayedSweep(root, parabola, monkeypatch, trials=4, parallel=2)
-    play_gang, opened, notes = drivers.Gang.open, asyncio.Event(), list[str]()
+    play_gang: Any = drivers.Gang.open
+    opened, notes = asyncio.Event(), list[str]()
 
     async def open_gang(doors: Any, plan: Any, ticket: str, note: Callable[[str], None]) -> PlayedGang:
         note("waits for free slots. Others have them.")
@@ -275,7 +276,8 @@ async def test_a_gang_that_waits_while_others_run_is_told_of_once(root: Path, mo
             await asyncio.sleep(0)
         opened.set()
         note("")
-        return await play_gang()
+        found: PlayedGang = await play_gang()
+        return found
 
     monkeypatch.setattr(drivers.Gang, "open", open_gang)
     driver = sweep.driver()
