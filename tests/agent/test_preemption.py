@@ -131,10 +131,12 @@ def test_a_host_with_a_notice_is_left_after_a_checkpoint_and_no_restart_is_used_
     make_agent: Callable[..., AgentProcess], node_agent: AgentProcess, tmp_path: Path
 ) -> None:
     """The rank that it hosts for a leader elsewhere goes on at the leader's, from the step that was saved."""
-    undisturbed = Ranks(node_agent)
-    undisturbed.ok(f"PAUSE = 0\n{SLOW}")
     notice = tmp_path / "notice"
     doomed = make_agent(slots=2, env={"LLMCLOUD_PREEMPTION_NOTICE": str(notice)})
+    undisturbed = Ranks(node_agent, 2, shares=[(node_agent, 1), (doomed, 1)])  # where ranks have as many threads
+    undisturbed.ok(f"PAUSE = 0\n{SLOW}")
+    wanted = results(undisturbed)
+    undisturbed.end()
     ranks = Ranks(node_agent, 2, shares=[(node_agent, 1), (doomed, 1)])
     running = ranks.send(f"PAUSE = 0.5\n{SLOW}", checkpoint_every=RARELY, max_restarts=1).wait_for("turn 9")
     folder = running.outcome.folder
@@ -147,10 +149,9 @@ def test_a_host_with_a_notice_is_left_after_a_checkpoint_and_no_restart_is_used_
     assert (record.num_restarts, record.num_resizes) == (0, 1)
     found, _ = CheckpointFolder(folder.path / "checkpoints").newest(True)
     assert found is not None and found.step  # none was due: it was saved when the notice came
-    assert all(same(*pair) for pair in zip(results(undisturbed), results(ranks), strict=True))
+    assert all(same(*pair) for pair in zip(wanted, results(ranks), strict=True))
     with contextlib.closing(doomed.channel()) as channel:
         assert channel.request(Describe()).free_slots == 0  # it lives on until its host goes, and takes nothing new
     doomed.process.send_signal(signal.SIGTERM)
     until(lambda: doomed.process.poll() == 0, "the agent ends")
-    undisturbed.end()
     ranks.end()

@@ -75,7 +75,8 @@ def main(minutes: float = MINUTES, every_s: float = EVERY_S, seed: int = 7) -> b
 def _measured(server: Server, minutes: float, every_s: float, source: random.Random) -> bool:
     epochs = max(2, round(minutes * 60 / (STEP_S * STEPS_PER_EPOCH)))
     world = server.world(2)
-    world.ok(f"EPOCHS, PAUSE = {epochs}, 0\n{CODE}")
+    undisturbed = world.send(f"EPOCHS, PAUSE = {epochs}, 0\n{CODE}").end(60 + 60 * minutes)
+    assert undisturbed.state == "finished", undisturbed.report
     wanted = world.pull("ledger")
     running = world.send(
         f"EPOCHS, PAUSE = {epochs}, {STEP_S}\n{CODE}", elastic="1:2", max_restarts=3, background=True, name="elastic"

@@ -167,6 +167,7 @@ def _what_was_sent_before_the_end_arrives(path: str, listener: socket.socket) ->
 # --- what they lead through is killed ---
 
 
+@pytest.mark.soak
 def test_a_scheduler_that_passes_everything_on_may_be_killed_under_a_run() -> None:
     """Only it reaches the workers. Leader and follower find each other again through those that take the place."""
 

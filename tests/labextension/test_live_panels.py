@@ -210,6 +210,7 @@ def test_a_run_is_saved_watched_through_a_cut_and_its_end_is_told_elsewhere(
     expect(page.locator(STATUS)).to_have_text("no runs")
 
 
+@pytest.mark.soak
 def test_two_browsers_see_one_run_and_it_is_stopped_from_its_tab_in_the_second(
     page: Page, trains: Locator, browser: Browser, lab: Lab, pictures: Path
 ) -> None:

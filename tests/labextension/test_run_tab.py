@@ -372,6 +372,7 @@ def test_a_run_that_is_deleted_elsewhere_is_said_and_its_last_view_stays(page: P
     expect(page.locator("#llmcloud-sidebar .llmc-runrow[data-run-id='deleted-1']")).to_have_count(0)
 
 
+@pytest.mark.soak
 def test_a_server_that_is_restarted_is_found_again_without_a_reload(
     browser: Browser, root: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def test_the_notebook_about_smaller_models_does_what_it_says(tmp_path: Path) -> 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     by_id = {cell.id: cell for cell in notebook.cells}
     by_id["parameters"].source = "num_steps = 10"
+    by_id["text"].source = by_id["text"].source.replace("list(topics.values())", "list(topics.values())[:30]")
     by_id["compress"].source = by_id["compress"].source.replace("int8,int4,bf16,prune", "int8,prune")
     by_id["distill"].source = by_id["distill"].source.replace("steps=num_steps,", "steps=num_steps, no_table=True,")
     NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -39,6 +39,7 @@ def _every_slot_is_given_back(server: NotebookServer) -> Iterator[None]:
         server.ask("DELETE", f"api/sessions/{session['id']}")
 
 
+@pytest.mark.soak
 def test_a_restart_for_more_slots_than_there_are_ends_nothing_and_names_who_has_them(server: NotebookServer) -> None:
     first, second = server.open("first.ipynb"), server.open("second.ipynb")
     first.ok("%%distribute -n 2\nkept = 7 + rank")

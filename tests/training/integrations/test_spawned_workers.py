@@ -38,7 +38,7 @@ def note(worker):
 def gather(batch): return torch.stack(batch).sum()
 def wrap(batch): return Batch(torch.stack(batch) * SCALE, started)
 """
-CONTEXTS = ["fork", "spawn", "forkserver"]
+CONTEXTS = ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.soak)]
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,16 @@ def test_a_silent_split_is_named_with_its_first_tensor(four: Ranks, plan: str, t
     assert "They were alike at step 2." in said
 
 
-@pytest.mark.parametrize("plan", ["ddp", "hsdp:2x2", "fsdp", "tp:4", "local-sgd:3"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "ddp",
+        "hsdp:2x2",
+        pytest.param("fsdp", marks=pytest.mark.soak),
+        pytest.param("tp:4", marks=pytest.mark.soak),
+        "local-sgd:3",
+    ],
+)
 def test_sound_replicas_are_not_suspected_though_their_random_numbers_differ(four: Ranks, plan: str) -> None:
     after = f"torch.rand(rank + 1); {CHECKPOINT}"
     assert splits(four.ok(training(batch=2 if plan != "tp:4" else 8, after=after), plan=plan)) == []

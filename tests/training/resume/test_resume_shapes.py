@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -41,7 +41,20 @@ def saved_by(outcome: Outcome) -> dict[str, Any]:
     return {"folder": str(newest.path), "step": newest.step}
 
 
-@pytest.mark.parametrize("name", list(MORE_CELLS))
+# Of shapes that differ in one respect from another one: make chaos tries them.
+VARIANTS = {
+    *("trainer folds", "trainer stream", "trainer and loop", "folds", "module", "class", "parts", "between steps"),
+    *("nested flat shard", "flat shard of flat parameters", "decayed gradients", "kept gradients", "break", "skipped"),
+    *("for next", "while in functions"),
+}
+
+
+def sometimes(names: Iterable[str]) -> list[Any]:
+    """As parameters of a test: those of VARIANTS are soaks."""
+    return [pytest.param(name, marks=pytest.mark.soak) if name in VARIANTS else name for name in names]
+
+
+@pytest.mark.parametrize("name", sometimes(MORE_CELLS))
 def test_every_shape_of_a_loop_ends_as_if_undisturbed(world: Ranks, fresh: Ranks, name: str) -> None:
     fresh.ok(cell(MORE_CELLS[name]))
     wanted = results(fresh)
@@ -121,7 +134,7 @@ def accumulating(code: str) -> str:
     return code.replace("gradient_accumulation_steps=2", "gradient_accumulation_steps=4")
 
 
-@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("persistent", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_random_numbers_of_a_trainers_workers_go_on_or_it_is_said_that_they_do_not(
     world: Ranks, fresh: Ranks, persistent: bool
 ) -> None:
