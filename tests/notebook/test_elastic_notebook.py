@@ -27,6 +27,7 @@ def test_the_notebook_about_elastic_runs_does_what_it_says(shared_server: Server
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     by_id = {cell.id: cell for cell in notebook.cells}
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert text_of(by_id["result"]) == "finished: 2 resizes, 0 restarts used up\n"
+    told = re.fullmatch(r"finished: (\d+) resizes, 0 restarts used up\n", text_of(by_id["result"]))
+    assert told is not None and int(told[1]) >= 2  # the new worker may lose its place to another one
     found = re.match(r"640 steps, .* undisturbed (\S+)\n", text_of(by_id["compare"]))
     assert found is not None and float(found[1]) < 1e-4

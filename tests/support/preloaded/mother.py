@@ -147,9 +147,10 @@ def main() -> None:
     settle()
     asked, fds = Mother(listener, int(os.environ[OWNER])).serve()
     become(asked, fds, before)
+    del listener
+    gc.collect()
     globals()["__name__"] = "mother"  # the frames of a cell are counted from those of __main__ that are the user's own
-    zygote = sys.modules["__main__"] = sys.modules.pop(MODULE)
-    zygote.__name__ = "__main__"
+    zygote = sys.modules.pop(MODULE)  # else it was run as the program; __main__ is the shell's by now
     zygote.Zygote(socket.socket(fileno=fds[0])).serve()
 
 
