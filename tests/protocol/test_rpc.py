@@ -71,7 +71,7 @@ def crossed(error: BaseException) -> LLMCloudError:
 def test_the_codes_are_what_they_have_always_been() -> None:
     assert sorted(LLMCloudError.by_code) == [
         "Busy", "CapacityError", "ConnectionLost", "InternalError", "LLMCloudError", "ModelError", "NameTaken",
-        "NotFound", "ProtocolError", "RankError", "ServerError", "UsageError", "WorldError",
+        "NotFound", "ProtocolError", "RankError", "ServerError", "SweepFailed", "UsageError", "WorldError",
     ]  # fmt: skip
     ours = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LLMCloudError)]
     assert set(ours) == set(LLMCloudError.by_code.values())

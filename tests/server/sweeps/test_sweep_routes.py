@@ -98,7 +98,7 @@ async def test_what_a_study_cannot_change_is_refused_with_both_values_and_the_re
 
 
 def test_a_file_named_from_the_notebook_is_the_same_for_server_and_ranks() -> None:
-    assert absolute_storage("sqlite:///study.db?timeout=3", "/work") == "sqlite:////work/study.db?timeout=3"
-    assert absolute_storage("sqlite+pysqlite:////a/study.db", "/work") == "sqlite+pysqlite:////a/study.db"
-    assert absolute_storage("studies/one", "/work") == "/work/studies/one"
-    assert absolute_storage("postgresql://me@host/db", "/work") == "postgresql://me@host/db"
+    assert absolute_storage("sqlite:///study.db?timeout=3", "/srv") == "sqlite:////srv/study.db?timeout=3"
+    assert absolute_storage("sqlite+pysqlite:////a/study.db", "/srv") == "sqlite+pysqlite:////a/study.db"
+    assert absolute_storage("studies/one", "/srv") == "/srv/studies/one"
+    assert absolute_storage("postgresql://me@host/db", "/srv") == "postgresql://me@host/db"
