@@ -103,19 +103,6 @@ def test_a_notice_may_be_taken_back(tmp_path: Path) -> None:
     asyncio.run(watch("", told.append))  # nowhere to look: it returns
 
 
-@pytest.fixture
-def make_agent() -> Iterator[Callable[..., AgentProcess]]:
-    agents: list[AgentProcess] = []
-
-    def make(**options: object) -> AgentProcess:
-        agents.append(AgentProcess(**options))  # type: ignore[arg-type]
-        return agents[-1]
-
-    yield make
-    for agent in agents:
-        agent.end()
-
-
 # Slow until it is told to hurry, which it is when the notice has had its effect.
 SLOW = cell("accelerate").replace(
     "turn += 1\n",
@@ -128,11 +115,11 @@ SLOW = cell("accelerate").replace(
 
 @pytest.mark.slow
 def test_a_host_with_a_notice_is_left_after_a_checkpoint_and_no_restart_is_used_up(
-    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess, tmp_path: Path
+    own_agent: Callable[..., AgentProcess], node_agent: AgentProcess, tmp_path: Path
 ) -> None:
     """The rank that it hosts for a leader elsewhere goes on at the leader's, from the step that was saved."""
     notice = tmp_path / "notice"
-    doomed = make_agent(slots=2, env={"LLMCLOUD_PREEMPTION_NOTICE": str(notice)})
+    doomed = own_agent(slots=2, env={"LLMCLOUD_PREEMPTION_NOTICE": str(notice)})
     undisturbed = Ranks(node_agent, 2, shares=[(node_agent, 1), (doomed, 1)])  # where ranks have as many threads
     undisturbed.ok(f"PAUSE = 0\n{SLOW}")
     wanted = results(undisturbed)

@@ -377,3 +377,17 @@ def new_world(node_agent: AgentProcess) -> Iterator[Callable[..., Ranks]]:
     yield make
     for ranks in worlds:
         ranks.end()
+
+
+@pytest.fixture
+def own_agent() -> Iterator[Callable[..., AgentProcess]]:
+    """Makes agents that may be killed."""
+    agents: list[AgentProcess] = []
+
+    def make(**options: Any) -> AgentProcess:
+        agents.append(AgentProcess(**options))
+        return agents[-1]
+
+    yield make
+    for agent in agents:
+        agent.end()

@@ -9,7 +9,7 @@ import signal
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -40,21 +40,6 @@ from jupyter_llmcloud.protocol.client import AgentChannel
 from jupyter_llmcloud.protocol.frames import PROTOCOL_VERSION
 from jupyter_llmcloud.protocol.rpc import Refused
 from tests.support.worlds import NUM_SLOTS, AgentProcess, Ranks, alive, family, until
-
-
-@pytest.fixture
-def own_agent() -> Iterator[Callable[..., AgentProcess]]:
-    """Makes agents that may be killed."""
-    agents: list[AgentProcess] = []
-
-    def make(**options: object) -> AgentProcess:
-        agents.append(AgentProcess(**options))  # type: ignore[arg-type]
-        return agents[-1]
-
-    yield make
-    for agent in agents:
-        agent.end()
-
 
 # --- memory ---
 
