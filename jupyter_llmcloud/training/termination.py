@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,11 +31,16 @@ class Termination:
             os.set_blocking(fd, False)
         self._since: float | None = None
         self._is_held = False
+        self._mask = _MaskedSigterm()
 
     def install(self) -> None:
         """Hear the signal from now on. Called once, in a rank."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        os.register_at_fork(after_in_child=self._leave_child_alone)
+        # Blocked while it forks: a signal that reached the child before its first instruction would be forgotten, since
+        # Python clears there what its parent's handler had noted.
+        os.register_at_fork(
+            before=self._mask.block, after_in_parent=self._mask.restore, after_in_child=self._leave_child_alone
+        )
         LoaderWorker().install()
 
     @property
@@ -75,6 +81,21 @@ class Termination:
     def _leave_child_alone(self) -> None:
         if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._mask.restore()
+
+
+class _MaskedSigterm(threading.local):
+    """SIGTERM is blocked in the thread that forks, from before it does until both processes are ready for it."""
+
+    def __init__(self) -> None:
+        self._before: list[set[int]] = []
+
+    def block(self) -> None:
+        self._before.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
+
+    def restore(self) -> None:
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._before.pop())
 
 
 class LoaderWorker:

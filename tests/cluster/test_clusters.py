@@ -405,7 +405,10 @@ def test_a_killed_host_leaves_a_run_training_and_then_the_agents_end(
     record, [agent] = record_of(server), server.agents()
     pid = agent_pid(agent)
     server.leave()
-    psutil.Process(record.pid).kill()
+    host = psutil.Process(record.pid)
+    workers = [process.pid for process in host.children(recursive=True) if process.pid != pid]
+    host.kill()
+    until(lambda: not any(map(alive, workers)), "its workers follow it", 30)
     flag.touch()
     assert running.end().state == "finished"
     world.end()

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 accelerator = Accelerator()
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-data = torch.utils.data.TensorDataset(torch.arange(4000.0).reshape(1000, 4) / 4000)
+data = torch.utils.data.TensorDataset(torch.arange(80000.0).reshape(20000, 4) / 80000)
 model, optimizer, loader = accelerator.prepare(model, optimizer, torch.utils.data.DataLoader(data, batch_size=1))
 accelerator.init_trackers("x")
 print("it trains", flush=True)
@@ -32,8 +32,8 @@ for step, (batch,) in enumerate(loader):
     accelerator.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
-    accelerator.log({"loss": loss.item(), "epoch": step / 500}, step=step)
-    time.sleep(0.05)
+    accelerator.log({"loss": loss.item(), "epoch": step / 10000}, step=step)
+    time.sleep(0.05)  # it trains for minutes: no test waits for its end
 """
 
 
