@@ -36,7 +36,7 @@ from jupyter_llmcloud.system.processes import is_process
 
 DESCRIBE_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
-REPLACE_ATTEMPTS, REPLACE_AGAIN_S = 20, 0.25
+REPLACE_ATTEMPTS, REPLACE_AGAIN_S = 100, 0.05
 DESCRIBE = "llmcloud_describe"  # an operation of a worker
 PLUGIN_NAME = "llmcloud-agent"
 
@@ -137,7 +137,7 @@ class AgentPlugin(WorkerPlugin):
         """What the agent may ask about the others that its worker's scheduler knows."""
 
         async def find_capacity(asked: PlaceRanks) -> Placement:
-            return await self._place(asked.num_ranks, await _all_agents(worker, asked.at_once))
+            return await self._place(asked, await _all_agents(worker, asked.at_once))
 
         async def find_standby(_: FindStandby) -> StandbyFound:
             return await self._another(await _all_agents(worker))
@@ -147,22 +147,22 @@ class AgentPlugin(WorkerPlugin):
         responder.on(FindStandby, find_standby)
         return responder
 
-    async def _place(self, num_ranks: int, agents: dict[str, dict[str, Any]]) -> Placement:
+    async def _place(self, asked: PlaceRanks, agents: dict[str, dict[str, Any]]) -> Placement:
         slots = [
             AgentSlots(key, row["host"], row["num_slots"], row["free_slots"], row["has_gpus"])
             for key, row in agents.items()
         ]
         found = []
-        for allocation in place(num_ranks, slots):
+        for allocation in place(asked.num_ranks, slots, at_least=asked.at_least):
             home = await self.bridge_to(agents[allocation.address])
             found.append({"address": home, "home": home, "host": allocation.host, "num_ranks": allocation.num_ranks})
         return Placement(agents=found)
 
     async def _another(self, agents: dict[str, dict[str, Any]]) -> StandbyFound:
-        others = [row for row in agents.values() if row["name"] != self.info["name"]]
+        others = [row for row in agents.values() if row["name"] != self.info["name"] and not row["is_leaving"]]
         if not others:
             return StandbyFound(address="")
-        best = max(others, key=lambda row: (row["host"] != self.info["host"], row["free_slots"]))
+        best = max(others, key=lambda row: (row["host"] != self.info["host"], row["is_warm"], row["free_slots"]))
         return StandbyFound(address=await self.bridge_to(best))
 
     async def end(self) -> None:

@@ -38,9 +38,9 @@ class SizeBounds:
         """As the option has it, with more ranks than these at the least."""
         return f"{min(num_ranks + 1, self.most)}:{self.most}"
 
-    def to_ask(self, staying: int) -> range:
-        """How many more ranks to ask the cluster for, beside so many that stay: the most that may come first."""
-        return range(max(self.most - staying, 0), max(self.least - staying, 0) - 1, -1)
+    def to_ask(self, staying: int) -> SizeBounds:
+        """How many more ranks to ask the cluster for, beside so many that stay."""
+        return SizeBounds(max(self.least - staying, 0), max(self.most - staying, 0))
 
 
 @dataclass(frozen=True)
