@@ -224,7 +224,7 @@ class RunsMagics(Magics):
 
     @line_magic
     def runs(self, line: str) -> Any:
-        """%runs [list | show | attach | logs | compare | reproduce | export | stop | checkpoint | fetch | delete] ..."""
+        """%runs [list | show | attach | logs | compare | reproduce | export | stop | checkpoint | fetch | delete]."""
         words = split(line, "%runs")
         verb = take_verb("%runs", VERBS, words, "list")
         given = parse(VERBS[verb], words)
