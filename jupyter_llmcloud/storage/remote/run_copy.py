@@ -28,6 +28,17 @@ CHECKPOINTS = "checkpoints"
 NAMES = ("cell.py", "marks.jsonl", "times.json")
 FOLDERS = ("metrics", "logs", "model", "serving")
 _STEP = "step-"
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss"}  # no folders: what would be made is a bucket
+
+
+@contextlib.contextmanager
+def _unless_gone(path: Path) -> Iterator[None]:
+    """A file that is deleted here meanwhile is not copied; one that finds no place there is an error."""
+    try:
+        yield
+    except FileNotFoundError:
+        if path.exists():
+            raise
 
 
 class RunCopy:
@@ -42,6 +53,7 @@ class RunCopy:
         self.url = url
         self._folder = folder
         self._fs, self._path = filesystem(url)
+        self._is_bucket = url.partition("://")[0] in _BUCKETS
         self._sent: dict[str, tuple[int, int]] = {}  # time and size of each file as it was sent last
         self._steps: set[str] | None = None  # the complete checkpoints that are there
 
@@ -55,7 +67,7 @@ class RunCopy:
             here = self._committed()
             new = [path for path in here if path.name not in self._steps]
             for path in new:
-                with contextlib.suppress(FileNotFoundError):  # not kept any longer: a newer one is there
+                with _unless_gone(path):  # not kept any longer: a newer one is there
                     self._send_checkpoint(path)
             for name in self._steps - {path.name for path in here} if here else ():
                 self._remove_checkpoint(name)
@@ -65,7 +77,7 @@ class RunCopy:
         """Copy everything else that has changed since it was sent last."""
         with translated(self.url):
             for path in self._files():
-                with contextlib.suppress(FileNotFoundError):
+                with _unless_gone(path):
                     self._send_changed(path)
 
     def _files(self) -> Iterator[Path]:
@@ -103,7 +115,8 @@ class RunCopy:
 
     def _put(self, path: Path, name: str) -> None:
         target = f"{self._path}/{name}"
-        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        if not self._is_bucket:
+            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         self._fs.put_file(str(path), target)
 
     # --- back ---

@@ -13,6 +13,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
 from jupyter_llmcloud.storage.datasets import filesystem
+from jupyter_llmcloud.storage.journal import JournalWriter
 from jupyter_llmcloud.storage.remote import run_copy
 from jupyter_llmcloud.storage.remote.run_copy import RunCopy, run_url
 from jupyter_llmcloud.storage.resume import resume
@@ -57,8 +58,9 @@ def save(folder: RunFolder, step: int, content: bytes = b"weights") -> None:
 def a_run(store: RunStore, run_id: str = "gpt-1", state: str = "running", created: float = 1.0) -> RunFolder:
     folder = store.folder(run_id)
     folder.create(RunRecord(run_id, "gpt", state, created, ranks=[0], spec={"checkpoint_every": 10}), "pass")
-    (folder.path / "metrics").mkdir(exist_ok=True)
-    folder.metrics(0).write_text('{"seq": 0, "t": 1.0, "step": 1, "values": {"loss": 2.5}}\n')
+    writer = JournalWriter(folder.metrics(0))
+    writer.append([{"t": 1.0, "step": 1, "values": {"loss": 2.5}}])
+    writer.close()
     return folder
 
 
