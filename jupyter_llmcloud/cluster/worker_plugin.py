@@ -69,10 +69,7 @@ class AgentPlugin(WorkerPlugin):
         self._bridges = Bridges(self._folder, SocketRoutes(lambda: str(worker.scheduler.address), lambda: args))
 
         async def describe(at_once: bool = False) -> dict[str, Any]:
-            if at_once and self._is_coming_up:
-                return {}
-            row = await self.describe(worker)
-            return row if row["is_warm"] or not at_once else {}
+            return await (self._describe_at_once() if at_once else self.describe(worker))
 
         worker.handlers[TUNNEL] = self._answer_tunnel
         worker.handlers[DESCRIBE] = describe
@@ -124,6 +121,17 @@ class AgentPlugin(WorkerPlugin):
         info = await self.hold(worker)
         assert self._connection is not None
         return {**info, **(await self._connection.request(Describe(), DESCRIBE_TIMEOUT_S)).as_dict()}
+
+    async def _describe_at_once(self) -> dict[str, Any]:
+        """As `describe`; nothing of an agent that was killed or comes up: the one in its place is not waited for."""
+        connection = self._connection
+        if connection is None or self._is_coming_up:
+            return {}
+        try:
+            row = {**self.info, **(await connection.request(Describe(), DESCRIBE_TIMEOUT_S)).as_dict()}
+        except ConnectionLost:
+            return {}
+        return row if row["is_warm"] else {}
 
     async def bridge_to(self, info: dict[str, Any], always: bool = False) -> str:
         """A socket on this worker's host by which its agent reaches another one: that one's own, or a bridge."""
