@@ -186,13 +186,15 @@ class ZygoteClient:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
         status = self.process.wait()
-        if isinstance(self.process, InheritedProcess) and not self._ready.done():  # it had just ceased to wait
+        is_inherited = isinstance(self.process, InheritedProcess)
+        if is_inherited and not self._ready.done():  # it had just ceased to wait
             self._sock, self.process = self._spawned()
             self._sock.setblocking(False)
             asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
             return
         tail = log_tail(self.log)
-        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{tail}")
+        how = "" if is_inherited else f" with status {status}"
+        error = WorldError(f"the process that forks ranks ended{how}. Its last words:\n{tail}")
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # seen: who still waits for it is told, nobody else is warned
