@@ -11,6 +11,7 @@ import pytest
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import NotFound, UsageError
+from jupyter_llmcloud.magics.session import environment_check
 from jupyter_llmcloud.storage.checkpoints import CheckpointFolder, seal
 from jupyter_llmcloud.storage.datasets import filesystem
 from jupyter_llmcloud.storage.journal import JournalWriter
@@ -139,3 +140,17 @@ def test_a_bucket_that_is_not_there_is_said(make_store: None, tmp_path: Path) ->
     folder = a_run(RunStore(tmp_path))
     with pytest.raises((UsageError, NotFound), match="s3://"):
         RunCopy(folder, "s3://no-such-Bucket_/runs/gpt-1").send_files()
+
+
+@pytest.mark.parametrize(
+    ("url", "refusal"), [("s4://bucket/a", "'s4' is no protocol"), ("dvc://a", "needs dvc: pip install dvc")]
+)
+def test_a_root_that_nothing_here_speaks_with_is_refused_before_anything_starts(
+    url: str, refusal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("LLMCLOUD_ROOT", url)
+    with pytest.raises(UsageError, match=f"LLMCLOUD_ROOT={url}.*{refusal}"):
+        environment_check.check()
+    monkeypatch.setenv("LLMCLOUD_ROOT", "s3://bucket/a")
+    environment_check.check()
