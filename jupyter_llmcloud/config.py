@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 ENV_ROOT = "LLMCLOUD_ROOT"
@@ -34,10 +36,26 @@ def jupyter_runtime_dir() -> Path:
 
 
 def root() -> Path:
-    """`<root>` of design: runs, server state. `LLMCLOUD_ROOT`, else `llmcloud/` in Jupyter's data folder."""
-    if value := os.environ.get(ENV_ROOT):
+    """`<root>` of design: runs, server state. `LLMCLOUD_ROOT`, else `llmcloud/` in Jupyter's data folder.
+
+    Of a URL it is the local part: see `root_url`.
+    """
+    if url := root_url():
+        name = re.sub(r"[^\w.-]+", "_", url)[-40:]
+        return (
+            _jupyter_dir("JUPYTER_DATA_DIR", "jupyter")
+            / "llmcloud-at"
+            / f"{name}-{sha256(url.encode()).hexdigest()[:8]}"
+        )
+    if value := os.environ.get(ENV_ROOT, "").removeprefix("file://"):
         return Path(os.path.abspath(os.path.expanduser(value)))
     return _jupyter_dir("JUPYTER_DATA_DIR", "jupyter") / "llmcloud"
+
+
+def root_url() -> str:
+    """Where runs are copied to and fetched from, when `LLMCLOUD_ROOT` is a URL; "" when it is a folder."""
+    value = os.environ.get(ENV_ROOT, "").rstrip("/")
+    return value if "://" in value and not value.startswith("file://") else ""
 
 
 def runtime_dir() -> Path:

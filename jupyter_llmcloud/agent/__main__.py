@@ -41,7 +41,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         arguments.name,
         arguments.interface,
         arguments.slots,
-        Lifetimes(config.lease_s(AGENT_LEASE_S), arguments.first_lease, config.leave_s()),
+        Lifetimes(config.lease_s(AGENT_LEASE_S), arguments.first_lease, config.leave_s(), arguments.stays),
     )
     await agent.serve()
 
@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--interface", default="127.0.0.1")
     parser.add_argument("--slots", type=int)
     parser.add_argument("--first-lease", type=float, default=0.0, help="seconds that it waits for its first worker")
+    parser.add_argument(
+        "--stays", type=float, default=0.0, help="seconds that what it has imported waits for the next agent"
+    )
     os.environ.update(environment(os.environ))
     asyncio.run(_serve(parser.parse_args()))
 

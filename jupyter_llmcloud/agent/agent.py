@@ -76,11 +76,13 @@ class Lifetimes:
         lease_s: when no worker holds a connection and nothing runs.
         first_lease_s: for its first worker, at least.
         leave_s: for checkpoints, when it is told to end by SIGTERM.
+        stays_s: what ranks are forked from, for the agent that takes this one's place, when this one is killed.
     """
 
     lease_s: float
     first_lease_s: float = 0.0
     leave_s: float = config.LEAVE_S
+    stays_s: float = 0.0
 
 
 class Agent:
@@ -103,7 +105,7 @@ class Agent:
         self.folder = folder
         self.name = name
         self.lifetimes = lifetimes
-        self.node = NodeServices.build(folder, str(folder / AGENT_SOCKET), interface, num_slots)
+        self.node = NodeServices.build(folder, str(folder / AGENT_SOCKET), interface, num_slots, lifetimes.stays_s)
         self.replicas = Replicas(folder, self.node.devices, self.node.zygote)
         self.worlds = LedWorlds(self.node)
         self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
@@ -212,6 +214,7 @@ class Agent:
             num_runs=self.takeovers.num_waiting + self.worlds.num_active_runs,
             wants=self.worlds.num_wanted,
             is_warm=self.node.zygote.is_warm,
+            is_leaving=self._is_leaving or self.node.devices.is_closed,
             stands_by=self.leader_links.stands_by,
         )
 

@@ -38,15 +38,17 @@ class NodeServices:
     led: LedRuns
 
     @classmethod
-    def build(cls, folder: Path, address: str, interface: str, num_slots: int | None) -> NodeServices:
-        """The parts of an agent whose files are in `folder`."""
+    def build(
+        cls, folder: Path, address: str, interface: str, num_slots: int | None, stays_s: float = 0.0
+    ) -> NodeServices:
+        """The parts of an agent whose files are in `folder`; for `stays_s` see ZygoteClient."""
 
         def on_exit(name: str, status: int) -> None:
             if not stores.exited(name):
                 groups.exited(name, status)
 
         devices = Devices(num_slots, interface)
-        zygote = ZygoteClient(folder / "zygote.log", on_exit)
+        zygote = ZygoteClient(folder / "zygote.log", on_exit, stays_s)
         stores = Stores(zygote, folder / "store.log", interface)
         groups = LocalGroups(zygote, devices)
         worker = WorkerClient(address, devices)
@@ -129,9 +131,9 @@ class NodeServices:
         """Whether a worker holds this agent that knows the cluster."""
         return self.worker.can_be_asked
 
-    async def find_capacity(self, num_ranks: int, at_once: bool = False) -> list[dict[str, Any]]:
-        """Slots for ranks, anywhere in the cluster. Raises Busy when it has none now."""
-        return await self.worker.find(num_ranks, at_once)
+    async def find_capacity(self, num_ranks: int, at_once: bool = False, at_least: int = 0) -> list[dict[str, Any]]:
+        """Slots for ranks, anywhere in the cluster; see PlaceRanks. Raises Busy when it has none now."""
+        return await self.worker.find(num_ranks, at_once, at_least)
 
     async def find_standby(self) -> str:
         """The socket of another agent that could lead in this one's place; "" when there is none."""

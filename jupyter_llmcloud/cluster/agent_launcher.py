@@ -23,6 +23,7 @@ from jupyter_llmcloud.system.processes import is_process
 from jupyter_llmcloud.system.spawn import log_tail, spawn
 
 START_TIMEOUT_S = 60.0
+STAYS_S = 15.0  # for how long what an agent has imported waits for the one that takes its place
 
 
 def agent_folder(cluster_id: str, worker: object) -> Path:
@@ -61,7 +62,7 @@ def start_agent(folder: Path, worker: object, interface: str, num_slots: int | N
     """Start the agent of a folder, in a session of its own."""
     (folder / "agent.json").unlink(missing_ok=True)
     command = [sys.executable, "-m", "jupyter_llmcloud.agent", "--folder", str(folder), "--name", str(worker)]
-    command += ["--interface", interface, "--first-lease", str(START_TIMEOUT_S)]
+    command += ["--interface", interface, "--first-lease", str(START_TIMEOUT_S), "--stays", str(STAYS_S)]
     if num_slots is not None:
         command += ["--slots", str(num_slots)]
     process = spawn(command, folder / "agent.log")

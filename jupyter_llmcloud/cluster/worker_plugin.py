@@ -36,7 +36,7 @@ from jupyter_llmcloud.system.processes import is_process
 
 DESCRIBE_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
-REPLACE_ATTEMPTS, REPLACE_AGAIN_S = 20, 0.25
+REPLACE_ATTEMPTS, REPLACE_AGAIN_S = 100, 0.05
 DESCRIBE = "llmcloud_describe"  # an operation of a worker
 PLUGIN_NAME = "llmcloud-agent"
 
@@ -69,10 +69,7 @@ class AgentPlugin(WorkerPlugin):
         self._bridges = Bridges(self._folder, SocketRoutes(lambda: str(worker.scheduler.address), lambda: args))
 
         async def describe(at_once: bool = False) -> dict[str, Any]:
-            if at_once and self._is_coming_up:
-                return {}
-            row = await self.describe(worker)
-            return row if row["is_warm"] or not at_once else {}
+            return await (self._describe_at_once() if at_once else self.describe(worker))
 
         worker.handlers[TUNNEL] = self._answer_tunnel
         worker.handlers[DESCRIBE] = describe
@@ -125,6 +122,17 @@ class AgentPlugin(WorkerPlugin):
         assert self._connection is not None
         return {**info, **(await self._connection.request(Describe(), DESCRIBE_TIMEOUT_S)).as_dict()}
 
+    async def _describe_at_once(self) -> dict[str, Any]:
+        """As `describe`; nothing of an agent that was killed or comes up: the one in its place is not waited for."""
+        connection = self._connection
+        if connection is None or self._is_coming_up:
+            return {}
+        try:
+            row = {**self.info, **(await connection.request(Describe(), DESCRIBE_TIMEOUT_S)).as_dict()}
+        except ConnectionLost:
+            return {}
+        return row if row["is_warm"] else {}
+
     async def bridge_to(self, info: dict[str, Any], always: bool = False) -> str:
         """A socket on this worker's host by which its agent reaches another one: that one's own, or a bridge."""
         target = str(info["address"])
@@ -137,7 +145,7 @@ class AgentPlugin(WorkerPlugin):
         """What the agent may ask about the others that its worker's scheduler knows."""
 
         async def find_capacity(asked: PlaceRanks) -> Placement:
-            return await self._place(asked.num_ranks, await _all_agents(worker, asked.at_once))
+            return await self._place(asked, await _all_agents(worker, asked.at_once))
 
         async def find_standby(_: FindStandby) -> StandbyFound:
             return await self._another(await _all_agents(worker))
@@ -147,22 +155,22 @@ class AgentPlugin(WorkerPlugin):
         responder.on(FindStandby, find_standby)
         return responder
 
-    async def _place(self, num_ranks: int, agents: dict[str, dict[str, Any]]) -> Placement:
+    async def _place(self, asked: PlaceRanks, agents: dict[str, dict[str, Any]]) -> Placement:
         slots = [
             AgentSlots(key, row["host"], row["num_slots"], row["free_slots"], row["has_gpus"])
             for key, row in agents.items()
         ]
         found = []
-        for allocation in place(num_ranks, slots):
+        for allocation in place(asked.num_ranks, slots, at_least=asked.at_least):
             home = await self.bridge_to(agents[allocation.address])
             found.append({"address": home, "home": home, "host": allocation.host, "num_ranks": allocation.num_ranks})
         return Placement(agents=found)
 
     async def _another(self, agents: dict[str, dict[str, Any]]) -> StandbyFound:
-        others = [row for row in agents.values() if row["name"] != self.info["name"]]
+        others = [row for row in agents.values() if row["name"] != self.info["name"] and not row["is_leaving"]]
         if not others:
             return StandbyFound(address="")
-        best = max(others, key=lambda row: (row["host"] != self.info["host"], row["free_slots"]))
+        best = max(others, key=lambda row: (row["host"] != self.info["host"], row["is_warm"], row["free_slots"]))
         return StandbyFound(address=await self.bridge_to(best))
 
     async def end(self) -> None:

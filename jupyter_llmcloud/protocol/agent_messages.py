@@ -32,6 +32,7 @@ class AgentDescription(Reply, frozen=True, kw_only=True):
     num_runs: int
     wants: int = 0  # more ranks, that elastic runs which are led here could have
     is_warm: bool = True  # ranks start at once: what they need is imported
+    is_leaving: bool = False  # it will be taken away, with its host
     stands_by: list[str]  # for these runs
     held: dict[str, int] = field(default_factory=dict)
     num_cores: int = 0  # of the host; 0 of an agent that does not tell
@@ -233,6 +234,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     fresh: bool = False  # it finds what a new process would find
     trial: dict[str, Any] = field(default_factory=dict)  # of a sweep: as storage.search.study.RankTrial
     is_definition: bool = False  # imports, functions, constants: run again on a rank that replaces a dead one
+    definitions: str = ""  # of a cell that is more than that: what of its code is run again
     makes: list[str] | None = None  # variables that it binds; None when its text does not tell
     timeout_s: float = 0.0
     asked: float = 0.0  # when somebody asked for it, in seconds since the epoch; a cluster was looked for since
@@ -253,6 +255,9 @@ class Push(Request[Done], frozen=True, kw_only=True):
     world_id: str
     ranks: list[int] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)  # for the record of the next run: {name: its literal, or ""}
+
+
+Replayed = Execute | Push  # on a rank that replaces a dead one
 
 
 class Pull(Request[Pulled], frozen=True, kw_only=True):
@@ -350,10 +355,14 @@ class Shutdown(Request[Done], frozen=True, kw_only=True):
 
 
 class PlaceRanks(Request[Placement], frozen=True, kw_only=True):
-    """Where can this agent start so many ranks? `at_once`: an agent that is coming up is not waited for."""
+    """Where can this agent start so many ranks? `at_once`: an agent that is coming up is not waited for.
+
+    `at_least`: as many of them as there is room for will do, from so many on; 0: all or none.
+    """
 
     num_ranks: int
     at_once: bool = False
+    at_least: int = 0
 
 
 class FindStandby(Request[StandbyFound], frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, encod
 from jupyter_llmcloud.protocol.rpc import Calls, R, Reply, Request
 
 AGENT_SOCKET = "agent.sock"
+NEXT_AGENT = "LLMCLOUD_NEXT_AGENT"  # SECONDS:PATH, told to a zygote: see there
 MAX_BUFFERED = 256 << 20  # bytes waiting for a reader that does not read; beyond it is cut off and can attach again
 UNHURRIED_S = 0.02
 MAX_READ = 1 << 20

@@ -185,7 +185,7 @@ class CheckpointPart(Message, frozen=True, kw_only=True):
 
     `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here; `serial` counts the
     checkpoints of an attempt, of which several may be of one step. `parameters`, `buffers` and `rng` are digests by
-    name, as in core.run.divergence.
+    name, as in core.run.divergence. `cpu_s`: processor time that it has cost the rank.
     """
 
     run_id: str
@@ -198,6 +198,7 @@ class CheckpointPart(Message, frozen=True, kw_only=True):
     metric: float | None = None
     mode: str = "min"
     resumable: bool = True
+    cpu_s: float = 0.0
     parameters: dict[str, str] = field(default_factory=dict)
     buffers: dict[str, str] = field(default_factory=dict)
     rng: dict[str, str] = field(default_factory=dict)

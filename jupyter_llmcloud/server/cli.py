@@ -27,6 +27,8 @@ from jupyter_llmcloud.server.recorded.commands import add_records
 from jupyter_llmcloud.server.rollout_commands import add_rollouts
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
 from jupyter_llmcloud.server.sweeps.command import add_sweep
+from jupyter_llmcloud.storage.remote import run_copy
+from jupyter_llmcloud.storage.runs import RunStore
 
 COLUMNS = {
     "endpoints": ("name", "state", "target", "revision", "created", "reason"),
@@ -90,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
         ("runs", "stop", _stop_run, "stop a run"),
         ("runs", "checkpoint", _checkpoint_run, "have a run save a checkpoint now"),
         ("runs", "delete", _delete, "remove a run that has ended"),
+        ("runs", "fetch", _fetch_run, "have a run here that is at the URL which LLMCLOUD_ROOT names"),
         ("runs", "attach", _attach, "show all of a run, then follow it; Ctrl-C leaves it alone"),
         ("clusters", "stop", _delete, "end a cluster"),
         ("worlds", "stop", _delete, "end a world, whoever has it"),
@@ -227,6 +230,10 @@ def _delete(arguments: argparse.Namespace) -> None:
 
 def _stop_run(arguments: argparse.Namespace) -> None:
     print(discovery.find_running().ask("POST", f"runs/{quote(arguments.name, safe='')}/stop", {})["state"])
+
+
+def _fetch_run(arguments: argparse.Namespace) -> None:
+    print(run_copy.fetch(RunStore(), arguments.name).path)
 
 
 def _checkpoint_run(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 <run>/terms/0000.json    who leads it in this term: {"agent", "host", "t"}; a term belongs to whoever makes its file
       0000.left        who led in it has gone on purpose, since its host is taken away
-      restart.bin        the world's StartWorld, the run's Execute and the definition cells before it, as frames
+      restart.bin        the world's StartWorld, the run's Execute and what is had again before it (Replayed), as frames
 
 The folder is the one thing that all agents of a run share, so the file system decides between those that would lead.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_llmcloud.errors import ProtocolError
-from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.agent_messages import Execute, Push, Replayed, StartWorld
 from jupyter_llmcloud.protocol.frames import Decoder, Unreadable, encode, replace
 from jupyter_llmcloud.system.atomic_files import staged
 
@@ -93,22 +93,22 @@ class Leadership:
         """Whether the run has not ended and tells what is needed to lead it."""
         return self._spec.exists()
 
-    def save(self, spec: StartWorld, cell: Execute, definitions: list[Execute]) -> None:
+    def save(self, spec: StartWorld, cell: Execute, definitions: list[Replayed]) -> None:
         """Write what another agent needs; it is complete when it is there. Raises OSError."""
         with staged(self._spec) as file:
             file.write(encode(spec))
             for known in (cell, *definitions):
                 file.write(encode(replace(known, number=0)))
 
-    def load(self) -> tuple[StartWorld, Execute, list[Execute]]:
+    def load(self) -> tuple[StartWorld, Execute, list[Replayed]]:
         """What `save` wrote. Raises OSError, ValueError, ProtocolError when another version wrote it."""
         messages = Decoder().feed(self._spec.read_bytes())
         for message in messages:
             if isinstance(message, Unreadable):
                 raise ProtocolError(f"{self._spec}: a {message.kind} that {message.reason}.")
         spec = next((message for message in messages if isinstance(message, StartWorld)), None)
-        cells = [message for message in messages if isinstance(message, Execute)]
-        if spec is None or not cells:
+        cells = [message for message in messages if isinstance(message, Execute | Push)]
+        if spec is None or not cells or not isinstance(cells[0], Execute):
             raise ValueError(f"{self._spec} does not tell of a run")
         return spec, cells[0], cells[1:]
 

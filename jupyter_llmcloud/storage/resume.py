@@ -9,6 +9,7 @@ from typing import Any
 from jupyter_llmcloud.core.spec import RunSpec, as_arguments, inherited
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.checkpoints import Checkpoint, CheckpointFolder
+from jupyter_llmcloud.storage.remote import run_copy
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore
 
 
@@ -32,7 +33,7 @@ def resume(store: RunStore, run: str, given: Mapping[str, Any]) -> Resumption:
 
     Raises NotFound, and UsageError when the run has left no checkpoint that can be loaded.
     """
-    folder = store.find(run)
+    folder = run_copy.find(store, run)
     found, skipped = CheckpointFolder(folder.path / "checkpoints").newest(resumable=True)
     if found is None:
         reasons = f" ({'; '.join(skipped)})" if skipped else ""

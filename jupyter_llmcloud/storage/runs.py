@@ -33,7 +33,7 @@ from jupyter_llmcloud import config
 from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.errors import NotFound, UsageError, WorldError
 from jupyter_llmcloud.storage.journal import Record, read_all
-from jupyter_llmcloud.system.atomic_files import write_atomically
+from jupyter_llmcloud.system.atomic_files import read_json, write_atomically, write_json
 
 # Asking the system for each would cost a short cell a tenth of its time: the call lets other threads take over.
 _noise = random.Random()
@@ -259,11 +259,28 @@ class RunFolder:
         yield from sorted(rows, key=lambda row: (row[1]["t"], row[0], row[1]["seq"]))
 
 
+ROOT_TOLD = "root.json"  # of a root that is the local part of a URL: {"url"}
+
+
+def root_url_of(root: Path) -> str:
+    """The URL of which a root is the local part; "" of one that stands for itself."""
+    return str((read_json(root / ROOT_TOLD) or {}).get("url", ""))
+
+
 class RunStore:
     """All runs below a root folder."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.path = (root or config.root()) / "runs"
+        if root is None and (url := config.root_url()) and not self.url:
+            # Whoever leads a run finds it beside the run, in whatever environment.
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(self.path.parent / ROOT_TOLD, {"url": url}, durable=False)
+
+    @property
+    def url(self) -> str:
+        """Where its runs are copied to and fetched from; "" for nowhere."""
+        return root_url_of(self.path.parent)
 
     def folder(self, run_id: str) -> RunFolder:
         """The folder of a run, whether it exists or not. Raises UsageError for what is no name of a run."""

@@ -13,7 +13,7 @@ PRIVATE = 0o600
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def bind(path: str, *, mode: int = PRIVATE) -> socket.socket:
+def bind(path: str, *, mode: int = PRIVATE, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """A socket that is bound to `path`, in place of one that a process before has left there.
 
     Raises OSError: also when something is there that is no socket, which is never removed.
@@ -21,7 +21,7 @@ def bind(path: str, *, mode: int = PRIVATE) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, kind)
     mask = os.umask(0o777 & ~mode)  # of the whole process: nothing is awaited until it is what it was
     try:
         listener.bind(path)

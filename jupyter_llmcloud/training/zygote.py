@@ -5,6 +5,9 @@
 FD is one end of a SOCK_SEQPACKET socket pair to the agent. Each packet is one message: ForkRank and ForkStore come with
 file descriptors attached (SCM_RIGHTS) and are answered by Forked; ZygoteReady and ForkEnded tell of what has happened.
 
+With LLMCLOUD_NEXT_AGENT=SECONDS:PATH in its environment it waits there for so long for the agent that takes a killed
+one's place, which has no need to import anything then: what the killed one had started has ended before.
+
 Nothing here may run an OpenMP region, open a process group, touch CUDA or batch-encode text: a child of a process that
 did hangs (gloo and libgomp do not survive a fork). Imports alone are safe.
 
@@ -25,8 +28,9 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
+from jupyter_llmcloud.protocol.connection import NEXT_AGENT
 from jupyter_llmcloud.protocol.frames import Message, decode, encode, replace
 from jupyter_llmcloud.protocol.rank_messages import (
     Forked,
@@ -37,6 +41,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     ZygoteReady,
 )
 from jupyter_llmcloud.protocol.rpc import Reply, not_answered, refusal
+from jupyter_llmcloud.system import unix_sockets
 
 _WHO = "the process that forks ranks"
 PR_SET_PDEATHSIG = 1
@@ -125,11 +130,35 @@ def _clean_mappings() -> Iterator[tuple[int, int]]:
                 yield int(mapping["start"], 16), int(mapping["end"], 16)
 
 
+class NextAgent:
+    """Where the agent that takes a killed one's place finds this process."""
+
+    def __init__(self, told: str) -> None:
+        wait_s, _, path = told.partition(":")
+        self._wait_s = float(wait_s or 0)
+        self._listener = unix_sockets.bind(path, kind=socket.SOCK_SEQPACKET) if path else None
+        if self._listener is not None:
+            self._listener.listen(1)
+            self._listener.settimeout(self._wait_s)
+
+    def wait(self) -> socket.socket | None:
+        """Its end of the connection; None when there is none in time."""
+        with contextlib.suppress(OSError):
+            return self._listener.accept()[0] if self._listener is not None else None
+        return None
+
+    def close(self) -> None:
+        """In a fork: it is not to be found there."""
+        if self._listener is not None:
+            self._listener.close()
+
+
 class Zygote:
     """Serves fork requests on a socket until it closes."""
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
+        self.next_agent = NextAgent(os.environ.pop(NEXT_AGENT, ""))
         self.children: dict[int, tuple[int, str]] = {}  # pidfd -> (pid, name of the request)
         self.selector = selectors.DefaultSelector()
         self.selector.register(control, selectors.EVENT_READ)
@@ -141,11 +170,11 @@ class Zygote:
             for key, _ in self.selector.select():
                 if key.fileobj is self.control:
                     self.fork_on_request()
-                else:
+                elif key.fd in self.children:  # they are gone when the agent is
                     self.reap(key.fd)
 
     def tell(self, message: Message) -> None:
-        """Send a message; an agent that has gone is the end."""
+        """Send a message; an agent that has gone is the end, or followed by another one."""
         try:
             self.control.send(encode(message))
         except OSError:
@@ -156,6 +185,7 @@ class Zygote:
         data, fds = self.receive()
         if not data:
             self.end()
+            return
         request: Any = decode(data)
         reply: Reply
         try:
@@ -188,11 +218,26 @@ class Zygote:
             return b"", []
         return data, fds
 
-    def end(self) -> NoReturn:
-        """The agent has gone, in whatever way: nothing that it has started stays."""
+    def end(self) -> None:
+        """The agent has gone, in whatever way: nothing that it has started stays. Returns with another agent."""
         for pid, _ in self.children.values():
             end_group(pid)
-        os._exit(0)
+        self.forget_children()
+        self.selector.unregister(self.control)
+        self.control.close()
+        if (control := self.next_agent.wait()) is None:
+            os._exit(0)
+        self.control = control
+        self.selector.register(control, selectors.EVENT_READ)
+        self.tell(ZygoteReady())
+
+    def forget_children(self) -> None:
+        """They have been killed: return when they have gone."""
+        for pidfd, (pid, _) in self.children.items():
+            os.waitpid(pid, 0)
+            self.selector.unregister(pidfd)
+            os.close(pidfd)
+        self.children.clear()
 
     def become_child(self, request: ForkRank | ForkStore | ForkProgram, fds: list[int], parent: int) -> None:
         """Be that process until it ends; runs in the fork, and does not return."""
@@ -201,6 +246,7 @@ class Zygote:
             die_with_parent(parent)
             self.selector.close()
             self.control.close()
+            self.next_agent.close()
             for pidfd in self.children:
                 os.close(pidfd)
             from jupyter_llmcloud.training import rank

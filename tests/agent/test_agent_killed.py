@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jupyter_llmcloud.errors import ConnectionLost, NotFound
@@ -18,7 +19,7 @@ from jupyter_llmcloud.server.api import run_states
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.storage.runs import RunFolder
 from tests.cluster.test_clusters import Server, agent_pid
-from tests.support.worlds import Running, until
+from tests.support.worlds import Running, alive, until
 
 pytestmark = pytest.mark.slow
 
@@ -43,12 +44,14 @@ def test_a_run_of_a_killed_agent_is_lost_for_good_and_a_new_agent_takes_the_plac
     folder = running.outcome.folder
     [agent] = server.agents()
     assert asyncio.run(context.run_states.true_state(folder.read())) == "running"
-    killed = agent_pid(agent)
+    killed, pids = agent_pid(agent), running.ranks.pids()
+    zygote = psutil.Process(pids[0]).ppid()
     os.kill(killed, signal.SIGKILL)
 
     [replaced] = until(lambda: _agents_but(server, killed), "there is a new agent", 60)
     assert replaced.address == agent.address
     assert replaced.free_slots == 2
+    assert not any(alive(pid) for pid in pids)
     assert asyncio.run(context.run_states.true_state(folder.read())) == "lost"
     record = folder.read()
     assert (record.state, record.is_active) == ("lost", False)
@@ -57,6 +60,7 @@ def test_a_run_of_a_killed_agent_is_lost_for_good_and_a_new_agent_takes_the_plac
 
     world = server.world(2)
     assert world.ok("rank").results() == ["0", "1"]
+    assert psutil.Process(world.pids()[0]).ppid() == zygote  # what it has imported is not imported again
     running.ranks.channel.close()
     world.end()
 

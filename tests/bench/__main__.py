@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import (
+    balance,
     data,
     dispatch,
     gateway,
@@ -38,6 +39,7 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "logging": logs.measure,
     "throughput": throughput.measure,
     "resize": resize.measure,
+    "balance": balance.measure,
     "panels": panels.measure,
     "gateway": gateway.measure,
     "cells": local_cells.measure,

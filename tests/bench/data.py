@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jupyter_llmcloud.storage.runs import RunStore
 from tests.bench import launch, peers
 from tests.bench.measured import Row
-from tests.bench.shell import product
+from tests.bench.shell import REPOSITORY, Shell, product
 
 ROUNDS = 3
 NUM_PROCESSES = 2
@@ -24,6 +25,8 @@ NUM_BYTES = 16 << 20
 SEQ_LEN = 512
 BODY = launch.BODIES / "map_texts.py"
 TIMEOUT_S = 600
+QUICKSTART = REPOSITORY / "notebooks" / "quickstart.ipynb"
+QUICKSTART_STEPS = 120
 _WORDS = 4000
 
 PREPARE = """
@@ -62,8 +65,23 @@ def measure(folder: Path) -> list[Row]:
                 told = _map(python, folder / "in", tokenizer)
                 assert told["tokens"] == tokens, (told, tokens)
                 theirs.append(tokens / told["seconds"] / NUM_PROCESSES)
+        waits = _quickstart_waits(shell, folder / "ours" / "root")
     what = "text to packed tokens on two cores, tokens/s and core"
-    return [Row("data", what, "tokens/s", "datasets.map", ours, theirs, 1.0, at_least=True, missing=missing)]
+    return [
+        Row("data", what, "tokens/s", "datasets.map", ours, theirs, 1.0, at_least=True, missing=missing),
+        Row("data", "the quickstart: time that a rank waits for data", "%", "", waits, limit=2.0),
+    ]
+
+
+def _quickstart_waits(shell: Shell, root: Path) -> list[float]:
+    """Of each rank, of the whole training of the quickstart."""
+    cells = json.loads(QUICKSTART.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    last = next(number for number, source in enumerate(sources) if source.startswith("%%distribute"))
+    for source in sources[: last + 1]:
+        shell.run(source.replace("num_steps = 380", f"num_steps = {QUICKSTART_STEPS}"))
+    spent = RunStore(root).find("pydoc-gpt").read().times.values()
+    return [100 * parts["data"] / sum(parts.values()) for parts in spent]
 
 
 def _map(python: Path, folder: Path, tokenizer: str) -> dict[str, Any]:

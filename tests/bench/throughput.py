@@ -80,7 +80,7 @@ def _rows(trainings: dict[str, list[Training]]) -> list[Row]:
         ),
         Row(
             "throughput",
-            "the same with --elastic 1:2, which saves every 2 s",
+            "the same with --elastic 1:2, which saves by itself",
             "tokens/s",
             "torchrun",
             speeds["elastic"],

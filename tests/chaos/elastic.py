@@ -96,6 +96,13 @@ def _measured(server: Server, minutes: float, every_s: float, source: random.Ran
         f"{median(back or [0]):.0f} steps trained again; {still / max(1, len(kills)):.2f} s a kill in which nothing new "
         f"was trained, with the way back to both ranks"
     )
+    for who in ("leader", "follower"):
+        if parts := _time_lines(folder, [kill for kill in kills if kill[1] == who]):
+            between = [median(column) for column in zip(*parts, strict=True)]
+            print(
+                f"  {who}: {between[0]:.2f} s until the ranks have the cell again, {between[1]:.2f} s until it takes a "
+                f"step, {between[2]:.2f} s until that is a new one; worst in all {max(map(sum, parts)):.2f} s"
+            )
     return is_same and record.num_restarts == 0
 
 
@@ -146,6 +153,20 @@ def gaps(folder: RunFolder) -> list[float]:
     between = [later - earlier for earlier, later in pairwise(sorted(first.values()))]
     usual = median(between) if between else 0.0
     return [taken - usual for taken in between if taken > 10 * max(usual, STEP_S)]
+
+
+def _time_lines(folder: RunFolder, kills: list[tuple[float, str]]) -> list[tuple[float, float, float]]:
+    """Seconds from each kill until the cell is sent again, from then to its first step, and to the first new one."""
+    rows, marks = turns(folder), [mark["t"] for mark in read_all(folder.marks) if mark["mark"] in ("resize", "restart")]
+    found = []
+    for at, _ in kills:
+        before = max((turn for t, turn in rows if t <= at), default=0)
+        new = next((t for t, turn in rows if t > at and turn > before), 0.0)
+        sent = next((t for t in marks if at < t < new), None)
+        first = next((t for t, _ in rows if sent is not None and t > sent), None)
+        if sent is not None and first is not None:
+            found.append((sent - at, first - sent, new - first))
+    return found
 
 
 def _lost(folder: RunFolder, kills: list[tuple[float, str]]) -> tuple[list[float], list[int]]:

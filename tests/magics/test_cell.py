@@ -15,6 +15,7 @@ from jupyter_llmcloud.magics.session.cell import (
     CellSyntaxError,
     bound_names,
     check_syntax,
+    definitions_of,
     guarded_names,
     is_definition,
     read_cell,
@@ -179,3 +180,36 @@ def test_what_is_made_only_where_it_is_missing_can_be_run_again_unless_ranks_mak
     tree = ast.parse(code)
     assert guarded_names(tree) == ({name} if name else set())
     assert is_definition(tree) is can_be_run_again
+
+
+MIXED = """import torch
+import os
+from dataclasses import dataclass
+@dataclass
+class Settings:
+    lr: float = 0.1
+def make(lr: float = 0.1) -> torch.nn.Module:
+    return Net(lr)
+class Net(torch.nn.Module):
+    pass
+def late(x=settings): pass
+def changed(): pass
+import json; found = json.loads("1")
+settings = Settings()
+changed = torch.compile(changed)
+os = None
+for step in range(3):
+    def inner(): pass
+"""
+
+
+def test_what_a_cell_defines_beside_a_training_is_had_again_in_its_lines_where_that_can_go_wrong_in_no_way() -> None:
+    kept = definitions_of(MIXED).split("\n")
+    whole = MIXED.split("\n")
+    assert [number for number, line in enumerate(kept) if line] == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert all(line in ("", whole[number]) for number, line in enumerate(kept))
+
+
+@pytest.mark.parametrize("code", ["x = 1\nx += 1", "%pip list\ndef f(): pass", "def f(a=x): pass\nx = 1"])
+def test_a_cell_that_defines_nothing_of_that_kind_is_not_had_again(code: str) -> None:
+    assert definitions_of(code) == ""

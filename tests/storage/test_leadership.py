@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jupyter_llmcloud.errors import ProtocolError
-from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.agent_messages import Execute, Push, StartWorld
 from jupyter_llmcloud.protocol.frames import encode
 from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 
@@ -82,3 +82,10 @@ def test_what_another_agent_needs_is_there_until_the_run_has_ended(tmp_path: Pat
     (tmp_path / "restart.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="does not tell of a run"):
         leadership.load()
+
+
+def test_what_is_had_again_before_the_run_is_kept_in_its_order(tmp_path: Path) -> None:
+    pushed = Push(world_id="w", texts={"a": "1"}, payload=b"\0one")
+    known = Execute(world_id="w", run_id="q", name="define", code="def f(): pass", is_definition=True)
+    Leadership(tmp_path).save(SPEC, CELL, [pushed, known])
+    assert Leadership(tmp_path).load() == (SPEC, CELL, [pushed, known])

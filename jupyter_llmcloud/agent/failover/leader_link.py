@@ -139,9 +139,9 @@ class LeaderLinks:
         return [Path(run.folder).name for run in told if run is not None]
 
     def leave(self) -> None:
-        """Tell the leaders that this agent is about to end."""
+        """Tell the leaders that this agent is about to end, also those for which it only stands by."""
         for link in self._by_link.values():
-            if link.hosted is not None:
+            if link.hosted is not None or link.stands_by is not None:
                 link.send(AgentLeaves())
 
     @property

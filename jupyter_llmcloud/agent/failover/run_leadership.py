@@ -17,10 +17,10 @@ from typing import Any
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.node_services import NodeServices
 from jupyter_llmcloud.core.scheduling.lease_link import TAKES_OVER
-from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.agent_messages import Execute, Replayed, StartWorld
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET
-from jupyter_llmcloud.protocol.frames import replace
-from jupyter_llmcloud.protocol.rank_messages import StandBy
+from jupyter_llmcloud.protocol.frames import Message, replace
+from jupyter_llmcloud.protocol.rank_messages import AgentLeaves, StandBy
 from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 
 
@@ -56,7 +56,7 @@ class RunLeadership:
         self._spare: FollowerLink | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def begin(self, cell: Execute, definitions: list[Execute], num_threads: Mapping[int, int]) -> None:
+    async def begin(self, cell: Execute, definitions: list[Replayed], num_threads: Mapping[int, int]) -> None:
         """Claim the first term and write down what another agent needs. Raises OSError."""
         spec = replace(self._spec, num_threads=dict(num_threads))
         await asyncio.to_thread(self._leadership.save, spec, cell, definitions)
@@ -133,12 +133,16 @@ class RunLeadership:
             return
         name = f"{self._spec.world_id}~{self._term}"
         self._spare = FollowerLink(
-            address, name, self._spec.link_lease_s, lambda _: None, lambda _: self._on_standby_lost(), hosts=False
+            address, name, self._spec.link_lease_s, self._spare_says, lambda _: self._on_standby_lost(), hosts=False
         )
         self._standing_by.append(self._spare)
         self._spare.begin()
         self._spare.send(told)
         self._on_change(self.until)
+
+    def _spare_says(self, message: Message) -> None:
+        if isinstance(message, AgentLeaves):  # with its host: another one is to stand by
+            self._on_standby_lost()
 
     def _drop_spare(self) -> None:
         if self._spare is not None:

@@ -19,7 +19,7 @@ import psutil
 
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld
+from jupyter_llmcloud.protocol.agent_messages import Execute, Replayed, StartWorld
 from jupyter_llmcloud.protocol.rank_messages import StandBy
 from jupyter_llmcloud.storage.leadership import Leadership, TermClaim
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
@@ -31,7 +31,7 @@ ENDING_TIMEOUT_S = 60.0
 POLL_S = 0.02
 
 
-LeadOn = Callable[[StartWorld, Execute, list[Execute], RunRecord, int], Awaitable[None]]
+LeadOn = Callable[[StartWorld, Execute, list[Replayed], RunRecord, int], Awaitable[None]]
 
 
 class LedRuns:
@@ -52,6 +52,11 @@ class LedRuns:
         inheritance, self._inheritance = self._inheritance, {}
         return inheritance
 
+    @property
+    def has_zygote(self) -> bool:
+        """Whether what the agent before this one forked its ranks from is this one's: those ranks have ended."""
+        return self._zygote.is_inherited
+
     def leads(self, folder: Path, wait_s: float) -> None:
         """A run with restarts is led from here; ranks of it may be elsewhere for so long after this agent's end."""
         self._leads[str(folder)] = wait_s
@@ -70,6 +75,11 @@ class LedRuns:
                 about |= {"pid": zygote.pid, "started": psutil.Process(zygote.pid).create_time()}
         with contextlib.suppress(OSError):
             write_json(self._file, about, durable=False)  # for the agent after this one, on this host as it runs now
+
+
+def _is_alive(inheritance: dict[str, Any]) -> bool:
+    """Whether what an agent forked its ranks from has not ended with it yet."""
+    return "pid" in inheritance and is_process(inheritance["pid"], inheritance["started"])
 
 
 class Standby:
@@ -101,7 +111,7 @@ class Standby:
 
     async def _inherit(self, folder: Path, wait_s: float, inheritance: dict[str, Any]) -> None:
         async with asyncio.timeout(ENDING_TIMEOUT_S):
-            while "pid" in inheritance and is_process(inheritance["pid"], inheritance["started"]):  # the zygote
+            while not self._led.has_zygote and _is_alive(inheritance):
                 await asyncio.sleep(POLL_S)
         await asyncio.sleep(wait_s)
         newest = await asyncio.to_thread(Leadership(folder).newest)

@@ -47,19 +47,21 @@ class WorkerClient:
         """A connection has ended, perhaps a worker's."""
         self._workers.pop(connection, None)
 
-    async def find(self, num_ranks: int, at_once: bool = False) -> list[dict[str, Any]]:
+    async def find(self, num_ranks: int, at_once: bool = False, at_least: int = 0) -> list[dict[str, Any]]:
         """Shares for ranks that have lost their place: anywhere in the cluster, or here when nobody can be asked.
 
-        `at_once`: agents that are coming up are not waited for. Raises Busy when there is no room.
+        See PlaceRanks. Raises Busy when there is no room.
         """
         for worker in self._that_find_capacity():
             try:
-                asked = PlaceRanks(num_ranks=num_ranks, at_once=at_once)
+                asked = PlaceRanks(num_ranks=num_ranks, at_once=at_once, at_least=at_least)
                 return (await worker.request(asked, ASK_TIMEOUT_S)).agents
             except CapacityError as error:
                 raise Busy(str(error)) from None
             except LLMCloudError:
                 continue  # this worker cannot tell
+        if at_least:
+            num_ranks = max(at_least, min(num_ranks, len(self._devices.free)))
         if len(self._devices.free) < num_ranks:
             raise Busy(f"{num_ranks} ranks have lost their place, and the cluster has no room for them now.")
         here = socket.gethostname()

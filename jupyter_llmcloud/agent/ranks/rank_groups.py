@@ -194,13 +194,13 @@ class RankGroups:
         self.num_threads.update(threads)
 
     async def find_capacity(
-        self, num_ranks: int, given: Sequence[dict[str, Any]] = (), at_once: bool = False
+        self, num_ranks: int, given: Sequence[dict[str, Any]] = (), at_once: bool = False, at_least: int = 0
     ) -> list[dict[str, Any]]:
         """Slots in the cluster, or those `given` when nobody here can be asked. Raises Busy when there are none."""
         if given and not self._node.can_ask_cluster:
             return list(given)
         # How others are reached from here is known here alone.
-        return await self._node.find_capacity(num_ranks, at_once)
+        return await self._node.find_capacity(num_ranks, at_once, at_least)
 
     def drop(self, num_ranks: int) -> None:
         """End the ranks from this number on."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from jupyter_llmcloud.agent.ranks.forked_process import ForkedProcess
 from jupyter_llmcloud.errors import WorldError
+from jupyter_llmcloud.protocol.connection import NEXT_AGENT
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import (
     Forked,
@@ -27,20 +30,60 @@ from jupyter_llmcloud.protocol.rpc import Calls, Reply
 from jupyter_llmcloud.system.spawn import log_tail, spawn
 
 _PEER = "the process that forks ranks"
+SOCKET = "next.sock"
+
+
+class InheritedProcess:
+    """The zygote of an agent that was killed, which is no child of this process. As subprocess.Popen.
+
+    Raises OSError when it has gone.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        peer = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        self.pid: int = struct.unpack("3i", peer)[0]
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def poll(self) -> int | None:
+        """None while it lives; how it has ended nobody is told."""
+        return 0 if select.select([self._pidfd], [], [], 0)[0] else None
+
+    def wait(self) -> int:
+        """Return when it has ended."""
+        select.select([self._pidfd], [], [])
+        return 0
+
+    def kill(self) -> None:
+        """End it now."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+
+def _inherited(path: Path) -> tuple[socket.socket, InheritedProcess] | None:
+    """The zygote that waits at this socket for an agent, if there is one."""
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        control.connect(str(path))
+        return control, InheritedProcess(control)
+    except OSError:
+        control.close()
+        return None
 
 
 class ZygoteClient:
     """Starts the zygote process, forks from it, starts another when it has died.
 
     Args:
-        log: file for what the zygote itself prints.
+        log: file for what the zygote itself prints; beside it is the socket at which one waits for the next agent.
         on_exit: called with (id, status) when a forked rank or store has ended.
+        stays_s: for how long it waits for the agent that takes this one's place, should this one be killed.
     """
 
-    def __init__(self, log: Path, on_exit: Callable[[str, int], None]) -> None:
+    def __init__(self, log: Path, on_exit: Callable[[str, int], None], stays_s: float = 0.0) -> None:
         self.log = log
         self.on_exit = on_exit
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | InheritedProcess | None = None
+        self._stays_s = stays_s
         self._sock: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
         self._calls = Calls(_PEER)
@@ -59,9 +102,21 @@ class ZygoteClient:
         """Whether nothing is being imported now: forks are instant, unless it has died and starts with the next one."""
         return self._ready is None or self._ready.done()
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it was that of an agent that was killed: what that one had started has ended."""
+        return isinstance(self.process, InheritedProcess) and self._ready is not None and self._ready.done()
+
     def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        found = _inherited(self.log.with_name(SOCKET)) if self._stays_s else None
+        self._sock, self.process = found or self._spawned()
+        self._sock.setblocking(False)
+        loop.add_reader(self._sock.fileno(), self._readable)
+
+    def _spawned(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
         single = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         env = {
             **os.environ,
@@ -69,14 +124,13 @@ class ZygoteClient:
             "TOKENIZERS_PARALLELISM": "false",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         }
+        if self._stays_s:
+            env[NEXT_AGENT] = f"{self._stays_s:g}:{self.log.with_name(SOCKET)}"
         command = [sys.executable, "-m", "jupyter_llmcloud.training.zygote", str(theirs.fileno())]
         # Detached: what is killed with the agent's group cannot clean up behind the agent.
-        self.process = spawn(command, self.log, env=env, pass_fds=[theirs.fileno()])
+        process = spawn(command, self.log, env=env, pass_fds=[theirs.fileno()])
         theirs.close()
-        self._sock = ours
-        loop = asyncio.get_running_loop()
-        self._ready = loop.create_future()
-        loop.add_reader(ours.fileno(), self._readable)
+        return ours, process
 
     async def start(self, request: ForkProgram, fds: list[int]) -> ForkedProcess:
         """Fork a program with these standard input, output and error; it ends with the zygote."""
@@ -132,8 +186,15 @@ class ZygoteClient:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
         status = self.process.wait()
+        is_inherited = isinstance(self.process, InheritedProcess)
+        if is_inherited and not self._ready.done():  # it had just ceased to wait
+            self._sock, self.process = self._spawned()
+            self._sock.setblocking(False)
+            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
+            return
         tail = log_tail(self.log)
-        error = WorldError(f"the process that forks ranks ended with status {status}. Its last words:\n{tail}")
+        how = "" if is_inherited else f" with status {status}"
+        error = WorldError(f"the process that forks ranks ended{how}. Its last words:\n{tail}")
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # seen: who still waits for it is told, nobody else is warned
@@ -150,3 +211,5 @@ class ZygoteClient:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        if self._stays_s:
+            self.log.with_name(SOCKET).unlink(missing_ok=True)

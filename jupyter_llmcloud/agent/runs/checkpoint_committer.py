@@ -51,7 +51,7 @@ class CheckpointCommitter:
         self._said: set[str] = set()
         self._divergence = DivergenceCheck()
         self._sweeping: asyncio.Task[None] | None = None
-        self._settled: list[tuple[int, bool]] = []  # steps, and whether they were committed
+        self._settled: list[tuple[int, bool, float]] = []  # steps, whether they were committed, what they have cost
         self._news = asyncio.Event()
 
     def part(self, rank: int, part: CheckpointPart) -> None:
@@ -73,7 +73,7 @@ class CheckpointCommitter:
     async def until_settled(self, step: int) -> int:
         """Wait for a checkpoint of this step or a later one; returns its step, -1 when it could not be kept."""
         while True:
-            for settled, is_kept in self._settled:
+            for settled, is_kept, _ in self._settled:
                 if settled >= step:
                     return settled if is_kept else -1
             self._news.clear()
@@ -84,8 +84,14 @@ class CheckpointCommitter:
     ) -> None:
         if before is not None:
             await before
-        self._settled = [*self._settled[-8:], (last.step, await self._settle(last, parts))]
+        cost_s = max(part.cpu_s for part in parts.values())
+        self._settled = [*self._settled[-8:], (last.step, await self._settle(last, parts), cost_s)]
         self._news.set()
+
+    @property
+    def cost_s(self) -> float:
+        """Processor time that the last checkpoint has cost the rank which it has cost most."""
+        return self._settled[-1][2] if self._settled else 0.0
 
     async def _settle(self, last: CheckpointPart, parts: dict[int, CheckpointPart]) -> bool:
         step = last.step

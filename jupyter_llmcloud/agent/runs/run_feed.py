@@ -22,7 +22,7 @@ from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import RankTimes
 from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
-from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times, root_url_of
 
 RECORD_AFTER_S = 0.05
 NOT_FINITE_AFTER_S = 1.0  # how soon a loss that is NaN is in the record; its count is brought up to date at the end
@@ -146,9 +146,11 @@ class RunFeed:
     def begin_attempt(self, number: int, ranks: Iterable[int]) -> None:
         """The cell is sent to these ranks."""
         self._times.begin(number, ranks)
-        if self._trackers is None and (names := self.record.spec.get("track")):
-            self._tell_begun()
-            self._trackers = TrackerProcesses(self._folder.path, names, self.note)
+        if self._trackers is None:
+            names, url = self.record.spec.get("track") or (), root_url_of(self._folder.path.parents[1])
+            if names:
+                self._tell_begun()
+            self._trackers = TrackerProcesses(self._folder.path, names, self.note, url)
         self._alerts.begin_attempt()
 
     def spent(self, rank: int, times: RankTimes) -> None:

@@ -46,7 +46,7 @@ from jupyter_llmcloud.core.scheduling import elasticity
 from jupyter_llmcloud.core.scheduling.elasticity import Elasticity, NoMoreRoom, RoomFound, Saved, SizeBounds
 from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
+from jupyter_llmcloud.protocol.agent_messages import Execute, Replayed, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, replace
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart, LogRecords, MetricRecords
@@ -165,7 +165,7 @@ class RunSupervisor:
         """Until when no other agent leads it (seconds of the loop's clock); None: nobody stands by."""
         return self._lead.until if self._lead is not None else None
 
-    async def claim_first(self, definitions: list[Execute], num_threads: Mapping[int, int]) -> None:
+    async def claim_first(self, definitions: list[Replayed], num_threads: Mapping[int, int]) -> None:
         """Lead a run with restarts from here, and write down what another agent needs for that. Raises OSError."""
         if self._lead is not None:
             await self._lead.begin(self._attempt.cell, definitions, num_threads)
@@ -408,9 +408,8 @@ class RunSupervisor:
         return Saved(0.0)
 
     async def _save_now(self) -> Event:
-        began = time.monotonic()
         await self._save()
-        return Saved(time.monotonic() - began)
+        return Saved(self._checkpoints.cost_s)
 
     async def _claim(self) -> Event:
         try:

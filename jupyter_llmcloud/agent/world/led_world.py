@@ -18,6 +18,7 @@ from jupyter_llmcloud.protocol.agent_messages import (
     CheckpointSaved,
     Execute,
     Push,
+    Replayed,
     ResizeWorld,
     SaveCheckpoint,
     StartWorld,
@@ -114,6 +115,8 @@ class LedWorld:
         for rank in asked.ranks or range(self._world.size):
             await self.ask(rank, asked, connection)
         self.runs.note_pushed(asked.texts)
+        if not asked.ranks:
+            self._world.remember_push(asked)
 
     async def stacks(self) -> WorldStacks:
         """What every thread of every rank is doing now."""
@@ -253,7 +256,7 @@ class LedWorlds:
         return world.describe()
 
     async def lead_on(
-        self, spec: StartWorld, cell: Execute, definitions: list[Execute], record: RunRecord, term: int
+        self, spec: StartWorld, cell: Execute, definitions: list[Replayed], record: RunRecord, term: int
     ) -> None:
         """See a run through whose leader has gone, in a world like the one that it had; nobody owns that yet."""
         world = self._worlds[spec.world_id] = LedWorld(self._node, spec, self)

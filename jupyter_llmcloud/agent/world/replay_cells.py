@@ -1,4 +1,7 @@
-"""The definition cells of a world: run again on ranks that are new processes, as long as the world lives."""
+"""What a world's ranks were given to begin with: definition cells, and variables that were pushed to all of them.
+
+Both are had again by ranks that are new processes, in their order, as long as the world lives.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from typing import Protocol
 
 from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.errors import UsageError
-from jupyter_llmcloud.protocol.agent_messages import Execute, Names, Pull, Push
+from jupyter_llmcloud.protocol.agent_messages import Execute, Names, Pull, Push, Replayed
 from jupyter_llmcloud.protocol.frames import replace
 from jupyter_llmcloud.protocol.rpc import R, Request
 
 REPLAY_TIMEOUT_S = 120.0
 MAX_NAMED = 8
+MAX_PUSHED = 64 << 20  # bytes of pushed variables that are kept; of more the oldest are not
 
 
 class SendRequest(Protocol):
@@ -32,7 +36,7 @@ class ReplayCells:
     """
 
     def __init__(self, world_id: str, ask: SendRequest) -> None:
-        self.cells: list[Execute] = []
+        self.cells: list[Replayed] = []
         self._world_id = world_id
         self._ask = ask
         self._missing: dict[int, set[str]] = {}  # what ranks lacked after they were replaced
@@ -43,6 +47,26 @@ class ReplayCells:
         self._made |= dict.fromkeys(cell.makes or (), cell.execution_count)
         if cell.is_definition:
             self.cells.append(cell)
+        elif cell.definitions and not self._is_last(cell.definitions):
+            self.cells.append(replace(cell, code=cell.definitions, definitions="", payload=b""))
+
+    def _is_last(self, code: str) -> bool:
+        """Whether a cell of this code came last, as one that is executed again and again."""
+        last = self.cells[-1] if self.cells else None
+        return isinstance(last, Execute) and last.code == code
+
+    def note_push(self, pushed: Push) -> None:
+        """Variables were set on all ranks; what was pushed under the same names before is of no use."""
+        if len(pushed.payload) > MAX_PUSHED:
+            return
+        names = set(pushed.texts)
+        kept = [cell for cell in self.cells if not (isinstance(cell, Push) and names and set(cell.texts) <= names)]
+        self.cells = [*kept, replace(pushed, ranks=[], number=0)]
+        size = 0
+        for cell in reversed(self.cells):
+            size += len(cell.payload) if isinstance(cell, Push) else 0
+            if isinstance(cell, Push) and size > MAX_PUSHED:
+                self.cells.remove(cell)
 
     async def restore(
         self, replaced: Sequence[int], ranks: Collection[int], coming: Execute | None = None
@@ -68,7 +92,11 @@ class ReplayCells:
         try:
             async with asyncio.timeout(REPLAY_TIMEOUT_S):
                 for cell in self.cells:
-                    await self._ask(rank, replace(cell, ranks=[rank], save=[], pull=[]))
+                    if isinstance(cell, Push):
+                        with contextlib.suppress(UsageError):  # what cannot be loaded there is named as missing
+                            await self._ask(rank, replace(cell, ranks=[rank]))
+                    else:
+                        await self._ask(rank, replace(cell, ranks=[rank], save=[], pull=[]))
         except TimeoutError:
             return False
         return True
@@ -77,7 +105,10 @@ class ReplayCells:
         numbers = format_ranks(list(ranks))
         one = len(ranks) == 1
         who = f"rank {numbers} is a new process" if one else f"ranks {numbers} are new processes"
-        return f"{who}; {len(self.cells)} definition cells were run on {'it' if one else 'them'} again."
+        num_pushes = sum(isinstance(cell, Push) for cell in self.cells)
+        pushed = ", and what was pushed is there" if num_pushes else ""
+        num_cells = len(self.cells) - num_pushes
+        return f"{who}; {num_cells} definition cells were run on {'it' if one else 'them'} again{pushed}."
 
     def _lacking(self, names: Sequence[str], ranks: Sequence[int], stuck: Sequence[int], coming: Execute | None) -> str:
         if set(ranks) & set(stuck):

@@ -19,7 +19,7 @@ from jupyter_llmcloud.agent.world.world import World
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import Execute, RankState, RunEnded
+from jupyter_llmcloud.protocol.agent_messages import Execute, RankState, Replayed, RunEnded
 from jupyter_llmcloud.protocol.connection import Connection
 from jupyter_llmcloud.protocol.frames import Message, replace
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
@@ -213,10 +213,11 @@ class RunQueue:
             self._pushed = {**run.record.pushed, **self._pushed}
         self._after(cell, run.ended.result())
 
-    async def lead_on(self, cell: Execute, definitions: list[Execute], record: RunRecord, term: int) -> None:
+    async def lead_on(self, cell: Execute, definitions: list[Replayed], record: RunRecord, term: int) -> None:
         """See a run through whose leader has gone: this world has no ranks yet."""
         self._world.inherit(record.world_size, definitions)
-        self._world.cells |= {known.filename: known.execution_count for known in (*definitions, cell)}
+        cells = [known for known in (*definitions, cell) if isinstance(known, Execute)]
+        self._world.cells |= {known.filename: known.execution_count for known in cells}
         async with self.lock:
             run = self._make_run(replace(cell, ranks=record.ranks), record, RunFolder(Path(cell.folder)), term)
             self.active = run

@@ -21,7 +21,14 @@ from jupyter_llmcloud.core.run.exits import describe_exit
 from jupyter_llmcloud.core.run.membership import Membership, MembershipStep
 from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
-from jupyter_llmcloud.protocol.agent_messages import Execute, StartWorld, WorldStacks, WorldVariables
+from jupyter_llmcloud.protocol.agent_messages import (
+    Execute,
+    Push,
+    Replayed,
+    StartWorld,
+    WorldStacks,
+    WorldVariables,
+)
 from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, LogRecords, Release
 from jupyter_llmcloud.protocol.rpc import R, Request
@@ -110,15 +117,19 @@ class World:
         return [allocation["num_ranks"] for allocation in self.spec.agents]
 
     @property
-    def replay_cells(self) -> list[Execute]:
-        """The definition cells that were executed, in their order."""
+    def replay_cells(self) -> list[Replayed]:
+        """The definition cells that were executed and what was pushed, in their order."""
         return self.definitions.cells
 
     def remember(self, cell: Execute) -> None:
         """A cell was executed on all ranks: one of definitions is run again on ranks that are new processes."""
         self.definitions.note(cell)
 
-    def inherit(self, num_ranks: int, definitions: list[Execute]) -> None:
+    def remember_push(self, pushed: Push) -> None:
+        """Variables were set on all ranks: they are set again on ranks that are new processes."""
+        self.definitions.note_push(pushed)
+
+    def inherit(self, num_ranks: int, definitions: list[Replayed]) -> None:
         """Be like the world that a run had under a leader that has gone."""
         self.members.size = num_ranks
         self.definitions.cells = definitions
@@ -194,10 +205,13 @@ class World:
         lost = self.groups.displaced(self.members.ranks) if self.members.is_started else self.members.ranks
         if bounds is None:
             return await self.groups.find_capacity(len(lost)) if lost else []
-        for number in bounds.to_ask(self.size - len(lost)):
+        asked = bounds.to_ask(self.size - len(lost))
+        if asked.most:
             with contextlib.suppress(Busy):
                 # It goes on with what there is, and grows later: an agent that comes up takes seconds.
-                return await self.groups.find_capacity(number, at_once=True) if number else []
+                return await self.groups.find_capacity(asked.most, at_once=True, at_least=max(1, asked.least))
+        if not asked.least:
+            return []
         raise Busy(f"--elastic {bounds.least}:{bounds.most} needs {bounds.least} ranks, and there is no room for them.")
 
     async def heal(self, slots: Slots = (), coming: Execute | None = None, bounds: SizeBounds | None = None) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from jupyter_llmcloud.core.tick import Tick
 
 ROOM_RETRY_S = 2.0  # how often an elastic run that is smaller than it may be looks for room
-SAVE_EVERY_S = 2.0  # at the least, between the checkpoints of an elastic run that was told no other rhythm
-SAVE_SHARE = 0.05  # of the time, at the most, in which such checkpoints are under way
+SAVE_EVERY_S = 1.0  # at the least, between the checkpoints of an elastic run that was told no other rhythm
+SAVE_SHARE = 0.02  # of a rank's processor time that such checkpoints may cost
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class SizeBounds:
         """As the option has it, with more ranks than these at the least."""
         return f"{min(num_ranks + 1, self.most)}:{self.most}"
 
-    def to_ask(self, staying: int) -> range:
-        """How many more ranks to ask the cluster for, beside so many that stay: the most that may come first."""
-        return range(max(self.most - staying, 0), max(self.least - staying, 0) - 1, -1)
+    def to_ask(self, staying: int) -> SizeBounds:
+        """How many more ranks to ask the cluster for, beside so many that stay."""
+        return SizeBounds(max(self.least - staying, 0), max(self.most - staying, 0))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class NoMoreRoom:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was asked for is written, or none could be had; it took so long."""
+    """A checkpoint that was asked for is written, or none could be had; it has cost so much processor time."""
 
     seconds: float
 

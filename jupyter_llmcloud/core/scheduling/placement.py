@@ -34,10 +34,13 @@ def default_num_ranks(agents: Sequence[AgentSlots]) -> int:
     return gpus or max(1, min(2, sum(agent.total for agent in agents)))
 
 
-def place(num_ranks: int | None, agents: Sequence[AgentSlots], holders: str = "") -> list[Allocation]:
+def place(
+    num_ranks: int | None, agents: Sequence[AgentSlots], holders: str = "", *, at_least: int = 0
+) -> list[Allocation]:
     """All ranks or none: fill the agent with the most free slots first, so that a world spans few hosts.
 
-    `holders` says who has the slots that are not free, for the message of Busy.
+    `holders` says who has the slots that are not free, for the message of Busy. With `at_least` fewer ranks will do,
+    down to so many: as many as there is room for.
 
     Raises CapacityError when the cluster could never hold `num_ranks`, Busy when it cannot hold them now.
     """
@@ -45,7 +48,9 @@ def place(num_ranks: int | None, agents: Sequence[AgentSlots], holders: str = ""
         num_ranks = default_num_ranks(agents)
     if num_ranks < 1:
         raise UsageError(f"-n {num_ranks}: a world has at least one rank.")
-    total = sum(agent.total for agent in agents)
+    total, free = sum(agent.total for agent in agents), sum(agent.free for agent in agents)
+    if at_least:
+        num_ranks = max(at_least, min(num_ranks, free))
     if not total:
         raise CapacityError("the cluster has no workers: add some with %cluster scale.")
     if num_ranks > total:
@@ -53,7 +58,6 @@ def place(num_ranks: int | None, agents: Sequence[AgentSlots], holders: str = ""
             f"-n {num_ranks}: the cluster holds {total} rank{'s' if total != 1 else ''} ({_describe(agents)}). "
             f"Choose -n {total} or less, or add workers with %cluster scale."
         )
-    free = sum(agent.free for agent in agents)
     if num_ranks > free:
         raise Busy(
             f"-n {num_ranks}: {free} of {total} slots are free, the others hold {holders or 'ranks of other worlds'}. "

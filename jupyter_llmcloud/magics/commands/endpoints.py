@@ -42,6 +42,8 @@ from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.storage.remote import run_copy
+from jupyter_llmcloud.storage.runs import RunStore
 
 WAIT_S = 1
 _LIMIT = Option(("--limit",), "At most this many lines of each replica.", metavar="N", parse=integer(1))
@@ -87,6 +89,8 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
             record = _create(server, target, options)
             break
         except NotFound as error:
+            if run_copy.is_fetched(RunStore(), target):
+                continue
             if not target.isidentifier() or options.get("follow"):
                 raise
             raise NotFound(f"{error} Nor a variable {target!r}, on the ranks or in this notebook.") from None

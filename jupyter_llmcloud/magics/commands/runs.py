@@ -29,6 +29,7 @@ from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.run_handle import RunHandle
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
+from jupyter_llmcloud.storage.remote import run_copy
 from jupyter_llmcloud.storage.runs import RunStore
 
 MAX_LINE = MAX_CHARS // 2
@@ -84,6 +85,12 @@ VERBS = {
         "NAME FILE.py",
         "Write a run as a plain script that gives the same losses without this package.",
         names="runs",
+    ),
+    "fetch": Syntax(
+        "%runs fetch",
+        (),
+        "NAME",
+        "Have a run here, as far as it is at the URL that LLMCLOUD_ROOT names, with its newest checkpoint.",
     ),
     "delete": Syntax("%runs delete", (), "NAME", "Remove a run that has ended, with its model.", names="runs"),
 }
@@ -206,13 +213,18 @@ def delete(name: str) -> None:
     session.current().server.delete_run(get(name).run_id)
 
 
+def fetch(name: str) -> RunHandle:
+    """Have a run here that is at the URL which LLMCLOUD_ROOT names, with its newest checkpoint."""
+    return get(run_copy.fetch(RunStore(), name).run_id)
+
+
 @magics_class
 class RunsMagics(Magics):
     """Registered by `%load_ext jupyter_llmcloud`."""
 
     @line_magic
     def runs(self, line: str) -> Any:
-        """%runs [list | show | attach | logs | compare | reproduce | export | stop | checkpoint | delete] NAME."""
+        """%runs [list | show | attach | logs | compare | reproduce | export | stop | checkpoint | fetch | delete]."""
         words = split(line, "%runs")
         verb = take_verb("%runs", VERBS, words, "list")
         given = parse(VERBS[verb], words)
@@ -235,6 +247,8 @@ class RunsMagics(Magics):
                 return comparing.reproduce(self.shell, given.arguments[0])
             case "export":
                 export(given.arguments[0], given.arguments[1])
+            case "fetch":
+                return fetch(given.arguments[0])
             case "delete":
                 delete(given.arguments[0])
         return None

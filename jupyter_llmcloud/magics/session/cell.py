@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +105,64 @@ def is_definition(tree: ast.Module) -> bool:
     must make that together.
     """
     return all(_is_definition(node) for node in tree.body)
+
+
+def definitions_of(code: str) -> str:
+    """The imports, functions and classes of a cell that does more than that, each in its line; "" for none.
+
+    Only those that need nothing when they are defined but what stands among them, and whose name the cell binds once:
+    a new rank has what the others have.
+    """
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # a magic
+        return ""
+    bound = Counter(_bound_by(node) for node in _top_level(tree))
+    known, lines = set(dir(builtins)), Counter(line for node in tree.body for line in _lines(node))
+    kept: set[int] = set()
+    for node in tree.body:
+        names, is_import = _defined(node), isinstance(node, ast.Import | ast.ImportFrom)
+        alone = all(lines[line] == 1 for line in _lines(node))
+        once = all(bound[name] == (not is_import) for name in names)
+        if names and alone and once and _needed_at_once(node) <= known:
+            known |= names
+            kept.update(_lines(node))
+    return "\n".join(line if number in kept else "" for number, line in enumerate(code.splitlines(), 1)).rstrip()
+
+
+def _lines(node: ast.stmt) -> range:
+    first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", ()))])
+    return range(first, (node.end_lineno or node.lineno) + 1)
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    match node:
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return {(alias.asname or alias.name).split(".")[0] for alias in names} - {"*"}
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+    return set()
+
+
+def _bound_by(node: ast.AST) -> str:
+    match node:
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+            return name
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return name
+    return ""
+
+
+def _needed_at_once(node: ast.AST) -> set[str]:
+    """Names that are looked up when a function or a class is defined, not when it is called."""
+    if isinstance(node, ast.Name):
+        return {node.id} if isinstance(node.ctx, ast.Load) else set()
+    children: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        children = [*node.decorator_list, node.args, *([node.returns] if node.returns else [])]
+    elif isinstance(node, ast.Lambda):
+        children = [node.args]
+    return {name for child in children for name in _needed_at_once(child)}
 
 
 def guarded_names(tree: ast.Module) -> set[str]:

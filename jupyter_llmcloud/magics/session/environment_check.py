@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.storage.datasets import filesystem
 
 MAX_RUNTIME = 72  # bytes: the path of a unix socket holds 107, and ours lie some folders below
 
@@ -19,6 +20,8 @@ def check() -> None:
             "this is a rank: it cannot start ranks, clusters or endpoints of its own. %%distribute is the first line "
             "of a notebook's cell, and %push, %pull, %world, %runs, %cluster and %serve stand in cells without it."
         )
+    if url := config.root_url():
+        filesystem.check_package(url, f"{config.ENV_ROOT}={url}")
     root, runtime = config.root(), _runtime_dir()
     _check_folder(config.ENV_ROOT, root, "runs and models are kept there")
     if len(os.fsencode(runtime)) > MAX_RUNTIME:

@@ -367,6 +367,7 @@ class Session:
             cluster=world.cluster,
             owner=self.owner,
             is_definition=tree is not None and not spec.no_replay and cells.is_definition(tree),
+            definitions="" if spec.no_replay else cells.definitions_of(cell.code),
             makes=None if bound is None else sorted(bound),
             asked=asked,
             pushed=pushed,

@@ -34,6 +34,21 @@ def require(*modules: str, what: str) -> None:
         raise UsageError(f"{what} needs {' and '.join(missing)}: {_EXTRA}.")
 
 
+def check_package(url: str, what: str) -> None:
+    """Raise UsageError where a URL has a protocol that nothing here speaks; nothing heavy is imported for that."""
+    import importlib.util
+
+    require("fsspec", what=what)
+    from fsspec.registry import known_implementations
+
+    protocol = url.partition("://")[0]
+    if (known := known_implementations.get(protocol)) is None:
+        raise UsageError(f"{what}: {protocol!r} is no protocol that fsspec knows, such as s3, gs, hdfs.")
+    package = known["class"].partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{what} needs {package}: pip install {package}, where ranks run, too.")
+
+
 def filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """The file system of a URL or a path, and the path there. Raises UsageError where its package is missing."""
     require("fsspec", what="reading data")

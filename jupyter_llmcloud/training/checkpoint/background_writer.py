@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -79,8 +80,10 @@ class BackgroundWriter:
 
 
 def _report(sender: OutputSender, part: CheckpointPart, write: WritePart) -> None:
+    began = time.thread_time()
     try:
         part = write()
+        part = replace(part, cpu_s=part.cpu_s + time.thread_time() - began)
     except Exception as error:
         part = replace(part, error=_message_of(error))
     with contextlib.suppress(OSError):  # the agent has gone, and this process ends with it

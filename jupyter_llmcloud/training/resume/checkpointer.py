@@ -218,7 +218,9 @@ class Checkpointer:
             self._writer.wait()
             if problem := self._state.write_serving_files():
                 self._sender.warning("stderr", f"The checkpoints of this run cannot be served: {problem}\n")
+            began = time.thread_time()
             write = self._taken(self.cell, part, position)
+            write.part = replace(write.part, cpu_s=time.thread_time() - began)
         except Exception as error:
             self._writer.refuse(part, error)
         else:

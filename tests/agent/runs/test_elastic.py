@@ -26,7 +26,7 @@ accelerator = Accelerator(gradient_accumulation_steps=2)
 model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
 data = TensorDataset(torch.arange(90), torch.randn(90, 4, dtype=torch.float64))
 held_out = torch.utils.data.Subset(data, range(0, 90, 7))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05 * factor, momentum=0.9)  # pushed: also ranks that come have it
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=100)
 loader, held_out = DataLoader(data, batch_size=4, shuffle=True), DataLoader(held_out, batch_size=2)
 model, optimizer, loader, held_out, schedule = accelerator.prepare(model, optimizer, loader, held_out, schedule)
@@ -87,6 +87,7 @@ def test_a_run_that_loses_a_worker_and_gets_another_one_trains_as_if_nothing_had
     ranks = Ranks(leader, 2, shares=[(other, 1), (leader, 1)])
     in_the_way = Ranks(leader, 1)  # no room for a second rank beside the leader's
     ranks.ok("kept = f'of rank {rank}'")
+    ranks.push(factor=1.0)
     running = ranks.send(CELL, name="disturbed", elastic="1:2", max_restarts=1, checkpoint_every=3).wait_for("at 7", 2)
     folder = running.outcome.folder
     until(lambda: saved(folder, 3), "a checkpoint is there")
@@ -105,6 +106,7 @@ def test_a_run_that_loses_a_worker_and_gets_another_one_trains_as_if_nothing_had
     assert ranks.pull("kept") == "of rank 1"  # it was renumbered
 
     undisturbed = Ranks(node_agent, 2)
+    undisturbed.push(factor=1.0)
     undisturbed.ok(CELL, name="alone")
     wanted, found = undisturbed.pull("found"), ranks.pull("found")
     assert found["ledger"] == wanted["ledger"]
@@ -188,6 +190,7 @@ def test_a_run_whose_batch_is_too_large_for_the_ranks_that_are_left_waits_for_mo
     leader, other = make_agent(slots=2), make_agent(slots=1)
     ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
     in_the_way = Ranks(leader, 1)
+    ranks.push(factor=1.0)
     running = ranks.send(code, name="disturbed", elastic="1:2", max_restarts=1, checkpoint_every=3).wait_for("at 7", 2)
     folder = running.outcome.folder
     until(lambda: saved(folder, 3), "a checkpoint is there")

@@ -194,10 +194,10 @@ def test_it_saves_in_a_rhythm_of_its_own_which_costs_little_time() -> None:
     assert executing(saves=False).wake_at is None, "it was told another rhythm"
 
 
-def test_as_many_ranks_as_there_may_be_are_asked_for_first() -> None:
-    assert list(SizeBounds(1, 4).to_ask(0)) == [4, 3, 2, 1]
-    assert list(SizeBounds(1, 4).to_ask(2)) == [2, 1, 0]
-    assert list(SizeBounds(3, 4).to_ask(1)) == [3, 2]
+def test_as_many_ranks_as_there_may_be_are_asked_for_beside_those_that_stay() -> None:
+    assert SizeBounds(1, 4).to_ask(0) == SizeBounds(1, 4)
+    assert SizeBounds(1, 4).to_ask(2) == SizeBounds(0, 2)
+    assert SizeBounds(3, 4).to_ask(1) == SizeBounds(2, 3)
     assert SizeBounds.of("") is None
     assert SizeBounds.of("2:5") == SizeBounds(2, 5)
 

@@ -51,6 +51,16 @@ def test_more_than_are_free_now_is_busy() -> None:
         place(4, [cpus("a", 8, 3)])
 
 
+def test_fewer_ranks_will_do_down_to_so_many() -> None:
+    agents = [cpus("a", 8, 1), cpus("b", 4, 2)]
+    assert [(found.address, found.num_ranks) for found in place(5, agents, at_least=1)] == [("b", 2), ("a", 1)]
+    assert sum(found.num_ranks for found in place(2, agents, at_least=1)) == 2
+    with pytest.raises(Busy, match="-n 4"):
+        place(5, agents, at_least=4)
+    with pytest.raises(CapacityError):
+        place(20, agents, at_least=13)
+
+
 def test_a_cluster_without_workers_says_so() -> None:
     with pytest.raises(CapacityError, match="no workers"):
         place(1, [])
