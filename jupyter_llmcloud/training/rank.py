@@ -391,8 +391,10 @@ class Rank:
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:
             return {}
-        ranks = cell.ranks or [0]
+        ranks = ACTIVE.savers(cell.ranks or [0])
         first = self.group.rank == ranks[0]
+        if self.group.rank not in ranks:
+            return {}
         with TIMES.within(CHECKPOINT):
             saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.group.rank)
         return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}
