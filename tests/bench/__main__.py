@@ -25,6 +25,7 @@ from tests.bench import (
     resize,
     scale,
     serving,
+    slow_link,
     start,
     sweep,
     throughput,
@@ -45,6 +46,7 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "data": data.measure,
     "sweep": sweep.measure,
     "scale": scale.measure,
+    "slow-link": slow_link.measure,
 }
 ONLY_BY_NAME = ("scale", "sweep")  # what takes the whole machine for long
 

@@ -23,13 +23,13 @@ _REPLICAS = "replicate"  # the dimension of a mesh along which ranks hold the sa
 def of_models(models: list[torch.nn.Module]) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of the parameters, and of the buffers, that other ranks hold as well: by name, in the models' order.
 
-    Left out are models that only this rank is known to have, those that are alike on a part of the ranks (a group of
+    Left out are models that only this rank is known to have, those whose ranks train apart for now, those that are alike on a part of the ranks (a group of
     the cell's own), and what DistributedDataParallel was told to ignore.
     """
     parameters, buffers = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     for number, model in enumerate(models):
         prefix = f"{type(unwrapped(model)).__name__} {number + 1}: " if len(models) > 1 else ""
-        wrapper = replicas_of(model)
+        wrapper = _in_step(replicas_of(model))
         ignored = set(getattr(wrapper, "parameters_to_ignore", ()))
         plain = unwrapped(model)
         for name, tensor in plain.named_parameters():
@@ -43,6 +43,11 @@ def of_models(models: list[torch.nn.Module]) -> tuple[dict[str, str], dict[str, 
 def of_rng() -> dict[str, str]:
     """Digests of this rank's random number generators."""
     return {name: f"{zlib.crc32(repr(_plain(state)).encode()):08x}" for name, state in rng.snapshot().items()}
+
+
+def _in_step(wrapper: Any) -> Any:
+    """A wrapper that averages the gradients of this step; None within `no_sync()`, as Accelerate's LocalSGD trains."""
+    return wrapper if getattr(wrapper, "require_backward_grad_sync", True) else None
 
 
 def _is_replicated(tensor: torch.Tensor) -> bool:

@@ -20,6 +20,7 @@ from jupyter_llmcloud.training.parallel.plans import layout_of
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
 from jupyter_llmcloud.training.parallel.strategies.base import Asynchronous, Strategy
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
+from jupyter_llmcloud.training.preflight.automatic import FORECAST
 
 
 def install() -> None:
@@ -62,8 +63,10 @@ def _spread(strategy: Strategy, accelerator: Any, model: torch.nn.Module) -> tor
             "Choose --precision bf16 or no."
         )
     before = dict(model.named_parameters(remove_duplicate=False))
+    step = FORECAST.fake_of(model)
     spread = strategy.parallelize(model, accelerator)
     PREPARED.add(spread, before)
+    FORECAST.watch(spread, accelerator, step)
     return spread
 
 
@@ -78,6 +81,8 @@ def _make_prepare(original: Any) -> Any:
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
         strategy = _strategy()
         if strategy is None:
+            for value in filter(_is_new, args):
+                FORECAST.watch(value, self, None)
             return original(self, *args, **kwargs)
         args = tuple(_spread(strategy, self, value) if _is_new(value) else value for value in args)
         for value in (*args, *self._optimizers):
