@@ -23,8 +23,8 @@ _REPLICAS = "replicate"  # the dimension of a mesh along which ranks hold the sa
 def of_models(models: list[torch.nn.Module]) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of the parameters, and of the buffers, that other ranks hold as well: by name, in the models' order.
 
-    Left out are models that only this rank is known to have, those whose ranks train apart for now, those that are alike on a part of the ranks (a group of
-    the cell's own), and what DistributedDataParallel was told to ignore.
+    Left out are models that only this rank is known to have, those that ranks train apart for now, those that are alike
+    on a part of the ranks (a group of the cell's own), and what DistributedDataParallel was told to ignore.
     """
     parameters, buffers = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     for number, model in enumerate(models):

@@ -110,7 +110,9 @@ class _Step:
         from jupyter_llmcloud.training.parallel.strategies.fully_sharded import blocks_of
 
         self.parameters = _bytes(model)
-        self._largest = max((_bytes(block) for block in blocks_of(model, plan)), default=0) if plan.settings else 0
+        self._largest = (
+            max((_bytes(block) for block in blocks_of(model, plan)), default=0) if "wrap" in plan.settings else 0
+        )
         self._tracker = AllocationTracker(True, most=1 << 62)
         with FakeCopyMode(self._tracker.fake):
             self._model = copy.deepcopy(model)

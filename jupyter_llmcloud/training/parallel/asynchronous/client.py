@@ -20,12 +20,12 @@ class ParameterClient:
 
     Args:
         servers: their addresses, in the order of their parts.
-        token: of each.
+        tokens: of each.
         worker: the number of this one.
     """
 
     def __init__(self, servers: list[tuple[str, int]], tokens: list[str], worker: int) -> None:
-        self._servers, self._tokens = servers, tokens
+        self.servers, self._tokens = servers, tokens
         self._worker = worker
         self._wires: list[Wire] = []
         self._num_meetings = 0
@@ -39,7 +39,7 @@ class ParameterClient:
         """A cell begins."""
         self.close()
         with watched_sockets():  # a Stop, and the failure of a rank, release who waits at them
-            for (host, port), token in zip(self._servers, self._tokens, strict=True):
+            for (host, port), token in zip(self.servers, self._tokens, strict=True):
                 sock = socket.create_connection((host, port), timeout=_CONNECT_S)
                 sock.settimeout(None)
                 wire = Wire(sock)
@@ -74,6 +74,10 @@ class ParameterClient:
             if "error" in header:
                 raise UsageError(f"--plan async-ps: {header['error']}.")
         return torch.cat([as_tensor(data) for _, data in answers])
+
+    def knows(self, model: int) -> bool:
+        """Whether a model is served: one of an earlier world is not."""
+        return bool(self._ask({"op": "knows", "model": model})[0]["knows"])
 
     def finish_round(self, model: int, num_steps: int, seconds: float) -> int:
         """Say that a round is finished, and wait until the next may begin; returns its number of steps."""

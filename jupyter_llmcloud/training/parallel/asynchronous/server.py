@@ -100,6 +100,8 @@ class ParameterServer:
                 wire.send({})
             case "pull":
                 self._pull(wire, worker, int(asked["model"]))
+            case "knows":
+                wire.send({"knows": int(asked["model"]) in self._shards})
             case "round":
                 model, num_steps = int(asked["model"]), int(asked["num_steps"])
                 steps = session.finish_round(wire, worker, model, num_steps, float(asked["seconds"]))

@@ -29,6 +29,13 @@ from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, Mo
 _children_are_told = False
 
 
+def _tell_children() -> None:
+    global _children_are_told
+    if not _children_are_told:
+        _children_are_told = True
+        close_in_children()
+
+
 class ServedReplica(ModelReplica):
     """A worker's copy of a model.
 
@@ -73,13 +80,12 @@ class AsyncParameterServer(LocalSGD):
         self._client: ParameterClient | None = None
         self._server: ParameterServer | None = None
         self._token = secrets.token_hex(16)
+        _tell_children()
 
     # --- the cell ---
 
     def begin(self, cell_key: str) -> None:
         self._session = cell_key
-        if self._client is not None and self._served:
-            self._client.open(cell_key)
 
     def close(self) -> None:
         if self._client is not None:
@@ -116,10 +122,6 @@ class AsyncParameterServer(LocalSGD):
         return replica
 
     def _make_server(self) -> ParameterServer:
-        global _children_are_told
-        if not _children_are_told:
-            _children_are_told = True
-            close_in_children()
         settings = self.plan.sizes[0], int(self.plan.settings["staleness"])
         return ParameterServer(own_address(), self._token, self.world_size, *settings)
 
@@ -135,10 +137,15 @@ class AsyncParameterServer(LocalSGD):
     def _connect(self, servers: list[tuple[str, int]], tokens: list[str]) -> None:
         """Servers have the model once all ranks have come here."""
         dist.barrier()
-        if self._client is None or not self._client.is_open:
+        if self._client is None or self._client.servers != servers or not self._client.is_open:
+            self.close()
             self._client = ParameterClient(servers, tokens, self.rank)
             self._client.open(self._session)
         dist.barrier()
+
+    @property
+    def _is_open(self) -> bool:
+        return self._client is not None and self._client.is_open
 
     @property
     def _servers(self) -> ParameterClient:
@@ -149,6 +156,10 @@ class AsyncParameterServer(LocalSGD):
 
     def stepped(self, replica: ModelReplica) -> None:
         assert isinstance(replica, ServedReplica)
+        if not self._is_open:  # the model was prepared in an earlier cell
+            self._servers.open(self._session)
+            for other in self._served:
+                other.begun = time.monotonic()
         if replica.num_left >= replica.round_steps:
             with TIMES.within(BLOCKED):
                 self.exchange(replica)
@@ -156,18 +167,23 @@ class AsyncParameterServer(LocalSGD):
     def exchange(self, replica: ModelReplica) -> None:
         """A round is finished: send what has moved, and go on with what the servers hold."""
         assert isinstance(replica, ServedReplica)
-        seconds = time.monotonic() - replica.begun
-        self._servers.push(replica.number, replica.pulled - replica.flat())
-        replica.round_steps = self._servers.finish_round(replica.number, replica.num_left, seconds)
+        seconds, num_steps = time.monotonic() - replica.begun, replica.num_left
+        self._push(replica)
+        replica.round_steps = self._servers.finish_round(replica.number, num_steps, seconds)
         replica.adopt(self._servers.pull(replica.number))
 
+    def _push(self, replica: ServedReplica) -> None:
+        now = replica.flat()
+        self._servers.push(replica.number, replica.pulled - now)
+        replica.pulled, replica.num_left = now, 0  # a Stop may come before anything is pulled
+
     def end(self) -> None:
-        if self._client is None or not self._client.is_open:
+        if not self._is_open:
             return
-        served = self._served
+        served = [replica for replica in self._served if self._servers.knows(replica.number)]
         for replica in served:
             if replica.num_left:
-                self._servers.push(replica.number, replica.pulled - replica.flat())
+                self._push(replica)
         buffers = [buffer for replica in served for buffer in replica.buffers()]
         own = torch.cat([buffer.reshape(-1).to("cpu", torch.float32) for buffer in [*buffers, torch.empty(0)]])
         with TIMES.within(BLOCKED):
@@ -193,7 +209,7 @@ class AsyncParameterServer(LocalSGD):
 
     def gathered(self, value: torch.Tensor) -> list[torch.Tensor]:
         """The value of every worker that trains, in the order of ranks; it waits for them."""
-        if self._client is None or not self._client.is_open:
+        if not self._is_open:
             parts: list[Any] = [None] * self.world_size
             dist.all_gather_object(parts, value.detach().cpu())
             return [part.to(value.device) for part in parts]
@@ -203,7 +219,7 @@ class AsyncParameterServer(LocalSGD):
 
     def wait_for_everyone(self) -> None:
         """A barrier of the workers that train."""
-        if self._client is not None and self._client.is_open:
+        if self._is_open:
             with TIMES.within(BLOCKED):
                 self._servers.meet()
         else:
@@ -212,36 +228,41 @@ class AsyncParameterServer(LocalSGD):
     # --- checkpoints ---
 
     def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
-        """All workers meet, so that what a server saves has all that they have sent before the saved step."""
-        if self._client is None or not self._client.is_open:
+        """A checkpoint is where all workers meet and exchange: each of them saves the one model that the servers hold.
+
+        So another plan, and whoever serves the checkpoint, has what all have learned.
+        """
+        if not self._is_open:
             return None
+        served = self._served
+        for replica in served:
+            if replica.num_left:
+                self._push(replica)
         self._servers.meet()
-        found = []
-        for at, replica in enumerate(self._served):
-            shard = self._server.shard(replica.number) if self._server is not None else None
-            own = [replica.num_steps, replica.num_left, replica.round_steps, copy(f"pulled {at}", replica.pulled)]
-            found.append([*own, shard.state() if shard is not None else None])
-        self._servers.meet()
+        for replica in served:
+            replica.adopt(self._servers.pull(replica.number))
+        found = [[replica.num_steps, replica.round_steps, self._state_of(replica)] for replica in served]
+        self._servers.meet()  # until here nobody has sent anything new
         return found
 
+    def _state_of(self, replica: ServedReplica) -> Any:
+        shard = self._server.shard(replica.number) if self._server is not None else None
+        return shard.state() if shard is not None else None
+
     def put(self, state: Any) -> None:
-        if self._client is None or not self._client.is_open:
+        if not self._is_open:
             return
-        self._servers.meet()  # nobody sends to a server that is not ready
-        for replica, saved in zip(self._served, state or [None] * len(self._served), strict=False):
-            shard = self._server.shard(replica.number) if self._server is not None else None
-            if saved is None:  # the models come from another plan, or from one rank: all hold the same
-                replica.restart()
-                if shard is not None:
-                    shard.restart(self._own_part(replica.pulled))
-                continue
-            replica.num_steps, num_left, replica.round_steps, pulled, of_shard = saved
-            replica.restart()
-            replica.num_left = num_left
-            replica.pulled.copy_(pulled)
-            if shard is not None and of_shard is not None:
-                shard.put(of_shard)
         self._servers.meet()
+        for replica, saved in zip(self._served, state or [None] * len(self._served), strict=False):
+            replica.restart()
+            shard = self._server.shard(replica.number) if self._server is not None else None
+            if shard is not None:
+                shard.restart(self._own_part(replica.pulled))
+            if saved is not None:
+                replica.num_steps, replica.round_steps, of_shard = saved
+                if shard is not None and of_shard is not None:
+                    shard.put(of_shard)
+        self._servers.meet()  # nobody sends to a server that is not ready
 
 
 def _unpickled(part: bytes) -> torch.Tensor:

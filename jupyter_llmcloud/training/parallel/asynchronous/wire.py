@@ -38,7 +38,7 @@ def note_open(sock: socket.socket) -> socket.socket:
     return sock
 
 
-class ServerGone(RuntimeError):
+class ServerGone(torch.distributed.DistNetworkError):
     """The other end has closed its connection; an echo of what has happened there."""
 
 
