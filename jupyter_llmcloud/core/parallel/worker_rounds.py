@@ -19,6 +19,7 @@ class _Worker:
     speed: float = 0.0  # steps a second; 0: not known yet
     is_done: bool = False
     is_lost: bool = False
+    waits: bool = False
 
 
 @dataclass
@@ -74,9 +75,14 @@ class WorkerRounds:
         """A worker has gone: nobody waits for it, and its speed counts no more."""
         self._workers[worker].is_lost = True
 
+    def wait(self, worker: int, waits: bool) -> None:
+        """A worker waits for all others elsewhere, so that nobody can wait for it; or does not any more."""
+        self._workers[worker].waits = waits
+
     def may_go_on(self, worker: int) -> bool:
         """Whether a worker may begin its next round now."""
-        slowest = min((self._workers[other].rounds for other in self.training), default=0)
+        awaited = (self._workers[other] for other in self.training)
+        slowest = min((other.rounds for other in awaited if not other.waits), default=self._workers[worker].rounds)
         return self._workers[worker].rounds - slowest <= self.staleness
 
     def num_steps(self, worker: int) -> int:

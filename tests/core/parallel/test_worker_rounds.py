@@ -63,3 +63,12 @@ def test_the_fastest_worker_that_is_left_sets_the_pace() -> None:
     assert rounds.num_steps(1) == 2
     rounds.lose(0)
     assert rounds.num_steps(1) == 8
+
+
+def test_nobody_waits_for_a_worker_that_waits_for_all() -> None:
+    rounds = WorkerRounds(2, 8, staleness=0)
+    finish(rounds, 0, 3)
+    rounds.wait(1, True)
+    assert rounds.may_go_on(0)
+    rounds.wait(1, False)
+    assert not rounds.may_go_on(0)

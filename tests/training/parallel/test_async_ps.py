@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,20 +67,17 @@ def test_workers_on_their_own_come_to_the_loss_of_one_process(three: Ranks, alon
     hold_the_same(three, [0, 1, 2])
 
 
-SLOW = "time.sleep(0.05) if rank == 2 else None"
+SLOW = "time.sleep(0.1) if rank == 2 else None; of_rounds.append(ACTIVE.strategy.replicas[-1].round_steps)"
 
 
 def test_a_slower_worker_makes_fewer_steps_a_round(three: Ranks) -> None:
-    cell = "import time\n" + training(batch=2, epochs=3, after=SLOW, weights=False).replace(
+    cell = training(batch=2, epochs=2, after=SLOW, weights=False).replace(
         'accelerator.reduce(loss.detach(), "mean").item()', "loss.item()"
     )
-    outcome = three.ok(cell, plan="async-ps:8,staleness=1")
-    rounds = [
-        int(number) for number in re.search(r"rounds of ranks 0 to 2: (.*);", outcome.text(0, "stderr"))[1].split(", ")
-    ]
-    steps = 3 * 11
-    assert rounds[0] == rounds[1] == steps // 8
-    assert rounds[2] > 2 * rounds[0]
+    begin = "import time\nfrom jupyter_llmcloud.training.parallel.strategies.active import ACTIVE\nof_rounds = []\n"
+    three.ok(begin + cell, plan="async-ps:4,staleness=1")
+    assert max(three.pull("of_rounds", 0)) == 4
+    assert min(three.pull("of_rounds", 2)) <= 2
 
 
 CHECKPOINT_AND_FAIL = "run.checkpoint() if step % 4 == 0 else None; assert step != fails_at"
@@ -145,7 +141,7 @@ def test_a_worker_that_is_killed_costs_its_last_steps_only(new_world: Any) -> No
     text = training(batch=2, weights=False, optimizer=ADAM)
     outcome = world.ok(text[: text.index("losses, step = ")] + STEPS, plan="async-ps:4", save=["model"])
     assert outcome.record.world_size == 3
-    notes = " ".join(row.text for row in outcome.states if row.state == "note")
+    notes = " ".join(row.detail for row in outcome.states if row.state == "note")
     assert "rank 1 is lost" in notes and "The others go on without it" in notes
     assert "2 (lost)" in outcome.text(0, "stderr")  # of which 8 steps were not lost
     losses = world.pull("losses")

@@ -62,8 +62,9 @@ class WorkerSession:
             if number == _END:
                 self._leave(worker, is_done=True)
             self._given.setdefault(number, {})[worker] = given
-            self._changed.notify_all()
+            self._set_waiting(worker, True)
             self._wait(wire, lambda: self._is_complete(number))
+            self._set_waiting(worker, False)
             # Whoever wakes first settles it, so that all get the same, also when a worker is lost just now.
             return self._results.setdefault(number, dict(sorted(self._given[number].items())))
 
@@ -89,6 +90,11 @@ class WorkerSession:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
+
+    def _set_waiting(self, worker: int, waits: bool) -> None:
+        for rounds in self._rounds.values():
+            rounds.wait(worker, waits)
+        self._changed.notify_all()
 
     def _leave(self, worker: int, is_done: bool) -> None:
         self._gone[worker] = is_done

@@ -7,12 +7,13 @@ less than `staleness` rounds behind. A worker that is lost is not waited for, an
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -36,6 +37,30 @@ def _tell_children() -> None:
         close_in_children()
 
 
+class _Waiting:
+    """Time that this worker spends waiting for others, which is none of its own speed."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def clock(self) -> float:
+        """Seconds without those."""
+        return time.monotonic() - self._seconds
+
+    @contextlib.contextmanager
+    def block(self) -> Iterator[None]:
+        """Within the block it waits."""
+        began = time.monotonic()
+        try:
+            with TIMES.within(BLOCKED):
+                yield
+        finally:
+            self._seconds += time.monotonic() - began
+
+
+WAITING = _Waiting()
+
+
 class ServedReplica(ModelReplica):
     """A worker's copy of a model.
 
@@ -43,7 +68,7 @@ class ServedReplica(ModelReplica):
         number: of the model, the same on all ranks.
         pulled: its values when this worker has asked for them last, flat.
         round_steps: of the present round.
-        begun: when it began, in seconds of the clock.
+        begun: when it began, in seconds of the clock that stands still while this worker waits for others.
     """
 
     def __init__(self, model: torch.nn.Module, number: int, round_steps: int) -> None:
@@ -55,7 +80,7 @@ class ServedReplica(ModelReplica):
     def restart(self) -> None:
         """It holds what the servers hold."""
         self.pulled = self.flat()
-        self.begun = time.monotonic()
+        self.begun = WAITING.clock()
         self.num_left = 0
 
     def flat(self) -> torch.Tensor:
@@ -159,7 +184,7 @@ class AsyncParameterServer(LocalSGD):
         if not self._is_open:  # the model was prepared in an earlier cell
             self._servers.open(self._session)
             for other in self._served:
-                other.begun = time.monotonic()
+                other.begun = WAITING.clock()
         if replica.num_left >= replica.round_steps:
             with TIMES.within(BLOCKED):
                 self.exchange(replica)
@@ -167,7 +192,7 @@ class AsyncParameterServer(LocalSGD):
     def exchange(self, replica: ModelReplica) -> None:
         """A round is finished: send what has moved, and go on with what the servers hold."""
         assert isinstance(replica, ServedReplica)
-        seconds, num_steps = time.monotonic() - replica.begun, replica.num_left
+        seconds, num_steps = WAITING.clock() - replica.begun, replica.num_left
         self._push(replica)
         replica.round_steps = self._servers.finish_round(replica.number, num_steps, seconds)
         replica.adopt(self._servers.pull(replica.number))
@@ -186,7 +211,7 @@ class AsyncParameterServer(LocalSGD):
                 self._push(replica)
         buffers = [buffer for replica in served for buffer in replica.buffers()]
         own = torch.cat([buffer.reshape(-1).to("cpu", torch.float32) for buffer in [*buffers, torch.empty(0)]])
-        with TIMES.within(BLOCKED):
+        with WAITING.block():
             every = self._servers.meet(bytes(as_bytes(own)), is_last=True)
         for replica in served:
             replica.adopt(self._servers.pull(replica.number))
@@ -213,14 +238,14 @@ class AsyncParameterServer(LocalSGD):
             parts: list[Any] = [None] * self.world_size
             dist.all_gather_object(parts, value.detach().cpu())
             return [part.to(value.device) for part in parts]
-        with TIMES.within(BLOCKED):
+        with WAITING.block():
             every = self._servers.meet(pickle.dumps((value.dtype, tuple(value.shape), bytes(as_bytes(value.cpu())))))
         return [_unpickled(part).to(value.device) for part in every.values()]
 
     def wait_for_everyone(self) -> None:
         """A barrier of the workers that train."""
         if self._is_open:
-            with TIMES.within(BLOCKED):
+            with WAITING.block():
                 self._servers.meet()
         else:
             dist.barrier()
