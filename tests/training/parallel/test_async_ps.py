@@ -62,7 +62,7 @@ def test_workers_in_step_train_what_one_process_trains(three: Ranks, alone: dict
 
 def test_workers_on_their_own_come_to_the_loss_of_one_process(three: Ranks, alone: dict[str, Any]) -> None:
     outcome = three.ok(training(batch=2, clip=1e9, optimizer=ADAM, epochs=6), plan="async-ps:4")
-    assert of_epoch(three.pull("losses"), 5) == pytest.approx(of_epoch(alone["adam"], 5), rel=0.05)
+    assert of_epoch(three.pull("losses"), 5) == pytest.approx(of_epoch(alone["adam"], 5), rel=0.1)
     assert "rounds of ranks 0 to 2: " in outcome.text(0, "stderr")
     hold_the_same(three, [0, 1, 2])
 
