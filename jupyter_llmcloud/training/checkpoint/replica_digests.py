@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor, Replicate
 
 from jupyter_llmcloud.training.checkpoint import rng
-from jupyter_llmcloud.training.parallel.plans import replicas_of
+from jupyter_llmcloud.training.parallel.plans import replicas_of, trains_apart
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
@@ -29,7 +29,7 @@ def of_models(models: list[torch.nn.Module]) -> tuple[dict[str, str], dict[str, 
     parameters, buffers = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     for number, model in enumerate(models):
         prefix = f"{type(unwrapped(model)).__name__} {number + 1}: " if len(models) > 1 else ""
-        wrapper = _in_step(replicas_of(model))
+        wrapper = None if trains_apart(model) else replicas_of(model)
         ignored = set(getattr(wrapper, "parameters_to_ignore", ()))
         plain = unwrapped(model)
         for name, tensor in plain.named_parameters():
@@ -43,11 +43,6 @@ def of_models(models: list[torch.nn.Module]) -> tuple[dict[str, str], dict[str, 
 def of_rng() -> dict[str, str]:
     """Digests of this rank's random number generators."""
     return {name: f"{zlib.crc32(repr(_plain(state)).encode()):08x}" for name, state in rng.snapshot().items()}
-
-
-def _in_step(wrapper: Any) -> Any:
-    """A wrapper that averages the gradients of this step; None within `no_sync()`, as Accelerate's LocalSGD trains."""
-    return wrapper if getattr(wrapper, "require_backward_grad_sync", True) else None
 
 
 def _is_replicated(tensor: torch.Tensor) -> bool:
