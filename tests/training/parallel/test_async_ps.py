@@ -171,3 +171,16 @@ def test_a_server_that_is_killed_ends_the_run_with_its_name(new_world: Any) -> N
     text = training(batch=2, weights=False, optimizer=ADAM)
     outcome = world.run(text[: text.index("losses, step = ")] + STEPS, plan="async-ps:4")
     assert outcome.state == "failed" and outcome.error["rank"] == 0
+
+
+@pytest.mark.soak
+def test_where_it_may_restart_it_goes_on_from_its_newest_checkpoint_with_all_workers(new_world: Any) -> None:
+    world = new_world(3)
+    killed = "import os; run.checkpoint() if step % 4 == 0 else None; "
+    killed += "os.kill(os.getpid(), 9) if rank == 1 and step == 10 and not run.resumed_step else None"
+    cell = training(batch=2, epochs=2, optimizer=ADAM, after=killed)
+    outcome = world.ok(cell, plan="async-ps:4", max_restarts=1)
+    assert outcome.record.num_restarts == 1
+    losses = world.pull("losses")
+    assert len(losses) == 22 and mean(losses[-5:]) < mean(losses[:5])
+    hold_the_same(world, [0, 1, 2])
