@@ -83,7 +83,7 @@ class Forecaster:
             return
         measured, missing = found.measured(args, kwargs, accelerator)
         self.last = {
-            "needed": still_needed(measured, self._plan, self._world_size),
+            "needed": still_needed(measured, self._plan, self._world_size, self._device.type),
             "activations": measured.activations,
             "seconds": time.perf_counter() - began,
         }
@@ -114,6 +114,7 @@ class _Step:
             max((_bytes(block) for block in blocks_of(model, plan)), default=0) if "wrap" in plan.settings else 0
         )
         self._tracker = AllocationTracker(True, most=1 << 62)
+        assert self._tracker.fake is not None
         with FakeCopyMode(self._tracker.fake):
             self._model = copy.deepcopy(model)
 
@@ -146,6 +147,7 @@ class _Step:
 
     def _activations(self, args: Any, kwargs: Any, accelerator: Any) -> tuple[int, int]:
         tracker, fake = self._tracker, self._tracker.fake
+        assert fake is not None
         tracker.ends_at = time.monotonic() + _MOST_S
 
         def faked(leaf: Any) -> Any:

@@ -103,7 +103,7 @@ class Wire:
 def as_bytes(values: torch.Tensor) -> memoryview:
     """The memory of a tensor on the CPU, of any type; it must stay as it is until that is sent."""
     flat = values.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def as_tensor(data: bytearray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
