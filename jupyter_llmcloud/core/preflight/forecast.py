@@ -16,6 +16,7 @@ _STATES = {
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SparseAdam", "LAMB", "Adadelta", "ASGD"), 2),
     **dict.fromkeys(("Adagrad", "RMSprop", "Rprop", "Lion"), 1),
 }
+_MADE_BEFORE = ("diloco", "async-ps")  # plans whose own tensors are there when a model is prepared
 _PER_VALUE = 800  # bytes that a value of a batch leads to at most in an ordinary model, beside those that follow
 _OF_PARAMETERS = 0.01  # of a model's bytes, for each value: tokens of language models
 
@@ -36,7 +37,8 @@ def may_matter(parameters: int, num_values: int, left: int) -> bool:
 def still_needed(step: MeasuredStep, plan: ParallelPlan, world_size: int, device: str = "cpu") -> int:
     """Bytes that a rank needs at most, beside its parameters; on a host with what allocator and libraries keep."""
     found = estimate(step, plan, world_size)
-    tensors = max(0, found.peak - found.parameters)
+    held = found.buffers if plan.kind in _MADE_BEFORE else 0
+    tensors = max(0, found.peak - found.parameters - held)
     return int(KEPT_ON_HOST * tensors) + LIBRARIES if device == "cpu" else tensors
 
 
@@ -57,7 +59,7 @@ def forecast(
         "gradients": found.gradients,
         "the optimizer": found.optimizer,
         "activations": found.activations,
-        "communication": found.buffers,
+        "communication": found.buffers if plan.kind not in _MADE_BEFORE else 0,
     }
     table = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items() if size)
     without = f", without {' and '.join(missing)}" if missing else ""

@@ -161,6 +161,7 @@ class _Rank:
     collateral: bool = False
     order: int = 0
     steps: int | None = None
+    is_left_out: bool = False  # it has died, and the others have gone on
 
 
 @dataclass
@@ -194,7 +195,6 @@ class RunLifecycle:
         self._interrupted_at: float | None = None
         self._failed_at: float | None = None
         self._in_group = True
-        self._without: set[int] = set()
         self._saves_by: float | None = None  # until when ranks may say their steps, for a checkpoint
 
     @property
@@ -282,7 +282,7 @@ class RunLifecycle:
         self._count_end(item)
         item.state, item.error = "died", event.reason
         if event.rank in self.dispensable and not self.is_ending:
-            self._without.add(event.rank)
+            item.is_left_out = True
             return [GoOnWithout(event.rank, event.reason)]
         self._note_failure(now)
         self.released = True
@@ -369,10 +369,8 @@ class RunLifecycle:
         self.ended = True
         self.wake_at = None
         dead = tuple(rank for rank, item in self._ranks.items() if item.state == "died")
-        failed = any(
-            item.state in ("failed", "died") and rank not in self._without for rank, item in self._ranks.items()
-        )
-        culprit = self._culprit() if failed or not self._without else None
+        failed = any(item.state in ("failed", "died") and not item.is_left_out for item in self._ranks.values())
+        culprit = self._culprit() if failed or not self._has_left_out else None
         if self.stop_requested and (self.rung >= Rung.INTERRUPT or not failed or self._only_interrupted()):
             state = "stopped"
         else:
@@ -382,8 +380,12 @@ class RunLifecycle:
     def _only_interrupted(self) -> bool:
         return all(item.state != "failed" or item.collateral for item in self._ranks.values())
 
+    @property
+    def _has_left_out(self) -> bool:
+        return any(item.is_left_out for item in self._ranks.values())
+
     def _must_renew(self, failed: bool) -> bool:
-        if self.released or self._without or not self._in_group or self.rung >= Rung.INTERRUPT:
+        if self.released or self._has_left_out or not self._in_group or self.rung >= Rung.INTERRUPT:
             return True
         # The same error everywhere leaves the group in step; anything else may have left half a collective behind.
         errors = {item.error for item in self._ranks.values()}
@@ -395,5 +397,5 @@ class RunLifecycle:
         Between the two is the death of a rank without which the others went on.
         """
         failed = [(rank, item) for rank, item in self._ranks.items() if item.state in ("failed", "died")]
-        failed.sort(key=lambda pair: (pair[1].collateral, pair[0] in self._without, pair[1].order))
+        failed.sort(key=lambda pair: (pair[1].collateral, pair[1].is_left_out, pair[1].order))
         return failed[0][0] if failed else None

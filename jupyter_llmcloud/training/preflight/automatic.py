@@ -25,7 +25,7 @@ from jupyter_llmcloud.training.diagnostics.memory_left import available
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 from jupyter_llmcloud.training.preflight.tracker import AllocationTracker, TookTooLong
 
-_MOST_S = 5.0  # a model that is worked out for longer is not worth it
+_MOST_S = 15.0  # a model that is worked out for longer is not worth it
 _WHOLE = ("ddp", "local-sgd", "diloco", "async-ps")  # every rank has the model
 _SHARDED = ("fsdp", "hsdp")
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from jupyter_llmcloud.training.parallel.asynchronous.session import WorkerSession
-from jupyter_llmcloud.training.parallel.asynchronous.shard import Shard
+from jupyter_llmcloud.training.parallel.asynchronous.shard import ParameterShard
 from jupyter_llmcloud.training.parallel.asynchronous.wire import ServerGone, Wire, as_bytes, as_tensor, note_open
 
 UNKNOWN = "its parameter server does not have this model any more: prepare it again, accelerator.prepare(model)"
@@ -33,7 +33,7 @@ class ParameterServer:
     def __init__(self, host: str, token: str, num_workers: int, most_steps: int, staleness: int) -> None:
         self._token = token
         self._settings = num_workers, most_steps, staleness
-        self._shards: dict[int, Shard] = {}
+        self._shards: dict[int, ParameterShard] = {}
         self._versions: dict[tuple[int, int], int] = {}  # that a worker has of a model
         self._session = WorkerSession("", *self._settings)
         self._lock = threading.Lock()
@@ -43,11 +43,11 @@ class ParameterServer:
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         threading.Thread(target=self._accept, name="llmcloud-parameter-server", daemon=True).start()
 
-    def add(self, model: int, shard: Shard) -> None:
+    def add(self, model: int, shard: ParameterShard) -> None:
         """Serve a part of a model."""
         self._shards[model] = shard
 
-    def shard(self, model: int) -> Shard | None:
+    def shard(self, model: int) -> ParameterShard | None:
         """The part of a model that is here."""
         return self._shards.get(model)
 

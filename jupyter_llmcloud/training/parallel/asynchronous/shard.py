@@ -12,7 +12,7 @@ import threading
 import torch
 
 
-class Shard:
+class ParameterShard:
     """Some of a model's values, flat, float32, on the CPU.
 
     Args:

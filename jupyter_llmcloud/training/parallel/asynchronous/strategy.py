@@ -23,7 +23,7 @@ from jupyter_llmcloud.training.diagnostics.time_split import BLOCKED, TIMES
 from jupyter_llmcloud.training.group.process_group import own_address
 from jupyter_llmcloud.training.parallel.asynchronous.client import ParameterClient
 from jupyter_llmcloud.training.parallel.asynchronous.server import ParameterServer
-from jupyter_llmcloud.training.parallel.asynchronous.shard import Shard
+from jupyter_llmcloud.training.parallel.asynchronous.shard import ParameterShard
 from jupyter_llmcloud.training.parallel.asynchronous.wire import as_bytes, as_tensor, close_in_children
 from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, unpack
 
@@ -154,7 +154,7 @@ class AsyncParameterServer(LocalSGD):
         if self._server is not None:
             self._server.keep({one.number for one in self._served})
             settings = float(self.plan.settings["outer-lr"]), float(self.plan.settings["momentum"])
-            self._server.add(replica.number, Shard(self._own_part(replica.pulled), *settings))
+            self._server.add(replica.number, ParameterShard(self._own_part(replica.pulled), *settings))
 
     def _own_part(self, flat: torch.Tensor) -> torch.Tensor:
         return flat.tensor_split(self._num_servers)[self.rank]
