@@ -50,7 +50,7 @@ def texts(number):
 rows, held_out = texts(16_000), texts(32)
 accelerator = Accelerator()
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(rows, batch_size=8))
+model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(rows, batch_size=4))
 
 def evaluated():
     with torch.no_grad():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.planned_cells import training
 from tests.support.worlds import AgentProcess, Ranks
@@ -37,7 +38,7 @@ def alone(node_agent: AgentProcess) -> dict[str, Any]:
 
 def in_step(batch: int) -> str:
     """A training whose batches are whole on three ranks, too."""
-    text = training(batch=batch, clip=1e9, optimizer=SGD, epochs=4)
+    text = training(batch=batch, clip=1e9, optimizer=SGD, epochs=2)
     return text.replace("(64, 8), generator", "(60, 8), generator")
 
 
@@ -97,7 +98,7 @@ def resumed(world: Ranks, legs: dict[str, int]) -> list[float]:
     resume: dict[str, Any] = {}
     for plan, fails_at in legs.items():
         world.push(fails_at=fails_at)
-        cell = training(batch=2, epochs=3, optimizer=ADAM, after=CHECKPOINT_AND_FAIL)
+        cell = training(batch=2, epochs=2, optimizer=ADAM, after=CHECKPOINT_AND_FAIL)
         outcome = world.run(cell, plan=plan, resume=resume)
         if fails_at:
             assert outcome.error["ename"] == "AssertionError", "\n".join(outcome.error["traceback"])
@@ -114,13 +115,13 @@ def resumed(world: Ranks, legs: dict[str, int]) -> list[float]:
     "legs",
     [
         pytest.param({"async-ps:2": 10, "async-ps:2,staleness=1": 0}, marks=pytest.mark.soak),
-        {"async-ps:2,servers=2": 10, "ddp": 18, "async-ps:4": 0},
+        {"async-ps:2,servers=2": 6, "ddp": 14, "async-ps:4": 0},
     ],
 )
 def test_a_run_goes_on_from_its_checkpoint_also_under_another_plan(three: Ranks, legs: dict[str, int]) -> None:
     undisturbed, losses = resumed(three, {"async-ps:2": 0}), resumed(three, legs)
-    assert len(losses) == len(undisturbed) == 33
-    assert losses[:8] == pytest.approx(undisturbed[:8], abs=0.1)
+    assert len(losses) == len(undisturbed) == 22
+    assert losses[:4] == pytest.approx(undisturbed[:4], abs=0.1)
     assert mean(losses[-11:]) == pytest.approx(mean(undisturbed[-11:]), rel=0.05)
     hold_the_same(three, [0, 1, 2])
 
@@ -142,13 +143,12 @@ while True:
         os.kill(os.getpid(), 9)
     if step == 40:
         break
+names = list(accelerator.get_state_dict(model))
 alone_at_last = accelerator.gather(torch.tensor([float(rank)])).tolist()
 """
 
 
 def test_a_worker_that_is_killed_costs_its_last_steps_only(new_world: Any) -> None:
-    from transformers import LlamaForCausalLM
-
     world = new_world(3)
     world.push(loser=1)
     text = training(batch=2, weights=False, optimizer=ADAM)
@@ -160,7 +160,7 @@ def test_a_worker_that_is_killed_costs_its_last_steps_only(new_world: Any) -> No
     losses = world.pull("losses")
     assert len(losses) == 40 and mean(losses[-5:]) < losses[0] - 1
     assert world.pull("alone_at_last") == [0.0, 2.0]
-    LlamaForCausalLM.from_pretrained(outcome.folder.path / "model")
+    assert load_file(outcome.folder.path / "model/model.safetensors").keys() == set(world.pull("names"))
     # The next cell has all ranks again.
     world.ok("import torch\nfound = torch.ones(())\ntorch.distributed.all_reduce(found)\nassert found == 3")
 

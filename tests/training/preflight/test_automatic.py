@@ -41,7 +41,7 @@ calls = accelerator.unwrap_model(model).calls
 """
 
 
-@pytest.mark.parametrize("plan", ["ddp", "fsdp"])
+@pytest.mark.parametrize("plan", ["ddp", pytest.param("fsdp", marks=pytest.mark.soak)])
 def test_a_step_that_does_not_fit_is_told_and_changes_nothing(world: Ranks, plan: str) -> None:
     world.push(left=1 << 60)
     quiet = world.ok(CELL, plan=plan)
