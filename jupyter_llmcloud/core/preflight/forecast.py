@@ -63,7 +63,7 @@ def forecast(
     }
     table = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items() if size)
     without = f", without {' and '.join(missing)}" if missing else ""
-    budget = RankMemory(left + found.parameters, device)
+    budget = RankMemory(left + found.parameters, device, overhead=LIBRARIES if device == "cpu" else 0)
     working = [advice for advice in advise(step, plan, world_size, budget) if advice.fits]
     less = f" Would fit: {'; '.join(advice.change for advice in working[:3])}." if working else ""
     return (
