@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.utils._pytree import tree_leaves, tree_map
 
 from jupyter_llmcloud.core.parallel.plan import ParallelPlan, parse_plan
@@ -63,6 +65,8 @@ class Forecaster:
         plain = unwrapped(model)
         if self._plan.kind not in (*_WHOLE, *_SHARDED) or (self._plan.kind in _SHARDED and step is None):
             return
+        if _is_compiled(model, accelerator):
+            return  # what is traced must be the model alone
         owner = weakref.ref(accelerator)
 
         def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
@@ -187,6 +191,13 @@ def _states(accelerator: Any, gradients: int) -> tuple[int, list[str]]:
         size = state_bytes(kind, inner.defaults, gradients)
         return size, [] if size or kind == "SGD" else [f"what {type(inner).__name__} keeps"]
     return 0, ["what an optimizer keeps"]
+
+
+def _is_compiled(model: torch.nn.Module, accelerator: Any) -> bool:
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        return True
+    parts = list(model.modules())
+    return any(isinstance(part, OptimizedModule) or part._compiled_call_impl is not None for part in parts)
 
 
 def _bytes(module: torch.nn.Module) -> int:

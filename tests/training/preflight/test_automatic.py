@@ -54,3 +54,11 @@ def test_a_step_that_does_not_fit_is_told_and_changes_nothing(world: Ranks, plan
     assert "75 MiB of cpu memory is left" in warning  # each of the two has a half
     assert world.pull("losses") == undisturbed  # the same dropout, the same statistics
     assert world.pull("calls") == 2
+
+
+@pytest.mark.soak
+def test_a_compiled_model_is_left_alone(world: Ranks) -> None:
+    world.push(left=4 << 20)
+    compiled = CELL.replace("model = Model()", 'model = torch.compile(Model(), backend="eager")')
+    told = world.ok(compiled.replace("calls = accelerator.unwrap_model(model).calls", ""))
+    assert "memory: a step" not in told.text(kind="stderr")
