@@ -5,6 +5,7 @@ The first server keeps the rounds, too: who may go on, and where all meet.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import socket
 import sys
@@ -22,7 +23,7 @@ UNKNOWN = "its parameter server does not have this model any more: prepare it ag
 
 
 class ParameterServer:
-    """Serves until its process ends, whatever cell is executed.
+    """Serves until it is closed, whatever cell is executed.
 
     Args:
         host: the address of this rank that the other ranks reach.
@@ -54,6 +55,13 @@ class ParameterServer:
     def keep(self, models: set[int]) -> None:
         """Let go of all other models."""
         self._shards = {model: shard for model, shard in self._shards.items() if model in models}
+
+    def close(self) -> None:
+        """Serve nobody any more."""
+        self._shards.clear()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which ends its thread
+        self._listener.close()
 
     # --- connections ---
 

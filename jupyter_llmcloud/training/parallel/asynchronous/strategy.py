@@ -116,6 +116,11 @@ class AsyncParameterServer(LocalSGD):
         if self._client is not None:
             self._client.close()
 
+    def leave(self) -> None:
+        self.close()
+        if self._server is not None:
+            self._server.close()
+
     def broken(self) -> None:
         self.close()
 

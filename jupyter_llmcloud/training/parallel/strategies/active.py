@@ -92,6 +92,8 @@ class ActivePlan:
         if self._last is not None and (self._last.plan, self._last.world_size) == (plan, world_size):
             self.strategy = self._last
         else:
+            if self._last is not None:
+                self._last.leave()
             self.strategy = self._last = _of_kind(plan.kind)(plan, rank, world_size, device)
         return self.strategy
 

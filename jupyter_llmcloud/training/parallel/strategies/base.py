@@ -38,6 +38,9 @@ class Strategy:
     def close(self) -> None:
         """The cell has ended, however."""
 
+    def leave(self) -> None:
+        """Another plan takes its place: what it holds of its models is given back."""
+
     @property
     def data_rank(self) -> tuple[int, int]:
         """Which part of the data this rank gets, of how many."""
