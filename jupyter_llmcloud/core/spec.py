@@ -205,8 +205,8 @@ class RunSpec(Spec):
     )
     plan: str | None = option(
         OptionType("PLAN", normalised),
-        "How the model is spread: ddp (default), fsdp, hsdp:GxR, tp:N, tp+fsdp, pipeline:N, local-sgd:K, diloco:K. "
-        "Options follow with commas: diloco:30,fragments=2,bits=8.",
+        "How the model is spread: ddp (default), fsdp, hsdp:GxR, tp:N, tp+fsdp, pipeline:N, local-sgd:K, diloco:K, "
+        "async-ps:K. Options follow with commas: diloco:30,fragments=2,bits=8.",
         resumes=True,
     )
     accelerate_config: str | None = option(

@@ -308,6 +308,7 @@ PLANS = Patch(
         "accelerate:Accelerator.load_state": ("input_dir",),
         "accelerate:Accelerator.gather": ("tensor",),
         "accelerate:Accelerator.reduce": ("tensor", "reduction", "scale"),
+        "accelerate.state:PartialState.wait_for_everyone": (),
         "torch.nn.utils:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
         "accelerate.accelerator:prepare_data_loader": ("dataloader", "device", "num_processes", "process_index"),
         "accelerate.scheduler:AcceleratedScheduler.step": (),

@@ -70,6 +70,7 @@ from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.parallel import plans
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
+from jupyter_llmcloud.training.preflight.automatic import FORECAST
 from jupyter_llmcloud.training.resume.checkpointer import Checkpointer
 from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
@@ -151,6 +152,7 @@ class Rank:
         STREAMS.install(lambda: self.steps.count)
         register_optimizer_step_post_hook(self.steps.boundary)
         FINITE.install(self.sender, lambda: self.steps.count)
+        FORECAST.install(lambda text: self.sender.warning("stderr", text))
         TIMES.install(lambda: self.steps.count)
         self.checkpoints.install()
         metrics.attach(self.run)
@@ -387,12 +389,15 @@ class Rank:
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
         ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)
         FINITE.begin(cell, self.group.world_size)
+        FORECAST.begin(cell, self.group.world_size, self.group.device)
 
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:
             return {}
-        ranks = cell.ranks or [0]
+        ranks = ACTIVE.savers(cell.ranks or [0])
         first = self.group.rank == ranks[0]
+        if self.group.rank not in ranks:
+            return {}
         with TIMES.within(CHECKPOINT):
             saved = artifacts.save(cell.save, shell.user_ns, Path(cell.folder) / "model", ranks, self.group.rank)
         return {"artifacts": saved, "payload": self._pickled(cell.pull, "--pull") if cell.pull and first else b""}

@@ -26,6 +26,7 @@ from tests.bench import (
     resize,
     scale,
     serving,
+    slow_link,
     start,
     sweep,
     throughput,
@@ -47,6 +48,7 @@ AXES: dict[str, Callable[[Path], list[Row]]] = {
     "data": data.measure,
     "sweep": sweep.measure,
     "scale": scale.measure,
+    "slow-link": slow_link.measure,
 }
 ONLY_BY_NAME = ("scale", "sweep")  # what takes the whole machine for long
 

@@ -22,6 +22,7 @@ DRIVERS = (
     "detect",
     "diagnose",
     "eta",
+    "preflight",
 )
 
 

@@ -32,7 +32,7 @@ def test_the_notebook_about_plans_does_what_it_says(shared_server: ServerClient,
     by_id["parameters"].source = "num_epochs = 1"
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     table = {row.split()[0]: row.split()[1:] for row in text_of(by_id["compare"]).splitlines()[1:]}
-    assert list(table) == ["ddp", "fsdp", "tp:2", "pipeline:2", "diloco:8"]
+    assert list(table) == ["ddp", "fsdp", "tp:2", "pipeline:2", "diloco:8", "async-ps:4"]
     held = {plan: int(row[0].replace(",", "")) for plan, row in table.items()}
     assert held["fsdp"] == held["ddp"] // 2 and held["diloco:8"] == held["ddp"]
     assert held["tp:2"] < 0.6 * held["ddp"] and held["pipeline:2"] < 0.6 * held["ddp"]

@@ -136,17 +136,18 @@ def network(*names: str) -> Iterator[list[Host]]:
 
 @dataclass
 class DaskOverHosts:
-    """A scheduler on the first host, a worker on each of the others, with TLS."""
+    """A scheduler on the first host, a worker on each of the others, with TLS unless another scheme is given."""
 
     head: Host
     nodes: list[Host]
     folder: Path
     environ: dict[str, str]
     port: int = 8786
+    scheme: str = "tls"
 
     @property
     def address(self) -> str:
-        return f"tls://{self.head.address}:{self.port}"
+        return f"{self.scheme}://{self.head.address}:{self.port}"
 
     def start(self) -> None:
         log = self.folder / "scheduler.log"
@@ -158,7 +159,14 @@ class DaskOverHosts:
 
     def start_worker(self, node: Host) -> None:
         """A worker with the slots that the cluster's plugin says."""
-        words = [sys.executable, "-m", "distributed.cli.dask_worker", self.address, "--host", f"tls://{node.address}"]
+        words = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_worker",
+            self.address,
+            "--host",
+            f"{self.scheme}://{node.address}",
+        ]
         words += ["--name", node.name, "--nthreads", "1", "--memory-limit", "0"]
         words += ["--dashboard-address", f"{node.address}:0"]  # even without one a worker listens for it
         words += ["--local-directory", str(self.folder / node.name)]

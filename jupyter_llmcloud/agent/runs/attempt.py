@@ -9,6 +9,7 @@ from typing import Any
 from jupyter_llmcloud.agent.ranks.local_rank import RankLink
 from jupyter_llmcloud.agent.runs.hang_monitor import HangMonitor
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
+from jupyter_llmcloud.core.parallel import plan
 from jupyter_llmcloud.core.run import lifecycle
 from jupyter_llmcloud.core.run.end_report import report
 from jupyter_llmcloud.core.run.lifecycle import (
@@ -60,7 +61,9 @@ class Attempt:
         self._links = links
         self._feed = feed
         self._on_finish = on_finish
-        self._rules = RunLifecycle(tuple(cell.ranks))
+        may_restart = bool(cell.max_restarts or cell.elastic)
+        dispensable = plan.dispensable(cell.plan, cell.ranks, may_restart)
+        self._rules = RunLifecycle(tuple(cell.ranks), dispensable=dispensable)
         self._errors: dict[int, dict[str, Any]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._saving: asyncio.Future[int] | None = None
@@ -172,6 +175,8 @@ class Attempt:
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
+            case lifecycle.GoOnWithout(rank, reason):
+                self._go_on_without(rank, reason)
             case lifecycle.AskStep(ranks, stops):
                 self._send(ranks, StepQuery(stops=stops))
             case lifecycle.SaveAtStep(ranks, step):
@@ -191,6 +196,20 @@ class Attempt:
                 for rank in self.ranks:
                     self._links[rank].drain()
                 self._on_finish(instruction)
+
+    def _go_on_without(self, rank: int, reason: str) -> None:
+        if self._hangs is not None:
+            self._hangs.ended(rank, {})
+        said = (
+            f"rank {rank} is lost: {reason}. The others go on without it; its steps since its last round, and the rows "
+            "that it had still to train on, are left out."
+        )
+        self._feed.note(said)
+        self._feed.mark("alert", None, said)
+
+    def is_without(self, rank: int) -> bool:
+        """Whether it goes on although this rank has died."""
+        return not self._rules.is_ending and self._rules.state_of(rank) == "died"
 
     def _send(self, ranks: Iterable[int], message: Message) -> None:
         for rank in ranks:

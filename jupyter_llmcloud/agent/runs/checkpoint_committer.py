@@ -54,6 +54,10 @@ class CheckpointCommitter:
         self._settled: list[tuple[int, bool, float]] = []  # steps, whether they were committed, what they have cost
         self._news = asyncio.Event()
 
+    def without(self, rank: int) -> None:
+        """A rank is lost, and the others go on: their parts make a checkpoint."""
+        self._ranks.discard(rank)
+
     def part(self, rank: int, part: CheckpointPart) -> None:
         """A rank has written its part, or could not."""
         if part.attempt != self.attempt:

@@ -281,6 +281,8 @@ class RunSupervisor:
     def rank_died(self, rank: int, name: str, reason: str) -> None:
         """The process of one of its ranks has gone."""
         self._attempt.rank_died(rank, name, reason)
+        if not self.is_over and self._attempt.is_without(rank):
+            self._checkpoints.without(rank)
 
     def _is_led_here(self) -> bool:
         """Nothing is written or told of a run that another agent leads."""

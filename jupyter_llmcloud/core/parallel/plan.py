@@ -1,6 +1,6 @@
 """How a model is spread over the ranks of a run: the plan that `--plan` names, its mesh, and what it is refused for.
 
-    ddp | fsdp | hsdp:GxR | tp:N | tp+fsdp[:N] | pipeline:N | local-sgd:K | diloco:K
+    ddp | fsdp | hsdp:GxR | tp:N | tp+fsdp[:N] | pipeline:N | local-sgd:K | diloco:K | async-ps[:K]
 
 After the name may follow options with commas: `diloco:30,fragments=2,bits=8`. Ranks are laid out row by row, the last
 dimension of the mesh fastest, so that ranks which talk most are neighbours.
@@ -9,14 +9,14 @@ dimension of the mesh fastest, so that ranks which talk most are neighbours.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
 
 COMPRESSIONS = ("fp16", "bf16", "powersgd")  # of gradients
-APART = ("local-sgd", "diloco")  # replicas that differ between two exchanges
+APART = ("local-sgd", "diloco", "async-ps")  # replicas that differ between two exchanges
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,23 @@ _SETTINGS: dict[str, dict[str, _Setting]] = {
         "outer-lr": _Setting(0.7, _number(1e-6, 10), "a number"),
         "momentum": _Setting(0.9, _number(0, 0.999), "a number from 0 to 0.999"),
     },
+    "async-ps": {
+        "servers": _Setting(1, _count(1), "a whole number of ranks"),
+        "staleness": _Setting(2, _count(0), "a whole number of rounds"),
+        "outer-lr": _Setting(1.0, _number(1e-6, 10), "a number"),
+        "momentum": _Setting(0.5, _number(0, 0.999), "a number from 0 to 0.999"),
+    },
 }
+_ROUND = 8  # steps of the fastest worker's round of async-ps, unless they are given
 _SHAPES = {
     "hsdp": "hsdp:GxR: G groups that hold the whole model, of R ranks each",
     "tp": "tp:N: each layer over N ranks",
     "pipeline": "pipeline:N: N stages",
     "local-sgd": "local-sgd:K: parameters are averaged every K steps",
     "diloco": "diloco:K: an outer step every K steps",
+    "async-ps": "async-ps:K: the fastest worker exchanges with the parameter server every K steps",
 }
-_USAGE = "ddp, fsdp, hsdp:GxR, tp:N, tp+fsdp, pipeline:N, local-sgd:K, diloco:K"
+_USAGE = "ddp, fsdp, hsdp:GxR, tp:N, tp+fsdp, pipeline:N, local-sgd:K, diloco:K, async-ps:K"
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,11 @@ class ParallelPlan:
             case "pipeline":
                 self._needs(self.sizes[0], world_size)
                 return {"stage": self.sizes[0]}
+            case "async-ps" if self.settings["servers"] > world_size:
+                raise UsageError(
+                    f"--plan {self.text}: {self.settings['servers']} ranks are to hold the parameters, and this world "
+                    f"has {world_size}. {_resize(self.settings['servers'])}"
+                )
         return {"rank": world_size}
 
     def num_data_ranks(self, world_size: int) -> int:
@@ -200,6 +213,14 @@ def check_balance(is_asked: bool, plan: str, ranks: int, world_size: int) -> Non
         )
 
 
+def dispensable(plan: str, ranks: Sequence[int], may_restart: bool) -> frozenset[int]:
+    """The ranks of a run that the others go on without when one dies; where it may restart, the run does that."""
+    asked = parse_plan(plan or "ddp")
+    if asked.kind != "async-ps" or may_restart:
+        return frozenset()
+    return frozenset(ranks[max(1, asked.settings["servers"]) :])
+
+
 def normalised(text: str) -> str:
     """A plan as it is written in a record. Raises UsageError."""
     return parse_plan(text).text
@@ -207,13 +228,15 @@ def normalised(text: str) -> str:
 
 def _sizes(kind: str, given: str | None, text: str) -> tuple[int, ...]:
     if given is None:
+        if kind == "async-ps":
+            return (_ROUND,)
         if kind in _SHAPES:
             raise UsageError(f"--plan {text!r}: a number is missing, as in {_SHAPES[kind]}.")
         return (2,) if kind == "tp+fsdp" else ()
     if kind in ("ddp", "fsdp"):
         raise UsageError(f"--plan {text!r}: {kind} takes no number; it is over all ranks of the world.")
     parts = given.lower().split("x")
-    minimum = 1 if kind in ("local-sgd", "diloco", "hsdp") else 2
+    minimum = 1 if kind in (*APART, "hsdp") else 2
     if len(parts) != (2 if kind == "hsdp" else 1) or not all(part.isascii() and part.isdigit() for part in parts):
         raise UsageError(f"--plan {text!r}: after the colon come {_SHAPES.get(kind, 'whole numbers, as in ' + kind)}.")
     numbers = tuple(map(int, parts))

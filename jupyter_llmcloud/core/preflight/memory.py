@@ -67,6 +67,8 @@ def estimate(step: MeasuredStep, plan: ParallelPlan, world_size: int) -> MemoryE
     update, buffers = step.update // parts, 0
     if "shard" in mesh or plan.kind == "fsdp":
         buffers = 3 * step.largest_block  # the block in use, the next one, the gradient of the one before
+    elif plan.kind == "async-ps":  # what was pulled, and of the first ranks what they serve: values, momentum, arrivals
+        buffers = step.parameters + 3 * -(-step.parameters // plan.settings["servers"])
     elif plan.kind == "diloco":
         buffers = 2 * step.parameters  # the parameters of the last exchange, the momentum of the outer optimizer
     elif world_size > 1 and parts == 1:

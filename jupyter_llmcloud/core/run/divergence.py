@@ -113,8 +113,8 @@ def _in_words(split: ReplicaSplit, step: int, last_alike: int | None) -> str:
     return (
         f"the replicas of the model differ at step {step}: {split.kind} {split.name}{more} is another one on "
         f"{_ranks(split.ranks)} than on {_ranks(split.others)}. {since}.{drawn} Training goes on, and --save takes "
-        "the first rank's. Look for a step or a write that only some ranks do. Alike only at times are replicas of "
-        "Accelerate's LocalSGD, and those on processors of different kinds, in the last digits."
+        "the first rank's. Look for a step or a write that only some ranks do. Replicas on processors of "
+        "different kinds may differ in the last digits."
     )
 
 

@@ -143,7 +143,15 @@ class Finish:
     dead: tuple[int, ...]
 
 
-Instruction = AskStep | SaveAtStep | StopAtStep | InterruptRanks | ReleaseRanks | KillRanks | Finish
+@dataclass(frozen=True)
+class GoOnWithout:
+    """A rank has died that the others do without: their plan waits for nobody."""
+
+    rank: int
+    reason: str
+
+
+Instruction = GoOnWithout | AskStep | SaveAtStep | StopAtStep | InterruptRanks | ReleaseRanks | KillRanks | Finish
 
 
 @dataclass
@@ -153,6 +161,7 @@ class _Rank:
     collateral: bool = False
     order: int = 0
     steps: int | None = None
+    is_left_out: bool = False  # it has died, and the others have gone on
 
 
 @dataclass
@@ -165,7 +174,10 @@ class _Counts:
 
 @dataclass
 class RunLifecycle:
-    """One run. `handle` takes an event and the time in seconds and says what to do; `wake_at` when to send a Tick."""
+    """One run. `handle` takes an event and the time in seconds and says what to do; `wake_at` when to send a Tick.
+
+    `dispensable`: ranks without which the others go on; never all of them.
+    """
 
     ranks: tuple[int, ...]
     ladder: Ladder = field(default_factory=Ladder)
@@ -174,6 +186,7 @@ class RunLifecycle:
     released: bool = False
     ended: bool = False
     wake_at: float | None = None
+    dispensable: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self._ranks = {rank: _Rank() for rank in self.ranks}
@@ -268,6 +281,9 @@ class RunLifecycle:
             return []
         self._count_end(item)
         item.state, item.error = "died", event.reason
+        if event.rank in self.dispensable and not self.is_ending:
+            item.is_left_out = True
+            return [GoOnWithout(event.rank, event.reason)]
         self._note_failure(now)
         self.released = True
         return [ReleaseRanks(self.running)] if self.running else []
@@ -353,8 +369,8 @@ class RunLifecycle:
         self.ended = True
         self.wake_at = None
         dead = tuple(rank for rank, item in self._ranks.items() if item.state == "died")
-        culprit = self._culprit()
-        failed = any(item.state in ("failed", "died") for item in self._ranks.values())
+        failed = any(item.state in ("failed", "died") and not item.is_left_out for item in self._ranks.values())
+        culprit = self._culprit() if failed or not self._has_left_out else None
         if self.stop_requested and (self.rung >= Rung.INTERRUPT or not failed or self._only_interrupted()):
             state = "stopped"
         else:
@@ -364,15 +380,22 @@ class RunLifecycle:
     def _only_interrupted(self) -> bool:
         return all(item.state != "failed" or item.collateral for item in self._ranks.values())
 
+    @property
+    def _has_left_out(self) -> bool:
+        return any(item.is_left_out for item in self._ranks.values())
+
     def _must_renew(self, failed: bool) -> bool:
-        if self.released or not self._in_group or self.rung >= Rung.INTERRUPT:
+        if self.released or self._has_left_out or not self._in_group or self.rung >= Rung.INTERRUPT:
             return True
         # The same error everywhere leaves the group in step; anything else may have left half a collective behind.
         errors = {item.error for item in self._ranks.values()}
         return failed and len(errors) > 1
 
     def _culprit(self) -> int | None:
-        """The rank that failed first; a death or an error of its own counts before an echo of a peer's."""
+        """The rank that failed first; a death or an error of its own counts before an echo of a peer's.
+
+        Between the two is the death of a rank without which the others went on.
+        """
         failed = [(rank, item) for rank, item in self._ranks.items() if item.state in ("failed", "died")]
-        failed.sort(key=lambda pair: (pair[1].collateral, pair[1].order))
+        failed.sort(key=lambda pair: (pair[1].collateral, pair[1].is_left_out, pair[1].order))
         return failed[0][0] if failed else None

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor, Replicate
 
 from jupyter_llmcloud.training.checkpoint import rng
-from jupyter_llmcloud.training.parallel.plans import replicas_of
+from jupyter_llmcloud.training.parallel.plans import replicas_of, trains_apart
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
@@ -23,13 +23,13 @@ _REPLICAS = "replicate"  # the dimension of a mesh along which ranks hold the sa
 def of_models(models: list[torch.nn.Module]) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of the parameters, and of the buffers, that other ranks hold as well: by name, in the models' order.
 
-    Left out are models that only this rank is known to have, those that are alike on a part of the ranks (a group of
-    the cell's own), and what DistributedDataParallel was told to ignore.
+    Left out are models that only this rank is known to have, those that ranks train apart for now, those that are alike
+    on a part of the ranks (a group of the cell's own), and what DistributedDataParallel was told to ignore.
     """
     parameters, buffers = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     for number, model in enumerate(models):
         prefix = f"{type(unwrapped(model)).__name__} {number + 1}: " if len(models) > 1 else ""
-        wrapper = replicas_of(model)
+        wrapper = None if trains_apart(model) else replicas_of(model)
         ignored = set(getattr(wrapper, "parameters_to_ignore", ()))
         plain = unwrapped(model)
         for name, tensor in plain.named_parameters():

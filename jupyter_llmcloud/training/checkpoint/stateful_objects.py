@@ -18,7 +18,7 @@ from jupyter_llmcloud.training.checkpoint import sharded_tensors
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import CopyTensor, NotPlain, decode, encode
 from jupyter_llmcloud.training.object_graph import memory
-from jupyter_llmcloud.training.parallel.plans import layout_of
+from jupyter_llmcloud.training.parallel.plans import layout_of, trains_apart
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 _LISTS = ("_models", "_optimizers", "_schedulers", "_custom_objects")
@@ -146,7 +146,7 @@ def parameters_of(optimizer: Any) -> list[torch.Tensor]:
 
 
 def _shared(chosen: dict[str, Any], alone: bool) -> list[StatefulObject]:
-    alike = {address for address, v in chosen.items() if _is_module(v) and (alone or layout_of(v).replicated)}
+    alike = {address for address, v in chosen.items() if _is_module(v) and (alone or _is_replicated(v))}
     common = {id(p) for address in alike for p in chosen[address].parameters()}
     found = []
     for address, value in chosen.items():
@@ -158,6 +158,10 @@ def _shared(chosen: dict[str, Any], alone: bool) -> list[StatefulObject]:
             shared = _is_optimizer(value) and (alone or _all_in(parameters_of(value), common))
         found.append(StatefulObject(address, value, shared))
     return found
+
+
+def _is_replicated(model: torch.nn.Module) -> bool:
+    return layout_of(model).replicated and not trains_apart(model)
 
 
 def is_spread(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -128,6 +129,16 @@ def watched_sockets() -> Iterator[None]:
     world = _current()
     with world.watch_sockets() if world is not None else nullcontext():
         yield
+
+
+def own_address() -> str:
+    """The address by which the other ranks reach this one: of the interface that leads to the store of the world."""
+    world = _current()
+    host, port = world.address.rsplit(":", 1) if world is not None else ("127.0.0.1", "1")
+    family, kind, protocol, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as sock:
+        sock.connect(target)  # nothing is sent
+        return str(sock.getsockname()[0])
 
 
 def adopt(group: Callable[[], WorldGroup | None]) -> None:

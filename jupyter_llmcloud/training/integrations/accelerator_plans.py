@@ -18,8 +18,9 @@ from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.parallel.balance import BALANCE
 from jupyter_llmcloud.training.parallel.plans import layout_of
 from jupyter_llmcloud.training.parallel.strategies.active import ACTIVE
-from jupyter_llmcloud.training.parallel.strategies.base import Strategy
+from jupyter_llmcloud.training.parallel.strategies.base import Asynchronous, Strategy
 from jupyter_llmcloud.training.parallel.strategies.prepared import PREPARED
+from jupyter_llmcloud.training.preflight.automatic import FORECAST
 
 
 def install() -> None:
@@ -34,6 +35,7 @@ def install() -> None:
             f"{of}.load_state": _make_refusing("load_state"),
             f"{of}.gather": _make_gather,
             f"{of}.reduce": _make_reduce,
+            "accelerate.state:PartialState.wait_for_everyone": _make_wait_for_everyone,
             "torch.nn.utils:clip_grad_norm_": _make_clip_grad_norm,
             "accelerate.accelerator:prepare_data_loader": _make_prepare_data_loader,
             "accelerate.scheduler:AcceleratedScheduler.step": _make_scheduler_step,
@@ -61,8 +63,10 @@ def _spread(strategy: Strategy, accelerator: Any, model: torch.nn.Module) -> tor
             "Choose --precision bf16 or no."
         )
     before = dict(model.named_parameters(remove_duplicate=False))
+    step = FORECAST.fake_of(model)
     spread = strategy.parallelize(model, accelerator)
     PREPARED.add(spread, before)
+    FORECAST.watch(spread, accelerator, step)
     return spread
 
 
@@ -77,6 +81,8 @@ def _make_prepare(original: Any) -> Any:
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
         strategy = _strategy()
         if strategy is None:
+            for value in filter(_is_new, args):
+                FORECAST.watch(value, self, None)
             return original(self, *args, **kwargs)
         args = tuple(_spread(strategy, self, value) if _is_new(value) else value for value in args)
         for value in (*args, *self._optimizers):
@@ -155,6 +161,9 @@ def _num_copies(strategy: Strategy | None) -> int:
 def _make_prepare_data_loader(original: Any) -> Any:
     def prepare_data_loader(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         strategy = _strategy()
+        if strategy is not None and strategy.is_asynchronous:
+            _shuffle_alike(get_sampler(dataloader))
+            kwargs["rng_types"] = None  # which would have all ranks meet before each pass
         if strategy is not None and strategy.data_rank[1] != strategy.world_size:
             _shuffle_alike(get_sampler(dataloader))
             kwargs["process_index"], kwargs["num_processes"] = strategy.data_rank
@@ -185,10 +194,17 @@ def _make_gather(original: Any) -> Any:
     def gather(self: Any, tensor: Any) -> Any:
         if BALANCE.is_on:
             return recursively_apply(lambda part: _gather_parts(original, self, part), tensor)
-        gathered, copies = original(self, tensor), _num_copies(_strategy())
+        strategy = _strategy()
+        if isinstance(strategy, Asynchronous):
+            return recursively_apply(lambda part: _joined(strategy.gathered(part)), tensor)
+        gathered, copies = original(self, tensor), _num_copies(strategy)
         return _every(gathered, self.num_processes, copies) if copies > 1 else gathered
 
     return gather
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
 
 
 def _gather_parts(original: Any, accelerator: Any, part: torch.Tensor) -> torch.Tensor:
@@ -214,11 +230,32 @@ def _every(value: Any, num_ranks: int, step: int) -> Any:
 
 def _make_reduce(original: Any) -> Any:
     def reduce(self: Any, tensor: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
+        strategy = _strategy()
+        if isinstance(strategy, Asynchronous):
+            return recursively_apply(lambda part: _reduced(strategy.gathered(part), reduction, scale), tensor)
         reduced = original(self, tensor, reduction, scale)
-        copies = _num_copies(_strategy()) if reduction == "sum" else 1
+        copies = _num_copies(strategy) if reduction == "sum" else 1
         return recursively_apply(lambda part: part / copies, reduced) if copies > 1 else reduced
 
     return reduce
+
+
+def _reduced(parts: list[torch.Tensor], reduction: str, scale: float) -> torch.Tensor:
+    if reduction not in ("sum", "mean"):
+        raise UsageError(f"--plan async-ps: accelerator.reduce() takes 'sum' or 'mean', not {reduction!r}.")
+    together = torch.stack(parts)
+    return (together.mean(0) if reduction == "mean" else together.sum(0)) * scale
+
+
+def _make_wait_for_everyone(original: Any) -> Any:
+    def wait_for_everyone(self: Any) -> None:
+        strategy = _strategy()
+        if isinstance(strategy, Asynchronous):
+            strategy.wait_for_everyone()
+        else:
+            original(self)
+
+    return wait_for_everyone
 
 
 def _make_scheduler_step(original: Any) -> Any:

@@ -38,6 +38,12 @@ def replicas_of(model: torch.nn.Module) -> torch.nn.Module | None:
     return _DDP.wrapper_of(model)
 
 
+def trains_apart(model: torch.nn.Module) -> bool:
+    """Whether what keeps a model alike on all ranks is off for now: `no_sync()`, as in Accelerate's LocalSGD."""
+    wrapper = replicas_of(model)
+    return wrapper is not None and not getattr(wrapper, "require_backward_grad_sync", True)
+
+
 def layout_of(model: torch.nn.Module) -> Layout:
     """How a model is spread over the ranks."""
     return next(layout for layout in _LAYOUTS if layout.holds(model))

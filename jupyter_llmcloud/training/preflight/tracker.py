@@ -6,6 +6,8 @@ so that samplers, shuffles and token ids work as they do. A value that a program
 
 from __future__ import annotations
 
+import math
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,10 @@ class NoMemoryLeft(BaseException):
     """What is really allocated came near the end of this machine's memory."""
 
 
+class TookTooLong(BaseException):
+    """What was to be worked out takes longer than it is worth; no `except Exception` of a model holds this up."""
+
+
 class AllocationTracker(TorchDispatchMode):
     """Notes the bytes of every storage while it lives.
 
@@ -40,19 +46,24 @@ class AllocationTracker(TorchDispatchMode):
     Attributes:
         events: of allocations, in order.
         flops: of the operations so far.
+        fake: the mode of tensors without memory; None where all are real.
+        ends_at: when TookTooLong is raised, in seconds of the monotonic clock.
     """
 
     def __init__(self, is_fake: bool, most: int) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.flops = 0
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True) if is_fake else None
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True) if is_fake else None
+        self.ends_at = math.inf
         self._most, self._live = most, 0
         self._numbers: dict[int, tuple[int, Any]] = {}  # id of a storage -> its number, what watches it
         self._next = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, fake where it can be, and note what it allocates."""
+        if time.monotonic() > self.ends_at:
+            raise TookTooLong
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         has_fake = any(isinstance(tensor, FakeTensor) for tensor in tensors)
@@ -60,8 +71,8 @@ class AllocationTracker(TorchDispatchMode):
             return torch.ones((), dtype=tensors[0].dtype).item()
         if has_fake and func is aten.is_nonzero.default:
             return True
-        if self._fake is not None and (has_fake or self._makes_numbers(func, tensors, args, kwargs)):
-            with self._fake:
+        if self.fake is not None and (has_fake or self._makes_numbers(func, tensors, args, kwargs)):
+            with self.fake:
                 result = func(*args, **kwargs)
         else:
             result = func(*args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jupyter_llmcloud.core.parallel.outer_schedule import OuterSchedule, fragments_of
-from jupyter_llmcloud.core.parallel.plan import check, normalised, parse_plan
+from jupyter_llmcloud.core.parallel.plan import check, dispensable, normalised, parse_plan
 from jupyter_llmcloud.errors import UsageError
 
 
@@ -21,6 +21,7 @@ from jupyter_llmcloud.errors import UsageError
         ("pipeline:2", 2, {"stage": 2}, 1),
         ("local-sgd:8", 4, {"rank": 4}, 4),
         ("diloco:8,bits=8", 4, {"rank": 4}, 4),
+        ("async-ps:4,servers=2", 3, {"rank": 3}, 3),
     ],
 )
 def test_a_plan_says_how_ranks_are_laid_out(text: str, world_size: int, mesh: dict[str, int], data_ranks: int) -> None:
@@ -36,6 +37,7 @@ def test_a_plan_says_how_ranks_are_laid_out(text: str, world_size: int, mesh: di
         ("tp+fsdp", "tp+fsdp:2"),
         ("fsdp,wrap=A+B,reshard=yes", "fsdp,wrap=A+B"),
         ("diloco:30, fragments=2, outer-lr=0.70", "diloco:30,fragments=2"),
+        ("async-ps, staleness=2, servers=2", "async-ps:8,servers=2"),
     ],
 )
 def test_a_plan_is_kept_as_it_would_be_written_again(text: str, written: str) -> None:
@@ -55,6 +57,8 @@ def test_a_plan_is_kept_as_it_would_be_written_again(text: str, written: str) ->
         ("tp:²", "tp:N"),
         ("fsdp:2", "takes no number"),
         ("local-sgd:-1", "local-sgd:K"),
+        ("async-ps:0", "at least 1"),
+        ("async-ps:4,servers=0", "whole number of ranks"),
         ("ddp,bits=8", "it takes none"),
         ("fsdp,reshard=maybe", "yes or no, not 'maybe'"),
         ("diloco:4,fragments=5", "no room for 5 fragments"),
@@ -104,3 +108,22 @@ def test_fragments_are_consecutive_and_none_is_empty(sizes: list[int], number: i
     found = fragments_of(sizes, number)
     assert [at for fragment in found for at in fragment] == list(range(len(sizes)))
     assert len(found) == min(number, len(sizes)) and all(found)
+
+
+def test_a_parameter_server_needs_its_ranks() -> None:
+    with pytest.raises(UsageError, match="3 ranks are to hold the parameters, and this world has 2"):
+        parse_plan("async-ps,servers=3").mesh(2)
+
+
+@pytest.mark.parametrize(
+    ("plan", "may_restart", "ranks"),
+    [
+        ("async-ps", False, {1, 2, 3}),
+        ("async-ps:4,servers=2", False, {2, 3}),
+        ("async-ps", True, set()),
+        ("diloco:4", False, set()),
+        ("", False, set()),
+    ],
+)
+def test_only_workers_of_a_parameter_server_are_done_without(plan: str, may_restart: bool, ranks: set[int]) -> None:
+    assert dispensable(plan, [0, 1, 2, 3], may_restart) == ranks

@@ -11,6 +11,7 @@ from jupyter_llmcloud.core.run.lifecycle import (
     AskStep,
     Event,
     Finish,
+    GoOnWithout,
     Instruction,
     InterruptRanks,
     KillRanks,
@@ -378,3 +379,40 @@ def test_a_stop_a_failure_or_the_end_comes_before_a_checkpoint() -> None:
     feed(run, SaveAsked(), RankEnded(0))
     assert feed(run, StepReported(1, 3)) == [SaveAtStep((1,), 4)]
     assert [type(out) for out in feed(two(), SaveAsked(), RankEnded(0), RankEnded(1))][-2:] == [SaveAtStep, Finish]
+
+
+# --- ranks that the others do without ---
+
+
+def three_of_which_one_suffices() -> RunLifecycle:
+    return RunLifecycle((0, 1, 2), dispensable=frozenset({1, 2}))
+
+
+def test_a_run_goes_on_without_a_rank_that_it_can_do_without() -> None:
+    run = three_of_which_one_suffices()
+    assert feed(run, RankDied(1, "SIGKILL")) == [GoOnWithout(1, "SIGKILL")]
+    assert not run.is_ending and run.running == (0, 2)
+    assert feed(run, RankEnded(0), RankEnded(2)) == [Finish("finished", None, renew=True, dead=(1,))]
+
+
+def test_a_stop_and_a_checkpoint_ask_only_the_ranks_that_are_left() -> None:
+    run = three_of_which_one_suffices()
+    feed(run, RankDied(1, "SIGKILL"))
+    assert feed(run, SaveAsked()) == [AskStep((0, 2), stops=False)]
+    assert feed(run, StepReported(0, 5), StepReported(2, 7)) == [SaveAtStep((0, 2), 8)]
+    assert feed(run, StopPressed()) == [AskStep((0, 2))]
+    assert feed(run, interrupted(0), interrupted(2)) == [Finish("stopped", None, renew=True, dead=(1,))]
+
+
+def test_a_run_ends_with_a_rank_that_it_cannot_do_without() -> None:
+    run = three_of_which_one_suffices()
+    assert feed(run, RankDied(0, "SIGKILL")) == [ReleaseRanks((1, 2))]
+    assert feed(run, RankDied(1, "SIGKILL")) != [GoOnWithout(1, "SIGKILL")]  # it is ending
+
+
+@pytest.mark.parametrize(("is_echo", "culprit"), [(True, 1), (False, 0)])
+def test_an_error_after_a_loss_is_the_ranks_own_unless_it_is_an_echo(is_echo: bool, culprit: int) -> None:
+    run = three_of_which_one_suffices()
+    feed(run, RankDied(1, "SIGKILL"), failed(0, collateral=is_echo))
+    (finish,) = feed(run, RankEnded(2))
+    assert finish == Finish("failed", culprit, renew=True, dead=(1,))

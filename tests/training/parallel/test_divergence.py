@@ -71,3 +71,27 @@ means = model.module[1].running_mean.tolist()
 """
     assert splits(four.ok(cell)) == []
     assert four.pull("means", 0) != four.pull("means", 1)  # they do differ
+
+
+def test_replicas_that_train_apart_by_accelerates_local_sgd_are_no_split(four: Ranks) -> None:
+    cell = """
+import torch
+from accelerate import Accelerator
+from accelerate.local_sgd import LocalSGD
+from torch.utils.data import DataLoader
+accelerator = Accelerator()
+torch.manual_seed(0)
+model = torch.nn.Linear(3, 4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(torch.randn(64, 3), batch_size=4))
+with LocalSGD(accelerator=accelerator, model=model, local_sgd_steps=3) as local_sgd:
+    for rows in loader:
+        accelerator.backward(model(rows).pow(2).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        local_sgd.step()
+        run.checkpoint()
+        apart = model.module.weight.tolist()
+"""
+    assert splits(four.ok(cell)) == []
+    assert four.pull("apart", 0) != four.pull("apart", 1)

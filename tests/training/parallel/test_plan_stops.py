@@ -9,7 +9,17 @@ import pytest
 from tests.support.planned_cells import training
 from tests.support.worlds import AgentProcess, Ranks
 
-BATCH = {"ddp": 2, "fsdp": 2, "hsdp:2x2": 2, "tp:4": 8, "tp+fsdp": 4, "pipeline:4": 8, "local-sgd:3": 2, "diloco:3": 2}
+BATCH = {
+    "ddp": 2,
+    "fsdp": 2,
+    "hsdp:2x2": 2,
+    "tp:4": 8,
+    "tp+fsdp": 4,
+    "pipeline:4": 8,
+    "local-sgd:3": 2,
+    "diloco:3": 2,
+    "async-ps:3": 2,
+}
 GOES_ON = 'print("at", step) if step == 3 else None; rank'
 
 

@@ -35,6 +35,10 @@ def _of_kind(kind: str) -> type[Strategy]:
             from jupyter_llmcloud.training.parallel.strategies.diloco import DiLoCo
 
             return DiLoCo
+        case "async-ps":
+            from jupyter_llmcloud.training.parallel.asynchronous.strategy import AsyncParameterServer
+
+            return AsyncParameterServer
         case "tp":
             from jupyter_llmcloud.training.parallel.strategies.tensor_parallel import TensorParallel
 
@@ -77,18 +81,21 @@ class ActivePlan:
         self._former = {name: os.environ.get(name) for name in cell.environment}
         os.environ.update(cell.environment)
         if plan.kind != "ddp":
-            self._begin_strategy(plan, rank, world_size, device)
+            self._begin_strategy(plan, rank, world_size, device).begin(f"{cell.run_id}/{cell.attempt}")
         data_rank = self.strategy.data_rank if self.strategy is not None else (rank, world_size)
         is_averaged = self.strategy is not None and plan.kind not in APART
         BALANCE.begin(
             cell.balance, DataRanks.of(data_rank, world_size, cell.reference_ranks, cell.elastic, is_averaged)
         )
 
-    def _begin_strategy(self, plan: ParallelPlan, rank: int, world_size: int, device: torch.device) -> None:
+    def _begin_strategy(self, plan: ParallelPlan, rank: int, world_size: int, device: torch.device) -> Strategy:
         if self._last is not None and (self._last.plan, self._last.world_size) == (plan, world_size):
             self.strategy = self._last
         else:
+            if self._last is not None:
+                self._last.leave()
             self.strategy = self._last = _of_kind(plan.kind)(plan, rank, world_size, device)
+        return self.strategy
 
     def end(self) -> None:
         """The cell has ended well, on every rank: replicas become one model."""
@@ -97,6 +104,8 @@ class ActivePlan:
 
     def close(self) -> None:
         """The cell has ended, however."""
+        if self.strategy is not None:
+            self.strategy.close()
         self.strategy, self.compression, self._plan = None, "", ParallelPlan()
         BALANCE.close()
         for name, value in self._former.items():
@@ -104,6 +113,10 @@ class ActivePlan:
             if value is not None:
                 os.environ[name] = value
         self._former = {}
+
+    def savers(self, ranks: list[int]) -> list[int]:
+        """The ranks that save what the cell names together: the first alone, where others may be lost."""
+        return ranks[:1] if self.strategy is not None and self.strategy.is_asynchronous else ranks
 
     # --- training ---
 

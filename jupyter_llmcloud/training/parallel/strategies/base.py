@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -20,15 +20,26 @@ class Strategy:
 
     Attributes:
         cuts_models: whether a rank has a part of each model only, not one that it could save alone.
+        is_asynchronous: whether ranks wait for each other nowhere, so that the first saves without asking the others.
     """
 
     cuts_models = True
+    is_asynchronous = False
 
     def __init__(self, plan: ParallelPlan, rank: int, world_size: int, device: torch.device) -> None:
         self.plan = plan
         self.rank = rank
         self.world_size = world_size
         self.device = device
+
+    def begin(self, cell_key: str) -> None:
+        """A cell begins, which has this name on all ranks; the strategy may have served earlier ones."""
+
+    def close(self) -> None:
+        """The cell has ended, however."""
+
+    def leave(self) -> None:
+        """Another plan takes its place: what it holds of its models is given back."""
 
     @property
     def data_rank(self) -> tuple[int, int]:
@@ -63,3 +74,14 @@ class Strategy:
 def trained(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
     """The parameters of an optimizer."""
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+@runtime_checkable
+class Asynchronous(Protocol):
+    """A strategy whose workers meet at its own servers, not in the process group, where they meet at all."""
+
+    def gathered(self, value: torch.Tensor) -> list[torch.Tensor]:
+        """The value of every worker that trains, in the order of ranks; waits for them."""
+
+    def wait_for_everyone(self) -> None:
+        """Wait for every worker that trains."""

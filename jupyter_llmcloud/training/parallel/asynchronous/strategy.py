@@ -1,0 +1,301 @@
+"""The plan `async-ps:K`: workers train apart and exchange with a parameter server when each is ready (2401.09135).
+
+Every rank is a worker. The first `servers` ranks hold the parameters, cut between them, in threads of their own. After
+its round a worker sends what it has moved by and goes on with what the servers hold then; it waits for nobody who is
+less than `staleness` rounds behind. A worker that is lost is not waited for, and loses what it had not sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pickle
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jupyter_llmcloud.training.diagnostics.time_split import BLOCKED, TIMES
+from jupyter_llmcloud.training.group.process_group import own_address
+from jupyter_llmcloud.training.parallel.asynchronous.client import ParameterClient
+from jupyter_llmcloud.training.parallel.asynchronous.server import ParameterServer
+from jupyter_llmcloud.training.parallel.asynchronous.shard import ParameterShard
+from jupyter_llmcloud.training.parallel.asynchronous.wire import as_bytes, as_tensor, close_in_children
+from jupyter_llmcloud.training.parallel.strategies.local_sgd import LocalSGD, ModelReplica, unpack
+
+_children_are_told = False
+
+
+def _tell_children() -> None:
+    global _children_are_told
+    if not _children_are_told:
+        _children_are_told = True
+        close_in_children()
+
+
+class _Waiting:
+    """Time that this worker spends waiting for others, which is none of its own speed."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def clock(self) -> float:
+        """Seconds without those."""
+        return time.monotonic() - self._seconds
+
+    @contextlib.contextmanager
+    def block(self) -> Iterator[None]:
+        """Within the block it waits."""
+        began = time.monotonic()
+        try:
+            with TIMES.within(BLOCKED):
+                yield
+        finally:
+            self._seconds += time.monotonic() - began
+
+
+WAITING = _Waiting()
+
+
+class ServedReplica(ModelReplica):
+    """A worker's copy of a model.
+
+    Attributes:
+        number: of the model, the same on all ranks.
+        pulled: its values when this worker has asked for them last, flat.
+        round_steps: of the present round.
+        begun: when it began, in seconds of the clock that stands still while this worker waits for others.
+    """
+
+    def __init__(self, model: torch.nn.Module, number: int, round_steps: int) -> None:
+        super().__init__(model)
+        self.number = number
+        self.round_steps = round_steps
+        self.restart()
+
+    def restart(self) -> None:
+        """It holds what the servers hold."""
+        self.pulled = self.flat()
+        self.begun = WAITING.clock()
+        self.num_left = 0
+
+    def flat(self) -> torch.Tensor:
+        """Its parameters, on the CPU."""
+        parts = [parameter.detach().reshape(-1).to("cpu", torch.float32) for parameter in self.parameters]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def adopt(self, values: torch.Tensor) -> None:
+        """Go on with what the servers hold."""
+        unpack(values, self.parameters)  # type: ignore[arg-type]
+        self.restart()
+
+
+class AsyncParameterServer(LocalSGD):
+    """Rounds of this worker on every prepared model, and the part of them that this rank serves."""
+
+    is_asynchronous = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._session = ""
+        self._client: ParameterClient | None = None
+        self._server: ParameterServer | None = None
+        self._token = secrets.token_hex(16)
+        _tell_children()
+
+    # --- the cell ---
+
+    def begin(self, cell_key: str) -> None:
+        self._session = cell_key
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def leave(self) -> None:
+        self.close()
+        if self._server is not None:
+            self._server.close()
+
+    def broken(self) -> None:
+        self.close()
+
+    @property
+    def _served(self) -> list[ServedReplica]:
+        return [one for one in self.replicas if isinstance(one, ServedReplica) and one.model is not None]
+
+    @property
+    def _is_server(self) -> bool:
+        return self.rank < self._num_servers
+
+    @property
+    def _num_servers(self) -> int:
+        return min(int(self.plan.settings["servers"]), self.world_size)
+
+    # --- models ---
+
+    def make_replica(self, model: torch.nn.Module) -> ModelReplica:
+        """All ranks call it: servers take their part, and every worker learns where they are."""
+        own = max((one.number for one in self._served), default=-1) + 1
+        if self._is_server and self._server is None:
+            self._server = self._make_server()
+        table: list[Any] = [None] * self.world_size
+        dist.all_gather_object(table, (own, self._server.address if self._server else None, self._token))
+        number = max(row[0] for row in table)  # a rank that has replaced another counts anew
+        replica = ServedReplica(model, number, self.plan.sizes[0])
+        self._serve(replica)
+        self._connect([row[1] for row in table if row[1]], [row[2] for row in table if row[1]])
+        return replica
+
+    def _make_server(self) -> ParameterServer:
+        settings = self.plan.sizes[0], int(self.plan.settings["staleness"])
+        return ParameterServer(own_address(), self._token, self.world_size, *settings)
+
+    def _serve(self, replica: ServedReplica) -> None:
+        if self._server is not None:
+            self._server.keep({one.number for one in self._served})
+            settings = float(self.plan.settings["outer-lr"]), float(self.plan.settings["momentum"])
+            self._server.add(replica.number, ParameterShard(self._own_part(replica.pulled), *settings))
+
+    def _own_part(self, flat: torch.Tensor) -> torch.Tensor:
+        return flat.tensor_split(self._num_servers)[self.rank]
+
+    def _connect(self, servers: list[tuple[str, int]], tokens: list[str]) -> None:
+        """Servers have the model once all ranks have come here."""
+        dist.barrier()
+        if self._client is None or self._client.servers != servers or not self._client.is_open:
+            self.close()
+            self._client = ParameterClient(servers, tokens, self.rank)
+            self._client.open(self._session)
+        dist.barrier()
+
+    @property
+    def _is_open(self) -> bool:
+        return self._client is not None and self._client.is_open
+
+    @property
+    def _servers(self) -> ParameterClient:
+        assert self._client is not None, "a model was prepared"
+        return self._client
+
+    # --- rounds ---
+
+    def stepped(self, replica: ModelReplica) -> None:
+        assert isinstance(replica, ServedReplica)
+        if not self._is_open:  # the model was prepared in an earlier cell
+            self._servers.open(self._session)
+            for other in self._served:
+                other.begun = WAITING.clock()
+        if replica.num_left >= replica.round_steps:
+            with TIMES.within(BLOCKED):
+                self.exchange(replica)
+
+    def exchange(self, replica: ModelReplica) -> None:
+        """A round is finished: send what has moved, and go on with what the servers hold."""
+        assert isinstance(replica, ServedReplica)
+        seconds, num_steps = WAITING.clock() - replica.begun, replica.num_left
+        self._push(replica)
+        replica.round_steps = self._servers.finish_round(replica.number, num_steps, seconds)
+        replica.adopt(self._servers.pull(replica.number))
+
+    def _push(self, replica: ServedReplica) -> None:
+        now = replica.flat()
+        self._servers.push(replica.number, replica.pulled - now)
+        replica.pulled, replica.num_left = now, 0  # a Stop may come before anything is pulled
+
+    def end(self) -> None:
+        if not self._is_open:
+            return
+        served = [replica for replica in self._served if self._servers.knows(replica.number)]
+        for replica in served:
+            if replica.num_left:
+                self._push(replica)
+        buffers = [buffer for replica in served for buffer in replica.buffers()]
+        own = torch.cat([buffer.reshape(-1).to("cpu", torch.float32) for buffer in [*buffers, torch.empty(0)]])
+        with WAITING.block():
+            every = self._servers.meet(bytes(as_bytes(own)), is_last=True)
+        for replica in served:
+            replica.adopt(self._servers.pull(replica.number))
+        parts = [as_tensor(bytearray(part)) for part in every.values()]
+        if buffers:
+            unpack(torch.stack(parts).mean(0), buffers)
+        if self.rank == 0 and served:
+            self._say(self._servers.about(served[0].number))
+
+    def _say(self, about: dict[str, Any]) -> None:
+        rounds = ", ".join(f"{number} (lost)" if at in about["lost"] else str(number)
+                           for at, number in enumerate(about["rounds"]))  # fmt: skip
+        print(
+            f"--plan {self.plan.text}: rounds of ranks 0 to {self.world_size - 1}: {rounds}; at most "
+            f"{about['oldest']} other updates had arrived when one did.",
+            file=sys.stderr,
+        )
+
+    # --- what the body of a cell gathers ---
+
+    def gathered(self, value: torch.Tensor) -> list[torch.Tensor]:
+        """The value of every worker that trains, in the order of ranks; it waits for them."""
+        if not self._is_open:
+            parts: list[Any] = [None] * self.world_size
+            dist.all_gather_object(parts, value.detach().cpu())
+            return [part.to(value.device) for part in parts]
+        with WAITING.block():
+            every = self._servers.meet(pickle.dumps((value.dtype, tuple(value.shape), bytes(as_bytes(value.cpu())))))
+        return [_unpickled(part).to(value.device) for part in every.values()]
+
+    def wait_for_everyone(self) -> None:
+        """A barrier of the workers that train."""
+        if self._is_open:
+            with WAITING.block():
+                self._servers.meet()
+        else:
+            dist.barrier()
+
+    # --- checkpoints ---
+
+    def state(self, copy: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+        """A checkpoint is where all workers meet and exchange: each of them saves the one model that the servers hold.
+
+        So another plan, and whoever serves the checkpoint, has what all have learned.
+        """
+        if not self._is_open:
+            return None
+        served = self._served
+        for replica in served:
+            if replica.num_left:
+                self._push(replica)
+        self._servers.meet()
+        for replica in served:
+            replica.adopt(self._servers.pull(replica.number))
+        found = [[replica.num_steps, replica.round_steps, self._state_of(replica)] for replica in served]
+        self._servers.meet()  # until here nobody has sent anything new
+        return found
+
+    def _state_of(self, replica: ServedReplica) -> Any:
+        shard = self._server.shard(replica.number) if self._server is not None else None
+        return shard.state() if shard is not None else None
+
+    def put(self, state: Any) -> None:
+        if not self._is_open:
+            return
+        self._servers.meet()
+        for replica, saved in zip(self._served, state or [None] * len(self._served), strict=False):
+            replica.restart()
+            shard = self._server.shard(replica.number) if self._server is not None else None
+            if shard is not None:
+                shard.restart(self._own_part(replica.pulled))
+            if saved is not None:
+                replica.num_steps, replica.round_steps, of_shard = saved
+                if shard is not None and of_shard is not None:
+                    shard.put(of_shard)
+        self._servers.meet()  # nobody sends to a server that is not ready
+
+
+def _unpickled(part: bytes) -> torch.Tensor:
+    dtype, shape, data = pickle.loads(part)  # of a rank of this world, which has shown its token
+    values = torch.frombuffer(bytearray(data), dtype=dtype) if math.prod(shape) else torch.empty(0, dtype=dtype)
+    return values.reshape(shape)
