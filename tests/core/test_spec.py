@@ -13,6 +13,7 @@ import pytest
 import jupyter_llmcloud as lc
 from jupyter_llmcloud.core.compression.spec import CompressSpec
 from jupyter_llmcloud.core.data.spec import PREPARE, PrepareSpec
+from jupyter_llmcloud.core.explain.spec import ExplainSpec
 from jupyter_llmcloud.core.options import Option, complete, parse, split, usage
 from jupyter_llmcloud.core.search.spec import SWEEP, SweepSpec
 from jupyter_llmcloud.core.spec import (
@@ -125,6 +126,7 @@ def test_the_readme_has_the_table_of_every_option() -> None:
     assert table(PrepareSpec) in README.read_text(encoding="utf-8")
     assert table(SweepSpec) in README.read_text(encoding="utf-8")
     assert table(CompressSpec) in README.read_text(encoding="utf-8")
+    assert table(ExplainSpec) in README.read_text(encoding="utf-8")
 
 
 def test_serve_and_world_have_the_options_of_their_specs() -> None:
