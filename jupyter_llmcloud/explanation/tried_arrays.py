@@ -14,7 +14,7 @@ from jupyter_llmcloud.core.explain.robustness import compared
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.explanation.arrays import labels_of, outputs, pixel_values
 from jupyter_llmcloud.explanation.models import OpenedModel
-from jupyter_llmcloud.explanation.trying import (
+from jupyter_llmcloud.explanation.tried_rows import (
     label_numbers,
     outside_row,
     spread,

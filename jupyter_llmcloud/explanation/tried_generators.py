@@ -16,8 +16,8 @@ from jupyter_llmcloud.core.explain.changes import TEXT_CHANGES, changed
 from jupyter_llmcloud.core.explain.robustness import OutsideInputs, TriedInputs
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.explanation.models import OpenedModel
+from jupyter_llmcloud.explanation.tried_rows import read_rows, tell_header, tell_row
 from jupyter_llmcloud.explanation.tried_texts import outside_texts
-from jupyter_llmcloud.explanation.trying import read_rows, tell_header, tell_row
 from jupyter_llmcloud.protocol.explanation import TryRequest
 from jupyter_llmcloud.protocol.model_work import Tell, WorkProgress
 

@@ -12,7 +12,7 @@ from jupyter_llmcloud.core.explain.changes import OUTSIDE, TEXT_CHANGES, changed
 from jupyter_llmcloud.core.explain.robustness import compared
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.explanation.models import OpenedModel
-from jupyter_llmcloud.explanation.trying import (
+from jupyter_llmcloud.explanation.tried_rows import (
     label_numbers,
     outside_row,
     read_rows,

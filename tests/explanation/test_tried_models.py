@@ -16,7 +16,8 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.explanation.models import OpenedModel
 from jupyter_llmcloud.explanation.tried_arrays import try_arrays
 from jupyter_llmcloud.explanation.tried_generators import cut
-from jupyter_llmcloud.explanation.trying import spread, try_model
+from jupyter_llmcloud.explanation.tried_rows import spread
+from jupyter_llmcloud.explanation.trying import try_model
 from jupyter_llmcloud.magics.understand.inputs import data_file, texts_of
 from jupyter_llmcloud.magics.understand.results import Robustness
 from jupyter_llmcloud.protocol.explanation import TriedChange, TriedModel, TryRequest
