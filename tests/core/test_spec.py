@@ -111,7 +111,13 @@ def test_a_bad_value_is_refused_alike_at_every_interface() -> None:
 
 @pytest.mark.parametrize(
     ("function", "spec"),
-    [(lc.distribute, RunSpec), (lc.serve, EndpointSpec), (lc.data.prepare, PrepareSpec), (lc.sweep, SweepSpec)],
+    [
+        (lc.distribute, RunSpec),
+        (lc.serve, EndpointSpec),
+        (lc.data.prepare, PrepareSpec),
+        (lc.sweep, SweepSpec),
+        (lc.explain, ExplainSpec),
+    ],
 )
 def test_the_python_twin_names_and_explains_every_option(function: Any, spec: type[Spec]) -> None:
     known = inspect.signature(function).parameters
