@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,13 @@ class TriedArrays:
         """By name; `wanted` are the labels that a misleading input leads away from."""
         found: dict[str, Callable[[], torch.Tensor]] = {}
         for size in NOISES:
-            found[f"noise, {size:.0%} of the range"] = lambda size=size: self._noisy(size)
+            found[f"noise, {size:.0%} of the range"] = partial(self._noisy, size)
         if self.inputs.ndim == 4:
             found["blurred"] = self._blurred
             found["darker by a fifth"] = lambda: self._within(self.inputs - 0.2 * self._range)
         found[f"random signs, {STEPS[-1]}/255"] = lambda: self._signs(STEPS[-1] / 255)
         for step in STEPS:
-            found[f"misleading signs (FGSM), {step}/255"] = lambda step=step: self._misleading(step / 255, wanted)
+            found[f"misleading signs (FGSM), {step}/255"] = partial(self._misleading, step / 255, wanted)
         return found
 
     def _within(self, rows: torch.Tensor) -> torch.Tensor:

@@ -193,7 +193,7 @@ def test_a_file_is_compared_in_llama_cpp_by_what_it_finds_likely(
     model.model.lm_head.weight.data[~torch.tensor(whole)] = 0  # never half of a character
     tokens = model.tokenizer(llama_cpp.TEXT, add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(httpx, "post", lambda *_, **__: SimpleNamespace(json=lambda: {"tokens": tokens}))
-    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
 
     def compared(off: float) -> list[str]:
         monkeypatch.setitem(sys.modules, "xllamacpp", LlamaCpp(model, off))  # type: ignore[arg-type]
@@ -206,5 +206,5 @@ def test_a_file_is_compared_in_llama_cpp_by_what_it_finds_likely(
     tokens.append(3)
     with pytest.raises(ModelError, match="cuts a text into other tokens"):
         compared(0.0)
-    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
     assert compared(0.0) == [llama_cpp.MISSING]

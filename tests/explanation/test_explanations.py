@@ -58,7 +58,7 @@ def sees_good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier that has learned one thing: whether the word "good" is in a text."""
     from transformers import AutoModelForSequenceClassification
 
-    labels = {"id2label": {0: "without", 1: "with"}, "label2id": {"without": 0, "with": 1}}
+    labels: dict[str, Any] = {"id2label": {0: "without", 1: "with"}, "label2id": {"without": 0, "with": 1}}
     folder = save_tiny_bert(tmp_path_factory.mktemp("bert") / "model", **labels)
     tokenizer = word_tokenizer()
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -106,7 +106,7 @@ def test_steps_are_added_until_the_scores_add_up() -> None:
 
 
 def test_without_captum_the_extra_that_brings_it_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(attribution.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'jupyter-llmcloud\[explain\]'"):
         explained(llama, text="a")
 

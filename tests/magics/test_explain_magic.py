@@ -58,8 +58,8 @@ class Server:
 
 def line(text: str, **variables: Any) -> Any:
     """What a line of the magic gives, in a notebook with these variables."""
-    group = ExplainMagics.__new__(ExplainMagics)
-    group.shell = SimpleNamespace(user_ns=variables)  # type: ignore[assignment]
+    group: Any = ExplainMagics.__new__(ExplainMagics)
+    group.shell = SimpleNamespace(user_ns=variables)
     return group.explain(text)
 
 

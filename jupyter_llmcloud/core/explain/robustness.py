@@ -80,7 +80,8 @@ def sign_test(fewer: int, more: int) -> float:
     if not count:
         return 1.0
     tail = sum(math.comb(count, number) for number in range(min(fewer, more) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    share: float = 2 * tail / 2**count
+    return min(1.0, share)
 
 
 def interval(count: int, of: int) -> tuple[float, float]:
