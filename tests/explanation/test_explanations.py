@@ -138,6 +138,21 @@ def test_each_token_of_an_answer_has_scores_that_add_up(llama: Path) -> None:
     assert found.answers[0].value == pytest.approx(first, abs=1e-4)
 
 
+def test_the_text_that_an_encoder_reads_is_explained_for_each_token_of_the_decoder(tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = byte_level_tokenizer()
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=3.0,
+                      decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)  # fmt: skip
+    T5ForConditionalGeneration(config).eval().save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    found = explained(tmp_path / "t5", text="The for statement", num_new=2)
+    assert [len(answer.scores) for answer in found.answers] == [len(found.tokens)] * len(found.answers)
+    for answer in found.answers:
+        assert is_complete(answer.difference, answer.value - answer.baseline_value)
+
+
 def test_a_given_answer_is_explained_in_place_of_the_models_own(llama: Path) -> None:
     found = explained(llama, text="The for", answer=" statement", method="ablation")
     assert found.answer == " statement" and "add up to nothing" in repr(found) and any(found.scores)

@@ -47,7 +47,7 @@ def test_a_notebook_about_a_kind_of_work_is_saved_without_outputs(name: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("shared_server")
 def test_a_trainer_learns_the_order_of_words(tmp_path: Path) -> None:
     cells = executed("text_classification", tmp_path, "num_reviews = 3000\nnum_epochs = 2")

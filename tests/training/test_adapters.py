@@ -74,7 +74,7 @@ def num_ranks_left(state: dict[str, torch.Tensor]) -> int:
     return sum(int((value != 0).sum()) for name, value in state.items() if "lora_E" in name)
 
 
-@pytest.mark.parametrize("config", [LORA, ADALORA])
+@pytest.mark.parametrize("config", [pytest.param(LORA, marks=pytest.mark.soak), ADALORA])
 def test_an_adapter_learns_on_two_ranks_what_it_learns_on_one(
     world: Ranks, one: Ranks, base: Path, config: str
 ) -> None:
@@ -100,7 +100,7 @@ def test_an_adapter_learns_on_two_ranks_what_it_learns_on_one(
             assert torch.allclose(one_way(input_ids=rows[:2]).logits, world.pull("expected"), atol=1e-3)
 
 
-@pytest.mark.parametrize("plan", ["local-sgd:2", "fsdp"])
+@pytest.mark.parametrize("plan", ["local-sgd:2", pytest.param("fsdp", marks=pytest.mark.soak)])
 def test_a_plan_whose_ranks_see_no_whole_gradient_refuses_adalora(world: Ranks, base: Path, plan: str) -> None:
     refused: Any = world.run(cell(base, ADALORA, 4), plan=plan)
     assert refused.error["ename"] == "UsageError"
