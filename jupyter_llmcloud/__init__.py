@@ -22,6 +22,7 @@ __all__ = [
     "distribute",
     "endpoints",
     "errors",
+    "explain",
     "export",
     "pull",
     "push",

@@ -20,7 +20,8 @@ from jupyter_llmcloud.compression.texts import read_texts, written_by
 from jupyter_llmcloud.core.compression.methods import CompressionMethod
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
-from jupyter_llmcloud.protocol.compression import CompressRequest, Event, MethodRefused, Trainable, WorkProgress
+from jupyter_llmcloud.protocol.compression import CompressRequest, Event, MethodRefused, Trainable
+from jupyter_llmcloud.protocol.model_work import WorkProgress
 
 log = logging.getLogger(__name__)
 

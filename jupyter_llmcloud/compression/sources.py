@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_llmcloud.core.compression.methods import source_name
-from jupyter_llmcloud.core.names import NAME_PATTERN
 from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
-from jupyter_llmcloud.errors import ModelError, NotFound
+from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.storage.model_folder import ModelLayout, check_folder, model_kind
-from jupyter_llmcloud.storage.runs import RunFolder, RunStore
+from jupyter_llmcloud.storage.models.named_model import named_model
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class SourceModel:
 
 def find_source(target: str, base_model: str = "") -> SourceModel:
     """The model that `target` names. Raises NotFound or ModelError."""
-    folder, run = _folder_of(target)
+    folder, run = named_model(target)
     layout = check_folder(
         folder, Path(base_model).expanduser().resolve() if base_model else None, is_own=run is not None
     )
@@ -56,30 +55,3 @@ def find_source(target: str, base_model: str = "") -> SourceModel:
         )
     name = source_name(target, folder.name if run is None else run.read().name)
     return SourceModel(name, layout, "" if run is None else run.run_id)
-
-
-def _folder_of(target: str) -> tuple[Path, RunFolder | None]:
-    missing = f"{target!r} is neither a run nor a folder."
-    if NAME_PATTERN.fullmatch(target):
-        try:
-            run = RunStore().find(target)
-        except NotFound as error:
-            missing = str(error)
-        else:
-            return _saved_by(run), run
-    folder = Path(target).expanduser()
-    if not target or "\0" in target or not folder.is_dir():
-        raise NotFound(f"{missing} Nor is there a folder {target!r}.")
-    return folder.resolve(), None
-
-
-def _saved_by(run: RunFolder) -> Path:
-    record = run.read()
-    saved = record.artifacts.get("model")
-    folder = run.path / saved if saved else run.model
-    if not folder.is_dir():
-        ending = " It is still running." if record.is_active else ""
-        raise ModelError(
-            f"run {record.name!r} saved no model: add --save model,tokenizer to its %%distribute line.{ending}"
-        )
-    return folder.resolve()

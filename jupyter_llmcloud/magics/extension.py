@@ -7,6 +7,7 @@ from typing import Any
 
 from jupyter_llmcloud.core.compression.spec import COMPRESS, EXPORT
 from jupyter_llmcloud.core.data.spec import PREPARE, SHARDS
+from jupyter_llmcloud.core.explain.spec import EXPLAIN
 from jupyter_llmcloud.core.options import Syntax, usage
 from jupyter_llmcloud.core.search.spec import SWEEP
 from jupyter_llmcloud.core.spec import DISTRIBUTE, SERVE, SERVE_CELL
@@ -16,6 +17,7 @@ from jupyter_llmcloud.magics.compression import compress
 from jupyter_llmcloud.magics.output import shown_paths
 from jupyter_llmcloud.magics.search import commands as search
 from jupyter_llmcloud.magics.search import finders
+from jupyter_llmcloud.magics.understand import explain
 
 VERBS: dict[str, dict[str, Syntax]] = {
     "%cluster": clusters.VERBS,
@@ -33,6 +35,7 @@ SINGLE: dict[str, Syntax] = {
     "%%serve": SERVE_CELL,
     "%compress": COMPRESS,
     "%export": EXPORT,
+    "%explain": EXPLAIN,
     "%prepare": PREPARE,
     "%shards": SHARDS,
     "%lr_find": finders.LR_FIND,
@@ -53,6 +56,7 @@ def load(shell: Any) -> None:
         data.DataMagics,
         search.SweepMagics,
         compress.CompressMagics,
+        explain.ExplainMagics,
     ]
     for group in groups:
         shell.register_magics(group(shell))

@@ -6,6 +6,7 @@ from typing import Any
 
 from jupyter_llmcloud import errors
 from jupyter_llmcloud.core.compression.spec import CompressSpec, ExportSpec
+from jupyter_llmcloud.core.explain.spec import ExplainSpec
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import EndpointSpec, RunSpec
 from jupyter_llmcloud.magics import data
@@ -22,6 +23,7 @@ from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 from jupyter_llmcloud.magics.session.null_run import run
 from jupyter_llmcloud.magics.twin import describe
+from jupyter_llmcloud.magics.understand.explain import explain
 from jupyter_llmcloud.protocol.run_request import without_leading_blank_lines
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "distribute",
     "endpoints",
     "errors",
+    "explain",
     "export",
     "pull",
     "push",
@@ -74,6 +77,7 @@ describe(sweep, SweepSpec)
 describe(serve, EndpointSpec)
 describe(compress, CompressSpec)
 describe(export, ExportSpec)
+describe(explain, ExplainSpec)
 
 
 def push(**values: Any) -> None:

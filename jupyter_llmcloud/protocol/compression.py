@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from jupyter_llmcloud.protocol.model_work import Failed, WorkProgress
+
 
 class CompressRequest(msgspec.Struct, kw_only=True, frozen=True, tag="compress"):
     """Make models.
@@ -64,12 +66,6 @@ class ExportRequest(msgspec.Struct, kw_only=True, frozen=True, tag="export"):
 Request = CompressRequest | MeasureRequest | ExportRequest
 
 
-class WorkProgress(msgspec.Struct, kw_only=True, frozen=True, tag="progress"):
-    """How far it is, in a few words."""
-
-    text: str
-
-
 class Made(msgspec.Struct, kw_only=True, frozen=True, tag="made"):
     """A model was made, and is kept as a run."""
 
@@ -117,13 +113,6 @@ class Exported(msgspec.Struct, kw_only=True, frozen=True, tag="exported"):
 class Caption(msgspec.Struct, kw_only=True, frozen=True, tag="caption"):
     """What the figures of a table are of."""
 
-    text: str
-
-
-class Failed(msgspec.Struct, kw_only=True, frozen=True, tag="failed"):
-    """It cannot go on: the kind of an error of ours ("" for one of somebody else's), and what it says."""
-
-    kind: str
     text: str
 
 

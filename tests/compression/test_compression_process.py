@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.client.compress import CompressionProcess, kept_texts, texts_of_file
+from jupyter_llmcloud.client.model_work.process import CompressionProcess
+from jupyter_llmcloud.client.model_work.texts import kept_texts, texts_of_file
 from jupyter_llmcloud.compression.results import ORIGIN
 from jupyter_llmcloud.core.compression.table import MeasuredModel
 from jupyter_llmcloud.errors import NotFound, UsageError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,3 +147,64 @@ def test_the_file_is_in_the_folder_of_the_run_or_beside_the_model(folder: Path, 
     (own_root / "runs" / "m-1").mkdir(parents=True)
     of_run: Any = SimpleNamespace(name="m", run_id="m-1", folder=folder)
     assert _default(of_run, "gguf") == own_root / "runs" / "m-1" / "export" / "m.gguf"
+
+
+class LlamaCpp:
+    """In place of xllamacpp: tells the likeliest tokens of a model, whose scores may be off."""
+
+    ggml_type = SimpleNamespace(GGML_TYPE_F32=0)
+    llama_flash_attn_type = SimpleNamespace(LLAMA_FLASH_ATTN_TYPE_DISABLED=0)
+
+    def __init__(self, model: LoadedModel, off: float = 0.0) -> None:
+        self.model, self.off = model, off
+
+    def CommonParams(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            model=SimpleNamespace(), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace(), n_ctx=0
+        )
+
+    def Server(self, params: SimpleNamespace) -> LlamaCpp:
+        assert params.n_ctx == self.model.context_length and params.model.path
+        return self
+
+    listening_address = "http://127.0.0.1:1"
+
+    def handle_completions(self, asked: dict[str, Any]) -> dict[str, Any]:
+        tokens, rows = list(asked["prompt"]), []
+        for _ in range(asked["n_predict"]):
+            best = model_scores(self.model, tokens)[-1].log_softmax(-1).topk(asked["n_probs"])
+            likely = [
+                {"id": int(i), "logprob": float(v) + self.off} for i, v in zip(best.indices, best.values, strict=True)
+            ]
+            rows.append({"id": likely[0]["id"], "top_logprobs": likely})
+            tokens.append(likely[0]["id"])
+        return {"choices": [{"logprobs": {"content": rows}}]}
+
+
+def test_a_file_is_compared_in_llama_cpp_by_what_it_finds_likely(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import httpx
+
+    from jupyter_llmcloud.compression.export import llama_cpp
+
+    model = loaded(folder)
+    whole = [model.tokenizer.decode([ident]).isascii() for ident in range(model.num_vocabulary)]
+    model.model.lm_head.weight.data[~torch.tensor(whole)] = 0  # never half of a character
+    tokens = model.tokenizer(llama_cpp.TEXT, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(httpx, "post", lambda *_, **__: SimpleNamespace(json=lambda: {"tokens": tokens}))
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
+
+    def compared(off: float) -> list[str]:
+        monkeypatch.setitem(sys.modules, "xllamacpp", LlamaCpp(model, off))  # type: ignore[arg-type]
+        return llama_cpp.compared_in_llama_cpp(model, tmp_path / "m.gguf", "f32", lambda text: None)
+
+    [note] = compared(0.0)
+    assert "llama.cpp: largest difference of log-probabilities" in note and "greedy tokens are the same" in note
+    with pytest.raises(ModelError, match=r"what llama\.cpp computes of the file is not what the model computes"):
+        compared(2.0)
+    tokens.append(3)
+    with pytest.raises(ModelError, match="cuts a text into other tokens"):
+        compared(0.0)
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
+    assert compared(0.0) == [llama_cpp.MISSING]

@@ -13,6 +13,7 @@ import pytest
 import jupyter_llmcloud as lc
 from jupyter_llmcloud.core.compression.spec import CompressSpec
 from jupyter_llmcloud.core.data.spec import PREPARE, PrepareSpec
+from jupyter_llmcloud.core.explain.spec import ExplainSpec
 from jupyter_llmcloud.core.options import Option, complete, parse, split, usage
 from jupyter_llmcloud.core.search.spec import SWEEP, SweepSpec
 from jupyter_llmcloud.core.spec import (
@@ -110,7 +111,13 @@ def test_a_bad_value_is_refused_alike_at_every_interface() -> None:
 
 @pytest.mark.parametrize(
     ("function", "spec"),
-    [(lc.distribute, RunSpec), (lc.serve, EndpointSpec), (lc.data.prepare, PrepareSpec), (lc.sweep, SweepSpec)],
+    [
+        (lc.distribute, RunSpec),
+        (lc.serve, EndpointSpec),
+        (lc.data.prepare, PrepareSpec),
+        (lc.sweep, SweepSpec),
+        (lc.explain, ExplainSpec),
+    ],
 )
 def test_the_python_twin_names_and_explains_every_option(function: Any, spec: type[Spec]) -> None:
     known = inspect.signature(function).parameters
@@ -125,6 +132,7 @@ def test_the_readme_has_the_table_of_every_option() -> None:
     assert table(PrepareSpec) in README.read_text(encoding="utf-8")
     assert table(SweepSpec) in README.read_text(encoding="utf-8")
     assert table(CompressSpec) in README.read_text(encoding="utf-8")
+    assert table(ExplainSpec) in README.read_text(encoding="utf-8")
 
 
 def test_serve_and_world_have_the_options_of_their_specs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_a_notebook_about_a_kind_of_work_is_saved_without_outputs(name: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("shared_server")
 def test_a_trainer_learns_the_order_of_words(tmp_path: Path) -> None:
     cells = executed("text_classification", tmp_path, "num_reviews = 3000\nnum_epochs = 2")
@@ -56,6 +57,13 @@ def test_a_trainer_learns_the_order_of_words(tmp_path: Path) -> None:
     assert first.split()[0] == "content" and second.split()[0] == "unhappy", "the same words in another order"
     assert "'labels': ['content']" in printed(cells["request"])
     assert percentages(printed(cells["served"])) == [bert, bert]
+    html = cells["explain"].outputs[-1].data["text/html"]
+    assert "data:image/svg+xml;base64," in html and "They add up to" in html and "reviews answers “content”" in html
+    scores = dict(ast.literal_eval(printed(cells["scores"])))
+    assert len(scores) == 3 and {"not", "stale"} & set(scores)
+    tried = printed(cells["tried"])
+    assert re.search(r"^no capitals +[\d.]+% .* the same answers$", tried, re.M)
+    assert re.search(r"^capitals +[\d.]+% .* loses [\d.]+ points$", tried, re.M) and "letters in any order" in tried
 
 
 @pytest.mark.slow
@@ -68,6 +76,7 @@ def test_a_convolutional_net_finds_shapes_wherever_they_are(tmp_path: Path) -> N
     assert "image/png" in cells["predict"].outputs[0].data
     assert re.match(r"(\w+), drawn as a \w+\n", printed(cells["request"]))
     assert percentages(printed(cells["served"])) == [net, net]
+    assert "data:image/png;base64," in cells["explain"].outputs[-1].data["text/html"]
 
 
 @pytest.mark.slow

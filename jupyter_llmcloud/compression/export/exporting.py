@@ -8,7 +8,8 @@ from pathlib import Path
 from jupyter_llmcloud.compression.sources import SourceModel, find_source
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.inference.engines.loading import load_model
-from jupyter_llmcloud.protocol.compression import Event, Exported, ExportRequest, WorkProgress
+from jupyter_llmcloud.protocol.compression import Event, Exported, ExportRequest
+from jupyter_llmcloud.protocol.model_work import WorkProgress
 from jupyter_llmcloud.storage.runs import RunStore
 
 Tell = Callable[[Event], None]

@@ -15,7 +15,8 @@ from jupyter_llmcloud.compression.sources import SourceModel, find_source
 from jupyter_llmcloud.compression.texts import read_texts, windows
 from jupyter_llmcloud.core.compression.table import MeasuredModel
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
-from jupyter_llmcloud.protocol.compression import Caption, Event, MeasureRequest, ModelMeasured, WorkProgress
+from jupyter_llmcloud.protocol.compression import Caption, Event, MeasureRequest, ModelMeasured
+from jupyter_llmcloud.protocol.model_work import WorkProgress
 
 Tell = Callable[[Event], None]
 ROUNDS = 5

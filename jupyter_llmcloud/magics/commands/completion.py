@@ -61,8 +61,9 @@ class CompletionNames:
             "runs": lambda: _runs(lambda record: True),
             "active runs": lambda: _runs(lambda record: record.is_active),
             "what can be served": lambda: [*_with_a_model(), *_served_here(variables), *_models_on_ranks()],
+            "what can be explained": lambda: list(dict.fromkeys([*_endpoints(), *_with_a_model()])),
             "sweeps": lambda: [str(row["name"]) for row in _ask("sweeps")],
-            "endpoints": lambda: [str(row["name"]) for row in _ask("endpoints")],
+            "endpoints": _endpoints,
             "keys": lambda: [str(row["id"]) for row in _ask("keys") if row["state"] == "valid"],
             "variables": lambda: sorted(name for name in variables if not name.startswith("_")),
             "variables of ranks": _on_ranks,
@@ -74,6 +75,10 @@ class CompletionNames:
             return self._by_kind[kind]() if kind in self._by_kind else ()
         except (LLMCloudError, OSError):
             return ()
+
+
+def _endpoints() -> list[str]:
+    return [str(row["name"]) for row in _ask("endpoints")]
 
 
 def _kinds() -> list[str]:

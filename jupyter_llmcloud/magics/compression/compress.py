@@ -10,7 +10,8 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.client.compress import CompressionProcess, kept_texts, texts_of_file
+from jupyter_llmcloud.client.model_work.process import CompressionProcess
+from jupyter_llmcloud.client.model_work.texts import kept_texts, texts_of_file
 from jupyter_llmcloud.client.stop_signal import said, swallow_more_presses
 from jupyter_llmcloud.core.compression.spec import COMPRESS, EXPORT, CompressSpec, ExportSpec
 from jupyter_llmcloud.core.compression.table import MeasuredModel, headings, rows

@@ -35,16 +35,17 @@ def _load(layout: ModelLayout, kind: str, dtype: str, device: str, max_rows: int
     from jupyter_llmcloud.inference.open_inference.classifiers.images import ImageClassifier
     from jupyter_llmcloud.inference.open_inference.classifiers.text import TextClassifier, TokenClassifier
 
-    model = _model(layout, kind, dtype).to(device).eval()
+    model = load_transformer(layout, kind, dtype).to(device)
     if kind == "image-classifier":
-        return ImageClassifier(model, _image_processor(layout.folder), max_rows)
+        return ImageClassifier(model, image_processor(layout.folder), max_rows)
     tokenizer = AutoTokenizer.from_pretrained(layout.tokenizer, **_SAFE)
     if kind == "token-classifier":
         return TokenClassifier(model, tokenizer, kind, max_rows)
     return TextClassifier(model, tokenizer, kind, max_rows)
 
 
-def _model(layout: ModelLayout, kind: str, dtype: str) -> Any:
+def load_transformer(layout: ModelLayout, kind: str, dtype: str) -> Any:
+    """The model alone, to be asked; raises ModelError when its weights are not all there, or not finite."""
     from transformers import (
         AutoModelForImageClassification,
         AutoModelForSequenceClassification,
@@ -68,7 +69,7 @@ def _model(layout: ModelLayout, kind: str, dtype: str) -> Any:
         model = merged(model, layout.adapter)
         _check_head(layout.adapter, head)
     check_finite(layout.adapter or layout.folder, model)
-    return model
+    return model.eval()
 
 
 def _adapter_labels(layout: ModelLayout) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _saved(adapter: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def _image_processor(folder: Path) -> Any:
+def image_processor(folder: Path) -> Any:
     """None when the folder has none; raises ModelError when it cannot be used here."""
     if not (folder / "preprocessor_config.json").is_file():
         return None

@@ -15,6 +15,7 @@ _BUCKET = 64 << 20  # bytes of one broadcast
 def begin_alike(model: torch.nn.Module, plan: str) -> None:
     """All ranks call it before the model is spread. Raises the same UsageError on all when they differ."""
     refuse_meta(model, plan)
+    _refuse_adaptive_ranks(model, plan)
     shapes = {name: list(value.shape) for name, value in model.state_dict().items() if torch.is_tensor(value)}
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, shapes)
@@ -32,6 +33,17 @@ def refuse_meta(model: torch.nn.Module, plan: str) -> None:
         raise UsageError(
             f"--plan {plan}: {name} is on the device 'meta' and has no values. Load the model before it is prepared, "
             "without device_map and outside of init_empty_weights()."
+        )
+
+
+def _refuse_adaptive_ranks(model: torch.nn.Module, plan: str) -> None:
+    """AdaLoRA drops directions by the gradients that a rank sees: of parts of them, each rank would drop others."""
+    configs = getattr(model, "peft_config", None)
+    kinds = [str(getattr(config, "peft_type", "")) for config in configs.values()] if isinstance(configs, dict) else []
+    if any("ADALORA" in kind for kind in kinds):
+        raise UsageError(
+            f"--plan {plan}: AdaLoRA chooses which directions stay by whole gradients, which a rank has under "
+            "--plan ddp only. Use that, or LoraConfig in place of AdaLoraConfig."
         )
 
 

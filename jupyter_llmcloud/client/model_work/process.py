@@ -1,42 +1,49 @@
-"""The process that makes models smaller: started for one request, followed, and ended with it."""
+"""A process that works on a model: started for one request, followed, and ended with it."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Self
 
 import msgspec
 
-from jupyter_llmcloud.errors import InternalError, LLMCloudError, UsageError
-from jupyter_llmcloud.protocol.compression import Event, Failed, Request, WorkProgress
+from jupyter_llmcloud.errors import InternalError, LLMCloudError
+from jupyter_llmcloud.protocol import compression, explanation
+from jupyter_llmcloud.protocol.model_work import Failed, WorkProgress
 from jupyter_llmcloud.system.spawn import log_tail, spawn
 
-MODULE = "jupyter_llmcloud.compression"
 _END_S = 15.0  # it removes what it has begun
 
 
-class CompressionProcess:
-    """Works on one request within the block; afterwards it is gone, whatever happened."""
+class ModelProcess:
+    """Works on one request within the block; afterwards it is gone, whatever happened.
 
-    def __init__(self, request: Request) -> None:
+    Args:
+        request: of `protocol.compression` or `protocol.explanation`.
+        module: the package that is started, by its name.
+        events: the type of what it tells.
+    """
+
+    def __init__(self, request: Any, module: str, events: Any) -> None:
         self._request = request
-        self._folder = tempfile.TemporaryDirectory(prefix="llmcloud-compress-")
+        self._module = module
+        self._events = events
+        self._folder = tempfile.TemporaryDirectory(prefix="llmcloud-model-")
         self._process: subprocess.Popen[bytes] | None = None
         self._read = -1
 
-    def __enter__(self) -> CompressionProcess:
+    def __enter__(self) -> Self:
         self._read, write = os.pipe()
         try:
             log = Path(self._folder.name) / "log"
-            command = [sys.executable, "-m", MODULE, str(write)]
+            command = [sys.executable, "-m", self._module, str(write)]
             self._process = spawn(command, log, takes_input=True, env=dict(os.environ), pass_fds=(write,))
         finally:
             os.close(write)
@@ -45,12 +52,12 @@ class CompressionProcess:
         self._process.stdin.flush()  # it stays open: its end would end the process
         return self
 
-    def events(self, progress: Callable[[str], None]) -> Iterator[Event]:
+    def events(self, progress: Callable[[str], None]) -> Iterator[Any]:
         """What it tells, but for how far it is. Raises the error that it met."""
         with os.fdopen(self._read, "rb", closefd=True) as lines:
             self._read = -1
             for line in lines:
-                event: Event = msgspec.json.decode(line, type=Event)
+                event = msgspec.json.decode(line, type=self._events)
                 if isinstance(event, WorkProgress):
                     progress(event.text)
                 elif isinstance(event, Failed):
@@ -89,30 +96,15 @@ def _error(failed: Failed) -> LLMCloudError:
     return kind.restored(failed.text, {})
 
 
-@contextmanager
-def kept_texts(texts: Sequence[str] | None) -> Iterator[str]:
-    """A file with texts within the block, for a process; "" when there are none."""
-    if texts is None:
-        yield ""
-        return
-    handle, path = tempfile.mkstemp(prefix="llmcloud-texts-", suffix=".json")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(list(texts), file)
-        yield path
-    finally:
-        Path(path).unlink(missing_ok=True)
+class CompressionProcess(ModelProcess):
+    """Makes, measures or exports models."""
+
+    def __init__(self, request: compression.Request) -> None:
+        super().__init__(request, "jupyter_llmcloud.compression", compression.Event)
 
 
-def texts_of_file(path: Path) -> list[str]:
-    """Texts in a file: of JSON lines the field `text` of each, else its whole content. Raises UsageError."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as text: {error}.") from None
-    if path.suffix not in (".jsonl", ".ndjson"):
-        return [content]
-    try:
-        return [str(json.loads(line)["text"]) for line in content.splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{path}: each line must be a JSON object with a field text.") from None
+class ExplanationProcess(ModelProcess):
+    """Explains what a model answers, or tries it with inputs that are changed."""
+
+    def __init__(self, request: explanation.Request) -> None:
+        super().__init__(request, "jupyter_llmcloud.explanation", explanation.Event)
