@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jupyter_llmcloud.agent.runs.alert_log import AlertLog
-from jupyter_llmcloud.agent.runs.alert_sinks import alert_sender
+from jupyter_llmcloud.agent.runs.alert_log import AlertLog, RunActions
 from jupyter_llmcloud.agent.runs.time_log import TimeLog
 from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.agent.trackers.process import TrackerProcesses
@@ -23,6 +22,7 @@ from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import RankTimes
 from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times
+from jupyter_llmcloud.system.alert_sinks import alert_sender
 
 RECORD_AFTER_S = 0.05
 NOT_FINITE_AFTER_S = 1.0  # how soon a loss that is NaN is in the record; its count is brought up to date at the end
@@ -35,7 +35,7 @@ class RunFeed:
         record: its `run.json` so far.
         source: the notebook cell.
         running: the ranks that execute the run now.
-        stop: the run, as the Stop button does.
+        actions: what alerts can have done with the run.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RunFeed:
         folder: RunFolder,
         source: str,
         running: Callable[[], Iterable[int]] = tuple,
-        stop: Callable[[], None] = lambda: None,
+        actions: RunActions | None = None,
     ) -> None:
         self.record = record
         self._folder = folder
@@ -54,7 +54,8 @@ class RunFeed:
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
         self._not_finite = NotFiniteLog(record.not_finite)
         self._times = TimeLog(folder.read_times()[1], self._tell_times)
-        self._alerts = AlertLog(record.spec.get("watch") or "", folder.path, self._tell_alert, stop)
+        chosen = record.spec.get("watch") or ""
+        self._alerts = AlertLog(chosen, folder.path, self._tell_alert, actions or RunActions(), record.left_out)
         self._trackers: TrackerProcesses | None = None
         self._due: asyncio.TimerHandle | None = None  # when what was not finite is written
 
@@ -104,6 +105,11 @@ class RunFeed:
         for folder in self.record.artifacts.values():
             size = sum(file.stat().st_size for file in (self._folder.path / folder).rglob("*") if file.is_file())
             self.note(describe_saved(self.record.spec.get("save") or [folder], size, self.record.name))
+
+    @property
+    def good_step(self) -> int | None:
+        """Optimizer steps after which nothing was wrong, of a run that may be rolled back to there."""
+        return self._alerts.good_step
 
     def remember(self, why: str) -> None:
         """A word for its record alone."""
