@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jupyter_llmcloud.core.detect.detector import Alert
+from jupyter_llmcloud.core.detect.hang_detector import as_alert
 from jupyter_llmcloud.core.detect.rollback import MAX_IN_A_ROW, Rollback, RollbackRule
 from jupyter_llmcloud.core.detect.run_detectors import MAX_ALERTS, ROLLBACK, RunDetectors
+from jupyter_llmcloud.core.run.hang import HangReport
 from jupyter_llmcloud.core.run.time_split import Split
 
 DISK_EVERY_S = 10.0
@@ -81,9 +83,11 @@ class AlertLog:
                 return  # a short run has no folder yet
             self._found(self._watch.disk(now, usage.total - usage.free, usage.total))
 
-    def memory(self, rank: int, resident: int, available: int) -> None:
-        """Bytes of a rank, and of what it can still have."""
-        self._found(self._watch.memory(asyncio.get_running_loop().time(), rank, resident, available))
+    def memory(self, rank: int, host: tuple[int, int], device: tuple[int, int]) -> None:
+        """Bytes of a rank, and of what it can still have: of its host and of its GPU."""
+        now = asyncio.get_running_loop().time()
+        self._found(self._watch.memory(now, rank, *host))
+        self._found(self._watch.memory(now, rank, *device, on=" on its GPU"))
 
     def not_finite(self, metric: str, text: str, step: float) -> None:
         """The first value of a metric that was NaN or infinite; a run that may go back for one looks at each itself."""
@@ -91,6 +95,19 @@ class AlertLog:
             return
         alert = Alert("not-finite", text, f"every value of {metric}", 1, 1, step=step, metric=metric)
         self._found([alert] if self._watch.policy("not-finite") != "off" else [], is_shown=False)
+
+    def hang(self, report: Mapping[str, Any]) -> None:
+        """Ranks are late, or wait for each other; the cell shows it already."""
+        alert = as_alert(
+            HangReport(
+                str(report["text"]),
+                tuple(report["late"]),
+                tuple(report["waiting"]),
+                lasts_s=float(report.get("lasts_s", 0.0)),
+                limit_s=float(report.get("limit_s", 0.0)),
+            )
+        )
+        self._found([alert], is_shown=False)
 
     def said(self, record: Mapping[str, Any]) -> None:
         """A rank has found something itself, and said so in the cell; all ranks say the same."""

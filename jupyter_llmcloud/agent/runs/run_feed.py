@@ -139,6 +139,8 @@ class RunFeed:
         """The ranks do not go on, or do again: the list of runs says so."""
         told: dict[str, Any] = {key: value for key, value in report.items() if key in ("t", "text", "late", "waiting")}
         self.record.hang = {} if report.get("recovered") else told
+        if self.record.hang:
+            self._alerts.hang(report)
         self.write_record()
 
     def diagnose(self) -> list[str]:
@@ -161,9 +163,9 @@ class RunFeed:
         """What a rank says of where its time goes."""
         self._times.heard(rank, times)
 
-    def resident(self, rank: int, resident: int, available: int) -> None:
-        """How much memory a rank has, and how much it can still have, in bytes."""
-        self._alerts.memory(rank, resident, available)
+    def memory(self, rank: int, host: tuple[int, int], device: tuple[int, int]) -> None:
+        """How much memory a rank has, and how much it can still have, in bytes: of its host and of its GPU."""
+        self._alerts.memory(rank, host, device)
 
     @property
     def seconds(self) -> Times:

@@ -22,7 +22,9 @@ from jupyter_llmcloud.core.names import short_name
 from jupyter_llmcloud.core.run.time_split import Split
 from jupyter_llmcloud.errors import UsageError
 
-DETECTORS = ("not-finite", "loss-spike", "gradient-spike", "straggler", "data-bound", "memory-leak", "disk-full")
+DETECTORS = (
+    "not-finite", "loss-spike", "gradient-spike", "hang", "straggler", "data-bound", "memory-leak", "disk-full",
+)  # fmt: skip
 POLICIES = ("note", "stop", "off")
 SKIP = "skip"  # of not-finite alone: ranks themselves do it, before the step
 ROLLBACK = "rollback"
@@ -67,6 +69,11 @@ def policies(text: str) -> dict[str, str]:
     return found
 
 
+def is_off(chosen: str | None, detector: str) -> bool:
+    """Whether nobody wants to hear of a detector."""
+    return bool(chosen) and policies(chosen or "").get(detector) == "off"
+
+
 def rolls_back(chosen: str | None) -> bool:
     """Whether an alert may have the run go back to a checkpoint, by policies as `--watch` has them."""
     return bool(chosen) and ROLLBACK in policies(chosen or "").values()
@@ -85,7 +92,7 @@ class RunDetectors:
         self._steps: dict[int, StepCount] = {}
         self._straggler = StragglerDetector()
         self._data_bound = DataBoundDetector()
-        self._memory: dict[int, GrowthDetector] = {}
+        self._memory: dict[str, GrowthDetector] = {}
         self._disk = GrowthDetector("disk-full", "the disk of the run's folder", "size of the disk")
         self._counts: dict[str, int] = {}
 
@@ -143,14 +150,14 @@ class RunDetectors:
         self._data_bound.feed(observation)
         return self._wanted([self._straggler.check(), self._data_bound.check()])
 
-    def memory(self, now: float, rank: int, resident: int, available: int) -> list[Alert]:
-        """Bytes that a rank has resident, and that its host or container has left for it; 0 where it cannot be told."""
+    def memory(self, now: float, rank: int, resident: int, available: int, on: str = "") -> list[Alert]:
+        """Bytes that a rank has, and that its host, container or GPU has left for it; 0 where it cannot be told."""
         if not resident or not available:
             return []
-        name = f"the memory of rank {rank}"
-        detector = self._memory.get(rank)
+        name = f"the memory of rank {rank}{on}"
+        detector = self._memory.get(name)
         if detector is None:
-            detector = self._memory[rank] = GrowthDetector("memory-leak", name, "memory that it can have", (rank,))
+            detector = self._memory[name] = GrowthDetector("memory-leak", name, "memory that it can have", (rank,))
         detector.feed(Level(now, resident, resident + available))
         return self._wanted([detector.check()])
 
