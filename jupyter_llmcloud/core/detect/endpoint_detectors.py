@@ -21,6 +21,7 @@ USUAL = 500  # requests before, at most
 MIN_USUAL = 200
 SLOWER = 2.0  # times the usual median, and above the usual 90th percentile
 OVER = 1.5  # times the usual median: below, slowness is over
+CHECK_EVERY = 5  # answers: two medians are found for it
 MIN_DELAY_S = 0.05  # slower by less is nobody's trouble
 MIN_ERRORS = 5
 SURPRISE = 6.0  # powers of ten by which so many errors are unlikely at the usual rate
@@ -91,7 +92,7 @@ class LatencyDetector:
     def check(self) -> Alert | None:
         """Slow answers, told when they begin."""
         recent, usual = self._windows.recent, self._windows.usual
-        if not self._windows.are_full:
+        if not self._windows.are_full or self._lasts % CHECK_EVERY:
             return None
         now, before = median(recent), median(usual)
         if self._is_slow:
