@@ -19,8 +19,10 @@ from jupyter_llmcloud.agent.runs.alert_log import RunActions
 from jupyter_llmcloud.agent.runs.attempt import Attempt
 from jupyter_llmcloud.agent.runs.checkpoint_committer import CheckpointCommitter
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
+from jupyter_llmcloud.config import price_per_hour
 from jupyter_llmcloud.core.detect.rollback import Rollback
 from jupyter_llmcloud.core.run import run_machine
+from jupyter_llmcloud.core.run.end_report import describe_cost
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
@@ -497,6 +499,9 @@ class RunSupervisor:
         report = [*self._feed.diagnose(), *self._attempt.report(finish.culprit)]
         if finish.state == "finished":
             self._feed.note_saved()
+        spent = sum(sum(parts.values()) for parts in seconds.values())
+        if cost := describe_cost(price_per_hour(), spent):
+            self._feed.note(cost)
         self._feed.write_record()
         self._feed.tell(
             RunEnded(
