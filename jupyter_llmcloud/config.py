@@ -17,6 +17,7 @@ ENV_CACHE_URL = "LLMCLOUD_CACHE_URL"
 ENV_LEASE_S = "LLMCLOUD_LEASE_S"
 ENV_LEAVE_S = "LLMCLOUD_LEAVE_S"
 ENV_PREEMPTION_NOTICE = "LLMCLOUD_PREEMPTION_NOTICE"
+ENV_PRICE = "LLMCLOUD_PRICE_PER_HOUR"
 LEAVE_S = 20.0  # batch systems send SIGKILL 30 s after SIGTERM, as a rule
 
 
@@ -91,6 +92,11 @@ def preemption_notice() -> str:
     `LLMCLOUD_PREEMPTION_NOTICE`, in the environment of the Dask workers.
     """
     return os.environ.get(ENV_PREEMPTION_NOTICE, "")
+
+
+def price_per_hour() -> str:
+    """What a rank costs an hour, as it is written: `LLMCLOUD_PRICE_PER_HOUR`, in the environment of the node agents."""
+    return os.environ.get(ENV_PRICE, "")
 
 
 def _seconds(variable: str, default: float) -> float:

@@ -257,8 +257,9 @@ class RunSpec(Spec):
     )
     watch: str | None = option(
         OptionType("DETECTOR=POLICY", parse_policies),
-        "What an alert does, by detector: note (default), stop, off; not-finite=skip leaves the step out. For example "
-        "straggler=off; a name that is not known is answered with those there are.",
+        "What an alert does, by detector: note (default), stop, off; not-finite=skip leaves the step out; rollback, "
+        "where a loss or gradient norm is meant, goes back to the last good checkpoint. For example straggler=off; a "
+        "name that is not known is answered with those there are.",
         resumes=True,
     )
     track: list[str] | None = option(

@@ -246,6 +246,7 @@ class Execute(Request[Submitted | CellEnded], frozen=True, kw_only=True):
     reference_ranks: int = 0  # of an elastic run: how many it began with, whose global batch stays
     attempt: int = 0  # how often the run was restarted or resized before
     resume: dict[str, Any] = field(default_factory=dict)  # {"folder", "step"} of the checkpoint to be led back to
+    left_out: list[list[int]] = field(default_factory=list)  # optimizer steps that change nothing: [first, last]
     hang_after_s: float = 10.0  # a rank that others wait for is called late after this, or later where that is normal
 
 

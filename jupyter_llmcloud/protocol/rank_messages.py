@@ -117,7 +117,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     """What a rank's side thread sees while a cell runs; the fields are those of core.hang.Sample.
 
     `groups`: name -> [ranks, collectives begun, collectives finished], with no ranks for all of the world;
-    `rss`, and `available` beside it before a limit is met, in bytes.
+    `rss`, and `available` beside it before a limit is met, in bytes; `device_memory`: the same two of its GPU.
     """
 
     run_id: str
@@ -131,6 +131,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     working: bool = False
     rss: int = 0
     available: int = 0
+    device_memory: tuple[int, int] = (0, 0)
     times: RankTimes = RankTimes()
 
 

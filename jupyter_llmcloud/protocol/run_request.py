@@ -6,17 +6,26 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
+from jupyter_llmcloud.core.detect.run_detectors import rolls_back
 from jupyter_llmcloud.core.parallel.accelerate_config import of_option
 from jupyter_llmcloud.core.spec import RunSpec, Script
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute
 
 RESTARTS_OF_ELASTIC = 3  # for ranks that die where their agent lives, unless the run says how many
+CHECKPOINT_TO_GO_BACK_TO = 100  # optimizer steps, of a run that may be rolled back and says nothing of checkpoints
 
 
 def execute(spec: RunSpec, **about: Any) -> Execute:
     """The request; `about` says what RunSpec does not: which run, which source, on which ranks of which world."""
     about.setdefault("background", spec.background)
     file = of_option(spec.accelerate_config)
+    goes_back = rolls_back(spec.watch)
+    if goes_back and spec.compress_gradients == "powersgd":
+        raise UsageError(
+            "--watch with rollback is not possible with --compress-gradients powersgd: what it leaves out of a bad "
+            "gradient comes back with the next one. Choose fp16 or bf16."
+        )
     return Execute(
         spec=spec.as_dict(),
         precision=spec.precision or file.precision,
@@ -29,9 +38,9 @@ def execute(spec: RunSpec, **about: Any) -> Execute:
         timeout_s=spec.timeout or 0.0,
         hang_after_s=spec.hang_after,
         seed=spec.seed,
-        checkpoint_every=spec.checkpoint_every,
+        checkpoint_every=spec.checkpoint_every or (CHECKPOINT_TO_GO_BACK_TO if goes_back else 0),
         keep_checkpoints=spec.keep_checkpoints,
-        max_restarts=spec.max_restarts or (RESTARTS_OF_ELASTIC if spec.elastic else 0),
+        max_restarts=spec.max_restarts or (RESTARTS_OF_ELASTIC if spec.elastic or goes_back else 0),
         elastic=spec.elastic or "",
         arguments=shlex.split(spec.args or ""),
         fresh=spec.fresh,

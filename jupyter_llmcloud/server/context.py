@@ -17,6 +17,7 @@ from jupyter_llmcloud.server.batches.asking import RowAsker
 from jupyter_llmcloud.server.batches.batches import BatchRegistry
 from jupyter_llmcloud.server.cluster_access import ClusterAccess, Identity
 from jupyter_llmcloud.server.datasets.preparations import Preparations
+from jupyter_llmcloud.server.endpoints.alerts import EndpointMonitor
 from jupyter_llmcloud.server.endpoints.records import EndpointRecords
 from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
 from jupyter_llmcloud.server.endpoints.replica_host import ReplicaHost
@@ -38,10 +39,13 @@ from jupyter_llmcloud.storage.serving.feedback import FeedbackStore
 from jupyter_llmcloud.system.processes import is_process
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from logging import Logger
     from pathlib import Path
 
     from jupyter_events import EventLogger
+
+    from jupyter_llmcloud.storage.server_state import RequestRecord
 
 
 class ServerContext:
@@ -70,12 +74,18 @@ class ServerContext:
             log,
         )
         self.clusters.on_shortage = self.endpoints.give_way
-        self.requests = OpenRequests(self.state, KeyMonitor(self.audit, log), log, self.audit.tell_requests)
+        self.endpoint_alerts = EndpointMonitor(self.audit, log)
+        self.requests = OpenRequests(self.state, KeyMonitor(self.audit, log), log, self._tell_requests)
         ENDPOINTS.add(self.endpoints)
         RUNS.add(self, self.runs)
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
         self._closed = False
+
+    def _tell_requests(self, records: Sequence[RequestRecord]) -> None:
+        """Requests to endpoints have ended, and are written down."""
+        self.audit.tell_requests(records)
+        self.endpoint_alerts.answered(records)
 
     @cached_property
     def events(self) -> EventService:

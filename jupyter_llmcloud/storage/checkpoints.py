@@ -78,6 +78,12 @@ class CheckpointFolder:
         publish_folder(staging, target)
         return Checkpoint(target, step, manifest)
 
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: the run goes another way from here. Raises OSError."""
+        for path in self._committed():
+            if _step_of(path) > step:
+                remove_folder(path)
+
     def newest(self, resumable: bool = False) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is complete, and a word on each newer one that had to be skipped.
 
@@ -93,10 +99,15 @@ class CheckpointFolder:
                 skipped.append(f"{path.name} was skipped: {error}")
         return None, skipped
 
-    def retain(self, keep: int) -> list[int]:
-        """Delete all but the last `keep` and the best by metric; returns the steps that were deleted."""
+    def retain(self, keep: int, good_step: int | None = None) -> list[int]:
+        """Delete all but the last `keep` and the best by metric; returns the steps that were deleted.
+
+        Of a run that may be rolled back, the newest one of at most `good_step` is kept as well.
+        """
         folders = self._committed()
         kept = set(folders[: max(1, keep)])
+        if good_step is not None:
+            kept.update([path for path in folders if _step_of(path) <= good_step][:1])
         if (best := _best(folders)) is not None:
             kept.add(best)
         gone = [path for path in folders if path not in kept]

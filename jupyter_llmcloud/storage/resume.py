@@ -27,6 +27,12 @@ class Resumption:
     spec: RunSpec
     notes: list[str]
 
+    @property
+    def request(self) -> dict[str, Any]:
+        """What the request that starts the run says of it."""
+        point = {"folder": str(self.checkpoint.path), "step": self.checkpoint.step}
+        return {"resume": point, "left_out": self.earlier.read().left_out}
+
 
 def resume(store: RunStore, run: str, given: Mapping[str, Any]) -> Resumption:
     """What `--resume RUN` means beside the options that are `given`.

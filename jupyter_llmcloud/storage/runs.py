@@ -2,7 +2,8 @@
 
 <root>/runs/<run-id>/run.json                 spec and every state change (one writer: the leading agent)
                      cell.py                  the source as typed
-                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}, NaN and Infinity too,
+                     metrics/rank-0000.jsonl  {"seq", "t", "step", "values": {name: float}}, NaN and Infinity too;
+                                              "at", the optimizer steps by then, where a run may be rolled back;
                                               or {"seq", "t", "progress": [done, total], "desc"}
                      logs/rank-0000.jsonl     {"seq", "t", "kind": "stdout" | "stderr", "text"} (of a warning, too), or
                                               {..., "kind": "display" | "result" | "clear_output" | "report", ...}
@@ -77,6 +78,8 @@ class RunRecord:
     alerts: dict[str, int] = field(default_factory=dict)  # how many, by detector
     num_restarts: int = 0
     num_resizes: int = 0  # while it went on: its members had changed
+    num_rollbacks: int = 0  # to a checkpoint from before something that a detector had found
+    left_out: list[list[int]] = field(default_factory=list)  # [first, last] of the optimizer steps that change nothing
     hang: dict[str, Any] = field(default_factory=dict)  # while its ranks do not go on: {"t", "text", "late", "waiting"}
     diagnosis: dict[str, Any] = field(default_factory=dict)  # why it failed: a core.detect.diagnosis.Diagnosis
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # {rank: {part of core.run.time_split: seconds}}

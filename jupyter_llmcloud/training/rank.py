@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import jupyter_llmcloud
+from jupyter_llmcloud.core.detect.run_detectors import rolls_back
 from jupyter_llmcloud.errors import LLMCloudError, ProtocolError, UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute, Names, NamesFound, Pull, Pulled, Push
 from jupyter_llmcloud.protocol.frames import Decoder, Message, Unreadable, replace
@@ -52,6 +53,7 @@ from jupyter_llmcloud.training import artifacts
 from jupyter_llmcloud.training.control import ControlSocket
 from jupyter_llmcloud.training.diagnostics.finite_gradients import FINITE
 from jupyter_llmcloud.training.diagnostics.flight_recorder import as_sent
+from jupyter_llmcloud.training.diagnostics.left_out_steps import LEFT_OUT
 from jupyter_llmcloud.training.diagnostics.time_split import CHECKPOINT, TIMES
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
@@ -151,6 +153,7 @@ class Rank:
         plans.install()
         STREAMS.install(lambda: self.steps.count)
         register_optimizer_step_post_hook(self.steps.boundary)
+        LEFT_OUT.install(lambda: self.steps.count)
         FINITE.install(self.sender, lambda: self.steps.count)
         FORECAST.install(lambda text: self.sender.warning("stderr", text))
         TIMES.install(lambda: self.steps.count)
@@ -388,8 +391,10 @@ class Rank:
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
         ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)
+        LEFT_OUT.begin(cell)
         FINITE.begin(cell, self.group.world_size)
         FORECAST.begin(cell, self.group.world_size, self.group.device)
+        self.run.num_steps = (lambda: self.steps.count) if rolls_back(cell.spec.get("watch")) else (lambda: None)
 
     def _collect(self, cell: Execute, shell: RankShell) -> dict[str, Any]:
         if not cell.save and not cell.pull:

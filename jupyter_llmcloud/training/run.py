@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ class Run:
         id, name: of the run.
         folder: its folder, for files that should stay with it.
         rank, world_size: of this process.
+        num_steps: optimizer steps so far, of a run that may be rolled back to one; None of others.
         is_on_all_ranks: whether the cell runs on every rank of its world, not on some as with `--ranks 0`.
     """
 
@@ -33,6 +34,7 @@ class Run:
         self.is_on_all_ranks = True
         self.should_stop = False
         self.checkpoints = checkpoints
+        self.num_steps: Callable[[], int | None] = lambda: None
 
     def begin(self, run_id: str, name: str, folder: str, num_ranks: int) -> None:
         """A new cell, which runs on so many ranks."""
@@ -51,7 +53,7 @@ class Run:
                 values = _numbers(values)
                 break
         if values:
-            self._sender.measure("values", step, values)
+            self._sender.measure("values", step, values, self.num_steps())
             if self.checkpoints.follows:
                 self.checkpoints.note_metrics(values)
 

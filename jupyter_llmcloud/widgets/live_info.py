@@ -39,7 +39,7 @@ def live_info(state: ViewState, created: float) -> RunInfo:
         ],
         progress=bars(state),
         notice=notice(state),
-        latest={name: latest(series) for name, series in state.metrics.series.items() if series.last},
+        latest=all_latest(state),
         log_scales=sorted(state.log),
         actions=RunActions(stop=state.is_active),
     )
@@ -85,11 +85,21 @@ def _eta_range(bar: Bar) -> tuple[float, float] | None:
     return None if span is None else (rounded(span.low) or 0.0, rounded(span.high) or 0.0)
 
 
-def latest(series: Series) -> LatestValue:
+def all_latest(state: ViewState) -> dict[str, LatestValue]:
+    """The newest value of each metric; of a loss also where it will be in the end, while the run goes on."""
+    metrics = state.metrics
+    return {
+        name: latest(series, state.forecasts.text(name, metrics.series, metrics.progress) if state.is_active else "")
+        for name, series in metrics.series.items()
+        if series.last
+    }
+
+
+def latest(series: Series, forecast: str = "") -> LatestValue:
     """The newest value that all ranks have reached; there is one."""
     last = series.last
     assert last is not None
-    notes = [wording.mean_of(series), wording.waiting_for(series)]
+    notes = [wording.mean_of(series), wording.waiting_for(series), forecast]
     return LatestValue(
         step=last.step,
         value=last.mean,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from jupyter_llmcloud.core.metrics.forecasts import Forecasts
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.names import name_ranks
 from jupyter_llmcloud.core.run.time_split import shares_of
@@ -47,6 +48,7 @@ class ViewState:
     elapsed_s: float = 0.0
     ranks: dict[int, tuple[str, str]] = field(default_factory=dict)
     metrics: MetricCollector = field(default_factory=MetricCollector)
+    forecasts: Forecasts = field(default_factory=Forecasts, compare=False, repr=False)
     errors: Sequence[Mapping[str, Any]] = ()
     report: Sequence[str] = ()  # what became of the ranks, in words
     reports: list[tuple[str, bool]] = field(default_factory=list)  # (text, whether all goes on again)

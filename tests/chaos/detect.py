@@ -16,12 +16,21 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from jupyter_llmcloud.core.detect.detector import Detector
+from jupyter_llmcloud.core.detect.endpoint_detectors import (
+    AnsweredRequest,
+    ErrorDetector,
+    LatencyDetector,
+    PromptDriftDetector,
+)
 from jupyter_llmcloud.core.detect.growth import HORIZON_S, MIN_WINDOW_S, GrowthDetector, Level
+from jupyter_llmcloud.core.detect.hang_detector import HangDetector, Heard, Moment
 from jupyter_llmcloud.core.detect.spikes import GRADIENT_Z, LOSS_Z, SpikeDetector, Value
 from jupyter_llmcloud.core.detect.waits import DataBoundDetector, Shares, StragglerDetector
 from jupyter_llmcloud.core.metrics.not_finite import NotFiniteLog
+from jupyter_llmcloud.core.run.hang import FLOOR_S, PATIENCE, GroupState, Sample
 
 SEEDS = range(9000, 9100)
 GIB = 2**30
@@ -128,6 +137,62 @@ def _disk(random_: random.Random, faulty: bool) -> Iterator[tuple[bool | None, b
         yield _is_near(left_s), detector.check() is not None
 
 
+def _hang(random_: random.Random, faulty: bool) -> Iterator[tuple[bool | None, bool]]:
+    """Four ranks that step, save and evaluate alone; with a fault one stands still while the others wait for it."""
+    detector = HangDetector((0, 1, 2, 3), 4, 0.0, FLOOR_S)
+    bad, at, pace = random_.randrange(4), random_.randrange(60, 240), random_.uniform(0.5, 6)
+    late_until, begun = 0.0, 0
+    for now in range(400):
+        stands = faulty and now >= at
+        if now >= late_until and not stands and random_.random() < 1 / pace:
+            begun += 1  # all have met in a collective
+            alone_s = random_.choice((0.0, 0.0, 0.0, random_.uniform(2, 30)))  # the first rank saves or evaluates
+            late_until = now + alone_s
+        works = now < late_until
+        for rank in range(4):
+            is_late = (rank == bad and stands) or (rank == 0 and works and not stands)
+            waits = (stands or works) and not is_late
+            group = GroupState((0, 1, 2, 3), begun + waits, begun)
+            still_s = now - (at if stands else late_until) if waits or stands else 0.0
+            phase = "collective" if waits else "checkpoint" if works else "compute"
+            is_working = is_late and not stands
+            sample = Sample(phase, "all_reduce" if waits else "", {"": group}, begun, "cell 1, line 9", "", 0.0)
+            sample = replace(sample, still_s=max(0.0, still_s), working=is_working or (not waits and not stands))
+            detector.feed(Heard(rank, sample, float(now)))
+        detector.feed(Moment(float(now)))
+        alert = detector.check()
+        yield stands, alert is not None and (not stands or alert.ranks == (bad,))
+
+
+def _requests(detector: Detector[AnsweredRequest], random_: random.Random, **fault: float) -> Iterator[bool]:
+    """An endpoint with bursts of load; from request 1000 on slower, failing or asked otherwise by so much."""
+    usual_s, tokens, load = random_.uniform(0.05, 2), random_.uniform(20, 500), 0.0
+    rate = random_.uniform(0, 0.01)
+    for number in range(2000):
+        has_fault = number >= 1000
+        load = 0.95 * load + random_.gauss(0, 0.08)  # neighbours are alike: a busy endpoint stays so for a while
+        slower = fault.get("slower", 1.0) if has_fault else 1.0
+        longer = fault.get("longer", 1.0) if has_fault else 1.0
+        fails = random_.random() < (fault.get("fails", rate) if has_fault else rate)
+        detector.feed(
+            AnsweredRequest(
+                500 if fails else 200,
+                first_byte_s=usual_s * slower * math.exp(load) * random_.lognormvariate(0, 0.4),
+                prompt_tokens=max(1, round(tokens * longer * random_.lognormvariate(0, 0.7))),
+            )
+        )
+        yield detector.check() is not None
+
+
+def _endpoint(make: Callable[[], Detector[AnsweredRequest]], name: str, low: float, high: float) -> Series:
+    def series(random_: random.Random, faulty: bool) -> Iterator[tuple[bool | None, bool]]:
+        fault = {name: random_.uniform(low, high)} if faulty else {}
+        for number, alerted in enumerate(_requests(make(), random_, **fault)):
+            yield faulty and number >= 1000, alerted
+
+    return series
+
+
 def _is_near(left_s: float) -> bool | None:
     if left_s < HORIZON_S:
         return True
@@ -148,6 +213,10 @@ CASES = {
     "not-finite": Case(_not_finite, 1, "steps"),
     "loss-spike": Case(_spikes, 1, "steps"),
     "gradient-spike": Case(_gradient_spikes, 1, "steps"),
+    "hang": Case(_hang, 1, "s", 2 * PATIENCE * FLOOR_S),
+    "latency": Case(_endpoint(LatencyDetector, "slower", 4, 10), 1, "requests"),
+    "errors": Case(_endpoint(ErrorDetector, "fails", 0.3, 1.0), 1, "requests"),
+    "prompt-drift": Case(_endpoint(PromptDriftDetector, "longer", 3, 8), 1, "requests"),
     "straggler": Case(_waits, 2, "s"),
     "data-bound": Case(_data, 2, "s"),
     "memory-leak": Case(_memory, 2, "s", MIN_WINDOW_S),

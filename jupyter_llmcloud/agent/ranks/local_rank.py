@@ -262,4 +262,5 @@ def _metric_record(data: bytes) -> dict[str, Any]:
     kind, now, first, second, third = msgspec.msgpack.decode(data)
     if kind == "progress":
         return {"t": now, "progress": [first, second], "desc": third}
-    return {"t": now, "step": first, "values": second}
+    at = {} if third is None else {"at": third}
+    return {"t": now, "step": first, "values": second, **at}

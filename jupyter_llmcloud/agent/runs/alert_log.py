@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from jupyter_llmcloud.core.detect.detector import Alert
-from jupyter_llmcloud.core.detect.run_detectors import MAX_ALERTS, RunDetectors
+from jupyter_llmcloud.core.detect.hang_detector import as_alert
+from jupyter_llmcloud.core.detect.rollback import MAX_IN_A_ROW, Rollback, RollbackRule
+from jupyter_llmcloud.core.detect.run_detectors import MAX_ALERTS, ROLLBACK, RunDetectors
+from jupyter_llmcloud.core.run.hang import HangReport
 from jupyter_llmcloud.core.run.time_split import Split
 
 DISK_EVERY_S = 10.0
@@ -23,31 +26,50 @@ class TellAlert(Protocol):
         """`is_shown`: those who follow the run are told in words, too; a value that is not finite they see anyway."""
 
 
+@dataclass(frozen=True)
+class RunActions:
+    """What an alert can have done with a run: stop it, as the Stop button does, or have it go back."""
+
+    stop: Callable[[], None] = lambda: None
+    roll_back: Callable[[Rollback], None] = lambda _: None
+
+
 class AlertLog:
     """Of one run.
 
     Args:
         chosen: the policies of `--watch`; "" for the defaults.
         folder: of the run, whose disk is looked at.
-        stop: the run.
+        left_out: the steps that a rollback has left out before.
     """
 
-    def __init__(self, chosen: str, folder: Path, tell: TellAlert, stop: Callable[[], None]) -> None:
+    def __init__(
+        self, chosen: str, folder: Path, tell: TellAlert, actions: RunActions, left_out: Iterable[Sequence[int]] = ()
+    ) -> None:
         self._watch = RunDetectors(chosen)
         self._folder = folder
         self._tell = tell
-        self._stop = stop
+        self._actions = actions
+        self._rollbacks = RollbackRule(left_out)
+        self._is_going_back = False
         self._looked = 0.0  # when, at the disk
         self._stopped = False
         self._said: set[tuple[str, float]] = set()  # by ranks: detector and step
 
     def begin_attempt(self) -> None:
         """The cell is sent to the ranks."""
+        self._is_going_back = False
         self._watch.begin_attempt()
+
+    @property
+    def good_step(self) -> int | None:
+        """Optimizer steps after which nothing was wrong, of a run that may be rolled back to there."""
+        return self._watch.good_step
 
     def metrics(self, rank: int, records: Iterable[Mapping[str, Any]]) -> None:
         """A rank has logged."""
-        self._found(self._watch.metrics(rank, records))
+        if not self._is_going_back:
+            self._found(self._watch.metrics(rank, records, self._rollbacks.last))
 
     def shares(self, shares: Mapping[int, Split]) -> None:
         """How the ranks have spent their last seconds."""
@@ -61,14 +83,31 @@ class AlertLog:
                 return  # a short run has no folder yet
             self._found(self._watch.disk(now, usage.total - usage.free, usage.total))
 
-    def memory(self, rank: int, resident: int, available: int) -> None:
-        """Bytes of a rank, and of what it can still have."""
-        self._found(self._watch.memory(asyncio.get_running_loop().time(), rank, resident, available))
+    def memory(self, rank: int, host: tuple[int, int], device: tuple[int, int]) -> None:
+        """Bytes of a rank, and of what it can still have: of its host and of its GPU."""
+        now = asyncio.get_running_loop().time()
+        self._found(self._watch.memory(now, rank, *host))
+        self._found(self._watch.memory(now, rank, *device, on=" on its GPU"))
 
     def not_finite(self, metric: str, text: str, step: float) -> None:
-        """The first value of a metric that was NaN or infinite."""
+        """The first value of a metric that was NaN or infinite; a run that may go back for one looks at each itself."""
+        if self._watch.policy("not-finite") == ROLLBACK:
+            return
         alert = Alert("not-finite", text, f"every value of {metric}", 1, 1, step=step, metric=metric)
         self._found([alert] if self._watch.policy("not-finite") != "off" else [], is_shown=False)
+
+    def hang(self, report: Mapping[str, Any]) -> None:
+        """Ranks are late, or wait for each other; the cell shows it already."""
+        alert = as_alert(
+            HangReport(
+                str(report["text"]),
+                tuple(report["late"]),
+                tuple(report["waiting"]),
+                lasts_s=float(report.get("lasts_s", 0.0)),
+                limit_s=float(report.get("limit_s", 0.0)),
+            )
+        )
+        self._found([alert], is_shown=False)
 
     def said(self, record: Mapping[str, Any]) -> None:
         """A rank has found something itself, and said so in the cell; all ranks say the same."""
@@ -79,9 +118,29 @@ class AlertLog:
 
     def _found(self, alerts: Iterable[Alert], *, is_shown: bool = True) -> None:
         for alert in alerts:
-            stops = self._watch.policy(alert.detector) == "stop"
-            asked = f"; the run is stopped (--watch {alert.detector}=stop)" if stops else ""
-            self._tell(replace(alert, text=alert.text + asked), is_shown=is_shown or stops)
+            rollback = self._rollback_of(alert)
+            stops, asked = self._consequence(alert, rollback)
+            self._tell(replace(alert, text=alert.text + asked), is_shown=is_shown or bool(asked))
+            if rollback is not None:
+                self._is_going_back = True
+                self._actions.roll_back(rollback)
             if stops and not self._stopped:
                 self._stopped = True
-                asyncio.get_running_loop().call_soon(self._stop)  # when what was told is written
+                asyncio.get_running_loop().call_soon(self._actions.stop)  # when what was told is written
+
+    def _rollback_of(self, alert: Alert) -> Rollback | None:
+        if self._watch.policy(alert.detector) != ROLLBACK or alert.between is None or self._is_going_back:
+            return None
+        return self._rollbacks.decide(alert.text, *alert.between)
+
+    def _consequence(self, alert: Alert, rollback: Rollback | None) -> tuple[bool, str]:
+        """Whether the run is stopped, and what is done, in words."""
+        policy = self._watch.policy(alert.detector)
+        why = f"--watch {alert.detector}={policy}"
+        if policy == "stop":
+            return True, f"; the run is stopped ({why})"
+        if policy != ROLLBACK or self._is_going_back:
+            return False, ""
+        if rollback is None:
+            return True, f"; the run is stopped: it has gone back {MAX_IN_A_ROW} times in a row, which did not help"
+        return False, f"; the run goes back to before step {rollback.before + 1} ({why})"

@@ -120,7 +120,7 @@ class Attempt:
                 self._hangs.heard(rank, message)
                 if message.run_id == self.cell.run_id:
                     self._feed.spent(rank, message.times)
-                    self._feed.resident(rank, message.rss, message.available)
+                    self._feed.memory(rank, (message.rss, message.available), message.device_memory)
             case RankProbed():
                 self._hangs.looked(rank, message)
             case StepReply():

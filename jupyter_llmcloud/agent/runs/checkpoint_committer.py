@@ -23,6 +23,10 @@ class CommitListener(Protocol):
     def mark(self, kind: str, step: int | None, text: str) -> None:
         """Something that charts show beside the metrics."""
 
+    @property
+    def good_step(self) -> int | None:
+        """Optimizer steps after which nothing was wrong, of a run that may be rolled back to there."""
+
 
 class CheckpointCommitter:
     """Commits, retains, and finds the newest that is complete.
@@ -126,7 +130,7 @@ class CheckpointCommitter:
         if metrics:
             about |= {"metric": sum(metrics) / len(metrics), "mode": first.mode}
         self._folder.commit(staging, step, files, **about)
-        self._folder.retain(self._keep)
+        self._folder.retain(self._keep, self._listener.good_step)
 
     async def _say_lost(self, step: int, reason: str) -> None:
         if reason in self._said:
@@ -136,10 +140,15 @@ class CheckpointCommitter:
         kept = f"The newest complete one is step {newest.step}." if newest else "There is no complete one yet."
         self._listener.note(f"the checkpoint of step {step} {reason}. Training goes on. {kept}")
 
-    async def newest(self) -> Checkpoint | None:
-        """The newest checkpoint from which the run can go on; those that are not complete are skipped with a word."""
+    async def newest(self, before: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint from which the run can go on; those that are not complete are skipped with a word.
+
+        With `before`, of so many steps at most: those that came later are removed.
+        """
         if self.busy:
             await self.busy
+        if before is not None:
+            await asyncio.to_thread(self._folder.discard_after, before)
         found, skipped = await asyncio.to_thread(self._folder.newest, True)
         for reason in skipped:
             self._listener.note(f"checkpoint {reason}.")

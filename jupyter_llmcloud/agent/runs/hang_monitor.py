@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from jupyter_llmcloud.core.run.hang import GroupState, HangReport, HangRule, Sample
+from jupyter_llmcloud.core.detect.hang_detector import Ended, HangDetector, Heard, Looked, Moment
+from jupyter_llmcloud.core.detect.run_detectors import is_off
+from jupyter_llmcloud.core.run.hang import GroupState, HangReport, Sample
 from jupyter_llmcloud.core.run.stacks import parse_dump, place
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankProbed
@@ -40,7 +42,9 @@ class HangMonitor:
         self._tell = tell
         self._is_quiet = is_quiet
         self._cells = {cell.filename: cell.execution_count}
-        self._rule = HangRule(tuple(cell.ranks), len(links), asyncio.get_running_loop().time(), cell.hang_after_s)
+        began = asyncio.get_running_loop().time()
+        self._detector = HangDetector(tuple(cell.ranks), len(links), began, cell.hang_after_s)
+        self._is_off = is_off(cell.spec.get("watch"), "hang")
         self._dumped: set[int] = set()  # silent ranks that were asked for their stacks
         self._every_s = min(CHECK_S, cell.hang_after_s / 5)
         self._timer: asyncio.TimerHandle | None = None
@@ -69,11 +73,11 @@ class HangMonitor:
             working=heartbeat.working,
         )
         self._dumped.discard(rank)
-        self._rule.heard(rank, sample, asyncio.get_running_loop().time())
+        self._detector.feed(Heard(rank, sample, asyncio.get_running_loop().time()))
 
     def looked(self, rank: int, look: RankProbed) -> None:
         """The process of a silent rank was looked at."""
-        self._rule.looked(rank, look.state, look.cpu_s, self._notebook_line(look.dump))
+        self._detector.feed(Looked(rank, look.state, look.cpu_s, self._notebook_line(look.dump)))
 
     def _notebook_line(self, dump: str) -> str:
         main = next(iter(parse_dump(dump, self._cells)), [])
@@ -82,7 +86,7 @@ class HangMonitor:
 
     def ended(self, rank: int, groups: Mapping[str, list[Any]]) -> None:
         """A rank has finished the cell with these collectives."""
-        self._rule.ended(rank, self._groups(groups))
+        self._detector.feed(Ended(rank, self._groups(groups)))
 
     def _again(self, now: float) -> None:
         due = now + self._every_s
@@ -91,12 +95,14 @@ class HangMonitor:
     def _check(self, due: float) -> None:
         now = asyncio.get_running_loop().time()
         self._again(now)
-        if now - due > min(LATE_CHECK_S, 2 * self._every_s) or self._is_quiet():
+        if self._is_off or now - due > min(LATE_CHECK_S, 2 * self._every_s) or self._is_quiet():
             return
-        for rank in self._rule.silent(now):
+        self._detector.feed(Moment(now))
+        for rank in self._detector.silent():
             self._links[rank].look(dump=rank not in self._dumped)
             self._dumped.add(rank)
-        if report := self._rule.check(now):
+        self._detector.check()
+        if (report := self._detector.report) is not None:
             self._tell(self._place_of(report), _record(report))
 
     def _groups(self, rows: Mapping[str, list[Any]]) -> dict[str, GroupState]:
@@ -117,4 +123,6 @@ def _record(report: HangReport) -> dict[str, Any]:
         "late": list(report.late),
         "waiting": list(report.waiting),
         "recovered": report.recovered,
+        "lasts_s": report.lasts_s,
+        "limit_s": report.limit_s,
     }

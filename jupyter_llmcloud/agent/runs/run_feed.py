@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jupyter_llmcloud.agent.runs.alert_log import AlertLog
-from jupyter_llmcloud.agent.runs.alert_sinks import alert_sender
+from jupyter_llmcloud.agent.runs.alert_log import AlertLog, RunActions
 from jupyter_llmcloud.agent.runs.time_log import TimeLog
 from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.agent.trackers.process import TrackerProcesses
@@ -23,6 +22,7 @@ from jupyter_llmcloud.protocol.frames import Message
 from jupyter_llmcloud.protocol.rank_messages import RankTimes
 from jupyter_llmcloud.storage.recorded.diagnosis import as_record, diagnosis_of
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times, root_url_of
+from jupyter_llmcloud.system.alert_sinks import alert_sender
 
 RECORD_AFTER_S = 0.05
 NOT_FINITE_AFTER_S = 1.0  # how soon a loss that is NaN is in the record; its count is brought up to date at the end
@@ -35,7 +35,7 @@ class RunFeed:
         record: its `run.json` so far.
         source: the notebook cell.
         running: the ranks that execute the run now.
-        stop: the run, as the Stop button does.
+        actions: what alerts can have done with the run.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RunFeed:
         folder: RunFolder,
         source: str,
         running: Callable[[], Iterable[int]] = tuple,
-        stop: Callable[[], None] = lambda: None,
+        actions: RunActions | None = None,
     ) -> None:
         self.record = record
         self._folder = folder
@@ -54,7 +54,8 @@ class RunFeed:
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
         self._not_finite = NotFiniteLog(record.not_finite)
         self._times = TimeLog(folder.read_times()[1], self._tell_times)
-        self._alerts = AlertLog(record.spec.get("watch") or "", folder.path, self._tell_alert, stop)
+        chosen = record.spec.get("watch") or ""
+        self._alerts = AlertLog(chosen, folder.path, self._tell_alert, actions or RunActions(), record.left_out)
         self._trackers: TrackerProcesses | None = None
         self._due: asyncio.TimerHandle | None = None  # when what was not finite is written
 
@@ -105,6 +106,11 @@ class RunFeed:
             size = sum(file.stat().st_size for file in (self._folder.path / folder).rglob("*") if file.is_file())
             self.note(describe_saved(self.record.spec.get("save") or [folder], size, self.record.name))
 
+    @property
+    def good_step(self) -> int | None:
+        """Optimizer steps after which nothing was wrong, of a run that may be rolled back to there."""
+        return self._alerts.good_step
+
     def remember(self, why: str) -> None:
         """A word for its record alone."""
         self.record.history.append({"t": round(time.time(), 3), "why": why})
@@ -133,6 +139,8 @@ class RunFeed:
         """The ranks do not go on, or do again: the list of runs says so."""
         told: dict[str, Any] = {key: value for key, value in report.items() if key in ("t", "text", "late", "waiting")}
         self.record.hang = {} if report.get("recovered") else told
+        if self.record.hang:
+            self._alerts.hang(report)
         self.write_record()
 
     def diagnose(self) -> list[str]:
@@ -157,9 +165,9 @@ class RunFeed:
         """What a rank says of where its time goes."""
         self._times.heard(rank, times)
 
-    def resident(self, rank: int, resident: int, available: int) -> None:
-        """How much memory a rank has, and how much it can still have, in bytes."""
-        self._alerts.memory(rank, resident, available)
+    def memory(self, rank: int, host: tuple[int, int], device: tuple[int, int]) -> None:
+        """How much memory a rank has, and how much it can still have, in bytes: of its host and of its GPU."""
+        self._alerts.memory(rank, host, device)
 
     @property
     def seconds(self) -> Times:

@@ -15,10 +15,14 @@ from typing import Any, Protocol
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
 from jupyter_llmcloud.agent.ranks.local_rank import RankLink
+from jupyter_llmcloud.agent.runs.alert_log import RunActions
 from jupyter_llmcloud.agent.runs.attempt import Attempt
 from jupyter_llmcloud.agent.runs.checkpoint_committer import CheckpointCommitter
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
+from jupyter_llmcloud.config import price_per_hour
+from jupyter_llmcloud.core.detect.rollback import Rollback
 from jupyter_llmcloud.core.run import run_machine
+from jupyter_llmcloud.core.run.end_report import describe_cost
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
@@ -36,6 +40,7 @@ from jupyter_llmcloud.core.run.run_machine import (
     RestartFailed,
     ResumePoint,
     ResumePointFound,
+    RollbackAsked,
     RunMachine,
     StandbyLost,
     StopAsked,
@@ -119,11 +124,15 @@ class RunSupervisor:
         self.ended: asyncio.Future[Finish] = loop.create_future()
         self.is_recorded = False
         self.record = record
-        self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running, self.stop)
+        cell = replace(cell, left_out=record.left_out or cell.left_out)  # of an earlier leader, of a run it resumes
+        record.left_out = cell.left_out
+        actions = RunActions(self.stop, self._roll_back)
+        self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running, actions)
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world
         self._checkpoints = CheckpointCommitter(folder.path, cell.ranks, cell.keep_checkpoints, self._feed)
         policy = RestartPolicy(cell.max_restarts, record.num_restarts, record.num_resizes, bool(cell.elastic))
+        policy.num_rollbacks = record.num_rollbacks
         bounds = SizeBounds.of(cell.elastic)
         elastic = Elasticity(bounds.most, world.size, not cell.checkpoint_every) if bounds is not None else None
         self._machine = RunMachine(policy, deadline, elastic)
@@ -215,6 +224,10 @@ class RunSupervisor:
             self._feed.change("stopping")
             self._feed.write_record()
         self._handle(StopAsked())
+
+    def _roll_back(self, rollback: Rollback) -> None:
+        """A detector has found something for which the run is to go back."""
+        self._handle(RollbackAsked(rollback))
 
     async def save_before_end(self) -> None:
         """Have a checkpoint of the present step, where the run saves any: this agent is about to end."""
@@ -342,8 +355,8 @@ class RunSupervisor:
                 self._do(self._claim())
             case run_machine.Heal(slots):
                 self._do(self._heal(slots))
-            case run_machine.FindResumePoint():
-                self._do(self._find_resume_point())
+            case run_machine.FindResumePoint(before):
+                self._do(self._find_resume_point(before))
             case run_machine.Resume():
                 self._resume(instruction)
             case elasticity.LookForRoom():
@@ -430,8 +443,8 @@ class RunSupervisor:
         await self._world.heal(slots, self._attempt.cell, self._bounds)
         return Healed(self._world.size)
 
-    async def _find_resume_point(self) -> Event:
-        found = await self._checkpoints.newest()
+    async def _find_resume_point(self, before: int | None) -> Event:
+        found = await self._checkpoints.newest(before)
         return ResumePointFound(ResumePoint(str(found.path), found.step) if found is not None else None)
 
     def _resume(self, resume: run_machine.Resume) -> None:
@@ -441,8 +454,11 @@ class RunSupervisor:
         if self._bounds is not None:
             cell = replace(cell, ranks=list(range(self._world.size)))
             self.record.ranks, self.record.world_size = cell.ranks, self._world.size
+        if resume.left_out is not None:
+            cell = replace(cell, left_out=[*cell.left_out, list(resume.left_out)])
+            self.record.left_out = cell.left_out
         self._attempt = self._make_attempt(replace(cell, attempt=resume.number, resume=point))
-        self._count(is_resize=resume.is_resize)
+        self._count(resume)
         self._checkpoints.new_attempt(resume.number, cell.ranks)
         for note in [*self._world.take_notes(), resume.note]:
             self._feed.note(note)
@@ -453,9 +469,10 @@ class RunSupervisor:
         self._attempt.begin()
         self._feed.write_record()
 
-    def _count(self, *, is_resize: bool) -> None:
-        self.record.num_resizes += is_resize
-        self.record.num_restarts += not is_resize
+    def _count(self, resume: run_machine.Resume) -> None:
+        self.record.num_resizes += resume.is_resize
+        self.record.num_rollbacks += resume.is_rollback
+        self.record.num_restarts += not (resume.is_resize or resume.is_rollback)
 
     def _time_out(self) -> None:
         self._timed_out = f"--timeout: {self._attempt.timeout_s:g} s have passed"
@@ -483,6 +500,9 @@ class RunSupervisor:
         report = [*self._feed.diagnose(), *self._attempt.report(finish.culprit)]
         if finish.state == "finished":
             self._feed.note_saved()
+        spent = sum(sum(parts.values()) for parts in seconds.values())
+        if cost := describe_cost(price_per_hour(), spent):
+            self._feed.note(cost)
         self._feed.write_record()
         self._feed.tell(
             RunEnded(

@@ -24,6 +24,7 @@ class Alert:
         step: of training, where it is known.
         metric: which is concerned, "" for none.
         ranks: which are concerned.
+        between: optimizer steps finished at the last good value and at the bad one, where ranks tell them.
     """
 
     detector: str
@@ -34,6 +35,7 @@ class Alert:
     step: float | None = None
     metric: str = ""
     ranks: tuple[int, ...] = ()
+    between: tuple[int, int] | None = None
 
     @property
     def evidence(self) -> str:

@@ -2,15 +2,18 @@
 
 Policies, by detector: `note` (the default) writes the alert down and shows it, `stop` also stops the run as the Stop
 button does, `off` says nothing. `skip`, for gradients that are not finite, leaves their step out, on every rank.
+`rollback`, for losses and gradient norms, has the run go back to its last good checkpoint (see rollback).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from jupyter_llmcloud.core.detect.detector import Alert
+from jupyter_llmcloud.core.detect.finite import FiniteDetector
 from jupyter_llmcloud.core.detect.growth import GrowthDetector, Level
 from jupyter_llmcloud.core.detect.spikes import GRADIENT_Z, LOSS_Z, SpikeDetector, Value
 from jupyter_llmcloud.core.detect.waits import DataBoundDetector, Shares, StragglerDetector
@@ -19,9 +22,22 @@ from jupyter_llmcloud.core.names import short_name
 from jupyter_llmcloud.core.run.time_split import Split
 from jupyter_llmcloud.errors import UsageError
 
-DETECTORS = ("not-finite", "loss-spike", "gradient-spike", "straggler", "data-bound", "memory-leak", "disk-full")
+DETECTORS = (
+    "not-finite", "loss-spike", "gradient-spike", "hang", "straggler", "data-bound", "memory-leak", "disk-full",
+)  # fmt: skip
 POLICIES = ("note", "stop", "off")
 SKIP = "skip"  # of not-finite alone: ranks themselves do it, before the step
+ROLLBACK = "rollback"
+_MORE_POLICIES = {
+    "not-finite": (SKIP, ROLLBACK),
+    "loss-spike": (ROLLBACK,),
+    "gradient-spike": (ROLLBACK,),
+}
+_CANNOT_SCALE = (
+    "no detector can have a run scaled: a slower rank is no reason to lose its host, which an elastic run would take "
+    "back at once. For straggler, --balance gives each rank rows by its speed; %world resize, or %cluster scale with "
+    "--elastic, changes the number of ranks"
+)
 MAX_METRICS = 20  # with a spike detector each
 MAX_ALERTS = 20  # of one detector in one run; what follows says nothing new
 
@@ -43,12 +59,24 @@ def policies(text: str) -> dict[str, str]:
         name, equals, policy = word.strip().partition("=")
         if name not in DETECTORS:
             raise UsageError(f"there is no detector {name!r}. Allowed: {', '.join(DETECTORS)}")
-        allowed = (*POLICIES, SKIP) if name == "not-finite" else POLICIES
+        if policy == "scale":
+            raise UsageError(f"{word.strip()}: {_CANNOT_SCALE}.")
+        allowed = (*POLICIES, *_MORE_POLICIES.get(name, ()))
         if not equals or policy not in allowed:
             raise UsageError(f"expected {name}= with one of {', '.join(allowed)}, not {word.strip()!r}")
         if found.setdefault(name, policy) != policy:
             raise UsageError(f"{name} is given twice: {found[name]} and {policy}")
     return found
+
+
+def is_off(chosen: str | None, detector: str) -> bool:
+    """Whether nobody wants to hear of a detector."""
+    return bool(chosen) and policies(chosen or "").get(detector) == "off"
+
+
+def rolls_back(chosen: str | None) -> bool:
+    """Whether an alert may have the run go back to a checkpoint, by policies as `--watch` has them."""
+    return bool(chosen) and ROLLBACK in policies(chosen or "").values()
 
 
 class RunDetectors:
@@ -60,11 +88,11 @@ class RunDetectors:
 
     def __init__(self, chosen: str = "") -> None:
         self._policies = policies(chosen) if chosen else {}
-        self._spikes: dict[str, tuple[int, SpikeDetector]] = {}  # with the rank whose values are looked at
+        self._series: dict[str, _Series] = {}  # by metric
         self._steps: dict[int, StepCount] = {}
         self._straggler = StragglerDetector()
         self._data_bound = DataBoundDetector()
-        self._memory: dict[int, GrowthDetector] = {}
+        self._memory: dict[str, GrowthDetector] = {}
         self._disk = GrowthDetector("disk-full", "the disk of the run's folder", "size of the disk")
         self._counts: dict[str, int] = {}
 
@@ -72,36 +100,48 @@ class RunDetectors:
         """What is to be done about an alert of this detector."""
         return self._policies.get(detector, "note")
 
-    def metrics(self, rank: int, records: Iterable[Mapping[str, Any]]) -> list[Alert]:
-        """What a rank has logged: losses and gradient norms of training that jump."""
+    def metrics(self, rank: int, records: Iterable[Mapping[str, Any]], seen_until: int = -1) -> list[Alert]:
+        """What a rank has logged: losses and gradient norms of training that jump.
+
+        What was logged when no more than `seen_until` optimizer steps were finished was seen before.
+        """
         alerts = []
         for record in records:
             if not (values := record.get("values")):
                 continue
-            step = self._steps.setdefault(rank, StepCount()).of(record)
+            step, at = self._steps.setdefault(rank, StepCount()).of(record), record.get("at")
+            if at is not None and at <= seen_until:
+                continue
             for name, value in values.items():
                 number = as_number(value)
-                if number is None or (detector := self._spike_detector(name, rank)) is None:
-                    continue
-                detector.feed(Value(step, number))
-                alerts.append(detector.check())
+                if number is not None and (series := self._series_of(name, rank)) is not None:
+                    alerts += series.look(Value(step, number), at)
         return self._wanted(alerts)
 
-    def _spike_detector(self, name: str, rank: int) -> SpikeDetector | None:
+    def _series_of(self, name: str, rank: int) -> _Series | None:
         """One for each metric, of the first rank that logs it: the ranks' losses jump together."""
-        if name in self._spikes:
-            first, detector = self._spikes[name]
-            return detector if first == rank else None
-        if len(self._spikes) >= MAX_METRICS or _EVALUATION.search(name):
+        if name in self._series:
+            series = self._series[name]
+            return series if series.rank == rank else None
+        if len(self._series) >= MAX_METRICS or _EVALUATION.search(name):
             return None
         if _LOSS.search(name):
-            detector = SpikeDetector("loss-spike", short_name(name), LOSS_Z)
+            detectors: list[SpikeDetector | FiniteDetector] = [SpikeDetector("loss-spike", short_name(name), LOSS_Z)]
+            if self.policy("not-finite") == ROLLBACK:
+                detectors.append(FiniteDetector(short_name(name)))
         elif _GRADIENT.search(name):
-            detector = SpikeDetector("gradient-spike", short_name(name), GRADIENT_Z)
+            detectors = [SpikeDetector("gradient-spike", short_name(name), GRADIENT_Z)]
         else:
             return None
-        self._spikes[name] = (rank, detector)
-        return detector
+        series = self._series[name] = _Series(rank, detectors)
+        return series
+
+    @property
+    def good_step(self) -> int | None:
+        """Optimizer steps that were finished when every metric was good; None where no run is to go back there."""
+        if ROLLBACK not in self._policies.values():
+            return None
+        return min((series.good for series in self._series.values()), default=None)
 
     def shares(self, now: float, shares: Mapping[int, Split]) -> list[Alert]:
         """How the ranks have spent their last seconds."""
@@ -110,14 +150,14 @@ class RunDetectors:
         self._data_bound.feed(observation)
         return self._wanted([self._straggler.check(), self._data_bound.check()])
 
-    def memory(self, now: float, rank: int, resident: int, available: int) -> list[Alert]:
-        """Bytes that a rank has resident, and that its host or container has left for it; 0 where it cannot be told."""
+    def memory(self, now: float, rank: int, resident: int, available: int, on: str = "") -> list[Alert]:
+        """Bytes that a rank has, and that its host, container or GPU has left for it; 0 where it cannot be told."""
         if not resident or not available:
             return []
-        name = f"the memory of rank {rank}"
-        detector = self._memory.get(rank)
+        name = f"the memory of rank {rank}{on}"
+        detector = self._memory.get(name)
         if detector is None:
-            detector = self._memory[rank] = GrowthDetector("memory-leak", name, "memory that it can have", (rank,))
+            detector = self._memory[name] = GrowthDetector("memory-leak", name, "memory that it can have", (rank,))
         detector.feed(Level(now, resident, resident + available))
         return self._wanted([detector.check()])
 
@@ -130,6 +170,8 @@ class RunDetectors:
         """The ranks are begun anew: their memory and their waits are not what they were."""
         self._memory.clear()
         self._straggler, self._data_bound = StragglerDetector(), DataBoundDetector()
+        for series in self._series.values() if ROLLBACK in self._policies.values() else ():
+            series.begin_again()
 
     def _wanted(self, alerts: Iterable[Alert | None]) -> list[Alert]:
         found = []
@@ -137,6 +179,36 @@ class RunDetectors:
             if alert is None or self.policy(alert.detector) == "off":
                 continue
             self._counts[alert.detector] = self._counts.get(alert.detector, 0) + 1
-            if self._counts[alert.detector] <= MAX_ALERTS:
+            if self._counts[alert.detector] <= MAX_ALERTS or self.policy(alert.detector) == ROLLBACK:
                 found.append(alert)
         return found
+
+
+class _Series:
+    """One metric of one rank, and what looks at it.
+
+    Attributes:
+        good: optimizer steps that were finished at its last value that nobody minds.
+    """
+
+    def __init__(self, rank: int, detectors: list[SpikeDetector | FiniteDetector]) -> None:
+        self.rank = rank
+        self.good = 0
+        self._detectors = detectors
+
+    def look(self, value: Value, at: int | None) -> list[Alert | None]:
+        """The next value, which was logged when `at` optimizer steps were finished, where that is known."""
+        found: list[Alert | None] = []
+        for detector in self._detectors:
+            detector.feed(value)
+            found.append(detector.check())
+        if at is None:
+            return found
+        if not any(detector.is_flagged for detector in self._detectors):
+            self.good = at
+        return [replace(alert, between=(self.good, at)) for alert in found if alert is not None]
+
+    def begin_again(self) -> None:
+        """The ranks are begun anew, perhaps from before what was told."""
+        for detector in self._detectors:
+            detector.begin_again()

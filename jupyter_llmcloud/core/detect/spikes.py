@@ -82,6 +82,15 @@ class SpikeDetector:
         spread = 1.4826 * median(abs(value - middle) for value in self._usual)
         return (residual - middle) / max(spread, MIN_SCALE)
 
+    @property
+    def is_flagged(self) -> bool:
+        """Whether the newest value is far from what is usual."""
+        return self._flagged > 0
+
+    def begin_again(self) -> None:
+        """The run has gone back to before what was told: what was usual then still is."""
+        self._flagged, self._silent, self._newest = 0, 0, None
+
     def check(self) -> Alert | None:
         """The newest value, when it is a spike."""
         if self._newest is None or self._silent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,20 @@ def _what(error: Mapping[str, Any]) -> str:
         return str(error["ename"])
     code = str(error.get("evalue", ""))
     return f"left with exit status {code}" if code.lstrip("-").isdigit() else f"left by sys.exit: {code}"
+
+
+def describe_cost(price: str, rank_seconds: float) -> str:
+    """What a run has cost: `2 rank-hours at 1.50 an hour: about 3.00`; "" where no price is given."""
+    if not price.strip():
+        return ""
+    try:
+        each = float(price)
+    except ValueError:
+        each = -1.0
+    if not 0 <= each < math.inf:
+        return f"what it has cost is not known: LLMCLOUD_PRICE_PER_HOUR={price!r} is not the price of an hour."
+    hours = rank_seconds / 3600
+    return f"{hours:,.2f} rank-hours at {each:,.2f} an hour: about {hours * each:,.2f}."
 
 
 def own_errors(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

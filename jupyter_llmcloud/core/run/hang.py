@@ -74,12 +74,17 @@ class ProcessSample:
 
 @dataclass(frozen=True)
 class HangReport:
-    """To be shown. `late` and `waiting` are ranks; `recovered`: the report before is over."""
+    """To be shown. `late` and `waiting` are ranks; `recovered`: the report before is over.
+
+    `lasts_s`: how long the longest wait has lasted, `limit_s`: beyond which it is none that is usual.
+    """
 
     text: str
     late: tuple[int, ...]
     waiting: tuple[int, ...] = ()
     recovered: bool = False
+    lasts_s: float = 0.0
+    limit_s: float = 0.0
 
 
 @dataclass
@@ -106,6 +111,14 @@ class _Wait:
     @property
     def title(self) -> str:
         return f"{self.op} #{self.number}" if self.number else self.op
+
+
+@dataclass(frozen=True)
+class _Late:
+    """How long a late rank has been waited for, and how long that may last."""
+
+    lasts_s: float
+    limit_s: float
 
 
 _Key = tuple[str, str]  # phase of the late rank ("" for all of the wait), place of the waiting one
@@ -233,8 +246,8 @@ class HangRule:
                 found.add(member)
         return found
 
-    def _late(self, waits: dict[int, _Wait], now: float, silent: set[int]) -> dict[int, float]:
-        """Late ranks beyond their budget, with how long they have been waited for."""
+    def _late(self, waits: dict[int, _Wait], now: float, silent: set[int]) -> dict[int, _Late]:
+        """Late ranks beyond their budget."""
         awaited: dict[int, list[_Wait]] = {}
         for wait in waits.values():
             for rank in wait.missing - set(waits):
@@ -242,12 +255,12 @@ class HangRule:
         late = {}
         for rank, by in awaited.items():
             longest = max(by, key=lambda wait: wait.lasts_s)
-            if self._is_overdue(rank, longest, silent, now):
-                late[rank] = longest.lasts_s
+            if limit_s := self._limit_passed(rank, longest, silent, now):
+                late[rank] = _Late(longest.lasts_s, limit_s)
         for rank in silent - set(late):
             lasts = now - self._ranks[rank].heard_at
             if lasts >= self.floor_s and self._is_late_alone(rank, silent):
-                late[rank] = lasts
+                late[rank] = _Late(lasts, self.floor_s)
         return late
 
     def _is_late_alone(self, rank: int, silent: set[int]) -> bool:
@@ -259,15 +272,17 @@ class HangRule:
             return True
         return look.state == "S" and not look.busy and any(other not in silent for other in self._running())
 
-    def _is_overdue(self, rank: int, wait: _Wait, silent: set[int], now: float) -> bool:
+    def _limit_passed(self, rank: int, wait: _Wait, silent: set[int], now: float) -> float:
+        """The limit of a wait that has passed it; 0 for one that has not."""
         item = self._ranks.get(rank)
         if item is None or item.ended or rank in silent:
-            return wait.lasts_s >= self.floor_s
+            return self.floor_s if wait.lasts_s >= self.floor_s else 0.0
         phase, patience = item.sample.phase, self.floor_s * PATIENCE
         base = patience if phase in PATIENT and item.sample.working else self.floor_s
         in_phase = min(wait.lasts_s, now - item.phase_since)
         # Who goes from phase to phase without ever arriving is late as well.
-        return in_phase >= self._budget(base, phase, wait) or wait.lasts_s >= self._budget(patience, "", wait)
+        limits = ((in_phase, self._budget(base, phase, wait)), (wait.lasts_s, self._budget(patience, "", wait)))
+        return next((limit_s for lasts_s, limit_s in limits if lasts_s >= limit_s), 0.0)
 
     def _budget(self, base: float, phase: str, wait: _Wait) -> float:
         return max(base, FACTOR * _p99(self._lasted.get((phase, wait.place), ())))
@@ -283,7 +298,7 @@ class HangRule:
 
     # --- what is normal here ---
 
-    def _learn(self, waits: dict[int, _Wait], late: Mapping[int, float], now: float) -> None:
+    def _learn(self, waits: dict[int, _Wait], late: Mapping[int, _Late], now: float) -> None:
         """Remember how long waits that ended have lasted, but not those for a rank that stood still."""
         present: dict[tuple[str, int, str], _Episode] = {}
         for wait in waits.values():
@@ -329,15 +344,17 @@ class HangRule:
         lasted = self.floor_s + now - self._alarm_at
         return HangReport(f"{_ranks(who)} {_verb(who, 'goes', 'go')} on after {lasted:.0f} s.", who, recovered=True)
 
-    def _report_late(self, late: Mapping[int, float], waits: dict[int, _Wait], silent: set[int]) -> HangReport:
+    def _report_late(self, late: Mapping[int, _Late], waits: dict[int, _Wait], silent: set[int]) -> HangReport:
         clauses: dict[str, list[int]] = {}
         for rank in sorted(late):
-            clauses.setdefault(self._where(rank, late[rank], silent), []).append(rank)
+            clauses.setdefault(self._where(rank, late[rank].lasts_s, silent), []).append(rank)
         words = [f"{_ranks(ranks)} {_verb(ranks, 'is', 'are')} late: {where}" for where, ranks in clauses.items()]
         waiting = [wait for wait in waits.values() if wait.missing]
         words += _describe_waits(waiting)
         text = "; ".join(words) + ". Press Stop to interrupt, or wait."
-        return HangReport(text, tuple(sorted(late)), tuple(sorted(wait.rank for wait in waiting)))
+        longest = max(late.values(), key=lambda item: item.lasts_s)
+        blocked = tuple(sorted(wait.rank for wait in waiting))
+        return HangReport(text, tuple(sorted(late)), blocked, lasts_s=longest.lasts_s, limit_s=longest.limit_s)
 
     def _where(self, rank: int, lasts_s: float, silent: set[int]) -> str:
         item = self._ranks.get(rank)
@@ -355,7 +372,9 @@ class HangRule:
     def _report_deadlock(self, blocked: Sequence[_Wait]) -> HangReport:
         words = "; ".join(_describe_waits(blocked))
         text = f"the ranks wait for each other and cannot go on: {words}. Press Stop to interrupt."
-        return HangReport(text, (), tuple(sorted(wait.rank for wait in blocked)))
+        lasts_s = max(wait.lasts_s for wait in blocked)
+        waiting = tuple(sorted(wait.rank for wait in blocked))
+        return HangReport(text, (), waiting, lasts_s=lasts_s, limit_s=self.floor_s)
 
 
 def _describe_waits(waits: Sequence[_Wait]) -> list[str]:

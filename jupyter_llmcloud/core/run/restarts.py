@@ -72,13 +72,15 @@ def kind_of(died: bool, collateral: bool, evalue: str) -> str:
 class Retry:
     """Execute the run again, the `number`-th time, after `delay_s`; `from_start`: without a checkpoint.
 
-    `is_resize`: since the members of its world change, which uses up no restart.
+    `is_resize`: since the members of its world change, which uses up no restart. `is_rollback`: nor does this, to a
+    checkpoint from before something went wrong.
     """
 
     number: int
     delay_s: float
     from_start: bool = False
     is_resize: bool = False
+    is_rollback: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class RestartPolicy:
     num_resizes: int = 0
     is_elastic: bool = False
     from_start: bool = False
+    num_rollbacks: int = 0
     _num_stuck: int = 0
     _out_of_memory: bool = False
     _furthest: int = -1
@@ -115,12 +118,21 @@ class RestartPolicy:
             return GiveUp(f"all {self.max_restarts} restarts are used up.")
         self._note_progress(event)
         self.num_restarts += 1
-        return Retry(self.num_restarts + self.num_resizes, self._delay(), self.from_start)
+        return Retry(self._number, self._delay(), self.from_start)
 
     def resized(self) -> Retry:
         """The members of its world change, which is nobody's failure."""
         self.num_resizes += 1
-        return Retry(self.num_restarts + self.num_resizes, 0.0, self.from_start, is_resize=True)
+        return Retry(self._number, 0.0, self.from_start, is_resize=True)
+
+    def rolled_back(self) -> Retry:
+        """It goes back to before something that a detector has found."""
+        self.num_rollbacks += 1
+        return Retry(self._number, 0.0, self.from_start, is_rollback=True)
+
+    @property
+    def _number(self) -> int:
+        return self.num_restarts + self.num_resizes + self.num_rollbacks
 
     def _refusal(self, event: AttemptFailure) -> str:
         if event.ename == OUT_OF_MEMORY:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from jupyter_llmcloud.core.detect.rollback import Rollback
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, GiveUp, RestartPolicy, Retry
 from jupyter_llmcloud.core.scheduling.elasticity import (
@@ -159,6 +160,13 @@ class RestartFailed:
 
 
 @dataclass(frozen=True)
+class RollbackAsked:
+    """A detector has found something for which the run is to go back to a checkpoint."""
+
+    rollback: Rollback
+
+
+@dataclass(frozen=True)
 class StopAsked:
     """Somebody asked for a Stop."""
 
@@ -185,6 +193,7 @@ Event = (
     | Healed
     | ResumePointFound
     | RestartFailed
+    | RollbackAsked
     | StopAsked
     | LeaveAsked
     | Tick
@@ -215,17 +224,24 @@ class Heal:
 
 @dataclass(frozen=True)
 class FindResumePoint:
-    """-> ResumePointFound, RestartFailed."""
+    """-> ResumePointFound, RestartFailed. `before`: of so many steps at most, and later ones count no more."""
+
+    before: int | None = None
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Execute the run again, the `number`-th time, from `point` or from its start."""
+    """Execute the run again, the `number`-th time, from `point` or from its start.
+
+    `left_out`: the first and the last step that change no weight from now on, of a run that was rolled back.
+    """
 
     number: int
     point: ResumePoint | None
     note: str
     is_resize: bool = False
+    is_rollback: bool = False
+    left_out: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -316,6 +332,7 @@ class RunMachine:
     _restart: _Restart | None = None
     _finish: Finish = _LOST  # of the last attempt
     _is_stopping: bool = False
+    _rollback: Rollback | None = None  # that is under way
     is_claiming: bool = False  # a claim is under way
     _wants_standby: bool = False
 
@@ -343,6 +360,8 @@ class RunMachine:
                 return self._hand_over(to_standby=True) if self.policy.max_restarts else []
             case StopAsked():
                 return self._stop(now, leads_until)
+            case RollbackAsked(rollback):
+                return self._roll_back(rollback)
             case Claimed() | ClaimFailed() | StandbyLost():
                 return self._leadership(event, now, leads_until)
             case Tick():
@@ -371,6 +390,10 @@ class RunMachine:
                 return self._broken(lost, _LOST, now, until)
             case AttemptFinished(finish, broken) if self.phase is MachinePhase.EXECUTING:
                 was_pausing = self.elastic is not None and self.elastic.end()
+                if self._rollback is not None and not self._is_stopping:
+                    self._finish = finish
+                    self._restart = _Restart(self.policy.rolled_back(), self._rollback.why)
+                    return self._find_capacity()
                 if was_pausing and finish.state == "stopped" and not self._is_stopping:
                     self._finish = finish
                     self._restart = _Restart(self.policy.resized(), "there is room for more ranks")
@@ -379,6 +402,13 @@ class RunMachine:
                     return self._end(finish, now, until)
                 return self._broken(broken, finish, now, until)
         return []
+
+    def _roll_back(self, rollback: Rollback) -> list[Instruction]:
+        """The attempt is stopped, however it ends by then, to be followed by one from an earlier checkpoint."""
+        if self.phase is not MachinePhase.EXECUTING or self._is_stopping or self._rollback is not None:
+            return []
+        self._rollback = rollback
+        return [StopAttempt()]
 
     def _broken(
         self, broken: AttemptFailure, finish: Finish, now: float, until: float, why: str = "", last_word: str = ""
@@ -426,7 +456,9 @@ class RunMachine:
                 self.phase = MachinePhase.LOOKING
                 if self.elastic is not None:
                     self.elastic.size = size
-                return self._resume(restart, None, now) if restart.again.from_start else [FindResumePoint()]
+                if restart.again.from_start:
+                    return self._resume(restart, None, now)
+                return [FindResumePoint(self._rollback.before if self._rollback is not None else None)]
             case MachinePhase.LOOKING, ResumePointFound(point):
                 return self._resume(restart, point, now)
             case ((MachinePhase.FINDING_CAPACITY | MachinePhase.HEALING | MachinePhase.LOOKING), RestartFailed()):
@@ -456,8 +488,17 @@ class RunMachine:
         how = f"resumed from step {point.step}" if point is not None else "executed again from its start"
         if self.elastic is not None:
             how += f" on {self.elastic.size} rank{'s' if self.elastic.size != 1 else ''}"
-        counted = "" if again.is_resize else f" (restart {self.policy.num_restarts} of {self.policy.max_restarts})"
-        return [Resume(again.number, point, f"{restart.why}; {how}{counted}", again.is_resize), AppointStandby()]
+        is_counted = not (again.is_resize or again.is_rollback)
+        counted = f" (restart {self.policy.num_restarts} of {self.policy.max_restarts})" if is_counted else ""
+        rollback, self._rollback = self._rollback, None
+        left_out = rollback.left_out(point.step if point is not None else None) if rollback is not None else None
+        if left_out is not None:
+            counted += f"; steps {left_out[0]} to {left_out[1]} are left out"
+        note = f"{restart.why}; {how}{counted}"
+        return [
+            Resume(again.number, point, note, again.is_resize, again.is_rollback, left_out),
+            AppointStandby(),
+        ]
 
     def _restart_failed(self, reason: str, now: float, until: float, is_membership: bool = False) -> list[Instruction]:
         """It counts as an attempt that broke at once."""

@@ -30,9 +30,8 @@ from jupyter_llmcloud.magics.session.run_start import FINDING, STARTING, RunStar
 from jupyter_llmcloud.magics.session.saved_worlds import forget, recall, remember
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.run_request import execute
-from jupyter_llmcloud.storage.checkpoints import Checkpoint
 from jupyter_llmcloud.storage.recorded import export as recorded_export
-from jupyter_llmcloud.storage.resume import resume
+from jupyter_llmcloud.storage.resume import Resumption, resume
 from jupyter_llmcloud.storage.runs import RunFolder, RunStore, nonce
 
 if TYPE_CHECKING:
@@ -257,9 +256,9 @@ class Session:
                 raise UsageError(
                     "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
                 )
-            spec, checkpoint = resuming(RunStore(), spec, given)
+            spec, resumption = resuming(RunStore(), spec, given)
             if spec.export:
-                recorded_export.check(cell.code, spec, checkpoint is not None)
+                recorded_export.check(cell.code, spec, resumption is not None)
             name = spec.name or f"cell-{cell.number}"
             folder = RunStore().folder(run_id(name, asked, nonce()))
             start = RunStart(folder, name, cell.source, spec, self.owner, asked)
@@ -270,7 +269,7 @@ class Session:
                 self._check_names(world, tree, {"--save": spec.save or (), "--pull": spec.pull or ()}, spec.push or ())
                 self._warn_of_guards(world, tree, chosen)
                 message = self._message(
-                    world, folder, cell, spec, name, values, pushed, chosen, tree, checkpoint, asked
+                    world, folder, cell, spec, name, values, pushed, chosen, tree, resumption, asked
                 )
         except BaseException:
             start.take_back()
@@ -347,7 +346,7 @@ class Session:
         pushed: dict[str, str],
         ranks: list[int],
         tree: ast.Module | None,
-        checkpoint: Checkpoint | None,
+        resumption: Resumption | None,
         asked: float,
     ) -> Execute:
         bound = cells.bound_names(tree) if tree is not None else None
@@ -371,18 +370,18 @@ class Session:
             makes=None if bound is None else sorted(bound),
             asked=asked,
             pushed=pushed,
-            resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
             payload=values,
+            **(resumption.request if resumption is not None else {}),
         )
 
 
-def resuming(store: RunStore, spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunSpec, Checkpoint | None]:
-    """With --resume: the options that the earlier run had and its newest checkpoint, which is said."""
+def resuming(store: RunStore, spec: RunSpec, given: Mapping[str, Any]) -> tuple[RunSpec, Resumption | None]:
+    """With --resume: the options that the earlier run had and what it goes on from, which is said."""
     if not spec.resume:
         return spec, None
     resumption = resume(store, spec.resume, given)
     print(*resumption.notes, sep="\n", flush=True)
-    return resumption.spec, resumption.checkpoint
+    return resumption.spec, resumption
 
 
 def pushed_values(namespace: dict[str, Any], names: Sequence[str]) -> bytes:

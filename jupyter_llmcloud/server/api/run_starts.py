@@ -184,7 +184,6 @@ class RunStarts:
         record.ranks = list(range(record.world_size))
         folder = self._store.folder(record.run_id)
         folder.write(record)
-        checkpoint = start.resumption.checkpoint if start.resumption else None
         request = execute_script(
             start.source,
             start.script,
@@ -199,7 +198,7 @@ class RunStarts:
             owner=self._owner,
             background=True,
             asked=record.created,
-            resume={"folder": str(checkpoint.path), "step": checkpoint.step} if checkpoint else {},
+            **(start.resumption.request if start.resumption else {}),
         )
         start.is_handed_over = True
         try:

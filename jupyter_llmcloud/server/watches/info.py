@@ -15,7 +15,7 @@ from jupyter_llmcloud.protocol.http.events import (
     RunInfo,
 )
 from jupyter_llmcloud.storage.runs import RunRecord
-from jupyter_llmcloud.widgets.live_info import bars, latest, notice, split_of, total_split_of
+from jupyter_llmcloud.widgets.live_info import all_latest, bars, notice, split_of, total_split_of
 from jupyter_llmcloud.widgets.view_state import ViewState, without_advice
 
 MAX_MARKS = 500
@@ -58,7 +58,7 @@ def run_info(
         progress=bars(view),
         notice=notice(view),
         hang=without_advice(view.hang.text) if view.hang else "",
-        latest={name: latest(series) for name, series in view.metrics.series.items() if series.last},
+        latest=all_latest(view),
         marks=marks_of(record, marks, reports),
         notes=record.notes,
         errors=[_error(error) for error in view.errors],

@@ -1,9 +1,11 @@
-"""How much memory this process has and could still have, of its host and of its container."""
+"""How much memory this process has and could still have: of its host, of its container, and of its GPU."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+import torch
 
 MEMINFO = Path("/proc/meminfo")
 CONTROL_GROUP = Path("/sys/fs/cgroup")  # of a container with a namespace of its own; a host's root has no limit
@@ -34,3 +36,14 @@ def available(meminfo: Path = MEMINFO, group: Path = CONTROL_GROUP) -> int:
     except (OSError, KeyError, ValueError):
         pass  # no control group, or of another version
     return left
+
+
+def of_device() -> tuple[int, int]:
+    """Bytes that torch has taken of this rank's GPU, and that are left there; zeros where none is used."""
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return 0, 0
+    device = int(os.environ.get("LOCAL_RANK", "0"))  # a thread has a current device of its own
+    try:
+        return torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)[0]
+    except RuntimeError:  # the device has failed, of which the main thread tells
+        return 0, 0

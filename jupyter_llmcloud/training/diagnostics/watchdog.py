@@ -22,7 +22,7 @@ from jupyter_llmcloud.training.diagnostics import stack_location
 from jupyter_llmcloud.training.diagnostics.activity import CLOSE_S, ProcessActivity, Stillness
 from jupyter_llmcloud.training.diagnostics.flight_recorder import Collectives, GroupRow, as_sent
 from jupyter_llmcloud.training.diagnostics.grad_mode import WithoutGradients
-from jupyter_llmcloud.training.diagnostics.memory_left import available, resident
+from jupyter_llmcloud.training.diagnostics.memory_left import available, of_device, resident
 from jupyter_llmcloud.training.diagnostics.stack_location import CellNumber, StackLocation
 from jupyter_llmcloud.training.diagnostics.time_split import TIMES
 from jupyter_llmcloud.training.output.sender import OutputSender
@@ -133,7 +133,8 @@ class Watchdog:
 
     def _say(self, heartbeat: Heartbeat) -> None:
         self._said_at = time.monotonic()
-        self._sender.send(replace(heartbeat, rss=resident(), available=available(), times=TIMES.take()))
+        memory = {"rss": resident(), "available": available(), "device_memory": of_device()}
+        self._sender.send(replace(heartbeat, **memory, times=TIMES.take()))
 
     # --- stacks ---
 

@@ -95,7 +95,7 @@ class OutputSender:
         self.record({"kind": kind, "text": text, "warning": True})
 
     def measure(self, kind: str, first: Any, second: Any, third: Any = None) -> None:
-        """A record of kind "values" (step, {name: float}) or "progress" (done, total, desc); costs a copy."""
+        """A record of kind "values" (step, {name: float}, optimizer steps) or "progress" (done, total, desc)."""
         if self.forked or self.muted:
             return
         self._ring.write(self._encode((kind, time.time(), first, second, third)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.core.detect.rollback import Rollback
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
@@ -36,6 +37,7 @@ from jupyter_llmcloud.core.run.run_machine import (
     Resume,
     ResumePoint,
     ResumePointFound,
+    RollbackAsked,
     RunMachine,
     StandbyLost,
     StopAsked,
@@ -54,6 +56,7 @@ KILLED = AttemptFailure("death", 1, "RankKilled", step=12)
 DIES = AttemptFinished(DIED, KILLED)
 POINT = ResumePoint("step-8", 8)
 WHY = "rank 1 was killed at step 12"
+GO_BACK = RollbackAsked(Rollback("loss jumped", 8, 10))
 
 
 def executing(max_restarts: int = 3, **more: Any) -> RunMachine:
@@ -459,7 +462,7 @@ def _story(dice: random.Random) -> Iterator[tuple[RunMachine, Event, list[Instru
         num_left = min(num_left, 10) if run.is_over else num_left
         pending += [dice.choice(answers) for instruction in out if (answers := _answers(instruction))]
         now += dice.choice([0.0, 0.1, 5.0])
-        rare: list[Event] = [Tick(), WorkerJoined(), StandbyLost(), Tick(), StopAsked(), LeaveAsked()]
+        rare: list[Event] = [Tick(), WorkerJoined(), StandbyLost(), GO_BACK, StopAsked(), LeaveAsked()]
         if pending and dice.random() < 0.7:
             event = pending.pop(dice.randrange(len(pending)))
         else:
@@ -492,11 +495,11 @@ def _check_story(dice: random.Random) -> None:
                 assert claimed, "no rank is started without a claim"
             if isinstance(instruction, Resume):
                 num_attempts += 1
-                assert instruction.number <= run.policy.max_restarts
+                assert instruction.number <= run.policy.max_restarts + run.policy.num_rollbacks
                 claimed = False
         last += [instruction for instruction in out if isinstance(instruction, End | HandOver)]
         assert run.is_over == bool(last)
-        assert num_attempts <= run.policy.max_restarts
+        assert num_attempts <= run.policy.max_restarts + run.policy.num_rollbacks
         if run.phase in (MachinePhase.WAITING_FOR_CAPACITY, MachinePhase.BACKING_OFF):
             assert run.wake_at is not None, "nobody else wakes it"
     assert len(last) <= 1

@@ -1,4 +1,4 @@
-"""Where alerts of runs go beside the run itself: webhooks and e-mail, named by the environment of the node agent.
+"""Where alerts go beside the run or the server that they are of: webhooks and e-mail, named by the environment.
 
     LLMCLOUD_ALERT_WEBHOOK=https://hooks.example.com/team      several are separated by commas
     LLMCLOUD_ALERT_EMAIL=me@example.com,you@example.com
@@ -92,7 +92,7 @@ class Mail:
 
     def _message(self, alert: dict[str, Any]) -> EmailMessage:
         message = EmailMessage()
-        message["Subject"] = f"{alert['run']}: {alert['detector']}"
+        message["Subject"] = f"{alert.get('run') or alert['endpoint']}: {alert['detector']}"
         message["From"] = self.addresses[0]
         message["To"] = ", ".join(self.addresses)
         rows = [f"{key}: {value}" for key, value in alert.items() if key != "text" and value not in (None, "", [])]

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from jupyter_llmcloud.agent.runs import alert_sinks
-from jupyter_llmcloud.agent.runs.alert_sinks import (
+from jupyter_llmcloud.agent.runs.run_feed import RunFeed
+from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
+from jupyter_llmcloud.system import alert_sinks
+from jupyter_llmcloud.system.alert_sinks import (
     ENV_EMAIL,
     ENV_SMTP,
     ENV_WEBHOOK,
@@ -24,8 +26,6 @@ from jupyter_llmcloud.agent.runs.alert_sinks import (
     Webhook,
     sinks_of,
 )
-from jupyter_llmcloud.agent.runs.run_feed import RunFeed
-from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 WITHIN_S = 30.0
 ALERT = {"text": "run r: loss-spike: loss jumped", "run": "r", "detector": "loss-spike", "step": 3, "evidence": "z 9"}
