@@ -89,7 +89,7 @@ def measure(folder: Path) -> list[Row]:
 def _both(world: Ranks) -> tuple[float, float]:
     ddp = _curve(world, "ddp", every=STEPS, most=STEPS, wanted=-1.0)
     seconds, loss = ddp[-1]
-    diloco = _curve(world, f"diloco:{EVERY}", every=EVERY, most=20 * STEPS, wanted=loss)
+    diloco = _curve(world, f"diloco:{EVERY},bits=8", every=EVERY, most=20 * STEPS, wanted=loss)
     if diloco[-1][1] > loss:
         raise AssertionError(f"DiLoCo came to {diloco[-1][1]:.3f} only, DDP to {loss:.3f}")
     return diloco[-1][0], seconds

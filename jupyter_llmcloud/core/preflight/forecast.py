@@ -10,7 +10,7 @@ from jupyter_llmcloud.core.preflight.timeline import MeasuredStep
 
 # Of a host's memory a step takes more than its tensors: fitted to 30 trainings of `python -m tests.chaos preflight`.
 KEPT_ON_HOST = 1.2
-LIBRARIES = 100 << 20
+LIBRARIES = 80 << 20
 CAN_BE_SMALL = 0.1  # of what is left: a step that cannot take more is not looked at
 _STATES = {
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SparseAdam", "LAMB", "Adadelta", "ASGD"), 2),
