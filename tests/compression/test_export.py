@@ -196,7 +196,7 @@ def test_a_file_is_compared_in_llama_cpp_by_what_it_finds_likely(
     monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: name == "xllamacpp" or None)
 
     def compared(off: float) -> list[str]:
-        monkeypatch.setitem(sys.modules, "xllamacpp", LlamaCpp(model, off))  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "xllamacpp", LlamaCpp(model, off))
         return llama_cpp.compared_in_llama_cpp(model, tmp_path / "m.gguf", "f32", lambda text: None)
 
     [note] = compared(0.0)
