@@ -74,18 +74,18 @@ class ServerContext:
             log,
         )
         self.clusters.on_shortage = self.endpoints.give_way
-        self.endpoint_alerts = EndpointMonitor(self.audit, log)
-        self.requests = OpenRequests(self.state, KeyMonitor(self.audit, log), log, self._tell_requests)
+        monitor = EndpointMonitor(self.audit, log)
+
+        def tell(records: Sequence[RequestRecord]) -> None:
+            self.audit.tell_requests(records)
+            monitor.answered(records)
+
+        self.requests = OpenRequests(self.state, KeyMonitor(self.audit, log), log, tell)
         ENDPOINTS.add(self.endpoints)
         RUNS.add(self, self.runs)
         self.audit.listen(lambda action: self.events.wake(*changed_by(action)))
         self._started: asyncio.Task[None] | None = None
         self._closed = False
-
-    def _tell_requests(self, records: Sequence[RequestRecord]) -> None:
-        """Requests to endpoints have ended, and are written down."""
-        self.audit.tell_requests(records)
-        self.endpoint_alerts.answered(records)
 
     @cached_property
     def events(self) -> EventService:

@@ -27,7 +27,7 @@ class TellAlert(Protocol):
 
 
 @dataclass(frozen=True)
-class RunActions:
+class AlertActions:
     """What an alert can have done with a run: stop it, as the Stop button does, or have it go back."""
 
     stop: Callable[[], None] = lambda: None
@@ -44,7 +44,7 @@ class AlertLog:
     """
 
     def __init__(
-        self, chosen: str, folder: Path, tell: TellAlert, actions: RunActions, left_out: Iterable[Sequence[int]] = ()
+        self, chosen: str, folder: Path, tell: TellAlert, actions: AlertActions, left_out: Iterable[Sequence[int]] = ()
     ) -> None:
         self._watch = RunDetectors(chosen)
         self._folder = folder

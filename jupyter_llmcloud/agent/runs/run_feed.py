@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jupyter_llmcloud.agent.runs.alert_log import AlertLog, RunActions
+from jupyter_llmcloud.agent.runs.alert_log import AlertActions, AlertLog
 from jupyter_llmcloud.agent.runs.time_log import TimeLog
 from jupyter_llmcloud.agent.runs.writer import RunWriter
 from jupyter_llmcloud.agent.trackers.process import TrackerProcesses
@@ -44,7 +44,7 @@ class RunFeed:
         folder: RunFolder,
         source: str,
         running: Callable[[], Iterable[int]] = tuple,
-        actions: RunActions | None = None,
+        actions: AlertActions | None = None,
     ) -> None:
         self.record = record
         self._folder = folder
@@ -55,7 +55,7 @@ class RunFeed:
         self._not_finite = NotFiniteLog(record.not_finite)
         self._times = TimeLog(folder.read_times()[1], self._tell_times)
         chosen = record.spec.get("watch") or ""
-        self._alerts = AlertLog(chosen, folder.path, self._tell_alert, actions or RunActions(), record.left_out)
+        self._alerts = AlertLog(chosen, folder.path, self._tell_alert, actions or AlertActions(), record.left_out)
         self._trackers: TrackerProcesses | None = None
         self._due: asyncio.TimerHandle | None = None  # when what was not finite is written
 

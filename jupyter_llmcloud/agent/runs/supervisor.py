@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.failover.run_leadership import RunLeadership
 from jupyter_llmcloud.agent.ranks.local_rank import RankLink
-from jupyter_llmcloud.agent.runs.alert_log import RunActions
+from jupyter_llmcloud.agent.runs.alert_log import AlertActions
 from jupyter_llmcloud.agent.runs.attempt import Attempt
 from jupyter_llmcloud.agent.runs.checkpoint_committer import CheckpointCommitter
 from jupyter_llmcloud.agent.runs.run_feed import RunFeed
@@ -126,7 +126,7 @@ class RunSupervisor:
         self.record = record
         cell = replace(cell, left_out=record.left_out or cell.left_out)  # of an earlier leader, of a run it resumes
         record.left_out = cell.left_out
-        actions = RunActions(self.stop, self._roll_back)
+        actions = AlertActions(self.stop, self._roll_back)
         self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running, actions)
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world

@@ -144,7 +144,6 @@ class Run(Response, frozen=True):
     holder: Annotated[str, Meta(description="Who started it, in words: the end of a notebook's path, a process.")] = ""
     num_restarts: int = 0
     num_resizes: Annotated[int, Meta(description="How often it went on with another set of ranks.")] = 0
-    num_rollbacks: Annotated[int, Meta(description="How often a detector had it go back to a checkpoint.")] = 0
     phase: Annotated[
         str, Meta(description="While it is queued: finding a cluster, starting ranks, joining; else empty.")
     ] = ""
@@ -167,6 +166,7 @@ class RunDetail(Run, frozen=True):
     script: Annotated[dict[str, Any], Meta(description="Which script was run, if it was one.")] = {}
     history: list[HistoryEntry] = []
     errors: list[RunError] = []
+    num_rollbacks: Annotated[int, Meta(description="How often a detector had it go back to a checkpoint.")] = 0
     left_out: Annotated[
         list[list[int]],
         Meta(description="After a rollback: [first, last] of the optimizer steps that change no weight."),

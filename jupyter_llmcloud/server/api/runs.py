@@ -59,7 +59,7 @@ TAIL_BYTES = 1 << 16
 TEXT = "text/plain"
 _SUMMARY = (
     "run_id", "name", "created", "ended", "world_size", "ranks", "cluster", "artifacts", "world_id", "num_restarts",
-    "num_resizes", "num_rollbacks",
+    "num_resizes",
 )  # fmt: skip
 
 

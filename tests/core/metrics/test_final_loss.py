@@ -23,7 +23,7 @@ def curve(seed: int, shape: Callable[[float, float], float]) -> tuple[list[tuple
     def at(step: float) -> float:
         return shape(step, floor + scale * step**-exponent)
 
-    losses = [(step, at(step) * math.exp(dice.gauss(0, noise))) for step in range(1, STEPS + 1)]
+    losses = [(float(step), at(step) * math.exp(dice.gauss(0, noise))) for step in range(1, STEPS + 1)]
     return losses, at(STEPS)
 
 
