@@ -34,7 +34,10 @@ def test_the_notebook_about_smaller_models_does_what_it_says(tmp_path: Path) -> 
     by_id = {cell.id: cell for cell in notebook.cells}
     by_id["parameters"].source = "num_steps = 10"
     by_id["text"].source = by_id["text"].source.replace("list(topics.values())", "list(topics.values())[:30]")
-    by_id["compress"].source = by_id["compress"].source.replace("int8,int4,bf16,prune", "int8,prune")
+    by_id["compress"].source = by_id["compress"].source.replace("int8,int4,bf16,prune:0.25", "int8")
+    by_id["distill"].source = by_id["distill"].source.replace(
+        "lc.compress(", 'lc.compress("reference-gpt", "prune:0.25", no_table=True)\nlc.compress(', 1
+    )
     by_id["distill"].source = by_id["distill"].source.replace("steps=num_steps,", "steps=num_steps, no_table=True,")
     NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
     table = text_of(by_id["compress"])
@@ -42,7 +45,6 @@ def test_the_notebook_about_smaller_models_does_what_it_says(tmp_path: Path) -> 
         r"^reference-gpt +[\d.]+ MB +[\d.e+]+ +\d+ +\d+ +[\d.]+ ms +[\d.]+ [MG]B +slots +as it was", table, re.M
     )
     assert re.search(r"^reference-gpt-int8 .* slots ", table, re.M) and "of the variable held_out;" in table
-    assert re.search(r"^reference-gpt-prune-0.25 .* slots ", table, re.M)
     assert re.search(r"^reference-gpt-small +10 steps of distillation", text_of(by_id["distill"]), re.M)
     assert text_of(by_id["serve"]).strip()
     assert "ONNX Runtime: largest difference of scores" in text_of(by_id["onnx"])

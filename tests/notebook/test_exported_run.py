@@ -82,8 +82,22 @@ def losses(lines: str) -> list[float]:
     return [json.loads(line)["loss"] for line in lines.splitlines() if line.startswith("{")]
 
 
-def test_an_exported_run_gives_the_losses_of_the_run_under_torchrun_and_accelerate_launch(
-    kernel: BlockingKernelClient, tmp_path: Path
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+ACCELERATE = (
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(TORCHRUN, id="torchrun"),
+        pytest.param(ACCELERATE, id="accelerate launch", marks=pytest.mark.soak),
+    ],
+)
+def test_an_exported_run_gives_the_losses_of_the_run_under_a_launcher(
+    kernel: BlockingKernelClient, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
     script = tmp_path / "train.py"
     assert "Error" not in run(kernel, DEFINITIONS)
@@ -99,13 +113,10 @@ def test_an_exported_run_gives_the_losses_of_the_run_under_torchrun_and_accelera
     assert record.pushed == {"lr": "0.05", "table": ""} and record.topology["hosts"] == [2]
 
     env = without_package(tmp_path)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script.name]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", script.name]
-    for command in (torchrun, accelerate):
-        ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
-        assert ended.returncode == 0, ended.stderr
-        assert losses(ended.stdout) == expected, (command, ended.stdout, ended.stderr)
+    command = [*launcher, script.name]
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert losses(ended.stdout) == expected, (ended.stdout, ended.stderr)
     assert (tmp_path / "model" / "model.pt").exists()
 
     assert "Reproduced: every value of loss is the same." in run(kernel, "print(repr(lc.runs.reproduce('small')))"), (
