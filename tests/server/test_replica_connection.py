@@ -215,7 +215,8 @@ async def test_pieces_are_handed_over_as_they_come(tmp_path: Path) -> None:
 
 async def test_who_can_take_no_more_is_handed_none_until_he_asks_again(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, connections):
-        connection, pieces = await connections.take(), []
+        connection = await connections.take()
+        pieces: list[bytes] = []
 
         def take(piece: bytes) -> bool:
             pieces.append(piece)
