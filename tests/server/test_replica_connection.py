@@ -194,6 +194,58 @@ async def test_who_reads_slowly_has_the_replica_wait(tmp_path: Path) -> None:
         connections.give_back(connection)
 
 
+async def test_pieces_are_handed_over_as_they_come(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, connections):
+        for path, end in (("/whole", True), ("/die", False)):
+            connection, pieces = await connections.take(), []
+
+            def take(piece: bytes, pieces: list[bytes] = pieces) -> bool:
+                pieces.append(piece)
+                return True
+
+            answer = await connections.ask(connection, path, b"{}", {})
+            if end:
+                assert await answer.copy_to(take) and b"".join(pieces) == b"one two"
+            else:
+                with pytest.raises(BrokenAnswer, match="closed the connection"):
+                    await answer.copy_to(take)
+                assert pieces == [b"begun"]
+            connections.give_back(connection)
+
+
+async def test_who_can_take_no_more_is_handed_none_until_he_asks_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, connections):
+        connection = await connections.take()
+        pieces: list[bytes] = []
+
+        def take(piece: bytes) -> bool:
+            pieces.append(piece)
+            return len(pieces) % 3 != 0
+
+        answer = await connections.ask(connection, "/flood", b"{}", {})
+        for number in range(1, 4):
+            assert not await answer.copy_to(take) and len(pieces) == 3 * number
+            async with asyncio.timeout(20):
+                while not connection.is_paused:
+                    await asyncio.sleep(0)
+        connections.give_back(connection)
+
+
+async def test_an_error_of_who_takes_the_pieces_is_raised_where_they_are_waited_for(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (made, connections):
+
+        def take(piece: bytes) -> bool:
+            raise LookupError(piece)
+
+        connection = await connections.take()
+        answer = await connections.ask(connection, "/endless", b"{}", {})
+        with pytest.raises(LookupError, match="one"):
+            await answer.copy_to(take)
+        connections.give_back(connection)
+        async with asyncio.timeout(20):
+            await made.was_cancelled.wait()
+
+
 async def test_nobody_there_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(ReplicaUnreachable, match="cannot be reached"):
         await ReplicaConnections(str(tmp_path / "none.sock"), {}).take()

@@ -31,10 +31,14 @@ class CapturingSink:
         self._status = status
         self._sink.begin(status, headers)
 
-    async def write_chunk(self, chunk: bytes) -> None:
+    def write_chunk(self, chunk: bytes) -> bool:
         """A piece of a stream."""
         self._copy(chunk)
-        await self._sink.write_chunk(chunk)
+        return self._sink.write_chunk(chunk)
+
+    async def drained(self) -> None:
+        """Wait until the next one can be taken."""
+        await self._sink.drained()
 
     def end(self, last: bytes, content_type: str) -> None:
         """The last of it."""

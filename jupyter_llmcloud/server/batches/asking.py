@@ -70,8 +70,12 @@ class _Collected:
         told = headers.get("Retry-After", "")
         self.retry_after_s = float(told) if told.isascii() and told.isdigit() else None
 
-    async def write_chunk(self, chunk: bytes) -> None:
+    def write_chunk(self, chunk: bytes) -> bool:
         self.body += chunk
+        return True
+
+    async def drained(self) -> None:
+        """It takes everything at once."""
 
     def end(self, last: bytes, content_type: str) -> None:
         self.body += last

@@ -8,7 +8,7 @@ breaks the answer, and the connection is closed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 CONNECT_TIMEOUT_S = 5.0
@@ -56,6 +56,13 @@ class ReplicaAnswer:
             pieces.append(piece)
         return b"".join(pieces)
 
+    async def copy_to(self, take: Callable[[bytes], bool]) -> bool:
+        """Hand the rest of it to `take`, each piece in the moment in which it comes. Raises BrokenAnswer.
+
+        Returns True at its end; False when `take` has said, by False, that it can take no more for now.
+        """
+        return await self._connection.copy_to(take)
+
 
 class ReplicaConnection(asyncio.Protocol):
     """One connection, with one request at a time.
@@ -71,6 +78,8 @@ class ReplicaConnection(asyncio.Protocol):
         self._decoder = AnswerDecoder()
         self._wanted: asyncio.Future[None] | None = None
         self._error: Exception | None = None
+        self._take: Callable[[bytes], bool] | None = None  # gets what comes, without a task that would be woken for it
+        self._is_full = False  # whether that has said that it can take no more
         self.is_paused = False
 
     @property
@@ -96,11 +105,35 @@ class ReplicaConnection(asyncio.Protocol):
             if self._decoder.is_complete:
                 return b""
             await self._more()
+        self._go_on()
+        return piece
+
+    async def copy_to(self, take: Callable[[bytes], bool]) -> bool:
+        """As that of `ReplicaAnswer`."""
+        while True:
+            if piece := self._decoder.take():
+                self._go_on()
+                if not take(piece):
+                    return False
+            elif self._decoder.is_complete:
+                return True
+            elif await self._handed_on(take):
+                return False
+
+    async def _handed_on(self, take: Callable[[bytes], bool]) -> bool:
+        """Have `take` called with what comes, until it ends or `take` can take no more: True."""
+        self._take, self._is_full = take, False
+        try:
+            await self._more()
+        finally:
+            self._take = None
+        return self._is_full
+
+    def _go_on(self) -> None:
         if self.is_paused:
             self.is_paused = False
             assert self._transport is not None
             self._transport.resume_reading()
-        return piece
 
     async def _more(self) -> None:
         if self._error is not None:
@@ -131,10 +164,21 @@ class ReplicaConnection(asyncio.Protocol):
             self._fail(BrokenAnswer(f"what it answered is no HTTP: {error}"))
             self.close()
             return
+        if self._take is not None and self._hand_on(self._take):
+            return
         if self._decoder.num_buffered > MAX_BUFFERED and not self.is_paused and self._transport is not None:
             self.is_paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def _hand_on(self, take: Callable[[bytes], bool]) -> bool:
+        """Whether whoever waits has nothing to do yet."""
+        piece = self._decoder.take()
+        try:
+            self._is_full = bool(piece) and not take(piece)
+        except Exception as error:  # theirs: raised where it is waited
+            self._fail(error)
+        return not (self._is_full or self._decoder.is_complete)
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed. An answer that says no length ends so."""

@@ -113,6 +113,7 @@ class InferenceHandler(GatewayHandler):
         self._times: StreamTimes | None = None
         self._asked_for = ""
         self._num_large = 0  # bytes that the budget of large bodies has lent
+        self._late: asyncio.TimerHandle | None = None  # ends a connection whose body does not come
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Refuse what can be refused before the body is read."""
@@ -123,7 +124,8 @@ class InferenceHandler(GatewayHandler):
         # One that says that it is larger yet is refused below, in words; the connection then ends with the answer.
         said = int(length) if length.isdigit() else 0
         connection.set_max_body_size(max(said, self.max_body + DROPPED_BODY))
-        connection.set_body_timeout(BODY_TIMEOUT_S)
+        # Not tornado's own timeout, which has the body read by another task even when all of it is there.
+        self._late = asyncio.get_running_loop().call_later(BODY_TIMEOUT_S, connection.stream.close)
         if not length.isdigit() or int(length) > self.max_body + DROPPED_BODY:
             raise self._too_large()
         try:
@@ -183,8 +185,14 @@ class InferenceHandler(GatewayHandler):
         self._num_large = 0
         self._body.clear()
 
+    def _wait_no_longer(self) -> None:
+        """For the body."""
+        if self._late is not None:
+            self._late.cancel()
+
     def _whole_body(self) -> bytes:
         """The body that has come. Raises ApiError when it is too large, or was for the moment."""
+        self._wait_no_longer()
         if self._num_bytes > self.max_body:
             raise self._too_large()
         if self._num_large < 0:
@@ -261,6 +269,7 @@ class InferenceHandler(GatewayHandler):
     def on_finish(self) -> None:
         """What was refused before a replica was asked is written down as well, when it is known who asked."""
         super().on_finish()
+        self._wait_no_longer()
         self._free_body()
         is_known = self.key is not None or getattr(self, "_jupyter_current_user", None) is not None
         if self._times is None and is_known and self.request.method == "POST":
@@ -314,6 +323,8 @@ class InferenceHandler(GatewayHandler):
 
     def on_connection_close(self) -> None:
         """The client has gone: nobody needs the rest of the answer."""
+        super().on_connection_close()
+        self._wait_no_longer()
         self._free_body()
         self._open.cut(HUNG_UP)
 
@@ -328,19 +339,21 @@ class InferenceHandler(GatewayHandler):
         connection: Any = self.request.connection
         connection.stream.set_nodelay(True)
 
-    async def write_chunk(self, chunk: bytes) -> None:
-        """Pass a piece on; the next one is read when the client has taken this one."""
+    def write_chunk(self, chunk: bytes) -> bool:
+        """Pass a piece on; whether the system has taken all of it."""
         self.write(chunk)
         if self._times is not None:
             self._times.piece()
-        flushed = self.flush()
+        self.flush()
         self._note_streaming()
+        connection: Any = self.request.connection
+        return not (connection.stream.writing() or connection.stream.closed())
+
+    async def drained(self) -> None:
+        """Wait until the client has taken what was written; one that takes too long has hung up."""
         try:
-            if flushed.done():
-                flushed.result()
-            else:
-                async with asyncio.timeout(SLOW_READER_S):
-                    await flushed
+            async with asyncio.timeout(SLOW_READER_S):
+                await self.flush()
         except (TimeoutError, StreamClosedError):
             self._open.cut(HUNG_UP)
             self.request.connection.stream.close()  # type: ignore[union-attr]

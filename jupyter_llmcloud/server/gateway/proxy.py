@@ -50,8 +50,11 @@ class ResponseSink(Protocol):
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The status and the headers are known; more follows."""
 
-    async def write_chunk(self, chunk: bytes) -> None:
-        """A piece of a stream; returns when the client can take the next one."""
+    def write_chunk(self, chunk: bytes) -> bool:
+        """A piece of a stream; whether the client can take the next one now."""
+
+    async def drained(self) -> None:
+        """Wait until it can."""
 
     def end(self, last: bytes, content_type: str) -> None:
         """The last of it."""
@@ -247,24 +250,60 @@ class Proxy:
             self._sink.end(first, answer.headers.get("content-type", "application/json"))
 
     async def _stream(self, chunk: bytes, answer: ReplicaAnswer) -> None:
-        """Copy a stream piece by piece, but for what its replica tells behind the last event."""
-        last, tail, cut = b"", b"", UsageCut()
+        copy = _StreamCopy(self._sink)
         try:
-            while chunk:
-                if passed := cut.feed(chunk):
-                    await self._sink.write_chunk(passed)
-                    last, tail = passed, (tail + passed)[-len(_DONE) :]
-                chunk = await answer.readany()
-            if rest := cut.rest():
-                await self._sink.write_chunk(rest)
+            takes_more = copy.take(chunk)
+            while not (takes_more and await answer.copy_to(copy.take)):
+                await self._sink.drained()
+                takes_more = True
+            if not copy.take_rest():
+                await self._sink.drained()
         finally:
-            if (told := cut.usage()) is not None:
+            if (told := copy.usage()) is not None:
                 self._tokens = AnswerUsage(*told)
-        if tail != _DONE and b'"error"' not in last:
+        if not copy.is_complete:
             raise BrokenAnswer("it ended its answer before that was complete")
         if not self._tokens.is_known:
-            self._tokens = usage_in_events(last)
+            self._tokens = usage_in_events(copy.last)
         self._sink.end(b"", STREAM)
+
+
+class _StreamCopy:
+    """Passes a stream on piece by piece, but for what its replica tells behind the last event.
+
+    Attributes:
+        last: the piece that was passed on last.
+    """
+
+    def __init__(self, sink: ResponseSink) -> None:
+        self._sink = sink
+        self._cut = UsageCut()
+        self._tail = b""
+        self.last = b""
+
+    def take(self, chunk: bytes) -> bool:
+        """A piece has come; whether the client can take the next one now."""
+        passed = self._cut.feed(chunk)
+        return self._pass(passed) if passed else True
+
+    def take_rest(self) -> bool:
+        """No more comes."""
+        rest = self._cut.rest()
+        return self._pass(rest) if rest else True
+
+    def _pass(self, passed: bytes) -> bool:
+        self.last = passed
+        self._tail = passed[-len(_DONE) :] if len(passed) >= len(_DONE) else (self._tail + passed)[-len(_DONE) :]
+        return self._sink.write_chunk(passed)
+
+    def usage(self) -> tuple[int, int] | None:
+        """What the replica has told."""
+        return self._cut.usage()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it ended as streams do, by [DONE] or an error."""
+        return self._tail == _DONE or b'"error"' in self.last
 
 
 def _words(error: Exception) -> str:

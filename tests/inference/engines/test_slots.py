@@ -16,10 +16,11 @@ from jupyter_llmcloud.inference.engines.base import EngineError, Generation, Sam
 from jupyter_llmcloud.inference.engines.kv_cache import CachePlan
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.select import open_engine
-from jupyter_llmcloud.inference.engines.slots import forward, speculation
+from jupyter_llmcloud.inference.engines.slots import forward, speculation, step
 from jupyter_llmcloud.inference.engines.slots.engine import SlotEngine
 from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
 from jupyter_llmcloud.inference.engines.slots.packed_linear import Packed, why_not_packed
+from jupyter_llmcloud.inference.engines.slots.step import Bundle, Part
 from tests.inference.engines.architectures import CONFIGS, CONTEXT, OTHERS, VOCABULARY, tiny_model
 from tests.support.tiny_models import one_thread
 
@@ -107,6 +108,29 @@ def test_sequences_of_any_length_that_join_at_any_time_are_those_of_plain_forwar
         assert await all_of(engine, [Generation(prompt, 14, GREEDY) for prompt in prompts]) == expected
 
     with_slots(loaded, body)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_prompts_of_about_one_length_are_read_together_as_those_of_plain_forward_passes(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, seen, bundled = tiny_model(CONFIGS[architecture]), [], step._bundled
+
+    def noted(parts: list[Part], device: torch.device) -> list[Bundle]:
+        found = bundled(parts, device)
+        seen.append([len(bundle.parts) for bundle in found])
+        return found
+
+    monkeypatch.setattr(step, "_bundled", noted)
+    # Of one length, of nearly one, and one that would be mostly padding; all of it in one step.
+    prompts = [random_prompt(seed, length) for seed, length in enumerate((12, 12, 14, 11, 3))]
+    expected = [plain(loaded, prompt, 5) for prompt in prompts]
+
+    async def body(engine: SlotEngine) -> None:
+        assert await all_of(engine, [Generation(prompt, 5, GREEDY) for prompt in prompts]) == expected
+
+    with_slots(loaded, body)
+    assert [4, 1] in seen
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from jupyter_llmcloud.inference.engines.slots.kv_slots import LayerShape
-from jupyter_llmcloud.inference.engines.slots.step import GroupStep, Part, Step
+from jupyter_llmcloud.inference.engines.slots.step import Bundle, GroupStep, Step
 
 NAME = "jupyter_llmcloud_slots"
 
@@ -191,10 +191,8 @@ def _over_slots(step: Step, layer: int, queries: torch.Tensor, window: int, extr
         end = here.start + here.num_decoding
         if here.num_decoding:
             output[here.start : end] = _decoded(here, layer, queries[here.start : end], window, extras)
-        for part in here.longer:
-            inside = slice(part.start, part.start + len(part.tokens))
-            query = queries[inside].transpose(0, 1).unsqueeze(0)
-            output[inside] = _of_part(here, part, layer, query, window, extras)
+        for bundle in here.bundles:
+            output[bundle.tokens] = _of_bundle(here, bundle, layer, queries, window, extras)
     return output
 
 
@@ -208,19 +206,22 @@ def _decoded(here: GroupStep, layer: int, queries: torch.Tensor, window: int, ex
     return _attend(grouped, keys, values, mask, extras).reshape(num_rows, num_heads, size)
 
 
-def _of_part(
-    here: GroupStep, part: Part, layer: int, query: torch.Tensor, window: int, extras: _Extras
+def _of_bundle(
+    here: GroupStep, bundle: Bundle, layer: int, queries: torch.Tensor, window: int, extras: _Extras
 ) -> torch.Tensor:
-    """Attention of the tokens of one sequence: query [1, heads, tokens, size] to [tokens, heads, size]."""
-    row, length = part.sequence.row, part.before + len(part.tokens)
-    kept = here.group.layers[layer][row : row + 1, :length].transpose(1, 2)
+    """Attention of the tokens of some sequences, out of the queries of a whole step: [tokens, heads, size]."""
+    num_rows, longest, num_heads, size = len(bundle.parts), bundle.longest, *queries.shape[1:]
+    chosen = queries[bundle.tokens] if bundle.padded is None else queries.index_select(0, bundle.padded)
+    kept = here.group.layers[layer][bundle.row : bundle.row + num_rows, : bundle.length].transpose(1, 2)
     num_key_heads = kept.shape[1] // 2
     keys, values = kept[:, :num_key_heads], kept[:, num_key_heads:]
-    mask = here.part_mask(part, window, query.dtype)
-    num_shared = query.shape[1] // num_key_heads
-    grouped = query.reshape(1, num_key_heads, num_shared * len(part.tokens), query.shape[3])
-    output = _attend(grouped, keys, values, mask.repeat(num_shared, 1), extras)
-    return output.reshape(query.shape)[0].transpose(0, 1)
+    num_shared = num_heads // num_key_heads
+    mask = here.bundle_mask(bundle, window, num_shared, queries.dtype)
+    by_row = chosen.reshape(num_rows, longest, num_heads, size).transpose(1, 2)
+    grouped = by_row.reshape(num_rows, num_key_heads, num_shared * longest, size)
+    output = _attend(grouped, keys, values, mask, extras).reshape(num_rows, num_heads, longest, size)
+    tokens = output.transpose(1, 2).reshape(num_rows * longest, num_heads, size)
+    return tokens if bundle.kept is None else tokens.index_select(0, bundle.kept)
 
 
 def _attend(

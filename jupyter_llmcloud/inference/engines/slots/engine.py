@@ -50,7 +50,8 @@ class SlotEngine(BatchingEngine):
         self.budget = budget
         self._eos = loaded.eos
         self._sequences: set[Sequence] = set()
-        self._inbox: queue.SimpleQueue[Sequence | _Change | None] = queue.SimpleQueue()
+        self._submitted: list[Sequence] = []
+        self._inbox: queue.SimpleQueue[list[Sequence] | _Change | None] = queue.SimpleQueue()
         self._core = _Core(loaded, budget, max_concurrent)
         self._thread = threading.Thread(target=self._generate, name="slots", daemon=True)
         self._thread.start()
@@ -68,8 +69,16 @@ class SlotEngine(BatchingEngine):
             list(generation.prompt),
         )
         self._sequences.add(sequence)
-        self._inbox.put(sequence)
+        self._submitted.append(sequence)
+        if self._submitted[0] is sequence or self._submitted[0].loop is not sequence.loop:
+            sequence.loop.call_soon(self._begin)
         return stream
+
+    def _begin(self) -> None:
+        """What was submitted in one round of the event loop begins with the same step, and is read together."""
+        submitted, self._submitted = self._submitted, []
+        if submitted:
+            self._inbox.put(submitted)
 
     async def change_weights(self, change: Callable[[], None]) -> None:
         """As `reload.TakesWeights`: sequences that go on are read again, with what they have generated so far."""
@@ -143,8 +152,8 @@ class SlotEngine(BatchingEngine):
                     if isinstance(item, _Change):
                         item.carry_out(self._core)
                     elif item is not None:
-                        loop = item.loop
-                        batch.waiting.append(item)
+                        loop = item[0].loop
+                        batch.waiting.extend(item)
                 if torch.get_num_threads() != self.num_threads:
                     torch.set_num_threads(self.num_threads)
                 if (outcomes := batch.step()) and loop is not None:
@@ -166,9 +175,9 @@ class SlotEngine(BatchingEngine):
                 if not loop.is_closed():
                     raise
 
-    def _arrived(self, *, wait: bool) -> list[Sequence | _Change | None]:
+    def _arrived(self, *, wait: bool) -> list[list[Sequence] | _Change | None]:
         """What was submitted since the last step; None ends the thread."""
-        arrived: list[Sequence | _Change | None] = []
+        arrived: list[list[Sequence] | _Change | None] = []
         slots = self._core.slots
         while True:
             try:

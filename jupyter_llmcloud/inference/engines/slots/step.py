@@ -13,6 +13,7 @@ from jupyter_llmcloud.inference.engines.slots.sequence import Sequence
 
 _ROUND = 16
 _STAIR = 1024
+_MOST_PADDING = 1.25  # positions that parts are read with, beside those that they have
 
 
 @dataclass(slots=True)
@@ -38,6 +39,67 @@ class Part:
 
 
 @dataclass(slots=True)
+class Bundle:
+    """Parts of rows that stand side by side, of which as many tokens were read before: attention takes them at once.
+
+    Attributes:
+        parts: in the order of their rows.
+        longest: tokens of the longest of them, to which the others are padded.
+        padded: of each row so padded, the tokens of the step: [parts * longest]; None: they are all as long.
+        kept: which of these are no padding.
+    """
+
+    parts: list[Part]
+    longest: int
+    padded: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, parts: list[Part], device: torch.device) -> Bundle:
+        """Of these parts."""
+        lengths = [len(part.tokens) for part in parts]
+        longest = max(lengths)
+        if min(lengths) == longest:
+            return cls(parts, longest)
+        padded = [part.start + min(n, len(part.tokens) - 1) for part in parts for n in range(longest)]
+        kept = [index * longest + n for index, length in enumerate(lengths) for n in range(length)]
+        both = torch.tensor(padded, device=device), torch.tensor(kept, device=device)
+        return cls(parts, longest, *both)
+
+    @property
+    def row(self) -> int:
+        """The first one."""
+        return self.parts[0].sequence.row
+
+    @property
+    def tokens(self) -> slice:
+        """Where they are among the tokens of the step."""
+        return slice(self.parts[0].start, self.parts[-1].start + len(self.parts[-1].tokens))
+
+    @property
+    def length(self) -> int:
+        """Positions that the last token of the longest sees."""
+        return self.parts[0].before + self.longest
+
+
+def _bundled(parts: list[Part], device: torch.device) -> list[Bundle]:
+    bundles: list[list[Part]] = []
+    for part in parts:
+        if not (bundles and _goes_with(bundles[-1], part)):
+            bundles.append([])
+        bundles[-1].append(part)
+    return [Bundle.of(bundle, device) for bundle in bundles]
+
+
+def _goes_with(bundle: list[Part], part: Part) -> bool:
+    last = bundle[-1]
+    if part.before != last.before or part.sequence.row != last.sequence.row + 1:
+        return False
+    lengths = [len(one.tokens) for one in (*bundle, part)]
+    return len(lengths) * max(lengths) <= _MOST_PADDING * sum(lengths)
+
+
+@dataclass(slots=True)
 class GroupStep:
     """The tokens of one group of slots, side by side: first one for each row that is decoded, then longer parts.
 
@@ -59,8 +121,16 @@ class GroupStep:
     places: torch.Tensor
     longer: list[Part]
     longest: int
+    _bundles: list[Bundle] | None = None
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
-    _part_masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    _bundle_masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def bundles(self) -> list[Bundle]:
+        """The longer parts, as attention takes them."""
+        if self._bundles is None:
+            self._bundles = _bundled(self.longer, self.positions.device)
+        return self._bundles
 
     def mask(self, window: int, dtype: torch.dtype) -> torch.Tensor:
         """What each decoded row sees: everything up to its own position, or the window's end of it."""
@@ -70,13 +140,14 @@ class GroupStep:
             self._masks[window] = found
         return found
 
-    def part_mask(self, part: Part, window: int, dtype: torch.dtype) -> torch.Tensor:
-        """What each token of a longer part sees: [tokens, positions]."""
-        key = (part.start, window)
-        if (found := self._part_masks.get(key)) is None:
-            first = part.start - self.start
-            own = self.positions[first : first + len(part.tokens)].unsqueeze(1)
-            found = self._part_masks[key] = _mask(own, part.before + len(part.tokens), window, dtype)
+    def bundle_mask(self, bundle: Bundle, window: int, num_shared: int, dtype: torch.dtype) -> torch.Tensor:
+        """What each token of such parts sees, as often as heads share a key: [tokens, positions]."""
+        key = (bundle.row, window)
+        if (found := self._bundle_masks.get(key)) is None:
+            before = bundle.parts[0].before
+            own = torch.arange(before, bundle.length, device=self.positions.device).unsqueeze(1)
+            found = _mask(own, bundle.length, window, dtype).repeat(num_shared, 1)
+            self._bundle_masks[key] = found
         return found
 
 
