@@ -22,15 +22,13 @@ class Meshes:
 
     def __init__(self) -> None:
         self._made: dict[tuple[tuple[str, int], ...], DeviceMesh] = {}
-        self._former: dict[tuple[tuple[str, int], ...], list[DeviceMesh]] = {}  # of groups that are gone
 
     def get(self, dimensions: Mapping[str, int], device: torch.device) -> DeviceMesh:
         """The mesh with these dimensions over all ranks; made when it is asked for first. All ranks must ask."""
         key = tuple(dimensions.items())
         if key not in self._made:
-            fresh = self._made[key] = self._make(key, device.type)
-            for former in self._former.pop(key, ()):
-                _adopt_all(former, fresh)
+            self._made[key] = self._make(key, device.type)
+            _adopt_all(self._made[key])
         return self._made[key]
 
     def dimensions(self) -> list[Any]:
@@ -39,15 +37,12 @@ class Meshes:
 
     def forget(self) -> None:
         """The world has another size."""
-        for key, mesh in self._made.items():
-            self._former.setdefault(key, []).append(mesh)
         self._made.clear()
 
     def renew(self, models: Iterable[torch.nn.Module]) -> None:
         """New groups for every mesh, also where these models hold it. All ranks must call it alike."""
         for key, mesh in self._made.items():
-            fresh = self._make(key, mesh.device_type)
-            _adopt_all(mesh, fresh)
+            _adopt_all(self._make(key, mesh.device_type))
         for model in models:
             _renew_fsdp(model)
 
@@ -61,16 +56,28 @@ class Meshes:
 MESHES = Meshes()
 
 
-def _parts() -> list[DeviceMesh]:
+def _all() -> list[DeviceMesh]:
     """Every mesh of this process: torch keeps some that no model has, where it remembers how it has cut for them."""
     return [value for value in gc.get_objects() if type(value) is DeviceMesh]
 
 
-def _adopt_all(mesh: DeviceMesh, fresh: DeviceMesh) -> None:
-    """A mesh and all its parts get the groups of one that was made anew."""
-    for part in (mesh, *_parts()):
-        if part is mesh or (part is not fresh and part._get_root_mesh() is mesh):
-            _adopt(part, fresh)
+def _adopt_all(fresh: DeviceMesh) -> None:
+    """Every mesh that is like one that was made anew, and every part of such a mesh, gets its groups.
+
+    They are told by what they are: beside those that were made here there are copies of them, and former ones, wherever
+    torch and the user's objects keep tensors that were spread on them.
+    """
+    for mesh in _all():
+        if mesh._get_root_mesh() is not fresh and _is_part_of(mesh, fresh):
+            _adopt(mesh, fresh)
+
+
+def _is_part_of(mesh: DeviceMesh, whole: DeviceMesh) -> bool:
+    """Whether it has the ranks and some of the dimensions of another one, by their names and sizes."""
+    sizes = dict(zip(whole.mesh_dim_names or (), whole.shape, strict=True))
+    own = dict(zip(mesh.mesh_dim_names or (), mesh.shape, strict=False))
+    same_ranks = mesh._get_root_mesh().size() == whole.size() and mesh.device_type == whole.device_type
+    return bool(own) and same_ranks and all(sizes.get(name) == size for name, size in own.items())
 
 
 def _adopt(mesh: DeviceMesh, fresh: DeviceMesh) -> None:
