@@ -350,6 +350,7 @@ class Rank:
             error = trials.unless_pruned(shell.run(cell), cell, shell.user_ns)
             self.checkpoints.end(error)
             self.hooks.end()  # what is pulled and saved is as it was written
+            FORECAST.close()
             if error is None:
                 ACTIVE.end()
                 ended = self._collect(cell, shell)
@@ -359,6 +360,7 @@ class Rank:
             error = raised
         self.checkpoints.close()
         self.hooks.end()
+        FORECAST.close()
         ACTIVE.close()
         self.watchdog.end()
         self.sender.send(

@@ -44,6 +44,7 @@ class Forecaster:
         self._plan, self._world_size = ParallelPlan(), 1
         self._device = torch.device("cpu")
         self._say: Callable[[str], None] = lambda _: None
+        self._pending: list[_FirstForward] = []
 
     def install(self, say: Callable[[str], None]) -> None:
         """Warn by `say`. Called once, in a rank."""
@@ -53,6 +54,13 @@ class Forecaster:
         """A cell begins."""
         self._plan, self._world_size, self._device = parse_plan(cell.plan or "ddp"), world_size, device
         self.last = {}
+        self._pending = [each for each in self._pending if each.listen()]
+
+    def close(self) -> None:
+        """The cell has ended, however: a model that leaves this rank between cells carries nothing of ours."""
+        self._pending = [each for each in self._pending if each.is_awaited]
+        for each in self._pending:
+            each.ignore()
 
     def fake_of(self, model: torch.nn.Module) -> Any:
         """What is needed of a model that is about to be cut over the ranks; None when it will be there anyhow."""
@@ -68,13 +76,7 @@ class Forecaster:
         if _is_compiled(model, accelerator):
             return  # what is traced must be the model alone
         owner = weakref.ref(accelerator)
-
-        def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            if module.training and torch.is_grad_enabled():
-                handle.remove()
-                self._look(module, args, kwargs, owner(), step)
-
-        handle = plain.register_forward_pre_hook(before, with_kwargs=True)
+        self._pending.append(_FirstForward(plain, lambda *batch: self._look(*batch, owner(), step)))
 
     def _look(self, model: torch.nn.Module, args: Any, kwargs: Any, accelerator: Any, step: Any) -> None:
         values = sum(leaf.numel() for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf))
@@ -99,6 +101,45 @@ class Forecaster:
         if self._device.type == "cuda":
             return int(torch.cuda.mem_get_info(self._device)[0])
         return available() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class _FirstForward:
+    """Calls once, before a model is trained first, with it and what it is called with. Copies of it do not call."""
+
+    def __init__(self, model: torch.nn.Module, look: Callable[[torch.nn.Module, Any, Any], None]) -> None:
+        self._model, self._look = weakref.ref(model), look
+        self.is_awaited = True
+        self._handle: Any = None
+        self.listen()
+
+    def listen(self) -> bool:
+        """From now on; returns whether the model is there."""
+        if (model := self._model()) is not None and self._handle is None:
+            self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
+        return model is not None
+
+    def ignore(self) -> None:
+        """Until it is to listen again."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __call__(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if module is self._model() and module.training and torch.is_grad_enabled():
+            self.ignore()
+            self.is_awaited = False
+            self._look(module, args, kwargs)
+
+    def __reduce__(self) -> Any:
+        return _not_looking, ()
+
+
+def _looks_at_nothing(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+    """The hook of a copy."""
+
+
+def _not_looking() -> Any:
+    return _looks_at_nothing
 
 
 class _Step:

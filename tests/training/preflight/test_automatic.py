@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
+import pickle
+from typing import Any
 
+import pytest
+import torch
+
+from jupyter_llmcloud.training.preflight.automatic import _FirstForward
 from tests.support.worlds import Ranks
 
 CELL = """
@@ -62,3 +68,20 @@ def test_a_compiled_model_is_left_alone(world: Ranks) -> None:
     compiled = CELL.replace("model = Model()", 'model = torch.compile(Model(), backend="eager")')
     told = world.ok(compiled.replace("calls = accelerator.unwrap_model(model).calls", ""))
     assert "memory: a step" not in told.text(kind="stderr")
+
+
+def test_a_model_is_looked_at_once_and_its_copies_never() -> None:
+    model, rows = torch.nn.Linear(4, 2), torch.ones(3, 4)
+    seen: list[Any] = []
+    first = _FirstForward(model, lambda *batch: seen.append(batch))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other(rows)
+    with torch.no_grad():
+        model(rows)
+    first.ignore()
+    assert not model._forward_pre_hooks, "nothing of ours is left between cells"
+    model(rows)
+    assert not seen and first.listen()
+    model(rows)
+    model(rows)
+    assert [batch[0] for batch in seen] == [model] and not first.is_awaited and not model._forward_pre_hooks
