@@ -284,10 +284,9 @@ class Ranks:
         """Send a cell and return at once."""
         number = next(_numbers)
         body = textwrap.dedent(code).lstrip("\n")
-        run_id = f"run-{number}"
+        run_id = options.setdefault("run_id", f"run-{number}")
         cell = Execute(
             world_id=self.world_id,
-            run_id=run_id,
             code=body,
             **{
                 "name": "cell",

@@ -20,7 +20,7 @@ from jupyter_llmcloud.storage.remote.run_copy import RunCopy, run_url
 from jupyter_llmcloud.storage.resume import resume
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, RunStore
 
-URL = "s3://bucket/mine"
+URL = "s3://roots/mine"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def s3() -> Iterator[None]:
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(fsspec.config.conf, "s3", {"key": "a", "secret": "b", "endpoint_url": f"http://{host}:{port}"})
-        filesystem.filesystem("s3://bucket")[0].mkdir("bucket")
+        filesystem.filesystem("s3://roots")[0].mkdir("roots")
         yield
     server.stop()
 
@@ -125,7 +125,7 @@ def test_the_newest_run_of_a_name_is_fetched_with_its_model_and_an_unknown_one_r
     assert found.run_id == "gpt-2" and json.loads((found.model / "config.json").read_text()) == {"number": 2}
     assert found.read().state == "finished"
     assert not run_copy.is_fetched(other, "gpt-2"), "it is here"
-    with pytest.raises(NotFound, match="neither here nor at s3://bucket/mine"):
+    with pytest.raises(NotFound, match="neither here nor at s3://roots/mine"):
         run_copy.find(other, "bert")
 
 
@@ -152,5 +152,5 @@ def test_a_root_that_nothing_here_speaks_with_is_refused_before_anything_starts(
     monkeypatch.setenv("LLMCLOUD_ROOT", url)
     with pytest.raises(UsageError, match=f"LLMCLOUD_ROOT={url}.*{refusal}"):
         environment_check.check()
-    monkeypatch.setenv("LLMCLOUD_ROOT", "s3://bucket/a")
+    monkeypatch.setenv("LLMCLOUD_ROOT", "s3://roots/a")
     environment_check.check()
