@@ -76,7 +76,11 @@ class Forecaster:
         if _is_compiled(model, accelerator):
             return  # what is traced must be the model alone
         owner = weakref.ref(accelerator)
-        self._pending.append(_FirstForward(plain, lambda *first: self._look(*first, accelerator=owner(), step=step)))
+
+        def look(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            self._look(model, args, kwargs, owner(), step)
+
+        self._pending.append(_FirstForward(plain, look))
 
     def _look(self, model: torch.nn.Module, args: Any, kwargs: Any, accelerator: Any, step: Any) -> None:
         values = sum(leaf.numel() for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf))
