@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -58,20 +58,6 @@ weights = torch.cat([p.detach().flatten() for p in accelerator.unwrap_model(mode
 """
 
 
-@pytest.fixture
-def make_agent() -> Iterator[Callable[..., AgentProcess]]:
-    """Makes agents that end with the test."""
-    agents: list[AgentProcess] = []
-
-    def make(**options: Any) -> AgentProcess:
-        agents.append(AgentProcess(**options))
-        return agents[-1]
-
-    yield make
-    for agent in agents:
-        agent.end()
-
-
 def saved(folder: RunFolder, step: int) -> bool:
     return any(int(path.name.split("-")[1]) >= step for path in (folder.path / "checkpoints").glob("step-*"))
 
@@ -81,9 +67,9 @@ def close(one: Any, other: Any) -> bool:
 
 
 def test_a_run_that_loses_a_worker_and_gets_another_one_trains_as_if_nothing_had_happened(
-    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess
+    own_agent: Callable[..., AgentProcess], node_agent: AgentProcess
 ) -> None:
-    leader, other = make_agent(slots=2), make_agent(slots=1)
+    leader, other = own_agent(slots=2), own_agent(slots=1)
     ranks = Ranks(leader, 2, shares=[(other, 1), (leader, 1)])
     in_the_way = Ranks(leader, 1)  # no room for a second rank beside the leader's
     ranks.ok("kept = f'of rank {rank}'")
@@ -156,9 +142,9 @@ weights = torch.cat([p.detach().flatten() for p in model.parameters()])
 
 @pytest.mark.soak
 def test_a_trainer_that_goes_on_with_fewer_ranks_trains_as_if_nothing_had_happened(
-    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess
+    own_agent: Callable[..., AgentProcess], node_agent: AgentProcess
 ) -> None:
-    leader, other = make_agent(slots=1), make_agent(slots=1)
+    leader, other = own_agent(slots=1), own_agent(slots=1)
     ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
     running = ranks.send(TRAINER, name="disturbed", elastic="1:2", max_restarts=1, checkpoint_every=3)
     folder = running.wait_for("at 7", 2).outcome.folder
@@ -182,12 +168,12 @@ def test_a_trainer_that_goes_on_with_fewer_ranks_trains_as_if_nothing_had_happen
 
 @pytest.mark.soak
 def test_a_run_whose_batch_is_too_large_for_the_ranks_that_are_left_waits_for_more(
-    make_agent: Callable[..., AgentProcess],
+    own_agent: Callable[..., AgentProcess],
 ) -> None:
     code = CELL.replace(
         "    for number", "    if world_size == 1: raise torch.OutOfMemoryError('too much')\n    for number"
     )
-    leader, other = make_agent(slots=2), make_agent(slots=1)
+    leader, other = own_agent(slots=2), own_agent(slots=1)
     ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
     in_the_way = Ranks(leader, 1)
     ranks.push(factor=1.0)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -23,19 +23,6 @@ SLOW = (
     .replace("turn += 1\n", "turn += 1\n        time.sleep(PAUSE)\n        print('turn', turn, flush=True)\n")
 )
 RARELY = 1000  # steps: more than there are
-
-
-@pytest.fixture
-def make_agent() -> Iterator[Callable[..., AgentProcess]]:
-    agents: list[AgentProcess] = []
-
-    def make() -> AgentProcess:
-        agents.append(AgentProcess())
-        return agents[-1]
-
-    yield make
-    for agent in agents:
-        agent.end()
 
 
 def take_away(agent: AgentProcess, first: list[int], after_s: float = 0.0) -> None:
@@ -60,14 +47,14 @@ def loader_workers(ranks: Ranks) -> list[int]:
 
 
 def test_a_run_saves_its_step_before_it_ends_and_goes_on_from_there_to_the_same_weights(
-    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess
+    own_agent: Callable[..., AgentProcess], node_agent: AgentProcess
 ) -> None:
     """Also when the workers of its loaders are told first. Runs without any save their step below."""
     undisturbed = Ranks(node_agent)
     undisturbed.ok(f"WORKERS, PAUSE = 2, 0\n{SLOW}")
     wanted = results(undisturbed)
 
-    agent = make_agent()
+    agent = own_agent()
     ranks = Ranks(agent)
     code = f"WORKERS, PAUSE = 2, 0.2\n{SLOW}"
     running = ranks.send(code, checkpoint_every=RARELY).wait_for("turn 15")  # every second turn makes a step
@@ -88,8 +75,8 @@ def test_a_run_saves_its_step_before_it_ends_and_goes_on_from_there_to_the_same_
     again.end()
 
 
-def test_a_run_that_cannot_save_ends_at_once(make_agent: Callable[..., AgentProcess]) -> None:
-    agent = make_agent()
+def test_a_run_that_cannot_save_ends_at_once(own_agent: Callable[..., AgentProcess]) -> None:
+    agent = own_agent()
     running = Ranks(agent).send("import time\nprint('here', flush=True)\ntime.sleep(60)").wait_for("here", times=2)
     began = time.monotonic()
     take_away(agent, first=[])
@@ -119,9 +106,9 @@ def test_a_rank_that_is_told_to_end_alone_does_and_its_subprocesses_do(world: Ra
 
 @pytest.mark.parametrize("taken", ["the follower", "both"])
 def test_a_run_over_two_agents_saves_its_step_also_when_one_of_them_only_hosts_ranks(
-    make_agent: Callable[..., AgentProcess], node_agent: AgentProcess, taken: str
+    own_agent: Callable[..., AgentProcess], node_agent: AgentProcess, taken: str
 ) -> None:
-    leader, follower = make_agent() if taken == "both" else node_agent, make_agent()
+    leader, follower = own_agent() if taken == "both" else node_agent, own_agent()
     ranks = Ranks(leader, 2, shares=[(leader, 1), (follower, 1)])
     running = ranks.send(f"WORKERS, PAUSE = 0, 0.2\n{SLOW}", checkpoint_every=RARELY).wait_for("turn 15")
     began = time.monotonic()
