@@ -39,7 +39,7 @@ test: setup  ## run the tests; ARGS="-k name" for some of them, WORKERS=0 for on
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 notebooks: setup  ## run the notebooks as a user does, and what else takes as long; ARGS and WORKERS as above
-	$(BIN)/python -m pytest -n $(WORKERS) -m notebook $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "notebook and not soak" $(ARGS)
 
 quick: $(BUILT)  ## the tests of rules and values, and lint, in less than a minute
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync quick-lint quick-tests
