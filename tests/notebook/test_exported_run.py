@@ -89,6 +89,7 @@ ACCELERATE = (
 )
 
 
+@pytest.mark.notebook
 @pytest.mark.parametrize(
     "launcher",
     [

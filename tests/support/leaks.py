@@ -21,6 +21,7 @@ import psutil
 MARK = "LLMCLOUD_TEST_ID"
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTPUT = REPOSITORY / "test-output"  # pictures and logs, kept on purpose
+_SOURCES = [str(REPOSITORY / name) for name in ("", "tests", "notebooks", "jupyter_llmcloud")]
 # Written by pytest itself, or once and for all by a library when it is first imported.
 FREE_VARIABLES = {
     MARK,
@@ -132,18 +133,26 @@ def _listens(end: socket.socket) -> bool:
     return is_tcp and bool(end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-def watched_files() -> set[Path]:
-    """What stands where a careless program writes: beside the sources, and in the home folder."""
-    found = (path for folder in watched_folders() if folder.is_dir() for path in folder.iterdir())
+def watched_files() -> set[str]:
+    """All that stands where a careless program writes: beside the sources, and in the home folder."""
+    found: set[str] = set()
+    for folder in watched_folders():
+        with contextlib.suppress(OSError):  # there is none
+            found.update([f"{folder}/{name}" for name in os.listdir(folder)])
+    return found
+
+
+def new_files(before: set[str]) -> list[Path]:
+    """What has come since, of what may not. Only this is looked at closely: every test asks."""
+    found = map(Path, watched_files() - before)
     # Sources come from whoever works on them while the tests run, folders of sources too.
-    return {path for path in found if path.name[0] != "." and path != OUTPUT and not _is_source(path)}
+    return sorted(path for path in found if path.name[0] != "." and path != OUTPUT and not _is_source(path))
 
 
-def watched_folders() -> list[Path]:
+def watched_folders() -> list[str]:
     """Folders in which nothing may appear; the home folder is that of this worker, the others are everybody's."""
-    home = Path.home()
-    sources = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "notebooks", REPOSITORY / "jupyter_llmcloud"]
-    return [*sources, home, home / ".jupyter", home / ".ipython", home / ".local/share/jupyter"]
+    home = os.path.expanduser("~")
+    return [*_SOURCES, home, f"{home}/.jupyter", f"{home}/.ipython", f"{home}/.local/share/jupyter"]
 
 
 def _is_source(path: Path) -> bool:
@@ -213,7 +222,7 @@ class Snapshot:
     children: set[psutil.Process] = field(default_factory=unmarked_children)
     ports: set[tuple[str, int]] = field(default_factory=listening_ports)
     variables: dict[str, str] = field(default_factory=environment)
-    files: set[Path] = field(default_factory=watched_files)
+    files: set[str] = field(default_factory=watched_files)
 
     def leaks(self, grace_s: float) -> list[str]:
         """What the test left behind, one line each; left processes are ended."""
@@ -221,7 +230,7 @@ class Snapshot:
         lines = [describe(process) for process in left]
         end(left)
         lines += [f"listening port {host}:{port}" for host, port in sorted(listening_ports() - self.ports)]
-        lines += [f"file {path}" for path in sorted(watched_files() - self.files)]
+        lines += [f"file {path}" for path in new_files(self.files)]
         return lines + self._changed_variables()
 
     def _left_processes(self) -> list[psutil.Process]:

@@ -49,11 +49,12 @@ class BackgroundWriter:
         """Whether one is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Return when none is being written."""
+    def wait(self, at_most_s: float | None = None) -> None:
+        """Return when none is being written, or after so many seconds."""
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(at_most_s)
+            if not self._thread.is_alive():
+                self._thread = None
 
     def before_step(self, *_: Any) -> None:
         """An optimizer is about to step: what it changes must have been copied."""

@@ -37,6 +37,8 @@ from jupyter_llmcloud.training.resume.replay import ReplayCursor
 from jupyter_llmcloud.training.resume.schedule import CheckpointSchedule, SaveRequest
 
 _PATIENCE_S = 30.0  # the first rank may be writing a model of its own
+# For a checkpoint that is being written when the cell fails, or is interrupted: whoever has pressed Stop waits for it.
+_AT_FAILURE_S, _AT_STOP_S = 30.0, 1.0
 _OLD_WORKERS = (
     "The workers of a loader with persistent_workers=True keep random numbers of their own, which no checkpoint holds: "
     "where the data set draws some, they differ from here on. Without persistent_workers they are the same.\n"
@@ -136,6 +138,8 @@ class Checkpointer:
                 self.save({"kind": "end"})
             with TIMES.within(CHECKPOINT):
                 self._writer.wait()
+        elif error is not None:  # what it has saved is what it goes on from: the agent forgets what comes later
+            self._writer.wait(_AT_FAILURE_S if isinstance(error, Exception) else _AT_STOP_S)
 
     def close(self) -> None:
         """Let go of the cell, however it has ended."""

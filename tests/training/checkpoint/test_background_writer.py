@@ -119,3 +119,20 @@ def test_ranks_that_are_out_of_step_are_waited_for_three_times_in_a_row(writer: 
         writer.refuse(PART, TimeoutError())
     assert writer.has_given_up
     writer.wait()
+
+
+def test_whoever_has_not_much_time_waits_for_a_moment_and_is_waited_for_later(
+    writer: BackgroundWriter, sender: Sender
+) -> None:
+    may_write = threading.Event()
+
+    def write() -> CheckpointPart:
+        may_write.wait()
+        return PART
+
+    writer.write(PART, write)
+    writer.wait(0.01)
+    assert writer.is_busy and not sender.sent
+    may_write.set()
+    writer.wait()
+    assert not writer.is_busy and len(sender.sent) == 1
