@@ -20,7 +20,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 model = T5ForConditionalGeneration(T5Config(vocab_size=6000, d_model=320, d_kv=40, d_ff=960, num_layers=3, num_heads=8,
                                             decoder_start_token_id=0))
 rows = list(torch.randint(0, 6000, (192, 96)))
-ask = lambda batch: model(input_ids=batch, labels=batch[:, :64]).loss
+ask = lambda batch: model(input_ids=batch, labels=batch[:, :64].contiguous()).loss
 """,
     "lstm": """
 class Tagger(torch.nn.Module):
