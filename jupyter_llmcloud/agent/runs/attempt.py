@@ -201,8 +201,9 @@ class Attempt:
         if self._hangs is not None:
             self._hangs.ended(rank, {})
         said = (
-            f"rank {rank} is lost: {reason}. The others go on without it; its steps since its last round, and the rows "
-            "that it had still to train on, are left out."
+            f"rank {rank} is lost: {reason}. The others go on without it. Its steps since its last round are lost; on "
+            "the rows of these, and on those that were still before it, the others train at the end of the pass, where "
+            "accelerator.prepare() or lc.data.load() has made the loader."
         )
         self._feed.note(said)
         self._feed.mark("alert", None, said)
