@@ -132,6 +132,12 @@ def applied() -> list[str]:
     return sorted(_applied)
 
 
+def add_notice(text: str) -> None:
+    """Have the user told, once, of something else that is off."""
+    if text not in _notices:
+        _notices.append(text)
+
+
 def take_notices() -> list[str]:
     """What is off, in words for the user; each is given once."""
     taken = list(_notices)

@@ -17,8 +17,9 @@ from jupyter_llmcloud.agent.world.rank_calls import RankCalls
 from jupyter_llmcloud.agent.world.rendezvous import Rendezvous
 from jupyter_llmcloud.agent.world.replay_cells import ReplayCells
 from jupyter_llmcloud.core.run import membership
-from jupyter_llmcloud.core.run.exits import describe_exit
+from jupyter_llmcloud.core.run.exits import describe_exit, has_dumped
 from jupyter_llmcloud.core.run.membership import Membership, MembershipStep
+from jupyter_llmcloud.core.run.stacks import crash_place
 from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import (
@@ -34,6 +35,8 @@ from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, LogRecord
 from jupyter_llmcloud.protocol.rpc import R, Request
 
 Slots = Sequence[dict[str, Any]]
+MAX_LAST_OUTPUT = 16_000  # characters: a crash prints the stacks of all threads
+MAX_LAST_WORDS = 2000
 
 
 class RankListener(Protocol):
@@ -347,12 +350,15 @@ class World:
         elif not self._calls.hear(rank, message):
             if isinstance(message, LogRecords):
                 text = "".join(record.get("text", "") for record in message.records if record["kind"] == "stderr")
-                self._last_output[rank] = (self._last_output.get(rank, "") + text)[-2000:]
+                self._last_output[rank] = (self._last_output.get(rank, "") + text)[-MAX_LAST_OUTPUT:]
             self._listener.on_message(rank, message)
 
     def _on_exit(self, rank: int, status: int, evidence: str) -> None:
         name, reason = describe_exit(status, evidence)
-        if not self._listener.is_busy and (tail := self._last_output.get(rank, "").strip()):
+        printed = self._last_output.pop(rank, "")
+        if has_dumped(status) and (place := crash_place(printed, self.cells)):
+            reason += f" It was at {place}."
+        if not self._listener.is_busy and (tail := printed.strip()[-MAX_LAST_WORDS:]):
             reason += f" Its last words:\n{tail}"
         if self.closed or not self.members.died(rank):
             return

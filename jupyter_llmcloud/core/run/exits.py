@@ -12,6 +12,7 @@ _ADVICE = {
     signal.SIGTERM: "Somebody asked it to end.",
 }
 
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)  # faulthandler knows these
 
 _LESS_MEMORY = "Use a smaller batch (with gradient accumulation), fewer ranks on this host, or a host with more memory."
 LOST_AGENT = "The node agent"
@@ -31,6 +32,11 @@ def oom_evidence(kills_before: int, kills_now: int, kernel_line: str, rss: int) 
     if rss:
         signs.append(f"its memory was last seen at {rss / 2**30:.2f} GiB")
     return f"{_OOM}: {', '.join(signs)}."
+
+
+def has_dumped(status: int) -> bool:
+    """Whether a process with this status has printed the stacks of its threads."""
+    return -status in _CRASHES
 
 
 def describe_exit(status: int, evidence: str = "") -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import os
 import sys
 from types import CodeType
 from typing import Any
@@ -220,6 +221,18 @@ class RankShell(InteractiveShell):
         self.compile.offset += 1
         return super().run_cell_magic(magic_name, line, cell)
 
+    def safe_execfile(self, fname: str, *where: Any, exit_ignore: bool = False, **options: Any) -> None:
+        """`%run FILE`: its error is the cell's, whose peers would otherwise wait for this rank."""
+        try:
+            super().safe_execfile(fname, *where, exit_ignore=exit_ignore, **{**options, "raise_exceptions": True})
+        except SystemExit:
+            if not exit_ignore:
+                raise
+
+    def safe_execfile_ipy(self, fname: str, shell_futures: bool = False, raise_exceptions: bool = False) -> None:
+        """`%run FILE.ipynb`, likewise."""
+        super().safe_execfile_ipy(fname, shell_futures, raise_exceptions=True)
+
     def give(self, **values: Any) -> None:
         """Variables that every cell finds."""
         self.given = {**getattr(self, "given", {}), **values}
@@ -233,11 +246,15 @@ class RankShell(InteractiveShell):
         self.execution_count = cell.execution_count
         self.last_traceback = []
         prepare_script(cell, self.user_ns)
-        self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
+        shown = self.ast_node_interactivity
+        if cell.script:
+            self.ast_node_interactivity = "none"  # a script shows what it prints, no more
         try:
             result = self.run_cell(cell.code, store_history=False)
         finally:
             self.compile.end()
+            if cell.script:
+                self.ast_node_interactivity = shown
         error: BaseException | None = result.error_before_exec or result.error_in_exec
         if ended_well(error):
             return None
@@ -269,6 +286,7 @@ def start_shell(sender: OutputSender, namespace: dict[str, Any]) -> RankShell:
     sys.stderr = RankStream(sender, "stderr", 2)
     shell = make_shell()
     shell.sender = sender
+    shell.user_ns["_dh"][:] = [os.getcwd()]  # where `%cd -` goes back to; the zygote was elsewhere
     shell.give(**namespace)
     shell.initial_names = {*shell.user_ns, "__file__"}
     return shell
