@@ -49,9 +49,13 @@ VARIANTS = {
 }
 
 
+LONG = {"compiled", "trainer own checkpoints"}  # as long as a notebook: make notebooks tries them
+
+
 def sometimes(names: Iterable[str]) -> list[Any]:
-    """As parameters of a test: those of VARIANTS are soaks."""
-    return [pytest.param(name, marks=pytest.mark.soak) if name in VARIANTS else name for name in names]
+    """As parameters of a test."""
+    marks = dict.fromkeys(VARIANTS, pytest.mark.soak) | dict.fromkeys(LONG, pytest.mark.notebook)
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 
 @pytest.mark.parametrize("name", sometimes(MORE_CELLS))
@@ -100,6 +104,7 @@ def test_a_trainer_killed_twice_logs_every_step_once_more_only_after_its_checkpo
         assert logged.count(step) <= 1 + sum(step > saved - 2 for saved in steps)
 
 
+@pytest.mark.notebook
 def test_a_trainer_goes_on_in_another_world_with_the_same_whole_batch(
     world: Ranks, fresh: Ranks, new_world: Callable[..., Ranks]
 ) -> None:

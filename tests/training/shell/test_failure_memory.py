@@ -40,7 +40,7 @@ FAILURES = {
         f"def inner():\n    batch = {BIG}\n    1 / 0\ndef outer():\n    try: inner()\n"
         "    except ZeroDivisionError as e: raise ExceptionGroup('g', [e]) from None\nouter()"
     ),
-    "many small tensors": "def step():\n    many = [torch.ones(64) + i for i in range(120_000)]\n    raise ValueError('x')\nstep()",
+    "many small tensors": "def step():\n    many = [torch.ones(256) + i for i in range(40_000)]\n    raise ValueError('x')\nstep()",
     "a stop of its own": f"def step():\n    batch = {BIG}\n    raise KeyboardInterrupt\nstep()",
 }
 
