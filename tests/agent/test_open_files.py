@@ -8,7 +8,7 @@ import sys
 
 CODE = """
 import resource, sys
-from jupyter_llmcloud.system.open_files import allow_many_open_files
+from jupyter_llmcloud.agent.open_files import allow_many_open_files
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
 print(allow_many_open_files(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
