@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "timeout": ("30m", 1800.0),
     "hang_after": ("1m", 60.0),
     "watch": ("loss-spike=stop", "loss-spike=stop"),
+    "price": ("2.5", 2.5),
     "track": ("tensorboard,wandb", ["tensorboard", "wandb"]),
     "checkpoint_every": ("100", 100),
     "keep_checkpoints": ("5", 5),

@@ -203,6 +203,15 @@ class World:
         """Whether those that have gone were taken away with their host, as it was announced."""
         return self.groups.was_announced(self.members.ranks)
 
+    def without_host_of(self, rank: int) -> int:
+        """How many ranks there are beside those of the agent that hosts this one."""
+        return self.size - len(self.groups.beside(rank))
+
+    def leave_out(self, rank: int) -> None:
+        """Go on without the agent that hosts this rank from the next renewal on: it gets none of them again."""
+        if self.members.is_started:
+            self.groups.leave_out(rank)
+
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy for too few."""
         lost = self.groups.displaced(self.members.ranks) if self.members.is_started else self.members.ranks

@@ -16,6 +16,7 @@ from jupyter_llmcloud.core.detect.detector import Alert
 
 NUM_POINTS = 60  # of a window; then every other one is dropped, and the window covers twice the time
 MIN_POINTS = 30
+MIN_LATE_POINTS = 20  # of the later half of a window, which is looked at alone where the earlier one was quiet
 MIN_WINDOW_S = 300.0
 STEADY = 0.5  # of the slope of the first third that the last one has at least
 CHECK_EVERY = 5  # observations: all pairs are compared
@@ -81,8 +82,17 @@ class GrowthDetector:
     def check(self) -> Alert | None:
         """Says once that the limit comes within HORIZON_S."""
         newest, self._newest = self._newest, None
-        points = self._points
-        if newest is None or self._told or len(points) < MIN_POINTS or points[-1][0] - points[0][0] < MIN_WINDOW_S:
+        if newest is None or self._told or len(self._points) < MIN_POINTS:
+            return None
+        late = self._points[len(self._points) // 2 :]
+        found = self._in(self._points, newest)
+        if found is None and len(late) >= MIN_LATE_POINTS:  # what was quiet for long would hide it for as long again
+            found = self._in(late, newest)
+        self._told = found is not None
+        return found
+
+    def _in(self, points: Sequence[Point], newest: Level) -> Alert | None:
+        if points[-1][0] - points[0][0] < MIN_WINDOW_S:
             return None
         if points[-1][1] - points[0][1] < MIN_GROWTH * newest.limit:
             return None
@@ -96,7 +106,6 @@ class GrowthDetector:
         left_s = max(0.0, newest.limit - newest.used) / min(found, latest)
         if not 0 <= left_s < HORIZON_S:
             return None
-        self._told = True
         what, limit = self._words
         return Alert(
             self._name,

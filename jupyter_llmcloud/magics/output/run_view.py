@@ -170,9 +170,9 @@ class RunDisplay:
         """A rank's state has changed."""
         self.live.handle_rank_state(rank, state, detail)
 
-    def times(self, shares: Times, seconds: Times) -> None:
-        """Where the ranks spend their time."""
-        self.live.handle_times(shares, seconds)
+    def times(self, shares: Times, seconds: Times, price: float = 0.0) -> None:
+        """Where the ranks spend their time, and what an hour of one costs."""
+        self.live.handle_times(shares, seconds, price)
 
     def stopping(self) -> None:
         """Stop was pressed."""

@@ -184,6 +184,7 @@ class RunFollower:
         self._take_output(rows)
         if (times := self._journals.times()) is not None:
             self.view.shares, self.view.seconds = times
+            self.view.price = self.record.price
             is_news = True
         marks = self._journals.marks()
         self.happened.marks += marks
