@@ -224,7 +224,9 @@ def test_a_cell_that_leaves_with_another_status_fails_with_it(
     outcome = world.run(f"import sys, torch\nmodel = torch.nn.Linear(2, 1)\n{leave}", save=["model"])
     assert outcome.state == "failed"
     assert (outcome.error["ename"], outcome.error["evalue"]) == ("SystemExit", evalue)
-    assert outcome.report == f"ranks 0-1: {report}, variables kept"
+    *why, last = outcome.report.splitlines()
+    assert last == f"ranks 0-1: {report}, variables kept"
+    assert ("--args" in "".join(why)) == bool(why) == ("argparse" in leave)
     assert not (outcome.folder.path / "model").exists()
 
 
