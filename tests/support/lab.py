@@ -21,6 +21,7 @@ import httpx
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.support.plain_http import PLAIN
+from tests.support.worlds import alive
 
 ENDING_S = 120.0
 PATIENCE_MS = 45_000  # of what a page is expected to show: none of it is a promise about time
@@ -127,11 +128,11 @@ def running_lab(
 
 def _announced_url(process: subprocess.Popen[bytes], runtime: Path, log: Path, timeout_s: float = 60) -> str:
     """The URL that the server tells in its runtime folder, once it listens, which is a moment later."""
-    announcement = runtime / f"jpserver-{process.pid}.json"
     deadline = time.monotonic() + timeout_s
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError, ValueError, ConnectionError):
-            told = json.loads(announcement.read_text(encoding="utf-8"))
+        with contextlib.suppress(StopIteration, OSError, ValueError):
+            announced = (json.loads(path.read_text(encoding="utf-8")) for path in runtime.glob("jpserver-*.json"))
+            told = next(one for one in announced if alive(one["pid"]))  # another may have been killed here
             socket.create_connection(("127.0.0.1", told["port"]), timeout=timeout_s).close()
             return str(told["url"])
         time.sleep(0.05)

@@ -1,9 +1,10 @@
-"""Python imports this at its start wherever tests run: a zygote is forked from one that has imported all already.
+"""Python imports this at its start wherever tests run: what takes long to import is forked from what has imported it.
 
-A zygote imports for 4 s of processor time and more, and the suite starts a hundred. The process that was started as one
-hands its descriptors, environment and arguments to the `mother` of this session's tests, which forks the zygote, and then only stands for it:
-it ends when that ends, with its status, and that ends with it. Its environment decides: what matters to imports must be
-the same as the mother's, else it goes on by itself, as a user's does. Tests of the start itself set ORDINARY.
+A zygote imports for 4 s of processor time and more, a Jupyter server, a kernel, or what holds a cluster for one or two,
+and the suite starts hundreds of them. The process that was started as one hands its descriptors, environment and
+arguments to the `mother` of its kind, which forks it, and then only stands for it: it ends when that ends, with its
+status, that ends with it, and signals go through. What matters to imports must be the same as the mother's, else it
+goes on by itself, as a user's does. Tests of the start itself set ORDINARY.
 
 Nor does a Jupyter server parse the grammar by which jsonschema checks IRIs: 3 s of processor time at each start.
 """
@@ -11,17 +12,34 @@ Nor does a Jupyter server parse the grammar by which jsonschema checks IRIs: 3 s
 import os
 import sys
 
-FOLDER = "LLMCLOUD_TEST_PRELOADED"  # of the mother's socket; without it everything starts as usual
+FOLDER = "LLMCLOUD_TEST_PRELOADED"  # of the mothers' sockets; without it everything starts as usual
 ORDINARY = "LLMCLOUD_TEST_ORDINARY"
-MODULE = "jupyter_llmcloud.training.zygote"
 
-IS_HASTENED = bool(os.environ.get(FOLDER) and not os.environ.get(ORDINARY))
 
-if IS_HASTENED:
+def _parent() -> list[str]:
+    try:
+        with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
+            return file.read().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _hasten() -> None:
     sys.modules.setdefault("rfc3987_syntax", None)
-if IS_HASTENED and sys.orig_argv[1:3] == ["-m", MODULE]:
     sys.path.insert(0, os.path.dirname(__file__))
-    import stand_in
+    try:
+        import kinds
 
-    sys.path.pop(0)
-    stand_in.be_forked(os.environ[FOLDER], sys.orig_argv[3:])
+        kind, place = kinds.kind_of(sys.orig_argv, _parent)
+        if kind:
+            import stand_in
+
+            stand_in.be_forked(os.environ[FOLDER], kind, place)
+    finally:
+        sys.path.pop(0)
+        for name in ("kinds", "stand_in"):  # names that a program may have for modules of its own
+            sys.modules.pop(name, None)
+
+
+if os.environ.get(FOLDER) and not os.environ.get(ORDINARY):
+    _hasten()
