@@ -8,6 +8,7 @@ grows too, but less and less.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -16,7 +17,7 @@ from jupyter_llmcloud.core.detect.detector import Alert
 
 NUM_POINTS = 60  # of a window; then every other one is dropped, and the window covers twice the time
 MIN_POINTS = 30
-MIN_LATE_POINTS = 20  # of the later half of a window, which is looked at alone where the earlier one was quiet
+RECENT_S = 600.0  # that are looked at alone, too: a leak that begins late would hide behind the quiet before it
 MIN_WINDOW_S = 300.0
 STEADY = 0.5  # of the slope of the first third that the last one has at least
 CHECK_EVERY = 5  # observations: all pairs are compared
@@ -63,6 +64,7 @@ class GrowthDetector:
         self._words = (what, limit)
         self._ranks = ranks
         self._points: list[Point] = []
+        self._recent: deque[Point] = deque(maxlen=NUM_POINTS)
         self._every = 1  # which of the observations are kept
         self._count = 0
         self._newest: Level | None = None
@@ -71,6 +73,8 @@ class GrowthDetector:
     def feed(self, observation: Level) -> None:
         """Take in the next level."""
         self._count += 1
+        if not self._recent or observation.now - self._recent[-1][0] >= RECENT_S / NUM_POINTS:
+            self._recent.append((observation.now, observation.used))
         if self._count % self._every:
             return
         self._points.append((observation.now, observation.used))
@@ -84,12 +88,17 @@ class GrowthDetector:
         newest, self._newest = self._newest, None
         if newest is None or self._told or len(self._points) < MIN_POINTS:
             return None
-        late = self._points[len(self._points) // 2 :]
         found = self._in(self._points, newest)
-        if found is None and len(late) >= MIN_LATE_POINTS:  # what was quiet for long would hide it for as long again
-            found = self._in(late, newest)
+        if found is None and len(self._recent) >= MIN_POINTS and self._is_higher_than_ever:
+            found = self._in(list(self._recent), newest)
         self._told = found is not None
         return found
+
+    @property
+    def _is_higher_than_ever(self) -> bool:
+        """Whether the newest levels are above all before: what rises and falls again comes back to where it was."""
+        began, newest = self._recent[0][0], self._recent[-1][1]
+        return newest > max((used for now, used in self._points if now < began), default=0.0)
 
     def _in(self, points: Sequence[Point], newest: Level) -> Alert | None:
         if points[-1][0] - points[0][0] < MIN_WINDOW_S:
