@@ -74,7 +74,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
         self.started = started
         self.started_at = time.perf_counter()
         self.request_id = f"req-{uuid.uuid4().hex}"
-        self.head = self.get  # type: ignore[method-assign]  # tornado leaves the body out
+        self.head = self.get  # tornado leaves the body out
 
     @property
     def actor(self) -> str:

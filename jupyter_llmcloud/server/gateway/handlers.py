@@ -393,6 +393,7 @@ class UnknownPathHandler(GatewayHandler):
         if self.request.method == "OPTIONS":
             return
         if (name := model_in(self.request.path, self.base_url)) is not None:
-            self.endpoint(name)  # which there is not, by a name that none can have
+            told = f"there is no model {name[:128]!r} here: GET {self.base_url}llmcloud/v1/models lists them."
+            raise ApiError(404, told, param="model", code="model_not_found")  # by a name that none can have
         message = unknown_path(self.request.method or "", self.request.path, self.base_url)
         raise ApiError(404, message, code="unknown_url")
