@@ -285,7 +285,7 @@ def test_stop_of_a_cell_in_c_code_that_ignores_signals_kills_only_that_rank(
     assert outcome.seconds < WORST_S
     assert outcome.report.splitlines() == [
         "rank 0: stopped, variables kept",
-        "rank 1: lost: the next cell runs on a new process without its variables",
+        "rank 1: lost, since it did not end when it was asked to: the next cell runs on a new process without its variables",
     ]
     assert world.ok("'kept' in globals()").results() == ["True", "False"]
 
