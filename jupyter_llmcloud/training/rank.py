@@ -87,6 +87,7 @@ _ECHO_OF_A_PEER = re.compile(
     r"connection (closed|reset|was closed)|gloo|nccl|broken pipe|socket|process group|ProcessGroup",
     re.IGNORECASE,
 )
+_OF_ONES_OWN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)  # though it speaks of a socket
 _COLLECTIVES = re.compile(r"/torch/(distributed|autograd)/")
 
 
@@ -411,7 +412,8 @@ class Rank:
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
         ename, evalue = type(error).__name__, text_of(error)
-        broken = bool(_ECHO_OF_A_PEER.search(evalue)) or (self.group.broken and came_from(error, _COLLECTIVES))
+        broken = bool(_ECHO_OF_A_PEER.search(evalue)) and not _OF_ONES_OWN.search(evalue)
+        broken |= self.group.broken and came_from(error, _COLLECTIVES)
         echo = broken and (type(error) is RuntimeError or isinstance(error, torch.distributed.DistError))
         drawing = shell.last_traceback or [f"{ename}: {evalue}"]
         place, variables = failure_locals.of_failure(error, self._cell_number, shell.initial_names)

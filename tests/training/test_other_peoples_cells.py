@@ -350,6 +350,9 @@ def test_a_script_that_fails_on_one_rank_fails_the_cell_and_lets_the_others_go(w
 
 def test_settings_of_the_shell_are_those_of_a_notebook(world: Ranks) -> None:
     world.ok("import os\nbefore = os.getcwd()\n%cd -q /\n%cd -q -\nassert os.getcwd() == before")
+    assert (
+        "inline" in world.ok("%matplotlib widget\nimport matplotlib\nmatplotlib.get_backend()", ranks=[0]).results()[0]
+    )
     world.ok("%config InteractiveShell.ast_node_interactivity = 'all'")
     assert [shown["text/plain"] for shown in world.ok("1\n2", ranks=[0]).shown("result")] == ["1", "2"]
     world.ok("%config InteractiveShell.ast_node_interactivity = 'last_expr'")

@@ -93,7 +93,7 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
         return None
     errors = [dict(error) for error in evidence.errors if not error.get("interrupted")]
     return (
-        _lost_process(errors, evidence.logs)
+        _lost_process([error for error in errors if not error.get("collateral")], evidence.logs)
         or _exceptions([error for error in own_errors(errors) if not error.get("collateral")])
         or _hang(evidence.hang)
         or _echoes([error for error in errors if error.get("collateral")])

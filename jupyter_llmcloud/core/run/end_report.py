@@ -9,11 +9,12 @@ from typing import Any
 from jupyter_llmcloud.core.metrics.eta import TimeLeft
 from jupyter_llmcloud.core.names import format_ranks
 
+_ANEW = "the next cell runs on a new process without its variables"
 _WORDS = {
     "running": "lost with the agent that led the run",
     "done": "finished",
     "failed": "failed",
-    "died": "lost: the next cell runs on a new process without its variables",
+    "died": f"lost: {_ANEW}",
 }
 
 
@@ -41,6 +42,8 @@ def report(
         error = errors.get(rank)
         echo = state == "failed" and error is not None and error.get("collateral") and rank != culprit
         text = interrupted if echo or state == "interrupted" else _WORDS[state]
+        if state == "died" and error is not None and error.get("collateral"):
+            text = f"lost, since it did not end when it was asked to: {_ANEW}"
         if state == "failed" and not echo and error is not None:
             text = f"{_what(error)}, variables kept"
         groups.setdefault(text, []).append(rank)

@@ -14,6 +14,8 @@ _ADVICE = {
 
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)  # faulthandler knows these
 
+# Of a rank that the last rung of a Stop, or of the release after another one's failure, has ended.
+KILLED_BY_US = "it did not end when it was asked to, as in a call that nothing interrupts, and was killed (SIGKILL)."
 _LESS_MEMORY = "Use a smaller batch (with gradient accumulation), fewer ranks on this host, or a host with more memory."
 LOST_AGENT = "The node agent"
 _LOST = "Its rank has ended with it. With --max-restarts K such a run goes on elsewhere from its last checkpoint."

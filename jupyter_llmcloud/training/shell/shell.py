@@ -28,6 +28,8 @@ from jupyter_llmcloud.training.shell.no_stdin import no_debugger
 from jupyter_llmcloud.training.shell.script import ExitCommand, ended_well, prepare_script, was_stopped
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
+INTERACTIVE_FIGURES = ("notebook", "nbagg", "widget", "ipympl")
+
 
 class CellCompiler(CachingCompiler):
     """Compiles under the notebook cell's own name, with the whole cell as source, so that line numbers agree.
@@ -182,6 +184,10 @@ class RankShell(InteractiveShell):
 
     def enable_gui(self, gui: str | None = None) -> None:
         pass
+
+    def enable_matplotlib(self, gui: str | None = None) -> Any:
+        """`%matplotlib`: a figure that can be moved would have no kernel to talk to here, and is shown as an image."""
+        return super().enable_matplotlib("inline" if gui in INTERACTIVE_FIGURES else gui)
 
     def init_builtins(self) -> None:
         """IPython takes `exit` away from libraries, which leave by it."""
