@@ -21,10 +21,10 @@ WORKERS ?= auto
 # Tests that start no process, or only short ones: rules decided by values, and the order of the house.
 QUICK := tests/core tests/protocol tests/system tests/storage tests/widgets tests/magics tests/house
 
-.PHONY: help setup demo lab test notebooks quick quick-tests quick-lint bench lint chaos compat
+.PHONY: help setup demo lab test stories quick quick-tests quick-lint bench lint chaos compat
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(BUILT)  ## make .venv with everything for working on the project, and Chromium where it can be installed
 	@.ci/browser
@@ -38,14 +38,14 @@ lab: $(BUILT)  ## open JupyterLab on notebooks/
 test: setup  ## run the tests; ARGS="-k name" for some of them, WORKERS=0 for one process
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-notebooks: setup  ## run the notebooks as a user does, and what else takes as long; ARGS and WORKERS as above
-	$(BIN)/python -m pytest -n $(WORKERS) -m "notebook and not soak" $(ARGS)
+stories: setup  ## run the notebooks as a user does, and the other tests that take as long; ARGS and WORKERS as above
+	$(BIN)/python -m pytest -n $(WORKERS) -m "story and not soak" $(ARGS)
 
 quick: $(BUILT)  ## the tests of rules and values, and lint, in less than a minute
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync quick-lint quick-tests
 
 quick-tests:
-	$(BIN)/python -m pytest -q -m "not alone and not slow and not soak and not notebook" $(QUICK) $(ARGS)
+	$(BIN)/python -m pytest -q -m "not alone and not slow and not soak and not story" $(QUICK) $(ARGS)
 
 quick-lint: lint
 

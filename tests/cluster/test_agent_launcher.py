@@ -32,6 +32,7 @@ def agents_below(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.story
 async def test_a_cluster_takes_over_the_agents_that_were_started_ahead_of_it():
     agent_launcher.start_ahead("beefcafe", 1)
     begun = until(lambda: agents_below(cluster_folder("beefcafe")), "it has become the agent's program")

@@ -125,17 +125,7 @@ def everybody(server: Server) -> list[psutil.Process]:
     """The host process of the cluster, its scheduler and workers, the agents and all below them."""
     roots = [record_of(server).pid, *map(agent_pid, server.agents())]
     found = [psutil.Process(pid) for pid in roots]
-    found += [child for process in found for child in process.children(recursive=True)]
-    # And what those stand for that were forked elsewhere (tests/support/preloaded).
-    told = list(map(_told_by, found))
-    return [*{*found, *(process for process in psutil.process_iter() if _told_by(process) in told)}]
-
-
-def _told_by(process: psutil.Process) -> tuple[list[str], dict[str, str] | int]:
-    try:
-        return process.cmdline(), process.environ()
-    except psutil.Error:  # it ends
-        return [], process.pid
+    return found + [child for process in found for child in process.children(recursive=True)]
 
 
 # --- start ---

@@ -137,6 +137,7 @@ def test_a_scheduler_with_tls_and_a_worker_are_told_apart_from_a_scheduler() -> 
     assert "a Dask Worker does" in worker
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_a_notebook_shows_one_line_and_a_name_that_is_taken_is_refused(own_root: Path, tmp_path: Path) -> None:
     with notebook_server(tmp_path / "project") as server, http_server() as web, listening(silent) as quiet:

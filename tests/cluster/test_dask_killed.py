@@ -159,7 +159,7 @@ def goes_on(name: str, num_steps: int = 10) -> None:
     until(lambda: len(steps(name)) > before + num_steps, f"{name} trains on")
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 def test_a_run_survives_partitions_a_killed_nanny_and_a_killed_scheduler(
     dask: Dask, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ def test_an_engine_takes_as_many_threads_as_it_is_given_while_it_runs(
         asyncio.run(run())
 
 
+@pytest.mark.story
 def test_a_replica_keeps_within_its_limits_and_tells_what_it_takes(tmp_path: Path) -> None:
     model = save_tiny_llama(tmp_path / "model", context_length=131072)
     with short_folder() as folder, short_folder() as other:

@@ -14,7 +14,7 @@ from playwright.sync_api import BrowserContext
 from tests.support import browser
 from tests.support.lab import Lab, open_lab
 
-pytestmark = [pytest.mark.notebook, pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.story, pytest.mark.browser, pytest.mark.slow]
 
 LINES = 6_000
 CELLS = (

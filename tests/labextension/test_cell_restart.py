@@ -12,7 +12,7 @@ from tests.support import browser
 from tests.support.lab import Lab, open_lab
 from tests.support.worlds import until
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.story, pytest.mark.browser, pytest.mark.slow]
 
 RESTART = "() => { void window.jupyterapp.commands.execute('kernelmenu:restart'); }"
 

@@ -11,7 +11,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from tests.support import browser
 from tests.support.lab import Lab, open_lab
 
-pytestmark = [pytest.mark.notebook, pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.story, pytest.mark.browser, pytest.mark.slow]
 
 CARD = ".llmc-run"
 PLOT = f"{CARD} .llmc-plot"

@@ -181,7 +181,7 @@ TAB = ".jp-MainAreaWidget:not(.lm-mod-hidden) .llmc-Tab"
 TOOLBAR = ".jp-MainAreaWidget:not(.lm-mod-hidden) .jp-Toolbar"
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 def test_a_run_is_saved_watched_through_a_cut_and_its_end_is_told_elsewhere(
     page: Page, trains: Locator, sockets: list[WebSocketRoute], notebooks: Path, pictures: Path
 ) -> None:

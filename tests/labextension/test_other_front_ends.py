@@ -14,7 +14,7 @@ from tests.support.axe import look
 from tests.support.browser import write_notebook
 from tests.support.lab import Lab, running_lab
 
-pytestmark = [pytest.mark.notebook, pytest.mark.browser]
+pytestmark = [pytest.mark.story, pytest.mark.browser]
 
 START_MS = 180_000
 RUN = """%%distribute -n 2 --name seven

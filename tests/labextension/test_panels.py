@@ -49,7 +49,7 @@ def clusters(page: Page, lab: Lab) -> Iterator[Locator]:
     lab.end_clusters()
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 def test_a_cluster_is_started_scaled_and_stopped_by_mouse_and_by_keyboard(
     page: Page, clusters: Locator, pictures: Path
 ) -> None:

@@ -37,6 +37,7 @@ mine = 1
 """
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_tab_offers_names_of_what_there_is_and_a_save_says_what_it_saved(server: NotebookServer) -> None:
     notebook = server.open("a.ipynb")

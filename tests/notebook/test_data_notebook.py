@@ -26,7 +26,7 @@ def test_the_notebook_about_data_is_saved_without_outputs() -> None:
     assert [cell.source for cell in cells if cell.outputs or cell.execution_count] == []
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("shared_server")

@@ -88,7 +88,7 @@ def start_demo(tmp_path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 def test_the_demo_that_is_terminated_while_it_trains_leaves_nothing(tmp_path: Path) -> None:
     with start_demo(tmp_path) as demo:
         until((tmp_path / "seen").exists, "its ranks run", 120)

@@ -146,7 +146,7 @@ def folder(own_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield own_root.parent
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 def test_two_notebooks_share_devices_and_a_run_outlives_the_server_that_started_it(folder: Path) -> None:
     server, flag = Server(folder), folder / "end"
     try:

@@ -89,7 +89,7 @@ ACCELERATE = (
 )
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.parametrize(
     "launcher",
     [

@@ -46,7 +46,7 @@ def test_a_notebook_about_a_kind_of_work_is_saved_without_outputs(name: str) -> 
     assert [cell.source for cell in cells if cell.outputs or cell.execution_count] == []
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("shared_server")
@@ -67,7 +67,7 @@ def test_a_trainer_learns_the_order_of_words(tmp_path: Path) -> None:
     assert re.search(r"^capitals +[\d.]+% .* loses [\d.]+ points$", tried, re.M) and "letters in any order" in tried
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("shared_server")
@@ -81,7 +81,7 @@ def test_a_convolutional_net_finds_shapes_wherever_they_are(tmp_path: Path) -> N
     assert "data:image/png;base64," in cells["explain"].outputs[-1].data["text/html"]
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("shared_server")

@@ -86,6 +86,7 @@ def _more(heard: object, notebook: object) -> str:
     return str(heard.text)  # type: ignore[attr-defined]
 
 
+@pytest.mark.story
 def test_a_notebook_that_is_shut_down_gives_its_ranks_back_and_a_restarted_one_keeps_them(
     server: NotebookServer,
 ) -> None:

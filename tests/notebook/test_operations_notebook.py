@@ -26,7 +26,7 @@ def test_the_notebook_is_saved_without_outputs() -> None:
     assert [cell.source for cell in cells if cell.outputs or cell.execution_count] == []
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_notebook_about_operations_does_what_it_says(shared_server: ServerClient, tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def kernel() -> Iterator[Kernel]:
     kernel.end()
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.alone
 def test_ten_megabytes_of_each_rank_leave_the_kernel_responsive(kernel: Kernel) -> None:
     """In the background, followed from a thread, and in the cell itself; as lines, as a bar, as one line."""

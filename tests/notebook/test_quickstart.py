@@ -48,7 +48,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], di
         process.kill()
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.usefixtures("script")
 def test_two_ranks_give_the_losses_of_one_rank_with_the_doubled_batch(new_world: Callable[..., Ranks]) -> None:
     """The cell splits each global batch of 16 over the ranks: two train on 8 each, one on all 16."""

@@ -47,7 +47,7 @@ CELLS = [
 ]
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 def test_a_saved_notebook_holds_no_absolute_path_but_what_was_typed_and_printed(
     headless_root: Path, real_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -124,7 +124,7 @@ CELLS: dict[str, str] = {
 FAILS = ("which tokenizer", "number", "tokenizer alone", "nothing", "of a run")
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # five replicas load torch, one after the other
 def test_models_of_a_cell_and_variables_answer_as_they_do_in_the_notebook(

@@ -73,6 +73,7 @@ def _at_its_place(name: str) -> RunFolder:
     return until(find, "the run is at its place", 90)  # type: ignore[no-any-return]
 
 
+@pytest.mark.story
 def test_a_cell_goes_on_when_its_agent_is_killed_and_stop_and_a_background_run_work_likewise(kernel: Kernel) -> None:
     shown: list[str] = []
     sent = kernel.client.execute(_cell("cell"))

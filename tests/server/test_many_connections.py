@@ -39,7 +39,9 @@ def many_files() -> Iterator[int]:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("num_idle", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "num_idle", [pytest.param(2_000, marks=pytest.mark.story), pytest.param(10_000, marks=pytest.mark.soak)]
+)
 async def test_idle_connections_and_200_streams_leave_the_server_quick_and_are_forgotten(
     own_root: Path, many_files: int, num_idle: int
 ) -> None:

@@ -75,7 +75,7 @@ def greedy_answers(url: str, key: str, at_most: int = 1000) -> list[str]:
     return answers
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 def test_a_jupyter_server_that_is_killed_under_load_finds_its_endpoint_and_cluster_again_within_ten_seconds(
     own_root: Path, real_model: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +119,7 @@ def test_a_jupyter_server_that_is_killed_under_load_finds_its_endpoint_and_clust
         client.close()
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 @pytest.mark.slow
 def test_a_stream_of_a_jupyter_server_that_is_terminated_is_told_that_it_restarts(
     own_root: Path, real_model: Path

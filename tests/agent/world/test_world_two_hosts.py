@@ -20,7 +20,7 @@ from tests.support.hosts import DaskOverHosts, Host, network
 from tests.support.resuming import cell, notes, results, resumed, same
 from tests.support.worlds import AgentElsewhere, Ranks, alive, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.story, pytest.mark.slow]
 LEASE_S = 8.0
 COUNTS = """
 import time

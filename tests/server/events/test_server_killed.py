@@ -100,6 +100,7 @@ def first_steps(client: ServerClient, run_id: str) -> list[float]:
     return list(answer.json()["columns"]["mean"]["step"])
 
 
+@pytest.mark.story
 async def test_after_a_kill_during_a_run_and_one_after_it_everything_is_told_again_from_the_first_step(
     own_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

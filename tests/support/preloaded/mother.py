@@ -178,8 +178,6 @@ def renew(stand_in: int) -> None:
         generator.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
-    if dask := sys.modules.get("dask.config"):
-        dask.refresh()  # of the environment
     own, getppid = os.getpid(), os.getppid
     os.getppid = lambda: _parent_of(stand_in) if os.getpid() == own else getppid()
 
@@ -202,18 +200,13 @@ def run(command: list[str], place: int) -> None:
     main.__dict__["__builtins__"] = sys.modules["builtins"]
     sys.modules["__main__"] = main
     sys.argv[:] = [command[place], *command[place + 2 :]]
-    if command[place] == "-c":
-        if not sys.flags.safe_path:
-            sys.path.insert(0, "")
-        exec(compile(command[place + 1], "<string>", "exec"), main.__dict__)
-    else:
-        if not sys.flags.safe_path:
-            sys.path.insert(0, os.getcwd())
-        for name in (command[place + 1], f"{command[place + 1]}.__main__"):
-            module = sys.modules.get(name)
-            if module is not None and not hasattr(module, "__path__"):
-                del sys.modules[name]  # else it was run as the program
-        runpy._run_module_as_main(command[place + 1])
+    if not sys.flags.safe_path:
+        sys.path.insert(0, os.getcwd())
+    for name in (command[place + 1], f"{command[place + 1]}.__main__"):
+        module = sys.modules.get(name)
+        if module is not None and not hasattr(module, "__path__"):
+            del sys.modules[name]  # else it was run as the program
+    runpy._run_module_as_main(command[place + 1])
 
 
 def preload(kind: str) -> None:

@@ -80,7 +80,7 @@ def resumed(world: Ranks, legs: dict[str, int], cell: Any) -> list[float]:
     return losses
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 def test_a_run_goes_on_under_other_plans_as_if_nothing_had_been(four: Ranks) -> None:
     def cell(plan: str) -> str:
         return training(batch=EXACT[plan.rstrip()], epochs=3, optimizer=ADAM, after=CHECKPOINT_AND_FAIL, tied=True)

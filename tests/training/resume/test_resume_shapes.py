@@ -49,12 +49,12 @@ VARIANTS = {
 }
 
 
-LONG = {"compiled", "trainer own checkpoints"}  # as long as a notebook: make notebooks tries them
+LONG = {"compiled", "trainer own checkpoints"}  # as long as a notebook: make stories tries them
 
 
 def sometimes(names: Iterable[str]) -> list[Any]:
     """As parameters of a test."""
-    marks = dict.fromkeys(VARIANTS, pytest.mark.soak) | dict.fromkeys(LONG, pytest.mark.notebook)
+    marks = dict.fromkeys(VARIANTS, pytest.mark.soak) | dict.fromkeys(LONG, pytest.mark.story)
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 
@@ -90,6 +90,7 @@ def test_a_stream_without_a_length_that_is_drawn_from_by_hand_goes_on(world: Ran
 # --- Trainers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.story
 def test_a_trainer_killed_twice_logs_every_step_once_more_only_after_its_checkpoint(world: Ranks, fresh: Ranks) -> None:
     fresh.ok(cell("trainer"))
     outcome = world.ok(dies_before(cell("trainer", 30), 17), **RESUMABLE)
@@ -104,7 +105,7 @@ def test_a_trainer_killed_twice_logs_every_step_once_more_only_after_its_checkpo
         assert logged.count(step) <= 1 + sum(step > saved - 2 for saved in steps)
 
 
-@pytest.mark.notebook
+@pytest.mark.story
 def test_a_trainer_goes_on_in_another_world_with_the_same_whole_batch(
     world: Ranks, fresh: Ranks, new_world: Callable[..., Ranks]
 ) -> None:
@@ -162,6 +163,7 @@ tell(trainer.model, samples, turn, [clean(logs) for logs in trainer.state.log_hi
 # --- shards ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.story
 def test_a_sharded_model_goes_on_on_another_number_of_ranks_when_it_can_be_cut_anew(
     world: Ranks, fresh: Ranks, new_world: Callable[..., Ranks]
 ) -> None:
