@@ -103,6 +103,12 @@ class CheckpointCommitter:
 
     async def _settle(self, last: CheckpointPart, parts: dict[int, CheckpointPart]) -> bool:
         step = last.step
+        if reason := _not_of_one_step(parts):
+            for part in parts.values():
+                staging = self._folder.staging_path(part.step, part.attempt, part.serial)
+                await asyncio.to_thread(shutil.rmtree, staging, True)
+            await self._say_lost(step, reason)
+            return False
         held = {rank: ReplicaDigests(part.parameters, part.buffers, part.rng) for rank, part in sorted(parts.items())}
         if split := self._divergence.look(step, held):
             self._listener.note(split)
@@ -170,6 +176,14 @@ class CheckpointCommitter:
         if self.busy:
             await self.busy
         await asyncio.to_thread(self._folder.sweep)
+
+
+def _not_of_one_step(parts: dict[int, CheckpointPart]) -> str:
+    """Ranks that were asked too late for the step that was meant; what they hold is not to be compared either."""
+    steps = {rank: part.step for rank, part in sorted(parts.items())}
+    if len(set(steps.values())) == 1:
+        return ""
+    return f"was not kept: ranks saved at different steps ({', '.join(f'{rank}: {at}' for rank, at in steps.items())})"
 
 
 def _refusal(rank: int, part: CheckpointPart) -> str:

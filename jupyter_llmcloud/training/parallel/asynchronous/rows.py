@@ -65,6 +65,7 @@ class RecordedShard(BatchSamplerShard):
     """Accelerate's share of a worker, with the order of the whole pass, which all workers draw alike."""
 
     num_drawn = 0
+    batch_sampler: Any
 
     def __iter__(self) -> Iterator[list[Any]]:
         self.num_drawn = 0
