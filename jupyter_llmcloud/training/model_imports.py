@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from jupyter_llmcloud.system import patching
 
@@ -54,13 +53,10 @@ def import_without(names: Iterable[str]) -> None:
     hidden = set(names)
     for module in [name for name in sys.modules if name.partition(".")[0] in ("transformers", *hidden)]:
         del sys.modules[module]
-    find_spec = importlib.util.find_spec
-
-    def find_other(name: str, package: str | None = None) -> Any:
-        return None if name.partition(".")[0] in hidden else find_spec(name, package)
-
-    importlib.util.find_spec = find_other
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # which says that there is no such module
     try:
         _import()
     finally:
-        importlib.util.find_spec = find_spec
+        for name in hidden:
+            sys.modules.pop(name, None)
