@@ -86,6 +86,7 @@ def test_many_are_rendered_at_once(templates: Templates) -> None:
         assert list(rendered) == texts
 
 
+@pytest.mark.usefixtures("not_preloaded")
 def test_a_process_that_was_killed_is_replaced(templates: Templates) -> None:
     templates.render(CHAT_TEMPLATE, {}, MESSAGES)
     templates._idle[0]._process.kill()
