@@ -30,6 +30,7 @@ const run = (name: string, changes: Partial<Run> = {}): Run => ({
   world_id: '',
   holder: '',
   num_restarts: 0,
+  cost: null,
   num_resizes: 0,
   hang: null,
   phase: '',
