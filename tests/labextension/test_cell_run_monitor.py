@@ -77,7 +77,7 @@ def test_a_run_is_watched_zoomed_found_again_after_a_reload_and_stopped(
     page.wait_for_function("(plot) => Number(document.querySelector(plot).dataset.window) > 0", arg=LOSS)
     page.locator(f"{LOSS} .u-over").hover()
     expect(page.locator(f'{CARD} [data-metric="loss"] .llmc-rank-values')).to_have_text(
-        re.compile(r"^at step \d+ · rank 0: .* · rank 1: ")
+        re.compile(r"^at step [\d,]+ · rank 0: .* · rank 1: ")
     )
     page.locator(CARD).screenshot(path=pictures / "run-monitor-zoomed.png")
     page.locator(f"{LOSS} .u-over").dblclick()
