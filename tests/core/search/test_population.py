@@ -137,12 +137,18 @@ def test_a_generation_begins_when_the_one_before_has_ended() -> None:
     assert rules.handle(TrialEnded(2, "done")) == [CloseGang(0), SweepOver("finished", "")]
 
 
-def test_a_gang_that_waits_for_a_generation_runs_what_another_one_has_lost() -> None:
+def with_one_that_waits() -> SweepRules:
+    """A sweep whose second gang has ended its part of the first generation."""
     rules = SweepRules(num_trials=4, parallel=2, generation=2)
     rules.begin()
     for gang in range(2):
         rules.handle(GangReady(gang))
     rules.handle(TrialEnded(1, "done"))
+    return rules
+
+
+def test_a_gang_that_waits_for_a_generation_runs_what_another_one_has_lost() -> None:
+    rules = with_one_that_waits()
     told = rules.handle(TrialEnded(0, "lost", "killed"))
     assert told == [CloseGang(0), StartTrial(1, 0, 1), OpenGang(2)]
     assert rules.handle(GangReady(2)) == []
@@ -150,11 +156,7 @@ def test_a_gang_that_waits_for_a_generation_runs_what_another_one_has_lost() -> 
 
 
 def test_a_stop_closes_the_gangs_that_wait() -> None:
-    rules = SweepRules(num_trials=4, parallel=2, generation=2)
-    rules.begin()
-    for gang in range(2):
-        rules.handle(GangReady(gang))
-    rules.handle(TrialEnded(1, "done"))
+    rules = with_one_that_waits()
     told = rules.handle(SweepStopAsked())
     assert CloseGang(1) in told
     assert rules.handle(TrialEnded(0, "stopped"))[-1] == SweepOver("stopped", "")
