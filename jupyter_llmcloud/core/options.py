@@ -215,6 +215,8 @@ def _unknown(syntax: Syntax, flag: str) -> str:
     hint = did_you_mean(flag, flags)
     if flag in ("-h", "--help"):
         hint = f" {syntax.magic.split()[0]}? shows what each does."
+    elif flag.removeprefix("--").upper() in syntax.arguments.strip("[]").split():
+        hint = f" It is written without one: {syntax.magic} {syntax.arguments}."
     allowed = f" Allowed: {', '.join(option.flags[-1] for option in syntax.options)}." if flags else " It takes none."
     return f"{syntax.magic}: there is no option {flag}.{hint}{allowed}"
 

@@ -185,3 +185,8 @@ def test_a_verb_that_is_none_is_refused_with_the_one_that_was_perhaps_meant() ->
         take_verb("%runs", verbs, ["atach"], "list")
     with pytest.raises(UsageError, match=r"stop\.$"):
         take_verb("%runs", verbs, ["zzz"], "list")
+
+
+def test_an_argument_that_is_given_as_an_option_is_told_where_it_belongs() -> None:
+    with pytest.raises(UsageError, match=r"there is no option --name. It is written without one: %%serve NAME."):
+        parse(Syntax("%%serve", arguments="NAME"), ["--name", "double"])
