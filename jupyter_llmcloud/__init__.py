@@ -47,6 +47,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'jupyter_llmcloud' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def load_ipython_extension(shell: Any) -> None:
     """`%load_ext jupyter_llmcloud`."""
     from jupyter_llmcloud.magics.extension import load

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jupyter_llmcloud import config
 from jupyter_llmcloud.agent.agent import Agent, Lifetimes
+from jupyter_llmcloud.system.processes import allow_many_open_files
 
 AGENT_LEASE_S = 900.0
 # Dask's nanny hands down a trim threshold of 64 KiB, with which a training step returns all its memory to the system
@@ -58,6 +59,7 @@ def main() -> None:
         "--stays", type=float, default=0.0, help="seconds that what it has imported waits for the next agent"
     )
     os.environ.update(environment(os.environ))
+    allow_many_open_files()
     asyncio.run(_serve(parser.parse_args()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,9 +131,11 @@ class NodeServices:
         """Whether a worker holds this agent that knows the cluster."""
         return self.worker.can_be_asked
 
-    async def find_capacity(self, num_ranks: int, at_once: bool = False, at_least: int = 0) -> list[dict[str, Any]]:
+    async def find_capacity(
+        self, num_ranks: int, at_once: bool = False, at_least: int = 0, without: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
         """Slots for ranks, anywhere in the cluster; see PlaceRanks. Raises Busy when it has none now."""
-        return await self.worker.find(num_ranks, at_once, at_least)
+        return await self.worker.find(num_ranks, at_once, at_least, without)
 
     async def find_standby(self) -> str:
         """The socket of another agent that could lead in this one's place; "" when there is none."""

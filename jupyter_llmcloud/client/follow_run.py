@@ -96,6 +96,9 @@ class TerminalRun:
                 if record.rank_state(rank)[0] == "failed":
                     terminal.rank_has_gone(rank)
             terminal.logs(journals.logs())
+            if record.price:
+                seconds = sum(sum(parts.values()) for parts in self._folder.read_times()[1].values())
+                terminal.spent = record.price, seconds, len(record.ranks)
         terminal.tick()
 
     def _pass_on(self, stop: StopSignal, terminal: TerminalOutput) -> None:

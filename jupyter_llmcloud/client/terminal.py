@@ -13,7 +13,7 @@ from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.output.blocks import Block
 from jupyter_llmcloud.core.output.folding import OutputFolder
-from jupyter_llmcloud.core.output.progress_line import progress_line
+from jupyter_llmcloud.core.output.progress_line import NOTHING_SPENT, progress_line
 from jupyter_llmcloud.storage.journal import Record
 
 HOLD_S = 0.3  # how long a line waits for the same line of another rank: journals are read in turns
@@ -30,12 +30,17 @@ class TerminalOutput:
         began: when the run did, in seconds since the epoch.
         out: in place of stdout.
         err: in place of stderr; the line of progress is drawn only where it is a terminal.
+
+    Attributes:
+        state: of the run.
+        spent: the price of an hour of a rank (0: none), the seconds of all ranks so far, how many they are.
     """
 
     def __init__(
         self, name: str, ranks: Sequence[int], began: float, out: TextIO | None = None, err: TextIO | None = None
     ) -> None:
         self.state = "running"
+        self.spent = NOTHING_SPENT
         self._name = name
         self._began = began
         self._out, self._err = out or sys.stdout, err or sys.stderr
@@ -122,7 +127,7 @@ class TerminalOutput:
     def _draw(self) -> None:
         width = shutil.get_terminal_size().columns - 1
         elapsed_s = self._now - self._began
-        line = progress_line(self._name, self.state, self._metrics, elapsed_s, self._now, width)
+        line = progress_line(self._name, self.state, self._metrics, elapsed_s, self._now, width, self.spent)
         self._drawn_at = self._now
         if line != self._line:
             self._line = line

@@ -159,6 +159,7 @@ class AgentPlugin(WorkerPlugin):
         slots = [
             AgentSlots(key, row["host"], row["num_slots"], row["free_slots"], row["has_gpus"])
             for key, row in agents.items()
+            if not asked.without or await self.bridge_to(row) not in asked.without
         ]
         found = []
         for allocation in place(asked.num_ranks, slots, at_least=asked.at_least):

@@ -203,7 +203,7 @@ def _value(syntax: Syntax, option: Option, flag: str, given: str) -> Any:
 
 
 def _ended(text: str) -> str:
-    return text if text.endswith(".") else text + "."
+    return text if text.endswith((".", "?")) else text + "."
 
 
 def _describe(option: Option) -> str:

@@ -27,7 +27,7 @@ from jupyter_llmcloud.core.names import (
     parse_variables,
     whole_number,
 )
-from jupyter_llmcloud.core.options import Option, Syntax, integer
+from jupyter_llmcloud.core.options import Option, Syntax, integer, number
 from jupyter_llmcloud.core.parallel.accelerate_config import parse_content
 from jupyter_llmcloud.core.parallel.plan import COMPRESSIONS, normalised
 from jupyter_llmcloud.core.serving.models.engine_names import parse_engine, parse_variable
@@ -258,14 +258,21 @@ class RunSpec(Spec):
     watch: str | None = option(
         OptionType("DETECTOR=POLICY", parse_policies),
         "What an alert does, by detector: note (default), stop, off; not-finite=skip leaves the step out; rollback, "
-        "where a loss or gradient norm is meant, goes back to the last good checkpoint. For example straggler=off; a "
-        "name that is not known is answered with those there are.",
+        "where a loss or gradient norm is meant, goes back to the last good checkpoint; straggler=scale has a run with "
+        "--elastic go on without the host of a slow rank. For example straggler=off; a name that is not known is "
+        "answered with those there are.",
         resumes=True,
     )
     track: list[str] | None = option(
         OptionType("NAMES", parse_trackers),
         "Send what is logged to these trackers, too, as one run: tensorboard, wandb, mlflow, trackio.",
         metavar="tensorboard,wandb",
+        resumes=True,
+    )
+    price: float | None = option(
+        OptionType("PRICE", number(0)),
+        "What a rank costs an hour: the cost so far and in the end stands beside the time left "
+        "(default: LLMCLOUD_PRICE_PER_HOUR of the node agents).",
         resumes=True,
     )
     checkpoint_every: int = option(

@@ -125,15 +125,19 @@ def _one_row(opened: OpenedModel, array: torch.Tensor) -> torch.Tensor:
     if opened.kind == "image-classifier":
         return array if array.ndim == 4 else array[None]
     candidates = [array[None], *([array] if array.ndim > 1 and len(array) == 1 else [])]
+    raised: list[str] = []
     for rows in candidates:
         try:
             with torch.no_grad():
                 told = opened.model(rows)
-        except Exception:  # code of the user's own: the other one is tried
+        except Exception as error:  # code of the user's own: the other one is tried
+            raised.append(f"{type(error).__name__} with an input of shape {list(rows.shape)}: {error}")
             continue
         told = getattr(told, "logits", told)
         if isinstance(told, torch.Tensor) and told.ndim in (1, 2) and len(told) == len(rows):
             return rows
+    if len(raised) == len(candidates):
+        raise UsageError(f"%explain {opened.name}: the model takes no such input: {'; '.join(raised)}.")
     return candidates[-1]
 
 

@@ -318,7 +318,12 @@ class Application:
             owner, replica = headers.get("X-LLMC-Key", ""), headers.get(REPLICA_HEADER, "")
             asking = partial(ask_response, model, body, self._responses, owner, replica)
             return await asyncio.get_running_loop().run_in_executor(self._rendering, asking)
-        if len(body) > _LONG_BODY or b'"structured_outputs"' in body or b'"response_format"' in body:
+        if (
+            len(body) > _LONG_BODY
+            or b'"structured_outputs"' in body
+            or b'"response_format"' in body
+            or b'"guided_' in body
+        ):
             return await asyncio.to_thread(ask_completion, model, body, self.status.max_sequences)
         return ask_completion(model, body, self.status.max_sequences)
 

@@ -9,6 +9,7 @@ from jupyter_llmcloud.core.compression.spec import CompressSpec, ExportSpec
 from jupyter_llmcloud.core.explain.spec import ExplainSpec
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import EndpointSpec, RunSpec
+from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics import data
 from jupyter_llmcloud.magics.commands import clusters as cluster
 from jupyter_llmcloud.magics.commands import endpoints, runs
@@ -66,6 +67,12 @@ def sweep(code: str, *, n: int | None = None, **options: Any) -> SweepHandle:
 
 
 def _cell(shell: Any, code: str) -> Cell:
+    if not isinstance(code, str):
+        name = getattr(code, "__name__", "train")
+        raise UsageError(
+            f"expected the text of a cell, not a {type(code).__name__}. To call a function on the ranks: "
+            f"lc.distribute({name + '()'!r}, push=[{name!r}])"
+        )
     number = current_number(shell)
     body = without_leading_blank_lines(code)
     above = code[: len(code) - len(body)].count("\n")

@@ -358,12 +358,14 @@ class Shutdown(Request[Done], frozen=True, kw_only=True):
 class PlaceRanks(Request[Placement], frozen=True, kw_only=True):
     """Where can this agent start so many ranks? `at_once`: an agent that is coming up is not waited for.
 
-    `at_least`: as many of them as there is room for will do, from so many on; 0: all or none.
+    `at_least`: as many of them as there is room for will do, from so many on; 0: all or none. `without`: agents, as
+    this one reaches them, that are to have none.
     """
 
     num_ranks: int
     at_once: bool = False
     at_least: int = 0
+    without: list[str] = field(default_factory=list)
 
 
 class FindStandby(Request[StandbyFound], frozen=True, kw_only=True):
@@ -416,12 +418,13 @@ class RankState(Message, frozen=True, kw_only=True):
 class TimesTold(Message, frozen=True, kw_only=True):
     """Where the ranks spend their time, by rank and part of core.run.time_split.
 
-    `shares` are of the last seconds, `seconds` of the run so far.
+    `shares` are of the last seconds, `seconds` of the run so far; `price` is of an hour of a rank, 0 for none.
     """
 
     run_id: str
     shares: dict[int, dict[str, float]]
     seconds: dict[int, dict[str, float]]
+    price: float = 0.0
 
 
 class RunEnded(Message, frozen=True, kw_only=True):

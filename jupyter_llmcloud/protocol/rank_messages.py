@@ -185,7 +185,7 @@ class CheckpointPart(Message, frozen=True, kw_only=True):
     """A rank's part of a checkpoint is written; or `error` says why not, `not_finite` what must not be kept.
 
     `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here; `serial` counts the
-    checkpoints of an attempt, of which several may be of one step. `parameters`, `buffers` and `rng` are digests by
+    checkpoints of this step in an attempt. `parameters`, `buffers` and `rng` are digests by
     name, as in core.run.divergence. `cpu_s`: processor time that it has cost the rank.
     """
 

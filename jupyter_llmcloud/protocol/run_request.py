@@ -6,7 +6,7 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
-from jupyter_llmcloud.core.detect.run_detectors import rolls_back
+from jupyter_llmcloud.core.detect.run_detectors import leaves_out, rolls_back
 from jupyter_llmcloud.core.parallel.accelerate_config import of_option
 from jupyter_llmcloud.core.spec import RunSpec, Script
 from jupyter_llmcloud.errors import UsageError
@@ -25,6 +25,11 @@ def execute(spec: RunSpec, **about: Any) -> Execute:
         raise UsageError(
             "--watch with rollback is not possible with --compress-gradients powersgd: what it leaves out of a bad "
             "gradient comes back with the next one. Choose fp16 or bf16."
+        )
+    if leaves_out(spec.watch) and not spec.elastic:
+        raise UsageError(
+            "--watch straggler=scale is for a run with --elastic MIN:MAX, which can go on without a host. In any other "
+            "run --balance gives each rank as many rows as suit its speed."
         )
     return Execute(
         spec=spec.as_dict(),

@@ -99,10 +99,13 @@ _FEEDBACK = (*_JSON, "endpoints", "keeper", "state")
 _BATCHES = (*_GATEWAY, "batches")
 _INFERENCE = (*_GATEWAY, "requests", "quotas", "keeper")
 
+_OF_CLIENTS = ("/llmcloud/v1", "/llmcloud/v2")
+
 # Where a route is, what answers there, and which services of the server it takes.
 ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/livez", LivezHandler, _JSON),
     (r"/llmcloud/readyz", ReadyzHandler, _JSON),
+    (r"/llmcloud/health", ReadyzHandler, _JSON),  # where load generators look
     (r"/llmcloud/openapi\.json", OpenApiHandler, (*_JSON, "routes")),
     (r"/llmcloud/api/events", EventsHandler, ("events", "started")),
     (r"/llmcloud/api/events/poll", PollHandler, (*_JSON, "polls")),
@@ -179,6 +182,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
         )
     ),
     (r"/llmcloud/v2(?:/.*)?", UnknownOpenInferencePathHandler, _GATEWAY),
+    (r"/llmcloud/(?:chat/completions|completions|responses|embeddings|models|messages)", UnknownPathHandler, _GATEWAY),
     (r"/llmcloud/v1(?:/.*)?", UnknownPathHandler, _GATEWAY),
 ]
 
@@ -191,4 +195,14 @@ def handlers(context: ServerContext) -> list[tuple[str, type[Any], dict[str, Any
 
     # They are tried one after the other; those of inference come first, which somebody waits for token by token.
     ordered = sorted(ROUTES, key=lambda route: not issubclass(route[1], InferenceHandler))
-    return [(path, handler, {name: service(name) for name in names}) for path, handler, names in ordered]
+    return [
+        (_as_clients_write(path), handler, {name: service(name) for name in names}) for path, handler, names in ordered
+    ]
+
+
+def _as_clients_write(path: str) -> str:
+    """A path of the gateway also with slashes too many, which clients make of a base URL that ends in one."""
+    for root in _OF_CLIENTS:
+        if path.startswith(f"{root}/"):
+            return f"{root}/+{path.removeprefix(f'{root}/')}/*"
+    return path

@@ -82,6 +82,7 @@ class RunRecord:
     left_out: list[list[int]] = field(default_factory=list)  # [first, last] of the optimizer steps that change nothing
     hang: dict[str, Any] = field(default_factory=dict)  # while its ranks do not go on: {"t", "text", "late", "waiting"}
     diagnosis: dict[str, Any] = field(default_factory=dict)  # why it failed: a core.detect.diagnosis.Diagnosis
+    price: float = 0.0  # of an hour of a rank; 0 where nobody has said any
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # {rank: {part of core.run.time_split: seconds}}
     versions: dict[str, str] = field(default_factory=dict)  # of Python and of libraries, as the leading agent has them
     topology: dict[str, Any] = field(default_factory=dict)  # {"hosts": [ranks of each], "threads": by rank, "device"}
@@ -101,6 +102,10 @@ class RunRecord:
     def times(self) -> Times:
         """Seconds by rank and part, once it has ended."""
         return _by_rank(self.seconds)
+
+    def cost(self, seconds: Times) -> float | None:
+        """What it has cost, when its ranks have taken so long; None without a price."""
+        return self.price * sum(sum(parts.values()) for parts in seconds.values()) / 3600 if self.price else None
 
     @property
     def notes(self) -> list[str]:

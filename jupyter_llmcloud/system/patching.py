@@ -45,6 +45,7 @@ class Patch:
     checked: str
     targets: Mapping[str, Names | None]
     _originals: dict[str, Any] = field(default_factory=dict, repr=False)
+    _former: dict[str, Patch] = field(default_factory=dict, repr=False)  # whose replacement a target was
     _is_checked: bool = field(default=False, repr=False)
 
     @property
@@ -78,6 +79,8 @@ class Patch:
         for target, make in replacements.items():
             original = _get(target)
             self._originals[target] = original
+            if target in _applied:
+                self._former[target] = _applied[target]
             _applied[target] = self
             _set(target, alike(make(original), original))
         return True
@@ -98,7 +101,9 @@ class Patch:
         for target, original in self._originals.items():
             _set(target, original)
             _applied.pop(target, None)
+        _applied.update(self._former)
         self._originals.clear()
+        self._former.clear()
 
     def original(self, target: str) -> Any:
         """What a target is when it is not replaced."""
@@ -125,6 +130,12 @@ def alike(replacement: Any, original: Any) -> Any:
 def applied() -> list[str]:
     """The targets that are replaced in this process at present."""
     return sorted(_applied)
+
+
+def add_notice(text: str) -> None:
+    """Have the user told, once, of something else that is off."""
+    if text not in _notices:
+        _notices.append(text)
 
 
 def take_notices() -> list[str]:

@@ -1,14 +1,18 @@
-"""Whether a process lives that was written down by its pid; a process that ends with the one that has started it."""
+"""Whether a process lives that was written down by its pid; how one ends, and how much it may have open."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import threading
 from pathlib import Path
 
 import psutil
+
+MOST_OPEN = 1 << 16  # programs that close everything they have not opened go through all numbers up to the limit
 
 
 def is_process(pid: int, started: float) -> bool:
@@ -38,3 +42,17 @@ def end_with_parent(alive: int, folder: Path) -> None:
         os.killpg(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def allow_many_open_files() -> int:
+    """Raise the limit of this process, and of those it starts, as far as the system lets it; returns it.
+
+    A shell's is often 1,024: an agent that leads 400 ranks has two journals and a connection for each.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN if hard == resource.RLIM_INFINITY else min(MOST_OPEN, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    with contextlib.suppress(OSError, ValueError):  # where the system allows less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -312,6 +312,7 @@ PLANS = Patch(
         "torch.nn.utils:clip_grad_norm_": ("parameters", "max_norm", "norm_type"),
         "accelerate.accelerator:prepare_data_loader": ("dataloader", "device", "num_processes", "process_index"),
         "accelerate.scheduler:AcceleratedScheduler.step": (),
+        "accelerate.data_loader:DataLoaderShard.__iter__": (),
     },
 )
 

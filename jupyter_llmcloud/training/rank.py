@@ -8,7 +8,6 @@ import os
 import queue
 import random
 import re
-import signal
 import socket
 import sys
 import threading
@@ -78,6 +77,7 @@ from jupyter_llmcloud.training.resume.hooks import Hooks
 from jupyter_llmcloud.training.run import Run
 from jupyter_llmcloud.training.search import trials
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, namespace, no_stdin
+from jupyter_llmcloud.training.shell.interrupts import Interrupts
 from jupyter_llmcloud.training.shell.process_state import ProcessState
 from jupyter_llmcloud.training.shell.script import was_stopped
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
@@ -87,6 +87,7 @@ _ECHO_OF_A_PEER = re.compile(
     r"connection (closed|reset|was closed)|gloo|nccl|broken pipe|socket|process group|ProcessGroup",
     re.IGNORECASE,
 )
+_OF_ONES_OWN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)  # though it speaks of a socket
 _COLLECTIVES = re.compile(r"/torch/(distributed|autograd)/")
 
 
@@ -125,10 +126,9 @@ class Rank:
 
     def __init__(self, sock: socket.socket, ring: RingWriter, request: ForkRank) -> None:
         faulthandler.enable()
-        signal.signal(signal.SIGINT, self._on_sigint)
+        self.interrupts = Interrupts(self._is_cell, lambda: self.shell is not None and self.shell.is_drawing)
         self._control_socket = ControlSocket(sock, request.until)
         self.requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.executing = False
         self.sender = OutputSender(sock, ring)
         self.steps = Steps()
         self.group = WorldGroup(request.store, request.rank, request.world_size, request.backend, _device(request))
@@ -194,6 +194,9 @@ class Rank:
     def _cell_number(self, filename: str) -> int | None:
         return self.shell.compile.cell_number(filename) if self.shell is not None else None
 
+    def _is_cell(self, filename: str) -> bool:
+        return self._cell_number(filename) is not None
+
     def _control(self, message: Message) -> None:
         match message:
             case DumpRankStacks():
@@ -202,7 +205,7 @@ class Rank:
                 self._answer(message, self._variables)
             case Interrupt():
                 self.run.should_stop = True
-                os.kill(os.getpid(), signal.SIGINT)
+                self.interrupts.press()
             case Release():
                 self.group.release(message.generation)
             case StepQuery():
@@ -223,10 +226,6 @@ class Rank:
                 os._exit(0)
             case _:
                 self.requests.put(message)
-
-    def _on_sigint(self, *_: Any) -> None:
-        if self.executing and not (self.shell is not None and self.shell.is_drawing):
-            raise KeyboardInterrupt
 
     # --- requests of the main thread ---
 
@@ -336,9 +335,9 @@ class Rank:
         ended: dict[str, Any] = {}
         error: BaseException | None = None
         shell = self._start_shell()
-        signal.signal(signal.SIGINT, self._on_sigint)  # an earlier cell may have set its own
+        self.interrupts.catch()
         try:
-            self.executing = True
+            self.interrupts.begin()
             TIMES.begin(cell.attempt, len(cell.ranks))
             self.watchdog.begin(cell.run_id, cell.hang_after_s)
             self._set_up(cell, shell)
@@ -354,9 +353,9 @@ class Rank:
             if error is None:
                 ACTIVE.end()
                 ended = self._collect(cell, shell)
-            self.executing = False
+            self.interrupts.end()
         except BaseException as raised:
-            self.executing = False
+            self.interrupts.end()
             error = raised
         self.checkpoints.close()
         self.hooks.end()
@@ -375,6 +374,8 @@ class Rank:
                 **ended,
             )
         )
+        if was_stopped(error):
+            self._process.interrupt_children()
         self._process.end(shell.user_ns)
         if cell.trial:
             trials.forget(shell.user_ns, shell.initial_names)
@@ -411,7 +412,8 @@ class Rank:
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
         ename, evalue = type(error).__name__, text_of(error)
-        broken = bool(_ECHO_OF_A_PEER.search(evalue)) or (self.group.broken and came_from(error, _COLLECTIVES))
+        broken = bool(_ECHO_OF_A_PEER.search(evalue)) and not _OF_ONES_OWN.search(evalue)
+        broken |= self.group.broken and came_from(error, _COLLECTIVES)
         echo = broken and (type(error) is RuntimeError or isinstance(error, torch.distributed.DistError))
         drawing = shell.last_traceback or [f"{ename}: {evalue}"]
         place, variables = failure_locals.of_failure(error, self._cell_number, shell.initial_names)

@@ -87,9 +87,11 @@ def preload() -> None:
 
     import accelerate  # noqa: F401
     import torch  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 
     from jupyter_llmcloud.system.transparent_frames import make_transparent
+    from jupyter_llmcloud.training import model_imports
+
+    model_imports.import_models()
     from jupyter_llmcloud.training import forked_program, patches, rank  # noqa: F401
     from jupyter_llmcloud.training.shell.shell import make_shell
 

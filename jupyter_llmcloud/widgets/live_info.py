@@ -7,6 +7,7 @@ import math
 from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.progress import Bar
 from jupyter_llmcloud.core.metrics.series import Series
+from jupyter_llmcloud.core.run.end_report import cost_so_far
 from jupyter_llmcloud.core.run.time_split import shares_of
 from jupyter_llmcloud.protocol.http.events import (
     LatestValue,
@@ -63,11 +64,22 @@ def notice(state: ViewState) -> str:
     return " · ".join([*late, *wording.alarms(state.metrics.series)])
 
 
+def cost(state: ViewState) -> str:
+    """What a run that goes on has cost, and will in the end; "" where no price is known or nothing has been told."""
+    spent = sum(sum(parts.values()) for parts in state.seconds.values())
+    if not state.is_active or not spent:
+        return ""
+    outer = next((bar for bar in state.metrics.progress.shown() if bar.total), None)
+    left = outer.time_left(outer.updated) if outer is not None and not state.hang else None
+    return cost_so_far(state.price, spent, len(state.ranks), left)
+
+
 def bars(state: ViewState) -> list[ProgressBar]:
-    """The progress bars, the outer one first; what a hang makes of the time left."""
+    """The progress bars, the outer one first, with the cost; what a hang makes of the time left."""
+    said = cost(state)
     return [
         ProgressBar(
-            desc=bar.desc,
+            desc=bar.desc if number else " · ".join(filter(None, [bar.desc, said])),
             done=bar.done,
             total=bar.total,
             fraction=bar.fraction,
@@ -76,7 +88,7 @@ def bars(state: ViewState) -> list[ProgressBar]:
             eta_range=None if state.hang or not state.is_active else _eta_range(bar),
             waits=state.hang.waits if state.hang else "",
         )
-        for bar in state.metrics.progress.shown()
+        for number, bar in enumerate(state.metrics.progress.shown())
     ]
 
 

@@ -88,9 +88,10 @@ class LiveView:
             self.state.reports.append((text, recovered))
         self._is_new = True
 
-    def handle_times(self, shares: Times, seconds: Times) -> None:
-        """Where the ranks spend their time: of the last seconds, and so far."""
+    def handle_times(self, shares: Times, seconds: Times, price: float = 0.0) -> None:
+        """Where the ranks spend their time: of the last seconds, and so far; what an hour of one costs."""
         self.state.shares, self.state.seconds = shares or self.state.shares, seconds or self.state.seconds
+        self.state.price = price or self.state.price
         self._is_new = True
 
     def show_again(self) -> None:

@@ -23,7 +23,7 @@ def recorded_view(folder: RunFolder, record: RunRecord, state: str) -> ViewState
             pace.rest_when_due()
     view.errors = own_errors(record.errors) if state == "failed" else ()
     view.shares, view.seconds = folder.read_times()
-    view.seconds = record.times or view.seconds
+    view.seconds, view.price = record.times or view.seconds, record.price
     view.log = frozenset(folder.log_scales() or ())
     if not view.is_active:
         view.end(state)

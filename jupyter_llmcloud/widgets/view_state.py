@@ -56,6 +56,7 @@ class ViewState:
     log: Set[str] = frozenset()  # metrics that are drawn in powers of ten
     shares: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of each rank's last seconds, by part
     seconds: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # of each rank so far, by part
+    price: float = 0.0  # of an hour of a rank, 0 where it is not known
     layout: Mapping[str, Any] | None = None  # of the charts, pinned for runs of this name
 
     def set_rank(self, rank: int, state: str, detail: str = "") -> None:

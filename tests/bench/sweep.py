@@ -17,6 +17,7 @@ from tests.bench.measured import Row
 from tests.bench.shell import product
 
 NUM_TRIALS = 40
+MEMBERS, TURN = 10, 6  # of a population, and epochs of a turn: nine turns for each in the same budget
 TRAINING_S = 2.0
 MOST = 1.3  # times the pure training
 SEEDS = range(12)
@@ -85,6 +86,7 @@ def _early_stopping() -> list[Row]:
 
     torch.set_num_threads(1)
     found = {prune: [_search(prune, seed) for seed in SEEDS] for prune in ("none", "asha")}
+    found["pbt"] = [_population(seed) for seed in SEEDS]
     best = {prune: [loss for loss, _ in rows] for prune, rows in found.items()}
     trials = {prune: [float(count) for _, count in rows] for prune, rows in found.items()}
     least = min(min(losses) for losses in best.values())
@@ -92,6 +94,8 @@ def _early_stopping() -> list[Row]:
     equal = f"{BUDGET} epochs, {len(SEEDS)} seeds"
     return [
         Row("sweep", f"regret of the best loss, ASHA beside random: {equal}", "", "random", regret["asha"],
+            regret["none"], goal=1.0),
+        Row("sweep", f"regret of the best loss, pbt beside random: {equal}", "", "random", regret["pbt"],
             regret["none"], goal=1.0),
         Row("sweep", f"trials tried: {equal}", "trials", "random", trials["asha"], trials["none"]),
     ]  # fmt: skip
@@ -120,10 +124,43 @@ def _search(prune: str, seed: int) -> tuple[float, int]:
     return study.best_value, len(study.trials)
 
 
+def _population(seed: int) -> tuple[float, int]:
+    """The best loss at the end of any turn, and how many turns there were."""
+    import copy
+    import tempfile
+
+    from jupyter_llmcloud.core.search.population import read_population
+    from jupyter_llmcloud.storage.search.study import StudyPlan, SweepStudy, make_sampler, optuna
+    from jupyter_llmcloud.storage.search.turns import KEPT, RESTORED, SAVED, TurnPlanner
+
+    prune = f"pbt,population={MEMBERS}"
+    population = read_population(prune)
+    assert population is not None
+    with tempfile.TemporaryDirectory() as folder:
+        plan = StudyPlan(f"{folder}/journal", "bench", sampler="random", prune=prune, seed=seed)
+        study = SweepStudy.create(plan)
+        planner, states, best = TurnPlanner(study, population, Path(folder)), dict[str, Any](), math.inf
+        study._study.sampler = make_sampler("random", seed)
+        num_turns = BUDGET // TURN
+        for number in range(num_turns):
+            turn = planner.begin(number)
+            trial = optuna().trial.Trial(study._study, study._id(number))
+            net = _Net(trial, seed, copy.deepcopy(states.get(turn.restores)))
+            for _ in range(TURN):
+                loss = net.epoch()
+            states[turn.saves] = net.state()
+            for name, value in ((SAVED, True), (RESTORED, True), (KEPT, ["width"])):
+                trial.set_user_attr(name, value)
+            is_good = math.isfinite(loss)
+            study.end(number, "done" if is_good else "failed", loss if is_good else None, TURN, {})
+            best = min(best, loss if is_good else math.inf)
+    return best, num_turns
+
+
 class _Net:
     """A small regression whose loss depends on four values."""
 
-    def __init__(self, ask: Any, seed: int) -> None:
+    def __init__(self, ask: Any, seed: int, state: Any = None) -> None:
         import torch
 
         generator = torch.Generator().manual_seed(seed)
@@ -140,6 +177,14 @@ class _Net:
             lr=ask.suggest_float("lr", 1e-4, 1.0, log=True),
             momentum=ask.suggest_float("momentum", 0.0, 0.99),
         )
+        if state is not None:
+            self._model.load_state_dict(state[0])
+            for parameter, moments in zip(self._model.parameters(), state[1], strict=True):
+                self._optimizer.state[parameter] = dict(moments)
+
+    def state(self) -> Any:
+        """The weights, and what the optimizer has of each."""
+        return self._model.state_dict(), [self._optimizer.state[one] for one in self._model.parameters()]
 
     def epoch(self) -> float:
         """Train on the first half, by parts; the loss of the other half."""

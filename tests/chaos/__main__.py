@@ -23,6 +23,7 @@ DRIVERS = (
     "diagnose",
     "eta",
     "preflight",
+    "held_out",
 )
 
 

@@ -7,6 +7,7 @@ much resident memory grew at most over three steps.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.support.worlds import AgentProcess, Ranks
@@ -127,23 +128,28 @@ CONFIGURATIONS = (
 
 def main(number: float = len(CONFIGURATIONS), begin: float = 0) -> bool:
     """True when no prediction was further away than WORST; `preflight:30:16` leaves out the first 16."""
+    return compare("preflight", MODELS, CONFIGURATIONS[int(begin) : int(number)])
+
+
+def compare(name: str, models: dict[str, str], configurations: Sequence[Configuration]) -> bool:
+    """Print what each was told and took, and how far that was apart."""
     agent = AgentProcess(2)
     errors = []
     try:
-        for configuration in CONFIGURATIONS[int(begin) : int(number)]:
-            told, grown, seconds = _compared(agent, configuration)
+        for configuration in configurations:
+            told, grown, seconds = _compared(agent, models[configuration.model], configuration)
             errors.append((told - grown) / grown)
             print(f"  {configuration}: {_mib(told)} told, {_mib(grown)} taken ({errors[-1]:+.0%}), in {seconds:.2f} s",
                   flush=True)  # fmt: skip
     finally:
         agent.end()
     sizes = sorted(map(abs, errors))
-    print(f"preflight: {len(errors)} configurations, memory beside parameters: median error {statistics.median(sizes):.0%}, "
+    print(f"{name}: {len(errors)} configurations, memory beside parameters: median error {statistics.median(sizes):.0%}, "
           f"worst {sizes[-1]:.0%}, median with its sign {statistics.median(errors):+.0%}")  # fmt: skip
     return sizes[-1] <= WORST
 
 
-def _compared(agent: AgentProcess, configuration: Configuration) -> tuple[float, float, float]:
+def _compared(agent: AgentProcess, model: str, configuration: Configuration) -> tuple[float, float, float]:
     """What was told, what was taken at most by any rank, and the seconds that telling took."""
     world = Ranks(agent, configuration.num_ranks)
     try:
@@ -152,7 +158,7 @@ def _compared(agent: AgentProcess, configuration: Configuration) -> tuple[float,
             checkpointing=configuration.checkpointing,
             optimizer_text=configuration.optimizer_text,
         )
-        code = HEAD + MODELS[configuration.model] + BODY
+        code = HEAD + model + BODY
         outcome = world.send(code, plan=configuration.plan, precision=configuration.precision).end(MOST_S)
         if outcome.state != "finished":
             raise AssertionError("\n".join(outcome.error["traceback"]))

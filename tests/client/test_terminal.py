@@ -101,6 +101,15 @@ def test_the_line_says_how_far_a_run_is_and_how_long_it_takes_yet() -> None:
     assert progress_line("long", "stopping", metrics, 5.0, 5.0, 20) == text.replace("long", "long  stopping")[:19] + "…"
 
 
+def test_the_line_says_what_a_run_costs_where_a_price_is_known() -> None:
+    metrics = MetricCollector()
+    metrics.feed(0, [{"seq": number, "t": float(number), "progress": [number, 100]} for number in range(1, 51)])
+    text = progress_line("long", "running", metrics, 50.0, 50.0, 200, (36.0, 100.0, 2))
+    assert re.search(r"  cost 1\.00 so far, about 2\.00 in the end \(1\.\d\d to 2\.\d\d\)$", text)
+    quiet = progress_line("long", "running", MetricCollector(), 72.0, 5.0, 80, (36.0, 100.0, 2))
+    assert quiet == "long  1 min 12 s  cost 1.00 so far"
+
+
 def test_without_progress_the_line_says_for_how_long_it_runs() -> None:
     assert progress_line("long", "running", MetricCollector(), 72.0, 5.0, 80) == "long  1 min 12 s"
 

@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "timeout": ("30m", 1800.0),
     "hang_after": ("1m", 60.0),
     "watch": ("loss-spike=stop", "loss-spike=stop"),
+    "price": ("2.5", 2.5),
     "track": ("tensorboard,wandb", ["tensorboard", "wandb"]),
     "checkpoint_every": ("100", 100),
     "keep_checkpoints": ("5", 5),
@@ -211,3 +212,12 @@ def test_every_option_is_explained_in_a_sentence(spec: type[Spec]) -> None:
 def test_the_list_of_values_of_this_test_is_whole() -> None:
     assert set(VALUES) == {option.name for option in RunSpec.options()}
     assert isinstance(parser(), argparse.ArgumentParser)
+
+
+def test_a_hint_ends_with_its_question_mark() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean fsdp\?$"):
+        parse(DISTRIBUTE, split("--plan fsdpp", "%%distribute"))
+
+
+def test_tab_offers_what_the_package_is_for() -> None:
+    assert {"distribute", "serve", "runs", "cluster"} <= set(dir(lc)) <= {*lc.__all__, "__version__"}

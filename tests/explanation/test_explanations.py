@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from jupyter_llmcloud.core.explain.tokens import is_complete, strongest
 from jupyter_llmcloud.errors import ModelError, NotFound, UsageError
-from jupyter_llmcloud.explanation import attribution
+from jupyter_llmcloud.explanation import arrays, attribution
 from jupyter_llmcloud.explanation.attribution import ablation, integrated_gradients
 from jupyter_llmcloud.explanation.explaining import explain
 from jupyter_llmcloud.explanation.models import OpenedModel
@@ -333,3 +334,10 @@ def test_a_long_answer_is_drawn_in_part_and_kept_whole() -> None:
     assert len(shown.answers) == 40 and "The first 12 of 40 tokens are drawn" in shown._repr_html_()
     assert shown.scores[0] == 40.0 and "miss it by" in repr(shown)
     assert len(shown._repr_html_()) < 200_000  # a cell is saved with what it shows
+
+
+def test_an_array_that_fits_in_no_shape_is_refused_with_what_each_try_has_raised() -> None:
+    opened: Any = SimpleNamespace(kind="module", name="mine", model=torch.nn.Linear(3, 1))
+    with pytest.raises(UsageError, match=r"shape \[1, 1, 5\]: .*; RuntimeError with an input of shape \[1, 5\]: "):
+        arrays._one_row(opened, torch.zeros(1, 5))
+    assert arrays._one_row(opened, torch.zeros(3)).shape == (1, 3)

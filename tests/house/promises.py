@@ -29,7 +29,7 @@ PROMISES: dict[str, dict[str, list[str]]] = {
             f"{STOP}::test_stop_during_a_checkpoint_keeps_the_variables_and_what_was_saved_before"
         ],
         "8 s at worst, and what was lost is said": [
-            f"{STOP}::test_a_loop_that_swallows_the_interrupt_is_ended_by_force_and_said",
+            f"{STOP}::test_a_loop_that_swallows_the_interrupt_ends_all_the_same_and_keeps_its_variables",
             f"{STOP}::test_stop_of_a_cell_in_c_code_that_ignores_signals_kills_only_that_rank",
         ],
         "a second press goes to the next rung": [f"{STOP}::test_pressing_again_ends_sooner"],

@@ -138,7 +138,8 @@ def test_a_completion_has_openais_shape_and_the_models_words(real: ServedModel) 
         (choice,) = reply["choices"]
         assert choice == {"index": 0, "text": choice["text"], "logprobs": None, "finish_reason": "length"}
         assert choice["text"] == real.loaded.tokenizer.decode(tokens)
-        assert reply["usage"] == {"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14}
+        counted = {"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14}
+        assert reply["usage"] == {**counted, "prompt_tokens_details": {"cached_tokens": 0}}
 
     serve(real, body)
 
@@ -182,6 +183,40 @@ def test_a_chat_stream_has_a_role_first_and_one_finish_reason_per_choice(real: S
             assert [c["finish_reason"] for c in mine if c["finish_reason"]] == ["length"]
             text = "".join(c["delta"].get("content", "") for c in mine)
             assert text == whole["choices"][index]["message"]["content"]
+
+    serve(real, body)
+
+
+def test_the_usage_tells_what_of_a_prompt_did_not_have_to_be_read_again(real: ServedModel) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
+        for route, fields, names in (
+            ("completions", {"prompt": [7, 8] * 35, "n": 2, "max_tokens": 4}, ("prompt", "prompt")),
+            ("responses", {"input": "a text of more than one block " * 3, "max_output_tokens": 4}, ("input", "input")),
+        ):
+            told = [(await (await client.post(f"/v1/{route}", **ask(**fields))).json())["usage"] for _ in range(2)]
+            assert told[0][f"{names[0]}_tokens"] == told[1][f"{names[0]}_tokens"] > 64
+            assert [one[f"{names[1]}_tokens_details"]["cached_tokens"] for one in told] == [0, 64]
+
+    serve(real, body)
+
+
+@pytest.mark.parametrize(
+    ("route", "fields"), [("completions", {"prompt": "The"}), ("chat/completions", {"messages": said("The")})]
+)
+def test_each_chunk_tells_the_usage_so_far_where_that_is_asked(real: ServedModel, route: str, fields: Any) -> None:
+    async def body(client: Client, status: ReplicaStatus) -> None:
+        options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        response = await client.post(f"/v1/{route}", **ask(**fields, max_tokens=6, **options))
+        *chunks, last, _ = await events(response)
+        so_far = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert so_far == sorted(so_far) and so_far[-1] == last["usage"]["completion_tokens"] == 6
+        assert all(
+            chunk["usage"]["total_tokens"] == chunk["usage"]["prompt_tokens"] + n
+            for chunk, n in zip(chunks, so_far, strict=True)
+        )
+        options["stream_options"]["include_usage"] = False
+        refused = await client.post(f"/v1/{route}", **ask(**fields, **options))
+        assert (await refused.json())["error"]["param"] == "stream_options.continuous_usage_stats"
 
     serve(real, body)
 

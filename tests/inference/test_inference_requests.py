@@ -9,6 +9,7 @@ import pytest
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import Sampling
+from jupyter_llmcloud.inference.openai.chat.history import as_template_messages
 from jupyter_llmcloud.inference.openai.prompts import plain_template
 from jupyter_llmcloud.inference.openai.requests import decode_chat, decode_completion, sampling_of
 
@@ -168,3 +169,53 @@ def test_without_a_chat_template_the_messages_are_joined_as_text() -> None:
     request = chat(messages=[{"role": "system", "content": "One."}, {"role": "user", "content": "Two"}])
     assert plain_template([message.text for message in request.messages]) == "One.\nTwo"
     assert plain_template(["Hello"]) == "Hello"
+
+
+def test_what_client_libraries_add_to_an_answer_may_come_back_with_it() -> None:
+    """As openai's parse(), litellm, OpenRouter's and Gemini's clients do: it is not told to the model."""
+    function = {"name": "f", "arguments": "{}", "parsed_arguments": {"a": 1}}
+    call = {
+        "id": "c",
+        "type": "function",
+        "function": function,
+        "provider_specific_fields": {},
+        "extra_content": {"x": 1},
+    }
+    plain = {
+        "role": "assistant",
+        "content": "yes",
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
+    added = {"parsed": {"a": 1}, "provider_specific_fields": {"x": 1}, "thinking_blocks": [], "reasoning_details": [{}]}
+    asked = [
+        chat(messages=[{"role": "user", "content": "q"}, one])
+        for one in (plain, {**plain, **added, "tool_calls": [call]})
+    ]
+    with_template = [as_template_messages(request.messages, [], None) for request in asked]
+    assert with_template[0] == with_template[1]
+
+
+def test_calls_as_they_were_written_before_there_were_tools_are_read() -> None:
+    old = [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}},
+        {"role": "function", "name": "f", "content": "2"},
+    ]
+    rows = as_template_messages(chat(messages=[*MESSAGES, *old]).messages, [], "tool_calls")
+    assert rows[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}} and rows[2]["role"] == "tool"
+    with pytest.raises(ApiError, match=r"messages\[0\].function_call.arguments must be JSON"):
+        broken = {**old[0], "function_call": {"name": "f", "arguments": "{"}}
+        as_template_messages(chat(messages=[broken]).messages, [], "tool_calls")
+    with pytest.raises(ApiError, match=r"messages\[0\].function_call"):
+        chat(messages=[{"role": "user", "content": "q", "function_call": {"name": "f"}}])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("json", {"type": "object"}), ("regex", "a+"), ("choice", ["a", "b"]), ("grammar", "start: /a/")],
+)
+def test_a_format_may_be_asked_for_in_the_older_words_of_vllms_clients(name: str, value: Any) -> None:
+    for ask in (completion, chat):
+        told = ask(**{f"guided_{name}": value}).structured_outputs
+        assert told == ask(structured_outputs={name: value}).structured_outputs
+        with pytest.raises(ApiError, match="exclude"):
+            ask(**{f"guided_{name}": value}, structured_outputs={name: value})

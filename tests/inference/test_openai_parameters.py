@@ -188,3 +188,20 @@ def test_a_value_of_any_kind_is_taken_or_refused_by_the_name_of_its_parameter(
         assert error.status == 400 and error.message
         named = (error.param or "").partition("[")[0].partition(".")[0]
         assert named in (name, "max_completion_tokens") or error.code == "invalid_json", (error.param, error.message)
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "other"),
+    [
+        ("skip_special_tokens", True, False), ("spaces_between_special_tokens", True, False),
+        ("include_stop_str_in_output", False, True), ("use_beam_search", False, True), ("length_penalty", 1.0, 0.8),
+        ("return_tokens_as_token_ids", False, True), ("return_token_ids", False, True), ("best_of", 1, 2),
+        ("early_stopping", False, True), ("detokenize", True, False), ("priority", 0, 3),
+    ],
+)  # fmt: skip
+def test_what_is_always_so_here_may_be_asked_for_and_its_opposite_is_refused(name: str, only: Any, other: Any) -> None:
+    for value in (only, None):
+        decode_completion(body_of("completions", name, value))
+    with pytest.raises(ApiError, match="only") as refused:
+        decode_completion(body_of("completions", name, other))
+    assert refused.value.param == name

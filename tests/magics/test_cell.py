@@ -10,6 +10,8 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from jupyter_llmcloud.errors import UsageError
+from jupyter_llmcloud.magics import python_api
 from jupyter_llmcloud.magics.session.cell import (
     Cell,
     CellSyntaxError,
@@ -213,3 +215,10 @@ def test_what_a_cell_defines_beside_a_training_is_had_again_in_its_lines_where_t
 @pytest.mark.parametrize("code", ["x = 1\nx += 1", "%pip list\ndef f(): pass", "def f(a=x): pass\nx = 1"])
 def test_a_cell_that_defines_nothing_of_that_kind_is_not_had_again(code: str) -> None:
     assert definitions_of(code) == ""
+
+
+def test_a_function_in_the_place_of_a_cell_is_refused_with_how_to_call_it() -> None:
+    def train() -> None: ...
+
+    with pytest.raises(UsageError, match=r"not a function.*lc\.distribute\('train\(\)', push=\['train'\]\)"):
+        python_api._cell(Notebook(""), train)  # type: ignore[arg-type]

@@ -284,3 +284,21 @@ async def test_an_update_that_does_not_load_says_why(magics: EndpointMagics, mod
     broken = make_model(model.parent / "broken-model", "broken")
     with pytest.raises(errors.ModelError, match=r"does not serve revision 2: .*another shape"):
         await off_loop(lambda: endpoints.update("tiny", str(broken), canary=50))
+
+
+@pytest.mark.parametrize(
+    ("url", "public", "shown"),
+    [
+        ("http://127.0.0.1:41/user/ada/", "https://hub.org/user/ada/", "https://hub.org/user/ada/llmcloud/v1"),
+        ("http://127.0.0.1:41/user/ada/", "", "http://127.0.0.1:41/user/ada/llmcloud/v1"),
+        ("http://127.0.0.1:41/", "https://hub.org/user/ada/", "http://127.0.0.1:41/llmcloud/v1"),
+    ],
+)
+def test_behind_a_hub_what_is_shown_is_the_url_that_others_reach(
+    url: str, public: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ada/")
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", public)
+    endpoint = Endpoint("tiny", ServerClient(url))
+    assert endpoint.base_url == f"{url}llmcloud/v1" and endpoint.public_url == shown
+    assert all(shown in text for text in endpoint.snippets().values()) and shown in repr(endpoint)

@@ -38,6 +38,9 @@ def test_the_notebook_about_operations_does_what_it_says(shared_server: ServerCl
     assert {("not-finite", 38.0), ("loss-spike", 200.0)} <= {(alert["detector"], alert["step"]) for alert in alerts}
     told = text_of(cells["alerts"])
     assert "not-finite: loss is NaN at step 38" in told and "threshold 6, over the last 128 values" in told
+    assert "; the run goes back to before step 201 (--watch loss-spike=rollback)" in text_of(cells["back"])
+    assert "rank-hours at 2.50 an hour: about " in text_of(cells["back"])
+    assert text_of(cells["left-out"]) == "steps that change nothing: [[201, 202]]\n"
     [error] = [output for output in cells["broken"].outputs if output.output_type == "error"]
     assert "rank 1" in error.evalue
     assert "why" in text_of(cells["show"]) and "rank 1" in text_of(cells["show"])

@@ -28,7 +28,7 @@ def test_the_notebook_about_sweeps_is_saved_without_outputs() -> None:
 def test_the_notebook_about_sweeps_does_what_it_says(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     by_id = {cell.id: cell for cell in notebook.cells}
-    by_id["parameters"].source = "num_trials = 5"
+    by_id["parameters"].source = "num_trials = 5\npopulation = 2"
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert re.search(r"learning rate \d.*: the loss fell steepest at", text_of(by_id["rate"]))
     assert re.search(r"batch size \d+ on each rank: ", text_of(by_id["batch"]))
@@ -38,4 +38,6 @@ def test_the_notebook_about_sweeps_does_what_it_says(tmp_path: Path) -> None:
     assert "Parallel coordinates of" in pictures[-1]
     assert "5 trials in the study" in text_of(by_id["best"])
     assert "7 of 7 trials" in text_of(by_id["more"])
+    assert "bred: finished · 4 of 4 trials" in text_of(by_id["population"])
+    assert re.findall(r"^(\d) (\d) from", text_of(by_id["bred"]), re.MULTILINE) == [*zip("0011", "0123", strict=True)]
     assert "logits" in text_of(by_id["serve"]) or "[" in text_of(by_id["serve"])

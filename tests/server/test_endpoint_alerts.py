@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
+from jupyter_llmcloud.core.detect import endpoint_detectors
 from jupyter_llmcloud.server.audit import Audit
 from jupyter_llmcloud.server.endpoints import alerts
 from jupyter_llmcloud.server.endpoints.alerts import EndpointMonitor
 from jupyter_llmcloud.storage.server_state import RequestRecord, ServerState
+from tests.support.server_parts import Server, make_model
+
+pytest_plugins = ["tests.support.server_fixtures"]
 
 
 class Sent:
@@ -45,3 +49,31 @@ def test_an_endpoint_that_begins_to_fail_is_told_everywhere_once(
     assert row["subject"] == "gpt" and row["detail"]["detector"] == "errors"
     labels = {"endpoint": "gpt", "detector": "errors"}
     assert REGISTRY.get_sample_value("llmcloud_endpoint_alerts_total", labels) == 1
+
+
+async def test_an_endpoint_that_answers_late_and_then_fails_is_told_of_what_its_gateway_has_seen(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Sent()
+    monkeypatch.setattr(alerts, "alert_sender", lambda: sent)
+    monkeypatch.setattr(endpoint_detectors, "RECENT", 10)
+    monkeypatch.setattr(endpoint_detectors, "MIN_USUAL", 20)
+    model = make_model(tmp_path / "watched")
+    await server.serve(model, name="watched")
+    key = await server.key("infer:watched")
+
+    async def answers(prompt: str, times: int) -> set[int]:
+        found = {(await server.complete(prompt, key, model="watched")).status_code for _ in range(times)}
+        await server.context.requests.write()
+        return found
+
+    assert await answers("hello", 30) == {200} and not sent.told
+    assert await answers("slow 300", 10) == {200}
+    assert [(alert["endpoint"], alert["detector"]) for alert in sent.told] == [("watched", "latency")]
+    (model / "failing").touch()
+    assert await answers("hello", 10) == {500}
+    assert [alert["detector"] for alert in sent.told] == ["latency", "errors"]
+    rows = server.context.state.audit(action="endpoint.alert")
+    assert {row["detail"]["detector"] for row in rows if row["subject"] == "watched"} == {"latency", "errors"}
+    text = (await server.ask("GET", "metrics")).text
+    assert 'llmcloud_endpoint_alerts_total{detector="latency",endpoint="watched"} 1.0' in text

@@ -235,9 +235,9 @@ async def test_an_adapter_that_is_not_there_is_404_for_who_may_ask_its_endpoint(
 
 
 async def test_an_unknown_path_is_404_in_openais_words(server: Server) -> None:
-    for path in ("nothing", "completions/x", "models/a/b"):
-        answer = await server.ask("GET", f"llmcloud/v1/{path}", key=await server.key())
-        assert error_of(answer, 404)["code"] == "unknown_url"
+    for path, code in (("nothing", "unknown_url"), ("completions/x", "unknown_url"), ("models/a/b", "model_not_found")):
+        answer = await server.ask("GET", f"llmcloud/v1/{path}", key=await server.key("infer:*", "models:read"))
+        assert error_of(answer, 404)["code"] == code
 
 
 async def test_what_a_replica_refuses_reaches_the_client_as_it_is(server: Server, model: Path) -> None:

@@ -25,7 +25,7 @@ from tests.support.server_parts import Server
 
 pytest_plugins = ["tests.support.server_fixtures"]
 
-PUBLIC = {"/llmcloud/livez", "/llmcloud/readyz"}
+PUBLIC = {"/llmcloud/livez", "/llmcloud/readyz", "/llmcloud/health"}
 METHODS = ("get", "head", "post", "put", "patch", "delete")
 
 

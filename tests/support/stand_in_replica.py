@@ -4,7 +4,7 @@ Started like a replica, with its spec as one line of JSON on standard input. The
 `count N` streams N pieces, `wait` never answers, `endless` streams for ever, `die` ends the process before it answers,
 `die after N` does so in the middle of a stream, `end after N` ends the stream there without a word, `busy` is a 503,
 `headers` answers the headers of the request, `flood N` streams N large pieces as fast as they are taken, `stamp N MS`
-streams N times of sending, MS apart. All else is echoed.
+streams N times of sending, MS apart, `slow MS` answers after so long. All else is echoed.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ class StandIn:
             return web.json_response({"choices": [{"index": 0, "text": prompt}], "usage": _USAGE})
         if body.get("stream"):
             return await self._stream(request, prompt)
+        if prompt.startswith("slow "):
+            await asyncio.sleep(float(prompt.split()[1]) / 1000)
         choice = {"index": 0, "text": f"{prompt}!", "message": {"role": "assistant", "content": f"{prompt}!"}}
         return web.json_response({"id": "cmpl-1", "choices": [choice], "usage": _USAGE, "model": body["model"]})
 

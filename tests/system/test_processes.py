@@ -1,8 +1,9 @@
-"""A process that was started for a while ends with the one that has started it."""
+"""A process that was started for a while ends with the one that has started it; one may have many files open."""
 
 from __future__ import annotations
 
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -38,3 +39,18 @@ def test_a_killed_parent_takes_its_processes_and_their_folder_along(tmp_path: Pa
         parent.kill()
         assert select.select([parent.stdout], [], [], 60)[0] and os.read(parent.stdout.fileno(), 1) == b""
     assert not folder.exists()
+
+
+RAISES_LIMIT = """
+import resource, sys
+from jupyter_llmcloud.system.processes import allow_many_open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
+print(allow_many_open_files(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_the_soft_limit_becomes_the_hard_one() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    told = subprocess.run([sys.executable, "-c", RAISES_LIMIT, str(limit)], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [str(limit)] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -223,7 +224,9 @@ def test_a_cell_that_leaves_with_another_status_fails_with_it(
     outcome = world.run(f"import sys, torch\nmodel = torch.nn.Linear(2, 1)\n{leave}", save=["model"])
     assert outcome.state == "failed"
     assert (outcome.error["ename"], outcome.error["evalue"]) == ("SystemExit", evalue)
-    assert outcome.report == f"ranks 0-1: {report}, variables kept"
+    *why, last = outcome.report.splitlines()
+    assert last == f"ranks 0-1: {report}, variables kept"
+    assert ("--args" in "".join(why)) == bool(why) == ("argparse" in leave)
     assert not (outcome.folder.path / "model").exists()
 
 
@@ -332,3 +335,25 @@ def test_a_rank_starts_no_ranks_of_its_own(world: Ranks) -> None:
         outcome = world.run(code)
         assert "this is a rank" in outcome.error["evalue"], code
         assert outcome.seconds < 5
+
+
+def test_a_script_that_fails_on_one_rank_fails_the_cell_and_lets_the_others_go(world: Ranks, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nif 'fail' in sys.argv:\n    1 / 0\nsys.exit(3 if 'leave' in sys.argv else 0)\n")
+    outcome = world.run(f"if rank == 1:\n    %run {script} fail\nimport torch.distributed as dist\ndist.barrier()")
+    assert (outcome.state, outcome.error["rank"], outcome.error["ename"]) == ("failed", 1, "ZeroDivisionError")
+    assert "script.py:3" in traceback_of(outcome)
+    assert "rank 0: released" in outcome.report
+    assert world.run(f"%run {script} leave", ranks=[0]).error["ename"] == "SystemExit"
+    world.ok(f"%run {script}\n%run -e {script} leave")
+
+
+def test_settings_of_the_shell_are_those_of_a_notebook(world: Ranks) -> None:
+    world.ok("import os\nbefore = os.getcwd()\n%cd -q /\n%cd -q -\nassert os.getcwd() == before")
+    assert (
+        "inline" in world.ok("%matplotlib widget\nimport matplotlib\nmatplotlib.get_backend()", ranks=[0]).results()[0]
+    )
+    world.ok("%config InteractiveShell.ast_node_interactivity = 'all'")
+    assert [shown["text/plain"] for shown in world.ok("1\n2", ranks=[0]).shown("result")] == ["1", "2"]
+    world.ok("%config InteractiveShell.ast_node_interactivity = 'last_expr'")
+    assert world.ok("1\n2").results() == ["2", "2"]

@@ -20,7 +20,7 @@ from jupyter_llmcloud.core.metrics.series import Point
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number, format_tick, sparkline, ticks
 from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.storage.runs import RunStore
-from jupyter_llmcloud.widgets import chart, live_view, static_view
+from jupyter_llmcloud.widgets import chart, live_info, live_view, static_view
 from jupyter_llmcloud.widgets.live_view import LiveView
 from jupyter_llmcloud.widgets.panel_mime import PANEL_MIME
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips
@@ -201,6 +201,16 @@ def test_numbers_beside_an_axis_fit(value, text):
 def test_a_run_without_metrics_is_one_line():
     state = ViewState("r", "quiet", "finished", 3.2, {0: ("done", ""), 1: ("done", "")})
     assert static_view.text(state) == static_view.summary(state) == "✓ quiet · finished in 3.2 s · ranks 0-1"
+
+
+def test_a_run_that_goes_on_says_beside_its_bar_what_it_costs():
+    state = ViewState("r", "dear", "running", 50.0, {0: ("running", ""), 1: ("running", "")})
+    state.metrics.feed(0, [{"seq": n, "t": float(n), "progress": [n, 100], "desc": "epoch 1"} for n in range(1, 51)])
+    assert live_info.bars(state)[0].desc == "epoch 1"
+    state.price, state.seconds = 36.0, {0: {"compute": 40.0, "waiting": 10.0}, 1: {"compute": 50.0}}
+    assert live_info.bars(state)[0].desc.startswith("epoch 1 · cost 1.00 so far, about 2.00 in the end (1.")
+    state.end("finished")
+    assert live_info.bars(state)[0].desc == "epoch 1"
 
 
 def test_values_that_were_not_finite_are_said():

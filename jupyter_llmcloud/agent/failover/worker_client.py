@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Collection
 from typing import Any
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
@@ -47,19 +48,23 @@ class WorkerClient:
         """A connection has ended, perhaps a worker's."""
         self._workers.pop(connection, None)
 
-    async def find(self, num_ranks: int, at_once: bool = False, at_least: int = 0) -> list[dict[str, Any]]:
+    async def find(
+        self, num_ranks: int, at_once: bool = False, at_least: int = 0, without: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
         """Shares for ranks that have lost their place: anywhere in the cluster, or here when nobody can be asked.
 
         See PlaceRanks. Raises Busy when there is no room.
         """
         for worker in self._that_find_capacity():
             try:
-                asked = PlaceRanks(num_ranks=num_ranks, at_once=at_once, at_least=at_least)
+                asked = PlaceRanks(num_ranks=num_ranks, at_once=at_once, at_least=at_least, without=list(without))
                 return (await worker.request(asked, ASK_TIMEOUT_S)).agents
             except CapacityError as error:
                 raise Busy(str(error)) from None
             except LLMCloudError:
                 continue  # this worker cannot tell
+        if self._address in without:
+            raise Busy(f"{num_ranks} ranks have lost their place, and this host is left out.")
         if at_least:
             num_ranks = max(at_least, min(num_ranks, len(self._devices.free)))
         if len(self._devices.free) < num_ranks:

@@ -16,6 +16,7 @@ import msgspec
 from jupyter_llmcloud.agent.ranks import process_info
 from jupyter_llmcloud.agent.ranks.process_info import MemoryEvidence, StackDump
 from jupyter_llmcloud.agent.ranks.zygote_client import ZygoteClient
+from jupyter_llmcloud.core.run.stacks import is_crash, shortened_crash
 from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol.frames import Decoder, Message, encode
 from jupyter_llmcloud.protocol.rank_messages import (
@@ -31,6 +32,7 @@ from jupyter_llmcloud.system.shared_ring import RingReader, create_ring
 
 MAX_READ = 1 << 16  # bytes: for a larger buffer the allocator would ask the system for pages, each time
 DUMP_S = 0.3  # a signal's handler has run by then
+CRASH_S = 0.3  # the stacks of a process that crashes are printed by then
 
 
 class RankLink(Protocol):
@@ -217,6 +219,7 @@ class _OutputPipes:
         self._kinds: dict[int, str] = {}
         self._written = select.poll()  # which of them hold something
         self._letters: dict[int, codecs.IncrementalDecoder] = {}  # one may come in two pieces
+        self._crashes: dict[int, str] = {}  # what is printed of a crash, until it has been printed
 
     def open(self, kinds: dict[int, str]) -> None:
         """Read from these descriptors from now on."""
@@ -234,10 +237,24 @@ class _OutputPipes:
             return
         if data:
             if text := self._letters[fd].decode(data):
-                self._say({"kind": self._kinds[fd], "text": text})
+                self._hear(fd, text)
         else:
+            self._tell_crash(fd)
             self._close_one(fd)
             del self._kinds[fd]
+
+    def _hear(self, fd: int, text: str) -> None:
+        if fd in self._crashes:
+            self._crashes[fd] += text
+        elif is_crash(text):
+            self._crashes[fd] = text
+            asyncio.get_running_loop().call_later(CRASH_S, self._tell_crash, fd)
+        else:
+            self._say({"kind": self._kinds[fd], "text": text})
+
+    def _tell_crash(self, fd: int) -> None:
+        if text := self._crashes.pop(fd, ""):
+            self._say({"kind": self._kinds[fd], "text": shortened_crash(text)})
 
     def drain(self) -> None:
         """Deliver what was written so far."""
@@ -248,6 +265,7 @@ class _OutputPipes:
         """Deliver the last words, then let go of the descriptors."""
         self.drain()
         for fd in self._kinds:
+            self._tell_crash(fd)
             self._close_one(fd)
         self._kinds = {}
 

@@ -39,6 +39,7 @@ class RankGroups:
         self._interface = ""  # that ranks have to use since the store has moved
         self._has_moved = False
         self._given_up: list[RemoteGroup] = []  # whose agent has said that it is told to end
+        self._left_out: set[str] = set()  # agents that get no ranks any more
 
     @property
     def has_store(self) -> bool:
@@ -200,7 +201,23 @@ class RankGroups:
         if given and not self._node.can_ask_cluster:
             return list(given)
         # How others are reached from here is known here alone.
-        return await self._node.find_capacity(num_ranks, at_once, at_least)
+        return await self._node.find_capacity(num_ranks, at_once, at_least, self._left_out)
+
+    def beside(self, rank: int) -> list[int]:
+        """The ranks that the agent of this one hosts, itself among them."""
+        address = next((self._address_of(host) for host in self._hosts if rank in host.links), None)
+        return [one for host in self._hosts if self._address_of(host) == address for one in host.links]
+
+    def leave_out(self, rank: int) -> None:
+        """End the ranks of the agent that hosts this one: they are displaced, and it gets none again."""
+        addresses = {self._address_of(host) for host in self._hosts if rank in host.links}
+        self._left_out |= addresses
+        for host in [host for host in self._hosts if self._address_of(host) in addresses]:
+            host.drop(list(host.links))
+            self._hosts.remove(host)
+
+    def _address_of(self, host: LocalGroup | RemoteGroup) -> str:
+        return host.leading.address if isinstance(host, RemoteGroup) else self._node.address
 
     def drop(self, num_ranks: int) -> None:
         """End the ranks from this number on."""

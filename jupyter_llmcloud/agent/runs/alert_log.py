@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from jupyter_llmcloud.core.detect.detector import Alert
 from jupyter_llmcloud.core.detect.hang_detector import as_alert
 from jupyter_llmcloud.core.detect.rollback import MAX_IN_A_ROW, Rollback, RollbackRule
-from jupyter_llmcloud.core.detect.run_detectors import MAX_ALERTS, ROLLBACK, RunDetectors
+from jupyter_llmcloud.core.detect.run_detectors import MAX_ALERTS, ROLLBACK, SCALE, RunDetectors
 from jupyter_llmcloud.core.run.hang import HangReport
 from jupyter_llmcloud.core.run.time_split import Split
 
@@ -28,10 +28,15 @@ class TellAlert(Protocol):
 
 @dataclass(frozen=True)
 class AlertActions:
-    """What an alert can have done with a run: stop it, as the Stop button does, or have it go back."""
+    """What an alert can have done with a run.
+
+    `stop` is that of the Stop button, `roll_back` has it go back; `leave_out` has it go on without the host of a rank,
+    for a reason in words, and returns why that is not done, "" when it is.
+    """
 
     stop: Callable[[], None] = lambda: None
     roll_back: Callable[[Rollback], None] = lambda _: None
+    leave_out: Callable[[int, str], str] = lambda *_: "it cannot be"
 
 
 class AlertLog:
@@ -120,6 +125,8 @@ class AlertLog:
         for alert in alerts:
             rollback = self._rollback_of(alert)
             stops, asked = self._consequence(alert, rollback)
+            if self._watch.policy(alert.detector) == SCALE:
+                asked = self._left_out(alert)
             self._tell(replace(alert, text=alert.text + asked), is_shown=is_shown or bool(asked))
             if rollback is not None:
                 self._is_going_back = True
@@ -132,6 +139,13 @@ class AlertLog:
         if self._watch.policy(alert.detector) != ROLLBACK or alert.between is None or self._is_going_back:
             return None
         return self._rollbacks.decide(alert.text, *alert.between)
+
+    def _left_out(self, alert: Alert) -> str:
+        """Have the run go on without the host of the rank that an alert names; what is done, in words."""
+        refused = self._actions.leave_out(alert.ranks[0], f"rank {alert.ranks[0]} is slow, its host is left out")
+        if refused:
+            return f"; its host is not left out: {refused}"
+        return f"; the run goes on without its host (--watch {alert.detector}={SCALE})"
 
     def _consequence(self, alert: Alert, rollback: Rollback | None) -> tuple[bool, str]:
         """Whether the run is stopped, and what is done, in words."""

@@ -12,6 +12,7 @@ from jupyter_llmcloud.agent.runs.run_feed import RunFeed
 from jupyter_llmcloud.core.parallel import plan
 from jupyter_llmcloud.core.run import lifecycle
 from jupyter_llmcloud.core.run.end_report import report
+from jupyter_llmcloud.core.run.exits import KILLED_BY_US
 from jupyter_llmcloud.core.run.lifecycle import (
     Finish,
     Instruction,
@@ -151,7 +152,10 @@ class Attempt:
 
     def rank_died(self, rank: int, name: str, reason: str) -> None:
         """The process of one of its ranks has gone."""
-        self._errors[rank] = {"rank": rank, "ename": name, "evalue": reason, "traceback": [f"{name}: {reason}"]}
+        by_us = self._rules.was_killed and name == "RankKilled"
+        reason = KILLED_BY_US if by_us else reason
+        error = {"rank": rank, "ename": name, "evalue": reason, "traceback": [f"{name}: {reason}"]}
+        self._errors[rank] = {**error, "collateral": True} if by_us else error
         if self._hangs is not None:
             self._handle(RankDied(rank, reason))
 
@@ -201,8 +205,9 @@ class Attempt:
         if self._hangs is not None:
             self._hangs.ended(rank, {})
         said = (
-            f"rank {rank} is lost: {reason}. The others go on without it; its steps since its last round, and the rows "
-            "that it had still to train on, are left out."
+            f"rank {rank} is lost: {reason}. The others go on without it. Its steps since its last round are lost; on "
+            "the rows of these, and on those that were still before it, the others train at the end of the pass, where "
+            "accelerator.prepare() or lc.data.load() has made the loader."
         )
         self._feed.note(said)
         self._feed.mark("alert", None, said)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
+from jupyter_llmcloud.agent.runs.checkpoint_parts import CheckpointParts, Parts
 from jupyter_llmcloud.core.run.divergence import DivergenceCheck, ReplicaDigests
 from jupyter_llmcloud.protocol.rank_messages import CheckpointPart
 from jupyter_llmcloud.storage.checkpoints import Checkpoint, CheckpointFolder
@@ -46,11 +47,10 @@ class CheckpointCommitter:
         listener: CommitListener,
     ) -> None:
         self.attempt = 0
-        self._ranks = set(ranks)
         self._keep = keep
         self._listener = listener
         self._folder = CheckpointFolder(path / FOLDER)
-        self._parts: dict[int, dict[int, CheckpointPart]] = {}  # by serial, then by rank
+        self._parts = CheckpointParts(ranks)
         self._work: asyncio.Task[None] | None = None
         self._said: set[str] = set()
         self._divergence = DivergenceCheck()
@@ -60,18 +60,15 @@ class CheckpointCommitter:
 
     def without(self, rank: int) -> None:
         """A rank is lost, and the others go on: their parts make a checkpoint."""
-        self._ranks.discard(rank)
+        self._parts.without(rank)
 
     def part(self, rank: int, part: CheckpointPart) -> None:
         """A rank has written its part, or could not."""
         if part.attempt != self.attempt:
             return  # of an attempt that has ended
-        parts = self._parts.setdefault(part.serial, {})
-        parts[rank] = part
-        if set(parts) >= self._ranks:
-            self._parts = {serial: other for serial, other in self._parts.items() if serial > part.serial}
-            before = self._work
-            self._work = asyncio.ensure_future(self._see_to(before, part, parts))
+        whole, passed = self._parts.add(rank, part)
+        for parts in [*passed, *([whole] if whole is not None else [])]:
+            self._work = asyncio.ensure_future(self._see_to(self._work, parts, parts is whole))
 
     @property
     def busy(self) -> asyncio.Task[None] | None:
@@ -87,13 +84,12 @@ class CheckpointCommitter:
             self._news.clear()
             await self._news.wait()
 
-    async def _see_to(
-        self, before: asyncio.Task[None] | None, last: CheckpointPart, parts: dict[int, CheckpointPart]
-    ) -> None:
+    async def _see_to(self, before: asyncio.Task[None] | None, parts: Parts, is_whole: bool) -> None:
         if before is not None:
             await before
         cost_s = max(part.cpu_s for part in parts.values())
-        self._settled = [*self._settled[-8:], (last.step, await self._settle(last, parts), cost_s)]
+        is_kept = await (self._settle(parts) if is_whole else self._drop(parts))
+        self._settled = [*self._settled[-8:], (_any_of(parts).step, is_kept, cost_s)]
         self._news.set()
 
     @property
@@ -101,30 +97,42 @@ class CheckpointCommitter:
         """Processor time that the last checkpoint has cost the rank which it has cost most."""
         return self._settled[-1][2] if self._settled else 0.0
 
-    async def _settle(self, last: CheckpointPart, parts: dict[int, CheckpointPart]) -> bool:
-        step = last.step
+    async def _drop(self, parts: Parts) -> bool:
+        """Some ranks have saved this step and others a later one: nobody could go on from it."""
+        await self._remove(parts)
+        await self._say_lost(_any_of(parts).step, "is left out: not every rank has saved this step")
+        return False
+
+    async def _remove(self, parts: Parts) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._staging(parts), True)
+
+    def _staging(self, parts: Parts) -> Path:
+        part = _any_of(parts)
+        return self._folder.staging_path(part.step, part.attempt, part.serial)
+
+    async def _settle(self, parts: Parts) -> bool:
+        step, staging = _any_of(parts).step, self._staging(parts)
         held = {rank: ReplicaDigests(part.parameters, part.buffers, part.rng) for rank, part in sorted(parts.items())}
         if split := self._divergence.look(step, held):
             self._listener.note(split)
             self._listener.mark("alert", step, split)
-        staging = self._folder.staging_path(step, last.attempt, last.serial)
         for rank, part in sorted(parts.items()):
             if reason := _refusal(rank, part):
-                await asyncio.to_thread(shutil.rmtree, staging, True)
+                await self._remove(parts)
                 await self._say_lost(step, reason)
                 return False
         try:
             await asyncio.to_thread(self._commit, staging, step, parts)
         except OSError as error:
-            await asyncio.to_thread(shutil.rmtree, staging, True)
+            await self._remove(parts)
             await self._say_lost(step, f"could not be written: {error.strerror or error}")
             return False
         self._listener.mark("checkpoint", step, f"checkpoint of step {step}")
         return True
 
-    def _commit(self, staging: Path, step: int, parts: dict[int, CheckpointPart]) -> None:
+    def _commit(self, staging: Path, step: int, parts: Parts) -> None:
         files = {name: entry for part in parts.values() for name, entry in part.files.items()}
-        first = parts[min(parts)]
+        first = _any_of(parts)
         about: dict[str, Any] = {"world_size": len(parts), "resumable": first.resumable}
         metrics = [part.metric for part in parts.values() if part.metric is not None]
         if metrics:
@@ -157,9 +165,8 @@ class CheckpointCommitter:
     def new_attempt(self, number: int, ranks: list[int]) -> None:
         """The run is executed again on these ranks: whatever its last attempt still writes does not count."""
         self.attempt = number
-        self._ranks = set(ranks)
         self._divergence = DivergenceCheck()
-        self._parts = {}
+        self._parts = CheckpointParts(ranks)
 
     def end(self) -> None:
         """The run has ended: what was not committed is removed."""
@@ -170,6 +177,11 @@ class CheckpointCommitter:
         if self.busy:
             await self.busy
         await asyncio.to_thread(self._folder.sweep)
+
+
+def _any_of(parts: Parts) -> CheckpointPart:
+    """They are of one step and one try."""
+    return parts[min(parts)]
 
 
 def _refusal(rank: int, part: CheckpointPart) -> str:

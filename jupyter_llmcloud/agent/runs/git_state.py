@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _MAX_BYTES = 4 << 20
@@ -15,9 +16,12 @@ def git_state(folder: str) -> dict[str, str]:
     if not folder:
         return {}
     try:
-        for tree in (Path(folder), *Path(folder).parents):
-            if (found := _git_folder(tree / ".git")) is not None:
-                return {**_head(found), "folder": str(tree)}
+        tree = folder
+        while not os.path.lexists(os.path.join(tree, ".git")) or (found := _git_folder(Path(tree, ".git"))) is None:
+            if (above := os.path.dirname(tree)) == tree:
+                return {}
+            tree = above
+        return {**_head(found), "folder": tree}
     except (OSError, ValueError):
         pass
     return {}

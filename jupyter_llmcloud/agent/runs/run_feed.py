@@ -178,7 +178,8 @@ class RunFeed:
         if self.record.is_active and self._late is None:
             self._files.write_times(shares, seconds)
             self._alerts.shares(shares)
-            self.tell(TimesTold(run_id=self.record.run_id, shares=shares, seconds=seconds), hurry=False)
+            told = TimesTold(run_id=self.record.run_id, shares=shares, seconds=seconds, price=self.record.price)
+            self.tell(told, hurry=False)
 
     def _note_not_finite(self) -> None:
         known, found = self.record.not_finite, self._not_finite.summary()

@@ -22,7 +22,7 @@ from jupyter_llmcloud.agent.runs.run_feed import RunFeed
 from jupyter_llmcloud.config import price_per_hour
 from jupyter_llmcloud.core.detect.rollback import Rollback
 from jupyter_llmcloud.core.run import run_machine
-from jupyter_llmcloud.core.run.end_report import describe_cost
+from jupyter_llmcloud.core.run.end_report import describe_cost, read_price
 from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, RestartPolicy
 from jupyter_llmcloud.core.run.run_machine import (
@@ -48,7 +48,14 @@ from jupyter_llmcloud.core.run.run_machine import (
     WorkerJoined,
 )
 from jupyter_llmcloud.core.scheduling import elasticity
-from jupyter_llmcloud.core.scheduling.elasticity import Elasticity, NoMoreRoom, RoomFound, Saved, SizeBounds
+from jupyter_llmcloud.core.scheduling.elasticity import (
+    Elasticity,
+    LeaveOutAsked,
+    NoMoreRoom,
+    RoomFound,
+    Saved,
+    SizeBounds,
+)
 from jupyter_llmcloud.core.tick import Tick
 from jupyter_llmcloud.errors import Busy, LLMCloudError, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, Replayed, RunEnded
@@ -85,6 +92,12 @@ class Restartable(Protocol):
     @property
     def was_announced(self) -> bool:
         """Whether those that have gone were taken away with their host, as it was announced."""
+
+    def without_host_of(self, rank: int) -> int:
+        """How many ranks there are beside those of the agent that hosts this one."""
+
+    def leave_out(self, rank: int) -> None:
+        """Go on without the agent that hosts this rank, which gets none again."""
 
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy."""
@@ -126,7 +139,8 @@ class RunSupervisor:
         self.record = record
         cell = replace(cell, left_out=record.left_out or cell.left_out)  # of an earlier leader, of a run it resumes
         record.left_out = cell.left_out
-        actions = AlertActions(self.stop, self._roll_back)
+        record.price = float(cell.spec.get("price") or read_price(price_per_hour())[0])
+        actions = AlertActions(self.stop, self._roll_back, self._leave_out)
         self._feed = RunFeed(record, folder, cell.source or cell.code, lambda: self._attempt.running, actions)
         self._lead = make_lead(lambda: self._handle(StandbyLost())) if cell.max_restarts else None
         self._world = world
@@ -228,6 +242,17 @@ class RunSupervisor:
     def _roll_back(self, rollback: Rollback) -> None:
         """A detector has found something for which the run is to go back."""
         self._handle(RollbackAsked(rollback))
+
+    def _leave_out(self, rank: int, why: str) -> str:
+        """Have a slow rank left out, with its host; returns why it is not, "" when it is."""
+        bounds, staying = self._bounds, self._world.without_host_of(rank)
+        if bounds is None:
+            return "the run is not elastic"
+        if staying < bounds.least:
+            remain = f"{staying} rank{'s' if staying != 1 else ''} would remain without its host"
+            return f"{remain}, and --elastic wants {bounds.least}"
+        self._handle(LeaveOutAsked(rank, why))
+        return "" if self._machine.rank_left_out == rank else "the run ends or changes its ranks now"
 
     async def save_before_end(self) -> None:
         """Have a checkpoint of the present step, where the run saves any: this agent is about to end."""
@@ -359,6 +384,8 @@ class RunSupervisor:
                 self._do(self._find_resume_point(before))
             case run_machine.Resume():
                 self._resume(instruction)
+            case elasticity.LeaveOut(rank):
+                self._world.leave_out(rank)
             case elasticity.LookForRoom():
                 self._do(self._look_for_room())
             case elasticity.Pause():
@@ -501,7 +528,7 @@ class RunSupervisor:
         if finish.state == "finished":
             self._feed.note_saved()
         spent = sum(sum(parts.values()) for parts in seconds.values())
-        if cost := describe_cost(price_per_hour(), spent):
+        if cost := describe_cost(record.price, spent) or read_price(price_per_hour())[1]:
             self._feed.note(cost)
         self._feed.write_record()
         self._feed.tell(

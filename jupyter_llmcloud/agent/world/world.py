@@ -17,8 +17,9 @@ from jupyter_llmcloud.agent.world.rank_calls import RankCalls
 from jupyter_llmcloud.agent.world.rendezvous import Rendezvous
 from jupyter_llmcloud.agent.world.replay_cells import ReplayCells
 from jupyter_llmcloud.core.run import membership
-from jupyter_llmcloud.core.run.exits import describe_exit
+from jupyter_llmcloud.core.run.exits import describe_exit, has_dumped
 from jupyter_llmcloud.core.run.membership import Membership, MembershipStep
+from jupyter_llmcloud.core.run.stacks import crash_place
 from jupyter_llmcloud.core.scheduling.elasticity import SizeBounds
 from jupyter_llmcloud.errors import Busy, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import (
@@ -34,6 +35,8 @@ from jupyter_llmcloud.protocol.rank_messages import Interrupt, Joined, LogRecord
 from jupyter_llmcloud.protocol.rpc import R, Request
 
 Slots = Sequence[dict[str, Any]]
+MAX_LAST_OUTPUT = 16_000  # characters: a crash prints the stacks of all threads
+MAX_LAST_WORDS = 2000
 
 
 class RankListener(Protocol):
@@ -200,6 +203,15 @@ class World:
         """Whether those that have gone were taken away with their host, as it was announced."""
         return self.groups.was_announced(self.members.ranks)
 
+    def without_host_of(self, rank: int) -> int:
+        """How many ranks there are beside those of the agent that hosts this one."""
+        return self.size - len(self.groups.beside(rank))
+
+    def leave_out(self, rank: int) -> None:
+        """Go on without the agent that hosts this rank from the next renewal on: it gets none of them again."""
+        if self.members.is_started:
+            self.groups.leave_out(rank)
+
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy for too few."""
         lost = self.groups.displaced(self.members.ranks) if self.members.is_started else self.members.ranks
@@ -347,12 +359,15 @@ class World:
         elif not self._calls.hear(rank, message):
             if isinstance(message, LogRecords):
                 text = "".join(record.get("text", "") for record in message.records if record["kind"] == "stderr")
-                self._last_output[rank] = (self._last_output.get(rank, "") + text)[-2000:]
+                self._last_output[rank] = (self._last_output.get(rank, "") + text)[-MAX_LAST_OUTPUT:]
             self._listener.on_message(rank, message)
 
     def _on_exit(self, rank: int, status: int, evidence: str) -> None:
         name, reason = describe_exit(status, evidence)
-        if not self._listener.is_busy and (tail := self._last_output.get(rank, "").strip()):
+        printed = self._last_output.pop(rank, "")
+        if has_dumped(status) and (place := crash_place(printed, self.cells)):
+            reason += f" It was at {place}."
+        if not self._listener.is_busy and (tail := printed.strip()[-MAX_LAST_WORDS:]):
             reason += f" Its last words:\n{tail}"
         if self.closed or not self.members.died(rank):
             return

@@ -74,7 +74,7 @@ def parse_methods(text: str) -> list[str]:
     """`int8, prune:0.3` -> those words, each checked. Raises UsageError."""
     words = [part.strip() for part in text.split(",") if part.strip()]
     if not words:
-        raise UsageError(f"expected one or more of {', '.join(METHODS)}")
+        raise UsageError(f"--method METHOD is missing: one or several of {', '.join(METHODS)}.")
     methods = [CompressionMethod.parse(word).text for word in words]
     if len(set(methods)) < len(methods):
         twice = next(method for method in methods if methods.count(method) > 1)

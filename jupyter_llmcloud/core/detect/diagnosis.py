@@ -39,6 +39,13 @@ _GO_ON = "Look at the worker's host; with --max-restarts K a run goes on elsewhe
 _READ_LOG = "Read the last lines of its log (%runs log NAME --rank N): the stack of the crash stands there."
 
 
+_ARGUMENTS = Meaning(
+    "arguments",
+    "The script did not get the arguments that it asks for.",
+    'Give them to the cell: %%distribute --args "--data FILE --lr 3e-4".',
+)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What is left of a run that has ended.
@@ -86,7 +93,7 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
         return None
     errors = [dict(error) for error in evidence.errors if not error.get("interrupted")]
     return (
-        _lost_process(errors, evidence.logs)
+        _lost_process([error for error in errors if not error.get("collateral")], evidence.logs)
         or _exceptions([error for error in own_errors(errors) if not error.get("collateral")])
         or _hang(evidence.hang)
         or _echoes([error for error in errors if error.get("collateral")])
@@ -154,13 +161,23 @@ def _exceptions(errors: Sequence[Mapping[str, Any]]) -> Diagnosis | None:
 
 
 def _cause_of(error: Mapping[str, Any]) -> str:
+    if _is_of_argparse(error):
+        return _ARGUMENTS.cause
     meaning = read_text(_text(error), "")
     if meaning is not None:
         return meaning.cause
     return CODE_ERROR if str(error.get("ename", "")) in _OWN_CODE else ""
 
 
+def _is_of_argparse(error: Mapping[str, Any]) -> bool:
+    """Whether the arguments of the command line were not what the script asks for: its usage is printed already."""
+    left = error.get("ename") == "SystemExit" and error.get("evalue") == "2"
+    return left and any("argparse.py" in line for line in error.get("traceback", ()))
+
+
 def _exception(error: Mapping[str, Any], ranks: Sequence[int]) -> Diagnosis:
+    if _is_of_argparse(error):
+        return _diagnosis(_ARGUMENTS.cause, ranks, _ARGUMENTS.sentence, _ARGUMENTS.action)
     meaning = read_text(_text(error), name_ranks(ranks))
     if meaning is not None:
         return _told(meaning, ranks)

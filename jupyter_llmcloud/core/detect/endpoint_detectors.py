@@ -19,7 +19,8 @@ DETECTORS = ("latency", "errors", "prompt-drift")
 RECENT = 50  # requests that are compared with those before
 USUAL = 500  # requests before, at most
 MIN_USUAL = 200
-SLOWER = 2.0  # times the usual median, and above the usual 90th percentile
+SLOWER = 2.5  # times the usual median, and above the usual 90th percentile
+ABOVE_BUSIEST = 1.5  # times the slowest stretch of as many answers before: a busy endpoint stays so for a while
 OVER = 1.5  # times the usual median: below, slowness is over
 CHECK_EVERY = 5  # answers: two medians are found for it
 MIN_DELAY_S = 0.05  # slower by less is nobody's trouble
@@ -100,7 +101,7 @@ class LatencyDetector:
             if self._lasts >= USUAL:  # what lasts is usual from now on
                 self._windows.begin_again()
             return None
-        slow = max(SLOWER * before, quantiles(usual, n=10)[-1], before + MIN_DELAY_S)
+        slow = max(SLOWER * before, quantiles(usual, n=10)[-1], before + MIN_DELAY_S, ABOVE_BUSIEST * _busiest(usual))
         if now <= slow:
             return None
         self._is_slow, self._lasts = True, 0
@@ -111,6 +112,12 @@ class LatencyDetector:
             now,
             slow,
         )
+
+
+def _busiest(usual: Sequence[float]) -> float:
+    """The greatest median of stretches of RECENT answers."""
+    values = list(usual)
+    return max(median(values[at : at + RECENT]) for at in range(0, len(values) - RECENT + 1, RECENT // 2))
 
 
 class ErrorDetector:

@@ -295,7 +295,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "package-missing",
         r"no module named|ModuleNotFoundError|ImportError|DistributionNotFound|requires? the .{0,40}(library|package)"
         r"|(shared object|\.so).{0,80}(cannot open|no such file)|undefined symbol",
-        "{who} lacks a package, or has another version of it.",
+        "{who} did not find a package, or found another version of it.",
         "Install the same packages on every worker; %cluster shows which hosts there are.",
     ),
     _rule(

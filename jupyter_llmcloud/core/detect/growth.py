@@ -8,6 +8,7 @@ grows too, but less and less.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -16,6 +17,7 @@ from jupyter_llmcloud.core.detect.detector import Alert
 
 NUM_POINTS = 60  # of a window; then every other one is dropped, and the window covers twice the time
 MIN_POINTS = 30
+RECENT_S = 600.0  # that are looked at alone, too: a leak that begins late would hide behind the quiet before it
 MIN_WINDOW_S = 300.0
 STEADY = 0.5  # of the slope of the first third that the last one has at least
 CHECK_EVERY = 5  # observations: all pairs are compared
@@ -62,6 +64,7 @@ class GrowthDetector:
         self._words = (what, limit)
         self._ranks = ranks
         self._points: list[Point] = []
+        self._recent: deque[Point] = deque(maxlen=NUM_POINTS)
         self._every = 1  # which of the observations are kept
         self._count = 0
         self._newest: Level | None = None
@@ -70,6 +73,8 @@ class GrowthDetector:
     def feed(self, observation: Level) -> None:
         """Take in the next level."""
         self._count += 1
+        if not self._recent or observation.now - self._recent[-1][0] >= RECENT_S / NUM_POINTS:
+            self._recent.append((observation.now, observation.used))
         if self._count % self._every:
             return
         self._points.append((observation.now, observation.used))
@@ -81,8 +86,22 @@ class GrowthDetector:
     def check(self) -> Alert | None:
         """Says once that the limit comes within HORIZON_S."""
         newest, self._newest = self._newest, None
-        points = self._points
-        if newest is None or self._told or len(points) < MIN_POINTS or points[-1][0] - points[0][0] < MIN_WINDOW_S:
+        if newest is None or self._told or len(self._points) < MIN_POINTS:
+            return None
+        found = self._in(self._points, newest)
+        if found is None and len(self._recent) >= MIN_POINTS and self._is_higher_than_ever:
+            found = self._in(list(self._recent), newest)
+        self._told = found is not None
+        return found
+
+    @property
+    def _is_higher_than_ever(self) -> bool:
+        """Whether the newest levels are above all before: what rises and falls again comes back to where it was."""
+        began, newest = self._recent[0][0], self._recent[-1][1]
+        return newest > max((used for now, used in self._points if now < began), default=0.0)
+
+    def _in(self, points: Sequence[Point], newest: Level) -> Alert | None:
+        if points[-1][0] - points[0][0] < MIN_WINDOW_S:
             return None
         if points[-1][1] - points[0][1] < MIN_GROWTH * newest.limit:
             return None
@@ -96,7 +115,6 @@ class GrowthDetector:
         left_s = max(0.0, newest.limit - newest.used) / min(found, latest)
         if not 0 <= left_s < HORIZON_S:
             return None
-        self._told = True
         what, limit = self._words
         return Alert(
             self._name,

@@ -2,7 +2,8 @@
 
 Policies, by detector: `note` (the default) writes the alert down and shows it, `stop` also stops the run as the Stop
 button does, `off` says nothing. `skip`, for gradients that are not finite, leaves their step out, on every rank.
-`rollback`, for losses and gradient norms, has the run go back to its last good checkpoint (see rollback).
+`rollback`, for losses and gradient norms, has the run go back to its last good checkpoint (see rollback). `scale`, for
+stragglers, has an elastic run go on without the host of the slow rank.
 """
 
 from __future__ import annotations
@@ -28,16 +29,13 @@ DETECTORS = (
 POLICIES = ("note", "stop", "off")
 SKIP = "skip"  # of not-finite alone: ranks themselves do it, before the step
 ROLLBACK = "rollback"
+SCALE = "scale"  # an elastic run goes on without the host of a slow rank
 _MORE_POLICIES = {
     "not-finite": (SKIP, ROLLBACK),
     "loss-spike": (ROLLBACK,),
     "gradient-spike": (ROLLBACK,),
+    "straggler": (SCALE,),
 }
-_CANNOT_SCALE = (
-    "no detector can have a run scaled: a slower rank is no reason to lose its host, which an elastic run would take "
-    "back at once. For straggler, --balance gives each rank rows by its speed; %world resize, or %cluster scale with "
-    "--elastic, changes the number of ranks"
-)
 MAX_METRICS = 20  # with a spike detector each
 MAX_ALERTS = 20  # of one detector in one run; what follows says nothing new
 
@@ -59,8 +57,6 @@ def policies(text: str) -> dict[str, str]:
         name, equals, policy = word.strip().partition("=")
         if name not in DETECTORS:
             raise UsageError(f"there is no detector {name!r}. Allowed: {', '.join(DETECTORS)}")
-        if policy == "scale":
-            raise UsageError(f"{word.strip()}: {_CANNOT_SCALE}.")
         allowed = (*POLICIES, *_MORE_POLICIES.get(name, ()))
         if not equals or policy not in allowed:
             raise UsageError(f"expected {name}= with one of {', '.join(allowed)}, not {word.strip()!r}")
@@ -77,6 +73,11 @@ def is_off(chosen: str | None, detector: str) -> bool:
 def rolls_back(chosen: str | None) -> bool:
     """Whether an alert may have the run go back to a checkpoint, by policies as `--watch` has them."""
     return bool(chosen) and ROLLBACK in policies(chosen or "").values()
+
+
+def leaves_out(chosen: str | None) -> bool:
+    """Whether an alert may have the run go on without a host."""
+    return bool(chosen) and SCALE in policies(chosen or "").values()
 
 
 class RunDetectors:

@@ -2,7 +2,8 @@
 
 Steps are not alike: an evaluation, a checkpoint or a replaced rank comes between them and takes as long as many. So
 steps are kept in bins, and blocks of neighbouring bins are drawn again and again (Künsch 1989): what comes in bursts or
-periods stays together, and what has been seen of pauses is expected to come again as often.
+periods stays together, and what has been seen of pauses is expected to come again as often. Few blocks say less than
+they seem to, and a past that is short beside the future has not shown all: both widen the interval.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ NUM_DRAWS = 100
 LEVEL = 0.8  # how often the truth is to lie within the interval
 TREND_T = 3.0  # how sure a slope must be, in standard errors, before it is believed to go on
 NUM_PARTS = 8  # of the past, whose means tell a slope and slow changes
+UNSEEN = 0.03  # of the pace, by which it changes for reasons that have not shown yet, in LEVEL of the cases
+STUDENT = 0.66  # (z * z + 1) / 4 at LEVEL: the first term of its quantile's expansion
 SHIFT_Z = 4.0  # how far apart the means of two halves are when the older one tells nothing of the future
 
 
@@ -103,16 +106,38 @@ def _bootstrap(bins: Sequence[float], num_left: float) -> TimeLeft:
     random_, mean = random.Random(0), statistics.fmean(bins)
     num_future = max(1, min(len(bins), round(num_left)))
     spread = math.sqrt(num_future / num_left) if num_left > num_future else 1.0
+    length = _dependent_length(bins)
+    few = _of_few(len(bins) / length)
     draws = []
     for _ in range(NUM_DRAWS):
-        future = _resampled_mean(bins, num_future, random_) - mean
-        draws.append(num_left * (_resampled_mean(bins, len(bins), random_) + spread * future))
+        past, future = (_resampled_mean(bins, number, length, random_) - mean for number in (len(bins), num_future))
+        draws.append(num_left * few * (past + spread * future))
     draws.sort()
     slope, is_sure = _trend(bins)
     trend = num_left * max(-mean / 2, min(mean / 2, slope * (len(bins) + num_left) / 2))
     edge = (1 - LEVEL) / 2
-    low, high = _quantile(draws, edge) + min(0.0, trend), _quantile(draws, 1 - edge) + max(0.0, trend)
-    return TimeLeft(max(0.0, low), num_left * mean + (trend / 2 if is_sure else 0.0), max(0.0, high))
+    unseen = UNSEEN * num_left * mean * math.sqrt(math.log1p(num_left / len(bins)))
+    low = min(0.0, trend) - math.hypot(_quantile(draws, edge), unseen)
+    high = max(0.0, trend) + math.hypot(_quantile(draws, 1 - edge), unseen)
+    middle = num_left * mean
+    return TimeLeft(max(0.0, middle + low), middle + (trend / 2 if is_sure else 0.0), max(0.0, middle + high))
+
+
+def _dependent_length(bins: Sequence[float]) -> int:
+    """The length of blocks at which neighbours that are alike show most: long ones where the pace changes slowly."""
+    lengths = {_block_length(len(bins)), max(1, len(bins) // NUM_PARTS)}
+    return max(sorted(lengths), key=lambda length: length * _variance_of_means(bins, length))
+
+
+def _variance_of_means(bins: Sequence[float], length: int) -> float:
+    means = [statistics.fmean(bins[at : at + length]) for at in range(0, len(bins) - length + 1, length)]
+    return statistics.variance(means) if len(means) > 1 else 0.0
+
+
+def _of_few(num_blocks: float) -> float:
+    """By how much so few blocks understate the spread: a resample's variance, and Student's quantile beside Gauss'."""
+    degrees = max(1.0, num_blocks - 1)
+    return math.sqrt(1 + 1 / degrees) * (1 + STUDENT / degrees)
 
 
 def _trend(bins: Sequence[float]) -> tuple[float, bool]:
@@ -130,8 +155,8 @@ def _trend(bins: Sequence[float]) -> tuple[float, bool]:
     return slope / length, abs(slope) > TREND_T * error
 
 
-def _resampled_mean(bins: Sequence[float], number: int, random_: random.Random) -> float:
-    length = min(_block_length(len(bins)), number)
+def _resampled_mean(bins: Sequence[float], number: int, length: int, random_: random.Random) -> float:
+    length = min(length, number)
     num_blocks = math.ceil(number / length)
     starts = (random_.randrange(len(bins)) for _ in range(num_blocks))
     # Blocks go on at the beginning, so that the bins at both ends are drawn as often as the others.

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,18 +67,24 @@ class OutputFolder:
     """Text and rich records of ranks in, blocks to show out. Time is an argument: any clock going forward.
 
     Args:
-        where: where the full log is, said when something is left out.
+        where: says where the full log is, asked when something is left out.
 
     Attributes:
         shows_passing: whether lines that are still being written are shown.
     """
 
     def __init__(
-        self, ranks: Iterable[int], hold_s: float = 0.08, max_chars: int = MAX_CHARS, *, name: str = "", where: str = ""
+        self,
+        ranks: Iterable[int],
+        hold_s: float = 0.08,
+        max_chars: int = MAX_CHARS,
+        *,
+        name: str = "",
+        where: Callable[[], str] | None = None,
     ) -> None:
         self.ranks = tuple(sorted(set(ranks)))
         self.max_chars = max_chars
-        self.where = where or f"%runs logs {name}".rstrip()
+        self._where = where or f"%runs logs {name}".rstrip
         self.shows_passing = True
         self._ranks = {rank: _RankOutput() for rank in self.ranks}
         self._queue = FoldQueue(self.ranks, hold_s)
@@ -293,7 +299,7 @@ class OutputFolder:
             for kind, line in lines:
                 blocks.add(kind, self._labelled(tuple(ranks), line) + "\n", tuple(ranks))
         if left or self._budget.num_dropped_rich:
-            blocks.add("stdout", f"… left out above: {self._left_out(left)}. All of it: {self.where}\n", self.ranks)
+            blocks.add("stdout", f"… left out above: {self._left_out(left)}. All of it: {self._where()}\n", self.ranks)
 
     def _left_out(self, left: dict[int, list[int]]) -> str:
         """`480 lines of each of ranks 0-1, 7 of rank 2`."""
@@ -351,7 +357,7 @@ class OutputFolder:
             self._budget.is_full = True
             self._passing.erase(blocks)
             self._passing.slow_down(_LAST_LINE_CHARS)
-            blocks.add("stdout", f"… further output is in the full log: {self.where}\n", self.ranks)
+            blocks.add("stdout", f"… further output is in the full log: {self._where()}\n", self.ranks)
 
 
 def _within(lines: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:

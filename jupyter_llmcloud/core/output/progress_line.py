@@ -6,13 +6,23 @@ from jupyter_llmcloud.core.metrics import wording
 from jupyter_llmcloud.core.metrics.progress import Bar
 from jupyter_llmcloud.core.metrics.series import MetricCollector
 from jupyter_llmcloud.core.output.numerals import format_duration, format_number
+from jupyter_llmcloud.core.run.end_report import cost_so_far
 
 BAR_WIDTH = 20
 MAX_METRICS = 4
+NOTHING_SPENT = (0.0, 0.0, 0)
 _FULL, _EMPTY = "━", "─"
 
 
-def progress_line(name: str, state: str, metrics: MetricCollector, elapsed_s: float, now: float, width: int) -> str:
+def progress_line(
+    name: str,
+    state: str,
+    metrics: MetricCollector,
+    elapsed_s: float,
+    now: float,
+    width: int,
+    spent: tuple[float, float, int] = NOTHING_SPENT,
+) -> str:
     """`long  ━━━━━─────  31 %  310/1,000  2.4/s  3 min 2 s left  loss 2.31`, cut to `width`.
 
     Args:
@@ -22,6 +32,7 @@ def progress_line(name: str, state: str, metrics: MetricCollector, elapsed_s: fl
         elapsed_s: how long it has been there.
         now: the time, in seconds of the records' clock.
         width: of the terminal.
+        spent: the price of an hour of a rank, the seconds of all ranks so far, how many ranks there are.
     """
     bars = metrics.progress.shown()
     parts = [name]
@@ -31,6 +42,8 @@ def progress_line(name: str, state: str, metrics: MetricCollector, elapsed_s: fl
         parts += _bar(bar, now)
     if not bars or bars[0].eta(now) is None:
         parts.append(format_duration(elapsed_s))
+    left = bars[0].time_left(now) if bars and bars[0].total else None
+    parts += filter(None, [cost_so_far(*spent, left)])
     parts += [f"{name} {wording.last_value(series)}" for name, series in [*metrics.series.items()][:MAX_METRICS]]
     line = "  ".join(parts)
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"

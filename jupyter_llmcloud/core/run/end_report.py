@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jupyter_llmcloud.core.metrics.eta import TimeLeft
 from jupyter_llmcloud.core.names import format_ranks
 
+_ANEW = "the next cell runs on a new process without its variables"
 _WORDS = {
     "running": "lost with the agent that led the run",
     "done": "finished",
     "failed": "failed",
-    "died": "lost: the next cell runs on a new process without its variables",
+    "died": f"lost: {_ANEW}",
 }
 
 
@@ -40,6 +42,8 @@ def report(
         error = errors.get(rank)
         echo = state == "failed" and error is not None and error.get("collateral") and rank != culprit
         text = interrupted if echo or state == "interrupted" else _WORDS[state]
+        if state == "died" and error is not None and error.get("collateral"):
+            text = f"lost, since it did not end when it was asked to: {_ANEW}"
         if state == "failed" and not echo and error is not None:
             text = f"{_what(error)}, variables kept"
         groups.setdefault(text, []).append(rank)
@@ -53,18 +57,43 @@ def _what(error: Mapping[str, Any]) -> str:
     return f"left with exit status {code}" if code.lstrip("-").isdigit() else f"left by sys.exit: {code}"
 
 
-def describe_cost(price: str, rank_seconds: float) -> str:
-    """What a run has cost: `2 rank-hours at 1.50 an hour: about 3.00`; "" where no price is given."""
-    if not price.strip():
-        return ""
+def read_price(text: str) -> tuple[float, str]:
+    """What a rank costs an hour, 0 where no price is given, and why a text is none."""
+    if not text.strip():
+        return 0.0, ""
     try:
-        each = float(price)
+        each = float(text)
     except ValueError:
         each = -1.0
     if not 0 <= each < math.inf:
-        return f"what it has cost is not known: LLMCLOUD_PRICE_PER_HOUR={price!r} is not the price of an hour."
+        return 0.0, f"what it costs is not known: LLMCLOUD_PRICE_PER_HOUR={text!r} is not the price of an hour."
+    return each, ""
+
+
+def describe_cost(price: float, rank_seconds: float) -> str:
+    """What a run has cost: `2 rank-hours at 1.50 an hour: about 3.00`; "" where no price is given."""
+    if not price:
+        return ""
     hours = rank_seconds / 3600
-    return f"{hours:,.2f} rank-hours at {each:,.2f} an hour: about {hours * each:,.2f}."
+    return f"{hours:,.2f} rank-hours at {_amount(price)} an hour: about {_amount(hours * price)}."
+
+
+def cost_so_far(price: float, rank_seconds: float, num_ranks: int, left: TimeLeft | None) -> str:
+    """`cost 1.20 so far, about 4.10 in the end (3.90 to 4.60)`, by the time left; "" where no price is given."""
+    if not price:
+        return ""
+    spent = price * rank_seconds / 3600
+    said = f"cost {_amount(spent)} so far"
+    if left is None:
+        return said
+    ends = (left.middle, left.low, left.high)
+    middle, low, high = (_amount(spent + price * num_ranks * seconds / 3600) for seconds in ends)
+    return f"{said}, about {middle} in the end" + (f" ({low} to {high})" if low != high else "")
+
+
+def _amount(value: float) -> str:
+    """Hundredths, of what is small two digits."""
+    return f"{value:,.2f}" if value == 0 or value >= 0.1 else f"{value:.2g}"
 
 
 def own_errors(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,10 @@ _ADVICE = {
     signal.SIGTERM: "Somebody asked it to end.",
 }
 
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)  # faulthandler knows these
 
+# Of a rank that the last rung of a Stop, or of the release after another one's failure, has ended.
+KILLED_BY_US = "it did not end when it was asked to, as in a call that nothing interrupts, and was killed (SIGKILL)."
 _LESS_MEMORY = "Use a smaller batch (with gradient accumulation), fewer ranks on this host, or a host with more memory."
 LOST_AGENT = "The node agent"
 _LOST = "Its rank has ended with it. With --max-restarts K such a run goes on elsewhere from its last checkpoint."
@@ -31,6 +34,11 @@ def oom_evidence(kills_before: int, kills_now: int, kernel_line: str, rss: int) 
     if rss:
         signs.append(f"its memory was last seen at {rss / 2**30:.2f} GiB")
     return f"{_OOM}: {', '.join(signs)}."
+
+
+def has_dumped(status: int) -> bool:
+    """Whether a process with this status has printed the stacks of its threads."""
+    return -status in _CRASHES
 
 
 def describe_exit(status: int, evidence: str = "") -> tuple[str, str]:

@@ -207,6 +207,11 @@ class RunLifecycle:
         """A Stop was pressed or a rank has failed: the ranks are being let go."""
         return self.stop_requested or self._failed_at is not None
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether ranks that had not ended by themselves were killed, so that a death says nothing of its cause."""
+        return self.rung == Rung.KILL
+
     def state_of(self, rank: int) -> str:
         """The state of a rank in this attempt."""
         return self._ranks[rank].state
@@ -281,6 +286,7 @@ class RunLifecycle:
             return []
         self._count_end(item)
         item.state, item.error = "died", event.reason
+        item.collateral = self.was_killed  # by us, for what another rank has done
         if event.rank in self.dispensable and not self.is_ending:
             item.is_left_out = True
             return [GoOnWithout(event.rank, event.reason)]

@@ -30,6 +30,8 @@ from jupyter_llmcloud.core.run.lifecycle import Finish
 from jupyter_llmcloud.core.run.restarts import AttemptFailure, GiveUp, RestartPolicy, Retry
 from jupyter_llmcloud.core.scheduling.elasticity import (
     Elasticity,
+    LeaveOut,
+    LeaveOutAsked,
     LookForRoom,
     NoMoreRoom,
     Pause,
@@ -40,6 +42,8 @@ from jupyter_llmcloud.core.scheduling.elasticity import (
 from jupyter_llmcloud.core.tick import Tick
 
 CAPACITY_RETRY_S = 1.0
+ROOM_FOR_MORE = "there is room for more ranks"
+_CANNOT_SAVE = "no checkpoint could be saved with which others go on."
 _LOST = Finish("lost", None, True, ())
 
 
@@ -194,6 +198,7 @@ Event = (
     | ResumePointFound
     | RestartFailed
     | RollbackAsked
+    | LeaveOutAsked
     | StopAsked
     | LeaveAsked
     | Tick
@@ -285,6 +290,7 @@ class End:
 
 Instruction = (
     FindCapacity
+    | LeaveOut
     | Claim
     | Heal
     | FindResumePoint
@@ -333,6 +339,7 @@ class RunMachine:
     _finish: Finish = _LOST  # of the last attempt
     _is_stopping: bool = False
     _rollback: Rollback | None = None  # that is under way
+    _leaves_out: LeaveOutAsked | None = None  # while the attempt is stopped for that
     is_claiming: bool = False  # a claim is under way
     _wants_standby: bool = False
 
@@ -349,6 +356,11 @@ class RunMachine:
         elastic_at = self.elastic.wake_at if self.elastic is not None else None
         return min((at for at in (self._due, self.deadline, elastic_at) if at is not None), default=None)
 
+    @property
+    def rank_left_out(self) -> int | None:
+        """The rank whose host is to be left out, while the attempt is stopped for that."""
+        return self._leaves_out.rank if self._leaves_out is not None else None
+
     def handle(self, event: Event, now: float, leads_until: float = math.inf) -> list[Instruction]:
         """What to do about `event`; no other agent leads the run before `leads_until`."""
         if self.is_over:
@@ -362,10 +374,15 @@ class RunMachine:
                 return self._stop(now, leads_until)
             case RollbackAsked(rollback):
                 return self._roll_back(rollback)
+            case LeaveOutAsked():
+                return [*self._leave_out(event)]
             case Claimed() | ClaimFailed() | StandbyLost():
                 return self._leadership(event, now, leads_until)
             case Tick():
                 return self._tick(now)
+            case NoMoreRoom() if (asked := self._leaves_out) is not None:
+                self._leaves_out = None
+                return [Note(f"rank {asked.rank} stays: {_CANNOT_SAVE}"), *self._while_executing(event, now)]
             case RoomFound() | NoMoreRoom() | Saved():
                 return [*self._while_executing(event, now)]
             case WorkerJoined() if self.phase is MachinePhase.EXECUTING:
@@ -390,14 +407,15 @@ class RunMachine:
                 return self._broken(lost, _LOST, now, until)
             case AttemptFinished(finish, broken) if self.phase is MachinePhase.EXECUTING:
                 was_pausing = self.elastic is not None and self.elastic.end()
+                asked, self._leaves_out = self._leaves_out, None
                 if self._rollback is not None and not self._is_stopping:
                     self._finish = finish
                     self._restart = _Restart(self.policy.rolled_back(), self._rollback.why)
                     return self._find_capacity()
                 if was_pausing and finish.state == "stopped" and not self._is_stopping:
                     self._finish = finish
-                    self._restart = _Restart(self.policy.resized(), "there is room for more ranks")
-                    return self._find_capacity()
+                    self._restart = _Restart(self.policy.resized(), asked.why if asked else ROOM_FOR_MORE)
+                    return [*([LeaveOut(asked.rank)] if asked else []), *self._find_capacity()]
                 if broken is None or finish.state != "failed" or self._is_stopping:
                     return self._end(finish, now, until)
                 return self._broken(broken, finish, now, until)
@@ -409,6 +427,14 @@ class RunMachine:
             return []
         self._rollback = rollback
         return [StopAttempt()]
+
+    def _leave_out(self, asked: LeaveOutAsked) -> Sequence[Instruction]:
+        """The attempt is stopped after a checkpoint, to be followed by one on other hosts."""
+        is_free = self.phase is MachinePhase.EXECUTING and not self._is_stopping and self._rollback is None
+        if not is_free or self.elastic is None or self.elastic.is_pausing:
+            return []
+        self._leaves_out = asked
+        return self.elastic.pause()
 
     def _broken(
         self, broken: AttemptFailure, finish: Finish, now: float, until: float, why: str = "", last_word: str = ""

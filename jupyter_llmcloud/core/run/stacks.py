@@ -10,7 +10,8 @@ from jupyter_llmcloud.core.names import format_ranks
 from jupyter_llmcloud.core.run.hang import ProcessSample, describe_state
 
 _FRAME = re.compile(r'  File "(.+)", line (\d+|\?\?\?) in (.+)')
-_OURS = re.compile(r"/jupyter_llmcloud/training/(rank|output/sender|diagnostics/watchdog)\.py")
+_OURS = re.compile(r"/jupyter_llmcloud/training/(rank|output/sender|diagnostics/watchdog|shell/interrupts)\.py")
+_FATAL = "Fatal Python error: "
 _SHELL = "/IPython/core/interactiveshell.py"
 
 
@@ -65,6 +66,45 @@ def parse_dump(text: str, cells: Mapping[str, int]) -> list[list[str]]:
         if lines:
             threads.insert(0 if cut is not None else len(threads), lines)
     return threads
+
+
+def crash_place(text: str, cells: Mapping[str, int]) -> str:
+    """Where the notebook's code was when a process crashed, from the last dump of faulthandler in what it printed.
+
+    "" where no cell is in it.
+    """
+    dump = text.rpartition(_FATAL)[2] if _FATAL in text else ""
+    parts = re.split(r"^((?:Thread|Current thread) .*\n)", dump, flags=re.MULTILINE)[1:]
+    threads = sorted(zip(parts[::2], parts[1::2], strict=True), key=lambda pair: not pair[0].startswith("Current"))
+    for match in (match for _, body in threads for match in map(_FRAME.match, body.splitlines()) if match):
+        filename, line, name = match.groups()
+        if filename in cells:
+            return _frame(filename, line, name, cells)
+    return ""
+
+
+def is_crash(text: str) -> bool:
+    """Whether this is the begin of what faulthandler prints when a process crashes."""
+    return _FATAL in text
+
+
+def shortened_crash(text: str) -> str:
+    """What a process printed when it crashed, without our threads, IPython's frames and the names of all modules."""
+    before, fatal, dump = text.rpartition(_FATAL)
+    kind, *parts = re.split(r"^((?:Thread|Current thread) .*\n)", dump, flags=re.MULTILINE)
+    out = [before, fatal, kind]
+    for head, body in zip(parts[::2], parts[1::2], strict=True):
+        frames, rest = _leading_frames(body.splitlines(keepends=True))
+        cut = next((index for index, line in enumerate(frames) if _SHELL in line), None)
+        if cut is not None or not any(map(_OURS.search, frames)):
+            out += [head, *frames[:cut], *([] if head.startswith("Current") else ["\n"])]
+        out += [line for line in rest if line.strip() and not line.startswith("Extension modules: ")]
+    return "".join(out)
+
+
+def _leading_frames(lines: list[str]) -> tuple[list[str], list[str]]:
+    end = next((index for index, line in enumerate(lines) if not line.startswith("  ")), len(lines))
+    return lines[:end], lines[end:]
 
 
 def place(number: int, filename: str, line: int | str) -> str:

@@ -91,6 +91,14 @@ class Saved:
     seconds: float
 
 
+@dataclass(frozen=True)
+class LeaveOutAsked:
+    """A rank is slow: an elastic run is to go on without its host. `why` says so in words."""
+
+    rank: int
+    why: str
+
+
 Event = RoomFound | NoMoreRoom | Saved | Tick
 
 
@@ -107,6 +115,13 @@ class Pause:
 @dataclass(frozen=True)
 class Save:
     """Have a checkpoint of the next step -> Saved."""
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """The host of this rank has no rank of the run any more, and gets none again."""
+
+    rank: int
 
 
 Instruction = LookForRoom | Pause | Save
@@ -154,12 +169,16 @@ class Elasticity:
         self._look_at = None
         return [LookForRoom()]
 
+    def pause(self) -> list[Instruction]:
+        """Stop the attempt after a checkpoint, to go on with other ranks."""
+        self.is_pausing, self._save_at, self._look_at = True, None, None
+        return [Pause()]
+
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """What to do about an event while an attempt is executed."""
         match event:
             case RoomFound():
-                self.is_pausing, self._save_at = True, None
-                return [Pause()]
+                return self.pause()
             case NoMoreRoom():
                 if self.is_pausing:
                     self._save_at = now + SAVE_EVERY_S if self.saves else None

@@ -16,7 +16,9 @@ PRUNERS: Mapping[str, Mapping[str, int]] = {
     "hyperband": {"min": 1, "max": 1, "reduction": 2},
     "median": {"startup": 0, "warmup": 0},
     "patient": {"patience": 0},
+    "pbt": {"population": 2, "share": 1, "resample": 0},
 }
+PRUNES_NONE = ("none", "pbt")  # which end no trial early
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ class SweepRules:
         num_measured: those of them that had the metric.
         first_number: of the next new trial.
         unfinished: trials that were under way when an earlier process of this sweep was killed.
+        generation: trials that must all have ended before the next so many begin; 0 when none waits for others.
     """
 
     def __init__(
@@ -126,12 +127,14 @@ class SweepRules:
         num_measured: int = 0,
         first_number: int = 0,
         unfinished: Iterable[int] = (),
+        generation: int = 0,
     ) -> None:
         self._num_trials = num_trials
         self._parallel = parallel
         self._next_number = first_number
+        self._waiting: list[int] = []  # gangs that are open, for the end of a generation
         self._again = deque(unfinished)
-        self._counts: Counter[str] = Counter(ended=num_ended, measured=num_measured)
+        self._counts: Counter[str] = Counter(ended=num_ended, measured=num_measured, generation=generation)
         self._attempts: Counter[int] = Counter()
         self._running: dict[int, int] = {}  # trials by gang
         self._gangs: set[int] = set()  # open, or being opened
@@ -182,10 +185,24 @@ class SweepRules:
             return [*self._close(gang), *self._finish_if_done()]
         if self._again:
             number = self._again.popleft()
+        elif self._is_between_generations:
+            self._waiting.append(gang)
+            return []
         else:
             number, self._next_number = self._next_number, self._next_number + 1
         self._running[gang] = number
         return [StartTrial(gang, number, self._attempts[number])]
+
+    @property
+    def _is_between_generations(self) -> bool:
+        """Whether the next new trial begins a generation, and trials of the one before are under way."""
+        size = self._counts["generation"]
+        return bool(size and self._running) and self._next_number % size == 0
+
+    def _give_work_to_waiting(self) -> list[Instruction]:
+        """A trial has ended, or is to be run again: who waits may have something to do."""
+        waiting, self._waiting = self._waiting, []
+        return [given for gang in waiting if gang in self._gangs for given in self._give_work(gang)]
 
     def _close(self, gang: int) -> list[Instruction]:
         self._gangs.discard(gang)
@@ -208,7 +225,8 @@ class SweepRules:
         self._counts["lost in a row"] = 0
         self._count(event)
         verdict = self._judge(event)
-        return [*verdict, *(self._give_work(gang) if gang in self._gangs else self._finish_if_done())]
+        given = self._give_work(gang) if gang in self._gangs else self._finish_if_done()
+        return [*verdict, *given, *self._give_work_to_waiting()]
 
     def _lost(self, gang: int, event: TrialEnded) -> list[Instruction]:
         self._attempts[event.number] += 1
@@ -226,8 +244,9 @@ class SweepRules:
                 SweepOver("failed", f"its ranks were lost {MAX_LOST_GANGS} times in a row: {event.reason}")
             )
         closed = self._close(gang) if gang in self._gangs else []
+        given = self._give_work_to_waiting()
         opened: list[Instruction] = [self._open()] if not self.is_ending and self._num_left > len(self._idle) else []
-        return [*verdict, *closed, *opened, *self._finish_if_done()]
+        return [*verdict, *closed, *given, *opened, *self._finish_if_done()]
 
     @property
     def _idle(self) -> set[int]:

@@ -50,7 +50,9 @@ class SweepSpec(Spec):
     )
     prune: str = option(
         OptionType("PRUNER", checked_pruner),
-        f"Which trials are ended early: {', '.join(PRUNERS)}. Settings follow with commas: asha,min=1,reduction=3.",
+        f"Which trials are ended early: {', '.join(name for name in PRUNERS if name != 'pbt')}. Settings follow with "
+        "commas: asha,min=1,reduction=3. Or pbt: trials are turns of a population, whose worst members take over the "
+        "state of the best: pbt,population=5,share=25,resample=25.",
         "none",
     )
     storage: str | None = option(

@@ -127,9 +127,14 @@ class TokenStream:
     """The tokens of one sequence, filled by an engine and read by one task, both in the same event loop.
 
     Steps that were not read yet are joined: a slow reader gets larger pieces, not a longer queue of them.
+
+    Attributes:
+        num_reused: tokens of the prompt whose keys and values were there from earlier ones, known with the first
+            batch; None: the engine does not tell.
     """
 
     def __init__(self, on_close: Callable[[], None]) -> None:
+        self.num_reused: int | None = None
         self._on_close = on_close
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []

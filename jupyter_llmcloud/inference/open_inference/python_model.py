@@ -188,7 +188,19 @@ def with_model(function: Any, loaded: Any) -> Any:
     required = [item for item in parameters if item.default is item.empty]
     if len(required) < 2:
         return function
-    return lambda inputs: function(inputs, loaded)
+    first, second = (item.name for item in required[:2])
+
+    def call(inputs: Any) -> Any:
+        try:
+            return function(inputs, loaded)
+        except (TypeError, AttributeError) as error:  # as when each of them is taken for the other
+            error.add_note(
+                f"{function.__name__} gets the inputs first: {first} was a {type(inputs).__name__}; then what load() "
+                f"returned: {second} was a {type(loaded).__name__}."
+            )
+            raise
+
+    return call
 
 
 # --- objects ---

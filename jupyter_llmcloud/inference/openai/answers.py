@@ -28,10 +28,12 @@ class Told:
     Attributes:
         logprobs: the log probabilities of tokens.
         usage: a last chunk of usage.
+        usage_so_far: the usage in every chunk before that, too.
     """
 
     logprobs: bool = False
     usage: bool = False
+    usage_so_far: bool = False
 
 
 class _Chunks:
@@ -42,11 +44,11 @@ class _Chunks:
         self.told = told
         self._kind = kind
 
-    def chunk(self, entry: dict[str, Any]) -> bytes:
+    def chunk(self, entry: dict[str, Any], usage: TokenUsage) -> bytes:
         """One choice in a chunk."""
         body = openai_object(self._kind, self.envelope, [entry])
         if self.told.usage:
-            body["usage"] = None
+            body["usage"] = usage.body() if self.told.usage_so_far else None
         return event(body)
 
     def closing(self, usage: TokenUsage) -> bytes:
@@ -104,11 +106,11 @@ class CompletionAnswer:
         self._choices = [_TextChoice() for _ in range(num_choices)]
         self._echoed = echoed
 
-    def opening(self) -> bytes:
+    def opening(self, usage: TokenUsage) -> bytes:
         """A completion begins with its text."""
         return b""
 
-    def piece(self, index: int, piece: TextPiece) -> bytes:
+    def piece(self, index: int, piece: TextPiece, usage: TokenUsage) -> bytes:
         """New text in a chunk, and the end of a choice in a chunk of its own."""
         choice = self._choices[index]
         choice.text += piece.text
@@ -116,13 +118,14 @@ class CompletionAnswer:
         chunks = b""
         if self._echoed and not choice.is_begun:
             choice.scored = piece.scored
-            chunks += self._chunks.chunk(self._entry(index, self._echoed[index].text, self._prompt_logprobs(index)))
+            entry = self._entry(index, self._echoed[index].text, self._prompt_logprobs(index))
+            chunks += self._chunks.chunk(entry, usage)
         choice.is_begun = True
         if piece.text or (piece.logprobs and self._told.logprobs):
-            chunks += self._chunks.chunk(self._entry(index, piece.text, self._logprobs(index, piece.logprobs)))
+            chunks += self._chunks.chunk(self._entry(index, piece.text, self._logprobs(index, piece.logprobs)), usage)
         if piece.finish_reason is not None:
             choice.finish_reason = piece.finish_reason
-            chunks += self._chunks.chunk(self._entry(index, "", None))
+            chunks += self._chunks.chunk(self._entry(index, "", None), usage)
         return chunks
 
     def closing(self, usage: TokenUsage) -> bytes:
@@ -204,12 +207,12 @@ class ChatAnswer:
         self._chunks = _Chunks("chat.completion.chunk", envelope, told)
         self._messages = [_Message(new_parser()) for _ in range(num_choices)]
 
-    def opening(self) -> bytes:
+    def opening(self, usage: TokenUsage) -> bytes:
         """The role of each choice, before any text."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return b"".join(self._chunk(index, delta, None) for index in range(len(self._messages)))
+        return b"".join(self._chunk(index, delta, None, usage) for index in range(len(self._messages)))
 
-    def piece(self, index: int, piece: TextPiece) -> bytes:
+    def piece(self, index: int, piece: TextPiece, usage: TokenUsage) -> bytes:
         """New text in chunks, and the end of a choice in a chunk of its own."""
         message = self._messages[index]
         message.logprobs += piece.logprobs
@@ -223,11 +226,12 @@ class ChatAnswer:
             deltas = [Delta()]
         chunks = b""
         for number, delta in enumerate(deltas):
-            chunks += self._chunk(index, _told(delta), logprobs if number == 0 and piece.logprobs else None)
+            told = logprobs if number == 0 and piece.logprobs else None
+            chunks += self._chunk(index, _told(delta), told, usage)
         if piece.finish_reason is not None:
             has_called = message.parser.num_calls and piece.finish_reason == "stop"
             message.finish_reason = "tool_calls" if has_called else piece.finish_reason
-            chunks += self._chunk(index, {}, None)
+            chunks += self._chunk(index, {}, None, usage)
         return chunks
 
     def closing(self, usage: TokenUsage) -> bytes:
@@ -252,9 +256,10 @@ class ChatAnswer:
             "finish_reason": message.finish_reason,
         }
 
-    def _chunk(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> bytes:
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, usage: TokenUsage) -> bytes:
         reason = self._messages[index].finish_reason
-        return self._chunks.chunk({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
+        entry = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return self._chunks.chunk(entry, usage)
 
     def _logprobs(self, placed: Sequence[PlacedLogprob]) -> dict[str, Any] | None:
         if not self._told.logprobs:

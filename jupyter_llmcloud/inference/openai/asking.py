@@ -57,7 +57,7 @@ def ask_completion(model: ServedModel, body: bytes, max_sequences: int | None = 
         model.vocabulary,
         new_envelope(_new_id(CompletionAnswer.prefix), model),
         len(prompts) * request.num_choices,
-        Told(request.logprobs is not None, request.include_usage),
+        Told(request.logprobs is not None, request.include_usage, request.includes_usage_so_far),
         _echoed(request, prompts, model) if request.echo else (),
     )
     grammar = grammar_of(request.response_format, request.structured_outputs)
@@ -100,7 +100,7 @@ def ask_messages(model: ServedModel, request: ChatRequest, new_answer: NewAnswer
     prompt = chat_prompt(request, model.loaded, model.templates)
     reading = reading_of(offer, model.loaded.tokenizer, model.vocabulary, prompt.text)
     constraint = _constraint(model, request, offer.grammar, reading.reasoning_end)
-    told = Told(bool(request.logprobs), request.include_usage)
+    told = Told(bool(request.logprobs), request.include_usage, request.includes_usage_so_far)
     answer = new_answer(new_envelope(answer_id, model), request.num_choices, told, reading)
     options = _options(model, request, adapter, constraint)
     return _generation(model, request, [prompt.tokens], answer, options, param="messages", visible=reading.visible)

@@ -107,6 +107,7 @@ class Completion:
 
     def __init__(self, model: ServedModel, ask: GenerationRequest) -> None:
         self._answer = ask.answer
+        self._num_choices = ask.num_choices
         self.usage = TokenUsage(num_prompt=sum(len(prompt) for prompt in ask.prompts))
         self._ended = [False] * ask.num_sequences
         self._streams: list[TokenStream] = []
@@ -130,16 +131,16 @@ class Completion:
         """The whole reply, once every choice has ended."""
         async with aclosing(self._pieces()) as pieces:
             async for index, piece in pieces:
-                self._answer.piece(index, piece)
+                self._answer.piece(index, piece, self.usage)
         return self._answer.whole(self.usage)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of a stream, [DONE] included."""
-        if opening := self._answer.opening():
+        if opening := self._answer.opening(self.usage):
             yield opening
         async with aclosing(self._pieces()) as pieces:
             async for index, piece in pieces:
-                if chunks := self._answer.piece(index, piece):
+                if chunks := self._answer.piece(index, piece, self.usage):
                     yield chunks
         yield self._answer.closing(self.usage)
 
@@ -154,7 +155,13 @@ class Completion:
                     self._ended[index] = True
                     self._streams[index].close()
                     self._check_grammar(index)
+                    self._note_reused()
                 yield index, piece
+
+    def _note_reused(self) -> None:
+        """A prompt counts once, however many choices there are of it: as often as it was read for the first of them."""
+        first = [stream.num_reused for stream in self._streams[:: self._num_choices]]
+        self.usage.num_reused = None if None in first else sum(one or 0 for one in first)
 
     def _check_grammar(self, index: int) -> None:
         if error := getattr(self._constraints[index], "error", ""):

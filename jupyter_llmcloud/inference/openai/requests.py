@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from jupyter_llmcloud.inference.engines.base import Sampling
 from jupyter_llmcloud.protocol.openai.chat import ChatMessage, ChatRequest
 from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
 from jupyter_llmcloud.protocol.openai.decoding import decode, invalid, unsupported
-from jupyter_llmcloud.protocol.openai.fields import GenerationFields
+from jupyter_llmcloud.protocol.openai.fields import GenerationFields, StructuredOutputs
 
 AnyRequest = CompletionRequest | ChatRequest
 WITHOUT_EFFECT = (
@@ -30,6 +31,19 @@ _OF_THE_ENGINE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("presence_penalty", "presence_penalty", (None, 0)),
     ("frequency_penalty", "frequency_penalty", (None, 0)),
     ("logprobs", "num_logprobs", (None, False)),
+)
+# What other servers can change, and is always so here: asking for just that is fine.
+_ALWAYS_SO: tuple[tuple[str, Any], ...] = (
+    ("skip_special_tokens", True),
+    ("spaces_between_special_tokens", True),
+    ("include_stop_str_in_output", False),
+    ("use_beam_search", False),
+    ("length_penalty", 1),
+    ("return_tokens_as_token_ids", False),
+    ("return_token_ids", False),
+    ("early_stopping", False),
+    ("detokenize", True),
+    ("priority", 0),
 )
 
 
@@ -75,6 +89,8 @@ def _check_message(message: ChatMessage, place: str) -> None:
             _check_part(part.type, part.text or part.refusal, f"{place}.content[{number}]")
     if message.content is None and message.role != "assistant":
         raise invalid(f"{place}.content", f"{place}.content must be a string or a list of parts, not null.")
+    if message.function_call is not None and message.role != "assistant":
+        raise invalid(f"{place}.function_call", f"{place}.function_call: only the assistant calls functions.")
     if message.tool_calls and message.role != "assistant":
         raise invalid(f"{place}.tool_calls", f"{place}.tool_calls: only the assistant calls tools, not {message.role}.")
 
@@ -153,10 +169,25 @@ def _logit_bias(biases: Mapping[str, float], vocabulary: int) -> tuple[tuple[int
 
 
 def _check_common(request: AnyRequest) -> None:
+    request.structured_outputs = _structured_outputs(request)
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "stream_options needs stream=true.")
-    if request.stream_options is not None and request.stream_options.continuous_usage_stats:
-        raise unsupported("stream_options.continuous_usage_stats", "usage comes with the last chunk. Leave it out.")
+    if request.includes_usage_so_far and not request.include_usage:
+        needed = "stream_options.continuous_usage_stats needs stream_options.include_usage=true."
+        raise invalid("stream_options.continuous_usage_stats", needed)
+    for name, only in _ALWAYS_SO:
+        if (asked := getattr(request, name)) is not None and asked != only:
+            raise unsupported(name, f"only {json.dumps(only)} is possible here. Leave it out.")
     param, limit = request.token_limit
     if request.min_tokens and limit is not None and request.min_tokens > limit:
         raise invalid("min_tokens", f"min_tokens is {request.min_tokens}, more than {param}={limit}.")
+
+
+def _structured_outputs(request: GenerationFields) -> StructuredOutputs | None:
+    """The format that is asked for in the words that vLLM's clients have, or had before: guided_json and so on."""
+    names = [name for name in ("json", "regex", "choice", "grammar") if getattr(request, f"guided_{name}") is not None]
+    if not names:
+        return request.structured_outputs
+    if request.structured_outputs is not None:
+        raise invalid(f"guided_{names[0]}", f"guided_{names[0]} and structured_outputs exclude each other.")
+    return StructuredOutputs(**{name: getattr(request, f"guided_{name}") for name in names})

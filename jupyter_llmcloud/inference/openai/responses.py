@@ -38,24 +38,32 @@ class Envelope:
 
 @dataclass(slots=True)
 class TokenUsage:
-    """How many tokens were read and written."""
+    """How many tokens were read and written.
+
+    Attributes:
+        num_reused: tokens of the prompts that did not have to be read again; None: not known.
+    """
 
     num_prompt: int = 0
     num_generated: int = 0
+    num_reused: int | None = None
 
-    def body(self) -> dict[str, int]:
+    def body(self) -> dict[str, Any]:
         """OpenAI's names for it."""
-        return {
+        told: dict[str, Any] = {
             "prompt_tokens": self.num_prompt,
             "completion_tokens": self.num_generated,
             "total_tokens": self.num_prompt + self.num_generated,
         }
+        if self.num_reused is not None:
+            told["prompt_tokens_details"] = {"cached_tokens": self.num_reused}
+        return told
 
     def input_output(self) -> dict[str, Any]:
         """The names that responses have for it."""
         return {
             "input_tokens": self.num_prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": self.num_reused or 0},
             "output_tokens": self.num_generated,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": self.num_prompt + self.num_generated,
@@ -67,11 +75,11 @@ class Answer(Protocol):
 
     envelope: Envelope
 
-    def opening(self) -> bytes:
+    def opening(self, usage: TokenUsage) -> bytes:
         """The events before any text."""
         ...
 
-    def piece(self, index: int, piece: TextPiece) -> bytes:
+    def piece(self, index: int, piece: TextPiece, usage: TokenUsage) -> bytes:
         """The events of a piece of a choice; empty when it adds nothing that is shown. Called also without a stream."""
         ...
 

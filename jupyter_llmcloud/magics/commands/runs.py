@@ -104,8 +104,9 @@ def get(name: str) -> RunHandle:
 
 def table(limit: int | None = None) -> Table:
     """Runs, the newest first."""
-    rows = []
-    for run in session.current().server.runs(limit=limit or 20):
+    rows, runs = [], session.current().server.runs(limit=limit or 20)
+    has_cost = any(run.get("cost") is not None for run in runs)
+    for run in runs:
         not_finite = run.get("not_finite") or {}
         values = [*(run.get("metrics") or {}).items()][:3]
         metrics = ", ".join(f"{name} {_short(value, not_finite.get(name))}" for name, value in values)
@@ -121,10 +122,16 @@ def table(limit: int | None = None) -> Table:
                 run["world_size"],
                 metrics,
                 kept,
+                *([_cost(run.get("cost"))] if has_cost else []),
             )
         )
     headings = ["run", "name", "state", "began", "took", "ranks", "last metrics (first rank)", "saved"]
+    headings += ["cost"] if has_cost else []
     return Table(headings, rows, "There are no runs yet.")
+
+
+def _cost(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _short(value: Any, not_finite: Mapping[str, Any] | None) -> str:

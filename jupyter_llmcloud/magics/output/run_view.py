@@ -85,9 +85,8 @@ class RunDisplay:
         front_end = find_front_end()
         self.live = live or LiveView(run_id, name, (), stop, started=since, front_end=front_end)
         self.live.begin(list(ranks), stop)
-        path = shown(str(log_text.path(RunStore().folder(run_id))))
         hold_s = HOLD_S if since is None else READ_HOLD_S
-        self.folder = OutputFolder(ranks, hold_s, name=name, where=f"%runs logs {name} · {path}")
+        self.folder = OutputFolder(ranks, hold_s, name=name, where=self._where_all_is)
         self.folder.shows_passing = not has_live
         self._cell = NotebookOutput()
         self._page = CellOutput(
@@ -107,6 +106,10 @@ class RunDisplay:
         self._has_log_text = False
         if self.live.is_placed:
             self._page.add_view()
+
+    def _where_all_is(self) -> str:
+        path = log_text.path(RunStore().folder(self.run_id))
+        return f"%runs logs {self.name} · {shown(str(path))}"
 
     def _clock(self) -> float:
         """Never backwards, though clocks of hosts differ and records of the past come with their own time."""
@@ -167,9 +170,9 @@ class RunDisplay:
         """A rank's state has changed."""
         self.live.handle_rank_state(rank, state, detail)
 
-    def times(self, shares: Times, seconds: Times) -> None:
-        """Where the ranks spend their time."""
-        self.live.handle_times(shares, seconds)
+    def times(self, shares: Times, seconds: Times, price: float = 0.0) -> None:
+        """Where the ranks spend their time, and what an hour of one costs."""
+        self.live.handle_times(shares, seconds, price)
 
     def stopping(self) -> None:
         """Stop was pressed."""

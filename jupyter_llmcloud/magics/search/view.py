@@ -37,18 +37,23 @@ def _ranked(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(told["trials"], key=key)
 
 
-def _row(trial: Mapping[str, Any]) -> tuple[Any, ...]:
+def _row(trial: Mapping[str, Any], of_population: bool) -> tuple[Any, ...]:
     took = span((trial["ended"] or time.time()) - trial["began"]) if trial["began"] else ""
     state = trial["state"] + (" (again)" if trial["num_attempts"] > 1 else "")
     params = params_text(trial["params"]) or trial["reason"][:120]
-    return (trial["number"], state, number_text(trial["value"]), params, took, trial["run_id"])
+    parent = trial.get("parent")
+    turn = (trial.get("generation"), "" if parent is None else parent) if of_population else ()
+    return (trial["number"], state, *turn, number_text(trial["value"]), params, took, trial["run_id"])
 
 
 def trial_table(told: Mapping[str, Any], limit: int | None = None) -> Table:
     """The trials of a sweep."""
     metric = told["spec"].get("metric") or "value"
-    headings = ["trial", "state", metric, "parameters", "took", "run"]
-    return Table(headings, [_row(trial) for trial in _ranked(told)[:limit]], "No trial has begun yet.")
+    of_population = any(trial.get("generation") is not None for trial in told["trials"])
+    turn = ["generation", "from"] if of_population else []
+    headings = ["trial", "state", *turn, metric, "parameters", "took", "run"]
+    rows = [_row(trial, of_population) for trial in _ranked(told)[:limit]]
+    return Table(headings, rows, "No trial has begun yet.")
 
 
 def summary(told: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ class Endpoint:
 
     Attributes:
         name: the endpoint, and the `model` in requests.
-        base_url: for any OpenAI client.
+        base_url: for any OpenAI client here.
+        public_url: the same as others reach it: behind a JupyterHub that tells its public URL, another one.
         kind: what the model is for: "generator", "classifier", "python", ...
     """
 
@@ -48,13 +50,15 @@ class Endpoint:
         self.name = name
         self.kind = kind or GENERATOR
         self.base_url = client.openai_url
+        self.public_url = _as_others_reach(self.base_url)
         self._client = client
         self._key: str | None = None
         self._http: httpx.Client | None = None
         self._shown_at: int | None = None
 
     def __repr__(self) -> str:
-        return f"Endpoint({self.name!r}, base_url={self.base_url!r})"
+        public = f", public_url={self.public_url!r}" if self.public_url != self.base_url else ""
+        return f"Endpoint({self.name!r}, base_url={self.base_url!r}{public})"
 
     @property
     def api_key(self) -> str:
@@ -392,17 +396,17 @@ class Endpoint:
             return self._prediction_snippets()
         request = json.dumps({"model": self.name, "prompt": "Hello", "max_tokens": 32})
         curl = (
-            f'curl {self.base_url}/completions -H "Authorization: Bearer $LLMCLOUD_API_KEY" '
+            f'curl {self.public_url}/completions -H "Authorization: Bearer $LLMCLOUD_API_KEY" '
             f"-H 'Content-Type: application/json' -d '{request}'"
         )
         python = (
-            f'OpenAI(base_url="{self.base_url}", api_key=ep.api_key)'
+            f'OpenAI(base_url="{self.public_url}", api_key=ep.api_key)'
             f'.completions.create(model="{self.name}", prompt="Hello")'
         )
         return {"curl": curl, "openai": python}
 
     def _prediction_snippets(self) -> dict[str, str]:
-        url = f"{self.base_url.removesuffix('/v1')}/v2/models/{self.name}/infer"
+        url = f"{self.public_url.removesuffix('/v1')}/v2/models/{self.name}/infer"
         inputs = {"image-classifier": '"BASE64"', "module": "[[0.5, 1.5]]"}.get(self.kind, '["Hello"]')
         data = json.dumps({"inputs": "INPUTS"}).replace('"INPUTS"', inputs)
         curl = f"""curl {url} -H "Authorization: Bearer $LLMCLOUD_API_KEY" -d '{data}'"""
@@ -421,7 +425,7 @@ class Endpoint:
             f"<div><small>{title}</small><pre style='{_PRE}'>{html.escape(text)}</pre></div>"
             for title, text in self.snippets().items()
         )
-        name, url = html.escape(self.name), html.escape(self.base_url)
+        name, url = html.escape(self.name), html.escape(self.public_url)
         kind = "" if self.kind == GENERATOR else f" &middot; {html.escape(self.kind)}"
         try:
             lines = self._replicas(_SHOW_TIMEOUT_S)
@@ -461,9 +465,16 @@ class Endpoint:
             return bundle
         from jupyter_llmcloud.magics.serving.endpoint_card import make_card
 
-        live: Any = make_card(self.name, self.base_url, self.snippets(), self.working_key)._repr_mimebundle_()
+        live: Any = make_card(self.name, self.public_url, self.snippets(), self.working_key)._repr_mimebundle_()
         shown = live[0] if isinstance(live, tuple) else live
         return {**shown, **bundle, **panel("endpoint", self.name, self.name)}
+
+
+def _as_others_reach(url: str) -> str:
+    """A URL of this user's server with the address of the hub before it, where a JupyterHub has told that."""
+    public, prefix = (os.environ.get(f"JUPYTERHUB_{name}", "") for name in ("PUBLIC_URL", "SERVICE_PREFIX"))
+    _, found, rest = url.partition(prefix) if public and prefix else (url, "", "")
+    return f"{public.rstrip('/')}/{rest}" if found else url
 
 
 def as_target(target: str) -> str:

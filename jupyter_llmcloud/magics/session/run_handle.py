@@ -202,7 +202,7 @@ class RunHandle:
                 for number, records in journals.metrics() if has_live else ():
                     view.records("metrics", number, records)
                 view.past(journals.logs())
-                view.times(*self._times(record))
+                view.times(*self._times(record), record.price)
                 view.tick()
                 if ended:
                     break

@@ -34,20 +34,16 @@ class RunStart:
         self._folder = folder
         self._source = source
         self._is_seen = not spec.background  # a handle is what the cell of a background run shows
-        started = psutil.Process().create_time()
-        self._record = RunRecord(
-            folder.run_id,
-            name,
-            created=asked,
-            owner=owner,
-            spec=spec.as_dict(),
-            starter={"host": socket.gethostname(), "pid": os.getpid(), "started": started},
-        )
+        self._record = RunRecord(folder.run_id, name, created=asked, owner=owner)
+        self._spec = spec
 
     def phase(self, name: str) -> None:
         """This begins now."""
         record = self._record
-        is_first = not record.history
+        if is_first := not record.history:  # a cell that finds its ranks comes here never, and does without
+            record.spec = self._spec.as_dict()
+            started = psutil.Process().create_time()
+            record.starter = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
         at = record.created if is_first else time.time()
         record.history.append({"t": round(at, 3), "phase": name, **({"state": record.state} if is_first else {})})
         with contextlib.suppress(OSError):  # what cannot be written is said when the run begins

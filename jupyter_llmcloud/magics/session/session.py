@@ -239,7 +239,7 @@ class Session:
         """
         from jupyter_llmcloud.magics.session.run_handle import RunHandle
 
-        asked = time.time()
+        asked, runs = time.time(), RunStore()
         given, notes = with_content(given)
         spec = RunSpec.make(given, Interface.NOTEBOOK)
         for note in notes:
@@ -256,11 +256,11 @@ class Session:
                 raise UsageError(
                     "--pull waits for the end of the run, -b does not. Leave one out; %pull brings variables later."
                 )
-            spec, resumption = resuming(RunStore(), spec, given)
+            spec, resumption = resuming(runs, spec, given)
             if spec.export:
                 recorded_export.check(cell.code, spec, resumption is not None)
             name = spec.name or f"cell-{cell.number}"
-            folder = RunStore().folder(run_id(name, asked, nonce()))
+            folder = runs.folder(run_id(name, asked, nonce()))
             start = RunStart(folder, name, cell.source, spec, self.owner, asked)
         try:
             with said_when_stopped("stopped before the ranks had the cell: nothing was run."):

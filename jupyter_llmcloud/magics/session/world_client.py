@@ -351,7 +351,7 @@ class WorldClient:
             case RankState(run_id=known) if known == run_id:
                 view.rank_state(message.rank, message.state, message.detail)
             case TimesTold(run_id=known) if known == run_id:
-                view.times(message.shares, message.seconds)
+                view.times(message.shares, message.seconds, message.price)
             case RunEnded(run_id=known) if known == run_id:
                 view.times({}, message.seconds)
                 return message

@@ -148,6 +148,7 @@ class Run(Response, frozen=True):
         str, Meta(description="While it is queued: finding a cluster, starting ranks, joining; else empty.")
     ] = ""
     hang: Annotated[RunHang | None, Meta(description="Why its ranks do not go on; null while they do.")] = None
+    cost: Annotated[float | None, Meta(description="What it has cost so far; null where no price is known.")] = None
 
 
 class Runs(Response, frozen=True):
@@ -176,6 +177,7 @@ class RunDetail(Run, frozen=True):
     ] = {}
     diagnosis: Annotated[RunDiagnosis, Meta(description="Empty where it has not failed, or nothing tells why.")] = {}
     source: Annotated[str, Meta(description="As it was typed.")] = ""
+    price: Annotated[float, Meta(description="Of an hour of a rank; 0 where nobody has said any.")] = 0.0
     seconds: Annotated[
         dict[str, dict[str, float]],
         Meta(description="Where each rank's time went: {rank: {compute, communication, data, waiting, checkpoint}}."),

@@ -10,6 +10,7 @@ from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, GenerationFiel
 
 MAX_TOOLS = 128
 NoValue = Annotated[None, Meta(description="Not supported.")]
+Echoed = Annotated[Any, Meta(description="What client libraries add to an answer, and send back: not read.")]
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
 
 
@@ -38,6 +39,7 @@ class FunctionCall(OpenAIBody, kw_only=True):
 
     name: str
     arguments: str = ""
+    parsed_arguments: Echoed = None
 
 
 class ToolCall(OpenAIBody, kw_only=True):
@@ -47,6 +49,8 @@ class ToolCall(OpenAIBody, kw_only=True):
     id: str | None = None
     type: Literal["function"] = "function"
     index: int | None = None
+    provider_specific_fields: Echoed = None
+    extra_content: Echoed = None
 
 
 class ChatMessage(OpenAIBody, kw_only=True):
@@ -62,8 +66,12 @@ class ChatMessage(OpenAIBody, kw_only=True):
     reasoning: str | None = None
     annotations: Any = None
     audio: NoValue = None
-    function_call: NoValue = None
+    function_call: FunctionCall | None = None
     cache_control: Any = None
+    parsed: Echoed = None
+    provider_specific_fields: Echoed = None
+    thinking_blocks: Echoed = None
+    reasoning_details: Echoed = None
 
     @property
     def text(self) -> str:

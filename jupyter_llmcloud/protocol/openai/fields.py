@@ -26,7 +26,9 @@ class StreamOptions(OpenAIBody, kw_only=True):
 
     include_usage: bool | None = None
     include_obfuscation: Annotated[bool | None, Meta(description="Accepted without effect.")] = None
-    continuous_usage_stats: Annotated[bool | None, Meta(description="Only false.")] = None
+    continuous_usage_stats: Annotated[
+        bool | None, Meta(description="With include_usage: every chunk tells the usage so far.")
+    ] = None
 
 
 class JsonSchemaFormat(OpenAIBody, kw_only=True):
@@ -79,6 +81,10 @@ class GenerationFields(OpenAIBody, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None
+    guided_json: Annotated[dict[str, Any] | str | None, Meta(description="As structured_outputs.json.")] = None
+    guided_regex: Annotated[str | None, Meta(description="As structured_outputs.regex.")] = None
+    guided_choice: Annotated[list[str], Meta(min_length=1, max_length=1024)] | None = None
+    guided_grammar: Annotated[str | None, Meta(description="As structured_outputs.grammar.")] = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
@@ -86,6 +92,16 @@ class GenerationFields(OpenAIBody, kw_only=True):
     prompt_cache_retention: Annotated[Any, Meta(description="Accepted without effect.")] = None
     store: Annotated[bool | None, Meta(description="Accepted without effect: only responses are stored.")] = None
     cache_control: Annotated[Any, Meta(description="Accepted without effect.")] = None
+    skip_special_tokens: Annotated[Any, Meta(description="Only true.")] = None
+    spaces_between_special_tokens: Annotated[Any, Meta(description="Only true.")] = None
+    include_stop_str_in_output: Annotated[Any, Meta(description="Only false.")] = None
+    use_beam_search: Annotated[Any, Meta(description="Only false.")] = None
+    length_penalty: Annotated[Any, Meta(description="Only 1.")] = None
+    return_tokens_as_token_ids: Annotated[Any, Meta(description="Only false.")] = None
+    return_token_ids: Annotated[Any, Meta(description="Only false.")] = None
+    early_stopping: Annotated[Any, Meta(description="Only false.")] = None
+    detokenize: Annotated[Any, Meta(description="Only true.")] = None
+    priority: Annotated[Any, Meta(description="Only 0.")] = None
     service_tier: Literal["auto", "default"] | None = None
 
     @property
@@ -102,3 +118,8 @@ class GenerationFields(OpenAIBody, kw_only=True):
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def includes_usage_so_far(self) -> bool:
+        """Whether all of its chunks tell it."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)

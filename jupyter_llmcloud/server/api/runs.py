@@ -63,18 +63,19 @@ _SUMMARY = (
 )  # fmt: skip
 
 
-def latest(folder: RunFolder, not_finite: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Progress and the last value of each metric, from the end of the first rank's journal.
+def latest(folder: RunFolder, record: RunRecord) -> dict[str, Any]:
+    """Progress and the last value of each metric, from the end of the first rank's journal, and the cost.
 
-    `not_finite` is that of the run's record; where the last value is one, its "value" says which: "nan", "inf", "-inf".
+    Where the last value is not finite, the "value" of `not_finite` says which it is: "nan", "inf", "-inf".
     """
     progress: list[float] | None = None
     values: dict[str, float] = {}
-    for record in _tail(next(iter(sorted((folder.path / "metrics").glob("rank-*.jsonl"))), None)):
-        progress = record.get("progress", progress)
-        values.update(record.get("values") or {})
-    told = {name: {**found, **_named(name, values)} for name, found in not_finite.items()}
-    return {"progress": progress, "metrics": values, "not_finite": told}
+    for row in _tail(next(iter(sorted((folder.path / "metrics").glob("rank-*.jsonl"))), None)):
+        progress = row.get("progress", progress)
+        values.update(row.get("values") or {})
+    told = {name: {**found, **_named(name, values)} for name, found in record.not_finite.items()}
+    figures = {"progress": progress, "metrics": values, "not_finite": told}
+    return figures | ({"cost": record.cost(record.times or folder.read_times()[1])} if record.price else {})
 
 
 def as_run(record: RunRecord, state: str, figures: Mapping[str, Any]) -> Run:
@@ -141,7 +142,7 @@ class StoredRunsHandler(LLMCloudHandler):
         """What the list of runs tells of one."""
         folder = self.runs.folder(record.run_id)
         state = await self.run_states.true_state(record)
-        return as_run(record, state, await asyncio.to_thread(latest, folder, record.not_finite))
+        return as_run(record, state, await asyncio.to_thread(latest, folder, record))
 
 
 class RunsHandler(StoredRunsHandler):

@@ -162,7 +162,7 @@ class RunSource(TopicSource):
     async def _item(self, record: RunRecord) -> Run | None:
         folder = self._store.folder(record.run_id)
         try:
-            figures = await asyncio.to_thread(latest, folder, record.not_finite)
+            figures = await asyncio.to_thread(latest, folder, record)
         except FileNotFoundError:
             return None  # it is being deleted
         return as_run(record, await self._state(record), figures)

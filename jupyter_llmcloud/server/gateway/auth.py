@@ -74,6 +74,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
         self.started = started
         self.started_at = time.perf_counter()
         self.request_id = f"req-{uuid.uuid4().hex}"
+        self.head = self.get  # tornado leaves the body out
 
     @property
     def actor(self) -> str:
@@ -181,6 +182,9 @@ class GatewayHandler(NamedOrigins, APIHandler):
         """What was raised, as clients are told."""
         if isinstance(error, ApiError):
             return error
+        if status_code == 405:
+            told = f"{self.request.method} {self.request.path} is not possible"
+            return ApiError(405, f"{told}: ask by {' or '.join(self._methods()[:-1])}.", code="method_not_allowed")
         message = getattr(error, "log_message", None) or self._reason
         return ApiError(status_code, f"{message} (HTTP {status_code})")
 
@@ -189,8 +193,14 @@ class GatewayHandler(NamedOrigins, APIHandler):
         self.set_status(error.status)
         if error.status == 401:
             self.set_header("WWW-Authenticate", "Bearer")
+        elif error.status == 405:
+            self.set_header("Allow", ", ".join(self._methods()))
         for name, value in error.headers().items():
             self.set_header(name, value)
+
+    def _methods(self) -> list[str]:
+        own = [name for name in ("GET", "POST", "DELETE") if _is_answered(getattr(self, name.lower()))]
+        return [*own, *(["HEAD"] if "GET" in own else []), "OPTIONS"]
 
     def error_body(self, error: ApiError) -> Any:
         """An error as its clients know it."""
@@ -217,3 +227,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
         """An answer that is an error on purpose needs no traceback in the log."""
         if not isinstance(value, ApiError):
             super().log_exception(kind, value, trace)
+
+
+def _is_answered(method: Callable[..., Any]) -> bool:
+    return getattr(method, "__func__", None) is not web.RequestHandler._unimplemented_method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ import msgspec
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from jupyter_llmcloud.core.serving.content_encoding import check_encoding, decoded
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.core.serving.unknown_paths import model_in, unknown_path
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.protocol.openai.decoding import decode
 from jupyter_llmcloud.server.answers.capturing_sink import CapturingSink
@@ -130,10 +133,14 @@ class InferenceHandler(GatewayHandler):
             raise self._too_large()
         try:
             await super().prepare()
+            check_encoding(self.request.headers.get("Content-Encoding", ""))
             if int(length) > self.max_body:
                 raise self._too_large()
         except (ApiError, web.HTTPError) as error:
             if length == "0" and "Transfer-Encoding" not in self.request.headers:
+                raise
+            if "Expect" in self.request.headers:  # the body waits for a word that it does not get
+                self.set_header("Connection", "close")
                 raise
             status = error.status if isinstance(error, ApiError) else error.status_code
             await self._refuse_and_read_on(self.as_api_error(error, status), is_large=int(length) > self.max_body)
@@ -200,7 +207,9 @@ class InferenceHandler(GatewayHandler):
             raise ApiError(503, message, code="server_busy", retry_after_s=1)
         body = bytes(self._body)
         self._body.clear()  # it is not held twice
-        return body
+        if not body:
+            raise ApiError(400, "The body is empty: send a JSON object.", code="invalid_json")
+        return decoded(body, self.request.headers.get("Content-Encoding", ""), self.max_body).removeprefix(BOM_UTF8)
 
     @gateway_access("execute")
     async def post(self, route: str) -> None:
@@ -376,11 +385,15 @@ class InferenceHandler(GatewayHandler):
 
 
 class UnknownPathHandler(GatewayHandler):
-    """Anything else below `/llmcloud/v1`: 404 as OpenAI clients know it, and only for who may ask."""
+    """Anything else below `/llmcloud/v1`, or where /v1 was left out: 404 as OpenAI clients know it."""
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Answer."""
         await super().prepare()
         if self.request.method == "OPTIONS":
             return
-        raise ApiError(404, f"{self.request.method} {self.request.path} does not exist here.", code="unknown_url")
+        if (name := model_in(self.request.path, self.base_url)) is not None:
+            told = f"there is no model {name[:128]!r} here: GET {self.base_url}llmcloud/v1/models lists them."
+            raise ApiError(404, told, param="model", code="model_not_found")  # by a name that none can have
+        message = unknown_path(self.request.method or "", self.request.path, self.base_url)
+        raise ApiError(404, message, code="unknown_url")

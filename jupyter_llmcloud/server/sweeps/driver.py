@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.names import run_id
+from jupyter_llmcloud.core.search.population import read_population
 from jupyter_llmcloud.core.search.rules import (
     CloseGang,
     Event,
@@ -29,7 +30,7 @@ from jupyter_llmcloud.core.search.rules import (
 )
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import RunSpec
-from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, WorldError
+from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, UsageError, WorldError
 from jupyter_llmcloud.protocol.agent_messages import Execute, RunEnded
 from jupyter_llmcloud.protocol.frames import replace as with_fields
 from jupyter_llmcloud.protocol.run_request import execute
@@ -37,6 +38,7 @@ from jupyter_llmcloud.server.sweeps.gang import ClusterDoors, Gang, GangPlan
 from jupyter_llmcloud.server.sweeps.trial_watch import TrialWatch
 from jupyter_llmcloud.storage.runs import RunStore, nonce
 from jupyter_llmcloud.storage.search.sweeps import ENDED, SweepFolder, SweepRecord, TrialRow, run_name
+from jupyter_llmcloud.storage.search.turns import TurnPlanner
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -126,6 +128,12 @@ class SweepDriver:
         return self.board.record.name
 
     @property
+    def _turns(self) -> TurnPlanner | None:
+        """Of a population."""
+        population, folder = read_population(self._work.spec.prune), self.board.folder
+        return TurnPlanner(self._study, population, folder.path) if population is not None else None
+
+    @property
     def _metric(self) -> str:
         return self._work.spec.metric or REPORTED
 
@@ -166,6 +174,7 @@ class SweepDriver:
             num_measured=sum(row.state in ("done", "pruned") for row in ended),
             first_number=len(states),
             unfinished=going_on,
+            generation=turns.population.size if (turns := self._turns) is not None else 0,
         )
 
     async def _follow_rules(self, rules: SweepRules) -> SweepOver:
@@ -266,8 +275,8 @@ class SweepDriver:
         watch = TrialWatch(self._metric, lambda values: self._ask(self._study.report, number, values), gang.stop)
         row = self._begin(start, gang)
         try:
-            await self._ask(self._study.begin, number)
-            ended = await gang.run(self._cell(start, gang, row.run_id), watch.on_values)
+            cell = self._cell(start, gang, row.run_id, await self._begin_in_study(row))
+            ended = await gang.run(cell, watch.on_values)
             await watch.settled()
             kind, reason = await self._judge(number, ended, watch)
         except (ConnectionLost, WorldError) as error:
@@ -292,7 +301,18 @@ class SweepDriver:
         self.board.change(trials=sorted([*rows, row], key=lambda row: row.number))
         return row
 
-    def _cell(self, start: StartTrial, gang: Gang, made: str) -> Execute:
+    async def _begin_in_study(self, row: TrialRow) -> dict[str, Any]:
+        """What a trial of a population is told of its turn; {} of any other sweep."""
+        turns = self._turns
+        if turns is None:
+            await self._ask(self._study.begin, row.number)
+            return {}
+        turn = await self._ask(turns.begin, row.number)
+        row.generation, row.parent = turn.generation, turn.parent
+        self.board.change()
+        return dict(turn.as_dict())
+
+    def _cell(self, start: StartTrial, gang: Gang, made: str, turn: dict[str, Any]) -> Execute:
         name, code = run_name(self.name, start.number), self._work.code
         cell = execute(
             self._work.run_spec(name),
@@ -311,7 +331,7 @@ class SweepDriver:
             owner=f"sweep:{self.name}",
             asked=time.time(),
             pushed=code.get("pushed", {}),
-            trial={"number": start.number, "attempt": start.attempt, "plan": asdict(self._study.plan)},
+            trial={"number": start.number, "attempt": start.attempt, "plan": asdict(self._study.plan), "turn": turn},
         )
         return with_fields(cell, payload=self._work.pushed)
 
@@ -329,7 +349,13 @@ class SweepDriver:
             return "stopped", "stopped."
         if ended.state == "failed":
             return "failed", words
-        return self._measured(watch)
+        kind, reason = self._measured(watch)
+        if kind != "done" or (turns := self._turns) is None:
+            return kind, reason
+        missing = await self._ask(turns.why_incomplete, number)
+        if missing:  # the other turns would be as wrong
+            self._break(UsageError(missing))
+        return ("failed", missing) if missing else (kind, reason)
 
     def _measured(self, watch: TrialWatch) -> tuple[Kind, str]:
         seen = watch.seen
@@ -362,9 +388,11 @@ class SweepDriver:
     def _is_to_do(self, number: int, kind: Kind) -> bool:
         """Whether it stays under way in the study: a combination that was cut short is tried when the sweep goes on.
 
-        Other samplers propose something new then, and Optuna would take this combination for tried.
+        So is the turn of a population's member. Other samplers propose something new then, and Optuna would take this
+        combination for tried.
         """
-        return kind == "stopped" and number in self._stopped and self._work.spec.sampler == "grid"
+        is_done_later = self._work.spec.sampler == "grid" or self._turns is not None
+        return kind == "stopped" and number in self._stopped and is_done_later
 
     async def _stop(self, number: int) -> None:
         self._stopped.add(number)

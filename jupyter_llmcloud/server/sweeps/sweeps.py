@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from jupyter_llmcloud.core.search.population import check_population, read_population
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import Interface
 from jupyter_llmcloud.errors import InternalError, NameTaken, UsageError
@@ -146,6 +147,7 @@ class SweepRegistry:
             words = f"there is a sweep {folder.name!r} already: --resume goes on with it, or choose another --name."
             raise NameTaken(words)
         lock.enter_context(folder.driven())
+        check_population(spec.prune, spec.sampler, spec.trials)
         named = SweepSpec.make({**spec.as_dict(), "name": folder.name}, Interface.REST)
         record = SweepRecord(folder.name, created=time.time(), spec=named.as_dict(), owner=actor)
         return folder, record, SweepWork(named, code, pushed or b"")
@@ -220,7 +222,15 @@ def _goes_on(began: SweepSpec, asked: Mapping[str, Any], name: str) -> SweepSpec
                 "search anew under another --name."
             )
     changed = {option: value for option, value in asked.items() if option != "resume"}
-    return SweepSpec.restore({**began.as_dict(), **changed})
+    goes_on = SweepSpec.restore({**began.as_dict(), **changed})
+    before, now = read_population(began.prune), read_population(goes_on.prune)
+    if (before and before.size) != (now and now.size):
+        raise UsageError(
+            f"--prune {goes_on.prune}: the sweep {name!r} began with --prune {began.prune}, and its trials are counted "
+            "so. Leave it out, or search anew under another --name."
+        )
+    check_population(goes_on.prune, goes_on.sampler, goes_on.trials)
+    return goes_on
 
 
 def _plan(spec: SweepSpec, folder: SweepFolder) -> StudyPlan:
@@ -275,4 +285,6 @@ def _trial(row: TrialRow) -> SweepTrial:
         began=row.began,
         ended=row.ended,
         num_attempts=row.num_attempts,
+        generation=row.generation,
+        parent=row.parent,
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.storage.runs import RunFolder, RunRecord, Times
 
 EVERY_S = 0.05
+REST = 4.0  # times what a look has taken, at the least until the next one: a thousand ranks have two thousand journals
 ENDED_EVERY_S = 1.0  # somebody may delete it, or resume it
 STATES_S = 3.0
 NOTE_S = 4.0  # how often it is noted that the run is watched
@@ -139,8 +140,10 @@ class RunFollower:
     async def _follow(self) -> None:
         asked_at, told_at, noted_at = -STATES_S, 0.0, -NOTE_S
         while not self.is_gone:
+            began = time.monotonic()
             async with self.guard:
                 is_news, has_more = await asyncio.to_thread(with_short_intervals, self._read)
+            took_s = time.monotonic() - began
             if self.record is not None and time.monotonic() - asked_at >= STATES_S and self.record.is_active:
                 asked_at = time.monotonic()
                 is_news |= await self._ask_state(self.record)
@@ -152,7 +155,8 @@ class RunFollower:
                 self._listeners.call()
             if not has_more:
                 is_over = self.record is not None and not self.view.is_active and self.is_complete
-                await asyncio.sleep(ENDED_EVERY_S if is_over else EVERY_S)
+                rest_s = max(EVERY_S, REST * took_s)
+                await asyncio.sleep(ENDED_EVERY_S if is_over else rest_s)
         self._listeners.call()
 
     async def _ask_state(self, record: RunRecord) -> bool:
@@ -180,6 +184,7 @@ class RunFollower:
         self._take_output(rows)
         if (times := self._journals.times()) is not None:
             self.view.shares, self.view.seconds = times
+            self.view.price = self.record.price
             is_news = True
         marks = self._journals.marks()
         self.happened.marks += marks

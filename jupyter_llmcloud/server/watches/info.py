@@ -15,7 +15,7 @@ from jupyter_llmcloud.protocol.http.events import (
     RunInfo,
 )
 from jupyter_llmcloud.storage.runs import RunRecord
-from jupyter_llmcloud.widgets.live_info import all_latest, bars, notice, split_of, total_split_of
+from jupyter_llmcloud.widgets.live_info import all_latest, bars, cost, notice, split_of, total_split_of
 from jupyter_llmcloud.widgets.view_state import ViewState, without_advice
 
 MAX_MARKS = 500
@@ -60,7 +60,7 @@ def run_info(
         hang=without_advice(view.hang.text) if view.hang else "",
         latest=all_latest(view),
         marks=marks_of(record, marks, reports),
-        notes=record.notes,
+        notes=record.notes if view.metrics.progress.shown() else [*record.notes, *filter(None, [cost(view)])],
         errors=[_error(error) for error in view.errors],
         log_scales=sorted(view.log),
         layout=dict(view.layout) if view.layout is not None else None,

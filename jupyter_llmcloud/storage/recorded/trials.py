@@ -15,6 +15,17 @@ class _Trial(optuna.trial.FixedTrial):
     def report(self, value, step):
         run.log({{{metric!r}: float(value)}}, step=step)
 
+    generation, parent = {generation!r}, None
+
+    def restore(self, **objects):
+        return {{}}
+
+    def save(self, **objects):
+        pass
+
+    def keep(self, *names):
+        pass
+
 {comment}trial = _Trial({params!r}, number={number})
 """
 
@@ -48,5 +59,8 @@ def _why_unknown(record: RunRecord, sweep: SweepRecord, row: TrialRow | None) ->
 def _text(sweep: SweepRecord, row: TrialRow) -> str:
     early = row.state in ("pruned", "stopped")
     comment = f"# The sweep ended it early ({row.state}); here it goes on to its end.\n" if early else ""
+    if row.parent is not None:
+        comment += f"# In the sweep it went on from the state of trial {row.parent}; here it begins anew.\n"
     metric = sweep.spec.get("metric") or REPORTED
-    return FIXED.format(metric=metric, comment=comment, params=row.params, number=row.number)
+    generation = row.generation or 0
+    return FIXED.format(metric=metric, comment=comment, params=row.params, number=row.number, generation=generation)

@@ -6,13 +6,13 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jupyter_llmcloud.core.search.choices import read_pruner
+from jupyter_llmcloud.core.search.choices import PRUNES_NONE, read_pruner
 from jupyter_llmcloud.errors import NameTaken, NotFound, UsageError
 from jupyter_llmcloud.storage.search.sweeps import without_password
 
@@ -170,6 +170,18 @@ def make_pruner(text: str) -> Any:
             return pruners.NopPruner()
 
 
+def _template(about: Mapping[str, Any] | None, values: Mapping[str, Any] | None) -> Any:
+    """A trial that begins with what is known of it, in one write: a killed server leaves all of it or nothing."""
+    if not about and not values:
+        return None
+    trials = optuna().trial
+    return trials.create_trial(
+        state=trials.TrialState.RUNNING,
+        user_attrs=dict(about or {}),
+        system_attrs={"fixed_params": dict(values)} if values else {},
+    )
+
+
 class SweepStudy:
     """A study as whoever drives the sweep uses it, in one thread.
 
@@ -185,7 +197,7 @@ class SweepStudy:
         self._study = study
         self._study_id = storage.get_study_id_from_name(plan.name)
         study.stop = self._note_exhausted  # which Optuna allows in its own loop only
-        self._prunes = read_pruner(plan.prune).name != "none"
+        self._prunes = read_pruner(plan.prune).name not in PRUNES_NONE
 
     @classmethod
     def create(cls, plan: StudyPlan) -> SweepStudy:
@@ -260,14 +272,29 @@ class SweepStudy:
         """The state of each trial by its number, in Optuna's words."""
         return {trial.number: trial.state.name for trial in self._study.get_trials(deepcopy=False)}
 
-    def begin(self, number: int) -> None:
-        """Have a trial of this number. Raises UsageError when others add trials, too."""
+    def trials(self) -> list[Any]:
+        """Optuna's own, in order; not to be changed."""
+        found: list[Any] = self._study.get_trials(deepcopy=False)
+        return found
+
+    def attributes(self, number: int) -> dict[str, Any]:
+        """What is kept with a trial; nothing of one that has not begun."""
+        return next((dict(trial.user_attrs) for trial in self.trials() if trial.number == number), {})
+
+    def begin(
+        self, number: int, about: Mapping[str, Any] | None = None, values: Mapping[str, Any] | None = None
+    ) -> None:
+        """Have a trial of this number, with what is kept `about` it and the `values` that it is given.
+
+        Raises UsageError when others add trials, too.
+        """
         if number in (states := self.states()):
             if states[number] != "RUNNING":
                 raise UsageError(f"trial {number} of the study {self.plan.name!r} has ended by other hands.")
             return
         with _explained(self.plan.storage):
-            made = self._storage.get_trial_number_from_id(self._storage.create_new_trial(self._study_id))
+            trial_id = self._storage.create_new_trial(self._study_id, _template(about, values))
+            made = self._storage.get_trial_number_from_id(trial_id)
         if made != number:
             raise UsageError(
                 f"the study {self.plan.name!r} has trials of others: expected number {number}, got {made}."

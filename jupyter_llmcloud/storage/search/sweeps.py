@@ -5,6 +5,7 @@
                      code.json      what else the cell is: its body, where it stands in the notebook
                      pushed.bin     variables that every trial finds, as cloudpickle's bytes
                      study.journal  Optuna's own, unless the study is kept elsewhere
+                     population/    states that trials have left for others, of --prune pbt
                      driver.lock    locked by the process that sees to the sweep, as long as it lives
 """
 
@@ -46,6 +47,8 @@ class TrialRow:
     began: float = 0.0
     ended: float | None = None
     num_attempts: int = 1
+    generation: int | None = None  # of a population
+    parent: int | None = None  # the trial from whose state it goes on
 
 
 @dataclass

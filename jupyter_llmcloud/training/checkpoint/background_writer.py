@@ -36,12 +36,13 @@ class BackgroundWriter:
         """A new cell."""
         self.stager = Stager()
         self.has_given_up = False
-        self._serial = 0
+        self._serial = self._serial_step = 0
         self._num_late = 0
 
-    def next_serial(self) -> int:
-        """Numbers the checkpoints that a cell tries: two of one step are written apart."""
-        self._serial += 1
+    def next_serial(self, step: int) -> int:
+        """Numbers the checkpoints that a cell tries of one step: two of them are written apart."""
+        self._serial = self._serial + 1 if step == self._serial_step else 1
+        self._serial_step = step
         return self._serial
 
     @property

@@ -80,6 +80,11 @@ def find(
     return _shared(chosen, alone)
 
 
+def named(objects: Mapping[str, Any], alone: bool = False) -> list[StatefulObject]:
+    """What to save of objects that the cell has handed over by name; `alone`: there is only one rank."""
+    return _shared(dict(objects), alone)
+
+
 def is_in(table: dict[str, Any], value: Any) -> bool:
     """Whether the table leads to an object."""
     return _is_chosen(table, value)

@@ -50,7 +50,7 @@ class Write:
         if self.shared is not None:
             names += _write_shared(self.shared, staging)
         own, files = shard_files.write(self.own, staging / self.name)
-        _save(own, staging / self.name)
+        save(own, staging / self.name)
         names += files
         return replace(self.part, files={name: seal(staging / name) for name in names})
 
@@ -59,7 +59,7 @@ def _named(address: str) -> str:
     return repr(address.partition(" ")[2].removesuffix("<memory>") or address)
 
 
-def _save(value: Any, path: Path) -> None:
+def save(value: Any, path: Path) -> None:
     """As torch.save, with the error of the operating system: torch says "unexpected pos" where a disk is full."""
     try:
         torch.save(value, path)
@@ -83,7 +83,7 @@ def _write_shared(shared: dict[str, Any], staging: Path) -> list[str]:
         others = {key: value for key, value in state["state"].items() if key not in tensors}
         rest[address] = {**state, "state": others, "file": name}
         names.append(name)
-    _save(rest, staging / "shared.pt")
+    save(rest, staging / "shared.pt")
     return names
 
 

@@ -87,6 +87,11 @@ class Position:
         self.start, self._stand_in = 0, False
         return start, stand_in
 
+    @property
+    def stands_in(self) -> bool:
+        """Whether the first batch of the next pass is one that was used."""
+        return self._stand_in
+
     def rows_of(self, batch: int, shares: Callable[[int], EpochShares]) -> list[int]:
         """How many rows each rank has in this batch of the present pass; nothing of one that only stands in."""
         known, step = shares(self._begun_at), batch - self._num_stand_ins
@@ -132,6 +137,11 @@ class RankBatches(BatchSampler):
     def shares(self, start: int) -> EpochShares:
         """What each rank takes from a row on."""
         return self._group.shares(self.num_rows, start, self._last)
+
+    def batches(self, rank: int, epoch: int, start: int) -> list[list[int]]:
+        """All that a rank has of an epoch from a row on."""
+        order, shares = self._orders(epoch), self.shares(start)
+        return [[order[place] for place in shares.places(step, rank)] for step in range(shares.num_steps)]
 
     @property
     def epoch(self) -> int:

@@ -39,6 +39,7 @@ def install() -> None:
             "torch.nn.utils:clip_grad_norm_": _make_clip_grad_norm,
             "accelerate.accelerator:prepare_data_loader": _make_prepare_data_loader,
             "accelerate.scheduler:AcceleratedScheduler.step": _make_scheduler_step,
+            "accelerate.data_loader:DataLoaderShard.__iter__": _make_pass,
         }
     )
 
@@ -173,6 +174,14 @@ def _make_prepare_data_loader(original: Any) -> Any:
         return prepared
 
     return prepare_data_loader
+
+
+def _make_pass(original: Any) -> Any:
+    def __iter__(self: Any) -> Iterator[Any]:
+        strategy, own = _strategy(), original(self)
+        return strategy.shared_pass(self, own) if isinstance(strategy, Asynchronous) else own
+
+    return __iter__
 
 
 def _shuffle_alike(sampler: Any) -> None:

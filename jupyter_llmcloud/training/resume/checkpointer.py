@@ -110,7 +110,9 @@ class Checkpointer:
         """A new cell; with `cell.resume` it is led back to a checkpoint."""
         self._writer.wait()
         asks = bool(_ASKS.search(cell.code))
+        asked_at = self._schedule.asked_at  # by the agent, before this thread has come to the cell
         self._clear(CheckpointSchedule(cell.checkpoint_every, asks))
+        self._schedule.ask_at(asked_at)
         self.cell = cell
         self._state.begin(cell, namespace, given)
         self._resumed_step = 0
@@ -211,7 +213,7 @@ class Checkpointer:
             run_id=self.cell.run_id,
             step=self._steps.count,
             attempt=self.cell.attempt,
-            serial=self._writer.next_serial(),
+            serial=self._writer.next_serial(self._steps.count),
             metric=wanted.metric,
             mode=wanted.mode,
             resumable=position["kind"] != "end",

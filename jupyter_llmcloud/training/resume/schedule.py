@@ -25,18 +25,21 @@ class CheckpointSchedule:
     Args:
         every: a periodic checkpoint is due after so many steps; 0: none is.
         is_asked_by_cell: the cell itself may ask for one at any time.
+
+    Attributes:
+        asked_at: the agent has asked for one after this step; -1: it has not.
     """
 
     def __init__(self, every: int = 0, is_asked_by_cell: bool = False) -> None:
         self._every = every
         self._is_open = is_asked_by_cell  # one may come at any time
-        self._asked_at = -1  # the agent has asked for one after this step
+        self.asked_at = -1
         self._most_steps = 1  # between two batches
         self._steps_before = 0
 
     def ask_at(self, step: int) -> None:
         """The agent asks for a checkpoint when this many steps are finished; called in the side thread. -1: not."""
-        self._asked_at = step
+        self.asked_at = step
         self._is_open = self._is_open or step >= 0
 
     def note_late(self) -> None:
@@ -45,8 +48,8 @@ class CheckpointSchedule:
 
     def due(self, step: int) -> SaveRequest | None:
         """The checkpoint that is due after this step."""
-        if 0 <= self._asked_at <= step:
-            self._asked_at = -1
+        if 0 <= self.asked_at <= step:
+            self.asked_at = -1
             return SaveRequest(waits=True)
         if self._every and step % self._every == 0:
             return SaveRequest()

@@ -15,18 +15,26 @@ _GENERATED = "_remote_module_"  # torch writes modules of this name to a tempora
 
 
 @functools.cache
-def _installed() -> tuple[str, ...]:
+def _installed(path_of_modules: tuple[str, ...]) -> tuple[str, ...]:
     paths = {sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages(), _PACKAGE}
     paths |= {path for name, path in sysconfig.get_paths().items() if name != "data"}
+    paths |= {path for path in path_of_modules if _holds_distributions(path)}
     return tuple(str(Path(path).resolve()) + "/" for path in paths if path not in ("/", "/usr", "/usr/local"))
+
+
+@functools.cache
+def _holds_distributions(folder: str) -> bool:
+    """Whether packages are installed here: of another environment by a .pth file, by `pip install --target`, ..."""
+    return any(Path(folder or os.curdir).glob("*.dist-info"))
 
 
 @functools.cache
 def is_own_file(path: str) -> bool:
     """Whether a source file belongs to no installation."""
-    if not path.endswith(".py") or path.startswith(_installed()):
+    installed = _installed(tuple(sys.path))
+    if not path.endswith(".py") or path.startswith(installed):
         return False
-    return not str(Path(path).resolve()).startswith(_installed())
+    return not str(Path(path).resolve()).startswith(installed)
 
 
 @functools.cache

@@ -12,11 +12,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jupyter_llmcloud.core.search.choices import PRUNES_NONE, read_pruner
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.storage.search.study import PRUNED, StudyPlan, make_pruner, make_sampler, open_storage, optuna
+from jupyter_llmcloud.storage.search.turns import KEPT, RESTORED, SAVED
+from jupyter_llmcloud.training.search import turns
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.training.run import Run
@@ -32,16 +36,22 @@ class Trial:
 
     Attributes:
         number: of the trial in its sweep, from 0.
+        generation: of a population (`--prune pbt`), from 0; 0 in any other sweep.
+        parent: the trial from whose state this one goes on, None where it begins anew.
     """
 
     def __init__(self, told: Mapping[str, Any], run: Run, store: Callable[[], Any]) -> None:
         self.number: int = told["number"]
+        self._turn: Mapping[str, Any] = told.get("turn") or {}
+        self.generation: int = self._turn.get("generation", 0)
+        self.parent: int | None = self._turn.get("parent")
         self._plan = StudyPlan(**told["plan"])
         self._run = run
         self._store = store
         self._id = f"{run.id}/{told.get('attempt', 0)}"
         self._num_asked = 0
         self._params: dict[str, Any] = {}
+        self._kept: dict[str, None] = {}
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self._params.items())
@@ -97,7 +107,7 @@ class Trial:
 
     def should_prune(self) -> bool:
         """Whether the trial is to end, by `raise optuna.TrialPruned()`; the same on every rank."""
-        if self._plan.prune == "none":
+        if read_pruner(self._plan.prune).name in PRUNES_NONE:
             return False
         return bool(self._agree("should_prune()", self._prunes_now))
 
@@ -112,6 +122,39 @@ class Trial:
     def note_pruned(self) -> None:
         """The cell has ended itself as pruned."""
         self.set_user_attr(PRUNED, True)
+
+    # --- a population ---
+
+    def restore(self, **objects: Any) -> dict[str, Any]:
+        """Go on from the state of the parent: `trial.restore(model=model, optimizer=optimizer)`, on every rank.
+
+        Weights, an optimizer's moments, how far a schedule is and random numbers are those that `trial.save` has kept
+        under these names; rates and other settings stay as this trial has made them. Returns the plain values that
+        were kept beside, by name; {} where the trial begins anew, as in a sweep without `--prune pbt`.
+        """
+        if self.parent is None:
+            return {}
+        found = turns.restore(Path(self._turn["restores"]), self._run.rank, self._run.world_size, self.parent, objects)
+        self.set_user_attr(RESTORED, True)
+        return found
+
+    def keep(self, *names: str) -> None:
+        """Have values stay with the state, whoever takes it over: those on which the shape of the model depends."""
+        if unknown := [name for name in names if name not in self._params]:
+            raise UsageError(f"trial.keep: no value {unknown[0]!r} was suggested before.")
+        self._kept.update(dict.fromkeys(names))
+        if self._turn:
+            self.set_user_attr(KEPT, list(self._kept))
+
+    def save(self, **objects: Any) -> None:
+        """Leave the state from which others may go on, on every rank: `trial.save(model=model, optimizer=optimizer)`.
+
+        Models, optimizers, schedules and what else has state_dict() and load_state_dict(); loaders, for the order of
+        their rows; and plain values, as in `epoch=epoch`. In a sweep without `--prune pbt` it does nothing.
+        """
+        if self._turn:
+            turns.save(Path(self._turn["saves"]), self._run.rank, self._run.world_size, objects)
+            self.set_user_attr(SAVED, True)
 
     # --- the study, and the other ranks ---
 

@@ -60,6 +60,7 @@ def _settings() -> dict[str, Setting]:
         "warning filters": Setting(lambda: list(warnings.filters), _set_warning_filters),
         "log level": Setting(lambda: logging.root.level, logging.root.setLevel),
         "log handlers": _content(logging.root.handlers),
+        "levels of loggers": Setting(_levels, _set_levels),
         "disabled logs": Setting(lambda: logging.root.manager.disable, logging.disable),
         "start method": Setting(
             lambda: multiprocessing.get_start_method(allow_none=True),
@@ -80,6 +81,18 @@ def _settings() -> dict[str, Setting]:
         found["numpy.printoptions"] = Setting(numpy.get_printoptions, lambda was: numpy.set_printoptions(**was))
         found["numpy.errstate"] = Setting(numpy.geterr, lambda was: numpy.seterr(**was))
     return found
+
+
+def _levels() -> dict[str, int]:
+    """Those of all loggers: libraries change theirs by functions such as set_verbosity_info()."""
+    loggers = logging.root.manager.loggerDict.items()
+    return {name: item.level for name, item in loggers if isinstance(item, logging.Logger)}
+
+
+def _set_levels(levels: Mapping[str, int]) -> None:
+    """Of those that were there; a library that came later has set its own when it was imported."""
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _working_folder() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import os
 import sys
 from types import CodeType
 from typing import Any
@@ -26,6 +27,8 @@ from jupyter_llmcloud.training.shell import class_sources
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
 from jupyter_llmcloud.training.shell.script import ExitCommand, ended_well, prepare_script, was_stopped
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
+
+INTERACTIVE_FIGURES = ("notebook", "nbagg", "widget", "ipympl")
 
 
 class CellCompiler(CachingCompiler):
@@ -182,6 +185,10 @@ class RankShell(InteractiveShell):
     def enable_gui(self, gui: str | None = None) -> None:
         pass
 
+    def enable_matplotlib(self, gui: str | None = None) -> Any:
+        """`%matplotlib`: a figure that can be moved would have no kernel to talk to here, and is shown as an image."""
+        return super().enable_matplotlib("inline" if gui in INTERACTIVE_FIGURES else gui)
+
     def init_builtins(self) -> None:
         """IPython takes `exit` away from libraries, which leave by it."""
         super().init_builtins()
@@ -220,6 +227,18 @@ class RankShell(InteractiveShell):
         self.compile.offset += 1
         return super().run_cell_magic(magic_name, line, cell)
 
+    def safe_execfile(self, fname: str, *where: Any, exit_ignore: bool = False, **options: Any) -> None:
+        """`%run FILE`: its error is the cell's, whose peers would otherwise wait for this rank."""
+        try:
+            super().safe_execfile(fname, *where, exit_ignore=exit_ignore, **{**options, "raise_exceptions": True})
+        except SystemExit:
+            if not exit_ignore:
+                raise
+
+    def safe_execfile_ipy(self, fname: str, shell_futures: bool = False, raise_exceptions: bool = False) -> None:
+        """`%run FILE.ipynb`, likewise."""
+        super().safe_execfile_ipy(fname, shell_futures, raise_exceptions=True)
+
     def give(self, **values: Any) -> None:
         """Variables that every cell finds."""
         self.given = {**getattr(self, "given", {}), **values}
@@ -233,11 +252,15 @@ class RankShell(InteractiveShell):
         self.execution_count = cell.execution_count
         self.last_traceback = []
         prepare_script(cell, self.user_ns)
-        self.ast_node_interactivity = "none" if cell.script else "last_expr"  # a script shows what it prints, no more
+        shown = self.ast_node_interactivity
+        if cell.script:
+            self.ast_node_interactivity = "none"  # a script shows what it prints, no more
         try:
             result = self.run_cell(cell.code, store_history=False)
         finally:
             self.compile.end()
+            if cell.script:
+                self.ast_node_interactivity = shown
         error: BaseException | None = result.error_before_exec or result.error_in_exec
         if ended_well(error):
             return None
@@ -269,6 +292,7 @@ def start_shell(sender: OutputSender, namespace: dict[str, Any]) -> RankShell:
     sys.stderr = RankStream(sender, "stderr", 2)
     shell = make_shell()
     shell.sender = sender
+    shell.user_ns["_dh"][:] = [os.getcwd()]  # where `%cd -` goes back to; the zygote was elsewhere
     shell.give(**namespace)
     shell.initial_names = {*shell.user_ns, "__file__"}
     return shell

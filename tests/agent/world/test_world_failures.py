@@ -110,6 +110,8 @@ def test_a_rank_that_dies_is_named_and_replaced(new_world: Callable[..., Ranks],
     assert outcome.state == "failed"
     assert outcome.error["rank"] == 1
     assert word in outcome.error["evalue"]
+    crashed = word in ("SIGSEGV", "SIGABRT")
+    assert (re.search(r"It was at In \[\d+\], line 4\.", outcome.error["evalue"]) is not None) == crashed
     assert outcome.seconds < PROMISED_S
     assert "rank 1: lost" in outcome.report
     assert world.ok("'kept' in globals()").results() == ["True", "False"]

@@ -43,7 +43,7 @@ def test_a_result_is_named_after_its_model_and_its_method(text: str, name: str) 
         ("prune:much", "expected a number between 0 and 1"),
         ("distill:", "distill needs a value: distill:TEACHER"),
         ("int8,int8", "int8 is there twice"),
-        ("", "expected one or more"),
+        ("", "--method METHOD is missing"),
     ],
 )
 def test_a_method_that_there_is_not_is_refused_in_a_word(text: str, said: str) -> None:

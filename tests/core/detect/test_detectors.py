@@ -108,3 +108,14 @@ def test_the_slope_is_not_moved_by_a_wild_point() -> None:
 def test_a_policy_that_cannot_be_is_refused_with_what_can(text: str) -> None:
     with pytest.raises(UsageError, match=r"Allowed|expected|twice"):
         policies(text)
+
+
+def test_a_leak_after_a_long_quiet_time_is_told_before_as_much_time_has_passed_again() -> None:
+    detector, quiet_s = GrowthDetector("memory-leak", "memory", "memory of its host"), 3600
+    told = None
+    for now in range(0, 2 * quiet_s, 10):
+        leaked = max(0, now - quiet_s) * 2**20 * 5  # 5 MiB a second, of 16 GiB
+        detector.feed(Level(float(now), 2**32 + leaked, 2**34))
+        if (alert := detector.check()) is not None and told is None:
+            told, text = now - quiet_s, alert.text
+    assert told is not None and 300 <= told <= 1500 and "memory grows by 300.0 MiB a minute" in text

@@ -105,6 +105,15 @@ def test_all_ranks_with_the_same_error_are_named() -> None:
     assert found.sentence == "Ranks 0-2 raised NameError: name 'x' is not defined at cell [3], line 2."
 
 
+def test_a_script_that_lacks_its_arguments_is_told_how_to_get_them() -> None:
+    left = error("SystemExit", "2", 0, traceback=["File python3.11/argparse.py:2617, in exit(self, status)"])
+    found = failed(left)
+    assert found is not None
+    assert (found.cause, found.ranks) == ("arguments", (0,))
+    assert "--args" in found.action
+    assert failed(error("SystemExit", "2", 0, traceback=["Cell In[3], line 2"])) is None
+
+
 def test_the_first_own_error_counts_and_not_what_it_made_in_others() -> None:
     found = failed(echo(0), error("OSError", "[Errno 28] No space left on device", 2), echo(1))
     assert found is not None

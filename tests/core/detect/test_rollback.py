@@ -130,17 +130,21 @@ def test_an_alert_tells_between_which_optimizer_steps_it_came_and_what_was_seen_
     assert (bad.detector, bad.between, bad.text) == ("not-finite", (200, 203), "loss is NaN at step 202")
 
 
-def test_only_a_loss_or_a_gradient_norm_can_be_gone_back_from_and_scaling_is_refused_with_the_reason() -> None:
+def test_only_a_loss_or_a_gradient_norm_can_be_gone_back_from_and_only_a_slow_host_left_out() -> None:
     assert rolls_back("loss-spike=rollback") and not rolls_back("loss-spike=stop") and not rolls_back(None)
     with pytest.raises(UsageError, match="expected straggler= with one of note, stop, off"):
         policies("straggler=rollback")
-    with pytest.raises(UsageError, match=r"straggler=scale: no detector can have a run scaled: .*--balance"):
-        policies("straggler=scale")
+    assert policies("straggler=scale") == {"straggler": "scale"}
+    with pytest.raises(UsageError, match="expected loss-spike= with one of note, stop, off, rollback"):
+        policies("loss-spike=scale")
 
 
 def test_a_run_that_may_go_back_has_checkpoints_and_is_executed_again() -> None:
     about = {"world_id": "w", "run_id": "r", "name": "r", "code": ""}
     request = execute(RunSpec(watch="loss-spike=rollback"), **about)
     assert request.checkpoint_every and request.max_restarts
+    with pytest.raises(UsageError, match=r"straggler=scale is for a run with --elastic MIN:MAX.*--balance"):
+        execute(RunSpec(watch="straggler=scale"), **about)
+    assert execute(RunSpec(watch="straggler=scale", elastic="1:2"), **about).elastic == "1:2"
     with pytest.raises(UsageError, match="powersgd"):
         execute(RunSpec(watch="loss-spike=rollback", compress_gradients="powersgd"), **about)

@@ -19,9 +19,19 @@ def left(steps: list[float], units: float) -> TimeLeft:
     return found
 
 
-def test_even_steps_leave_no_doubt() -> None:
-    found = left([2.0] * 100, 50)
-    assert (found.low, found.middle, found.high) == pytest.approx((100, 100, 100))
+def test_even_steps_leave_little_doubt_the_less_the_more_of_them_was_seen() -> None:
+    late, early = left([2.0] * 100, 50), left([2.0] * 10, 140)
+    assert (late.low, late.middle, late.high) == pytest.approx((100, 100, 100), rel=0.02)
+    assert late.low < 100 < late.high
+    assert early.middle == pytest.approx(280) and early.high - early.middle > 0.04 * 280
+
+
+def test_slow_changes_of_the_pace_make_a_wider_interval_than_changes_from_step_to_step() -> None:
+    random_ = random.Random(5)
+    noise = [random_.choice((0.8, 1.2)) for _ in range(400)]
+    slow = [level for level in noise[:20] for _ in range(20)]
+    quick_left, slow_left = left(noise, 400), left(slow, 400)
+    assert slow_left.high - slow_left.low > 1.5 * (quick_left.high - quick_left.low)
 
 
 def test_before_enough_steps_there_is_no_interval() -> None:
@@ -75,7 +85,7 @@ def test_a_bar_tells_the_interval_and_begins_anew_with_a_new_pass() -> None:
         bar.move(0, step, "", now=2.0 * step)
     span = bar.time_left(now=101.0)
     assert span is not None
-    assert (span.low, span.middle, span.high) == pytest.approx((99, 99, 99))
+    assert (span.low, span.middle, span.high) == pytest.approx((99, 99, 99), rel=0.04)
     assert bar.eta(101.0) == pytest.approx(99)
     bar.move(0, 0, "", now=102.0)
     assert bar.time_left(102.0) is None

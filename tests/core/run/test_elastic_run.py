@@ -38,6 +38,8 @@ from jupyter_llmcloud.core.scheduling.elasticity import (
     SAVE_EVERY_S,
     SAVE_SHARE,
     Elasticity,
+    LeaveOut,
+    LeaveOutAsked,
     LookForRoom,
     NoMoreRoom,
     Pause,
@@ -145,6 +147,34 @@ def test_room_makes_it_pause_after_a_checkpoint_and_go_on_with_more_ranks() -> N
     assert resume.note == "there is room for more ranks; resumed from step 8 on 2 ranks"
     assert resume.is_resize
     assert run.wake_at is None
+
+
+SLOW = LeaveOutAsked(1, "rank 1 is slow, its host is left out")
+
+
+def test_a_slow_host_is_left_out_after_a_checkpoint_and_uses_up_no_restart() -> None:
+    run = executing(size=2)
+    assert run.handle(SLOW, 1.0) == [Pause()]
+    assert run.handle(SLOW, 1.1) == [] and run.rank_left_out == 1, "once"
+    assert run.handle(AttemptFinished(PAUSED), 1.5) == [LeaveOut(1), FindCapacity()]
+    resume = reshaped(run, 1)
+    assert resume.note == "rank 1 is slow, its host is left out; resumed from step 8 on 1 rank"
+    assert resume.is_resize and run.policy.num_restarts == 0
+    assert run.handle(Tick(), 2.0 + ROOM_RETRY_S) == [LookForRoom()], "other hosts are taken as they come"
+    run.handle(RoomFound(), 4.0)
+    assert run.handle(AttemptFinished(PAUSED), 4.5) == [FindCapacity()], "that was for room"
+
+
+def test_a_slow_host_stays_where_no_checkpoint_can_be_had_or_the_run_ends_first() -> None:
+    run = executing(size=2)
+    run.handle(SLOW, 1.0)
+    (note,) = run.handle(NoMoreRoom(), 2.0)
+    assert note == Note("rank 1 stays: no checkpoint could be saved with which others go on.")
+    run.handle(SLOW, 3.0)
+    assert run.handle(AGENT_LOST, 3.5) == [FindCapacity()], "it was lost by itself, under other numbers now"
+    run = executing(size=2)
+    run.handle(StopAsked(), 1.0)
+    assert run.handle(SLOW, 1.1) == []
 
 
 def test_a_pause_that_cannot_be_had_disturbs_nothing_and_is_tried_again() -> None:

@@ -125,6 +125,13 @@ def test_a_dead_rank_is_the_culprit_before_an_echo() -> None:
     assert out[-1] == Finish("failed", 1, renew=True, dead=(1,))
 
 
+def test_a_rank_that_we_have_killed_is_not_the_culprit() -> None:
+    run = two()
+    feed(run, RankEnded(0, "RuntimeError", "closed", collateral=True), now=10)
+    feed(run, Tick(), now=10 + LADDER.kill_s)
+    assert feed(run, RankDied(1, "SIGKILL"))[-1] == Finish("failed", 0, renew=True, dead=(1,))
+
+
 def test_of_two_own_errors_the_first_is_the_culprit() -> None:
     assert feed(two(), failed(1, "first"), failed(0, "second"))[-1].culprit == 1  # type: ignore[union-attr]
 

@@ -56,6 +56,18 @@ def test_the_model_that_load_returned_is_the_second_argument(tmp_path: Path) -> 
     serve(spec, asks)
 
 
+def test_parameters_that_take_each_other_for_the_other_are_told_what_they_got(tmp_path: Path) -> None:
+    spec = cell("def load(): return len\ndef predict(f, values): return f(values)", tmp_path)
+
+    async def asks(replica: Replica) -> None:
+        error = (await replica.infer({"inputs": [3]}, status=500))["error"]
+        assert "TypeError" in error and "Cell In[4], line" in error
+        told = "predict gets the inputs first: f was a list; then what load() returned: values was a builtin_function_or_method."
+        assert told in error
+
+    serve(spec, asks)
+
+
 def test_texts_are_strings_and_coroutines_are_awaited(tmp_path: Path) -> None:
     spec = cell(
         """

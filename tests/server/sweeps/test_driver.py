@@ -18,6 +18,7 @@ from jupyter_llmcloud.server.sweeps.driver import SweepBoard, SweepDriver, Sweep
 from jupyter_llmcloud.server.sweeps.gang import ClusterDoors
 from jupyter_llmcloud.storage.search.study import StudyPlan, SweepStudy, make_sampler, optuna
 from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore
+from jupyter_llmcloud.storage.search.turns import RESTORED, SAVED
 
 pytest.importorskip("optuna")
 CODE = {"source": "1", "code": "1", "filename": "<c>", "line_offset": 0, "execution_count": 1, "folder": ""}
@@ -336,6 +337,58 @@ async def test_a_combination_that_was_cut_short_by_stop_is_tried_when_the_sweep_
         assert record.reason == "every combination has been tried." and record.state == "finished"
         assert [row.state for row in record.trials] == ["done"] * 4
         assert {row.params["width"] for row in record.trials} == {8, 16, 32, 64}
+
+
+async def test_a_population_goes_on_from_its_best_members_also_after_a_stop(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = asyncio.Event()
+    heights: dict[str, float] = {}  # in place of states, by folder
+
+    async def play(gang: PlayedGang, number: int, trial: Any) -> str:
+        turn = gang.cells[-1].trial["turn"]
+        x = await asyncio.to_thread(trial.suggest_float, "x", 0.0, 1.0)
+        if number == 5 and not waits.is_set():
+            waits.set()
+            await gang.is_stopped.wait()
+            return "stopped"
+        heights[turn["saves"]] = heights.get(turn["restores"], 0.0) + x  # each turn climbs by its own x
+        for name in (SAVED, *([RESTORED] if turn["restores"] else [])):
+            await asyncio.to_thread(trial.set_user_attr, name, True)
+        gang.on_values(0, 0, {"loss": heights[turn["saves"]]})
+        return "finished"
+
+    sweep = PlayedSweep(root, play, monkeypatch, trials=12, parallel=2, prune="pbt,population=4", direction="maximize")
+    driver = sweep.driver()
+    going = asyncio.ensure_future(driver.run())
+    await waits.wait()
+    driver.stop()
+    await asyncio.wait_for(going, 20)
+    stopped = sweep.folder.read().row(5)
+    assert stopped is not None and (stopped.state, stopped.generation) == ("stopped", 1)
+    await sweep.driver(sweep.folder.read(), resumes=True).run()
+    record = sweep.folder.read()
+    assert [row.state for row in record.trials] == ["done"] * 12 and record.state == "finished"
+    assert [row.generation for row in record.trials] == [0] * 4 + [1] * 4 + [2] * 4
+    rows, again = record.trials, record.row(5)
+    assert again is not None and again.parent == stopped.parent
+    for first in (4, 8):
+        values = {row.number: row.value or 0 for row in rows[first - 4 : first]}
+        worst, best = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+        for row in rows[first : first + 4]:
+            assert row.parent == (best if row.number - 4 == worst else row.number - 4)
+            assert row.value == pytest.approx(values[row.parent] + row.params["x"])
+    best_row = record.best()
+    assert best_row is not None and best_row.generation == 2
+
+
+async def test_a_population_whose_cell_leaves_no_state_ends_with_what_is_missing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = PlayedSweep(root, parabola, monkeypatch, trials=12, prune="pbt,population=4")
+    await sweep.driver().run()
+    record = sweep.folder.read()
+    assert record.state == "failed" and "trial 0 has left no state" in record.reason and len(record.trials) == 1
 
 
 def test_a_study_of_another_kind_is_refused_by_name(root: Path) -> None:

@@ -77,6 +77,54 @@ def test_trials_run_on_warm_ranks_which_agree_and_forget(shared_server: ServerCl
     until(lambda: not shared_server.worlds(), "its ranks are given back")
 
 
+# Trial 3 loses a rank when it runs first. Each turn notes the sum of its weights as it begins and as it ends.
+POPULATION_CELL = """\
+import os, pathlib, signal, torch
+from accelerate import Accelerator
+lr = trial.suggest_float("lr", 0.01, 0.1, log=True)
+accelerator = Accelerator()
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+model, optimizer = accelerator.prepare(model, optimizer)
+kept = trial.restore(model=model, optimizer=optimizer)
+total = lambda: sum(p.sum().item() for p in model.parameters())
+begins = total()
+for step in range(3):
+    loss = (model(torch.ones(2, 4)) - 3).square().mean()
+    accelerator.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+folder = pathlib.Path(FOLDER)
+if trial.number == 3 and rank == 1 and not (folder / "killed").exists():
+    (folder / "killed").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+trial.save(model=model, optimizer=optimizer, steps=kept.get("steps", 0) + 3)
+rate = optimizer.param_groups[0]["lr"]
+(folder / f"seen-{trial.number}-{rank}").write_text(repr((begins, total(), kept, rate == lr)))
+trial.report(loss.item(), step)
+"""
+
+
+@pytest.mark.slow
+def test_the_members_of_a_population_train_on_from_each_others_weights(
+    shared_server: ServerClient, tmp_path: Path
+) -> None:
+    source = POPULATION_CELL.replace("FOLDER", repr(str(tmp_path)))
+    shared_server.start_sweep(source=source, name="bred", nproc=2, trials=4, prune="pbt,population=2", seed=1)
+    told = ended(shared_server, "bred")
+    assert (told["state"], told["reason"]) == ("finished", "")
+    trials = told["trials"]
+    assert [trial["generation"] for trial in trials] == [0, 0, 1, 1] and trials[3]["num_attempts"] == 2
+    best = min(trials[:2], key=lambda trial: float(trial["value"]))
+    assert [trial["parent"] for trial in trials] == [None, None, best["number"], best["number"]]
+    seen = [[eval((tmp_path / f"seen-{number}-{rank}").read_text()) for rank in range(2)] for number in range(4)]
+    for number, ranks in enumerate(seen):
+        assert ranks[0] == ranks[1] and ranks[0][3]
+        if (parent := trials[number]["parent"]) is not None:
+            assert ranks[0][0] == seen[parent][0][1] and ranks[0][2] == {"steps": 3}
+    assert trials[2]["params"] != trials[3]["params"] and best["params"] in (trials[2]["params"], trials[3]["params"])
+
+
 @pytest.mark.soak
 def test_what_a_sweep_is_stopped_with_is_gone_on_with(shared_server: ServerClient) -> None:
     source = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,6 +166,51 @@ def test_a_worker_that_is_killed_costs_its_last_steps_only(new_world: Any) -> No
     assert load_file(outcome.folder.path / "model/model.safetensors").keys() == set(world.pull("names"))
     # The next cell has all ranks again.
     world.ok("import torch\nfound = torch.ones(())\ntorch.distributed.all_reduce(found)\nassert found == 3")
+
+
+LEDGER = """
+import os
+from collections import Counter
+import jupyter_llmcloud as lc
+data = torch.utils.data.TensorDataset(torch.arange(64), rows)
+loaders = {"prepared": accelerator.prepare(DataLoader(data, batch_size=2, shuffle=True, num_workers=num_workers)),
+           "loaded": lc.data.load(data, batch_size=2, shuffle=True, collate_fn=torch.utils.data.default_collate)}
+seen, sizes, steps = [], [], 0
+for epoch in range(3):
+    seen.append([])
+    for number, batch in loaders[kind]:
+        loss = model(input_ids=batch, labels=batch).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen[-1] += number.tolist()
+        sizes += [len(accelerator.gather(number))]
+        steps += 1
+        if rank == 1 and epoch == 0:
+            told = open(place + "/rows", "a")
+            told.write(" ".join(map(str, number.tolist())) + "\\n")
+            told.close()
+        if rank == 1 and steps == 6:
+            os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(("kind", "num_workers"), [("prepared", 0), ("prepared", 2), ("loaded", 0)])
+def test_the_others_train_on_the_rows_of_a_lost_worker_each_once_an_epoch(
+    new_world: Any, tmp_path: Path, kind: str, num_workers: int
+) -> None:
+    world = new_world(3)
+    world.push(kind=kind, num_workers=num_workers, place=str(tmp_path))
+    text = training(batch=2, weights=False, optimizer=ADAM)
+    world.ok(text[: text.index("losses, step = ")] + LEDGER, plan="async-ps:4")
+    of_lost = [int(row) for line in (tmp_path / "rows").read_text().splitlines()[:4] for row in line.split()]
+    first, second = world.pull("seen", 0), world.pull("seen", 2)  # its first round had come, of four steps
+    for epoch in range(3):
+        counted = Counter([*first[epoch], *second[epoch], *(of_lost if epoch == 0 else [])])
+        repeated = 2 if kind == "prepared" else 0  # 64 rows fill no 11 batches of 6: Accelerate fills up the last one
+        assert set(counted) == set(range(64)) and counted.total() == 64 + repeated
+    assert world.pull("steps", 0) == world.pull("steps", 2)
+    assert world.pull("sizes", 0) == world.pull("sizes", 2)
 
 
 def test_a_server_that_is_killed_ends_the_run_with_its_name(new_world: Any) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from jupyter_llmcloud.training.preflight.automatic import _FirstForward
+from jupyter_llmcloud.core.parallel.plan import parse_plan
+from jupyter_llmcloud.training.preflight.automatic import _FirstForward, _Step
 from tests.support.worlds import Ranks
 
 CELL = """
@@ -85,3 +88,19 @@ def test_a_model_is_looked_at_once_and_its_copies_never() -> None:
     model(rows)
     model(rows)
     assert [batch[0] for batch in seen] == [model] and not first.is_awaited and not model._forward_pre_hooks
+
+
+def test_what_an_lstm_keeps_for_its_backward_pass_counts() -> None:
+    class Tagger(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = torch.nn.LSTM(16, 64, batch_first=True)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.lstm(rows)[0]
+            return output
+
+    accelerator = SimpleNamespace(_optimizers=[], autocast=contextlib.nullcontext)
+    step, _ = _Step(Tagger(), parse_plan("ddp")).measured((torch.ones(8, 20, 16),), {}, accelerator)
+    written = 8 * 20 * 64 * 4  # bytes of what it gives; six times that are kept
+    assert 10 * written < step.activations < 13 * written

@@ -51,6 +51,17 @@ def test_own_files_are_those_of_no_installation(tmp_path: Path) -> None:
     assert not any(map(is_own_file, (os.__file__, torch.__file__, sharded_tensors.__file__, "<stdin>")))
 
 
+def test_a_folder_that_packages_were_installed_into_is_an_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, beside = tmp_path / "target", tmp_path / "beside"
+    (target / "useful-1.0.dist-info").mkdir(parents=True)
+    beside.mkdir()
+    monkeypatch.setattr("sys.path", [*sys.path, str(target), str(beside)])
+    assert not is_own_file(str(target / "useful" / "core.py"))
+    assert is_own_file(str(beside / "lab.py"))
+
+
 def test_two_checkpoints_of_one_step_are_written_apart(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     assert folder.staging(4, 0, 1) != folder.staging(4, 0, 2)

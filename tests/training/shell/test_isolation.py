@@ -26,6 +26,7 @@ found = {
     "decimals": decimal.getcontext().prec,
     "timeout": socket.getdefaulttimeout(),
     "level": logging.getLogger().level,
+    "level of a library": logging.getLogger("transformers").level == logging.INFO,
     "filters": any(row[2] is ResourceWarning and row[0] == "error" for row in warnings.filters),
     "folder": os.getcwd() == os.environ["MY_HOME"] if "MY_HOME" in os.environ else True,
     "path": "/own/path" in sys.path,
@@ -53,6 +54,8 @@ sys.setrecursionlimit(4321)
 decimal.getcontext().prec = 5
 socket.setdefaulttimeout(7)
 logging.getLogger().setLevel("DEBUG")
+import transformers
+transformers.logging.set_verbosity_info()
 warnings.simplefilter("error", ResourceWarning)
 os.chdir("/")
 sys.path.append("/own/path")
@@ -72,6 +75,7 @@ NEW = {
     "decimals": 28,
     "timeout": None,
     "level": 30,
+    "level of a library": False,
     "filters": False,
     "folder": True,
     "path": False,
@@ -92,6 +96,7 @@ CHANGED = {
     "decimals": 5,
     "timeout": 7.0,
     "level": 10,
+    "level of a library": True,
     "filters": True,
     "folder": False,
     "path": True,
@@ -116,6 +121,7 @@ def test_a_fresh_cell_finds_a_new_process_and_leaves_what_others_have_set(world:
     assert looked(after) == CHANGED
     assert "torch.float64" in after
     undo = "import torch, os; torch.set_default_device(None); torch.set_default_dtype(torch.float32)\n"
+    undo += "import transformers; transformers.logging.set_verbosity_warning()\n"
     world.ok(undo + "torch.use_deterministic_algorithms(False); torch.set_grad_enabled(True)")
     world.ok("import os, socket; os.chdir(os.environ['MY_HOME']); socket.setdefaulttimeout(None)")
 

@@ -10,6 +10,9 @@ from jupyter_llmcloud.errors import UsageError
 
 NEEDED = ("load", "predict")
 MAX_SOURCE = 1 << 19  # characters
+# Names by which two parameters are known to stand in the wrong order.
+_OF_MODELS = frozenset({"model", "loaded", "net", "network", "pipe", "pipeline", "estimator", "clf", "classifier"})
+_OF_INPUTS = frozenset({"input", "inputs", "x", "batch", "data", "rows", "text", "texts", "features", "request"})
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ def _check_parameters(source: CellSource, name: str, node: ast.FunctionDef | ast
     if not fits or only:
         line = node.lineno + source.first_line - 1
         raise UsageError(f"%%serve: {source.name}, line {line}: {name} is called with {wanted}.")
+    names = [arg.arg for arg in positional]
+    if name != "load" and required == 2 and names[0].lower() in _OF_MODELS and names[1].lower() in _OF_INPUTS:
+        line = node.lineno + source.first_line - 1
+        raise UsageError(
+            f"%%serve: {source.name}, line {line}: {name} gets the inputs first, then what load() returned: write "
+            f"{name}({names[1]}, {names[0]}), not {name}({names[0]}, {names[1]})."
+        )
 
 
 def _syntax(source: CellSource, error: Exception) -> str:

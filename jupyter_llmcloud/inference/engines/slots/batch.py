@@ -19,6 +19,7 @@ from jupyter_llmcloud.inference.engines.slots.speculation import Speculation
 from jupyter_llmcloud.inference.engines.slots.step import Part, make_step
 
 _PLACED_AT_LEAST = 256
+_SHORT_BURST = 1024  # tokens of prompts: about a second of a small model on one core
 
 
 class Outcome(NamedTuple):
@@ -46,6 +47,7 @@ class RunningBatch:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_tokens = 0
+        self._num_placed = 0
         self.speculation = Speculation()
         self._forward = forward
         self._slots = slots
@@ -98,8 +100,12 @@ class RunningBatch:
                 continue
             self.waiting.popleft()
             self.running.append(sequence)
+            self._num_placed += 1
+            sequence.number = self._num_placed
             if not sequence.generation.score_prompt:
                 self._prefixes.restore(sequence)
+            if sequence.num_generated == 0:
+                sequence.stream.num_reused = sequence.num_cached
             if sequence.num_pending == 1:
                 self._begin_decoding(sequence)
 
@@ -144,13 +150,16 @@ class RunningBatch:
 
     def _parts(self) -> list[Part]:
         parts = []
-        decoding = [sequence for sequence in self.running if sequence.num_pending == 1]
+        decoding = self._decoding()
         room = max(0, self._max_batch_tokens - len(decoding))
         may_guess = self.speculation.allows(len(decoding)) and len(decoding) == len(self.running)
+        chosen = set(map(id, decoding))
         for sequence in list(self.running):
             if sequence.group is None:  # it has just lost its slot to an older one
                 continue
             if sequence.num_pending == 1:
+                if id(sequence) not in chosen:
+                    continue
                 guesses = self._guesses(sequence) if may_guess else []
                 if self._holds(sequence, len(sequence.tokens) + len(guesses)):
                     parts.append(Part(sequence, [sequence.tokens[-1], *guesses], num_scored=1 + len(guesses)))
@@ -158,6 +167,20 @@ class RunningBatch:
                 parts.append(self._part_of_prompt(sequence, room))
                 room -= len(parts[-1].tokens)
         return [part for part in parts if part.sequence.group is not None]
+
+    def _decoding(self) -> list[Sequence]:
+        """Those whose next token is computed in this step.
+
+        One that has had its first token only lets the others of a short burst, which came with it, have theirs.
+        """
+        ready = [sequence for sequence in self.running if sequence.num_pending == 1]
+        if len(ready) == len(self.running):
+            return ready
+        unread = [sequence for sequence in self.running if sequence.num_pending > 1]
+        if sum(sequence.num_pending for sequence in unread) > _SHORT_BURST:
+            return ready
+        oldest = min(sequence.number for sequence in unread)
+        return [one for one in ready if one.num_generated > 1 or one.last_known < oldest]
 
     def _holds(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make its slot large enough, whoever must give way; whether it has one."""
@@ -258,6 +281,8 @@ class RunningBatch:
 
     def _extend(self, sequence: Sequence, new: list[int]) -> None:
         reason = sequence.finish_reason()
+        if not sequence.num_generated:
+            sequence.last_known = self._num_placed
         for token in new:
             sequence.tokens.append(token)
             self.num_tokens += 1

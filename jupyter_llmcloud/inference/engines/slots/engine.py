@@ -17,6 +17,7 @@ from jupyter_llmcloud.inference.engines.loading import LoadedModel
 from jupyter_llmcloud.inference.engines.sampling import ends_of
 from jupyter_llmcloud.inference.engines.slots.batch import Outcome, RunningBatch
 from jupyter_llmcloud.inference.engines.slots.forward import ForwardPass
+from jupyter_llmcloud.inference.engines.slots.gathering import Gathering
 from jupyter_llmcloud.inference.engines.slots.kv_slots import KVSlots
 from jupyter_llmcloud.inference.engines.slots.prefix_store import PrefixStore
 from jupyter_llmcloud.inference.engines.slots.sequence import Sequence
@@ -51,6 +52,7 @@ class SlotEngine(BatchingEngine):
         self._eos = loaded.eos
         self._sequences: set[Sequence] = set()
         self._submitted: list[Sequence] = []
+        self._gathering = Gathering(self._begin)
         self._inbox: queue.SimpleQueue[list[Sequence] | _Change | None] = queue.SimpleQueue()
         self._core = _Core(loaded, budget, max_concurrent)
         self._thread = threading.Thread(target=self._generate, name="slots", daemon=True)
@@ -70,12 +72,11 @@ class SlotEngine(BatchingEngine):
         )
         self._sequences.add(sequence)
         self._submitted.append(sequence)
-        if self._submitted[0] is sequence or self._submitted[0].loop is not sequence.loop:
-            sequence.loop.call_soon(self._begin)
+        self._gathering.added(sequence.loop, is_idle=len(self._sequences) == len(self._submitted))
         return stream
 
     def _begin(self) -> None:
-        """What was submitted in one round of the event loop begins with the same step, and is read together."""
+        """What was submitted at about the same time begins with the same step, and is read together."""
         submitted, self._submitted = self._submitted, []
         if submitted:
             self._inbox.put(submitted)

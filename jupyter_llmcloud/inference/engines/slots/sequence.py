@@ -23,6 +23,8 @@ class Sequence:
         tokens: prompt, then what was generated.
         num_cached: of so many tokens, from the first on, the keys and values are in the slot.
         group, row: the slot; None while it waits.
+        number: of the sequences that were given a slot, which one this is.
+        last_known: the newest that had one when this one got its first token.
         cancelled: nobody waits for it any more; set by the event loop.
         logprobs: those that were asked for: of the prompt's tokens, then of the generated ones.
         drafts: guesses of what comes next.
@@ -37,6 +39,8 @@ class Sequence:
     num_cached: int = 0
     group: SlotGroup | None = None
     row: int = -1
+    number: int = 0
+    last_known: int = 0
     cancelled: bool = False
     logprobs: list[TokenLogprob] = field(default_factory=list)
     drafts: Drafts = field(default_factory=Drafts)

@@ -75,17 +75,19 @@ def _as_dict(message: ChatMessage, place: str) -> dict[str, Any]:
         row["tool_calls"] = [
             _call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(message.tool_calls)
         ]
+    elif message.function_call is not None:  # as calls were written before they were those of tools
+        row["tool_calls"] = [_call(ToolCall(function=message.function_call), f"{place}.function_call", "arguments")]
     return row
 
 
-def _call(call: ToolCall, place: str) -> dict[str, Any]:
+def _call(call: ToolCall, place: str, name: str = "function.arguments") -> dict[str, Any]:
     """Templates write the arguments as JSON themselves: they are given values, not text."""
     arguments: Any = {}
     if call.function.arguments.strip():
         try:
             arguments = json.loads(call.function.arguments)
         except (ValueError, RecursionError):
-            param = f"{place}.function.arguments"
+            param = f"{place}.{name}"
             raise invalid(param, f'{param} must be JSON text, such as \'{{"city": "Paris"}}\'.') from None
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id or "", "type": "function", "function": function}

@@ -39,14 +39,14 @@ class ResponseAnswer:
         self._finish_reason: str | None = None
         self._logprobs: list[dict[str, Any]] = []
 
-    def opening(self) -> bytes:
+    def opening(self, usage: TokenUsage) -> bytes:
         """It is there, and goes on."""
         response = self._response("in_progress", None)
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
         )
 
-    def piece(self, index: int, piece: TextPiece) -> bytes:
+    def piece(self, index: int, piece: TextPiece, usage: TokenUsage) -> bytes:
         """The events of a piece."""
         deltas = self._parser.feed(piece.text)
         if piece.finish_reason is not None:

@@ -79,6 +79,8 @@ class SweepTrial(Response, frozen=True):
     began: float = 0.0
     ended: float | None = None
     num_attempts: Annotated[int, Meta(description="2 of a trial whose ranks were lost once.")] = 1
+    generation: Annotated[int | None, Meta(description="Of a population.")] = None
+    parent: Annotated[int | None, Meta(description="The trial from whose state it goes on.")] = None
 
 
 class Sweep(Response, frozen=True):

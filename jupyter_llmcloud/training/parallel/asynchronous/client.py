@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from jupyter_llmcloud.core.parallel.left_rows import Place
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.group.process_group import watched_sockets
 from jupyter_llmcloud.training.parallel.asynchronous.wire import Wire, as_bytes, as_tensor
@@ -55,12 +57,14 @@ class ParameterClient:
             wire.close()
         self._wires, self._num_meetings = [], 0
 
-    def push(self, model: int, moved: torch.Tensor) -> None:
-        """Send what a model has moved by, flat."""
+    def push(self, model: int, moved: torch.Tensor, places: Mapping[str, Place]) -> None:
+        """Send what a model has moved by, flat, and the places in passes up to which that is."""
         parts = moved.to("cpu", torch.float32).tensor_split(len(self._wires))
+        header = {"op": "push", "model": model, "places": dict(places)}
         with _ClosedOnError(self):
-            for wire, part in zip(self._wires, parts, strict=True):
-                wire.send({"op": "push", "model": model}, as_bytes(part))
+            # The first server keeps the places: what has not come to it is trained by others when this worker is lost.
+            for wire, part in reversed(list(zip(self._wires, parts, strict=True))):
+                wire.send(header, as_bytes(part))
             for wire in self._wires:  # it counts everywhere before anything else is asked
                 wire.receive()
 
@@ -94,6 +98,14 @@ class ParameterClient:
             found[int(worker)] = bytes(data[at : at + size])
             at += size
         return found
+
+    def end_phase(self, key: str, phase: int) -> tuple[list[int], dict[int, Place]]:
+        """Wait for all workers that are in this pass; returns who is there, and the places of those that are lost."""
+        asked = {"op": "phase", "key": key, "phase": phase, "num_meetings": self._num_meetings}
+        header, _ = self._ask(asked)
+        self._num_meetings = max(self._num_meetings, int(header["num_meetings"]))
+        left = {int(worker): (int(phase), int(number)) for worker, (phase, number) in header["left"].items()}
+        return list(header["takers"]), left
 
     def about(self, model: int) -> dict[str, Any]:
         """What has become of the workers in this cell."""

@@ -105,6 +105,7 @@ class ParameterServer:
         match asked["op"]:
             case "push":
                 self._push(worker, session, int(asked["model"]), as_tensor(data))
+                session.note_trained(worker, int(asked["model"]), asked["places"])
                 wire.send({})
             case "pull":
                 self._pull(wire, worker, int(asked["model"]))
@@ -118,6 +119,8 @@ class ParameterServer:
                 given = session.meet(wire, worker, int(asked["number"]), bytes(data))
                 sizes = {str(other): len(part) for other, part in given.items()}
                 wire.send({"sizes": sizes}, b"".join(given.values()))
+            case "phase":
+                wire.send(session.end_phase(wire, worker, asked["key"], asked["phase"], asked["num_meetings"]))
             case "about":
                 about = {"lost": session.lost(), "rounds": session.rounds(int(asked["model"])), "oldest": self.oldest}
                 wire.send(about)

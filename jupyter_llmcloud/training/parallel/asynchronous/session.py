@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jupyter_llmcloud.core.parallel.left_rows import PassEnds
 from jupyter_llmcloud.core.parallel.worker_rounds import WorkerRounds
 from jupyter_llmcloud.training.parallel.asynchronous.wire import ServerGone, Wire
 
@@ -29,6 +30,7 @@ class WorkerSession:
         self._gone: dict[int, bool] = {}  # workers that are done (True) or lost (False)
         self._given: dict[int, dict[int, bytes]] = {}
         self._results: dict[int, dict[int, bytes]] = {}
+        self._passes = PassEnds()
         self._is_over = False
 
     def num_live(self) -> int:
@@ -39,7 +41,7 @@ class WorkerSession:
     def lost(self) -> list[int]:
         """Workers that have gone."""
         with self._changed:
-            return [worker for worker, is_done in self._gone.items() if not is_done]
+            return self._lost()
 
     def rounds(self, model: int) -> list[int]:
         """How many rounds each worker has finished with a model."""
@@ -71,12 +73,35 @@ class WorkerSession:
     def _is_complete(self, number: int) -> bool:
         if number in self._results:
             return True
-        awaited = self._live() if number == _END else [worker for worker in self._live() if worker not in self._gone]
+        awaited = self._live()
+        if number != _END:
+            awaited = [worker for worker in self._training() if not self._passes.is_waiting(worker)]
         if not all(worker in self._given[number] for worker in awaited):
             return False
         self._results = {key: value for key, value in self._results.items() if key >= number - 1}
         self._given = {key: value for key, value in self._given.items() if key == _END or key >= number - 1}
         return True
+
+    # --- the ends of passes ---
+
+    def note_trained(self, worker: int, model: int, places: Mapping[str, Sequence[int]]) -> None:
+        """What a worker has sent of a model is up to these places in its passes."""
+        with self._changed:
+            for key, (phase, number) in places.items():
+                self._passes.note(worker, model, key, (phase, number))
+
+    def end_phase(self, wire: Wire, worker: int, key: str, phase: int, num_meetings: int) -> dict[str, Any]:
+        """A worker has trained on all it has in a phase of a pass, and has sent that; waits for the others.
+
+        What those that were lost have left is given out once, to those that wait here; and all count their meetings
+        alike again, of which they may have had different numbers.
+        """
+        with self._changed:
+            self._passes.arrive(worker, key, phase, num_meetings)
+            self._set_waiting(worker, True)
+            self._wait(wire, lambda: self._passes.settle(key, phase, self._training(), self._lost()))
+            self._set_waiting(worker, False)
+            return self._passes.answer(key, phase)
 
     def lose(self, worker: int) -> None:
         """The connection of a worker has ended; nothing when it was done."""
@@ -103,6 +128,12 @@ class WorkerSession:
 
     def _live(self) -> list[int]:
         return [worker for worker in range(self._settings[0]) if self._gone.get(worker, True)]
+
+    def _training(self) -> list[int]:
+        return [worker for worker in range(self._settings[0]) if worker not in self._gone]
+
+    def _lost(self) -> list[int]:
+        return [worker for worker, is_done in self._gone.items() if not is_done]
 
     def _of(self, model: int) -> WorkerRounds:
         if model not in self._rounds:

@@ -2,7 +2,8 @@
 
 Every rank is a worker. The first `servers` ranks hold the parameters, cut between them, in threads of their own. After
 its round a worker sends what it has moved by and goes on with what the servers hold then; it waits for nobody who is
-less than `staleness` rounds behind. A worker that is lost is not waited for, and loses what it had not sent.
+less than `staleness` rounds behind, but at the end of a pass. A worker that is lost is not waited for, and what it
+had not sent is lost; the others take over the rows of that, and those that it had still to train on.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jupyter_llmcloud.core.parallel.left_rows import Place
 from jupyter_llmcloud.training.diagnostics.time_split import BLOCKED, TIMES
 from jupyter_llmcloud.training.group.process_group import own_address
 from jupyter_llmcloud.training.parallel.asynchronous.client import ParameterClient
+from jupyter_llmcloud.training.parallel.asynchronous.rows import SharedPasses, adopt
 from jupyter_llmcloud.training.parallel.asynchronous.server import ParameterServer
 from jupyter_llmcloud.training.parallel.asynchronous.shard import ParameterShard
 from jupyter_llmcloud.training.parallel.asynchronous.wire import as_bytes, as_tensor, close_in_children
@@ -105,12 +108,14 @@ class AsyncParameterServer(LocalSGD):
         self._client: ParameterClient | None = None
         self._server: ParameterServer | None = None
         self._token = secrets.token_hex(16)
+        self._passes = SharedPasses(self.rank, self._end_phase)
         _tell_children()
 
     # --- the cell ---
 
     def begin(self, cell_key: str) -> None:
         self._session = cell_key
+        self._passes = SharedPasses(self.rank, self._end_phase)
 
     def close(self) -> None:
         if self._client is not None:
@@ -186,13 +191,17 @@ class AsyncParameterServer(LocalSGD):
 
     def stepped(self, replica: ModelReplica) -> None:
         assert isinstance(replica, ServedReplica)
-        if not self._is_open:  # the model was prepared in an earlier cell
-            self._servers.open(self._session)
-            for other in self._served:
-                other.begun = WAITING.clock()
+        self._open()
         if replica.num_left >= replica.round_steps:
             with TIMES.within(BLOCKED):
                 self.exchange(replica)
+
+    def _open(self) -> None:
+        """Where a model was prepared in an earlier cell, nobody has connected yet in this one."""
+        if not self._is_open:
+            self._servers.open(self._session)
+            for other in self._served:
+                other.begun = WAITING.clock()
 
     def exchange(self, replica: ModelReplica) -> None:
         """A round is finished: send what has moved, and go on with what the servers hold."""
@@ -204,8 +213,31 @@ class AsyncParameterServer(LocalSGD):
 
     def _push(self, replica: ServedReplica) -> None:
         now = replica.flat()
-        self._servers.push(replica.number, replica.pulled - now)
+        self._servers.push(replica.number, replica.pulled - now, self._passes.places)
         replica.pulled, replica.num_left = now, 0  # a Stop may come before anything is pulled
+
+    # --- the rows ---
+
+    def shared_pass(self, loader: Any, own: Iterator[Any]) -> Iterator[Any]:
+        """A pass over a loader: the share of this worker, and while models train what lost workers have left, too."""
+        if not any(replica.model is not None and replica.model.training for replica in self._served):
+            return own
+        if self.world_size == 1 or (sampler := adopt(loader)) is None:
+            return own
+        self._open()
+        return self._passes.begin(loader, sampler, own)
+
+    def _end_phase(self, key: str, phase: int) -> tuple[list[int], dict[int, Place]]:
+        """Everything is sent before the others are waited for; all begin what comes next with the same values."""
+        served = [replica for replica in self._served if replica.model is not None and replica.model.training]
+        for replica in served:
+            if replica.num_left:
+                self._push(replica)
+        with WAITING.block():
+            answer = self._servers.end_phase(key, phase)
+        for replica in served:
+            replica.adopt(self._servers.pull(replica.number))
+        return answer
 
     def end(self) -> None:
         if not self._is_open:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -79,6 +79,9 @@ def trained(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
 @runtime_checkable
 class Asynchronous(Protocol):
     """A strategy whose workers meet at its own servers, not in the process group, where they meet at all."""
+
+    def shared_pass(self, loader: Any, own: Iterator[Any]) -> Iterator[Any]:
+        """A pass over a loader, whose batches of this worker are `own`."""
 
     def gathered(self, value: torch.Tensor) -> list[torch.Tensor]:
         """The value of every worker that trains, in the order of ranks; waits for them."""

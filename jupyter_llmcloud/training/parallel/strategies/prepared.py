@@ -46,11 +46,8 @@ class PreparedModels:
                 if new is None:
                     optimizer.state.pop(parameter, None)
                     continue
-                if new is not parameter and optimizer.state.pop(parameter, None):
-                    raise UsageError(
-                        "the optimizer has made steps before its model was spread over the ranks, and what it knows of "
-                        "each parameter does not fit any more. Make a new one, or prepare the model first."
-                    )
+                if new is not parameter and (state := optimizer.state.pop(parameter, None)):
+                    optimizer.state[new] = _as_begun(state, parameter, new)
                 if id(new) not in seen:
                     seen.add(id(new))
                     kept.append(new)
@@ -59,6 +56,21 @@ class PreparedModels:
     def is_stale(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer trains parameters that no model has any more."""
         return any(parameter in self._successors for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _as_begun(state: dict[str, Any], old: torch.Tensor, new: torch.Tensor) -> dict[str, Any]:
+    """What an optimizer knows of a parameter before its first step, for another one; Adagrad fills it in at once."""
+    found = dict(state)
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.shape == old.shape and value.ndim:
+            is_filled = value.numel() > 0 and bool((value == value.flatten()[0]).all())
+            found[name] = torch.full_like(new, value.flatten()[0].item()) if is_filled else None
+    if "step" not in state or float(state["step"]) or any(value is None for value in found.values()):
+        raise UsageError(
+            "the optimizer has made steps before its model was spread over the ranks, and what it knows of "
+            "each parameter does not fit any more. Make a new one, or prepare the model first."
+        )
+    return found
 
 
 class _ByIdentity:

@@ -1,0 +1,109 @@
+"""A Stop becomes a KeyboardInterrupt of the cell; of a cell that goes on all the same, until it has ended.
+
+Loops that catch everything (`except: continue`) take an interrupt for a bad batch. The last rung of a Stop is to kill
+the rank, and its variables with it: a while before that, interrupts come again and again, and the next line that the
+cell or what it called comes to after one raises another, which is inside the handler that has caught the first.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+PATIENCE_S = 4.0  # after the first interrupt; the agent kills 6.5 seconds after the Stop
+GIVEN_UP_S = 10.0
+BETWEEN_S = (0.001, 0.004)  # not regular: a loop may be as regular
+
+
+class Interrupts:
+    """Those of one rank.
+
+    Args:
+        is_cell: whether code of this file is a cell's.
+        is_drawing: whether a traceback is drawn, when what was asked for has been done already.
+
+    Attributes:
+        executing: a cell is being executed.
+    """
+
+    def __init__(self, is_cell: Callable[[str], bool], is_drawing: Callable[[], bool]) -> None:
+        self.executing = False
+        self._is_cell = is_cell
+        self._is_drawing = is_drawing
+        self._ended: threading.Event | None = None  # of the cell that was interrupted
+        self._insists = False
+        self.catch()
+
+    def catch(self) -> None:
+        """Take the signal; an earlier cell may have set a handler of its own."""
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def begin(self) -> None:
+        """A cell is executed from now on."""
+        self._let_go()  # of an interrupt that came as the one before ended
+        self.executing = True
+
+    def end(self) -> None:
+        """It has ended."""
+        self.executing = False
+        self._let_go()
+        if sys.gettrace() == self._trace:
+            sys.settrace(None)
+
+    def _let_go(self) -> None:
+        self._insists = False
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.set()
+
+    def press(self) -> None:
+        """Interrupt the cell. Called in another thread than the one that executes it."""
+        if self.executing and self._ended is None:
+            self._ended = threading.Event()
+            threading.Thread(target=self._insist, args=(self._ended,), name="llmcloud-stop", daemon=True).start()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def _insist(self, ended: threading.Event) -> None:
+        if ended.wait(PATIENCE_S):
+            return
+        self._insists = self._ended is ended
+        deadline = time.monotonic() + GIVEN_UP_S
+        while not ended.wait(random.SystemRandom().uniform(*BETWEEN_S)) and time.monotonic() < deadline:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def _on_signal(self, _: int, frame: FrameType | None) -> None:
+        if not self.executing or self._is_drawing():
+            return
+        if self._insists:
+            inside = list(self._inside_cell(frame))
+            if not inside:
+                return  # it has left the cell
+            for one in inside:
+                one.f_trace = self._trace
+            sys.settrace(self._trace)
+        raise KeyboardInterrupt
+
+    def _inside_cell(self, frame: FrameType | None) -> Iterator[FrameType]:
+        """The frames from this one to the outermost of the cell; none when the code is in no cell."""
+        frames = []
+        while frame is not None:
+            frames.append(frame)
+            if self._is_cell(frame.f_code.co_filename):
+                yield from frames
+                frames = []
+            frame = frame.f_back
+
+    def _trace(self, _: FrameType, event: str, __: Any) -> Any:
+        """Called by Python, which lets go of it as soon as it has raised."""
+        if event == "call":
+            return None
+        if event == "line" and self.executing:
+            raise KeyboardInterrupt
+        return self._trace

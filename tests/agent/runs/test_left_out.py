@@ -1,0 +1,62 @@
+"""A run whose slow host is left out: it goes on without it, from the step at which it was, and does not take it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import pytest
+
+from jupyter_llmcloud.storage.journal import read_all
+from tests.support.worlds import AgentProcess, Ranks
+
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
+
+# One rank, by its process, sleeps in each step: the other one waits for it.
+CELL = """
+import os, time, torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+slow = os.getpid() == SLOW
+accelerator = Accelerator()
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+loader = DataLoader(TensorDataset(torch.randn(4000, 4)), batch_size=4)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+sizes = []
+for epoch in range(40):
+    for (x,) in loader:
+        if slow:
+            time.sleep(0.1)
+        accelerator.backward((model(x) - 1).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        sizes.append(world_size)
+        time.sleep(0.005)
+    if world_size == 1 and epoch:
+        break
+"""
+
+
+@pytest.mark.parametrize("is_leaders", [False, True])
+def test_a_run_goes_on_without_its_slow_host(own_agent: Callable[..., AgentProcess], is_leaders: bool) -> None:
+    leader, other = own_agent(slots=1), own_agent(slots=1)
+    ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
+    slow = 0 if is_leaders else 1
+    code = CELL.replace("SLOW", str(ranks.pids()[slow]))
+    options: dict[str, Any] = {"elastic": "1:2", "max_restarts": 1, "checkpoint_every": 50, "hang_after_s": 60.0}
+    running = ranks.send(code, spec={"watch": "straggler=scale", "elastic": "1:2"}, **options)
+    outcome = running.end()
+    record = outcome.record
+    assert outcome.state == "finished", (record.errors, record.history)
+    assert (record.num_restarts, record.num_resizes, record.world_size) == (0, 1, 1)
+    assert [size for size, _ in groupby(ranks.pull("sizes"))] == [2, 1]
+    marks = list(read_all(outcome.folder.marks))
+    [alert] = [mark for mark in marks if mark["mark"] == "alert"]
+    assert alert["text"].endswith("; the run goes on without its host (--watch straggler=scale)")
+    [resize] = [mark for mark in marks if mark["mark"] == "resize"]
+    assert resize["text"].startswith(f"rank {slow} is slow, its host is left out; resumed from step ")
+    ranks.end()

@@ -1,0 +1,46 @@
+"""Compressed bodies: told back as they were, or refused in words, whatever their bytes are."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+
+from jupyter_llmcloud.core.serving.content_encoding import check_encoding, decoded
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
+
+BODY = b'{"model": "tiny", "prompt": "hello"}'
+WITHOUT_HEADER = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+RAW = WITHOUT_HEADER.compress(BODY) + WITHOUT_HEADER.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sent"),
+    [("", BODY), ("identity", BODY), ("gzip", gzip.compress(BODY)), (" GZIP ", gzip.compress(BODY)),
+     ("deflate", zlib.compress(BODY)), ("deflate", RAW)],
+)  # fmt: skip
+def test_a_body_is_what_it_was_before(encoding: str, sent: bytes) -> None:
+    check_encoding(encoding)
+    assert decoded(sent, encoding, len(BODY)) == BODY
+
+
+def test_a_small_body_that_holds_a_large_one_is_too_large() -> None:
+    with pytest.raises(ApiError) as refused:
+        decoded(gzip.compress(b" " * 50_000_000), "gzip", 1 << 20)
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("sent", [b"", b"{}", gzip.compress(BODY)[:-9], b"\x1f\x8b" + b"\0" * 40])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_is_not_what_it_says_it_is_is_refused(encoding: str, sent: bytes) -> None:
+    with pytest.raises(ApiError, match="Content-Encoding") as refused:
+        decoded(sent, encoding, 1 << 20)
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "\N{SNOWMAN}"])
+def test_another_encoding_is_refused_by_its_name(encoding: str) -> None:
+    with pytest.raises(ApiError, match="gzip, deflate") as refused:
+        check_encoding(encoding)
+    assert refused.value.status == 415

@@ -1,0 +1,65 @@
+"""A Stop of a cell that catches interrupts as it catches everything."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from tests.support.worlds import Ranks, alive, until
+
+# The rank is in `sleep` when a signal comes, hardly ever in a handler.
+ENDLESS = {
+    "a loop that skips what fails": """
+        while True:
+            try:
+                time.sleep(1)
+            except:
+                continue
+    """,
+    "a function that suppresses everything": """
+        def train():
+            for _ in range(10**9):
+                with contextlib.suppress(BaseException):
+                    time.sleep(1)
+        train()
+    """,
+}
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("loop", ENDLESS.values(), ids=ENDLESS)
+def test_a_stop_ends_a_cell_that_catches_everything_and_keeps_its_variables(world: Ranks, loop: str) -> None:
+    body = "\n".join(line[8:] for line in loop.splitlines())
+    running = world.send(f"import contextlib, time\nkept_over_all = 7\nprint('in it')\n{body}")
+    stopped = running.wait_for("in it").stop().end()
+    assert "ranks 0-1: stopped, variables kept" in stopped.report
+    assert world.ok("import sys\nkept_over_all, sys.gettrace()").results() == ["(7, None)", "(7, None)"]
+
+
+PROCESSES = """
+import multiprocessing, signal, subprocess, time
+context = multiprocessing.get_context("fork")
+
+def deaf():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(1000)
+
+own = context.Process(target=deaf)
+worker = context.Process(target=time.sleep, args=(1000,), daemon=True)
+own.start(), worker.start()
+program = subprocess.Popen(["sleep", "1000"])
+server = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+print("pids", own.pid, program.pid, worker.pid, server.pid)
+program.wait()
+"""
+
+
+def test_a_stop_is_for_the_processes_that_the_cell_has_started_but_for_workers_and_servers(world: Ranks) -> None:
+    stopped = world.send(PROCESSES, ranks=[0]).wait_for("pids").stop().end()
+    own, program, worker, server = map(int, re.findall(r"\d+", stopped.text(0)))
+    until(lambda: not alive(own) and not alive(program), "the processes of the cell have ended")
+    assert alive(worker) and alive(server)
+    os.kill(server, 9)
+    world.ok("worker.kill(), worker.join(), server.wait()", ranks=[0])
