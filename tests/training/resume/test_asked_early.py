@@ -16,7 +16,9 @@ class Sender:
 
 def test_what_was_asked_for_before_the_cell_began_is_due_in_it_and_not_in_the_next_one() -> None:
     checkpointer = Checkpointer(Sender(), Steps(), lambda: None, 0)  # type: ignore[arg-type]
-    cell = Execute(world_id="w", run_id="r", name="r", folder="/nowhere", code="pass", filename="<cell>", max_restarts=1)
+    cell = Execute(
+        world_id="w", run_id="r", name="r", folder="/nowhere", code="pass", filename="<cell>", max_restarts=1
+    )
     checkpointer.save_at(174)
     checkpointer.begin(cell, {}, set())
     assert checkpointer._schedule.asked_at == 174
