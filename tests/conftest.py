@@ -161,6 +161,12 @@ def own_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield root
 
 
+@pytest.fixture
+def not_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this test starts is no fork of another process: it kills some of it, and watches how the rest ends."""
+    monkeypatch.delenv("LLMCLOUD_TEST_PRELOADED")
+
+
 @pytest.fixture(scope="module")
 def module_root() -> Iterator[Path]:
     """The same for all tests of a module."""

@@ -394,6 +394,7 @@ def test_a_cluster_without_its_owner_ends_with_its_lease(own_server: Callable[..
     assert list((config.runtime_dir() / "c").iterdir()) == []
 
 
+@pytest.mark.usefixtures("not_preloaded")
 def test_a_killed_host_leaves_a_run_training_and_then_the_agents_end(
     own_server: Callable[..., Server], tmp_path: Path
 ) -> None:

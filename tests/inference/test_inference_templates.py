@@ -21,7 +21,6 @@ from jupyter_llmcloud.inference.openai.completion import ServedModel
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt
 from jupyter_llmcloud.inference.openai.requests import decode_chat
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_level_tokenizer, one_thread, save_tiny_llama
-from tests.support.worlds import ORDINARY
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -32,12 +31,6 @@ LOOPS_WHEN_ASKED = "{% if messages[0].content == 'loop' %}" + LOOP + "{% endif %
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture
-def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is killed is the process itself, and none that stands for it and takes a moment to end it."""
-    monkeypatch.setenv(ORDINARY, "1")
 
 
 @pytest.fixture
@@ -93,7 +86,7 @@ def test_many_are_rendered_at_once(templates: Templates) -> None:
         assert list(rendered) == texts
 
 
-@pytest.mark.usefixtures("ordinary")
+@pytest.mark.usefixtures("not_preloaded")
 def test_a_process_that_was_killed_is_replaced(templates: Templates) -> None:
     templates.render(CHAT_TEMPLATE, {}, MESSAGES)
     templates._idle[0]._process.kill()
