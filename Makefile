@@ -38,14 +38,14 @@ lab: $(BUILT)  ## open JupyterLab on notebooks/
 test: setup  ## run the tests; ARGS="-k name" for some of them, WORKERS=0 for one process
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-stories: setup  ## run the notebooks as a user does, and the other tests that take as long; ARGS and WORKERS as above
-	$(BIN)/python -m pytest -n $(WORKERS) -m "story and not soak" $(ARGS)
+stories: setup  ## run what a user sees: JupyterLab in a browser, whole notebooks, and what else takes as long
+	$(BIN)/python -m pytest -n $(WORKERS) -m "(story or browser) and not soak" $(ARGS)
 
 quick: $(BUILT)  ## the tests of rules and values, and lint, in less than a minute
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync quick-lint quick-tests
 
 quick-tests:
-	$(BIN)/python -m pytest -q -m "not alone and not slow and not soak and not story" $(QUICK) $(ARGS)
+	$(BIN)/python -m pytest -q -m "not alone and not slow and not soak and not story and not browser" $(QUICK) $(ARGS)
 
 quick-lint: lint
 

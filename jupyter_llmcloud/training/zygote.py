@@ -87,6 +87,7 @@ def preload() -> None:
 
     import accelerate  # noqa: F401
     import torch  # noqa: F401
+    from pygments.lexers import PythonLexer
 
     from jupyter_llmcloud.system.transparent_frames import make_transparent
     from jupyter_llmcloud.training import model_imports
@@ -97,6 +98,7 @@ def preload() -> None:
 
     make_transparent(f"jupyter_llmcloud.training.{part}" for part in _BETWEEN)
     make_shell()
+    PythonLexer()  # the first one compiles its expressions: else it were each rank with its first error
     for patch in patches.CATALOGUE:
         patch.check_once()
 

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_root")]
 COUNT = "import time\nfor i in range(10**6):\n    run.log(x=1.0, step=i)\n    time.sleep(0.02)"
 
 
+@pytest.mark.story
 def test_ranks_outlive_the_scheduler_and_control_is_back() -> None:
     """SIGKILL to the process that holds scheduler and nannies: a run trains on, and the next question finds the cluster.
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import leaks
 from tests.support.portrait import COMPARED
-from tests.support.worlds import AgentProcess, Ranks, alive, until
+from tests.support.worlds import ORDINARY, AgentProcess, Ranks, alive, until
 
 STAND_IN = Path(__file__).parents[1] / "support/preloaded/stand_in.py"
 
@@ -40,9 +40,7 @@ def started() -> Iterator[tuple[Ranks, psutil.Process, psutil.Process]]:
         agent.end()
 
 
-def test_the_second_zygote_of_a_session_is_forked_from_one_that_has_imported_all() -> None:
-    with started():
-        pass  # the first of its kind is started as a user's is, and may have been in another test
+def test_a_zygote_is_forked_from_one_that_has_imported_all() -> None:
     with started() as (world, child, zygote):
         assert child != zygote
         assert zygote.cmdline()[1:3] == ["-m", "jupyter_llmcloud.training.zygote"]
@@ -85,15 +83,16 @@ def portrait(folder: Path, *options: str, **env: str) -> Iterator[tuple[subproce
 def test_a_program_that_is_forked_finds_what_one_that_is_started_finds(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    with portrait(tmp_path, *options) as (process, started):
+    with portrait(tmp_path, *options, **{ORDINARY: "1"}) as (process, started):
         assert started["pid"] == process.pid
+        del started["environ"][ORDINARY]
     with portrait(tmp_path, *options) as (process, forked):
         assert forked["pid"] != process.pid
         assert {name: forked[name] for name in COMPARED} == {name: started[name] for name in COMPARED}
 
 
 def test_signals_and_ends_go_through_both_ways(tmp_path: Path) -> None:
-    with portrait(tmp_path), portrait(tmp_path) as (process, first), portrait(tmp_path) as (other, second):
+    with portrait(tmp_path) as (process, first), portrait(tmp_path) as (other, second):
         assert first["draws"] != second["draws"] and {first["pid"], second["pid"]}.isdisjoint({process.pid, other.pid})
         process.terminate()
         assert process.wait(20) == 5
@@ -102,6 +101,14 @@ def test_signals_and_ends_go_through_both_ways(tmp_path: Path) -> None:
     with portrait(tmp_path) as (process, told):
         process.kill()
         until(lambda: not alive(told["pid"]), "it ends with what stands for it")
+
+
+def test_what_is_unlike_the_first_of_its_kind_is_started_the_first_time(tmp_path: Path) -> None:
+    are_forked = []
+    for mark in ("", "", "other", "other"):
+        with portrait(tmp_path, **({"ANOTHER": mark} if mark else {})) as (process, told):
+            are_forked.append(told["pid"] != process.pid)
+    assert are_forked == [True, True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_a_restart_for_more_slots_than_there_are_ends_nothing_and_names_who_has_
     assert len(first.ok("%%distribute\nrank").text.splitlines()) == 4
 
 
+@pytest.mark.story
 def test_who_waits_for_slots_is_no_error_in_the_log_of_the_server(server: NotebookServer) -> None:
     first, second = server.open("first.ipynb"), server.open("second.ipynb")
     before = len(server.log.read_text())

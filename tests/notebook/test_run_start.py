@@ -45,6 +45,7 @@ def record() -> RunRecord | None:
     return runs[0] if runs else None
 
 
+@pytest.mark.story
 def test_a_first_cell_shows_what_is_done_at_once_and_then_its_run(
     kernel: tuple[KernelManager, BlockingKernelClient],
 ) -> None:

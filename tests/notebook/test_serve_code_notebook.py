@@ -107,6 +107,7 @@ CELLS: dict[str, str] = {
 FAILS = ("fail", "broken", "no predict")
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_classifiers_and_code_are_served_from_a_notebook(shared_server: ServerClient, tmp_path: Path) -> None:
     pytest.importorskip("tritonclient")

@@ -150,6 +150,7 @@ def test_nothing_in_a_table_can_move_the_cursor() -> None:
     assert "\x1b" not in format_table(["name"], [["\x1b[2Jgone\x07"]])
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_serve_answers_with_a_real_model_until_ctrl_c_and_leaves_nothing(headless_root: Path, real_model: Path) -> None:
     import httpx

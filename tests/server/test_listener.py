@@ -55,6 +55,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "cert.pem", folder / "key.pem"
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_serve_answers_by_tls_to_who_knows_its_certificate_and_prints_what_to_paste(
     headless_root: Path, real_model: Path, certificate: tuple[Path, Path], tmp_path: Path

@@ -43,6 +43,7 @@ from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
 
 DEADLINE_S = 60.0
 ORDINARY = "LLMCLOUD_TEST_ORDINARY"  # in an agent's environment: its zygote is started as a user's is
+HASH_SEED = "6640"  # Dask's nannies hand it down: agents of tests are like those of clusters
 NUM_SLOTS = 64  # of the agents of the session: room for many worlds whose cells wait at the same time
 _numbers = itertools.count(1)
 
@@ -148,7 +149,7 @@ class AgentProcess:
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PYTHONHASHSEED": HASH_SEED, **(env or {})},
             start_new_session=True,
         )
         announced = self.folder / "agent.json"

@@ -228,6 +228,7 @@ def tampered(tmp_path: Path) -> Iterator[Callable[[dict[str, list[tuple[str, str
         agent.end()
 
 
+@pytest.mark.story
 def test_a_trainer_with_another_signature_trains_and_the_run_says_what_is_off(
     tampered: Callable[[dict[str, list[tuple[str, str]]]], Ranks],
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_trainer_with_another_signature_trains_and_the_run_says_what_is_off(
     assert "Traceback" not in outcome.text(kind="stderr")
 
 
+@pytest.mark.story
 def test_a_loader_with_another_signature_trains_without_checkpoints_and_the_run_says_so(
     tampered: Callable[[dict[str, list[tuple[str, str]]]], Ranks],
 ) -> None:

@@ -260,6 +260,7 @@ def test_what_a_killed_rank_had_started_ends_with_it(new_world: Callable[..., Ra
     until(lambda: not any(map(alive, children)), "workers and subprocesses have ended", 2)
 
 
+@pytest.mark.story
 def test_nothing_outlives_a_killed_zygote_nor_then_a_killed_agent() -> None:
     agent = AgentProcess(env={ORDINARY: "1"})
     try:

@@ -11,6 +11,11 @@ IMPORTS = {
     ),
     "jupyterlab": ("jupyterlab.labapp", "jupyter_llmcloud.server.extension"),
     "ipykernel_launcher": ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell"),
+    "jupyter_llmcloud.inference": (  # which is forked from a zygote too, where its agent has one
+        *("torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"),
+        *("transformers.models.auto.tokenization_auto", "jupyter_llmcloud.inference.__main__"),
+        "jupyter_llmcloud.inference.engines.loading",
+    ),
     "jupyter_llmcloud.inference.openai.chat.template_process": ("transformers.utils.chat_template_utils", "jinja2"),
     "tests.support.portrait": (
         "json",

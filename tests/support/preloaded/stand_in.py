@@ -15,6 +15,15 @@ import kinds
 # What may differ from the mother's environment: read when it is used, or the same for all tests of a session.
 FREE = (
     *("LLMCLOUD_", "JUPYTER_", "JPY_", "PYTEST_", "IPYTHON", "DASK_", "SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    *(
+        "CLICOLOR",
+        "FORCE_COLOR",
+        "GIT_PAGER",
+        "PAGER",
+        "PYDEVD_",
+        "KERNEL_",
+        "JUPYTERLAB_",
+    ),  # from a kernel, from a Lab
     *("HOME", "HF_HOME", "MPLCONFIGDIR", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES", "TERM", "SSH_", "XDG_"),
 )
 # What else a process has from the one that has started it: all of it is the mother's, so it must be the same.
@@ -110,8 +119,19 @@ def _connects(connection, path):
     return True
 
 
+def _is_first_of(kind, folder):
+    try:
+        os.close(os.open(os.path.join(folder, f"{kind}.first"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError:
+        return False
+    return True
+
+
 def _starts(path, kind, options):
-    """Start a mother for processes like this one, when it is the second of its kind; whether there is one then."""
+    """Start a mother for processes like this one; whether there is one then.
+
+    The first of a kind starts one at once: it is what most are like. Others do when they are the second of theirs.
+    """
     try:
         lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -120,8 +140,9 @@ def _starts(path, kind, options):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.path.exists(path):
             return True
-        if not os.read(lock, 1):
-            os.write(lock, b"1")
+        is_first = not os.read(lock, 1)
+        os.write(lock, b"1")
+        if is_first and not _is_first_of(kind, os.path.dirname(path)):
             return False
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(path)

@@ -38,7 +38,11 @@ def note(worker):
 def gather(batch): return torch.stack(batch).sum()
 def wrap(batch): return Batch(torch.stack(batch) * SCALE, started)
 """
-CONTEXTS = ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.soak)]
+CONTEXTS = [
+    "fork",
+    pytest.param("spawn", marks=pytest.mark.story),  # each worker imports torch
+    pytest.param("forkserver", marks=pytest.mark.soak),
+]
 
 
 @pytest.fixture(scope="module")

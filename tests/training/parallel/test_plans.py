@@ -93,7 +93,9 @@ def test_a_run_goes_on_under_other_plans_as_if_nothing_had_been(four: Ranks) -> 
     close(four.pull("state"), state, 1e-3)
 
 
-@pytest.mark.parametrize("plan", ["tp:4", pytest.param("tp+fsdp", marks=pytest.mark.soak), "pipeline:4"])
+@pytest.mark.parametrize(
+    "plan", ["pipeline:4", *(pytest.param(plan, marks=pytest.mark.story) for plan in ("tp:4", "tp+fsdp"))]
+)
 def test_ranks_that_share_a_batch_shuffle_alike_whatever_they_have_drawn(four: Ranks, plan: str) -> None:
     cell = training(batch=EXACT[plan], layers=4, shuffle=True, weights=False)
     drawn = "optimizer = torch.optim"  # before the loader is made
@@ -109,7 +111,12 @@ def test_ranks_that_share_a_batch_shuffle_alike_whatever_they_have_drawn(four: R
 
 
 @pytest.mark.parametrize(
-    "plan", ["pipeline:4", pytest.param("local-sgd:3", marks=pytest.mark.soak), "diloco:6,fragments=3,delay=1,bits=8"]
+    "plan",
+    [
+        pytest.param("pipeline:4", marks=pytest.mark.story),
+        pytest.param("local-sgd:3", marks=pytest.mark.soak),
+        "diloco:6,fragments=3,delay=1,bits=8",
+    ],
 )
 def test_a_run_goes_on_under_its_own_plan_exactly(four: Ranks, plan: str) -> None:
     def cell(_: str) -> str:
@@ -228,7 +235,7 @@ def test_a_spread_model_outlives_a_rank_that_fails(four: Ranks, plan: str) -> No
     close(four.pull("before"), kept)
 
 
-@pytest.mark.parametrize("plan", [pytest.param("fsdp", marks=pytest.mark.soak), "tp+fsdp", "local-sgd:3"])
+@pytest.mark.parametrize("plan", ["fsdp", pytest.param("tp+fsdp", marks=pytest.mark.story), "local-sgd:3"])
 def test_a_spread_model_is_saved_as_the_plain_one_and_loads(four: Ranks, plan: str) -> None:
     from transformers import LlamaForCausalLM
 

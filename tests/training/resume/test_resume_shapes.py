@@ -49,7 +49,7 @@ VARIANTS = {
 }
 
 
-LONG = {"compiled", "trainer own checkpoints"}  # as long as a notebook: make stories tries them
+LONG = {"compiled", "fully_shard", "trainer own checkpoints"}  # as long as a notebook: make stories tries them
 
 
 def sometimes(names: Iterable[str]) -> list[Any]:
