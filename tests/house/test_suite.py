@@ -126,6 +126,15 @@ def test_the_rest_of_a_crashed_worker_goes_to_the_others_and_what_it_ran_does_no
     assert sorted(test for _, test in run_all(scheduler, [second])) == ["m::2", "m::3", "x::1", "y::1"]
 
 
+@pytest.mark.parametrize(("other", "named"), [([*TESTS[:-1], "z::now"], "z::2"), (TESTS[::-1], "their order")])
+def test_workers_that_collect_different_tests_are_told_which(other: list[str], named: str) -> None:
+    scheduler, (_, second) = make_scheduler(2, [])
+    scheduler.plan = None
+    scheduler.add_node_collection(second, other)
+    with pytest.raises(RuntimeError, match=named):
+        scheduler.schedule()
+
+
 MINI = """
 import json, os, pytest, time
 

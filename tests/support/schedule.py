@@ -125,8 +125,11 @@ class AloneLast:
         """All workers have collected, or one that replaces a crashed worker has."""
         if self.plan is None:
             tests, *others = self.collections.values()
-            if any(tests != other for other in others):
-                raise RuntimeError("the workers have collected different tests: is a parametrization not in order?")
+            for other in others:
+                if differ := sorted(set(tests) ^ set(other)) or (tests != other and ["their order"]):
+                    raise RuntimeError(
+                        f"the workers have collected different tests, as by time or a hash: {differ[:3]}"
+                    )
             self.plan = self._make_plan(tests)
         self._feed_all()
 
