@@ -73,11 +73,27 @@ def _adopt_all(fresh: DeviceMesh) -> None:
 
 
 def _is_part_of(mesh: DeviceMesh, whole: DeviceMesh) -> bool:
-    """Whether it has the ranks and some of the dimensions of another one, by their names and sizes."""
-    sizes = dict(zip(whole.mesh_dim_names or (), whole.shape, strict=True))
-    own = dict(zip(mesh.mesh_dim_names or (), mesh.shape, strict=False))
-    same_ranks = mesh._get_root_mesh().size() == whole.size() and mesh.device_type == whole.device_type
-    return bool(own) and same_ranks and all(sizes.get(name) == size for name, size in own.items())
+    """Whether it has the ranks and some of the dimensions of another one, by their names and who stands along them.
+
+    Names and sizes alone do not tell: `shard` is the inner dimension of one plan's mesh and the outer one of another's.
+    """
+    if mesh.device_type != whole.device_type or mesh._get_root_mesh().size() != whole.size():
+        return False
+    own, other = _ranks_along(mesh), _ranks_along(whole)
+    return bool(own) and all(other.get(name) == ranks for name, ranks in own.items())
+
+
+def _ranks_along(mesh: DeviceMesh) -> dict[str, list[int]]:
+    """The ranks of the group of this one along each dimension."""
+    place = mesh.get_coordinate()
+    if place is None:
+        return {}
+    lines: dict[str, list[int]] = {}
+    for at, name in enumerate(mesh.mesh_dim_names or ()):
+        line: list[int | slice] = [*place]
+        line[at] = slice(None)
+        lines[name] = mesh.mesh[tuple(line)].tolist()
+    return lines
 
 
 def _adopt(mesh: DeviceMesh, fresh: DeviceMesh) -> None:

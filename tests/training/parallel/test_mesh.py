@@ -65,3 +65,13 @@ def test_a_mesh_of_before_another_size_of_the_world_has_new_groups_each_time(new
     assert works(former) and works(present)
     meshes.get({"tp": 4}, CPU)  # another mesh of the same ranks
     assert works(former) and works(present)
+
+
+def test_parts_of_the_same_name_over_other_ranks_keep_to_their_own_groups(new_group: Callable[[], None]) -> None:
+    meshes = Meshes()
+    inner = meshes.get({"dp": 2, "shard": 2}, CPU)["shard"]
+    outer = meshes.get({"shard": 2, "tp": 2}, CPU)["shard"]
+    for _ in range(2):
+        assert [dist.get_process_group_ranks(mesh.get_group()) for mesh in (inner, outer)] == [[0, 1], [0, 2]]
+        new_group()
+        meshes.renew([])
