@@ -160,6 +160,7 @@ def goes_on(name: str, num_steps: int = 10) -> None:
 
 
 @pytest.mark.story
+@pytest.mark.alone
 def test_a_run_survives_partitions_a_killed_nanny_and_a_killed_scheduler(
     dask: Dask, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

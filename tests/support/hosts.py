@@ -157,6 +157,12 @@ class DaskOverHosts:
         for node in self.nodes:
             self.start_worker(node)
 
+    def start_ended_workers(self) -> None:
+        """What a service manager does there: Dask ends a nanny whose worker was not heard of for half a minute."""
+        for node in self.nodes:
+            if all(process.poll() is not None for process in node.processes):
+                self.start_worker(node)
+
     def start_worker(self, node: Host) -> None:
         """A worker with the slots that the cluster's plugin says."""
         words = [

@@ -112,7 +112,7 @@ class ObjectState:
         if entry.refusal:
             return self._unsaved(entry, entry.refusal)
         known = self._first.get(entry.address)
-        changed = known != entry.fingerprint()
+        changed = known != entry.fingerprint() or self._has_other_bytes(entry)
         if known is None and not (entry.kind.made or entry.kind.led):
             return self._unsaved(entry, f"a {entry.type_name.rpartition(':')[2]} that the training has made")
         if changed and (reason := entry.kind.refusal(entry.head)):
@@ -125,6 +125,10 @@ class ObjectState:
         if not (changed or leads_on or entry.transient) and entry.address in self._early and size > _FEW:
             return node
         return {**node, "head": entry.head, "items": entry.items, "whole": entry.kind.made and size <= _MANY}
+
+    def _has_other_bytes(self, entry: Entry) -> bool:
+        region = entry.kind.unsaved_memory(entry.value)
+        return region is not None and self._first.get(entry.items[0][0]) != digest_bytes(region.bytes)
 
     def _memory(self, entry: Entry, covered: set[int], copy: CopyBytes, limit: int) -> dict[str, Any]:
         region, address = entry.value, entry.address

@@ -202,7 +202,8 @@ class Checkpointer:
             if wanted is not None and wanted.waits:
                 return False
         self._wanted = None
-        if wanted is not None and not self._writer.has_given_up:
+        # Where the first rank has given up, the others wait for its word all the same.
+        if wanted is not None and (self._state.is_first or not self._writer.has_given_up):
             with TIMES.within(CHECKPOINT):
                 self._save_part(wanted, position, complete)
         return True
@@ -219,7 +220,8 @@ class Checkpointer:
             resumable=position["kind"] != "end",
         )
         try:
-            if not (wanted.waits or self._all_save(self.cell, complete)) or not complete:
+            saves = wanted.waits or self._all_save(self.cell, complete)
+            if not saves or not complete or self._writer.has_given_up:
                 return
             self._writer.wait()
             if problem := self._state.write_serving_files():
@@ -252,7 +254,7 @@ class Checkpointer:
         """Whether a periodic checkpoint is saved or left out: the first rank says so, a part alone is of no use."""
         store, key = self._store(), f"checkpoint/{cell.run_id}/{cell.attempt}/{self._steps.count}"
         if self._state.is_first:
-            saves = complete and not self._writer.is_busy
+            saves = complete and not (self._writer.is_busy or self._writer.has_given_up)
             store.set(key, str(saves))
             return saves
         with TIMES.within(BLOCKED):

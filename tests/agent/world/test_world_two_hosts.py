@@ -60,7 +60,7 @@ def server(cluster: DaskOverHosts) -> Iterator[Server]:
 
 
 @pytest.fixture
-def make_world(server: Server) -> Iterator[Callable[..., Ranks]]:
+def make_world(server: Server, cluster: DaskOverHosts) -> Iterator[Callable[..., Ranks]]:
     """Makes one rank on each of its hosts; a third host has room."""
     worlds: list[Ranks] = []
 
@@ -74,8 +74,13 @@ def make_world(server: Server) -> Iterator[Callable[..., Ranks]]:
         with contextlib.suppress(LLMCloudError):
             world.channel = world.agent.channel()
         world.end()
+
+    def are_free() -> bool:
+        cluster.start_ended_workers()
+        return sum(agent.free_slots for agent in server.agents()) == 3
+
     try:
-        until(lambda: sum(agent.free_slots for agent in server.agents()) == 3, "every slot is free again", 60)
+        until(are_free, "every slot is free again", 90)
     except pytest.fail.Exception as failed:
         pytest.fail(f"{failed}: {server.agents()}")
 

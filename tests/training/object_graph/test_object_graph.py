@@ -18,13 +18,17 @@ import random
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
@@ -420,6 +424,29 @@ def test_what_cannot_be_saved_and_has_not_changed_is_no_trouble(name: str) -> No
     make, *_ = REFUSED[name]
     restored, _ = resumed(lambda: {"things": make(), "x": 0}, lambda names: names.update(x=1))
     assert restored["x"] == 1
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [4, 100_000])
+def test_a_sharded_tensor_is_no_trouble_until_it_is_written_to(mesh: DeviceMesh, size: int) -> None:
+    def make() -> Names:
+        return {"weight": DTensor.from_local(torch.zeros(size), mesh, [Shard(0)]), "x": 0}
+
+    def write(names: Names) -> None:
+        names["weight"].to_local()[-1] = 1
+
+    restored, _ = resumed(make, lambda names: names.update(x=1))
+    assert restored["x"] == 1 and isinstance(restored["weight"], DTensor)
+    with pytest.raises(NotPlain, match="'weight' is or holds a sharded tensor that no optimizer trains"):
+        saved_by(make, write)
+    with pytest.raises(NotPlain, match=r"'weight.*sharded tensor"):
+        saved_by(make, lambda names: names.update(weight=names["weight"] + 1))
 
 
 def test_a_mapped_file_that_is_only_read_is_not_looked_through(tmp_path: pathlib.Path) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch.distributed.fsdp import FSDPModule
 
+from jupyter_llmcloud.training.object_graph.memory import Region
+
 SIMPLE = frozenset({int, float, str, bytes, bool, type(None)})
 Child = tuple[str, Any]  # what leads to it, for people to read; itself
 # Classes that say of themselves that they are in builtins, where they have no name: that of None, of functions.
@@ -48,6 +50,10 @@ class Kind:
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         """(head, children)."""
         raise NotImplementedError
+
+    def unsaved_memory(self, value: Any) -> Region | None:
+        """Its only child, where that is memory which no file brings back: it must be as it was."""
+        return None
 
     def make(self, cls: Any, head: Any) -> Any:
         """An empty one."""

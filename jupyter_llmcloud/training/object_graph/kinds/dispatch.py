@@ -48,7 +48,8 @@ _DICT = containers.Dict()
 _FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
 _ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE = values.Scalar(), instances.Module()
-_TENSOR, _ARRAY, _OBJECTS = tensors.TorchTensor(), tensors.Array(), tensors.Objects()
+_TENSOR, _SHARDED = tensors.TorchTensor(), tensors.ShardedTensor()
+_ARRAY, _OBJECTS = tensors.Array(), tensors.Objects()
 
 # The packages whose objects tell others of a training, stand for data outside, or belong to our own and torch's
 # machinery: no state of a training is in them that the cell, a state_dict or we do not bring back.
@@ -125,7 +126,7 @@ BY_NAME: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
-        _FUNCTION, _CLASS, _CACHE, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, _ARROW, instances.Member(),
+        _FUNCTION, _CLASS, _CACHE, _SHARDED, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, _ARROW, instances.Member(),
         *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
     )
@@ -154,7 +155,7 @@ def _kind_by_base(value: Any) -> Kind:
     if isinstance(value, (types.ModuleType, *_LIBRARY_CODE)):
         return _method_of(value)
     if isinstance(value, torch.Tensor):
-        return _UNSAVED if not hasattr(value, "full_tensor") else _TENSOR
+        return _UNSAVED if not hasattr(value, "full_tensor") else _SHARDED
     if isinstance(value, torch.nn.Module):
         return _MODULE
     if isinstance(value, enum.Enum):

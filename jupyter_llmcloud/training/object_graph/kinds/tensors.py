@@ -53,8 +53,6 @@ class TorchTensor(Kind):
     def split(self, value: torch.Tensor) -> tuple[Any, list[Child]]:
         if value.is_meta or value.layout != torch.strided or value.is_quantized:
             return self._other(value)
-        if hasattr(value, "full_tensor"):
-            raise CannotSave("a sharded tensor that no optimizer trains")
         if value.numel() and not value.untyped_storage().size():
             return ["freed"], []  # FSDP has let it go until it is gathered again
         head = [
@@ -102,6 +100,33 @@ def _sparse(head: Any, children: list[Any]) -> torch.Tensor:
     indices, values = children
     made = torch.sparse_coo_tensor(indices, values, size=head[1], is_coalesced=head[3], check_invariants=False)
     return made.requires_grad_(head[2])
+
+
+class ShardedTensor(Kind):
+    """A tensor of which each rank holds a part (a DTensor): what an optimizer trains is saved with it, others are not.
+
+    One that another cell has left, and this one does not write to, is no trouble.
+    """
+
+    name = "sharded tensor"
+    made = False
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        head = [str(value.dtype), list(value.shape), [str(placement) for placement in value.placements]]
+        return head, [("<memory>", self.unsaved_memory(value))]
+
+    def unsaved_memory(self, value: Any) -> Region:
+        with torch.no_grad():
+            part = value.to_local()
+        if part.is_meta or part.layout != torch.strided:
+            raise CannotSave(self.refusal(None))
+        return memory.of_tensor(part)
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        pass  # it is as it was
+
+    def refusal(self, head: Any) -> str:
+        return "a sharded tensor that no optimizer trains"
 
 
 class Array(Kind):
