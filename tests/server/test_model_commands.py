@@ -10,7 +10,7 @@ import pytest
 
 from jupyter_llmcloud.client.model_work import compressing, explaining
 from jupyter_llmcloud.protocol.compression import Caption, Exported, Made, MethodRefused, ModelMeasured, Trainable
-from jupyter_llmcloud.protocol.explanation import Attribution, ExplainedModel, TriedModel
+from jupyter_llmcloud.protocol.explanation import Attribution, ExplainedModel, TriedChange, TriedModel
 from jupyter_llmcloud.server import model_commands
 from jupyter_llmcloud.server.cli import main
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
@@ -49,7 +49,11 @@ TOLD: dict[str, list[Any]] = {
         ExplainedModel(name="m", kind="generator", method="ablation", baseline="the token x"),
         Attribution(answer="a", quantity="q", value=1.0, baseline_value=0.0, **_PARTS),
     ],
-    "TryRequest": [TriedModel(name="m", kind="generator", caption="of one row")],
+    "TryRequest": [
+        TriedModel(name="m", kind="generator", caption="of one row"),
+        TriedChange(is_outside=False, row={"change": "as it is", "num_rows": 1, "perplexity": 3.5}),
+        TriedChange(is_outside=True, row={"what": "as it is", "num_rows": 1, "bits_per_byte": 2.0}),
+    ],
     "CompressRequest": [
         Made(method="int8", run_id="m-int8-1", name="m-int8", note="8 bits"),
         MethodRefused(method="lora-merge", reason="nothing to merge"),
@@ -76,7 +80,8 @@ def test_a_model_is_explained_in_a_terminal(asked: list[Any], capsys: pytest.Cap
     assert told["model"]["method"] == "ablation" and told["answers"][0]["scores"] == [0.5, -1.5]
     (tmp_path / "rows.jsonl").write_text('{"text": "one", "label": 1}\n')
     assert main(["explain", "m", "--adversarial", str(tmp_path / "rows.jsonl"), "--rows", "10"]) == 0
-    assert "m: of one row." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "m: of one row." in shown and "as it is" in shown
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
+from jupyter_llmcloud.magics.session.run_handle import RunHandle, named
 
 Tell = Callable[[str], None]
 
@@ -55,14 +56,14 @@ class Compressed(CompressedModels):
 
 
 def compress(
-    target: str | Path, method: str | Sequence[str], *, progress: Tell | None = None, **options: Any
+    target: str | Path | RunHandle, method: str | Sequence[str], *, progress: Tell | None = None, **options: Any
 ) -> Compressed:
     """Make smaller models of a run's model or of a folder, as `%compress` does; each is a run that can be served.
 
     A method that cannot be had of this model is named in `refused`; the others are made. Stop keeps what is made.
 
     Args:
-        target: a run or a folder.
+        target: a run (its name, its id or its handle) or a folder.
         method: one or several of int8, int4, bf16, prune:RATIO, distill:TEACHER, lora-merge.
         eval, text: also lists of texts.
         progress: told in a few words how far it is.
@@ -78,7 +79,7 @@ def compress(
         _distribute(code, {"nproc": spec.nproc, "name": name, "save": DISTILLED, "no_replay": True})
 
     try:
-        make_models(result, str(target), spec, texts, session.current().owner, progress or (lambda text: None), train)
+        make_models(result, named(target), spec, texts, session.current().owner, progress or (lambda text: None), train)
     except KeyboardInterrupt:
         raise _stopped(result) from None
     return result
@@ -129,17 +130,17 @@ def _as_texts(value: Any, option: str) -> list[str]:
     raise UsageError(f"{option} is a text or a list of texts, not {type(value).__name__}.")
 
 
-def export(target: str | Path, to: str, *, progress: Tell | None = None, **options: Any) -> ExportedModel:
+def export(target: str | Path | RunHandle, to: str, *, progress: Tell | None = None, **options: Any) -> ExportedModel:
     """Write a run's model or a folder for another runtime, as `%export` does, and compare what that computes.
 
     Args:
-        target: a run or a folder.
+        target: a run (its name, its id or its handle) or a folder.
         to: onnx, gguf or executorch.
         progress: told in a few words how far it is.
     """
     spec = ExportSpec.make({"to": to, **options}, Interface.NOTEBOOK).checked()
     try:
-        found = export_model(str(target), spec, progress or (lambda text: None))
+        found = export_model(named(target), spec, progress or (lambda text: None))
     except KeyboardInterrupt:
         swallow_more_presses()
         raise said("stopped. Nothing was written.", "KeyboardInterrupt: stopped. Nothing was written.") from None

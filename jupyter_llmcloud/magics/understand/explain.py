@@ -17,18 +17,19 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.magics.session.run_handle import RunHandle, named
 from jupyter_llmcloud.magics.understand.results import Explanation, Robustness
 
 Tell = Callable[[str], None]
 
 
 def explain(
-    model: str | Path | Endpoint, input: Any = None, *, progress: Tell | None = None, **options: Any
+    model: str | Path | Endpoint | RunHandle, input: Any = None, *, progress: Tell | None = None, **options: Any
 ) -> Explanation | Robustness:
     """Say which parts of an input led a model to its answer, as `%explain` does.
 
     Args:
-        model: an endpoint, a run or a folder.
+        model: an endpoint, a run (its name, its id or its handle) or a folder.
         input: a text; of a classifier of images a file or an image, of a module an array.
         adversarial: also a list of texts, of rows with `text` and `label`, or a pair (inputs, labels).
         outside: also a list of texts.
@@ -37,7 +38,7 @@ def explain(
     beside = {name: options.pop(name) for name in ("adversarial", "outside") if _is_value(options.get(name))}
     written = {**options, **{name: name for name in beside}}
     spec = ExplainSpec.make(written, Interface.NOTEBOOK).checked(input is not None)
-    name, tell = model.name if isinstance(model, Endpoint) else str(model), progress or (lambda text: None)
+    name, tell = model.name if isinstance(model, Endpoint) else named(model), progress or (lambda text: None)
     server = session.current().known_server
     target = find_target(name, spec.base_model, server, is_endpoint=isinstance(model, Endpoint))
     try:

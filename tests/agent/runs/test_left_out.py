@@ -90,7 +90,12 @@ async def _led_on(leader: AgentProcess, other: AgentProcess, folder: RunFolder) 
     asked: list[PlaceRanks] = []
     responder = Responder("the worker")
     place = {"address": other.address, "home": other.address, "num_ranks": 1, "host": "there"}
-    responder.on(PlaceRanks, lambda request: (asked.append(request), Placement(agents=[place]))[1])
+
+    def found(request: PlaceRanks) -> Placement:
+        asked.append(request)
+        return Placement(agents=[place])
+
+    responder.on(PlaceRanks, found)
     responder.on(FindStandby, lambda _: StandbyFound(address=""))
     connection = await AgentConnection.open(other.address, responder=responder)
     await connection.request(RenewLease(finds_capacity=True))

@@ -33,7 +33,7 @@ def test_a_world_that_another_agent_leads_asks_for_no_slots_of_theirs_and_says_w
 
     async def wait() -> None:
         node: Any = SimpleNamespace(find_capacity=find_capacity, can_ask_cluster=True, address="b.sock", key="b")
-        world = World(node, StartWorld(world_id="w", agents=[{"num_ranks": 1}]), SimpleNamespace())  # type: ignore[arg-type]
+        world = World(node, StartWorld(world_id="w", agents=[{"num_ranks": 1}]), SimpleNamespace())
         world.inherit(1, [], [SLOW])
         with pytest.raises(Busy, match=r"no room for them beside what is left out as slow \(on slowhost\)\.$"):
             await world.find_capacity(SizeBounds(1, 2))
