@@ -230,7 +230,8 @@ def _show(arguments: argparse.Namespace) -> None:
     if not _print_json(arguments, told):
         rows = [[name, _cell(name, told.get(name))] for name in SHOWN[arguments.noun]]
         rows += [["note", entry["why"]] for entry in told.get("history", []) if "why" in entry]
-        rows += [["error", f"rank {row['rank']}: {row['ename']}: {row['evalue']}"] for row in told.get("errors", [])]
+        for row in told.get("errors", []):
+            rows.append(["error", ": ".join(filter(None, (f"rank {row['rank']}", row["ename"], row["evalue"])))])
         if why := told.get("diagnosis"):
             rows += [["why", why["sentence"]], ["try", why["action"]]]
         print(format_table(["", ""], [row for row in rows if row[1]]).lstrip("\n"))

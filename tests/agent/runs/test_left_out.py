@@ -99,8 +99,14 @@ async def _led_on(leader: AgentProcess, other: AgentProcess, folder: RunFolder) 
     responder.on(FindStandby, lambda _: StandbyFound(address=""))
     connection = await AgentConnection.open(other.address, responder=responder)
     await connection.request(RenewLease(finds_capacity=True))
-    await asyncio.to_thread(until, lambda: folder.exists and folder.read().agents_left_out, "it is left out", 120)
+    await asyncio.to_thread(until, lambda: _goes_on(folder), "the run goes on without the host", 120)
     leader.process.kill()
     await asyncio.to_thread(until, lambda: not folder.read().is_active, "the run has ended", 60)
     await connection.close()
     return asked
+
+
+def _goes_on(folder: RunFolder) -> bool:
+    """Whether a checkpoint was saved since the host was left out: who stands by has been told of the term by then."""
+    marks = [mark["mark"] for mark in read_all(folder.marks)] if folder.marks.exists() else []
+    return "resize" in marks and "checkpoint" in marks[marks.index("resize") :]
