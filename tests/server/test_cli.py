@@ -192,6 +192,13 @@ async def test_an_endpoint_is_changed_from_a_terminal(
     assert await run("endpoints", "update", "tiny", better, "--canary", "20") == 0
     told = capsys.readouterr().out
     assert "revision 1  stable  80 %" in told and f"revision 2  canary  20 %  {better}" in told
+    capsys.readouterr()
+    assert await run("endpoints", "revisions", "tiny") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:3] for line in lines[1:]] == [["2", "canary", "20"], ["1", "stable", "80"]]
+    for listing in ("revisions", "adapters"):
+        assert await run("endpoints", listing, "tiny", "--json") == 0
+        assert len(json.loads(capsys.readouterr().out)) == {"revisions": 2, "adapters": 0}[listing]
     assert await run("endpoints", "split", "tiny", "stable:50,canary:50") == 0
     assert await run("endpoints", "rollback", "tiny") == 0
     assert await run("endpoints", "scale", "tiny", "1:2") == 0

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jupyter_llmcloud.core.scheduling.placement import agent_key
+from jupyter_llmcloud.errors import CapacityError
 from jupyter_llmcloud.protocol.agent_messages import FindStandby, Placement, PlaceRanks, RenewLease, StandbyFound
 from jupyter_llmcloud.protocol.client import AgentConnection
 from jupyter_llmcloud.protocol.rpc import Responder
@@ -93,6 +94,8 @@ async def _led_on(leader: AgentProcess, other: AgentProcess, folder: RunFolder) 
 
     def found(request: PlaceRanks) -> Placement:
         asked.append(request)
+        if folder.read().num_resizes > 1:  # it goes on there, and would have a second rank
+            raise CapacityError("the cluster holds 1 rank beside what is left out.")
         return Placement(agents=[place])
 
     responder.on(PlaceRanks, found)
