@@ -96,13 +96,13 @@ def test_texts_are_read_from_files_of_text_and_of_json_lines(tmp_path: Path) -> 
 
 def test_what_was_compressed_is_shown_with_what_was_refused() -> None:
     made = Compressed(5.0)
-    made.names, made.refused = ["m-int8"], {"prune:0.3": "too small"}
+    made.names, made.refused = ["m-int8"], {"prune:0.3": "too small", "distill:t": "distill:t: another vocabulary"}
     made.measured = [MeasuredModel("m", 4_000_000, 10.0), MeasuredModel("m-int8", 1_000_000, 10.1)]
     made.caption = "perplexity of 10 tokens of a text"
     shown = repr(made)
     assert "m-int8  1.00 MB        10.1" in shown and "smaller on disk (0.25 x)" in shown
     assert "Perplexity of 10 tokens of a text; perplexity may rise by 5 %." in shown
-    assert "prune:0.3: too small" in shown
+    assert "prune:0.3: too small\ndistill:t: another vocabulary" in shown
     assert "<div>prune:0.3: too small</div>" in made._repr_html_()
 
 

@@ -83,9 +83,17 @@ class CompressedModels:
         return [[name, self.notes.get(name, "")] for name in self.names]
 
     @property
+    def refusals(self) -> list[str]:
+        """The methods that could not be had, each with its reason, which may name it already."""
+        return [
+            reason if reason.startswith(f"{method}: ") else f"{method}: {reason}"
+            for method, reason in self.refused.items()
+        ]
+
+    @property
     def lines(self) -> list[str]:
         """What is said below the table: what the figures are of, and what could not be made."""
-        said = [f"{method}: {reason}" for method, reason in self.refused.items()]
+        said = self.refusals
         if self.caption:
             said.insert(0, f"{self.caption[0].upper()}{self.caption[1:]}; perplexity may rise by {self.bound:g} %.")
         return said
@@ -117,7 +125,7 @@ def make_models(
         if result.names and not spec.no_table:
             _measure(result, request, stack.enter_context(kept_texts(texts.held_out)), texts.told, tell)
     if not result.names:
-        raise LLMCloudError("; ".join(f"{method}: {reason}" for method, reason in result.refused.items()))
+        raise LLMCloudError("; ".join(result.refusals))
 
 
 def _made(result: CompressedModels, request: CompressRequest, tell: Tell, stack: ExitStack) -> list[Trainable]:
@@ -156,7 +164,8 @@ def _distil(result: CompressedModels, distillation: Trainable, steps: int, train
         result.refused[distillation.method] = f"{error}"
         return
     result.names.append(distillation.name)
-    result.notes[distillation.name] = f"{steps} steps of distillation from {distillation.teacher}"
+    teacher = distillation.method.partition(":")[2] or distillation.teacher
+    result.notes[distillation.name] = f"{steps} steps of distillation from {teacher}"
 
 
 def _measure(result: CompressedModels, request: CompressRequest, texts: str, told: str, tell: Tell) -> None:
