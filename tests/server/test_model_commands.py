@@ -119,6 +119,17 @@ def test_smaller_models_are_made_and_measured_and_what_needs_ranks_is_a_run(
     assert "distill(run, '/m', 't', '/texts.json', num_steps=200)" in code and (name, nproc) == ("m-small", 2)
 
 
+def test_a_package_that_is_missing_is_said_before_a_model_is_read(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(compressing.importlib.util, "find_spec", lambda package: None)
+    assert main(["export", "m", "--to", "gguf"]) == 1
+    assert "--to gguf needs the package gguf: pip install 'jupyter-llmcloud[export]'." in capsys.readouterr().err
+    assert main(["export", "m", "--to", "executorch"]) == 1
+    assert "pip install executorch, made for the torch that is installed." in capsys.readouterr().err
+    assert asked == []
+
+
 def test_a_model_is_exported_and_how_it_compares_is_said(asked: list[Any], capsys: pytest.CaptureFixture) -> None:
     assert main(["export", "m", "--to", "onnx", "--out", "/m.onnx"]) == 0
     assert capsys.readouterr().out == "/m.onnx\n  the same in ONNX Runtime\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from jupyter_llmcloud.client.model_work.texts import kept_texts, texts_of_file
 from jupyter_llmcloud.core.compression.spec import CompressSpec, ExportSpec
 from jupyter_llmcloud.core.compression.table import MeasuredModel, headings, rows
 from jupyter_llmcloud.core.names import NAME_PATTERN
-from jupyter_llmcloud.errors import LLMCloudError, NotFound
+from jupyter_llmcloud.errors import LLMCloudError, NotFound, UsageError
 from jupyter_llmcloud.protocol.compression import (
     Caption,
     CompressRequest,
@@ -28,6 +29,12 @@ from jupyter_llmcloud.protocol.compression import (
 from jupyter_llmcloud.storage.runs import RunStore
 
 AT_ONCE = 8
+_EXPORT = "'jupyter-llmcloud[export]'"
+_NEEDED = {  # packages of each format, and how they are installed
+    "onnx": dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), _EXPORT),
+    "gguf": {"gguf": _EXPORT},
+    "executorch": {"executorch": "executorch, made for the torch that is installed"},
+}
 Tell = Callable[[str], None]
 Train = Callable[[str, str], None]  # a source on the ranks, as a run of this name that saves DISTILLED
 # What a run makes stays on the ranks: under names that are nobody else's.
@@ -206,8 +213,16 @@ def texts_at(path: str | None) -> Sequence[str] | None:
     return None if path is None else texts_of_file(Path(path).expanduser())
 
 
+def _check_installed(to: str) -> None:
+    """Before the model is read, which takes its time. The process is one of this Python."""
+    for package, how in _NEEDED[to].items():
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"--to {to} needs the package {package}: pip install {how}.")
+
+
 def export_model(target: str, spec: ExportSpec, tell: Tell) -> Exported:
-    """Write it, and compare what the file computes. Raises LLMCloudError."""
+    """Write it, and compare what the file computes. Raises LLMCloudError, at once when a package is missing."""
+    _check_installed(str(spec.to))
     request = ExportRequest(
         target=named_model(target),
         to=str(spec.to),
