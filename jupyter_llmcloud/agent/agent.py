@@ -109,7 +109,7 @@ class Agent:
         self.replicas = Replicas(folder, self.node.devices, self.node.zygote)
         self.worlds = LedWorlds(self.node)
         self.takeovers = Standby(self.node.address, self.node.led, self.worlds.lead_on)
-        self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect)
+        self.leader_links = LeaderLinks(self.node.groups, self.takeovers.expect, self.node.address)
         self._held_until = time.monotonic() + max(lifetimes.lease_s, lifetimes.first_lease_s)
         self._finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether by a signal
         self._tasks: set[asyncio.Task[Any]] = set()

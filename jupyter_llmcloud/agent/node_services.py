@@ -54,6 +54,11 @@ class NodeServices:
         worker = WorkerClient(address, devices)
         return cls(address, interface, devices, zygote, stores, groups, worker, LedRuns(folder, zygote))
 
+    @property
+    def key(self) -> str:
+        """Names this agent alike on every host."""
+        return self.worker.key
+
     # --- the agent's own ---
 
     def warm(self) -> None:

@@ -19,7 +19,7 @@ from distributed.core import Status
 from jupyter_llmcloud.cluster.agent_launcher import agent_folder, ensure_agent, living_agent
 from jupyter_llmcloud.cluster.tunnel.bridge import Bridges, is_here
 from jupyter_llmcloud.cluster.tunnel.relay import TUNNEL, SocketRoutes, answer_tunnel
-from jupyter_llmcloud.core.scheduling.placement import AgentSlots, place
+from jupyter_llmcloud.core.scheduling.placement import AgentSlots, agent_key, place
 from jupyter_llmcloud.errors import ConnectionLost, WorldError
 from jupyter_llmcloud.protocol.agent_messages import (
     Describe,
@@ -159,7 +159,7 @@ class AgentPlugin(WorkerPlugin):
         slots = [
             AgentSlots(key, row["host"], row["num_slots"], row["free_slots"], row["has_gpus"])
             for key, row in agents.items()
-            if not asked.without or await self.bridge_to(row) not in asked.without
+            if agent_key(row["host"], row["address"]) not in asked.without
         ]
         found = []
         for allocation in place(asked.num_ranks, slots, at_least=asked.at_least):

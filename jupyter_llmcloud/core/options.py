@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,25 @@ def integer(minimum: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def kind_and_options(words: Sequence[str], command: str) -> tuple[str, dict[str, Any]]:
+    """The kind of a cluster and what is given to it, of `[KIND] [key=value...]`. Raises UsageError."""
+    kinds = [word for word in words if "=" not in word]
+    if len(kinds) > 1:
+        raise UsageError(f"{command}: one KIND only, not {' and '.join(kinds)}.")
+    given = dict(_key_and_value(word, command) for word in words if "=" in word)
+    return (kinds[0] if kinds else "local"), given
+
+
+def _key_and_value(word: str, command: str) -> tuple[str, Any]:
+    name, _, text = word.partition("=")
+    if not name.isidentifier():
+        raise UsageError(f"{command}: {word!r} is not key=value.")
+    try:
+        return name, json.loads(text)
+    except ValueError:
+        return name, text
 
 
 def split(line: str, magic: str) -> list[str]:

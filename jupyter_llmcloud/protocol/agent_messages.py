@@ -358,8 +358,8 @@ class Shutdown(Request[Done], frozen=True, kw_only=True):
 class PlaceRanks(Request[Placement], frozen=True, kw_only=True):
     """Where can this agent start so many ranks? `at_once`: an agent that is coming up is not waited for.
 
-    `at_least`: as many of them as there is room for will do, from so many on; 0: all or none. `without`: agents, as
-    this one reaches them, that are to have none.
+    `at_least`: as many of them as there is room for will do, from so many on; 0: all or none. `without`: agents, by
+    their keys, that are to have none.
     """
 
     num_ranks: int

@@ -254,11 +254,12 @@ class FromRank(Message, frozen=True, kw_only=True):
 
 
 class RanksHosted(Reply, frozen=True, kw_only=True):
-    """Ranks were forked on this host: their pids and numbers of threads."""
+    """Ranks were forked on this host: their pids and numbers of threads. `address` is the agent's socket there."""
 
     host: str
     pids: dict[int, int]
     num_threads: dict[int, int]
+    address: str = ""
 
 
 class HostRanks(Request[RanksHosted], frozen=True, kw_only=True):

@@ -18,15 +18,17 @@ from urllib.parse import quote
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.client.follow_run import TerminalRun
 from jupyter_llmcloud.core.names import parse_duration
+from jupyter_llmcloud.core.options import kind_and_options
 from jupyter_llmcloud.core.output.columns import format_table
 from jupyter_llmcloud.core.spec import EndpointSpec, Interface, KeySpec
 from jupyter_llmcloud.errors import LLMCloudError
 from jupyter_llmcloud.server.data_commands import add_data
 from jupyter_llmcloud.server.manifest_command import add_manifests
+from jupyter_llmcloud.server.model_commands import add_compress, add_explain, add_export
 from jupyter_llmcloud.server.recorded.commands import add_records
 from jupyter_llmcloud.server.rollout_commands import add_rollouts
 from jupyter_llmcloud.server.run_command import add_options, add_run, read_options
-from jupyter_llmcloud.server.sweeps.command import add_sweep
+from jupyter_llmcloud.server.sweeps.command import add_sweep, add_sweeps
 from jupyter_llmcloud.storage.remote import run_copy
 from jupyter_llmcloud.storage.runs import RunStore
 
@@ -55,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 when it was refused, 2 for a wrong argument."""
     words, passed_on = cut(sys.argv[1:] if argv is None else argv)
     arguments, unknown = parser().parse_known_args(words)
+    if arguments.noun == "explain" and not any(word.startswith("-") for word in unknown):
+        arguments.words += unknown  # argparse does not take those that stand behind an option
+        unknown = []
     if unknown or (passed_on and arguments.noun != "run"):
         hint = " What is meant for the script comes after --." if arguments.noun == "run" else ""
         parser().error(f"what does {[*unknown, '--'][0]} mean?{hint}")
@@ -82,6 +87,10 @@ def parser() -> argparse.ArgumentParser:
     add_run(nouns)
     add_data(nouns)
     add_sweep(nouns)
+    add_sweeps(nouns)
+    add_explain(nouns)
+    add_compress(nouns)
+    add_export(nouns)
     add_manifests(nouns)
     _add_serve(nouns)
     _add_mcp(nouns)
@@ -110,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     add_rollouts(verbs["endpoints"])
     add_records(verbs["runs"])
     _add_keys(verbs["keys"])
-    _add_start_cluster(verbs["clusters"])
+    _add_clusters(verbs["clusters"])
     return top
 
 
@@ -172,12 +181,22 @@ def _add_keys(verbs: Any) -> None:
     command.set_defaults(run=_key_alerts, noun="keys")
 
 
-def _add_start_cluster(verbs: Any) -> None:
+def _add_clusters(verbs: Any) -> None:
     command = verbs.add_parser("start", help="start a cluster")
     command.add_argument("kind", nargs="?", default="local")
+    command.add_argument("option", nargs="*", metavar="KEY=VALUE", help="what clusters of this kind take")
     command.add_argument("--workers", type=int)
     command.add_argument("--name")
     command.set_defaults(run=_start_cluster, noun="clusters")
+    command = verbs.add_parser("connect", help="use a Dask cluster that somebody else has started")
+    command.add_argument("address", metavar="ADDRESS")
+    command.add_argument("--name")
+    command.set_defaults(run=_connect_cluster, noun="clusters")
+    command = _add_verb(verbs, "clusters", "scale", _scale_cluster, "have N workers")
+    command.add_argument("workers", metavar="N", type=int)
+    command = _add_verb(verbs, "clusters", "adapt", _adapt_cluster, "have between MIN and MAX workers, by the load")
+    command.add_argument("minimum", metavar="MIN", type=int)
+    command.add_argument("maximum", metavar="MAX", type=int)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -211,7 +230,8 @@ def _show(arguments: argparse.Namespace) -> None:
     if not _print_json(arguments, told):
         rows = [[name, _cell(name, told.get(name))] for name in SHOWN[arguments.noun]]
         rows += [["note", entry["why"]] for entry in told.get("history", []) if "why" in entry]
-        rows += [["error", f"rank {row['rank']}: {row['ename']}: {row['evalue']}"] for row in told.get("errors", [])]
+        for row in told.get("errors", []):
+            rows.append(["error", ": ".join(filter(None, (f"rank {row['rank']}", row["ename"], row["evalue"])))])
         if why := told.get("diagnosis"):
             rows += [["why", why["sentence"]], ["try", why["action"]]]
         print(format_table(["", ""], [row for row in rows if row[1]]).lstrip("\n"))
@@ -310,8 +330,24 @@ def _key_alerts(arguments: argparse.Namespace) -> None:
 
 
 def _start_cluster(arguments: argparse.Namespace) -> None:
-    server = discovery.find_running()
-    print(server.start_cluster(arguments.kind, arguments.name, arguments.workers)["name"])
+    kind, options = kind_and_options([arguments.kind, *arguments.option], "clusters start")
+    print(discovery.find_running().start_cluster(kind, arguments.name, arguments.workers, options)["name"])
+
+
+def _connect_cluster(arguments: argparse.Namespace) -> None:
+    print(discovery.find_running().connect_cluster(arguments.address, arguments.name)["name"])
+
+
+def _scale_cluster(arguments: argparse.Namespace) -> None:
+    _tell_workers(discovery.find_running().scale_cluster(arguments.name, arguments.workers))
+
+
+def _adapt_cluster(arguments: argparse.Namespace) -> None:
+    _tell_workers(discovery.find_running().adapt_cluster(arguments.name, arguments.minimum, arguments.maximum))
+
+
+def _tell_workers(record: dict[str, Any]) -> None:
+    print(f"{record['name']}  {record['num_workers']} workers")
 
 
 def _cell(column: str, value: Any) -> str:

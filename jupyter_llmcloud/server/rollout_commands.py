@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable
 from typing import Any
 
 from jupyter_llmcloud.client import discovery
 from jupyter_llmcloud.core.names import parse_replicas
+from jupyter_llmcloud.core.output.columns import format_table
+from jupyter_llmcloud.core.serving.endpoint.comparison import in_words
 from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
 
 
@@ -24,6 +27,14 @@ def add_rollouts(verbs: Any) -> None:
     adapter = _add(verbs, "add-adapter", _add_adapter, "load an adapter beside the model", ("target", "PATH", {}))
     adapter.add_argument("--name", dest="adapter", metavar="NAME", help="how it is asked for")
     _add(verbs, "remove-adapter", _remove_adapter, "take an adapter away", ("adapter", "ADAPTER", {}))
+    for verb, run, text in (
+        ("revisions", _revisions, "what it serves and has served, the newest first"),
+        ("adapters", _adapters, "its adapters"),
+    ):
+        command = verbs.add_parser(verb, help=text)
+        command.add_argument("name", metavar="NAME")
+        command.add_argument("--json", action="store_true", help="as JSON, with all there is")
+        command.set_defaults(run=run, noun="endpoints")
 
 
 def _add(
@@ -44,6 +55,27 @@ def _add(
         command.add_argument(dest, metavar=metavar, **options)
     command.set_defaults(run=tell, noun="endpoints")
     return command
+
+
+def _revisions(given: argparse.Namespace) -> None:
+    rows = discovery.find_running().endpoint(given.name)["revisions"][::-1]
+    if given.json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = [
+        [str(row["number"]), row["role"], f"{row['weight']} %" if row["weight"] else "", row["target"], _noted(row)]
+        for row in rows
+    ]
+    print(format_table(("revision", "role", "requests", "serves", "note"), table))
+
+
+def _noted(row: dict[str, Any]) -> str:
+    return in_words(row["comparison"]) if row.get("comparison") else str(row["note"] or "")
+
+
+def _adapters(given: argparse.Namespace) -> None:
+    names = [f"{given.name}:{adapter}" for adapter in discovery.find_running().endpoint(given.name)["adapters"]]
+    print(json.dumps(names, indent=2) if given.json else "\n".join(names))
 
 
 def _target(text: str) -> str:

@@ -49,7 +49,10 @@ def add_options(command: argparse.ArgumentParser, options: tuple[Option, ...]) -
     for option in options:
         if option.takes_value:
             command.add_argument(
-                *option.flags, metavar=option.metavar or "|".join(option.values), help=option.help.replace("%", "%%")
+                *option.flags,
+                action="append" if option.repeat else "store",
+                metavar=option.metavar or "|".join(option.values),
+                help=option.help.replace("%", "%%"),
             )
         else:
             command.add_argument(*option.flags, action="store_true", default=None, help=option.help)
@@ -60,7 +63,8 @@ def read_options(arguments: argparse.Namespace, options: tuple[Option, ...]) -> 
     given = {}
     for option in options:
         if (value := getattr(arguments, option.name)) is not None:
-            given[option.name] = option.read(value, option.flags[-1]) if option.takes_value else value
+            text = ",".join(value) if option.repeat else value
+            given[option.name] = option.read(text, option.flags[-1]) if option.takes_value else value
     return given
 
 

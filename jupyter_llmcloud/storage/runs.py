@@ -80,6 +80,7 @@ class RunRecord:
     num_resizes: int = 0  # while it went on: its members had changed
     num_rollbacks: int = 0  # to a checkpoint from before something that a detector had found
     left_out: list[list[int]] = field(default_factory=list)  # [first, last] of the optimizer steps that change nothing
+    agents_left_out: list[str] = field(default_factory=list)  # `HOST:SOCKET`, that get no rank of it any more
     hang: dict[str, Any] = field(default_factory=dict)  # while its ranks do not go on: {"t", "text", "late", "waiting"}
     diagnosis: dict[str, Any] = field(default_factory=dict)  # why it failed: a core.detect.diagnosis.Diagnosis
     price: float = 0.0  # of an hour of a rank; 0 where nobody has said any

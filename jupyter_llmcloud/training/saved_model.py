@@ -31,7 +31,7 @@ def write(name: str, model: Any, state: State, folder: Path) -> None:
     if hasattr(model, "save_pretrained"):
         model.__dict__["should_save_on_this_rank"] = lambda _: True  # transformers lets only rank 0 write
         try:
-            with _no_progress_bars():
+            with no_progress_bars():
                 model.save_pretrained(folder, state_dict=state)
         finally:
             del model.__dict__["should_save_on_this_rank"]
@@ -48,7 +48,7 @@ def write(name: str, model: Any, state: State, folder: Path) -> None:
 def loading(name: str, folder: Path) -> Iterator[None]:
     """In the block what was saved is loaded. Raises UsageError when it cannot be; the block draws no random numbers."""
     try:
-        with _no_progress_bars(), torch.random.fork_rng(devices=[]):
+        with no_progress_bars(), torch.random.fork_rng(devices=[]):
             yield
     except Exception as error:
         raise UsageError(
@@ -119,8 +119,8 @@ def _compare(state: State, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    # A bar for the shards of a file would be taken for the run's own progress.
+def no_progress_bars() -> Iterator[None]:
+    """Within the block transformers draws none: one for a file's shards would be taken for the run's own progress."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

@@ -101,6 +101,12 @@ describe('the list of runs', () => {
     expect(ended.look([run('a', { state: 'finished' })]).map(one => one.name)).toEqual(['a']);
     expect(ended.look([run('a', { state: 'finished' })])).toEqual([]);
   });
+  test('a trial of a sweep ends without a word: there are many of them', () => {
+    const ended = new EndedRuns();
+    expect(ended.look([run('tuned-0001', { holder: 'the sweep tuned' }), run('sweeper', { holder: 'a.ipynb' })])).toEqual([]);
+    const later = [run('tuned-0001', { holder: 'the sweep tuned', state: 'failed' }), run('sweeper', { state: 'finished' })];
+    expect(ended.look(later).map(one => one.name)).toEqual(['sweeper']);
+  });
   test('a run that hangs is told once, and again when it hangs again', () => {
     const hangs = { hang: { t: 1, text: 'rank 1 is late', late: [1], waiting: [0] } };
     const hanging = new HangingRuns();

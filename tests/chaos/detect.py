@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from jupyter_llmcloud.core.detect.detector import Detector
@@ -249,10 +249,10 @@ class Score:
         return is_right and self.false_runs <= MAX_FALSE_RUNS * len(SEEDS)
 
 
-def score(case: Case) -> Score:
+def score(case: Case, seeds: Iterable[int] = SEEDS) -> Score:
     """Of all seeds, each with a fault and without."""
     result, delays = Score(), []
-    for seed in SEEDS:
+    for seed in seeds:
         rows = list(case.series(random.Random(seed), True))
         began = next((at for at, (has_fault, _) in enumerate(rows) if has_fault), None)
         alerts = [at for at, (has_fault, alerted) in enumerate(rows) if alerted and has_fault is not False]
@@ -270,11 +270,11 @@ def score(case: Case) -> Score:
     return result
 
 
-def main() -> bool:
-    """One line a detector."""
-    holds = True
+def main(first: float = SEEDS[0]) -> bool:
+    """One line a detector; `detect:73000` takes as many seeds from there on."""
+    holds, seeds = True, range(int(first), int(first) + len(SEEDS))
     for name, case in CASES.items():
-        found = score(case)
+        found = score(case, seeds)
         holds &= found.holds
         print(
             f"{name}: precision {found.precision:.2f}, recall {found.recall:.2f} of {found.faults} faults, median delay"

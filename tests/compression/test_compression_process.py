@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.client.model_work import compressing
 from jupyter_llmcloud.client.model_work.process import CompressionProcess
 from jupyter_llmcloud.client.model_work.texts import kept_texts, texts_of_file
 from jupyter_llmcloud.compression.results import ORIGIN
 from jupyter_llmcloud.core.compression.table import MeasuredModel
 from jupyter_llmcloud.errors import NotFound, UsageError
-from jupyter_llmcloud.magics.compression import compress as magic
 from jupyter_llmcloud.magics.compression.compress import Compressed, compress
 from jupyter_llmcloud.protocol.compression import CompressRequest, MeasureRequest
 from jupyter_llmcloud.storage.runs import RunStore
@@ -45,7 +45,7 @@ def test_models_are_made_and_measured_beside_the_one_as_it_was(folder: Path, own
 
 
 def test_what_is_not_there_is_said_before_a_process_is_started(own_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(magic, "CompressionProcess", None)
+    monkeypatch.setattr(compressing, "CompressionProcess", None)
     with pytest.raises(NotFound, match="there is no run 'nobody'"):
         compress("nobody", "int8")
     with pytest.raises(UsageError, match="--eval 'no-such-file' is neither a file nor a variable"):
@@ -73,7 +73,7 @@ def test_a_stop_ends_the_process_and_says_what_stays(
             raise KeyboardInterrupt
             yield
 
-    monkeypatch.setattr(magic, "CompressionProcess", Interrupted)
+    monkeypatch.setattr(compressing, "CompressionProcess", Interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"stopped\. Nothing was made\."):
         compress(folder, "int8", no_table=True)
     with pytest.raises(ProcessLookupError):
@@ -96,13 +96,13 @@ def test_texts_are_read_from_files_of_text_and_of_json_lines(tmp_path: Path) -> 
 
 def test_what_was_compressed_is_shown_with_what_was_refused() -> None:
     made = Compressed(5.0)
-    made.names, made.refused = ["m-int8"], {"prune:0.3": "too small"}
+    made.names, made.refused = ["m-int8"], {"prune:0.3": "too small", "distill:t": "distill:t: another vocabulary"}
     made.measured = [MeasuredModel("m", 4_000_000, 10.0), MeasuredModel("m-int8", 1_000_000, 10.1)]
     made.caption = "perplexity of 10 tokens of a text"
     shown = repr(made)
     assert "m-int8  1.00 MB        10.1" in shown and "smaller on disk (0.25 x)" in shown
     assert "Perplexity of 10 tokens of a text; perplexity may rise by 5 %." in shown
-    assert "prune:0.3: too small" in shown
+    assert "prune:0.3: too small\ndistill:t: another vocabulary" in shown
     assert "<div>prune:0.3: too small</div>" in made._repr_html_()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from jupyter_llmcloud.compression.export import exporting
 from jupyter_llmcloud.compression.export.exporting import export
 from jupyter_llmcloud.compression.export.gguf_file import _neighbours
 from jupyter_llmcloud.compression.export.parity import check_installed, compare, model_scores
@@ -81,9 +82,13 @@ def test_rows_are_reordered_so_that_neighbours_rotate_as_halves_did() -> None:
 
 
 @pytest.mark.parametrize("weights", ["f32", "q8_0"])
-def test_a_gguf_file_has_the_weights_the_shape_and_the_tokenizer(folder: Path, tmp_path: Path, weights: str) -> None:
+def test_a_gguf_file_has_the_weights_the_shape_and_the_tokenizer(
+    folder: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gguf = pytest.importorskip("gguf")
+    monkeypatch.setattr(exporting, "scheme_of", lambda folder: weights == "f32" or None)
     done = exported(folder, "gguf", out=str(tmp_path / "m.gguf"), weights=weights)
+    assert any("quantized weights are written as the numbers" in note for note in done.notes) == (weights == "f32")
     reader = gguf.GGUFReader(done.path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     own = loaded(folder).model.state_dict()

@@ -13,7 +13,7 @@ import pytest
 import jupyter_llmcloud as lc
 from jupyter_llmcloud.core.compression.spec import CompressSpec
 from jupyter_llmcloud.core.data.spec import PREPARE, PrepareSpec
-from jupyter_llmcloud.core.explain.spec import ExplainSpec
+from jupyter_llmcloud.core.explain.spec import EXPLAIN, ExplainSpec
 from jupyter_llmcloud.core.options import Option, complete, parse, split, usage
 from jupyter_llmcloud.core.search.spec import SWEEP, SweepSpec
 from jupyter_llmcloud.core.spec import (
@@ -144,6 +144,9 @@ def test_serve_and_world_have_the_options_of_their_specs() -> None:
     assert PREPARE.options == PrepareSpec.options(Interface.NOTEBOOK)
     command = parser().parse_args(["prepare", "in", "--out", "out"])
     assert all(hasattr(command, option.name) for option in PrepareSpec.options(Interface.SHELL))
+    assert EXPLAIN.options == ExplainSpec.options(Interface.NOTEBOOK)
+    command = parser().parse_args(["explain", "m", "text"])
+    assert all(hasattr(command, option.name) for option in ExplainSpec.options(Interface.SHELL))
     assert SWEEP.options == SweepSpec.options(Interface.NOTEBOOK)
     command = parser().parse_args(["sweep", "tune.py", "--trials", "3"])
     assert all(hasattr(command, option.name) for option in SweepSpec.options(Interface.SHELL))

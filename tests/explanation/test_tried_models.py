@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from jupyter_llmcloud.client.model_work.inputs import data_file, texts_of
 from jupyter_llmcloud.core.explain.robustness import OutsideInputs, TriedInputs
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.explanation.models import OpenedModel
@@ -18,7 +19,6 @@ from jupyter_llmcloud.explanation.tried_arrays import try_arrays
 from jupyter_llmcloud.explanation.tried_generators import cut
 from jupyter_llmcloud.explanation.tried_rows import spread
 from jupyter_llmcloud.explanation.trying import try_model
-from jupyter_llmcloud.magics.understand.inputs import data_file, texts_of
 from jupyter_llmcloud.magics.understand.results import Robustness
 from jupyter_llmcloud.protocol.explanation import TriedChange, TriedModel, TryRequest
 from tests.support.tiny_models import TEXT, one_thread, save_tiny_bert, save_tiny_llama, save_tiny_vit

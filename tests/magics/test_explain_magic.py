@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jupyter_llmcloud.client.model_work import explaining
+from jupyter_llmcloud.client.model_work.inputs import array_file
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.magics.understand import explain as magic
 from jupyter_llmcloud.magics.understand.explain import ExplainMagics, explain
-from jupyter_llmcloud.magics.understand.inputs import array_file
 from jupyter_llmcloud.protocol.explanation import Attribution, ExplainedModel, ExplainRequest
 from jupyter_llmcloud.storage.runs import RunRecord, RunStore
 
@@ -41,7 +42,7 @@ class Asked:
 
 @pytest.fixture(autouse=True)
 def requests(monkeypatch: pytest.MonkeyPatch, own_root: Path) -> list[Any]:
-    monkeypatch.setattr(magic, "ExplanationProcess", Asked)
+    monkeypatch.setattr(explaining, "ExplanationProcess", Asked)
     monkeypatch.setattr(magic.session, "current", lambda: SimpleNamespace(known_server=Server()))
     Asked.requests = []
     return Asked.requests

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from jupyter_llmcloud.core.output.columns import format_table
+from jupyter_llmcloud.errors import CapacityError
 from jupyter_llmcloud.server.cli import main
 from tests.server.test_server_routes import make_run
-from tests.support.server_parts import Server, make_model
+from tests.support.server_parts import Server, make_model, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
 START_DEADLINE_S = 120
@@ -70,7 +71,12 @@ async def test_runs_and_clusters_are_listed(named: Server, capsys: pytest.Captur
     assert await run("clusters", "start", "--name", "c1", "--workers", "2") == 0
     await run("clusters")
     assert "c1" in capsys.readouterr().out
+    assert await run("clusters", "scale", "c1", "3") == 0
+    assert await run("clusters", "adapt", "c1", "1", "4") == 0
+    assert capsys.readouterr().out.startswith("c1  3 workers\nc1  ")
     assert await run("clusters", "stop", "c1") == 0
+    assert await run("clusters", "start", "local", "nonsense") == 1
+    assert "clusters start: one KIND only, not local and nonsense." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("noun", ["runs", "endpoints", "keys", "clusters", "worlds"])
@@ -186,6 +192,13 @@ async def test_an_endpoint_is_changed_from_a_terminal(
     assert await run("endpoints", "update", "tiny", better, "--canary", "20") == 0
     told = capsys.readouterr().out
     assert "revision 1  stable  80 %" in told and f"revision 2  canary  20 %  {better}" in told
+    capsys.readouterr()
+    assert await run("endpoints", "revisions", "tiny") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:3] for line in lines[1:]] == [["2", "canary", "20"], ["1", "stable", "80"]]
+    for listing in ("revisions", "adapters"):
+        assert await run("endpoints", listing, "tiny", "--json") == 0
+        assert len(json.loads(capsys.readouterr().out)) == {"revisions": 2, "adapters": 0}[listing]
     assert await run("endpoints", "split", "tiny", "stable:50,canary:50") == 0
     assert await run("endpoints", "rollback", "tiny") == 0
     assert await run("endpoints", "scale", "tiny", "1:2") == 0
@@ -194,3 +207,30 @@ async def test_an_endpoint_is_changed_from_a_terminal(
     assert await run("endpoints", "shadow", "tiny") == 0
     assert await run("endpoints", "split", "tiny", "stable") == 1
     assert "stable:95,canary:5" in capsys.readouterr().err
+
+
+async def test_a_sweep_is_listed_shown_stopped_and_deleted(
+    named: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("optuna")
+
+    async def place(*_: object, **__: object) -> None:
+        raise CapacityError("-n 5: the cluster holds 2 ranks.")
+
+    monkeypatch.setattr(named.pool, "place", place)
+    body = {"source": "1", "nproc": 5, "metric": "loss", "name": "big"}
+    assert (await named.ask("POST", "llmcloud/api/sweeps", body)).status_code == 201
+    await until(lambda: not len(named.context.sweeps), "it has ended")
+    assert await run("sweeps") == 0
+    assert "big   failed" in capsys.readouterr().out
+    for words in (("sweeps", "--json"), ("sweeps", "list", "--json")):
+        assert await run(*words) == 0
+        assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["big"]
+    assert await run("sweeps", "show", "big") == 0
+    assert "-n 5: the cluster holds 2 ranks." in capsys.readouterr().out
+    assert await run("sweeps", "show", "big", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["nproc"] == 5
+    assert await run("sweeps", "stop", "big") == 1
+    assert "it is failed" in capsys.readouterr().err
+    assert await run("sweeps", "delete", "big") == 0
+    assert await run("sweeps", "show", "big") == 1

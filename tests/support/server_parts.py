@@ -178,6 +178,9 @@ class StandInPool:
         self._find(name).num_workers = workers
         return self.clusters[name]
 
+    async def adapt(self, name: str, minimum: int, maximum: int) -> Cluster:
+        return self._find(name)
+
     async def stop(self, name: str) -> str:
         self._find(name)
         del self.clusters[name]

@@ -121,11 +121,13 @@ class LeaderLinks:
     Args:
         groups: the ranks that this agent hosts.
         expect: called with a run that is to be led from here, and when, in seconds of the loop's clock.
+        address: of this agent.
     """
 
-    def __init__(self, groups: LocalGroups, expect: Callable[[StandBy, float], None]) -> None:
+    def __init__(self, groups: LocalGroups, expect: Callable[[StandBy, float], None], address: str = "") -> None:
         self._groups = groups
         self._expect = expect
+        self._address = address
         self._by_link: dict[str, LeaderLink] = {}
         self._by_connection: dict[Connection, LeaderLink] = {}
         self._responder = Responder("the node agent that follows")
@@ -231,4 +233,4 @@ class LeaderLinks:
         if self._by_link.get(link.link_id) is not link:
             link.hosted.close()  # the leader has gone meanwhile
         num_threads = {rank: link.hosted.num_threads[rank] for rank in pids}
-        return RanksHosted(host=socket.gethostname(), pids=pids, num_threads=num_threads)
+        return RanksHosted(host=socket.gethostname(), pids=pids, num_threads=num_threads, address=self._address)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from jupyter_llmcloud.agent.ranks.devices import Devices
+from jupyter_llmcloud.core.scheduling.placement import agent_key
 from jupyter_llmcloud.errors import Busy, CapacityError, LLMCloudError
 from jupyter_llmcloud.protocol.agent_messages import FindStandby, PlaceRanks
 from jupyter_llmcloud.protocol.connection import Connection
@@ -27,6 +28,11 @@ class WorkerClient:
         self._address = address
         self._devices = devices
         self._workers: dict[Connection, bool] = {}  # and whether they can be asked
+
+    @property
+    def key(self) -> str:
+        """Names this agent alike on every host."""
+        return agent_key(socket.gethostname(), self._address)
 
     @property
     def is_there(self) -> bool:
@@ -63,7 +69,7 @@ class WorkerClient:
                 raise Busy(str(error)) from None
             except LLMCloudError:
                 continue  # this worker cannot tell
-        if self._address in without:
+        if self.key in without:
             raise Busy(f"{num_ranks} ranks have lost their place, and this host is left out.")
         if at_least:
             num_ranks = max(at_least, min(num_ranks, len(self._devices.free)))

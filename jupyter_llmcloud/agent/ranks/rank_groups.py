@@ -39,7 +39,7 @@ class RankGroups:
         self._interface = ""  # that ranks have to use since the store has moved
         self._has_moved = False
         self._given_up: list[RemoteGroup] = []  # whose agent has said that it is told to end
-        self._left_out: set[str] = set()  # agents that get no ranks any more
+        self._left_out: set[str] = set()  # keys of agents that get no ranks any more
 
     @property
     def has_store(self) -> bool:
@@ -203,21 +203,34 @@ class RankGroups:
         # How others are reached from here is known here alone.
         return await self._node.find_capacity(num_ranks, at_once, at_least, self._left_out)
 
+    def keep_out(self, agents: Iterable[str]) -> None:
+        """These agents, by their keys, get no ranks from now on."""
+        self._left_out |= set(agents)
+
     def beside(self, rank: int) -> list[int]:
         """The ranks that the agent of this one hosts, itself among them."""
-        address = next((self._address_of(host) for host in self._hosts if rank in host.links), None)
-        return [one for host in self._hosts if self._address_of(host) == address for one in host.links]
+        agent = self.agent_of(rank)
+        return [one for host in self._hosts if self._key_of(host) == agent for one in host.links]
 
-    def leave_out(self, rank: int) -> None:
-        """End the ranks of the agent that hosts this one: they are displaced, and it gets none again."""
-        addresses = {self._address_of(host) for host in self._hosts if rank in host.links}
-        self._left_out |= addresses
-        for host in [host for host in self._hosts if self._address_of(host) in addresses]:
+    @property
+    def left_out_in_words(self) -> str:
+        """What a message says besides when there is no room; "" while every agent may have ranks."""
+        hosts = sorted({agent.partition(":")[0] for agent in self._left_out})
+        return f" beside what is left out as slow (on {', '.join(hosts)})" if hosts else ""
+
+    def agent_of(self, rank: int) -> str:
+        """The key of the agent that hosts this rank; "" when none does."""
+        return next((self._key_of(host) for host in self._hosts if rank in host.links), "")
+
+    def leave_out(self, agent: str) -> None:
+        """End the ranks of an agent: they are displaced, and it gets none again."""
+        self.keep_out([agent])
+        for host in [host for host in self._hosts if self._key_of(host) == agent]:
             host.drop(list(host.links))
             self._hosts.remove(host)
 
-    def _address_of(self, host: LocalGroup | RemoteGroup) -> str:
-        return host.leading.address if isinstance(host, RemoteGroup) else self._node.address
+    def _key_of(self, host: LocalGroup | RemoteGroup) -> str:
+        return host.agent if isinstance(host, RemoteGroup) else self._node.key
 
     def drop(self, num_ranks: int) -> None:
         """End the ranks from this number on."""

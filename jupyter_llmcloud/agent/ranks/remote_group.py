@@ -9,6 +9,7 @@ from typing import Any
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
 from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, RankEvents, renumber
 from jupyter_llmcloud.core.run.exits import LOST_AGENT
+from jupyter_llmcloud.core.scheduling.placement import agent_key
 from jupyter_llmcloud.errors import ConnectionLost
 from jupyter_llmcloud.protocol.frames import Message, decode, encode
 from jupyter_llmcloud.protocol.rank_messages import (
@@ -30,6 +31,7 @@ class RemoteGroup:
         self.links: dict[int, RemoteRank] = {}
         self.num_threads: dict[int, int] = {}
         self.leading = FollowerLink(address, spec.world_id, lease_s, self._dispatch, self._lost)
+        self.agent = ""  # its key, once it has forked ranks
         self._spec = spec
         self._events = events
 
@@ -48,6 +50,7 @@ class RemoteGroup:
         known = {rank: num_threads[rank] for rank in ranks if rank in num_threads}
         request = HostRanks(ranks=list(ranks), local_ranks=list(local_ranks), num_threads=known, **vars(self._spec))
         hosted = await self.leading.ask(request)
+        self.agent = agent_key(hosted.host, hosted.address)
         for rank in ranks:
             self.num_threads[rank] = hosted.num_threads[rank]
             self.links[rank] = RemoteRank(self, rank, hosted.pids[rank], hosted.host)

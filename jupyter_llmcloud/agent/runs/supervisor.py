@@ -96,8 +96,8 @@ class Restartable(Protocol):
     def without_host_of(self, rank: int) -> int:
         """How many ranks there are beside those of the agent that hosts this one."""
 
-    def leave_out(self, rank: int) -> None:
-        """Go on without the agent that hosts this rank, which gets none again."""
+    def leave_out(self, rank: int) -> str:
+        """Go on without the agent that hosts this rank, which gets none again; its key, "" when there is none."""
 
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy."""
@@ -254,6 +254,12 @@ class RunSupervisor:
         self._handle(LeaveOutAsked(rank, why))
         return "" if self._machine.rank_left_out == rank else "the run ends or changes its ranks now"
 
+    def _world_without(self, agent: str) -> None:
+        """Another leader is to leave it out, too: that is written before anything else is done."""
+        if agent:
+            self.record.agents_left_out.append(agent)
+            self._feed.write_record()
+
     async def save_before_end(self) -> None:
         """Have a checkpoint of the present step, where the run saves any: this agent is about to end."""
         if self._saves and (step := await self._save()) >= 0:
@@ -385,7 +391,7 @@ class RunSupervisor:
             case run_machine.Resume():
                 self._resume(instruction)
             case elasticity.LeaveOut(rank):
-                self._world.leave_out(rank)
+                self._world_without(self._world.leave_out(rank))
             case elasticity.LookForRoom():
                 self._do(self._look_for_room())
             case elasticity.Pause():

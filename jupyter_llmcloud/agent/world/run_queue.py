@@ -215,7 +215,7 @@ class RunQueue:
 
     async def lead_on(self, cell: Execute, definitions: list[Replayed], record: RunRecord, term: int) -> None:
         """See a run through whose leader has gone: this world has no ranks yet."""
-        self._world.inherit(record.world_size, definitions)
+        self._world.inherit(record.world_size, definitions, record.agents_left_out)
         cells = [known for known in (*definitions, cell) if isinstance(known, Execute)]
         self._world.cells |= {known.filename: known.execution_count for known in cells}
         async with self.lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from jupyter_llmcloud.agent.failover.follower_link import FollowerLink
@@ -132,10 +132,11 @@ class World:
         """Variables were set on all ranks: they are set again on ranks that are new processes."""
         self.definitions.note_push(pushed)
 
-    def inherit(self, num_ranks: int, definitions: list[Replayed]) -> None:
+    def inherit(self, num_ranks: int, definitions: list[Replayed], agents_left_out: Iterable[str] = ()) -> None:
         """Be like the world that a run had under a leader that has gone."""
         self.members.size = num_ranks
         self.definitions.cells = definitions
+        self.groups.keep_out(agents_left_out)
 
     def live_until(self, until: float | None) -> None:
         """The ranks of this agent end at this time of its clock (None: they do not), unless they are told another."""
@@ -207,10 +208,12 @@ class World:
         """How many ranks there are beside those of the agent that hosts this one."""
         return self.size - len(self.groups.beside(rank))
 
-    def leave_out(self, rank: int) -> None:
-        """Go on without the agent that hosts this rank from the next renewal on: it gets none of them again."""
-        if self.members.is_started:
-            self.groups.leave_out(rank)
+    def leave_out(self, rank: int) -> str:
+        """Go on without the agent that hosts this rank from the next renewal on: it gets none again. Its key."""
+        agent = self.groups.agent_of(rank) if self.members.is_started else ""
+        if agent:
+            self.groups.leave_out(agent)
+        return agent
 
     async def find_capacity(self, bounds: SizeBounds | None = None) -> list[dict[str, Any]]:
         """Slots for the ranks whose agent has gone; within bounds, as many as there are. Raises Busy for too few."""
@@ -224,7 +227,10 @@ class World:
                 return await self.groups.find_capacity(asked.most, at_once=True, at_least=max(1, asked.least))
         if not asked.least:
             return []
-        raise Busy(f"--elastic {bounds.least}:{bounds.most} needs {bounds.least} ranks, and there is no room for them.")
+        beside = self.groups.left_out_in_words
+        raise Busy(
+            f"--elastic {bounds.least}:{bounds.most} needs {bounds.least} ranks, and there is no room for them{beside}."
+        )
 
     async def heal(self, slots: Slots = (), coming: Execute | None = None, bounds: SizeBounds | None = None) -> None:
         """Replace ranks that have died, and renew the group when it cannot be used; `slots` were found for them.

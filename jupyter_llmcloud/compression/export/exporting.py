@@ -8,6 +8,7 @@ from pathlib import Path
 from jupyter_llmcloud.compression.sources import SourceModel, find_source
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.inference.engines.loading import load_model
+from jupyter_llmcloud.inference.engines.quantized.loading import scheme_of
 from jupyter_llmcloud.protocol.compression import Event, Exported, ExportRequest
 from jupyter_llmcloud.protocol.model_work import WorkProgress
 from jupyter_llmcloud.storage.runs import RunStore
@@ -15,6 +16,7 @@ from jupyter_llmcloud.storage.runs import RunStore
 Tell = Callable[[Event], None]
 SUFFIXES = {"onnx": ".onnx", "gguf": ".gguf", "executorch": ".pte"}
 FOLDER = "export"  # of a run
+_PLAIN = "its quantized weights are written as the numbers that they stand for, as large as before"
 
 
 def export(request: ExportRequest, tell: Tell) -> None:
@@ -39,7 +41,12 @@ def export(request: ExportRequest, tell: Tell) -> None:
         staging.replace(out)
     finally:
         staging.unlink(missing_ok=True)
-    tell(Exported(path=str(out), notes=[f"{out.stat().st_size / 1e6:.2f} MB", *notes]))
+    plain = [_PLAIN] if _is_quantized(source.folder) else []
+    tell(Exported(path=str(out), notes=[f"{out.stat().st_size / 1e6:.2f} MB", *plain, *notes]))
+
+
+def _is_quantized(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and scheme_of(folder) is not None
 
 
 def _default(source: SourceModel, to: str) -> Path:

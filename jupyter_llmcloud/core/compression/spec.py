@@ -12,6 +12,7 @@ from jupyter_llmcloud.errors import UsageError
 
 FORMATS = ("onnx", "gguf", "executorch")
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
+_WHERE = Interface.NOTEBOOK | Interface.SHELL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,29 +24,40 @@ class CompressSpec(Spec):
         f"One or several of {', '.join(METHODS)}, with commas or repeated; each gives a model of its own.",
         (),
         short="-m",
+        interfaces=_WHERE,
     )
-    name: str | None = option(NAME, "Name of the result, of one method (default: RUN-int8 and so on).")
+    name: str | None = option(
+        NAME, "Name of the result, of one method (default: RUN-int8 and so on).", interfaces=_WHERE
+    )
     eval: str | None = option(
         TEXT,
-        "Held-out text that perplexity is measured on: a file (text, or JSON lines with a field text), or a variable "
-        "with a text or a list of them (default: text that the model itself has written).",
+        "Held-out text that perplexity is measured on: a file (text, or JSON lines with a field text), or (in a "
+        "notebook) a variable with a text or a list of them (default: text that the model itself has written).",
         metavar="FILE|VARIABLE",
+        interfaces=_WHERE,
     )
     text: str | None = option(
         TEXT,
         "Text that pruning looks at and distillation learns from, written as --eval is (default: text that the model, "
         "or the teacher, has written).",
         metavar="FILE|VARIABLE",
+        interfaces=_WHERE,
     )
     bound: float = option(
-        OptionType("PERCENT", number(0)), "How much perplexity may rise before the table says that it is too much.", 5.0
+        OptionType("PERCENT", number(0)),
+        "How much perplexity may rise before the table says that it is too much.",
+        5.0,
+        interfaces=_WHERE,
     )
-    steps: int = option(OptionType("N", integer(1)), "Steps of distillation.", 200)
-    nproc: int | None = option(COUNT, "Ranks of distillation, when it starts the world.", short="-n")
+    steps: int = option(OptionType("N", integer(1)), "Steps of distillation.", 200, interfaces=_WHERE)
+    nproc: int | None = option(COUNT, "Ranks of distillation, when it starts the world.", short="-n", interfaces=_WHERE)
     base_model: str | None = option(
-        TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
+        TEXT,
+        "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.",
+        metavar="FOLDER",
+        interfaces=_WHERE,
     )
-    no_table: bool = option(SWITCH, "Measure nothing.", False)
+    no_table: bool = option(SWITCH, "Measure nothing.", False, interfaces=_WHERE)
 
     def checked(self) -> CompressSpec:
         """This one, when its options fit together. Raises UsageError."""
@@ -60,11 +72,18 @@ class CompressSpec(Spec):
 class ExportSpec(Spec):
     """How a model is written for another runtime."""
 
-    to: str | None = option(OptionType("FORMAT", values=FORMATS), "What it is written for.")
-    out: str | None = option(TEXT, "The file (default: in the folder of the run, or beside the model).", metavar="FILE")
-    type: str = option(OptionType(values=GGUF_TYPES), "Of gguf: the type of the large weights.", "f16")
+    to: str | None = option(OptionType("FORMAT", values=FORMATS), "What it is written for.", interfaces=_WHERE)
+    out: str | None = option(
+        TEXT, "The file (default: in the folder of the run, or beside the model).", metavar="FILE", interfaces=_WHERE
+    )
+    type: str = option(
+        OptionType(values=GGUF_TYPES), "Of gguf: the type of the large weights.", "f16", interfaces=_WHERE
+    )
     base_model: str | None = option(
-        TEXT, "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.", metavar="FOLDER"
+        TEXT,
+        "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.",
+        metavar="FOLDER",
+        interfaces=_WHERE,
     )
 
     def checked(self) -> ExportSpec:

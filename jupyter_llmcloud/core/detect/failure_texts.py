@@ -65,7 +65,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "device-out-of-memory",
         r"(cuda|hip|xpu|mps)\b.{0,40}out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
         r"|torch\.OutOfMemoryError: (?!.*DefaultCPUAllocator)|^OutOfMemoryError: (?!.*DefaultCPUAllocator)",
-        "{who} ran out of the memory of its device.",
+        "{who} ran out of memory on the device.",
         _SMALLER,
         native=True,
     ),
@@ -81,7 +81,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "host-out-of-memory",
         r"DefaultCPUAllocator.{0,60}(can't|cannot|not enough|failed)|^MemoryError\b|_ArrayMemoryError|std::bad_alloc"
         r"|cannot allocate memory|\[Errno 12\]|\bENOMEM\b",
-        "{who} ran out of the memory of its host.",
+        "{who} ran out of memory on the host.",
         "Use a smaller batch, fewer ranks or data loader workers on this host, or a host with more memory.",
         native=True,
     ),

@@ -11,6 +11,7 @@ from jupyter_llmcloud.errors import UsageError
 
 METHODS = ("integrated-gradients", "ablation")
 _HERE = Interface.NOTEBOOK
+_BOTH = Interface.NOTEBOOK | Interface.SHELL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,42 +24,43 @@ class ExplainSpec(Spec):
         interfaces=_HERE,
     )
     new: int = option(
-        COUNT, "Of a model that generates: how many tokens it goes on, each of them explained.", 1, interfaces=_HERE
+        COUNT, "Of a model that generates: how many tokens it goes on, each of them explained.", 1, interfaces=_BOTH
     )
     answer: str | None = option(
-        TEXT, "Of a model that generates: explain this continuation in place of its own.", interfaces=_HERE
+        TEXT, "Of a model that generates: explain this continuation in place of its own.", interfaces=_BOTH
     )
     label: str | None = option(
-        OptionType("LABEL"), "Of a classifier: the class that is explained (default: the likeliest).", interfaces=_HERE
+        OptionType("LABEL"), "Of a classifier: the class that is explained (default: the likeliest).", interfaces=_BOTH
     )
     method: str | None = option(
         OptionType(values=METHODS),
         "How: by the gradient on the way from an input that says nothing, or by what changes without each part "
         "(default: the first, where the model has gradients).",
-        interfaces=_HERE,
+        interfaces=_BOTH,
     )
     adversarial: str | None = option(
         TEXT,
         "Explain nothing: ask the model this data as it is, then with typos, noise and the like, and text of another "
-        "kind. JSON lines with text and label, a text, a folder of images with a folder for each class, or a variable.",
+        "kind. JSON lines with text and label, a text, a folder of images with a folder for each class, or (in a "
+        "notebook) a variable.",
         metavar="DATA",
-        interfaces=_HERE,
+        interfaces=_BOTH,
     )
     outside: str | None = option(
         TEXT,
         "With --adversarial: the text of another kind (default: some that is here).",
         metavar="FILE|VARIABLE",
-        interfaces=_HERE,
+        interfaces=_BOTH,
     )
     rows: int = option(
-        OptionType("N", integer(10)), "With --adversarial: how many rows of the data at most.", 200, interfaces=_HERE
+        OptionType("N", integer(10)), "With --adversarial: how many rows of the data at most.", 200, interfaces=_BOTH
     )
-    seed: int = option(OptionType("N", whole_number), "With --adversarial: of what is changed.", 0, interfaces=_HERE)
+    seed: int = option(OptionType("N", whole_number), "With --adversarial: of what is changed.", 0, interfaces=_BOTH)
     base_model: str | None = option(
         TEXT,
         "Of a PEFT adapter: the folder of its base model, if it is not where the adapter says.",
         metavar="FOLDER",
-        interfaces=_HERE,
+        interfaces=_BOTH,
     )
 
     def checked(self, has_input: bool) -> ExplainSpec:

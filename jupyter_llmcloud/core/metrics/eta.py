@@ -4,6 +4,10 @@ Steps are not alike: an evaluation, a checkpoint or a replaced rank comes betwee
 steps are kept in bins, and blocks of neighbouring bins are drawn again and again (Künsch 1989): what comes in bursts or
 periods stays together, and what has been seen of pauses is expected to come again as often. Few blocks say less than
 they seem to, and a past that is short beside the future has not shown all: both widen the interval.
+
+A pace that doubles or halves for good later on is in no past. Where one run of six does, the interval at a tenth of the
+way holds the truth in 70 % of the runs in place of LEVEL; one that held it in LEVEL would be as wide as the truth
+itself. From a quarter of the way on it is what it says (`python -m tests.chaos eta`).
 """
 
 from __future__ import annotations

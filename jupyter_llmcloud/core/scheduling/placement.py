@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from jupyter_llmcloud.errors import Busy, CapacityError, UsageError
 
 
+def agent_key(host: str, address: str) -> str:
+    """Names an agent alike on every host: by its own socket, there; whoever takes a killed one's place has it too."""
+    return f"{host}:{address}"
+
+
 @dataclass(frozen=True)
 class AgentSlots:
     """What one node agent offers. `free` of its `total` slots hold no rank; `has_gpus` says what a slot is."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 SMOOTHING = 0.9  # of the exponential mean of losses
 DIVERGED = 4.0  # times the lowest smoothed loss above zero
 LEAST_POINTS = 10
+FALLEN = 0.25  # of the whole fall, which is more than batches differ by
 FLAT = 1.1  # rows per second of twice the batch must be so many times those before
 SPARE = 0.8  # of the memory that is free
 
@@ -55,18 +57,16 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> RateFound:
     if len(known) < LEAST_POINTS:
         words = f"only {len(known)} losses were finite: begin with a lower rate (--low)"
         return RateFound(None, None, words)
-    curve = smoothed([loss for _, loss in known])
+    losses = [loss for _, loss in known]
+    curve, start = smoothed(losses), fmean(losses[: max(LEAST_POINTS, len(losses) // 5)])
     lowest = min(range(len(curve)), key=curve.__getitem__)
-    drop = curve[0] - curve[lowest]
-    if lowest == 0 or drop <= 0.02 * abs(curve[0]):
-        return RateFound(
-            None, None, f"at no rate the loss fell: it began at {curve[0]:.4g} and went to {curve[-1]:.4g}"
-        )
-    slopes = [_slope(known, curve, at) for at in range(lowest + 1)]
-    steepest = min(range(len(slopes)), key=slopes.__getitem__)
+    drop = start - curve[lowest]
+    if lowest == 0 or drop <= 0.02 * abs(start):
+        return RateFound(None, None, f"at no rate the loss fell: it began at {start:.4g} and went to {curve[-1]:.4g}")
+    steepest = min(range(_fall(curve, lowest, start), lowest + 1), key=lambda at: _slope(known, curve, at))
     rate, end = known[steepest][0], known[lowest][0]
     words = (
-        f"the loss fell steepest at {rate:.2g}; it was lowest, {curve[lowest]:.4g} from {curve[0]:.4g}, at {end:.2g}, "
+        f"the loss fell steepest at {rate:.2g}; it was lowest, {curve[lowest]:.4g} from {start:.4g}, at {end:.2g}, "
         f"and rises from there"
     )
     if lowest == len(curve) - 1:
@@ -74,6 +74,12 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> RateFound:
             f"the loss fell steepest at {rate:.2g}, and still fell at the highest rate, {end:.2g}: try a higher --high"
         )
     return RateFound(rate, end, words)
+
+
+def _fall(curve: Sequence[float], lowest: int, start: float) -> int:
+    """Where the loss begins to fall for good: batches differ, most of all before the mean is one of many."""
+    fallen = start - FALLEN * (start - curve[lowest])
+    return max((at for at in range(lowest) if curve[at] >= fallen), default=0)
 
 
 def _slope(known: Sequence[tuple[float, float]], curve: Sequence[float], at: int) -> float:

@@ -290,8 +290,8 @@ class SweepRules:
         if self._running or self._is_over or (not self.is_ending and self._num_left):
             return []
         self._is_over = True
-        if self._ending is None:
-            failed = bool(self._counts["failures"]) and not self._counts["measured"]
-            self._ending = SweepOver("failed", self._all_failed()) if failed else SweepOver("finished", "")
+        self._ending = self._ending or SweepOver("finished", "")
+        if self._ending.state == "finished" and self._counts["failures"] and not self._counts["measured"]:
+            self._ending = SweepOver("failed", self._all_failed())
         closed = [closing for gang in sorted(self._gangs) for closing in self._close(gang)]
         return [*closed, self._ending]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from jupyter_llmcloud.core.options import Option, Syntax, integer, parse, split, take_verb
+from jupyter_llmcloud.core.options import Option, Syntax, integer, kind_and_options, parse, split, take_verb
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.magics.commands.tables import PanelOf, Table, ago
 from jupyter_llmcloud.magics.session import session
@@ -115,7 +114,7 @@ class ClusterMagics(Magics):
         return table()
 
     def _start(self, given: Any) -> Table:
-        kind, options = _kind_and_options(given.arguments)
+        kind, options = kind_and_options(given.arguments, "%cluster start")
         start(kind, workers=given.workers, name=given.name, **options)
         return table()
 
@@ -134,23 +133,6 @@ class ClusterMagics(Magics):
 
     def _stop(self, given: Any) -> None:
         stop(given.arguments[0] if given.arguments else None)
-
-
-def _kind_and_options(words: Any) -> tuple[str, dict[str, Any]]:
-    kinds = [word for word in words if "=" not in word]
-    if len(kinds) > 1:
-        raise UsageError(f"%cluster start: one KIND only, not {' and '.join(kinds)}.")
-    return (kinds[0] if kinds else "local"), dict(_option(word) for word in words if "=" in word)
-
-
-def _option(word: str) -> tuple[str, Any]:
-    name, _, text = word.partition("=")
-    if not name.isidentifier():
-        raise UsageError(f"%cluster start: {word!r} is not key=value.")
-    try:
-        return name, json.loads(text)
-    except ValueError:
-        return name, text
 
 
 def list() -> Any:

@@ -42,6 +42,7 @@ from jupyter_llmcloud.magics.output.progress_line import ProgressLine
 from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.magics.serving.endpoint import Endpoint
 from jupyter_llmcloud.magics.session import session
+from jupyter_llmcloud.magics.session.run_handle import RunHandle
 from jupyter_llmcloud.storage.remote import run_copy
 from jupyter_llmcloud.storage.runs import RunStore
 
@@ -66,18 +67,22 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
     is served already is replaced.
 
     Args:
-        target: a run, a folder, or the name of a variable of the ranks or of the notebook; or a function of inputs, an
-            object with `predict(inputs)` or a model (`tokenizer=` its tokenizer), which go along by value and need a
-            `name`.
+        target: a run (its name, its id or its handle), a folder, or the name of a variable of the ranks or of the
+            notebook; or a function of inputs, an object with `predict(inputs)` or a model (`tokenizer=` its tokenizer),
+            which go along by value and need a `name`.
         progress: told in a few words how far it is.
     """
-    if not isinstance(target, str | Path):
+    if isinstance(target, RunHandle):
+        target = target.run_id
+    elif not isinstance(target, str | Path):
         from jupyter_llmcloud.magics.commands.serve_code import serve_object
 
         return serve_object(target, options.pop("name", None), progress=progress, **options)
     target = str(target)
     EndpointSpec.make(options, Interface.NOTEBOOK)
     if (variable := _variable(target, options)) is not None:
+        if isinstance(variable.value, RunHandle):
+            return serve(variable.value, progress=progress, **options)
         return serve_variable(variable, _shell(), serve, progress=progress, **options)
     if options.pop("tokenizer", None) is not None:
         raise UsageError(f"--tokenizer is for a TARGET that is a variable, and {target} is a run or a folder.")

@@ -160,7 +160,8 @@ def show(name: str) -> RunReport:
     rows += [("alert", _as_row(alert)) for alert in folder.alerts()[-MAX_ALERTS:]]
     rows += [("saved", shown(str(folder.path / path))) for path in record.artifacts.values()]
     rows += [
-        (f"error on rank {error['rank']}", shown(f"{error['ename']}: {error['evalue']}")) for error in record.errors[:3]
+        (f"error on rank {error['rank']}", shown(": ".join(filter(None, (error["ename"], error["evalue"])))))
+        for error in record.errors[:3]
     ]
     if why := record.diagnosis or as_record(diagnosis_of(folder, replace(record, state=state), record.hang)):
         rows += [("why", shown(why["sentence"])), ("try", why["action"])]

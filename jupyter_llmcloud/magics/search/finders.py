@@ -15,6 +15,7 @@ from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell, current_number
 
 FOUND = "_llmcloud_found"
+WATCH = "loss-spike=off,gradient-spike=off,not-finite=off"  # rates grow until the loss leaves its range
 LOSS = Option(
     ("--loss",),
     "Variable of the ranks: a function of (output, target), for batches of two parts. Left out: model(**batch).loss.",
@@ -154,6 +155,6 @@ def _on_ranks(shell: Any, what: str, names: list[str], loss: str | None, call: s
     )
     number = current_number(shell)
     cell = Cell(code, code, 0, shell.compile.get_code_name(code, code, number), number)
-    here.distribute(shell, cell, {"name": what.replace("_", "-"), "pull": [FOUND]})
+    here.distribute(shell, cell, {"name": what.replace("_", "-"), "pull": [FOUND], "watch": WATCH})
     told: dict[str, Any] = shell.user_ns.pop(FOUND)
     return told

@@ -13,7 +13,7 @@ from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import Interface
 from jupyter_llmcloud.errors import SweepFailed, UsageError
 from jupyter_llmcloud.magics.commands.tables import Table
-from jupyter_llmcloud.magics.search.view import SweepView, text_of, trial_table
+from jupyter_llmcloud.magics.search.view import SweepView, lines_of, trial_table
 from jupyter_llmcloud.magics.session import cell as cells
 from jupyter_llmcloud.magics.session import session
 from jupyter_llmcloud.magics.session.cell import Cell
@@ -61,7 +61,7 @@ class SweepHandle:
 
     @property
     def best_run(self) -> RunHandle:
-        """The run of the best trial; `%serve` takes its name."""
+        """The run of the best trial, which `lc.serve` takes; `%serve` takes its id."""
         return RunHandle(self.best["run_id"], lambda: self._server)
 
     @property
@@ -97,7 +97,9 @@ class SweepHandle:
         return trial_table(self.info())
 
     def __repr__(self) -> str:
-        return text_of(self.info())
+        told = self.info()
+        ending = told["reason"] if told["state"] == "failed" else ""  # which else is among the lines
+        return "\n".join(filter(None, [*lines_of(told), ending]))
 
 
 def start(shell: Any, cell: Cell, given: Mapping[str, Any]) -> SweepHandle:

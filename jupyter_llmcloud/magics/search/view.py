@@ -12,6 +12,8 @@ from jupyter_llmcloud.magics.search.pictures import importance_bars, parallel_co
 
 SHOWN = 15  # trials in the table of a cell
 REDRAW_S = 0.25
+REASON = 120  # characters
+FAILED = ("failed", "unmeasured", "lost")
 
 
 def number_text(value: Any) -> str:
@@ -40,10 +42,15 @@ def _ranked(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _row(trial: Mapping[str, Any], of_population: bool) -> tuple[Any, ...]:
     took = span((trial["ended"] or time.time()) - trial["began"]) if trial["began"] else ""
     state = trial["state"] + (" (again)" if trial["num_attempts"] > 1 else "")
-    params = params_text(trial["params"]) or trial["reason"][:120]
+    params = params_text(trial["params"]) or _cut(trial["reason"])
     parent = trial.get("parent")
     turn = (trial.get("generation"), "" if parent is None else parent) if of_population else ()
     return (trial["number"], state, *turn, number_text(trial["value"]), params, took, trial["run_id"])
+
+
+def _cut(reason: str) -> str:
+    """Why a trial has failed, as far as a row has room for it."""
+    return reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
 
 
 def trial_table(told: Mapping[str, Any], limit: int | None = None) -> Table:
@@ -75,12 +82,31 @@ def best_line(told: Mapping[str, Any]) -> str:
     if best is None:
         return ""
     metric = told["spec"].get("metric") or "value"
-    return f"best: {metric} {number_text(best['value'])} in trial {best['number']} ({params_text(best['params'])})"
+    values = f" ({params_text(best['params'])})" if best["params"] else ""
+    return f"best: {metric} {number_text(best['value'])} in trial {best['number']}{values}"
+
+
+def _failures(told: Mapping[str, Any]) -> str:
+    """What went wrong first, of a sweep that goes on all the same; "" when nothing did."""
+    failed = [trial for trial in told["trials"] if trial["state"] in FAILED and trial["reason"]]
+    if not failed or told["state"] == "failed":  # which says it itself
+        return ""
+    first = min(failed, key=lambda trial: int(trial["number"]))
+    what = f"{len(failed)} trials failed, the first" if len(failed) > 1 else "1 trial failed"
+    return f"{what} ({first['number']}): {_cut(first['reason'])}"
+
+
+def _asks_nothing(told: Mapping[str, Any]) -> str:
+    """Of a cell that is the same in every trial."""
+    done = [trial for trial in told["trials"] if trial["state"] == "done"]
+    if not done or any(trial["params"] for trial in told["trials"]):
+        return ""
+    return "the cell asks for no value, so its trials are alike: trial.suggest_float(...) and the like ask for one."
 
 
 def lines_of(told: Mapping[str, Any]) -> list[str]:
     """What is said above the table."""
-    lines = [summary(told), best_line(told), told["note"]]
+    lines = [summary(told), best_line(told), _failures(told), _asks_nothing(told), told["note"]]
     if told["state"] != "running":
         lines.append(told["reason"] if told["state"] == "finished" else "")
         if told["best"] is not None and told["spec"].get("save"):

@@ -232,6 +232,11 @@ class RunHandle:
         return f"<run {self.run_id}: {self.state}>"
 
 
+def named(target: Any) -> str:
+    """What names a run or a folder, as text; of a handle its id."""
+    return target.run_id if isinstance(target, RunHandle) else str(target)
+
+
 def _describe_end(state: str, record: RunRecord) -> str:
     """How a run ended that has not finished; "" for one that has."""
     error = record.errors[0] if record.errors else {}

@@ -172,6 +172,10 @@ class RunDetail(Run, frozen=True):
         list[list[int]],
         Meta(description="After a rollback: [first, last] of the optimizer steps that change no weight."),
     ] = []
+    agents_left_out: Annotated[
+        list[str],
+        Meta(description="Agents (HOST:SOCKET) that get no rank of it any more: --watch straggler=scale."),
+    ] = []
     alerts: Annotated[
         dict[str, int], Meta(description="How many of its detectors' alerts there were, by detector.")
     ] = {}

@@ -7,10 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jupyter_llmcloud.client import discovery
+from jupyter_llmcloud.core.output.columns import format_table
 from jupyter_llmcloud.core.search.spec import SweepSpec
 from jupyter_llmcloud.core.spec import Interface
 from jupyter_llmcloud.errors import UsageError
@@ -29,6 +31,70 @@ def add_sweep(nouns: Any) -> None:
     add_options(command, SweepSpec.options(Interface.SHELL))
     command.add_argument("--json", action="store_true", help="the result as JSON")
     command.set_defaults(run=_sweep, noun="sweep")
+
+
+def add_sweeps(nouns: Any) -> None:
+    """What there is to do with sweeps that have begun. One goes on by `sweep --name NAME --resume`."""
+    command = nouns.add_parser("sweeps", help="list, show, stop or delete sweeps of the running server")
+    verbs = command.add_subparsers(metavar="VERB")
+    for parser in (command, verbs.add_parser("list", help="the sweeps")):
+        _with_json(parser)
+        parser.set_defaults(run=_list, noun="sweeps")
+    for verb, run, text in (
+        ("show", _show, "all trials of a sweep"),
+        ("stop", _stop, "stop a sweep; what is done is kept"),
+        ("delete", _delete, "remove a sweep that has ended; its runs stay"),
+    ):
+        parser = verbs.add_parser(verb, help=text)
+        parser.add_argument("name", metavar="NAME")
+        parser.set_defaults(run=run, noun="sweeps")
+        if verb == "show":
+            _with_json(parser)
+
+
+def _with_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON, with all there is")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    sweeps = discovery.find_running().sweeps()
+    if getattr(arguments, "json", False):
+        print(json.dumps(sweeps, indent=2))
+        return
+    rows = [
+        [told["name"], told["state"], _time(told["created"]), str(told["num_trials"]), *_best(told)] for told in sweeps
+    ]
+    print(format_table(("name", "state", "created", "trials", "best", "of run", "note"), rows))
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _best(told: Mapping[str, Any]) -> tuple[str, str, str]:
+    best = told["best"] or {"value": "", "run_id": ""}
+    return str(best["value"]), best["run_id"], told["reason"] or told["note"]
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    told = discovery.find_running().sweep(arguments.name)
+    if getattr(arguments, "json", False):
+        print(json.dumps(told, indent=2))
+        return
+    print(_result(told))
+    rows = [
+        [str(trial["number"]), trial["state"], str(trial["value"]), _params(trial), trial["run_id"], trial["reason"]]
+        for trial in told["trials"]
+    ]
+    print(format_table(("trial", "state", told["spec"].get("metric") or "value", "parameters", "run", "why"), rows))
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    print(discovery.find_running().stop_sweep(arguments.name)["state"])
+
+
+def _delete(arguments: argparse.Namespace) -> None:
+    discovery.find_running().delete_sweep(arguments.name)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -69,10 +135,15 @@ def _say(told: Mapping[str, Any], said: int) -> int:
     """Tell of trials that have ended since; returns how many have."""
     ended = _ended(told)
     for trial in ended[said:]:
-        params = " ".join(f"{name}={value}" for name, value in trial["params"].items())
-        line = f"trial {trial['number']}  {trial['state']}  {trial['value']}  {params}  {trial['reason']}".rstrip()
+        line = (
+            f"trial {trial['number']}  {trial['state']}  {trial['value']}  {_params(trial)}  {trial['reason']}".rstrip()
+        )
         print(line, file=sys.stderr, flush=True)
     return len(ended)
+
+
+def _params(trial: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in trial["params"].items())
 
 
 def _ended(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:

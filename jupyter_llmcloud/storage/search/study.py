@@ -204,6 +204,11 @@ class SweepStudy:
         """A new study. Raises NameTaken when the storage has one of this name, UsageError for one of no use."""
         library, storage = optuna(), open_storage(plan.storage)
         known = cls._known(library, storage, plan)
+        if known is not None and MARK not in (known.user_attrs or {}):
+            raise NameTaken(
+                f"the storage {without_password(plan.storage)} has a study {plan.name!r} of another program: choose "
+                "another --name."
+            )
         if known is not None:
             what = f"the storage {without_password(plan.storage)} has a study {plan.name!r} already"
             raise NameTaken(

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from jupyter_llmcloud.errors import ModelError
+from jupyter_llmcloud.training.saved_model import no_progress_bars
 
 _BATCH = 8  # windows of all ranks together
 _LONGEST = 256
@@ -35,9 +36,10 @@ def distill(run: Any, student: str, teacher: str, texts: str, num_steps: int) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
     set_seed(1)
-    tokenizer = AutoTokenizer.from_pretrained(student, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(student, local_files_only=True, dtype=torch.float32)
-    teaching = AutoModelForCausalLM.from_pretrained(teacher, local_files_only=True, dtype=torch.float32).eval()
+    with no_progress_bars():
+        tokenizer = AutoTokenizer.from_pretrained(student, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(student, local_files_only=True, dtype=torch.float32)
+        teaching = AutoModelForCausalLM.from_pretrained(teacher, local_files_only=True, dtype=torch.float32).eval()
     accelerator = Accelerator()
     per_rank = max(1, _BATCH // accelerator.num_processes)
     least = per_rank * accelerator.num_processes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.training.checkpoint import rng
 from jupyter_llmcloud.training.run import Run
 
-STEPS_OF_A_SIZE = 4  # the first one is not counted
+STEPS_OF_A_SIZE = 6  # of which the fastest counts: the others have been disturbed, the first one by what is new
 
 
 def lr_find(
@@ -73,20 +75,20 @@ def _measure(
     device = next(model.parameters()).device
     start = run.rank * size
     batch = _to(collate([dataset[(start + at) % len(dataset)] for at in range(size)]), device)
-    fits, took = 1.0, 0.0
+    fits, took = 1.0, math.inf
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        for count in range(STEPS_OF_A_SIZE):
+        for _ in range(STEPS_OF_A_SIZE):
             began = time.perf_counter()
             _step(model, optimizer, batch, loss).item()
-            took += time.perf_counter() - began if count else 0.0
+            took = min(took, time.perf_counter() - began)
     except torch.cuda.OutOfMemoryError:
         fits = 0.0
         torch.cuda.empty_cache()
     fits = _least(fits, run.world_size)
     slowest = -_least(-took, run.world_size)
-    rows = size * (STEPS_OF_A_SIZE - 1) * run.world_size
+    rows = size * run.world_size
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     return BatchMeasured(size, rows / slowest if fits and slowest else 0.0, int(used), bool(fits))
 
@@ -130,8 +132,26 @@ def _loss_of(model: Any, batch: Any, loss: Any) -> torch.Tensor:
                 f"--loss takes batches of two parts, inputs and targets; these are {type(batch).__name__}."
             )
         return _as_loss(loss(model(batch[0]), batch[1]))
-    output = model(**batch) if isinstance(batch, dict) or hasattr(batch, "keys") else model(*_listed(batch))
+    if isinstance(batch, dict) or hasattr(batch, "keys"):
+        output = model(**batch)
+    else:
+        _check_takes(model, parts := _listed(batch))
+        output = model(*parts)
     return _as_loss(getattr(output, "loss", output))
+
+
+def _check_takes(model: Any, parts: list[Any]) -> None:
+    """Raise UsageError when a model is not made for batches of so many parts: then they are inputs and targets."""
+    inner = getattr(model, "module", model)
+    try:
+        inspect.signature(inner.forward).bind(*parts)
+    except TypeError:
+        raise UsageError(
+            f"{type(inner).__name__} does not take a batch of {len(parts)} parts: name a loss function of (output, "
+            "target) on the ranks, --loss NAME."
+        ) from None
+    except ValueError:
+        pass  # it does not tell what it takes
 
 
 def _listed(batch: Any) -> list[Any]:

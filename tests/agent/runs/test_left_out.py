@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.core.scheduling.placement import agent_key
+from jupyter_llmcloud.errors import CapacityError
+from jupyter_llmcloud.protocol.agent_messages import FindStandby, Placement, PlaceRanks, RenewLease, StandbyFound
+from jupyter_llmcloud.protocol.client import AgentConnection
+from jupyter_llmcloud.protocol.rpc import Responder
 from jupyter_llmcloud.storage.journal import read_all
-from tests.support.worlds import AgentProcess, Ranks
+from jupyter_llmcloud.storage.runs import RunFolder
+from tests.support.worlds import AgentProcess, Ranks, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
@@ -60,3 +68,48 @@ def test_a_run_goes_on_without_its_slow_host(own_agent: Callable[..., AgentProce
     [resize] = [mark for mark in marks if mark["mark"] == "resize"]
     assert resize["text"].startswith(f"rank {slow} is slow, its host is left out; resumed from step ")
     ranks.end()
+
+
+def test_another_leader_leaves_out_the_same_host(own_agent: Callable[..., AgentProcess]) -> None:
+    """The leader's own host is left out, and the leader is killed then: who goes on with the run knows of it."""
+    leader, other = own_agent(slots=1), own_agent(slots=1)
+    ranks = Ranks(leader, 2, shares=[(leader, 1), (other, 1)])
+    code = CELL.replace("SLOW", str(ranks.pids()[0]))
+    options: dict[str, Any] = {"elastic": "1:2", "max_restarts": 1, "checkpoint_every": 50, "hang_after_s": 60.0}
+    running = ranks.send(code, spec={"watch": "straggler=scale", "elastic": "1:2"}, **options)
+    folder, slow = running.outcome.folder, agent_key(socket.gethostname(), leader.address)
+    asked = asyncio.run(_led_on(leader, other, folder))
+    record = folder.read()
+    assert record.state == "finished", (record.errors, record.history)
+    assert (record.agent, record.world_size, record.agents_left_out) == (other.address, 1, [slow])
+    assert asked and all(place.without == [slow] for place in asked)
+    ranks.beside(other).end()
+
+
+async def _led_on(leader: AgentProcess, other: AgentProcess, folder: RunFolder) -> list[PlaceRanks]:
+    """Kill the leader when its host is left out; what the other one asks its worker for until the run has ended."""
+    asked: list[PlaceRanks] = []
+    responder = Responder("the worker")
+    place = {"address": other.address, "home": other.address, "num_ranks": 1, "host": "there"}
+
+    def found(request: PlaceRanks) -> Placement:
+        asked.append(request)
+        if folder.read().num_resizes > 1:  # it goes on there, and would have a second rank
+            raise CapacityError("the cluster holds 1 rank beside what is left out.")
+        return Placement(agents=[place])
+
+    responder.on(PlaceRanks, found)
+    responder.on(FindStandby, lambda _: StandbyFound(address=""))
+    connection = await AgentConnection.open(other.address, responder=responder)
+    await connection.request(RenewLease(finds_capacity=True))
+    await asyncio.to_thread(until, lambda: _goes_on(folder), "the run goes on without the host", 120)
+    leader.process.kill()
+    await asyncio.to_thread(until, lambda: not folder.read().is_active, "the run has ended", 60)
+    await connection.close()
+    return asked
+
+
+def _goes_on(folder: RunFolder) -> bool:
+    """Whether a checkpoint was saved since the host was left out: who stands by has been told of the term by then."""
+    marks = [mark["mark"] for mark in read_all(folder.marks)] if folder.marks.exists() else []
+    return "resize" in marks and "checkpoint" in marks[marks.index("resize") :]

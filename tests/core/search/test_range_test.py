@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -32,6 +33,17 @@ def test_the_rate_lies_below_where_the_loss_would_diverge() -> None:
     assert found.rate is not None and found.lowest is not None
     assert 1e-4 < found.rate < 2 / 50 and found.rate <= found.lowest
     assert "fell steepest at" in found.reason
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_batches_that_differ_do_not_make_the_lowest_rates_look_steep(seed: int) -> None:
+    """A rate at which nothing is learned, suggested for the chance of two batches, would look like a result."""
+    random_ = random.Random(seed)
+    rates = [1e-7 * 1.2**step for step in range(100)]
+    losses = [7.4 / (1 + (rate / 0.02) ** 1.5) * random_.lognormvariate(0, 0.35) for rate in rates]
+    found = suggest_rate(rates, losses)
+    assert found.rate is not None and found.lowest is not None
+    assert 1e-3 < found.rate < 0.5 and found.rate <= found.lowest
 
 
 def test_a_loss_that_never_falls_suggests_nothing_and_says_so() -> None:

@@ -144,6 +144,16 @@ def test_when_its_time_is_over_or_all_is_tried_it_has_finished() -> None:
     assert rules.handle(TrialEnded(0, "done"))[-1] == SweepOver("finished", "every combination has been tried.")
 
 
+def test_when_all_is_tried_and_nothing_of_it_has_a_value_it_has_failed_with_the_first_error() -> None:
+    """A grid over numbers without an end refuses its first trial, after which there is nothing more to try."""
+    rules = SweepRules(num_trials=40, parallel=1)
+    rules.begin()
+    rules.handle(GangReady(0))
+    assert rules.handle(TrialEnded(0, "failed", "'x' has no end of values")) == [StartTrial(0, 1, 0)]
+    ended = handled(rules, Exhausted(), TrialEnded(1, "failed", "the same"))
+    assert ended[-1] == SweepOver("failed", "the first 2 trials have failed. The first error: 'x' has no end of values")
+
+
 def test_ranks_that_cannot_be_had_are_done_without_where_others_are() -> None:
     rules = SweepRules(num_trials=4, parallel=2)
     rules.begin()

@@ -35,8 +35,23 @@ def test_the_best_stand_first_and_what_failed_says_why() -> None:
     lines = text_of(told()).splitlines()
     assert lines[0] == "tuned: running · 5 of 8 trials (2 done, 1 failed, 1 pruned, 1 running) · 10 s"
     assert lines[1] == "best: loss 0.25 in trial 2 (lr 0.01, kind a)"
-    assert [line.split()[0] for line in lines[4:]] == ["4", "2", "0", "1", "3"]
+    assert lines[2] == "1 trial failed (3): ValueError: <odd>"
+    assert [line.split()[0] for line in lines[5:]] == ["4", "2", "0", "1", "3"]
     assert "ValueError: <odd>" in lines[-1]
+
+
+def test_what_went_wrong_first_is_said_once_though_the_failed_trials_had_values() -> None:
+    trials = [*told()["trials"], {**trial(5, "failed", None, lr=0.1), "reason": "y" * 200}]
+    lines = text_of(told(trials=trials[::-1])).splitlines()
+    assert lines[2] == "2 trials failed, the first (3): ValueError: <odd>"
+    assert not any("trials failed, the first" in line for line in text_of(told(state="failed")).splitlines())
+
+
+def test_a_cell_that_asks_for_no_value_is_told_so() -> None:
+    alike = [trial(0, "done", 1.0), trial(1, "done", 1.0)]
+    lines = text_of(told(trials=alike, best=alike[0])).splitlines()
+    assert lines[1] == "best: loss 1 in trial 0"
+    assert lines[2].startswith("the cell asks for no value, so its trials are alike: trial.suggest_float(...)")
 
 
 def test_a_trial_that_was_stopped_is_not_one_of_so_many() -> None:
@@ -51,7 +66,7 @@ def test_a_choice_of_none_is_a_value() -> None:
 
 def test_more_is_better_when_it_is_said() -> None:
     spec = {"metric": "loss", "trials": 8, "direction": "maximize"}
-    rows = text_of(told(spec=spec, best=None)).splitlines()[3:]
+    rows = text_of(told(spec=spec, best=None)).splitlines()[4:]
     assert [row.split()[0] for row in rows] == ["4", "0", "2", "1", "3"]
 
 

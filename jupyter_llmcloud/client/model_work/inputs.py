@@ -1,4 +1,4 @@
-"""From what a notebook has, to files that a process reads: texts, rows with labels, images, arrays."""
+"""From what a caller has, to files that a process reads: texts, rows with labels, images, arrays."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ from jupyter_llmcloud.errors import UsageError
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _PIECE = 600  # characters that a long text is cut into, at ends of lines
 _EXPECTED = "a list of texts, of rows with text and label, of pairs (text, label), or a pair of arrays (inputs, labels)"
-
-
-def value_named(name: str, variables: Mapping[str, Any], option: str) -> Any:
-    """The variable of the notebook. Raises UsageError when there is none."""
-    if name not in variables:
-        what = "a variable of this notebook" if option == "--input" else "a file nor a variable of this notebook"
-        raise UsageError(f"{option} {name!r} is {'not' if option == '--input' else 'neither'} {what}.")
-    return variables[name]
 
 
 def array_file(value: Any, folder: Path) -> str:
@@ -106,7 +98,7 @@ def _of_path(path: Path, folder: Path) -> tuple[str, str]:
     if path.is_dir():
         return _written(_images(path), folder), path.name
     if not path.is_file():
-        raise UsageError(f"--adversarial {str(path)!r} is neither a file, a folder nor a variable of this notebook.")
+        raise UsageError(f"--adversarial {str(path)!r} is neither a file nor a folder here.")
     if path.suffix in (".jsonl", ".ndjson"):
         try:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
