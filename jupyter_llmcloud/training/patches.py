@@ -168,6 +168,18 @@ LAUNCHERS = Patch(
         "accelerate.launchers:debug_launcher": ("function", "args", "num_processes"),
         "torch.multiprocessing:spawn": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
         "torch.multiprocessing.spawn:spawn": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
+        "torch.multiprocessing:start_processes": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
+    },
+)
+IGNITE = Patch(
+    feature="Parallel(nproc_per_node=...) of ignite in a cell",
+    why="The ranks of the world are the processes that it would start.",
+    without="Say Parallel(backend=...) without nproc_per_node.",
+    checked="ignite 0.5",
+    targets={
+        "ignite.distributed.comp_models.native:_NativeDistModel.spawn": (
+            *("fn", "args", "kwargs_dict", "nproc_per_node", "nnodes"),
+        ),
     },
 )
 
@@ -257,11 +269,12 @@ def _in_packages(pytorch: str, fabric: str) -> tuple[Patch, ...]:
     )
 
 
-# Of libraries that most cells never load: replaced as soon as a cell imports the module.
-ON_IMPORT = (
+LIGHTNING = (
     *_in_packages("lightning.pytorch", "lightning.fabric"),
     *_in_packages("pytorch_lightning", "lightning_fabric"),
 )
+# Of libraries that most cells never load: replaced as soon as a cell imports the module.
+ON_IMPORT = (IGNITE, *LIGHTNING)
 
 # --- process groups --------------------------------------------------------------------------------------------------
 
@@ -279,6 +292,13 @@ GROUPS = Patch(
             "new_group": ("ranks",),
         }.items()
     },
+)
+OWN_STORES = Patch(
+    feature="Process groups of processes that a cell starts, and torch.distributed.rpc",
+    why="The port of the world is taken, and the one that a tutorial names is there once, but asked for by each rank.",
+    without="Start processes on one rank (--ranks 0); give RPC an init_method with a free port.",
+    checked=_TORCH,
+    targets={"torch.distributed.rendezvous:_create_c10d_store": ("hostname", "port", "rank", "world_size", "timeout")},
 )
 GROUP_NUMBERS = Patch(
     feature="The count of collectives in hang reports",
@@ -445,7 +465,8 @@ CATALOGUE = (
     *(ENVIRONMENT, ACCUMULATION),
     *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
-    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
+    *(LAUNCHERS, GROUPS, OWN_STORES, GROUP_NUMBERS, DDP_WRAPPERS),
+    *(PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(BLOCKED_TIME, DATA_TIME, CHECKPOINT_TIME),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES),
 )

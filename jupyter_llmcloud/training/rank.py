@@ -56,11 +56,13 @@ from jupyter_llmcloud.training.diagnostics.left_out_steps import LEFT_OUT
 from jupyter_llmcloud.training.diagnostics.time_split import CHECKPOINT, TIMES
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
+from jupyter_llmcloud.training.group.own_groups import CELL_STORES
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import (
     accelerator_plans,
+    ignite,
     launchers,
     lightning,
     metrics,
@@ -163,7 +165,8 @@ class Rank:
         trainer_plans.install()
         launchers.adopt(self.run)
         lightning.adopt(self.run)
-        spawned_workers.install()
+        ignite.adopt(self.run)
+        spawned_workers.install(self.run)
         no_stdin.install()
         notebook_tqdm.install()
         warning_capture.install(self.sender)
@@ -392,6 +395,7 @@ class Rank:
         if cell.trial:
             shell.user_ns[trials.NAME] = trials.Trial(cell.trial, self.run, lambda: self.group.store)
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
+        CELL_STORES.begin(cell.run_id, self.group.generation)
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
         ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)
         LEFT_OUT.begin(cell)
