@@ -182,7 +182,13 @@ IGNITE = Patch(
         ),
     },
 )
-
+ELASTIC_LAUNCH = Patch(
+    feature="elastic_launch() of a function of a cell",
+    why="The ranks of the world are the processes that it would start.",
+    without="Call the function itself.",
+    checked=_TORCH,
+    targets={"torch.distributed.launcher.api:elastic_launch.__call__": ("args",)},
+)
 
 # --- Lightning and Fabric, which are in two pairs of packages --------------------------------------------------------
 
@@ -274,7 +280,7 @@ LIGHTNING = (
     *_in_packages("pytorch_lightning", "lightning_fabric"),
 )
 # Of libraries that most cells never load: replaced as soon as a cell imports the module.
-ON_IMPORT = (IGNITE, *LIGHTNING)
+ON_IMPORT = (IGNITE, ELASTIC_LAUNCH, *LIGHTNING)
 
 # --- process groups --------------------------------------------------------------------------------------------------
 

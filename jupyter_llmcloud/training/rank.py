@@ -62,10 +62,10 @@ from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
 from jupyter_llmcloud.training.integrations import (
     accelerator_plans,
-    ignite,
     launchers,
     lightning,
     metrics,
+    rare_launchers,
     spawned_workers,
     trainer_plans,
 )
@@ -165,7 +165,7 @@ class Rank:
         trainer_plans.install()
         launchers.adopt(self.run)
         lightning.adopt(self.run)
-        ignite.adopt(self.run)
+        rare_launchers.adopt(self.run)
         spawned_workers.install(self.run)
         no_stdin.install()
         notebook_tqdm.install()

@@ -56,6 +56,22 @@ def test_a_script_that_parses_its_command_line_has_been_given_no_arguments(world
     assert outcome.text(0) == "done cell.py\n"
 
 
+def test_launchers_of_torch_call_a_function_of_the_cell_on_the_ranks(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import torch.multiprocessing as mp
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+        def train(factor): return factor * (rank + 1)
+        config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_endpoint="127.0.0.1:0", rdzv_backend="c10d")
+        found = []
+        mp.start_processes(lambda rank, factor: found.append((rank, factor)), args=(3,), nprocs=2, start_method="fork")
+        elastic_launch(config, train)(10), found
+        """
+    )
+    assert outcome.results() == ["({0: 10}, [(0, 3)])", "({1: 20}, [(1, 3)])"]
+    assert outcome.text() == outcome.text(kind="stderr") == ""
+
+
 def test_a_notebook_launcher_trains_on_the_ranks_that_are_there(world: Ranks) -> None:
     outcome = world.ok(
         """
