@@ -58,7 +58,7 @@ def adopt(run: Run) -> None:
             if nprocs != run.world_size:
                 raise ValueError(
                     f"spawn(nprocs={nprocs}): in a cell the ranks of its world are the processes, and there are "
-                    f"{run.world_size}. Say nprocs=world_size, or change their number first: %world resize {nprocs}"
+                    f"{run.world_size}. Say nprocs=world_size" + _or_resize(nprocs)
                 )
             fn(run.rank, *args)
             return None if join else _Ended()
@@ -79,10 +79,15 @@ def compare_number(name: str, wanted: int | None, run: Run) -> None:
     """Say how many processes there are, where a launcher is told of another number."""
     if wanted not in (None, run.world_size) and run.rank == 0:
         print(
-            f"{name}={wanted}, but a cell runs on the ranks of its world, and there are {run.world_size}. For another "
-            f"number: %world resize {wanted}",
+            f"{name}={wanted}, but a cell runs on the ranks of its world, and there are {run.world_size}"
+            + (f". For another number: %world resize {wanted}" if wanted else "."),
             file=sys.stderr,
         )
+
+
+def _or_resize(num_ranks: int) -> str:
+    """Nothing where a script has counted the GPUs of a machine that has none."""
+    return f", or change their number first: %world resize {num_ranks}" if num_ranks > 0 else "."
 
 
 @contextlib.contextmanager
