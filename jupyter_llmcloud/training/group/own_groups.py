@@ -45,26 +45,40 @@ def is_own_group(place: RankPlace, rank: int, world_size: int, has_siblings: Cal
 
 
 class CellStores:
-    """Names under which what a cell makes is kept in the store of its world: another for each call of each attempt.
+    """What the ranks of a cell make beside their group, in the store of their world: each call has a name of its own.
 
-    Ranks count their calls alike, also one that has replaced another and one that has been in fewer cells.
+    Ranks must have made as many before: RPC counts its sessions in C++, over the life of a process, and would wait for
+    ever for one that has counted otherwise.
     """
 
     def __init__(self) -> None:
         self._cell = ""
-        self._num_made = 0
+        self._num_here = 0  # in this cell
+        self._num_made = 0  # in this process
 
     def begin(self, run_id: str, generation: int) -> None:
         """A cell is about to be executed."""
         self._cell = f"{run_id}/{generation}"
-        self._num_made = 0
+        self._num_here = 0
 
-    def next_prefix(self) -> str:
-        """That of the store which is made now."""
+    def count(self) -> int:
+        """How many were made in this process before the one that is made now, in whatever store."""
+        self._num_here += 1
         self._num_made += 1
-        if (rpc := sys.modules.get("torch.distributed.rpc")) is not None and hasattr(rpc, "_init_counter"):
-            rpc._init_counter = 0  # a prefix too, but counted over the life of a process
-        return f"{self._cell}/{self._num_made}"
+        return self._num_made - 1
+
+    def met(self, store: Callable[[str], Any], rank: int, world_size: int) -> Any:
+        """The store under a prefix of its own, when all have come. Raises RuntimeError when they cannot go on."""
+        num_before = self.count()
+        made = store(f"{self._cell}/{self._num_here}")
+        made.set(f"made/{rank}", str(num_before))
+        numbers = [int(made.get(f"made/{other}")) for other in range(world_size)]
+        if len(set(numbers)) > 1:
+            raise RuntimeError(
+                f"torch.distributed.rpc was used {', '.join(map(str, numbers))} times before on the ranks of this "
+                "cell, in this order, and can only begin where that is the same number. %world restart begins anew."
+            )
+        return made
 
 
 CELL_STORES = CellStores()

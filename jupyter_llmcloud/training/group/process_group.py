@@ -222,12 +222,13 @@ def _make_store(
 
     in_child = own_groups.in_child(original, place)
 
-    def _create_c10d_store(hostname: str, port: int, *rest: Any, **options: Any) -> Any:
+    def _create_c10d_store(hostname: str, port: int, rank: int, world_size: int, *rest: Any, **options: Any) -> Any:
         world = world_here()
         if world is None:
-            return in_child(hostname, port, *rest, **options)
+            return in_child(hostname, port, rank, world_size, *rest, **options)
         if f"{hostname}:{port}" != world.address:
-            return original(hostname, port, *rest, **options)
-        return world.store_for(own_groups.CELL_STORES.next_prefix())
+            own_groups.CELL_STORES.count()
+            return original(hostname, port, rank, world_size, *rest, **options)
+        return own_groups.CELL_STORES.met(world.store_for, rank, world_size)
 
     return _create_c10d_store
