@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -373,3 +374,19 @@ def test_settings_of_the_shell_are_those_of_a_notebook(world: Ranks) -> None:
     assert [shown["text/plain"] for shown in world.ok("1\n2", ranks=[0]).shown("result")] == ["1", "2"]
     world.ok("%config InteractiveShell.ast_node_interactivity = 'last_expr'")
     assert world.ok("1\n2").results() == ["2", "2"]
+
+
+def test_a_cell_that_binds_the_number_of_a_rank_to_another_is_told_how_to_have_it_back(
+    new_world: Callable[..., Ranks],
+) -> None:
+    world = new_world()
+    first = world.ok("for rank in range(2):\n    pass\nrank")
+    assert first.results() == ["1", "1"]
+    assert "rank is 1 in later cells, too" in first.text(0, "stderr")
+    assert first.text(1, "stderr") == ""
+    assert world.ok("rank").text(kind="stderr") == ""
+    assert world.ok("rank", fresh=True).results() == ["0", "1"]
+    world.ok("rank = 8\ndef run(rank, size): pass")
+    world.ok("del rank")
+    assert world.ok("rank").results() == ["0", "1"]
+    world.ok("run.name", fresh=True)
