@@ -389,6 +389,7 @@ class Rank:
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
+        notebook_tqdm.forget_open_bars()
         self._process.begin(cell, shell.user_ns, shell.initial_names)
         if cell.payload:
             shell.user_ns.update(cloudpickle.loads(cell.payload))

@@ -390,3 +390,11 @@ def test_a_cell_that_binds_the_number_of_a_rank_to_another_is_told_how_to_have_i
     world.ok("del rank")
     assert world.ok("rank").results() == ["0", "1"]
     world.ok("run.name", fresh=True)
+
+
+def test_a_bar_that_an_earlier_cell_has_left_open_moves_no_bar_of_a_later_one(world: Ranks) -> None:
+    world.ok("from tqdm.auto import tqdm\nleft = tqdm(range(4))\nleft.update(2)")
+    drawn = world.ok("for _ in tqdm(range(3)):\n    pass").text(0, "stderr")
+    assert "3/3" in drawn
+    assert "\n" not in drawn.rstrip("\n")
+    assert "3/4" in world.ok("left.update(1)\nleft.close()").text(0, "stderr")

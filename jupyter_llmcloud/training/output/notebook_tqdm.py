@@ -37,3 +37,8 @@ def install() -> None:
     module.WARN_NOIPYW = ""
     module.__all__ = ["tnrange", "tqdm", "tqdm_notebook", "trange"]
     patches.NOTEBOOK_BARS.apply({"tqdm.notebook": lambda _: module})
+
+
+def forget_open_bars() -> None:
+    """Keep no lines for bars that earlier cells have left open: a new bar is drawn below those that there are."""
+    getattr(TextBar, "_instances", set()).clear()

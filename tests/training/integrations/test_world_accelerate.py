@@ -127,7 +127,8 @@ def test_metrics_of_accelerate_are_logged_on_every_rank_beside_other_trackers(wo
         for step in range(3):
             accelerator.log({"loss": 1.0 / (step + 1), "note": "text"}, step=step)
         accelerator.end_training()
-        accelerator.print(accelerator.trackers[0].name, accelerator.trackers[0].last["note"])
+        if rank == 0:
+            print(accelerator.trackers[0].name, accelerator.trackers[0].last["note"])
         """
     )
     assert outcome.text(0) == "own text\n"
