@@ -354,6 +354,7 @@ class Rank:
             self.hooks.end()  # what is pulled and saved is as it was written
             FORECAST.close()
             if error is None:
+                notebook_tqdm.draw_open_bars()
                 ACTIVE.end()
                 ended = self._collect(cell, shell)
             self.interrupts.end()

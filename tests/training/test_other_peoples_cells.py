@@ -392,9 +392,11 @@ def test_a_cell_that_binds_the_number_of_a_rank_to_another_is_told_how_to_have_i
     world.ok("run.name", fresh=True)
 
 
-def test_a_bar_that_an_earlier_cell_has_left_open_moves_no_bar_of_a_later_one(world: Ranks) -> None:
-    world.ok("from tqdm.auto import tqdm\nleft = tqdm(range(4))\nleft.update(2)")
+def test_a_bar_that_a_cell_leaves_open_is_drawn_to_its_end_and_moves_no_bar_of_a_later_cell(world: Ranks) -> None:
+    left = world.ok("from tqdm.auto import tqdm\nleft = tqdm(range(4), mininterval=60)\nleft.update(2)\nleft.update(1)")
+    assert "3/4" in left.text(0, "stderr")
+    assert [row["progress"] for rank, row in left.metrics if "progress" in row][-1] == [3, 4]
     drawn = world.ok("for _ in tqdm(range(3)):\n    pass").text(0, "stderr")
     assert "3/3" in drawn
     assert "\n" not in drawn.rstrip("\n")
-    assert "3/4" in world.ok("left.update(1)\nleft.close()").text(0, "stderr")
+    assert "4/4" in world.ok("left.update(1)\nleft.close()").text(0, "stderr")
