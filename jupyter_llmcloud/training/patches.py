@@ -89,6 +89,13 @@ ACCELERATOR = Patch(
     checked=_ACCELERATE,
     targets={"accelerate:Accelerator.__init__": (), "accelerate:Accelerator.log": ()},
 )
+UNEVEN_INPUTS = Patch(
+    feature="join_uneven_inputs() on ranks without a GPU",
+    why="Accelerate leaves it out there with a warning, and ranks with more batches wait for the others for ever.",
+    without="Say `with torch.distributed.algorithms.Join([model]):` instead.",
+    checked=_ACCELERATE,
+    targets={"accelerate:Accelerator.join_uneven_inputs": ("joinables", "even_batches")},
+)
 PARTIAL_STATE = Patch(
     feature="PartialState() on ranks without a GPU",
     why="Only Accelerator() reads ACCELERATE_USE_CPU: PartialState() alone takes each rank for a world of its own.",
@@ -469,7 +476,7 @@ CLASS_SOURCES = Patch(
 CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
     *(ENVIRONMENT, ACCUMULATION),
-    *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
+    *(ACCELERATOR, UNEVEN_INPUTS, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
     *(LAUNCHERS, GROUPS, OWN_STORES, GROUP_NUMBERS, DDP_WRAPPERS),
     *(PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),

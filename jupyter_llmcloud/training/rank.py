@@ -68,6 +68,7 @@ from jupyter_llmcloud.training.integrations import (
     rare_launchers,
     spawned_workers,
     trainer_plans,
+    uneven_inputs,
 )
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import OutputSender
@@ -167,6 +168,7 @@ class Rank:
         lightning.adopt(self.run)
         rare_launchers.adopt(self.run)
         spawned_workers.install(self.run)
+        uneven_inputs.install()
         no_stdin.install()
         notebook_tqdm.install()
         warning_capture.install(self.sender)

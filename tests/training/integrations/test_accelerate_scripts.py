@@ -47,7 +47,9 @@ def test_gradient_accumulation_with_a_schedule_and_a_progress_bar(world: Ranks) 
     assert done == total
 
 
-@pytest.mark.parametrize("name", ["test_script", "test_sync", "test_ops"])
+@pytest.mark.parametrize(
+    "name", ["test_script", "test_sync", "test_ops", pytest.param("test_distributed_data_loop", marks=pytest.mark.soak)]
+)
 def test_accelerates_own_scripts_pass(world: Ranks, name: str) -> None:
     outcome = world.ok(Path(accelerate_scripts.__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
     assert outcome.text(0).lower().count("test") > 3

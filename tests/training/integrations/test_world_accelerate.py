@@ -150,3 +150,23 @@ def test_gradients_are_averaged_over_the_ranks(world: Ranks) -> None:
         """
     )
     assert outcome.results() == ["1.5", "1.5"]
+
+
+def test_uneven_inputs_are_joined_on_ranks_without_a_gpu(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import torch
+        from accelerate import Accelerator, DataLoaderConfiguration
+        accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))
+        model = accelerator.prepare(torch.nn.Linear(1, 1))
+        loader = accelerator.prepare(torch.utils.data.DataLoader(torch.arange(5.0).unsqueeze(1), batch_size=1))
+        seen = 0
+        with accelerator.join_uneven_inputs([model]):
+            for batch in loader:
+                accelerator.backward(model(batch).sum())
+                seen += 1
+        seen
+        """
+    )
+    assert outcome.results() == ["3", "2"]
+    assert outcome.text(kind="stderr") == ""
