@@ -13,6 +13,7 @@ import pickle
 import secrets
 import sys
 from collections import ChainMap
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,8 +29,17 @@ _WAYS_OUT = (
 
 
 _has_started = False  # a process by spawn or forkserver
+_first_calls: list[Callable[[], Callable[[], None]]] = []
 _versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # of definitions that were sent by value
 _unpacked: dict[str, str] = {}  # versions of what this process was sent, by name
+
+
+def call_first(make: Callable[[], Callable[[], None]]) -> None:
+    """Have each process that is started call what `make` returns then, before it does what it was started for.
+
+    That must be importable there, such as a `functools.partial` of a function of a module.
+    """
+    _first_calls.append(make)
 
 
 def dump(obj: Any, file: Any, protocol: int | None = None) -> None:
@@ -38,7 +48,7 @@ def dump(obj: Any, file: Any, protocol: int | None = None) -> None:
     _has_started = True
     pickler = _Pickler(file, protocol)
     try:
-        pickler.dump(_WithMain(obj, pickler.sent))
+        pickler.dump(_WithMain(obj, pickler.sent, [make() for make in _first_calls]))
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         if not pickler.sent:
             raise
@@ -96,17 +106,20 @@ class _Pickler(cloudpickle.Pickler):
 
 
 class _WithMain:
-    """What is sent, and after it what of `__main__` went with it."""
+    """What is sent, and after it what of `__main__` went with it, and what is called first."""
 
-    def __init__(self, obj: Any, definitions: dict[str, Any]) -> None:
+    def __init__(self, obj: Any, definitions: dict[str, Any], first: list[Callable[[], None]]) -> None:
         self._obj = obj
         self._definitions = definitions
+        self._first = first
 
     def __reduce__(self) -> Any:
-        return _unpack, (self._obj, self._definitions)
+        return _unpack, (self._obj, self._definitions, self._first)
 
 
-def _unpack(obj: Any, definitions: dict[str, Any]) -> Any:
+def _unpack(obj: Any, definitions: dict[str, Any], first: list[Callable[[], None]]) -> Any:
+    for function in first:
+        function()
     main = vars(sys.modules[_MAIN])
     for name, value in definitions.items():
         if name.isidentifier():

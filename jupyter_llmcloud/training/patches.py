@@ -89,6 +89,13 @@ ACCELERATOR = Patch(
     checked=_ACCELERATE,
     targets={"accelerate:Accelerator.__init__": (), "accelerate:Accelerator.log": ()},
 )
+UNEVEN_INPUTS = Patch(
+    feature="join_uneven_inputs() on ranks without a GPU",
+    why="Accelerate leaves it out there with a warning, and ranks with more batches wait for the others for ever.",
+    without="Say `with torch.distributed.algorithms.Join([model]):` instead.",
+    checked=_ACCELERATE,
+    targets={"accelerate:Accelerator.join_uneven_inputs": ("joinables", "even_batches")},
+)
 PARTIAL_STATE = Patch(
     feature="PartialState() on ranks without a GPU",
     why="Only Accelerator() reads ACCELERATE_USE_CPU: PartialState() alone takes each rank for a world of its own.",
@@ -168,9 +175,27 @@ LAUNCHERS = Patch(
         "accelerate.launchers:debug_launcher": ("function", "args", "num_processes"),
         "torch.multiprocessing:spawn": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
         "torch.multiprocessing.spawn:spawn": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
+        "torch.multiprocessing:start_processes": ("fn", "args", "nprocs", "join", "daemon", "start_method"),
     },
 )
-
+IGNITE = Patch(
+    feature="Parallel(nproc_per_node=...) of ignite in a cell",
+    why="The ranks of the world are the processes that it would start.",
+    without="Say Parallel(backend=...) without nproc_per_node.",
+    checked="ignite 0.5",
+    targets={
+        "ignite.distributed.comp_models.native:_NativeDistModel.spawn": (
+            *("fn", "args", "kwargs_dict", "nproc_per_node", "nnodes"),
+        ),
+    },
+)
+ELASTIC_LAUNCH = Patch(
+    feature="elastic_launch() of a function of a cell",
+    why="The ranks of the world are the processes that it would start.",
+    without="Call the function itself.",
+    checked=_TORCH,
+    targets={"torch.distributed.launcher.api:elastic_launch.__call__": ("args",)},
+)
 
 # --- Lightning and Fabric, which are in two pairs of packages --------------------------------------------------------
 
@@ -257,11 +282,12 @@ def _in_packages(pytorch: str, fabric: str) -> tuple[Patch, ...]:
     )
 
 
-# Of libraries that most cells never load: replaced as soon as a cell imports the module.
-ON_IMPORT = (
+LIGHTNING = (
     *_in_packages("lightning.pytorch", "lightning.fabric"),
     *_in_packages("pytorch_lightning", "lightning_fabric"),
 )
+# Of libraries that most cells never load: replaced as soon as a cell imports the module.
+ON_IMPORT = (IGNITE, ELASTIC_LAUNCH, *LIGHTNING)
 
 # --- process groups --------------------------------------------------------------------------------------------------
 
@@ -279,6 +305,13 @@ GROUPS = Patch(
             "new_group": ("ranks",),
         }.items()
     },
+)
+OWN_STORES = Patch(
+    feature="Process groups of processes that a cell starts, and torch.distributed.rpc",
+    why="The port of the world is taken, and the one that a tutorial names is there once, but asked for by each rank.",
+    without="Start processes on one rank (--ranks 0); give RPC an init_method with a free port.",
+    checked=_TORCH,
+    targets={"torch.distributed.rendezvous:_create_c10d_store": ("hostname", "port", "rank", "world_size", "timeout")},
 )
 GROUP_NUMBERS = Patch(
     feature="The count of collectives in hang reports",
@@ -443,9 +476,10 @@ CLASS_SOURCES = Patch(
 CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
     *(ENVIRONMENT, ACCUMULATION),
-    *(ACCELERATOR, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
+    *(ACCELERATOR, UNEVEN_INPUTS, PARTIAL_STATE, TRAINER_METRICS, PROGRESS, NOTEBOOK_BARS),
     LOADER_WORKERS,
-    *(LAUNCHERS, GROUPS, GROUP_NUMBERS, DDP_WRAPPERS, PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
+    *(LAUNCHERS, GROUPS, OWN_STORES, GROUP_NUMBERS, DDP_WRAPPERS),
+    *(PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(BLOCKED_TIME, DATA_TIME, CHECKPOINT_TIME),
     *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES),
 )

@@ -56,6 +56,7 @@ from jupyter_llmcloud.training.diagnostics.left_out_steps import LEFT_OUT
 from jupyter_llmcloud.training.diagnostics.time_split import CHECKPOINT, TIMES
 from jupyter_llmcloud.training.diagnostics.watchdog import Watchdog
 from jupyter_llmcloud.training.group import process_group
+from jupyter_llmcloud.training.group.own_groups import CELL_STORES
 from jupyter_llmcloud.training.group.process_group import WorldGroup
 from jupyter_llmcloud.training.group.random_streams import STREAMS
 from jupyter_llmcloud.training.group.stop_barrier import Steps
@@ -64,8 +65,10 @@ from jupyter_llmcloud.training.integrations import (
     launchers,
     lightning,
     metrics,
+    rare_launchers,
     spawned_workers,
     trainer_plans,
+    uneven_inputs,
 )
 from jupyter_llmcloud.training.output import notebook_tqdm, warning_capture
 from jupyter_llmcloud.training.output.sender import OutputSender
@@ -163,7 +166,9 @@ class Rank:
         trainer_plans.install()
         launchers.adopt(self.run)
         lightning.adopt(self.run)
-        spawned_workers.install()
+        rare_launchers.adopt(self.run)
+        spawned_workers.install(self.run)
+        uneven_inputs.install()
         no_stdin.install()
         notebook_tqdm.install()
         warning_capture.install(self.sender)
@@ -351,6 +356,7 @@ class Rank:
             self.hooks.end()  # what is pulled and saved is as it was written
             FORECAST.close()
             if error is None:
+                notebook_tqdm.draw_open_bars()
                 ACTIVE.end()
                 ended = self._collect(cell, shell)
             self.interrupts.end()
@@ -386,12 +392,14 @@ class Rank:
 
     def _set_up(self, cell: Execute, shell: RankShell) -> None:
         shell.last_traceback = []
+        notebook_tqdm.forget_open_bars()
         self._process.begin(cell, shell.user_ns, shell.initial_names)
         if cell.payload:
             shell.user_ns.update(cloudpickle.loads(cell.payload))
         if cell.trial:
             shell.user_ns[trials.NAME] = trials.Trial(cell.trial, self.run, lambda: self.group.store)
         os.environ["ACCELERATE_MIXED_PRECISION"] = cell.precision or "no"
+        CELL_STORES.begin(cell.run_id, self.group.generation)
         STREAMS.begin(cell.seed, self.group.rank, self.group.world_size)
         ACTIVE.begin(cell, self.group.rank, self.group.world_size, self.group.device)
         LEFT_OUT.begin(cell)

@@ -38,9 +38,23 @@ class Terminal:
 
 def find_front_end() -> FrontEnd:
     """What this process shows its output in."""
+    return Notebook() if _kernel() is not None else Terminal()
+
+
+def is_watched() -> bool:
+    """Whether somebody may see the output of this cell come.
+
+    Who executes a whole notebook (nbclient, and so nbconvert and papermill) says that nobody answers questions, and
+    keeps each state of a line that is rewritten as a line of its own.
+    """
+    kernel = _kernel()
+    request = kernel.get_parent("shell") if kernel is not None and hasattr(kernel, "get_parent") else None
+    return bool(((request or {}).get("content") or {}).get("allow_stdin", True))
+
+
+def _kernel() -> Any:
     try:
         from IPython import get_ipython
     except ImportError:
-        return Terminal()
-    shell = get_ipython()
-    return Notebook() if getattr(shell, "kernel", None) is not None else Terminal()
+        return None
+    return getattr(get_ipython(), "kernel", None)

@@ -110,7 +110,7 @@ def test_what_is_replaced_of_lightning_is_as_it_was_written_for(world: Ranks) ->
         """
         import lightning.fabric, lightning.pytorch
         from jupyter_llmcloud.training import patches
-        for patch in patches.ON_IMPORT:
+        for patch in patches.LIGHTNING:
             if patch.module.startswith("lightning."):
                 print(patch.problem(), len(patch._originals) == len(patch.targets))
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,22 @@ def test_a_script_that_parses_its_command_line_has_been_given_no_arguments(world
     outcome = world.ok(SCRIPT)
     assert outcome.results() == ["True", "True"]
     assert outcome.text(0) == "done cell.py\n"
+
+
+def test_launchers_of_torch_call_a_function_of_the_cell_on_the_ranks(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import torch.multiprocessing as mp
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+        def train(factor): return factor * (rank + 1)
+        config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_endpoint="127.0.0.1:0", rdzv_backend="c10d")
+        found = []
+        mp.start_processes(lambda rank, factor: found.append((rank, factor)), args=(3,), nprocs=2, start_method="fork")
+        elastic_launch(config, train)(10), found
+        """
+    )
+    assert outcome.results() == ["({0: 10}, [(0, 3)])", "({1: 20}, [(1, 3)])"]
+    assert outcome.text() == outcome.text(kind="stderr") == ""
 
 
 def test_a_notebook_launcher_trains_on_the_ranks_that_are_there(world: Ranks) -> None:
@@ -357,3 +374,29 @@ def test_settings_of_the_shell_are_those_of_a_notebook(world: Ranks) -> None:
     assert [shown["text/plain"] for shown in world.ok("1\n2", ranks=[0]).shown("result")] == ["1", "2"]
     world.ok("%config InteractiveShell.ast_node_interactivity = 'last_expr'")
     assert world.ok("1\n2").results() == ["2", "2"]
+
+
+def test_a_cell_that_binds_the_number_of_a_rank_to_another_is_told_how_to_have_it_back(
+    new_world: Callable[..., Ranks],
+) -> None:
+    world = new_world()
+    first = world.ok("for rank in range(2):\n    pass\nrank")
+    assert first.results() == ["1", "1"]
+    assert "rank is 1 in later cells, too" in first.text(0, "stderr")
+    assert first.text(1, "stderr") == ""
+    assert world.ok("rank").text(kind="stderr") == ""
+    assert world.ok("rank", fresh=True).results() == ["0", "1"]
+    world.ok("rank = 8\ndef run(rank, size): pass")
+    world.ok("del rank")
+    assert world.ok("rank").results() == ["0", "1"]
+    world.ok("run.name", fresh=True)
+
+
+def test_a_bar_that_a_cell_leaves_open_is_drawn_to_its_end_and_moves_no_bar_of_a_later_cell(world: Ranks) -> None:
+    left = world.ok("from tqdm.auto import tqdm\nleft = tqdm(range(4), mininterval=60)\nleft.update(2)\nleft.update(1)")
+    assert "3/4" in left.text(0, "stderr")
+    assert [row["progress"] for rank, row in left.metrics if "progress" in row][-1] == [3, 4]
+    drawn = world.ok("for _ in tqdm(range(3)):\n    pass").text(0, "stderr")
+    assert "3/3" in drawn
+    assert "\n" not in drawn.rstrip("\n")
+    assert "4/4" in world.ok("left.update(1)\nleft.close()").text(0, "stderr")

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -21,6 +22,7 @@ from jupyter_llmcloud.core.output.numerals import format_duration, format_number
 from jupyter_llmcloud.core.run.end_report import own_errors
 from jupyter_llmcloud.storage.runs import RunStore
 from jupyter_llmcloud.widgets import chart, live_info, live_view, static_view
+from jupyter_llmcloud.widgets.front_end import is_watched
 from jupyter_llmcloud.widgets.live_view import LiveView
 from jupyter_llmcloud.widgets.panel_mime import PANEL_MIME
 from jupyter_llmcloud.widgets.view_state import Chip, ViewState, chips
@@ -463,6 +465,7 @@ def test_a_terminal_gets_text(capsys):
 def test_a_script_without_a_notebook_never_imports_the_widget():
     code = """
 import sys
+from jupyter_llmcloud.widgets.front_end import is_watched
 from jupyter_llmcloud.widgets.live_view import LiveView
 view = LiveView("run-1", "demo", [0], lambda: None, started=0.0)
 view.show()
@@ -476,6 +479,7 @@ assert not {"anywidget", "ipywidgets", "torch"} & set(sys.modules)
 
 def test_a_notebook_run_without_a_browser_holds_the_static_view():
     source = """
+from jupyter_llmcloud.widgets.front_end import is_watched
 from jupyter_llmcloud.widgets.live_view import LiveView
 view = LiveView("run-1", "demo", [0], lambda: None, started=0.0)
 view.handle_metrics(0, [{"seq": n, "t": 0.0, "step": n, "values": {"loss": 1.0 / n}} for n in range(1, 9)])
@@ -488,3 +492,19 @@ view.finish("finished", 2.0)
     assert set(output.data) == {"text/html", "text/plain", PANEL_MIME}
     assert len(images(output.data["text/html"])) == 1
     assert len(str(notebook.metadata.get("widgets", ""))) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("content", "watched"), [({"allow_stdin": True}, True), ({"allow_stdin": False}, False), ({}, True)]
+)
+def test_nobody_watches_a_notebook_that_is_executed_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, content: dict[str, Any], watched: bool
+) -> None:
+    shell = SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda channel: {"content": content}))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    assert is_watched() is watched
+
+
+def test_a_terminal_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    assert is_watched()

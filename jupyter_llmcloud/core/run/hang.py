@@ -24,6 +24,11 @@ FACTOR = 5.0
 PATIENT = ("data", "checkpoint", "evaluation")  # phases in which one rank may well work alone
 PATIENCE = 6.0  # times the floor, for a rank that visibly works in one of them
 REMEMBERED = 200  # waits, per phase and place
+IN_TRAINING = ("the gradient all_reduce", "DDP's exchange")  # so begin waits for another rank's next batch
+OUT_OF_DATA = (
+    " With unlike numbers of batches on the ranks, train in `with model.join():` of DistributedDataParallel, or give "
+    "each rank as many."
+)
 SILENT_HEARTBEATS = 2.5  # heartbeats missed until a rank counts as silent
 
 
@@ -352,6 +357,8 @@ class HangRule:
         waiting = [wait for wait in waits.values() if wait.missing]
         words += _describe_waits(waiting)
         text = "; ".join(words) + ". Press Stop to interrupt, or wait."
+        has_left = any(item is not None and item.ended for item in map(self._ranks.get, late))
+        text += OUT_OF_DATA if has_left and any(wait.op.startswith(IN_TRAINING) for wait in waiting) else ""
         longest = max(late.values(), key=lambda item: item.lasts_s)
         blocked = tuple(sorted(wait.rank for wait in waiting))
         return HangReport(text, tuple(sorted(late)), blocked, lasts_s=longest.lasts_s, limit_s=longest.limit_s)

@@ -20,7 +20,7 @@ from jupyter_llmcloud.magics.output.shown_paths import shown
 from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.runs import RunStore, Times, nonce
 from jupyter_llmcloud.system.gil import Pace, short_switch_intervals
-from jupyter_llmcloud.widgets.front_end import find_front_end
+from jupyter_llmcloud.widgets.front_end import find_front_end, is_watched
 from jupyter_llmcloud.widgets.live_view import LiveView
 
 LIVE_AFTER_S = 2.0  # a cell that is done by then and logs nothing needs no live view
@@ -87,7 +87,8 @@ class RunDisplay:
         self.live.begin(list(ranks), stop)
         hold_s = HOLD_S if since is None else READ_HOLD_S
         self.folder = OutputFolder(ranks, hold_s, name=name, where=self._where_all_is)
-        self.folder.shows_passing = not has_live
+        self._is_watched = is_watched()
+        self.folder.shows_passing = self._is_watched and not has_live
         self._cell = NotebookOutput()
         self._page = CellOutput(
             f"{run_id}/{nonce()}",  # the same run may be shown in another cell
@@ -186,7 +187,7 @@ class RunDisplay:
         if now - self._began > LIVE_AFTER_S:
             self._go_live()
         if self._is_live:
-            self.folder.shows_passing = True  # below the view, which then has its place
+            self.folder.shows_passing = self._is_watched  # below the view, which then has its place
             self.live.refresh(time.time())
 
     def next_tick_s(self) -> float:

@@ -8,8 +8,10 @@ while the group was made. The dead group object is kept for ever, since its dest
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.group import own_groups
 from jupyter_llmcloud.training.group.no_dns import no_names
 from jupyter_llmcloud.training.group.sockets import GroupSockets, shut_down, tcp_sockets
 
@@ -29,6 +32,7 @@ _dead_groups: list[Any] = []
 _torch_init = c10d.init_process_group
 _torch_destroy = c10d.destroy_process_group
 _torch_new_group = c10d.new_group
+_signature = inspect.signature(_torch_init)
 
 
 class WorldGroup:
@@ -109,6 +113,12 @@ class WorldGroup:
         if "nccl" in self.backend and dist.is_initialized():
             c10d._abort_process_group()
 
+    def store_for(self, prefix: str) -> dist.Store:
+        """The world's store for something else than its group; who waits at it is released like those in a group."""
+        host, port = self.address.rsplit(":", 1)
+        with self.watch_sockets(), no_names():
+            return dist.PrefixStore(prefix, dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False))
+
     @property
     def is_usable(self) -> bool:
         """Whether the next cell can use the group as it is."""
@@ -146,24 +156,33 @@ def adopt(group: Callable[[], WorldGroup | None]) -> None:
 
     `init_process_group` returns at once when the world has a group, as a launcher's script expects of its first call;
     `destroy_process_group` leaves it in place for the next cell. Groups of a part of the ranks work as in torch, and
-    their sockets can be released like the world's.
+    their sockets can be released like the world's. A process that was forked by a cell makes its groups by itself.
     """
+    owner = os.getpid()
+    free = {owner}  # processes without a group that is another's
+
+    def world_here() -> WorldGroup | None:
+        return group() if os.getpid() == owner else None
 
     def init_process_group(*args: Any, **kwargs: Any) -> None:
-        world = group()
-        if world is None or not dist.is_initialized():
-            _torch_init(*args, **kwargs)
+        world = world_here()
+        if world is not None and dist.is_initialized():
+            _compare(_signature.bind(*args, **kwargs).arguments.get("world_size"), world)
+            return
+        if os.getpid() not in free:
+            free.add(os.getpid())
+            _bury()
+        _torch_init(*args, **kwargs)
 
     def destroy_process_group(group_to_end: Any = None) -> None:
-        world = group()
-        if world is None:
+        if world_here() is None:
             _torch_destroy(group_to_end)
         elif group_to_end is not None and group_to_end is not c10d.GroupMember.WORLD:
             _dead_groups.append(group_to_end)
             _torch_destroy(group_to_end)
 
     def new_group(*args: Any, **kwargs: Any) -> Any:
-        world = group()
+        world = world_here()
         if world is None:
             return _torch_new_group(*args, **kwargs)
         with world.watch_sockets():
@@ -173,3 +192,43 @@ def adopt(group: Callable[[], WorldGroup | None]) -> None:
     _current = group
     functions = (init_process_group, destroy_process_group, new_group)
     patches.GROUPS.apply_by_name({function.__name__: function for function in functions})
+    patches.OWN_STORES.apply({own_groups.TARGET: lambda original: _make_store(original, group, world_here)})
+
+
+def _compare(wanted: int | None, world: WorldGroup) -> None:
+    """Raises ValueError where a script counts on other processes than there are; it would wait for some for ever."""
+    if wanted in (None, -1, world.world_size):
+        return
+    size = world.world_size
+    told = f"init_process_group(world_size={wanted}): the group of a cell is that of its world, of {size} ranks"
+    if wanted == 1:
+        if world.rank == 0:
+            print(f"{told}; dist.get_world_size() is {size}.", file=sys.stderr)
+        return
+    raise ValueError(
+        f"{told}. Say world_size=world_size, or change their number first: %world resize {wanted}. A group of some of "
+        "the ranks is made by dist.new_group()."
+    )
+
+
+def _make_store(
+    original: Callable[..., Any], group: Callable[[], WorldGroup | None], world_here: Callable[[], WorldGroup | None]
+) -> Callable[..., Any]:
+    """torch's function by which `env://` and `tcp://` find the others, in a rank and in what is forked from it."""
+
+    def place() -> own_groups.RankPlace:
+        world = group()
+        return own_groups.RankPlace(world.rank, world.world_size) if world is not None else own_groups.RankPlace(0, 1)
+
+    in_child = own_groups.in_child(original, place)
+
+    def _create_c10d_store(hostname: str, port: int, rank: int, world_size: int, *rest: Any, **options: Any) -> Any:
+        world = world_here()
+        if world is None:
+            return in_child(hostname, port, rank, world_size, *rest, **options)
+        if f"{hostname}:{port}" != world.address:
+            own_groups.CELL_STORES.count()
+            return original(hostname, port, rank, world_size, *rest, **options)
+        return own_groups.CELL_STORES.met(world.store_for, rank, world_size)
+
+    return _create_c10d_store

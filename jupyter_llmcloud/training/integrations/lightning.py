@@ -34,7 +34,7 @@ def adopt(run: Run) -> None:
         "update_metrics": _update_metrics,
         "setup_dataloaders": lambda original: _setup_dataloaders(original, run),
     }
-    for patch in patches.ON_IMPORT:
+    for patch in patches.LIGHTNING:
         when_imported(patch.module, lambda patch=patch: patch.apply(_by_name(patch, replacements)))  # type: ignore[misc]
 
 

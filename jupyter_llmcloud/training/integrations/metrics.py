@@ -43,6 +43,13 @@ class RunTracker(GeneralTracker):
         """The run ends with the cell."""
 
 
+class Trackers(list[GeneralTracker]):
+    """An Accelerator's. Those that init_trackers() adds come before ours: scripts say `accelerator.trackers[0]`."""
+
+    def append(self, tracker: GeneralTracker) -> None:
+        self.insert(len(self) - 1, tracker)
+
+
 class RunCallback(TrainerCallback):
     """Trainer's logs and steps."""
 
@@ -76,7 +83,7 @@ def _make_init(original: Any) -> Any:
         if AcceleratorState._shared_state:
             AcceleratorState._reset_state()
         original(self, *args, **kwargs)
-        self.trackers = [*self.trackers, RunTracker()]  # init_trackers() adds those of log_with to it
+        self.trackers = Trackers([*self.trackers, RunTracker()])
         if _run is not None:
             _run.checkpoints.note_accelerator(self)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from jupyter_llmcloud.system import main_by_value
 from jupyter_llmcloud.training import patches
+from jupyter_llmcloud.training.group import own_groups
+from jupyter_llmcloud.training.run import Run
 
 _MAIN_MODULE = ("init_main_from_name", "init_main_from_path")
 
 
-def install() -> None:
+def install(run: Run) -> None:
     """For the processes that this one starts. Called once, in a rank."""
 
     def prepare(original: Any) -> Any:
@@ -33,6 +36,10 @@ def install() -> None:
 
         return __init__
 
+    def have_own_groups() -> functools.partial[None]:
+        return functools.partial(own_groups.install_in_child, own_groups.RankPlace(run.rank, run.world_size))
+
+    main_by_value.call_first(have_own_groups)
     patches.SPAWNED_WORKERS.apply(
         {
             "multiprocessing.reduction:dump": replace_dump,

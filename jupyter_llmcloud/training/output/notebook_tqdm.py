@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -37,3 +38,16 @@ def install() -> None:
     module.WARN_NOIPYW = ""
     module.__all__ = ["tnrange", "tqdm", "tqdm_notebook", "trange"]
     patches.NOTEBOOK_BARS.apply({"tqdm.notebook": lambda _: module})
+
+
+def draw_open_bars() -> None:
+    """Draw the last steps of bars that nobody closes: a bar is drawn ten times a second at most."""
+    for bar in list(getattr(TextBar, "_instances", ())):
+        if bar.n != bar.last_print_n and not bar.disable:
+            with contextlib.suppress(Exception):  # what it writes to may be closed
+                bar.refresh()
+
+
+def forget_open_bars() -> None:
+    """Keep no lines for bars that earlier cells have left open: a new bar is drawn below those that there are."""
+    getattr(TextBar, "_instances", set()).clear()

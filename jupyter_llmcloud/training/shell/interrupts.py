@@ -2,7 +2,9 @@
 
 Loops that catch everything (`except: continue`) take an interrupt for a bad batch. The last rung of a Stop is to kill
 the rank, and its variables with it: a while before that, interrupts come again and again, and the next line that the
-cell or what it called comes to after one raises another, which is inside the handler that has caught the first.
+cell or what it called comes to after one raises another, which is inside the handler that has caught the first. Where
+that one is caught too, by a handler around the first, the same happens again as soon as that handler lets go of it, or
+calls something.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Interrupts:
     def catch(self) -> None:
         """Take the signal; an earlier cell may have set a handler of its own."""
         signal.signal(signal.SIGINT, self._on_signal)
+        self._thread = threading.get_ident()
 
     def begin(self) -> None:
         """A cell is executed from now on."""
@@ -56,6 +59,8 @@ class Interrupts:
         self._let_go()
         if sys.gettrace() == self._trace:
             sys.settrace(None)
+        if sys.getprofile() == self._profile:
+            sys.setprofile(None)
 
     def _let_go(self) -> None:
         self._insists = False
@@ -81,13 +86,8 @@ class Interrupts:
     def _on_signal(self, _: int, frame: FrameType | None) -> None:
         if not self.executing or self._is_drawing():
             return
-        if self._insists:
-            inside = list(self._inside_cell(frame))
-            if not inside:
-                return  # it has left the cell
-            for one in inside:
-                one.f_trace = self._trace
-            sys.settrace(self._trace)
+        if self._insists and not self._insist_on(frame):
+            return
         raise KeyboardInterrupt
 
     def _inside_cell(self, frame: FrameType | None) -> Iterator[FrameType]:
@@ -100,10 +100,45 @@ class Interrupts:
                 frames = []
             frame = frame.f_back
 
+    def _insist_on(self, frame: FrameType | None) -> bool:
+        """Interrupt the next line of the cell; False where it has left the cell, or is in here."""
+        inside = list(self._inside_cell(frame))
+        if any(one.f_code.co_filename == __file__ for one in inside):
+            return False
+        for one in inside:
+            one.f_trace = self._trace
+        if inside:
+            sys.settrace(self._trace)
+            sys.setprofile(self._profile)
+        return bool(inside)
+
     def _trace(self, _: FrameType, event: str, __: Any) -> Any:
         """Called by Python, which lets go of it as soon as it has raised."""
         if event == "call":
             return None
         if event == "line" and self.executing:
-            raise KeyboardInterrupt
+            raise _Insistent(self._caught)
         return self._trace
+
+    def _profile(self, frame: FrameType, _: str, __: Any) -> None:
+        """Called by Python at calls, also where it has let go of the other."""
+        self._caught(frame)
+
+    def _caught(self, frame: FrameType | None) -> None:
+        insists = self.executing and self._insists and not self._is_drawing()
+        if insists and sys.gettrace() is None and threading.get_ident() == self._thread:
+            self._insist_on(frame)
+
+
+class _Insistent(KeyboardInterrupt):
+    """Says when a handler has let go of it."""
+
+    def __init__(self, caught: Callable[[FrameType | None], None]) -> None:
+        super().__init__()
+        self._caught = caught
+
+    def __del__(self) -> None:
+        self._caught(sys._getframe(1))
+
+
+_Insistent.__name__ = _Insistent.__qualname__ = KeyboardInterrupt.__name__  # as it is shown

@@ -15,6 +15,7 @@ from jupyter_llmcloud.core.serving.models.variable_role import role_of
 from jupyter_llmcloud.training.shell.failure_locals import named
 
 MAX_VARIABLES = 500
+NUMBERS = ("rank", "local_rank", "world_size")  # of a process, which code of any later cell may count on
 _NO_VARIABLES = (types.ModuleType,)
 
 
@@ -27,6 +28,28 @@ def rows(namespace: Mapping[str, Any], initial_names: Collection[str]) -> list[d
     ]
     found = [_row(name, value) for name, value in own]
     return sorted(found, key=lambda row: (-(row["num_bytes"] or 0), row["name"]))[:MAX_VARIABLES]
+
+
+def numbers(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What the names of a rank's numbers are bound to."""
+    return {name: namespace[name] for name in NUMBERS if name in namespace}
+
+
+def rebound(given: Mapping[str, Any], before: Mapping[str, Any], namespace: Mapping[str, Any]) -> str:
+    """What to say where a cell has bound such a name to something else, as `for rank in range(2)` does; "" if none.
+
+    Args:
+        given: what they are bound to in a new world.
+        before: what they were bound to before the cell.
+    """
+    told = []
+    for name, value in numbers(namespace).items():
+        if value is not before.get(name) and type(value) is int and value != given.get(name):
+            told.append(
+                f"{name} is {value} in later cells, too: this cell has bound the name, which every process has for a "
+                f"number of its own. `del {name}` brings that back.\n"
+            )
+    return "".join(told)
 
 
 def _row(name: str, value: Any) -> dict[str, Any]:

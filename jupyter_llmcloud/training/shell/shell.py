@@ -24,6 +24,7 @@ from jupyter_llmcloud.training import patches
 from jupyter_llmcloud.training.output.sender import OutputSender, RankStream
 from jupyter_llmcloud.training.resume.loops.instrumentation import InstrumentedCode, NumberLoops
 from jupyter_llmcloud.training.shell import class_sources
+from jupyter_llmcloud.training.shell.namespace import numbers, rebound
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
 from jupyter_llmcloud.training.shell.script import ExitCommand, ended_well, prepare_script, was_stopped
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
@@ -248,6 +249,9 @@ class RankShell(InteractiveShell):
         """Execute the body of a notebook cell in the rank's namespace."""
         for name, value in self.given.items():
             self.user_ns.setdefault(name, value)  # %reset or del may have taken it
+        if cell.fresh:
+            self.user_ns.update(self.given)
+        before = numbers(self.user_ns)
         self.compile.begin(cell)
         self.execution_count = cell.execution_count
         self.last_traceback = []
@@ -261,6 +265,8 @@ class RankShell(InteractiveShell):
             self.compile.end()
             if cell.script:
                 self.ast_node_interactivity = shown
+        if told := rebound(self.given, before, self.user_ns):
+            self.sender.warning("stderr", told)
         error: BaseException | None = result.error_before_exec or result.error_in_exec
         if ended_well(error):
             return None

@@ -269,6 +269,14 @@ def test_a_rank_that_skipped_a_collective_and_finished_the_cell_is_late() -> Non
     (report,) = tell(rule, {0: waiting(2, 4, 0)})
     assert report.late == (1,)
     assert "rank 1 is late: it has reached the end of the cell" in report.text
+    assert "model.join()" not in report.text
+
+
+def test_a_rank_that_ran_out_of_batches_is_told_of_ways_to_train_on() -> None:
+    rule = HangRule((0, 1), 2, 0.0)
+    rule.ended(1, group(2, 4, 4))
+    (report,) = tell(rule, {0: waiting(2, 4, 0, "the gradient all_reduce of backward")})
+    assert report.text.endswith("`with model.join():` of DistributedDataParallel, or give each rank as many.")
 
 
 def test_a_rank_that_finished_after_its_last_collective_is_not_to_blame() -> None:

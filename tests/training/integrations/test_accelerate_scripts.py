@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,15 @@ def test_gradient_accumulation_with_a_schedule_and_a_progress_bar(world: Ranks) 
     assert done == total
 
 
-@pytest.mark.parametrize("name", ["test_script", "test_sync", "test_ops"])
+WITH_TORCHDATA = [
+    pytest.mark.soak,
+    pytest.mark.skipif(find_spec("torchdata") is None, reason="its last part needs torchdata"),
+]
+
+
+@pytest.mark.parametrize(
+    "name", ["test_script", "test_sync", "test_ops", pytest.param("test_distributed_data_loop", marks=WITH_TORCHDATA)]
+)
 def test_accelerates_own_scripts_pass(world: Ranks, name: str) -> None:
     outcome = world.ok(Path(accelerate_scripts.__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
     assert outcome.text(0).lower().count("test") > 3

@@ -117,13 +117,21 @@ def test_metrics_of_accelerate_are_logged_on_every_rank_beside_other_trackers(wo
     outcome = world.ok(
         """
         from accelerate import Accelerator
-        accelerator = Accelerator()
+        from accelerate.tracking import GeneralTracker
+        class Own(GeneralTracker):
+            name, requires_logging_directory, tracker = "own", False, None
+            def store_init_configuration(self, values): pass
+            def log(self, values, step=None, **options): self.last = values
+        accelerator = Accelerator(log_with=Own())
         accelerator.init_trackers("project", config={"lr": 0.1})
         for step in range(3):
             accelerator.log({"loss": 1.0 / (step + 1), "note": "text"}, step=step)
         accelerator.end_training()
+        if rank == 0:
+            print(accelerator.trackers[0].name, accelerator.trackers[0].last["note"])
         """
     )
+    assert outcome.text(0) == "own text\n"
     for rank in (0, 1):
         assert outcome.values("loss", rank) == [1.0, 0.5, pytest.approx(1 / 3)]
     assert [row.get("step") for n, row in outcome.metrics if n == 0 and "values" in row] == [0, 1, 2]
@@ -142,3 +150,23 @@ def test_gradients_are_averaged_over_the_ranks(world: Ranks) -> None:
         """
     )
     assert outcome.results() == ["1.5", "1.5"]
+
+
+def test_uneven_inputs_are_joined_on_ranks_without_a_gpu(world: Ranks) -> None:
+    outcome = world.ok(
+        """
+        import torch
+        from accelerate import Accelerator, DataLoaderConfiguration
+        accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))
+        model = accelerator.prepare(torch.nn.Linear(1, 1))
+        loader = accelerator.prepare(torch.utils.data.DataLoader(torch.arange(5.0).unsqueeze(1), batch_size=1))
+        seen = 0
+        with accelerator.join_uneven_inputs([model]):
+            for batch in loader:
+                accelerator.backward(model(batch).sum())
+                seen += 1
+        seen
+        """
+    )
+    assert outcome.results() == ["3", "2"]
+    assert outcome.text(kind="stderr") == ""

@@ -25,6 +25,18 @@ ENDLESS = {
                     time.sleep(1)
         train()
     """,
+    "a loop within a loop, each of which keeps what fails": """
+        errors = []
+        while True:
+            try:
+                while True:
+                    try:
+                        time.sleep(1)
+                    except BaseException as error:
+                        errors.append(error)
+            except BaseException as error:
+                errors.append(error)
+    """,
 }
 
 
@@ -35,7 +47,7 @@ def test_a_stop_ends_a_cell_that_catches_everything_and_keeps_its_variables(worl
     running = world.send(f"import contextlib, time\nkept_over_all = 7\nprint('in it')\n{body}")
     stopped = running.wait_for("in it").stop().end()
     assert "ranks 0-1: stopped, variables kept" in stopped.report
-    assert world.ok("import sys\nkept_over_all, sys.gettrace()").results() == ["(7, None)", "(7, None)"]
+    assert world.ok("import sys\nkept_over_all, sys.gettrace(), sys.getprofile()").results() == ["(7, None, None)"] * 2
 
 
 PROCESSES = """
