@@ -284,6 +284,7 @@ class Rank:
                     "run": self.run,
                 },
             )
+            self.shell.is_echo = self._is_echo
         return self.shell
 
     def _answer(self, request: Any, handler: Callable[[Any], Reply]) -> None:
@@ -412,9 +413,6 @@ class Rank:
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
         ename, evalue = type(error).__name__, text_of(error)
-        broken = bool(_ECHO_OF_A_PEER.search(evalue)) and not _OF_ONES_OWN.search(evalue)
-        broken |= self.group.broken and came_from(error, _COLLECTIVES)
-        echo = broken and (type(error) is RuntimeError or isinstance(error, torch.distributed.DistError))
         drawing = shell.last_traceback or [f"{ename}: {evalue}"]
         place, variables = failure_locals.of_failure(error, self._cell_number, shell.initial_names)
         return {
@@ -423,10 +421,18 @@ class Rank:
             "ename": ename,
             "evalue": evalue,
             "traceback": drawing,
-            "collateral": echo,
+            "collateral": self._is_echo(error),
             "step": self.steps.count,
             "replaying": self.checkpoints.replaying,
         }
+
+    def _is_echo(self, error: BaseException) -> bool:
+        """Whether it came of a peer that has gone, or from a group that was broken for that."""
+        if type(error) is not RuntimeError and not isinstance(error, torch.distributed.DistError):
+            return False
+        text = text_of(error)
+        said = bool(_ECHO_OF_A_PEER.search(text)) and not _OF_ONES_OWN.search(text)
+        return said or (self.group.broken and came_from(error, _COLLECTIVES))
 
 
 def _is_imported(value: Any) -> bool:
