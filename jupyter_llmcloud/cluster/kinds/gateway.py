@@ -74,7 +74,7 @@ def _gateway(address: str) -> Any:
     except ValueError as error:  # no address is configured
         raise UsageError(
             f"{address!r} cannot be looked up: {_reason(error)}. Set gateway.address in the Dask configuration of the"
-            " Jupyter server, or DASK_GATEWAY__ADDRESS in its environment, and gateway.auth where the gateway asks who you are."
+            " Jupyter server, or DASK_GATEWAY__ADDRESS in its environment, and gateway.auth where it asks who you are."
         ) from None
 
 
