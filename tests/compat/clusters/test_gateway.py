@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +23,12 @@ from tests.support.worlds import until
 
 dask_gateway = pytest.importorskip("dask_gateway", reason="pip install dask-gateway")
 pytest.importorskip("dask_gateway_server", reason="pip install dask-gateway-server")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    # The gateway's client closes itself again when it is collected, and its loop has ended by then.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 SETTINGS = """
 c.DaskGateway.backend_class = "dask_gateway_server.backends.local.UnsafeLocalBackend"
 c.DaskGateway.authenticator_class = "dask_gateway_server.auth.SimpleAuthenticator"
@@ -57,7 +64,7 @@ def gateway(own_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
                 [sys.executable, "-m", "dask_gateway_server", "--config", str(settings)], stdout=log, stderr=log
             )
         try:
-            until(lambda: is_open(public), "the gateway listens", 60)
+            until(lambda: is_healthy(public), "the gateway answers behind its proxy", 60)
             monkeypatch.setenv("DASK_GATEWAY__ADDRESS", address := f"http://127.0.0.1:{public}")
             with dask_gateway_config(address, schedulers):
                 yield address
@@ -75,9 +82,13 @@ def dask_gateway_config(address: str, schedulers: int) -> object:
     )
 
 
-def is_open(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
+def is_healthy(port: int) -> bool:
+    with (
+        contextlib.suppress(OSError),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2) as answer,
+    ):
+        return bool(answer.status == 200)
+    return False
 
 
 def test_a_world_runs_on_a_cluster_of_a_gateway_which_is_left_to_whoever_started_it(
