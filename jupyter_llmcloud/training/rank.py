@@ -41,6 +41,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     RankVariables,
     Release,
     SaveAt,
+    SaveLastState,
     StepQuery,
     StepReply,
     StopAt,
@@ -207,6 +208,7 @@ class Rank:
                 self.run.should_stop = True
                 self.interrupts.press()
             case Release():
+                self.checkpoints.note_release()
                 self.group.release(message.generation)
             case StepQuery():
                 self.run.should_stop |= message.stops
@@ -218,6 +220,8 @@ class Rank:
             case SaveAt():
                 self.checkpoints.save_at(message.step)
                 self.steps.stop_at(-1)
+            case SaveLastState():
+                self.checkpoints.tell_who_is_left(message.left)
             case LeaseUntil():
                 self._control_socket.renew(message.until)
             case Exit():
@@ -348,7 +352,7 @@ class Rank:
             for notice in [] if self.checkpoints.replaying else patching.take_notices():
                 self.sender.warning("stderr", notice + "\n")
             error = trials.unless_pruned(shell.run(cell), cell, shell.user_ns)
-            self.checkpoints.end(error)
+            self.checkpoints.end(error, error is not None and self._is_echo(error))
             self.hooks.end()  # what is pulled and saved is as it was written
             FORECAST.close()
             if error is None:
