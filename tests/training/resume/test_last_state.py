@@ -67,7 +67,7 @@ def test_it_is_taken_in_each_step_where_that_costs_next_to_nothing(clock: Simple
     last = last_of()
     assert steps(last, clock, 0.1, 5) == 1, "then it is known what it costs"
     assert not last.is_near
-    assert 0 < steps(last, clock, 0.1, 1000) < 10, "and looked at again"
+    assert 0 < steps(last, clock, 0.1, 1000) < 20, "and now and then looked at again"
 
 
 @pytest.mark.parametrize("settings", [{"elastic": ""}, {"ranks": [0]}, {"plan": "fsdp"}])
