@@ -76,19 +76,26 @@ def main(minutes: float = MINUTES, every_s: float = EVERY_S, seed: float = 7, ho
     try:
         server.do(server.pool.start("local", "elastic", WORKERS, {"slots": 1}))
         until(lambda: len(server.agents()) == WORKERS, "all workers are there", 120)
-        return _measured(server, minutes, every_s, random.Random(int(seed)), HOLDS * bool(holds))
+        return _measured(server, minutes, every_s, random.Random(int(seed)), _held() if holds else CODE)
     finally:
         server.end()
 
 
-def _measured(server: Server, minutes: float, every_s: float, source: random.Random, head: str) -> bool:
+def _held() -> str:
+    """The time of a step passes before that of the optimizer, as forward and backward take it."""
+    pause = "        time.sleep(PAUSE)\n"
+    begin = "    for rows, inputs, wanted in loader:\n"
+    return HOLDS + CODE.replace(pause, "").replace(begin, begin + pause)
+
+
+def _measured(server: Server, minutes: float, every_s: float, source: random.Random, code: str) -> bool:
     epochs = max(2, round(minutes * 60 / (STEP_S * STEPS_PER_EPOCH)))
     world = server.world(2)
-    undisturbed = world.send(f"EPOCHS, PAUSE = {epochs}, 0\n{CODE}").end(60 + 60 * minutes)
+    undisturbed = world.send(f"EPOCHS, PAUSE = {epochs}, 0\n{code}").end(60 + 60 * minutes)
     assert undisturbed.state == "finished", undisturbed.report
     wanted = world.pull("ledger")
     running = world.send(
-        f"EPOCHS, PAUSE = {epochs}, {STEP_S}\n{head}{CODE}",
+        f"EPOCHS, PAUSE = {epochs}, {STEP_S}\n{code}",
         elastic="1:2",
         max_restarts=3,
         background=True,
