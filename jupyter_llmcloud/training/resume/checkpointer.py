@@ -78,7 +78,7 @@ class Checkpointer:
     def install(self) -> None:
         """Look at optimizers, loaders and loops from now on. Called once, in a rank."""
         register_optimizer_step_pre_hook(self._writer.before_step)
-        register_optimizer_step_pre_hook(lambda *_: self._last.drop())
+        register_optimizer_step_pre_hook(self._last.drop)
         register_optimizer_step_post_hook(self.after_step)
         hooks.number_loaders(self.cursor)
         tracking.install(self.cursor, self.cursor.loops)

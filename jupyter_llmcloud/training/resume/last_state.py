@@ -80,7 +80,7 @@ class LastState:
         """Whether it may be taken at the end of this iteration or the next, as far as is known."""
         return self.is_wanted and self._cost_s <= 2 * SHARE * self._step_s
 
-    def drop(self) -> None:
+    def drop(self, *_: object) -> None:
         """A step begins: what was taken is no state of anything any more."""
         self._taken = None
 
