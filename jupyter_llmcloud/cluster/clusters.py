@@ -15,10 +15,11 @@ import psutil
 from distributed import Client
 
 from jupyter_llmcloud.cluster.agent_info import AgentInfo, AgentView
-from jupyter_llmcloud.cluster.dask_client import ask_agents, install, open_client
+from jupyter_llmcloud.cluster.dask_client import ask_agents, install, open_client, open_known_client
 from jupyter_llmcloud.cluster.factory import known_kinds, starts_here
-from jupyter_llmcloud.cluster.host import security_from, tls_of
+from jupyter_llmcloud.cluster.host import tls_of
 from jupyter_llmcloud.cluster.host_launcher import HostProcesses
+from jupyter_llmcloud.cluster.kinds.gateway import is_behind_gateway
 from jupyter_llmcloud.cluster.placement_queue import NoSlots, PlacementQueues
 from jupyter_llmcloud.cluster.record import ClusterRecord, saved_records
 from jupyter_llmcloud.cluster.tunnel.agent_sockets import AgentSockets
@@ -179,6 +180,8 @@ class ClusterPool:
             with contextlib.suppress(Exception):
                 await client.close()
             raise
+        if is_behind_gateway(address):
+            record.address = client.scheduler.address  # as the gateway has told it
         record.dashboard = client.dashboard_link or ""
         record.tls = tls_of(client.security)
         record.save()
@@ -228,9 +231,7 @@ class ClusterPool:
     async def _client(self, record: ClusterRecord) -> Client:
         client = self._clients.get(record.name)
         if client is None or client.status != "running":
-            security = security_from(record.tls)
-            client = await Client(record.address, security=security, asynchronous=True, set_as_default=False)
-            self._clients[record.name] = client
+            client = self._clients[record.name] = await open_known_client(record)
         return client
 
     async def agents(self, name: str | None = None) -> list[AgentInfo]:

@@ -12,6 +12,8 @@ from typing import Any
 from distributed import Client, Security
 from distributed.comm import connect, parse_address, parse_host_port
 
+from jupyter_llmcloud.cluster.host import security_from
+from jupyter_llmcloud.cluster.kinds import gateway
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.tunnel.relay import RelayPlugin
 from jupyter_llmcloud.cluster.worker_plugin import AgentPlugin, agent_info
@@ -32,8 +34,12 @@ async def open_client(address: str) -> Client:
 
     Raises UsageError and ConnectionLost with the reason when no scheduler answers there.
     """
-    await check_scheduler(address)
-    client = Client(address, asynchronous=True, set_as_default=False)
+    security = None
+    if gateway.is_behind_gateway(address):
+        address, security = await gateway.look_up(address)
+    else:
+        await check_scheduler(address)
+    client = Client(address, security=security, asynchronous=True, set_as_default=False)
     try:
         await asyncio.wait_for(client, CONNECT_TIMEOUT_S)
     except BaseException:
@@ -41,6 +47,13 @@ async def open_client(address: str) -> Client:
             await client.close()
         raise
     return client
+
+
+async def open_known_client(record: ClusterRecord) -> Client:
+    """A client of a cluster that this server has been a client of before."""
+    gateway.learn_scheme(record.address)
+    security = security_from(record.tls)
+    return await Client(record.address, security=security, asynchronous=True, set_as_default=False)
 
 
 # --- whether a scheduler is there -----------------------------------------------------------------------------------
@@ -78,7 +91,7 @@ def _parts(address: str) -> tuple[str, str, int]:
     try:
         scheme, where = parse_address(address.strip())
         if scheme not in SCHEMES:
-            raise ValueError(f"{scheme}:// is not one of {', '.join(f'{one}://' for one in SCHEMES)}")
+            raise ValueError(f"{scheme}:// is not one of {', '.join(f'{one}://' for one in (*SCHEMES, 'gateway'))}")
         host, port = parse_host_port(where.partition("/")[0])
     except ValueError as error:
         raise UsageError(f"{address!r} is no address of a Dask scheduler, {example}: {error}.") from None

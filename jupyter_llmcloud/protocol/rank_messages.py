@@ -65,6 +65,15 @@ class Preempted(Message, frozen=True, kw_only=True):
     """The place of all of us is being taken away: a SIGTERM is no reason to end yet."""
 
 
+class SaveLastState(Message, frozen=True, kw_only=True):
+    """The other ranks of an elastic run are lost with their agents: write what is held of the last iteration.
+
+    `left`: the ranks that still run, all of which are told.
+    """
+
+    left: list[int]
+
+
 class Release(Message, frozen=True, kw_only=True):
     """Break the group, so that whoever is blocked in a collective gets an error.
 
@@ -185,7 +194,8 @@ class CheckpointPart(Message, frozen=True, kw_only=True):
     """A rank's part of a checkpoint is written; or `error` says why not, `not_finite` what must not be kept.
 
     `files` holds name -> {"size", "sha256"}; `resumable`: the run can go on from here; `serial` counts the
-    checkpoints of this step in an attempt. `parameters`, `buffers` and `rng` are digests by
+    checkpoints of this step in an attempt. `left`: it is one that these ranks write when the others are lost.
+    `parameters`, `buffers` and `rng` are digests by
     name, as in core.run.divergence. `cpu_s`: processor time that it has cost the rank.
     """
 
@@ -200,6 +210,7 @@ class CheckpointPart(Message, frozen=True, kw_only=True):
     mode: str = "min"
     resumable: bool = True
     cpu_s: float = 0.0
+    left: list[int] = field(default_factory=list)
     parameters: dict[str, str] = field(default_factory=dict)
     buffers: dict[str, str] = field(default_factory=dict)
     rng: dict[str, str] = field(default_factory=dict)

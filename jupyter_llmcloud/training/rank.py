@@ -41,6 +41,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     RankVariables,
     Release,
     SaveAt,
+    SaveLastState,
     StepQuery,
     StepReply,
     StopAt,
@@ -212,6 +213,7 @@ class Rank:
                 self.run.should_stop = True
                 self.interrupts.press()
             case Release():
+                self.checkpoints.note_release()
                 self.group.release(message.generation)
             case StepQuery():
                 self.run.should_stop |= message.stops
@@ -223,6 +225,8 @@ class Rank:
             case SaveAt():
                 self.checkpoints.save_at(message.step)
                 self.steps.stop_at(-1)
+            case SaveLastState():
+                self.checkpoints.tell_who_is_left(message.left)
             case LeaseUntil():
                 self._control_socket.renew(message.until)
             case Exit():
@@ -289,6 +293,7 @@ class Rank:
                     "run": self.run,
                 },
             )
+            self.shell.is_echo = self._is_echo
         return self.shell
 
     def _answer(self, request: Any, handler: Callable[[Any], Reply]) -> None:
@@ -352,7 +357,7 @@ class Rank:
             for notice in [] if self.checkpoints.replaying else patching.take_notices():
                 self.sender.warning("stderr", notice + "\n")
             error = trials.unless_pruned(shell.run(cell), cell, shell.user_ns)
-            self.checkpoints.end(error)
+            self.checkpoints.end(error, error is not None and self._is_echo(error))
             self.hooks.end()  # what is pulled and saved is as it was written
             FORECAST.close()
             if error is None:
@@ -420,9 +425,6 @@ class Rank:
 
     def _describe(self, error: BaseException, shell: RankShell) -> dict[str, Any]:
         ename, evalue = type(error).__name__, text_of(error)
-        broken = bool(_ECHO_OF_A_PEER.search(evalue)) and not _OF_ONES_OWN.search(evalue)
-        broken |= self.group.broken and came_from(error, _COLLECTIVES)
-        echo = broken and (type(error) is RuntimeError or isinstance(error, torch.distributed.DistError))
         drawing = shell.last_traceback or [f"{ename}: {evalue}"]
         place, variables = failure_locals.of_failure(error, self._cell_number, shell.initial_names)
         return {
@@ -431,10 +433,18 @@ class Rank:
             "ename": ename,
             "evalue": evalue,
             "traceback": drawing,
-            "collateral": echo,
+            "collateral": self._is_echo(error),
             "step": self.steps.count,
             "replaying": self.checkpoints.replaying,
         }
+
+    def _is_echo(self, error: BaseException) -> bool:
+        """Whether it came of a peer that has gone, or from a group that was broken for that."""
+        if type(error) is not RuntimeError and not isinstance(error, torch.distributed.DistError):
+            return False
+        text = text_of(error)
+        said = bool(_ECHO_OF_A_PEER.search(text)) and not _OF_ONES_OWN.search(text)
+        return said or (self.group.broken and came_from(error, _COLLECTIVES))
 
 
 def _is_imported(value: Any) -> bool:

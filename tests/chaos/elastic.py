@@ -2,6 +2,7 @@
 
     python -m tests.chaos elastic          five minutes, a kill every 15 s
     python -m tests.chaos elastic:25:15    25 minutes
+    python -m tests.chaos elastic:5:15:7:1 with another source of chance than 7; ranks hold their last iteration whatever that costs
 
 A ledger counts each row of each epoch, and folds their order into one number; both, and the losses, must be those of a
 run that nobody disturbed. A kill costs what passes from it until the run is further than it has ever been.
@@ -61,25 +62,44 @@ ledger = {"turn": turn, "order": order, "whole": whole, "losses": losses}
 STEPS_PER_EPOCH = 125
 
 
-def main(minutes: float = MINUTES, every_s: float = EVERY_S, seed: int = 7) -> bool:
+# As where steps are long: a rank holds its last iteration, and tensors of whatever size are left where they are.
+HOLDS = """
+from jupyter_llmcloud.training.checkpoint import borrower
+from jupyter_llmcloud.training.resume import last_state
+last_state.SHARE, borrower.SMALL = 1e9, 1
+"""
+
+
+def main(minutes: float = MINUTES, every_s: float = EVERY_S, seed: float = 7, holds: float = 0) -> bool:
     """Print what came of it; whether the run was as if it had been left alone."""
     server = Server()
     try:
         server.do(server.pool.start("local", "elastic", WORKERS, {"slots": 1}))
         until(lambda: len(server.agents()) == WORKERS, "all workers are there", 120)
-        return _measured(server, minutes, every_s, random.Random(seed))
+        return _measured(server, minutes, every_s, random.Random(int(seed)), _held() if holds else CODE)
     finally:
         server.end()
 
 
-def _measured(server: Server, minutes: float, every_s: float, source: random.Random) -> bool:
+def _held() -> str:
+    """The time of a step passes before that of the optimizer, as forward and backward take it."""
+    pause = "        time.sleep(PAUSE)\n"
+    begin = "    for rows, inputs, wanted in loader:\n"
+    return HOLDS + CODE.replace(pause, "").replace(begin, begin + pause)
+
+
+def _measured(server: Server, minutes: float, every_s: float, source: random.Random, code: str) -> bool:
     epochs = max(2, round(minutes * 60 / (STEP_S * STEPS_PER_EPOCH)))
     world = server.world(2)
-    undisturbed = world.send(f"EPOCHS, PAUSE = {epochs}, 0\n{CODE}").end(60 + 60 * minutes)
+    undisturbed = world.send(f"EPOCHS, PAUSE = {epochs}, 0\n{code}").end(60 + 60 * minutes)
     assert undisturbed.state == "finished", undisturbed.report
     wanted = world.pull("ledger")
     running = world.send(
-        f"EPOCHS, PAUSE = {epochs}, {STEP_S}\n{CODE}", elastic="1:2", max_restarts=3, background=True, name="elastic"
+        f"EPOCHS, PAUSE = {epochs}, {STEP_S}\n{code}",
+        elastic="1:2",
+        max_restarts=3,
+        background=True,
+        name="elastic",
     )
     folder = running.outcome.folder
     kills = _kill_until_it_ends(server, folder, every_s, source)
@@ -96,6 +116,9 @@ def _measured(server: Server, minutes: float, every_s: float, source: random.Ran
         f"{median(back or [0]):.0f} steps trained again; {still / max(1, len(kills)):.2f} s a kill in which nothing new "
         f"was trained, with the way back to both ranks"
     )
+    for entry in record.history:
+        if any(word in entry.get("why", "") for word in ("differ", "could not", "left out")):
+            print(f"  {entry['why']}")
     for who in ("leader", "follower"):
         if parts := _time_lines(folder, [kill for kill in kills if kill[1] == who]):
             between = [median(column) for column in zip(*parts, strict=True)]

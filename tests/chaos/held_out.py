@@ -32,7 +32,7 @@ class Tagger(torch.nn.Module):
     def forward(self, batch):
         return self.out(self.lstm(self.embed(batch))[0])
 model = Tagger()
-rows = list(torch.randint(0, 20000, (384, 60)))
+rows = list(torch.randint(0, 20000, (768, 60)))
 ask = lambda batch: torch.nn.functional.cross_entropy(model(batch).flatten(0, 1), batch.flatten() % 50)
 """,
     "towers": """

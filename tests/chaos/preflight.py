@@ -1,7 +1,7 @@
 """Memory that ranks are told they will need, beside what they then take: 30 configurations on this machine.
 
 What is compared is what comes beside the parameters, of the fullest rank: worked out before the first step, and by how
-much resident memory grew at most over three steps.
+much resident memory grew at most over three steps, or as many as the first exchange of the plan and one more take.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jupyter_llmcloud.core.parallel.plan import parse_plan
 from tests.support.worlds import AgentProcess, Ranks
 
 MOST_S = 600.0  # bf16 is slow on processors that have it by software only
 WORST = 1.0  # of what was measured: a prediction further away than this is of no use
+ROUNDS = ("local-sgd", "diloco", "async-ps")  # plans whose ranks exchange every so many steps
 MODELS = {
     "mlp": """
 width = 2048
@@ -81,7 +83,7 @@ for step, batch in enumerate(loader, 1):
     accelerator.backward(ask(batch))
     optimizer.step()
     optimizer.zero_grad()
-    if step == 3:
+    if step == num_steps:
         break
 told, grown = automatic.FORECAST.last, memory("VmHWM") - before
 """
@@ -104,6 +106,11 @@ class Configuration:
         """The expression that makes it."""
         options = {"SGD": "lr=0.01", "SGD+momentum": "lr=0.01, momentum=0.9"}.get(self.optimizer, "lr=1e-4")
         return f"{self.optimizer.partition('+')[0]}(model.parameters(), {options})"
+
+    @property
+    def num_steps(self) -> int:
+        """How many it takes until everything was held that ever is."""
+        return max(3, *(size + 1 for size in parse_plan(self.plan).sizes if self.plan.startswith(ROUNDS)), 0)
 
     def __str__(self) -> str:
         words = [self.model, f"batch {self.batch}", self.plan if self.num_ranks > 1 else "one process"]
@@ -157,6 +164,7 @@ def _compared(agent: AgentProcess, model: str, configuration: Configuration) -> 
             batch_size=configuration.batch,
             checkpointing=configuration.checkpointing,
             optimizer_text=configuration.optimizer_text,
+            num_steps=configuration.num_steps,
         )
         code = HEAD + model + BODY
         outcome = world.send(code, plan=configuration.plan, precision=configuration.precision).end(MOST_S)

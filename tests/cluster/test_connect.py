@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.server
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from distributed import Scheduler, Security, Worker
 
 from jupyter_llmcloud.cluster.clusters import ClusterPool
+from jupyter_llmcloud.cluster.kinds.gateway import cluster_name
 from jupyter_llmcloud.errors import ConnectionLost, LLMCloudError, NameTaken, UsageError
 from tests.support.notebook_server import notebook_server
 
@@ -154,3 +156,17 @@ def test_a_notebook_shows_one_line_and_a_name_that_is_taken_is_refused(own_root:
             assert words in shown.error and "Internal" not in shown.error and "Traceback" not in shown.error
             assert len(shown.error.splitlines()) == 1
         assert NameTaken.__name__ in notebook.run(f"%cluster connect tcp://127.0.0.1:{quiet} --name mine").error
+
+
+@pytest.mark.usefixtures("own_root")
+def test_a_cluster_of_a_gateway_needs_the_gateways_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_gateway.comm", None)  # as where it is not installed
+    error = refused("gateway://10.0.0.5:8786/0b2f")
+    assert isinstance(error, UsageError) and "pip install dask-gateway" in str(error)
+
+
+def test_a_cluster_of_a_gateway_is_named_by_its_address_or_alone() -> None:
+    assert cluster_name("gateway://10.0.0.5:8786/hub/0b2f/") == cluster_name("gateway://0b2f") == "0b2f"
+    for address in ("gateway://", "gateway://10.0.0.5:8786", "gateway://10.0.0.5:8786/"):
+        with pytest.raises(UsageError, match="the name is missing"):
+            cluster_name(address)

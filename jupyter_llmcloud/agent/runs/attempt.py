@@ -12,7 +12,7 @@ from jupyter_llmcloud.agent.runs.run_feed import RunFeed
 from jupyter_llmcloud.core.parallel import plan
 from jupyter_llmcloud.core.run import lifecycle
 from jupyter_llmcloud.core.run.end_report import report
-from jupyter_llmcloud.core.run.exits import KILLED_BY_US
+from jupyter_llmcloud.core.run.exits import KILLED_BY_US, LOST_WITH_AGENT
 from jupyter_llmcloud.core.run.lifecycle import (
     Finish,
     Instruction,
@@ -34,6 +34,7 @@ from jupyter_llmcloud.protocol.rank_messages import (
     RankProbed,
     Release,
     SaveAt,
+    SaveLastState,
     StepQuery,
     StepReply,
     StopAt,
@@ -157,6 +158,9 @@ class Attempt:
         error = {"rank": rank, "ename": name, "evalue": reason, "traceback": [f"{name}: {reason}"]}
         self._errors[rank] = {**error, "collateral": True} if by_us else error
         if self._hangs is not None:
+            if self.cell.elastic and name == LOST_WITH_AGENT:
+                left = [other for other in self.running if other != rank]
+                self._send(left, SaveLastState(left=left))
             self._handle(RankDied(rank, reason))
 
     # --- carrying out ---

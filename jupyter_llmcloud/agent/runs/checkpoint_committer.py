@@ -66,6 +66,10 @@ class CheckpointCommitter:
         """A rank has written its part, or could not."""
         if part.attempt != self.attempt:
             return  # of an attempt that has ended
+        if part.left:
+            if (left := self._parts.add_of_left(rank, part)) is not None:
+                self._work = asyncio.ensure_future(self._see_to(self._work, left, True))
+            return
         whole, passed = self._parts.add(rank, part)
         for parts in [*passed, *([whole] if whole is not None else [])]:
             self._work = asyncio.ensure_future(self._see_to(self._work, parts, parts is whole))

@@ -24,6 +24,13 @@ class CheckpointParts:
         self._ranks = set(ranks)
         self._waiting: dict[tuple[int, int], Parts] = {}  # by step, and which try of that step it is
         self._newest: dict[int, tuple[int, int]] = {}  # by rank
+        self._of_left: dict[tuple[int, tuple[int, ...]], Parts] = {}  # by step, and who is left
+
+    def add_of_left(self, rank: int, part: CheckpointPart) -> Parts | None:
+        """A part of a checkpoint that those ranks write that are left; returns all of them with the last one."""
+        parts = self._of_left.setdefault((part.step, tuple(part.left)), {})
+        parts[rank] = part
+        return parts if set(parts) == set(part.left) else None
 
     def without(self, rank: int) -> None:
         """A rank is lost, and the others go on: their parts make a checkpoint."""

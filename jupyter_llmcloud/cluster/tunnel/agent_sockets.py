@@ -8,6 +8,7 @@ from typing import Any
 from distributed import Security
 
 from jupyter_llmcloud.cluster.host import security_from
+from jupyter_llmcloud.cluster.kinds.gateway import learn_scheme
 from jupyter_llmcloud.cluster.record import ClusterRecord
 from jupyter_llmcloud.cluster.tunnel.bridge import Bridges, has_bridges, is_here
 from jupyter_llmcloud.cluster.tunnel.relay import SocketRoutes
@@ -42,7 +43,9 @@ class AgentSockets:
         if name not in self._bridges:
 
             def connection_args() -> dict[str, Any]:
-                security = security_from(self._record(name).tls) or Security()
+                known = self._record(name)
+                learn_scheme(known.address)
+                security = security_from(known.tls) or Security()
                 return security.get_connection_args("client")
 
             self._bridges[name] = Bridges(

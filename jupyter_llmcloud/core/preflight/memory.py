@@ -71,14 +71,27 @@ def estimate(step: MeasuredStep, plan: ParallelPlan, world_size: int) -> MemoryE
         buffers = step.parameters + 3 * -(-step.parameters // plan.settings["servers"])
     elif plan.kind == "diloco":
         buffers = 2 * step.parameters  # the parameters of the last exchange, the momentum of the outer optimizer
+    elif plan.kind == "local-sgd":
+        buffers = _of_round(step, plan)
     elif world_size > 1 and parts == 1:
         buffers = step.gradients  # DDP's buckets
     alone = step.parameters + step.gradients + step.optimizer
     # Gradients grow while activations go, so that the two are rarely full at the same time: what was saved by that in
     # one process is saved on a rank.
     saved = max(0, alone + max(step.activations, step.update) - step.peak)
-    peak = parameters + gradients + optimizer + max(activations, update) - saved // parts + buffers
+    held = parameters + gradients + optimizer
+    beside = buffers if plan.kind != "local-sgd" else 0
+    peak = held + beside + max(max(activations, update) - saved // parts, _of_round(step, plan))
     return MemoryEstimate(parameters, gradients, optimizer, activations, buffers, peak)
+
+
+def _of_round(step: MeasuredStep, plan: ParallelPlan) -> int:
+    """What an exchange holds for a moment, when activations have gone: vectors as large as what travels."""
+    if plan.kind == "local-sgd":
+        return step.gradients
+    if plan.kind == "diloco":
+        return (5 if plan.settings["bits"] == 8 else 3) * step.gradients // int(plan.settings["fragments"])
+    return 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal
 KILLED_BY_US = "it did not end when it was asked to, as in a call that nothing interrupts, and was killed (SIGKILL)."
 _LESS_MEMORY = "Use a smaller batch (with gradient accumulation), fewer ranks on this host, or a host with more memory."
 LOST_AGENT = "The node agent"
+LOST_WITH_AGENT = "RankLost"  # the short name of such an end
 _LOST = "Its rank has ended with it. With --max-restarts K such a run goes on elsewhere from its last checkpoint."
 _OOM = "The kernel's out-of-memory killer ended it"
 
@@ -46,7 +47,7 @@ def describe_exit(status: int, evidence: str = "") -> tuple[str, str]:
     if status >= 0:
         return "RankExited", f"the process ended by itself with exit code {status}."
     if evidence.startswith(LOST_AGENT):
-        return "RankLost", f"{evidence} {_LOST}"
+        return LOST_WITH_AGENT, f"{evidence} {_LOST}"
     try:
         number = signal.Signals(-status)
         name, advice = number.name, _ADVICE.get(number, "")

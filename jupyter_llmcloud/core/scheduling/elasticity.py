@@ -15,7 +15,7 @@ from typing import Any
 from jupyter_llmcloud.core.tick import Tick
 
 ROOM_RETRY_S = 2.0  # how often an elastic run that is smaller than it may be looks for room
-SAVE_EVERY_S = 1.0  # at the least, between the checkpoints of an elastic run that was told no other rhythm
+SAVE_EVERY_S = 0.5  # at the least, between the checkpoints of an elastic run that was told no other rhythm
 SAVE_SHARE = 0.02  # of a rank's processor time that such checkpoints may cost
 
 

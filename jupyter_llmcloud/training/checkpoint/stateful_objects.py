@@ -18,7 +18,7 @@ from jupyter_llmcloud.training.checkpoint import sharded_tensors
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import CopyTensor, NotPlain, decode, encode
 from jupyter_llmcloud.training.object_graph import memory
-from jupyter_llmcloud.training.parallel.plans import layout_of, trains_apart
+from jupyter_llmcloud.training.parallel.plans import layout_of, replicas_of, trains_apart
 from jupyter_llmcloud.training.parallel.unwrap import unwrapped
 
 _LISTS = ("_models", "_optimizers", "_schedulers", "_custom_objects")
@@ -135,6 +135,27 @@ def memory_of(found: list[StatefulObject]) -> set[int]:
             states = _inner(item.value).state.values()
             tensors += [part for state in states for part in state.values() if isinstance(part, torch.Tensor)]
     return {start for tensor in tensors if (start := memory.start_of(tensor))}
+
+
+def whole_memory_of(found: list[StatefulObject]) -> set[int]:
+    """Where memory begins that only a step of an optimizer changes: parameters, and the state of optimizers.
+
+    Raises NotPlain where a rank trains something that is not alike on all: others could not do without that rank.
+    """
+    alike = {id(p) for item in found if item.is_module and _is_replica(item) for p in item.value.parameters()}
+    for item in found:
+        if item.is_module or item.is_optimizer:
+            tensors = item.value.parameters() if item.is_module else parameters_of(item.value)
+            if not (item.shared or _all_in(tensors, alike)):
+                raise NotPlain(f"{item.address} is not alike on all ranks")
+    modules = [item.value for item in found if item.is_module]
+    buffers = {memory.start_of(buffer) for module in modules for buffer in module.buffers()}
+    return memory_of(found) - buffers
+
+
+def _is_replica(item: StatefulObject) -> bool:
+    """Whether something keeps a model alike on all ranks, be it known by that or as it was before."""
+    return item.shared or (replicas_of(item.value) is not None and not trains_apart(item.value))
 
 
 def _is_optimizer(value: Any) -> bool:

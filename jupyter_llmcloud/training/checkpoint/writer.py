@@ -33,11 +33,13 @@ class Write:
     bad_loss: str
     finish_copies: Callable[[], None]
     changed: Callable[[], list[str]]  # what was compared meanwhile, and is not what the checkpoint takes it for
+    is_waited_for: bool = False  # nothing is trained until it is written
 
     def parts(self) -> CheckpointPart:
         """Copy what is left, check, write, make durable; returns what to tell the agent."""
         self.finish_copies()
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        if not self.is_waited_for:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         states = {**(self.shared or {}), **self.own["objects"]}
         if reason := stateful_objects.not_finite(states) or (self.bad_loss and f"{self.bad_loss} is not finite"):
             return replace(self.part, not_finite=reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,7 +116,9 @@ def plain_name(model: torch.nn.Module, name: str) -> str:
 def _inside(model: torch.nn.Module) -> torch.nn.Module:
     if attribute := _attribute(model):
         return model._modules[attribute]  # type: ignore[return-value]
-    # Accelerate knows others: DeepSpeed's engine, a model whose parts it has compiled.
+    # Accelerate knows others: DeepSpeed's engine, a model whose parts it has compiled. It looks for packages each time.
+    if "deepspeed" not in sys.modules and "_orig_mod" not in vars(model):
+        return model
     inside: torch.nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
     return inside
 

@@ -8,6 +8,7 @@ rank has said that its part is written.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import threading
@@ -31,6 +32,7 @@ from jupyter_llmcloud.training.output.sender import OutputSender
 from jupyter_llmcloud.training.resume import hooks
 from jupyter_llmcloud.training.resume.cell.context import CellContext
 from jupyter_llmcloud.training.resume.cell.state import CellState
+from jupyter_llmcloud.training.resume.last_state import LastState
 from jupyter_llmcloud.training.resume.loaders.iterator import ReplayPosition
 from jupyter_llmcloud.training.resume.loops import tracking
 from jupyter_llmcloud.training.resume.replay import ReplayCursor
@@ -47,6 +49,8 @@ _NOT_FOLLOWED = (
     "No checkpoint is saved: the steps are taken in no loop that is followed. `for` and `while` loops of a cell, or of "
     "a module of yours, are; so is `for step in run.steps(total)`; or call run.checkpoint() after a step.\n"
 )
+_LAST_STATE_S = 4.0  # at most, until it is written
+_HELD = SaveRequest(is_held=True)
 _ASKS = re.compile(r"\brun\s*\.\s*(checkpoint|steps)\b")
 
 
@@ -65,6 +69,7 @@ class Checkpointer:
         self.cursor = ReplayCursor(self)
         context = CellContext(self.cursor.loops, self.cursor.trainings, self.cursor.loaders)
         self._state = CellState(context, rank)
+        self._last = LastState(self._state)
         self._writer = BackgroundWriter(sender)
         self.cell: Execute | None = None
         self._resumed_step: int | None = 0  # None: the cell has not come to its resume point yet
@@ -73,6 +78,7 @@ class Checkpointer:
     def install(self) -> None:
         """Look at optimizers, loaders and loops from now on. Called once, in a rank."""
         register_optimizer_step_pre_hook(self._writer.before_step)
+        register_optimizer_step_pre_hook(self._last.drop)
         register_optimizer_step_post_hook(self.after_step)
         hooks.number_loaders(self.cursor)
         tracking.install(self.cursor, self.cursor.loops)
@@ -83,7 +89,7 @@ class Checkpointer:
         self._writer.clear()
         self._losses: dict[str, float] = {}  # the last value of each metric that is called a loss
         self._wanted: SaveRequest | None = None
-        self._has_warned = False
+        self._last.clear()
 
     def renumber(self, rank: int) -> None:
         """This process has another number among the ranks from now on."""
@@ -128,11 +134,15 @@ class Checkpointer:
             saved = self._state.load(Path(cell.resume["folder"]))
         if follows:
             self._state.begin_following(saved)
+            self._last.begin(cell)
         self.cursor.begin_cell(follows, saved["position"] if saved else None, cell.filename)
         self._sender.muted = self.replaying
 
-    def end(self, error: BaseException | None) -> None:
-        """The cell has ended. Raises ResumeMissed when it should have been resumed on the way."""
+    def end(self, error: BaseException | None, is_echo: bool = False) -> None:
+        """The cell has ended. Raises ResumeMissed when it should have been resumed on the way.
+
+        `is_echo`: its error came of the end of a peer.
+        """
         self._sender.muted = False
         if error is None and self.follows:
             self.cursor.end_cell()
@@ -141,6 +151,7 @@ class Checkpointer:
             with TIMES.within(CHECKPOINT):
                 self._writer.wait()
         elif error is not None:  # what it has saved is what it goes on from: the agent forgets what comes later
+            self._write_last_state(is_echo)
             self._writer.wait(_AT_FAILURE_S if isinstance(error, Exception) else _AT_STOP_S)
 
     def close(self) -> None:
@@ -169,18 +180,30 @@ class Checkpointer:
             return
         self._state.note_step(optimizer)
         self.cursor.note_step()
-        if self.cursor.replaying or (request := self._schedule.due(self._steps.count)) is None:
+        if self.cursor.replaying:
             return
-        if self._wanted is not None and self._wanted.waits and not request.waits:
+        is_held = self._last.is_due()
+        if (request := self._schedule.due(self._steps.count)) is None and not is_held:
+            return
+        wanted = self._wanted
+        if wanted is not None and not wanted.is_held and (request is None or (wanted.waits and not request.waits)):
             return  # one may wait for an iteration that was left by `break`
-        self._wanted = request if self.cursor.want_save() else None
-        if self._wanted is None and not request.waits and not self._has_warned:
-            self._has_warned = True
+        self._wanted = (request or _HELD) if self.cursor.want_save() else None
+        if self._wanted is None and request is not None and not request.waits and not self._schedule.has_warned:
+            self._schedule.has_warned = True
             self._sender.warning("stderr", _NOT_FOLLOWED)
 
     def save_at(self, step: int) -> None:
         """The agent asks for a checkpoint when this many steps are finished; called in the side thread. -1: not."""
         self._schedule.ask_at(step)
+
+    def tell_who_is_left(self, ranks: list[int]) -> None:
+        """The agent says that the other ranks are lost with their agents; called in the side thread."""
+        self._last.tell(ranks)
+
+    def note_release(self) -> None:
+        """The group is broken, whoever is left; called in the side thread."""
+        self._last.note_release()
 
     def ask(self, objects: dict[str, Any], metric: float | None, mode: str) -> None:
         """`run.checkpoint(...)`: at the end of the present iteration of the loop, or now when there is no loop."""
@@ -197,6 +220,11 @@ class Checkpointer:
     def save(self, position: ReplayPosition, complete: bool = True) -> bool:
         """Save what was wanted. At one that is not `complete`, what was asked for is saved an iteration later."""
         wanted = self._wanted
+        if wanted is not None and wanted.is_held:
+            self._wanted = None
+            if complete and not self._writer.is_busy:  # which may still compare what was taken for it
+                self._last.take(position, self._steps.count)
+            return True
         if not complete:
             self._schedule.note_late()
             if wanted is not None and wanted.waits:
@@ -234,19 +262,56 @@ class Checkpointer:
         else:
             self._writer.write(part, write.parts)
 
+    def _write_last_state(self, waits: bool) -> None:
+        """Write what this rank holds of its last iteration, where peers are lost and the agent asks for that."""
+        if waits:
+            with contextlib.suppress(KeyboardInterrupt):  # which comes after it has told who is left
+                self._last.wait()
+        taken = self._last.of_those_left(self._steps.count, self._state.rank)
+        if taken is None or self.cell is None:
+            return
+        cell, index = self.cell, taken.ranks.index(self._state.rank)
+        part = CheckpointPart(run_id=cell.run_id, step=taken.step, attempt=cell.attempt, left=list(taken.ranks))
+        shared = taken.shared if index == 0 else None
+        write = self._write_of(cell, part, shared, taken.own, index, lambda: None)
+        write.is_waited_for = True
+        deadline = time.monotonic() + _LAST_STATE_S
+        if self._is_written(deadline):  # what was under way
+            self._writer.write(part, write.parts)
+            self._is_written(deadline)
+
+    def _is_written(self, deadline: float) -> bool:
+        """Wait for what is being written; an interrupt has been obeyed already, since the cell has ended."""
+        while self._writer.is_busy and (left_s := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._writer.wait(left_s)
+        return not self._writer.is_busy
+
     def _taken(self, cell: Execute, part: CheckpointPart, position: ReplayPosition) -> Write:
         stager = self._writer.stager
         shared, own = self._state.take(position, part.step, stager)
+        part = replace(part, **self._state.digests)
+        return self._write_of(cell, part, shared, own, self._state.rank, stager.hand_over())
+
+    def _write_of(
+        self,
+        cell: Execute,
+        part: CheckpointPart,
+        shared: dict[str, Any] | None,
+        own: dict[str, Any],
+        rank: int,
+        finish_copies: Callable[[], None],
+    ) -> Write:
         folder = CheckpointFolder(Path(cell.folder) / "checkpoints")
         bad_loss = next((name for name, value in self._losses.items() if not math.isfinite(value)), "")
         return Write(
-            replace(part, **self._state.digests),
-            name=f"rank-{self._state.rank:04d}.pt",
+            part,
+            name=f"rank-{rank:04d}.pt",
             staging=lambda: folder.staging(part.step, part.attempt, part.serial),
             shared=shared,
             own=own,
             bad_loss=bad_loss,
-            finish_copies=stager.hand_over(),
+            finish_copies=finish_copies,
             changed=self._state.changed_while_written,
         )
 
@@ -275,7 +340,7 @@ class Checkpointer:
 
     def is_soon(self) -> bool:
         """Whether a checkpoint may be saved before the next batch but one; asked once a batch."""
-        return self._schedule.is_soon(self._steps.count)
+        return self._last.is_near or self._schedule.is_soon(self._steps.count)
 
     def where(self) -> list[tuple[str, str]]:
         """Which functions of the cell run, and where in their code they are."""

@@ -12,11 +12,13 @@ class SaveRequest:
     Attributes:
         waits: for the one before to be written; else it is left out meanwhile.
         metric, mode: by which the best checkpoint is kept ("min" or "max").
+        is_held: it is not written, but held in memory until the next step.
     """
 
     waits: bool = False
     metric: float | None = None
     mode: str = "min"
+    is_held: bool = False
 
 
 class CheckpointSchedule:
@@ -28,12 +30,14 @@ class CheckpointSchedule:
 
     Attributes:
         asked_at: the agent has asked for one after this step; -1: it has not.
+        has_warned: it was said that the cell is followed nowhere.
     """
 
     def __init__(self, every: int = 0, is_asked_by_cell: bool = False) -> None:
         self._every = every
         self._is_open = is_asked_by_cell  # one may come at any time
         self.asked_at = -1
+        self.has_warned = False
         self._most_steps = 1  # between two batches
         self._steps_before = 0
 

@@ -8,7 +8,7 @@ import site
 import sys
 import sysconfig
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 
 _PACKAGE = str(Path(__file__).parents[2])
 _GENERATED = "_remote_module_"  # torch writes modules of this name to a temporary folder, up to 2.6 when it is imported
@@ -46,6 +46,21 @@ def is_own_module(name: str) -> bool:
         return False
     path = getattr(sys.modules.get(name), "__file__", None)
     return isinstance(path, str) and os.path.isabs(path) and is_own_file(path)  # torch.ops names a file that is nowhere
+
+
+def own_modules() -> list[tuple[str, ModuleType]]:
+    """The user's own modules that are imported now, by name, without the notebook."""
+    return [(name, module) for name in _own_names(*_newest()) if (module := sys.modules.get(name)) is not None]
+
+
+def _newest() -> tuple[int, str]:
+    """Others than before when a module was imported since: that comes last. There are thousands to look through."""
+    return len(sys.modules), next(reversed(sys.modules))
+
+
+@functools.lru_cache(maxsize=1)
+def _own_names(_number: int, _last: str) -> list[str]:
+    return [name for name in list(sys.modules) if name != "__main__" and is_own_module(name)]
 
 
 def is_own_frame(frame: FrameType) -> bool:

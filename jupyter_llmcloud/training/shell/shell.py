@@ -156,6 +156,7 @@ class RankShell(InteractiveShell):
     displayhook_class = Type(RankDisplayHook)
     display_pub_class = Type(RankDisplayPublisher)
     sender = AnyTrait()
+    is_echo = AnyTrait(lambda _: False)  # whether an error has come of the end of a peer
     compile: CellCompiler
     last_traceback: list[str]
     given: dict[str, Any]  # what every namespace has
@@ -207,11 +208,15 @@ class RankShell(InteractiveShell):
         exception_only: bool = False,
         running_compiled_code: bool = False,
     ) -> None:
-        """Draw the traceback of the exception that was just caught; plainly, hence at once, after a Stop."""
+        """Draw the traceback of the exception that was just caught.
+
+        Plainly, hence at once, after a Stop, and where a peer has gone: IPython reads the sources of torch for seconds,
+        for which the other ranks, or the next attempt, would wait.
+        """
         self.is_drawing = True
         try:
             error = exc_tuple[1] if exc_tuple else sys.exception()
-            if error is not None and (was_stopped(error) or holds_group(error) or is_deep(error)):
+            if error is not None and self._is_drawn_plainly(error):
                 self._showtraceback(type(error), error, draw_plainly(error, self.compile.cell_number))
             else:
                 # Of a SystemExit IPython would draw the exception only, and refer to %tb.
@@ -219,6 +224,9 @@ class RankShell(InteractiveShell):
                 super().showtraceback(exc_tuple, filename, tb_offset, only, running_compiled_code)
         finally:
             self.is_drawing = False
+
+    def _is_drawn_plainly(self, error: BaseException) -> bool:
+        return was_stopped(error) or bool(self.is_echo(error)) or holds_group(error) or is_deep(error)
 
     def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
         self.last_traceback = "\n".join(stb).replace(MARK, "").splitlines()

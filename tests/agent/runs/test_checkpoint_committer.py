@@ -70,3 +70,23 @@ def test_what_a_rank_has_passed_without_a_part_for_it_is_given_up_and_a_lost_ran
     assert parts.add(2, part(6)) == (None, [{0: part(4), 1: part(4)}])
     parts.without(0)
     assert parts.add(1, part(6)) == ({1: part(6), 2: part(6)}, [])
+
+
+def test_those_that_are_left_make_a_checkpoint_of_their_own_where_all_hold_the_same_step(tmp_path: Path) -> None:
+    listener = Listener()
+
+    async def newest(*parts: tuple[int, CheckpointPart]) -> int | None:
+        committer = CheckpointCommitter(tmp_path, [0, 1, 2], 2, listener)
+        for rank, each in parts:
+            CheckpointFolder(tmp_path / "checkpoints").staging(each.step, 0, 0)
+            committer.part(rank, each)
+        found = await committer.newest()
+        return found.step if found is not None else None
+
+    def of_left(step: int, *left: int) -> CheckpointPart:
+        return CheckpointPart(run_id="r", step=step, left=list(left))
+
+    assert asyncio.run(newest((0, of_left(7, 0, 2)), (2, of_left(8, 0, 2)))) is None
+    assert asyncio.run(newest((0, of_left(7, 0, 1, 2)), (2, of_left(7, 0, 2)))) is None, "one more was lost meanwhile"
+    assert asyncio.run(newest((0, of_left(7, 0, 2)), (2, of_left(7, 0, 2)))) == 7
+    assert listener.marks == ["checkpoint of step 7"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jupyter_llmcloud.storage.runs import RunFolder
+from tests.chaos.elastic import HOLDS
 from tests.support.worlds import AgentProcess, Ranks, until
 
 pytestmark = pytest.mark.slow
@@ -97,6 +98,38 @@ def test_a_run_that_loses_a_worker_and_gets_another_one_trains_as_if_nothing_had
     wanted, found = undisturbed.pull("found"), ranks.pull("found")
     assert found["ledger"] == wanted["ledger"]
     assert all({row for step in found["ledger"][at : at + 12] for row in step} == set(range(90)) for at in (0, 12, 24))
+    assert found["rates"] == wanted["rates"]
+    for name in ("losses", "evaluated"):
+        assert close(found[name], wanted[name]), name
+    assert torch.allclose(ranks.pull("weights"), undisturbed.pull("weights"), rtol=1e-9, atol=1e-12)
+    undisturbed.end()
+    ranks.end()
+
+
+def test_those_that_are_left_go_on_from_where_they_are_without_a_checkpoint(
+    own_agent: Callable[..., AgentProcess], node_agent: AgentProcess
+) -> None:
+    leader, other = own_agent(slots=2), own_agent(slots=1)
+    ranks = Ranks(leader, 3, shares=[(leader, 2), (other, 1)])
+    ranks.push(factor=1.0)
+    cell = HOLDS + CELL.replace("at in (7, 19)", "at == 4")  # between two steps of the optimizer
+    running = ranks.send(cell, name="disturbed", elastic="2:3", max_restarts=1, checkpoint_every=1000)
+    running.wait_for("at 4", times=3)
+    folder = running.outcome.folder
+    other.process.kill()
+    until(lambda: saved(folder, 2), "those that are left have written what they hold")
+    (folder.path / "go-4").touch()
+    outcome = running.end()
+
+    record = outcome.record
+    assert outcome.state == "finished", (record.errors, record.history)
+    assert any("resumed from step 2 on 2 ranks" in entry.get("why", "") for entry in record.history), record.history
+    assert [size for size, _ in groupby(ranks.pull("sizes"))] == [(3, 4, 8), (2, 6, 8)]
+    undisturbed = Ranks(node_agent, 3)
+    undisturbed.push(factor=1.0)
+    undisturbed.ok(CELL, name="alone")
+    wanted, found = undisturbed.pull("found"), ranks.pull("found")
+    assert found["ledger"] == wanted["ledger"]
     assert found["rates"] == wanted["rates"]
     for name in ("losses", "evaluated"):
         assert close(found[name], wanted[name]), name

@@ -29,7 +29,9 @@ STEP = MeasuredStep(400, 400, 800, 1000, 100, 2400, num_parameters=100, flops=1_
         ("hsdp:2x2", 4, 800, 1820),
         ("tp:2", 2, 800, 1700),
         ("pipeline:4", 4, 400, 600),
-        ("diloco:10", 2, 1600, 3200),
+        ("diloco:10", 2, 1600, 3600),  # its round, in which activations have gone, needs more than the step
+        ("diloco:10,fragments=2", 2, 1600, 3200),
+        ("local-sgd:10", 2, 1600, 2400),  # the vector that travels is smaller than what a step holds
     ],
 )
 def test_each_plan_spreads_what_a_rank_holds(plan: str, num_ranks: int, state: int, peak: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.training.checkpoint import rng, sharded_tensors
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain, encode
-from jupyter_llmcloud.training.resume.user_code import is_own_file, is_own_module
+from jupyter_llmcloud.training.resume.user_code import is_own_file, is_own_module, own_modules
 
 
 def as_it_is(_: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -81,3 +82,16 @@ def test_no_module_of_an_installation_is_the_users_own_whatever_it_names_as_its_
     installed = [name for name in sys.modules if name.partition(".")[0] in ("torch", "_remote_module_non_scriptable")]
     assert [name for name in installed if is_own_module(name)] == []
     assert is_own_file(str(tmp_path / "helper.py"))
+
+
+def test_modules_of_the_user_are_found_as_soon_as_they_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = [name for name, _ in own_modules()]
+    for name in ("own_first", "own_second"):
+        (tmp_path / f"{name}.py").write_text("value = 1\n")
+        module = importlib.import_module(name)
+        assert (name, module) in own_modules()
+        del sys.modules[name]
+        assert [name for name, _ in own_modules()] == known

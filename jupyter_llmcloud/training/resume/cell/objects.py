@@ -25,7 +25,7 @@ from jupyter_llmcloud.training.object_graph.liveness import may_be_read, names_i
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import CopyBytes, ObjectState
 from jupyter_llmcloud.training.resume.cell import frame_variables
-from jupyter_llmcloud.training.resume.user_code import is_own_module
+from jupyter_llmcloud.training.resume.user_code import is_own_module, own_modules
 from jupyter_llmcloud.training.shell.failure_locals import holds_secret
 
 _MODULE = "module:"
@@ -208,8 +208,7 @@ def _of_modules() -> list[tuple[str, Any, str]]:
     """The variables of the user's own modules."""
     return [
         (f"{_MODULE}{module} {name}", value, MUST)
-        for module, found in list(sys.modules.items())
-        if module != "__main__" and is_own_module(module)
+        for module, found in own_modules()
         for name, value in list(vars(found).items())
         if not (name.startswith("__") and name.endswith("__")) and not isinstance(value, ModuleType)
     ]

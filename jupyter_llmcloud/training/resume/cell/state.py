@@ -7,6 +7,7 @@ from typing import Any
 
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint import replica_digests, rng, sharded_tensors, stateful_objects, writer
+from jupyter_llmcloud.training.checkpoint.borrower import Borrower
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.stager import Stager
 from jupyter_llmcloud.training.object_graph.graph import Graph, Identities
@@ -128,7 +129,8 @@ class CellState:
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """What the first rank saves for all (None elsewhere), and what this rank saves of its own.
 
-        Tensors are copied by `stager`; those that it copies later must be copied before the next step.
+        Tensors are copied by `stager`; those that it copies later must be copied before the next step. For one that
+        borrows them every rank takes what is alike on all: who writes it is not known yet.
         """
         if self._cannot is not None:
             raise self._cannot
@@ -143,7 +145,9 @@ class CellState:
         covered = context.trained_memory() | stateful_objects.memory_of(found)
         limit = sum(p.nbytes for item in found if item.is_module for p in item.value.parameters())
         trained = {id(p) for item in found if item.is_optimizer for p in stateful_objects.parameters_of(item.value)}
-        self.digests = {} if alone else _digests(found)
+        if borrows := isinstance(stager, Borrower):
+            stager.begin(stateful_objects.whole_memory_of(found))
+        self.digests = {} if alone or borrows else _digests(found)
         own = {
             "position": rng.loadable(position),
             "rng": rng.loadable(rng.snapshot()),
@@ -162,8 +166,9 @@ class CellState:
             "plan": ACTIVE.state(stager.copy),
             "objects": stateful_objects.take(found, False, stager.copy, stager.copy_later),
         }
-        shared = stateful_objects.take(found, True, stager.copy, stager.copy_later) if self.is_first else None
-        return shared, own
+        if not (self.is_first or borrows):
+            return None, own
+        return stateful_objects.take(found, True, stager.copy, stager.copy_later), own
 
     def _may_have_gradients(self, value: Any) -> bool:
         optimizer = stateful_objects.inner_optimizer(value)
