@@ -200,7 +200,8 @@ class Application:
         memory = {"process_bytes": sum(one.memory_info().rss for one in [process, *_children(process)])}
         if self.model is not None:
             engine = self.model.engine.stats()
-            memory |= {"cache_bytes": engine.cache_bytes, "max_cache_bytes": engine.max_cache_bytes}
+            named = ("cache_bytes", "max_cache_bytes", "prefix_bytes")
+            memory |= {name: getattr(engine, name) for name in named}
         return memory
 
     async def stats(self, request: web.Request) -> web.Response:

@@ -200,7 +200,7 @@ async def test_names_in_bodies_are_checked_too(server: Server, model: Path, name
         answer = await server.ask("POST", f"llmcloud/api/{path}", body)
         assert answer.status_code == 400, f"{path}: {answer.text}"
     error_of(await server.complete("hello", model=name), 404)
-    assert error_of(await server.complete("hello", await server.key("infer:*"), model=name), 403)["param"] == "model"
+    assert error_of(await server.complete("hello", await server.key("infer:*"), model=name), 404)["param"] == "model"
 
 
 # --- models ---

@@ -71,6 +71,7 @@ async def test_a_body_that_waits_for_a_word_gets_one_answer_and_no_other_word_be
         writer.write(f"{head}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
         told = await reader.readuntil(b"\r\n\r\n")
         assert told.startswith(expected)
+        assert (b"\r\nConnection: close\r\n" in told) is (b" 401 " in told)
         if b" 100 " in told:
             writer.write(body)
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")

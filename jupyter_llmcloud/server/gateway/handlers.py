@@ -140,7 +140,6 @@ class InferenceHandler(GatewayHandler):
             if length == "0" and "Transfer-Encoding" not in self.request.headers:
                 raise
             if "Expect" in self.request.headers:  # the body waits for a word that it does not get
-                self.set_header("Connection", "close")
                 raise
             status = error.status if isinstance(error, ApiError) else error.status_code
             await self._refuse_and_read_on(self.as_api_error(error, status), is_large=int(length) > self.max_body)
@@ -301,6 +300,12 @@ class InferenceHandler(GatewayHandler):
         if self.key is not None:
             for name, value in self.quotas.headers(self.key).items():
                 self.set_header(name, value)
+
+    def set_error_headers(self, error: ApiError) -> None:
+        """As everywhere; a connection on which a body waits for a word that it does not get ends with the answer."""
+        super().set_error_headers(error)
+        if "Expect" in self.request.headers and not self._num_bytes:
+            self.set_header("Connection", "close")
 
     def _answer_again(self, request: GatewayRequest, endpoint: EndpointController, found: CachedAnswer) -> None:
         """Give the answer that the same request got before."""
