@@ -295,12 +295,19 @@ def test_a_response_streams_numbered_events_and_can_be_gone_on_from(serve: Any) 
         assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Good day"
         prompt = engine._loaded.tokenizer.decode(engine.generations[-1].prompt)
         assert "Hello" in prompt and "Good day" in prompt and "Be brief." not in prompt
+        again = await client.responses.retrieve(first.id)
+        assert (again.output_text, again.status) == (first.output_text, "completed")
         with pytest.raises(openai.NotFoundError, match="previous_response_id"):
             await client.responses.create(model="tiny", input="x", previous_response_id="resp_unknown")
         with pytest.raises(openai.NotFoundError):  # of another key
             await client.responses.create(
                 model="tiny", input="x", previous_response_id=first.id, extra_headers={"X-LLMC-Key": "other"}
             )
+        with pytest.raises(openai.NotFoundError, match="not known here"):
+            await client.responses.retrieve(first.id, extra_headers={"X-LLMC-Key": "other"})
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError, match="not known here"):
+            await client.responses.retrieve(first.id)
 
     serve("Good day", body)
 

@@ -37,7 +37,7 @@ CREDENTIALS = (
     "in the query",
 )
 QUICK_S = 0.05
-OF_THE_KEY = ("/llmcloud/v1/files", "/llmcloud/v1/batches", "/llmcloud/v1/feedback")
+OF_THE_KEY = ("/llmcloud/v1/files", "/llmcloud/v1/batches", "/llmcloud/v1/feedback", "/llmcloud/v1/responses/")
 OF_THE_SERVER = {"/llmcloud/v1/openapi.json", "/llmcloud/v2", "/llmcloud/v2/health/live", "/llmcloud/v2/health/ready"}
 
 

@@ -20,12 +20,12 @@ class ResponseAnswer:
     """One response: its items open and close as the model writes reasoning, text and calls.
 
     Args:
-        on_complete: called with the output once the answer is complete.
+        on_complete: called with the id, the output and the whole response, as JSON, once the answer is complete.
     """
 
     def __init__(
         self, vocabulary: Vocabulary, envelope: Envelope, request: ResponseRequest, parser: AnswerParser,
-        on_complete: Callable[[str, list[dict[str, Any]]], None], *, logprobs: bool,
+        on_complete: Callable[[str, list[dict[str, Any]], bytes], None], *, logprobs: bool,
     ) -> None:  # fmt: skip
         self.envelope = envelope
         self._vocabulary = vocabulary
@@ -76,8 +76,9 @@ class ResponseAnswer:
     def whole(self, usage: TokenUsage) -> dict[str, Any]:
         """The response."""
         status = "incomplete" if self._finish_reason == "length" else "completed"
-        self._on_complete(self.envelope.id, self._output)
-        return self._response(status, usage)
+        response = self._response(status, usage)
+        self._on_complete(self.envelope.id, self._output, encode(response))
+        return response
 
     # --- items ---
 

@@ -107,9 +107,9 @@ def _ask(
     earlier = store.get(request.previous_response_id, owner) if request.previous_response_id else []
     chat = as_chat(request, earlier)
 
-    def keep(response_id: str, output: list[dict[str, Any]]) -> None:
+    def keep(response_id: str, output: list[dict[str, Any]], response: bytes) -> None:
         if request.store is not False:
-            store.put(response_id, owner, [*earlier, *input_items(request), *as_items(output)])
+            store.put(response_id, owner, [*earlier, *input_items(request), *as_items(output)], response)
 
     def new_answer(envelope: Envelope, num_choices: int, told: Told, reading: Reading) -> Answer:
         parser = reading.new_parser()

@@ -1,0 +1,198 @@
+"""A request that came with a key, answered without a handler of Jupyter's: of those that are answered, not refused."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping
+from http.client import responses
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import msgspec
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, ResponseStartLine, format_timestamp
+from tornado.iostream import StreamClosedError
+
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.server.gateway.keyed.exchange import Asker, Exchange
+from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP
+from jupyter_llmcloud.server.gateway.request_shape import shape_of
+
+if TYPE_CHECKING:
+    from tornado.http1connection import HTTP1Connection
+    from tornado.httputil import HTTPServerRequest
+
+    from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.gateway.keyed.exchange import Services
+    from jupyter_llmcloud.storage.server_state import StoredKey
+
+BODY_TIMEOUT_S = 30.0
+SLOW_READER_S = 30.0
+JSON = "application/json"
+
+
+class Admittance(Protocol):
+    """What a request needs of whoever has let it in.
+
+    Attributes:
+        services: of the gateway.
+    """
+
+    services: Services
+
+    def headers(self) -> HTTPHeaders:
+        """Those of every answer."""
+
+    def endpoint_of(self, body: bytes, key: StoredKey) -> tuple[EndpointController, str] | None:
+        """The endpoint that a body names, and its adapter; None where that is refused."""
+
+    async def refuse(self, request: HTTPServerRequest, route: str, body: bytes) -> None:
+        """Have a handler answer, who says why."""
+
+    def asked(self, key: StoredKey, address: str) -> None:
+        """A request with a key has come this way, from this address."""
+
+    def answered(self, key: StoredKey, status: int) -> None:
+        """It is over."""
+
+
+class KeyedRequest(HTTPMessageDelegate):
+    """One request, from its headers on. It is the sink of its answer.
+
+    Args:
+        admittance: who has let it in.
+        request: as tornado has read it.
+        route: below /v1.
+        key: that it came with, which is valid.
+    """
+
+    def __init__(self, admittance: Admittance, request: HTTPServerRequest, route: str, key: StoredKey) -> None:
+        self._admittance = admittance
+        self._request = request
+        self._connection = cast("HTTP1Connection", request.connection)
+        self._route = route
+        self._key = key
+        self._body = b""
+        self._exchange = Exchange(admittance.services, f"req-{uuid.uuid4().hex}", time.perf_counter())
+        self._late: asyncio.TimerHandle | None = None  # ends a connection whose body does not come
+        self._task: asyncio.Task[None] | None = None
+        self._head: HTTPHeaders | None = None  # of the answer, until it is written
+        self._status = 0
+
+    # --- what tornado tells ---
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
+        """The body is to come."""
+        self._late = asyncio.get_running_loop().call_later(BODY_TIMEOUT_S, self._connection.close)
+
+    def data_received(self, chunk: bytes) -> None:
+        """Some of it."""
+        self._body += chunk
+
+    def finish(self) -> None:
+        """All of it is here."""
+        self._wait_no_longer()
+        self._connection.set_close_callback(self._hung_up)
+        self._task = asyncio.ensure_future(self._answer())
+
+    def on_connection_close(self) -> None:
+        """The rest of it does not come."""
+        self._wait_no_longer()
+
+    def _wait_no_longer(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+
+    def _hung_up(self) -> None:
+        self._exchange.open.cut(HUNG_UP)
+
+    # --- its answer ---
+
+    async def _answer(self) -> None:
+        body, key, actor, exchange = self._body, self._key, f"key:{self._key.id}", self._exchange
+        found = self._admittance.endpoint_of(body, key)
+        if found is None:
+            return await self._admittance.refuse(self._request, self._route, body)
+        endpoint, adapter = found
+        shape = shape_of(body, actor, adapter)
+        try:
+            exchange.reserve(key, shape)
+        except ApiError:
+            return await self._admittance.refuse(self._request, self._route, body)
+        self._admittance.asked(key, self._request.remote_ip or "")
+        exchange.note_activity()
+        try:
+            asker = Asker(actor, key, self._request.headers)
+            await exchange.pass_on(asker, endpoint, self._route, body, shape, self)
+        except ApiError as error:
+            self._fail(error)
+        except Exception:
+            exchange.services.log.exception("request %s", exchange.request_id)
+            message = "the answer broke off: the log of the Jupyter server tells more."
+            self._fail(ApiError(500, message, code="internal"))
+        finally:
+            self._admittance.answered(key, self._status or 200)
+        return None
+
+    def _fail(self, error: ApiError) -> None:
+        """Answer with an error: a replica was asked, and has told nothing."""
+        more = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        self.begin(error.status, {**error.headers(), **more})
+        self.end(msgspec.json.encode(error.body()), JSON)
+        told = error.status, self._request.method, self._request.path, self._key.id, self._request.remote_ip
+        self._exchange.services.log.warning("%d %s %s (key %s@%s)", *told)
+
+    # --- the sink of its proxy ---
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """The status and the headers are known."""
+        self._status = status
+        head = self._head = self._admittance.headers()
+        head["Date"] = format_timestamp(time.time())
+        head["X-Request-Id"] = self._exchange.request_id
+        quota = self._exchange.services.quotas.headers(self._key)
+        for name, value in (*headers.items(), *quota.items()):
+            head[name] = value
+        self._connection.stream.set_nodelay(True)
+
+    def write_chunk(self, chunk: bytes) -> bool:
+        """Pass a piece on; whether the system has taken all of it."""
+        connection = self._connection
+        self._exchange.piece()
+        if self._head is not None:
+            self._write_head(chunk)
+        else:
+            connection.write(chunk)
+        return not (connection.stream.writing() or connection.stream.closed())
+
+    def _write_head(self, chunk: bytes) -> None:
+        head, self._head = self._head, None
+        assert head is not None
+        start = ResponseStartLine("HTTP/1.1", self._status, responses.get(self._status, "Unknown"))
+        self._connection.write_headers(start, head, chunk)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken what was written; one that takes too long has hung up."""
+        try:
+            async with asyncio.timeout(SLOW_READER_S):
+                await self._connection.write(b"")
+        except (TimeoutError, StreamClosedError):
+            self._exchange.open.cut(HUNG_UP)
+            self._connection.close()
+            await asyncio.sleep(0)  # where the cut is felt
+
+    def end(self, last: bytes, content_type: str) -> None:
+        """The last of it."""
+        if self._connection.stream.closed():
+            return
+        if self._head is not None:
+            self._head["Content-Type"] = content_type
+            self._head["Content-Length"] = str(len(last))
+            self._write_head(last)
+        elif last:
+            self._connection.write(last)
+        self._connection.finish()
+
+    def error_body(self, error: ApiError) -> Any:
+        """An error as its clients know it."""
+        return error.body()
