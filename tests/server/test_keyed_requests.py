@@ -62,7 +62,7 @@ async def test_the_second_request_needs_no_handler_and_is_answered_alike(
 
 async def test_what_is_refused_is_refused_by_the_handler(server: Server, model: Path, handled: list[str]) -> None:
     await server.serve(model)
-    key, other = await server.key(), await server.key("infer:other")
+    key, other = await server.key("infer:*"), await server.key("infer:other")
     limited = await server.key("infer:tiny", requests_per_minute=1)
     assert (await server.complete("hello", key)).status_code == 200
     assert (await server.complete("hello", limited)).status_code == 200

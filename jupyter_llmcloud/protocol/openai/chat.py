@@ -147,9 +147,10 @@ class ChatRequest(GenerationFields, kw_only=True):
     function_call: Annotated[
         Literal["none", "auto"] | FunctionChoice | None, Meta(description="As tool_choice was called, with functions.")
     ] = None
-    functions: Annotated[
-        list[FunctionDefinition] | None, Meta(max_length=MAX_TOOLS, description="As tools were called before.")
-    ] = None
+    functions: (
+        Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS, description="As tools were called before.")]
+        | None
+    ) = None
     modalities: list[Literal["text"]] | None = None
     prediction: NoValue = None
     verbosity: Literal["medium"] | None = None

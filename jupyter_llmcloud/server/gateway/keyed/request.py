@@ -16,7 +16,7 @@ from tornado.iostream import StreamClosedError
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.server.gateway.keyed.exchange import Asker, Exchange
 from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP
-from jupyter_llmcloud.server.gateway.request_shape import shape_of
+from jupyter_llmcloud.server.gateway.request_shape import named_body, shape_from
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
@@ -43,8 +43,8 @@ class Admittance(Protocol):
     def headers(self) -> HTTPHeaders:
         """Those of every answer."""
 
-    def endpoint_of(self, body: bytes, key: StoredKey) -> tuple[EndpointController, str] | None:
-        """The endpoint that a body names, and its adapter; None where that is refused."""
+    def endpoint_of(self, model: str, key: StoredKey) -> tuple[EndpointController, str] | None:
+        """The endpoint that is asked for a model, and its adapter; None where that is refused."""
 
     async def refuse(self, request: HTTPServerRequest, route: str, body: bytes) -> None:
         """Have a handler answer, who says why."""
@@ -110,17 +110,18 @@ class KeyedRequest(HTTPMessageDelegate):
 
     async def _answer(self) -> None:
         body, key, actor, exchange = self._body, self._key, f"key:{self._key.id}", self._exchange
-        found = self._admittance.endpoint_of(body, key)
-        if found is None:
+        read = named_body(body)
+        found = self._admittance.endpoint_of(read.model, key) if read is not None else None
+        if read is None or found is None:
             return await self._admittance.refuse(self._request, self._route, body)
         endpoint, adapter = found
-        shape = shape_of(body, actor, adapter)
+        shape = shape_from(read, actor, adapter)
         try:
             exchange.reserve(key, shape)
         except ApiError:
             return await self._admittance.refuse(self._request, self._route, body)
-        self._admittance.asked(key, self._request.remote_ip or "")
-        exchange.note_activity()
+        # In the next round of the loop, when the replica has been asked, and nobody waits for it.
+        asyncio.get_running_loop().call_soon(self._prepare_head)
         try:
             asker = Asker(actor, key, self._request.headers)
             await exchange.pass_on(asker, endpoint, self._route, body, shape, self)
@@ -133,6 +134,22 @@ class KeyedRequest(HTTPMessageDelegate):
         finally:
             self._admittance.answered(key, self._status or 200)
         return None
+
+    def _prepare_head(self) -> None:
+        """What the answer's head has in any case."""
+        self._admittance.asked(self._key, self._request.remote_ip or "")
+        self._exchange.note_activity()
+        if self._head is None and not self._status:
+            self._head = self._new_head()
+
+    def _new_head(self) -> HTTPHeaders:
+        head = self._admittance.headers()
+        head["Date"] = format_timestamp(time.time())
+        head["X-Request-Id"] = self._exchange.request_id
+        for name, value in self._exchange.services.quotas.headers(self._key).items():
+            head[name] = value
+        self._connection.stream.set_nodelay(True)
+        return head
 
     def _fail(self, error: ApiError) -> None:
         """Answer with an error: a replica was asked, and has told nothing."""
@@ -147,22 +164,19 @@ class KeyedRequest(HTTPMessageDelegate):
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The status and the headers are known."""
         self._status = status
-        head = self._head = self._admittance.headers()
-        head["Date"] = format_timestamp(time.time())
-        head["X-Request-Id"] = self._exchange.request_id
-        quota = self._exchange.services.quotas.headers(self._key)
-        for name, value in (*headers.items(), *quota.items()):
-            head[name] = value
-        self._connection.stream.set_nodelay(True)
+        if self._head is None:
+            self._head = self._new_head()
+        for name, value in headers.items():
+            self._head[name] = value
 
     def write_chunk(self, chunk: bytes) -> bool:
         """Pass a piece on; whether the system has taken all of it."""
         connection = self._connection
-        self._exchange.piece()
         if self._head is not None:
             self._write_head(chunk)
         else:
             connection.write(chunk)
+        self._exchange.piece()
         return not (connection.stream.writing() or connection.stream.closed())
 
     def _write_head(self, chunk: bytes) -> None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from tornado.httputil import HTTPHeaders, RequestStartLine
 from tornado.routing import AnyMatches, Router, Rule
 
 from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, parse_key
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.protocol.http.gateway import InferenceRequest
 from jupyter_llmcloud.server.api.base import MAX_BODY
+from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKeys
 from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 
@@ -57,6 +56,7 @@ class KeyedRouter(Router):
         self._state = state
         self._endpoints = endpoints
         self._alerts = alerts
+        self._known = KnownKeys(state)
         self._hosts: set[str] = set()
         self._headers = HTTPHeaders()
         root = application.settings["base_url"].rstrip("/")
@@ -97,19 +97,23 @@ class KeyedRouter(Router):
         text = credential.removeprefix(_BEARER)
         if text is credential or not looks_like_key(text):
             return None
-        key = parse_key(text)
+        stored = self._known.get(text) or self._read_key(text)
+        return stored if stored is not None and stored.is_valid(time.time()) else None
+
+    def _read_key(self, text: str) -> StoredKey | None:
+        stamp, key = self._state.stamp(), parse_key(text)
         stored = self._state.key(key.id) if key is not None else None
-        if key is None or stored is None or not key.matches(stored.digest) or not stored.is_valid(time.time()):
+        if key is None or stored is None or not key.matches(stored.digest):
             return None
+        self._known.put(text, stored, stamp)
         return stored
 
-    def endpoint_of(self, body: bytes, key: StoredKey) -> tuple[EndpointController, str] | None:
-        """The endpoint that a body names, and its adapter; None where that is refused."""
+    def endpoint_of(self, model: str, key: StoredKey) -> tuple[EndpointController, str] | None:
+        """The endpoint that is asked for a model, and its adapter; None where that is refused."""
+        name = self._endpoints.endpoint_of(model)
         try:
-            model = _decode(body).model
-            name = self._endpoints.endpoint_of(model)
             endpoint = self._endpoints.get(name)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, NotFound):
+        except NotFound:
             return None
         if not endpoint.is_active or endpoint.state == "failed" or not may_infer(key.scopes, name):
             return None
@@ -135,6 +139,3 @@ class KeyedRouter(Router):
     def answered(self, key: StoredKey, status: int) -> None:
         """It is over."""
         self._alerts.answered(key.id, status)
-
-
-_decode = msgspec.json.Decoder(InferenceRequest).decode
