@@ -81,7 +81,9 @@ async def test_what_is_refused_is_refused_by_the_handler(server: Server, model: 
     assert len(handled) == len(refused)
 
 
-@pytest.mark.parametrize("more", ["Origin: https://example.org", "X-Api-Key: x", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(
+    "more", ["Origin: https://example.org", "X-Api-Key: x", "Transfer-Encoding: chunked", "Connection: close"]
+)
 async def test_what_is_not_plain_is_left_to_the_handler(
     server: Server, model: Path, handled: list[str], more: str
 ) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-import uuid
 from collections.abc import Mapping
 from http.client import responses
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
-from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, ResponseStartLine, format_timestamp
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, format_timestamp
 from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
@@ -36,12 +36,11 @@ class Admittance(Protocol):
 
     Attributes:
         services: of the gateway.
+        head: the headers of every answer, as they are written.
     """
 
     services: Services
-
-    def headers(self) -> HTTPHeaders:
-        """Those of every answer."""
+    head: bytes
 
     def endpoint_of(self, model: str, key: StoredKey) -> tuple[EndpointController, str] | None:
         """The endpoint that is asked for a model, and its adapter; None where that is refused."""
@@ -56,8 +55,16 @@ class Admittance(Protocol):
         """It is over."""
 
 
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """Headers as they are written. Raises ValueError for one that would not end where it does."""
+    text = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if text.count("\n") != len(headers) or text.count("\r") != len(headers):
+        raise ValueError("a line break within a header of an answer")
+    return text.encode("latin-1")
+
+
 class KeyedRequest(HTTPMessageDelegate):
-    """One request, from its headers on. It is the sink of its answer.
+    """One request, from its headers on. It is the sink of its answer, which it writes as it stands on the wire.
 
     Args:
         admittance: who has let it in.
@@ -73,10 +80,11 @@ class KeyedRequest(HTTPMessageDelegate):
         self._route = route
         self._key = key
         self._body = b""
-        self._exchange = Exchange(admittance.services, f"req-{uuid.uuid4().hex}", time.perf_counter())
+        self._exchange = Exchange(admittance.services, f"req-{os.urandom(16).hex()}", time.perf_counter())
         self._late: asyncio.TimerHandle | None = None  # ends a connection whose body does not come
         self._task: asyncio.Task[None] | None = None
-        self._head: HTTPHeaders | None = None  # of the answer, until it is written
+        self._common = b""  # headers that the answer has whatever it is
+        self._head: bytes | None = b""  # of the answer; None: it is on its way
         self._status = 0
 
     # --- what tornado tells ---
@@ -139,20 +147,19 @@ class KeyedRequest(HTTPMessageDelegate):
         """What the answer's head has in any case."""
         self._admittance.asked(self._key, self._request.remote_ip or "")
         self._exchange.note_activity()
-        if self._head is None and not self._status:
-            self._head = self._new_head()
+        self._common = self._common or self._common_headers()
 
-    def _new_head(self) -> HTTPHeaders:
-        head = self._admittance.headers()
-        head["Date"] = format_timestamp(time.time())
-        head["X-Request-Id"] = self._exchange.request_id
-        for name, value in self._exchange.services.quotas.headers(self._key).items():
-            head[name] = value
+    def _common_headers(self) -> bytes:
+        quota = self._exchange.services.quotas.headers(self._key)
+        own = {"Date": format_timestamp(time.time()), "X-Request-Id": self._exchange.request_id, **quota}
         self._connection.stream.set_nodelay(True)
-        return head
+        return self._admittance.head + header_lines(own)
 
     def _fail(self, error: ApiError) -> None:
         """Answer with an error: a replica was asked, and has told nothing."""
+        if self._head is None:  # there is no answer any more that could say so
+            self._connection.close()
+            return
         more = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         self.begin(error.status, {**error.headers(), **more})
         self.end(msgspec.json.encode(error.body()), JSON)
@@ -164,26 +171,19 @@ class KeyedRequest(HTTPMessageDelegate):
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The status and the headers are known."""
         self._status = status
-        if self._head is None:
-            self._head = self._new_head()
-        for name, value in headers.items():
-            self._head[name] = value
+        start = f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}\r\n".encode()
+        self._common = self._common or self._common_headers()
+        self._head = start + self._common + header_lines(headers)
 
     def write_chunk(self, chunk: bytes) -> bool:
         """Pass a piece on; whether the system has taken all of it."""
         connection = self._connection
+        framed = b"%x\r\n%b\r\n" % (len(chunk), chunk)
         if self._head is not None:
-            self._write_head(chunk)
-        else:
-            connection.write(chunk)
+            framed, self._head = self._head + b"Transfer-Encoding: chunked\r\n\r\n" + framed, None
+        connection.write(framed)
         self._exchange.piece()
         return not (connection.stream.writing() or connection.stream.closed())
-
-    def _write_head(self, chunk: bytes) -> None:
-        head, self._head = self._head, None
-        assert head is not None
-        start = ResponseStartLine("HTTP/1.1", self._status, responses.get(self._status, "Unknown"))
-        self._connection.write_headers(start, head, chunk)
 
     async def drained(self) -> None:
         """Wait until the client has taken what was written; one that takes too long has hung up."""
@@ -200,11 +200,13 @@ class KeyedRequest(HTTPMessageDelegate):
         if self._connection.stream.closed():
             return
         if self._head is not None:
-            self._head["Content-Type"] = content_type
-            self._head["Content-Length"] = str(len(last))
-            self._write_head(last)
-        elif last:
-            self._connection.write(last)
+            told = {"Content-Length": str(len(last))}
+            if b"\r\nContent-Type: " not in self._head:
+                told["Content-Type"] = content_type
+            head, self._head = self._head + header_lines(told) + b"\r\n", None
+            self._connection.write(head + last)
+        else:
+            self._connection.write((b"%x\r\n%b\r\n" % (len(last), last) if last else b"") + b"0\r\n\r\n")
         self._connection.finish()
 
     def error_body(self, error: ApiError) -> Any:

@@ -18,7 +18,7 @@ from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, parse_
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKeys
-from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest
+from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest, header_lines
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class KeyedRouter(Router):
         self._alerts = alerts
         self._known = KnownKeys(state)
         self._hosts: set[str] = set()
-        self._headers = HTTPHeaders()
+        self.head = b""
         root = application.settings["base_url"].rstrip("/")
         self._routes = {f"{root}/llmcloud/v1/{route}": route for route in INFERENCE_ROUTES}
 
@@ -71,22 +71,17 @@ class KeyedRouter(Router):
         """A handler has let in a request to this host; the headers are those of every answer of this server."""
         if len(self._hosts) < MAX_HOSTS:
             self._hosts.add(host)
-            self._headers = headers.copy()
-            for name in _OF_ONE_ANSWER:
-                self._headers.pop(name, None)
-
-    def headers(self) -> HTTPHeaders:
-        """Those of every answer."""
-        return self._headers.copy()
+            self.head = header_lines({name: told for name, told in headers.items() if name not in _OF_ONE_ANSWER})
 
     # --- who may come this way ---
 
     def find_handler(self, request: HTTPServerRequest, **_: Any) -> HTTPMessageDelegate | None:
         """What answers a request; None: a handler."""
-        route = self._routes.get(request.uri or "")
-        if route is None or request.method != "POST" or request.headers.get("Host") not in self._hosts:
+        route, headers = self._routes.get(request.uri or ""), request.headers
+        if route is None or request.method != "POST" or headers.get("Host") not in self._hosts:
             return None
-        headers = request.headers
+        if request.version != "HTTP/1.1" or headers.get("Connection", "keep-alive").lower() != "keep-alive":
+            return None
         length = headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MAX_BODY or any(name in headers for name in _NOT_PLAIN):
             return None
