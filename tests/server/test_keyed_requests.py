@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from jupyter_llmcloud.server.gateway.handlers import InferenceHandler
+from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKeys
+from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 from tests.support.server_parts import Server, until
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -126,6 +128,18 @@ async def test_who_hangs_up_before_or_within_the_answer_is_noticed(server: Serve
         asked.cancel()
         await until(lambda: _num_active(server, 0), "the replica stops")
     assert (await server.complete("hello", key)).status_code == 200
+
+
+def test_a_key_that_another_server_has_changed_is_read_again(tmp_path: Path) -> None:
+    mine, other = ServerState(tmp_path / "server.sqlite"), ServerState(tmp_path / "server.sqlite")
+    known, key = KnownKeys(mine), StoredKey("abcdefgh", "digest", "", ["infer:*"], "ada", 0.0, None, None)
+    mine.add_key(key)
+    known.put("its text", key, mine.stamp())
+    assert known.get("its text") is key and known.get("another text") is None
+    other.revoke_key("abcdefgh", 1.0)
+    assert known.get("its text") is None
+    mine.close()
+    other.close()
 
 
 async def _num_active(server: Server, number: int) -> bool:

@@ -102,7 +102,10 @@ def _take_functions(request: ChatRequest) -> None:
         if getattr(request, name):
             raise invalid(name, f"{name} and functions exclude each other: functions is the older name of tools.")
     request.tools = [Tool(type="function", function=function) for function in request.functions]
-    asked = request.function_call
+    asked, known = request.function_call, [function.name for function in request.functions]
+    if isinstance(asked, FunctionChoice) and asked.name not in known:
+        message = f"function_call names {asked.name[:128]!r}, but functions has {', '.join(known)}."
+        raise invalid("function_call.name", message)
     request.tool_choice = ToolChoice(function=asked) if isinstance(asked, FunctionChoice) else asked
     request.parallel_tool_calls = False
 
