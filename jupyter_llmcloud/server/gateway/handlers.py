@@ -21,9 +21,8 @@ from jupyter_llmcloud.protocol.openai.decoding import decode
 from jupyter_llmcloud.server.api.base import MAX_BODY
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
-from jupyter_llmcloud.server.gateway.keyed.exchange import KEY_HEADER, Asker, Exchange, Services
+from jupyter_llmcloud.server.gateway.keyed.exchange import KEY_HEADER, Caller, Exchange, Services
 from jupyter_llmcloud.server.gateway.keyed.router import KEYED, KeyedRouter
-from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP
 from jupyter_llmcloud.server.gateway.request_shape import shape_of
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
@@ -230,8 +229,8 @@ class InferenceHandler(GatewayHandler):
     ) -> None:
         """Have a replica answer, as `Exchange.pass_on`."""
         self._exchange.reserve(self.key, shape)
-        asker = Asker(self.actor, self.key, self.request.headers)
-        await self._exchange.pass_on(asker, endpoint, route, body, shape, self, path=path, headers=headers)
+        caller = Caller(self.actor, self.key, self.request.headers)
+        await self._exchange.pass_on(caller, endpoint, route, body, shape, self, path=path, headers=headers)
 
     def on_finish(self) -> None:
         """What was refused before a replica was asked is written down as well, when it is known who asked."""
@@ -240,7 +239,7 @@ class InferenceHandler(GatewayHandler):
         self._free_body()
         is_known = self.key is not None or getattr(self, "_jupyter_current_user", None) is not None
         if self._exchange.times is None and is_known and self.request.method == "POST":
-            self._exchange.services.requests.write_down(
+            self._exchange.refused(
                 RequestRecord(
                     request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
                     route=self.asked_route, status=self.get_status(),
@@ -271,7 +270,7 @@ class InferenceHandler(GatewayHandler):
         super().on_connection_close()
         self._wait_no_longer()
         self._free_body()
-        self._exchange.open.cut(HUNG_UP)
+        self._exchange.hung_up()
 
     # --- the sink of its proxy ---
 
@@ -298,7 +297,7 @@ class InferenceHandler(GatewayHandler):
             async with asyncio.timeout(SLOW_READER_S):
                 await self.flush()
         except (TimeoutError, StreamClosedError):
-            self._exchange.open.cut(HUNG_UP)
+            self._exchange.hung_up()
             self.request.connection.stream.close()  # type: ignore[union-attr]
             await asyncio.sleep(0)  # where the cut is felt
 

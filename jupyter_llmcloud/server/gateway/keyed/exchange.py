@@ -12,7 +12,7 @@ from jupyter_llmcloud.server.answers.capturing_sink import CapturingSink
 from jupyter_llmcloud.server.answers.copied_answers import CACHE, CopiedAnswers
 from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
 from jupyter_llmcloud.server.gateway.metrics import StreamTimes
-from jupyter_llmcloud.server.gateway.open_requests import OpenRequest, RequestAborted
+from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
 from jupyter_llmcloud.server.gateway.proxy import REVISION, GatewayRequest, Proxy
 from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
@@ -54,7 +54,7 @@ class Services(NamedTuple):
     log: Logger
 
 
-class Asker(NamedTuple):
+class Caller(NamedTuple):
     """Who asks.
 
     Attributes:
@@ -91,11 +91,31 @@ class Exchange:
         if key is not None:
             self.open.key_id = key.id
             if key.limits.any:
-                self.open.reservation = self.services.quotas.reserve(key, shape.num_tokens)
+                quotas = self.services.quotas
+                self.open.reservation = quotas.reserve(key, shape.num_tokens)
+
+    def quota_headers(self, key: StoredKey) -> dict[str, str]:
+        """How much the key has left."""
+        quotas = self.services.quotas
+        return quotas.headers(key)
+
+    @property
+    def log(self) -> Logger:
+        """Of the server."""
+        return self.services.log
+
+    def hung_up(self) -> None:
+        """The client has gone: nobody needs the rest of the answer."""
+        self.open.cut(HUNG_UP)
+
+    def refused(self, record: RequestRecord) -> None:
+        """It was refused before a replica was asked, which is written down as well."""
+        requests = self.services.requests
+        requests.write_down(record)
 
     async def pass_on(
         self,
-        asker: Asker,
+        caller: Caller,
         endpoint: EndpointController,
         route: str,
         body: bytes,
@@ -115,10 +135,10 @@ class Exchange:
         """
         services = self.services
         self.times = StreamTimes(endpoint.name, self.began)
-        trace = RequestTrace(asker.headers, route, endpoint.name, self.request_id)
+        trace = RequestTrace(caller.headers, route, endpoint.name, self.request_id)
         request = GatewayRequest(
-            self.request_id, asker.actor, route, body, shape, _patience_s(asker.headers), self.began,
-            {**trace.headers, **({KEY_HEADER: asker.key.id} if asker.key else {}), **headers}, path, not path,
+            self.request_id, caller.actor, route, body, shape, _patience_s(caller.headers), self.began,
+            {**trace.headers, **({KEY_HEADER: caller.key.id} if caller.key else {}), **headers}, path, not path,
         )  # fmt: skip
         copies = CopiedAnswers(services.settings.get(CACHE), services.keeper, endpoint)
         if not path and (found := await copies.find(request)) is not None:
@@ -154,8 +174,9 @@ class Exchange:
             outcome="cached", duration_s=time.perf_counter() - request.began, prompt_tokens=0, completion_tokens=0,
             t=time.time(),
         )  # fmt: skip
-        self.services.requests.begin(self.open)
-        self.services.requests.end(self.open, record, None, endpoint.rates)
+        requests = self.services.requests
+        requests.begin(self.open)
+        requests.end(self.open, record, None, endpoint.rates)
 
     async def _answer(self, proxy: Proxy) -> None:
         try:

@@ -14,8 +14,7 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, format_timestamp
 from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
-from jupyter_llmcloud.server.gateway.keyed.exchange import Asker, Exchange
-from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP
+from jupyter_llmcloud.server.gateway.keyed.exchange import Caller, Exchange
 from jupyter_llmcloud.server.gateway.request_shape import named_body, shape_from
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class KeyedRequest(HTTPMessageDelegate):
             self._late.cancel()
 
     def _hung_up(self) -> None:
-        self._exchange.open.cut(HUNG_UP)
+        self._exchange.hung_up()
 
     # --- its answer ---
 
@@ -131,12 +130,12 @@ class KeyedRequest(HTTPMessageDelegate):
         # In the next round of the loop, when the replica has been asked, and nobody waits for it.
         asyncio.get_running_loop().call_soon(self._prepare_head)
         try:
-            asker = Asker(actor, key, self._request.headers)
-            await exchange.pass_on(asker, endpoint, self._route, body, shape, self)
+            caller = Caller(actor, key, self._request.headers)
+            await exchange.pass_on(caller, endpoint, self._route, body, shape, self)
         except ApiError as error:
             self._fail(error)
         except Exception:
-            exchange.services.log.exception("request %s", exchange.request_id)
+            exchange.log.exception("request %s", exchange.request_id)
             message = "the answer broke off: the log of the Jupyter server tells more."
             self._fail(ApiError(500, message, code="internal"))
         finally:
@@ -150,7 +149,7 @@ class KeyedRequest(HTTPMessageDelegate):
         self._common = self._common or self._common_headers()
 
     def _common_headers(self) -> bytes:
-        quota = self._exchange.services.quotas.headers(self._key)
+        quota = self._exchange.quota_headers(self._key)
         own = {"Date": format_timestamp(time.time()), "X-Request-Id": self._exchange.request_id, **quota}
         self._connection.stream.set_nodelay(True)
         return self._admittance.head + header_lines(own)
@@ -164,7 +163,7 @@ class KeyedRequest(HTTPMessageDelegate):
         self.begin(error.status, {**error.headers(), **more})
         self.end(msgspec.json.encode(error.body()), JSON)
         told = error.status, self._request.method, self._request.path, self._key.id, self._request.remote_ip
-        self._exchange.services.log.warning("%d %s %s (key %s@%s)", *told)
+        self._exchange.log.warning("%d %s %s (key %s@%s)", *told)
 
     # --- the sink of its proxy ---
 
@@ -191,7 +190,7 @@ class KeyedRequest(HTTPMessageDelegate):
             async with asyncio.timeout(SLOW_READER_S):
                 await self._connection.write(b"")
         except (TimeoutError, StreamClosedError):
-            self._exchange.open.cut(HUNG_UP)
+            self._exchange.hung_up()
             self._connection.close()
             await asyncio.sleep(0)  # where the cut is felt
 
