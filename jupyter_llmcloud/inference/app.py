@@ -115,6 +115,8 @@ class Application:
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/responses", self.responses)
+        app.router.add_get("/v1/responses/{response_id}", self.stored_response)
+        app.router.add_delete("/v1/responses/{response_id}", self.remove_response)
         app.router.add_post("/v1/embeddings", self.embeddings)
         app.router.add_post("/v1/tokenize", self.tokenize)
         app.router.add_post("/v1/detokenize", self.detokenize)
@@ -200,7 +202,8 @@ class Application:
         memory = {"process_bytes": sum(one.memory_info().rss for one in [process, *_children(process)])}
         if self.model is not None:
             engine = self.model.engine.stats()
-            memory |= {"cache_bytes": engine.cache_bytes, "max_cache_bytes": engine.max_cache_bytes}
+            named = ("cache_bytes", "max_cache_bytes", "prefix_bytes")
+            memory |= {name: getattr(engine, name) for name in named}
         return memory
 
     async def stats(self, request: web.Request) -> web.Response:
@@ -256,6 +259,17 @@ class Application:
     async def responses(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/responses."""
         return await self._answer(request, "response")
+
+    async def stored_response(self, request: web.Request) -> web.Response:
+        """GET /v1/responses/ID: one that was given before."""
+        response_id, owner = request.match_info["response_id"], request.headers.get("X-LLMC-Key", "")
+        return web.Response(body=self._responses.read(response_id, owner), content_type="application/json")
+
+    async def remove_response(self, request: web.Request) -> web.Response:
+        """DELETE /v1/responses/ID."""
+        response_id = request.match_info["response_id"]
+        self._responses.remove(response_id, request.headers.get("X-LLMC-Key", ""))
+        return _json({"id": response_id, "object": "response", "deleted": True})
 
     async def embeddings(self, request: web.Request) -> web.Response:
         """POST /v1/embeddings."""

@@ -16,7 +16,7 @@ from jupyter_llmcloud.server.api.cross_origin import ORIGINS, check_origins
 from jupyter_llmcloud.server.cluster_access import Identity
 from jupyter_llmcloud.server.context import ServerContext
 from jupyter_llmcloud.server.gateway.open_requests import KEEP_S
-from jupyter_llmcloud.server.routes import SETTING, handlers
+from jupyter_llmcloud.server.routes import SETTING, handlers, keyed_router
 
 if TYPE_CHECKING:
     from jupyter_server.serverapp import ServerApp
@@ -66,6 +66,8 @@ class LLMCloudExtension(ExtensionApp):
         """Add our routes."""
         assert self.context is not None
         self.handlers.extend(handlers(self.context))
+        assert self.serverapp is not None
+        keyed_router(self.context, self.serverapp.web_app).add()
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         assert self.context is not None

@@ -65,7 +65,15 @@ from jupyter_llmcloud.server.batches.handlers import (
 from jupyter_llmcloud.server.datasets.handlers import PreparationHandler, PreparationsHandler, PreparationStopHandler
 from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.events.poll_handler import PollHandler
-from jupyter_llmcloud.server.gateway.handlers import InferenceHandler, ModelHandler, ModelsHandler, UnknownPathHandler
+from jupyter_llmcloud.server.gateway.handlers import (
+    InferenceHandler,
+    ModelHandler,
+    ModelsHandler,
+    StoredResponseHandler,
+    UnknownPathHandler,
+)
+from jupyter_llmcloud.server.gateway.keyed.exchange import Services
+from jupyter_llmcloud.server.gateway.keyed.router import KeyedRouter
 from jupyter_llmcloud.server.gateway.open_inference import (
     INFER_ROUTES,
     ModelMetadataHandler,
@@ -86,6 +94,8 @@ from jupyter_llmcloud.server.recorded.handlers import RunComparisonHandler, RunE
 from jupyter_llmcloud.server.sweeps.handlers import SweepHandler, SweepsHandler, SweepStopHandler
 
 if TYPE_CHECKING:
+    from tornado.web import Application
+
     from jupyter_llmcloud.server.context import ServerContext
 
 SETTING = "jupyter_llmcloud_context"
@@ -165,6 +175,7 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (r"/llmcloud/v1/batches", BatchesHandler, _BATCHES),
     (rf"/llmcloud/v1/batches/{NAME}", BatchHandler, _BATCHES),
     (rf"/llmcloud/v1/batches/{NAME}/cancel", BatchCancelHandler, _BATCHES),
+    (rf"/llmcloud/v1/responses/{NAME}", StoredResponseHandler, _GATEWAY),
     *((rf"/llmcloud/v1/({route})", InferenceHandler, _INFERENCE) for route in INFERENCE_ROUTES),
     (r"/llmcloud/v2", ServerMetadataHandler, _GATEWAY),
     (r"/llmcloud/v2/health/live", ServerLiveHandler, _GATEWAY),
@@ -198,6 +209,15 @@ def handlers(context: ServerContext) -> list[tuple[str, type[Any], dict[str, Any
     return [
         (_as_clients_write(path), handler, {name: service(name) for name in names}) for path, handler, names in ordered
     ]
+
+
+def keyed_router(context: ServerContext, application: Application) -> KeyedRouter:
+    """What answers requests with a key before these routes, where that is possible without a handler."""
+    services = Services(context.requests, context.quotas, context.keeper, application.settings, context.requests.log)
+    of_handler = {name: getattr(context, name) for name in _INFERENCE}
+    return KeyedRouter(
+        application, InferenceHandler, of_handler, services, context.state, context.endpoints, context.alerts
+    )
 
 
 def _as_clients_write(path: str) -> str:

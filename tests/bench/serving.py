@@ -53,6 +53,7 @@ class Samples:
     warm_ms: list[float] = field(default_factory=list)
     ready_mib: list[float] = field(default_factory=list)
     stream_mib: list[float] = field(default_factory=list)
+    kept_mib: list[float] = field(default_factory=list)
     answers: dict[int, str] = field(default_factory=dict)
     missing: str = ""
 
@@ -133,6 +134,7 @@ def _rows(given: dict[str, Samples]) -> list[Row]:
             )
     shared = f"first token, {SHARED_PREFIX} tokens as before"
     rows.append(Row("serving", shared, "ms", "ours, not read before", ours.warm_ms, ours.cold_ms, 0.2))
+    rows.append(Row("serving", "memory kept for prompts that begin alike", "MiB", "", ours.kept_mib))
     for peer, theirs in peers.items():
         memory = "memory of a server that is ready", "MiB", peer, ours.ready_mib, theirs.ready_mib
         rows.append(Row("serving", *memory, missing=theirs.missing))
@@ -175,8 +177,10 @@ async def _measure_server(server: Server, name: str, samples: Samples, repeat: i
         samples.tokens_per_s[streams].append(streams * NUM_GENERATED / seconds)
         samples.first_ms[streams] += [1000 * first_s for first_s, _ in answers]
         samples.answers |= {seed: text for seed, (_, text) in zip(seeds, answers, strict=True)}
-    samples.stream_mib.append((server.mib - samples.ready_mib[0]) / max(STREAMS))
+    kept_mib = await server.kept_mib() if name == OURS else 0.0
+    samples.stream_mib.append((server.mib - samples.ready_mib[0] - kept_mib) / max(STREAMS))
     if name == OURS:
+        samples.kept_mib.append(kept_mib)
         shared = prompt_of(-2 - repeat, SHARED_PREFIX)
         samples.cold_ms.append(1000 * (await server.ask([*shared, next(iter(letters()))], 1))[0])
         samples.warm_ms.append(1000 * (await server.ask([*shared, list(letters())[1]], 1))[0])

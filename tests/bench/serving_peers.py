@@ -75,6 +75,12 @@ class Server:
                 total += process.memory_full_info().pss
         return total / 2**20
 
+    async def kept_mib(self) -> float:
+        """Memory that it keeps for prompts that begin alike, of ours."""
+        async with self.client.get(f"{self.base}/readyz") as response:
+            told = await response.json()
+        return float(told["memory"]["prefix_bytes"]) / 2**20
+
     def processor_s(self) -> float:
         """Seconds of processor time that it has taken so far."""
         for process in self._processes():

@@ -105,6 +105,67 @@ def test_a_call_can_be_forced(serve: Any, choice: Any) -> None:
     serve("never said", body)
 
 
+def test_functions_are_called_as_before_there_were_tools(serve: Any) -> None:
+    async def body(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+        functions: Any = [WEATHER]
+        reply = await client.chat.completions.create(model="tiny", messages=ASKED, functions=functions)
+        choice = reply.choices[0]
+        assert (choice.finish_reason, choice.message.content) == ("function_call", "Let me see.")
+        called = choice.message.function_call
+        assert (called.name, json.loads(called.arguments)) == ("get_weather", {"city": "Paris"})
+        assert choice.message.tool_calls is None
+        stream = await client.chat.completions.create(model="tiny", messages=ASKED, functions=functions, stream=True)
+        parts = [chunk.choices[0] async for chunk in stream]
+        calls = [part.delta.function_call for part in parts if part.delta.function_call]
+        assert calls[0].name == "get_weather"
+        assert json.loads("".join(call.arguments for call in calls)) == {"city": "Paris"}
+        assert [part.finish_reason for part in parts if part.finish_reason] == ["function_call"]
+        forced = await client.chat.completions.create(
+            model="tiny", messages=ASKED, functions=functions, function_call={"name": "get_weather"}
+        )
+        assert forced.choices[0].message.function_call.name == "get_weather"
+        none = await client.chat.completions.create(
+            model="tiny", messages=ASKED, functions=functions, function_call="none"
+        )
+        assert none.choices[0].message.function_call is None and "<tool_call>" in none.choices[0].message.content
+        with pytest.raises(openai.BadRequestError, match="exclude each other"):
+            await client.chat.completions.create(model="tiny", messages=ASKED, functions=functions, tools=TOOLS)
+
+    serve(CALL, body)
+
+
+def test_only_tools_that_are_allowed_are_offered(serve: Any) -> None:
+    time: Any = {"type": "function", "function": {"name": "get_time"}}
+    tools: Any = [*TOOLS, time]
+
+    def only(name: str, mode: str) -> Any:
+        named = {"type": "function", "function": {"name": name}}
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named]}}
+
+    async def body(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+        reply = await client.chat.completions.create(
+            model="tiny", messages=ASKED, tools=tools, tool_choice=only("get_time", "required")
+        )
+        assert [call.function.name for call in reply.choices[0].message.tool_calls] == ["get_time"]
+        await client.chat.completions.create(
+            model="tiny", messages=ASKED, tools=tools, tool_choice=only("get_time", "auto")
+        )
+        prompt = engine._loaded.tokenizer.decode(engine.generations[-1].prompt)
+        assert "get_time" in prompt and "get_weather" not in prompt
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(
+                model="tiny", messages=ASKED, tools=tools, tool_choice=only("x", "auto")
+            )
+        assert caught.value.param == "tool_choice.allowed_tools.tools[0].function.name"
+        choice: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_time"}]}
+        own: Any = [{"type": "function", **tool["function"]} for tool in tools]
+        response = await client.responses.create(model="tiny", input="now?", tools=own, tool_choice=choice)
+        assert [call.name for call in response.output] == ["get_time"]
+        assert response.tool_choice.mode == "required" and len(response.tools) == 2
+
+    serve("never said", body)
+
+
 def test_an_answer_follows_a_schema_an_expression_or_a_choice(serve: Any) -> None:
     async def body(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
         schema = {"name": "point", "schema": {"type": "object", "properties": {"x": {"enum": [1, 2]}},
@@ -234,12 +295,19 @@ def test_a_response_streams_numbered_events_and_can_be_gone_on_from(serve: Any) 
         assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Good day"
         prompt = engine._loaded.tokenizer.decode(engine.generations[-1].prompt)
         assert "Hello" in prompt and "Good day" in prompt and "Be brief." not in prompt
+        again = await client.responses.retrieve(first.id)
+        assert (again.output_text, again.status) == (first.output_text, "completed")
         with pytest.raises(openai.NotFoundError, match="previous_response_id"):
             await client.responses.create(model="tiny", input="x", previous_response_id="resp_unknown")
         with pytest.raises(openai.NotFoundError):  # of another key
             await client.responses.create(
                 model="tiny", input="x", previous_response_id=first.id, extra_headers={"X-LLMC-Key": "other"}
             )
+        with pytest.raises(openai.NotFoundError, match="not known here"):
+            await client.responses.retrieve(first.id, extra_headers={"X-LLMC-Key": "other"})
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError, match="not known here"):
+            await client.responses.retrieve(first.id)
 
     serve("Good day", body)
 
@@ -381,6 +449,25 @@ def test_a_response_is_refused_by_the_names_of_its_own_parameters(serve: Any) ->
             assert caught.value.param == param
 
     serve("", body)
+
+
+def test_what_was_said_first_is_left_out_of_what_is_too_long_where_that_may_be(serve: Any) -> None:
+    said = [item("user", f"question {number} " + "word " * 60) for number in range(8)]
+    asked: Any = [item("system", "Be brief."), *said, item("user", "The last one?")]
+
+    async def body(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            await client.responses.create(model="tiny", input=asked)
+        reply = await client.responses.create(model="tiny", input=asked, truncation="auto")
+        assert reply.truncation == "auto"
+        prompt = engine._loaded.tokenizer.decode(engine.generations[-1].prompt)
+        assert "Be brief." in prompt and "The last one?" in prompt and "question 7" in prompt
+        assert "question 0" not in prompt
+        alone: Any = [*said, item("user", "word " * 2000)]
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            await client.responses.create(model="tiny", input=alone, truncation="auto")
+
+    serve("Good day", body)
 
 
 @dataclass

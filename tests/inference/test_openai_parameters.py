@@ -76,14 +76,14 @@ HONOURED: dict[str, dict[str, Any]] = {
         "temperature": 0.5, "top_p": 0.5, "top_logprobs": 3, "stream": True, "stream_options": {"include_usage": True},
         "user": "u", "response_format": {"type": "json_object"}, "reasoning_effort": "low", "tool_choice": "auto",
         "tools": [{"type": "function", "function": FUNCTION}], "parallel_tool_calls": True, "modalities": ["text"],
-        "service_tier": "auto", "verbosity": "medium", "function_call": "none", "functions": [],
+        "service_tier": "auto", "verbosity": "medium", "function_call": {"name": "f"}, "functions": [FUNCTION],
     },
     "responses": {
         "model": "m", "input": "Hello", "instructions": "x", "max_output_tokens": 3, "metadata": {"a": "b"},
         "parallel_tool_calls": False, "previous_response_id": "resp_1", "reasoning": {"effort": "low"}, "store": False,
         "stream": True, "stream_options": {}, "temperature": 0.5, "top_p": 0.5, "top_logprobs": 3,
         "text": {"format": {"type": "json_object"}}, "tools": [{"type": "function", **FUNCTION}], "tool_choice": "auto",
-        "include": ["message.output_text.logprobs"], "truncation": "disabled", "service_tier": "default", "user": "u",
+        "include": ["message.output_text.logprobs"], "truncation": "auto", "service_tier": "default", "user": "u",
         "background": False,
     },
     "embeddings": {"model": "m", "input": ["a"], "dimensions": 4, "encoding_format": "base64", "user": "u"},
@@ -102,18 +102,19 @@ SAID: dict[str, dict[str, Any]] = {
 REFUSED: dict[str, dict[str, Any]] = {
     "completions": {"best_of": 3, "suffix": "end"},
     "chat/completions": {
-        "audio": {"voice": "x"}, "function_call": {"name": "f"}, "functions": [FUNCTION], "prediction": {"type": "content"},
+        "audio": {"voice": "x"}, "prediction": {"type": "content"},
         "web_search_options": {}, "modalities": ["audio"], "service_tier": "flex", "verbosity": "low", "moderation": {},
         "prompt_cache_options": {},
     },
     "responses": {
-        "background": True, "conversation": "c", "prompt": {"id": "p"}, "truncation": "auto", "service_tier": "flex",
+        "background": True, "conversation": "c", "prompt": {"id": "p"}, "service_tier": "flex",
         "access_programs": [], "background_options": {}, "context_management": [], "image": {}, "moderation": {},
         "prompt_cache_options": {},
     },
     "embeddings": {},
 }  # fmt: skip
-NEEDED = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}, "tool_choice": {}}
+NEEDED = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}, "tool_choice": {},
+          "function_call": {"functions": [FUNCTION]}}  # fmt: skip
 
 
 def body_of(route: str, name: str, value: Any) -> bytes:

@@ -37,7 +37,7 @@ CREDENTIALS = (
     "in the query",
 )
 QUICK_S = 0.05
-OF_THE_KEY = ("/llmcloud/v1/files", "/llmcloud/v1/batches", "/llmcloud/v1/feedback")
+OF_THE_KEY = ("/llmcloud/v1/files", "/llmcloud/v1/batches", "/llmcloud/v1/feedback", "/llmcloud/v1/responses/")
 OF_THE_SERVER = {"/llmcloud/v1/openapi.json", "/llmcloud/v2", "/llmcloud/v2/health/live", "/llmcloud/v2/health/ready"}
 
 
@@ -200,7 +200,7 @@ async def test_names_in_bodies_are_checked_too(server: Server, model: Path, name
         answer = await server.ask("POST", f"llmcloud/api/{path}", body)
         assert answer.status_code == 400, f"{path}: {answer.text}"
     error_of(await server.complete("hello", model=name), 404)
-    assert error_of(await server.complete("hello", await server.key("infer:*"), model=name), 403)["param"] == "model"
+    assert error_of(await server.complete("hello", await server.key("infer:*"), model=name), 404)["param"] == "model"
 
 
 # --- models ---

@@ -71,6 +71,7 @@ async def test_a_body_that_waits_for_a_word_gets_one_answer_and_no_other_word_be
         writer.write(f"{head}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
         told = await reader.readuntil(b"\r\n\r\n")
         assert told.startswith(expected)
+        assert (b"\r\nConnection: close\r\n" in told) is (b" 401 " in told)
         if b" 100 " in told:
             writer.write(body)
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
@@ -78,3 +79,14 @@ async def test_a_body_that_waits_for_a_word_gets_one_answer_and_no_other_word_be
             rest = await reader.read()  # to its end: the connection is closed
             assert rest.startswith(b'{"error"') and b"HTTP/1.1" not in rest
         writer.close()
+
+
+async def test_a_response_is_read_again_from_the_replica_that_keeps_it(server: Server, model: Path) -> None:
+    told = await server.serve(model)
+    path = f"llmcloud/v1/responses/resp_{told['replicas'][0]['id']}_{'0' * 32}"
+    key = await server.key()
+    answer = await server.ask("GET", path, key=key)
+    assert (answer.status_code, answer.json()["owner"]) == (200, key.split("-")[2])
+    for credential, unknown in ((await server.key("infer:other"), path), (key, f"{path[:-33]}x_{'0' * 32}")):
+        refused = await server.ask("GET", unknown, key=credential)
+        assert error_of(refused, 404)["code"] == "response_not_found"

@@ -106,6 +106,11 @@ class StandIn:
         kind = "application/octet-stream" if headers else "application/json"
         return web.Response(body=body, content_type=kind, headers=headers)
 
+    async def stored(self, request: web.Request) -> web.Response:
+        """A response that was given before: its id, and for whom it is kept."""
+        told = {"id": request.match_info["response_id"], "owner": request.headers.get("X-LLMC-Key", "")}
+        return web.json_response(told)
+
     async def usage(self, request: web.Request) -> web.Response:
         """What a request that has ended has cost, for the gateway: always the same."""
         if request.match_info["request_id"] not in self.ended:
@@ -183,6 +188,7 @@ async def main() -> None:
     application.router.add_post("/v1/completions", stand_in.complete)
     application.router.add_post("/v1/chat/completions", stand_in.complete)
     application.router.add_post("/v1/embeddings", stand_in.infer)
+    application.router.add_get("/v1/responses/{response_id}", stand_in.stored)
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         application.router.add_get(path, stand_in.metadata)
         application.router.add_post(f"{path}/infer", stand_in.infer)

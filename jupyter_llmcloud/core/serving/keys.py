@@ -95,6 +95,12 @@ def may_infer(scopes: Iterable[str], endpoint: str) -> bool:
     return bool(NAME_PATTERN.fullmatch(endpoint)) and any(fnmatch.fnmatchcase(endpoint, glob) for glob in globs)
 
 
+def covers(scopes: Iterable[str], text: str) -> bool:
+    """Does a scope's glob match a text that is the name of no endpoint, so that it may be told so?"""
+    globs = (scope.removeprefix("infer:") for scope in scopes if scope.startswith("infer:"))
+    return not NAME_PATTERN.fullmatch(text) and any(fnmatch.fnmatchcase(text, glob) for glob in globs)
+
+
 def may_read_models(scopes: Iterable[str]) -> bool:
     """Do the scopes allow listing models?"""
     return READ_MODELS in scopes

@@ -113,6 +113,7 @@ class EngineStats:
         num_cache_tokens, max_cache_tokens: tokens that the cache of keys and values holds now, and may hold; 0: an
             engine whose sequences have one each.
         cache_bytes, max_cache_bytes: what it takes for that.
+        prefix_bytes: of cache_bytes, what is kept for prompts that begin alike, and given up first.
     """
 
     num_active: int
@@ -121,6 +122,7 @@ class EngineStats:
     max_cache_tokens: int = 0
     cache_bytes: int = 0
     max_cache_bytes: int = 0
+    prefix_bytes: int = 0
 
 
 class TokenStream:

@@ -29,11 +29,13 @@ class Told:
         logprobs: the log probabilities of tokens.
         usage: a last chunk of usage.
         usage_so_far: the usage in every chunk before that, too.
+        as_function: a call in the form that calls had before there were tools: one, as `function_call`.
     """
 
     logprobs: bool = False
     usage: bool = False
     usage_so_far: bool = False
+    as_function: bool = False
 
 
 class _Chunks:
@@ -227,10 +229,11 @@ class ChatAnswer:
         chunks = b""
         for number, delta in enumerate(deltas):
             told = logprobs if number == 0 and piece.logprobs else None
-            chunks += self._chunk(index, _told(delta), told, usage)
+            chunks += self._chunk(index, self._told_of(delta), told, usage)
         if piece.finish_reason is not None:
             has_called = message.parser.num_calls and piece.finish_reason == "stop"
-            message.finish_reason = "tool_calls" if has_called else piece.finish_reason
+            called = "function_call" if self._told.as_function else "tool_calls"
+            message.finish_reason = called if has_called else piece.finish_reason
             chunks += self._chunk(index, {}, None, usage)
         return chunks
 
@@ -248,13 +251,26 @@ class ChatAnswer:
         if message.reasoning:
             told["reasoning_content"] = message.reasoning
         if message.calls:
-            told |= {"content": message.content or None, "tool_calls": message.calls}
+            calls = (
+                {"function_call": message.calls[0]["function"]}
+                if self._told.as_function
+                else {"tool_calls": message.calls}
+            )
+            told |= {"content": message.content or None, **calls}
         return {
             "index": index,
             "message": told,
             "logprobs": self._logprobs(message.logprobs),
             "finish_reason": message.finish_reason,
         }
+
+    def _told_of(self, delta: Delta) -> dict[str, Any]:
+        if delta.call is None or not self._told.as_function:
+            return _told(delta)
+        if delta.call.number:
+            return {}
+        named = {"name": delta.call.name} if delta.call.name is not None else {}
+        return {"function_call": {**named, "arguments": delta.call.arguments}}
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, usage: TokenUsage) -> bytes:
         reason = self._messages[index].finish_reason

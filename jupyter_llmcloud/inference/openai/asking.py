@@ -100,7 +100,7 @@ def ask_messages(model: ServedModel, request: ChatRequest, new_answer: NewAnswer
     prompt = chat_prompt(request, model.loaded, model.templates)
     reading = reading_of(offer, model.loaded.tokenizer, model.vocabulary, prompt.text)
     constraint = _constraint(model, request, offer.grammar, reading.reasoning_end)
-    told = Told(bool(request.logprobs), request.include_usage, request.includes_usage_so_far)
+    told = Told(bool(request.logprobs), request.include_usage, request.includes_usage_so_far, bool(request.functions))
     answer = new_answer(new_envelope(answer_id, model), request.num_choices, told, reading)
     options = _options(model, request, adapter, constraint)
     return _generation(model, request, [prompt.tokens], answer, options, param="messages", visible=reading.visible)

@@ -8,7 +8,14 @@ from typing import Any
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.engines.base import Sampling
-from jupyter_llmcloud.protocol.openai.chat import ChatMessage, ChatRequest
+from jupyter_llmcloud.protocol.openai.chat import (
+    AllowedTools,
+    ChatMessage,
+    ChatRequest,
+    FunctionChoice,
+    Tool,
+    ToolChoice,
+)
 from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
 from jupyter_llmcloud.protocol.openai.decoding import decode, invalid, unsupported
 from jupyter_llmcloud.protocol.openai.fields import GenerationFields, StructuredOutputs
@@ -72,6 +79,8 @@ def check_chat(request: ChatRequest) -> None:
         raise invalid("max_tokens", "max_tokens must be at least 1 (0).")
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs=true.")
+    _take_functions(request)
+    _check_choice(request)
     for index, message in enumerate(request.messages):
         _check_message(message, f"messages[{index}]")
     if request.continue_final_message:
@@ -81,6 +90,51 @@ def check_chat(request: ChatRequest) -> None:
             )
         if request.messages[-1].role != "assistant":
             raise invalid("continue_final_message", "continue_final_message needs a last message of the assistant.")
+
+
+def _take_functions(request: ChatRequest) -> None:
+    """`functions` and `function_call` as the tools that they became. One of them is called at a time."""
+    if not request.functions:
+        if isinstance(request.function_call, FunctionChoice):
+            raise invalid("function_call", "function_call names a function, but there are no functions.")
+        return
+    for name in ("tools", "tool_choice"):
+        if getattr(request, name):
+            raise invalid(name, f"{name} and functions exclude each other: functions is the older name of tools.")
+    request.tools = [Tool(type="function", function=function) for function in request.functions]
+    asked, known = request.function_call, [function.name for function in request.functions]
+    if isinstance(asked, FunctionChoice) and asked.name not in known:
+        message = f"function_call names {asked.name[:128]!r}, but functions has {', '.join(known)}."
+        raise invalid("function_call.name", message)
+    request.tool_choice = ToolChoice(function=asked) if isinstance(asked, FunctionChoice) else asked
+    request.parallel_tool_calls = False
+
+
+def _check_choice(request: ChatRequest) -> None:
+    """What `tool_choice` names is there; of tools that are not allowed, the model is not told."""
+    choice = request.tool_choice
+    if not isinstance(choice, ToolChoice):
+        return
+    if choice.type == "function":
+        if choice.function is None:
+            raise ApiError(400, "Parameter 'tool_choice.function' is missing.", param="tool_choice.function",
+                           code="missing_required_parameter")  # fmt: skip
+        return
+    if choice.allowed_tools is None:
+        raise ApiError(400, "Parameter 'tool_choice.allowed_tools' is missing.", param="tool_choice.allowed_tools",
+                       code="missing_required_parameter")  # fmt: skip
+    _allow_only(request, choice.allowed_tools)
+
+
+def _allow_only(request: ChatRequest, allowed: AllowedTools) -> None:
+    names = [tool.function.name for tool in allowed.tools]
+    known = {tool.function.name for tool in request.tools or ()}
+    for index, name in enumerate(names):
+        if name not in known:
+            place = f"tool_choice.allowed_tools.tools[{index}].function.name"
+            raise invalid(place, f"{place} is {name[:128]!r}, which is none of the tools.")
+    request.tools = [tool for tool in request.tools or () if tool.function.name in names]
+    request.tool_choice = allowed.mode
 
 
 def _check_message(message: ChatMessage, place: str) -> None:

@@ -489,7 +489,8 @@ def _described(replica: dict[str, Any]) -> str:
         return f"replica {replica['id']}: {_size(memory['process_bytes'])}"
     cache = ""
     if limit := memory.get("max_cache_bytes"):
-        cache = f", of them {_size(memory['cache_bytes'])} for keys and values (up to {_size(limit)} when needed)"
+        cache = f", of them {_size(memory['cache_bytes'])} for keys and values (up to {_size(limit)} when needed"
+        cache += f"; {_size(kept)} kept for prompts that begin alike)" if (kept := memory.get("prefix_bytes")) else ")"
     threads = replica.get("num_threads") or 0
     sequences = replica.get("num_parallel") or 0
     return (

@@ -108,6 +108,9 @@ class ReplicaMemory(Response, frozen=True, omit_defaults=True):
     process_bytes: Annotated[int, Meta(description="Of its process and those that it has started, on the host.")]
     cache_bytes: Annotated[int | None, Meta(description="Keys and values of the sequences it holds now.")] = None
     max_cache_bytes: int | None = None
+    prefix_bytes: Annotated[
+        int | None, Meta(description="Of the keys and values, those kept for prompts that begin alike.")
+    ] = None
 
 
 class Replica(Response, frozen=True, omit_defaults=True):

@@ -105,10 +105,25 @@ class FunctionChoice(OpenAIBody, kw_only=True):
 
 
 class NamedTool(OpenAIBody, kw_only=True):
-    """The tool that must be called."""
+    """The name of a tool."""
 
     function: FunctionChoice
     type: Literal["function"] = "function"
+
+
+class AllowedTools(OpenAIBody, kw_only=True):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class ToolChoice(OpenAIBody, kw_only=True):
+    """The tool that must be called, or those that may be."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: FunctionChoice | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatRequest(GenerationFields, kw_only=True):
@@ -119,7 +134,7 @@ class ChatRequest(GenerationFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
@@ -129,8 +144,13 @@ class ChatRequest(GenerationFields, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     audio: NoValue = None
-    function_call: Literal["none", "auto"] | None = None
-    functions: Annotated[list[Any], Meta(max_length=0)] | None = None
+    function_call: Annotated[
+        Literal["none", "auto"] | FunctionChoice | None, Meta(description="As tool_choice was called, with functions.")
+    ] = None
+    functions: (
+        Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS, description="As tools were called before.")]
+        | None
+    ) = None
     modalities: list[Literal["text"]] | None = None
     prediction: NoValue = None
     verbosity: Literal["medium"] | None = None

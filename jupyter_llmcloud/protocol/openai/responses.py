@@ -68,11 +68,20 @@ class ResponseTool(OpenAIBody, kw_only=True):
     strict: bool | None = None
 
 
-class ResponseToolChoice(OpenAIBody, kw_only=True):
-    """The function that must be called."""
+class ResponseNamedTool(OpenAIBody, kw_only=True):
+    """The name of a function."""
 
     name: str
     type: Literal["function"] = "function"
+
+
+class ResponseToolChoice(OpenAIBody, kw_only=True):
+    """The function that must be called, or those that may be."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    name: str | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: Annotated[list[ResponseNamedTool], Meta(min_length=1)] | None = None
 
 
 class TextFormat(OpenAIBody, kw_only=True):
@@ -132,7 +141,10 @@ class ResponseRequest(OpenAIBody, kw_only=True):
     reasoning: ReasoningOptions | None = None
     include: list[Includable] | None = None
     metadata: dict[str, str] | None = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Annotated[
+        Literal["disabled", "auto"] | None,
+        Meta(description="auto: what was said first is left out where the conversation is too long for the model."),
+    ] = None
     background: Annotated[bool | None, Meta(description="Only false.")] = None
     service_tier: Literal["auto", "default"] | None = None
     user: str | None = None

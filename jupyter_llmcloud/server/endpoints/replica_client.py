@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ ANY_REQUEST = RequestShape()
 RELOAD_TIMEOUT_S = 600.0
 MAX_CONCURRENT = 32
 USAGE_TIMEOUT_S = 3.0
+ASK_TIMEOUT_S = 10.0
 
 
 class ReplicaLost(Exception):
@@ -151,6 +152,16 @@ class ReplicaClient:
             message = told.get("error", {}).get("message") if isinstance(told.get("error"), dict) else None
             raise ReplicaRefusal(str(message or f"it answered {path} with status {response.status}"), response.status)
         return told
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """The status and the body of a short answer. Raises ReplicaLost when it does not answer."""
+        timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
+        try:
+            with self.use():
+                async with self.session.request(method, path, headers=headers, timeout=timeout) as response:
+                    return response.status, await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise ReplicaLost(f"{self} does not answer {path[:200]}: {error or type(error).__name__}") from None
 
     async def usage(self, request_id: str) -> dict[str, int] | None:
         """What a request has cost, once it has ended there: its prompt and completion tokens; None when unknown."""

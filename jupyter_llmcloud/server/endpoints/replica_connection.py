@@ -94,8 +94,8 @@ class ReplicaConnection(asyncio.Protocol):
         self._transport.write(request)
 
     async def head(self) -> tuple[int, Mapping[str, str]]:
-        """The status and the headers. Raises BrokenAnswer."""
-        while self._decoder.status == 0:
+        """The status and the headers, once something of the body is there, too, or its end. Raises BrokenAnswer."""
+        while not self._decoder.has_begun:
             await self._more()
         return self._decoder.status, self._decoder.headers
 
@@ -169,7 +169,8 @@ class ReplicaConnection(asyncio.Protocol):
         if self._decoder.num_buffered > MAX_BUFFERED and not self.is_paused and self._transport is not None:
             self.is_paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._take is not None or self._decoder.has_begun:
+            self._wake()
 
     def _hand_on(self, take: Callable[[bytes], bool]) -> bool:
         """Whether whoever waits has nothing to do yet."""
@@ -215,6 +216,11 @@ class AnswerDecoder:
         self._left: int | None = None  # of the body, or of the chunk, to come; None: until the connection ends
         self._is_chunked = False
         self._next: Literal["size", "data", "break", "trailer"] = "size"  # of what is chunked
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something to pass on, or nothing will come."""
+        return self.status > 0 and (bool(self._body) or self.is_complete)
 
     @property
     def num_buffered(self) -> int:
@@ -367,7 +373,7 @@ class ReplicaConnections:
     async def ask(
         self, connection: ReplicaConnection, path: str, body: bytes, headers: Mapping[str, str]
     ) -> ReplicaAnswer:
-        """Post a body; returns when the head of the answer has come. Raises BrokenAnswer."""
+        """Post a body; returns when the answer has begun, as `ReplicaConnection.head`. Raises BrokenAnswer."""
         if any("\r" in text or "\n" in text for text in (path, *headers, *headers.values())):
             raise ValueError("a line break within a header of a request")
         more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

@@ -16,7 +16,7 @@ from jupyter_server.auth.identity import User
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from tornado import web
 
-from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, may_read_models, parse_key
+from jupyter_llmcloud.core.serving.keys import covers, looks_like_key, may_infer, may_read_models, parse_key
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.api.base import RESOURCE
@@ -151,8 +151,8 @@ class GatewayHandler(NamedOrigins, APIHandler):
     def endpoint(self, name: str) -> EndpointController:
         """The endpoint that `model` names; 403 outside the key's scope, 404 when there is none, 503 when it failed."""
         asked = self.endpoints.endpoint_of(name)
-        if not self.may_ask(asked.partition(":")[0]):  # an adapter that is not there is told as such
-            assert self.key is not None
+        base = asked.partition(":")[0]  # an adapter that is not there is told as such
+        if self.key is not None and not (self.may_ask(base) or covers(self.key.scopes, base)):
             message = (
                 f"key {self.key.id} may not ask model {name[:128]!r}: its scopes are {', '.join(self.key.scopes)}."
             )

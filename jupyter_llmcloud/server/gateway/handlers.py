@@ -13,34 +13,27 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from jupyter_llmcloud.core.serving.content_encoding import check_encoding, decoded
+from jupyter_llmcloud.core.serving.endpoint.response_id import replica_of, unknown_response
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.core.serving.unknown_paths import model_in, unknown_path
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.protocol.openai.decoding import decode
-from jupyter_llmcloud.server.answers.capturing_sink import CapturingSink
-from jupyter_llmcloud.server.answers.copied_answers import CACHE, CopiedAnswers
 from jupyter_llmcloud.server.api.base import MAX_BODY
-from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
+from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
-from jupyter_llmcloud.server.gateway.metrics import StreamTimes
-from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
-from jupyter_llmcloud.server.gateway.proxy import REVISION, GatewayRequest, Proxy
+from jupyter_llmcloud.server.gateway.keyed.exchange import KEY_HEADER, Caller, Exchange, Services
+from jupyter_llmcloud.server.gateway.keyed.router import KEYED, KeyedRouter
 from jupyter_llmcloud.server.gateway.request_shape import shape_of
-from jupyter_llmcloud.server.gateway.tracing import RequestTrace
 from jupyter_llmcloud.storage.server_state import RequestRecord
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
     from jupyter_llmcloud.server.answers.keeper import Keeper
-    from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
     from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
 
 SLOW_READER_S = 30.0
-ANSWER_MARGIN_S = 1.0
-KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
-_PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
 BODY_TIMEOUT_S = 30.0
 DROPPED_BODY = 32 << 20
 # A thousand texts at once, as clients cut documents: OpenAI's own 300,000 tokens are 2 MiB when they come as numbers.
@@ -106,14 +99,11 @@ class InferenceHandler(GatewayHandler):
             keeper: of requests to endpoints that were started to keep them.
         """
         super().initialize(**shared)
-        self.requests = requests
+        services = Services(requests, quotas, keeper, self.settings, self.log)
+        self._exchange = Exchange(services, self.request_id, self.started_at)
         self.quotas = quotas
-        self.keeper = keeper
         self._body = bytearray()
         self._num_bytes = 0
-        self._open = OpenRequest()
-        self._noted = 0.0
-        self._times: StreamTimes | None = None
         self._asked_for = ""
         self._num_large = 0  # bytes that the budget of large bodies has lent
         self._late: asyncio.TimerHandle | None = None  # ends a connection whose body does not come
@@ -133,6 +123,7 @@ class InferenceHandler(GatewayHandler):
             raise self._too_large()
         try:
             await super().prepare()
+            self._teach()
             check_encoding(self.request.headers.get("Content-Encoding", ""))
             if int(length) > self.max_body:
                 raise self._too_large()
@@ -140,10 +131,15 @@ class InferenceHandler(GatewayHandler):
             if length == "0" and "Transfer-Encoding" not in self.request.headers:
                 raise
             if "Expect" in self.request.headers:  # the body waits for a word that it does not get
-                self.set_header("Connection", "close")
                 raise
             status = error.status if isinstance(error, ApiError) else error.status_code
             await self._refuse_and_read_on(self.as_api_error(error, status), is_large=int(length) > self.max_body)
+
+    def _teach(self) -> None:
+        """Further plain requests to this host, with a valid key, need no handler."""
+        router: KeyedRouter | None = self.settings.get(KEYED)
+        if router is not None and self.key is not None and "Origin" not in self.request.headers:
+            router.learn(self.request.headers.get("Host", ""), self._headers)
 
     async def _refuse_and_read_on(self, error: ApiError, *, is_large: bool) -> None:
         """Answer now, and finish when the body has come, which is dropped.
@@ -218,9 +214,8 @@ class InferenceHandler(GatewayHandler):
         await self.started()
         self._asked_for = parse(body).model
         endpoint = self.endpoint(self._asked_for)
-        self.note_activity()
+        self._exchange.note_activity()
         shape = shape_of(body, self.actor, endpoint.adapter_of(self._asked_for))
-        self._reserve(shape)
         await self.pass_on(endpoint, route, body, shape)
 
     async def pass_on(
@@ -232,48 +227,10 @@ class InferenceHandler(GatewayHandler):
         path: str = "",
         headers: Mapping[str, str] = _NONE,
     ) -> None:
-        """Have a replica answer, and write down how it went.
-
-        Args:
-            shape: what routing knows of the request.
-            path: where the replica answers, when that is not below /v1; such requests cost no tokens.
-            headers: of the request, that the replica needs.
-        """
-        self._times = StreamTimes(endpoint.name, self.started_at)
-        trace = RequestTrace(self.request.headers, route, endpoint.name, self.request_id)
-        request = GatewayRequest(
-            self.request_id, self.actor, route, body, shape, self._patience_s(), self.started_at,
-            {**trace.headers, **({KEY_HEADER: self.key.id} if self.key else {}), **headers}, path, not path,
-        )  # fmt: skip
-        copies = CopiedAnswers(self.settings.get(CACHE), self.keeper, endpoint)
-        if not path and (found := await copies.find(request)) is not None:
-            return self._answer_again(request, endpoint, found)
-        sink = copies.sink(request, self) if not path else self
-        shadow = endpoint.copy_to_shadow(path or f"/v1/{route}", body) if not headers else None
-        answered = CapturingSink(sink) if shadow is not None else None
-        sink = answered or sink
-        proxy = Proxy(request, endpoint, sink, self.log)
-        self.requests.begin(self._open)
-        endpoint.scaling.arrived(asyncio.get_running_loop().time())
-        try:
-            await self._answer(proxy)
-        finally:
-            self.note_activity()
-            copies.keep(request)
-            record = proxy.record()
-            if shadow is not None and answered is not None and record.outcome == "done":
-                failed = record.status >= 500
-                shadow.answered(record.duration_s, failed, answered.content_type, answered.answer())
-            trace.end(record)
-            self.requests.end(self._open, record, proxy.unknown_usage(), endpoint.rates)
-        return None
-
-    def _reserve(self, shape: RequestShape) -> None:
-        """Let the request in by the quota of its key; raises ApiError (429)."""
-        if self.key is not None:
-            self._open.key_id = self.key.id
-            if self.key.limits.any:
-                self._open.reservation = self.quotas.reserve(self.key, shape.num_tokens)
+        """Have a replica answer, as `Exchange.pass_on`."""
+        self._exchange.reserve(self.key, shape)
+        caller = Caller(self.actor, self.key, self.request.headers)
+        await self._exchange.pass_on(caller, endpoint, route, body, shape, self, path=path, headers=headers)
 
     def on_finish(self) -> None:
         """What was refused before a replica was asked is written down as well, when it is known who asked."""
@@ -281,8 +238,8 @@ class InferenceHandler(GatewayHandler):
         self._wait_no_longer()
         self._free_body()
         is_known = self.key is not None or getattr(self, "_jupyter_current_user", None) is not None
-        if self._times is None and is_known and self.request.method == "POST":
-            self.requests.write_down(
+        if self._exchange.times is None and is_known and self.request.method == "POST":
+            self._exchange.refused(
                 RequestRecord(
                     request_id=self.request_id, actor=self.actor, endpoint=self._asked_for[:128],
                     route=self.asked_route, status=self.get_status(),
@@ -302,40 +259,18 @@ class InferenceHandler(GatewayHandler):
             for name, value in self.quotas.headers(self.key).items():
                 self.set_header(name, value)
 
-    def _answer_again(self, request: GatewayRequest, endpoint: EndpointController, found: CachedAnswer) -> None:
-        """Give the answer that the same request got before."""
-        revision = str(endpoint.stored.current.number)
-        self.begin(200, {"Content-Type": found.content_type, "X-LLMCloud-Cache": "hit", REVISION: revision})
-        self.end(found.body, found.content_type)
-        record = RequestRecord(
-            request_id=request.request_id, actor=request.actor, endpoint=endpoint.name, route=request.route, status=200,
-            outcome="cached", duration_s=time.perf_counter() - request.began, prompt_tokens=0, completion_tokens=0,
-            t=time.time(),
-        )  # fmt: skip
-        self.requests.begin(self._open)
-        self.requests.end(self._open, record, None, endpoint.rates)
-
-    async def _answer(self, proxy: Proxy) -> None:
-        try:
-            with self._open.cuttable():
-                await proxy.run()
-        except RequestAborted as error:
-            proxy.cut(error.cut)
-
-    def _patience_s(self) -> float:
-        """How long this client is known to wait, less what the way to it takes."""
-        told = [self.request.headers.get(name, "") for name in _PATIENCE_HEADERS]
-        known = [
-            float(text) - ANSWER_MARGIN_S for text in told if text.isascii() and text.replace(".", "", 1).isdigit()
-        ]
-        return max(0.0, min([*known, QUEUE_TIMEOUT_S]))
+    def set_error_headers(self, error: ApiError) -> None:
+        """As everywhere; a connection on which a body waits for a word that it does not get ends with the answer."""
+        super().set_error_headers(error)
+        if "Expect" in self.request.headers and not self._num_bytes:
+            self.set_header("Connection", "close")
 
     def on_connection_close(self) -> None:
         """The client has gone: nobody needs the rest of the answer."""
         super().on_connection_close()
         self._wait_no_longer()
         self._free_body()
-        self._open.cut(HUNG_UP)
+        self._exchange.hung_up()
 
     # --- the sink of its proxy ---
 
@@ -351,10 +286,8 @@ class InferenceHandler(GatewayHandler):
     def write_chunk(self, chunk: bytes) -> bool:
         """Pass a piece on; whether the system has taken all of it."""
         self.write(chunk)
-        if self._times is not None:
-            self._times.piece()
+        self._exchange.piece()
         self.flush()
-        self._note_streaming()
         connection: Any = self.request.connection
         return not (connection.stream.writing() or connection.stream.closed())
 
@@ -364,7 +297,7 @@ class InferenceHandler(GatewayHandler):
             async with asyncio.timeout(SLOW_READER_S):
                 await self.flush()
         except (TimeoutError, StreamClosedError):
-            self._open.cut(HUNG_UP)
+            self._exchange.hung_up()
             self.request.connection.stream.close()  # type: ignore[union-attr]
             await asyncio.sleep(0)  # where the cut is felt
 
@@ -372,16 +305,34 @@ class InferenceHandler(GatewayHandler):
         """The last of it."""
         self.finish(last or None, set_content_type=content_type)
 
-    def note_activity(self) -> None:
-        """Somebody uses this server: the idle culler shall not end it."""
-        from jupyter_server._tz import utcnow
 
-        self.settings["last_activity_times"]["llmcloud"] = utcnow()
-        self._noted = time.monotonic()
+class StoredResponseHandler(GatewayHandler):
+    """A response that a replica has given, and keeps for a while."""
 
-    def _note_streaming(self) -> None:
-        if time.monotonic() - self._noted > 1:
-            self.note_activity()
+    @gateway_access("read")
+    async def get(self, response_id: str) -> None:
+        """Tell it again."""
+        await self._pass_on("GET", response_id)
+
+    @gateway_access("execute")
+    async def delete(self, response_id: str) -> None:
+        """Have it kept no longer."""
+        await self._pass_on("DELETE", response_id)
+
+    async def _pass_on(self, method: str, response_id: str) -> None:
+        await self.started()
+        mine = [live for live in self.endpoints.list() if live.is_active and self.may_ask(live.name)]
+        named = replica_of(response_id)
+        keeper = next((one for live in mine for one in live.ready_replicas() if one.id == named), None)
+        if keeper is None:
+            raise unknown_response(response_id)
+        owner = {KEY_HEADER: self.key.id} if self.key is not None else {}
+        try:
+            status, body = await keeper.ask(method, f"/v1/responses/{response_id}", owner)
+        except ReplicaLost as error:
+            raise ApiError(503, f"{error}: ask again.", code="replica_lost", retry_after_s=1) from None
+        self.set_status(status)
+        self.finish(body)
 
 
 class UnknownPathHandler(GatewayHandler):

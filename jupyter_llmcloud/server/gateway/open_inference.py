@@ -132,10 +132,9 @@ class OpenInferenceHandler(OpenInferenceErrors, InferenceHandler):
         await self.started()
         self._asked_for = name
         endpoint = self.endpoint(name)
-        self.note_activity()
+        self._exchange.note_activity()
         # It costs a request of the key's quota and no tokens.
         shape = RequestShape(key=self.actor)
-        self._reserve(shape)
         given = {header: self.request.headers[header] for header in _FROM_CLIENT if header in self.request.headers}
         if set(given) <= {"Content-Type"}:
             given = {}

@@ -177,7 +177,7 @@ class Proxy:
         for _ in range(MAX_TRIES):
             asked_at = time.perf_counter()
             replica = await self._admission.enter(avoid, self._patience_left(), shape)
-            queue_wait_of(self._endpoint.name).observe(time.perf_counter() - asked_at)
+            waited_s = time.perf_counter() - asked_at
             try:
                 await self._ask_and_note(replica)
                 return
@@ -190,6 +190,7 @@ class Proxy:
                     raise NotAdmitted(503, why, 2) from None
             finally:
                 self._admission.leave(replica, shape)
+                queue_wait_of(self._endpoint.name).observe(waited_s)
         raise NotAdmitted(503, f"{MAX_TRIES} replicas could not be reached.", 2)
 
     def _patience_left(self) -> float:

@@ -12,7 +12,7 @@ from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
 _NOTHING = msgspec.Raw(b"")
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, kw_only=True):
     prompt: msgspec.Raw = _NOTHING
     messages: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
@@ -24,7 +24,23 @@ class _Body(msgspec.Struct):
     previous_response_id: Any = None
 
 
+class NamedBody(_Body, kw_only=True):
+    """A body with the model that it names."""
+
+    model: str
+    stream: bool | None = False
+
+
 _decode = msgspec.json.Decoder(_Body).decode
+_decode_named = msgspec.json.Decoder(NamedBody).decode
+
+
+def named_body(body: bytes) -> NamedBody | None:
+    """What the gateway reads of a body; None of one that is refused."""
+    try:
+        return _decode_named(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def shape_of(body: bytes, actor: str, adapter: str = "") -> RequestShape:
@@ -33,6 +49,11 @@ def shape_of(body: bytes, actor: str, adapter: str = "") -> RequestShape:
         read = _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return RequestShape(key=actor, adapter=adapter)  # the replica refuses it, and says why
+    return shape_from(read, actor, adapter)
+
+
+def shape_from(read: _Body, actor: str, adapter: str = "") -> RequestShape:
+    """The same of what has been read."""
     prompt = memoryview(read.messages or read.prompt or read.input)
     limits = (read.max_completion_tokens, read.max_output_tokens, read.max_tokens)
     limit = next((one for one in limits if one is not None), None)

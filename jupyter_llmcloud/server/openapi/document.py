@@ -288,8 +288,10 @@ def _not_said(route: DocumentedRoute) -> dict[str, Any]:
         return {"responses": {"101": {"description": "A websocket: see ClientMessage and ServerMessage."}}}
     said: dict[str, Any] = {"security": _GATEWAY_SECURITY}
     answer: dict[str, Any] = {JSON: {}, STREAM: {}}
-    if route.method == "get":
+    if route.path.startswith(f"{GATEWAY}models"):
         answer = _content(Model if route.parameters else Models)
+    elif route.method != "post":
+        answer = {JSON: {}}
     else:
         said["requestBody"] = {"content": _content(InferenceRequest), "required": True}
     said["responses"] = {

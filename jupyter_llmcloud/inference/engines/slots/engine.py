@@ -102,6 +102,7 @@ class SlotEngine(BatchingEngine):
             max_cache_tokens=self.budget.num_tokens,
             cache_bytes=slots.num_bytes + prefixes.num_bytes,
             max_cache_bytes=slots.budget,
+            prefix_bytes=prefixes.num_bytes,
         )
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ from jupyter_llmcloud.inference.openai.chat.tool_formats import (
 )
 from jupyter_llmcloud.inference.openai.structured.grammars import Grammar, call_grammar, grammar_of
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
-from jupyter_llmcloud.protocol.openai.chat import ChatRequest, NamedTool, Tool
+from jupyter_llmcloud.protocol.openai.chat import ChatRequest, Tool, ToolChoice
 from jupyter_llmcloud.protocol.openai.decoding import invalid
 
 
@@ -46,17 +46,17 @@ class Offer:
             if name in names[:index]:
                 raise invalid(f"tools[{index}].function.name", f"tools has two functions of the name {name!r}.")
         grammar = grammar_of(request.response_format, request.structured_outputs)
-        if isinstance(choice, NamedTool):
-            tools = tuple(tool for tool in tools if tool.function.name == choice.function.name)
+        named = choice.function.name if isinstance(choice, ToolChoice) and choice.function is not None else None
+        if named is not None:
+            tools = tuple(tool for tool in tools if tool.function.name == named)
             if not tools:
                 known = f"tools has {', '.join(names)}" if names else "there are no tools"
-                message = f"tool_choice names {choice.function.name!r}, but {known}."
-                raise invalid("tool_choice.function.name", message)
+                raise invalid("tool_choice.function.name", f"tool_choice names {named[:128]!r}, but {known}.")
         elif choice == "required" and not tools:
             raise invalid("tool_choice", "tool_choice is 'required', but there are no tools.")
         elif choice == "none":
             tools = ()
-        forced = isinstance(choice, NamedTool) or choice == "required"
+        forced = named is not None or choice == "required"
         if forced:
             if grammar is not None:
                 raise invalid(grammar.param, f"{grammar.param} and a tool that must be called exclude each other.")

@@ -20,12 +20,12 @@ class ResponseAnswer:
     """One response: its items open and close as the model writes reasoning, text and calls.
 
     Args:
-        on_complete: called with the output once the answer is complete.
+        on_complete: called with the id, the output and the whole response, as JSON, once the answer is complete.
     """
 
     def __init__(
         self, vocabulary: Vocabulary, envelope: Envelope, request: ResponseRequest, parser: AnswerParser,
-        on_complete: Callable[[str, list[dict[str, Any]]], None], *, logprobs: bool,
+        on_complete: Callable[[str, list[dict[str, Any]], bytes], None], *, logprobs: bool,
     ) -> None:  # fmt: skip
         self.envelope = envelope
         self._vocabulary = vocabulary
@@ -76,8 +76,9 @@ class ResponseAnswer:
     def whole(self, usage: TokenUsage) -> dict[str, Any]:
         """The response."""
         status = "incomplete" if self._finish_reason == "length" else "completed"
-        self._on_complete(self.envelope.id, self._output)
-        return self._response(status, usage)
+        response = self._response(status, usage)
+        self._on_complete(self.envelope.id, self._output, encode(response))
+        return response
 
     # --- items ---
 
@@ -185,7 +186,6 @@ def _echoed(request: ResponseRequest) -> dict[str, Any]:
     """What was asked, with what counts where it was not said."""
     text, reasoning = request.text, request.reasoning
     form = text.format if text is not None else None
-    choice = request.tool_choice
     return {
         "previous_response_id": request.previous_response_id,
         "instructions": request.instructions,
@@ -194,8 +194,8 @@ def _echoed(request: ResponseRequest) -> dict[str, Any]:
              "strict": tool.strict}
             for tool in request.tools or ()
         ],
-        "tool_choice": "auto" if choice is None else msgspec.to_builtins(choice),
-        "truncation": "disabled",
+        "tool_choice": _echoed_choice(request),
+        "truncation": request.truncation or "disabled",
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "text": {
             "format": {"type": "text"} if form is None else _without_nulls(msgspec.to_builtins(form)),
@@ -217,6 +217,13 @@ def _echoed(request: ResponseRequest) -> dict[str, Any]:
         "safety_identifier": request.safety_identifier,
         "prompt_cache_key": request.prompt_cache_key,
     }  # fmt: skip
+
+
+def _echoed_choice(request: ResponseRequest) -> Any:
+    choice = request.tool_choice
+    if choice is None or isinstance(choice, str):
+        return choice or "auto"
+    return _without_nulls(msgspec.to_builtins(choice))
 
 
 def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:

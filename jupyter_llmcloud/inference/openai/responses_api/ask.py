@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
 
 from jupyter_llmcloud.core.serving.endpoint.response_id import new_response_id
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
@@ -22,6 +25,7 @@ from jupyter_llmcloud.inference.openai.responses_api.conversation import (
 )
 from jupyter_llmcloud.inference.openai.responses_api.store import ResponseStore
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
+from jupyter_llmcloud.protocol.openai.chat import ChatRequest
 from jupyter_llmcloud.protocol.openai.decoding import decode
 from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
 
@@ -33,6 +37,7 @@ _NAMES = tuple(
         (r"\bresponse_format\.json_schema\b", "text.format"),
         (r"\bresponse_format\b", "text.format"),
         (r"\btools\[(\d+)\]\.function\.", r"tools[\1]."),
+        (r"\btool_choice\.allowed_tools\b", "tool_choice"),
         (r"\btool_choice\.function\.", "tool_choice."),
         (r"\breasoning_effort\b", "reasoning.effort"),
         (r"(?<!these )\bmessages(\[\d+\][\w.\[\]]*)?(?=$|[ :,=])", "input"),
@@ -66,19 +71,50 @@ def in_words_of_responses(error: ApiError) -> ApiError:
     return ApiError(error.status, message, param=param, code=error.code, retry_after_s=error.retry_after_s)
 
 
+Asked = TypeVar("Asked")
+
+
+def asking_what_fits(chat: ChatRequest, truncation: str | None, ask: Callable[[ChatRequest], Asked]) -> Asked:
+    """Ask, by `auto` without as much of what was said first as is too long for the model; raises `ApiError`.
+
+    A conversation is cut before what a user says, so that no result is left without its call. What comes before the
+    first of that, such as instructions, stays.
+    """
+    try:
+        return ask(chat)
+    except ApiError as error:
+        starts = [index for index, message in enumerate(chat.messages) if message.role == "user"]
+        if truncation != "auto" or error.code != "context_length_exceeded" or len(starts) < 2:
+            raise
+    kept = chat.messages[: starts[0]]
+    low, high, found = 1, len(starts) - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        try:
+            found = ask(msgspec.structs.replace(chat, messages=[*kept, *chat.messages[starts[middle] :]]))
+            high = middle - 1
+        except ApiError as error:
+            if error.code != "context_length_exceeded" or middle == len(starts) - 1:
+                raise
+            low = middle + 1
+    assert found is not None  # the last one that was tried from below either fits or was raised
+    return found
+
+
 def _ask(
     model: ServedModel, request: ResponseRequest, store: ResponseStore, owner: str, replica: str
 ) -> GenerationRequest:
     earlier = store.get(request.previous_response_id, owner) if request.previous_response_id else []
     chat = as_chat(request, earlier)
 
-    def keep(response_id: str, output: list[dict[str, Any]]) -> None:
+    def keep(response_id: str, output: list[dict[str, Any]], response: bytes) -> None:
         if request.store is not False:
-            store.put(response_id, owner, [*earlier, *input_items(request), *as_items(output)])
+            store.put(response_id, owner, [*earlier, *input_items(request), *as_items(output)], response)
 
     def new_answer(envelope: Envelope, num_choices: int, told: Told, reading: Reading) -> Answer:
         parser = reading.new_parser()
         return ResponseAnswer(model.vocabulary, envelope, request, parser, keep, logprobs=told.logprobs)
 
-    asked = ask_messages(model, chat, new_answer, new_response_id(replica))
+    response_id = new_response_id(replica)
+    asked = asking_what_fits(chat, request.truncation, lambda chat: ask_messages(model, chat, new_answer, response_id))
     return dataclasses.replace(asked, ignored=tuple(without_effect(request)))

@@ -9,6 +9,7 @@ import msgspec
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.inference.openai.requests import check_chat
 from jupyter_llmcloud.protocol.openai.chat import (
+    AllowedTools,
     ChatMessage,
     ChatRequest,
     ContentPart,
@@ -18,6 +19,7 @@ from jupyter_llmcloud.protocol.openai.chat import (
     NamedTool,
     Tool,
     ToolCall,
+    ToolChoice,
 )
 from jupyter_llmcloud.protocol.openai.decoding import invalid, unsupported
 from jupyter_llmcloud.protocol.openai.fields import JsonSchemaFormat, ResponseFormat
@@ -139,9 +141,14 @@ def _tool(tool: Any) -> Tool:
 
 
 def _choice(choice: Any) -> Any:
-    if isinstance(choice, ResponseToolChoice):
-        return NamedTool(function=FunctionChoice(name=choice.name))
-    return choice
+    if not isinstance(choice, ResponseToolChoice):
+        return choice
+    if choice.type == "function":
+        return ToolChoice(function=FunctionChoice(name=_required(choice.name, "tool_choice.name")))
+    tools = [
+        NamedTool(function=FunctionChoice(name=tool.name)) for tool in _required(choice.tools, "tool_choice.tools")
+    ]
+    return ToolChoice(type="allowed_tools", allowed_tools=AllowedTools(mode=choice.mode or "auto", tools=tools))
 
 
 def _format(form: TextFormat | None) -> ResponseFormat | None:

@@ -1,4 +1,4 @@
-"""The responses that can be gone on from: kept in memory by the replica that gave them, for a while, up to a size."""
+"""The responses that can be gone on from, or read again: kept in memory by the replica that gave them, for a while."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from jupyter_llmcloud.core.serving.endpoint.response_id import unknown_response
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.protocol.openai.responses import InputItem
 
@@ -20,7 +21,13 @@ MAX_AGE_S = 3600.0
 class _Stored:
     owner: str
     items: bytes
+    response: bytes
     stored: float
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes."""
+        return len(self.items) + len(self.response)
 
 
 class ResponseStore:
@@ -36,12 +43,25 @@ class ResponseStore:
         self._stored: OrderedDict[str, _Stored] = OrderedDict()
         self._num_bytes = 0
 
-    def put(self, response_id: str, owner: str, items: list[InputItem]) -> None:
-        """Keep a conversation up to and with a response; `owner`: the key that may go on from it."""
+    def put(self, response_id: str, owner: str, items: list[InputItem], response: bytes) -> None:
+        """Keep a conversation up to and with a response; `owner`: the key that may go on from it, and read it."""
         data = msgspec.json.encode([_plain(item) for item in items])
-        self._stored[response_id] = _Stored(owner, data, self._clock())
-        self._num_bytes += len(data)
+        stored = self._stored[response_id] = _Stored(owner, data, response, self._clock())
+        self._num_bytes += stored.num_bytes
         self._forget_old()
+
+    def read(self, response_id: str, owner: str) -> bytes:
+        """The response itself; raises `ApiError` 404 when it is not kept, or is somebody else's."""
+        self._forget_old()
+        stored = self._stored.get(response_id)
+        if stored is None or stored.owner != owner:
+            raise unknown_response(response_id)
+        return stored.response
+
+    def remove(self, response_id: str, owner: str) -> None:
+        """Keep it no longer; raises `ApiError` 404 as `read`."""
+        self.read(response_id, owner)
+        self._num_bytes -= self._stored.pop(response_id).num_bytes
 
     def get(self, response_id: str, owner: str) -> list[InputItem]:
         """The conversation; raises `ApiError` 404 when it is not kept, or is somebody else's."""
@@ -63,7 +83,7 @@ class ResponseStore:
             if self._num_bytes <= self._max_bytes and now - oldest.stored <= MAX_AGE_S:
                 return
             del self._stored[response_id]
-            self._num_bytes -= len(oldest.items)
+            self._num_bytes -= oldest.num_bytes
 
 
 def _plain(item: InputItem) -> dict[str, object]:

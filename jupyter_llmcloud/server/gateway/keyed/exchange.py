@@ -1,0 +1,207 @@
+"""One request to a model once it is known who asks: let in, answered by a replica, written down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jupyter_llmcloud.server.answers.capturing_sink import CapturingSink
+from jupyter_llmcloud.server.answers.copied_answers import CACHE, CopiedAnswers
+from jupyter_llmcloud.server.gateway.admission import QUEUE_TIMEOUT_S
+from jupyter_llmcloud.server.gateway.metrics import StreamTimes
+from jupyter_llmcloud.server.gateway.open_requests import HUNG_UP, OpenRequest, RequestAborted
+from jupyter_llmcloud.server.gateway.proxy import REVISION, GatewayRequest, Proxy
+from jupyter_llmcloud.server.gateway.tracing import RequestTrace
+from jupyter_llmcloud.storage.server_state import RequestRecord
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+    from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
+    from jupyter_llmcloud.server.answers.keeper import Keeper
+    from jupyter_llmcloud.server.answers.response_cache import CachedAnswer
+    from jupyter_llmcloud.server.endpoints.controller import EndpointController
+    from jupyter_llmcloud.server.gateway.key_quotas import KeyQuotas
+    from jupyter_llmcloud.server.gateway.open_requests import OpenRequests
+    from jupyter_llmcloud.server.gateway.proxy import ResponseSink
+    from jupyter_llmcloud.storage.server_state import StoredKey
+
+ANSWER_MARGIN_S = 1.0
+KEY_HEADER = "X-LLMC-Key"  # its id, for the replica
+_PATIENCE_HEADERS = ("X-Stainless-Read-Timeout", "X-Stainless-Timeout")  # in seconds, from OpenAI's own clients
+_NOTE_EVERY_S = 1.0
+_NONE: Mapping[str, str] = {}
+
+
+class Services(NamedTuple):
+    """What the gateway's requests share.
+
+    Attributes:
+        requests: those that are being answered.
+        quotas: what keys have used of late.
+        keeper: of requests to endpoints that were started to keep them.
+        settings: of the Jupyter server.
+        log: of the Jupyter server.
+    """
+
+    requests: OpenRequests
+    quotas: KeyQuotas
+    keeper: Keeper
+    settings: dict[str, Any]
+    log: Logger
+
+
+class Caller(NamedTuple):
+    """Who asks.
+
+    Attributes:
+        actor: as usage names them.
+        key: that the request came with.
+        headers: of the request.
+    """
+
+    actor: str
+    key: StoredKey | None
+    headers: Mapping[str, str]
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        request_id: by which it is known everywhere.
+        began: on the clock of `time.perf_counter`.
+        open: by which it is cut.
+        times: when the pieces of its answer came, once a replica is asked.
+    """
+
+    services: Services
+    request_id: str
+    began: float
+    open: OpenRequest = field(default_factory=OpenRequest)
+    times: StreamTimes | None = None
+    _noted: float = 0.0
+
+    def reserve(self, key: StoredKey | None, shape: RequestShape) -> None:
+        """Let the request in by the quota of its key; raises ApiError (429)."""
+        if key is not None:
+            self.open.key_id = key.id
+            if key.limits.any:
+                quotas = self.services.quotas
+                self.open.reservation = quotas.reserve(key, shape.num_tokens)
+
+    def quota_headers(self, key: StoredKey) -> dict[str, str]:
+        """How much the key has left."""
+        quotas = self.services.quotas
+        return quotas.headers(key)
+
+    @property
+    def log(self) -> Logger:
+        """Of the server."""
+        return self.services.log
+
+    def hung_up(self) -> None:
+        """The client has gone: nobody needs the rest of the answer."""
+        self.open.cut(HUNG_UP)
+
+    def refused(self, record: RequestRecord) -> None:
+        """It was refused before a replica was asked, which is written down as well."""
+        requests = self.services.requests
+        requests.write_down(record)
+
+    async def pass_on(
+        self,
+        caller: Caller,
+        endpoint: EndpointController,
+        route: str,
+        body: bytes,
+        shape: RequestShape,
+        sink: ResponseSink,
+        *,
+        path: str = "",
+        headers: Mapping[str, str] = _NONE,
+    ) -> None:
+        """Have a replica answer, and write down how it went. Raises ApiError while the client has been told nothing.
+
+        Args:
+            shape: what routing knows of the request.
+            sink: where the answer goes.
+            path: where the replica answers, when that is not below /v1; such requests cost no tokens.
+            headers: of the request, that the replica needs.
+        """
+        services = self.services
+        self.times = StreamTimes(endpoint.name, self.began)
+        trace = RequestTrace(caller.headers, route, endpoint.name, self.request_id)
+        request = GatewayRequest(
+            self.request_id, caller.actor, route, body, shape, _patience_s(caller.headers), self.began,
+            {**trace.headers, **({KEY_HEADER: caller.key.id} if caller.key else {}), **headers}, path, not path,
+        )  # fmt: skip
+        copies = CopiedAnswers(services.settings.get(CACHE), services.keeper, endpoint)
+        if not path and (found := await copies.find(request)) is not None:
+            return self._answer_again(request, endpoint, found, sink)
+        sink = copies.sink(request, sink) if not path else sink
+        shadow = endpoint.copy_to_shadow(path or f"/v1/{route}", body) if not headers else None
+        answered = CapturingSink(sink) if shadow is not None else None
+        proxy = Proxy(request, endpoint, answered or sink, services.log)
+        services.requests.begin(self.open)
+        endpoint.scaling.arrived(asyncio.get_running_loop().time())
+        try:
+            await self._answer(proxy)
+        finally:
+            self.note_activity()
+            copies.keep(request)
+            record = proxy.record()
+            if shadow is not None and answered is not None and record.outcome == "done":
+                failed = record.status >= 500
+                shadow.answered(record.duration_s, failed, answered.content_type, answered.answer())
+            trace.end(record)
+            services.requests.end(self.open, record, proxy.unknown_usage(), endpoint.rates)
+        return None
+
+    def _answer_again(
+        self, request: GatewayRequest, endpoint: EndpointController, found: CachedAnswer, sink: ResponseSink
+    ) -> None:
+        """Give the answer that the same request got before."""
+        revision = str(endpoint.stored.current.number)
+        sink.begin(200, {"Content-Type": found.content_type, "X-LLMCloud-Cache": "hit", REVISION: revision})
+        sink.end(found.body, found.content_type)
+        record = RequestRecord(
+            request_id=request.request_id, actor=request.actor, endpoint=endpoint.name, route=request.route, status=200,
+            outcome="cached", duration_s=time.perf_counter() - request.began, prompt_tokens=0, completion_tokens=0,
+            t=time.time(),
+        )  # fmt: skip
+        requests = self.services.requests
+        requests.begin(self.open)
+        requests.end(self.open, record, None, endpoint.rates)
+
+    async def _answer(self, proxy: Proxy) -> None:
+        try:
+            with self.open.cuttable():
+                await proxy.run()
+        except RequestAborted as error:
+            proxy.cut(error.cut)
+
+    def piece(self) -> None:
+        """A piece of the answer is passed on."""
+        if self.times is not None:
+            self.times.piece()
+        if time.monotonic() - self._noted > _NOTE_EVERY_S:
+            self.note_activity()
+
+    def note_activity(self) -> None:
+        """Somebody uses this server: the idle culler shall not end it."""
+        from jupyter_server._tz import utcnow
+
+        self.services.settings["last_activity_times"]["llmcloud"] = utcnow()
+        self._noted = time.monotonic()
+
+
+def _patience_s(headers: Mapping[str, str]) -> float:
+    """How long this client is known to wait, less what the way to it takes."""
+    told = [headers.get(name, "") for name in _PATIENCE_HEADERS]
+    known = [float(text) - ANSWER_MARGIN_S for text in told if text.isascii() and text.replace(".", "", 1).isdigit()]
+    return max(0.0, min([*known, QUEUE_TIMEOUT_S]))
