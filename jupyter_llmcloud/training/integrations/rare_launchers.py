@@ -19,8 +19,10 @@ def adopt(run: Run) -> None:
     makers = {patches.IGNITE: _ignite, patches.ELASTIC_LAUNCH: _elastic_launch}
 
     def watch(patch: patches.Patch, make: Callable[[Any, Run], Any]) -> None:
-        replacements = {target: lambda original: make(original, run) for target in patch.targets}
-        when_imported(patch.module, lambda: patch.apply(replacements))
+        def apply() -> None:
+            patch.apply({target: lambda original: make(original, run) for target in patch.targets})
+
+        when_imported(patch.module, apply)
 
     for patch, make in makers.items():
         watch(patch, make)
