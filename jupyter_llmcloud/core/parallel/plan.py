@@ -84,7 +84,7 @@ _SETTINGS: dict[str, dict[str, _Setting]] = {
         "servers": _Setting(1, _count(1), "a whole number of ranks"),
         "staleness": _Setting(2, _count(0), "a whole number of rounds"),
         "outer-lr": _Setting(1.0, _number(1e-6, 10), "a number"),
-        "momentum": _Setting(0.0, _number(0, 0.999), "a number from 0 to 0.999"),
+        "momentum": _Setting(0.5, _number(0, 0.999), "a number from 0 to 0.999"),
     },
 }
 _ROUND = 8  # steps of the fastest worker's round of async-ps, unless they are given
