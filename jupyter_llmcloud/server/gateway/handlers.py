@@ -119,7 +119,9 @@ class InferenceHandler(GatewayHandler):
         connection.set_max_body_size(max(said, self.max_body + DROPPED_BODY))
         # Not tornado's own timeout, which has the body read by another task even when all of it is there.
         self._late = asyncio.get_running_loop().call_later(BODY_TIMEOUT_S, connection.stream.close)
-        if not length.isdigit() or int(length) > self.max_body + DROPPED_BODY:
+        if not length.isdigit():
+            raise ApiError(400, f"Content-Length is {length[:40]!r}, which is no number.", code="invalid_header")
+        if int(length) > self.max_body + DROPPED_BODY:
             raise self._too_large()
         try:
             await super().prepare()
