@@ -180,8 +180,8 @@ class ClusterPool:
             with contextlib.suppress(Exception):
                 await client.close()
             raise
-        if is_behind_gateway(address):
-            record.address = client.scheduler.address  # as the gateway has told it
+        if is_behind_gateway(address) and client.scheduler is not None:
+            record.address = str(client.scheduler.address)  # as the gateway has told it
         record.dashboard = client.dashboard_link or ""
         record.tls = tls_of(client.security)
         record.save()
