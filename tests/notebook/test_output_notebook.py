@@ -153,10 +153,11 @@ def error(cell: NotebookNode) -> str:
 
 
 def test_a_loop_that_clears_leaves_its_last_figure_and_the_chart(cells: dict[str, NotebookNode]) -> None:
-    view, figure = displays(cells["loop"])
+    view, *figures = displays(cells["loop"])
     assert "finished in" in view["text/plain"] and "loss" in view["text/plain"]
-    assert "image/png" in figure
-    assert text(cells["loop"]) == "[0-1]\n"
+    assert all("image/png" in figure for figure in figures)
+    # Ranks that draw at the same time have one figure; on a busy machine each has its own.
+    assert (len(figures), text(cells["loop"])) in [(1, "[0-1]\n"), (2, "[0]\n[1]\n"), (2, "[1]\n[0]\n")]
 
 
 def test_what_a_rank_clears_is_its_own(cells: dict[str, NotebookNode]) -> None:
