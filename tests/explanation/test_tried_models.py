@@ -144,7 +144,7 @@ def test_a_folder_of_images_is_a_class_for_each_folder(tmp_path: Path) -> None:
         ([3], "there is a row 3"),
         ([{"body": "x"}], "there is a row"),
         ((np.zeros((3, 2)), np.zeros(2)), r"there are 3 inputs, and labels of shape \[2\]"),
-        ("nowhere.jsonl", "is neither a file, a folder nor a variable"),
+        ("nowhere.jsonl", "is neither a file, a folder nor, in a notebook, a variable"),
     ],
 )
 def test_data_of_another_shape_are_named(data: Any, words: str, tmp_path: Path) -> None:

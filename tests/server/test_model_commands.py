@@ -88,7 +88,7 @@ def test_a_model_is_explained_in_a_terminal(asked: list[Any], capsys: pytest.Cap
     ("words", "said"),
     [
         (["explain", "m"], "jupyter llmcloud explain MODEL INPUT"),
-        (["explain", "m", "--adversarial", "/no/such"], "is neither a file nor a folder here"),
+        (["explain", "m", "--adversarial", "/no/such"], "is neither a file, a folder nor, in a notebook, a variable"),
         (["compress", "m"], "--method METHOD is missing"),
         (["compress", "nobody", "-m", "int8"], "there is no run 'nobody'"),
         (["compress", "m", "-m", "int8", "--eval", "/no/such"], "cannot be read as text"),

@@ -98,7 +98,7 @@ def _of_path(path: Path, folder: Path) -> tuple[str, str]:
     if path.is_dir():
         return _written(_images(path), folder), path.name
     if not path.is_file():
-        raise UsageError(f"--adversarial {str(path)!r} is neither a file nor a folder here.")
+        raise UsageError(f"--adversarial {str(path)!r} is neither a file, a folder nor, in a notebook, a variable.")
     if path.suffix in (".jsonl", ".ndjson"):
         try:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -40,6 +40,7 @@ _STREAMED = ("chat/completions", "completions", "responses")
 _REF = "#/components/schemas/{name}"
 _ERROR = {"$ref": "#/components/responses/InferenceRefusal"}
 _HERE = f"{GATEWAY}openapi.json"
+_OBJECT: dict[str, Any] = {JSON: {"schema": {"type": "object"}}}
 
 
 def openai_document(base_url: str = "/", routes: Routes = ()) -> dict[str, Any]:
@@ -52,11 +53,17 @@ def openai_document(base_url: str = "/", routes: Routes = ()) -> dict[str, Any]:
     structs: list[Any] = [*(body for body, _ in BODIES.values()), InferenceRefusal, Model, Models]
     structs += dict.fromkeys(kind for route in own for kind in structs_of(route))
     _, schemas = msgspec.json.schema_components(structs, ref_template=_REF)
-    models = {
-        "/models": _read("list_models", "List the models that may be asked.", Models),
+    model, models = _content(Model), _content(Models)
+    others = {
+        "/models": _operation("get", "list_models", "List the models that may be asked.", models),
         "/models/{model}": {
-            "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
-            **_read("get_model", "Tell of a model.", Model),
+            "parameters": [_part_of_path("model")],
+            **_operation("get", "get_model", "Tell of a model.", model),
+        },
+        "/responses/{response_id}": {
+            "parameters": [_part_of_path("response_id")],
+            **_operation("get", "get_response", "Tell again a response that was given and stored.", _OBJECT),
+            **_operation("delete", "delete_response", "Keep a response no longer.", _OBJECT),
         },
     }
     return {
@@ -64,7 +71,7 @@ def openai_document(base_url: str = "/", routes: Routes = ()) -> dict[str, Any]:
         "info": {"title": "jupyter-llmcloud's OpenAI surface", "version": package_version()},
         "servers": [{"url": f"{base_url.rstrip('/')}/llmcloud/v1"}],
         "security": [{"key": []}],
-        "paths": {**{f"/{route}": _asked(route) for route in BODIES}, **models, **_answered_here(own, schemas)},
+        "paths": {**{f"/{route}": _asked(route) for route in BODIES}, **others, **_answered_here(own, schemas)},
         "components": {
             "schemas": dict(sorted(schemas.items())),
             "responses": {"InferenceRefusal": {"description": "It is refused.", "content": _content(InferenceRefusal)}},
@@ -81,7 +88,7 @@ def _content(kind: type) -> dict[str, Any]:
 
 def _asked(route: str) -> dict[str, Any]:
     body, summary = BODIES[route]
-    answer: dict[str, Any] = {JSON: {"schema": {"type": "object"}}}
+    answer: dict[str, Any] = dict(_OBJECT)
     if route in _STREAMED:
         answer[STREAM] = {}  # who checks streams by a schema holds each event against it, and these differ
     return {
@@ -116,9 +123,13 @@ def _answered_here(routes: list[DocumentedRoute], schemas: dict[str, Any]) -> di
     return paths
 
 
-def _read(name: str, summary: str, kind: type) -> dict[str, Any]:
-    answer = {"description": summary, "content": _content(kind)}
-    return {"get": {"operationId": name, "summary": summary, "responses": {"200": answer, "default": _ERROR}}}
+def _part_of_path(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _operation(method: str, name: str, summary: str, content: dict[str, Any]) -> dict[str, Any]:
+    answer = {"description": summary, "content": content}
+    return {method: {"operationId": name, "summary": summary, "responses": {"200": answer, "default": _ERROR}}}
 
 
 class OpenAIDocumentHandler(GatewayHandler):
