@@ -94,10 +94,12 @@ def preload() -> None:
 
     model_imports.import_models()
     from jupyter_llmcloud.training import forked_program, patches, rank  # noqa: F401
+    from jupyter_llmcloud.training.shell.isolation import first_levels
     from jupyter_llmcloud.training.shell.shell import make_shell
 
     make_transparent(f"jupyter_llmcloud.training.{part}" for part in _BETWEEN)
     make_shell()
+    first_levels()
     PythonLexer()  # the first one compiles its expressions: else it were each rank with its first error
     for patch in patches.CATALOGUE:
         patch.check_once()

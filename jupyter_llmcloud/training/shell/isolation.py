@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import decimal
+import functools
 import gc
 import logging
 import multiprocessing
@@ -26,6 +27,8 @@ from accelerate.state import AcceleratorState
 
 from jupyter_llmcloud.training.checkpoint import rng
 from jupyter_llmcloud.training.resume.user_code import is_own_module
+
+_LEVELS = "levels of loggers"
 
 
 class Setting(NamedTuple):
@@ -60,7 +63,7 @@ def _settings() -> dict[str, Setting]:
         "warning filters": Setting(lambda: list(warnings.filters), _set_warning_filters),
         "log level": Setting(lambda: logging.root.level, logging.root.setLevel),
         "log handlers": _content(logging.root.handlers),
-        "levels of loggers": Setting(_levels, _set_levels),
+        _LEVELS: Setting(_levels, _set_levels),
         "disabled logs": Setting(lambda: logging.root.manager.disable, logging.disable),
         "start method": Setting(
             lambda: multiprocessing.get_start_method(allow_none=True),
@@ -87,6 +90,15 @@ def _levels() -> dict[str, int]:
     """Those of all loggers: libraries change theirs by functions such as set_verbosity_info()."""
     loggers = logging.root.manager.loggerDict.items()
     return {name: item.level for name, item in loggers if isinstance(item, logging.Logger)}
+
+
+@functools.cache
+def first_levels() -> dict[str, int]:
+    """Those of a process that has imported and done nothing else.
+
+    Looked at before ranks are forked: each logger is on a page of memory that a rank that looks has for itself.
+    """
+    return _levels()
 
 
 def _set_levels(levels: Mapping[str, int]) -> None:
@@ -154,7 +166,8 @@ class Isolation:
 
     def install(self) -> None:
         """Remember what is now as what a new process would find. Called once, in a rank."""
-        self._values = _read(self._settings)
+        others = {name: setting for name, setting in self._settings.items() if name != _LEVELS}
+        self._values = {**_read(others), _LEVELS: first_levels()}
         self._environment = dict(os.environ)
         self._generators = rng.snapshot()
 
