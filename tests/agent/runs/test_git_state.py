@@ -48,3 +48,18 @@ def test_a_folder_that_git_does_not_know_has_no_state(tmp_path: Path) -> None:
     assert git_state("") == {}
     (tmp_path / ".git").mkdir()  # not even a HEAD
     assert git_state(str(tmp_path)) == {}
+
+
+def test_what_was_read_is_read_again_when_it_has_changed(tree: Path) -> None:
+    branch, notebooks = tree / ".git" / "refs" / "heads" / "topic" / "x", str(tree / "notebooks")
+    assert git_state(notebooks)["commit"] == ""
+    branch.write_text(COMMIT, encoding="utf-8")
+    assert git_state(notebooks)["commit"] == git_state(notebooks)["commit"] == COMMIT
+    (tree / "new").write_text("d" * 40, encoding="utf-8")
+    (tree / "new").replace(branch)  # as git writes it
+    assert git_state(notebooks)["commit"] == "d" * 40
+    (tree / ".git" / "HEAD").write_text("ref: refs/heads/main\n", encoding="utf-8")
+    assert git_state(notebooks) == {"commit": "", "branch": "main", "folder": str(tree)}
+    (tree / "notebooks" / ".git").mkdir()
+    (tree / "notebooks" / ".git" / "HEAD").write_text("e" * 40, encoding="utf-8")
+    assert git_state(notebooks)["commit"] == "e" * 40
