@@ -219,7 +219,9 @@ def write_notes(path: Path, items: Sequence[pytest.Item]) -> None:
 
 def read_notes(folder: Path) -> dict[str, tuple[str, float]]:
     """What a worker has told; all have collected the same tests."""
-    path = next(folder.parent.glob(f"{folder.name}-*/{NOTES}"))
+    path = next(folder.parent.glob(f"{folder.name}-*/{NOTES}"), None)
+    if path is None:
+        raise pytest.UsageError("no worker has collected anything: a path may be wrong; WORKERS=0 tells which.")
     return {test: (group, seconds) for test, (group, seconds) in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
