@@ -67,6 +67,21 @@ def close(one: Any, other: Any) -> bool:
     return torch.allclose(torch.tensor(one).double(), torch.tensor(other).double(), rtol=1e-9, atol=1e-12)
 
 
+def as_undisturbed(ranks: Ranks, agent: AgentProcess, num_ranks: int) -> dict[str, Any]:
+    """What ranks have found, checked against as many that were left alone: rows, rates, losses and weights."""
+    undisturbed = Ranks(agent, num_ranks)
+    undisturbed.push(factor=1.0)
+    undisturbed.ok(CELL, name="alone")
+    wanted, found = undisturbed.pull("found"), ranks.pull("found")
+    assert found["ledger"] == wanted["ledger"]
+    assert found["rates"] == wanted["rates"]
+    for name in ("losses", "evaluated"):
+        assert close(found[name], wanted[name]), name
+    assert torch.allclose(ranks.pull("weights"), undisturbed.pull("weights"), rtol=1e-9, atol=1e-12)
+    undisturbed.end()
+    return dict(found)
+
+
 def test_a_run_that_loses_a_worker_and_gets_another_one_trains_as_if_nothing_had_happened(
     own_agent: Callable[..., AgentProcess], node_agent: AgentProcess
 ) -> None:
@@ -92,17 +107,8 @@ def test_a_run_that_loses_a_worker_and_gets_another_one_trains_as_if_nothing_had
     assert [size for size, _ in groupby(sizes)] == [(2, 4, 12), (1, 8, 12), (2, 4, 12)]
     assert ranks.pull("kept") == "of rank 1"  # it was renumbered
 
-    undisturbed = Ranks(node_agent, 2)
-    undisturbed.push(factor=1.0)
-    undisturbed.ok(CELL, name="alone")
-    wanted, found = undisturbed.pull("found"), ranks.pull("found")
-    assert found["ledger"] == wanted["ledger"]
+    found = as_undisturbed(ranks, node_agent, 2)
     assert all({row for step in found["ledger"][at : at + 12] for row in step} == set(range(90)) for at in (0, 12, 24))
-    assert found["rates"] == wanted["rates"]
-    for name in ("losses", "evaluated"):
-        assert close(found[name], wanted[name]), name
-    assert torch.allclose(ranks.pull("weights"), undisturbed.pull("weights"), rtol=1e-9, atol=1e-12)
-    undisturbed.end()
     ranks.end()
 
 
@@ -125,16 +131,7 @@ def test_those_that_are_left_go_on_from_where_they_are_without_a_checkpoint(
     assert outcome.state == "finished", (record.errors, record.history)
     assert any("resumed from step 2 on 2 ranks" in entry.get("why", "") for entry in record.history), record.history
     assert [size for size, _ in groupby(ranks.pull("sizes"))] == [(3, 4, 8), (2, 6, 8)]
-    undisturbed = Ranks(node_agent, 3)
-    undisturbed.push(factor=1.0)
-    undisturbed.ok(CELL, name="alone")
-    wanted, found = undisturbed.pull("found"), ranks.pull("found")
-    assert found["ledger"] == wanted["ledger"]
-    assert found["rates"] == wanted["rates"]
-    for name in ("losses", "evaluated"):
-        assert close(found[name], wanted[name]), name
-    assert torch.allclose(ranks.pull("weights"), undisturbed.pull("weights"), rtol=1e-9, atol=1e-12)
-    undisturbed.end()
+    as_undisturbed(ranks, node_agent, 3)
     ranks.end()
 
 
