@@ -192,11 +192,22 @@ class RunFolder:
     def create(self, record: RunRecord, source: str) -> None:
         """Make the folder; the record is written last, so that a folder with a record is complete."""
         try:
-            self._write("cell.py", source.encode())
+            self._write_source(source.encode())
         except FileNotFoundError:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._write("cell.py", source.encode())
+            self._write_source(source.encode())
         self.write(record)
+
+    def _write_source(self, data: bytes) -> None:
+        # In place: nobody reads it before there is a record, and with a later one it is the same.
+        fd = os.open(self.path / "cell.py", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(fd, data[written:])
+            os.ftruncate(fd, written)
+        finally:
+            os.close(fd)
 
     def write(self, record: RunRecord) -> None:
         """Replace `run.json` in one rename; in its own blocks when the disk is full, so that a run's end is told."""

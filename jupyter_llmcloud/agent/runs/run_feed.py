@@ -53,7 +53,8 @@ class RunFeed:
         self._files = RunWriter(folder, record, source, self.note)
         self._late: asyncio.TimerHandle | None = None  # when a record that is held back is written
         self._not_finite = NotFiniteLog(record.not_finite)
-        self._times = TimeLog(folder.read_times()[1], self._tell_times)
+        earlier = folder.read_times()[1] if record.state != "queued" else {}  # which another leader has counted
+        self._times = TimeLog(earlier, self._tell_times)
         chosen = record.spec.get("watch") or ""
         self._alerts = AlertLog(chosen, folder.path, self._tell_alert, actions or AlertActions(), record.left_out)
         self._trackers: TrackerProcesses | None = None

@@ -137,7 +137,8 @@ class RunSupervisor:
         self.ended: asyncio.Future[Finish] = loop.create_future()
         self.is_recorded = False
         self.record = record
-        cell = replace(cell, left_out=record.left_out or cell.left_out)  # of an earlier leader, of a run it resumes
+        if record.left_out:  # of an earlier leader; else of a run that it resumes
+            cell = replace(cell, left_out=record.left_out)
         record.left_out = cell.left_out
         record.price = float(cell.spec.get("price") or read_price(price_per_hour())[0])
         actions = AlertActions(self.stop, self._roll_back, self._leave_out)

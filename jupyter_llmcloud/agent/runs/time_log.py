@@ -26,12 +26,16 @@ class TimeLog:
         tell: Callable[[dict[int, Split], dict[int, Split]], None],
     ) -> None:
         self._splits = TimeSplits(earlier)
+        self._has_earlier = bool(earlier)
+        self._began = asyncio.get_running_loop().time()
         self._tell = tell
         self._attempt = 0
+        self._unread: list[tuple[int, float, RankTimes]] = []  # a short run has ended before anybody asks
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, attempt: int, ranks: Iterable[int]) -> None:
         """An attempt begins on these ranks."""
+        self._read()
         self._attempt = attempt
         self._splits.begin(ranks)
 
@@ -40,16 +44,25 @@ class TimeLog:
         if times.attempt != self._attempt or not times.spent:
             return
         loop = asyncio.get_running_loop()
-        self._splits.heard(rank, loop.time(), times.spent, times.points)
+        self._unread.append((rank, loop.time(), times))
         if self._timer is None:  # when the others have said it, too
             self._timer = loop.call_later(EVERY_S, self._say)
 
+    def _read(self) -> None:
+        unread, self._unread = self._unread, []
+        for rank, at, times in unread:
+            self._splits.heard(rank, at, times.spent, times.points)
+
     def _say(self) -> None:
         self._timer = None
+        self._read()
         self._tell(self._splits.shares(), self.seconds())
 
     def seconds(self) -> dict[int, Split]:
         """By rank and part, so far; empty for a run that was too short to say."""
+        if not self._has_earlier and asyncio.get_running_loop().time() - self._began < MIN_SECONDS:
+            return {}
+        self._read()
         found = self._splits.seconds()
         if all(sum(parts.values()) < MIN_SECONDS for parts in found.values()):
             return {}

@@ -9,6 +9,7 @@ dimension of the mesh fastest, so that ranks which talk most are neighbours.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,6 +168,7 @@ def _resize(size: int) -> str:
     return f"Start one with -n {size}, or resize it: %world resize {size}."
 
 
+@functools.lru_cache(maxsize=64)  # every rank asks several times a cell
 def parse_plan(text: str) -> ParallelPlan:
     """Read a plan. Raises UsageError that says what is wrong with which part of it."""
     head, *rest = (part.strip() for part in text.strip().split(","))
