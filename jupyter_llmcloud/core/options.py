@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from jupyter_llmcloud.errors import UsageError
@@ -40,12 +41,12 @@ class Option:
     names: str = ""
     is_command_line: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
         """As a field: `--max-restarts` is max_restarts."""
         return self.flags[-1].lstrip("-").replace("-", "_")
 
-    @property
+    @cached_property
     def takes_value(self) -> bool:
         """Whether a value follows the flag."""
         return bool(self.metavar or self.values)

@@ -124,9 +124,14 @@ class Spec:
         return tuple(_as_option(item) for item in fields(cls) if item.metadata["interfaces"] & interface)
 
     @classmethod
+    @cache
+    def _by_name(cls, interface: Interface = Interface.ANY) -> dict[str, Option]:
+        return {option.name: option for option in cls.options(interface)}
+
+    @classmethod
     def make(cls, given: Mapping[str, Any], interface: Interface = Interface.ANY) -> Self:
         """Checked values by name; None stands for what is left out. Raises UsageError that names the option."""
-        known = {option.name: option for option in cls.options(interface)}
+        known = cls._by_name(interface)
         if unknown := [name for name in given if name not in known]:
             raise UsageError(f"there is no option {unknown[0]!r} here. Allowed: {', '.join(known)}.")
         return cls(**{name: known[name].check(value) for name, value in given.items() if value is not None})
@@ -134,7 +139,7 @@ class Spec:
     @classmethod
     def restore(cls, kept: Mapping[str, Any]) -> Self:
         """What `as_dict` gave, also in another version: what is not known any more is left out."""
-        known = {option.name: option for option in cls.options()}
+        known = cls._by_name()
         return cls(**{name: known[name].check(value) for name, value in kept.items() if name in known})
 
     def as_dict(self) -> dict[str, Any]:

@@ -368,7 +368,6 @@ class Rank:
         except BaseException as raised:
             self.interrupts.end()
             error = raised
-        self.checkpoints.close()
         self.hooks.end()
         FORECAST.close()
         ACTIVE.close()
@@ -385,6 +384,7 @@ class Rank:
                 **ended,
             )
         )
+        self.checkpoints.close()  # what nobody waits for comes last
         if was_stopped(error):
             self._process.interrupt_children()
         self._process.end(shell.user_ns)

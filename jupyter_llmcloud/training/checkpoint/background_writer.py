@@ -30,11 +30,13 @@ class BackgroundWriter:
     def __init__(self, sender: OutputSender) -> None:
         self._sender = sender
         self._thread: threading.Thread | None = None
+        self.stager = Stager()
         self.clear()
 
     def clear(self) -> None:
         """A new cell."""
-        self.stager = Stager()
+        if not self.stager.is_new:  # most cells save nothing
+            self.stager = Stager()
         self.has_given_up = False
         self._serial = self._serial_step = 0
         self._num_late = 0

@@ -38,6 +38,11 @@ class Borrower(Stager):
         self._steady: set[int] = set()
         self._borrowed: list[_Borrowed] = []
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever copied or borrowed by it."""
+        return super().is_new and not self._borrowed
+
     def begin(self, steady: Iterable[int]) -> None:
         """Another state is taken; `steady`: where memory begins that only an optimizer's step changes."""
         self._steady, self._borrowed = set(steady), []

@@ -20,6 +20,11 @@ class Stager:
         self._copied = threading.Event()
         self._copied.set()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever copied by it."""
+        return not self._buffers and self._copied.is_set()
+
     def copy(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         """A copy, in the buffer of this key."""
         return self._buffer(key, tensor).copy_(tensor.detach())

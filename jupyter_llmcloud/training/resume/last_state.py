@@ -44,12 +44,14 @@ class LastState:
     def __init__(self, state: CellState) -> None:
         self._state = state
         self._told = threading.Event()
+        self._stager = Borrower()
         self.clear()
 
     def clear(self) -> None:
         """No cell is executed, or one that does without."""
         self.is_wanted = False
-        self._stager = Borrower()
+        if not self._stager.is_new:
+            self._stager = Borrower()
         self._taken: TakenState | None = None
         self._cost_s = 0.0
         self._stepped_at = self._step_s = 0.0
