@@ -71,9 +71,9 @@ def executing(size: int = 2, max_restarts: int = 1, *, saves: bool = False, most
 def reshaped(run: RunMachine, size: int, slots: Any = ()) -> Resume:
     """From the search for capacity on: what the run is told when it goes on with so many ranks."""
     assert run.handle(CapacityFound(slots), 1.0) == [Claim()]
-    assert run.handle(Claimed(), 1.0) == [Heal(slots)]
+    assert run.handle(Claimed(), 1.0) == [AppointStandby(), Heal(slots)]
     assert run.handle(Healed(size), 1.0) == [FindResumePoint()]
-    resume, standby = run.handle(ResumePointFound(POINT), 2.0)
+    standby, resume = run.handle(ResumePointFound(POINT), 2.0)
     assert standby == AppointStandby()
     assert isinstance(resume, Resume)
     return resume
