@@ -15,6 +15,7 @@ from typing import Any
 from jupyter_llmcloud.core.detect.failure_texts import Meaning, read_text
 from jupyter_llmcloud.core.names import name_ranks
 from jupyter_llmcloud.core.run.end_report import own_errors
+from jupyter_llmcloud.core.run.hang import ADVICE
 
 CODE_ERROR = "code-error"
 _SIGNAL = re.compile(r"ended by (?P<name>SIG\w+|signal \d+)")
@@ -207,8 +208,7 @@ def _echoes(errors: Sequence[Mapping[str, Any]]) -> Diagnosis | None:
 def _hang(hang: Mapping[str, Any]) -> Diagnosis | None:
     if not hang or hang.get("recovered"):
         return None
-    text = str(hang.get("text", "")).strip().replace(" Press Stop to interrupt, or wait.", "")
-    text = text.replace(" Press Stop to interrupt.", "").rstrip(".;")
+    text = ADVICE.sub("", str(hang.get("text", "")).strip()).rstrip(".;")
     late = tuple(int(rank) for rank in hang.get("late", ()))
     if late:
         action = "Find why it does not come: see the line that is named; every rank must reach the same collectives."
