@@ -93,11 +93,12 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
     if evidence.state not in ("failed", "lost"):
         return None
     errors = [dict(error) for error in evidence.errors if not error.get("interrupted")]
+    own = [error for error in own_errors(errors) if not error.get("collateral")]  # one that is unknown stays so
     return (
         _lost_process([error for error in errors if not error.get("collateral")], evidence.logs)
-        or _exceptions([error for error in own_errors(errors) if not error.get("collateral")])
+        or _exceptions(own)
         or _hang(evidence.hang)
-        or _echoes([error for error in errors if error.get("collateral")])
+        or (None if own else _echoes([error for error in errors if error.get("collateral")]))
         or (_lost_run() if evidence.state == "lost" else None)
     )
 
