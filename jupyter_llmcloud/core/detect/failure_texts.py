@@ -123,7 +123,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "index-out-of-range",
         r"device-side assert|index out of range in self|target -?\d+ is out of bounds|indexSelect\w*.{0,60}assert"
         r"|index -?\d+ is out of bounds for (dimension|axis)"
-        r"|takes value -?\d+ which is not in the valid range|`t >= 0 && t < n_classes`"
+        r"|takes value -?\d+ which is not in the valid range|`t >= 0 && t < n_classes`|tried to access index"
         r"|class values must be (smaller|non-negative)"
         r"|(index|indices) .{0,40}out of (bounds|range) for (dimension|axis|tensor)",
         "{who} used an index outside a table: a token or class that the model or loss does not have.",
@@ -230,10 +230,11 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|failed finding central directory|pickle data was truncated"
         r"|unpickling ?error|not a parquet file|ArrowInvalid"
         r"|incomplete metadata|file is not a zip|bad magic number"
-        r"|JSONDecodeError|BadGzipFile|not a gzipped file|zlib\.error"
+        r"|\w+DecodeError|while decompressing|invalid data stream|contains pickled"
+        r"|while parsing a|BadGzipFile|not a gzipped file|zlib\.error"
         r"|LZMAError|UnidentifiedImageError|cannot identify image"
         r"|ran out of input|unexpected end of (file|data)|ended before"
-        r"|UnicodeDecodeError|error tokenizing data|EmptyDataError"
+        r"|error tokenizing data|EmptyDataError"
         r"|file signature not found|not an? \w+ file|file is truncated"
         r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt",
         "{who} read a file that is damaged or of another kind.",
@@ -259,7 +260,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"expected scalar type|same (scalar |data ?)?d?types?\b|(weight|bias) type .{0,40}should be the same"
         r"|not implemented for '(Half|BFloat16|Long|Int|Bool|Byte|Float|Double|Char|Short|Complex\w+|Float8\w+)'"
         r"|result type \w+ can't be cast|expected .{0,20}(float|long|half|double).{0,30}(but )?(got|found)"
-        r"|found dtype .{0,30}expected|following scalar types|expected .{0,40}to be (a boolean|of (scalar )?(d?type))"
+        r"|found dtype .{0,30}expected|tensor of type \w+Tensor|signature matching types"
+        r"|following scalar types|expected .{0,40}to be (a boolean|of (scalar )?(d?type))"
         r"|expected dtype|indices must be (long|int)|used as indices must be|infer output dtype|unsupported dtype"
         r"|only .{0,40}floating point .{0,40}(grad|support)|not supported for the input types|cannot cast ufunc"
         r"|can't convert np\.ndarray of type"
@@ -274,7 +276,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|is invalid for input of size|sizes? of tensors must match|stack expects each"
         r"|input batch_size .{0,30}target batch_size|could not be broadcast|expected input.{0,60}channels"
         r"|Given groups=|expected \d+D.{0,30}(input|tensor)"
-        r"|size mismatch, got|does ?n[o']t broadcast|not broadcastable"
+        r"|(size|shape) mismatch|(size|shape)s? of .{0,60}(do|does) not match"
+        r"|should contain \d+ elements|target tensor expected"
+        r"|input of dimension|does ?n[o']t broadcast|not broadcastable"
         r"|expected (input|target|hidden|weight|bias)\S* .{0,20}(size|shape|batch)"
         r"|(must|should) be equal to (input|hidden)_size"
         r"|square matri|dimensions? .{0,80}must match|must have the same (number of dim|size|shape|length)"
@@ -303,7 +307,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"backward through the graph a second time|modified by an inplace operation|does not require grad"
         r"|marked as ready twice|element 0 of tensors"
         r"|leaf variable that requires grad|implicitly created only for scalar"
-        r"|on tensor that requires grad|differentiated tensors appears|view of a leaf|inference tensors? cannot"
+        r"|on tensor that requires grad|appears to not have been used|view of a leaf|inference tensors? cannot"
         r"|graph leaves|only tensors created explicitly by the user",
         "The backward pass of {who} could not use the graph of its forward pass.",
         "Call backward once a forward pass, do not change its tensors in place, and keep losses out of no_grad().",
@@ -318,7 +322,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "not-picklable",
         r"can'?t (get|pickle)|cannot pickle|can not pickle"
-        r"|PicklingError|picklable|pickle .{0,30}(object|local|lambda)",
+        r"|PicklingError|picklable|between processes through inheritance|pickle .{0,30}(object|local|lambda)",
         "{who} could not send an object to another process.",
         "Define its class or function at the top of a module, or make it where it is used.",
     ),
@@ -332,7 +336,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "file-missing",
         r"FileNotFoundError|no such file or directory|\[Errno 2\]|NoSuchKey|NoSuchBucket"
-        r"|(path|file|folder|directory) .{0,80}does not exist",
+        r"|(path|file\w*|folder|directory)\b.{0,80}does not exist|unable to open database file",
         "{who} did not find a file or folder.",
         "Ranks work on the hosts of the cluster: name a path that all of them see.",
     ),
