@@ -125,7 +125,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|index -?\d+ is out of bounds for (dimension|axis)"
         r"|takes value -?\d+ which is not in the valid range|`t >= 0 && t < n_classes`|tried to access index"
         r"|class values must be (smaller|non-negative)"
-        r"|(index|indices) .{0,40}out of (bounds|range) for (dimension|axis|tensor)",
+        r"|(index|indices) .{0,40}out of (bounds|range) for (dimension|axis|tensor)"
+        r"|exceeds dimension size|target out of range",
         "{who} used an index outside a table: a token or class that the model or loss does not have.",
         "Compare the largest label or token id with the number of classes, or with the rows of the embedding.",
     ),
@@ -236,14 +237,16 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|ran out of input|unexpected end of (file|data)|ended before"
         r"|error tokenizing data|EmptyDataError"
         r"|file signature not found|not an? \w+ file|file is truncated"
-        r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt",
+        r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt"
+        r"|not a database|does not start with|truncated file|no section headers|ParseError",
         "{who} read a file that is damaged or of another kind.",
         "Write this file again, or go back to an older one.",
     ),
     _rule(
         "weights-mismatch",
         r"error\(s\) in loading state_dict|size mismatch for |missing key\(s\)|unexpected key\(s\)"
-        r"|parameter group that doesn't match",
+        r"|parameter group that doesn't match"
+        r"|loaded state dict",
         "{who} loaded weights or a state that belong to another architecture.",
         "Make the model with the configuration of the checkpoint, or load with strict=False knowingly.",
     ),
@@ -265,7 +268,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|expected dtype|indices must be (long|int)|used as indices must be|infer output dtype|unsupported dtype"
         r"|only .{0,40}floating point .{0,40}(grad|support)|not supported for the input types|cannot cast ufunc"
         r"|can't convert np\.ndarray of type"
-        r"|(float|long|half|double|int|bool)\w* tensor.{0,30}(but )?(got|found) .{0,30}dtype",
+        r"|(float|long|half|double|int|bool)\w* tensor.{0,30}(but )?(got|found) .{0,30}dtype"
+        r"|d?types? .{0,60}(not match|not supported)|two bool tensors|of scalar type \w+ but"
+        r"|(only supports?|expected an?) (floating|integer|integral|bool|complex)",
         "{who} mixed tensors of different types.",
         "Convert the inputs (x.float(), y.long()), or let accelerator.autocast() choose.",
     ),
@@ -290,7 +295,10 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|\d-?d (tensor|array|vector|matrix)s? expected"
         r"|was expecting .{0,30}dimension"
         r"|(shape|size) .{0,60}(but|instead) .{0,20}(got|is|was) .{0,20}(shape|size|torch\.size|[\[(]\d)"
-        r"|number of (sizes|dimensions|dims) .{0,80}(must|should|greater|less|match)",
+        r"|number of (sizes|dimensions|dims) .{0,80}(must|should|greater|less|match)"
+        r"|no dimension of size|(must|should) be square|expected \d-?D argument|only .{0,20}\dD .{0,40}supported"
+        r"|\b(size|shape|dim|dimension|channel|column|row|element|length)s?\b.{0,80}(divisible|not match|multiply up)"
+        r"|same number of (column|row|element|channel|sample|dim)",
         "{who} combined tensors whose shapes do not fit.",
         "Print the shapes at the line of the traceback; the first and the last batch may differ from the others.",
     ),
