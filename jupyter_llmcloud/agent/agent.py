@@ -61,7 +61,7 @@ from jupyter_llmcloud.protocol.frames import Unreadable
 from jupyter_llmcloud.protocol.rank_messages import Follow, LinkMessage
 from jupyter_llmcloud.protocol.rpc import Request, Responder, refusal
 from jupyter_llmcloud.storage.runs import RunFolder
-from jupyter_llmcloud.system import unix_sockets
+from jupyter_llmcloud.system import alert_sinks, unix_sockets
 from jupyter_llmcloud.system.atomic_files import write_json
 
 LEASE_CHECK_S = 1.0
@@ -184,6 +184,7 @@ class Agent:
         self.node.end_groups()
         await self.replicas.close()
         self.node.close()
+        await asyncio.to_thread(alert_sinks.finish)
         for name in ("agent.json", "agent.sock"):
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / name).unlink()

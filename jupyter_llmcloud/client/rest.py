@@ -190,6 +190,12 @@ class ServerClient:
         """Runs, the newest first."""
         return list(self.ask("GET", "runs", state=state, limit=limit)["runs"])
 
+    def runs_and_sweeps(self, limit: int) -> list[dict[str, Any]]:
+        """Runs that are no trials, and sweeps as if each were one run; the newest first."""
+        runs = self.ask("GET", "runs", limit=limit, trials="none")["runs"]
+        rows = [*runs, *map(_sweep_as_run, self.sweeps())]
+        return sorted(rows, key=lambda row: float(row["created"]), reverse=True)[:limit]
+
     def run(self, name: str) -> dict[str, Any]:
         """One run by its id or name."""
         return self.ask("GET", f"runs/{_name(name)}")
@@ -376,6 +382,21 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _sweep_as_run(sweep: dict[str, Any]) -> dict[str, Any]:
+    """A row as those of runs: a list of both names a sweep once, and not each of its trials."""
+    best, num_trials = sweep["best"], sweep["num_trials"]
+    return {
+        "run_id": sweep["name"],
+        "name": f"sweep of {num_trials} trial{'s' if num_trials != 1 else ''}",
+        "state": sweep["state"],
+        "created": sweep["created"],
+        "ended": sweep["ended"],
+        "world_size": "",
+        "metrics": {f"best {sweep['spec'].get('metric', 'value')}": best["value"]} if best else {},
+        "artifacts": {},
+    }
 
 
 def _name(text: str) -> str:

@@ -299,11 +299,14 @@ class StandBy(Message, frozen=True, kw_only=True):
     """Said by a leader: when I have gone, lead this run in my place, as its leader of the next term.
 
     `folder` is the run's, "" when it has ended. `wait_s`: for so long after my end other hosts may have ranks of it.
+    `heir` is what this one is called in the files of later terms of mine. It stands by in those that name it, also when
+    it has not heard of them.
     """
 
     folder: str
     term: int = 0
     wait_s: float = 0.0
+    heir: str = ""
 
 
 class RenumberRanks(Message, frozen=True, kw_only=True):

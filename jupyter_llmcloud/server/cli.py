@@ -50,6 +50,7 @@ SHOWN = {
 }  # fmt: skip
 USAGE = ("day", "id", "label", "owner", "requests", "refused", "prompt_tokens", "generated_tokens", "last_used")
 ALERTS = ("t", "id", "rule", "what")
+MAX_LISTED = 100
 TIMES = ("created", "ended", "expires", "started", "last_used", "t")
 
 
@@ -147,6 +148,9 @@ def _add_noun(nouns: Any, noun: str) -> Any:
     for parser in (command, verb):
         _add_json(parser)
         parser.set_defaults(run=_list, noun=noun)
+        if noun == "runs":
+            words = "each trial of a sweep, too, and not the sweep as one row"
+            parser.add_argument("--trials", action="store_true", default=argparse.SUPPRESS, help=words)
     return verbs
 
 
@@ -218,8 +222,11 @@ def _serve_tools(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    noun = arguments.noun
-    rows = discovery.find_running().ask("GET", noun)[noun]
+    noun, server = arguments.noun, discovery.find_running()
+    if noun == "runs" and not {"json", "trials"} & set(vars(arguments)):
+        rows = server.runs_and_sweeps(MAX_LISTED)
+    else:
+        rows = server.ask("GET", noun)[noun]
     if not _print_json(arguments, rows):
         columns = COLUMNS[noun]
         print(format_table(columns, [[_cell(column, row.get(column)) for column in columns] for row in rows]))

@@ -1,6 +1,7 @@
 """Which agent leads a run, and what another one needs to lead it. For runs with restarts.
 
-<run>/terms/0000.json    who leads it in this term: {"agent", "host", "t"}; a term belongs to whoever makes its file
+<run>/terms/0000.json    who leads it in this term: {"agent", "host", "t"}; a term belongs to whoever makes its file;
+                         "heirs": who stands by from then on
       0000.left        who led in it has gone on purpose, since its host is taken away
       restart.bin        the world's StartWorld, the run's Execute and what is had again before it (Replayed), as frames
 
@@ -10,27 +11,34 @@ The folder is the one thing that all agents of a run share, so the file system d
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_llmcloud.errors import ProtocolError
 from jupyter_llmcloud.protocol.agent_messages import Execute, Push, Replayed, StartWorld
 from jupyter_llmcloud.protocol.frames import Decoder, Unreadable, encode, replace
-from jupyter_llmcloud.system.atomic_files import staged
+from jupyter_llmcloud.system.atomic_files import staged, write_json
 
 _MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+_HAS_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True)
 class TermClaim:
-    """A term and who leads in it: an agent's socket and host; no agent when the run was ended for one that had gone."""
+    """A term and who leads in it: an agent's socket and host; no agent when the run was ended for one that had gone.
+
+    `heirs`: those who stood by in the leader's term before and do so in this one, by the names that it has given them.
+    """
 
     term: int
     agent: str = ""
     host: str = ""
+    heirs: tuple[str, ...] = ()
 
 
 class Leadership:
@@ -47,15 +55,15 @@ class Leadership:
     def claim(self, claim: TermClaim) -> bool:
         """Lead from now on; False when somebody else leads in this term. Raises OSError when nobody can tell."""
         self._terms.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = {"agent": claim.agent, "host": claim.host, "t": round(time.time(), 3)}
+        about = {"agent": claim.agent, "host": claim.host, "t": round(time.time(), 3), "heirs": claim.heirs}
+        whole = self._terms / f".{uuid.uuid4().hex}"
         try:
-            fd = os.open(self._path(claim.term), _MODE, 0o600)
+            write_json(whole, about, durable=False)
+            _make_once(whole, self._path(claim.term))
         except FileExistsError:
             return False
-        try:
-            os.write(fd, json.dumps(about).encode())
         finally:
-            os.close(fd)
+            whole.unlink(missing_ok=True)
         return True
 
     def is_claimed(self, term: int) -> bool:
@@ -82,7 +90,7 @@ class Leadership:
                 return None
             term = int(terms[-1].stem)
             about = json.loads(terms[-1].read_text())
-            return TermClaim(term, about["agent"], about["host"])
+            return TermClaim(term, about["agent"], about["host"], tuple(about.get("heirs", ())))
         except (OSError, KeyError):
             return None
         except ValueError:  # whoever made it was killed before it had written
@@ -115,3 +123,17 @@ class Leadership:
     def forget(self) -> None:
         """The run has ended: nobody may lead it any more."""
         self._spec.unlink(missing_ok=True)
+
+
+def _make_once(whole: Path, path: Path) -> None:
+    """Have `path` be what `whole` is, unless it is there: raises FileExistsError. It is never seen half written."""
+    try:
+        os.link(whole, path)
+    except OSError as error:
+        if error.errno not in _HAS_NO_LINKS:
+            raise
+        fd = os.open(path, _MODE, 0o600)
+        try:
+            os.write(fd, whole.read_bytes())
+        finally:
+            os.close(fd)

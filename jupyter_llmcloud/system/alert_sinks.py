@@ -5,7 +5,8 @@
     LLMCLOUD_SMTP_URL=smtps://user:password@mail.example.com   default: smtp://localhost
 
 They stand in the environment, not in a run: such an address is often a secret, and a run's record is read by many.
-A thread of its own sends: a sink that is slow or down never holds up a run. What it could not send is told once.
+A thread for each of them sends: a sink that is slow or down never holds up a run, nor another sink. What it could not
+send is told once. A process that ends waits a few seconds for what is not sent yet.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ENV_SMTP = "LLMCLOUD_SMTP_URL"
 TIMEOUT_S = 10.0
 TRIES = 3
 PAUSES_S = (1.0, 5.0)  # between the tries
+FINISH_S = 5.0
 MAX_WAITING = 100  # alerts; a sink that is down for long loses the oldest
 SMTP_PORTS = {"smtp": 25, "smtps": 465}
 
@@ -126,53 +128,83 @@ def _checked(variable: str, url: str) -> str:
 
 
 class AlertSender:
-    """Sends alerts from a thread of its own, in order.
+    """Sends alerts, in order, each sink from a thread of its own: one that is down holds up no other.
 
     Args:
         sinks: where each alert goes.
     """
 
     def __init__(self, sinks: list[AlertSink]) -> None:
-        self._sinks = sinks
-        self._waiting: queue.Queue[tuple[dict[str, Any], Callable[[str], None]]] = queue.Queue(MAX_WAITING)
-        self._failed: set[AlertSink] = set()
-        if sinks:
-            threading.Thread(target=self._serve, name="alert sinks", daemon=True).start()
+        self._lines = [_Line(sink) for sink in sinks]
 
     def send(self, alert: dict[str, Any], failed: Callable[[str], None]) -> None:
-        """Have it sent; returns at once. `failed` is called from the thread, once for a sink until it works again."""
-        if not self._sinks:
-            return
+        """Have it sent; returns at once. `failed` is called from a thread, once for a sink until it works again."""
+        for line in self._lines:
+            line.send(alert, failed)
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait until all is sent, so long at the most: this process is about to end."""
+        until = time.monotonic() + timeout_s
+        for line in self._lines:
+            line.finish(until - time.monotonic())
+
+
+class _Line:
+    """The alerts that wait for one sink."""
+
+    def __init__(self, sink: AlertSink) -> None:
+        self._sink = sink
+        self._waiting: queue.Queue[tuple[dict[str, Any], Callable[[str], None]]] = queue.Queue(MAX_WAITING)
+        self._has_failed = False
+        threading.Thread(target=self._serve, name=f"alerts to {sink.name}", daemon=True).start()
+
+    def send(self, alert: dict[str, Any], failed: Callable[[str], None]) -> None:
         while True:
             try:
                 return self._waiting.put_nowait((alert, failed))
             except queue.Full:
                 with contextlib.suppress(queue.Empty):
                     self._waiting.get_nowait()
+                    self._waiting.task_done()
+
+    def finish(self, timeout_s: float) -> None:
+        waiting = self._waiting
+        with waiting.all_tasks_done:
+            waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, max(0.0, timeout_s))
 
     def _serve(self) -> None:
         while True:
             alert, failed = self._waiting.get()
-            for sink in self._sinks:
-                self._send(sink, alert, failed)
+            if (problem := self._send(alert)) and not self._has_failed:
+                words = (
+                    f"an alert could not be sent to {self._sink.name}: {problem}. Alerts are in the run all the same."
+                )
+                with contextlib.suppress(Exception):  # who was to be told has gone
+                    failed(words)
+            self._has_failed = bool(problem)
+            self._waiting.task_done()
 
-    def _send(self, sink: AlertSink, alert: dict[str, Any], failed: Callable[[str], None]) -> None:
+    def _send(self, alert: dict[str, Any]) -> str:
+        """Try a few times; returns why it could not be sent, "" when it was."""
         problem = ""
         for pause_s in (0.0, *PAUSES_S)[:TRIES]:
             time.sleep(pause_s)
             try:
-                sink.send(alert)
-            except (OSError, ValueError) as error:
-                problem = str(error)
+                self._sink.send(alert)
+            except Exception as error:  # of whatever library sends it: the next alert has its chance, too
+                problem = str(error) or type(error).__name__
             else:
-                self._failed.discard(sink)
-                return
-        if sink not in self._failed:
-            self._failed.add(sink)
-            failed(f"an alert could not be sent to {sink.name}: {problem}. Alerts are in the run all the same.")
+                return ""
+        return problem
 
 
 @functools.cache
 def alert_sender() -> AlertSender:
     """The one of this process. Raises ValueError when a variable is wrong."""
     return AlertSender(sinks_of(dict(os.environ)))
+
+
+def finish(timeout_s: float = FINISH_S) -> None:
+    """Wait until all alerts of this process are sent, so long at the most."""
+    if alert_sender.cache_info().currsize:
+        alert_sender().finish(timeout_s)

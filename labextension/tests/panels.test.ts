@@ -11,7 +11,7 @@ import { changedOptions, parseOption } from '../src/shared/components/clusters/o
 import { lossOf, proxiedDashboard } from '../src/shared/components/clusters/loss';
 import { opens } from '../src/shared/components/endpoints/keys';
 import { snippets } from '../src/shared/components/endpoints/snippets';
-import { filterRuns, headline } from '../src/shared/components/runs/filter';
+import { entriesOf, filterRuns, headline, stateCounts } from '../src/shared/components/runs/filter';
 import { VERSION } from '../src/version';
 
 const run = (name: string, changes: Partial<Run> = {}): Run => ({
@@ -29,6 +29,7 @@ const run = (name: string, changes: Partial<Run> = {}): Run => ({
   not_finite: {},
   world_id: '',
   holder: '',
+  sweep: '',
   num_restarts: 0,
   cost: null,
   num_resizes: 0,
@@ -103,9 +104,20 @@ describe('the list of runs', () => {
   });
   test('a trial of a sweep ends without a word: there are many of them', () => {
     const ended = new EndedRuns();
-    expect(ended.look([run('tuned-0001', { holder: 'the sweep tuned' }), run('sweeper', { holder: 'a.ipynb' })])).toEqual([]);
-    const later = [run('tuned-0001', { holder: 'the sweep tuned', state: 'failed' }), run('sweeper', { state: 'finished' })];
+    expect(ended.look([run('tuned-0001', { sweep: 'tuned' }), run('sweeper', { holder: 'a.ipynb' })])).toEqual([]);
+    const later = [run('tuned-0001', { sweep: 'tuned', state: 'failed' }), run('sweeper', { state: 'finished' })];
     expect(ended.look(later).map(one => one.name)).toEqual(['sweeper']);
+  });
+  test('a sweep is one entry with its trials, where the newest of them is', () => {
+    const trial = (number: number, changes: Partial<Run> = {}) => run(`tuned-${number}`, { sweep: 'tuned', ...changes });
+    const runs = [run('new'), trial(2), run('between'), trial(1, { state: 'finished' }), trial(0, { state: 'finished' })];
+    const entries = entriesOf(runs);
+    expect(entries.map(entry => ('run' in entry ? entry.run.name : entry.trials.map(one => one.name)))).toEqual([
+      'new',
+      ['tuned-2', 'tuned-1', 'tuned-0'],
+      'between'
+    ]);
+    expect(stateCounts(runs.slice(1))).toBe('2 running, 2 finished');
   });
   test('a run that hangs is told once, and again when it hangs again', () => {
     const hangs = { hang: { t: 1, text: 'rank 1 is late', late: [1], waiting: [0] } };
@@ -150,6 +162,11 @@ describe('endpoints', () => {
     for (const { text } of snippets('http://x/v1', 'a"b')) {
       expect(text).toContain('a\\"b');
     }
+  });
+  test('a module is asked with what it has told, else with a word for it', () => {
+    expect(snippets('http://x/v1', 'net', 'python', '[[0.0, 0.0]]')[0].text).toContain('{"inputs": [[0.0, 0.0]]}');
+    expect(snippets('http://x/v1', 'net', 'module')[0].text).toContain('{"inputs": "NUMBERS IN LISTS"}');
+    expect(snippets('http://x/v1', 'net', 'classifier')[0].text).toContain('{"inputs": ["Hello"]}');
   });
   test('events are read however they are cut', async () => {
     const chunks = ['data: {"a"', ':1}\r\n\r', '\ndata: [DONE]\n\n'];

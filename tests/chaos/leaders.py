@@ -1,8 +1,13 @@
-"""SIGKILL to leading agents at random moments of a training: another agent goes on, to the same weights, once."""
+"""SIGKILL to leading agents at random moments of a training, half of them while they replace a rank: another agent goes
+on, to the same weights, once.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import signal
 import time
 from collections import Counter
 from typing import Any
@@ -14,6 +19,7 @@ from tests.support.worlds import AgentProcess, Ranks, until
 
 KILLS = 20
 LASTS_S = 2.5  # a training, about
+HEALS_S = 1.5
 SLOWER = ("    once = run.folder", "    time.sleep(0.05)\n    once = run.folder")
 
 
@@ -59,10 +65,15 @@ def _kill(
 ) -> tuple[str, float, bool]:
     """How it ended, how long nobody trained, and whether all is as without the kill."""
     world = _world(agents)
+    pids = world.pids()
     running = world.send(cell(name).replace(*SLOWER), checkpoint_every=source.randint(1, 5), max_restarts=3)
     folder = running.outcome.folder
     until((folder.path / "run.json").exists, "the run has begun")
     time.sleep(source.uniform(0.0, LASTS_S))  # the moment is the experiment
+    if source.random() < 0.5:  # while it replaces a rank, under a new claim or about to make one
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[0], signal.SIGKILL)
+        time.sleep(source.uniform(0.0, HEALS_S))
     killed_at = time.time()
     agents[0].end_by_force()
     until(lambda: not folder.read().is_active, f"{name} has ended", 90)

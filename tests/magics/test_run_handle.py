@@ -29,7 +29,7 @@ class Server:
     def ask(self, method: str, path: str, timeout_s: float) -> dict[str, Any]:
         return {"state": self.state}
 
-    def runs(self, limit: int) -> list[dict[str, Any]]:
+    def runs_and_sweeps(self, limit: int) -> list[dict[str, Any]]:
         metrics = {"loss": 0.5, "nan": None, "up": None}
         found = {"nan": {"since": 60, "value": "nan"}, "up": {"since": 1200, "value": "inf"}}
         row = {"run_id": "r-1", "name": "r", "state": "running", "created": time.time(), "ended": None}

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.core.output.columns import format_table
 from jupyter_llmcloud.errors import CapacityError
 from jupyter_llmcloud.server.cli import main
+from jupyter_llmcloud.storage.search.sweeps import SweepRecord, SweepStore, TrialRow
 from tests.server.test_server_routes import make_run
 from tests.support.server_parts import Server, make_model, until
 
@@ -77,6 +79,27 @@ async def test_runs_and_clusters_are_listed(named: Server, capsys: pytest.Captur
     assert await run("clusters", "stop", "c1") == 0
     assert await run("clusters", "start", "local", "nonsense") == 1
     assert "clusters start: one KIND only, not local and nonsense." in capsys.readouterr().err
+
+
+async def test_the_trials_of_a_sweep_are_one_row(named: Server, capsys: pytest.CaptureFixture) -> None:
+    make_run()
+    for number in range(3):
+        make_run(f"tuned-{number:04d}", owner="sweep:tuned")
+    make_run("old-0000", owner="sweep:deleted")
+    trials = [TrialRow(number, state="done", value=3.0 - number) for number in range(3)]
+    record = SweepRecord("tuned", "finished", created=1.0, ended=9.0, spec={"metric": "loss"}, trials=trials)
+    SweepStore().folder("tuned").create(record, {"source": "1"}, b"")
+    await run("runs")
+    listed = capsys.readouterr().out
+    assert "train-1" in listed and "tuned  " in listed and "tuned-0001" not in listed
+    assert "old-0000" in listed, "nothing else tells of it"
+    await run("runs", "--trials")
+    assert "tuned-0001" in capsys.readouterr().out
+    await run("runs", "--json")
+    assert {row["sweep"] for row in json.loads(capsys.readouterr().out)} == {"", "tuned", "deleted"}
+    rows = await asyncio.to_thread(ServerClient(named.url, named.token).runs_and_sweeps, 20)
+    [row] = [row for row in rows if row["run_id"] == "tuned"]
+    assert (row["name"], row["metrics"]) == ("sweep of 3 trials", {"best loss": 1.0})
 
 
 @pytest.mark.parametrize("noun", ["runs", "endpoints", "keys", "clusters", "worlds"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,24 @@ def test_a_claim_whose_maker_was_killed_before_it_had_written_counts_and_is_nobo
     (tmp_path / "terms" / "0001.json").touch()
     assert leadership.newest() == TermClaim(1)
     assert not leadership.claim(TermClaim(1, "/a.sock", "one"))
+
+
+def test_a_term_names_those_who_stand_by_in_it(tmp_path: Path) -> None:
+    claim = TermClaim(3, "/a.sock", "one", heirs=("first", "second"))
+    assert Leadership(tmp_path).claim(claim)
+    assert Leadership(tmp_path).newest() == claim
+    assert [file.name for file in (tmp_path / "terms").iterdir()] == ["0003.json"], "nothing else is left"
+
+
+def test_a_file_system_without_hard_links_has_terms_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    claim = TermClaim(0, "/a.sock", "one", heirs=("first",))
+    assert Leadership(tmp_path).claim(claim)
+    assert not Leadership(tmp_path).claim(TermClaim(0, "/b.sock", "two"))
+    assert Leadership(tmp_path).newest() == claim
 
 
 def _race(folder: Path, start: object, wins: object, name: str) -> None:

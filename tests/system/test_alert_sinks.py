@@ -126,6 +126,7 @@ def test_a_sink_that_is_down_is_told_once_and_the_others_hear_all(hook: _Hook) -
     for _ in range(2):
         sender.send(ALERT, problems.append)
     assert [hook.heard.get(timeout=WITHIN_S) for _ in range(2)] == [ALERT] * 2
+    sender.finish(WITHIN_S)
     [problem] = problems
     assert problem.startswith("an alert could not be sent to the webhook at 127.0.0.1: ")
     assert "secret" not in problem
@@ -150,6 +151,33 @@ def test_a_slow_sink_does_not_hold_up_who_tells_and_loses_the_oldest() -> None:
     free.set()
     steps = [sent.get(timeout=WITHIN_S) for _ in range(alert_sinks.MAX_WAITING + 1)]
     assert steps == [-1, *range(50, alert_sinks.MAX_WAITING + 50)]
+
+
+def test_a_sink_that_never_answers_does_not_hold_up_another(hook: _Hook) -> None:
+    free = threading.Event()
+
+    class Stuck:
+        name = "a stuck one"
+
+        def send(self, alert: dict[str, Any]) -> None:
+            free.wait(WITHIN_S)
+
+    sender = AlertSender([Stuck(), Webhook(hook.url)])
+    sender.send(ALERT, pytest.fail)
+    assert hook.heard.get(timeout=WITHIN_S) == ALERT
+    sender.finish(0.0)  # which a process that ends does not wait for, longer than it may
+    free.set()
+    sender.finish(WITHIN_S)
+
+
+def test_what_nobody_has_foreseen_in_a_sink_does_not_end_its_thread(hook: _Hook) -> None:
+    """httpx says of some URLs only when it is asked that it cannot take them."""
+    problems: list[str] = []
+    sender = AlertSender([Webhook("http://127.0.0.1:1\x7f/")])
+    for _ in range(2):
+        sender.send(ALERT, problems.append)
+    sender.finish(WITHIN_S)
+    assert len(problems) == 1
 
 
 def test_an_alert_is_an_email_with_its_evidence() -> None:

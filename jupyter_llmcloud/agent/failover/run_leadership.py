@@ -1,8 +1,13 @@
 """A run with restarts that is led from here: its term, and the agents that stand by to lead it when this one has gone.
 
 Those that host ranks of the run stand by; a run whose ranks are all here asks its worker for another agent. Whoever
-stands by leads only after a silence (see core.link), and only in a term that nobody has claimed. When this agent claims
-the next term is decided in core.run.run_machine; ranks beside it end by themselves when it stands still.
+stands by leads only after a silence (see core.scheduling.lease_link), and only in a term that nobody has claimed. When
+this agent claims the next term is decided in core.run.run_machine; ranks beside it end by themselves when it stands
+still.
+
+The file of a term names those who go on standing by in it, so there is no moment at which nobody would follow. Others
+are told of the term, after its claim. Who is named or told counts (`until`) up to a claim that does not name it any
+more, also when it is not needed or not heard any more: that it was told so does not mean that it has heard it.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +57,8 @@ class RunLeadership:
         self._on_change = on_change
         self._on_standby_lost = on_standby_lost
         self._term = term
-        self._standing_by: list[FollowerLink] = []
+        self._claiming = asyncio.Lock()
+        self._standing_by: dict[FollowerLink, str] = {}  # and what they are called
         self._followers: list[FollowerLink] = []
         self._spare: FollowerLink | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -63,9 +70,10 @@ class RunLeadership:
         await self.claim()
 
     async def claim(self) -> bool:
-        """Lead in the next term, in which nobody stands by yet; False when another agent does. Raises OSError."""
-        claim = self._next_claim()
-        return self._claimed(claim, await asyncio.to_thread(self._leadership.claim, claim))
+        """Lead in the next term, in which those that are there stand by; False when another does. Raises OSError."""
+        async with self._claiming:
+            claim = self._next_claim()
+            return self._claimed(claim, await asyncio.to_thread(self._leadership.claim, claim))
 
     def claim_now(self) -> bool:
         """As `claim`, before anything else happens."""
@@ -73,7 +81,8 @@ class RunLeadership:
         return self._claimed(claim, self._leadership.claim(claim))
 
     def _next_claim(self) -> TermClaim:
-        return TermClaim(self._term + 1, self._node.address, socket.gethostname())
+        heirs = tuple(name for link, name in self._standing_by.items() if link in self._present)
+        return TermClaim(self._term + 1, self._node.address, socket.gethostname(), heirs)
 
     def note_here(self) -> None:
         """An agent that takes this one's place here is to lead the run, also when nobody stands by yet."""
@@ -87,9 +96,14 @@ class RunLeadership:
     def _claimed(self, claim: TermClaim, is_ours: bool) -> bool:
         if is_ours:
             self._term = claim.term
-            self._standing_by = []
+            self._standing_by = {link: name for link, name in self._standing_by.items() if name in claim.heirs}
             self._on_change(self.until)
         return is_ours
+
+    async def settled(self) -> None:
+        """Wait for the claim that is under way, if one is."""
+        async with self._claiming:
+            pass
 
     @property
     def is_lost(self) -> bool:
@@ -116,33 +130,44 @@ class RunLeadership:
         """Have the agents that host ranks stand by, or another one when there are none."""
         self._followers = [follower for follower in followers if not follower.gone]
         elsewhere = any(not follower.is_here for follower in self._followers)
-        wait_s = self._wait_s(elsewhere)
-        self._node.leads(self._folder, wait_s)
-        told = StandBy(folder=str(self._folder), term=self._term, wait_s=wait_s)
-        self._drop_spare()
-        for follower in self._followers:
-            follower.send(told)
-        self._standing_by = list(self._followers)
+        told = StandBy(folder=str(self._folder), term=self._term, wait_s=self._wait_s(elsewhere))
+        self._node.leads(self._folder, told.wait_s)
+        if self._spare is not None and (self._followers or self._spare.gone):
+            self._drop_spare()
+        for link in self._present:
+            self._appoint(link, told)
         self._on_change(self.until)
-        if not self._followers:
+        if len(self._standing_by) > len(self._present):
+            self._on_standby_lost()  # it may lead up to a term that does not name it any more
+        elif not self._standing_by:
             self._do(self._find_spare(told))
+
+    def _appoint(self, link: FollowerLink, told: StandBy) -> None:
+        name = self._standing_by.setdefault(link, uuid.uuid4().hex)
+        link.send(replace(told, heir=name))
 
     async def _find_spare(self, told: StandBy) -> None:
         address = await self._node.find_standby()
-        if not address or self._spare is not None or told.term != self._term:
+        if not address or self._standing_by or self._spare is not None or told.term != self._term:
             return
         name = f"{self._spec.world_id}~{self._term}"
         self._spare = FollowerLink(
             address, name, self._spec.link_lease_s, self._spare_says, lambda _: self._on_standby_lost(), hosts=False
         )
-        self._standing_by.append(self._spare)
         self._spare.begin()
-        self._spare.send(told)
+        self._appoint(self._spare, told)
         self._on_change(self.until)
 
     def _spare_says(self, message: Message) -> None:
         if isinstance(message, AgentLeaves):  # with its host: another one is to stand by
+            self._drop_spare()
             self._on_standby_lost()
+
+    @property
+    def _present(self) -> list[FollowerLink]:
+        """Those that are to stand by, as far as they are there."""
+        asked = [*self._followers, *([self._spare] if self._spare is not None else [])]
+        return [link for link in asked if not link.gone]
 
     def _drop_spare(self) -> None:
         if self._spare is not None:
@@ -167,7 +192,7 @@ class RunLeadership:
         for follower in self._followers:
             follower.send(StandBy(folder=""))
         self._drop_spare()
-        self._standing_by = []
+        self._standing_by = {}
         self._on_change(None)
 
     def leave(self) -> None:

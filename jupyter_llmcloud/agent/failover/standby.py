@@ -122,11 +122,15 @@ class Standby:
 
     def expect(self, run: StandBy, at: float) -> None:
         """The leader of a run has gone, or will have gone `at` a time of the loop's clock."""
-        self._do(Path(run.folder), self._take_over_at(Path(run.folder), run.term + 1, at))
+        self._do(Path(run.folder), self._take_over_at(run, at))
 
-    async def _take_over_at(self, folder: Path, term: int, at: float) -> None:
+    async def _take_over_at(self, run: StandBy, at: float) -> None:
+        folder = Path(run.folder)
         await asyncio.sleep(at - asyncio.get_running_loop().time())
-        await self._take_over(folder, term)
+        newest = await asyncio.to_thread(Leadership(folder).newest)
+        # The leader may have gone before it could tell of a newer term: its file says whether we are to follow there.
+        if newest is not None and (newest.term == run.term or run.heir in newest.heirs):
+            await self._take_over(folder, newest.term + 1)
 
     def _do(self, folder: Path, work: Any) -> None:
         task = asyncio.ensure_future(self._seen_through(folder, work))

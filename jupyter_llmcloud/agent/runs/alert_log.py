@@ -102,7 +102,7 @@ class AlertLog:
         self._found([alert] if self._watch.policy("not-finite") != "off" else [], is_shown=False)
 
     def hang(self, report: Mapping[str, Any]) -> None:
-        """Ranks are late, or wait for each other; the cell shows it already."""
+        """Ranks are late, or wait for each other; the cell shows it already, with what is done about it."""
         alert = as_alert(
             HangReport(
                 str(report["text"]),
@@ -112,7 +112,7 @@ class AlertLog:
                 limit_s=float(report.get("limit_s", 0.0)),
             )
         )
-        self._found([alert], is_shown=False)
+        self._found([alert], is_shown=False, is_done_shown=True)
 
     def said(self, record: Mapping[str, Any]) -> None:
         """A rank has found something itself, and said so in the cell; all ranks say the same."""
@@ -121,13 +121,13 @@ class AlertLog:
             window = "the gradients of the step"
             self._tell(Alert(key[0], str(record["text"]), window, 1, 1, step=key[1]), is_shown=False)
 
-    def _found(self, alerts: Iterable[Alert], *, is_shown: bool = True) -> None:
+    def _found(self, alerts: Iterable[Alert], *, is_shown: bool = True, is_done_shown: bool = False) -> None:
         for alert in alerts:
             rollback = self._rollback_of(alert)
             stops, asked = self._consequence(alert, rollback)
             if self._watch.policy(alert.detector) == SCALE:
                 asked = self._left_out(alert)
-            self._tell(replace(alert, text=alert.text + asked), is_shown=is_shown or bool(asked))
+            self._tell(replace(alert, text=alert.text + asked), is_shown=is_shown or bool(asked and not is_done_shown))
             if rollback is not None:
                 self._is_going_back = True
                 self._actions.roll_back(rollback)

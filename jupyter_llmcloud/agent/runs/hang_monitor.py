@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jupyter_llmcloud.core.detect.hang_detector import Ended, HangDetector, Heard, Looked, Moment
-from jupyter_llmcloud.core.detect.run_detectors import is_off
-from jupyter_llmcloud.core.run.hang import GroupState, HangReport, Sample
+from jupyter_llmcloud.core.detect.run_detectors import is_off, stops
+from jupyter_llmcloud.core.run.hang import ADVICE, STOPS, GroupState, HangReport, Sample
 from jupyter_llmcloud.core.run.stacks import parse_dump, place
 from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.protocol.rank_messages import Heartbeat, RankProbed
@@ -45,6 +45,7 @@ class HangMonitor:
         began = asyncio.get_running_loop().time()
         self._detector = HangDetector(tuple(cell.ranks), len(links), began, cell.hang_after_s)
         self._is_off = is_off(cell.spec.get("watch"), "hang")
+        self._stops = stops(cell.spec.get("watch"), "hang")
         self._dumped: set[int] = set()  # silent ranks that were asked for their stacks
         self._every_s = min(CHECK_S, cell.hang_after_s / 5)
         self._timer: asyncio.TimerHandle | None = None
@@ -103,7 +104,7 @@ class HangMonitor:
             self._dumped.add(rank)
         self._detector.check()
         if (report := self._detector.report) is not None:
-            self._tell(self._place_of(report), _record(report))
+            self._tell(self._place_of(report), _record(report, self._stops))
 
     def _groups(self, rows: Mapping[str, list[Any]]) -> dict[str, GroupState]:
         return {
@@ -116,10 +117,11 @@ class HangMonitor:
         return (report.late or report.waiting)[0]
 
 
-def _record(report: HangReport) -> dict[str, Any]:
+def _record(report: HangReport, stops: bool) -> dict[str, Any]:
+    text = ADVICE.sub(STOPS, report.text) if stops else report.text
     return {
         "kind": "report",
-        "text": report.text + "\n",
+        "text": text + "\n",
         "late": list(report.late),
         "waiting": list(report.waiting),
         "recovered": report.recovered,

@@ -159,8 +159,16 @@ class RunFeed:
             names, url = self.record.spec.get("track") or (), root_url_of(self._folder.path.parents[1])
             if names:
                 self._tell_begun()
-            self._trackers = TrackerProcesses(self._folder.path, names, self.note, url)
+            self._trackers = TrackerProcesses(self._folder.path, names, self._note_of_tracker, url)
         self._alerts.begin_attempt()
+
+    def _note_of_tracker(self, text: str) -> None:
+        """One that comes when the run has ended is in its record; of a run that is led elsewhere nothing is written."""
+        if self.record.is_active:
+            self.note(text)
+        elif self._folder.exists:
+            self.remember(text)
+            self._files.write_record()
 
     def spent(self, rank: int, times: RankTimes) -> None:
         """What a rank says of where its time goes."""

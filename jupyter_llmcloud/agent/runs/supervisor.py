@@ -227,11 +227,12 @@ class RunSupervisor:
 
     def take_over(self) -> None:
         """Go on with a run whose leader has gone, if it has restarts left and nobody has pressed Stop."""
-        was_stopping = self.record.state == "stopping"
-        if not self._the_lead.is_over:  # whoever pressed Stop meanwhile has ended the run: its record says so
-            self._feed.write_record()  # with its new leader
-            self._the_lead.note_here()
-        self._handle(TakenOver(was_stopping, self._the_lead.was_left))
+        if self._the_lead.is_over:  # whoever pressed Stop meanwhile has ended the run: its record says so
+            self._handle(LeadLost())
+            return
+        self._feed.write_record()  # with its new leader
+        self._the_lead.note_here()
+        self._handle(TakenOver(self.record.state == "stopping", self._the_lead.was_left))
 
     def stop(self) -> None:
         """Stop pressed, by whomever."""
@@ -423,19 +424,26 @@ class RunSupervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, work: Awaitable[Event]) -> None:
-        """What comes of `work` is the next event, whatever it is."""
-        try:
-            event = await work
-        except Busy as busy:
-            event = NoCapacity(str(busy))
-        except (LLMCloudError, OSError) as error:
-            event = RestartFailed(str(error), self._world.has_lost_members)
-        except Exception as error:  # a run must not wait for ever for something that nobody foresaw
-            traceback.print_exc(file=sys.stderr)
-            event = RestartFailed(f"the node agent failed: {error!r}")
+        """What comes of `work` is the next event, whatever it is, unless another agent has begun to lead meanwhile."""
+        event = await self._event(work)
+        if self._lead is not None:
+            await self._lead.settled()
+            event = LeadLost() if self._lead.is_lost else event
         self._handle(event)
 
+    async def _event(self, work: Awaitable[Event]) -> Event:
+        try:
+            return await work
+        except Busy as busy:
+            return NoCapacity(str(busy))
+        except (LLMCloudError, OSError) as error:
+            return RestartFailed(str(error), self._world.has_lost_members)
+        except Exception as error:  # a run must not wait for ever for something that nobody foresaw
+            traceback.print_exc(file=sys.stderr)
+            return RestartFailed(f"the node agent failed: {error!r}")
+
     async def _find_capacity(self) -> Event:
+        await self._the_lead.settled()  # a claim of our own is not another's
         if self._the_lead.is_over:
             return LeadLost()
         return CapacityFound(await self._world.find_capacity(self._bounds))

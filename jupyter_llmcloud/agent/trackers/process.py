@@ -23,7 +23,7 @@ class TrackerProcesses:
 
     Args:
         folder: of the run.
-        note: tells who follows the run.
+        note: tells of the run, also after its end: a short one has ended before a tracker knows that it cannot.
         url: of the root, where a copy of the run is kept; "" for none.
 
     Attributes:
@@ -74,10 +74,12 @@ class TrackerProcesses:
         self._inputs.append(process.stdin)
         if self._end.is_set():
             process.stdin.close()
+        has_said = False
         async for line in process.stdout:
-            if not self._end.is_set():
-                self._note(f"{label}: {line.decode(errors='replace').strip()}")
-        await process.wait()
+            has_said = True
+            self._note(f"{label}: {line.decode(errors='replace').strip()}")
+        if await process.wait() and not has_said:
+            self._note(f"{label}: it has not taken all that was logged: see tracking/{name}.log in the run's folder.")
 
     def close(self) -> None:
         """The run has ended, or is led elsewhere: they send what there is, and end."""

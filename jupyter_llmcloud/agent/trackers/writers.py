@@ -12,6 +12,7 @@ from jupyter_llmcloud.agent.trackers.journal_follower import Measured
 from jupyter_llmcloud.storage.runs import RunRecord
 
 PROJECT = "jupyter-llmcloud"
+WANDB_STEP = "step"
 MLFLOW_BATCH = 1000  # metrics in one request, at most
 _NOT_IN_MLFLOW = re.compile(r"[^\w\-./ :]")
 
@@ -62,10 +63,13 @@ class WandB:
             resume="allow",
             settings=wandb.Settings(console="off", x_disable_stats=True),
         )
+        # Its own count of steps only grows: what another rank has logged, or a run that went back, would be dropped.
+        self._run.define_metric(WANDB_STEP)
+        self._run.define_metric("*", step_metric=WANDB_STEP)
 
     def log(self, batch: Sequence[Measured]) -> None:
         for measured in batch:
-            self._run.log({**measured.values, "_timestamp": measured.t}, step=measured.step)
+            self._run.log({WANDB_STEP: measured.step, **measured.values, "_timestamp": measured.t})
 
     def finish(self, state: str) -> None:
         self._run.finish(exit_code=0 if state in ("finished", "stopped") else 1)

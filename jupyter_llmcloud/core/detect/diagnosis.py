@@ -15,6 +15,7 @@ from typing import Any
 from jupyter_llmcloud.core.detect.failure_texts import Meaning, read_text
 from jupyter_llmcloud.core.names import name_ranks
 from jupyter_llmcloud.core.run.end_report import own_errors
+from jupyter_llmcloud.core.run.hang import ADVICE
 
 CODE_ERROR = "code-error"
 _SIGNAL = re.compile(r"ended by (?P<name>SIG\w+|signal \d+)")
@@ -92,11 +93,12 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
     if evidence.state not in ("failed", "lost"):
         return None
     errors = [dict(error) for error in evidence.errors if not error.get("interrupted")]
+    own = [error for error in own_errors(errors) if not error.get("collateral")]  # one that is unknown stays so
     return (
         _lost_process([error for error in errors if not error.get("collateral")], evidence.logs)
-        or _exceptions([error for error in own_errors(errors) if not error.get("collateral")])
+        or _exceptions(own)
         or _hang(evidence.hang)
-        or _echoes([error for error in errors if error.get("collateral")])
+        or (None if own else _echoes([error for error in errors if error.get("collateral")]))
         or (_lost_run() if evidence.state == "lost" else None)
     )
 
@@ -207,8 +209,7 @@ def _echoes(errors: Sequence[Mapping[str, Any]]) -> Diagnosis | None:
 def _hang(hang: Mapping[str, Any]) -> Diagnosis | None:
     if not hang or hang.get("recovered"):
         return None
-    text = str(hang.get("text", "")).strip().replace(" Press Stop to interrupt, or wait.", "")
-    text = text.replace(" Press Stop to interrupt.", "").rstrip(".;")
+    text = ADVICE.sub("", str(hang.get("text", "")).strip()).rstrip(".;")
     late = tuple(int(rank) for rank in hang.get("late", ()))
     if late:
         action = "Find why it does not come: see the line that is named; every rank must reach the same collectives."

@@ -112,7 +112,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     # --- accelerators ---
     _rule(
         "device-fault",
-        r"uncorrectable (ecc|nvlink)|ECC error|fallen off the bus|\bXid\b|cudaErrorECC|hardware error.{0,40}(gpu|cuda)"
+        r"uncorrectable (ecc|nvlink)|ECC error|fallen off the bus"
+        r"|\bXid\b|cudaErrorECC|hardware error.{0,40}(gpu|cuda)"
         r"|unspecified launch failure",
         "The device of {who} reported a fault of its hardware.",
         "Take this host or device out of the cluster, then run again from the checkpoint.",
@@ -122,7 +123,10 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "index-out-of-range",
         r"device-side assert|index out of range in self|target -?\d+ is out of bounds|indexSelect\w*.{0,60}assert"
         r"|index -?\d+ is out of bounds for (dimension|axis)"
-        r"|takes value -?\d+ which is not in the valid range|`t >= 0 && t < n_classes`",
+        r"|takes value -?\d+ which is not in the valid range|`t >= 0 && t < n_classes`|tried to access index"
+        r"|class values must be (smaller|non-negative)"
+        r"|(index|indices) .{0,40}out of (bounds|range) for (dimension|axis|tensor)"
+        r"|exceeds dimension size|target out of range",
         "{who} used an index outside a table: a token or class that the model or loss does not have.",
         "Compare the largest label or token id with the number of classes, or with the rows of the embedding.",
     ),
@@ -224,16 +228,25 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "file-damaged",
         r"PytorchStreamReader|invalid load key|SafetensorError|header ?too ?large|MetadataIncompleteBuffer"
-        r"|failed finding central directory|pickle data was truncated|unpickling ?error|not a parquet file|ArrowInvalid"
+        r"|failed finding central directory|pickle data was truncated"
+        r"|unpickling ?error|not a parquet file|ArrowInvalid"
         r"|incomplete metadata|file is not a zip|bad magic number"
-        r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt",
+        r"|\w+DecodeError|while decompressing|invalid data stream|contains pickled"
+        r"|while parsing a|BadGzipFile|not a gzipped file|zlib\.error"
+        r"|LZMAError|UnidentifiedImageError|cannot identify image"
+        r"|ran out of input|unexpected end of (file|data)|ended before"
+        r"|error tokenizing data|EmptyDataError"
+        r"|file signature not found|not an? \w+ file|file is truncated"
+        r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt"
+        r"|not a database|does not start with|truncated file|no section headers|ParseError",
         "{who} read a file that is damaged or of another kind.",
         "Write this file again, or go back to an older one.",
     ),
     _rule(
         "weights-mismatch",
         r"error\(s\) in loading state_dict|size mismatch for |missing key\(s\)|unexpected key\(s\)"
-        r"|parameter group that doesn't match",
+        r"|parameter group that doesn't match"
+        r"|loaded state dict",
         "{who} loaded weights or a state that belong to another architecture.",
         "Make the model with the configuration of the checkpoint, or load with strict=False knowingly.",
     ),
@@ -247,9 +260,17 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "dtype-mismatch",
-        r"expected scalar type|same dtype|(weight|bias) type .{0,40}should be the same"
-        r"|not implemented for '(Half|BFloat16|Long|Int|Bool|Byte)'"
-        r"|result type \w+ can't be cast|expected .{0,20}(float|long|half|double).{0,30}(but )?(got|found)",
+        r"expected scalar type|same (scalar |data ?)?d?types?\b|(weight|bias) type .{0,40}should be the same"
+        r"|not implemented for '(Half|BFloat16|Long|Int|Bool|Byte|Float|Double|Char|Short|Complex\w+|Float8\w+)'"
+        r"|result type \w+ can't be cast|expected .{0,20}(float|long|half|double).{0,30}(but )?(got|found)"
+        r"|found dtype .{0,30}expected|tensor of type \w+Tensor|signature matching types"
+        r"|following scalar types|expected .{0,40}to be (a boolean|of (scalar )?(d?type))"
+        r"|expected dtype|indices must be (long|int)|used as indices must be|infer output dtype|unsupported dtype"
+        r"|only .{0,40}floating point .{0,40}(grad|support)|not supported for the input types|cannot cast ufunc"
+        r"|can't convert np\.ndarray of type"
+        r"|(float|long|half|double|int|bool)\w* tensor.{0,30}(but )?(got|found) .{0,30}dtype"
+        r"|d?types? .{0,60}(not match|not supported)|two bool tensors|of scalar type \w+ but"
+        r"|(only supports?|expected an?) (floating|integer|integral|bool|complex)",
         "{who} mixed tensors of different types.",
         "Convert the inputs (x.float(), y.long()), or let accelerator.autocast() choose.",
     ),
@@ -259,7 +280,25 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|must match the (existing )?size|core dimension|expected size .{0,80}got"
         r"|is invalid for input of size|sizes? of tensors must match|stack expects each"
         r"|input batch_size .{0,30}target batch_size|could not be broadcast|expected input.{0,60}channels"
-        r"|Given groups=|expected \d+D.{0,30}(input|tensor)|size mismatch, got",
+        r"|Given groups=|expected \d+D.{0,30}(input|tensor)"
+        r"|(size|shape) mismatch|(size|shape)s? of .{0,60}(do|does) not match"
+        r"|should contain \d+ elements|target tensor expected"
+        r"|input of dimension|does ?n[o']t broadcast|not broadcastable"
+        r"|expected (input|target|hidden|weight|bias)\S* .{0,20}(size|shape|batch)"
+        r"|(must|should) be equal to (input|hidden)_size"
+        r"|square matri|dimensions? .{0,80}must match|must have the same (number of dim|size|shape|length)"
+        r"|(target|input) size .{0,80}different|cannot reshape"
+        r"|dimension out of range|incompatible (shape|dimension|size)"
+        r"|inhomogeneous shape|(should|must) be of (equal|the same) (size|length|shape)|more than 1 value per channel"
+        r"|kernel size can't be greater|inconsistent (tensor size|number)|length of values .{0,40}does not match"
+        r"|(must|should) be (a )?(\d-?d\b|\d-dimensional|matrix|vector|matrices|vectors)"
+        r"|\d-?d (tensor|array|vector|matrix)s? expected"
+        r"|was expecting .{0,30}dimension"
+        r"|(shape|size) .{0,60}(but|instead) .{0,20}(got|is|was) .{0,20}(shape|size|torch\.size|[\[(]\d)"
+        r"|number of (sizes|dimensions|dims) .{0,80}(must|should|greater|less|match)"
+        r"|no dimension of size|(must|should) be square|expected \d-?D argument|only .{0,20}\dD .{0,40}supported"
+        r"|\b(size|shape|dim|dimension|channel|column|row|element|length)s?\b.{0,80}(divisible|not match|multiply up)"
+        r"|same number of (column|row|element|channel|sample|dim)",
         "{who} combined tensors whose shapes do not fit.",
         "Print the shapes at the line of the traceback; the first and the last batch may differ from the others.",
     ),
@@ -274,7 +313,10 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "autograd",
         r"backward through the graph a second time|modified by an inplace operation|does not require grad"
-        r"|marked as ready twice|element 0 of tensors|leaf variable that requires grad",
+        r"|marked as ready twice|element 0 of tensors"
+        r"|leaf variable that requires grad|implicitly created only for scalar"
+        r"|on tensor that requires grad|appears to not have been used|view of a leaf|inference tensors? cannot"
+        r"|graph leaves|only tensors created explicitly by the user",
         "The backward pass of {who} could not use the graph of its forward pass.",
         "Call backward once a forward pass, do not change its tensors in place, and keep losses out of no_grad().",
     ),
@@ -287,7 +329,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "not-picklable",
-        r"can'?t (get|pickle)|cannot pickle|can not pickle|PicklingError|picklable|pickle .{0,30}(object|local|lambda)",
+        r"can'?t (get|pickle)|cannot pickle|can not pickle"
+        r"|PicklingError|picklable|between processes through inheritance|pickle .{0,30}(object|local|lambda)",
         "{who} could not send an object to another process.",
         "Define its class or function at the top of a module, or make it where it is used.",
     ),
@@ -301,7 +344,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "file-missing",
         r"FileNotFoundError|no such file or directory|\[Errno 2\]|NoSuchKey|NoSuchBucket"
-        r"|(path|file|folder|directory) .{0,80}does not exist",
+        r"|(path|file\w*|folder|directory)\b.{0,80}does not exist|unable to open database file",
         "{who} did not find a file or folder.",
         "Ranks work on the hosts of the cluster: name a path that all of them see.",
     ),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jupyter_llmcloud.core.detect.detector import Alert
-from jupyter_llmcloud.core.run.hang import GroupState, HangReport, HangRule, Sample
+from jupyter_llmcloud.core.run.hang import ADVICE, GroupState, HangReport, HangRule, Sample
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def as_alert(report: HangReport) -> Alert:
     """What is told of late ranks, with its evidence."""
     return Alert(
         "hang",
-        report.text.partition(" Press Stop")[0].rstrip(".;"),
+        ADVICE.split(report.text)[0].rstrip(".;"),
         "seconds of the longest wait (limit: the least there is, or 5 times the 99th percentile of such waits)",
         report.lasts_s,
         report.limit_s,

@@ -70,6 +70,11 @@ def is_off(chosen: str | None, detector: str) -> bool:
     return bool(chosen) and policies(chosen or "").get(detector) == "off"
 
 
+def stops(chosen: str | None, detector: str) -> bool:
+    """Whether an alert of a detector stops the run."""
+    return bool(chosen) and policies(chosen or "").get(detector) == "stop"
+
+
 def rolls_back(chosen: str | None) -> bool:
     """Whether an alert may have the run go back to a checkpoint, by policies as `--watch` has them."""
     return bool(chosen) and ROLLBACK in policies(chosen or "").values()

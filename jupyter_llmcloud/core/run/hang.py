@@ -13,6 +13,7 @@ that is stopped is late by itself. When nobody is left to wait for, the ranks wa
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ OUT_OF_DATA = (
     " With unlike numbers of batches on the ranks, train in `with model.join():` of DistributedDataParallel, or give "
     "each rank as many."
 )
+STOPS = " The run is stopped (--watch hang=stop)."
+ADVICE = re.compile(r" (?:Press Stop to interrupt(?:, or wait)?|The run is stopped \(--watch hang=stop\))\.")
 SILENT_HEARTBEATS = 2.5  # heartbeats missed until a rank counts as silent
 
 

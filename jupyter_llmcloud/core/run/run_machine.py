@@ -9,9 +9,10 @@ again, who leads it then, what it waits for, and how it ends.
                   ending                        waiting for capacity
 
 A run is executed again only under a new claim to lead it: the agent of a rank that seems to be lost may stand by, and
-lead in this one's place as soon as it has not heard this one for long enough. Capacity is looked for before that claim,
-so that a run that finds none here can be led by an agent that has some. For the same reason nobody tells the end of a
-run without a claim once another agent may lead it (`leads_until`).
+lead in this one's place as soon as it has not heard this one for long enough. Those that are not lost stand by also in
+the term of that claim, and where there are none, another one is asked at once: a restart may wait long for capacity.
+Capacity is looked for before that claim, so that a run that finds none here can be led by an agent that has some. For
+the same reason nobody tells the end of a run without a claim once another agent may lead it (`leads_until`).
 
 At most one of FindCapacity, Heal and FindResumePoint is under way at a time, and at most one Claim; the result of each
 comes back as an event, however late. Results that nobody waits for any more change nothing.
@@ -110,7 +111,7 @@ class WorkerJoined:
 
 @dataclass(frozen=True)
 class Claimed:
-    """This agent leads in the next term, in which nobody stands by yet."""
+    """This agent leads in the next term, in which those stand by that are not lost."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +314,6 @@ class _Restart:
 
     again: Retry
     why: str
-    is_claimed: bool = False
     slots: Sequence[dict[str, Any]] = ()
     waits_for: str = ""
 
@@ -404,7 +404,7 @@ class RunMachine:
                 return self._end(replace(_LOST, state="stopped"), now, until)
             case TakenOver(False, was_announced) if self.phase is MachinePhase.NEW:
                 lost = AttemptFailure("leader", is_membership=True, is_announced=was_announced)
-                return self._broken(lost, _LOST, now, until)
+                return self._with_standby(self._broken(lost, _LOST, now, until))
             case AttemptFinished(finish, broken) if self.phase is MachinePhase.EXECUTING:
                 was_pausing = self.elastic is not None and self.elastic.end()
                 asked, self._leaves_out = self._leaves_out, None
@@ -473,7 +473,7 @@ class RunMachine:
         match self.phase, event:
             case MachinePhase.FINDING_CAPACITY, CapacityFound(slots):
                 restart.slots = slots
-                return self._heal(restart) if restart.is_claimed else self._claim(MachinePhase.CLAIMING)
+                return self._claim(MachinePhase.CLAIMING)
             case MachinePhase.FINDING_CAPACITY | MachinePhase.HEALING, NoCapacity(reason):
                 return self._wait_for_capacity(restart, reason, now)
             case MachinePhase.WAITING_FOR_CAPACITY, WorkerJoined():
@@ -504,11 +504,11 @@ class RunMachine:
         return [Note(f"{restart.why}; waits for capacity: {reason}")]
 
     def _heal(self, restart: _Restart) -> list[Instruction]:
-        self.phase, restart.is_claimed = MachinePhase.HEALING, True
-        return [Heal(restart.slots)]
+        self.phase = MachinePhase.HEALING
+        return [AppointStandby(), Heal(restart.slots)]
 
     def _resume(self, restart: _Restart, point: ResumePoint | None, now: float) -> list[Instruction]:
-        self._restart, self._wants_standby = None, False
+        self._restart = None
         self._executing(now)
         again = restart.again
         how = f"resumed from step {point.step}" if point is not None else "executed again from its start"
@@ -521,9 +521,9 @@ class RunMachine:
         if left_out is not None:
             counted += f"; steps {left_out[0]} to {left_out[1]} are left out"
         note = f"{restart.why}; {how}{counted}"
-        return [
-            Resume(again.number, point, note, again.is_resize, again.is_rollback, left_out),
+        return [  # in this order: before anything is executed on another host, they know that they must wait for that
             AppointStandby(),
+            Resume(again.number, point, note, again.is_resize, again.is_rollback, left_out),
         ]
 
     def _restart_failed(self, reason: str, now: float, until: float, is_membership: bool = False) -> list[Instruction]:
@@ -558,14 +558,15 @@ class RunMachine:
         return self._hand_over()  # who cannot see the run's folder cannot know that it still leads
 
     def _claimed(self) -> list[Instruction]:
+        self._wants_standby = False
         if self.phase is MachinePhase.ENDING:
             return self._over(End(self._finish))
         if self.phase is MachinePhase.CLAIMING and self._restart is not None:
             return self._heal(self._restart)
-        if not self._wants_standby:
-            return []
-        self._wants_standby = False
         return [AppointStandby()]
+
+    def _with_standby(self, instructions: list[Instruction]) -> list[Instruction]:
+        return instructions if self.is_over else [AppointStandby(), *instructions]
 
     def _hand_over(self, *, to_standby: bool = False) -> list[Instruction]:
         return self._over(HandOver(to_standby))

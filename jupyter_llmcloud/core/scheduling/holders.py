@@ -48,6 +48,12 @@ class HeldWorld:
         return "idle" if self.ends_in_s is None else f"unused, ends in {self.ends_in_s:.0f} s"
 
 
+def sweep_of(owner: str) -> str:
+    """The sweep of which this is a trial; "" for none."""
+    kind, _, rest = owner.partition(":")
+    return rest if kind == "sweep" else ""
+
+
 def holder(owner: str) -> str:
     """`/home/me/project/a.ipynb` -> `project/a.ipynb`; processes and servers in words."""
     kind, _, rest = owner.partition(":")
@@ -55,8 +61,8 @@ def holder(owner: str) -> str:
         return f"process {rest}"
     if kind == "server":
         return "a run without a notebook"
-    if kind == "sweep":
-        return f"the sweep {rest}"
+    if sweep := sweep_of(owner):
+        return f"the sweep {sweep}"
     return "/".join(PurePath(owner).parts[-2:]).removeprefix("//") or "somebody"
 
 

@@ -15,6 +15,7 @@ from jupyter_llmcloud.inference.open_inference.cell_code import described
 from jupyter_llmcloud.inference.open_inference.joining import Payload
 from jupyter_llmcloud.inference.open_inference.messages import InferRequest
 from jupyter_llmcloud.inference.open_inference.predictor import ModelMetadata, PredictionFailed, TensorMetadata
+from jupyter_llmcloud.inference.open_inference.samples import sample_of
 from jupyter_llmcloud.inference.open_inference.tensors import BYTES, InvalidInput, Tensor
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,12 @@ class ModulePredictor:
 
     def __init__(self, module: torch.nn.Module, max_rows: int) -> None:
         self.max_rows = max_rows
-        self.details: dict[str, Any] = {"module": type(module).__name__}
         self._module = module.eval()
         self._parameters = _parameters(module)
+        self.details: dict[str, Any] = {
+            "module": type(module).__name__,
+            "inputs": sample_of(module, self._parameters[1]),
+        }
         self._floats = _floating(module)
         self._joins: bool | None = None  # not tried yet
 

@@ -111,7 +111,7 @@ def serve(target: Any, *, progress: Callable[[str], None] | None = None, **optio
     if record["state"] != "ready":
         kind = ModelError if "model" in record["reason"] else ServerError
         raise kind(f"endpoint {record['name']!r} has {record['state']}: {record['reason'] or 'it was stopped.'}")
-    return Endpoint(record["name"], server, record["kind"])
+    return Endpoint(record["name"], server, record["kind"], record.get("inputs", ""))
 
 
 def _variable(target: str, options: Mapping[str, Any]) -> NamedVariable | None:
@@ -156,7 +156,7 @@ def get(name: str) -> Endpoint:
     """The endpoint with this name; raises NotFound."""
     server = session.current().server
     record = server.endpoint(name)
-    return Endpoint(record["name"], server, record["kind"])
+    return Endpoint(record["name"], server, record["kind"], record.get("inputs", ""))
 
 
 def list() -> list[dict[str, Any]]:  # type: ignore[valid-type]  # the name is the verb's

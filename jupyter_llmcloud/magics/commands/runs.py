@@ -37,7 +37,10 @@ MAX_ALERTS = 10  # of a run that is shown
 VERBS = {
     "list": Syntax(
         "%runs list",
-        (Option(("--limit",), "How many, the newest first.", metavar="N", parse=integer(1)),),
+        (
+            Option(("--limit",), "How many, the newest first.", metavar="N", parse=integer(1)),
+            Option(("--trials",), "Each trial of a sweep, too, and not the sweep as one row."),
+        ),
         "",
         "A table of runs.",
     ),
@@ -102,9 +105,10 @@ def get(name: str) -> RunHandle:
     return RunHandle(run["run_id"], lambda: session.current().server)
 
 
-def table(limit: int | None = None) -> Table:
-    """Runs, the newest first."""
-    rows, runs = [], session.current().server.runs(limit=limit or 20)
+def table(limit: int | None = None, trials: bool = False) -> Table:
+    """Runs, the newest first; a sweep is one row, unless each of its trials is asked for."""
+    server = session.current().server
+    rows, runs = [], server.runs(limit=limit or 20) if trials else server.runs_and_sweeps(limit or 20)
     has_cost = any(run.get("cost") is not None for run in runs)
     for run in runs:
         not_finite = run.get("not_finite") or {}
@@ -238,7 +242,7 @@ class RunsMagics(Magics):
         given = parse(VERBS[verb], words)
         match verb:
             case "list":
-                return table(given.limit)
+                return table(given.limit, given.trials)
             case "show":
                 return show(given.arguments[0])
             case "attach":

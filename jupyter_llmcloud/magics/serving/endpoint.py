@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_llmcloud.core.names import NAME_PATTERN, parse_replicas
 from jupyter_llmcloud.core.serving.endpoint.rollout import parse_shares
 from jupyter_llmcloud.core.serving.keys import may_infer
-from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR
+from jupyter_llmcloud.core.serving.models.model_kind import GENERATOR, sample_inputs
 from jupyter_llmcloud.errors import CapacityError, ConnectionLost, LLMCloudError, NotFound, ServerError, UsageError
 from jupyter_llmcloud.magics.serving import predictions
 from jupyter_llmcloud.widgets.panel_mime import panel
@@ -44,11 +44,13 @@ class Endpoint:
         base_url: for any OpenAI client here.
         public_url: the same as others reach it: behind a JupyterHub that tells its public URL, another one.
         kind: what the model is for: "generator", "classifier", "python", ...
+        inputs: JSON that it can be asked with, where it has told some.
     """
 
-    def __init__(self, name: str, client: ServerClient, kind: str = GENERATOR) -> None:
+    def __init__(self, name: str, client: ServerClient, kind: str = GENERATOR, inputs: str = "") -> None:
         self.name = name
         self.kind = kind or GENERATOR
+        self.inputs = inputs
         self.base_url = client.openai_url
         self.public_url = _as_others_reach(self.base_url)
         self._client = client
@@ -407,7 +409,7 @@ class Endpoint:
 
     def _prediction_snippets(self) -> dict[str, str]:
         url = f"{self.public_url.removesuffix('/v1')}/v2/models/{self.name}/infer"
-        inputs = {"image-classifier": '"BASE64"', "module": "[[0.5, 1.5]]"}.get(self.kind, '["Hello"]')
+        inputs = sample_inputs(self.kind, self.inputs)
         data = json.dumps({"inputs": "INPUTS"}).replace('"INPUTS"', inputs)
         curl = f"""curl {url} -H "Authorization: Bearer $LLMCLOUD_API_KEY" -d '{data}'"""
         return {"curl": curl, "Python": f"ep.predict({inputs})"}

@@ -217,6 +217,9 @@ class Endpoint(Response, frozen=True):
     adapters: Annotated[list[str], Meta(description="Asked for as the model NAME:ADAPTER.")] = []
     follows: Annotated[str | None, Meta(description="The run whose newest weights are served.")] = None
     url: Annotated[str, Meta(description="The base URL for OpenAI clients, as this client reached the server.")] = ""
+    inputs: Annotated[
+        str, Meta(description="JSON of inputs to ask a torch.nn.Module with, or a word for them; empty for others.")
+    ] = ""
     rates: Annotated[EndpointRates | None, Meta(description="Null where nothing counts them.")] = None
 
 

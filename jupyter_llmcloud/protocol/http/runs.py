@@ -45,6 +45,9 @@ class RunsQuery(Query, frozen=True):
 
     state: Annotated[Literal["active"] | None, Meta(description="Only those that go on.")] = None
     limit: Annotated[int, Meta(ge=0, le=10_000, description="The newest so many.")] = 100
+    trials: Annotated[Literal["none"] | None, Meta(description="Without those of sweeps, which GET sweeps lists.")] = (
+        None
+    )
 
 
 class RecordsQuery(Query, frozen=True):
@@ -142,6 +145,7 @@ class Run(Response, frozen=True):
     not_finite: dict[str, NotFinite] = {}
     world_id: Annotated[str, Meta(description="Of the world that executes it; empty while none does.")] = ""
     holder: Annotated[str, Meta(description="Who started it, in words: the end of a notebook's path, a process.")] = ""
+    sweep: Annotated[str, Meta(description="Of which it is a trial; empty for none.")] = ""
     num_restarts: int = 0
     num_resizes: Annotated[int, Meta(description="How often it went on with another set of ranks.")] = 0
     phase: Annotated[

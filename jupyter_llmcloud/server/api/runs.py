@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from jupyter_llmcloud.core.scheduling.holders import holder
+from jupyter_llmcloud.core.scheduling.holders import holder, sweep_of
 from jupyter_llmcloud.core.spec import Script
 from jupyter_llmcloud.errors import LLMCloudError, UsageError
 from jupyter_llmcloud.protocol.http.runs import (
@@ -45,6 +45,7 @@ from jupyter_llmcloud.storage import log_text
 from jupyter_llmcloud.storage.journal import Cursor, Record, read_from
 from jupyter_llmcloud.storage.layouts import Layouts
 from jupyter_llmcloud.storage.runs import ACTIVE_STATES, RunFolder, RunRecord
+from jupyter_llmcloud.storage.search.sweeps import SweepStore
 from jupyter_llmcloud.widgets import static_view
 from jupyter_llmcloud.widgets.recorded_view import recorded_view
 from jupyter_llmcloud.widgets.view_state import without_advice
@@ -87,6 +88,7 @@ def as_run(record: RunRecord, state: str, figures: Mapping[str, Any]) -> Run:
         **kept,
         state=state,
         holder=holder(record.owner) if record.owner else "",
+        sweep=sweep_of(record.owner),
         phase=phases[-1] if phases and state == "queued" else "",
         hang=hang,
         **figures,
@@ -157,11 +159,16 @@ class RunsHandler(StoredRunsHandler):
 
     @operation("read", Runs, query=RunsQuery)
     async def get(self, query: RunsQuery) -> Runs:
-        """List runs, the newest first; `state=active` only those that go on."""
-        records = await asyncio.to_thread(self.runs.list)
+        """List runs, the newest first; `state=active` only those that go on, `trials=none` without those of sweeps."""
+        records = await asyncio.to_thread(self._without_trials if query.trials else self.runs.list)
         chosen = (record for record in records if query.state is None or record.is_active)
         rows = await asyncio.gather(*(self.summary(record) for record in itertools.islice(chosen, query.limit)))
         return Runs(runs=[row for row in rows if query.state is None or row.state != "lost"])
+
+    def _without_trials(self) -> list[RunRecord]:
+        """Those of a sweep that was deleted are runs like others."""
+        sweeps = SweepStore(self.runs.path.parent).names()
+        return [record for record in self.runs.list() if sweep_of(record.owner) not in sweeps]
 
     @operation("execute", RunStarted, 201, body=StartRun)
     async def post(self, body: StartRun) -> RunStarted:

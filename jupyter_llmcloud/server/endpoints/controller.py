@@ -162,12 +162,17 @@ class EndpointController:
         known.sort(key=lambda one: one.stored.revision == current.number)  # else as what it takes the place of
         return str(known[-1].reported["kind"]) if known else current.kind
 
+    @property
+    def inputs(self) -> str:
+        """JSON that can be asked with, as a replica that is a module of the user's own tells it; "" for others."""
+        return next((str(text) for one in self._replicas.values() if (text := one.reported.get("inputs"))), "")
+
     def describe(self) -> dict[str, Any]:
         """What the API tells of it: neither sockets nor tokens."""
         stored, current = self.stored, self.stored.current
         kept = {key: getattr(stored, key) for key in ("name", "state", "created", "reason", "cluster")}
         told = {key: getattr(current, key) for key in _TOLD}
-        told["kind"] = self.kind
+        told |= {"kind": self.kind, "inputs": self.inputs}
         states = self._plan.states()
         replicas = [
             {

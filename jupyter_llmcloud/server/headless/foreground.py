@@ -10,7 +10,7 @@ import shlex
 import sys
 
 from jupyter_llmcloud import config
-from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR
+from jupyter_llmcloud.core.serving.models.model_kind import EMBEDDER, GENERATOR, sample_inputs
 from jupyter_llmcloud.core.spec import EndpointSpec
 from jupyter_llmcloud.errors import LLMCloudError, ModelError
 from jupyter_llmcloud.server.api.keys import mint
@@ -53,7 +53,6 @@ import httpx
 headers = {{"Authorization": "Bearer {key}"}}
 print(httpx.post("{v2}/models/{model}/infer", headers=headers, json={{"inputs": {inputs}}}).json())
 """
-_INPUTS = {"image-classifier": '"BASE64 of a file"', "module": "[[0.5, 1.5]]"}  # of texts, for any other kind
 
 
 def serve(target: str, spec: EndpointSpec, listener: Listener = LOOPBACK) -> int:
@@ -83,11 +82,11 @@ def serve(target: str, spec: EndpointSpec, listener: Listener = LOOPBACK) -> int
     return status[0] if status else 0
 
 
-def examples(kind: str, url: str, key: str, model: str, curl: str = "curl") -> str:
+def examples(kind: str, url: str, key: str, model: str, curl: str = "curl", inputs: str = "") -> str:
     """What can be pasted into a shell and into Python to ask a model of this kind."""
     template = GENERATES if kind == GENERATOR else EMBEDS if kind == EMBEDDER else PREDICTS
-    v2, inputs = f"{url.removesuffix('/v1')}/v2", _INPUTS.get(kind, '["Hello"]')
-    return template.format(url=url, key=key, model=model, curl=curl, v2=v2, inputs=inputs)
+    v2 = f"{url.removesuffix('/v1')}/v2"
+    return template.format(url=url, key=key, model=model, curl=curl, v2=v2, inputs=sample_inputs(kind, inputs))
 
 
 def _curl(app: HeadlessServerApp) -> str:
@@ -111,5 +110,5 @@ async def _begin(app: HeadlessServerApp, target: str, spec: EndpointSpec) -> Non
     print(f"base_url  {url}")
     print(f"api_key   {key.text}")
     print(f"model     {endpoint.name}")
-    print(examples(endpoint.kind, url, key.text, endpoint.name, _curl(app)), flush=True)
+    print(examples(endpoint.kind, url, key.text, endpoint.name, _curl(app), endpoint.inputs), flush=True)
     print("Ctrl-C ends it and all that it started.", file=sys.stderr, flush=True)

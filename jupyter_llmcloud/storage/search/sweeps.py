@@ -187,6 +187,10 @@ class SweepStore:
                 records.append(SweepFolder(path).read())
         return sorted(records, key=lambda record: record.created, reverse=True)
 
+    def names(self) -> set[str]:
+        """Of all of them."""
+        return {path.parent.name for path in self.path.glob("*/sweep.json")}
+
     def find(self, name: str) -> SweepFolder:
         """The sweep of this name; raises NotFound with the names there are."""
         folder = self.folder(name)

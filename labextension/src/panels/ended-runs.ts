@@ -6,7 +6,7 @@ import { isActive } from '../shared/format';
 export class EndedRuns {
   /** Runs that were alive the last time and are not any more; none at the first look, and no trials: a sweep has many. */
   look(runs: readonly Run[]): Run[] {
-    const ended = runs.filter(run => this._active.has(run.run_id) && !isActive(run.state) && !isTrial(run));
+    const ended = runs.filter(run => this._active.has(run.run_id) && !isActive(run.state) && !run.sweep);
     this._active = new Set(runs.filter(run => isActive(run.state)).map(run => run.run_id));
     return ended;
   }
@@ -25,11 +25,6 @@ export class HangingRuns {
   }
 
   private _known = new Set<string>();
-}
-
-/** Whether a run is a trial of a sweep, which tells of it itself. */
-export function isTrial(run: Run): boolean {
-  return (run.holder ?? '').startsWith('the sweep ');
 }
 
 /** Whether a notebook at `path`, from the root of the server, is the one that holds a run. */

@@ -189,6 +189,26 @@ def test_the_agent_that_takes_a_killed_ones_place_goes_on_with_its_run(
     mine.end()
 
 
+def test_a_leader_that_is_killed_while_it_heals_is_followed_by_who_stood_by_before(
+    node_agent: AgentProcess, make_agent: Callable[..., AgentProcess], tmp_path: Path
+) -> None:
+    """It has claimed a new term, and nobody takes its place there: its host is lost."""
+    leader, held = make_agent(), tmp_path / "held"
+    ranks = Ranks(leader, 3, shares=[(leader, 2), (node_agent, 1)])
+    waits = f"import os, time\nwhile os.path.exists({str(held)!r}):\n    time.sleep(0.02)\ndef unused(): pass"
+    ranks.ok(waits, is_definition=True)  # which is executed again on a rank that is new
+    running = ranks.send(ALONE, max_restarts=3).wait_for("here", times=3)
+    folder, leadership = running.outcome.folder, Leadership(running.outcome.folder.path)
+    held.touch()
+    os.kill(ranks.pids()[1], signal.SIGKILL)
+    until(lambda: (newest := leadership.newest()) is not None and newest.term == 1, "the leader has claimed anew")
+    leader.process.kill()
+    held.unlink()
+    record = finished(folder)
+    assert (record.agent, record.num_restarts) == (node_agent.address, 1)
+    ranks.beside(node_agent).end()
+
+
 def test_a_leader_that_stands_still_has_no_rank_left_when_another_one_leads(
     node_agent: AgentProcess, make_agent: Callable[..., AgentProcess]
 ) -> None:

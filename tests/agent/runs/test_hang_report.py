@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_llmcloud.storage.journal import read_all
 from tests.support.worlds import AgentProcess, Ranks, Running
 
 AFTER_S = 2.0  # of a real world: ten seconds
@@ -306,3 +307,13 @@ def test_an_evaluation_without_gradients_is_no_hang_while_it_works(sent: Sent) -
 @sent_first(MODEL + SAVES, hangs=False)
 def test_a_checkpoint_of_one_rank_is_no_hang_while_it_works(sent: Sent) -> None:
     is_not_reported(sent)
+
+
+@sent_first("if rank:\n    time.sleep(1000)\ndist.all_reduce(torch.ones(1))", ends=True, spec={"watch": "hang=stop"})
+def test_a_hang_that_stops_the_run_is_said_once(sent: Sent) -> None:
+    assert sent.record["text"].endswith(". The run is stopped (--watch hang=stop).\n")
+    outcome = sent.running.end()
+    assert outcome.state == "stopped"
+    assert not [row.detail for row in outcome.states if "late" in row.detail]
+    [alert] = [mark["text"] for mark in read_all(outcome.folder.marks) if mark["mark"] == "alert"]
+    assert alert.endswith("; the run is stopped (--watch hang=stop)") and "Press Stop" not in alert

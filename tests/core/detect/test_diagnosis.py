@@ -62,6 +62,17 @@ EXCEPTIONS = [
     ("ValueError", "Expected input batch_size (4) to match target batch_size (3).", "shape-mismatch"),
     ("RuntimeError", "Function 'LogBackward0' returned nan values in its 0th output.", "not-finite"),
     ("ValueError", "loss became NaN at step 12", "not-finite"),
+    ("RuntimeError", "einsum(): subscript j has size 2 for operand 1 which does not broadcast with previously seen size 3",
+     "shape-mismatch"),
+    ("RuntimeError", "input.size(-1) must be equal to input_size. Expected 3, got 5", "shape-mismatch"),
+    ("ValueError", "Using a target size (torch.Size([2])) that is different to the input size (torch.Size([2, 1])) is"
+     " deprecated.", "shape-mismatch"),
+    ("RuntimeError", "index_add_(): self (Float) and source (Double) must have the same scalar type", "dtype-mismatch"),
+    ("RuntimeError", "where expected condition to be a boolean tensor, but got a tensor with dtype Float",
+     "dtype-mismatch"),
+    ("RuntimeError", "Class values must be smaller than num_classes.", "index-out-of-range"),
+    ("JSONDecodeError", "Expecting value: line 1 column 7 (char 6)", "file-damaged"),
+    ("RuntimeError", "grad can be implicitly created only for scalar outputs", "autograd"),
     ("RuntimeError", "Trying to backward through the graph a second time", "autograd"),
     ("RuntimeError", "DataLoader worker (pid(s) 4711) exited unexpectedly", "data-worker-died"),
     ("AttributeError", "Can't pickle local object 'train.<locals>.collate'", "not-picklable"),
@@ -88,6 +99,7 @@ def test_the_text_of_an_exception_tells_the_cause(ename: str, evalue: str, cause
 )
 def test_what_no_rule_knows_stays_unknown(ename: str, evalue: str) -> None:
     assert failed(error(ename, evalue)) is None
+    assert failed(error(ename, evalue), echo(0)) is None, "the lost connection of the other rank comes of it"
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped", "running"])

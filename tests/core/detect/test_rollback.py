@@ -75,9 +75,9 @@ def test_a_run_goes_back_to_a_good_checkpoint_without_using_up_a_restart() -> No
     assert run.handle(RollbackAsked(BACK), 1.0) == []
     assert run.handle(AttemptFinished(STOPPED), 2.0) == [FindCapacity()]
     assert run.handle(CapacityFound(), 2.0) == [Claim()]
-    assert run.handle(Claimed(), 2.0) == [Heal()]
+    assert run.handle(Claimed(), 2.0) == [AppointStandby(), Heal()]
     assert run.handle(Healed(), 2.0) == [FindResumePoint(before=57)]
-    resume, standby = run.handle(ResumePointFound(point), 2.0)
+    standby, resume = run.handle(ResumePointFound(point), 2.0)
     note = "loss jumped; resumed from step 50; steps 58 to 59 are left out"
     assert resume == Resume(1, point, note, is_rollback=True, left_out=(58, 59)) and standby == AppointStandby()
     assert (run.policy.num_restarts, run.policy.num_rollbacks) == (0, 1)

@@ -71,9 +71,9 @@ def executing(size: int = 2, max_restarts: int = 1, *, saves: bool = False, most
 def reshaped(run: RunMachine, size: int, slots: Any = ()) -> Resume:
     """From the search for capacity on: what the run is told when it goes on with so many ranks."""
     assert run.handle(CapacityFound(slots), 1.0) == [Claim()]
-    assert run.handle(Claimed(), 1.0) == [Heal(slots)]
+    assert run.handle(Claimed(), 1.0) == [AppointStandby(), Heal(slots)]
     assert run.handle(Healed(size), 1.0) == [FindResumePoint()]
-    resume, standby = run.handle(ResumePointFound(POINT), 2.0)
+    standby, resume = run.handle(ResumePointFound(POINT), 2.0)
     assert standby == AppointStandby()
     assert isinstance(resume, Resume)
     return resume
@@ -105,7 +105,9 @@ def test_a_rank_that_dies_where_its_agent_lives_uses_up_a_restart_and_numbers_go
 
 def test_a_lost_leader_is_a_member_that_has_gone() -> None:
     run = RunMachine(RestartPolicy(1, 1, 4, is_elastic=True), elastic=Elasticity(2, 2))
-    assert run.handle(TakenOver(), 0.0) == [FindCapacity()], "all its restarts are used up, and it goes on"
+    assert run.handle(TakenOver(), 0.0) == [AppointStandby(), FindCapacity()], (
+        "all its restarts are used up, and it goes on"
+    )
     assert reshaped(run, size=1).number == 6
 
 
@@ -251,7 +253,7 @@ def test_a_place_that_was_taken_away_as_announced_uses_up_no_restart_of_a_run_th
 
 def test_a_run_whose_leader_had_announced_its_end_is_led_on_without_a_restart() -> None:
     run = RunMachine(RestartPolicy(1))
-    assert run.handle(TakenOver(False, True), 0.0) == [FindCapacity()]
+    assert run.handle(TakenOver(False, True), 0.0) == [AppointStandby(), FindCapacity()]
     assert (run.policy.num_restarts, run.policy.num_resizes) == (0, 1)
 
 

@@ -126,17 +126,17 @@ def test_a_run_that_broke_is_executed_again_from_its_newest_checkpoint_step_by_s
     run = executing()
     assert feed(run, DIES) == [FindCapacity()]
     assert feed(run, CapacityFound(SLOTS)) == [Claim()]
-    assert feed(run, Claimed()) == [Heal(SLOTS)]
+    assert feed(run, Claimed()) == [AppointStandby(), Heal(SLOTS)], "while it heals, too, others are to stand by"
     assert feed(run, Healed()) == [FindResumePoint()]
     note = f"{WHY}; resumed from step 8 (restart 1 of 3)"
-    assert feed(run, ResumePointFound(POINT)) == [Resume(1, POINT, note), AppointStandby()]
+    assert feed(run, ResumePointFound(POINT)) == [AppointStandby(), Resume(1, POINT, note)]
     assert run.phase is MachinePhase.EXECUTING
     assert feed(run, AttemptFinished(FINISHED)) == [End(FINISHED)]
 
 
 def test_without_a_checkpoint_it_is_executed_from_its_start() -> None:
     run = in_phase(MachinePhase.LOOKING)
-    resume, _ = feed(run, ResumePointFound(None))
+    _, resume = feed(run, ResumePointFound(None))
     assert resume == Resume(1, None, f"{WHY}; executed again from its start (restart 1 of 3)")
 
 
@@ -145,7 +145,7 @@ def test_a_cell_that_cannot_be_led_back_is_not_asked_for_its_checkpoint() -> Non
     failed = AttemptFinished(DIED, AttemptFailure("error", 1, "ZeroDivisionError", replaying=True))
     out = feed(run, failed, CapacityFound(), Claimed(), Healed())
     assert FindResumePoint() not in out
-    assert isinstance(resume := out[-2], Resume)
+    assert isinstance(resume := out[-1], Resume)
     assert resume.point is None
 
 
@@ -176,7 +176,7 @@ def test_a_restart_that_waits_for_capacity_asks_again_and_uses_up_no_restart() -
         feed(run, NoCapacity("full"), now=now)
         assert run.wake_at == now + CAPACITY_RETRY_S
         assert feed(run, Tick(), now=now + CAPACITY_RETRY_S) == [FindCapacity()]
-    resume, _ = feed(run, *again())[-2:]
+    _, resume = feed(run, *again())[-2:]
     assert isinstance(resume, Resume)
     assert resume.number == 1
     assert run.policy.num_restarts == 1
@@ -200,12 +200,13 @@ def test_a_worker_that_joins_at_any_other_time_changes_nothing() -> None:
         assert feed(in_phase(phase), WorkerJoined()) == []
 
 
-def test_slots_that_were_taken_by_others_meanwhile_are_looked_for_again_under_the_same_claim() -> None:
+def test_slots_that_were_taken_by_others_meanwhile_are_looked_for_again_under_another_claim() -> None:
+    """Who stood by in the term of the first one may have been lost since."""
     run = in_phase(MachinePhase.HEALING)
     assert feed(run, NoCapacity("taken")) == [Note(f"{WHY}; waits for capacity: taken")]
     assert feed(run, Tick(), now=11) == [FindCapacity()]
     others = ({"home": "elsewhere", "num_ranks": 1},)
-    assert feed(run, CapacityFound(others)) == [Heal(others)]
+    assert feed(run, CapacityFound(others), Claimed()) == [Claim(), AppointStandby(), Heal(others)]
 
 
 # --- a restart fails ---
@@ -216,7 +217,7 @@ def test_a_restart_that_fails_is_followed_by_another_under_a_new_claim(phase: Ma
     run = in_phase(phase)
     assert feed(run, RestartFailed("no store.")) == [], "it has made no progress: later"
     assert feed(run, Tick(), CapacityFound(), now=11.0) == [FindCapacity(), Claim()]
-    resume, _ = feed(run, Claimed(), Healed(), ResumePointFound(POINT))[-2:]
+    _, resume = feed(run, Claimed(), Healed(), ResumePointFound(POINT))[-2:]
     assert resume == Resume(2, POINT, "the ranks could not be replaced: no store; resumed from step 8 (restart 2 of 3)")
 
 
@@ -286,8 +287,8 @@ def test_a_standby_that_is_lost_twice_is_one_claim() -> None:
 def test_an_attempt_that_breaks_during_a_claim_for_a_standby_needs_no_second_claim() -> None:
     run = executing()
     assert feed(run, StandbyLost(), DIES, CapacityFound(SLOTS)) == [Claim(), FindCapacity()]
-    assert feed(run, Claimed()) == [Heal(SLOTS)], "the standby is appointed with the next attempt"
-    assert feed(run, Healed(), ResumePointFound(None))[-1] == AppointStandby()
+    assert feed(run, Claimed()) == [AppointStandby(), Heal(SLOTS)]
+    assert feed(run, Healed(), ResumePointFound(None))[-2] == AppointStandby()
 
 
 def test_a_standby_lost_before_the_claim_of_a_restart_does_not_stand_in_for_it() -> None:
@@ -317,9 +318,9 @@ def test_two_agents_that_claim_the_same_term_do_not_both_execute_the_run() -> No
         told = feed(leader, won)
         if first == "follower":
             assert told == [HandOver()]
-            assert feed(follower, TakenOver()) == [FindCapacity()]
+            assert feed(follower, TakenOver()) == [AppointStandby(), FindCapacity()]
         else:
-            assert told == [Heal(())]
+            assert told == [AppointStandby(), Heal(())]
 
 
 # --- a run that is taken over ---
@@ -327,8 +328,9 @@ def test_two_agents_that_claim_the_same_term_do_not_both_execute_the_run() -> No
 
 def test_a_run_that_was_taken_over_is_executed_again_as_one_restart_under_a_claim_of_its_own() -> None:
     run = RunMachine(RestartPolicy(3, num_restarts=1))
-    assert feed(run, TakenOver(), CapacityFound(SLOTS), Claimed()) == [FindCapacity(), Claim(), Heal(SLOTS)]
-    resume, _ = feed(run, Healed(), ResumePointFound(POINT))[-2:]
+    assert feed(run, TakenOver()) == [AppointStandby(), FindCapacity()], "it may wait long for capacity"
+    assert feed(run, CapacityFound(SLOTS), Claimed()) == [Claim(), AppointStandby(), Heal(SLOTS)]
+    _, resume = feed(run, Healed(), ResumePointFound(POINT))[-2:]
     note = "the agent that led the run was lost; resumed from step 8 (restart 2 of 3)"
     assert resume == Resume(2, POINT, note)
 

@@ -51,6 +51,10 @@ export class Rest {
     return this.post(`${runPath(runId)}/stop`);
   }
 
+  stopSweep(name: string): Promise<{ state: string }> {
+    return this.post(`sweeps/${encodeURIComponent(name)}/stop`);
+  }
+
   checkpointRun(runId: string): Promise<{ step: number }> {
     return this.post(`${runPath(runId)}/checkpoint`);
   }

@@ -76,7 +76,7 @@ function EndpointCard(props: { client: Client; endpoint: Endpoint; isWhole: bool
       <Replicas replicas={endpoint.replicas} asked={endpoint.num_replicas} />
       {isWhole && isActive && endpoint.kind === 'generator' && <Playground client={client} name={endpoint.name} isReady={endpoint.state === 'ready'} />}
       {isWhole && isActive && <Changes client={client} endpoint={endpoint} />}
-      {isWhole && <SnippetTabs all={snippets(url, endpoint.name, endpoint.kind)} />}
+      {isWhole && <SnippetTabs all={snippets(url, endpoint.name, endpoint.kind, endpoint.inputs)} />}
       {isWhole && <Keys client={client} endpoint={endpoint.name} />}
       <footer class="llmc-row">
         {openers.openEndpoint && !isWhole && (

@@ -5,10 +5,13 @@ export interface Snippet {
   readonly text: string;
 }
 
-/** A request in curl, Python and JavaScript; by the Open Inference Protocol for what generates no text. */
-export function snippets(url: string, name: string, kind = 'generator'): Snippet[] {
+/**
+ * A request in curl, Python and JavaScript; by the Open Inference Protocol for what generates no text.
+ * `inputs` is JSON that it can be asked with, where it has told some.
+ */
+export function snippets(url: string, name: string, kind = 'generator', inputs = ''): Snippet[] {
   if (kind !== 'generator' && kind !== 'embedder') {
-    return predictions(`${url.replace(/\/v1$/, '/v2')}/models/${encodeURIComponent(name)}/infer`, kind);
+    return predictions(`${url.replace(/\/v1$/, '/v2')}/models/${encodeURIComponent(name)}/infer`, inputs || (INPUTS[kind] ?? '["Hello"]'));
   }
   const model = JSON.stringify(name);
   const body = `{"model": ${model}, "messages": [{"role": "user", "content": "Hello"}]}`;
@@ -54,10 +57,14 @@ export function snippets(url: string, name: string, kind = 'generator'): Snippet
 }
 
 // What stands for the inputs, where texts are not what is asked.
-const INPUTS: Record<string, string> = { module: '[[0.5, 1.5]]', 'image-classifier': '"BASE64 of a file"' };
+const INPUTS: Record<string, string> = {
+  'image-classifier': '"BASE64 of a file"',
+  module: '"NUMBERS IN LISTS"',
+  python: '"WHAT ITS predict TAKES"'
+};
 
-function predictions(url: string, kind: string): Snippet[] {
-  const body = `{"inputs": ${INPUTS[kind] ?? '["Hello"]'}}`;
+function predictions(url: string, inputs: string): Snippet[] {
+  const body = `{"inputs": ${inputs}}`;
   return [
     {
       title: 'curl',

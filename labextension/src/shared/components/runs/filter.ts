@@ -41,3 +41,35 @@ export function headline(metrics: Readonly<Record<string, number | null>>): stri
     names[0];
   return name === undefined ? '' : `${name} ${formatNumber(metrics[name])}`;
 }
+
+/** What a list has a row for: a run, or a sweep with those of its trials that are in the list. */
+export type Entry = { run: Run } | { sweep: string; trials: Run[] };
+
+/** The trials of a sweep become one entry, in the place of the newest of them. */
+export function entriesOf(runs: readonly Run[]): Entry[] {
+  const entries: Entry[] = [];
+  const sweeps = new Map<string, Run[]>();
+  for (const run of runs) {
+    const known = run.sweep ? sweeps.get(run.sweep) : undefined;
+    if (known) {
+      known.push(run);
+    } else if (run.sweep) {
+      const trials = [run];
+      sweeps.set(run.sweep, trials);
+      entries.push({ sweep: run.sweep, trials });
+    } else {
+      entries.push({ run });
+    }
+  }
+  return entries;
+}
+
+/** How many runs there are in each state, the most frequent first: `12 finished, 2 running`. */
+export function stateCounts(runs: readonly Run[]): string {
+  const counts = new Map<string, number>();
+  runs.forEach(run => counts.set(run.state, (counts.get(run.state) ?? 0) + 1));
+  return [...counts]
+    .sort(([, one], [, other]) => other - one)
+    .map(([state, count]) => `${count} ${state}`)
+    .join(', ');
+}

@@ -9,7 +9,7 @@ import { useTrans } from '../../translation';
 import type { Openers } from '../clusters/cluster-panel';
 import { Name } from '../name';
 import { ListNote, Problem, StateWord, useAction, useNow } from '../parts';
-import { filterRuns, headline, type StateFilter } from './filter';
+import { entriesOf, filterRuns, headline, stateCounts, type StateFilter } from './filter';
 
 const SHOWN_AT_FIRST = 50;
 
@@ -27,6 +27,7 @@ export function RunsList({ client, openers = {}, hasFilters = true }: { client: 
     ['failed', trans.__('Failed or stopped')]
   ];
   const found = filterRuns(state.items, search, group);
+  const entries = entriesOf(found);
   return (
     <section class="llmc-card llmc-panel" aria-label={trans.__('Runs')} data-stale={state.isStale}>
       <header class="llmc-panel-head">
@@ -46,16 +47,64 @@ export function RunsList({ client, openers = {}, hasFilters = true }: { client: 
       <ListNote state={state} retry={() => client.events.retry()} empty={trans.__('There are no runs yet. A %1 cell starts one.', '%%distribute')} />
       {state.items.length > 0 && found.length === 0 && <p class="llmc-note" role="status">{trans.__('No run is like that.')}</p>}
       <ul class="llmc-runs">
-        {found.slice(0, limit).map(run => (
-          <RunRow key={run.run_id} client={client} run={run} openers={openers} />
-        ))}
+        {entries.slice(0, limit).map(entry =>
+          'run' in entry ? (
+            <RunRow key={entry.run.run_id} client={client} run={entry.run} openers={openers} />
+          ) : (
+            <SweepRow key={`sweep ${entry.sweep}`} client={client} sweep={entry.sweep} trials={entry.trials} openers={openers}
+              isSearched={search.trim() !== ''} />
+          )
+        )}
       </ul>
-      {found.length > limit && (
+      {entries.length > limit && (
         <button type="button" class="llmc-button" onClick={() => setLimit(limit + SHOWN_AT_FIRST)}>
-          {trans.__('Show more (%1 left)', found.length - limit)}
+          {trans.__('Show more (%1 left)', entries.length - limit)}
         </button>
       )}
     </section>
+  );
+}
+
+type SweepRowProps = { client: Client; sweep: string; trials: Run[]; openers: Openers; isSearched: boolean };
+
+/** A sweep: one row, which opens to its trials, and is open where some of them are searched for. */
+function SweepRow({ client, sweep, trials, openers, isSearched }: SweepRowProps) {
+  const trans = useTrans();
+  const [wished, setOpen] = useState<boolean | null>(null);
+  const isOpen = wished ?? isSearched;
+  const [limit, setLimit] = useState(SHOWN_AT_FIRST);
+  const stop = useAction(() => client.rest.stopSweep(sweep));
+  const goesOn = trials.some(run => isActive(run.state));
+  return (
+    <li class="llmc-runrow" data-sweep={sweep}>
+      <div class="llmc-row">
+        <button type="button" class="llmc-link llmc-opens llmc-grow" aria-expanded={isOpen} onClick={() => setOpen(!isOpen)}>
+          <Name class="llmc-run-name" text={sweep} />
+        </button>
+        <span class="llmc-soft">{trans._n('%1 trial', '%1 trials', trials.length)}</span>
+        {goesOn && (
+          <button type="button" class="llmc-button" aria-label={trans.__('Stop the sweep %1', sweep)} disabled={stop.isBusy} onClick={() => void stop.run()}>
+            {trans.__('Stop')}
+          </button>
+        )}
+      </div>
+      <div class="llmc-row llmc-soft">
+        <span class="llmc-grow llmc-run-figure">{stateCounts(trials)}</span>
+      </div>
+      <Problem text={stop.problem} />
+      {isOpen && (
+        <ul class="llmc-runs llmc-trials" aria-label={trans.__('Trials of %1', sweep)}>
+          {trials.slice(0, limit).map(run => (
+            <RunRow key={run.run_id} client={client} run={run} openers={openers} />
+          ))}
+        </ul>
+      )}
+      {isOpen && trials.length > limit && (
+        <button type="button" class="llmc-button" onClick={() => setLimit(limit + SHOWN_AT_FIRST)}>
+          {trans.__('Show more (%1 left)', trials.length - limit)}
+        </button>
+      )}
+    </li>
   );
 }
 
