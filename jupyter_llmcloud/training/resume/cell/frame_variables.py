@@ -76,7 +76,8 @@ def trainer_runs() -> bool:
     return False
 
 
-_SHELL_NAME = re.compile(r"_+|_i+|_[iod]?h|_i?\d+|__.*|\..*")  # what IPython keeps of earlier cells; dunder names; .0
+# What IPython keeps of earlier cells; dunder names, and ours; .0
+_SHELL_NAME = re.compile(r"_+|_i+|_[iod]h|_i?\d+|__.*__|__llmcloud.*|\..*")
 
 
 def is_users(name: str) -> bool:
