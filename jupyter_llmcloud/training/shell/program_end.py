@@ -53,7 +53,8 @@ class ProgramEnd:
             _flush_files()
 
     def _join(self) -> None:
-        new = [thread for thread in threading.enumerate() if thread not in self._threads and not thread.daemon]
+        threads = threading.enumerate()
+        new: list[Any] = [thread for thread in threads if thread not in self._threads and not thread.daemon]
         new += [
             child for child in multiprocessing.active_children() if child not in self._children and not child.daemon
         ]

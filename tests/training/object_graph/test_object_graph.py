@@ -156,6 +156,9 @@ def same(value: Any) -> Any:
     return value
 
 
+Transition = collections.namedtuple("Transition", "state action")
+
+
 class Lookahead(torch.optim.Optimizer):
     """An optimizer of the user's own, with more than its state_dict() tells."""
 
@@ -207,6 +210,9 @@ CASES: dict[str, Case] = {
     "numbers that processes share": (
         lambda: (mp.Value("i", 0), mp.Array("d", 3, lock=False)), lambda v: (setattr(v[0], "value", 5), v[1].__setitem__(1, 2.0)),
         lambda v: (v[0].value, list(v[1])),
+    ),
+    "rows of a namedtuple of the cell": (
+        lambda: (Transition, []), lambda v: v[1].append(Transition(1, [2])), lambda v: (v[1], v[0].__name__),
     ),
     "a module whose hook stays": (hooked, lambda v: v[0].weight.data.fill_(3), lambda v: (v[0].weight, len(v[0]._forward_hooks))),
     "a bar that is moved by hand": (lambda: tqdm(total=9, file=io.StringIO()), lambda v: v.update(4), lambda v: v.n),
