@@ -7,7 +7,7 @@ import time
 
 from jupyter_llmcloud.client.rest import ServerClient
 from jupyter_llmcloud.client.stop_signal import StopSignal
-from jupyter_llmcloud.client.terminal import TerminalOutput
+from jupyter_llmcloud.client.terminal import TerminalOutput, status_of
 from jupyter_llmcloud.errors import LLMCloudError, NotFound, ServerError
 from jupyter_llmcloud.storage.run_journals import RunJournals
 from jupyter_llmcloud.storage.runs import RunFolder, RunRecord
@@ -131,5 +131,5 @@ def exit_status(state: str, record: RunRecord) -> int:
     if state in ("finished", "stopped"):
         return 0 if state == "finished" else STOPPED
     error = record.errors[0] if record.errors else {}
-    status = str(error.get("evalue", "")) if error.get("ename") == "SystemExit" else ""
-    return int(status) if status.isdigit() and 0 < int(status) < 256 else FAILED
+    status = status_of(str(error.get("evalue", ""))) if error.get("ename") == "SystemExit" else None
+    return status or FAILED

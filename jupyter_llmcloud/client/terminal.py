@@ -21,6 +21,11 @@ REDRAW_S = 0.2
 _COLORS = re.compile(r"\x1b\[[\d;]*m")
 
 
+def status_of(text: str) -> int | None:
+    """The exit status of sys.exit() with a number; None where it was left with something else, which Python prints."""
+    return int(text) & 0xFF if text.removeprefix("-").isdigit() else None
+
+
 class TerminalOutput:
     """Text of the run to stdout and stderr as ranks wrote it; words on it, and the progress, to stderr.
 
@@ -107,7 +112,9 @@ class TerminalOutput:
 
     def _draw_error(self, error: dict[str, Any]) -> None:
         if error["ename"] == "SystemExit":
-            return  # what there was to say, it has said
+            if (text := str(error.get("evalue", ""))) and status_of(text) is None:
+                self.say(text)  # sys.exit("why"), as Python does
+            return
         lines = "\n".join(error["traceback"])
         self.say(lines if self._err.isatty() else _COLORS.sub("", lines))
         where = f" at {error['place']}" if error.get("place") else ""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,9 @@ def _program(arguments: argparse.Namespace, spec: RunSpec) -> tuple[str, dict[st
     folder = os.getcwd()
     if arguments.file is not None:
         try:
-            source = Path(arguments.file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            with tokenize.open(arguments.file) as opened:  # in the encoding that it names, as Python reads it
+                source = opened.read()
+        except (OSError, UnicodeDecodeError, SyntaxError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"{arguments.file} cannot be read: {reason}.") from None
         file = os.path.abspath(arguments.file)

@@ -473,6 +473,14 @@ CLASS_SOURCES = Patch(
     targets={"inspect:getfile": ("object",)},
 )
 
+AT_EXIT = Patch(
+    feature="atexit in scripts",
+    why="A rank outlives the script that it executes, and nobody tells what others have registered.",
+    without="Functions that a script registers with atexit are not called at its end.",
+    checked=_PYTHON,
+    targets={"atexit:register": None, "atexit:unregister": None},  # built-in functions
+)
+
 CATALOGUE = (
     *(LOADERS, PASSES, TRAINER, CODE_BY_VALUE),
     *(ENVIRONMENT, ACCUMULATION),
@@ -481,5 +489,5 @@ CATALOGUE = (
     *(LAUNCHERS, GROUPS, OWN_STORES, GROUP_NUMBERS, DDP_WRAPPERS),
     *(PLANS, TRAINER_PLANS, SEEDS, SPAWNED_WORKERS, *ON_IMPORT),
     *(BLOCKED_TIME, DATA_TIME, CHECKPOINT_TIME),
-    *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES),
+    *(NO_STDIN, WARNINGS, GRAD_MODES, EXIT_ADVICE, FAILING_LINES, CLASS_SOURCES, AT_EXIT),
 )

@@ -83,6 +83,7 @@ from jupyter_llmcloud.training.search import trials
 from jupyter_llmcloud.training.shell import failure_locals, failure_memory, namespace, no_stdin
 from jupyter_llmcloud.training.shell.interrupts import Interrupts
 from jupyter_llmcloud.training.shell.process_state import ProcessState
+from jupyter_llmcloud.training.shell.program_end import PROGRAM_END
 from jupyter_llmcloud.training.shell.script import was_stopped
 from jupyter_llmcloud.training.shell.shell import RankShell, start_shell
 from jupyter_llmcloud.training.shell.tracebacks import came_from, text_of
@@ -171,6 +172,7 @@ class Rank:
         spawned_workers.install(self.run)
         uneven_inputs.install()
         no_stdin.install()
+        PROGRAM_END.install()
         notebook_tqdm.install()
         warning_capture.install(self.sender)
         self._process.install()

@@ -92,6 +92,13 @@ def test_a_script_that_left_by_itself_has_no_traceback() -> None:
     assert err.getvalue() == ""
 
 
+def test_a_script_that_left_with_a_reason_says_it_as_python_does() -> None:
+    for evalue, said in (("no data in ./in", "no data in ./in\n"), ("2", ""), ("-1", "")):
+        terminal, _, err = shown()
+        terminal.finish("failed", [{"rank": 0, "ename": "SystemExit", "evalue": evalue, "traceback": []}])
+        assert err.getvalue() == said
+
+
 def test_the_line_says_how_far_a_run_is_and_how_long_it_takes_yet() -> None:
     metrics = MetricCollector()
     metrics.feed(0, [{"seq": number, "t": float(number), "progress": [10 * number, 100]} for number in range(1, 6)])
@@ -124,6 +131,7 @@ def test_without_progress_the_line_says_for_how_long_it_runs() -> None:
         ("failed", {"ename": "SystemExit", "evalue": "3"}, 3),
         ("failed", {"ename": "SystemExit", "evalue": "the reason"}, 1),
         ("failed", {"ename": "SystemExit", "evalue": "256"}, 1),
+        ("failed", {"ename": "SystemExit", "evalue": "-1"}, 255),
     ],
 )
 def test_the_exit_status_says_how_a_run_ended(state: str, error: dict[str, str] | None, status: int) -> None:

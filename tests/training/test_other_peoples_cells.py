@@ -386,7 +386,9 @@ def test_a_cell_that_binds_the_number_of_a_rank_to_another_is_told_how_to_have_i
     assert first.text(1, "stderr") == ""
     assert world.ok("rank").text(kind="stderr") == ""
     assert world.ok("rank", fresh=True).results() == ["0", "1"]
-    world.ok("rank = 8\ndef run(rank, size): pass")
+    hidden = world.ok("rank = 8\ndef run(rank, size): pass")
+    assert "run is a function of this cell" in hidden.text(0, "stderr")
+    assert "run is" not in world.ok("def run(): pass").text(0, "stderr"), "it is said once"
     world.ok("del rank")
     assert world.ok("rank").results() == ["0", "1"]
     world.ok("run.name", fresh=True)

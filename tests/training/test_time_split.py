@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from jupyter_llmcloud.core.run.time_split import shares_of
-from jupyter_llmcloud.training.diagnostics.time_split import DATA, MAX_POINTS, StepTimes, _thinned
+from jupyter_llmcloud.training.diagnostics.time_split import BLOCKED, COMPUTE, DATA, MAX_POINTS, StepTimes, _thinned
 from jupyter_llmcloud.widgets import static_view
 from jupyter_llmcloud.widgets.recorded_view import recorded_view
 from tests.support.worlds import Outcome, Ranks
@@ -42,6 +43,26 @@ def train(pauses, n=40, own=0.0):
 
 def shares(outcome: Outcome) -> dict[int, dict[str, float]]:
     return {rank: shares_of(parts) for rank, parts in outcome.record.times.items()}
+
+
+@pytest.mark.parametrize("function", ["_pre_forward", "_backward"])
+def test_a_rank_that_sleeps_in_an_exchange_of_ddp_is_told_as_waiting_while_it_does(function: str) -> None:
+    times = StepTimes()
+    times.begin(0, 2)
+    seen: list[list[float]] = []
+
+    def exchange() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not (seen and seen[-1][BLOCKED] > 0.5):
+            looker = threading.Thread(target=lambda: seen.append(times.take().spent))
+            looker.start()
+            looker.join(0.1)
+            asked.wait(0.05)
+
+    asked = threading.Event()
+    getattr(times, function)(exchange)()
+    assert seen[-1][BLOCKED] > 0.5 and seen[0][BLOCKED] == 0
+    assert seen[-1][COMPUTE] < 0.2
 
 
 def test_a_slow_loader_shows_as_data_and_the_other_rank_waits(world: Ranks) -> None:

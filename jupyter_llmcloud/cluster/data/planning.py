@@ -63,7 +63,7 @@ def plan(recipe: Recipe, sources: Sequence[str], partition_bytes: int, overwrite
     kept, new, note = _split(files, before, there)
     if kind == "parquet":
         new = [_with_row_groups(file, partition_bytes, recipe.storage) for file in new]
-    whole_units = kind == "text" and recipe.unit != "line"
+    whole_units = (kind == "text" and recipe.unit != "line") or recipe.encoding != "utf-8"
     partitions = cut(new, "whole" if whole_units else kind, partition_bytes)
     known = {source.url: source for source in (before.sources if before is not None else ())}
     covered = {url for shard in kept for url in shard.sources}
@@ -79,6 +79,10 @@ def _check(recipe: Recipe, kind: str) -> None:
         raise UsageError("images are not tokenized: leave tokenizer= out.")
     if recipe.normalize and (kind in ("text", "images") or recipe.tokenizer is not None):
         raise UsageError("normalize= is for columns of numbers (jsonl, csv, parquet without a tokenizer).")
+    if recipe.encoding != "utf-8" and kind in ("parquet", "images"):
+        raise UsageError(f"encoding= is for text, jsonl and csv, not for {kind}.")
+    if recipe.types and (kind in ("text", "images") or recipe.tokenizer is not None):
+        raise UsageError("types= is for columns (jsonl, csv, parquet without a tokenizer).")
     if recipe.dedup == "near" and kind == "images":
         raise UsageError("dedup='near' compares texts: for images there is dedup='exact'.")
     if kind == "images" and recipe.steps:

@@ -33,6 +33,7 @@ from jupyter_llmcloud.cluster.data.worker_process import carry_out, end_processe
 from jupyter_llmcloud.core.data.partitions import Partition
 from jupyter_llmcloud.errors import ConnectionLost, UsageError
 from jupyter_llmcloud.storage.datasets import filesystem, manifest
+from jupyter_llmcloud.storage.datasets.columns import unified
 from jupyter_llmcloud.storage.datasets.manifest import SHARDS, Manifest, Shard
 
 LOOK_S = 3.0  # how often it is looked which workers there are
@@ -149,10 +150,7 @@ class Preparation:
             if self._plan.partitions:
                 raise UsageError("no row is left of the source: every one was dropped by a step, or files are empty.")
             return b""
-        try:
-            merged = pa.unify_schemas(found, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise UsageError(f"the files of the source do not have the same columns: {error}.") from None
+        merged = unified(found, "files")
         null = [name for name, kind in zip(merged.names, merged.types, strict=True) if pa.types.is_null(kind)]
         if null:
             merged = pa.schema([pa.field(f.name, pa.string()) if f.name in null else f for f in merged])

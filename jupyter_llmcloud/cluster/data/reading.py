@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import io
+import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,12 +14,19 @@ from jupyter_llmcloud.cluster.data.recipe import Recipe
 from jupyter_llmcloud.core.data.partitions import WHOLE, Partition, Piece, compression_of
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.datasets import filesystem
+from jupyter_llmcloud.storage.datasets.pixels import as_rgb
+from jupyter_llmcloud.storage.datasets.streams import CHUNK, Damaged, opened
 
-CHUNK = 4 << 20  # bytes that are read at once
 BATCH_ROWS = 2048
 MAX_LINE = 256 << 20
+MAX_ARRAY = 512 << 20
 _SKIP = "Leave such rows out with bad_rows='skip' (they are counted), or mend the file."
 _LABEL, _IMAGE = "label", "image"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_ENCODING = "Say what it is: encoding='latin-1', 'cp1252', 'utf-16', ..."
+_DELIMITERS = ",;\t|"
+_HEADER = 1 << 16  # bytes in which a CSV file has its first row
+_CONVERSION = re.compile(r"In CSV column #(\d+): .*CSV conversion error to ([^:]+): invalid value '(.*)'")
 
 
 class Reader:
@@ -23,11 +34,13 @@ class Reader:
 
     Attributes:
         num_bad: rows, or files, that could not be read and were left out.
+        schema: of the file that rows come from, where that has one.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.num_bad = 0
+        self.schema: Any = None
 
     def batches(self, partition: Partition) -> Iterator[list[Any]]:
         """Batches of documents: texts where the recipe makes tokens or the source is text, else rows (dicts)."""
@@ -61,23 +74,26 @@ class Reader:
         self.num_bad += 1
 
     def _open(self, piece: Piece) -> Any:
-        fs, path = filesystem.filesystem(piece.url, self._recipe.storage)
-        compression = compression_of(piece.url)
-        if compression == "zstd":
-            filesystem.require("zstandard", what=f"{piece.url!r}")
-        with filesystem.translated(piece.url):
-            if compression is None:
-                return fs.open(path, "rb", block_size=CHUNK)
-            import fsspec.core
-
-            return fsspec.core.OpenFile(fs, path, "rb", compression=compression).open()
+        recipe = self._recipe
+        encoding = "utf-8" if recipe.kind == "parquet" else recipe.encoding
+        compression = None if recipe.kind == "parquet" else compression_of(piece.url)
+        return opened(piece.url, compression, encoding, recipe.storage)
 
     # --- lines ---
 
     def _lines(self, piece: Piece) -> Iterator[tuple[int, list[bytes]]]:
         """Lists of lines that begin in the piece, each with the place of its first byte."""
+        try:
+            yield from self._lines_of(piece)
+        except Damaged as error:
+            if not self._recipe.skip_bad:
+                raise
+            self._bad(piece, str(error))  # with what stands before the damage
+
+    def _lines_of(self, piece: Piece) -> Iterator[tuple[int, list[bytes]]]:
         with filesystem.translated(piece.url), self._open(piece) as file:
             place, end, rest = piece.start, piece.end, b""
+            is_begin = not piece.start
             if piece.start:  # the line in which the piece begins belongs to the one before
                 file.seek(piece.start - 1)
                 place += len(_line(file, piece)) - 1
@@ -88,6 +104,9 @@ class Reader:
                 whole = rest + chunk
                 if end != WHOLE and place + len(whole) >= end and not whole.endswith(b"\n"):
                     whole += _line(file, piece)
+                if is_begin and whole.startswith(codecs.BOM_UTF8):
+                    whole, place = whole[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
+                is_begin = False
                 cut = whole.rfind(b"\n") + 1
                 lines, rest = whole[:cut], whole[cut:]
                 if len(rest) > MAX_LINE:
@@ -113,7 +132,9 @@ class Reader:
                     text = line.decode()
                 except UnicodeDecodeError as error:
                     wrong = at + error.start
-                    self._bad(piece, f"byte {wrong} is no UTF-8 text ({line[error.start : error.start + 8]!r})")
+                    how = "" if line[:2] not in _UTF_16 else ", as UTF-16 begins"
+                    told = f"byte {wrong} is no UTF-8 text ({line[error.start : error.start + 8]!r}{how})"
+                    self._bad(piece, f"{told}. {_ENCODING}")
                 else:
                     if "\x00" in text:
                         self._bad(piece, f"there is a zero byte at {at + line.index(0)}, so it is no text")
@@ -147,17 +168,19 @@ class Reader:
     # --- rows ---
 
     def _json(self, piece: Piece) -> Iterator[list[Any]]:
-        import msgspec
-
+        if self._is_array(piece):
+            yield from self._json_array(piece)
+            return
         for lines in self._decoded(piece):
             rows = []
             for line in lines:
                 if not line.strip():
                     continue
                 try:
-                    row = msgspec.json.decode(line)
-                except msgspec.DecodeError as error:
-                    self._bad(piece, f"a line is no JSON ({error}): {line[:80]!r}")
+                    row = _from_json(line)
+                except ValueError as error:
+                    hint = "" if line.strip() not in ("{", "[") else "; one object a line is expected, or one array"
+                    self._bad(piece, f"a line is no JSON ({error}{hint}): {line[:80]!r}")
                     continue
                 if isinstance(row, dict):
                     rows.append(row)
@@ -165,47 +188,102 @@ class Reader:
                     self._bad(piece, f"a line holds no JSON object, but {line[:80]!r}")
             yield rows
 
+    def _is_array(self, piece: Piece) -> bool:
+        """Whether the file is one JSON array of objects, over several lines or in one."""
+        with filesystem.translated(piece.url), self._open(piece) as file:
+            begin = file.read(_HEADER).removeprefix(codecs.BOM_UTF8).lstrip()
+        return bool(begin.startswith(b"[") and begin[1:].lstrip()[:1] in (b"{", b""))
+
+    def _json_array(self, piece: Piece) -> Iterator[list[Any]]:
+        if piece.start:  # the piece in which the file begins has all of it
+            return
+        with filesystem.translated(piece.url), self._open(piece) as file:
+            content = file.read(MAX_ARRAY + 1)
+        if len(content) > MAX_ARRAY:
+            raise UsageError(
+                f"{piece.url!r} is one JSON array of more than {MAX_ARRAY >> 20} MiB, which is read as a whole: make "
+                "lines of it (jq -c '.[]'), one object each."
+            )
+        try:
+            rows = _from_json(content.decode("utf-8-sig"))
+        except ValueError as error:
+            raise UsageError(f"{piece.url!r} is no JSON array: {error}.") from None
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch = rows[start : start + BATCH_ROWS]
+            for row in batch:
+                if not isinstance(row, dict):
+                    self._bad(piece, f"the array holds no JSON object, but {row!r:.80}")
+            yield [row for row in batch if isinstance(row, dict)]
+
     def _csv(self, piece: Piece) -> Iterator[list[Any]]:
         import pyarrow as pa
-        from pyarrow import csv
+        from pyarrow import csv as arrow_csv
 
         def invalid(row: Any) -> str:
             self.num_bad += 1
             return "skip"
 
-        delimiter = "\t" if ".tsv" in piece.url.lower() else ","
-        parse = csv.ParseOptions(
+        delimiter, names = self._header(piece)
+        only = [self._recipe.column] if self._recipe.tokenizer is not None else None
+        if only and only[0] not in names:
+            raise UsageError(_no_column(piece.url, only[0], names))
+        parse = arrow_csv.ParseOptions(
             delimiter=delimiter,
             newlines_in_values=True,
             invalid_row_handler=invalid if self._recipe.skip_bad else None,
         )
-        text_only = self._recipe.tokenizer is not None
-        convert = csv.ConvertOptions(column_types={self._recipe.column: pa.string()} if text_only else None)
+        types = {name: arrow_type(kind) for name, kind in self._recipe.types}
+        convert = arrow_csv.ConvertOptions(
+            column_types={only[0]: pa.string()} if only else types, include_columns=only, check_utf8=True
+        )
         try:
             with filesystem.translated(piece.url), self._open(piece) as file:
-                reading = csv.ReadOptions(block_size=CHUNK, use_threads=False)
-                stream = csv.open_csv(file, reading, parse_options=parse, convert_options=convert)
+                reading = arrow_csv.ReadOptions(block_size=CHUNK, use_threads=False)
+                stream = arrow_csv.open_csv(file, reading, parse_options=parse, convert_options=convert)
+                self._check_text(piece, stream.schema)
                 for batch in stream:
                     for part in _parts(batch):
                         yield part.to_pylist()
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise UsageError(f"{piece.url!r} is not read as CSV: {error}. {_SKIP}") from None
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{piece.url!r} is no UTF-8 text: {error}. {_ENCODING}") from None
+        except pa.ArrowInvalid as error:
+            raise UsageError(f"{piece.url!r} is not read as CSV: {_about_csv(str(error), names)}") from None
+
+    def _header(self, piece: Piece) -> tuple[str, list[str]]:
+        """What stands between columns, and their names. Raises UsageError where two have the same one."""
+        with filesystem.translated(piece.url), self._open(piece) as file:
+            begin = file.read(_HEADER).decode("utf-8-sig", "replace")
+        line = begin.split("\n", 1)[0]
+        counted = {mark: line.count(mark) for mark in _DELIMITERS}
+        delimiter = (
+            "\t" if ".tsv" in piece.url.lower() else "," if counted[","] else max(counted, key=counted.__getitem__)
+        )
+        names = next(csv.reader(io.StringIO(begin, newline=""), delimiter=delimiter), [])
+        if twice := [name for at, name in enumerate(names) if name in names[:at]]:
+            raise UsageError(f"{piece.url!r} has two columns called {twice[0]!r}: rename one in its first row.")
+        return delimiter, names
+
+    def _check_text(self, piece: Piece, schema: Any) -> None:
+        import pyarrow as pa
+
+        for column in schema:
+            if pa.types.is_binary(column.type):
+                raise UsageError(f"{piece.url!r}: the column {column.name!r} is no UTF-8 text. {_ENCODING}")
 
     def _parquet(self, piece: Piece) -> Iterator[list[Any]]:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
         try:
-            with filesystem.translated(piece.url), self._open(piece) as file, parquet.ParquetFile(file) as opened:
+            with filesystem.translated(piece.url), self._open(piece) as file, parquet.ParquetFile(file) as opened_file:
                 groups = None if piece.end == WHOLE else list(range(piece.start, piece.end))
-                names = opened.schema_arrow.names
+                self.schema = opened_file.schema_arrow
                 column = self._recipe.column
-                if (only := self._recipe.tokenizer is not None) and column not in names:
-                    raise UsageError(
-                        f"{piece.url!r} has no column {column!r}, but {', '.join(names)}. Say which holds the text: "
-                        "text_column=."
-                    )
-                for batch in opened.iter_batches(BATCH_ROWS, groups, [column] if only else None, use_threads=False):
+                if (only := self._recipe.tokenizer is not None) and column not in self.schema.names:
+                    raise UsageError(_no_column(piece.url, column, self.schema.names))
+                for batch in opened_file.iter_batches(
+                    BATCH_ROWS, groups, [column] if only else None, use_threads=False
+                ):
                     yield batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, pa.ArrowException):
@@ -219,18 +297,58 @@ class Reader:
         size = self._recipe.image_size
         try:
             with Image.open(io.BytesIO(content)) as image:
+                rgb = as_rgb(image)
                 if size is None:
-                    image.verify()
                     picture: Any = content
                 else:
                     import numpy as np
 
-                    picture = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)).tobytes()
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                    picture = np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR)).tobytes()
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             self._bad(piece, f"it cannot be read as an image ({error})")
             return
         label = self._recipe.classes.index(class_of(piece.url)) if self._recipe.classes else 0
         yield [{_IMAGE: picture, _LABEL: label}]
+
+
+def _from_json(text: str) -> Any:
+    """As JSON, and as Python writes it, with NaN and Infinity. Raises ValueError."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        try:
+            value = json.loads(text)
+        except ValueError:
+            raise ValueError(str(error)) from None
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half a character, a surrogate without the other one") from None
+        return value
+
+
+def arrow_type(name: str) -> Any:
+    """The Arrow type of a name in types=."""
+    import pyarrow as pa
+
+    return pa.type_for_alias(name)
+
+
+def _no_column(url: str, column: str, names: list[str]) -> str:
+    return f"{url!r} has no column {column!r}, but {', '.join(names)}. Say which holds the text: text_column=."
+
+
+def _about_csv(error: str, names: list[str]) -> str:
+    if found := _CONVERSION.search(error):
+        number, kind, value = found.groups()
+        name = names[int(number)] if int(number) < len(names) else f"#{number}"
+        return (
+            f"the column {name!r} is {kind} in its first {CHUNK >> 20} MiB, and later there is {value!r}. Say what it "
+            f"is: types='{name}=string' (or float64)."
+        )
+    return f"{error}. {_SKIP}"
 
 
 def class_of(url: str) -> str:

@@ -30,6 +30,8 @@ class Recipe:
         image_size: side of the square that images are brought to; None: files as they are.
         classes: of images: the names of their folders, by label.
         skip_bad: leave out, and count, what cannot be read.
+        encoding: of text, jsonl and csv.
+        types: (column, name of its Arrow type), where it is not told by the values.
         storage: options for fsspec; never kept.
     """
 
@@ -47,6 +49,8 @@ class Recipe:
     image_size: int | None = None
     classes: tuple[str, ...] = ()
     skip_bad: bool = False
+    encoding: str = "utf-8"
+    types: tuple[tuple[str, str], ...] = ()
     storage: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -56,7 +60,7 @@ class Recipe:
 
     def described(self) -> dict[str, Any]:
         """What decides the rows of a shard, besides its partition: kept in the manifest."""
-        return {
+        told: dict[str, Any] = {
             "format": self.kind,
             "column": self.column,
             "seq_len": self.seq_len,
@@ -68,6 +72,11 @@ class Recipe:
             "image_size": self.image_size,
             "skip_bad": self.skip_bad,
         }
+        if self.encoding != "utf-8":
+            told["encoding"] = self.encoding
+        if self.types:
+            told["types"] = [f"{name}={kind}" for name, kind in self.types]
+        return told
 
     def shard_key(self, partition_key: str) -> str:
         """The name of the shard that this makes of a partition."""

@@ -20,13 +20,14 @@ import msgspec
 
 from jupyter_llmcloud.cluster.data import features, signatures
 from jupyter_llmcloud.cluster.data.duplicates import Pairs, find_pairs
-from jupyter_llmcloud.cluster.data.reading import Reader
+from jupyter_llmcloud.cluster.data.reading import Reader, arrow_type
 from jupyter_llmcloud.cluster.data.recipe import Recipe
 from jupyter_llmcloud.cluster.data.steps import Cleaning
 from jupyter_llmcloud.cluster.data.tokens import Packer, encoder
 from jupyter_llmcloud.core.data.partitions import Partition
 from jupyter_llmcloud.errors import UsageError
 from jupyter_llmcloud.storage.datasets import filesystem
+from jupyter_llmcloud.storage.datasets.columns import table_of, typed, unified
 from jupyter_llmcloud.storage.datasets.manifest import SHARDS, Shard
 from jupyter_llmcloud.storage.datasets.shards import ShardWriter
 
@@ -34,6 +35,7 @@ STAGED = "staged"
 GROUP_TOKENS = 1 << 20  # of a row group
 GROUP_ROWS = 1024
 GROUP_BYTES = 16 << 20
+SAMPLED_VALUES = 1 << 20  # of a partition whose columns are looked at
 _TEXT = "\0text"  # the column of documents that are no rows
 _LENGTH = struct.Struct(">Q")
 
@@ -60,8 +62,10 @@ class PartitionWork:
 
     # --- reading ---
 
-    def _cleaned(self, partition: Partition, counts: dict[str, int]) -> Iterator[list[Any]]:
-        reader = Reader(self._recipe)
+    def _cleaned(
+        self, partition: Partition, counts: dict[str, int], reader: Reader | None = None
+    ) -> Iterator[list[Any]]:
+        reader = reader or Reader(self._recipe)
         for batch in reader.batches(partition):
             clean = self._cleaning.row if batch and isinstance(batch[0], dict) else self._cleaning.text
             kept = [done for document in batch if (done := clean(document)) is not None]
@@ -71,15 +75,32 @@ class PartitionWork:
         counts["bad"] = reader.num_bad
 
     def sample(self, partition: Partition) -> bytes:
-        """The Arrow schema of the first documents of a partition, serialized."""
+        """The Arrow schema of the documents of a partition, or of the first ones of many, serialized."""
         import pyarrow as pa
 
-        for batch in self._cleaned(partition, {}):
-            if batch and isinstance(batch[0], dict):
-                return bytes(_table(batch).schema.serialize())
-            if batch:
+        found: Any = None
+        num_values = 0
+        reader = Reader(self._recipe)
+        for batch in self._cleaned(partition, {}, reader):
+            if batch and not isinstance(batch[0], dict):
                 return bytes(pa.schema([(self._recipe.column, pa.string())]).serialize())
-        return b""
+            if not batch:
+                continue
+            schema = table_of(batch, reader.schema).schema
+            found = schema if found is None else unified([found, schema], "rows")
+            num_values += len(batch) * len(schema)
+            if num_values > SAMPLED_VALUES:
+                break
+        return b"" if found is None else bytes(self._as_told(found).serialize())
+
+    def _as_told(self, schema: Any) -> Any:
+        """With the types that were asked for."""
+        import pyarrow as pa
+
+        for name, kind in self._recipe.types:
+            if (at := schema.get_field_index(name)) >= 0:
+                schema = schema.set(at, pa.field(name, arrow_type(kind)))
+        return schema
 
     # --- the first pass ---
 
@@ -94,8 +115,9 @@ class PartitionWork:
         counts: dict[str, int] = {}
         parts, num = [], 0
         with _Staged(filesystem.join(recipe.out, STAGED, f"{key}.documents"), recipe) as staged:
-            for batch in self._cleaned(partition, counts):
-                staged.add(batch)
+            reader = Reader(recipe)
+            for batch in self._cleaned(partition, counts, reader):
+                staged.add(batch, reader.schema)
                 num += len(batch)
                 if recipe.dedup != "none":
                     signed.add([self._text(document) for document in batch])
@@ -244,11 +266,12 @@ class PartitionWork:
         for column in schema:
             values = [row.get(column.name) for row in rows]
             try:
-                columns[column.name] = pa.array(values, column.type)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+                columns[column.name] = typed(values, column.type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, OverflowError) as error:
                 raise UsageError(
                     f"the column {column.name!r} is {column.type} in the first rows of the source, and later holds "
-                    f"something else: {error}. Bring it to one type by a step of your own."
+                    f"something else: {str(error).rstrip('.')}. Say what it is (types='{column.name}=float64'), or "
+                    "bring it to one type by a step of your own."
                 ) from None
         if more := {name for row in rows for name in row} - {*schema.names}:
             raise UsageError(
@@ -281,12 +304,12 @@ class _Staged:
         fd, self._path = tempfile.mkstemp(prefix="llmcloud-documents-")
         self._file = os.fdopen(fd, "wb")
 
-    def add(self, batch: list[Any]) -> None:
-        """A batch that follows."""
+    def add(self, batch: list[Any], schema: Any = None) -> None:
+        """A batch that follows; `schema`: of the file it comes from, where that has one."""
         import pyarrow as pa
 
         is_rows = bool(batch) and isinstance(batch[0], dict)
-        table = _table(batch) if is_rows else pa.table({_TEXT: pa.array(batch, pa.string())})
+        table = table_of(batch, schema) if is_rows else pa.table({_TEXT: pa.array(batch, pa.string())})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
@@ -318,19 +341,3 @@ def _staged(url: str, recipe: Recipe) -> Iterator[list[Any]]:
         while head := file.read(_LENGTH.size):
             table = pa.ipc.open_stream(file.read(*_LENGTH.unpack(head))).read_all()
             yield table.column(_TEXT).to_pylist() if table.schema.names == [_TEXT] else table.to_pylist()
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Any:
-    """Rows as a table with every column that any of them has. Raises UsageError for a column of several types."""
-    import pyarrow as pa
-
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {}
-    for name in names:
-        try:
-            columns[str(name)] = pa.array([row.get(name) for row in rows])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise UsageError(
-                f"the column {name!r} holds values of several types: {error}. Bring it to one type by a step."
-            ) from None
-    return pa.table(columns)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 
 from jupyter_llmcloud.core.data.partitions import FORMATS
@@ -40,6 +41,26 @@ def _parse_threshold(text: str) -> float:
     if not 0.1 <= value <= 1:
         raise UsageError(f"expected a similarity from 0.1 to 1, not {text!r}")
     return value
+
+
+COLUMN_TYPES = ("string", "int64", "int32", "float64", "float32", "bool")
+
+
+def _parse_types(text: str) -> list[str]:
+    found = _parse_columns(text)
+    for item in found:
+        name, _, kind = item.rpartition("=")
+        if not name or kind not in COLUMN_TYPES:
+            raise UsageError(f"expected column=type with one of {', '.join(COLUMN_TYPES)}, not {item!r}")
+    return found
+
+
+def _parse_encoding(text: str) -> str:
+    try:
+        "".encode(text)
+        return codecs.lookup(text).name
+    except LookupError:
+        raise UsageError(f"{text!r} is no encoding of texts: utf-8, latin-1, cp1252, utf-16, ...") from None
 
 
 def _parse_partition(text: str) -> int:
@@ -81,6 +102,13 @@ class PrepareSpec(Spec):
         OptionType("a,b", _parse_columns), "Columns of numbers that get mean 0 and standard deviation 1."
     )
     image_size: int | None = option(COUNT, "Side in pixels to which images are brought (default: kept as they are).")
+    encoding: str = option(
+        OptionType("NAME", _parse_encoding), "Encoding of text, jsonl and csv: latin-1, cp1252, utf-16, ...", "utf-8"
+    )
+    types: list[str] | None = option(
+        OptionType("a=TYPE,b=TYPE", _parse_types),
+        "Columns whose values do not tell their type: string, int64, int32, float64, float32 or bool.",
+    )
     bad_rows: str = option(
         OptionType(values=("error", "skip")),
         "What cannot be read ends it, or is left out and counted (skip).",

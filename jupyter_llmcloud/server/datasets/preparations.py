@@ -203,5 +203,7 @@ def _recipe(spec: PrepareSpec, body: StartPreparation) -> Any:
         normalize=tuple(spec.normalize or ()),
         image_size=spec.image_size,
         skip_bad=spec.bad_rows == "skip",
+        encoding=spec.encoding,
+        types=tuple((name, kind) for name, _, kind in (item.rpartition("=") for item in spec.types or ())),
         storage=dict(body.storage_options or {}),
     )

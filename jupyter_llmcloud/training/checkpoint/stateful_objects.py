@@ -7,8 +7,11 @@ executed again: the order of an Accelerator and its lists, or the depth of a fun
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,11 +133,21 @@ def memory_of(found: list[StatefulObject]) -> set[int]:
     tensors: list[torch.Tensor] = []
     for item in found:
         if item.is_module:
-            tensors += [*item.value.parameters(), *item.value.buffers()]
+            tensors += [*item.value.parameters(), *_kept_buffers(item.value)]
         elif item.is_optimizer:
             states = _inner(item.value).state.values()
             tensors += [part for state in states for part in state.values() if isinstance(part, torch.Tensor)]
     return {start for tensor in tensors if (start := memory.start_of(tensor))}
+
+
+def _kept_buffers(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Those of its state_dict()."""
+    return [
+        buffer
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
 
 
 def whole_memory_of(found: list[StatefulObject]) -> set[int]:
@@ -308,6 +321,25 @@ def put(states: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
     for address, state in states.items():
         if state["kind"] == "optimizer" and state["loose"]:
             _put_loose(_inner(table[address]), state["loose"], table, states)
+
+
+def set_own_folders_aside(accelerator: Any) -> None:
+    """Move away what `save_state()` with automatic names wrote after the place where the cell goes on.
+
+    The cell comes there again, and Accelerate refuses to write into a folder that there is.
+    """
+    settings = accelerator.project_configuration
+    if not (settings.automatic_checkpoint_naming and settings.project_dir and accelerator.is_main_process):
+        return
+    project = Path(settings.project_dir)
+    for folder in (project / "checkpoints").glob("checkpoint_*"):
+        number = folder.name.removeprefix("checkpoint_")
+        if number.isdigit() and int(number) >= settings.iteration:
+            aside = project / "checkpoints-of-lost-attempts"
+            aside.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(aside / folder.name)
+            folder.rename(aside / folder.name)
 
 
 def _reference(value: Any) -> sharded_tensors.Reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset, default_collate
 
 from jupyter_llmcloud.core.data.order import RowOrder, WindowOrder, mix, shuffled
@@ -127,8 +128,18 @@ def collated(rows: Sequence[Any]) -> Any:
     if isinstance(rows, TokenRows):
         return rows.batch()
     if rows and isinstance(rows[0], Mapping):
-        return {name: _column([row[name] for row in rows]) for name in rows[0]}
+        return {name: _of_columns([row[name] for row in rows]) for name in rows[0]}
     return _column(list(rows))
+
+
+def _of_columns(values: list[Any]) -> Any:
+    """A column of lists is one tensor where they are numbers of one shape, else lists; torch would turn them round."""
+    if not (values and isinstance(values[0], list)):
+        return _column(values)
+    try:
+        return torch.tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return values
 
 
 def _column(values: list[Any]) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from jupyter_llmcloud.storage.datasets.manifest import Manifest
+from jupyter_llmcloud.storage.datasets.pixels import as_rgb
 from jupyter_llmcloud.storage.datasets.shards import ShardReader
 
 _READERS = 2  # threads
@@ -173,7 +174,7 @@ def _picture(row: dict[str, Any], size: int | None) -> dict[str, Any]:
     if size is None:
         from PIL import Image
 
-        return {"image": Image.open(io.BytesIO(row["image"])).convert("RGB"), "labels": int(row["label"])}
+        return {"image": as_rgb(Image.open(io.BytesIO(row["image"]))), "labels": int(row["label"])}
     pixels = np.frombuffer(row["image"], np.uint8).reshape(size, size, 3)
     values = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1).contiguous()
     return {"pixel_values": values, "labels": int(row["label"])}

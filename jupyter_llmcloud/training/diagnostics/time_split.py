@@ -23,6 +23,7 @@ COMPUTE, BLOCKED, DATA, CHECKPOINT = range(4)
 MAX_POINTS = 128  # in one message
 ASLEEP_S = 50e-6  # what is shorter is no waiting
 PRE_FORWARD_S = 100e-6
+LONG_S = 0.5  # asleep in an exchange that is not over: from here on it is told as waiting
 
 
 class StepTimes:
@@ -42,6 +43,7 @@ class StepTimes:
         self._since = time.perf_counter()
         self._step, self._number = 0, 0
         self._points: list[Point] = []
+        self._exchange: tuple[float, float, float] | None = None  # as _exchanges keeps it
 
     def install(self, num_steps: Callable[[], int]) -> None:
         """Measure from now on. Called once, in a rank; `num_steps` tells the optimizer steps of the cell."""
@@ -133,7 +135,8 @@ class StepTimes:
 
         def _pre_forward(*args: Any, **kwargs: Any) -> Any:
             began, used = time.perf_counter(), time.thread_time()
-            result = original(*args, **kwargs)
+            with self._exchanges(began, used):
+                result = original(*args, **kwargs)
             if (took := time.perf_counter() - began) > PRE_FORWARD_S:
                 self._slept(took - (time.thread_time() - used), 0.0)
             return result
@@ -147,15 +150,40 @@ class StepTimes:
             if not self._has_peers or ident() != main:
                 return original(*args, **kwargs)
             began, used, delay = time.perf_counter(), time.thread_time(), self._run_delay()
-            other = self._spent[BLOCKED] + self._spent[DATA] + self._spent[CHECKPOINT]
-            result = original(*args, **kwargs)
+            other = self._known()
+            with self._exchanges(began, used):
+                result = original(*args, **kwargs)
             idle = time.perf_counter() - began - (time.thread_time() - used)
             if idle > ASLEEP_S:
-                known = self._spent[BLOCKED] + self._spent[DATA] + self._spent[CHECKPOINT] - other
-                self._slept(idle - (self._run_delay() - delay), known)
+                self._slept(idle - (self._run_delay() - delay), self._known() - other)
             return result
 
         return _engine_run_backward
+
+    def _known(self) -> float:
+        return self._spent[BLOCKED] + self._spent[DATA] + self._spent[CHECKPOINT]
+
+    @contextlib.contextmanager
+    def _exchanges(self, began: float, used: float) -> Iterator[None]:
+        """Within the block the main thread may wait for its peers in native code."""
+        if not self._has_peers or threading.get_ident() != self._main:
+            yield
+            return
+        before, self._exchange = self._exchange, (began, used, self._known())
+        try:
+            yield
+        finally:
+            self._exchange = before
+
+    def _asleep_now(self, now: float) -> float:
+        """How long the main thread has slept in an exchange that is not over; 0 where that is no long time."""
+        exchange, main = self._exchange, self._main
+        if exchange is None or main is None:
+            return 0.0
+        began, used, known = exchange
+        computed = time.clock_gettime(time.pthread_getcpuclockid(main)) - used
+        asleep = now - began - computed - (self._known() - known)
+        return asleep if asleep > LONG_S else 0.0
 
     def _slept(self, asleep: float, known: float) -> None:
         """The thread was asleep for so long where only its peers can have kept it, `known` of it is counted."""
@@ -176,6 +204,9 @@ class StepTimes:
             if since == self._since:
                 break
         spent[what] += max(0.0, now - since)
+        if what == COMPUTE and (asleep := min(self._asleep_now(now), spent[COMPUTE])):
+            spent[COMPUTE] -= asleep
+            spent[BLOCKED] += asleep
         points, self._points = self._points, []
         return RankTimes(
             attempt=self._attempt,

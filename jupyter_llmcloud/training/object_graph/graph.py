@@ -16,7 +16,7 @@ import torch
 
 from jupyter_llmcloud.training.object_graph.digest import Identity, digest, identity
 from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind, name_of
-from jupyter_llmcloud.training.object_graph.kinds.dispatch import kind_of
+from jupyter_llmcloud.training.object_graph.kinds.dispatch import STATEFUL_FOLLOWED, WRAPPER, kind_of
 from jupyter_llmcloud.training.object_graph.memory import Region
 
 _CONTAINERS = (dict, list, tuple)
@@ -193,8 +193,12 @@ class Graph:
     def leave(self, values: Iterable[Any], kind: Kind) -> None:
         """These objects are saved in another way, as `kind` tells; what they consist of is left out."""
         for value in values:
-            if (address := self._addresses.get(id(value))) is not None:
-                entry = self.entries[address]
+            if (address := self._addresses.get(id(value))) is None:
+                continue
+            entry = self.entries[address]
+            if entry.kind.name == "stateful" and not entry.refusal:  # what its state leaves out stays
+                entry.kind, entry.items, entry.data = STATEFUL_FOLLOWED, entry.items[1:], None
+            elif entry.kind not in (STATEFUL_FOLLOWED, WRAPPER):
                 entry.kind, entry.head, entry.items, entry.refusal, entry.data = kind, [], [], "", None
 
     def reached(self) -> set[str]:

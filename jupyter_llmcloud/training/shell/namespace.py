@@ -16,6 +16,7 @@ from jupyter_llmcloud.training.shell.failure_locals import named
 
 MAX_VARIABLES = 500
 NUMBERS = ("rank", "local_rank", "world_size")  # of a process, which code of any later cell may count on
+RUN = "run"
 _NO_VARIABLES = (types.ModuleType,)
 
 
@@ -31,8 +32,8 @@ def rows(namespace: Mapping[str, Any], initial_names: Collection[str]) -> list[d
 
 
 def numbers(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """What the names of a rank's numbers are bound to."""
-    return {name: namespace[name] for name in NUMBERS if name in namespace}
+    """What the names of a rank's numbers, and of its run, are bound to."""
+    return {name: namespace[name] for name in (*NUMBERS, RUN) if name in namespace}
 
 
 def rebound(given: Mapping[str, Any], before: Mapping[str, Any], namespace: Mapping[str, Any]) -> str:
@@ -44,7 +45,14 @@ def rebound(given: Mapping[str, Any], before: Mapping[str, Any], namespace: Mapp
     """
     told = []
     for name, value in numbers(namespace).items():
-        if value is not before.get(name) and type(value) is int and value != given.get(name):
+        if value is before.get(name):
+            continue
+        if name == RUN and before.get(name) is given.get(name) and isinstance(value, types.FunctionType | type):
+            told.append(
+                "run is a function of this cell in later cells, too, so that run.log(...) is not there. `del run` "
+                "brings it back; `from jupyter_llmcloud import run` gives it another place.\n"
+            )
+        elif name in NUMBERS and type(value) is int and value != given.get(name):
             told.append(
                 f"{name} is {value} in later cells, too: this cell has bound the name, which every process has for a "
                 f"number of its own. `del {name}` brings that back.\n"

@@ -8,7 +8,8 @@ from jupyter_llmcloud.training import patches
 
 _ASK = (
     "{} has no keyboard on a rank. Ask in the notebook and bring the answer with --push, "
-    "for example: answer = {} in one cell, then %%distribute --push answer."
+    "for example: answer = {} in one cell, then %%distribute --push answer. "
+    "A script takes it as an argument (sys.argv)."
 )
 _DEBUG = (
     "{} has no keyboard on a rank. Print what you would look at, or bring it with %pull; after an error %world locals "

@@ -12,7 +12,7 @@ from typing import Any
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from IPython.utils.process import system
 from traitlets import Any as AnyTrait
 from traitlets import Type, default
@@ -26,6 +26,7 @@ from jupyter_llmcloud.training.resume.loops.instrumentation import InstrumentedC
 from jupyter_llmcloud.training.shell import class_sources
 from jupyter_llmcloud.training.shell.namespace import numbers, rebound
 from jupyter_llmcloud.training.shell.no_stdin import no_debugger
+from jupyter_llmcloud.training.shell.program_end import PROGRAM_END
 from jupyter_llmcloud.training.shell.script import ExitCommand, ended_well, prepare_script, was_stopped
 from jupyter_llmcloud.training.shell.tracebacks import draw_plainly, holds_group, is_deep, point_at_the_failing_line
 
@@ -268,7 +269,7 @@ class RankShell(InteractiveShell):
         if cell.script:
             self.ast_node_interactivity = "none"  # a script shows what it prints, no more
         try:
-            result = self.run_cell(cell.code, store_history=False)
+            result = self._run_whole(cell)
         finally:
             self.compile.end()
             if cell.script:
@@ -281,6 +282,19 @@ class RankShell(InteractiveShell):
         if error is None and self.last_traceback:  # drawn by something that went on, such as %%capture
             self.sender.text("stderr", "\n".join(self.last_traceback) + "\n")
         return error
+
+    def _run_whole(self, cell: Execute) -> ExecutionResult:
+        """The cell, and for a script what Python does behind its last line."""
+        if not (cell.script or cell.fresh):
+            return self.run_cell(cell.code, store_history=False)
+        PROGRAM_END.begin()
+        is_stopped = True
+        try:
+            result = self.run_cell(cell.code, store_history=False)
+            is_stopped = was_stopped(result.error_before_exec or result.error_in_exec)
+        finally:
+            PROGRAM_END.come(waits=not is_stopped)
+        return result
 
 
 def make_shell() -> RankShell:

@@ -333,3 +333,158 @@ def test_a_step_that_fails_is_named_with_what_it_failed_on(tmp_path: Path) -> No
 def test_partitions_are_plain_values() -> None:
     part = Partition.restore({"pieces": [{"url": "a", "start": 0, "end": 3}], "key": "k", "num_bytes": 3})
     assert Partition.restore(part.as_dict()) == part
+
+
+# --- data of other people -------------------------------------------------------------------------------------------
+
+
+def test_what_would_be_cut_off_in_a_column_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    rows = [{"x": number} for number in range(20)]
+    late = _jsonl(tmp_path / "late", [*rows, {"x": 1.5}])
+    with pytest.raises(UsageError, match=r"'x' is int64 in the first rows .* 1.5.*types='x=float64'"):
+        _write_with_schema_of(_jsonl(tmp_path / "a", rows), late, recipe(tmp_path / "out"))
+    assert prepared(recipe(tmp_path / "all", types=(("x", "float64"),)), late)[-2:] == [{"x": 19.0}, {"x": 1.5}]
+
+
+def test_a_field_of_a_nested_column_that_comes_later_is_refused_not_left_out(tmp_path: Path) -> None:
+    first = _jsonl(tmp_path / "a", [{"m": [{"a": 1}]}])
+    with pytest.raises(UsageError, match="'b' would be lost"):
+        _write_with_schema_of(first, _jsonl(tmp_path / "b", [{"m": [{"a": 1, "b": 2}]}]), recipe(tmp_path / "out"))
+
+
+def _write_with_schema_of(first: Path, source: Path, made: Recipe) -> Shard:
+    """The shard of a source whose columns were told by another file."""
+    told = planning.plan(made, [str(first)], 1 << 20)
+    plan = planning.plan(made, [str(source)], 1 << 20)
+    schema = PartitionWork(told.recipe).sample(told.partitions[0])
+    return PartitionWork(plan.recipe).shard(plan.partitions[0], schema, ([], []), {}, None)
+
+
+def test_numbers_that_are_whole_only_at_first_are_seen_before_anything_is_written(tmp_path: Path) -> None:
+    rows = [{"x": number, "m": {"a": 1}} for number in range(5000)]
+    source = _jsonl(tmp_path / "a", [*rows, {"x": 0.5, "m": {"a": 1, "b": "late"}}])
+    assert prepared(recipe(tmp_path / "out"), source)[-1] == {"x": 0.5, "m": {"a": 1, "b": "late"}}
+
+
+def test_columns_of_parquet_keep_the_types_that_they_have_there(tmp_path: Path) -> None:
+    columns = {
+        "f": pa.array([0.1, None], pa.float32()),
+        "at": pa.array([1, 2], pa.timestamp("ns")),
+        "tags": pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int64())),
+        "kind": pa.array(["a", "b"]).dictionary_encode(),
+        "price": pa.array([1, 200], pa.decimal128(10, 2)),
+    }
+    source = tmp_path / "a.parquet"
+    parquet.write_table(pa.table(columns), source)
+    made = recipe(tmp_path / "out")
+    rows = prepared(made, source)
+    written = parquet.read_schema(next((tmp_path / "out" / "shards").iterdir()))
+    assert rows == pa.table(columns).to_pylist()
+    assert {column.name: column.type for column in written} == {name: array.type for name, array in columns.items()}
+
+
+ARRAY = '[\n  {"text": "a", "x": NaN},\n  {"text": "b", "x": 1.0}\n]\n'
+
+
+@pytest.mark.parametrize("begin", ["", "\ufeff"])
+def test_json_is_read_as_python_and_windows_write_it(tmp_path: Path, begin: str) -> None:
+    (tmp_path / "array.json").write_text(begin + ARRAY, encoding="utf-8")
+    (tmp_path / "lines.jsonl").write_bytes((begin + '{"text": "a", "x": NaN}\r\n{"text": "b", "x": 1.0}\r\n').encode())
+    for name in ("array.json", "lines.jsonl"):
+        for cut in (1 << 20, 20):
+            rows = prepared(recipe(tmp_path / f"{name}{cut}"), tmp_path / name, partition_bytes=cut)
+            assert [row["text"] for row in rows] == ["a", "b"] and rows[0]["x"] != rows[0]["x"]
+
+
+def test_half_a_character_in_json_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}\n')
+    with pytest.raises(UsageError, match="half a character"):
+        prepared(recipe(tmp_path / "out"), tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+def test_other_encodings_are_read_when_they_are_told_and_refused_when_not(tmp_path: Path, encoding: str) -> None:
+    texts = ["été", "naïve"]
+    csv_file, lines = tmp_path / "a.csv", tmp_path / "a.txt"
+    csv_file.write_text("text\r\n" + "\r\n".join(texts) + "\r\n", encoding=encoding, newline="")
+    lines.write_text("\n".join(texts) + "\n", encoding=encoding)
+    for source in (csv_file, lines):
+        made = recipe(tmp_path / f"out-{source.suffix}", encoding=encoding)
+        assert [row["text"] for row in prepared(made, source, partition_bytes=4)] == texts
+        with pytest.raises(UsageError, match="encoding="):
+            prepared(recipe(tmp_path / "not"), source)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|", ","])
+def test_csv_is_cut_by_what_stands_in_its_first_row(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "a.csv").write_text(f'\ufeffid{mark}text\n1{mark}"two, {mark}\nlines ""q"""\n', encoding="utf-8")
+    assert prepared(recipe(tmp_path / "out"), tmp_path / "a.csv") == [{"id": 1, "text": f'two, {mark}\nlines "q"'}]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a,a\n1,2\n", "two columns called 'a'"),
+        ("a\n" + "1\n" * (3 << 20) + "x1\n", r"'a' is int64 in its first 4 MiB, and later there is 'x1'. .*types="),
+    ],
+    ids=["twice", "later"],
+)
+def test_csv_that_would_lose_something_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UsageError, match=told):
+        prepared(recipe(tmp_path / "out"), tmp_path / "a.csv", partition_bytes=1 << 30)
+
+
+def test_a_column_of_csv_is_what_it_is_told_to_be(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("zip,n\n01234,1\n")
+    made = recipe(tmp_path / "out", types=(("zip", "string"), ("n", "float32")))
+    assert prepared(made, tmp_path / "a.csv") == [{"zip": "01234", "n": 1.0}]
+
+
+def _zstd(parts: list[bytes]) -> bytes:
+    zstandard = pytest.importorskip("zstandard")
+    return b"".join(zstandard.ZstdCompressor().compress(part) for part in parts)
+
+
+def _gzip(parts: list[bytes]) -> bytes:
+    return b"".join(map(gzip.compress, parts))
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("gz", _gzip), ("zst", _zstd)])
+def test_a_compressed_file_is_read_to_its_real_end_and_one_that_is_cut_off_is_named(
+    tmp_path: Path, ending: str, pack: Callable[[list[bytes]], bytes]
+) -> None:
+    source = tmp_path / f"a.txt.{ending}"
+    packed = pack([b"one\n" * 3000, b"two\n"])
+    source.write_bytes(packed)
+    assert [row["text"] for row in prepared(recipe(tmp_path / "out"), source)] == ["one"] * 3000 + ["two"]
+    source.write_bytes(packed[:-5])
+    with pytest.raises(UsageError, match=rf"a.txt.{ending}' is cut off or damaged"):
+        prepared(recipe(tmp_path / "cut"), source)
+    source.write_bytes(b"no such thing")
+    with pytest.raises(UsageError, match=r"or is no .* file"):
+        prepared(recipe(tmp_path / "no"), source)
+
+
+def test_images_of_16_bits_are_brought_to_8_and_those_without_a_range_are_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    ramp = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+    (tmp_path / "in").mkdir()
+    Image.fromarray(ramp).save(tmp_path / "in" / "a.png")
+    (row,) = prepared(recipe(tmp_path / "out", image_size=4), tmp_path / "in")
+    pixels = np.frombuffer(row["image"], np.uint8).reshape(4, 4, 3)
+    assert (pixels == (ramp // 257).astype(np.uint8)[..., None]).all()
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "in" / "b.tif")
+    for size in (4, None):
+        with pytest.raises(UsageError, match=r"b.tif'.*floating-point numbers, whose range is not known"):
+            prepared(recipe(tmp_path / f"out-{size}", image_size=size), tmp_path / "in")
+
+
+def test_an_image_that_is_cut_off_is_named_also_where_it_keeps_its_size(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.effect_noise((64, 64), 90).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:1500])
+    with pytest.raises(UsageError, match=r"a.jpg'.*cannot be read as an image"):
+        prepared(recipe(tmp_path / "out"), tmp_path / "a.jpg")

@@ -19,6 +19,7 @@ from jupyter_llmcloud.storage.checkpoints import CheckpointFolder
 from jupyter_llmcloud.storage.datasets import manifest
 from jupyter_llmcloud.storage.datasets.manifest import Manifest, Shard, Tokenizer
 from jupyter_llmcloud.storage.datasets.shards import ShardWriter
+from jupyter_llmcloud.training.data.loading import collated
 from tests.support.worlds import Outcome, Ranks
 
 NUM_ROWS = 103
@@ -150,6 +151,13 @@ class Squares(Dataset[dict[str, Any]]):
 
     def __getitem__(self, at: int) -> dict[str, Any]:
         return {"x": float(at), "name": f"row {at}"}
+
+
+def test_a_column_of_lists_is_a_tensor_of_rows_and_of_several_lengths_or_no_numbers_stays_lists() -> None:
+    rows = [{"x": [1.0, 2.0, 3.0], "ids": [1], "who": ["a"]}, {"x": [4.0, 5.0, 6.0], "ids": [1, 2], "who": ["b"]}]
+    batch = collated(rows)
+    assert batch["x"].tolist() == [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    assert (batch["ids"], batch["who"]) == ([[1], [1, 2]], [["a"], ["b"]])
 
 
 class Counting(IterableDataset[int]):

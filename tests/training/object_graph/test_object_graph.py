@@ -13,8 +13,10 @@ import enum
 import functools
 import io
 import itertools
+import multiprocessing as mp
 import pathlib
 import random
+import sqlite3
 import threading
 import types
 import weakref
@@ -29,6 +31,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.data import DataLoader, WeightedRandomSampler
+from tqdm.auto import tqdm
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
@@ -152,7 +156,78 @@ def same(value: Any) -> Any:
     return value
 
 
+Transition = collections.namedtuple("Transition", "state action")
+
+
+class Lookahead(torch.optim.Optimizer):
+    """An optimizer of the user's own, with more than its state_dict() tells."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.num_steps, self.slow = 0, [torch.zeros(3)]
+
+    def step(self, closure: Any = None) -> None:
+        self.num_steps += 1
+        self.slow[0] += 1
+
+
+class Bank(torch.nn.Module):
+    """A module with a buffer that is not in its state_dict()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+        self.register_buffer("memory", torch.zeros(9000), persistent=False)
+
+
+def decaying() -> Any:
+    factor = [1.0]
+
+    def decay(epoch: int) -> float:
+        factor[0] *= 0.5
+        return factor[0]
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
+
+
+def weighted() -> Any:
+    return DataLoader(range(9), sampler=WeightedRandomSampler(torch.ones(9), 9))
+
+
+def in_memory() -> Any:
+    database = sqlite3.connect(":memory:")
+    database.execute("create table losses (loss)")
+    return database
+
+
+def hooked() -> Any:
+    layer = torch.nn.Linear(2, 1)
+    return layer, layer.register_forward_hook(lambda *_: None)
+
+
 CASES: dict[str, Case] = {
+    "numbers that processes share": (
+        lambda: (mp.Value("i", 0), mp.Array("d", 3, lock=False)), lambda v: (setattr(v[0], "value", 5), v[1].__setitem__(1, 2.0)),
+        lambda v: (v[0].value, list(v[1])),
+    ),
+    "rows of a namedtuple of the cell": (
+        lambda: (Transition, []), lambda v: v[1].append(Transition(1, [2])), lambda v: (v[1], v[0].__name__),
+    ),
+    "a module whose hook stays": (hooked, lambda v: v[0].weight.data.fill_(3), lambda v: (v[0].weight, len(v[0]._forward_hooks))),
+    "a bar that is moved by hand": (lambda: tqdm(total=9, file=io.StringIO()), lambda v: v.update(4), lambda v: v.n),
+    "a database in memory": (
+        in_memory, lambda v: v.execute("insert into losses values (1)"), lambda v: v.execute("select * from losses").fetchall(),
+    ),
+    "an event": (threading.Event, lambda v: v.set(), lambda v: v.is_set()),
+    "an optimizer with attributes": (
+        lambda: Lookahead([torch.nn.Parameter(torch.zeros(1))]), lambda v: v.step(), lambda v: (v.num_steps, v.slow),
+    ),
+    "a schedule whose function keeps something": (
+        decaying, lambda v: (v.optimizer.step(), v.step()), lambda v: (v.get_last_lr(), v.lr_lambdas[0].__closure__[0].cell_contents),
+    ),
+    "a buffer that is not persistent": (Bank, lambda v: v.memory.__setitem__(8000, 1), lambda v: v.memory),
+    "weights of a sampler in a loader": (weighted, lambda v: v.sampler.weights.__setitem__(3, 7), lambda v: v.sampler.weights),
     "a tensor of statistics, changed in three places": (lambda: torch.zeros(50_000), sparse, same),
     "an array of 200,000 rows": (lambda: np.zeros(200_000), sparse, same),
     "an array of records": (lambda: np.zeros(9000, [("a", "i4"), ("b", "f8")]), lambda v: v["b"].__setitem__(8000, 1), same),
@@ -404,6 +479,8 @@ def written(path: pathlib.Path) -> Any:
 
 
 REFUSED: dict[str, Case] = {
+    "a hook that is removed": (hooked, lambda v: v[1].remove(), same),
+    "a hook that is added": (hooked, lambda v: v[0].register_forward_pre_hook(lambda *_: None), same),
     "a generator": (numbers, next, same),
     "a generator expression": (lambda: (n for n in [1, 1, 1]), next, same),
     "a map over a generator": (lambda: map(abs, numbers()), next, same),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
+from jupyter_llmcloud.training.resume.cell.frame_variables import keeps_batches
 from jupyter_llmcloud.training.resume.loaders.iterator import TrackedIterator
 from jupyter_llmcloud.training.resume.loaders.passes import PassHistory
 from jupyter_llmcloud.training.resume.loaders.registry import LoaderRegistry
@@ -141,3 +143,14 @@ def test_only_loaders_that_begin_while_a_pass_draws_are_inner_ones() -> None:
     with inner, inner:
         assert inner.is_drawing
     assert not inner.is_drawing
+
+
+def test_a_cycle_of_plain_values_is_no_cycle_of_batches() -> None:
+    batches = DataLoader(TensorDataset(torch.arange(4)))
+    plain, drawn = itertools.cycle([1, ("a", None)]), itertools.cycle(batches)
+    next(plain), next(drawn)
+    assert not keeps_batches(plain) and not keeps_batches(zip(itertools.cycle("ab"), range(3), strict=False))
+    assert keeps_batches(drawn) and keeps_batches(itertools.cycle(n for n in [1]))
+    for _ in range(9):
+        next(drawn)
+    assert keeps_batches(zip([1], drawn, strict=False)), "also when it only repeats what it has kept"

@@ -95,6 +95,23 @@ KEPT = {
         "half[at % 10_000] += 1",
         "(int(base.sum()), int(half.sum()))",
     ),
+    "an attribute of a trained parameter": (
+        "for p in model.parameters(): p.hits = 0\nmodel.module[0].weight.register_hook(lambda grad: grad * 1)",
+        "for p in model.parameters(): p.hits += 1",
+        "next(model.parameters()).hits",
+    ),
+    "a name that begins with two underscores": ("__count = 0", "__count += 1", "__count"),
+    "an optimizer of one's own": (
+        "class Own(torch.optim.Optimizer):\n    def step(self, closure=None): self.n = getattr(self, 'n', 0) + 1\n"
+        "own = Own([nn.Parameter(torch.zeros(1))], {})\nacc_own = accelerator.prepare(Own([nn.Parameter(torch.zeros(1))], {}))",
+        "own.step(); acc_own.optimizer.step()",
+        "own.n + acc_own.optimizer.n",
+    ),
+    "a buffer of a trained model that is not persistent": (
+        "accelerator.unwrap_model(model).register_buffer('bank', torch.zeros(50_000), persistent=False)",
+        "accelerator.unwrap_model(model).bank[at] = 1",
+        "int(accelerator.unwrap_model(model).bank.sum())",
+    ),
     "a large batch that is written before it is read": (
         "total = 0.0",
         "big = torch.full((100_000,), float(turn))\n        total += float(big[0])",
@@ -103,6 +120,7 @@ KEPT = {
 }
 # What comes of them, where it is not the number of steps.
 RESULTS = {
+    "an optimizer of one's own": 2 * NUM_STEPS,
     "a memory bank": NUM_STEPS * 8.0,
     "views of one array": (NUM_STEPS, NUM_STEPS),
     "a large batch that is written before it is read": float(sum(range(NUM_STEPS + 1))),

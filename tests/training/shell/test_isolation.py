@@ -147,6 +147,42 @@ raise ValueError("on purpose")
     assert world.ok(before).results() == found
 
 
+PROGRAM = """
+import atexit, os, threading
+
+def say(word):
+    print(word, flush=True)
+    with open(run.folder / f"order-{rank}", "a") as file:
+        file.write(word + " ")
+
+def late():
+    go.wait(60)
+    say("thread")
+
+go = threading.Event()
+atexit.register(say, "first registered, called last")
+atexit.register(say, word="second")
+forgotten = atexit.register(lambda: say("never"))
+atexit.unregister(forgotten)
+unclosed = open(run.folder / f"unclosed-{rank}", "w")
+unclosed.write("kept")
+threading.Thread(target=late).start()
+threading.Timer(0.2, go.set).start()
+say("main")
+raise SystemExit(0)
+"""
+
+
+def test_a_whole_script_ends_as_a_program_does(world: Ranks) -> None:
+    outcome = world.ok(PROGRAM, fresh=True)
+    words = "main thread second first registered, called last "
+    for rank in range(2):
+        assert (outcome.folder.path / f"order-{rank}").read_text() == words
+        assert (outcome.folder.path / f"unclosed-{rank}").read_text() == "kept"
+    world.ok(f"import atexit\natexit.register(print, 'no program')\n{'pass'}")
+    assert "no program" not in world.ok("pass", fresh=True).text()
+
+
 def test_random_numbers_are_those_of_a_process_that_was_never_seeded(world: Ranks) -> None:
     draw = "import random, numpy, torch\n[random.random(), numpy.random.rand(), torch.rand(()).item()]"
     seed = "random.seed(0); numpy.random.seed(0); torch.manual_seed(0)"

@@ -45,7 +45,7 @@ class Class(Kind):
 
 
 def _is_of_class(name: str, item: Any) -> bool:
-    is_slot = type(item).__name__ in ("member_descriptor", "getset_descriptor", "_abc_data")
+    is_slot = type(item).__name__ in ("member_descriptor", "getset_descriptor", "_abc_data", "_tuplegetter")
     of_enum = name.startswith("_member") or name in ("_value2member_map_", "_unhashable_values_", "_hashable_values_")
     return not (name.startswith("__") and name.endswith("__")) and not is_slot and not of_enum
 

@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import random
+import sqlite3
 import subprocess
 import threading
 import types
@@ -20,11 +21,13 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
+from tqdm.std import tqdm
 from transformers import Trainer
 
 from jupyter_llmcloud.training.object_graph.kinds import (
     arrow,
     base,
+    beside_python,
     code,
     containers,
     instances,
@@ -43,11 +46,13 @@ _NAMED = code.Named()
 _UNSAVED = base.Unsaved()
 _OBJECT = instances.Object()
 _REDUCED, _RESTATED = reduced.Reduced(), reduced.Restated()
-_STATEFUL = reduced.Stateful()
+_STATEFUL, STATEFUL_FOLLOWED, WRAPPER = reduced.Stateful(), reduced.SavedElsewhere(), reduced.Wrapper()
 _DICT = containers.Dict()
 _FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
 _ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE = values.Scalar(), instances.Module()
+_SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.Bar(), beside_python.Database()
+TRAINED_TENSOR, _HOOKS, _EVENT = beside_python.TrainedTensor(), beside_python.OwnHooks(), beside_python.Event()
 _TENSOR, _SHARDED = tensors.TorchTensor(), tensors.ShardedTensor()
 _ARRAY, _OBJECTS = tensors.Array(), tensors.Objects()
 
@@ -66,11 +71,12 @@ _PACKAGES = (
     "concurrent", "asyncio", "multiprocessing", "socket", "ssl", "ctypes", "traitlets", "importlib", "abc",
 )  # fmt: skip
 _FIXED_TYPES: tuple[type, ...] = (
-    threading.Thread, threading.Condition, threading.Event, threading.Semaphore, subprocess.Popen, logging.Logger,
+    threading.Thread, threading.Condition, threading.Semaphore, subprocess.Popen, logging.Logger,
     Trainer, types.TracebackType, types.FrameType,
     types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MappingProxyType,
     type(threading.Lock()), type(threading.RLock()), weakref.ProxyType,
 )  # fmt: skip
+_WRAPPERS = ("AcceleratedOptimizer", "AcceleratedScheduler")
 _MAPPED = 1 << 20  # bytes
 _STATEFUL_TYPES: tuple[type, ...] = (torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler)
 _LIBRARY_CODE: tuple[type, ...] = (
@@ -86,6 +92,8 @@ _EXACT: dict[type, Kind] = {
     frozenset: containers.Container(frozenset, "{", "}", filled=False),
     collections.deque: containers.Container(collections.deque),
     Region: tensors.Memory(),
+    beside_python.Hooks: _HOOKS,
+    threading.Event: _EVENT,
     torch.Tensor: _TENSOR,
     torch.nn.Parameter: _TENSOR,
     torch.Generator: values.TorchNumbers(),
@@ -126,6 +134,7 @@ BY_NAME: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *_EXACT.values(), *(kind for _, kind in _BASES), _FIXED, _NAMED, _UNSAVED, _OBJECT, _REDUCED, _STATEFUL,
+        STATEFUL_FOLLOWED, WRAPPER, _SHARED_NUMBERS, _BAR, _DATABASE, TRAINED_TENSOR, _HOOKS, _EVENT,
         _FUNCTION, _CLASS, _CACHE, _SHARDED, _ARRAY, _OBJECTS, _SCALAR, _MODULE, _RESTATED, _ARROW, instances.Member(),
         *typing_constructs.KINDS,
         iterators.FOLLOWED, iterators.ROWS, iterators.WAITING, iterators.IN_LOOP, iterators.DELIVERING,
@@ -166,8 +175,12 @@ def _kind_by_base(value: Any) -> Kind:
         return BY_NAME["loader"]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _EXACT[tuple]
+    if type(value).__name__ in _WRAPPERS and _is_of(type(value), ("accelerate",)):
+        return WRAPPER
     if isinstance(value, _STATEFUL_TYPES):
         return _STATEFUL
+    if (found := _beside_python(value)) is not None:
+        return found
     if _is_of(type(value), ("jupyter_llmcloud",)):
         return iterators.FOLLOWED
     if arrow.is_arrow_array(type(value)):
@@ -175,6 +188,14 @@ def _kind_by_base(value: Any) -> Kind:
     if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
         return _FIXED
     return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)
+
+
+def _beside_python(value: Any) -> Kind | None:
+    if beside_python.is_shared_numbers(value):
+        return _SHARED_NUMBERS
+    if isinstance(value, tqdm):
+        return _BAR
+    return _DATABASE if isinstance(value, sqlite3.Connection) else None
 
 
 def _method_of(value: Any) -> Kind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.data import BatchSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from jupyter_llmcloud.training.object_graph.kinds.base import (
     SIMPLE,
@@ -16,6 +17,7 @@ from jupyter_llmcloud.training.object_graph.kinds.base import (
     slots,
     visible,
 )
+from jupyter_llmcloud.training.object_graph.kinds.beside_python import hooks_of
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
 OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
@@ -51,6 +53,7 @@ class Module(Kind):
         plain = [] if wraps else [(name, item) for name, item in own.items() if not _is_of_module(name)]
         parts = [list((own.get(part) or {}).items()) for part in _PARTS]
         children = [(f".{name}", item) for part in (plain, *parts) for name, item in part]
+        children += [] if wraps else hooks_of(value)
         return [value.training, [name for name, _ in plain], *([name for name, _ in part] for part in parts)], children
 
     def make(self, cls: Any, head: Any) -> Any:
@@ -123,8 +126,20 @@ class Loader(Untouched):
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         parts = ("dataset", "sampler", "batch_sampler", "collate_fn")
         found = [(f".{name}", getattr(value, name, None)) for name in parts]
-        own = [(name, part) for name, part in found if name == ".dataset" or is_own_module(type(part).__module__)]
+        own = [(name, part) for name, part in found if name == ".dataset" or _may_change(part)]
         return [name for name, _ in own], own
+
+
+_CHANGED_BY_LOOPS = (WeightedRandomSampler, SubsetRandomSampler, BatchSampler)
+
+
+def _may_change(part: Any) -> bool:
+    """Whether a sampler or a collate function is the user's own, or one of torch's whose contents loops change."""
+    return is_own_module(type(part).__module__) or type(part) in (
+        WeightedRandomSampler,
+        SubsetRandomSampler,
+        BatchSampler,
+    )
 
 
 class Member(Kind):

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import Any
 
-from jupyter_llmcloud.training.object_graph.kinds.base import CannotSave, Child, Kind, find, name_of
+import torch
+
+from jupyter_llmcloud.training.object_graph.kinds.base import (
+    CannotSave,
+    Child,
+    Kind,
+    Untouched,
+    find,
+    name_of,
+    visible,
+)
 from jupyter_llmcloud.training.object_graph.kinds.instances import has_plain_layout
 from jupyter_llmcloud.training.resume.user_code import is_own_module
 
@@ -84,17 +96,75 @@ class Restated(Kind):
 
 
 class Stateful(Kind):
-    """An optimizer, a schedule or a scaler: what it tells and takes as its state."""
+    """An optimizer, a schedule or a scaler: what it tells and takes as its state, and what that leaves out.
+
+    `state_dict()` of an optimizer knows nothing of the attributes that a class of the user's own has added, and that of
+    a schedule nothing of what its functions have closed over.
+    """
 
     name = "stateful"
     made = False
     kept = False
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
-        return [], [("<state>", value.state_dict())]
+        names, own = beside_state(value)
+        return names, [("<state>", value.state_dict()), *own]
 
     def fill(self, value: Any, head: Any, children: list[Any]) -> None:
         value.load_state_dict(children[0])
+        put_beside_state(value, head, children[1:])
+
+
+class SavedElsewhere(Untouched):
+    """One whose state is saved with what is trained: only what that leaves out is looked at here."""
+
+    name = "stateful followed"
+    led = True
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return beside_state(value)
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        put_beside_state(value, head, children)
+
+
+class Wrapper(Untouched):
+    """What Accelerate puts round an optimizer or a schedule: that may hold more than its state."""
+
+    name = "accelerated"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        inner = getattr(value, "optimizer", None) if hasattr(value, "param_groups") else value.scheduler
+        return [], [(".inner", inner)] if is_own_module(str(type(inner).__module__)) or beside_state(inner)[1] else []
+
+
+@functools.cache
+def _of_optimizers() -> frozenset[str]:
+    """The attributes that every optimizer has, and those that a schedule puts into it."""
+    return frozenset(vars(torch.optim.SGD([torch.zeros(1)], 0.1))) | {"step", "_opt_called"}
+
+
+def beside_state(value: Any) -> tuple[list[str], list[Child]]:
+    """Names and values of what the state_dict() of an optimizer or a schedule of the user's leaves out."""
+    if isinstance(value, torch.optim.Optimizer) and is_own_module(str(type(value).__module__)):
+        own = [
+            (name, item) for name, item in visible(value) if name not in _of_optimizers() and not name.startswith("_")
+        ]
+        return [name for name, _ in own], [(f".{name}", item) for name, item in own]
+    functions = getattr(value, "lr_lambdas", None)
+    found = [item for item in functions if _keeps_something(item)] if isinstance(functions, list) else []
+    return [], [(f".lr_lambdas[{number}]", item) for number, item in enumerate(found)]
+
+
+def _keeps_something(function: Any) -> bool:
+    is_own = isinstance(function, types.FunctionType) and is_own_module(str(function.__module__))
+    return is_own and bool(function.__closure__ or function.__defaults__ or vars(function))
+
+
+def put_beside_state(value: Any, names: list[str], items: list[Any]) -> None:
+    """Give it its attributes back; functions are filled by themselves."""
+    if names:
+        vars(value).update(zip(names, items, strict=True))
 
 
 def _may_be_new(cls: Any) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 
 from jupyter_llmcloud.training.resume.user_code import is_own_frame
 
+_PLAIN = (int, float, complex, str, bytes, range)
+_CONTAINERS = (list, tuple, dict, set, frozenset)
 _ITERATORS = (enumerate, zip, map, filter, itertools.islice, itertools.chain, itertools.starmap)
 _PASSING = ("jupyter_llmcloud.", "torch.utils.data", "accelerate.", "tqdm", "contextlib", "torch.utils._contextlib",
             "lightning.", "lightning_fabric.", "pytorch_lightning.")  # fmt: skip
@@ -76,7 +78,8 @@ def trainer_runs() -> bool:
     return False
 
 
-_SHELL_NAME = re.compile(r"_+|_i+|_[iod]?h|_i?\d+|__.*|\..*")  # what IPython keeps of earlier cells; dunder names; .0
+# What IPython keeps of earlier cells; dunder names, and ours; .0
+_SHELL_NAME = re.compile(r"_+|_i+|_[iod]h|_i?\d+|__.*__|__llmcloud.*|\..*")
 
 
 def is_users(name: str) -> bool:
@@ -116,8 +119,18 @@ def resume_suspended(frames: list[FrameType], saved: dict[str, dict[str, Any]]) 
 
 
 def keeps_batches(value: Any, depth: int = 0) -> bool:
-    """Whether `itertools.cycle` is inside an iterator: it repeats what it has seen, which is not saved."""
+    """Whether `itertools.cycle` over batches is inside an iterator: it repeats what it has seen, which is not saved."""
     if isinstance(value, itertools.cycle):
-        return True
+        return not _is_plain(value)
     nests = isinstance(value, _ITERATORS) or (depth > 0 and isinstance(value, tuple))
     return nests and depth < 6 and any(keeps_batches(item, depth + 1) for item in gc.get_referents(value))
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether numbers, texts and containers of them are all that something leads to."""
+    if value is None or isinstance(value, _PLAIN):
+        return True
+    is_known = isinstance(value, _CONTAINERS) or (depth < 4 and type(value).__module__ in ("builtins", "itertools"))
+    if not is_known or inspect.isgenerator(value) or isinstance(value, type):
+        return isinstance(value, type)
+    return all(_is_plain(item, depth + 1) for item in gc.get_referents(value))

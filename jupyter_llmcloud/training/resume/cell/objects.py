@@ -21,6 +21,7 @@ from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
 from jupyter_llmcloud.training.object_graph.graph import ANY, GRADIENT, LOSES, MAY, MUST, Graph, Identities
 from jupyter_llmcloud.training.object_graph.kinds import iterators
 from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, CannotSave, Kind
+from jupyter_llmcloud.training.object_graph.kinds.dispatch import STATEFUL_FOLLOWED, TRAINED_TENSOR
 from jupyter_llmcloud.training.object_graph.liveness import may_be_read, names_in
 from jupyter_llmcloud.training.object_graph.restore import Restorer
 from jupyter_llmcloud.training.object_graph.state import CopyBytes, ObjectState
@@ -61,7 +62,13 @@ class Scope:
         for source in self.sources:
             if isinstance(source, iterators.Generator) and not iterators.draws_from_loader(source):
                 found[id(source)] = iterators.IN_LOOP
-        return {**found, **{id(value): iterators.FOLLOWED for value in self.followed}}
+        return {**found, **{id(value): _kind_of_followed(value) for value in self.followed}}
+
+
+def _kind_of_followed(value: Any) -> Kind:
+    if isinstance(value, torch.optim.Optimizer):
+        return STATEFUL_FOLLOWED
+    return TRAINED_TENSOR if isinstance(value, torch.nn.Parameter) else iterators.FOLLOWED
 
 
 class CellObjects:

@@ -157,7 +157,8 @@ class CellState:
             "steps": num_steps,
             "world_size": len(self.cell.ranks),
             "accelerators": {
-                name: (item.step, item.gradient_state.sync_gradients) for name, item in context.accelerators().items()
+                name: (item.step, item.gradient_state.sync_gradients, item.project_configuration.iteration)
+                for name, item in context.accelerators().items()
             },
             "gradients": stateful_objects.gradients(
                 [item for item in found if self._may_have_gradients(item.value)], stager.copy
@@ -219,8 +220,11 @@ class CellState:
         kept = saved["graph"] if how == "own" else rewrapped(saved["graph"], graph)
         self._cell_objects.put(kept, graph, scope, same_world, bool(self.cell.attempt))
         for name, accelerator in accelerators.items():
-            accelerator.step, sync_gradients = saved["accelerators"][name]
+            accelerator.step, sync_gradients, *iteration = saved["accelerators"][name]
             accelerator.gradient_state._set_sync_gradients(sync_gradients)
+            if iteration and self.cell.attempt:
+                accelerator.project_configuration.iteration = iteration[0]
+                stateful_objects.set_own_folders_aside(accelerator)
         if saved["is_new"]:
             rng.restore_for_new_rank(saved["rng"], self.rank)
         else:

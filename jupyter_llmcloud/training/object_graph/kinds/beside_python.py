@@ -1,0 +1,150 @@
+"""State that objects of libraries keep where Python does not show it: in shared memory, a bar, a database, hooks."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import Any
+
+import torch
+
+from jupyter_llmcloud.training.object_graph.kinds.base import SIMPLE, Child, Untouched
+from jupyter_llmcloud.training.resume.user_code import is_own_module
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
+)  # fmt: skip
+
+
+class SharedNumbers(Untouched):
+    """multiprocessing.Value and Array."""
+
+    name = "shared numbers"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [bytes(memoryview(_raw(value)).cast("B"))], []
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        ctypes.memmove(ctypes.addressof(_raw(value)), head[0], len(head[0]))
+
+
+def _raw(value: Any) -> Any:
+    return value.get_obj() if hasattr(value, "get_obj") else value
+
+
+class Event(Untouched):
+    """threading.Event."""
+
+    name = "event"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [value.is_set()], []
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        (value.set if head[0] else value.clear)()
+
+
+class Bar(Untouched):
+    """A bar of tqdm that the cell moves itself; one that iterates is led with its loop."""
+
+    name = "bar"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        is_moved = getattr(value, "iterable", None) is None and type(getattr(value, "n", None)) in (int, float)
+        return [value.n if is_moved else None], []
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        if head[0] is not None and value.n != head[0]:
+            value.n = value.last_print_n = head[0]
+
+
+class Database(Untouched):
+    """A connection of sqlite3: what is in memory is saved; a file lies outside, as any other."""
+
+    name = "database"
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        try:
+            places = [row[2] for row in value.execute("pragma database_list")]
+        except Exception:  # closed
+            return [None], []
+        if any(places):
+            return [None], []
+        return [bytes(value.serialize())], []
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        if head[0] is not None:
+            value.rollback()
+            value.deserialize(head[0])
+
+
+class Hooks:
+    """Which hooks of the user's own an object has; made to be looked at."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+
+class OwnHooks(Untouched):
+    """They are left as the cell has made them: where they are others than when the training began, that is refused."""
+
+    name = "hooks"
+    made = True
+
+    def make(self, cls: Any, head: Any) -> Any:
+        return Hooks(list(head))
+
+    def split(self, value: Hooks) -> tuple[Any, list[Child]]:
+        return [*value.names], []
+
+    def refusal(self, head: Any) -> str:
+        return "a module or a tensor whose hooks were added or removed while it was trained"
+
+
+def hooks_of(module: torch.nn.Module) -> list[Child]:
+    """As a child of a module: those of its own and of its parameters, where it has or was seen to have any."""
+    own = vars(module)
+    found = [(kind, hook) for kind in _HOOKS for hook in list((own.get(kind) or {}).values())]
+    for name, tensor in (own.get("_parameters") or {}).items():
+        found += [(name, hook) for hook in list((getattr(tensor, "_backward_hooks", None) or {}).values())]
+    names = [f"{where} {getattr(hook, '__qualname__', type(hook).__name__)}" for where, hook in found if _is_own(hook)]
+    if names:
+        _had[id(module)] = weakref.ref(module)
+    elif (known := _had.get(id(module))) is None or known() is not module:
+        return []
+    return [("<hooks>", Hooks(names))]
+
+
+def _is_own(hook: Any) -> bool:
+    return is_own_module(str(getattr(hook, "__module__", "")))
+
+
+_had: dict[int, weakref.ref[Any]] = {}
+
+
+class TrainedTensor(Untouched):
+    """A tensor that an optimizer trains, whose values are saved with its model: what the cell has attached to it."""
+
+    name = "trained tensor"
+    led = True
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        own = [(name, item) for name, item in vars(value).items() if _is_attached(name, item)]
+        return [name for name, _ in own], [(f".{name}", item) for name, item in own]
+
+    def fill(self, value: Any, head: Any, children: list[Any]) -> None:
+        vars(value).update(zip(head, children, strict=False))
+
+
+def _is_attached(name: str, item: Any) -> bool:
+    return not name.startswith("_") and (type(item) in SIMPLE or type(item) is torch.Tensor)
+
+
+def is_shared_numbers(value: Any) -> bool:
+    """Of multiprocessing, with a lock or without."""
+    if str(type(value).__module__) == "multiprocessing.sharedctypes" and hasattr(value, "get_obj"):
+        value = value.get_obj()
+    kind = type(value)
+    while issubclass(kind, ctypes.Array):
+        kind = kind._type_
+    return issubclass(kind, ctypes._SimpleCData) and getattr(kind, "_type_", "P") not in "PzZO"  # which are pointers

@@ -1,0 +1,98 @@
+"""What Python does when a program has come to its end, done for a script at the end of its run.
+
+The rank lives on, or is left at once; a script counts on neither: threads and processes that it has not joined would be
+cut off, `atexit` would never come (with it wandb closes its run), and files that it has not closed would lose what is
+still in their buffers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import multiprocessing
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from jupyter_llmcloud.training import patches
+
+JOIN_S = 0.1  # between two looks at a thread, in which an interrupt is heard
+
+
+class ProgramEnd:
+    """Of the script that a rank executes."""
+
+    def __init__(self) -> None:
+        self._is_active = False
+        self._functions: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        self._threads: set[threading.Thread] = set()
+        self._children: set[Any] = set()
+
+    def install(self) -> None:
+        """Hear from now on what scripts register. Called once, in a rank."""
+        patches.AT_EXIT.apply({"atexit:register": self._register, "atexit:unregister": self._unregister})
+
+    def begin(self) -> None:
+        """A script begins."""
+        self._is_active = True
+        self._functions = []
+        self._threads = set(threading.enumerate())
+        self._children = set(multiprocessing.active_children())
+
+    def come(self, waits: bool) -> None:
+        """It has ended; `waits`: for what it has not joined, as after everything but a Stop."""
+        try:
+            if waits:
+                self._join()
+            self._call()
+        finally:
+            self._is_active = False
+            self._threads, self._children = set(), set()
+            _flush_files()
+
+    def _join(self) -> None:
+        threads = threading.enumerate()
+        new: list[Any] = [thread for thread in threads if thread not in self._threads and not thread.daemon]
+        new += [
+            child for child in multiprocessing.active_children() if child not in self._children and not child.daemon
+        ]
+        for waited_for in new:
+            while waited_for.is_alive():
+                waited_for.join(JOIN_S)
+
+    def _call(self) -> None:
+        while self._functions:
+            function, arguments, options = self._functions.pop()
+            try:
+                function(*arguments, **options)
+            except Exception:  # Python goes on with the next one, too
+                traceback.print_exc()
+
+    def _register(self, original: Any) -> Any:
+        def register(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+            if not self._is_active:
+                original(func, *args, **kwargs)
+            else:
+                self._functions.append((func, args, kwargs))
+            return func
+
+        return register
+
+    def _unregister(self, original: Any) -> Any:
+        def unregister(func: Callable[..., Any]) -> None:
+            self._functions = [entry for entry in self._functions if entry[0] != func]
+            original(func)
+
+        return unregister
+
+
+def _flush_files() -> None:
+    for found in gc.get_objects():
+        if isinstance(found, io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
+            with contextlib.suppress(Exception):  # closed, detached, or its disk is full
+                found.flush()
+
+
+PROGRAM_END = ProgramEnd()
