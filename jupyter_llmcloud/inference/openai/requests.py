@@ -164,12 +164,16 @@ def check_engine(request: GenerationFields, cannot: frozenset[str]) -> None:
             raise unsupported(param, "the engine of this endpoint cannot do it. Leave it out.")
 
 
-def without_effect(request: GenerationFields) -> list[str]:
-    """The names of parameters that were sent, are accepted, and change nothing."""
+def without_effect(request: GenerationFields, template: str | None = None) -> list[str]:
+    """The names of parameters that were sent, are accepted, and change nothing. `template`: of the model's chats."""
     named = [name for name in WITHOUT_EFFECT if getattr(request, name) not in (None, False, {})]
+    if request.service_tier not in (None, "auto", "default"):
+        named.append("service_tier")
     if request.stream_options is not None and request.stream_options.include_obfuscation:
         named.append("stream_options.include_obfuscation")
     if isinstance(request, ChatRequest):
+        if request.verbosity in ("low", "high") and "verbosity" not in (template or ""):
+            named.append("verbosity")
         if request.tool_choice in (None, "auto") and any(tool.function.strict for tool in request.tools or ()):
             named.append("tools.function.strict")
         if any(_has_cache_control(message) for message in request.messages):

@@ -109,7 +109,7 @@ def _ask(
 
     def keep(response_id: str, output: list[dict[str, Any]], response: bytes) -> None:
         if request.store is not False:
-            store.put(response_id, owner, [*earlier, *input_items(request), *as_items(output)], response)
+            store.put(response_id, owner, [*earlier, *input_items(request)], as_items(output), response)
 
     def new_answer(envelope: Envelope, num_choices: int, told: Told, reading: Reading) -> Answer:
         parser = reading.new_parser()
@@ -117,4 +117,5 @@ def _ask(
 
     response_id = new_response_id(replica)
     asked = asking_what_fits(chat, request.truncation, lambda chat: ask_messages(model, chat, new_answer, response_id))
-    return dataclasses.replace(asked, ignored=tuple(without_effect(request)))
+    of_chat = ["text.verbosity"] if "verbosity" in asked.ignored else []
+    return dataclasses.replace(asked, ignored=(*without_effect(request), *of_chat))
