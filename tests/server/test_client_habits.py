@@ -87,7 +87,7 @@ async def test_a_body_that_waits_for_a_word_gets_one_answer_and_no_other_word_be
 
 async def test_a_client_for_azure_names_the_model_in_the_path(server: Server, model: Path) -> None:
     await server.serve(model)
-    key, other = await server.key(), await server.key("infer:other")
+    key, other = await server.key("infer:*"), await server.key("infer:other")
     client = openai.AsyncAzureOpenAI(
         azure_endpoint=f"{server.url}/llmcloud/v1", api_key=key, api_version="2024-10-21", max_retries=0,
         http_client=httpx.AsyncClient(trust_env=False),

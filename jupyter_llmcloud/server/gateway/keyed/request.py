@@ -79,7 +79,7 @@ class KeyedRequest(HTTPMessageDelegate):
         self._connection = cast("HTTP1Connection", request.connection)
         self._route = route
         self._key = key
-        self._pieces: list[bytes] = []  # of the body
+        self._body = bytearray()  # it may come byte by byte
         self._exchange = Exchange(admittance.services, f"req-{os.urandom(16).hex()}", time.perf_counter())
         self._late: asyncio.TimerHandle | None = None  # ends a connection whose body does not come
         self._task: asyncio.Task[None] | None = None
@@ -95,7 +95,7 @@ class KeyedRequest(HTTPMessageDelegate):
 
     def data_received(self, chunk: bytes) -> None:
         """Some of it."""
-        self._pieces.append(chunk)
+        self._body += chunk
 
     def finish(self) -> None:
         """All of it is here."""
@@ -117,8 +117,8 @@ class KeyedRequest(HTTPMessageDelegate):
     # --- its answer ---
 
     async def _answer(self) -> None:
-        body = b"".join(self._pieces)
-        self._pieces.clear()  # it is not held twice
+        body = bytes(self._body)
+        self._body.clear()  # it is not held twice
         try:
             if (asked := self._let_in(body)) is not None:
                 await self._pass_on(body, *asked)
