@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import time
 import uuid
@@ -11,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_plus
 
+import msgspec
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.auth.identity import User
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
@@ -178,7 +178,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
         error = self.as_api_error(kwargs.get("exc_info", (None, None, None))[1], status_code)
         self.set_error_headers(error)
         self.set_header("X-Request-Id", self.request_id)
-        self.finish(json.dumps(self.error_body(error)))
+        self.finish(msgspec.json.encode(self.error_body(error)))
 
     def as_api_error(self, error: BaseException | None, status_code: int) -> ApiError:
         """What was raised, as clients are told."""
