@@ -29,6 +29,7 @@ from jupyter_llmcloud.inference.openai.completion import Completion, GenerationR
 from jupyter_llmcloud.inference.openai.embedding.answers import detokenize, embed, embedding_prompts, tokenize
 from jupyter_llmcloud.inference.openai.responses import TokenUsage, encode, event
 from jupyter_llmcloud.inference.openai.responses_api.ask import ask_response
+from jupyter_llmcloud.inference.openai.responses_api.listing import page_of_items
 from jupyter_llmcloud.inference.openai.responses_api.store import ResponseStore
 from jupyter_llmcloud.inference.openai.served_model import ServedModel
 from jupyter_llmcloud.inference.usages import Usages, behind_the_last_event
@@ -117,6 +118,7 @@ class Application:
         app.router.add_post("/v1/responses", self.responses)
         app.router.add_get("/v1/responses/{response_id}", self.stored_response)
         app.router.add_delete("/v1/responses/{response_id}", self.remove_response)
+        app.router.add_get("/v1/responses/{response_id}/input_items", self.input_items)
         app.router.add_post("/v1/embeddings", self.embeddings)
         app.router.add_post("/v1/tokenize", self.tokenize)
         app.router.add_post("/v1/detokenize", self.detokenize)
@@ -270,6 +272,12 @@ class Application:
         response_id = request.match_info["response_id"]
         self._responses.remove(response_id, request.headers.get("X-LLMC-Key", ""))
         return _json({"id": response_id, "object": "response", "deleted": True})
+
+    async def input_items(self, request: web.Request) -> web.Response:
+        """GET /v1/responses/ID/input_items."""
+        response_id = request.match_info["response_id"]
+        items = self._responses.input_of(response_id, request.headers.get("X-LLMC-Key", ""))
+        return _json(page_of_items(items, response_id, request.query))
 
     async def embeddings(self, request: web.Request) -> web.Response:
         """POST /v1/embeddings."""

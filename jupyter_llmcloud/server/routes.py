@@ -66,7 +66,9 @@ from jupyter_llmcloud.server.datasets.handlers import PreparationHandler, Prepar
 from jupyter_llmcloud.server.events.handler import EventsHandler
 from jupyter_llmcloud.server.events.poll_handler import PollHandler
 from jupyter_llmcloud.server.gateway.handlers import (
+    DeploymentHandler,
     InferenceHandler,
+    InputItemsHandler,
     ModelHandler,
     ModelsHandler,
     StoredResponseHandler,
@@ -176,6 +178,12 @@ ROUTES: list[tuple[str, type[Any], tuple[str, ...]]] = [
     (rf"/llmcloud/v1/batches/{NAME}", BatchHandler, _BATCHES),
     (rf"/llmcloud/v1/batches/{NAME}/cancel", BatchCancelHandler, _BATCHES),
     (rf"/llmcloud/v1/responses/{NAME}", StoredResponseHandler, _GATEWAY),
+    (rf"/llmcloud/v1/responses/{NAME}/input_items", InputItemsHandler, _GATEWAY),
+    *(
+        (rf"/llmcloud/v1{azure}/deployments/{NAME}/({route})", DeploymentHandler, _INFERENCE)
+        for azure in ("", "/openai")
+        for route in ("completions", "chat/completions", "embeddings")
+    ),
     *((rf"/llmcloud/v1/({route})", InferenceHandler, _INFERENCE) for route in INFERENCE_ROUTES),
     (r"/llmcloud/v2", ServerMetadataHandler, _GATEWAY),
     (r"/llmcloud/v2/health/live", ServerLiveHandler, _GATEWAY),

@@ -25,7 +25,7 @@ SHARES = (
     (("/chat/completions", "/models/{model}", "/models"), 1.0),
     (("/responses", "/completions", "/embeddings", "/tokenize", "/detokenize"), 1.0),
     (("/files", "/files/{name}", "/files/{name}/content", "/batches", "/batches/{name}", "/batches/{name}/cancel",
-      "/feedback"), 0.1),
+      "/feedback", "/responses/{response_id}", "/responses/{response_id}/input_items"), 0.1),
 )  # fmt: skip
 
 

@@ -165,6 +165,14 @@ def test_content_parts_and_echoed_nulls_are_read_as_text() -> None:
     assert [message.text for message in request.messages] == ["ab", "c"]
 
 
+def test_a_part_may_be_an_empty_text_but_not_without_one() -> None:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": ""}, {"type": "text", "text": "Hello"}]
+    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].text == "Hello"
+    with pytest.raises(ApiError) as caught:
+        chat(messages=[*MESSAGES, {"role": "user", "content": [*parts, {"type": "text"}]}])
+    assert caught.value.param == "messages[1].content[2].text"
+
+
 def test_without_a_chat_template_the_messages_are_joined_as_text() -> None:
     request = chat(messages=[{"role": "system", "content": "One."}, {"role": "user", "content": "Two"}])
     assert plain_template([message.text for message in request.messages]) == "One.\nTwo"

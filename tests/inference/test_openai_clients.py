@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from jupyter_llmcloud.inference.app import Application, ReplicaStatus
 from jupyter_llmcloud.inference.engines.loading import LoadedModel, load_model
-from jupyter_llmcloud.inference.openai import prompts
+from jupyter_llmcloud.inference.openai import prompt_length, prompts
 from jupyter_llmcloud.inference.openai.chat.templates import Templates
 from jupyter_llmcloud.inference.openai.completion import ServedModel
 from tests.support.scripted_engine import ScriptedEngine
@@ -285,6 +285,7 @@ def test_a_response_streams_numbered_events_and_can_be_gone_on_from(serve: Any) 
         stream = await client.responses.create(model="tiny", input="More", previous_response_id=first.id, stream=True)
         events = [event async for event in stream]
         assert [event.sequence_number for event in events] == list(range(len(events)))
+        stream_id = events[0].response.id
         kinds = [event.type for event in events]
         assert kinds[:4] == [
             "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
@@ -305,6 +306,20 @@ def test_a_response_streams_numbered_events_and_can_be_gone_on_from(serve: Any) 
             )
         with pytest.raises(openai.NotFoundError, match="not known here"):
             await client.responses.retrieve(first.id, extra_headers={"X-LLMC-Key": "other"})
+        pages = client.responses.input_items
+        both = await pages.list(stream_id, order="asc")
+        texts = [(item.role, item.content[0].text) for item in both.data]
+        assert texts == [("user", "Hello"), ("assistant", "Good day"), ("user", "More")]
+        newest = await pages.list(stream_id, limit=1)
+        assert newest.data[0].id == both.data[-1].id and newest.has_more
+        in_pages = [item.id async for item in pages.list(stream_id, limit=1)]
+        assert in_pages == [item.id for item in reversed(both.data)]
+        for asked in ({"limit": 0}, {"after": "nothing"}, {"order": "up"}):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await pages.list(stream_id, **asked)  # type: ignore[arg-type]
+            assert caught.value.param == next(iter(asked))
+        with pytest.raises(openai.NotFoundError):
+            await pages.list(stream_id, extra_headers={"X-LLMC-Key": "other"})
         await client.responses.delete(first.id)
         with pytest.raises(openai.NotFoundError, match="not known here"):
             await client.responses.retrieve(first.id)
@@ -324,6 +339,12 @@ def test_a_response_calls_functions(serve: Any) -> None:
         output: Any = [{"type": "function_call_output", "call_id": calls[0].call_id, "output": "sunny"}]
         await client.responses.create(model="tiny", input=output, previous_response_id=whole.id)
         assert "sunny" in engine._loaded.tokenizer.decode(engine.generations[-1].prompt)
+        told = await client.responses.create(model="tiny", input=output, previous_response_id=whole.id)
+        items = (await client.responses.input_items.list(told.id, order="asc")).data
+        assert [item.type for item in items][:3] == ["message", "message", "function_call"] or (
+            [item.type for item in items] == ["message", "function_call", "function_call_output"]
+        )
+        assert (items[-1].call_id, items[-1].output) == (calls[0].call_id, "sunny")
         image: Any = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,x"}]}]
         with pytest.raises(openai.BadRequestError) as caught:
             await client.responses.create(model="tiny", input=image)
@@ -479,14 +500,15 @@ class Tokenized:
 
 @contextmanager
 def counted_tokenization() -> Iterator[Tokenized]:
-    told, encode = Tokenized(), prompts._encode
+    told, encode = Tokenized(), prompt_length.encode
 
     def counted(tokenizer: Any, text: str, **options: Any) -> list[int]:
         told.count += len(text)
         return encode(tokenizer, text, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts, "_encode", counted)
+        patch.setattr(prompts, "encode", counted)
+        patch.setattr(prompt_length, "encode", counted)
         yield told
 
 

@@ -92,9 +92,10 @@ SAID: dict[str, dict[str, Any]] = {
     "completions": {},
     "chat/completions": {
         "store": True, "metadata": {"a": "b"}, "safety_identifier": "x", "prompt_cache_key": "x",
-        "prompt_cache_retention": "24h",
+        "prompt_cache_retention": "24h", "service_tier": "flex", "verbosity": "low",
     },
     "responses": {
+        "service_tier": "flex",
         "safety_identifier": "x", "prompt_cache_key": "x", "prompt_cache_retention": "24h", "max_tool_calls": 3,
     },
     "embeddings": {},
@@ -103,11 +104,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "completions": {"best_of": 3, "suffix": "end"},
     "chat/completions": {
         "audio": {"voice": "x"}, "prediction": {"type": "content"},
-        "web_search_options": {}, "modalities": ["audio"], "service_tier": "flex", "verbosity": "low", "moderation": {},
+        "web_search_options": {}, "modalities": ["audio"], "moderation": {},
         "prompt_cache_options": {},
     },
     "responses": {
-        "background": True, "conversation": "c", "prompt": {"id": "p"}, "service_tier": "flex",
+        "background": True, "conversation": "c", "prompt": {"id": "p"},
         "access_programs": [], "background_options": {}, "context_management": [], "image": {}, "moderation": {},
         "prompt_cache_options": {},
     },

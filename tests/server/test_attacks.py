@@ -403,12 +403,19 @@ async def test_requests_with_the_same_id_are_two_requests(server: Server, model:
     assert len(ids) == 8 and all(re.fullmatch("req-[0-9a-f]{32}", one) for one in ids)
 
 
-@pytest.mark.parametrize("value", ["-1", "0, 5", "1e3", "99999999999999999999", "+5", "0x5"])
+NO_LENGTHS = {
+    **{value: value for value in ("-1", "0, 5", "1e3", "99999999999999999999", "+5", "0x5")},
+    "5000 digits": "9" * 5000,
+    "superscript": "\u00b2",
+}
+
+
+@pytest.mark.parametrize("value", NO_LENGTHS.values(), ids=NO_LENGTHS)
 async def test_a_length_that_is_none_is_refused(server: Server, value: str) -> None:
     base = urlsplit(server.url)
     reader, writer = await asyncio.open_connection(base.hostname, base.port)
     head = f"POST {base.path}/llmcloud/v1/completions HTTP/1.1\r\nHost: {base.netloc}\r\nContent-Length: {value}\r\n"
-    writer.write(f"{head}Authorization: Bearer {await server.key()}\r\n\r\n{{}}".encode())
+    writer.write(f"{head}Authorization: Bearer {await server.key()}\r\n\r\n{{}}".encode("latin-1"))
     first = await asyncio.wait_for(reader.readline(), 10)
     assert re.match(rb"HTTP/1.1 4\d\d ", first) or first == b""
     writer.close()

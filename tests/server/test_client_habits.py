@@ -7,6 +7,10 @@ import gzip
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
+import openai
+import pytest
+
 from tests.server.test_gateway import error_of
 from tests.support.server_parts import Server
 
@@ -79,6 +83,42 @@ async def test_a_body_that_waits_for_a_word_gets_one_answer_and_no_other_word_be
             rest = await reader.read()  # to its end: the connection is closed
             assert rest.startswith(b'{"error"') and b"HTTP/1.1" not in rest
         writer.close()
+
+
+async def test_a_client_for_azure_names_the_model_in_the_path(server: Server, model: Path) -> None:
+    await server.serve(model)
+    key, other = await server.key("infer:*"), await server.key("infer:other")
+    client = openai.AsyncAzureOpenAI(
+        azure_endpoint=f"{server.url}/llmcloud/v1", api_key=key, api_version="2024-10-21", max_retries=0,
+        http_client=httpx.AsyncClient(trust_env=False),
+    )  # fmt: skip
+    async with client:
+        told = await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hello"}])
+        assert told.choices[0].message.content == "hello!"
+        stream = await client.completions.create(model="tiny", prompt="count 2", stream=True)
+        assert "".join([chunk.choices[0].text async for chunk in stream]) == "0 1 "
+        with pytest.raises(openai.NotFoundError, match="there is no model 'none'"):
+            await client.completions.create(model="none", prompt="x")
+    url = f"{server.url}/llmcloud/v1/deployments/tiny/completions"
+    answer = await server.client.post(url, json={"prompt": "hello"}, headers={"api-key": key})
+    assert (answer.json()["choices"][0]["text"], answer.json()["model"]) == ("hello!", "tiny")
+    for body, credential, status in (({"prompt": "x"}, other, 403), ([1], key, 400)):
+        answer = await server.client.post(url, json=body, headers={"api-key": credential})
+        assert error_of(answer, status)["message"]
+    asked = await server.client.post(url, json={"prompt": "hello"}, headers={"api-key": key})
+    await server.context.requests.write()
+    row = server.context.state.request(asked.headers["x-request-id"])
+    assert row is not None and (row["route"], row["endpoint"]) == ("completions", "tiny")
+
+
+async def test_the_input_of_a_response_is_listed_by_the_replica_that_keeps_it(server: Server, model: Path) -> None:
+    told = await server.serve(model)
+    path = f"llmcloud/v1/responses/resp_{told['replicas'][0]['id']}_{'0' * 32}/input_items"
+    key = await server.key()
+    answer = await server.ask("GET", f"{path}?limit=3&after=msg_1%26x", key=key)
+    assert answer.json() == {"owner": key.split("-")[2], "limit": "3", "after": "msg_1&x"}
+    refused = await server.ask("GET", path, key=await server.key("infer:other"))
+    assert error_of(refused, 404)["code"] == "response_not_found"
 
 
 async def test_a_response_is_read_again_from_the_replica_that_keeps_it(server: Server, model: Path) -> None:

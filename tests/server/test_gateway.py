@@ -56,10 +56,11 @@ async def test_a_key_asks_the_model(server: Server, model: Path) -> None:
     assert "Set-Cookie" not in answer.headers
 
 
-async def test_a_key_may_come_in_x_api_key(server: Server, model: Path) -> None:
+@pytest.mark.parametrize("name", ["X-Api-Key", "api-key"])
+async def test_a_key_may_come_in_a_header_of_other_clients(server: Server, model: Path, name: str) -> None:
     await server.serve(model)
     key = await server.key()
-    answer = await server.client.get(f"{server.url}/llmcloud/v1/models", headers={"X-Api-Key": key})
+    answer = await server.client.get(f"{server.url}/llmcloud/v1/models", headers={name: key})
     assert [row["id"] for row in answer.json()["data"]] == ["tiny"]
 
 

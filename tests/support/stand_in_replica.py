@@ -111,6 +111,10 @@ class StandIn:
         told = {"id": request.match_info["response_id"], "owner": request.headers.get("X-LLMC-Key", "")}
         return web.json_response(told)
 
+    async def input_items(self, request: web.Request) -> web.Response:
+        """What is asked of the list, and for whom that is."""
+        return web.json_response({"owner": request.headers.get("X-LLMC-Key", ""), **request.query})
+
     async def usage(self, request: web.Request) -> web.Response:
         """What a request that has ended has cost, for the gateway: always the same."""
         if request.match_info["request_id"] not in self.ended:
@@ -189,6 +193,7 @@ async def main() -> None:
     application.router.add_post("/v1/chat/completions", stand_in.complete)
     application.router.add_post("/v1/embeddings", stand_in.infer)
     application.router.add_get("/v1/responses/{response_id}", stand_in.stored)
+    application.router.add_get("/v1/responses/{response_id}/input_items", stand_in.input_items)
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         application.router.add_get(path, stand_in.metadata)
         application.router.add_post(f"{path}/infer", stand_in.infer)

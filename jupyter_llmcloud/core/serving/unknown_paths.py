@@ -13,7 +13,7 @@ _OTHERS = (
     (r"moderations|rerank|score|classify", "no route here is for that; models that classify are asked by {root}/v2"),
     (r"(assistants|threads|vector_stores|conversations|containers|evals|uploads)(/.*)?", "it is not kept here"),
     (r"fine_tuning(/.*)?", "models are trained in a notebook here, by %%distribute"),
-    (r"responses/.+", "a response is read by GET /v1/responses/ID, and removed by DELETE"),
+    (r"responses/.+", "a response is read by GET /v1/responses/ID, also ID/input_items, and removed by DELETE"),
     (r"engines(/.*)?|edits", "that is an old form of OpenAI's API"),
     (r"api/(chat|generate|tags|show|embed)", "that is Ollama's API, and this is OpenAI's"),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 from jupyter_llmcloud.inference.engines.base import TokenConstraint
 from jupyter_llmcloud.inference.openai.answers import ChatAnswer, CompletionAnswer, EchoedPrompt, Told
+from jupyter_llmcloud.inference.openai.chat.history import chat_template_of
 from jupyter_llmcloud.inference.openai.chat.offered import Offer, Reading, reading_of
 from jupyter_llmcloud.inference.openai.completion import GenerationOptions, GenerationRequest
 from jupyter_llmcloud.inference.openai.prompts import chat_prompt, completion_prompts, max_answer_tokens
@@ -149,6 +150,6 @@ def _generation(
         stops=request.stops,
         stream=bool(request.stream),
         options=options,
-        ignored=tuple(without_effect(request)),
+        ignored=tuple(without_effect(request, chat_template_of(model.loaded.tokenizer, False))),
         **more,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jupyter_llmcloud.core.serving.openai_errors import ApiError
@@ -15,6 +16,7 @@ from jupyter_llmcloud.inference.openai.chat.history import (
     knows_tools,
 )
 from jupyter_llmcloud.inference.openai.chat.templates import TemplateFailed, Templates
+from jupyter_llmcloud.inference.openai.prompt_length import check_length, encode
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest, Tool
 from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
 
@@ -59,23 +61,6 @@ def _all_token_ids(items: list[Any], loaded: LoadedModel, param: str) -> list[li
     return [_checked(_token_ids(item, loaded), loaded, param) for item in items]
 
 
-def check_length(text: str, loaded: LoadedModel, param: str) -> None:
-    """Refuse a text that is far too long by its beginning: to tokenize all of it would take long for nothing.
-
-    A text has about as many tokens as its parts have together, so twice the context in a part is enough to know.
-    """
-    limit = 2 * loaded.context_length
-    beginning = text[: 16 * loaded.context_length]
-    if len(text) > len(beginning) and (num_tokens := len(_encode(loaded.tokenizer, beginning, special=False))) > limit:
-        raise ApiError(
-            400,
-            f"This model's maximum context length is {loaded.context_length} tokens, but {param} has {num_tokens} "
-            f"in its first {len(beginning)} of {len(text)} characters. Shorten it.",
-            param=param,
-            code="context_length_exceeded",
-        )
-
-
 class ChatPrompt(NamedTuple):
     """A conversation as the model reads it: its tokens, and its text."""
 
@@ -83,18 +68,22 @@ class ChatPrompt(NamedTuple):
     text: str
 
 
-def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates | None = None) -> ChatPrompt:
+def chat_prompt(
+    request: ChatRequest, loaded: LoadedModel, templates: Templates | None = None, *, must_fit: bool = True
+) -> ChatPrompt:
     """A conversation through the model's chat template, or else through `plain_template`.
 
     Args:
         templates: what renders; without it, a process is started for this conversation alone.
+        must_fit: refuse one that is far too long, by its beginning.
     """
     tools = [] if request.tool_choice == "none" else request.tools or []
     template = chat_template_of(loaded.tokenizer, bool(tools))
     messages = as_template_messages(request.messages, tools, template)
     if template is None:
         text = plain_template([message["content"] for message in messages])
-        check_length(text, loaded, "messages")
+        if must_fit:
+            check_length(text, loaded, "messages")
         return ChatPrompt(_checked(_text_to_continue(text, loaded), loaded, "messages"), text)
     variables = _variables(request, tools if knows_tools(template) else [])
     with nullcontext(templates) if templates is not None else closing(Templates()) as renderer:
@@ -104,9 +93,10 @@ def chat_prompt(request: ChatRequest, loaded: LoadedModel, templates: Templates 
             said = str(error) if isinstance(error, TemplateFailed) else f"{type(error).__name__}: {error}"
             message = f"The model's chat template refuses these messages: {said}"
             raise ApiError(400, message, param="messages", code="invalid_value") from None
-    check_length(text, loaded, "messages")
+    if must_fit:
+        check_length(text, loaded, "messages")
     # The template has put the special tokens where the model wants them.
-    return ChatPrompt(_checked(_encode(loaded.tokenizer, text, special=False), loaded, "messages"), text)
+    return ChatPrompt(_checked(encode(loaded.tokenizer, text, special=False), loaded, "messages"), text)
 
 
 def _variables(request: ChatRequest, tools: Sequence[Tool]) -> dict[str, Any]:
@@ -126,6 +116,8 @@ def _variables(request: ChatRequest, tools: Sequence[Tool]) -> dict[str, Any]:
         variables |= {"reasoning_effort": request.reasoning_effort}
         if request.reasoning_effort == "none":
             variables["enable_thinking"] = False
+    if request.verbosity is not None:
+        variables["verbosity"] = request.verbosity
     return {**variables, **own}
 
 
@@ -188,23 +180,19 @@ def _token_ids(item: str | list[int], loaded: LoadedModel) -> list[int]:
 
 def _text_to_continue(text: str, loaded: LoadedModel) -> list[int]:
     """A text with what the tokenizer puts before it. What it puts after it would end what shall go on."""
-    tokens = _encode(loaded.tokenizer, text)
+    tokens = encode(loaded.tokenizer, text)
     if loaded.is_encoder_decoder:  # an encoder is given a whole text, with its end
         return tokens
     return tokens[: len(tokens) - _num_put_after(loaded.tokenizer)]
 
 
+@lru_cache(maxsize=8)
 def _num_put_after(tokenizer: Any) -> int:
     """How many tokens the tokenizer's post-processor appends to a text."""
-    plain = _encode(tokenizer, "a", special=False)
-    whole = _encode(tokenizer, "a")
+    plain = encode(tokenizer, "a", special=False)
+    whole = encode(tokenizer, "a")
     fits = [n for n in range(len(whole) - len(plain) + 1) if whole[n : n + len(plain)] == plain]
     return len(whole) - len(plain) - fits[0] if fits else 0
-
-
-def _encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
-    # The length is judged afterwards, by a 400: the tokenizer's own warning would fill the log.
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def _checked(prompt: list[int], loaded: LoadedModel, param: str) -> list[int]:

@@ -82,7 +82,7 @@ def check_chat(request: ChatRequest) -> None:
     _take_functions(request)
     _check_choice(request)
     for index, message in enumerate(request.messages):
-        _check_message(message, f"messages[{index}]")
+        _check_message(message, index)
     if request.continue_final_message:
         if request.add_generation_prompt:
             raise invalid(
@@ -137,24 +137,33 @@ def _allow_only(request: ChatRequest, allowed: AllowedTools) -> None:
     request.tool_choice = allowed.mode
 
 
-def _check_message(message: ChatMessage, place: str) -> None:
+def _check_message(message: ChatMessage, index: int) -> None:
     if isinstance(message.content, list):
         for number, part in enumerate(message.content):
-            _check_part(part.type, part.text or part.refusal, f"{place}.content[{number}]")
-    if message.content is None and message.role != "assistant":
-        raise invalid(f"{place}.content", f"{place}.content must be a string or a list of parts, not null.")
-    if message.function_call is not None and message.role != "assistant":
-        raise invalid(f"{place}.function_call", f"{place}.function_call: only the assistant calls functions.")
-    if message.tool_calls and message.role != "assistant":
-        raise invalid(f"{place}.tool_calls", f"{place}.tool_calls: only the assistant calls tools, not {message.role}.")
+            if part.type not in _TEXT_PARTS or (part.text is None and not part.refusal):
+                _refuse_part(part.type, f"messages[{index}].content[{number}]")
+    if message.role != "assistant":
+        _check_no_answer(message, index)
 
 
-def _check_part(kind: str, text: str | None, place: str) -> None:
+def _check_no_answer(message: ChatMessage, index: int) -> None:
+    """A message that is not the assistant's says something, and calls nothing."""
+    if message.content is None:
+        place = f"messages[{index}].content"
+        raise invalid(place, f"{place} must be a string or a list of parts, not null.")
+    if message.function_call is not None:
+        place = f"messages[{index}].function_call"
+        raise invalid(place, f"{place}: only the assistant calls functions.")
+    if message.tool_calls:
+        place = f"messages[{index}].tool_calls"
+        raise invalid(place, f"{place}: only the assistant calls tools, not {message.role}.")
+
+
+def _refuse_part(kind: str, place: str) -> None:
     if kind not in _TEXT_PARTS:
         message = f"{place} is of type {kind[:60]!r}: this model reads text only. Send parts of type 'text'."
         raise ApiError(400, message, param=place, code="unsupported_content")
-    if text is None:
-        raise invalid(f"{place}.text", f"{place}.text is missing.")
+    raise invalid(f"{place}.text", f"{place}.text is missing.")
 
 
 def check_engine(request: GenerationFields, cannot: frozenset[str]) -> None:
@@ -164,12 +173,16 @@ def check_engine(request: GenerationFields, cannot: frozenset[str]) -> None:
             raise unsupported(param, "the engine of this endpoint cannot do it. Leave it out.")
 
 
-def without_effect(request: GenerationFields) -> list[str]:
-    """The names of parameters that were sent, are accepted, and change nothing."""
+def without_effect(request: GenerationFields, template: str | None = None) -> list[str]:
+    """The names of parameters that were sent, are accepted, and change nothing. `template`: of the model's chats."""
     named = [name for name in WITHOUT_EFFECT if getattr(request, name) not in (None, False, {})]
+    if request.service_tier not in (None, "auto", "default"):
+        named.append("service_tier")
     if request.stream_options is not None and request.stream_options.include_obfuscation:
         named.append("stream_options.include_obfuscation")
     if isinstance(request, ChatRequest):
+        if request.verbosity in ("low", "high") and "verbosity" not in (template or ""):
+            named.append("verbosity")
         if request.tool_choice in (None, "auto") and any(tool.function.strict for tool in request.tools or ()):
             named.append("tools.function.strict")
         if any(_has_cache_control(message) for message in request.messages):

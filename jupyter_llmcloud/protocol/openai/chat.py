@@ -153,7 +153,10 @@ class ChatRequest(GenerationFields, kw_only=True):
     ) = None
     modalities: list[Literal["text"]] | None = None
     prediction: NoValue = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Annotated[
+        Literal["low", "medium", "high"] | None,
+        Meta(description="A variable of the model's chat template; without effect where that has none of the name."),
+    ] = None
     web_search_options: NoValue = None
 
     @property

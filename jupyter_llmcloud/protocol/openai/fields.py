@@ -17,6 +17,12 @@ StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
+ServiceTier = Annotated[
+    Literal["auto", "default", "flex", "scale", "priority"],
+    Meta(description="Accepted without effect: there is one tier here, which is called default."),
+]
+
+
 class OpenAIBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of a body or a part of one. A field that is null counts as left out; an unknown one is refused."""
 
@@ -102,7 +108,7 @@ class GenerationFields(OpenAIBody, kw_only=True):
     early_stopping: Annotated[Any, Meta(description="Only false.")] = None
     detokenize: Annotated[Any, Meta(description="Only true.")] = None
     priority: Annotated[Any, Meta(description="Only 0.")] = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: ServiceTier | None = None
 
     @property
     def num_choices(self) -> int:

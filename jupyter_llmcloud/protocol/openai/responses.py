@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from jupyter_llmcloud.protocol.openai.chat import FunctionName, NoValue
-from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, OpenAIBody
+from jupyter_llmcloud.protocol.openai.fields import MAX_LOGPROBS, OpenAIBody, ServiceTier
 
+DEFAULT_LISTED, MAX_LISTED = 20, 100  # items of a page
 Includable = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",
@@ -98,7 +99,7 @@ class TextOptions(OpenAIBody, kw_only=True):
     """How a text is written."""
 
     format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Annotated[Literal["low", "medium", "high"] | None, Meta(description="As that of a chat.")] = None
 
 
 class ReasoningOptions(OpenAIBody, kw_only=True):
@@ -146,7 +147,7 @@ class ResponseRequest(OpenAIBody, kw_only=True):
         Meta(description="auto: what was said first is left out where the conversation is too long for the model."),
     ] = None
     background: Annotated[bool | None, Meta(description="Only false.")] = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: ServiceTier | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

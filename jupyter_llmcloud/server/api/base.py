@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RESOURCE = "llmcloud"
 MAX_BODY = 1 << 20
+_MAX_DIGITS = 15
 STATUS = {
     errors.UsageError: 400,
     errors.NotFound: 404,
@@ -33,6 +34,13 @@ STATUS = {
     errors.ProtocolError: 502,
 }
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def length_of(told: str) -> int | None:
+    """The Content-Length that a request tells; None: it is no number. What is far too large is only that."""
+    if not (told.isascii() and told.isdigit()):
+        return None
+    return int(told.lstrip("0")[:_MAX_DIGITS] or "0")
 
 
 def access(action: str) -> Callable[[Method], Method]:

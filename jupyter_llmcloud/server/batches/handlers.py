@@ -26,6 +26,7 @@ from jupyter_llmcloud.protocol.http.openai.batches import (
     Files,
     PageQuery,
 )
+from jupyter_llmcloud.server.api.base import length_of
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler
 from jupyter_llmcloud.server.gateway.operation import gateway_operation
 
@@ -79,8 +80,8 @@ class FilesHandler(BatchesBase):
         self._content = bytearray()
         self._num_bytes = 0
         await super().prepare()
-        length = self.request.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_UPLOAD:
+        length = length_of(self.request.headers.get("Content-Length", "0"))
+        if length is None or length > MAX_UPLOAD:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:

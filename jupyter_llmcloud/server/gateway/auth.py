@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import time
 import uuid
@@ -11,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_plus
 
+import msgspec
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.auth.identity import User
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
@@ -21,6 +21,7 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.errors import NotFound
 from jupyter_llmcloud.server.api.base import RESOURCE
 from jupyter_llmcloud.server.api.cross_origin import NamedOrigins
+from jupyter_llmcloud.server.gateway.metrics import note_answer
 
 if TYPE_CHECKING:
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from jupyter_llmcloud.server.gateway.key_alerts import KeyMonitor
     from jupyter_llmcloud.storage.server_state import ServerState, StoredKey
 
+KEY_HEADERS = ("X-Api-Key", "Api-Key")  # of other clients; the second one of those for Azure
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -104,7 +106,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
     def _presented_key(self) -> str | None:
         scheme, _, credential = self.request.headers.get("Authorization", "").partition(" ")
         candidates = [credential.strip() if scheme.lower() in ("bearer", "token") else ""]
-        candidates.append(self.request.headers.get("X-Api-Key", "").strip())
+        candidates += [self.request.headers.get(name, "").strip() for name in KEY_HEADERS]
         return next((text for text in candidates if looks_like_key(text)), None)
 
     def _has_key_in_query(self) -> bool:
@@ -122,7 +124,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
             ending = "was revoked" if stored.revoked else "has expired"
             raise ApiError(401, f"key {stored.id} {ending}: ask for a new one.", code="invalid_api_key")
         self.key = stored
-        self.current_user = self._jupyter_current_user = User(f"llmcloud-key-{stored.id}")
+        self.current_user = self._jupyter_current_user = as_user(stored)
         # A header that a browser never sends by itself: no cookie, no XSRF check, no origin check.
         self._token_authenticated = True
 
@@ -176,7 +178,7 @@ class GatewayHandler(NamedOrigins, APIHandler):
         error = self.as_api_error(kwargs.get("exc_info", (None, None, None))[1], status_code)
         self.set_error_headers(error)
         self.set_header("X-Request-Id", self.request_id)
-        self.finish(json.dumps(self.error_body(error)))
+        self.finish(msgspec.json.encode(self.error_body(error)))
 
     def as_api_error(self, error: BaseException | None, status_code: int) -> ApiError:
         """What was raised, as clients are told."""
@@ -222,11 +224,18 @@ class GatewayHandler(NamedOrigins, APIHandler):
             if self.request.query:
                 self.request.uri = f"{self.request.path}?[...]"  # nothing here takes one, and it may hold a key
             super()._log()
+        else:
+            note_answer(type(self), self.request, self.get_status(), self.settings)
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """An answer that is an error on purpose needs no traceback in the log."""
         if not isinstance(value, ApiError):
             super().log_exception(kind, value, trace)
+
+
+def as_user(key: StoredKey) -> User:
+    """Whoever asks with a key, as Jupyter names them: no user that it knows."""
+    return User(f"llmcloud-key-{key.id}")
 
 
 def _is_answered(method: Callable[..., Any]) -> bool:

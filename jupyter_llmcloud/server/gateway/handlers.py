@@ -7,6 +7,7 @@ import time
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import msgspec
 from tornado import web
@@ -18,7 +19,7 @@ from jupyter_llmcloud.core.serving.openai_errors import ApiError
 from jupyter_llmcloud.core.serving.unknown_paths import model_in, unknown_path
 from jupyter_llmcloud.protocol.http.gateway import InferenceRequest, Model, Models
 from jupyter_llmcloud.protocol.openai.decoding import decode
-from jupyter_llmcloud.server.api.base import MAX_BODY
+from jupyter_llmcloud.server.api.base import MAX_BODY, length_of
 from jupyter_llmcloud.server.endpoints.replica_client import ReplicaLost
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler, gateway_access
 from jupyter_llmcloud.server.gateway.keyed.exchange import KEY_HEADER, Caller, Exchange, Services
@@ -113,29 +114,29 @@ class InferenceHandler(GatewayHandler):
         if self.asked_route == "embeddings":
             self.max_body = MAX_EMBEDDED
         connection: Any = self.request.connection
-        length = self.request.headers.get("Content-Length", "0")
+        told = self.request.headers.get("Content-Length", "0")
+        length = length_of(told)
         # One that says that it is larger yet is refused below, in words; the connection then ends with the answer.
-        said = int(length) if length.isdigit() else 0
-        connection.set_max_body_size(max(said, self.max_body + DROPPED_BODY))
+        connection.set_max_body_size(max(length or 0, self.max_body + DROPPED_BODY))
         # Not tornado's own timeout, which has the body read by another task even when all of it is there.
         self._late = asyncio.get_running_loop().call_later(BODY_TIMEOUT_S, connection.stream.close)
-        if not length.isdigit():
-            raise ApiError(400, f"Content-Length is {length[:40]!r}, which is no number.", code="invalid_header")
-        if int(length) > self.max_body + DROPPED_BODY:
+        if length is None:
+            raise ApiError(400, f"Content-Length is {told[:40]!r}, which is no number.", code="invalid_header")
+        if length > self.max_body + DROPPED_BODY:
             raise self._too_large()
         try:
             await super().prepare()
             self._teach()
             check_encoding(self.request.headers.get("Content-Encoding", ""))
-            if int(length) > self.max_body:
+            if length > self.max_body:
                 raise self._too_large()
         except (ApiError, web.HTTPError) as error:
-            if length == "0" and "Transfer-Encoding" not in self.request.headers:
+            if length == 0 and "Transfer-Encoding" not in self.request.headers:
                 raise
             if "Expect" in self.request.headers:  # the body waits for a word that it does not get
                 raise
             status = error.status if isinstance(error, ApiError) else error.status_code
-            await self._refuse_and_read_on(self.as_api_error(error, status), is_large=int(length) > self.max_body)
+            await self._refuse_and_read_on(self.as_api_error(error, status), is_large=length > self.max_body)
 
     def _teach(self) -> None:
         """Further plain requests to this host, with a valid key, need no handler."""
@@ -213,8 +214,11 @@ class InferenceHandler(GatewayHandler):
     async def post(self, route: str) -> None:
         """Ask a model, as OpenAI's API is asked; the answer is that of a replica, who may refuse what it cannot do."""
         body = self._whole_body()
+        await self._ask(route, body, parse(body).model)
+
+    async def _ask(self, route: str, body: bytes, model: str) -> None:
         await self.started()
-        self._asked_for = parse(body).model
+        self._asked_for = model
         endpoint = self.endpoint(self._asked_for)
         self._exchange.note_activity()
         shape = shape_of(body, self.actor, endpoint.adapter_of(self._asked_for))
@@ -308,20 +312,28 @@ class InferenceHandler(GatewayHandler):
         self.finish(last or None, set_content_type=content_type)
 
 
-class StoredResponseHandler(GatewayHandler):
-    """A response that a replica has given, and keeps for a while."""
+@web.stream_request_body
+class DeploymentHandler(InferenceHandler):
+    """The same by Azure's paths, which name the model."""
 
-    @gateway_access("read")
-    async def get(self, response_id: str) -> None:
-        """Tell it again."""
-        await self._pass_on("GET", response_id)
+    @property
+    def asked_route(self) -> str:
+        """As usage names it."""
+        return self.path_args[1] if len(self.path_args) > 1 else ""
 
     @gateway_access("execute")
-    async def delete(self, response_id: str) -> None:
-        """Have it kept no longer."""
-        await self._pass_on("DELETE", response_id)
+    async def post(self, model: str, route: str) -> None:  # type: ignore[override]
+        """Ask the model that the path names, whatever the body names."""
+        fields = decode(self._whole_body(), dict[str, msgspec.Raw])
+        body = msgspec.json.encode({**fields, "model": model})
+        await self._ask(route, body, model)
 
-    async def _pass_on(self, method: str, response_id: str) -> None:
+
+class StoredResponses(GatewayHandler):
+    """Responses that replicas have given, and keep for a while."""
+
+    async def pass_on(self, method: str, response_id: str, more: str = "") -> None:
+        """Have the replica that keeps a response answer."""
         await self.started()
         mine = [live for live in self.endpoints.list() if live.is_active and self.may_ask(live.name)]
         named = replica_of(response_id)
@@ -330,11 +342,35 @@ class StoredResponseHandler(GatewayHandler):
             raise unknown_response(response_id)
         owner = {KEY_HEADER: self.key.id} if self.key is not None else {}
         try:
-            status, body = await keeper.ask(method, f"/v1/responses/{response_id}", owner)
+            status, body = await keeper.ask(method, f"/v1/responses/{response_id}{more}", owner)
         except ReplicaLost as error:
             raise ApiError(503, f"{error}: ask again.", code="replica_lost", retry_after_s=1) from None
         self.set_status(status)
         self.finish(body)
+
+
+class StoredResponseHandler(StoredResponses):
+    """One of them."""
+
+    @gateway_access("read")
+    async def get(self, response_id: str) -> None:
+        """Tell it again."""
+        await self.pass_on("GET", response_id)
+
+    @gateway_access("execute")
+    async def delete(self, response_id: str) -> None:
+        """Have it kept no longer."""
+        await self.pass_on("DELETE", response_id)
+
+
+class InputItemsHandler(StoredResponses):
+    """What one of them answers."""
+
+    @gateway_access("read")
+    async def get(self, response_id: str) -> None:
+        """List its input items, and those of the responses before it."""
+        asked = {name: self.get_query_argument(name) for name in self.request.query_arguments}
+        await self.pass_on("GET", response_id, f"/input_items?{urlencode(asked)}")
 
 
 class UnknownPathHandler(GatewayHandler):

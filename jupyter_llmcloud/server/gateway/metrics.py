@@ -7,7 +7,7 @@ import time
 import weakref
 from collections import Counter as Tally
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -17,6 +17,7 @@ from jupyter_llmcloud.core.serving.openai_errors import error_type
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+    from tornado.httputil import HTTPServerRequest
 
     from jupyter_llmcloud.server.endpoints.registry import EndpointRegistry
     from jupyter_llmcloud.storage.server_state import RequestRecord
@@ -92,6 +93,16 @@ def _of_stream(endpoint: str) -> tuple[Histogram, Histogram]:
 def queue_wait_of(endpoint: str) -> Histogram:
     """Of an endpoint, by its name."""
     return QUEUE_WAIT.labels(endpoint_label(endpoint))
+
+
+def note_answer(handler: type, request: HTTPServerRequest, status: int, settings: dict[str, Any]) -> None:
+    """An answer to a question, in Jupyter's own metric of all requests, where the server has that on."""
+    from jupyter_server.prometheus.metrics import HTTP_REQUEST_DURATION_SECONDS
+
+    if getattr(settings.get("serverapp"), "record_http_request_metrics", True):
+        name = f"{handler.__module__}.{handler.__name__}"
+        noted = HTTP_REQUEST_DURATION_SECONDS.labels(method=request.method, handler=name, status_code=status)
+        noted.observe(request.request_time())
 
 
 class StreamTimes:

@@ -65,6 +65,7 @@ class OpenRequest:
     key_id: str | None = None
     reservation: KeyReservation | None = None
     cut_by: AbortReason | None = None
+    has_begun: bool = False
     _task: asyncio.Task[Any] | None = field(default=None, repr=False)
 
     def cut(self, cut: AbortReason) -> None:
@@ -73,6 +74,12 @@ class OpenRequest:
             self.cut_by = cut
             if self._task is not None:
                 self._task.cancel()
+
+    def give_back_unused(self) -> None:
+        """What it was let in with is free again, if it never was one of those that are answered."""
+        if self.reservation is not None and not self.has_begun:
+            self.reservation.close()
+            self.reservation.settle(0)
 
     @contextmanager
     def cuttable(self) -> Iterator[None]:
@@ -154,6 +161,7 @@ class OpenRequests:
 
     def begin(self, request: OpenRequest) -> None:
         """A request is let in."""
+        request.has_begun = True
         self._open.add(request)
         IN_FLIGHT.inc()
         if self._closing:

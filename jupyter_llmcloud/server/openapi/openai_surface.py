@@ -10,7 +10,7 @@ from jupyter_llmcloud.protocol.http.gateway import InferenceRefusal, Model, Mode
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest
 from jupyter_llmcloud.protocol.openai.completions import CompletionRequest
 from jupyter_llmcloud.protocol.openai.embeddings import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
-from jupyter_llmcloud.protocol.openai.responses import ResponseRequest
+from jupyter_llmcloud.protocol.openai.responses import DEFAULT_LISTED, MAX_LISTED, ResponseRequest
 from jupyter_llmcloud.server.api.status import package_version
 from jupyter_llmcloud.server.gateway.auth import GatewayHandler
 from jupyter_llmcloud.server.gateway.operation import gateway_operation
@@ -64,6 +64,10 @@ def openai_document(base_url: str = "/", routes: Routes = ()) -> dict[str, Any]:
             "parameters": [_part_of_path("response_id")],
             **_operation("get", "get_response", "Tell again a response that was given and stored.", _OBJECT),
             **_operation("delete", "delete_response", "Keep a response no longer.", _OBJECT),
+        },
+        "/responses/{response_id}/input_items": {
+            "parameters": [_part_of_path("response_id"), *_of_pages()],
+            **_operation("get", "list_input_items", "List what a stored response answers.", _OBJECT),
         },
     }
     return {
@@ -125,6 +129,16 @@ def _answered_here(routes: list[DocumentedRoute], schemas: dict[str, Any]) -> di
 
 def _part_of_path(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _of_pages() -> list[dict[str, Any]]:
+    """How a list is read in pages."""
+    schemas: dict[str, dict[str, Any]] = {
+        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": DEFAULT_LISTED},
+        "order": {"enum": ["asc", "desc"], "default": "desc"},
+        "after": {"type": "string"},
+    }
+    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in schemas.items()]
 
 
 def _operation(method: str, name: str, summary: str, content: dict[str, Any]) -> dict[str, Any]:

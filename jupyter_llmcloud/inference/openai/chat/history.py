@@ -12,6 +12,7 @@ from jupyter_llmcloud.protocol.openai.decoding import invalid
 
 _TOOLS = re.compile(r"\btools\b")
 _CALLS = re.compile(r"\btool_calls\b")
+_ROLES = {"developer": "system", "function": "tool"}  # that templates know by another name
 _INSTRUCTION = """You may call these functions. Their signatures are between <tools></tools>:
 <tools>
 {tools}
@@ -40,7 +41,7 @@ def as_template_messages(
     messages: Sequence[ChatMessage], tools: Sequence[Tool], template: str | None
 ) -> list[dict[str, Any]]:
     """The messages as dictionaries. What a template does not know of tools is written into the texts of messages."""
-    rows = [_as_dict(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    rows = [_as_dict(message, index) for index, message in enumerate(messages)]
     if template is None or not _CALLS.search(template):
         rows = [_without_calls(row) for row in rows]
     if tools and not knows_tools(template):
@@ -62,9 +63,8 @@ def _described(tool: Tool) -> str:
     return json.dumps({"type": "function", "function": _definition(tool.function)}, ensure_ascii=False)
 
 
-def _as_dict(message: ChatMessage, place: str) -> dict[str, Any]:
-    role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
-    row: dict[str, Any] = {"role": role, "content": message.text}
+def _as_dict(message: ChatMessage, index: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.text}
     if message.name:
         row["name"] = message.name
     if message.tool_call_id:
@@ -73,10 +73,12 @@ def _as_dict(message: ChatMessage, place: str) -> dict[str, Any]:
         row["reasoning_content"] = reasoning
     if message.tool_calls:
         row["tool_calls"] = [
-            _call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(message.tool_calls)
+            _call(call, f"messages[{index}].tool_calls[{number}]") for number, call in enumerate(message.tool_calls)
         ]
     elif message.function_call is not None:  # as calls were written before they were those of tools
-        row["tool_calls"] = [_call(ToolCall(function=message.function_call), f"{place}.function_call", "arguments")]
+        row["tool_calls"] = [
+            _call(ToolCall(function=message.function_call), f"messages[{index}].function_call", "arguments")
+        ]
     return row
 
 
@@ -95,6 +97,8 @@ def _call(call: ToolCall, place: str, name: str = "function.arguments") -> dict[
 
 def _without_calls(row: dict[str, Any]) -> dict[str, Any]:
     """Calls and their results as texts, for a template that would drop or refuse them."""
+    if row["role"] != "tool" and "tool_calls" not in row:
+        return row
     if row["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{row['content']}\n</tool_response>"}
     calls = row.pop("tool_calls", ())

@@ -29,7 +29,7 @@ class Readable(Protocol):
 
 def write_message(stream: IO[bytes], message: Any) -> None:
     """Send one message: its length, and it as JSON."""
-    data = json.dumps(message).encode()
+    data = json.dumps(message, ensure_ascii=False).encode(errors="surrogatepass")
     stream.write(len(data).to_bytes(_LENGTH, "big") + data)
     stream.flush()
 

@@ -92,7 +92,7 @@ class _TimedPipe:
 
     def read(self, size: int) -> bytes:
         """So many bytes; raises TimeoutError, and EOFError when there will be fewer."""
-        data = b""
+        data = bytearray()
         while len(data) < size:
             left_s = max(0.0, self._deadline - time.monotonic())
             if not self._poll.poll(1000 * left_s):
@@ -100,7 +100,7 @@ class _TimedPipe:
             if not (piece := os.read(self._descriptor, size - len(data))):
                 raise EOFError
             data += piece
-        return data
+        return bytes(data)
 
 
 class Templates:

@@ -77,7 +77,7 @@ def tokenize(model: ServedModel | ServedEncoder, body: bytes) -> dict[str, Any]:
         )  # fmt: skip
         if not request.messages:
             raise invalid("messages", "messages is empty: give at least one message.")
-        tokens = chat_prompt(chat, model.loaded, model.templates).tokens
+        tokens = chat_prompt(chat, model.loaded, model.templates, must_fit=False).tokens
     else:
         special = request.add_special_tokens is not False
         tokens = list(model.loaded.tokenizer(request.prompt, add_special_tokens=special, verbose=False)["input_ids"])

@@ -199,7 +199,7 @@ def _echoed(request: ResponseRequest) -> dict[str, Any]:
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "text": {
             "format": {"type": "text"} if form is None else _without_nulls(msgspec.to_builtins(form)),
-            "verbosity": "medium",
+            "verbosity": text.verbosity or "medium" if text is not None else "medium",
         },
         "top_p": 1.0 if request.top_p is None else request.top_p,
         "temperature": 1.0 if request.temperature is None else request.temperature,

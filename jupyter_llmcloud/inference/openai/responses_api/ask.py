@@ -87,17 +87,30 @@ def asking_what_fits(chat: ChatRequest, truncation: str | None, ask: Callable[[C
         if truncation != "auto" or error.code != "context_length_exceeded" or len(starts) < 2:
             raise
     kept = chat.messages[: starts[0]]
-    low, high, found = 1, len(starts) - 1, None
-    while low <= high:
-        middle = (low + high) // 2
+
+    def ask_from(number: int) -> Asked | None:
+        """With what is said from there on; None: it is still too long."""
         try:
-            found = ask(msgspec.structs.replace(chat, messages=[*kept, *chat.messages[starts[middle] :]]))
-            high = middle - 1
+            return ask(msgspec.structs.replace(chat, messages=[*kept, *chat.messages[starts[number] :]]))
         except ApiError as error:
-            if error.code != "context_length_exceeded" or middle == len(starts) - 1:
+            if error.code != "context_length_exceeded" or number == len(starts) - 1:
                 raise
-            low = middle + 1
-    assert found is not None  # the last one that was tried from below either fits or was raised
+            return None
+
+    return _most_that_fits(len(starts) - 1, ask_from)
+
+
+def _most_that_fits(last: int, ask_from: Callable[[int], Asked | None]) -> Asked:
+    """Ask from the last one on, then from further and further before it: what is far too long is not read each time."""
+    fits, found = last, ask_from(last)
+    assert found is not None  # or it was raised why not
+    too_long, step = 0, 1
+    while fits - too_long > 1:
+        number = (too_long + fits) // 2 if too_long else max(1, fits - step)
+        if (asked := ask_from(number)) is None:
+            too_long = number
+        else:
+            fits, found, step = number, asked, 2 * step
     return found
 
 
@@ -109,7 +122,7 @@ def _ask(
 
     def keep(response_id: str, output: list[dict[str, Any]], response: bytes) -> None:
         if request.store is not False:
-            store.put(response_id, owner, [*earlier, *input_items(request), *as_items(output)], response)
+            store.put(response_id, owner, [*earlier, *input_items(request)], as_items(output), response)
 
     def new_answer(envelope: Envelope, num_choices: int, told: Told, reading: Reading) -> Answer:
         parser = reading.new_parser()
@@ -117,4 +130,5 @@ def _ask(
 
     response_id = new_response_id(replica)
     asked = asking_what_fits(chat, request.truncation, lambda chat: ask_messages(model, chat, new_answer, response_id))
-    return dataclasses.replace(asked, ignored=tuple(without_effect(request)))
+    of_chat = ["text.verbosity"] if "verbosity" in asked.ignored else []
+    return dataclasses.replace(asked, ignored=(*without_effect(request), *of_chat))

@@ -39,6 +39,8 @@ _WITHOUT_EFFECT = ("safety_identifier", "prompt_cache_key", "prompt_cache_retent
 def without_effect(request: ResponseRequest) -> list[str]:
     """The names of parameters that were sent, are accepted, and change nothing."""
     named = [name for name in _WITHOUT_EFFECT if getattr(request, name) is not None]
+    if request.service_tier not in (None, "auto", "default"):
+        named.append("service_tier")
     if request.stream_options is not None and request.stream_options.include_obfuscation:
         named.append("stream_options.include_obfuscation")
     if request.reasoning is not None:
@@ -82,6 +84,7 @@ def as_chat(request: ResponseRequest, earlier: list[InputItem]) -> ChatRequest:
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=_format(request.text.format if request.text is not None else None),
         reasoning_effort=effort,
+        verbosity=request.text.verbosity if request.text is not None else None,
         stream=request.stream,
     )
     check_chat(chat)

@@ -21,6 +21,7 @@ MAX_AGE_S = 3600.0
 class _Stored:
     owner: str
     items: bytes
+    num_output: int
     response: bytes
     stored: float
 
@@ -43,10 +44,12 @@ class ResponseStore:
         self._stored: OrderedDict[str, _Stored] = OrderedDict()
         self._num_bytes = 0
 
-    def put(self, response_id: str, owner: str, items: list[InputItem], response: bytes) -> None:
-        """Keep a conversation up to and with a response; `owner`: the key that may go on from it, and read it."""
-        data = msgspec.json.encode([_plain(item) for item in items])
-        stored = self._stored[response_id] = _Stored(owner, data, response, self._clock())
+    def put(
+        self, response_id: str, owner: str, items: list[InputItem], output: list[InputItem], response: bytes
+    ) -> None:
+        """Keep a conversation and a response to it; `owner`: the key that may go on from it, and read it."""
+        data = msgspec.json.encode([_plain(item) for item in [*items, *output]])
+        stored = self._stored[response_id] = _Stored(owner, data, len(output), response, self._clock())
         self._num_bytes += stored.num_bytes
         self._forget_old()
 
@@ -57,6 +60,13 @@ class ResponseStore:
         if stored is None or stored.owner != owner:
             raise unknown_response(response_id)
         return stored.response
+
+    def input_of(self, response_id: str, owner: str) -> list[InputItem]:
+        """The conversation that a response answers; raises `ApiError` 404 as `read`."""
+        self.read(response_id, owner)
+        stored = self._stored[response_id]
+        items = msgspec.json.decode(stored.items, type=list[InputItem])
+        return items[: len(items) - stored.num_output]
 
     def remove(self, response_id: str, owner: str) -> None:
         """Keep it no longer; raises `ApiError` 404 as `read`."""

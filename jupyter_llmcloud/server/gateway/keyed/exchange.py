@@ -133,6 +133,15 @@ class Exchange:
             path: where the replica answers, when that is not below /v1; such requests cost no tokens.
             headers: of the request, that the replica needs.
         """
+        try:
+            await self._pass_on(caller, endpoint, route, body, shape, sink, path, headers)
+        finally:
+            self.open.give_back_unused()
+
+    async def _pass_on(
+        self, caller: Caller, endpoint: EndpointController, route: str, body: bytes, shape: RequestShape,
+        sink: ResponseSink, path: str, headers: Mapping[str, str],
+    ) -> None:  # fmt: skip
         services = self.services
         self.times = StreamTimes(endpoint.name, self.began)
         trace = RequestTrace(caller.headers, route, endpoint.name, self.request_id)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
     from tornado.httputil import HTTPServerRequest
 
+    from jupyter_llmcloud.core.serving.endpoint.routing import RequestShape
     from jupyter_llmcloud.server.endpoints.controller import EndpointController
     from jupyter_llmcloud.server.gateway.keyed.exchange import Services
     from jupyter_llmcloud.storage.server_state import StoredKey
@@ -50,8 +51,8 @@ class Admittance(Protocol):
     def asked(self, key: StoredKey, address: str) -> None:
         """A request with a key has come this way, from this address."""
 
-    def answered(self, key: StoredKey, status: int) -> None:
-        """It is over."""
+    def answered(self, request: HTTPServerRequest, key: StoredKey, status: int) -> None:
+        """It is over, which is noted and logged as everywhere in this server."""
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:
@@ -78,7 +79,7 @@ class KeyedRequest(HTTPMessageDelegate):
         self._connection = cast("HTTP1Connection", request.connection)
         self._route = route
         self._key = key
-        self._body = b""
+        self._body = bytearray()  # it may come byte by byte
         self._exchange = Exchange(admittance.services, f"req-{os.urandom(16).hex()}", time.perf_counter())
         self._late: asyncio.TimerHandle | None = None  # ends a connection whose body does not come
         self._task: asyncio.Task[None] | None = None
@@ -116,31 +117,41 @@ class KeyedRequest(HTTPMessageDelegate):
     # --- its answer ---
 
     async def _answer(self) -> None:
-        body, key, actor, exchange = self._body, self._key, f"key:{self._key.id}", self._exchange
-        read = named_body(body)
-        found = self._admittance.endpoint_of(read.model, key) if read is not None else None
-        if read is None or found is None:
-            return await self._admittance.refuse(self._request, self._route, body)
-        endpoint, adapter = found
-        shape = shape_from(read, actor, adapter)
+        body = bytes(self._body)
+        self._body.clear()  # it is not held twice
         try:
-            exchange.reserve(key, shape)
+            if (asked := self._let_in(body)) is not None:
+                await self._pass_on(body, *asked)
+            else:
+                self._head = None  # whoever refuses writes one
+                await self._admittance.refuse(self._request, self._route, body)
+        except Exception as error:
+            self._fail(error)
+
+    def _let_in(self, body: bytes) -> tuple[EndpointController, RequestShape] | None:
+        """Which endpoint is asked, for what; None where that is refused."""
+        read = named_body(body)
+        found = self._admittance.endpoint_of(read.model, self._key) if read is not None else None
+        if read is None or found is None:
+            return None
+        endpoint, adapter = found
+        shape = shape_from(read, f"key:{self._key.id}", adapter)
+        try:
+            self._exchange.reserve(self._key, shape)
         except ApiError:
-            return await self._admittance.refuse(self._request, self._route, body)
+            return None
+        return endpoint, shape
+
+    async def _pass_on(self, body: bytes, endpoint: EndpointController, shape: RequestShape) -> None:
         # In the next round of the loop, when the replica has been asked, and nobody waits for it.
         asyncio.get_running_loop().call_soon(self._prepare_head)
+        caller = Caller(f"key:{self._key.id}", self._key, self._request.headers)
         try:
-            caller = Caller(actor, key, self._request.headers)
-            await exchange.pass_on(caller, endpoint, self._route, body, shape, self)
-        except ApiError as error:
+            await self._exchange.pass_on(caller, endpoint, self._route, body, shape, self)
+        except Exception as error:
             self._fail(error)
-        except Exception:
-            exchange.log.exception("request %s", exchange.request_id)
-            message = "the answer broke off: the log of the Jupyter server tells more."
-            self._fail(ApiError(500, message, code="internal"))
         finally:
-            self._admittance.answered(key, self._status or 200)
-        return None
+            self._admittance.answered(self._request, self._key, self._status or 200)
 
     def _prepare_head(self) -> None:
         """What the answer's head has in any case."""
@@ -154,16 +165,18 @@ class KeyedRequest(HTTPMessageDelegate):
         self._connection.stream.set_nodelay(True)
         return self._admittance.head + header_lines(own)
 
-    def _fail(self, error: ApiError) -> None:
-        """Answer with an error: a replica was asked, and has told nothing."""
+    def _fail(self, error: Exception) -> None:
+        """Answer with an error, if nothing is told yet."""
+        if not isinstance(error, ApiError):
+            self._exchange.log.error("request %s", self._exchange.request_id, exc_info=error)
+            message = "the answer broke off: the log of the Jupyter server tells more."
+            error = ApiError(500, message, code="internal")
         if self._head is None:  # there is no answer any more that could say so
             self._connection.close()
             return
         more = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         self.begin(error.status, {**error.headers(), **more})
         self.end(msgspec.json.encode(error.body()), JSON)
-        told = error.status, self._request.method, self._request.path, self._key.id, self._request.remote_ip
-        self._exchange.log.warning("%d %s %s (key %s@%s)", *told)
 
     # --- the sink of its proxy ---
 

@@ -8,6 +8,7 @@ to the handler: this way answers, or hands on.
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,11 @@ from tornado.routing import AnyMatches, Router, Rule
 
 from jupyter_llmcloud.core.serving.keys import looks_like_key, may_infer, parse_key
 from jupyter_llmcloud.errors import NotFound
-from jupyter_llmcloud.server.api.base import MAX_BODY
+from jupyter_llmcloud.server.api.base import MAX_BODY, length_of
+from jupyter_llmcloud.server.gateway.auth import KEY_HEADERS, as_user
 from jupyter_llmcloud.server.gateway.keyed.known_keys import KnownKeys
 from jupyter_llmcloud.server.gateway.keyed.request import KeyedRequest, header_lines
+from jupyter_llmcloud.server.gateway.metrics import note_answer
 from jupyter_llmcloud.server.gateway.open_requests import INFERENCE_ROUTES
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 KEYED = "jupyter_llmcloud_keyed"  # in the settings of the web application
 MAX_HOSTS = 64
 _BEARER = "Bearer "
-_NOT_PLAIN = ("Transfer-Encoding", "Content-Encoding", "Expect", "Origin", "X-Api-Key")
+_NOT_PLAIN = ("Transfer-Encoding", "Content-Encoding", "Expect", "Origin", *KEY_HEADERS)
+_SETTINGS = ("headers", "allow_remote_access", "local_hostnames")  # that decide about headers, and about hosts
 _OF_ONE_ANSWER = ("Date", "Content-Type", "Content-Length", "X-Request-Id", "Vary")
 
 
@@ -58,6 +62,7 @@ class KeyedRouter(Router):
         self._alerts = alerts
         self._known = KnownKeys(state)
         self._hosts: set[str] = set()
+        self._learned_with: list[Any] = []
         self.head = b""
         root = application.settings["base_url"].rstrip("/")
         self._routes = {f"{root}/llmcloud/v1/{route}": route for route in INFERENCE_ROUTES}
@@ -69,9 +74,15 @@ class KeyedRouter(Router):
 
     def learn(self, host: str, headers: HTTPHeaders) -> None:
         """A handler has let in a request to this host; the headers are those of every answer of this server."""
-        if len(self._hosts) < MAX_HOSTS:
-            self._hosts.add(host)
-            self.head = header_lines({name: told for name, told in headers.items() if name not in _OF_ONE_ANSWER})
+        if len(self._hosts) >= MAX_HOSTS or self._settings() != self._learned_with:
+            self._hosts.clear()
+        self._hosts.add(host)
+        self._learned_with = copy.deepcopy(self._settings())
+        self.head = header_lines({name: told for name, told in headers.items() if name not in _OF_ONE_ANSWER})
+
+    def _settings(self) -> list[Any]:
+        """What answers depended on when they were learned from: it may be changed while the server runs."""
+        return [self._application.settings.get(name) for name in _SETTINGS]
 
     # --- who may come this way ---
 
@@ -82,8 +93,10 @@ class KeyedRouter(Router):
             return None
         if request.version != "HTTP/1.1" or headers.get("Connection", "keep-alive").lower() != "keep-alive":
             return None
-        length = headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MAX_BODY or any(name in headers for name in _NOT_PLAIN):
+        length = length_of(headers.get("Content-Length", ""))
+        if length is None or length > MAX_BODY:
+            return None
+        if any(name in headers for name in _NOT_PLAIN) or self._settings() != self._learned_with:
             return None
         key = self._valid_key(headers.get("Authorization", ""))
         return None if key is None else KeyedRequest(self, request, route, key)
@@ -131,6 +144,14 @@ class KeyedRouter(Router):
         """A request with a key has come this way, from this address."""
         self._alerts.asked(key.id, address)
 
-    def answered(self, key: StoredKey, status: int) -> None:
-        """It is over."""
+    def answered(self, request: HTTPServerRequest, key: StoredKey, status: int) -> None:
+        """It is over. The handler that was not needed notes and logs it: it has the name by which that is known."""
         self._alerts.answered(key.id, status)
+        if status < 400:
+            note_answer(self._handler, request, status, self._application.settings)
+            return
+        handler = self._handler(self._application, request, **self._handler_services)
+        handler.request.connection.set_close_callback(None)  # type: ignore[union-attr,arg-type]
+        handler.set_status(status)
+        handler.current_user = as_user(key)
+        handler._log()
