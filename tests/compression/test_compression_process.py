@@ -7,16 +7,18 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from jupyter_llmcloud.client.model_work import compressing
-from jupyter_llmcloud.client.model_work.process import CompressionProcess
+from jupyter_llmcloud.client.model_work import process as process_module
+from jupyter_llmcloud.client.model_work.process import CompressionProcess, ModelProcess
 from jupyter_llmcloud.client.model_work.texts import kept_texts, texts_of_file
 from jupyter_llmcloud.compression.results import ORIGIN
 from jupyter_llmcloud.core.compression.table import MeasuredModel
 from jupyter_llmcloud.errors import NotFound, UsageError
 from jupyter_llmcloud.magics.compression.compress import Compressed, compress
-from jupyter_llmcloud.protocol.compression import CompressRequest, MeasureRequest
+from jupyter_llmcloud.protocol.compression import Caption, CompressRequest, Event, MeasureRequest
 from jupyter_llmcloud.storage.runs import RunStore
 from tests.support.tiny_models import TEXT, save_tiny_llama
 
@@ -59,6 +61,19 @@ def test_what_is_not_there_is_said_before_a_process_is_started(own_root: Path, m
 def test_a_process_that_is_killed_is_told_with_the_end_of_its_log(own_root: Path) -> None:
     with CompressionProcess(MeasureRequest(models=["nobody"])) as process, pytest.raises(NotFound, match="nobody"):
         list(process.events(lambda text: None))
+
+
+def test_what_was_told_counts_also_when_the_process_takes_long_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the ends of some libraries take longer than anybody waits."""
+    told = msgspec.json.encode(Caption(text="all")) + b"\n"
+    code = f"import os, sys, time\nsys.stdin.readline()\nos.write(int(sys.argv[1]), {told!r})\n"
+    (tmp_path / "slow_end.py").write_text(f"{code}os.close(int(sys.argv[1]))\ntime.sleep(1000)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(process_module, "_END_S", 0.1)
+    with ModelProcess(MeasureRequest(models=[]), "slow_end", Event) as process:
+        assert list(process.events(lambda text: None)) == [Caption(text="all")]
 
 
 def test_a_stop_ends_the_process_and_says_what_stays(

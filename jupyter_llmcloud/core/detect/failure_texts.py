@@ -269,7 +269,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|only .{0,40}floating point .{0,40}(grad|support)|not supported for the input types|cannot cast ufunc"
         r"|can't convert np\.ndarray of type"
         r"|(float|long|half|double|int|bool)\w* tensor.{0,30}(but )?(got|found) .{0,30}dtype"
-        r"|d?types? .{0,60}(not match|not supported)|two bool tensors|of scalar type \w+ but"
+        r"|dtypes? .{0,60}(not match|not supported)|two bool tensors|of scalar type \w+ but"
         r"|(only supports?|expected an?) (floating|integer|integral|bool|complex)",
         "{who} mixed tensors of different types.",
         "Convert the inputs (x.float(), y.long()), or let accelerator.autocast() choose.",
@@ -279,7 +279,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"shapes? .{0,60}(cannot be multiplied|not aligned|mismatch)|size of tensor \w+ .{0,20}must match"
         r"|must match the (existing )?size|core dimension|expected size .{0,80}got"
         r"|is invalid for input of size|sizes? of tensors must match|stack expects each"
-        r"|input batch_size .{0,30}target batch_size|could not be broadcast|expected input.{0,60}channels"
+        r"|input batch_size .{0,30}target batch_size|could not (be )?broadcast|expected input.{0,60}channels"
         r"|Given groups=|expected \d+D.{0,30}(input|tensor)"
         r"|(size|shape) mismatch|(size|shape)s? of .{0,60}(do|does) not match"
         r"|should contain \d+ elements|target tensor expected"

@@ -95,7 +95,12 @@ def test_the_text_of_an_exception_tells_the_cause(ename: str, evalue: str, cause
 
 @pytest.mark.parametrize(
     ("ename", "evalue"),
-    [("Surprise", "the moon is full"), ("RuntimeError", "internal assert"), ("ValueError", "could not decide")],
+    [
+        ("Surprise", "the moon is full"),
+        ("RuntimeError", "internal assert"),
+        ("ValueError", "could not decide"),
+        ("ValueError", "the type of the run is not supported here"),
+    ],
 )
 def test_what_no_rule_knows_stays_unknown(ename: str, evalue: str) -> None:
     assert failed(error(ename, evalue)) is None
