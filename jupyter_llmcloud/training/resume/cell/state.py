@@ -231,6 +231,15 @@ class CellState:
             rng.restore(saved["rng"])
         return saved
 
+    def restore_data(self, loader: Any) -> None:
+        """Put back what a loader reads from, in the run that was there: all else is put back at the saved position."""
+        saved = self._saved
+        if not saved or not self.cell.attempt or saved["world_size"] != len(self.cell.ranks):
+            return
+        scope = self._context.scope(self._context.frames())
+        parts = [getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler")]
+        self._cell_objects.put_parts(saved["graph"], scope, [part for part in parts if part is not None])
+
     def _objects(self, own: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
         if how == "own":
             return own
