@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint import replica_digests, rng, sharded_tensors, stateful_objects, writer
 from jupyter_llmcloud.training.checkpoint.borrower import Borrower
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
+from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
 from jupyter_llmcloud.training.checkpoint.stager import Stager
 from jupyter_llmcloud.training.object_graph.graph import Graph, Identities
 from jupyter_llmcloud.training.object_graph.kinds.iterators import FOLLOWED
@@ -238,7 +240,8 @@ class CellState:
             return
         scope = self._context.scope(self._context.frames())
         parts = [getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler")]
-        self._cell_objects.put_parts(saved["graph"], scope, [part for part in parts if part is not None])
+        with contextlib.suppress(NotPlain):  # of a cell whose checkpoint did without looking: all is put back later
+            self._cell_objects.put_parts(saved["graph"], scope, [part for part in parts if part is not None])
 
     def _objects(self, own: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
         if how == "own":
