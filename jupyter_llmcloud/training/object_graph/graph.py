@@ -205,10 +205,6 @@ class Graph:
         """The addresses of everything that a variable leads to."""
         return self.under(self.roots)
 
-    def find(self, value: Any) -> Entry | None:
-        """The entry of an object, if it was reached."""
-        return self.entries.get(self._addresses.get(id(value), ""))
-
     def entry_of(self, value: Any) -> Entry:
         """The entry of an object that was reached."""
         return self.entries[self._addresses[id(value)]]

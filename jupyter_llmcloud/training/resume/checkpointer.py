@@ -362,10 +362,6 @@ class Checkpointer:
         """A pass that was under way beside the saved position is drawn from again."""
         self._state.went_on()
 
-    def restore_data(self, loader: Any) -> None:
-        """A pass is led to where it was: put back what it reads from."""
-        self._state.restore_data(loader)
-
     def restore(self) -> None:
         """The cell is at the saved position."""
         saved = self._state.restore()

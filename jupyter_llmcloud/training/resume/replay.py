@@ -35,9 +35,6 @@ class CellObserver(Protocol):
     def restore(self) -> None:
         """The cell is at the saved position: put back what was saved there."""
 
-    def restore_data(self, loader: Any) -> None:
-        """A pass is led to where it was: put back what it reads from."""
-
     def is_soon(self) -> bool:
         """Whether the position may be saved at the end of this iteration; asked once a batch."""
 
@@ -254,10 +251,6 @@ class ReplayCursor:
             self.lead_to_pass()
             iterator.ordinal = self.passes.count(iterator.key)
             iterator.take_up(self.saved_pass(iterator.key))
-
-    def before_forward(self, loader: Any) -> None:
-        """A pass over this loader is led to where it was: its workers, and Accelerate, read before the cell goes on."""
-        self._observer.restore_data(loader)
 
     def saved_pass(self, key: str) -> ReplayPosition:
         """Where the pass over this loader was when the cell was saved."""

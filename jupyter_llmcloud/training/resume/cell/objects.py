@@ -199,16 +199,6 @@ class CellObjects:
             tensor.grad = values.pop(address)
         _bind(values, scope)
 
-    def put_parts(self, saved: dict[str, Any], scope: Scope, parts: list[Any]) -> None:
-        """Put back some objects that are there, as far as `take` has found them at the same place."""
-        graph = self.graph(scope, Identities())
-        restorer = Restorer(saved["nodes"], graph, True, {id(source) for source in scope.sources})
-        for part in parts:
-            entry = graph.find(part)
-            if entry is not None and entry.address in saved["nodes"]:
-                restorer.value([entry.address])
-        restorer.finish()
-
     def went_on(self, frames: list[FrameType]) -> None:
         """A pass that was under way is drawn from again: the generators round it are given their variables."""
         if self.suspended:

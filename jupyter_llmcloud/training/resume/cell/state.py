@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from jupyter_llmcloud.protocol.agent_messages import Execute
 from jupyter_llmcloud.training.checkpoint import replica_digests, rng, sharded_tensors, stateful_objects, writer
 from jupyter_llmcloud.training.checkpoint.borrower import Borrower
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
-from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
 from jupyter_llmcloud.training.checkpoint.stager import Stager
 from jupyter_llmcloud.training.object_graph.graph import Graph, Identities
 from jupyter_llmcloud.training.object_graph.kinds.iterators import FOLLOWED
@@ -232,16 +230,6 @@ class CellState:
         else:
             rng.restore(saved["rng"])
         return saved
-
-    def restore_data(self, loader: Any) -> None:
-        """Put back what a loader reads from, in the run that was there: all else is put back at the saved position."""
-        saved = self._saved
-        if not saved or not self.cell.attempt or saved["world_size"] != len(self.cell.ranks):
-            return
-        scope = self._context.scope(self._context.frames())
-        parts = [getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler")]
-        with contextlib.suppress(NotPlain):  # of a cell whose checkpoint did without looking: all is put back later
-            self._cell_objects.put_parts(saved["graph"], scope, [part for part in parts if part is not None])
 
     def _objects(self, own: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
         if how == "own":

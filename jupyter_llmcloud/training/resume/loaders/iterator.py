@@ -32,9 +32,6 @@ class LoaderCursor(Protocol):
     def take_up(self, iterator: TrackedIterator) -> None:
         """A pass that has begun is drawn from again on the way to the saved position."""
 
-    def before_forward(self, loader: Any) -> None:
-        """A pass over this loader is led to where it was, on the way to the saved position."""
-
     def saved_pass(self, key: str) -> ReplayPosition:
         """Where the pass over this loader was."""
 
@@ -177,8 +174,6 @@ class TrackedIterator:
     def _forward(self, saved: ReplayPosition) -> Any:
         """Be where a saved pass was: the same order of samples, `handed_out` of them used. Returns the last one."""
         self.forward_to = None
-        if self._cursor.replaying:
-            self._cursor.before_forward(self.loader)
         rows = saved.get("rows")
         source = self._source
         if source.rows_after(0) is None:
