@@ -32,7 +32,7 @@ def _raw(value: Any) -> Any:
     return value.get_obj() if hasattr(value, "get_obj") else value
 
 
-class Event(Untouched):
+class ThreadEvent(Untouched):
     """threading.Event."""
 
     name = "event"
@@ -44,7 +44,7 @@ class Event(Untouched):
         (value.set if head[0] else value.clear)()
 
 
-class Bar(Untouched):
+class MovedBar(Untouched):
     """A bar of tqdm that the cell moves itself; one that iterates is led with its loop."""
 
     name = "bar"
@@ -78,7 +78,7 @@ class Database(Untouched):
             value.deserialize(head[0])
 
 
-class Hooks:
+class HookNames:
     """Which hooks of the user's own an object has; made to be looked at."""
 
     def __init__(self, names: list[str]) -> None:
@@ -92,9 +92,9 @@ class OwnHooks(Untouched):
     made = True
 
     def make(self, cls: Any, head: Any) -> Any:
-        return Hooks(list(head))
+        return HookNames(list(head))
 
-    def split(self, value: Hooks) -> tuple[Any, list[Child]]:
+    def split(self, value: HookNames) -> tuple[Any, list[Child]]:
         return [*value.names], []
 
     def refusal(self, head: Any) -> str:
@@ -112,7 +112,7 @@ def hooks_of(module: torch.nn.Module) -> list[Child]:
         _had[id(module)] = weakref.ref(module)
     elif (known := _had.get(id(module))) is None or known() is not module:
         return []
-    return [("<hooks>", Hooks(names))]
+    return [("<hooks>", HookNames(names))]
 
 
 def _is_own(hook: Any) -> bool:

@@ -51,8 +51,8 @@ _DICT = containers.Dict()
 _FUNCTION, _CLASS, _CACHE = code.Function(), code.Class(), code.Cache()
 _ARROW = arrow.ArrowArray()
 _SCALAR, _MODULE = values.Scalar(), instances.Module()
-_SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.Bar(), beside_python.Database()
-TRAINED_TENSOR, _HOOKS, _EVENT = beside_python.TrainedTensor(), beside_python.OwnHooks(), beside_python.Event()
+_SHARED_NUMBERS, _BAR, _DATABASE = beside_python.SharedNumbers(), beside_python.MovedBar(), beside_python.Database()
+TRAINED_TENSOR, _HOOKS, _EVENT = beside_python.TrainedTensor(), beside_python.OwnHooks(), beside_python.ThreadEvent()
 _TENSOR, _SHARDED = tensors.TorchTensor(), tensors.ShardedTensor()
 _ARRAY, _OBJECTS = tensors.Array(), tensors.Objects()
 
@@ -92,7 +92,7 @@ _EXACT: dict[type, Kind] = {
     frozenset: containers.Container(frozenset, "{", "}", filled=False),
     collections.deque: containers.Container(collections.deque),
     Region: tensors.Memory(),
-    beside_python.Hooks: _HOOKS,
+    beside_python.HookNames: _HOOKS,
     threading.Event: _EVENT,
     torch.Tensor: _TENSOR,
     torch.nn.Parameter: _TENSOR,

@@ -10,7 +10,7 @@ from accelerate.data_loader import DataLoaderShard
 from jupyter_llmcloud.training.checkpoint import rng as randomness
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.data.rank_loader import RankLoader
-from jupyter_llmcloud.training.resume.loaders.order import batch_size, order_of, set_order
+from jupyter_llmcloud.training.resume.loaders.order import batch_size, num_rows, order_of, set_order
 from jupyter_llmcloud.training.resume.loaders.source import LoaderSource
 
 ReplayPosition = dict[str, Any]
@@ -120,6 +120,7 @@ class TrackedIterator:
             "start": self.start,
             "rng_of_last_call": self.rng_of_last_call,
             "batch": batch_size(self.loader),
+            "num_rows": num_rows(self.loader),
             "rows": self._source.rows_after(self.handed_out),
             "data": self._source.identity,
         }
@@ -180,8 +181,10 @@ class TrackedIterator:
         if rows is None and (size := batch_size(self.loader)) != saved["batch"]:
             raise ResumeMissed(
                 f"the saved place counts batches of {saved['batch']} samples over all ranks, this loader makes "
-                f"batches of {size}: change the size per rank so that the whole batch is as before."
+                f"batches of {size}: change the size per rank so that the whole batch is as before. (A cell that "
+                "changes its batches as it trains cannot go on in the middle.)"
             )
+        self._check_rows(saved)
         if source.identity != saved.get("data"):
             raise ResumeMissed(f"the saved place is in other data: {saved.get('data')}; now it is {source.identity}.")
         now = randomness.snapshot()
@@ -195,6 +198,15 @@ class TrackedIterator:
         self.rng_of_last_call = saved["rng_of_last_call"]
         randomness.restore(now)
         return last
+
+    def _check_rows(self, saved: ReplayPosition) -> None:
+        """Raise ResumeMissed where the data has another length than it had: its order would be another one."""
+        was, now = saved.get("num_rows"), num_rows(self.loader)
+        if was is not None and was != now:
+            raise ResumeMissed(
+                f"the saved place is in {was:,} rows, and executed again the cell has made a loader of {now} rows. "
+                "Where data grows as the cell trains, it cannot go on in the middle: give each round a cell of its own."
+            )
 
     def set_state(self, start: dict[str, Any]) -> None:
         """The order of the next pass is that of one which began in this state."""

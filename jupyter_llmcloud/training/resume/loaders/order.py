@@ -46,3 +46,11 @@ def batch_size(loader: Any) -> int:
         return int(loader.batch_size) * world_size
     except (AttributeError, TypeError):
         return 0
+
+
+def num_rows(loader: Any) -> int | None:
+    """Of the data set that a loader reads; None where that has no length."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        return None
