@@ -17,7 +17,7 @@ from jupyter_llmcloud.inference.openai.chat.tool_formats import (
     parameters_of,
     think_tags_of,
 )
-from jupyter_llmcloud.inference.openai.structured.grammars import Grammar, call_grammar, grammar_of
+from jupyter_llmcloud.inference.openai.structured.grammars import Grammar, call_grammar, either_grammar, grammar_of
 from jupyter_llmcloud.inference.openai.vocabulary import Vocabulary
 from jupyter_llmcloud.protocol.openai.chat import ChatRequest, Tool, ToolChoice
 from jupyter_llmcloud.protocol.openai.decoding import invalid
@@ -57,11 +57,14 @@ class Offer:
         elif choice == "none":
             tools = ()
         forced = named is not None or choice == "required"
+        parallel = named is None and request.parallel_tool_calls is not False
         if forced:
-            if grammar is not None:
+            # A response_format is that of a text, which is not written where a tool is called.
+            if grammar is not None and request.structured_outputs is not None:
                 raise invalid(grammar.param, f"{grammar.param} and a tool that must be called exclude each other.")
-            parallel = choice == "required" and request.parallel_tool_calls is not False
             grammar = call_grammar(tools, parallel=parallel)
+        elif grammar is not None and tools and grammar.rule:
+            grammar = either_grammar(grammar, tools, parallel=parallel)
         return cls(tools, forced, grammar)
 
 
@@ -87,7 +90,8 @@ def reading_of(offer: Offer, tokenizer: Any, vocabulary: Vocabulary, prompt: str
     is_thinking = think is not None and prompt.rstrip().endswith(think[0])
     reasoning_end = think[1] if think is not None and is_thinking else ""
     own = getattr(tokenizer, "response_template", None)
-    if own is not None and not offer.forced and (offer.tools or think or own.get("fields")):
+    calls_by_grammar = bool(offer.tools) and offer.grammar is not None  # which writes them as HERMES does
+    if own is not None and not calls_by_grammar and (offer.tools or think or own.get("fields")):
         described = [tool_as_dict(tool) for tool in offer.tools]
         return Reading(
             lambda: TemplateParser(tokenizer.get_response_parser(prefix=prompt, tools=described or None)),
@@ -99,7 +103,7 @@ def reading_of(offer: Offer, tokenizer: Any, vocabulary: Vocabulary, prompt: str
         return Reading(lambda: HarmonyParser(prompt, names), _visible(vocabulary, TAGS))
     form: ToolFormat | None = None
     if offer.tools:
-        form = HERMES if offer.forced else format_of(template)
+        form = HERMES if calls_by_grammar else format_of(template)
     if form is None and think is None:
         return Reading(PlainParser)
     parameters = parameters_of(offer.tools)

@@ -16,10 +16,15 @@ _JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_sepa
 
 
 class Grammar(NamedTuple):
-    """A grammar, and the parameter that asks for it."""
+    """A grammar, and the parameter that asks for it.
+
+    Attributes:
+        rule: the same as the body of a rule in Lark's notation; "" where it is a grammar of several rules.
+    """
 
     text: str
     param: str
+    rule: str = ""
 
 
 def grammar_of(form: ResponseFormat | None, structured: StructuredOutputs | None) -> Grammar | None:
@@ -34,19 +39,24 @@ def grammar_of(form: ResponseFormat | None, structured: StructuredOutputs | None
 
 def _of_response_format(form: ResponseFormat) -> Grammar:
     if form.type == "json_object":
-        return Grammar(json_grammar({"type": "object"}), "response_format")
+        return _json({"type": "object"}, "response_format")
     if form.type == "json_schema":
         schema = _required(form.json_schema, "response_format.json_schema")
         return json_schema_grammar(schema, "response_format.json_schema.schema")
     if form.type == "regex":
-        return Grammar(regex_grammar(_required(form.pattern, "response_format.pattern")), "response_format.pattern")
+        pattern = _required(form.pattern, "response_format.pattern")
+        return Grammar(regex_grammar(pattern), "response_format.pattern", f"/{_escaped(pattern)}/")
     text = _required(form.grammar, "response_format.grammar")
     return Grammar(_lark(text), "response_format.grammar")
 
 
 def json_schema_grammar(form: JsonSchemaFormat, param: str) -> Grammar:
     """JSON of a schema; any object where there is none."""
-    return Grammar(json_grammar({"type": "object"} if form.schema is None else form.schema), param)
+    return _json({"type": "object"} if form.schema is None else form.schema, param)
+
+
+def _json(schema: dict[str, Any], param: str) -> Grammar:
+    return Grammar(json_grammar(schema), param, f"%json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}")
 
 
 def _of_structured_outputs(asked: StructuredOutputs) -> Grammar:
@@ -67,12 +77,23 @@ def _of_structured_outputs(asked: StructuredOutputs) -> Grammar:
 
 def call_grammar(tools: Sequence[Tool], *, parallel: bool) -> Grammar:
     """Calls of these tools, and nothing else: what a forced call is written as, whatever the family of the model."""
+    param = "tools" if len(tools) > 1 else "tools[0].function.parameters"
+    return Grammar(_lark("\n".join(["start: calls", *_call_rules(tools, parallel)])), param)
+
+
+def either_grammar(answer: Grammar, tools: Sequence[Tool], *, parallel: bool) -> Grammar:
+    """An answer in its format, or calls of these tools. The answer's grammar must have a rule."""
+    rules = ["start: answer | calls", f"answer: {answer.rule}", *_call_rules(tools, parallel)]
+    return Grammar(_lark("\n".join(rules)), answer.param)
+
+
+def _call_rules(tools: Sequence[Tool], parallel: bool) -> list[str]:
     names = [f"call_{number}" for number in range(len(tools))]
-    rules = [f"start: one{' (' + _literal(chr(10)) + ' one)*' if parallel else ''}"]
+    rules = [f"calls: one{' (' + _literal(chr(10)) + ' one)*' if parallel else ''}"]
     opens, closes = _literal(f"{HERMES.opens}\n"), _literal(f"\n{HERMES.closes}")
     rules.append(f"one: {opens} ({' | '.join(names)}) {closes}")
     rules += [f"{name}: %json {json.dumps(_call_schema(tool))}" for name, tool in zip(names, tools, strict=True)]
-    return Grammar(_lark("\n".join(rules)), "tools" if len(tools) > 1 else "tools[0].function.parameters")
+    return rules
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:

@@ -151,7 +151,8 @@ class KeyedRouter(Router):
             note_answer(self._handler, request, status, self._application.settings)
             return
         handler = self._handler(self._application, request, **self._handler_services)
-        handler.request.connection.set_close_callback(None)  # type: ignore[union-attr,arg-type]
+        connection: Any = request.connection
+        connection.set_close_callback(None)  # it has nothing to hear of any more
         handler.set_status(status)
         handler.current_user = as_user(key)
         handler._log()

@@ -1,0 +1,60 @@
+"""Tools and a format of the answer in one request, as agents ask: a call may be made, and an answer has the format."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from jupyter_llmcloud.core.serving.openai_errors import ApiError
+from jupyter_llmcloud.inference.openai.chat.offered import Offer
+from jupyter_llmcloud.inference.openai.requests import decode_chat
+
+BYTES = LLTokenizer("byte")
+SCHEMA = {
+    "type": "object", "properties": {"sunny": {"type": "boolean"}}, "required": ["sunny"], "additionalProperties": False,
+}  # fmt: skip
+FORMATS: dict[str, dict[str, Any]] = {
+    "schema": {"type": "json_schema", "json_schema": {"name": "verdict", "schema": SCHEMA, "strict": True}},
+    "object": {"type": "json_object"},
+    "regex": {"type": "regex", "pattern": r'\{"sunny": (true|false)\}'},
+}
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": PARAMETERS}} for name in ("weather", "news")]
+ANSWER = '{"sunny": true}'
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+def offer(**fields: Any) -> Offer:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **fields}
+    return Offer.of(decode_chat(json.dumps(body).encode()))
+
+
+def may_be(offered: Offer, text: str) -> bool:
+    """Whether an answer may be this text, as a whole."""
+    assert offered.grammar is not None
+    matcher, tokens = LLMatcher(BYTES, offered.grammar.text), BYTES.tokenize_str(text)
+    return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_model_may_call_a_tool_or_answer_in_the_format(form: str) -> None:
+    both = offer(response_format=FORMATS[form], tools=TOOLS)
+    assert may_be(both, ANSWER) and may_be(both, CALL) and may_be(both, f"{CALL}\n{CALL}")
+    assert not may_be(both, "It is sunny.") and not may_be(both, f"{ANSWER}\n{CALL}")
+    one_at_a_time = offer(response_format=FORMATS[form], tools=TOOLS, parallel_tool_calls=False)
+    assert may_be(one_at_a_time, CALL) and not may_be(one_at_a_time, f"{CALL}\n{CALL}")
+    for fields in ({"tool_choice": "none", "tools": TOOLS}, {}):
+        alone = offer(response_format=FORMATS[form], **fields)
+        assert may_be(alone, ANSWER) and not may_be(alone, CALL)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_of_a_call_that_must_be_made_the_format_says_nothing(choice: Any) -> None:
+    forced = offer(response_format=FORMATS["schema"], tools=TOOLS, tool_choice=choice)
+    assert may_be(forced, CALL) and not may_be(forced, ANSWER)
+    with pytest.raises(ApiError) as caught:
+        offer(structured_outputs={"regex": "a"}, tools=TOOLS, tool_choice=choice)
+    assert caught.value.param == "structured_outputs.regex"
