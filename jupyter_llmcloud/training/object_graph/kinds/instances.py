@@ -135,11 +135,7 @@ _CHANGED_BY_LOOPS = (WeightedRandomSampler, SubsetRandomSampler, BatchSampler)
 
 def _may_change(part: Any) -> bool:
     """Whether a sampler or a collate function is the user's own, or one of torch's whose contents loops change."""
-    return is_own_module(type(part).__module__) or type(part) in (
-        WeightedRandomSampler,
-        SubsetRandomSampler,
-        BatchSampler,
-    )
+    return is_own_module(type(part).__module__) or type(part) in _CHANGED_BY_LOOPS
 
 
 class Member(Kind):
