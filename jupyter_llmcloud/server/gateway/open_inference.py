@@ -125,9 +125,9 @@ class OpenInferenceHandler(OpenInferenceErrors, InferenceHandler):
     @gateway_access("execute")
     async def post(self, name: str, verb: str) -> None:  # type: ignore[override]
         """Ask a model with tensors, or with any JSON value as `inputs`; infer_stream answers piece by piece."""
-        await self._ask(name, f"/v2/models/{name}/{verb}", verb)
+        await self._ask_with_tensors(name, f"/v2/models/{name}/{verb}", verb)
 
-    async def _ask(self, name: str, path: str, verb: str) -> None:
+    async def _ask_with_tensors(self, name: str, path: str, verb: str) -> None:
         body = self._whole_body()
         await self.started()
         self._asked_for = name
@@ -152,7 +152,7 @@ class OpenInferenceVersionHandler(OpenInferenceHandler):
     @gateway_access("execute")
     async def post(self, name: str, version: str, verb: str) -> None:  # type: ignore[override]
         """Ask this version of a model."""
-        await self._ask(name, f"/v2/models/{name}/versions/{version}/{verb}", verb)
+        await self._ask_with_tensors(name, f"/v2/models/{name}/versions/{version}/{verb}", verb)
 
 
 class UnknownOpenInferencePathHandler(OpenInferenceErrors):

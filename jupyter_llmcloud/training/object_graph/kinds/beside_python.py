@@ -144,7 +144,7 @@ def is_shared_numbers(value: Any) -> bool:
     """Of multiprocessing, with a lock or without."""
     if str(type(value).__module__) == "multiprocessing.sharedctypes" and hasattr(value, "get_obj"):
         value = value.get_obj()
-    kind = type(value)
+    kind: Any = type(value)
     while issubclass(kind, ctypes.Array):
         kind = kind._type_
     return issubclass(kind, ctypes._SimpleCData) and getattr(kind, "_type_", "P") not in "PzZO"  # which are pointers
