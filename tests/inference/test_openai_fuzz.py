@@ -122,7 +122,9 @@ def test_the_document_is_openapi_and_has_every_route() -> None:
     served = {
         ("/" + route.path.removeprefix(GATEWAY), route.method)
         for route in walk(ROUTES)
-        if route.path.startswith(GATEWAY) and route.path != f"{GATEWAY}openapi.json"
+        if route.path.startswith(GATEWAY)
+        and route.path != f"{GATEWAY}openapi.json"
+        and "/deployments/" not in route.path  # the same by Azure's paths
     }
     assert {(path.replace("{model}", "{name}"), method) for path, method in told} == served
     assert {*BODIES} == {*INFERENCE_ROUTES}

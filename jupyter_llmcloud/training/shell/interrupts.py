@@ -5,11 +5,18 @@ the rank, and its variables with it: a while before that, interrupts come again 
 cell or what it called comes to after one raises another, which is inside the handler that has caught the first. Where
 that one is caught too, by a handler around the first, the same happens again as soon as that handler lets go of it, or
 calls something.
+
+An interrupt between the taking of a lock and the block that gives it back would leave the lock taken for ever; where
+the lock is a queue's, the next to wait for it is the loader that ends its workers. So one that finds the thread within
+Python's own code of locks and queues comes again in a moment, until it finds the thread elsewhere, or waiting there.
 """
 
 from __future__ import annotations
 
+import multiprocessing.queues
+import multiprocessing.synchronize
 import os
+import queue
 import random
 import signal
 import sys
@@ -22,6 +29,9 @@ from typing import Any
 PATIENCE_S = 4.0  # after the first interrupt; the agent kills 6.5 seconds after the Stop
 GIVEN_UP_S = 10.0
 BETWEEN_S = (0.001, 0.004)  # not regular: a loop may be as regular
+MAX_PUT_OFF = 100  # times, about a quarter of a second; who is still in the code of locks then waits for one
+AGAIN_S = 0.002
+_OF_LOCKS = {module.__file__ for module in (threading, queue, multiprocessing.queues, multiprocessing.synchronize)}
 
 
 class Interrupts:
@@ -39,7 +49,10 @@ class Interrupts:
         self.executing = False
         self._is_cell = is_cell
         self._is_drawing = is_drawing
-        self._ended: threading.Event | None = None  # of the cell that was interrupted
+        # Of the cell that was interrupted: True for an interrupt that is to come again, False when it has ended.
+        # A handler of signals may put into no other kind of queue.
+        self._told: queue.SimpleQueue[bool] | None = None
+        self._num_put_off = 0
         self._insists = False
         self.catch()
 
@@ -64,31 +77,41 @@ class Interrupts:
 
     def _let_go(self) -> None:
         self._insists = False
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended.set()
+        self._num_put_off = 0
+        told, self._told = self._told, None
+        if told is not None:
+            told.put(False)
 
     def press(self) -> None:
         """Interrupt the cell. Called in another thread than the one that executes it."""
-        if self.executing and self._ended is None:
-            self._ended = threading.Event()
-            threading.Thread(target=self._insist, args=(self._ended,), name="llmcloud-stop", daemon=True).start()
+        if self.executing and self._told is None:
+            self._told = queue.SimpleQueue()
+            threading.Thread(target=self._insist, args=(self._told,), name="llmcloud-stop", daemon=True).start()
         os.kill(os.getpid(), signal.SIGINT)
 
-    def _insist(self, ended: threading.Event) -> None:
-        if ended.wait(PATIENCE_S):
+    def _insist(self, told: queue.SimpleQueue[bool]) -> None:
+        if _has_ended(told, PATIENCE_S):
             return
-        self._insists = self._ended is ended
+        self._insists = self._told is told
         deadline = time.monotonic() + GIVEN_UP_S
-        while not ended.wait(random.SystemRandom().uniform(*BETWEEN_S)) and time.monotonic() < deadline:
+        while not _has_ended(told, random.SystemRandom().uniform(*BETWEEN_S)) and time.monotonic() < deadline:
             os.kill(os.getpid(), signal.SIGINT)
 
     def _on_signal(self, _: int, frame: FrameType | None) -> None:
-        if not self.executing or self._is_drawing():
+        if not self.executing or self._is_drawing() or self._is_put_off(frame):
             return
         if self._insists and not self._insist_on(frame):
             return
         raise KeyboardInterrupt
+
+    def _is_put_off(self, frame: FrameType | None) -> bool:
+        told = self._told
+        is_locking = frame is not None and frame.f_code.co_filename in _OF_LOCKS
+        if not is_locking or told is None or self._num_put_off >= MAX_PUT_OFF:
+            return False
+        self._num_put_off += 1
+        told.put(True)
+        return True
 
     def _inside_cell(self, frame: FrameType | None) -> Iterator[FrameType]:
         """The frames from this one to the outermost of the cell; none when the code is in no cell."""
@@ -128,6 +151,19 @@ class Interrupts:
         insists = self.executing and self._insists and not self._is_drawing()
         if insists and sys.gettrace() is None and threading.get_ident() == self._thread:
             self._insist_on(frame)
+
+
+def _has_ended(told: queue.SimpleQueue[bool], within_s: float) -> bool:
+    """Whether the cell ends within so many seconds; meanwhile what was put off comes again."""
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            if not told.get(timeout=max(0.0, until - time.monotonic())):
+                return True
+        except queue.Empty:
+            return False
+        time.sleep(AGAIN_S)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 class _Insistent(KeyboardInterrupt):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
+from jupyter_llmcloud.training.shell.interrupts import Interrupts
 from tests.support.worlds import Ranks, alive, until
 
 # The rank is in `sleep` when a signal comes, hardly ever in a handler.
@@ -75,3 +80,36 @@ def test_a_stop_is_for_the_processes_that_the_cell_has_started_but_for_workers_a
     assert alive(worker) and alive(server)
     os.kill(server, 9)
     world.ok("worker.kill(), worker.join(), server.wait()", ranks=[0])
+
+
+@pytest.fixture
+def interrupts() -> Iterator[Interrupts]:
+    before = signal.getsignal(signal.SIGINT)
+    yield Interrupts(lambda _: True, lambda: False)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_stop_leaves_no_lock_of_a_queue_taken(interrupts: Interrupts) -> None:
+    lock = threading.Lock()
+    condition = threading.Condition(lock)  # as that of a loader's queue
+    for number in range(60):
+        interrupts.begin()
+        pressing = threading.Timer(0.0002 * (number % 10), interrupts.press)
+        pressing.start()
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                with condition:
+                    sum(range(100))
+        interrupts.end()
+        pressing.join()
+        assert not lock.locked(), f"interrupt {number}"
+
+
+def test_a_stop_ends_a_wait_for_a_lock(interrupts: Interrupts) -> None:
+    interrupts.begin()
+    threading.Timer(0.01, interrupts.press).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        threading.Event().wait(60)
+    interrupts.end()
+    assert time.monotonic() - began < 30
