@@ -7,10 +7,12 @@ still in their buffers.
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import contextlib
 import gc
 import io
 import multiprocessing
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from typing import Any
 from jupyter_llmcloud.training import patches
 
 JOIN_S = 0.1  # between two looks at a thread, in which an interrupt is heard
+LOOKS = 2  # at a pool that rests: one that has just taken its work is not seen to have any
 
 
 class ProgramEnd:
@@ -58,9 +61,11 @@ class ProgramEnd:
         new += [
             child for child in multiprocessing.active_children() if child not in self._children and not child.daemon
         ]
-        for waited_for in new:
-            while waited_for.is_alive():
-                waited_for.join(JOIN_S)
+        num_looks = 0
+        while num_looks < LOOKS and (alive := [one for one in new if one.is_alive()]):
+            busy = [one for one in alive if not _is_at_rest(one)]
+            num_looks = 0 if busy else num_looks + 1
+            (busy or alive)[0].join(JOIN_S)
 
     def _call(self) -> None:
         while self._functions:
@@ -86,6 +91,22 @@ class ProgramEnd:
             original(func)
 
         return unregister
+
+
+def _is_at_rest(one: Any) -> bool:
+    """Whether it belongs to a pool that nobody has shut down and that has nothing to do: Python ends such by itself."""
+    if not isinstance(one, threading.Thread):
+        pools = [thread for thread in threading.enumerate() if _manages_processes(thread) and _is_at_rest(thread)]
+        return any(one.pid in getattr(pool, "processes", ()) for pool in pools)
+    if _manages_processes(one):
+        return not getattr(one, "pending_work_items", None)
+    frame = sys._current_frames().get(one.ident or 0)
+    code = frame.f_code if frame is not None else None
+    return code is not None and code.co_name == "_worker" and code.co_filename == concurrent.futures.thread.__file__
+
+
+def _manages_processes(thread: threading.Thread) -> bool:
+    return type(thread).__name__ == "_ExecutorManagerThread"  # of concurrent.futures and of joblib's loky
 
 
 def _flush_files() -> None:
