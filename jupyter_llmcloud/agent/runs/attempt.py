@@ -73,8 +73,8 @@ class Attempt:
 
     def begin(self) -> None:
         """Send the cell to its ranks."""
+        self._send(self.ranks, self.cell)  # first: the ranks work while the rest is made ready for what they say
         self._feed.begin_attempt(self.cell.attempt, self.ranks)
-        self._send(self.ranks, self.cell)
         self._hangs = HangMonitor(
             self.cell,
             self._links,

@@ -117,7 +117,7 @@ class Checkpointer:
         self._writer.wait()
         asks = bool(_ASKS.search(cell.code))
         asked_at = self._schedule.asked_at  # by the agent, before this thread has come to the cell
-        self._clear(CheckpointSchedule(cell.checkpoint_every, asks))
+        self._schedule = CheckpointSchedule(cell.checkpoint_every, asks)
         self._schedule.ask_at(asked_at)
         self.cell = cell
         self._state.begin(cell, namespace, given)
