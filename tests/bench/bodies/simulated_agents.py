@@ -17,11 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Worker
 
 from jupyter_llmcloud.agent.failover.leader_link import LeaderLinks
 from jupyter_llmcloud.agent.ranks.local_group import GroupSpec, RankEvents
 from jupyter_llmcloud.cluster import worker_plugin
+from jupyter_llmcloud.cluster.dask_config import DASK_SETTINGS
 from jupyter_llmcloud.core.run.hang import heartbeat_s
 from jupyter_llmcloud.protocol.agent_messages import AgentDescription, Describe, Execute, RenewLease, Shutdown
 from jupyter_llmcloud.protocol.connection import AGENT_SOCKET, Connection
@@ -189,6 +191,8 @@ class SimulatedAgent:
 
 
 async def _simulate(scheduler: str, first: int, number: int, folder: str) -> None:
+    # As workers of clusters that we start; and each looks at the whole process, which all of them share.
+    dask.config.set(DASK_SETTINGS | {"distributed.admin.system-monitor.interval": "60s"})
     agents: dict[Path, SimulatedAgent] = {}
 
     async def ensure(place: Path, worker: object, _interface: str, num_slots: int | None) -> dict[str, Any]:
