@@ -63,35 +63,11 @@ TEXT_RULES: tuple[TextRule, ...] = (
     # --- memory ---
     _rule(
         "device-out-of-memory",
-        r"(cuda|hip|xpu|mps)\b.{0,40}out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
+        r"(cuda|hip|xpu|mps)\b.{0,40}out of memory|RESOURCE_EXHAUSTED: .{0,40}memory"
+        r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
         r"|torch\.OutOfMemoryError: (?!.*DefaultCPUAllocator)|^OutOfMemoryError: (?!.*DefaultCPUAllocator)",
         "{who} ran out of memory on the device.",
         _SMALLER,
-        native=True,
-    ),
-    _rule(
-        "shared-memory-full",
-        r"insufficient shared memory|bus error.{0,80}shm|unable to (open|allocate|resize|mmap) shared memory"
-        r"|/dev/shm.{0,120}(no space left|errno 28)|(no space left|errno 28).{0,120}/dev/shm|torch_shm_manager",
-        "{who} found no room in shared memory (/dev/shm), which data loader workers pass batches through.",
-        "Give the host or container more shared memory (--shm-size), or use fewer num_workers.",
-        native=True,
-    ),
-    _rule(
-        "host-out-of-memory",
-        r"DefaultCPUAllocator.{0,60}(can't|cannot|not enough|failed)|^MemoryError\b|_ArrayMemoryError|std::bad_alloc"
-        r"|cannot allocate memory|\[Errno 12\]|\bENOMEM\b",
-        "{who} ran out of memory on the host.",
-        "Use a smaller batch, fewer ranks or data loader workers on this host, or a host with more memory.",
-        native=True,
-    ),
-    # --- disks and files ---
-    _rule(
-        "disk-full",
-        r"no space left on device|\[Errno 28\]|disk quota exceeded|\[Errno 122\]|\bENOSPC\b|file write failed"
-        r"|unexpected pos \d+ vs",
-        "{who} could not write: a disk or its quota is full.",
-        "Free space or set another folder, then run again; what was checkpointed is kept.",
         native=True,
     ),
     _rule(
@@ -102,11 +78,47 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "torch.multiprocessing.set_sharing_strategy('file_system').",
     ),
     _rule(
+        "shared-memory-full",
+        r"insufficient shared memory|bus error.{0,80}(shm|shared memory)"
+        r"|unable to (open|allocate|resize|mmap) shared memory"
+        r"|</torch_\w+>.{0,40}(no space left|cannot allocate|temporarily unavailable)"
+        r"|/dev/shm.{0,120}(no space left|errno 28)|(no space left|errno 28).{0,120}/dev/shm|torch_shm_manager",
+        "{who} found no room in shared memory (/dev/shm), which data loader workers pass batches through.",
+        "Give the host or container more shared memory (--shm-size), or use fewer num_workers.",
+        native=True,
+    ),
+    _rule(
+        "host-out-of-memory",
+        r"DefaultCPUAllocator.{0,60}(can't|cannot|not enough|failed)|^MemoryError\b|_ArrayMemoryError|std::bad_alloc"
+        r"|cannot allocate memory|\[Errno 12\]|\bENOMEM\b|unable to allocate [\d.]+ ?[KMGT]i?B"
+        r"|posix_memalign|ArrowMemoryError|malloc of size \d+ failed",
+        "{who} ran out of memory on the host.",
+        "Use a smaller batch, fewer ranks or data loader workers on this host, or a host with more memory.",
+        native=True,
+    ),
+    # --- disks and files ---
+    _rule(
+        "disk-full",
+        r"no space left on device|\[Errno 28\]|disk quota exceeded|\[Errno 122\]|\bENOSPC\b|file write failed"
+        r"|unexpected pos \d+ vs|not enough (free )?(disk )?space|iostream error",
+        "{who} could not write: a disk or its quota is full.",
+        "Free space or set another folder, then run again; what was checkpointed is kept.",
+        native=True,
+    ),
+    _rule(
         "too-many-processes",
         r"can't start new thread|resource temporarily unavailable|\[Errno 11\] .*(fork|thread|process)"
         r"|pthread_create failed|libgomp: thread creation failed",
         "{who} may not start more threads or processes.",
         "Use fewer num_workers or ranks on this host, or raise the limit of processes (ulimit -u, pids.max).",
+        native=True,
+    ),
+    _rule(
+        "storage-failed",
+        r"\[Errno (5|107|116|121)\] [^:]*: ['\"b]|\[Errno 116\]|stale (nfs )?file handle|^OSError: \[Errno 5\]"
+        r"|remote I/O error|\b(EIO|ESTALE)\b|no locks available",
+        "The storage that {who} read or wrote has failed: a mount that is gone, or a disk.",
+        "Look at the mounts of the worker's host (dmesg, df), then run again from the checkpoint.",
         native=True,
     ),
     # --- accelerators ---
@@ -134,14 +146,15 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "driver-mismatch",
         r"no kernel image is available|driver version is insufficient|forward compatibility was attempted"
         r"|cudaErrorInsufficientDriver|cuda driver initialization failed|nvidia driver on your system is too old"
-        r"|driver.{0,30}does not support this cuda",
+        r"|driver.{0,30}does not support this cuda|unsupported toolchain|compiled with different cuda",
         "The build of torch on the host of {who} does not fit its device or driver.",
         "Install a torch build for this device and driver on that host.",
     ),
     _rule(
         "no-device",
         r"no (cuda|hip) gpus are available|torch not compiled with cuda|found no nvidia driver"
-        r"|invalid device ordinal|no attribute '_cuda_",
+        r"|invalid device ordinal|no attribute '_cuda_|deserialize object on (a )?(cuda|hip|xpu|mps)"
+        r"|no gpus found|only supported with gpus|setup doesn't support (bf16|fp16|tf32)",
         "{who} asked for a device that its host does not have, or that it was not given.",
         "Ask for workers with devices, or leave the device to Accelerate (accelerator.device).",
     ),
@@ -152,12 +165,21 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "Run again with CUDA_LAUNCH_BLOCKING=1 to see which operation it was.",
         native=True,
     ),
+    _rule(
+        "device-fault",
+        r"CU(DNN|BLAS|SPARSE|SOLVER|FFT)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|NOT_INITIALIZED|MAPPING_ERROR)",
+        "A library on the device of {who} failed: often its memory was used up, or an index was outside a table.",
+        "Run again with CUDA_LAUNCH_BLOCKING=1 and a smaller batch to see which operation it was.",
+        native=True,
+    ),
     # --- collectives ---
     _rule(
         "collective-mismatch",
         r"mismatch between collectives|preamble\.length|op\.preamble|collectives? (differ|mismatch)"
         r"|ranks? .{0,40}different (collective|shape)|sizes? .{0,30}(differ|mismatch).{0,30}(across|between|on) ranks"
         r"|ncclInvalidArgument.{0,80}(count|datatype)|unused or unexpected collective"
+        r"|same model across all ranks|across all (ranks|processes).{0,80}inconsistent"
+        r"|params\[\d+\] in this process"
         r"|received data size doesn't match|\[enforce fail at .{0,80}gloo",
         "The ranks met in one collective with different operations, shapes or types.",
         _SAME_CALLS,
@@ -173,7 +195,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "collective-timeout",
         r"watchdog caught collective|collective operation timeout|timed out waiting \d+ ?ms|ran for \d+ milliseconds"
-        r"|timeout\(ms\)=|wait(ing)? timeout after \d+ ?ms|Socket Timeout|monitoredBarrier",
+        r"|timeout\(ms\)=|wait(ing)? timeout after \d+ ?ms|Socket Timeout|monitoredBarrier"
+        r"|timed out after \d+ ?(s|ms|seconds|milliseconds)\b.{0,60}(client|rank|joined|store)",
         "A collective of {who} was not entered by all ranks in time.",
         _SAME_CALLS,
         native=True,
@@ -187,10 +210,18 @@ TEXT_RULES: tuple[TextRule, ...] = (
         native=True,
     ),
     _rule(
+        "download-failed",
+        r"<urlopen error|ChunkedEncodingError|IncompleteRead|EndpointConnectionError|client has been closed"
+        r"|HTTPS?ConnectionPool\((?!.*(name resolution|failed to resolve|getaddrinfo|name or service))"
+        r"|\b429\b.{0,40}(client error|too many)|too many requests.{0,20}for url",
+        "{who} could not reach a server that it wanted something from, or was sent away by it.",
+        "Check the network of the worker's host, or put the files on storage that it sees and name that path.",
+    ),
+    _rule(
         "connection-lost",
         r"ncclRemoteError|remote process exited or there was a network error|connection (was )?(closed|reset) by"
         r"|broken ?pipe|\[Errno (32|104|110|113)\]|no route to host|network is unreachable|socket closed|peer closed"
-        r"|connection timed out|ECONNRESET|EPIPE",
+        r"|connection timed out|ECONNRESET|EPIPE|failed to recv, got|connection was likely closed|socket has timed out",
         "The connection of {who} to another process was lost.",
         _NETWORK,
         native=True,
@@ -212,7 +243,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "download-refused",
         r"gated repo|GatedRepoError|RepositoryNotFoundError|\b40[13]\b.{0,60}(client error|unauthorized|forbidden)"
         r"|(client error|unauthorized|forbidden|access denied).{0,60}\b40[13]\b|InvalidAccessKeyId"
-        r"|SignatureDoesNotMatch|NoCredentialsError|AccessDenied|ExpiredToken",
+        r"|SignatureDoesNotMatch|NoCredentialsError|AccessDenied|ExpiredToken"
+        r"|invalid username or password",
         "{who} was refused what it wanted to read from elsewhere.",
         "Give the workers the token or key (in their environment), or accept the terms of the repository.",
     ),
@@ -220,7 +252,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "download-failed",
         r"offline mode|LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't connect to|max retries exceeded"
         r"|ConnectTimeout|couldn't reach|failed to download|connection refused|\[Errno 111\]"
-        r"|\b50[234]\b.{0,30}server error",
+        r"|\b50[0234]\b.{0,30}server error|^(Read|Connect|Pool)Timeout\b",
         "{who} could not reach a server that it wanted something from.",
         "Check the network of the worker's host, or put the files on storage that it sees and name that path.",
     ),
@@ -238,7 +270,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|error tokenizing data|EmptyDataError"
         r"|file signature not found|not an? \w+ file|file is truncated"
         r"|(file|data|archive|checkpoint|image|shard).{0,30}corrupt"
-        r"|not a database|does not start with|truncated file|no section headers|ParseError",
+        r"|not a database|does not start with|truncated file|no section headers|ParseError"
+        r"|did not match any variant of untagged enum|is not a valid json|expected value at line \d+"
+        r"|unable to load weights from (?!.*no such file)",
         "{who} read a file that is damaged or of another kind.",
         "Write this file again, or go back to an older one.",
     ),
@@ -246,7 +280,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "weights-mismatch",
         r"error\(s\) in loading state_dict|size mismatch for |missing key\(s\)|unexpected key\(s\)"
         r"|parameter group that doesn't match"
-        r"|loaded state dict",
+        r"|loaded state dict|missing key in checkpoint|ignore_mismatched_sizes"
+        r"|set a tensor of shape .{0,160}has shape|size mismatch between saved"
+        r"|target modules .{0,120}not found",
         "{who} loaded weights or a state that belong to another architecture.",
         "Make the model with the configuration of the checkpoint, or load with strict=False knowingly.",
     ),
@@ -254,7 +290,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "device-mismatch",
         r"same device|type \([^)]*cuda.{0,60}should be the same|should be the same.{0,20}cuda"
-        r"|found at least two devices",
+        r"|found at least two devices|can't convert \w+(:\d+)? device type tensor|device type for generator"
+        r"|on device:? \w+.{0,60}found one of them on|out of meta tensor",
         "{who} mixed tensors of two devices.",
         "Pass model, optimizer and loaders through accelerator.prepare, and make new tensors on accelerator.device.",
     ),
@@ -270,7 +307,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|can't convert np\.ndarray of type"
         r"|(float|long|half|double|int|bool)\w* tensor.{0,30}(but )?(got|found) .{0,30}dtype"
         r"|dtypes? .{0,60}(not match|not supported)|two bool tensors|of scalar type \w+ but"
-        r"|(only supports?|expected an?) (floating|integer|integral|bool|complex)",
+        r"|(only supports?|expected an?) (floating|integer|integral|bool|complex)|unscale FP16 gradients"
+        r"|\bdtypes match, got",
         "{who} mixed tensors of different types.",
         "Convert the inputs (x.float(), y.long()), or let accelerator.autocast() choose.",
     ),
@@ -298,7 +336,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|number of (sizes|dimensions|dims) .{0,80}(must|should|greater|less|match)"
         r"|no dimension of size|(must|should) be square|expected \d-?D argument|only .{0,20}\dD .{0,40}supported"
         r"|\b(size|shape|dim|dimension|channel|column|row|element|length)s?\b.{0,80}(divisible|not match|multiply up)"
-        r"|same number of (column|row|element|channel|sample|dim)",
+        r"|same number of (column|row|element|channel|sample|dim)|activate truncation and/or padding"
+        r"|(target|input) size .{0,80}must be the same",
         "{who} combined tensors whose shapes do not fit.",
         "Print the shapes at the line of the traceback; the first and the last batch may differ from the others.",
     ),
@@ -306,7 +345,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "not-finite",
         r"returned nan values|\b(loss|grad\w*|norm|value|output|input)s?\b.{0,40}\b(nan|inf|non-?finite|not finite)\b"
         r"|\b(nan|inf|non-?finite)\b.{0,40}\b(loss|grad\w*|norm|value|output|input)s?\b|FloatingPointError"
-        r"|contains? nan|probability tensor contains either",
+        r"|contains? nan|convert float (nan|infinity) to|probability tensor contains either",
         "Values of {who} were no longer finite.",
         "Lower the learning rate, clip gradients, and look at the batch before it; autocast may need a GradScaler.",
     ),
@@ -316,14 +355,15 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|marked as ready twice|element 0 of tensors"
         r"|leaf variable that requires grad|implicitly created only for scalar"
         r"|on tensor that requires grad|appears to not have been used|view of a leaf|inference tensors? cannot"
-        r"|graph leaves|only tensors created explicitly by the user",
+        r"|graph leaves|variable ready only once|only tensors created explicitly by the user",
         "The backward pass of {who} could not use the graph of its forward pass.",
         "Call backward once a forward pass, do not change its tensors in place, and keep losses out of no_grad().",
     ),
     # --- processes and packages ---
     _rule(
         "data-worker-died",
-        r"dataloader worker .{0,40}(exited|killed|is killed)|worker process .{0,20}(died|exited)|BrokenProcessPool",
+        r"dataloader worker .{0,40}(exited|killed|is killed)|worker process .{0,20}(died|exited)|BrokenProcessPool"
+        r"|subprocess\w* (has|have) (abruptly )?died",
         "A data loader worker of {who} was ended.",
         "Its host may be short of memory: use fewer num_workers or a smaller prefetch_factor; with 0 errors are shown.",
     ),
@@ -337,14 +377,25 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "package-missing",
         r"no module named|ModuleNotFoundError|ImportError|DistributionNotFound|requires? the .{0,40}(library|package)"
-        r"|(shared object|\.so).{0,80}(cannot open|no such file)|undefined symbol",
+        r"|(shared object|\.so).{0,80}(cannot open|no such file)|undefined symbol"
+        r"|(need|needs|must|have) (to )?(have|be) .{0,60}\binstalled\b|\bpip3? install [`'\"\w-]",
         "{who} did not find a package, or found another version of it.",
         "Install the same packages on every worker; %cluster shows which hosts there are.",
     ),
     _rule(
         "file-missing",
+        r"is not a (local folder|valid model identifier)|can't load .{0,200}make sure you don't have a local directory"
+        r"|HFValidationError|DatasetNotFoundError|doesn't exist on the hub",
+        "{who} named a model or data set that is neither a folder that it sees nor one on the hub that it may read.",
+        "Check the spelling, name a path that all hosts of the cluster see, or give the workers a token (HF_TOKEN).",
+    ),
+    _rule(
+        "file-missing",
         r"FileNotFoundError|no such file or directory|\[Errno 2\]|NoSuchKey|NoSuchBucket"
-        r"|(path|file\w*|folder|directory)\b.{0,80}does not exist|unable to open database file",
+        r"|(path|file\w*|folder|directory)\b.{0,80}does not exist|unable to open database file"
+        r"|no file named|not appear to have a file|(can't|cannot|could not|unable to) find a? ?(valid )?checkpoint"
+        r"|no (valid |complete )?checkpoint\w* (was |were )?found|\b(Entry|Revision)NotFoundError"
+        r"|\bno .{0,30}files? (was |were )?found|n't contain any data files",
         "{who} did not find a file or folder.",
         "Ranks work on the hosts of the cluster: name a path that all of them see.",
     ),

@@ -81,6 +81,32 @@ EXCEPTIONS = [
     ("PermissionError", "[Errno 13] Permission denied: '/data'", "not-permitted"),
     ("NameError", "name 'lossfn' is not defined", "code-error"),
     ("KeyError", "'labels'", "code-error"),
+    ("DistStoreError", "Timed out after 601 seconds waiting for clients. 1/2 clients joined.", "collective-timeout"),
+    ("RuntimeError", "DataLoader worker (pid 11) is killed by signal: Bus error. It is possible that dataloader's workers "
+     "are out of shared memory.", "shared-memory-full"),
+    ("RuntimeError", "unable to mmap 560 bytes from file </torch_12_0>: Cannot allocate memory (12)", "shared-memory-full"),
+    ("RuntimeError", "unable to open shared memory object </torch_3> in read-write mode: Too many open files (24)",
+     "too-many-files"),
+    ("OSError", "[Errno 116] Stale file handle: '/home/a/cache'", "storage-failed"),
+    ("OSError", "[Errno 5] Input/output error: '/media/a.pkl'", "storage-failed"),
+    ("ReadTimeout", "HTTPSConnectionPool(host='a.example', port=443): Read timed out.", "download-failed"),
+    ("ConnectionError", "HTTPSConnectionPool(host='a.example', port=443): Max retries exceeded with url: / (Caused by "
+     "NewConnectionError('[Errno 101] Network is unreachable'))", "download-failed"),
+    ("OSError", "org/model is not a local folder and is not a valid model identifier listed on the hub", "file-missing"),
+    ("OSError", "./out does not appear to have a file named config.json.", "file-missing"),
+    ("EntryNotFoundError", "404 Client Error. Entry Not Found for url: https://a.example/model.safetensors", "file-missing"),
+    ("CheckpointException", "ranks:dict_keys([0])\nRuntimeError: Missing key in checkpoint state_dict: 2.weight.",
+     "weights-mismatch"),
+    ("ValueError", "Trying to set a tensor of shape torch.Size([3, 4]) in 'weight' (which has shape torch.Size([5, 4]))",
+     "weights-mismatch"),
+    ("Exception", "data did not match any variant of untagged enum ModelWrapper at line 25 column 3", "file-damaged"),
+    ("ValueError", "Couldn't instantiate the backend tokenizer. You need to have sentencepiece installed", "package-missing"),
+    ("RuntimeError", "Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False.",
+     "no-device"),
+    ("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "device-fault"),
+    ("TypeError", "can't convert cuda:0 device type tensor to numpy.", "device-mismatch"),
+    ("RuntimeError", "DDP expects same model across all ranks, but Rank 0 has 12 params", "collective-mismatch"),
+    ("DistNetworkError", "Failed to recv, got 0 bytes. Connection was likely closed.", "connection-lost"),
 ]  # fmt: skip
 
 
@@ -100,6 +126,9 @@ def test_the_text_of_an_exception_tells_the_cause(ename: str, evalue: str, cause
         ("RuntimeError", "internal assert"),
         ("ValueError", "could not decide"),
         ("ValueError", "the type of the run is not supported here"),
+        ("ValueError", "the quota of rows is exceeded"),
+        ("RuntimeError", "timeout in the game after 5 moves"),
+        ("ValueError", "pip is not a unit that I know"),
     ],
 )
 def test_what_no_rule_knows_stays_unknown(ename: str, evalue: str) -> None:
