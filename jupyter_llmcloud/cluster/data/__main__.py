@@ -13,6 +13,7 @@ import os
 import pickle
 import select
 import sys
+import threading
 from typing import Any
 
 from jupyter_llmcloud.cluster.data.worker_process import IDLE_S, IDLE_STATUS, read_message, write_message
@@ -27,6 +28,7 @@ def main() -> None:
 
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     replies = os.fdopen(int(sys.argv[1]), "wb")
+    threading.Thread(target=_end_with_worker, args=[requests.fileno()], daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     work: Any = None
     with contextlib.suppress(EOFError):
@@ -51,6 +53,14 @@ def main() -> None:
             except Exception as error:
                 reply = False, refusal_body(UsageError(f"a partition failed with {type(error).__name__}: {error}"))
             write_message(replies, pickle.dumps(reply))
+
+
+def _end_with_worker(requests: int) -> None:
+    """End as soon as the worker has: its partition is carried out again by another one."""
+    poll = select.poll()
+    poll.register(requests, 0)  # a pipe whose writer is gone is told without being asked for
+    poll.poll()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ class Preparation:
         keys = {shard.name.partition(".")[0] for shard in made.shards}
         for folder in (filesystem.join(recipe.out, name) for name in (SHARDS, signatures.FOLDER)):
             for name in filesystem.names_in(folder, recipe.storage):
-                if name.partition(".")[0] not in keys:
+                if name.partition(".")[0] not in keys or name.endswith(".part"):
                     filesystem.remove(filesystem.join(folder, name), recipe.storage)
         return made
 

@@ -118,16 +118,12 @@ def _write(url: str, tables: list[Any], schema: Any, storage: Mapping[str, Any])
     """A Parquet file with a row group for each table, also for an empty one."""
     import pyarrow.parquet as parquet
 
-    fs, path = filesystem.filesystem(url, storage)
     fd, staged = tempfile.mkstemp(prefix="llmcloud-signatures-")
     os.close(fd)
     try:
         with parquet.ParquetWriter(staged, schema, compression="zstd", use_dictionary=False) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
-        with filesystem.translated(url):
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            fs.put_file(staged, f"{path}.part")
-            filesystem.move(fs, f"{path}.part", path)
+        filesystem.put(staged, url, storage)
     finally:
         os.unlink(staged)

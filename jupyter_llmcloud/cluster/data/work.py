@@ -320,10 +320,7 @@ class _Staged:
     def finish(self) -> None:
         """Put it in its place."""
         self._file.close()
-        fs, path = filesystem.filesystem(self._url, self._recipe.storage)
-        with filesystem.translated(self._url):
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            fs.put_file(self._path, path)
+        filesystem.put(self._path, self._url, self._recipe.storage)
 
     def __enter__(self) -> _Staged:
         return self

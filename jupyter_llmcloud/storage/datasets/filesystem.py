@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ _MODULES = {
 }
 _VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "modified", "created")
 _MARKS = ("*", "?", "[")
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 
 
 def require(*modules: str, what: str) -> None:
@@ -115,20 +117,42 @@ def replace(url: str, content: bytes, options: Mapping[str, Any] | None = None) 
     fs, path = filesystem(url, options)
     with translated(url):
         fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        staged = f"{path}.part"
-        fs.pipe_file(staged, content)
-        move(fs, staged, path)
+        with _aside(fs, path) as staged:
+            fs.pipe_file(staged, content)
 
 
-def move(fs: Any, source: str, target: str) -> None:
+def put(local: str, url: str, options: Mapping[str, Any] | None = None) -> None:
+    """Copy a file of this host to its place, where it is whole or not at all, also when two processes write it."""
+    fs, path = filesystem(url, options)
+    with translated(url):
+        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        with _aside(fs, path) as staged:
+            fs.put_file(local, staged)
+
+
+@contextlib.contextmanager
+def _aside(fs: Any, path: str) -> Iterator[str]:
+    """The name of a file that is renamed to `path` in the end; each writer has one of its own."""
+    staged = f"{path}.{secrets.token_hex(4)}.part"
+    try:
+        yield staged
+        _move(fs, staged, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            fs.rm_file(staged)
+        raise
+
+
+def _move(fs: Any, source: str, target: str) -> None:
     """Rename a file over another one, if there is one."""
     if "file" in _protocols(fs):
         import os
 
         os.replace(source, target)
         return
-    if fs.exists(target):
-        fs.rm_file(target)
+    if not _OBJECT_STORES & {*_protocols(fs)}:  # there a copy takes the place of what is there at once
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(target)
     fs.mv(source, target)
 
 

@@ -57,11 +57,7 @@ class ShardWriter:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         size = os.path.getsize(self._staged)
-        fs, path = filesystem.filesystem(self._url, self._options)
-        with filesystem.translated(self._url):
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            fs.put_file(self._staged, f"{path}.part")
-            filesystem.move(fs, f"{path}.part", path)
+        filesystem.put(self._staged, self._url, self._options)
         return size, digest.hexdigest()
 
     def __enter__(self) -> ShardWriter:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jupyter_llmcloud.cluster.data import planning
@@ -488,3 +489,21 @@ def test_an_image_that_is_cut_off_is_named_also_where_it_keeps_its_size(tmp_path
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:1500])
     with pytest.raises(UsageError, match=r"a.jpg'.*cannot be read as an image"):
         prepared(recipe(tmp_path / "out"), tmp_path / "a.jpg")
+
+
+def test_a_partition_that_two_processes_carry_out_at_once_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, made = tmp_path / "a.txt", recipe(tmp_path / "out", seq_len=16)
+    source.write_text("\n".join(LINES))
+    put_file = LocalFileSystem.put_file
+
+    def put_file_while_another_puts_the_same(fs: LocalFileSystem, local: str, path: str, **options: Any) -> None:
+        put_file(fs, local, path, **options)
+        monkeypatch.undo()
+        prepared(made, source)
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", put_file_while_another_puts_the_same)
+    rows = prepared(made, source)
+    assert "".join(chr(token) for row in rows for token in row["input_ids"][: row["length"]]) == "".join(LINES)
+    assert not list(tmp_path.rglob("*.part"))

@@ -6,6 +6,8 @@ import asyncio
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -26,6 +28,7 @@ from jupyter_llmcloud.storage.datasets import filesystem, manifest
 from jupyter_llmcloud.storage.datasets.manifest import CleaningStep, Manifest
 from jupyter_llmcloud.storage.datasets.shards import ShardReader, read_all
 from jupyter_llmcloud.storage.datasets.tokenizer import pack_tokenizer
+from tests.support.worlds import alive, until
 
 NUM_FILES = 6
 
@@ -156,6 +159,31 @@ def test_what_crashes_or_raises_in_a_step_ends_it_with_a_word_and_takes_no_worke
             assert (await prepare(client, recipe(out, lambda text: text), str(source))).num_rows
 
     asyncio.run(scenario())
+
+
+def test_a_partition_ends_with_the_worker_that_was_to_carry_it_out(source: Path, tmp_path: Path) -> None:
+    at_work = tmp_path / "pid"
+
+    def waits(text: str) -> str:
+        import time
+
+        at_work.write_text(str(os.getpid()))
+        time.sleep(600)
+        return text
+
+    made = planning.plan(recipe(str(tmp_path / "out"), waits), [str(source)], 1 << 20)
+    arguments = (made.partitions[0], b"", ([], []), {}, None)
+    told = tmp_path / "told"
+    told.write_bytes(cloudpickle.dumps((cloudpickle.dumps(made.recipe), arguments)))
+    code = (
+        "import pickle, sys; from jupyter_llmcloud.cluster.data.worker_process import carry_out\n"
+        "recipe, arguments = pickle.load(open(sys.argv[1], 'rb')); carry_out('one', recipe, 'shard', arguments)"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code, str(told)])
+    until(lambda: at_work.exists() and at_work.read_text(), "a partition at work", 60)
+    worker.kill()
+    worker.wait()
+    until(lambda: not alive(int(at_work.read_text())), "the end of its process")
 
 
 def test_data_that_was_prepared_otherwise_is_not_mixed_with(source: Path, tmp_path: Path) -> None:
