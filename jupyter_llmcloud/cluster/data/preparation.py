@@ -236,8 +236,11 @@ class Preparation:
         try:
             while waiting or under_way:
                 if time.monotonic() - looked > LOOK_S:
-                    room, looked = await self._room(), time.monotonic()
+                    before, room, looked = room, await self._room(), time.monotonic()
                     self.progress.processes = sum(room.values())
+                    for asked, (_, address) in under_way.items():
+                        if address not in room and address not in before:
+                            asked.cancel()  # the scheduler keeps what is for a worker that does not come back
                 busy = Counter(address for _, address in under_way.values())
                 for address, num in room.items():
                     for _ in range(num - busy[address]):
@@ -262,6 +265,7 @@ class Preparation:
                                 f"{error or type(error).__name__}. What is finished is kept."
                             ) from None
                         waiting.appendleft(item)
+                        looked = 0.0
         finally:
             for asked in under_way:
                 asked.cancel()
@@ -276,7 +280,7 @@ class Preparation:
             arguments,
             key=f"llmcloud-data-{method}-{secrets.token_hex(8)}",
             workers=[address],
-            allow_other_workers=True,
+            allow_other_workers=False,
             pure=False,
             retries=0,
         )

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from distributed import Client, LocalCluster
 
-from jupyter_llmcloud.cluster.data import planning
+from jupyter_llmcloud.cluster.data import planning, preparation
 from jupyter_llmcloud.cluster.data.preparation import Preparation, PreparationProgress
 from jupyter_llmcloud.cluster.data.recipe import Recipe
 from jupyter_llmcloud.errors import UsageError
@@ -51,11 +51,11 @@ def source(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def dask() -> AsyncIterator[Client]:
+async def dask(num_workers: int = 1) -> AsyncIterator[Client]:
     """A cluster whose worker has one thread, as ours have."""
     async with (
         LocalCluster(
-            n_workers=1,
+            n_workers=num_workers,
             threads_per_worker=1,
             processes=False,
             asynchronous=True,
@@ -157,6 +157,29 @@ def test_what_crashes_or_raises_in_a_step_ends_it_with_a_word_and_takes_no_worke
             with pytest.raises(UsageError, match=told):
                 await prepare(client, recipe(out, raises), str(source))
             assert (await prepare(client, recipe(out, lambda text: text), str(source))).num_rows
+
+    asyncio.run(scenario())
+
+
+def test_partitions_for_a_worker_that_was_lost_go_to_the_one_that_comes_after_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "LOOK_S", 0.2)
+    found = Preparation._room
+    lost = {"inproc://127.0.0.1/1/9999": 2}
+
+    async def scenario() -> None:
+        async with dask(num_workers=0) as client:
+
+            async def room(self: Preparation) -> dict[str, int]:
+                monkeypatch.setattr(Preparation, "_room", found)
+                client.cluster.scale(1)
+                return lost
+
+            monkeypatch.setattr(Preparation, "_room", room)
+            out = str(tmp_path / "out")
+            made = await asyncio.wait_for(prepare(client, recipe(out), str(source)), 60)
+            assert tokens_of(made, out).count("line") == NUM_FILES * 100
 
     asyncio.run(scenario())
 
