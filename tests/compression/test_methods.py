@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from jupyter_llmcloud.compression.making import make
 from jupyter_llmcloud.compression.methods.merging import merge
@@ -100,6 +100,26 @@ def test_a_quantized_model_computes_with_its_numbers_and_is_served_as_it_compute
     assert 3 * sum(file.stat().st_size for file in target.glob("*.safetensors")) < 2 * (
         (folder / "model.safetensors").stat().st_size
     )
+    asyncio.run(_is_served(quantized))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_transposed_layers_of_gpt2_are_quantized_as_linear_ones(tmp_path: Path, target: Path, bits: int) -> None:
+    torch.manual_seed(0)
+    tokenizer = byte_level_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    original = load_model(tmp_path / "gpt2")
+    assert write_quantized(original, bits, target).startswith(f"8 linear layers with weights of {bits} bits")
+    tokenizer.save_pretrained(target)
+    quantized = load_model(target)
+    assert sum(isinstance(module, QuantizedLinear) for module in quantized.model.modules()) == 8
+    found = load_model(target, dtype="float32").model.transformer.h[1].mlp.c_fc.weight
+    wanted = original.model.transformer.h[1].mlp.c_fc.weight.t()
+    assert (found - wanted).abs().max() / wanted.abs().max() < (0.006 if bits == 8 else 0.2)
     asyncio.run(_is_served(quantized))
 
 

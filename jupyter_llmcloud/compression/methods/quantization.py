@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from safetensors.torch import save_file
 from jupyter_llmcloud.compression.methods.plain import check_plain
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.loading import LoadedModel
-from jupyter_llmcloud.inference.engines.quantized.packing import PACKED, SCALE, SHAPE, Scheme, pack, quantize
+from jupyter_llmcloud.inference.engines.quantized.packing import (
+    PACKED,
+    SCALE,
+    SHAPE,
+    Scheme,
+    pack,
+    quantize,
+    rows_of,
+)
 
 _WIDE = 1024  # inputs from which on 128 weights share a scale; fewer weights of 4 bits make a narrow model bad
 _GROUP, _GROUP_OF_WIDE = 32, 128
@@ -25,7 +34,7 @@ def write_quantized(loaded: LoadedModel, bits: int, folder: Path) -> str:
     dtype = model.dtype if model.dtype.itemsize <= torch.bfloat16.itemsize else torch.bfloat16
     layers = _linear_layers(model)
     group = 0 if bits == 8 else _group(layers)
-    taken = {name: layer for name, layer in layers.items() if not group or layer.in_features % group == 0}
+    taken = {name: rows for name, rows in layers.items() if not group or rows.shape[1] % group == 0}
     if not taken:
         what = f"whose inputs are a multiple of {_GROUP}" if layers else "besides its language-model head"
         raise ModelError(f"int{bits} is for linear layers, and {type(model).__name__} has none {what}.")
@@ -38,32 +47,33 @@ def write_quantized(loaded: LoadedModel, bits: int, folder: Path) -> str:
     return f"{len(taken)} linear layers with weights of {bits} bits{grouped}{left}"
 
 
-def _linear_layers(model: Any) -> dict[str, torch.nn.Linear]:
+def _linear_layers(model: Any) -> dict[str, torch.Tensor]:
+    """The weights [out, in] of linear layers by the names of these, without the head's."""
     head = model.get_output_embeddings()
-    return {
-        name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head
-    }
+    found = {name: rows_of(module) for name, module in model.named_modules() if module is not head}
+    return {name: rows for name, rows in found.items() if rows is not None}
 
 
-def _group(layers: dict[str, torch.nn.Linear]) -> int:
-    narrowest = min((layer.in_features for layer in layers.values()), default=0)
-    fits = all(layer.in_features % _GROUP_OF_WIDE == 0 for layer in layers.values())
+def _group(layers: Mapping[str, torch.Tensor]) -> int:
+    narrowest = min((rows.shape[1] for rows in layers.values()), default=0)
+    fits = all(rows.shape[1] % _GROUP_OF_WIDE == 0 for rows in layers.values())
     return _GROUP_OF_WIDE if narrowest >= _WIDE and fits else _GROUP
 
 
 @torch.inference_mode()
 def _tensors(
-    model: Any, layers: dict[str, torch.nn.Linear], scheme: Scheme, dtype: torch.dtype
+    model: Any, layers: Mapping[str, torch.Tensor], scheme: Scheme, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         layer, _, last = name.rpartition(".")
         if layer in layers and last == "weight":
-            numbers, scale = quantize(value, scheme, dtype)
+            rows = layers[layer]
+            numbers, scale = quantize(rows, scheme, dtype)
             tensors[f"{layer}.{PACKED}"] = pack(numbers, scheme.bits)
             tensors[f"{layer}.{SCALE}"] = scale
-            tensors[f"{layer}.{SHAPE}"] = torch.tensor(value.shape)
+            tensors[f"{layer}.{SHAPE}"] = torch.tensor(rows.shape)
         elif id(value) not in seen:  # weights that are tied are written once
             seen.add(id(value))
             tensors[name] = value.detach().to(dtype if value.is_floating_point() else value.dtype).clone().contiguous()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from jupyter_llmcloud.errors import ModelError
 from jupyter_llmcloud.inference.engines.quantized.linear import QuantizedLinear, plain_linear
-from jupyter_llmcloud.inference.engines.quantized.packing import PACKED, SCALE, SHAPE, Scheme, unpack
+from jupyter_llmcloud.inference.engines.quantized.packing import PACKED, SCALE, SHAPE, Scheme, rows_of, unpack
 
 _SUFFIXES = (PACKED, SCALE, SHAPE)
 
@@ -92,9 +92,10 @@ def _put_in(
         except AttributeError:
             raise ModelError(f"it holds a quantized layer {layer!r} that its config.json does not know.") from None
         words, scale, shape = (saved.get(f"{layer}.{suffix}") for suffix in _SUFFIXES)
-        if type(linear) is not torch.nn.Linear or words is None or scale is None or shape is None:
+        rows = rows_of(linear)
+        if rows is None or words is None or scale is None or shape is None:
             raise ModelError(f"its quantized layer {layer!r} is not complete, or no linear layer of the model.")
-        wanted = (linear.out_features, linear.in_features)
+        wanted = tuple(rows.shape)
         found = tuple(int(size) for size in shape)
         if found != wanted:
             misfits.append((f"{layer}.{PACKED}", found, wanted))

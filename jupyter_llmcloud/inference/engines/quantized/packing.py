@@ -73,10 +73,20 @@ class Scheme:
         return cls(int(weights["num_bits"]), group, ignored) if is_known else None
 
 
+def rows_of(layer: torch.nn.Module) -> torch.Tensor | None:
+    """The weight [out, in] of a linear layer, or of GPT-2's Conv1D, which holds its transpose; None of any other."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight: Any = getattr(layer, "weight", None)
+    if type(layer) is torch.nn.Linear:
+        return weight
+    return weight.t() if type(layer) is Conv1D else None
+
+
 def quantize(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers (int8, [out, in]) and scales ([out, groups], of this type) whose products are nearest to a weight."""
     out, size = weight.shape
-    rows = weight.detach().float().view(out, -1, scheme.group or size)
+    rows = weight.detach().float().reshape(out, -1, scheme.group or size)
     most = scheme.offset - 1
     largest = rows.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     scale = _best_scale(rows, largest / most, most) if scheme.bits < 8 else largest / most
