@@ -233,3 +233,28 @@ def test_the_alerts_of_a_run_are_sent_and_counted(
         heard = hook.heard.get(timeout=WITHIN_S)
         assert (heard["run"], heard["detector"], heard["step"], heard["metric"]) == ("mine", "loss-spike", 200, "loss")
         assert heard["text"].startswith("run mine: loss-spike: loss jumped to ")
+
+
+def test_a_sink_that_is_down_when_the_run_has_ended_already_is_told_in_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV_WEBHOOK, "http://127.0.0.1:9/hook")
+    monkeypatch.setattr(alert_sinks, "PAUSES_S", (0.1, 0.1))
+    alert_sinks.alert_sender.cache_clear()
+    folder = RunFolder(tmp_path / "r-1")
+
+    async def trains() -> None:
+        feed = RunFeed(RunRecord("r-1", "mine", ranks=[0], world_size=1), folder, "")
+        feed.begin(at_once=True)
+        losses = [1.0 + 0.01 * (step % 7) for step in range(200)] + [1e6]
+        feed.journal("metrics", 0, [{"values": {"loss": loss}, "step": step} for step, loss in enumerate(losses)])
+        feed.change("finished")
+        feed.write_record()
+        feed.close()
+        async with asyncio.timeout(WITHIN_S):
+            while not any("could not be sent to the webhook at 127.0.0.1" in note for note in folder.read().notes):
+                await asyncio.sleep(0.05)
+
+    asyncio.run(trains())
+    alert_sinks.alert_sender.cache_clear()
+    assert folder.read().state == "finished"

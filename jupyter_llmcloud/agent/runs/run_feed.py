@@ -160,11 +160,11 @@ class RunFeed:
             if names:
                 self._tell_begun()
                 url = root_url_of(self._folder.path.parents[1])
-            self._trackers = TrackerProcesses(self._folder.path, names, self._note_of_tracker, url)
+            self._trackers = TrackerProcesses(self._folder.path, names, self._note_late, url)
         self._alerts.begin_attempt()
 
-    def _note_of_tracker(self, text: str) -> None:
-        """One that comes when the run has ended is in its record; of a run that is led elsewhere nothing is written."""
+    def _note_late(self, text: str) -> None:
+        """A word of trackers and sinks, also after the end: in the record, unless the run is led elsewhere now."""
         if self.record.is_active:
             self.note(text)
         elif self._folder.exists:
@@ -218,7 +218,7 @@ class RunFeed:
 
         def failed(problem: str) -> None:
             with contextlib.suppress(RuntimeError):  # the agent has ended meanwhile
-                loop.call_soon_threadsafe(self.note, problem)
+                loop.call_soon_threadsafe(self._note_late, problem)
 
         about = {"run": name, "run_id": self.record.run_id, "owner": self.record.owner, "t": round(time.time(), 3)}
         alert = {"text": f"run {name}: {detector}: {text}", "detector": detector, **about, **seen}
