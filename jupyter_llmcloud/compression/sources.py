@@ -49,7 +49,9 @@ def find_source(target: str, base_model: str = "") -> SourceModel:
         folder, Path(base_model).expanduser().resolve() if base_model else None, is_own=run is not None
     )
     if layout.architecture is not None or model_kind(layout) != GENERATOR:
-        what = "an architecture of a cell's own" if layout.architecture is not None else f"a {model_kind(layout)}"
+        kind = model_kind(layout)
+        article = "an" if kind[0] in "aeio" else "a"
+        what = "an architecture of a cell's own" if layout.architecture is not None else f"{article} {kind}"
         raise ModelError(
             f"{target} is {what}: what can be compressed and exported are language models of transformers."
         )

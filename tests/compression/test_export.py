@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from jupyter_llmcloud.compression.export import exporting
 from jupyter_llmcloud.compression.export.exporting import export
@@ -102,6 +103,25 @@ def test_a_gguf_file_has_the_weights_the_shape_and_the_tokenizer(
     assert reader.fields["llama.attention.head_count_kv"].contents() == 2
     assert reader.fields["tokenizer.ggml.tokens"].contents()[:2] == ["<s>", "</s>"]
     assert reader.fields["tokenizer.ggml.pre"].contents() == "gpt-2"
+
+
+def test_heads_of_another_size_than_a_family_has_are_compared_as_the_file_says(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    tokenizer = byte_level_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "qwen3")
+    tokenizer.save_pretrained(tmp_path / "qwen3")
+    done = exported(tmp_path / "qwen3", "gguf", out=str(tmp_path / "m.gguf"), weights="f32")
+    assert any("transformers, which has read the file" in note for note in done.notes)
 
 
 def test_what_a_file_cannot_hold_is_refused_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def write_gguf(
 def _architecture(loaded: LoadedModel) -> str:
     name, config = type(loaded.model).__name__, loaded.model.config
     if name not in ARCHITECTURES:
-        raise ModelError(f"--to gguf knows {', '.join(ARCHITECTURES)}, and this is a {name}. --to onnx may take it.")
+        other = "" if config.is_encoder_decoder else " --to onnx may take it."
+        raise ModelError(f"--to gguf knows {', '.join(ARCHITECTURES)}, and this is a {name}.{other}")
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         raise ModelError(f"--to gguf knows plain rotary positions, and this model's are {rope['rope_type']!r}.")
@@ -230,11 +231,24 @@ def _compared(loaded: LoadedModel, file: Path, weights: str, tell: Callable[[str
     return [*notes, *compared_in_llama_cpp(loaded, file, weights, tell)]
 
 
+def _head_size(file: Path) -> int:
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    architecture = reader.fields["general.architecture"].contents()
+    return int(reader.fields[f"{architecture}.attention.key_length"].contents())
+
+
 def _read_again(file: Path) -> Callable[[Sequence[int]], Any]:
     """The scores of a model that is made of nothing but the file."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    if hasattr(config, "head_dim"):  # which transformers does not read of every architecture
+        config.head_dim = _head_size(file)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, config=config, dtype=torch.float32
+    ).eval()
 
     @torch.inference_mode()
     def scores(tokens: Sequence[int]) -> Any:
