@@ -211,9 +211,9 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "download-failed",
-        r"<urlopen error|ChunkedEncodingError|IncompleteRead|EndpointConnectionError|client has been closed"
-        r"|HTTPS?ConnectionPool\((?!.*(name resolution|failed to resolve|getaddrinfo|name or service))"
-        r"|\b429\b.{0,40}(client error|too many)|too many requests.{0,20}for url",
+        r"^(?!.*(name resolution|failed to resolve|getaddrinfo|name or service|nodename nor)).*(<urlopen error"
+        r"|ChunkedEncodingError|IncompleteRead|EndpointConnectionError|client has been closed|HTTPS?ConnectionPool\("
+        r"|\b429\b.{0,40}(client error|too many)|too many requests.{0,20}for url)",
         "{who} could not reach a server that it wanted something from, or was sent away by it.",
         "Check the network of the worker's host, or put the files on storage that it sees and name that path.",
     ),

@@ -90,6 +90,8 @@ EXCEPTIONS = [
     ("OSError", "[Errno 116] Stale file handle: '/home/a/cache'", "storage-failed"),
     ("OSError", "[Errno 5] Input/output error: '/media/a.pkl'", "storage-failed"),
     ("ReadTimeout", "HTTPSConnectionPool(host='a.example', port=443): Read timed out.", "download-failed"),
+    ("URLError", "<urlopen error [Errno -2] Name or service not known>", "name-not-found"),
+    ("URLError", "<urlopen error [Errno 110] Connection timed out>", "download-failed"),
     ("ConnectionError", "HTTPSConnectionPool(host='a.example', port=443): Max retries exceeded with url: / (Caused by "
      "NewConnectionError('[Errno 101] Network is unreachable'))", "download-failed"),
     ("OSError", "org/model is not a local folder and is not a valid model identifier listed on the hub", "file-missing"),
