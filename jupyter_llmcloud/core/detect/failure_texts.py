@@ -91,7 +91,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "host-out-of-memory",
         r"DefaultCPUAllocator.{0,60}(can't|cannot|not enough|failed)|^MemoryError\b|_ArrayMemoryError|std::bad_alloc"
         r"|cannot allocate memory|\[Errno 12\]|\bENOMEM\b|unable to allocate [\d.]+ ?[KMGT]i?B"
-        r"|posix_memalign|ArrowMemoryError|malloc of size \d+ failed",
+        r"|paging file is too small|posix_memalign|ArrowMemoryError|malloc of size \d+ failed",
         "{who} ran out of memory on the host.",
         "Use a smaller batch, fewer ranks or data loader workers on this host, or a host with more memory.",
         native=True,
@@ -100,7 +100,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "disk-full",
         r"no space left on device|\[Errno 28\]|disk quota exceeded|\[Errno 122\]|\bENOSPC\b|file write failed"
-        r"|unexpected pos \d+ vs|not enough (free )?(disk )?space|iostream error",
+        r"|unexpected pos \d+ vs|not enough (free )?(disk )?space|iostream error|disk is full",
         "{who} could not write: a disk or its quota is full.",
         "Free space or set another folder, then run again; what was checkpointed is kept.",
         native=True,
@@ -115,7 +115,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "storage-failed",
-        r"\[Errno (5|107|116|121)\] [^:]*: ['\"b]|\[Errno 116\]|stale (nfs )?file handle|^OSError: \[Errno 5\]"
+        r"\[Errno (5|103|107|116|121)\] [^:]*: ['\"b]|\[Errno 116\]|stale (nfs )?file handle|^OSError: \[Errno 5\]"
         r"|remote I/O error|\b(EIO|ESTALE)\b|no locks available",
         "The storage that {who} read or wrote has failed: a mount that is gone, or a disk.",
         "Look at the mounts of the worker's host (dmesg, df), then run again from the checkpoint.",
@@ -212,7 +212,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "download-failed",
         r"^(?!.*(name resolution|failed to resolve|getaddrinfo|name or service|nodename nor)).*(<urlopen error"
-        r"|ChunkedEncodingError|IncompleteRead|EndpointConnectionError|client has been closed|HTTPS?ConnectionPool\("
+        r"|ChunkedEncodingError|RemoteDisconnected|RemoteProtocolError"
+        r"|IncompleteRead|EndpointConnectionError|client has been closed|HTTPS?ConnectionPool\("
         r"|\b429\b.{0,40}(client error|too many)|too many requests.{0,20}for url)",
         "{who} could not reach a server that it wanted something from, or was sent away by it.",
         "Check the network of the worker's host, or put the files on storage that it sees and name that path.",
@@ -282,7 +283,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         r"|parameter group that doesn't match"
         r"|loaded state dict|missing key in checkpoint|ignore_mismatched_sizes"
         r"|set a tensor of shape .{0,160}has shape|size mismatch between saved"
-        r"|target modules .{0,120}not found",
+        r"|target modules .{0,120}not found|while copying the parameter",
         "{who} loaded weights or a state that belong to another architecture.",
         "Make the model with the configuration of the checkpoint, or load with strict=False knowingly.",
     ),
@@ -363,7 +364,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     _rule(
         "data-worker-died",
         r"dataloader worker .{0,40}(exited|killed|is killed)|worker process .{0,20}(died|exited)|BrokenProcessPool"
-        r"|subprocess\w* (has|have) (abruptly )?died",
+        r"|subprocess\w* (has|have) (abruptly )?died|pin memory thread exited"
+        r"|worker process .{0,40}was (unexpectedly|abruptly) terminated",
         "A data loader worker of {who} was ended.",
         "Its host may be short of memory: use fewer num_workers or a smaller prefetch_factor; with 0 errors are shown.",
     ),
@@ -378,6 +380,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
         "package-missing",
         r"no module named|ModuleNotFoundError|ImportError|DistributionNotFound|requires? the .{0,40}(library|package)"
         r"|(shared object|\.so).{0,80}(cannot open|no such file)|undefined symbol"
+        r"|operator \w+::\w+ does not exist"
         r"|(need|needs|must|have) (to )?(have|be) .{0,60}\binstalled\b|\bpip3? install [`'\"\w-]",
         "{who} did not find a package, or found another version of it.",
         "Install the same packages on every worker; %cluster shows which hosts there are.",
@@ -391,7 +394,7 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "file-missing",
-        r"FileNotFoundError|no such file or directory|\[Errno 2\]|NoSuchKey|NoSuchBucket"
+        r"FileNotFoundError|NotADirectoryError|no such file or directory|\[Errno 2\]|NoSuchKey|NoSuchBucket"
         r"|(path|file\w*|folder|directory)\b.{0,80}does not exist|unable to open database file"
         r"|no file named|not appear to have a file|(can't|cannot|could not|unable to) find a? ?(valid )?checkpoint"
         r"|no (valid |complete )?checkpoint\w* (was |were )?found|\b(Entry|Revision)NotFoundError"
@@ -401,7 +404,8 @@ TEXT_RULES: tuple[TextRule, ...] = (
     ),
     _rule(
         "not-permitted",
-        r"PermissionError|permission denied|\[Errno 13\]|operation not permitted|\[Errno 1\]|read-only file system",
+        r"PermissionError|is not writ(e)?able|permission denied|\[Errno 13\]"
+        r"|operation not permitted|\[Errno 1\]|read-only file system",
         "{who} may not read or write a file.",
         "Check the owner and the mode of the path on the worker's host.",
     ),
