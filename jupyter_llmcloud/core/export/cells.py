@@ -29,7 +29,7 @@ class SourceCell:
         pushed: what was pushed to the ranks before it and after the cell before: {name: its literal, "" where it has
             none}.
         on_all_ranks: False when it ran on some of them only.
-        num_ranks: of its world when it ran.
+        num_ranks: of its world when it ran; 0 when it has not run yet, so that earlier cells may have run on any number.
         trial: lines that make the `trial` which it found; "" when it found none.
     """
 
@@ -80,9 +80,11 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
     needed, perhaps = used.needed - given, used.perhaps - given
     parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
     notes: list[str] = []
-    for cell in reversed(earlier):
-        if cell.spec.get("fresh"):
+    for ran in reversed(earlier):
+        if ran.spec.get("fresh"):
             continue
+        cell, commands = without_commands(ran)
+        notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
         if cell.state == "finished":
             if _goes_along(cell, needed | perhaps, last.num_ranks):
                 before = names_used(cell.tree)
@@ -104,6 +106,25 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
     return parts[::-1], notes
 
 
+def without_commands(cell: SourceCell) -> tuple[SourceCell, list[str]]:
+    """A cell that has run without the lines that only a notebook understands, and these: `!ls`, `%matplotlib inline`.
+
+    What takes their result, as `files = !ls` does, stays, and so does a cell of another language.
+    """
+    try:
+        ast.parse(cell.code)
+    except SyntaxError:
+        lines = cell.code.splitlines()
+        commands = [line for line in lines if line[:1] in ("%", "!") and not line.startswith("%%")]
+        kept = "\n".join("pass" if line in commands else line for line in lines)
+        try:
+            ast.parse(kept)
+        except SyntaxError:
+            return cell, []
+        return replace(cell, code=kept), commands
+    return cell, []
+
+
 def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
     tree = cell.tree
     if is_definition(tree) and not names_used(tree).bound & wanted:
@@ -113,7 +134,7 @@ def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
             f"run {cell.run_id} ran on some ranks only, and what it did there cannot be told from its text. "
             "Write `if rank == 0:` in a cell of all ranks instead, and run the cells again."
         )
-    if cell.num_ranks != num_ranks and not is_definition(tree):
+    if num_ranks and cell.num_ranks != num_ranks and not is_definition(tree):
         raise UsageError(
             f"run {cell.run_id} ran on {cell.num_ranks} ranks before the world was resized to {num_ranks}: no script "
             f"does both. Run it again on {num_ranks} ranks, and the cells after it."

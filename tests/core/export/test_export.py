@@ -74,6 +74,25 @@ def test_what_cannot_go_along_is_named(last: SourceCell, earlier: list[SourceCel
     assert words in str(refused.value)
 
 
+def test_commands_of_earlier_cells_are_left_out_and_said() -> None:
+    earlier = [SourceCell("looks", "!ls\n%matplotlib inline"), SourceCell("makes", "%time\nmodel = f()\nf = 2")]
+    parts, notes = needed_cells(SourceCell("last", "f = print\nprint(model)"), [SourceCell("f", "f = g = dict"), *earlier])
+    assert [part.cell.code for part in parts] == ["f = g = dict", "pass\nmodel = f()\nf = 2", "f = print\nprint(model)"]
+    assert notes == [
+        "Left out: '%time' of run makes.",
+        "Left out: '!ls' of run looks.",
+        "Left out: '%matplotlib inline' of run looks.",
+    ]
+    with pytest.raises(UsageError, match="is a magic or a command of the shell"):
+        needed_cells(SourceCell("last", "print(files)"), [SourceCell("lists", "files = !ls")])
+
+
+def test_a_cell_that_has_not_run_yet_finds_what_any_number_of_ranks_has_made() -> None:
+    ran = SourceCell("trains", "model = f()", num_ranks=2)
+    parts, _ = needed_cells(SourceCell("last", "print(model)"), [SourceCell("f", "f = dict", num_ranks=2), ran])
+    assert [part.cell.run_id for part in parts] == ["f", "trains", "last"]
+
+
 def test_a_cell_that_failed_is_left_out_and_said() -> None:
     earlier = [SourceCell("makes", "model = dict(a=1)"), SourceCell("typo", "model.trian(1)", "failed")]
     parts, notes = needed_cells(SourceCell("last", "print(model)"), earlier)
