@@ -29,7 +29,7 @@ class SourceCell:
         pushed: what was pushed to the ranks before it and after the cell before: {name: its literal, "" where it has
             none}.
         on_all_ranks: False when it ran on some of them only.
-        num_ranks: of its world when it ran; 0 when it has not run yet, so that earlier cells may have run on any number.
+        num_ranks: of its world when it ran; 0 when it has not run yet: earlier cells may have had any number then.
         trial: lines that make the `trial` which it found; "" when it found none.
     """
 

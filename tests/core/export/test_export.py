@@ -76,7 +76,9 @@ def test_what_cannot_go_along_is_named(last: SourceCell, earlier: list[SourceCel
 
 def test_commands_of_earlier_cells_are_left_out_and_said() -> None:
     earlier = [SourceCell("looks", "!ls\n%matplotlib inline"), SourceCell("makes", "%time\nmodel = f()\nf = 2")]
-    parts, notes = needed_cells(SourceCell("last", "f = print\nprint(model)"), [SourceCell("f", "f = g = dict"), *earlier])
+    parts, notes = needed_cells(
+        SourceCell("last", "f = print\nprint(model)"), [SourceCell("f", "f = g = dict"), *earlier]
+    )
     assert [part.cell.code for part in parts] == ["f = g = dict", "pass\nmodel = f()\nf = 2", "f = print\nprint(model)"]
     assert notes == [
         "Left out: '%time' of run makes.",
