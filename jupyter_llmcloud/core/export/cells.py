@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jupyter_llmcloud.core.export.names_used import is_definition, names_used
+from jupyter_llmcloud.core.export.names_used import always_bound, is_definition, names_used
 from jupyter_llmcloud.errors import UsageError
 
 # What a rank's namespace begins with: the script makes them itself.
@@ -64,12 +64,16 @@ class ScriptPart:
     assigned: tuple[tuple[str, str], ...] = ()
 
 
-def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[ScriptPart], list[str]]:
+def needed_cells(
+    last: SourceCell, earlier: Sequence[SourceCell], is_exact: bool = True
+) -> tuple[list[ScriptPart], list[str]]:
     """The pieces in order, `last` the last, and notes on what was left out.
 
     Args:
         last: the cell to be exported.
         earlier: what the same ranks ran before, the oldest first.
+        is_exact: whether the numbers are to be the same: if not, a cell stays out that neither makes nor reads what is
+            needed, such as one with a training of its own.
 
     Raises:
         UsageError: it needs what cannot go along, which is named.
@@ -78,6 +82,8 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
         earlier = ()
     used, given = names_used(last.tree), GIVEN | ({"trial"} if last.trial else set())
     needed, perhaps = used.needed - given, used.perhaps - given
+    if not is_exact:
+        perhaps -= always_bound(last.tree)
     parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
     notes: list[str] = []
     for ran in reversed(earlier):
@@ -86,7 +92,8 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
         cell, commands = without_commands(ran)
         notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
         if cell.state == "finished":
-            if _goes_along(cell, needed | perhaps, last.num_ranks):
+            concerns = is_exact or _concerns(cell, needed | perhaps)
+            if concerns and _goes_along(cell, needed | perhaps, last.num_ranks):
                 before = names_used(cell.tree)
                 needed = (needed - before.bound) | (before.needed - GIVEN)
                 perhaps = (perhaps | before.perhaps) - GIVEN
@@ -123,6 +130,14 @@ def without_commands(cell: SourceCell) -> tuple[SourceCell, list[str]]:
             return cell, []
         return replace(cell, code=kept), commands
     return cell, []
+
+
+def _concerns(cell: SourceCell, wanted: set[str]) -> bool:
+    """Whether a cell makes or reads what is wanted, or only sets something, as `torch.set_default_dtype(...)` does."""
+    used = names_used(cell.tree)
+    if (used.bound | used.needed | used.perhaps) & wanted:
+        return True
+    return all(isinstance(each, ast.Import | ast.ImportFrom | ast.Assign | ast.Expr) for each in cell.tree.body)
 
 
 def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:

@@ -95,6 +95,20 @@ def test_a_cell_that_has_not_run_yet_finds_what_any_number_of_ranks_has_made() -
     assert [part.cell.run_id for part in parts] == ["f", "trains", "last"]
 
 
+def test_a_training_that_has_nothing_to_do_with_a_cell_is_not_made_again_to_try_it() -> None:
+    trains = "import torch\ndef main():\n    torch.rand(1)\nfor epoch in range(2):\n    main()"
+    earlier = [
+        SourceCell("sets", "import torch\ntorch.set_default_dtype(torch.bfloat16)"),
+        SourceCell("trains", trains),
+        SourceCell("makes", "model = [1, print()]"),
+        SourceCell("changes", "for part in model:\n    print(part)"),
+    ]
+    last = SourceCell("last", trains.replace("torch.rand(1)", "model.clear()"))
+    parts, _ = needed_cells(last, earlier, is_exact=False)
+    assert [part.cell.run_id for part in parts] == ["sets", "makes", "changes", "last"]
+    assert len(needed_cells(last, earlier)[0]) == 5
+
+
 def test_a_cell_that_failed_is_left_out_and_said() -> None:
     earlier = [SourceCell("makes", "model = dict(a=1)"), SourceCell("typo", "model.trian(1)", "failed")]
     parts, notes = needed_cells(SourceCell("last", "print(model)"), earlier)
