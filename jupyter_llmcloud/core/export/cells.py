@@ -8,6 +8,8 @@ name to change what comes after it, nor one that seeds or sets an option of torc
 from __future__ import annotations
 
 import ast
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +19,7 @@ from jupyter_llmcloud.errors import UsageError
 
 # What a rank's namespace begins with: the script makes them itself.
 GIVEN = frozenset({"rank", "local_rank", "world_size", "device", "run", "display", "get_ipython", "exit", "quit"})
+_SEEDS = re.compile(r"\b(manual_seed|set_seed|seed_everything)\s*\(")
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ def needed_cells(
     Args:
         last: the cell to be exported.
         earlier: what the same ranks ran before, the oldest first.
-        is_exact: whether the numbers are to be the same: if not, a cell stays out that neither makes nor reads what is
-            needed, such as one with a training of its own.
+        is_exact: whether the numbers are to be the same. If not, or when the last cell seeds by itself, a cell stays
+            out that neither makes nor reads what is needed, such as one with a training of its own.
 
     Raises:
         UsageError: it needs what cannot go along, which is named.
@@ -82,18 +85,24 @@ def needed_cells(
         earlier = ()
     used, given = names_used(last.tree), GIVEN | ({"trial"} if last.trial else set())
     needed, perhaps = used.needed - given, used.perhaps - given
-    if not is_exact:
+    is_alone = not is_exact or _seeds(last)
+    if is_alone:
         perhaps -= always_bound(last.tree)
     parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
     notes: list[str] = []
+    imported = _imported(earlier) if is_alone else set()
     for ran in reversed(earlier):
         if ran.spec.get("fresh"):
             continue
         cell, commands = without_commands(ran)
         notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
         if cell.state == "finished":
-            concerns = is_exact or _concerns(cell, needed | perhaps)
-            if concerns and _goes_along(cell, needed | perhaps, last.num_ranks):
+            if is_alone and not _concerns(
+                cell, needed | perhaps, imported, _touching(earlier, (needed | perhaps) - imported)
+            ):
+                if not is_definition(cell.tree):
+                    notes.append(f"Left out: run {cell.run_id}, which makes and reads nothing that is needed here.")
+            elif _goes_along(cell, needed | perhaps, last.num_ranks):
                 before = names_used(cell.tree)
                 needed = (needed - before.bound) | (before.needed - GIVEN)
                 perhaps = (perhaps | before.perhaps) - GIVEN
@@ -132,12 +141,41 @@ def without_commands(cell: SourceCell) -> tuple[SourceCell, list[str]]:
     return cell, []
 
 
-def _concerns(cell: SourceCell, wanted: set[str]) -> bool:
-    """Whether a cell makes or reads what is wanted, or only sets something, as `torch.set_default_dtype(...)` does."""
+def _seeds(cell: SourceCell) -> bool:
+    return cell.spec.get("seed") is not None or bool(_SEEDS.search(cell.code))
+
+
+def _concerns(cell: SourceCell, wanted: set[str], imported: set[str], touching: set[str]) -> bool:
+    """Whether a cell makes or touches what is wanted, or only sets something: `torch.set_default_dtype(...)`."""
     used = names_used(cell.tree)
-    if (used.bound | used.needed | used.perhaps) & wanted:
+    if used.bound & wanted or (used.needed | used.perhaps) & (wanted - imported | touching):
         return True
-    return all(isinstance(each, ast.Import | ast.ImportFrom | ast.Assign | ast.Expr) for each in cell.tree.body)
+    only_calls = all(isinstance(each, ast.Import | ast.ImportFrom | ast.Assign | ast.Expr) for each in cell.tree.body)
+    return only_calls and used.needed <= imported
+
+
+def _touching(cells: Sequence[SourceCell], wanted: set[str]) -> set[str]:
+    """Names by which cells may change what is wanted: of a function that reads it, of what holds it, and so on."""
+    found, used = set[str](), []
+    for cell in cells:
+        with contextlib.suppress(UsageError):
+            used.append(names_used(without_commands(cell)[0].tree))
+    while more := {
+        name for each in used if (each.needed | each.perhaps) & (wanted | found) for name in each.bound - found - wanted
+    }:
+        found |= more
+    return found
+
+
+def _imported(cells: Sequence[SourceCell]) -> set[str]:
+    """The names that cells import at their top level."""
+    found = set[str]()
+    for cell in cells:
+        with contextlib.suppress(UsageError):
+            for node in without_commands(cell)[0].tree.body:
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    return found
 
 
 def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:

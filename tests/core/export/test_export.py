@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -95,18 +96,24 @@ def test_a_cell_that_has_not_run_yet_finds_what_any_number_of_ranks_has_made() -
     assert [part.cell.run_id for part in parts] == ["f", "trains", "last"]
 
 
-def test_a_training_that_has_nothing_to_do_with_a_cell_is_not_made_again_to_try_it() -> None:
+def test_a_training_that_has_nothing_to_do_with_a_cell_that_seeds_or_is_only_tried_stays_out() -> None:
     trains = "import torch\ndef main():\n    torch.rand(1)\nfor epoch in range(2):\n    main()"
     earlier = [
         SourceCell("sets", "import torch\ntorch.set_default_dtype(torch.bfloat16)"),
-        SourceCell("trains", trains),
+        SourceCell("trains", trains, spec={"accelerate_config": "{}"}),
+        SourceCell("goes on", "main()"),
         SourceCell("makes", "model = [1, print()]"),
         SourceCell("changes", "for part in model:\n    print(part)"),
     ]
     last = SourceCell("last", trains.replace("torch.rand(1)", "model.clear()"))
     parts, _ = needed_cells(last, earlier, is_exact=False)
     assert [part.cell.run_id for part in parts] == ["sets", "makes", "changes", "last"]
-    assert len(needed_cells(last, earlier)[0]) == 5
+    assert len(needed_cells(last, earlier)[0]) == 6
+    parts, notes = needed_cells(replace(last, code=f"import torch\ntorch.manual_seed(1)\n{last.code}"), earlier)
+    assert [part.cell.run_id for part in parts] == ["sets", "makes", "changes", "last"]
+    assert notes == [
+        f"Left out: run {run}, which makes and reads nothing that is needed here." for run in ("goes on", "trains")
+    ]
 
 
 def test_a_cell_that_failed_is_left_out_and_said() -> None:
