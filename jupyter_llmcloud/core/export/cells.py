@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jupyter_llmcloud.core.export.names_used import always_bound, is_definition, names_used
+from jupyter_llmcloud.core.export.names_used import NamesUsed, always_bound, is_definition, names_used
 from jupyter_llmcloud.errors import UsageError
 
 # What a rank's namespace begins with: the script makes them itself.
 GIVEN = frozenset({"rank", "local_rank", "world_size", "device", "run", "display", "get_ipython", "exit", "quit"})
+_OF_PYTHON = ("%%time", "%%capture", "%%prun")  # cell magics whose body is the cell's own code
 _SEEDS = re.compile(r"\b(manual_seed|set_seed|seed_everything)\s*\(")
 
 
@@ -91,6 +92,7 @@ def needed_cells(
     parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
     notes: list[str] = []
     imported = _imported(earlier) if is_alone else set()
+    used_before = _names_used(earlier) if is_alone else []
     for ran in reversed(earlier):
         if ran.spec.get("fresh"):
             continue
@@ -98,7 +100,7 @@ def needed_cells(
         notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
         if cell.state == "finished":
             if is_alone and not _concerns(
-                cell, needed | perhaps, imported, _touching(earlier, (needed | perhaps) - imported)
+                cell, needed | perhaps, imported, _touching(used_before, (needed | perhaps) - imported)
             ):
                 if not is_definition(cell.tree):
                     notes.append(f"Left out: run {cell.run_id}, which makes and reads nothing that is needed here.")
@@ -112,6 +114,11 @@ def needed_cells(
             notes += _unfinished(cell, needed, perhaps)
         if assigned := _assigned(cell, needed, perhaps):  # pushed before it, whatever became of it
             parts.append(ScriptPart(replace(cell, code="", spec={}), assigned))
+    _refuse_missing(last, needed)
+    return parts[::-1], notes
+
+
+def _refuse_missing(last: SourceCell, needed: set[str]) -> None:
     if needed:
         name, others = min(needed), len(needed) - 1
         more = f" (and {others} more: {', '.join(sorted(needed)[1:6])})" if others else ""
@@ -119,19 +126,21 @@ def needed_cells(
             f"{last.run_id} cannot be exported: it needs {name!r}{more}, which no cell of its world that finished has "
             "made. Make it in the cell, or in a %%distribute cell before it, and run that again."
         )
-    return parts[::-1], notes
 
 
 def without_commands(cell: SourceCell) -> tuple[SourceCell, list[str]]:
     """A cell that has run without the lines that only a notebook understands, and these: `!ls`, `%matplotlib inline`.
 
-    What takes their result, as `files = !ls` does, stays, and so does a cell of another language.
+    What takes their result, as `files = !ls` does, stays. Of a cell magic that measures, its body stays; one of another
+    language goes as a whole.
     """
     try:
         ast.parse(cell.code)
     except SyntaxError:
         lines = cell.code.splitlines()
-        commands = [line for line in lines if line[:1] in ("%", "!") and not line.startswith("%%")]
+        if lines[0].startswith("%%") and not lines[0].startswith(_OF_PYTHON):
+            return replace(cell, code=""), [lines[0]]
+        commands = [line for line in lines if line[:1] in ("%", "!")]
         kept = "\n".join("pass" if line in commands else line for line in lines)
         try:
             ast.parse(kept)
@@ -154,16 +163,24 @@ def _concerns(cell: SourceCell, wanted: set[str], imported: set[str], touching: 
     return only_calls and used.needed <= imported
 
 
-def _touching(cells: Sequence[SourceCell], wanted: set[str]) -> set[str]:
+def _touching(cells: Sequence[NamesUsed], wanted: set[str]) -> set[str]:
     """Names by which cells may change what is wanted: of a function that reads it, of what holds it, and so on."""
-    found, used = set[str](), []
-    for cell in cells:
-        with contextlib.suppress(UsageError):
-            used.append(names_used(without_commands(cell)[0].tree))
+    found = set[str]()
     while more := {
-        name for each in used if (each.needed | each.perhaps) & (wanted | found) for name in each.bound - found - wanted
+        name
+        for each in cells
+        if (each.needed | each.perhaps) & (wanted | found)
+        for name in each.bound - found - wanted
     }:
         found |= more
+    return found
+
+
+def _names_used(cells: Sequence[SourceCell]) -> list[NamesUsed]:
+    found = []
+    for cell in cells:
+        with contextlib.suppress(UsageError):  # one that cannot be read is refused where it matters
+            found.append(names_used(without_commands(cell)[0].tree))
     return found
 
 

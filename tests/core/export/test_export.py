@@ -86,6 +86,10 @@ def test_commands_of_earlier_cells_are_left_out_and_said() -> None:
         "Left out: '!ls' of run looks.",
         "Left out: '%matplotlib inline' of run looks.",
     ]
+    timed, other = SourceCell("timed", "%%time\nmodel = 3"), SourceCell("other", "%%bash\necho $HOME")
+    parts, notes = needed_cells(SourceCell("last", "print(model)"), [timed, other])
+    assert [part.cell.run_id for part in parts] == ["timed", "last"]
+    assert notes == ["Left out: '%%bash' of run other.", "Left out: '%%time' of run timed."]
     with pytest.raises(UsageError, match="is a magic or a command of the shell"):
         needed_cells(SourceCell("last", "print(files)"), [SourceCell("lists", "files = !ls")])
 
