@@ -16,6 +16,7 @@ import itertools
 import multiprocessing as mp
 import pathlib
 import random
+import re
 import sqlite3
 import threading
 import types
@@ -301,7 +302,7 @@ VALUES = {
     "a member": (Mode.FAST, Mode.SLOW), "a dtype": (torch.float32, torch.bfloat16), "a size": (torch.Size([1]), torch.Size([2, 3])),
     "a slice": (slice(1), slice(2, 3)), "a range": (range(3), range(1, 9, 2)), "a class": (Meter, Record), "a function": (sparse, same),
     "a numpy number": (np.float32(1), np.float32(2)), "a method of a list": ([].append, [1].append), "a frozenset": (frozenset(), frozenset({(1, 2)})),
-    "an own frozen object": (Frozen(1), Frozen(2)), "a large integer": (1, 2**200),
+    "an own frozen object": (Frozen(1), Frozen(2)), "a large integer": (1, 2**200), "a pattern": (re.compile("a"), re.compile("b+", re.I)),
 }  # fmt: skip
 
 
