@@ -34,6 +34,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
+from transformers import BatchEncoding
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
@@ -292,6 +293,9 @@ CASES: dict[str, Case] = {
     ),
     "a list of modules that grows": (list, lambda v: v.append(torch.nn.Sequential(torch.nn.Linear(2, 2))), same),
     "a list of own objects that grows": (list, lambda v: v.append(Record(3, ["a"])), same),
+    "batches of a tokenizer that are kept": (
+        list, lambda v: v.append(BatchEncoding({"input_ids": torch.ones(2)})), lambda v: (type(v[0]), v[0]["input_ids"]),
+    ),
     "an error that was kept": (list, lambda v: v.append(ValueError("bad", 3)), lambda v: (type(v[0]), v[0].args)),
 }  # fmt: skip
 VALUES = {
