@@ -293,6 +293,7 @@ CASES: dict[str, Case] = {
     ),
     "a list of modules that grows": (list, lambda v: v.append(torch.nn.Sequential(torch.nn.Linear(2, 2))), same),
     "a list of own objects that grows": (list, lambda v: v.append(Record(3, ["a"])), same),
+    "a view of a dict": (lambda: ({"a": 1}, []), lambda v: (v[1].append(v[0].keys()), v[0].update(b=2)), lambda v: list(v[1][0])),
     "batches of a tokenizer that are kept": (
         list, lambda v: v.append(BatchEncoding({"input_ids": torch.ones(2)})), lambda v: (type(v[0]), v[0]["input_ids"]),
     ),

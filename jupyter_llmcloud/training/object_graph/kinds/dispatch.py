@@ -102,6 +102,7 @@ _EXACT: dict[type, Kind] = {
     bytearray: values.Bytes(),
     memoryview: values.View(),
     array.array: values.Numbered(),
+    **dict.fromkeys(values.DictView.types, values.DictView()),
     types.CellType: code.ClosureCell(),
     types.MethodType: code.Method(),
     contextvars.ContextVar: code.Context(),
