@@ -11,11 +11,16 @@ from jupyter_llmcloud.core.parallel.accelerate_config import of_option
 from jupyter_llmcloud.errors import UsageError
 
 
-def with_content(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def with_content(given: Mapping[str, Any], world_size: int = 0) -> tuple[dict[str, Any], list[str]]:
     """Options of a run with the content of the file in place of its name; what of it has no effect, in words.
 
-    The file also says how many ranks there are, unless the options do. Raises UsageError when the file cannot be read
-    or carried out.
+    The file also says how many ranks there are, unless the options do, or a world is there already.
+
+    Args:
+        world_size: of the world that the run finds; 0 when one is made for it.
+
+    Raises:
+        UsageError: the file cannot be read or carried out.
     """
     options = dict(given)
     if not (file := options.get("accelerate_config")):
@@ -27,7 +32,13 @@ def with_content(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if options.get("plan") and translated.plan != options["plan"]:
         notes.append(f"--accelerate-config: --plan {options['plan']} is used, not the file's {translated.plan}.")
     if translated.num_ranks and not options.get("nproc"):
-        options["nproc"] = translated.num_ranks
+        if world_size and world_size != translated.num_ranks:
+            notes.append(
+                f"--accelerate-config: num_processes {translated.num_ranks} is not used: this world has {world_size} "
+                f"rank{'s' * (world_size > 1)}. %world restart -n {translated.num_ranks} makes another."
+            )
+        else:
+            options["nproc"] = translated.num_ranks
     return options, notes
 
 

@@ -45,6 +45,7 @@ for step, (x, y) in enumerate(loader):
     optimizer.zero_grad()
     assert not lc.run.should_stop
     accelerator.log({"loss": loss.item()}, step=step)
+accelerator.end_training()
 """
 
 

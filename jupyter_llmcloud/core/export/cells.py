@@ -8,15 +8,19 @@ name to change what comes after it, nor one that seeds or sets an option of torc
 from __future__ import annotations
 
 import ast
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jupyter_llmcloud.core.export.names_used import is_definition, names_used
+from jupyter_llmcloud.core.export.names_used import NamesUsed, always_bound, is_definition, names_used
 from jupyter_llmcloud.errors import UsageError
 
 # What a rank's namespace begins with: the script makes them itself.
 GIVEN = frozenset({"rank", "local_rank", "world_size", "device", "run", "display", "get_ipython", "exit", "quit"})
+_OF_PYTHON = ("%%time", "%%capture", "%%prun")  # cell magics whose body is the cell's own code
+_SEEDS = re.compile(r"\b(manual_seed|set_seed|seed_everything)\s*\(")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class SourceCell:
         pushed: what was pushed to the ranks before it and after the cell before: {name: its literal, "" where it has
             none}.
         on_all_ranks: False when it ran on some of them only.
-        num_ranks: of its world when it ran.
+        num_ranks: of its world when it ran; 0 when it has not run yet: earlier cells may have had any number then.
         trial: lines that make the `trial` which it found; "" when it found none.
     """
 
@@ -64,12 +68,16 @@ class ScriptPart:
     assigned: tuple[tuple[str, str], ...] = ()
 
 
-def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[ScriptPart], list[str]]:
+def needed_cells(
+    last: SourceCell, earlier: Sequence[SourceCell], is_exact: bool = True
+) -> tuple[list[ScriptPart], list[str]]:
     """The pieces in order, `last` the last, and notes on what was left out.
 
     Args:
         last: the cell to be exported.
         earlier: what the same ranks ran before, the oldest first.
+        is_exact: whether the numbers are to be the same. If not, or when the last cell seeds by itself, a cell stays
+            out that neither makes nor reads what is needed, such as one with a training of its own.
 
     Raises:
         UsageError: it needs what cannot go along, which is named.
@@ -78,13 +86,25 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
         earlier = ()
     used, given = names_used(last.tree), GIVEN | ({"trial"} if last.trial else set())
     needed, perhaps = used.needed - given, used.perhaps - given
+    is_alone = not is_exact or _seeds(last)
+    if is_alone:
+        perhaps -= always_bound(last.tree)
     parts = [ScriptPart(last, _assigned(last, needed, perhaps))]
     notes: list[str] = []
-    for cell in reversed(earlier):
-        if cell.spec.get("fresh"):
+    imported = _imported(earlier) if is_alone else set()
+    used_before = _names_used(earlier) if is_alone else []
+    for ran in reversed(earlier):
+        if ran.spec.get("fresh"):
             continue
+        cell, commands = without_commands(ran)
+        notes += [f"Left out: {command!r} of run {cell.run_id}." for command in commands]
         if cell.state == "finished":
-            if _goes_along(cell, needed | perhaps, last.num_ranks):
+            if is_alone and not _concerns(
+                cell, needed | perhaps, imported, _touching(used_before, (needed | perhaps) - imported)
+            ):
+                if not is_definition(cell.tree):
+                    notes.append(f"Left out: run {cell.run_id}, which makes and reads nothing that is needed here.")
+            elif _goes_along(cell, needed | perhaps, last.num_ranks):
                 before = names_used(cell.tree)
                 needed = (needed - before.bound) | (before.needed - GIVEN)
                 perhaps = (perhaps | before.perhaps) - GIVEN
@@ -94,6 +114,11 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
             notes += _unfinished(cell, needed, perhaps)
         if assigned := _assigned(cell, needed, perhaps):  # pushed before it, whatever became of it
             parts.append(ScriptPart(replace(cell, code="", spec={}), assigned))
+    _refuse_missing(last, needed)
+    return parts[::-1], notes
+
+
+def _refuse_missing(last: SourceCell, needed: set[str]) -> None:
     if needed:
         name, others = min(needed), len(needed) - 1
         more = f" (and {others} more: {', '.join(sorted(needed)[1:6])})" if others else ""
@@ -101,7 +126,73 @@ def needed_cells(last: SourceCell, earlier: Sequence[SourceCell]) -> tuple[list[
             f"{last.run_id} cannot be exported: it needs {name!r}{more}, which no cell of its world that finished has "
             "made. Make it in the cell, or in a %%distribute cell before it, and run that again."
         )
-    return parts[::-1], notes
+
+
+def without_commands(cell: SourceCell) -> tuple[SourceCell, list[str]]:
+    """A cell that has run without the lines that only a notebook understands, and these: `!ls`, `%matplotlib inline`.
+
+    What takes their result, as `files = !ls` does, stays. Of a cell magic that measures, its body stays; one of another
+    language goes as a whole.
+    """
+    try:
+        ast.parse(cell.code)
+    except SyntaxError:
+        lines = cell.code.splitlines()
+        if lines[0].startswith("%%") and not lines[0].startswith(_OF_PYTHON):
+            return replace(cell, code=""), [lines[0]]
+        commands = [line for line in lines if line[:1] in ("%", "!")]
+        kept = "\n".join("pass" if line in commands else line for line in lines)
+        try:
+            ast.parse(kept)
+        except SyntaxError:
+            return cell, []
+        return replace(cell, code=kept), commands
+    return cell, []
+
+
+def _seeds(cell: SourceCell) -> bool:
+    return cell.spec.get("seed") is not None or bool(_SEEDS.search(cell.code))
+
+
+def _concerns(cell: SourceCell, wanted: set[str], imported: set[str], touching: set[str]) -> bool:
+    """Whether a cell makes or touches what is wanted, or only sets something: `torch.set_default_dtype(...)`."""
+    used = names_used(cell.tree)
+    if used.bound & wanted or (used.needed | used.perhaps) & (wanted - imported | touching):
+        return True
+    only_calls = all(isinstance(each, ast.Import | ast.ImportFrom | ast.Assign | ast.Expr) for each in cell.tree.body)
+    return only_calls and used.needed <= imported
+
+
+def _touching(cells: Sequence[NamesUsed], wanted: set[str]) -> set[str]:
+    """Names by which cells may change what is wanted: of a function that reads it, of what holds it, and so on."""
+    found = set[str]()
+    while more := {
+        name
+        for each in cells
+        if (each.needed | each.perhaps) & (wanted | found)
+        for name in each.bound - found - wanted
+    }:
+        found |= more
+    return found
+
+
+def _names_used(cells: Sequence[SourceCell]) -> list[NamesUsed]:
+    found = []
+    for cell in cells:
+        with contextlib.suppress(UsageError):  # one that cannot be read is refused where it matters
+            found.append(names_used(without_commands(cell)[0].tree))
+    return found
+
+
+def _imported(cells: Sequence[SourceCell]) -> set[str]:
+    """The names that cells import at their top level."""
+    found = set[str]()
+    for cell in cells:
+        with contextlib.suppress(UsageError):
+            for node in without_commands(cell)[0].tree.body:
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    return found
 
 
 def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
@@ -113,7 +204,7 @@ def _goes_along(cell: SourceCell, wanted: set[str], num_ranks: int) -> bool:
             f"run {cell.run_id} ran on some ranks only, and what it did there cannot be told from its text. "
             "Write `if rank == 0:` in a cell of all ranks instead, and run the cells again."
         )
-    if cell.num_ranks != num_ranks and not is_definition(tree):
+    if num_ranks and cell.num_ranks != num_ranks and not is_definition(tree):
         raise UsageError(
             f"run {cell.run_id} ran on {cell.num_ranks} ranks before the world was resized to {num_ranks}: no script "
             f"does both. Run it again on {num_ranks} ranks, and the cells after it."

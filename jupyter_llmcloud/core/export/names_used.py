@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 _BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 
+_BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.TryStar, ast.Match, ast.With, ast.AsyncWith)
+
 
 @dataclass
 class NamesUsed:
@@ -33,6 +35,11 @@ def names_used(tree: ast.Module) -> NamesUsed:
         (found.perhaps if name in found.bound else found.needed).add(name)
     found.perhaps -= found.needed
     return found
+
+
+def always_bound(tree: ast.Module) -> set[str]:
+    """What a cell binds in every case that lets it come to its end: imports, definitions and plain assignments."""
+    return names_used(ast.Module([node for node in tree.body if not isinstance(node, _BRANCHES)], [])).bound
 
 
 def is_definition(tree: ast.Module) -> bool:

@@ -183,6 +183,7 @@ for _value in ({names},):
 
 END = """\
 
-dist.barrier()
-dist.destroy_process_group()
+if dist.is_initialized():  # accelerator.end_training() takes the group down
+    dist.barrier()
+    dist.destroy_process_group()
 """

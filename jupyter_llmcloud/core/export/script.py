@@ -57,12 +57,19 @@ def export(run: ExportedRun, earlier: Sequence[SourceCell], file: str) -> Export
     notes = check_options(run.cell.spec)
     parts, more = needed_cells(run.cell, earlier)
     for part in parts[:-1]:
-        notes += [note for note in check_options(part.cell.spec) if note not in notes]
+        notes += [note for note in _checked_before(part.cell) if note not in notes]
     notes += more
     if not any("seed" in part.cell.spec for part in parts) and "seed" not in "".join(part.cell.code for part in parts):
         notes.append("Neither --seed nor the cells seed anything: where they draw random numbers, losses differ.")
     launches = launch_lines(file, run.num_ranks, run.num_threads, run.has_gpus)
     return ExportedScript(_text(run, parts, notes, launches), notes, launches)
+
+
+def _checked_before(cell: SourceCell) -> list[str]:
+    try:
+        return check_options(cell.spec)
+    except UsageError as error:
+        raise UsageError(f"run {cell.run_id}, which ran before and goes along: {error}") from None
 
 
 def source_for_ranks(cell: SourceCell, earlier: Sequence[SourceCell]) -> str:

@@ -24,6 +24,7 @@ _OF_WORLD: dict[str, tuple[Any, ...]] = {  # by field, the values that ask for n
     "main_training_function": ("main",),
     "use_cpu": (False,),
     "mpirun_config": ({},),
+    "ipex_config": ({"ipex": False}, {"ipex": False, "use_xpu": False}),  # accelerate before 1.11 writes it
 }
 _OF_TPU: dict[str, tuple[Any, ...]] = {
     "downcast_bf16": ("no", False),
@@ -94,6 +95,7 @@ def translate(content: Any) -> Translated:
     """Raises UsageError that names the field which cannot be carried out."""
     if not isinstance(content, Mapping) or not content:
         raise UsageError("--accelerate-config: the file has no fields. `accelerate config` writes one.")
+    _refuse_other_machines(content)
     known = {*_OF_WORLD, *_OF_TPU, *_MAPPED}
     if unknown := sorted(str(name) for name in content if name not in known):
         raise UsageError(
@@ -114,12 +116,15 @@ def translate(content: Any) -> Translated:
     return made
 
 
-def _refuse(content: Mapping[str, Any]) -> None:
+def _refuse_other_machines(content: Mapping[str, Any]) -> None:
     if content.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
         raise UsageError(
             f"--accelerate-config: compute_environment {content['compute_environment']} cannot be carried out: a world "
             "is on the machines of its cluster. Only LOCAL_MACHINE can."
         )
+
+
+def _refuse(content: Mapping[str, Any]) -> None:
     kind = content.get("distributed_type", "NO")
     if kind not in (*_DATA_PARALLEL, "FSDP", "DEEPSPEED") or content.get("megatron_lm_config"):
         name = "megatron_lm_config" if content.get("megatron_lm_config") else f"distributed_type {kind}"
@@ -201,8 +206,11 @@ def _of_fsdp(section: dict[str, Any], sizes: dict[str, Any], content: Mapping[st
         options.append("offload=yes")
     if _is_true(fields.pop("activation_checkpointing", False)):
         options.append("recompute=yes")
-    for name in [name for name in _FSDP1_ONLY if fields.pop(name, None) is not None]:
-        made.notes.append(f"fsdp_{name} has no counterpart in fully_shard; what is trained and saved is the same")
+    if without := [f"fsdp_{name}" for name in _FSDP1_ONLY if fields.pop(name, None) is not None]:
+        verb = "has" if len(without) == 1 else "have"
+        made.notes.append(
+            f"{', '.join(without)} {verb} no counterpart in fully_shard; what is trained and saved is the same"
+        )
     if fields:
         raise UsageError(f"--accelerate-config: fsdp_{next(iter(fields))} cannot be carried out. Remove it.")
     suffix = "".join(f",{option}" for option in options)

@@ -240,7 +240,7 @@ class Session:
         from jupyter_llmcloud.magics.session.run_handle import RunHandle
 
         asked, runs = time.time(), RunStore()
-        given, notes = with_content(given)
+        given, notes = with_content(given, self.world.world_size if self.world is not None else 0)
         spec = RunSpec.make(given, Interface.NOTEBOOK)
         for note in notes:
             print(note, file=sys.stderr)

@@ -80,7 +80,7 @@ def needed_before(store: RunStore, world_id: str, cell: SourceCell) -> list[Scri
     Raises UsageError that names what no recorded cell has made.
     """
     same = [other for other in reversed(store.list()) if world_id and other.world_id == world_id and not other.script]
-    return needed_cells(cell, [_cell(store.folder(other.run_id), other) for other in same])[0]
+    return needed_cells(cell, [_cell(store.folder(other.run_id), other) for other in same], is_exact=False)[0]
 
 
 def write(script: ExportedScript, path: Path) -> None:

@@ -67,6 +67,10 @@ def _spread(strategy: Strategy, accelerator: Any, model: torch.nn.Module) -> tor
     step = FORECAST.fake_of(model)
     spread = strategy.parallelize(model, accelerator)
     PREPARED.add(spread, before)
+    # Loops that accumulate by hand write `with model.no_sync()`, which DistributedDataParallel has. Here nothing is put
+    # off: what a plan exchanges in each backward gives the same gradients.
+    if not hasattr(spread, "no_sync"):
+        spread.no_sync = contextlib.nullcontext  # type: ignore[assignment]
     FORECAST.watch(spread, accelerator, step)
     return spread
 

@@ -205,7 +205,7 @@ class Restorer:
                 self.finish()
             if address in self._done:  # it is part of itself
                 return self._done[address]
-            cls = None if kind.name in ("reduced", "named", "torch value") else self._class(node)
+            cls = None if kind.name in ("reduced", "named", "torch value", "dict view") else self._class(node)
             return kind.build(cls, node["head"], children)
         except CannotSave as error:
             raise ResumeMissed(f"{_named(address)} cannot be restored: {error}.") from None

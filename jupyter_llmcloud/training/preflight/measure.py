@@ -162,7 +162,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     tracker = AllocationTracker(request["is_fake"], int(MOST_OF_MEMORY * available()))
     measure = StepMeasure(tracker, parse_plan(request["sharded"]))
     program = Program(request, 0, world_size)
-    shorten_loaders(on_batch=measure.read)
+    shorten_loaders(program, on_batch=measure.read)
     if request["is_fake"]:
         keep_modules_in_place()
     if uses_transformers(request):

@@ -6,7 +6,6 @@ import ast
 import asyncio
 import functools
 import inspect
-import itertools
 import linecache
 import os
 import sys
@@ -19,6 +18,7 @@ import cloudpickle
 import torch
 
 BATCHES = 2  # batches that a loader gives before it ends
+BATCHES_OF_STEPS = 256  # at most, where the cell trains on them: an optimizer may step after many
 
 
 class EnoughSeen(BaseException):
@@ -49,6 +49,7 @@ class Program:
     Attributes:
         names: the files whose lines are the user's.
         namespace: what the cell finds.
+        is_at_cell: whether the cell itself is executed by now, and not what it needs of earlier ones.
     """
 
     def __init__(self, request: Mapping[str, Any], rank: int, world_size: int) -> None:
@@ -66,6 +67,7 @@ class Program:
         main = sys.modules["__main__"].__dict__
         main.update(self.namespace)
         self.namespace = main
+        self.is_at_cell = False
 
     def execute(self, before_last: Callable[[], None]) -> None:
         """Every part in order; `before_last` is called when only the cell itself is left."""
@@ -73,11 +75,19 @@ class Program:
             text = "\n" * part["line_offset"] + part["code"]
             linecache.cache[part["filename"]] = (len(text), None, text.splitlines(keepends=True), part["filename"])
             if number == len(self.parts) - 1:
+                self.is_at_cell = True
                 before_last()
             code = compile(text, part["filename"], "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             found = eval(code, self.namespace)  # the user's own cell
             if inspect.iscoroutine(found):
                 asyncio.run(found)
+
+    def most_batches(self) -> int:
+        """How many batches a pass over a loader gives that nothing has been trained on yet.
+
+        A loop that takes batches out by hand needs those of a whole step first.
+        """
+        return BATCHES_OF_STEPS if self.is_at_cell and "next(" in self.parts[-1]["code"] else BATCHES
 
     def where(self) -> str:
         """The innermost line of the user's code that is being executed."""
@@ -99,19 +109,21 @@ class Program:
 
 
 def shorten_loaders(
+    program: Program,
     on_pass: Callable[[Any], None] = lambda _: None,
     on_batch: Callable[[Any], None] = lambda _: None,
-    most: int = BATCHES,
 ) -> None:
     """Have each pass over a DataLoader end after a few batches, which are read in this process.
+
+    A pass that the cell itself trains on goes on until its optimizer has stepped often enough.
 
     Args:
         on_pass: is given each loader that is read.
         on_batch: is given each batch.
-        most: batches of a pass.
     """
     loader = torch.utils.data.DataLoader
     make, iterate = loader.__init__, loader.__iter__
+    backwards = _count_backwards()
 
     @functools.wraps(make)
     def here(self: Any, *args: Any, **settings: Any) -> None:
@@ -122,12 +134,30 @@ def shorten_loaders(
 
     def some(self: Any) -> Any:
         on_pass(self)
-        for batch in itertools.islice(iterate(self), most):
+        before = len(backwards)
+        for number, batch in enumerate(iterate(self)):
+            trains = program.is_at_cell and len(backwards) > before
+            if number >= (BATCHES_OF_STEPS if trains else program.most_batches()):
+                return
             on_batch(batch)
             yield batch
 
     loader.__init__ = here  # type: ignore[method-assign]
     loader.__iter__ = some  # type: ignore[method-assign]
+
+
+def _count_backwards() -> list[None]:
+    """A list that grows by one at each backward pass from now on."""
+    made = list[None]()
+    backward = torch.autograd.backward
+
+    @functools.wraps(backward)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(None)
+        return backward(*args, **kwargs)
+
+    torch.autograd.backward = counted
+    return made
 
 
 def shorten_trainers(steps: int = BATCHES) -> None:

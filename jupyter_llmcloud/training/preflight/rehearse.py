@@ -163,7 +163,7 @@ def main(request_file: str, rank_text: str, journal_file: str) -> None:
     program = Program(request, rank, world_size)
     journal.where = program.where
     watch_collectives(journal)
-    shorten_loaders(lambda loader: _note_pass(journal, loader))
+    shorten_loaders(program, on_pass=lambda loader: _note_pass(journal, loader))
     if uses_transformers(request):
         shrink_models()
         shorten_trainers()

@@ -49,6 +49,10 @@ _NOT_FOLLOWED = (
     "No checkpoint is saved: the steps are taken in no loop that is followed. `for` and `while` loops of a cell, or of "
     "a module of yours, are; so is `for step in run.steps(total)`; or call run.checkpoint() after a step.\n"
 )
+_APPENDED = (
+    "The cell opens a file to append to it: what it has written there after step {step} stays, and is written again.\n"
+)
+_APPENDS = re.compile(r"""\bopen\(.*,\s*["']a[bt+]*["']|\.open\(\s*["']a[bt+]*["']|\bmode\s*=\s*["']a[bt+]*["']""")
 _LAST_STATE_S = 4.0  # at most, until it is written
 _HELD = SaveRequest(is_held=True)
 _ASKS = re.compile(r"\brun\s*\.\s*(checkpoint|steps)\b")
@@ -367,5 +371,9 @@ class Checkpointer:
         saved = self._state.restore()
         self._steps.count = self._resumed_step = saved["steps"]
         self._sender.muted = False
-        if saved["position"]["persistent"] and self._state.is_first:
+        if not self._state.is_first:
+            return
+        if saved["position"]["persistent"]:
             self._sender.text("stderr", _OLD_WORKERS)
+        if _APPENDS.search(self.cell.code):
+            self._sender.text("stderr", _APPENDED.format(step=saved["steps"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -72,6 +73,51 @@ def test_what_cannot_go_along_is_named(last: SourceCell, earlier: list[SourceCel
     with pytest.raises(UsageError) as refused:
         needed_cells(last, earlier)
     assert words in str(refused.value)
+
+
+def test_commands_of_earlier_cells_are_left_out_and_said() -> None:
+    earlier = [SourceCell("looks", "!ls\n%matplotlib inline"), SourceCell("makes", "%time\nmodel = f()\nf = 2")]
+    parts, notes = needed_cells(
+        SourceCell("last", "f = print\nprint(model)"), [SourceCell("f", "f = g = dict"), *earlier]
+    )
+    assert [part.cell.code for part in parts] == ["f = g = dict", "pass\nmodel = f()\nf = 2", "f = print\nprint(model)"]
+    assert notes == [
+        "Left out: '%time' of run makes.",
+        "Left out: '!ls' of run looks.",
+        "Left out: '%matplotlib inline' of run looks.",
+    ]
+    timed, other = SourceCell("timed", "%%time\nmodel = 3"), SourceCell("other", "%%bash\necho $HOME")
+    parts, notes = needed_cells(SourceCell("last", "print(model)"), [timed, other])
+    assert [part.cell.run_id for part in parts] == ["timed", "last"]
+    assert notes == ["Left out: '%%bash' of run other.", "Left out: '%%time' of run timed."]
+    with pytest.raises(UsageError, match="is a magic or a command of the shell"):
+        needed_cells(SourceCell("last", "print(files)"), [SourceCell("lists", "files = !ls")])
+
+
+def test_a_cell_that_has_not_run_yet_finds_what_any_number_of_ranks_has_made() -> None:
+    ran = SourceCell("trains", "model = f()", num_ranks=2)
+    parts, _ = needed_cells(SourceCell("last", "print(model)"), [SourceCell("f", "f = dict", num_ranks=2), ran])
+    assert [part.cell.run_id for part in parts] == ["f", "trains", "last"]
+
+
+def test_a_training_that_has_nothing_to_do_with_a_cell_that_seeds_or_is_only_tried_stays_out() -> None:
+    trains = "import torch\ndef main():\n    torch.rand(1)\nfor epoch in range(2):\n    main()"
+    earlier = [
+        SourceCell("sets", "import torch\ntorch.set_default_dtype(torch.bfloat16)"),
+        SourceCell("trains", trains, spec={"accelerate_config": "{}"}),
+        SourceCell("goes on", "main()"),
+        SourceCell("makes", "model = [1, print()]"),
+        SourceCell("changes", "for part in model:\n    print(part)"),
+    ]
+    last = SourceCell("last", trains.replace("torch.rand(1)", "model.clear()"))
+    parts, _ = needed_cells(last, earlier, is_exact=False)
+    assert [part.cell.run_id for part in parts] == ["sets", "makes", "changes", "last"]
+    assert len(needed_cells(last, earlier)[0]) == 6
+    parts, notes = needed_cells(replace(last, code=f"import torch\ntorch.manual_seed(1)\n{last.code}"), earlier)
+    assert [part.cell.run_id for part in parts] == ["sets", "makes", "changes", "last"]
+    assert notes == [
+        f"Left out: run {run}, which makes and reads nothing that is needed here." for run in ("goes on", "trains")
+    ]
 
 
 def test_a_cell_that_failed_is_left_out_and_said() -> None:

@@ -76,12 +76,13 @@ def test_what_the_world_has_decided_is_named() -> None:
     found = translate({**PLAIN, "num_machines": 2, "main_process_ip": "10.0.0.1", "use_cpu": True})
     assert [note.partition(" ")[0] for note in found.notes] == ["num_machines", "main_process_ip", "use_cpu"]
     assert translate(PLAIN).notes == []
+    assert translate({**PLAIN, "ipex_config": {"ipex": False}}).notes == []
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"compute_environment": "AMAZON_SAGEMAKER"}, "LOCAL_MACHINE"),
+        ({"compute_environment": "AMAZON_SAGEMAKER", "ec2_instance_type": "ml.p3.2xlarge"}, "LOCAL_MACHINE"),
         ({"distributed_type": "XLA"}, "distributed_type XLA"),
         ({"distributed_type": "MEGATRON_LM", "megatron_lm_config": {"megatron_lm_tp_degree": 2}}, "tp:N"),
         ({"tpu_name": "v4"}, "TPUs"),

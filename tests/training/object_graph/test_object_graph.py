@@ -16,6 +16,7 @@ import itertools
 import multiprocessing as mp
 import pathlib
 import random
+import re
 import sqlite3
 import threading
 import types
@@ -33,6 +34,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
+from transformers import BatchEncoding
 
 from jupyter_llmcloud.training.checkpoint.errors import ResumeMissed
 from jupyter_llmcloud.training.checkpoint.serialization import NotPlain
@@ -291,6 +293,10 @@ CASES: dict[str, Case] = {
     ),
     "a list of modules that grows": (list, lambda v: v.append(torch.nn.Sequential(torch.nn.Linear(2, 2))), same),
     "a list of own objects that grows": (list, lambda v: v.append(Record(3, ["a"])), same),
+    "a view of a dict": (lambda: ({"a": 1}, []), lambda v: (v[1].append(v[0].keys()), v[0].update(b=2)), lambda v: list(v[1][0])),
+    "batches of a tokenizer that are kept": (
+        list, lambda v: v.append(BatchEncoding({"input_ids": torch.ones(2)})), lambda v: (type(v[0]), v[0]["input_ids"]),
+    ),
     "an error that was kept": (list, lambda v: v.append(ValueError("bad", 3)), lambda v: (type(v[0]), v[0].args)),
 }  # fmt: skip
 VALUES = {
@@ -301,7 +307,7 @@ VALUES = {
     "a member": (Mode.FAST, Mode.SLOW), "a dtype": (torch.float32, torch.bfloat16), "a size": (torch.Size([1]), torch.Size([2, 3])),
     "a slice": (slice(1), slice(2, 3)), "a range": (range(3), range(1, 9, 2)), "a class": (Meter, Record), "a function": (sparse, same),
     "a numpy number": (np.float32(1), np.float32(2)), "a method of a list": ([].append, [1].append), "a frozenset": (frozenset(), frozenset({(1, 2)})),
-    "an own frozen object": (Frozen(1), Frozen(2)), "a large integer": (1, 2**200),
+    "an own frozen object": (Frozen(1), Frozen(2)), "a large integer": (1, 2**200), "a pattern": (re.compile("a"), re.compile("b+", re.I)),
 }  # fmt: skip
 
 

@@ -15,8 +15,10 @@ TRAINS = """\
 import torch
 model = torch.nn.Linear(256, 256, bias=False)
 optimizer = torch.optim.AdamW(model.parameters())
-for batch in torch.utils.data.DataLoader(torch.randn(64, 256), batch_size=8):
-    model(batch).square().mean().backward()
+batches = iter(torch.utils.data.DataLoader(torch.randn(64, 256), batch_size=8))
+for _ in range(2):
+    for batch in [next(batches) for _ in range(4)]:  # more than two before an optimizer steps
+        model(batch).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
 """

@@ -81,7 +81,9 @@ def test_the_journals_go_on_and_the_record_tells_of_the_restart(world: Ranks) ->
 
 
 def test_what_was_said_before_is_not_said_again(world: Ranks) -> None:
-    outcome = world.ok(cell("accelerate", 33), **RESUMABLE)
+    appends = 'with open(run.folder / "rows", "a") as rows:\n    rows.write("end")\n'
+    outcome = world.ok(cell("accelerate", 33) + appends, **RESUMABLE)
+    assert outcome.text(kind="stderr").count("opens a file to append to it: what it has written there after step") == 1
     [step] = re.findall(r"resumed from step (\d+)", " ".join(notes(outcome)))
     epochs = [int(line.split()[1]) for line in outcome.text(0).splitlines()]
     assert sorted(set(epochs)) == [0, 1, 2]

@@ -102,6 +102,7 @@ _EXACT: dict[type, Kind] = {
     bytearray: values.Bytes(),
     memoryview: values.View(),
     array.array: values.Numbered(),
+    **dict.fromkeys(values.DictView.types, values.DictView()),
     types.CellType: code.ClosureCell(),
     types.MethodType: code.Method(),
     contextvars.ContextVar: code.Context(),
@@ -185,6 +186,8 @@ def _kind_by_base(value: Any) -> Kind:
         return iterators.FOLLOWED
     if arrow.is_arrow_array(type(value)):
         return _ARROW
+    if isinstance(value, collections.UserDict):  # also a batch of a tokenizer, which a loop may keep
+        return _OBJECT
     if isinstance(value, _FIXED_TYPES) or _is_of(type(value), _PACKAGES):
         return _FIXED
     return next((kind for base, kind in _BASES if isinstance(value, base)), None) or _kind_of_object(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import types
 from typing import Any
@@ -51,7 +52,8 @@ class Reduced(Kind):
 
     def split(self, value: Any) -> tuple[Any, list[Child]]:
         try:
-            reduced = value.__reduce_ex__(4)
+            registered = copyreg.dispatch_table.get(type(value))  # pickle asks there first: a pattern of `re` is there
+            reduced = registered(value) if registered is not None else value.__reduce_ex__(4)
         except Exception as error:
             raise CannotSave(f"a {type(value).__module__}.{type(value).__name__} ({error})") from None
         if isinstance(reduced, str) or not may_construct(reduced[0]):

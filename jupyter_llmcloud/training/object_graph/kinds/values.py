@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -128,6 +130,22 @@ class View(Kind):
     def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
         found = memoryview(children[0])
         return found if found.format == head[0] else found.cast(head[0])
+
+
+class DictView(Kind):
+    """What `keys()`, `values()` and `items()` of a dict give: it goes on showing the dict, which is found below it."""
+
+    name = "dict view"
+    filled = False
+    types = tuple(type(view) for made in ({}, OrderedDict()) for view in (made.keys(), made.values(), made.items()))
+
+    def split(self, value: Any) -> tuple[Any, list[Child]]:
+        return [type(value).__name__.rpartition("_")[2]], [("<dict>", gc.get_referents(value)[0])]
+
+    def build(self, cls: Any, head: Any, children: list[Any]) -> Any:
+        if head[0] not in ("keys", "values", "items"):
+            raise CannotSave(f"{head[0]} is no view of a dict")
+        return getattr(children[0], head[0])()
 
 
 class Numbered(Kind):

@@ -1,0 +1,15 @@
+"""The file of `accelerate config` beside the other options and the world that is there."""
+
+from __future__ import annotations
+
+import json
+
+from jupyter_llmcloud.client.accelerate_file import with_content
+
+
+def test_a_file_for_another_number_of_ranks_runs_on_the_world_that_is_there() -> None:
+    given = {"accelerate_config": json.dumps({"distributed_type": "MULTI_GPU", "num_processes": 8})}
+    assert with_content(given)[0]["nproc"] == 8
+    options, notes = with_content(given, world_size=2)
+    assert "nproc" not in options
+    assert "num_processes 8 is not used: this world has 2 ranks. %world restart -n 8 makes another." in notes[0]
