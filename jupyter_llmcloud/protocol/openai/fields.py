@@ -103,6 +103,7 @@ class GenerationFields(OpenAIBody, kw_only=True):
     prompt_cache_retention: Annotated[Any, Meta(description="Accepted without effect.")] = None
     store: Annotated[bool | None, Meta(description="Accepted without effect: only responses are stored.")] = None
     cache_control: Annotated[Any, Meta(description="Accepted without effect.")] = None
+    add_special_tokens: Annotated[Any, Meta(description="Only true for a prompt, false for a conversation.")] = None
     skip_special_tokens: Annotated[Any, Meta(description="Only true.")] = None
     spaces_between_special_tokens: Annotated[Any, Meta(description="Only true.")] = None
     include_stop_str_in_output: Annotated[Any, Meta(description="Only false.")] = None
