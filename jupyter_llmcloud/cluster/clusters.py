@@ -215,8 +215,8 @@ class ClusterPool:
     def _record(self, name: str | None) -> ClusterRecord:
         """The named cluster, or the newest one."""
         alive = [record for record in self._records.values() if record.is_alive or record.has_agents]
-        if name is None and alive:
-            return max(alive, key=lambda record: record.created)
+        if name is None and (staying := [record for record in alive if record.state != "stopping"]):
+            return max(staying, key=lambda record: record.created)
         for record in alive:
             if record.name == name:
                 return record
@@ -226,7 +226,8 @@ class ClusterPool:
         raise NotFound((f"there is no cluster {name!r}." if name else "there is no cluster.") + known)
 
     def _has_any(self) -> bool:
-        return any(record.is_alive or record.has_agents for record in self._records.values())
+        staying = (record for record in self._records.values() if record.state != "stopping")
+        return any(record.is_alive or record.has_agents for record in staying)
 
     async def _client(self, record: ClusterRecord) -> Client:
         client = self._clients.get(record.name)
@@ -381,7 +382,7 @@ class ClusterPool:
 
     async def _names_running(self) -> list[str]:
         """Of the clusters that can be asked: one that starts has no address yet, one that failed does not answer."""
-        return [record.name for record in await self.list() if record.address and record.state != "failed"]
+        return [record.name for record in await self.list() if record.address and record.state == "running"]
 
     async def stop_world(self, name: str) -> HeldWorld:
         """End a world, whoever has it, with its variables and what is executed there. Raises NotFound, UsageError."""
@@ -474,12 +475,17 @@ class ClusterPool:
     async def stop(self, name: str | None) -> str:
         """End a cluster and all that runs on it; leave one that was only connected to. Returns its name."""
         record = self._record(name)
-        if record.pid:
-            await self._close_client(record.name)
-            await self._hosts.stop(record)
-        else:
-            await self._leave(record)
-        await self._drop(record.name)
+        was, record.state = record.state, "stopping"  # whoever looks meanwhile does not take it for one that was killed
+        try:
+            if record.pid:
+                await self._close_client(record.name)
+                await self._hosts.stop(record)
+            else:
+                await self._leave(record)
+        except BaseException:
+            record.state = was
+            raise
+        await self._drop(record)
         return record.name
 
     async def _leave(self, record: ClusterRecord) -> None:
@@ -498,10 +504,12 @@ class ClusterPool:
         with contextlib.suppress(Exception):  # it may have had none
             await client.unregister_scheduler_plugin(RelayPlugin.name)
 
-    async def _drop(self, name: str) -> None:
-        record = self._records.pop(name)
-        await self._close_client(name)
-        self._reach.forget(name)
+    async def _drop(self, record: ClusterRecord) -> None:
+        if self._records.get(record.name) is not record:
+            return  # somebody else has; another cluster may have its name by now
+        del self._records[record.name]
+        await self._close_client(record.name)
+        self._reach.forget(record.name)
         self._hosts.forget(record)
         record.forget()
 
@@ -524,9 +532,9 @@ class ClusterPool:
 
     async def list(self) -> list[ClusterRecord]:
         """Every living cluster; one whose scheduler does not answer is `failed`, with the reason."""
-        for name, record in list(self._records.items()):
+        for record in list(self._records.values()):
             if not record.is_alive and not record.has_agents:
-                await self._drop(name)
+                await self._drop(record)
         return list(await asyncio.gather(*(self._listed(record) for record in list(self._records.values()))))
 
     async def _listed(self, record: ClusterRecord) -> ClusterRecord:

@@ -24,7 +24,7 @@ class ClusterRecord:
     dashboard: str = ""
     num_workers: int = 0
     num_slots: int = 0
-    state: str = "starting"  # starting, running, failed
+    state: str = "starting"  # starting, running, stopping, failed
     reason: str = ""
     created: float = 0.0
     pid: int = 0

@@ -213,6 +213,7 @@ def test_ctrl_c_again_is_harder(shell: Shell) -> None:
     assert time.monotonic() - pressed < 5  # by itself it is killed after 6.5 s
 
 
+@pytest.mark.story
 def test_a_run_in_the_background_is_attached_to_and_stopped(shell: Shell) -> None:
     shell.script("endless.py", ENDLESS)
     status, out, _ = shell.run("run", "endless.py", "-n", "1", "-b", "--name", "behind")

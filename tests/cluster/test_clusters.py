@@ -239,6 +239,7 @@ def test_a_world_spans_two_workers_and_holds_its_slots(server: Server) -> None:
     until(lambda: sum(agent.free_slots for agent in server.agents()) == 4, "the slots are free again")
 
 
+@pytest.mark.story
 def test_whoever_waits_for_slots_gets_them_in_turn(server: Server) -> None:
     """Four owners who want three of four slots each, again and again: with luck for a rule one waits for 14 others."""
     contest = Contest(server, starts=16)
@@ -383,6 +384,7 @@ def test_another_server_finds_the_cluster_that_outlived_the_first(own_server: Ca
     assert list((config.runtime_dir() / "c").iterdir()) == []
 
 
+@pytest.mark.story
 def test_a_cluster_without_its_owner_ends_with_its_lease(own_server: Callable[..., Server]) -> None:
     with subprocess.Popen(["sleep", "600"]) as owner:
         server = own_server(owner_pid=owner.pid, lease_s=0.5)
@@ -394,6 +396,7 @@ def test_a_cluster_without_its_owner_ends_with_its_lease(own_server: Callable[..
     assert list((config.runtime_dir() / "c").iterdir()) == []
 
 
+@pytest.mark.story
 @pytest.mark.usefixtures("not_preloaded")
 def test_a_killed_host_leaves_a_run_training_and_then_the_agents_end(
     own_server: Callable[..., Server], tmp_path: Path
@@ -427,6 +430,7 @@ def test_scaling_ends_agents_and_starts_new_ones(server: Server) -> None:
     assert left in map(agent_pid, server.agents())
 
 
+@pytest.mark.story
 def test_a_cluster_scaled_to_nothing_says_so(server: Server) -> None:
     server.do(server.pool.scale("local", 0))
     with pytest.raises(CapacityError, match="no workers"):

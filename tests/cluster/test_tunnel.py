@@ -42,6 +42,7 @@ async def far_cluster(kind: str = "local") -> AsyncIterator[ClusterPool]:
         await pool.close()
 
 
+@pytest.mark.story
 def test_a_world_over_two_workers_runs_cells_through_tunnels() -> None:
     """Kernel to leader, and leader to follower: neither uses the other's own socket, and all output arrives."""
 

@@ -64,7 +64,10 @@ def num_steps(name: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("end", "name"), [("restart", "restarted"), ("shut down and open again", "opened-again")])
+@pytest.mark.parametrize(
+    ("end", "name"),
+    [pytest.param("restart", "restarted", marks=pytest.mark.story), ("shut down and open again", "opened-again")],
+)
 def test_a_run_goes_on_when_its_kernel_is_ended_and_is_found_again(server: NotebookServer, end: str, name: str) -> None:
     notebook = server.open(f"{name}.ipynb")
     begun(notebook, name)

@@ -65,6 +65,7 @@ def test_two_ranks_give_the_losses_of_one_rank_with_the_doubled_batch(new_world:
     assert by_size[2] == pytest.approx(by_size[1], abs=RANKS_TOLERANCE)
 
 
+@pytest.mark.story
 def test_the_quickstart_s_model_learns_as_the_golden_losses_say(script: Callable[[], dict[str, list[float]]]) -> None:
     """One process, without launcher and without this package, on a text that the test makes."""
     losses, golden = script(), json.loads(GOLDEN.read_text())
@@ -86,6 +87,7 @@ def test_the_notebook_is_saved_without_outputs() -> None:
     assert [cell.source for cell in cells if cell.outputs or cell.execution_count] == []
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_notebook_runs_in_a_real_server_and_nothing_of_it_stays(tmp_path: Path) -> None:

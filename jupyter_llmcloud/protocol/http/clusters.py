@@ -91,7 +91,7 @@ class Cluster(Response, frozen=True):
     dashboard: Annotated[str, Meta(description="URL of Dask's dashboard, as seen from the server's host.")] = ""
     num_workers: int = 0
     num_slots: Annotated[int, Meta(description="Ranks that its workers can hold together.")] = 0
-    state: Annotated[str, Meta(description="starting, running or failed.")] = "starting"
+    state: Annotated[str, Meta(description="starting, running, stopping or failed.")] = "starting"
     reason: Annotated[str, Meta(description="Why it is in that state, where there is more to say.")] = ""
     created: float = 0.0
     pid: Annotated[
@@ -148,5 +148,5 @@ class ClusterLog(Response, frozen=True):
     """The end of what the host process of a cluster has printed."""
 
     name: str
-    state: Annotated[str, Meta(description="Of the cluster: starting, running or failed.")]
+    state: Annotated[str, Meta(description="Of the cluster: starting, running, stopping or failed.")]
     text: str

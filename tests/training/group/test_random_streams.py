@@ -152,7 +152,9 @@ mask = (torch.nn.functional.dropout(torch.ones(64)) > 0).tolist()
     assert one != other
 
 
-@pytest.mark.parametrize("name", ["accelerate", "plain torch", "run.steps", "workers"])
+@pytest.mark.parametrize(
+    "name", ["accelerate", "plain torch", "run.steps", pytest.param("workers", marks=pytest.mark.story)]
+)
 def test_a_seeded_run_resumes_to_the_last_bit(new_world: Callable[..., Ranks], name: str) -> None:
     code = "def set_seed(_): pass\n"
     wanted, world = new_world(), new_world()

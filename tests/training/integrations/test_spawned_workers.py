@@ -71,6 +71,7 @@ def test_workers_get_classes_functions_and_lambdas_of_the_cell(defined: Ranks, c
     assert outcome.text(0).splitlines() == ["1240 1240 1244", "[450, 392, 338, 288] [0, 2, 0, 2] {True}"]
 
 
+@pytest.mark.story
 def test_forkserver_may_be_the_default_and_loops_may_be_tracked(defined: Ranks) -> None:
     outcome = defined.ok(
         """

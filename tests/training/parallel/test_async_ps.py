@@ -118,7 +118,7 @@ def resumed(world: Ranks, legs: dict[str, int]) -> list[float]:
     "legs",
     [
         pytest.param({"async-ps:2": 10, "async-ps:2,staleness=1": 0}, marks=pytest.mark.soak),
-        {"async-ps:2,servers=2": 6, "ddp": 14, "async-ps:4": 0},
+        pytest.param({"async-ps:2,servers=2": 6, "ddp": 14, "async-ps:4": 0}, marks=pytest.mark.story),
     ],
 )
 def test_a_run_goes_on_from_its_checkpoint_also_under_another_plan(three: Ranks, legs: dict[str, int]) -> None:

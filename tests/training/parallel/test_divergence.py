@@ -28,7 +28,10 @@ def splits(outcome: Outcome) -> list[str]:
 
 @pytest.mark.parametrize(
     ("plan", "tensor", "where"),
-    [("ddp", "", "rank 1 than on ranks 0, 2, 3"), ("hsdp:2x2", " (shard 1)", "rank 3 than on rank 1")],
+    [
+        ("ddp", "", "rank 1 than on ranks 0, 2, 3"),
+        pytest.param("hsdp:2x2", " (shard 1)", "rank 3 than on rank 1", marks=pytest.mark.story),
+    ],
 )
 def test_a_silent_split_is_named_with_its_first_tensor(four: Ranks, plan: str, tensor: str, where: str) -> None:
     name = "name = [n.removeprefix('module.') for n, _ in model.named_parameters()][3]"
@@ -41,7 +44,7 @@ def test_a_silent_split_is_named_with_its_first_tensor(four: Ranks, plan: str, t
     "plan",
     [
         "ddp",
-        "hsdp:2x2",
+        pytest.param("hsdp:2x2", marks=pytest.mark.story),
         pytest.param("fsdp", marks=pytest.mark.soak),
         pytest.param("tp:4", marks=pytest.mark.soak),
         "local-sgd:3",

@@ -20,6 +20,7 @@ BATCH = {
     "diloco:3": 2,
     "async-ps:3": 2,
 }
+PRODUCTS = ("hsdp:2x2", "tp+fsdp")  # of plans that are tried by themselves
 GOES_ON = 'print("at", step) if step == 3 else None; rank'
 
 
@@ -35,7 +36,7 @@ def cell(plan: str, after: str, epochs: int = 1) -> str:
     return training(batch=BATCH[plan], layers=layers, epochs=epochs, after=after, weights=False)
 
 
-@pytest.mark.parametrize("plan", BATCH)
+@pytest.mark.parametrize("plan", [pytest.param(plan, marks=[pytest.mark.story] * (plan in PRODUCTS)) for plan in BATCH])
 def test_a_stop_keeps_the_variables_and_the_next_cell_works(four: Ranks, plan: str) -> None:
     stopped = four.send(cell(plan, GOES_ON, epochs=10_000), plan=plan).wait_for("at 3").stop().end()
     assert stopped.state == "stopped"

@@ -115,7 +115,7 @@ def test_ranks_that_share_a_batch_shuffle_alike_whatever_they_have_drawn(four: R
     [
         pytest.param("pipeline:4", marks=pytest.mark.story),
         pytest.param("local-sgd:3", marks=pytest.mark.soak),
-        "diloco:6,fragments=3,delay=1,bits=8",
+        pytest.param("diloco:6,fragments=3,delay=1,bits=8", marks=pytest.mark.story),
     ],
 )
 def test_a_run_goes_on_under_its_own_plan_exactly(four: Ranks, plan: str) -> None:
@@ -130,6 +130,7 @@ def test_a_run_goes_on_under_its_own_plan_exactly(four: Ranks, plan: str) -> Non
         close(four.pull("state", rank), state, 0)
 
 
+@pytest.mark.story
 def test_a_checkpoint_of_replicas_becomes_one_model_and_one_of_stages_is_refused(four: Ranks) -> None:
     def cell(plan: str) -> str:
         return training(batch=EXACT.get(plan, 2), layers=4, epochs=2, optimizer=ADAM, after=CHECKPOINT_AND_FAIL)
@@ -221,7 +222,7 @@ moved = any(not torch.equal(before[name], after[name]) for name in after)
 """
 
 
-@pytest.mark.parametrize("plan", ["fsdp", "tp+fsdp", "diloco:2,fragments=2"])
+@pytest.mark.parametrize("plan", ["fsdp", pytest.param("tp+fsdp", marks=pytest.mark.story), "diloco:2,fragments=2"])
 def test_a_spread_model_outlives_a_rank_that_fails(four: Ranks, plan: str) -> None:
     four.ok(training(batch=EXACT.get(plan, 2), optimizer=SGD), plan=plan)
     four.ok("kept = {name: value.clone() for name, value in accelerator.get_state_dict(model).items()}")

@@ -189,6 +189,7 @@ def test_an_error_of_the_script_uses_up_no_restart(world: Ranks) -> None:
     assert any("not executed again: AssertionError is an error of the script" in note for note in notes(outcome))
 
 
+@pytest.mark.story
 def test_a_loaders_worker_that_is_killed_is_a_loss_like_that_of_a_rank(world: Ranks) -> None:
     undisturbed = cell("accelerate").replace("shuffle=True)", "shuffle=True, num_workers=1)")
     world.ok(undisturbed)

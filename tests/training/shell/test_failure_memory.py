@@ -49,7 +49,13 @@ def in_use(world: Ranks) -> int:
     return max(psutil.Process(pid).memory_info().rss for pid in world.pids())
 
 
-@pytest.mark.parametrize("code", FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(code, id=name, marks=[pytest.mark.story] * name.startswith("many"))
+        for name, code in FAILURES.items()
+    ],
+)
 def test_five_failures_leave_no_memory_behind(world: Ranks, code: str) -> None:
     world.ok(SETUP)
     before = in_use(world)
