@@ -127,7 +127,7 @@ class ModelVersionConfigHandler(ModelConfigHandler):
 class RepositoryIndexHandler(OpenInferenceErrors):
     """The models, as clients of Triton ask for them."""
 
-    @gateway_access("read")
+    @gateway_access("execute")
     async def post(self) -> None:
         """List the models that may be asked, and whether each has a replica that answers."""
         await self.started()
